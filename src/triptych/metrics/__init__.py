@@ -1,0 +1,1 @@
+"""Accumulators with `update()` and `compute()`, and what a network costs."""
