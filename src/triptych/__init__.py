@@ -1,0 +1,47 @@
+"""Triptych: the Vision Transformer sees, the Swin Transformer parses, latent diffusion paints.
+
+Importing this package imports nothing heavy: each public name is fetched when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it.
+_PUBLIC = {
+    "list_models": "triptych.models.registry",
+    "create": "triptych.models.registry",
+    "load": "triptych.weights",
+    "save": "triptych.weights",
+    "export": "triptych.weights",
+    "ClassificationPipeline": "triptych.pipelines.classify",
+    "explain": "triptych.pipelines.explain",
+    "capture": "triptych.layers.capture",
+    "UserError": "triptych.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from triptych.errors import UserError as UserError
+    from triptych.layers.capture import capture as capture
+    from triptych.models.registry import create as create
+    from triptych.models.registry import list_models as list_models
+    from triptych.pipelines.classify import ClassificationPipeline as ClassificationPipeline
+    from triptych.pipelines.explain import explain as explain
+    from triptych.weights import export as export
+    from triptych.weights import load as load
+    from triptych.weights import save as save
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'triptych' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

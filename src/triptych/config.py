@@ -1,0 +1,89 @@
+"""Configs are frozen dataclasses; here is their way to JSON and back, strict in both directions."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from triptych.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """A config as plain JSON values: dataclasses become dicts, tuples lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a config holds {type(value).__name__}, which JSON cannot")
+
+
+def from_json(cls: type[T], data: Any) -> T:
+    """The inverse of `to_json`. Unknown or missing fields and wrong types are one `UserError`."""
+    return _build(cls, data, cls.__name__)
+
+
+def _build(hint: Any, data: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if hint is Any:
+        return data
+    if origin in (Union, types.UnionType):
+        return _build_union(get_args(hint), data, where)
+    if origin is Literal:
+        if data not in get_args(hint):
+            raise UserError(f"{where} is {data!r}, which must be one of {', '.join(map(repr, get_args(hint)))}")
+        return data
+    if origin is tuple:
+        inner = get_args(hint)
+        if not isinstance(data, list | tuple):
+            raise UserError(f"{where} is {data!r}, which must be a list")
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(_build(inner[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+        if len(data) != len(inner):
+            raise UserError(f"{where} has {len(data)} values, which must be {len(inner)}")
+        return tuple(_build(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(inner, data, strict=True)))
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise UserError(f"{where} is {data!r}, which must be an object")
+        return {key: _build(get_args(hint)[1], item, f"{where}.{key}") for key, item in data.items()}
+    if dataclasses.is_dataclass(hint):
+        return _build_dataclass(hint, data, where)
+    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if hint is type(None):
+        hint = types.NoneType
+    if not isinstance(data, hint) or (hint is int and isinstance(data, bool)):
+        raise UserError(f"{where} is {data!r}, which must be {getattr(hint, '__name__', hint)}")
+    return data
+
+
+def _build_union(options: tuple[Any, ...], data: Any, where: str) -> Any:
+    problems = []
+    for option in options:
+        try:
+            return _build(option, data, where)
+        except UserError as problem:
+            problems.append(str(problem))
+    raise UserError(problems[0])
+
+
+def _build_dataclass(cls: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise UserError(f"{where} is {data!r}, which must be an object")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            raise UserError(f"{where} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise UserError(f"{where} lacks the field {name!r}")
+    return cls(**{key: _build(hints[key], item, f"{where}.{key}") for key, item in data.items()})

@@ -1,0 +1,99 @@
+"""Multi-head self-attention, and the one function through which every attention of the package goes."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Rotate = Callable[[Tensor], Tensor]  # turns queries and keys (B, heads, N, d) by their positions
+
+
+def attention(
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads m d"],
+    v: Float[Tensor, "b heads m d"],
+    tap: Callable[[Tensor], None] | None = None,
+) -> Float[Tensor, "b heads n d"]:
+    """softmax(q k^T / sqrt(d)) v, Vaswani et al. 2017, Equation 1.
+
+    Runs PyTorch's fused kernel, which never forms the (n, m) matrix. While `capture(net)` is on, `tap`
+    receives that matrix, so it is formed, in fp32.
+    """
+    if tap is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    weights = torch.softmax(q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
+    tap(weights)
+    return weights.to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, MSA (ViT, Equations 5 to 8): one product makes q, k and v together.
+
+    Args:
+        dim: D, the width of a token.
+        heads: number of heads; must divide `dim`.
+        bias: which of q, k and v have a bias. "qv" is DINOv3's: a bias on keys shifts every logit of a
+            query alike, so softmax does not see it.
+        qk_norm: LayerNorm over each head's queries and keys (Dehghani et al. 2023, Section 2).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        bias: Literal["qkv", "qv", "none"] = "qkv",
+        qk_norm: bool = False,
+        eps: float = 1e-6,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias == "qkv")
+        if bias == "qv":
+            self.q_bias = nn.Parameter(torch.zeros(dim))
+            self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.split_bias = bias == "qv"
+        self.q_norm = nn.LayerNorm(dim // heads, eps=eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // heads, eps=eps) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.tap: Callable[[Tensor], None] | None = None  # set by layers.capture
+
+    def forward(self, x: Float[Tensor, "b n d"], rotate: Rotate | None = None) -> Float[Tensor, "b n d"]:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.split_bias else self.qkv.bias
+        qkv = F.linear(x, self.qkv.weight, bias)                                         # b n 3D
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)                                            # b h n d
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
+        x = rearrange(attention(q, k, v, self.tap), "b h n d -> b n (h d)")              # b n D
+        return self.dropout(self.proj(x))
+
+
+class AttentionPool(nn.Module):
+    """Multi-head attention pooling, MAP (Zhai et al. 2022, Section 3.1): a learned probe looks at every token.
+
+    big_vision's `MAPHead`: attention, then a residual MLP on the pooled vector.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp: nn.Module, eps: float = 1e-6):
+        super().__init__()
+        self.heads = heads
+        self.probe = nn.Parameter(torch.zeros(1, 1, dim))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.mlp = mlp
+        self.tap: Callable[[Tensor], None] | None = None
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        q = rearrange(self.q(self.probe), "one n (h d) -> one h n d", h=self.heads)
+        q = q.expand(x.shape[0], -1, -1, -1)                                             # b h 1 d
+        k, v = rearrange(self.kv(x), "b n (two h d) -> two b h n d", two=2, h=self.heads)
+        x = self.proj(rearrange(attention(q, k, v, self.tap), "b h n d -> b n (h d)"))   # b 1 D
+        return (x + self.mlp(self.norm(x))).squeeze(1)

@@ -1,0 +1,39 @@
+"""The two feed-forward blocks of a transformer encoder."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them (ViT, Section 3.1).
+
+    `approximate` is "tanh" for checkpoints trained in Flax, whose `gelu` is that form by default.
+    """
+
+    def __init__(self, dim: int, hidden: int, approximate: Literal["none", "tanh"] = "none", dropout: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.approximate: Literal["none", "tanh"] = approximate
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        x = self.dropout(F.gelu(self.fc1(x), approximate=self.approximate))
+        return self.dropout(self.fc2(x))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x): Shazeer 2020, Equation 6, with biases as DINOv2 and DINOv3 have them."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden)
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))

@@ -1,0 +1,64 @@
+"""Where a token is: sin-cos tables, rotary angles, and learned tables moved to another grid."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Grid = tuple[int, int]  # rows, columns of patches
+
+
+def resample_positions(table: Float[Tensor, "1 n d"], old: Grid, new: Grid, prefix: int = 0) -> Float[Tensor, "1 m d"]:
+    """Move a table of positions from one grid of patches to another by bicubic interpolation (ViT, Section 3.2).
+
+    Rows stay rows on rectangular grids in both directions; the first `prefix` entries (class token) are
+    kept as they are; the same grid returns the table itself, bit for bit.
+    """
+    if old == new:
+        return table
+    kept, grid = table[:, :prefix], table[:, prefix:]
+    grid = rearrange(grid, "1 (h w) d -> 1 d h w", h=old[0], w=old[1])
+    # Antialiased, so that a smaller grid averages its neighbours instead of skipping them.
+    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([kept, rearrange(grid, "1 d h w -> 1 (h w) d").to(kept.dtype)], dim=1)
+
+
+def sincos_positions(grid: Grid, dim: int, temperature: float = 10_000.0) -> Float[Tensor, "1 n d"]:
+    """The fixed table of Chen et al. 2021 (MoCo v3, "2-D sine-cosine"), in big_vision's order:
+    sin x, cos x, sin y, cos y, a quarter of `dim` each."""
+    omega = temperature ** -(torch.arange(dim // 4, dtype=torch.float64) / max(dim // 4 - 1, 1))
+    y, x = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
+    )
+    x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega                            # n D/4
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)[None].float()
+
+
+class RotaryPositions(nn.Module):
+    """Axial rotary positions as DINOv3 has them: patch centres in [-1, 1] on both axes, a quarter of the head's
+    width in frequencies an axis, periods from 1 to `base`.
+
+    Tokens before the patches (class, registers) are not turned.
+    """
+
+    def __init__(self, head_dim: int, base: float = 100.0):
+        super().__init__()
+        self.head_dim, self.base = head_dim, base
+
+    def angles(self, grid: Grid, device: torch.device) -> Float[Tensor, "n d"]:
+        exponents = torch.arange(0, 1, 4 / self.head_dim, dtype=torch.float32, device=device)
+        frequencies = 2 * math.pi / self.base**exponents                                 # d/4
+        y, x = (2 * (torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n - 1 for n in grid)
+        centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)               # h w 2
+        angles = rearrange(centres[..., None] * frequencies, "h w two f -> (h w) (two f)")
+        return torch.cat([angles, angles], dim=-1)                                       # n d
+
+    def forward(self, x: Float[Tensor, "b heads n d"], angles: Float[Tensor, "m d"]) -> Float[Tensor, "b heads n d"]:
+        prefix = x.shape[-2] - angles.shape[-2]
+        head, body = x[..., :prefix, :], x[..., prefix:, :].float()
+        first, second = body.chunk(2, dim=-1)
+        body = body * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
+        return torch.cat([head, body.to(x.dtype)], dim=-2)

@@ -1,0 +1,35 @@
+"""What sits between a block's branch and the residual stream."""
+
+import torch
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training a sample's whole branch is dropped with probability
+    `rate`, and what stays is scaled by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) < keep
+        return x * (mask.to(x.dtype) / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class LayerScale(nn.Module):
+    """A learned gain for each channel of a branch, small at first (CaiT, Touvron et al. 2021, Equation 4)."""
+
+    def __init__(self, dim: int, initial: float):
+        super().__init__()
+        self.initial = initial
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma

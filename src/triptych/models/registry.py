@@ -1,0 +1,62 @@
+"""From a name to a network. Torch is imported when one is built, not before."""
+
+import difflib
+import fnmatch
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from triptych.errors import UserError
+from triptych.models.vit_config import SIZES, ViTConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Config = ViTConfig
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create` knows, matching a shell pattern such as "vit-b*", in natural order of family and size."""
+    return [name for name in SIZES if fnmatch.fnmatchcase(name, pattern)]
+
+
+def config_for(name: str, **changes: Any) -> Config:
+    """The config of a named size with some fields changed; `image_size` may be one number for a square.
+
+    Raises:
+        UserError: the name is unknown (near names are listed), or a field is.
+    """
+    if name not in SIZES:
+        near = difflib.get_close_matches(name, SIZES, n=4, cutoff=0.4)
+        raise UserError(
+            f"no model is called {name!r}; "
+            + (f"near names: {', '.join(near)}; " if near else "")
+            + "`triptych list` shows all"
+        )
+    if isinstance(changes.get("image_size"), int):
+        changes["image_size"] = (changes["image_size"], changes["image_size"])
+    known = [field.name for field in fields(SIZES[name])]
+    for key in changes:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UserError(f"{name} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"))
+    return replace(SIZES[name], **changes)
+
+
+def build(config: Config) -> "nn.Module":
+    """The network of a config, with random weights."""
+    from triptych.models.vit import ViT
+
+    return ViT(config)
+
+
+def create(name: str, **changes: Any) -> "nn.Module":
+    """A named network with random weights: `create("vit-b16", num_classes=10, image_size=384)`.
+
+    Args:
+        name: one of `list_models()`.
+        **changes: fields of the family's config, for vit: `ViTConfig`.
+
+    Raises:
+        UserError: unknown name (near names are listed) or field, or sizes that do not fit together.
+    """
+    return build(config_for(name, **changes))

@@ -1,0 +1,258 @@
+"""The Vision Transformer as data: its config, its sizes, and their closed-form costs. Imports no torch, so that
+`triptych list` and every `--help` answer at once."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from triptych.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Sizes and forms of a ViT (Dosovitskiy et al. 2021). Checked when made."""
+
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width that the table of positions is laid out for; forward takes any size."""
+    patch_size: int
+    """P: side of a patch in pixels (after a stem: in the stem's output cells)."""
+    in_channels: int = 3
+    embed_dim: int
+    """D: width of a token."""
+    depth: int
+    """L: number of encoder blocks."""
+    num_heads: int
+    mlp_dim: int
+    """Hidden width of a block's MLP; 4 D in the paper."""
+    num_classes: int = 1000
+    """0 leaves the head out: the output is the pooled token."""
+    stem: Literal["patch", "conv", "resnet"] = "patch"
+    """What comes before the projection: nothing, 3x3 convolutions of stride 2, or the hybrid's ResNet."""
+    stem_widths: tuple[int, ...] = ()
+    """conv: output channels of each convolution. resnet: (width of the root,)."""
+    stem_depths: tuple[int, ...] = ()
+    """resnet: units a stage."""
+    class_token: bool = True
+    distill_token: bool = False
+    """DeiT's second token with a head of its own; at inference the two heads' logits are averaged."""
+    registers: int = 0
+    """Extra tokens without a position, read by nobody (Darcet et al. 2024)."""
+    position: Literal["learned", "sincos", "rotary", "none"] = "learned"
+    prefix_positions: bool = True
+    """Whether the learned table has entries for the class and distillation tokens."""
+    rotary_base: float = 100.0
+    pool: Literal["token", "mean", "attention", "token+mean"] = "token"
+    """What the head reads: class token, mean of patches, attention pooling, or class token beside the mean."""
+    norm_after_pool: bool = False
+    """Final LayerNorm on the pooled token alone, instead of on all tokens before pooling."""
+    pre_norm: bool = False
+    """One more LayerNorm before the first block (CLIP)."""
+    head: Literal["linear", "mlp", "cosine"] = "linear"
+    """Fine-tuning's zero-initialised linear layer, pre-training's MLP with one hidden tanh layer, or a cosine classifier."""
+    head_dim: int = 0
+    """Hidden width of the tanh layer; 0 stands for D."""
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
+    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    """Initial gain of each branch's channels; none leaves the gains out."""
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; the first has 0, linear between."""
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
+        if self.embed_dim % self.num_heads:
+            raise UserError(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}; change one of the two")
+        if min(self.image_size) < 1 or self.num_classes < 0 or self.registers < 0:
+            raise UserError(f"image_size {self.image_size}, num_classes {self.num_classes} and registers {self.registers} cannot be negative")
+        if self.position == "sincos" and self.embed_dim % 4:
+            raise UserError(f"sincos positions need an embed_dim that is a multiple of 4, got {self.embed_dim}")
+        if self.position == "rotary" and (self.embed_dim // self.num_heads) % 4:
+            raise UserError(f"rotary positions need heads of a multiple of 4 channels, got {self.embed_dim // self.num_heads}")
+        if "token" in self.pool and not self.class_token:
+            raise UserError(f"pool={self.pool!r} needs class_token=True; or pool with 'mean' or 'attention'")
+        if self.distill_token and not (self.class_token and self.pool == "token" and self.head == "linear"):
+            raise UserError("distill_token needs class_token=True, pool='token' and head='linear'")
+        if not 0 <= self.drop_path < 1 or not 0 <= self.dropout < 1:
+            raise UserError(f"drop_path {self.drop_path} and dropout {self.dropout} must be at least 0 and below 1")
+        if self.stem == "conv" and not self.stem_widths:
+            raise UserError("stem='conv' needs stem_widths, for example (32, 64, 128)")
+        if self.stem == "resnet" and len(self.stem_widths) != 1:
+            raise UserError("stem='resnet' needs stem_widths=(width of the root,), for example (64,)")
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one token to the next."""
+        stem = {"patch": 1, "conv": 2 ** len(self.stem_widths), "resnet": 4 * 2 ** max(len(self.stem_depths) - 1, 0)}
+        return self.patch_size * stem[self.stem]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at `image_size`; sides are padded up to a multiple of the stride."""
+        return grid_at(self, self.image_size)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches: class, distillation, registers."""
+        return int(self.class_token) + int(self.distill_token) + self.registers
+
+
+def grid_at(config: ViTConfig, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches for an image of `image_size` (height, width)."""
+    return -(-image_size[0] // config.stride), -(-image_size[1] // config.stride)
+
+
+def _size(patch: int, dim: int, depth: int, heads: int, **more) -> ViTConfig:
+    return ViTConfig(**{"patch_size": patch, "embed_dim": dim, "depth": depth, "num_heads": heads, "mlp_dim": 4 * dim, **more})
+
+
+#                D  L  heads
+WIDTHS = {
+    "ti": (192, 12, 3),
+    "s": (384, 12, 6),
+    "b": (768, 12, 12),
+    "l": (1024, 24, 16),
+    "h": (1280, 32, 16),
+}
+PATCHES = (8, 14, 16, 32)
+DEIT3 = {"layer_scale": 1e-6, "prefix_positions": False}
+DINOV2 = {"image_size": (518, 518), "num_classes": 0, "layer_scale": 1e-5}
+DINOV3 = {"num_classes": 0, "layer_scale": 1e-5, "registers": 4, "position": "rotary", "qkv_bias": "qv", "norm_eps": 1e-5}
+
+SIZES: dict[str, ViTConfig] = {f"vit-{name}{patch}": _size(patch, *width) for name, width in WIDTHS.items() for patch in PATCHES}
+SIZES |= {
+    # The hybrids: a ResNet's map instead of the image.
+    "vit-r-ti16": _size(8, 192, 12, 3, stem="resnet", stem_widths=(64,)),
+    "vit-r26-s32": _size(1, 384, 12, 6, stem="resnet", stem_widths=(64,), stem_depths=(2, 2, 2, 2)),
+    "vit-r26-b32": _size(1, 768, 12, 12, stem="resnet", stem_widths=(64,), stem_depths=(2, 2, 2, 2)),
+    "vit-r50-b16": _size(1, 768, 12, 12, stem="resnet", stem_widths=(64,), stem_depths=(3, 4, 9)),
+    "vit-r50-l32": _size(1, 1024, 24, 16, stem="resnet", stem_widths=(64,), stem_depths=(3, 4, 6, 3)),
+    # DeiT (Touvron et al. 2021) is the ViT; distilled it has a second token and head.
+    "deit-ti16-distilled": _size(16, 192, 12, 3, distill_token=True),
+    "deit-s16-distilled": _size(16, 384, 12, 6, distill_token=True),
+    "deit-b16-distilled": _size(16, 768, 12, 12, distill_token=True),
+    "deit3-s16": _size(16, 384, 12, 6, **DEIT3),
+    "deit3-m16": _size(16, 512, 12, 8, **DEIT3),
+    "deit3-b16": _size(16, 768, 12, 12, **DEIT3),
+    "deit3-l16": _size(16, 1024, 24, 16, **DEIT3),
+    "deit3-h14": _size(14, 1280, 32, 16, **DEIT3),
+    "dinov2-s14": _size(14, 384, 12, 6, **DINOV2),
+    "dinov2-b14": _size(14, 768, 12, 12, **DINOV2),
+    "dinov2-l14": _size(14, 1024, 24, 16, **DINOV2),
+    "dinov2-g14": _size(14, 1536, 40, 24, mlp="swiglu", **DINOV2 | {"mlp_dim": 4096}),
+    "dinov3-s16": _size(16, 384, 12, 6, **DINOV3),
+    "dinov3-b16": _size(16, 768, 12, 12, **DINOV3),
+    "dinov3-l16": _size(16, 1024, 24, 16, **DINOV3),
+    # The shipped one: small, 64 px, a convolutional stem for a small data set.
+    "vit-emoji": _size(
+        1, 192, 6, 3, image_size=(64, 64), stem="conv", stem_widths=(32, 64, 128), class_token=False, pool="mean",
+        head="cosine", num_classes=1030, layer_scale=0.1, drop_path=0.05,
+    ),
+}
+
+
+def parameters(config: ViTConfig) -> int:
+    """Number of parameters in closed form; a test holds it equal to the built network's."""
+    d, hidden = config.embed_dim, config.mlp_dim
+    qkv = 3 * d * d + {"qkv": 3 * d, "qv": 2 * d, "none": 0}[config.qkv_bias]
+    mlp = {"swiglu": 3 * d * hidden + 2 * hidden + d}.get(config.mlp, 2 * d * hidden + hidden + d)
+    block = 4 * d + qkv + d * d + d + mlp
+    block += 2 * d if config.layer_scale is not None else 0
+    block += 4 * (d // config.num_heads) if config.qk_norm else 0
+    total = config.depth * block + 2 * d + (2 * d if config.pre_norm else 0)
+    stem, channels = _stem_parameters(config)
+    total += stem + channels * config.patch_size**2 * d + d
+    total += config.prefix * d
+    if config.position == "learned":
+        entries = int(config.class_token) + int(config.distill_token) if config.prefix_positions else 0
+        total += (config.grid[0] * config.grid[1] + entries) * d
+    if config.pool == "attention":
+        total += d + 4 * (d * d + d) + 2 * d + mlp
+    return total + _head_parameters(config)
+
+
+def _head_parameters(config: ViTConfig) -> int:
+    width = config.embed_dim * (2 if config.pool == "token+mean" else 1)
+    classes = config.num_classes
+    if classes == 0:
+        return 0
+    if config.head == "cosine":
+        return width * classes + 1
+    if config.head == "mlp":
+        hidden = config.head_dim or config.embed_dim
+        return width * hidden + hidden + hidden * classes + classes
+    return (width * classes + classes) * (2 if config.distill_token else 1)
+
+
+def _stem_parameters(config: ViTConfig) -> tuple[int, int]:
+    """Parameters of the stem, and the channels it hands to the projection."""
+    channels, total = config.in_channels, 0
+    if config.stem == "conv":
+        for width in config.stem_widths:
+            total, channels = total + 9 * channels * width + 2 * width, width
+    if config.stem == "resnet":
+        root = config.stem_widths[0]
+        total, channels = 49 * channels * root + 2 * root, root
+        for i, depth in enumerate(config.stem_depths):
+            width = root * 2**i
+            for j in range(depth):
+                total += channels * width + 9 * width**2 + 4 * width**2 + 2 * (2 * width) + 2 * (4 * width)
+                if channels != 4 * width or (i > 0 and j == 0):
+                    total += channels * 4 * width + 2 * (4 * width)
+                channels = 4 * width
+    return total, channels
+
+
+def macs(config: ViTConfig, image_size: tuple[int, int] | None = None) -> int:
+    """Multiply-accumulates of the products and convolutions for one image, in closed form.
+
+    3 P^2 D n + L (4 N D^2 + 2 N D M + 2 N^2 D) + D C, with n patches and N = n + prefix tokens.
+    """
+    rows, columns = grid_at(config, image_size or config.image_size)
+    d, n = config.embed_dim, rows * columns
+    tokens = n + config.prefix
+    stem, channels = _stem_macs(config, rows, columns)
+    mlp = (3 if config.mlp == "swiglu" else 2) * tokens * d * config.mlp_dim
+    total = stem + channels * config.patch_size**2 * d * n
+    total += config.depth * (4 * tokens * d * d + mlp + 2 * tokens**2 * d)
+    if config.pool == "attention":
+        total += 2 * d * d + 2 * tokens * d * d + 2 * tokens * d + 2 * d * config.mlp_dim
+    width = d * (2 if config.pool == "token+mean" else 1)
+    if config.num_classes and config.head == "mlp":
+        hidden = config.head_dim or d
+        total += width * hidden + hidden * config.num_classes
+    elif config.num_classes:
+        total += width * config.num_classes * (2 if config.distill_token else 1)
+    return total
+
+
+def _stem_macs(config: ViTConfig, rows: int, columns: int) -> tuple[int, int]:
+    """Products of the stem for a grid of tokens, counted from its output back to the image."""
+    channels, total = config.in_channels, 0
+    cells = rows * columns * config.patch_size**2  # cells of the stem's output
+    if config.stem == "conv":
+        steps = len(config.stem_widths)
+        for i, width in enumerate(config.stem_widths):
+            total, channels = total + 9 * channels * width * cells * 4 ** (steps - 1 - i), width
+    if config.stem == "resnet":
+        stages = len(config.stem_depths)
+        root = config.stem_widths[0]
+        first = cells * 4 ** max(stages - 1, 0)  # cells after the root and its pooling
+        total, channels = 49 * channels * root * first * 4, root
+        for i, depth in enumerate(config.stem_depths):
+            width, here = root * 2**i, first // 4**i
+            for j in range(depth):
+                before = here * (4 if i > 0 and j == 0 else 1)
+                total += channels * width * before + 9 * width**2 * here + 4 * width**2 * here
+                if channels != 4 * width or (i > 0 and j == 0):
+                    total += channels * 4 * width * here
+                channels = 4 * width
+    return total, channels
+
+
+def with_head(config: ViTConfig, num_classes: int, head: Literal["linear", "mlp", "cosine"] = "linear") -> ViTConfig:
+    """The same network with another head."""
+    return replace(config, num_classes=num_classes, head=head)

@@ -1,0 +1,66 @@
+"""Files appear whole or not at all: written beside, synced, renamed."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from triptych.errors import UserError
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Make `path` with what `write(file)` writes; a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: the file to make or replace; its folder is made if it is missing.
+        write: called once with a binary file open for writing and seeking.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    beside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o666 & ~_umask())  # mkstemp makes a private file; a result is an ordinary one
+        os.replace(beside, path)
+        beside = None
+        _sync_folder(path.parent)
+    except OSError as problem:
+        raise UserError(
+            f"cannot write {path}: {problem.strerror or problem}; free space or choose another place"
+        ) from problem
+    finally:
+        if beside is not None and os.path.exists(beside):
+            os.unlink(beside)
+
+
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """`write_atomically` for UTF-8 text."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; a file system that cannot sync a folder is left to its own care."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
