@@ -1,0 +1,1 @@
+"""Arrays in, figures out. Nothing here knows a network, and nothing touches pyplot's global state."""

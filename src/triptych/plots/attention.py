@@ -1,0 +1,96 @@
+"""Where a network looks: every head, the rollout of all blocks, and how far the heads reach."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+
+from triptych.plots import style
+
+
+def attention_heads(
+    image: UInt8[np.ndarray, "H W 3"], heads: Float[np.ndarray, "blocks heads h w"], title: str = "Every head"
+) -> Figure:
+    """One small map a head: a column a block, so that depth goes right, and a row a head.
+
+    Args:
+        image: what the network saw, as pixels.
+        heads: attention paid to each patch; each map is drawn on its own scale.
+    """
+    blocks, count, *_ = heads.shape
+    H, W = image.shape[:2]
+    wide = min(1.05, max(0.45, 11 / blocks))
+    high, gap, first, top = wide * H / W, 0.06, 2.75, 1.3  # the picture stands at the left, the maps beside it
+    bottom = max(count * (high + gap), 1.6 * H / W)
+    made = style.figure(first + blocks * (wide + gap) + 0.4, top + bottom + 0.35)
+    style.heading(made, title, f"{blocks} blocks of {count} heads; each map on its own scale")
+    style.picture(style.axes(made, 0.4, top, 1.6, 1.6 * H / W), image)
+    style.text(made, first - 0.12, top - 0.1, "block", 8, style.FAINT, ha="right")
+    for block in range(blocks):
+        x = first + block * (wide + gap)
+        style.text(made, x + wide / 2, top - 0.1, str(block + 1), 8, style.SOFT, ha="center")
+        for head in range(count):
+            y = top + head * (high + gap)
+            if block == 0:
+                style.text(made, x - 0.12, y + high / 2 + 0.04, f"head {head + 1}", 8, style.SOFT, ha="right")
+            style.picture(style.axes(made, x, y, wide, high), style.overlay(image, heads[block, head]))
+    return made
+
+
+def rollout_overlay(
+    image: UInt8[np.ndarray, "H W 3"],
+    rollout: Float[np.ndarray, "h w"],
+    title: str = "Attention rollout",
+    below: str = "",
+) -> Figure:
+    """The picture, and the picture with the rollout (Abnar and Zuidema 2020) as light over it."""
+    H, W = image.shape[:2]
+    wide = 3.2 if W >= H else 3.2 * W / H
+    high = wide * H / W
+    made = style.figure(0.4 + 2 * wide + 0.2 + 0.4, 0.95 + high + 0.4)
+    style.heading(made, title, below)
+    style.picture(style.axes(made, 0.4, 0.95, wide, high), image)
+    style.picture(style.axes(made, 0.6 + wide, 0.95, wide, high), style.overlay(image, rollout))
+    return made
+
+
+def attention_distance(
+    distances: Float[np.ndarray, "blocks heads"], size: tuple[int, int], title: str = "How far the heads look"
+) -> Figure:
+    """Mean attention distance by depth: a dot a head, a line through each block's mean (ViT, Figure 7, right).
+
+    Args:
+        distances: pixels.
+        size: height and width of the image, pixels; half the diagonal is drawn as a measure.
+    """
+    blocks, heads = distances.shape
+    made = style.figure(6.4, 4.4)
+    style.heading(made, title, f"mean distance in pixels between a patch and what it attends to, {heads} heads a block")
+    ax = style.quiet(style.axes(made, 0.85, 1.05, 5.15, 2.75))
+    depth = np.arange(1, blocks + 1)
+    ax.plot(depth, distances.mean(1), color=style.BLUE, linewidth=1.6, zorder=2)
+    ax.scatter(depth.repeat(heads), distances.ravel(), s=22, color=style.BLUE, alpha=0.45, linewidths=0, zorder=3)
+    even = mean_distance_of_even_attention(size)
+    ax.axhline(even, color=style.ORANGE, linewidth=1, linestyle=(0, (4, 3)))
+    ax.annotate(
+        "attention spread evenly", (0, even), (6, 4), textcoords="offset points",
+        xycoords=("axes fraction", "data"), fontsize=8, color=style.ORANGE,
+    )  # fmt: skip
+    ax.set(xlabel="block", ylabel="pixels", xlim=(0.5, blocks + 0.5), ylim=(0, None))
+    ax.set_xticks(_some(depth, 24))
+    ax.set_ylim(0, max(ax.get_ylim()[1], even * 1.15))
+    return made
+
+
+def mean_distance_of_even_attention(size: tuple[int, int]) -> float:
+    """Mean distance between two points drawn evenly from a rectangle: the mean over a 32 x 32 grid of cells."""
+    y, x = (np.stack(np.meshgrid(*(np.arange(32) + 0.5,) * 2, indexing="ij")).reshape(2, -1) / 32)
+    dy = (y[:, None] - y[None]) * size[0]
+    dx = (x[:, None] - x[None]) * size[1]
+    return float(np.hypot(dy, dx).mean())
+
+
+def _some(ticks: np.ndarray, most: int) -> Sequence[int]:
+    step = -(-len(ticks) // most)
+    return [int(tick) for tick in ticks[::step]]

@@ -1,0 +1,133 @@
+"""One hand for every picture: colours, letters, spacing, and how a figure becomes a file.
+
+Figures are `matplotlib.figure.Figure` objects drawn by Agg: no display, no pyplot, no global settings, so that
+plots can be drawn from any thread and leave a caller's own matplotlib as it was.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from PIL import Image
+
+from triptych.writing import write_atomically
+
+INK, SOFT, FAINT, LINE, PAPER = "#16202c", "#5b6775", "#a3adb8", "#e6eaee", "#ffffff"
+BLUE, ORANGE, TEAL, VIOLET, RED = "#2563eb", "#f08c1d", "#0f9d8a", "#7c4ddb", "#dc3d43"
+CYCLE = (BLUE, ORANGE, TEAL, VIOLET, RED)
+
+# From paper-white to deep blue: for counts and similarities, where nothing must look like nothing.
+BLUES = LinearSegmentedColormap.from_list(
+    "triptych-blues", ["#ffffff", "#dbe7fd", "#9dbef9", "#4f86f0", BLUE, "#173a9c", "#0b1f5e"]
+)
+# Warm light over a greyed picture: clear where nothing is looked at.
+HEAT = LinearSegmentedColormap.from_list(
+    "triptych-heat", ["#fff6cf", "#fdd45c", "#f98f2e", "#e2443f", "#b0174f"]
+)
+# Orange for opposite, white for unrelated, blue for alike.
+SIMILARITY = LinearSegmentedColormap.from_list(
+    "triptych-similarity", ["#a3480b", ORANGE, "#ffe9cf", "#ffffff", "#d5e3fd", BLUE, "#0b1f5e"]
+)
+
+DPI = 160
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty white figure of `width` x `height` inches at 160 dots an inch."""
+    made = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
+    FigureCanvasAgg(made)
+    return made
+
+
+def axes(made: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches from the upper left corner, as a page is laid out."""
+    W, H = made.get_size_inches()
+    return made.add_axes((left / W, 1 - (top + height) / H, width / W, height / H))
+
+
+def text(
+    made: Figure, x: float, y: float, words: str, size: float = 9, color: str = INK, **more: object
+) -> None:
+    """Letters with their baseline's left end at (x, y) inches from the upper left corner."""
+    W, H = made.get_size_inches()
+    made.text(x / W, 1 - y / H, _plain(words), fontsize=size, color=color, **more)  # pyright: ignore[reportArgumentType]
+
+
+def heading(made: Figure, title: str, below: str = "", left: float = 0.4) -> None:
+    """A title in the upper left corner, and a softer line below it; takes the first 0.85 inches."""
+    text(made, left, 0.42, title, size=14, weight="bold")
+    if below:
+        text(made, left, 0.66, below, size=9, color=SOFT)
+
+
+def quiet(ax: Axes, grid: str | None = "y") -> Axes:
+    """Axes that step back: two thin lines, small grey numbers, faint rules."""
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(FAINT)
+        ax.spines[side].set_linewidth(0.8)
+    ax.tick_params(colors=SOFT, labelsize=8, length=3, width=0.8)
+    ax.xaxis.label.set(color=SOFT, fontsize=9)
+    ax.yaxis.label.set(color=SOFT, fontsize=9)
+    if grid:
+        ax.grid(axis=grid, color=LINE, linewidth=0.8)  # pyright: ignore[reportArgumentType]
+        ax.set_axisbelow(True)
+    return ax
+
+
+def picture(ax: Axes, pixels: np.ndarray, **more: object) -> None:
+    """An image alone in its axes, with a hairline around it so that white on white has an edge."""
+    ax.imshow(pixels, aspect="auto", **more)  # pyright: ignore[reportArgumentType]
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(color=LINE, linewidth=0.8)
+
+
+def short(name: str, most: int) -> str:
+    """A name cut at `most` letters, the cut shown."""
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+def shorts(names: Sequence[str], most: int) -> list[str]:
+    return [_plain(short(name, most)) for name in names]
+
+
+def enlarge(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    """Patches to pixels: bicubic, in fp32, kept within the range of the values."""
+    grown = Image.fromarray(values.astype(np.float32)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(grown), values.min(), values.max())
+
+
+def unit(values: np.ndarray, high: float = 1.0) -> np.ndarray:
+    """To [0, 1]: the least value to 0, the `high` quantile (and all above it) to 1; a constant becomes 0."""
+    low, top = float(values.min()), float(np.quantile(values, high))
+    return np.clip((values - low) / (top - low), 0, 1) if top > low else np.zeros_like(values, dtype=np.float32)
+
+
+def overlay(image: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture greyed and lightened, with warm light where `heat` is high.
+
+    The light covers in proportion to the heat, so that what is looked at keeps its place in the picture.
+    """
+    light = unit(enlarge(heat, image.shape[:2]), high=0.995)[..., None]
+    grey = image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    base = 0.55 * grey[..., None].repeat(3, axis=2) + 0.45 * 255
+    color = HEAT(light[..., 0])[..., :3] * 255
+    cover = 0.82 * np.minimum(1, 2 * light)
+    return np.clip(base * (1 - cover) + color * cover, 0, 255).astype(np.uint8)
+
+
+def save(made: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure as PNG, whole or not at all. `UserError` if the place cannot be written."""
+    write_atomically(path, lambda file: made.savefig(file, format="png", facecolor=PAPER))
+
+
+def _plain(words: str) -> str:
+    """Dollar signs are letters here, not mathematics."""
+    return words.replace("$", r"\$")
