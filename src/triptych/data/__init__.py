@@ -1,0 +1,1 @@
+"""Files to batches: sources, decoding, loading, augmentation."""

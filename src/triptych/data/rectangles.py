@@ -1,0 +1,72 @@
+"""Augmentations that work by rectangles, or by whole images: random erasing, cutmix, mixup."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from triptych.data.config import AugmentConfig
+
+
+def draw_erasing(
+    count: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (B, 4), empty where nothing is erased, and their colours (B, 3), normalised.
+
+    Random erasing (Zhong et al. 2017): 2 to 33 % of the area, aspect 0.3 to 1/0.3, wholly inside.
+    """
+    area, ratio = rng.uniform(0.02, 1 / 3, count), np.exp(rng.uniform(np.log(0.3), -np.log(0.3), count))
+    extent = np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], -1).clip(max=1.0)
+    corner = rng.random((count, 2)) * (1 - extent)
+    boxes = np.concatenate([corner, corner + extent], -1)
+    boxes[rng.random(count) >= config.erasing] = 0
+    return boxes, rng.standard_normal((count, 3))
+
+
+def erase(
+    x: Float[Tensor, "B 3 H W"], boxes: Float[Tensor, "B 4"], colours: Float[Tensor, "B 3"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Each box painted over in its colour."""
+    return torch.where(inside(boxes, x.shape[-2:]), colours[..., None, None], x)
+
+
+def draw_mixing(
+    count: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share that each image keeps of itself (B,), cutmix's boxes (B, 4), and whom it is mixed with (B,).
+
+    Mixup (Zhang et al. 2017) keeps a share everywhere; cutmix (Yun et al. 2019) keeps all but a box, which is
+    cut at the edge of the image, as published.
+    """
+    cut = rng.random(count) < (0.5 if config.mixup else 1.0)
+    cut &= config.cutmix > 0
+    alpha = np.where(cut, config.cutmix or 1.0, config.mixup or 1.0)
+    share = np.where(rng.random(count) < config.mix_probability, rng.beta(alpha, alpha), 1.0)
+    half = np.sqrt(1 - share)[:, None] / 2  # the box has the image's shape and 1 - share of its area
+    centre = rng.random((count, 2))
+    boxes = np.concatenate([centre - half, centre + half], -1) * cut[:, None]
+    partner = (np.arange(count) + rng.integers(1, max(2, count))) % count
+    return np.where(cut, 1.0, share), boxes, partner
+
+
+def mix(
+    x: Float[Tensor, "B 3 H W"],
+    share: Float[Tensor, " b"],
+    boxes: Float[Tensor, "b 4"],
+    partner: Int64[Tensor, " b"],
+    rows: slice,
+) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, " b"]]:
+    """`rows` of the batch mixed with their partners, and the share of its target that each keeps, exactly."""
+    size = x.shape[-2:]
+    kept = share[:, None, None, None] * ~inside(boxes, size)  # (b, 1, H, W)
+    return torch.lerp(x[partner], x[rows], kept), kept.mean((1, 2, 3))
+
+
+def inside(boxes: Float[Tensor, "B 4"], size: tuple[int, int] | torch.Size) -> Tensor:
+    """(B, 1, H, W) booleans: pixels whose centre lies in the box x0, y0, x1, y1, in shares of the image."""
+    height, width = size
+    x0, y0, x1, y1 = boxes[..., None].unbind(1)  # each (B, 1)
+    x = (torch.arange(width, device=boxes.device) + 0.5) / width
+    y = (torch.arange(height, device=boxes.device) + 0.5) / height
+    columns, rows = (x >= x0) & (x < x1), (y >= y0) & (y < y1)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
