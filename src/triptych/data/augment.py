@@ -26,7 +26,7 @@ from triptych.data.geometry import geometry, warp
 from triptych.data.rectangles import draw_erasing, draw_mixing, erase, mix
 from triptych.errors import UserError
 
-# Float pixels worked on at a time on a CPU: 2 and 4 MB were alike, the whole batch at once took twice as long.
+# Float pixels worked on at a time on a CPU: 2 and 4 MB were alike, the whole batch took twice as long.
 PIECE_BYTES = 2 << 20
 
 

@@ -50,7 +50,7 @@ class AugmentConfig:
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution (0.8 is usual); 0 is off."""
     cutmix: float = 0.0
-    """Alpha of cutmix's Beta distribution (1.0 is usual); 0 is off. With mixup on, a coin decides by image."""
+    """Alpha of cutmix's Beta distribution (1.0 is usual); 0 is off. With mixup on, a coin decides."""
     mix_probability: float = 1.0
     """Probability that an image is mixed at all, when mixup or cutmix is on."""
     label_smoothing: float = 0.0

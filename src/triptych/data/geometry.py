@@ -45,12 +45,13 @@ def _crop(count: int, config: AugmentConfig, rng: np.random.Generator, aspect: n
     Ten draws a sample, the first that fits wins, else the largest centred box whose ratio is in range.
     """
     tries = 10
-    area = aspect * rng.uniform(*config.crop_scale, (tries, count))
-    ratio = np.exp(rng.uniform(*np.log(config.crop_ratio), (tries, count)))
+    (least, most), (narrow, wide) = config.crop_scale, config.crop_ratio
+    area = aspect * rng.uniform(least, most, (tries, count))
+    ratio = np.exp(rng.uniform(np.log(narrow), np.log(wide), (tries, count)))
     width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
     fits = (width <= aspect * (1 + 1e-9)) & (height <= 1 + 1e-9)
     first, sample = fits.argmax(0), np.arange(count)
-    kept = np.clip(aspect, *config.crop_ratio)
+    kept = np.clip(aspect, narrow, wide)
     found = fits.any(0)
     width = np.where(found, width[first, sample], np.minimum(aspect, kept))
     height = np.where(found, height[first, sample], np.minimum(1.0, aspect / kept))
@@ -67,7 +68,7 @@ def _affine(count: int, config: AugmentConfig, rng: np.random.Generator, aspect:
     """Output to input, so the inverse of what the object does: shift back, turn back, unshear, unzoom."""
     angle = np.radians(rng.uniform(-config.degrees, config.degrees, count))
     shear = np.tan(np.radians(rng.uniform(-config.shear, config.shear, (2, count))))
-    zoom = np.exp(rng.uniform(*np.log(config.zoom), count))
+    zoom = np.exp(rng.uniform(np.log(config.zoom[0]), np.log(config.zoom[1]), count))
     shift = rng.uniform(-2, 2, (count, 2)) * np.array(config.translate)
 
     turn = _linear(np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle))

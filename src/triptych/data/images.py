@@ -1,0 +1,280 @@
+"""Any picture to uint8 RGB, whatever its mode, orientation or format; one clear line where it is damaged."""
+
+import io
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from triptych.errors import UserError
+
+MAX_PIXELS = 178_956_970  # Pillow's own line between a large picture and a decompression bomb
+
+# Not all that Pillow opens (its "JPEG" opens MPO too): EPS would run Ghostscript, and TGA, which has no magic number, takes any bytes.
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000"),
+    *("PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP"),
+)
+# EXIF orientation -> what undoes it (EXIF 2.3, tag 0x0112).
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION = 0x0112
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
+
+Mode = Literal["crop", "squash", "pad"]
+
+
+class ResizeLike(Protocol):
+    """What `resize_crop` needs to know; a model card's Preprocess is one."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def crop(self) -> float: ...
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def interpolation(self) -> str: ...
+    @property
+    def background(self) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """A `ResizeLike` for when there is no model."""
+
+    size: tuple[int, int]
+    crop: float = 1.0
+    mode: Mode = "squash"
+    interpolation: str = "bicubic"
+    background: tuple[float, float, float] = (255, 255, 255)
+
+
+def decode(
+    source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray,
+    alpha: bool = False,
+    *,
+    name: str | None = None,
+    at_least: tuple[int, int] | None = None,
+) -> UInt8[np.ndarray, "H W C"]:
+    """A picture as uint8 (H, W, 3) in sRGB order, upright; the first frame of an animation.
+
+    Colour profiles are ignored. 16-bit grey keeps its upper 8 bits, rounded. Of 32-bit
+    pictures, those within 0 to 255 are taken as they are, integers up to 65535 as 16-bit, floats up to 1 as
+    shares of white; other ranges are stretched.
+
+    Args:
+        source: a file's path, its bytes, a Pillow image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        alpha: return (H, W, 4), opaque where the picture has no alpha; else alpha is shown on white.
+        name: what to call the picture in errors; the path by default.
+        at_least: height and width that suffice. A JPEG is decoded at 1/2, 1/4 or 1/8 where that is enough.
+
+    Raises:
+        UserError: no such file, empty, not a picture, damaged or cut short, more than 178 megapixels.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, alpha, name or "array")
+    if name is None:
+        name = "image" if isinstance(source, bytes | Image.Image) else os.fspath(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow warns of large, odd and slightly broken files; see the errors below
+        image = source if isinstance(source, Image.Image) else _open(source, name)
+        _refuse_bomb(image.width * image.height, name)
+        try:
+            if at_least is not None and image is not source and image.format in ("JPEG", "MPO"):
+                height, width = at_least
+                turned = _orientation(image) >= 5
+                image.draft(None, (height, width) if turned else (width, height))
+            image.load()
+            return _pixels(image, alpha)
+        except MemoryError:
+            raise
+        except Image.DecompressionBombError as problem:  # of a frame larger than its file's header said
+            raise UserError(f"{name} holds a decompression bomb ({problem}); leave it out") from problem
+        except Exception as problem:  # Pillow's readers raise nearly everything on damaged bytes
+            reason = str(problem).strip().split("\n")[0] or type(problem).__name__
+            raise UserError(
+                f"{name} is damaged or cut short ({reason}); replace it or leave it out"
+            ) from problem
+
+
+def _open(source: bytes | str | os.PathLike[str], name: str) -> Image.Image:
+    if not isinstance(source, bytes):
+        path = Path(source)
+        if not path.exists():
+            raise UserError(f"{name} does not exist; check the path")
+        if path.is_dir():
+            raise UserError(f"{name} is a folder, and an image file is needed; name a file in it")
+        try:
+            source = path.read_bytes()
+        except OSError as problem:
+            raise UserError(f"{name} cannot be read ({problem.strerror}); check its permissions") from problem
+    if not source:
+        raise UserError(f"{name} is empty (0 bytes); replace it or leave it out")
+    try:
+        return Image.open(io.BytesIO(source), formats=FORMATS)
+    except Image.DecompressionBombError as problem:
+        pixels = next((int(word.strip("(")) for word in str(problem).split() if word.strip("(").isdigit()), 0)
+        _refuse_bomb(max(pixels, MAX_PIXELS + 1), name)
+        raise  # not reached
+    except UnidentifiedImageError as problem:
+        raise UserError(
+            f"{name} is not an image in a format known here; convert it to PNG or JPEG"
+        ) from problem
+    except Exception as problem:
+        raise UserError(f"{name} is a damaged image ({problem}); replace it or leave it out") from problem
+
+
+def _refuse_bomb(pixels: int, name: str) -> None:
+    if pixels > MAX_PIXELS:
+        raise UserError(
+            f"{name} has {pixels / 1e6:.0f} megapixels, the limit is {MAX_PIXELS // 10**6}; make it smaller"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # a broken EXIF block is no reason to lose the picture
+        return 1
+
+
+def _pixels(image: Image.Image, alpha: bool) -> np.ndarray:
+    """A loaded image, upright, as uint8 (H, W, 3 or 4)."""
+    orientation = _orientation(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    if image.mode == "LAB":
+        image = _lab_to_rgb(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if not alpha:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGBA" if alpha else "RGB"))
+
+
+def _to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    if mode.startswith("I;16"):
+        return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low >= 0:
+        whites = (1, 255) if mode == "F" else (255, 65535)
+        high = next((white for white in whites if high <= white), high)
+    return np.rint((values - low) * (255 / max(high - low, 1e-300))).clip(0, 255).astype(np.uint8)
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    out = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    assert out is not None  # it is None only when working in place
+    return out
+
+
+def _from_array(array: np.ndarray, alpha: bool, name: str) -> np.ndarray:
+    channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
+    if array.dtype != np.uint8 or channels not in (1, 3, 4) or array.size == 0:
+        raise UserError(
+            f"{name} is {array.dtype} of shape {array.shape}; convert it to uint8 of (height, width, 3 or 4)"
+        )
+    if channels == (4 if alpha else 3):
+        return array
+    return _pixels(Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array), alpha)
+
+
+def resize_crop(
+    array: UInt8[np.ndarray, "H W C"],
+    size: tuple[int, int],
+    crop: float = 1.0,
+    mode: Mode = "crop",
+    interpolation: str = "bicubic",
+    background: Sequence[float] = (255, 255, 255),
+) -> UInt8[np.ndarray, "h w C"]:
+    """Resize with Pillow's antialiasing filters, then cut out or fill up around the centre.
+
+    Args:
+        array: uint8 (H, W, 3 or 4); alpha is taken into account and kept.
+        size: height and width of the result.
+        crop: the picture is resized for `size / crop`, and the centre `size` kept.
+        mode: "crop" keeps the aspect and fills the size, "pad" keeps it and shows all, "squash" changes it.
+        interpolation: nearest, bilinear, bicubic, lanczos or box.
+        background: what "pad" fills with; transparent where there is alpha.
+
+    The roundings are those of torchvision's Resize and CenterCrop, as most checkpoints were measured with.
+    """
+    if interpolation not in FILTERS:
+        raise UserError(f"interpolation is {interpolation!r}, which must be one of {', '.join(FILTERS)}")
+    if mode not in ("crop", "squash", "pad"):
+        raise UserError(f"resize mode is {mode!r}, which must be one of crop, squash, pad")
+    full = tuple(math.floor(side / crop) for side in size)
+    if mode == "crop":
+        array = _middle(array, full)
+    height, width = array.shape[:2]
+    if mode == "squash":
+        new = full
+    else:
+        pick = max if mode == "crop" else min
+        if pick(full[0] / height, full[1] / width) == full[0] / height:
+            new = (full[0], max(1, int(full[0] * width / height)))
+        else:
+            new = (max(1, int(full[1] * height / width)), full[1])
+        new = tuple(pick(a, b) for a, b in zip(new, full, strict=True))
+    if new != (height, width):
+        image = Image.fromarray(array).resize((new[1], new[0]), FILTERS[interpolation])
+        array = np.asarray(image)
+    return _centre(array, size, background)
+
+
+def _middle(array: np.ndarray, full: tuple[int, ...]) -> np.ndarray:
+    """The centre of a very long picture, 4 times what will be kept; 1x10000 would grow to 224x2240000."""
+    height, width = array.shape[:2]
+    unit = min(height / full[0], width / full[1])
+    tall, wide = (
+        min(have, math.ceil(4 * unit * need)) for have, need in zip((height, width), full, strict=True)
+    )
+    top, left = (height - tall) // 2, (width - wide) // 2
+    return array[top : top + tall, left : left + wide]
+
+
+def _centre(array: np.ndarray, size: tuple[int, int], background: Sequence[float]) -> np.ndarray:
+    """The centre of the picture, or the picture in the centre, along each axis by itself."""
+    for axis, need in enumerate(size):
+        have = array.shape[axis]
+        if have > need:
+            start = round((have - need) / 2)
+            array = array[start : start + need] if axis == 0 else array[:, start : start + need]
+    if array.shape[:2] == tuple(size):
+        return np.ascontiguousarray(array)
+    fill = np.zeros(4) if array.shape[2] == 4 else np.array(background)
+    out = np.broadcast_to(fill.round().astype(np.uint8), (*size, array.shape[2])).copy()
+    top, left = ((need - have) // 2 for need, have in zip(size, array.shape, strict=False))
+    out[top : top + array.shape[0], left : left + array.shape[1]] = array
+    return out
