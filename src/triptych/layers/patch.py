@@ -48,7 +48,10 @@ class ConvStem(nn.Module):
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution with standardised weights (Qiao et al. 2019), TensorFlow's "SAME" padding, no bias."""
+    """Convolution with standardised weights (Qiao et al. 2019), TensorFlow's "SAME" padding, no bias.
+
+    As in the paper's own code the small number is added to the standard deviation, not to the variance.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
         super().__init__(inputs, outputs, kernel, stride, bias=False)
@@ -56,7 +59,7 @@ class StdConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         w = self.weight.float()
         w = w - w.mean((1, 2, 3), keepdim=True)
-        w = w / (w.var((1, 2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+        w = w / (w.std((1, 2, 3), keepdim=True, correction=0) + 1e-5)
         return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), w.to(self.weight.dtype), None, self.stride)
 
 
@@ -66,18 +69,23 @@ def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
     return F.pad(x, (pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2), value=value)
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Flax's default, which the published hybrids were trained with: 32 groups, epsilon 1e-6."""
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
 class ResNetUnit(nn.Module):
     """A bottleneck of the paper's ResNet (BiT): GroupNorm for batch norm, standardised convolutions, post-act."""
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         outputs = 4 * width
-        self.conv1, self.gn1 = StdConv2d(inputs, width, 1), nn.GroupNorm(32, width)
-        self.conv2, self.gn2 = StdConv2d(width, width, 3, stride), nn.GroupNorm(32, width)
-        self.conv3, self.gn3 = StdConv2d(width, outputs, 1), nn.GroupNorm(32, outputs)
+        self.conv1, self.gn1 = StdConv2d(inputs, width, 1), group_norm(width)
+        self.conv2, self.gn2 = StdConv2d(width, width, 3, stride), group_norm(width)
+        self.conv3, self.gn3 = StdConv2d(width, outputs, 1), group_norm(outputs)
         self.project = inputs != outputs or stride != 1
-        if self.project:  # the published projection's norm has one group a channel
-            self.conv_proj, self.gn_proj = StdConv2d(inputs, outputs, 1, stride), nn.GroupNorm(outputs, outputs)
+        if self.project:
+            self.conv_proj, self.gn_proj = StdConv2d(inputs, outputs, 1, stride), group_norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.gn_proj(self.conv_proj(x)) if self.project else x
@@ -96,7 +104,7 @@ class ResNetStem(nn.Module):
 
     def __init__(self, channels: int, depths: tuple[int, ...], width: int):
         super().__init__()
-        self.root, self.root_norm = StdConv2d(channels, width, 7, 2), nn.GroupNorm(32, width)
+        self.root, self.root_norm = StdConv2d(channels, width, 7, 2), group_norm(width)
         self.stages = nn.ModuleList()
         inputs = width
         for i, depth in enumerate(depths):

@@ -39,11 +39,12 @@ class Block(nn.Module):
 
 
 class MlpHead(nn.Module):
-    """The pre-training head: an MLP with one hidden layer and tanh (Section 3.1)."""
+    """The pre-training head: an MLP with one hidden layer and tanh (Section 3.1). Without classes it ends there."""
 
     def __init__(self, dim: int, hidden: int, classes: int):
         super().__init__()
-        self.hidden, self.out = nn.Linear(dim, hidden), nn.Linear(hidden, classes)
+        self.hidden = nn.Linear(dim, hidden)
+        self.out = nn.Linear(hidden, classes) if classes else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         return self.out(torch.tanh(self.hidden(x)))
@@ -238,10 +239,10 @@ def make_mlp(config: ViTConfig) -> nn.Module:
 def make_head(config: ViTConfig) -> nn.Module:
     """The head that the config names; none at all leaves the pooled token."""
     width = config.embed_dim * (2 if config.pool == "token+mean" else 1)
-    if config.num_classes == 0:
-        return nn.Identity()
     if config.head == "mlp":
         return MlpHead(width, config.head_dim or config.embed_dim, config.num_classes)
+    if config.num_classes == 0:
+        return nn.Identity()
     if config.head == "cosine":
         return CosineHead(width, config.num_classes)
     return nn.Linear(width, config.num_classes)

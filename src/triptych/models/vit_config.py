@@ -24,7 +24,7 @@ class ViTConfig:
     mlp_dim: int
     """Hidden width of a block's MLP; 4 D in the paper."""
     num_classes: int = 1000
-    """0 leaves the head out: the output is the pooled token."""
+    """0 leaves the classifier out: the output is the pooled token, or the hidden layer of an MLP head."""
     stem: Literal["patch", "conv", "resnet"] = "patch"
     """What comes before the projection: nothing, 3x3 convolutions of stride 2, or the hybrid's ResNet."""
     stem_widths: tuple[int, ...] = ()
@@ -177,13 +177,13 @@ def parameters(config: ViTConfig) -> int:
 def _head_parameters(config: ViTConfig) -> int:
     width = config.embed_dim * (2 if config.pool == "token+mean" else 1)
     classes = config.num_classes
+    if config.head == "mlp":
+        hidden = config.head_dim or config.embed_dim
+        return width * hidden + hidden + (hidden + 1) * classes
     if classes == 0:
         return 0
     if config.head == "cosine":
         return width * classes + 1
-    if config.head == "mlp":
-        hidden = config.head_dim or config.embed_dim
-        return width * hidden + hidden + hidden * classes + classes
     return (width * classes + classes) * (2 if config.distill_token else 1)
 
 
@@ -221,7 +221,7 @@ def macs(config: ViTConfig, image_size: tuple[int, int] | None = None) -> int:
     if config.pool == "attention":
         total += 2 * d * d + 2 * tokens * d * d + 2 * tokens * d + 2 * d * config.mlp_dim
     width = d * (2 if config.pool == "token+mean" else 1)
-    if config.num_classes and config.head == "mlp":
+    if config.head == "mlp":
         hidden = config.head_dim or d
         total += width * hidden + hidden * config.num_classes
     elif config.num_classes:
