@@ -10,26 +10,39 @@ from triptych.plots import style
 
 
 def attention_heads(
-    image: UInt8[np.ndarray, "H W 3"], heads: Float[np.ndarray, "blocks heads h w"], title: str = "Every head"
+    image: UInt8[np.ndarray, "H W 3"],
+    heads: Float[np.ndarray, "blocks heads h w"],
+    readout: str = "",
+    names: Sequence[str] | None = None,
+    title: str = "Every head",
 ) -> Figure:
     """One small map a head: a column a block, so that depth goes right, and a row a head.
 
     Args:
         image: what the network saw, as pixels.
         heads: attention paid to each patch; each map is drawn on its own scale.
+        readout: whose attention it is, for the line below the title.
+        names: what to write over the columns instead of 1, 2, ...
     """
     blocks, count, *_ = heads.shape
+    names = [str(block + 1) for block in range(blocks)] if names is None else names
     H, W = image.shape[:2]
     wide = min(1.05, max(0.45, 11 / blocks))
-    high, gap, first, top = wide * H / W, 0.06, 2.75, 1.3  # the picture stands at the left, the maps beside it
+    high, gap, first, top = (
+        wide * H / W,
+        0.06,
+        2.75,
+        1.3,
+    )  # the picture stands at the left, the maps beside it
     bottom = max(count * (high + gap), 1.6 * H / W)
-    made = style.figure(first + blocks * (wide + gap) + 0.4, top + bottom + 0.35)
-    style.heading(made, title, f"{blocks} blocks of {count} heads; each map on its own scale")
+    made = style.figure(max(first + blocks * (wide + gap) + 0.4, 7.6), top + bottom + 0.35)
+    whose = f"what the {readout} attends to" if readout else "what is attended to"
+    style.heading(made, title, f"{whose}, {count} heads a block; each map on its own scale")
     style.picture(style.axes(made, 0.4, top, 1.6, 1.6 * H / W), image)
     style.text(made, first - 0.12, top - 0.1, "block", 8, style.FAINT, ha="right")
     for block in range(blocks):
         x = first + block * (wide + gap)
-        style.text(made, x + wide / 2, top - 0.1, str(block + 1), 8, style.SOFT, ha="center")
+        style.text(made, x + wide / 2, top - 0.1, names[block], 8, style.SOFT, ha="center")
         for head in range(count):
             y = top + head * (high + gap)
             if block == 0:
@@ -58,7 +71,8 @@ def rollout_overlay(
 def attention_distance(
     distances: Float[np.ndarray, "blocks heads"], size: tuple[int, int], title: str = "How far the heads look"
 ) -> Figure:
-    """Mean attention distance by depth: a dot a head, a line through each block's mean (ViT, Figure 7, right).
+    """Mean attention distance by depth: a dot a head, a line through each block's mean (ViT, Figure 7,
+    right).
 
     Args:
         distances: pixels.
@@ -66,11 +80,15 @@ def attention_distance(
     """
     blocks, heads = distances.shape
     made = style.figure(6.4, 4.4)
-    style.heading(made, title, f"mean distance in pixels between a patch and what it attends to, {heads} heads a block")
+    style.heading(
+        made, title, f"mean distance in pixels between a patch and what it attends to, {heads} heads a block"
+    )
     ax = style.quiet(style.axes(made, 0.85, 1.05, 5.15, 2.75))
     depth = np.arange(1, blocks + 1)
     ax.plot(depth, distances.mean(1), color=style.BLUE, linewidth=1.6, zorder=2)
-    ax.scatter(depth.repeat(heads), distances.ravel(), s=22, color=style.BLUE, alpha=0.45, linewidths=0, zorder=3)
+    ax.scatter(
+        depth.repeat(heads), distances.ravel(), s=22, color=style.BLUE, alpha=0.45, linewidths=0, zorder=3
+    )
     even = mean_distance_of_even_attention(size)
     ax.axhline(even, color=style.ORANGE, linewidth=1, linestyle=(0, (4, 3)))
     ax.annotate(
@@ -84,8 +102,9 @@ def attention_distance(
 
 
 def mean_distance_of_even_attention(size: tuple[int, int]) -> float:
-    """Mean distance between two points drawn evenly from a rectangle: the mean over a 32 x 32 grid of cells."""
-    y, x = (np.stack(np.meshgrid(*(np.arange(32) + 0.5,) * 2, indexing="ij")).reshape(2, -1) / 32)
+    """Mean distance between two points drawn evenly from a rectangle: the mean over a 32 x 32 grid of
+    cells."""
+    y, x = np.stack(np.meshgrid(*(np.arange(32) + 0.5,) * 2, indexing="ij")).reshape(2, -1) / 32
     dy = (y[:, None] - y[None]) * size[0]
     dx = (x[:, None] - x[None]) * size[1]
     return float(np.hypot(dy, dx).mean())

@@ -24,14 +24,15 @@ def confusion(
 ) -> Figure:
     """Rows are the truth, columns the prediction, each row shared out to 1: right in blue, wrong in orange.
 
-    Up to 16 classes the shares are written into the cells, up to 80 the names beside them; above that each pair is a
-    dot whose area is its share, and `groups` (the coarser name of each class) order the classes and name the axes.
-    Beside it the pairs confused most often and the classes recognised worst.
+    Up to 16 classes the shares are written into the cells, up to 80 the names beside them; above that each
+    pair is a dot whose area is its share, and `groups` (the coarser name of each class) order the classes and
+    name the axes. Beside it the pairs confused most often and the classes recognised worst.
     """
     C = len(matrix)
     names = [str(i) for i in range(C)] if names is None else list(names)
     if groups is not None and C > MOST_WITH_NAMES:
-        order = sorted(range(C), key=lambda i: (list(groups).index(groups[i]), i))
+        rank = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+        order = sorted(range(C), key=[rank[group] for group in groups].__getitem__)
         matrix, names = matrix[np.ix_(order, order)], [names[i] for i in order]
         groups = [groups[i] for i in order]
     seen = matrix.sum(1)
@@ -47,8 +48,8 @@ def confusion(
     style.heading(
         made,
         title,
-        f"{int(matrix.trace()) / max(int(seen.sum()), 1):.1%} of {int(seen.sum()):,} images right, {C:,} classes; "
-        "rows the truth, columns the prediction",
+        f"{matrix.trace() / max(seen.sum(), 1):.1%} of {seen.sum():,} images right, {C:,} classes"
+        + ("; in each cell the percentage of its row" if C <= MOST_WITH_NUMBERS else ""),
     )
     ax = style.axes(made, left, top, side, side)
     (_cells if labelled else _dots)(ax, share, side)
@@ -69,7 +70,9 @@ def confusion(
 def _cells(ax: Axes, share: np.ndarray, side: float) -> None:
     """A coloured square a pair; a root of the share, so that a few mistakes can be seen."""
     own = np.eye(len(share), dtype=bool)[..., None]
-    shown = np.where(own, _RIGHT(share)[..., :3], np.where(share[..., None] > 0, _WRONG(share**0.5)[..., :3], 1.0))
+    shown = np.where(
+        own, _RIGHT(share)[..., :3], np.where(share[..., None] > 0, _WRONG(share**0.5)[..., :3], 1.0)
+    )
     ax.imshow(shown, interpolation="nearest", aspect="auto")
 
 
@@ -81,7 +84,12 @@ def _dots(ax: Axes, share: np.ndarray, side: float) -> None:
     size, right = share[truth, guess], truth == guess
     for chosen, color in ((~right, style.ORANGE), (right, style.BLUE)):
         ax.scatter(
-            guess[chosen], truth[chosen], s=np.maximum(whole * size[chosen], 0.5), color=color, alpha=0.75, linewidths=0
+            guess[chosen],
+            truth[chosen],
+            s=np.maximum(whole * size[chosen], 2.2),
+            color=color,
+            alpha=0.75,
+            linewidths=0,
         )
 
 
@@ -140,7 +148,14 @@ def _lists(
         if not wrong[truth, guess]:
             break
         style.text(made, x + 0.3, y, str(wrong[truth, guess]), 8, style.ORANGE, ha="right", weight="bold")
-        style.text(made, x + 0.4, y, f"{style.short(names[truth], 19)} → {style.short(names[guess], 19)}", 8, style.INK)
+        style.text(
+            made,
+            x + 0.4,
+            y,
+            f"{style.short(names[truth], 19)} → {style.short(names[guess], 19)}",
+            8,
+            style.INK,
+        )
         y += 0.2
     y += 0.25
     style.text(made, x, y, "recognised worst, share right", 9, weight="bold")
@@ -150,6 +165,6 @@ def _lists(
         if not np.isfinite(recall[i]) or recall[i] == 1:
             break
         style.text(made, x + 0.3, y, f"{recall[i]:.0%}", 8, style.BLUE, ha="right", weight="bold")
-        style.text(made, x + 0.4, y, style.short(names[i], 36), 8)
+        style.text(made, x + 0.4, y, style.short(names[int(i)], 36), 8)
         style.text(made, x + 3.1, y, f"of {seen[i]}", 8, style.FAINT, ha="right")
         y += 0.2

@@ -8,7 +8,9 @@ from triptych.plots import style
 
 
 def patch_filters(
-    filters: Float[np.ndarray, "n p q c"], share: Float[np.ndarray, " n"] | None = None, title: str = "Patch filters"
+    filters: Float[np.ndarray, "n p q c"],
+    share: Float[np.ndarray, " n"] | None = None,
+    title: str = "Patch filters",
 ) -> Figure:
     """Principal components of the linear projection of patches, most important first (ViT, Figure 7, left).
 
@@ -35,7 +37,8 @@ def patch_filters(
 def position_similarity(
     similarity: Float[np.ndarray, "h w H W"], title: str = "Position similarity"
 ) -> Figure:
-    """A map for each patch: cosine similarity of its position's embedding to every other (ViT, Figure 7, centre)."""
+    """A map for each patch: cosine similarity of its position's embedding to every other (ViT, Figure 7,
+    centre)."""
     h, w, H, W = similarity.shape
     gap = max(1, round(min(H, W) / 8))
     tall, wide = h * (H + gap) - gap, w * (W + gap) - gap
@@ -51,8 +54,12 @@ def position_similarity(
     ax = style.axes(made, 0.75, 1.05, width, height)
     shown = ax.imshow(mosaic, aspect="auto", cmap=style.SIMILARITY, vmin=-1, vmax=1, interpolation="nearest")
     step = -(-max(h, w) // 16)
-    ax.set_xticks([j * (W + gap) + W / 2 - 0.5 for j in range(0, w, step)], [str(j + 1) for j in range(0, w, step)])
-    ax.set_yticks([i * (H + gap) + H / 2 - 0.5 for i in range(0, h, step)], [str(i + 1) for i in range(0, h, step)])
+    ax.set_xticks(
+        [j * (W + gap) + W / 2 - 0.5 for j in range(0, w, step)], [str(j + 1) for j in range(0, w, step)]
+    )
+    ax.set_yticks(
+        [i * (H + gap) + H / 2 - 0.5 for i in range(0, h, step)], [str(i + 1) for i in range(0, h, step)]
+    )
     ax.tick_params(colors=style.SOFT, labelsize=8, length=0)
     ax.set_xlabel("column of patches", color=style.SOFT, fontsize=9)
     ax.set_ylabel("row of patches", color=style.SOFT, fontsize=9)

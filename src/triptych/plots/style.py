@@ -1,7 +1,7 @@
 """One hand for every picture: colours, letters, spacing, and how a figure becomes a file.
 
-Figures are `matplotlib.figure.Figure` objects drawn by Agg: no display, no pyplot, no global settings, so that
-plots can be drawn from any thread and leave a caller's own matplotlib as it was.
+Figures are `matplotlib.figure.Figure` objects drawn by Agg: no display, no pyplot, no global settings, so
+that plots can be drawn from any thread and leave a caller's own matplotlib as it was.
 """
 
 import os
@@ -81,9 +81,17 @@ def quiet(ax: Axes, grid: str | None = "y") -> Axes:
     return ax
 
 
-def picture(ax: Axes, pixels: np.ndarray, **more: object) -> None:
-    """An image alone in its axes, with a hairline around it so that white on white has an edge."""
-    ax.imshow(pixels, aspect="auto", **more)  # pyright: ignore[reportArgumentType]
+def picture(ax: Axes, pixels: np.ndarray) -> None:
+    """An image alone in its axes, with a hairline around it so that white on white has an edge.
+
+    A photograph (uint8) is brought to the size it is printed at by Lanczos, so that small and large ones are
+    both smooth; numbers (float, in [0, 1]) keep their squares.
+    """
+    if pixels.dtype == np.uint8:
+        box = ax.get_window_extent()
+        size = (max(1, round(box.width)), max(1, round(box.height)))
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    ax.imshow(pixels, aspect="auto", interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set(color=LINE, linewidth=0.8)
@@ -107,16 +115,25 @@ def enlarge(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np
 def unit(values: np.ndarray, high: float = 1.0) -> np.ndarray:
     """To [0, 1]: the least value to 0, the `high` quantile (and all above it) to 1; a constant becomes 0."""
     low, top = float(values.min()), float(np.quantile(values, high))
-    return np.clip((values - low) / (top - low), 0, 1) if top > low else np.zeros_like(values, dtype=np.float32)
+    return (
+        np.clip((values - low) / (top - low), 0, 1) if top > low else np.zeros_like(values, dtype=np.float32)
+    )
 
 
-def overlay(image: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "H W 3"]:
+def overlay(
+    image: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "bigH bigW 3"]:
     """The picture greyed and lightened, with warm light where `heat` is high.
 
-    The light covers in proportion to the heat, so that what is looked at keeps its place in the picture.
+    The light covers in proportion to the heat, so that what is looked at keeps its place in the picture. A
+    small picture is enlarged first, or the light would show its pixels.
     """
+    grow = max(1, round(320 / max(image.shape[:2])))
+    if grow > 1:
+        size = (image.shape[1] * grow, image.shape[0] * grow)
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     light = unit(enlarge(heat, image.shape[:2]), high=0.995)[..., None]
-    grey = image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     base = 0.55 * grey[..., None].repeat(3, axis=2) + 0.45 * 255
     color = HEAT(light[..., 0])[..., :3] * 255
     cover = 0.82 * np.minimum(1, 2 * light)

@@ -1,0 +1,78 @@
+"""Where to run and in which precision, decided by what the machine has."""
+
+import copy
+import logging
+
+import torch
+from torch import nn
+
+from triptych.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SAID: set[tuple[torch.dtype, str]] = set()
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The given device, else CUDA, else Apple's MPS, else the processor.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if device is None:
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as problem:  # torch without CUDA raises AssertionError
+        raise UserError(
+            f"device {str(device)!r} is not available here; use 'cpu', or leave it out"
+        ) from problem
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The given precision ("fp32", "bf16", "fp16" or a torch dtype), else bf16 where the hardware multiplies
+    it natively, else fp32. What was chosen is logged once a process.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None:
+        if dtype not in _DTYPES:
+            raise UserError(f"dtype is {dtype!r}, which must be one of {', '.join(_DTYPES)}")
+        return _DTYPES[dtype]
+    native = native_bf16(device)
+    chosen = torch.bfloat16 if native else torch.float32
+    if (chosen, device.type) not in _SAID:
+        _SAID.add((chosen, device.type))
+        why = f"native: {native}" if native else "no native bf16"
+        log.info("%s on %s (%s)", "bf16" if native else "fp32", device, why)
+    return chosen
+
+
+def native_bf16(device: torch.device) -> str | None:
+    """What multiplies bf16 natively on `device`, by name; None if nothing does and bf16 would be emulated."""
+    if device.type == "cuda":
+        return "CUDA" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type != "cpu":
+        return None
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return next((name.upper() for name in ("amx_bf16", "avx512_bf16", "bf16") if has.get(name)), None)
+
+
+def placed(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """`net` ready to run: in evaluation mode, on `device`, in `dtype`; the caller's own network stays as it
+    is.
+
+    Parameters already there are shared, not copied; others are converted one by one, so that no second copy
+    in the old precision is ever held.
+    """
+    memo: dict[int, object] = {}
+    for p in net.parameters():
+        there = p.device == device and p.dtype == dtype
+        memo[id(p)] = p if there else nn.Parameter(p.detach().to(device, dtype), requires_grad=False)
+    return copy.deepcopy(net, memo).to(device, dtype).eval()

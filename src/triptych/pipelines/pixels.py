@@ -1,0 +1,85 @@
+"""From a picture of any kind to what a network is fed, as its card says."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from triptych.data.images import decode, resize_crop
+from triptych.errors import UserError
+from triptych.models.card import Preprocess
+
+Picture: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
+
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "dib", "gif", "icns", "ico", "jpe", "jpeg", "jpg", "jp2", "j2k", "pcx"),
+        *("pgm", "png", "ppm", "pbm", "pnm", "qoi", "sgi", "tif", "tiff", "webp"),
+    )
+)
+
+
+def name_of(picture: Picture) -> str:
+    """The file's name, else what kind of thing it is."""
+    if isinstance(picture, str | Path):
+        return str(picture)
+    if isinstance(picture, Image.Image):
+        return str(getattr(picture, "filename", "")) or "image"
+    return "bytes" if isinstance(picture, bytes) else "array"
+
+
+def fitted(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture at the network's size, as pixels: decoded, resized and cropped, on the card's background.
+
+    Args:
+        picture: a path, the bytes of a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+
+    Raises:
+        UserError: no image, or not one that can be read; names it.
+    """
+    p = preprocess
+    white = tuple(p.background) == (255, 255, 255)  # what `decode` lays alpha on
+    pixels = decode(picture, alpha=not white, name=name_of(picture))
+    pixels = resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background)
+    if white:
+        return pixels
+    cover = pixels[..., 3:].astype(np.float32) / 255
+    ground = np.asarray(p.background, np.float32)
+    return np.rint(pixels[..., :3] * cover + ground * (1 - cover)).astype(np.uint8)
+
+
+def normalised(
+    pixels: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, channels: int = 3
+) -> Float[Tensor, "channels H W"]:
+    """Pixels in [0, 255] to floats, mean taken away, divided by the standard deviation."""
+    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
+    if channels == 1:  # a network of grey images: ITU-R 601 luma
+        x = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+    elif channels != 3:
+        raise UserError(f"the network takes images of {channels} channels; pipelines feed 3, or 1 for grey")
+    mean, std = (
+        torch.tensor(values[: len(x)])[:, None, None] for values in (preprocess.mean, preprocess.std)
+    )
+    return (x - mean) / std
+
+
+def images_below(folder: str | Path) -> Iterator[Path]:
+    """Every image file below `folder` by its suffix, in order of names; hidden ones are left out.
+
+    One folder's names are held at a time, so that a folder of millions costs no memory.
+    """
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from images_below(entry.path)
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            yield Path(entry.path)
+
