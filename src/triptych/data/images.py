@@ -17,7 +17,7 @@ from triptych.errors import UserError
 
 MAX_PIXELS = 178_956_970  # Pillow's own line between a large picture and a decompression bomb
 
-# Not all that Pillow opens (its "JPEG" opens MPO too): EPS would run Ghostscript, and TGA, which has no magic number, takes any bytes.
+# Not all that Pillow opens: EPS would run Ghostscript, and TGA has no magic number, so any bytes may be one.
 FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000"),
     *("PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP"),

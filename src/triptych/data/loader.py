@@ -1,0 +1,275 @@
+"""From a source to uint8 batches: workers decode and resize, small sets stay in memory, passes resume.
+
+A training picture is squashed whole to one size; the batch carries its aspect, and `augment` crops in it. So
+every picture is decoded to one fixed tensor, which can be kept, and no part of it is lost before the crop.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from triptych.data.config import DataConfig
+from triptych.data.example import Example
+from triptych.data.images import Resize, ResizeLike, decode, resize_crop
+from triptych.errors import UserError
+
+CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
+
+Batch = dict[str, Any]
+
+NOTHING: Batch = {"id": [], "row": [], "caption": [], "bad": {}}  # what was fetched when nothing had to be
+
+
+class SourceLike(Protocol):
+    """What a loader needs of a source: `triptych.data.sources` and `triptych.data.emoji` have it."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+def make_loader(
+    source: SourceLike,
+    config: DataConfig,
+    preprocess: ResizeLike,
+    *,
+    train: bool,
+    seed: int = 0,
+    batch_size: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> "Loader":
+    """A loader over `source`; see `Loader` for what it yields.
+
+    Args:
+        source: the examples.
+        config: batch size, workers, cache, what to do about damaged images.
+        preprocess: a model card's `Preprocess` or a `Resize`. Evaluation follows it; training takes its size
+            and interpolation, and loads at `config.load_size`, else 8/7 of the size, rounded.
+        train: a new order each epoch and only full batches, or the source's order and all of it.
+        seed: with the epoch's number, it fixes the order.
+        batch_size: instead of the one in `config`.
+        rank, world: this process's number among those that train together; each gets its share of each batch
+            of `batch_size * world`.
+
+    Raises:
+        UserError: an empty source.
+    """
+    if len(source) == 0:
+        raise UserError("the data holds no images; give a source with at least one")
+    resize = Resize(**{name: getattr(preprocess, name) for name in Resize.__dataclass_fields__})
+    if train:
+        height, width = config.load_size or tuple(round(side * 8 / 7) for side in resize.size)
+        resize = replace(resize, size=(height, width), crop=1.0, mode="squash")
+    pictures = Pictures(source, resize, config.keep_alpha or _has_alpha(source), fast=train)
+    if batch_size is None:
+        batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
+    order = Order(len(source), batch_size, seed, shuffle=train, rank=rank, world=world)
+    cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
+    return Loader(pictures, order, config.workers, cached, config.on_bad_image)
+
+
+def _has_alpha(source: SourceLike) -> bool:
+    """Whether all batches are RGBA: only for sources of RGBA arrays, such as the emoji."""
+    try:
+        image = source[0].image
+    except UserError:
+        return False
+    return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] == 4
+
+
+class Order:
+    """Which examples are in which batch: a function of (seed, epoch) alone."""
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, *, shuffle: bool, rank: int = 0, world: int = 1
+    ):
+        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        batches = self.count / (self.batch_size * self.world)
+        return max(1, math.floor(batches)) if self.shuffle else math.ceil(batches)
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """The indices in each batch of this process; all full when shuffling, else every index once."""
+        whole = self.batch_size * self.world
+        rows = np.arange(self.count)
+        if self.shuffle:
+            rng = np.random.default_rng([self.seed % 2**64, epoch])
+            rows = rng.permutation(self.count)
+            while len(rows) < whole:  # fewer examples than one batch: they come again
+                rows = np.concatenate([rows, rng.permutation(self.count)])
+        return [rows[i * whole : (i + 1) * whole][self.rank :: self.world] for i in range(len(self))]
+
+
+class Pictures(Dataset):
+    """Asked for indices, gives their decoded batch. Runs in the workers."""
+
+    def __init__(self, source: SourceLike, resize: Resize, alpha: bool, fast: bool):
+        self.source, self.resize, self.alpha, self.fast = source, resize, alpha, fast
+        self.shape = (4 if alpha else 3, *resize.size)
+        self.nbytes = len(source) * math.prod(self.shape)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of `Loader`, and "row", the index of each image in it. Damaged ones are only in "bad"."""
+        bad: dict[str, str] = {}
+        good: list[tuple[int, Example, Tensor, float]] = []
+        for row in map(int, indices):
+            name = f"example {row}"
+            try:
+                example = self.source[row]
+                name = example.id
+                good.append((row, example, *self._picture(example)))
+            except UserError as problem:
+                bad[name] = str(problem)
+        images = [image for _, _, image, _ in good]
+        labels = [-1 if e.label is None else e.label for _, e, _, _ in good]
+        return {
+            "image": torch.stack(images) if good else torch.empty(0, *self.shape, dtype=torch.uint8),
+            "label": torch.tensor(labels, dtype=torch.int64),
+            "caption": [e.caption for _, e, _, _ in good],
+            "id": [e.id for _, e, _, _ in good],
+            "aspect": torch.tensor([aspect for *_, aspect in good], dtype=torch.float32),
+            "row": [row for row, *_ in good],
+            "bad": bad,
+        }
+
+    def _picture(self, example: Example) -> tuple[Tensor, float]:
+        """Uint8 (C, h, w), and width over height before it was resized."""
+        at_least = (
+            self.resize.size if self.fast else None
+        )  # reduced decoding is not bit for bit: not in evaluation
+        array = decode(example.image, self.alpha, name=example.id, at_least=at_least)
+        aspect = array.shape[1] / array.shape[0]
+        r = self.resize
+        array = resize_crop(array, r.size, r.crop, r.mode, r.interpolation, r.background)
+        return torch.from_numpy(array.transpose(2, 0, 1).copy()), aspect
+
+
+class Loader(StatefulDataLoader):
+    """Iterating is one epoch; the next iteration is the next.
+
+    A batch is a dict: "image" uint8 (b, 3 or 4, h, w); "label" int64 (b,), -1 where there is none; "caption"
+    and "id", lists; "aspect" float32 (b,), width over height of each picture before it was squashed; "bad",
+    the damaged images left out of this batch, as {id: why}. b is short of the batch size by the damaged ones,
+    and at the end of an evaluation.
+
+    `bad` gathers those dicts. `state_dict()` within the loop says how far it came; after `load_state_dict()`
+    the next iteration gives exactly the batches that were still to come. The state is two integers, because
+    the order is a function of (seed, epoch): torchdata's own state would fix the number of workers.
+
+    Raises (while iterating):
+        UserError: a damaged image, where `on_bad_image` is "fail"; names the file.
+    """
+
+    def __init__(self, pictures: Pictures, order: Order, workers: int, cached: bool, on_bad_image: str):
+        self.bad: dict[str, str] = {}
+        self.epoch = 0
+        self._order, self._on_bad_image = order, on_bad_image
+        self._done = self._resume_at = 0  # batches
+        self._cache = _Cache(pictures) if cached else None
+        self._plan: list[list[int]] = []  # of this epoch: the rows that each request asks the workers for
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=".*set_vital"
+            )  # torchdata 0.11 calls what torch deprecates
+            super().__init__(
+                pictures,
+                batch_sampler=self._plan,
+                num_workers=workers,
+                collate_fn=_as_it_is,  # type: ignore[arg-type]
+                generator=torch.Generator(),  # else the workers' seed is drawn from the global stream
+                persistent_workers=workers > 0 and not cached,  # with a cache one epoch is all they do
+            )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self._done, self._resume_at = self._resume_at, 0
+        batches = self._order.batches(self.epoch)[self._done :]
+        missing = batches if self._cache is None else [self._cache.missing(rows) for rows in batches]
+        self._plan[:] = [rows.tolist() for rows in missing if len(rows)]
+        fetched = super().__iter__() if self._plan else iter(())
+        for rows, absent in zip(batches, missing, strict=True):
+            batch = next(fetched) if len(absent) else NOTHING
+            self._note_bad(batch["bad"])
+            if self._cache is not None:
+                batch = self._cache.batch(rows, absent, batch)
+            self._done += 1
+            if batch["id"]:
+                yield batch
+        next(fetched, None)  # lets the workers end
+        self.epoch, self._done = self.epoch + 1, 0
+
+    def _note_bad(self, bad: dict[str, str]) -> None:
+        if bad and self._on_bad_image == "fail":
+            raise UserError(f"{next(iter(bad.values()))}, or set on_bad_image to skip")
+        self.bad.update(bad)
+
+    def state_dict(self) -> dict[str, int]:
+        """How far it came: the epoch, and the batches of it that were given out."""
+        return {"epoch": self.epoch, "batch": self._done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The next iteration goes on from there, whatever the number of workers."""
+        if not 0 <= state_dict["batch"] <= len(self):
+            raise UserError(
+                f"the state is at batch {state_dict['batch']} of an epoch of {len(self)}; "
+                "resume with the data and batch size that it was made with"
+            )
+        self.epoch, self._resume_at = state_dict["epoch"], state_dict["batch"]
+        self._done = self._resume_at
+
+
+class _Cache:
+    """Decoded examples by row, filled as they come."""
+
+    def __init__(self, pictures: Pictures):
+        count = len(pictures.source)
+        self.images = torch.empty(count, *pictures.shape, dtype=torch.uint8)  # pages are taken when written
+        self.labels = torch.empty(count, dtype=torch.int64)
+        self.aspects = torch.empty(count)
+        self.captions: list[str | None] = [None] * count
+        self.ids = [""] * count
+        self.seen = np.zeros(count, bool)
+        self.good = np.zeros(count, bool)
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        return np.unique(rows[~self.seen[rows]])
+
+    def batch(self, rows: np.ndarray, absent: np.ndarray, fetched: Batch) -> Batch:
+        """The batch of `rows`, after what was fetched for the absent ones among them is kept."""
+        at = fetched["row"]
+        if at:
+            self.images[at], self.labels[at] = fetched["image"], fetched["label"]
+            self.aspects[at] = fetched["aspect"]
+        for row, caption, name in zip(at, fetched["caption"], fetched["id"], strict=True):
+            self.captions[row], self.ids[row] = caption, name
+        self.seen[absent] = True
+        self.good[at] = True
+
+        rows = rows[self.good[rows]]
+        keep = torch.from_numpy(rows)
+        return {
+            "image": self.images[keep],
+            "label": self.labels[keep],
+            "caption": [self.captions[row] for row in rows],
+            "id": [self.ids[row] for row in rows],
+            "aspect": self.aspects[keep],
+            "bad": fetched["bad"],
+        }
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
