@@ -1,0 +1,85 @@
+"""The command line. A verb is a module with a typed dataclass whose fields are its flags and whose `run` does
+it.
+
+Nothing heavy is imported here: `triptych --help` reads a table, `triptych VERB --help` one small module and
+tyro, and torch comes in when a verb runs.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from triptych.errors import UserError
+
+# Verb -> its module, the class or function in it, and what `triptych --help` says of it.
+VERBS: dict[str, tuple[str, str, str]] = {
+    "demo": ("demo", "Demo", "shipped pictures through the shipped network: triptych.png"),
+    "list": ("models", "List", "the networks that can be made by name"),
+    "info": ("info", "Info", "what a checkpoint file, folder or hub id is"),
+    "classify": ("classify", "Classify", "name what is in pictures"),
+    "explain": ("explain", "Explain", "heads, rollout, distances, positions and filters for a picture"),
+    "evaluate": ("evaluate", "Evaluate", "top-1, top-5, every class, and a confusion picture"),
+    "train": ("train", "train", "train or fine-tune on your pictures; the same command resumes"),
+    "plot": ("plot", "Plot", "the curves of a training run"),
+    "convert": ("convert", "Convert", "write a checkpoint in another library's format"),
+    "bench": ("bench", "bench", "measure speed beside a peer"),
+}
+
+USAGE = "usage: triptych VERB [...]        triptych VERB --help        triptych --version"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code. A user's mistake is one line on stderr and 2, never a traceback."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(args)
+    except UserError as problem:
+        return _fail(str(problem))
+    except SystemExit as stop:  # tyro, after printing help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        _fail("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`triptych list | head`). Nobody reads what Python would still flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as problem:
+        if problem.filename is None:
+            raise
+        return _fail(f"{problem.filename}: {(problem.strerror or str(problem)).lower()}; check the path")
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        width = max(map(len, VERBS))
+        print(USAGE, "", *(f"  {verb:<{width}}  {words}" for verb, (_, _, words) in VERBS.items()), sep="\n")
+        return 0
+    if args[0] == "--version":
+        from triptych import __version__
+
+        print(f"triptych {__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(VERBS)}"
+        raise UserError(f"no verb is called {verb!r}; {hint}")
+    module, name, _ = VERBS[verb]
+    target = getattr(importlib.import_module(f"triptych.cli.{module}"), name)
+    if not isinstance(
+        target, type
+    ):  # a verb that reads its arguments itself: train's flags depend on the recipe
+        return target(rest) or 0
+    from triptych.cli.parsing import logged_to_stderr, parse
+
+    command = parse(target, rest, f"triptych {verb}")
+    with logged_to_stderr():
+        return command.run() or 0
+
+
+def _fail(message: str) -> int:
+    print("triptych: " + " ".join(message.split()), file=sys.stderr)
+    return 2

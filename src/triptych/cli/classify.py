@@ -1,0 +1,85 @@
+"""`triptych classify`"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from triptych.cli.output import SHIPPED, print_json, waiting
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from triptych.pipelines.results import Classification
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Name what is in pictures: the most probable classes of each, best first."""
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
+    """Image files, or folders of them."""
+    model: str = SHIPPED
+    """A model's file, folder, hub id or name, or a RUN folder."""
+    top: int = 5
+    """How many classes to name."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision; auto takes bf16 where the hardware multiplies it natively."""
+    batch_size: int = 16
+    """Images a forward pass."""
+    workers: int = 2
+    """Threads that read ahead."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """Stop at an image that cannot be read, or leave it out and say so."""
+    json: bool = False
+    """Print one JSON object an image, a line each."""
+
+    def run(self) -> int:
+        from triptych.pipelines.classify import ClassificationPipeline
+
+        files = image_files(self.images)
+        dtype = None if self.dtype == "auto" else self.dtype
+        pipe = ClassificationPipeline(
+            self.model, None, dtype, self.batch_size, self.workers, self.on_bad_image
+        )
+        found = pipe.stream(files, self.top)
+        if len(files) > self.batch_size and not sys.stdout.isatty():  # else the results are the progress
+            found = waiting(found, len(files), "classifying")
+        for one in found:
+            print_json(one.to_json()) if self.json else show(one)
+        if len(pipe.skipped) == len(files):
+            raise UserError(f"none of the {len(files)} images could be read; see the lines above")
+        if pipe.skipped:
+            print(f"{len(pipe.skipped)} of {len(files)} images could not be read", file=sys.stderr)
+        return 0
+
+
+def image_files(named: tuple[str, ...]) -> list[Path]:
+    """The named files, and all images below the named folders."""
+    from triptych.pipelines.pixels import images_below
+
+    if not named:
+        raise UserError("no image was named; give image files or folders: triptych classify IMAGE...")
+    files: list[Path] = []
+    for path in map(Path, named):
+        below = list(images_below(path)) if path.is_dir() else [path]
+        if not below:
+            raise UserError(f"{path} has no images below it; give a folder of images")
+        files += below
+    return files
+
+
+def show(one: "Classification") -> None:
+    """A file's name, and a line with a bar for each class."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text(one.source, style="bold"), soft_wrap=True)
+    wide = min(max(len(guess.name) for guess in one), 40)
+    for i, guess in enumerate(one):
+        line = Text(f"  {guess.probability:6.1%}  ", style="bold" if i == 0 else "")
+        line.append(f"{guess.name:<{wide}}  ")
+        line.append("━" * max(1, round(24 * guess.probability)), style="blue" if i == 0 else "bright_black")
+        console.print(line, soft_wrap=True)

@@ -1,0 +1,36 @@
+"""`triptych convert`"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from triptych.cli.output import print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Write a checkpoint in another library's format, bit for bit."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """A model's file, folder, hub id or name, or a RUN folder."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """The file or folder to write."""
+    format: Annotated[str, tyro.conf.arg(metavar="F")]
+    """triptych, timm, hf, torchvision, google, ..."""
+    json: bool = False
+    """Print what was written as JSON."""
+
+    def run(self) -> int:
+        from triptych.weights import export, load, save
+
+        net = load(self.source)
+        if self.format == "triptych":
+            save(net, self.target)
+        else:
+            export(net, self.target, self.format)
+        if self.json:
+            print_json({"source": self.source, "target": self.target, "format": self.format})
+        else:
+            print(f"{self.target}: written from {self.source} in the format of {self.format}")
+        return 0

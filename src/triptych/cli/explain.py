@@ -1,0 +1,57 @@
+"""`triptych explain`"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from triptych.cli.output import SHIPPED, print_json
+from triptych.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Show why a Vision Transformer says what it says of a picture.
+
+    Writes rollout.png, heads.png, distances.png, filters.png and positions.png, the numbers behind them as
+    explanation.npz, and explanation.json.
+    """
+
+    image: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """An image file."""
+    model: str = SHIPPED
+    """A model's file, folder, hub id or name, or a RUN folder."""
+    out: Path = Path("explanation")
+    """Folder to write into."""
+    size: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
+    """Feed this width and height in pixels instead of the model's own."""
+    json: bool = False
+    """Print guesses, rollout, distances and the files as JSON."""
+
+    def run(self) -> int:
+        from triptych.pipelines.explain import explain
+        from triptych.plots import style
+        from triptych.plots.explanation import explanation_figures
+
+        found = explain(self.model, self.image, height_width(self.size) if self.size else None)
+        found.save(self.out)
+        words = ", ".join(f"{guess.name} {guess.probability:.0%}" for guess in found.classification[:3])
+        figures = explanation_figures(found.arrays(), words, found.readout)
+        for name, figure in figures.items():
+            style.save(figure, self.out / f"{name}.png")
+        written = [*(f"{name}.png" for name in figures), "explanation.npz", "explanation.json"]
+        if self.json:
+            print_json(found.to_json() | {"files": [str(self.out / name) for name in written]})
+        else:
+            print(f"{self.image}: {words}\n{self.out}: {', '.join(written)}")
+        return 0
+
+
+def height_width(words: str) -> tuple[int, int]:
+    """ "320x224" (width x height) -> (224, 320)."""
+    match = re.fullmatch(r"(\d+)x(\d+)", words)
+    if not match or not 1 <= min(int(match[1]), int(match[2])) <= max(int(match[1]), int(match[2])) <= 8192:
+        raise UserError(f"size is {words!r}, which must be WIDTHxHEIGHT in pixels, for example 224x224")
+    return int(match[2]), int(match[1])

@@ -1,0 +1,68 @@
+"""What verbs print: results on stdout, JSON where a program reads it, a progress bar on stderr where one
+waits."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+SHIPPED = "vit-emoji"  # what every verb uses without --model
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Strict JSON on stdout: what is not a number becomes null, arrays become lists."""
+    print(json.dumps(plain(value), ensure_ascii=False, indent=indent), flush=True)
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def waiting(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+    """The same items with a progress bar on stderr, if that is a terminal and stdout is not one already
+    scrolling."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield from bar.track(items, total=total, description=what)
+
+
+def count(number: float) -> str:
+    """86567656 -> "86.6 M": three digits and a decimal prefix."""
+    for limit, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= limit:
+            return f"{number / limit:.{max(0, 2 - int(math.log10(number / limit)))}f}{prefix}"
+    return f"{number:.0f}"
+
+
+def table(title: str, columns: Mapping[str, str], rows: Iterable[Iterable[str]]) -> None:
+    """A table on stdout. `columns` maps each heading to "left" or "right"."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(
+        title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="dim"
+    )
+    for heading, side in columns.items():
+        made.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    Console(highlight=False).print(made)

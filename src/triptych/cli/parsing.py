@@ -1,0 +1,81 @@
+"""Flags from types: tyro reads a dataclass, and what it rejects becomes one line with near names."""
+
+import contextlib
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from triptych.errors import UserError
+
+T = TypeVar("T")
+
+CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
+
+
+def parse(cls: type[T], args: Sequence[str], prog: str, default: Any = None, description: str = "") -> T:
+    """The dataclass `cls` filled from `args`. `--help` prints and exits.
+
+    Args:
+        prog: how the command begins, for its help: "triptych classify".
+        default: an instance to start from, whose values are the flags' defaults.
+        description: printed instead of the docstring of `cls`.
+
+    Raises:
+        UserError: what the arguments lack or have wrong, in one line.
+        SystemExit: help was asked for.
+    """
+    said = io.StringIO()
+    more = {"default": default} if default is not None else {}
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                cls, args=list(args), prog=prog, description=description or None, config=CONFIG, **more
+            )
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise UserError(one_line(said.getvalue(), prog)) from None
+
+
+def one_line(box: str, prog: str) -> str:
+    """tyro's message without its frame: the problem, the options it thinks were meant, where help is.
+
+    Inside the frame tyro prints the problem, a rule, and further paragraphs; names of options are indented by
+    four, their descriptions by eight. Unknown text passes through as it is.
+    """
+    lines = [re.sub(r"\[/?bold\]", "", line[2:].rstrip(" │")) for line in box.splitlines() if line[:1] == "│"]
+    lines = [line for line in lines if line]
+    first = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
+    problem = " ".join(line for line in lines[:first] if not line.startswith("    ")) or " ".join(box.split())
+    problem = re.split(r" *(?:Got errors:|Expected format:)", problem)[0].rstrip(". ")
+    problem = problem[:1].lower() + problem[1:]
+    if problem.startswith("missing from"):
+        problem = f"{prog} needs {', '.join(_names(lines[:first]))}"
+    near = [name for name in _names(lines[first:]) if name.startswith("--")]
+    hint = f"did you mean {' or '.join(near[:3])}? " if "unrecognized" in problem and near else ""
+    return f"{problem}; {hint}see {prog} --help"
+
+
+def _names(lines: list[str]) -> list[str]:
+    return list(dict.fromkeys(line.split()[0] for line in lines if re.match(r" {4}\S", line)))
+
+
+@contextlib.contextmanager
+def logged_to_stderr() -> Iterator[None]:
+    """What the package logs, as plain lines on stderr, while a verb runs."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("triptych")
+    before = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before)
