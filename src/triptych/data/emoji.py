@@ -1,7 +1,8 @@
 """The built-in data set: emoji drawings with labels, captions and two coarser groupings, by drawing style.
 
 Training styles and the test style draw the same concepts by different hands, so test accuracy asks whether a
-network knows what a red apple looks like, not whether it has seen this apple. `tools/make_emoji.py` made the files.
+network knows what a red apple looks like, not whether it has seen this apple. `tools/make_emoji.py` made the
+files.
 
     train: fluent-3d (MIT), noto, noto-v1 (Apache-2.0)        test: twemoji (CC BY 4.0)
 """
@@ -53,15 +54,17 @@ class Style:
 
 
 class EmojiSource:
-    """Emoji drawings as a sequence of `Example`s; small to pickle, atlases are decoded when first looked into.
+    """Emoji drawings as a sequence of `Example`s. Small to pickle; an atlas is decoded at first use.
 
     Attributes:
         name: "emoji-train"; classes: label of each class, the same tuple for every split and style.
         groupings: {"subgroup": ..., "group": ...}, a coarser name for each class.
-        labels: int64 (n,), the class of each example; styles: the chosen `Style`s; concepts: one `Concept` a class.
+        labels: int64 (n,), the class of each example; concepts: one `Concept` a class; styles: the chosen.
     """
 
-    def __init__(self, root: Path, split: Split, styles: Sequence[str] | None, background: tuple[int, int, int] | None):
+    def __init__(
+        self, root: Path, split: Split, styles: Sequence[str] | None, background: tuple[int, int, int] | None
+    ):
         concepts, everything, self._cell, self._columns = _read_table(root)
         self.root, self.split, self.background = root, split, background
         self.name = f"emoji-{split}"
@@ -82,7 +85,7 @@ class EmojiSource:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`; its image is uint8 (64, 64, 4) with straight alpha, or (64, 64, 3) on a `background`."""
+        """Example `index`: uint8 (64, 64, 4) with straight alpha, or (64, 64, 3) pasted on the background."""
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} examples, asked for number {index}")
@@ -100,7 +103,8 @@ class EmojiSource:
         )
 
     def __repr__(self) -> str:
-        return f"<{self.name}: {len(self)} drawings of {len(self.classes)} concepts, {[s.name for s in self.styles]}>"
+        hands = ", ".join(s.name for s in self.styles)
+        return f"<{self.name}: {len(self)} drawings of {len(self.classes)} concepts by {hands}>"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -133,8 +137,8 @@ def emoji(
     Args:
         split: "train", "test" (a hand never trained on) or "all".
         styles: only these drawing styles, which must belong to the split; None is all of them.
-        root: a folder that `tools/make_emoji.py --styles all --out FOLDER` made, with twice the training drawings;
-            None is what is shipped. Classes and test drawings are the same.
+        root: a folder that `tools/make_emoji.py --styles all --out FOLDER` made, with twice the training
+            drawings; None is what is shipped. Classes and test drawings are the same.
         background: RGB 0..255 to paste the drawings on; None leaves them transparent.
 
     Returns:
@@ -152,12 +156,16 @@ def emoji(
     return EmojiSource(Path(root).resolve() if root is not None else ASSETS, split, styles, background)
 
 
-def _choose(styles: tuple[Style, ...], split: Split, names: Sequence[str] | None, root: Path) -> tuple[Style, ...]:
+def _choose(
+    styles: tuple[Style, ...], split: Split, names: Sequence[str] | None, root: Path
+) -> tuple[Style, ...]:
     here = tuple(s for s in styles if split in ("all", s.split))
     if names is None:
         return here
     if not names:
-        raise UserError(f"no emoji style was named; leave styles out, or choose from {', '.join(s.name for s in here)}")
+        raise UserError(
+            f"no emoji style was named; leave styles out, or choose from {', '.join(s.name for s in here)}"
+        )
     known = {s.name: s for s in styles}
     for name in names:
         if name not in known:
@@ -168,7 +176,9 @@ def _choose(styles: tuple[Style, ...], split: Split, names: Sequence[str] | None
                 f"emoji style {name!r} belongs to split {known[name].split!r}, not {split!r}; "
                 f"choose from {', '.join(s.name for s in here)}"
             )
-    return tuple(s for s in here if s.name in names)  # in the table's order, whatever order they were named in
+    return tuple(
+        s for s in here if s.name in names
+    )  # in the table's order, whatever order they were named in
 
 
 @lru_cache(maxsize=8)
@@ -177,27 +187,46 @@ def _read_table(root: Path) -> tuple[tuple[Concept, ...], tuple[Style, ...], int
     try:
         table: dict[str, Any] = json.loads(path.read_bytes())
         concepts = tuple(
-            Concept(id=c["id"], emoji=c["emoji"], label=c["label"], tags=tuple(c["tags"]), group=c["group"], subgroup=c["subgroup"])
+            Concept(
+                id=c["id"],
+                emoji=c["emoji"],
+                label=c["label"],
+                tags=tuple(c["tags"]),
+                group=c["group"],
+                subgroup=c["subgroup"],
+            )
             for c in table["concepts"]
         )
         styles = tuple(
-            Style(name=s["name"], split=s["split"], family=s["family"], licence=s["licence"], credit=s["credit"],
-                  source=s["source"], cells=tuple(s["cells"]))
+            Style(
+                name=s["name"],
+                split=s["split"],
+                family=s["family"],
+                licence=s["licence"],
+                credit=s["credit"],
+                source=s["source"],
+                cells=tuple(s["cells"]),
+            )
             for s in table["styles"]
         )
         return concepts, styles, table["cell"], table["columns"]
     except OSError as problem:
         raise UserError(
-            f"no emoji data in {root} (emoji.json: {problem.strerror}); make it with tools/make_emoji.py --out {root}"
+            f"no emoji data in {root} (emoji.json: {problem.strerror}); "
+            f"make it with tools/make_emoji.py --out {root}"
         ) from problem
     except (ValueError, KeyError, TypeError) as problem:
-        raise UserError(f"{path} is not an emoji table ({problem}); make it again with tools/make_emoji.py") from problem
+        raise UserError(
+            f"{path} is not an emoji table ({problem}); make it again with tools/make_emoji.py"
+        ) from problem
 
 
 def _atlas_path(root: Path, style: str) -> Path:
     path = root / f"{style}.webp"
     if not path.is_file():
-        raise UserError(f"the drawings {path} are missing; make them again with tools/make_emoji.py --out {root}")
+        raise UserError(
+            f"the drawings {path} are missing; make them again with tools/make_emoji.py --out {root}"
+        )
     return path
 
 
@@ -208,6 +237,8 @@ def _decode_atlas(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             atlas = np.asarray(image.convert("RGBA"))
     except OSError as problem:
-        raise UserError(f"{path} cannot be decoded ({problem}); make it again with tools/make_emoji.py") from problem
+        raise UserError(
+            f"{path} cannot be decoded ({problem}); make it again with tools/make_emoji.py"
+        ) from problem
     atlas.setflags(write=False)
     return atlas

@@ -8,7 +8,7 @@ import numpy as np
 from PIL.Image import Image as PILImage
 
 Image: TypeAlias = np.ndarray | PILImage | bytes | str | PathLike[str]
-"""One picture before it is decoded: uint8 (H, W, 3 or 4), a PIL image, an encoded file's bytes, or a path to one."""
+"""One picture before decoding: uint8 (H, W, 3 or 4), a PIL image, an encoded file's bytes, or its path."""
 
 
 @dataclass(frozen=True, slots=True)
