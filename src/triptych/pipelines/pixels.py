@@ -59,7 +59,7 @@ def normalised(
     pixels: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, channels: int = 3
 ) -> Float[Tensor, "channels H W"]:
     """Pixels in [0, 255] to floats, mean taken away, divided by the standard deviation."""
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
+    x = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
     if channels == 1:  # a network of grey images: ITU-R 601 luma
         x = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
     elif channels != 3:

@@ -61,7 +61,7 @@ def rollout_overlay(
     H, W = image.shape[:2]
     wide = 3.2 if W >= H else 3.2 * W / H
     high = wide * H / W
-    made = style.figure(0.4 + 2 * wide + 0.2 + 0.4, 0.95 + high + 0.4)
+    made = style.figure(max(0.4 + 2 * wide + 0.2 + 0.4, 5.2), 0.95 + high + 0.4)
     style.heading(made, title, below)
     style.picture(style.axes(made, 0.4, 0.95, wide, high), image)
     style.picture(style.axes(made, 0.6 + wide, 0.95, wide, high), style.overlay(image, rollout))

@@ -59,10 +59,12 @@ def text(
 
 
 def heading(made: Figure, title: str, below: str = "", left: float = 0.4) -> None:
-    """A title in the upper left corner, and a softer line below it; takes the first 0.85 inches."""
+    """A title in the upper left corner, and a softer line below it, cut at the page's width; takes the first
+    0.85 inches."""
     text(made, left, 0.42, title, size=14, weight="bold")
     if below:
-        text(made, left, 0.66, below, size=9, color=SOFT)
+        room = made.get_size_inches()[0] - 2 * left
+        text(made, left, 0.66, short(below, int(room / 0.075)), size=9, color=SOFT)
 
 
 def quiet(ax: Axes, grid: str | None = "y") -> Axes:

@@ -1,0 +1,153 @@
+"""Figures come out whole at every size they promise, and leave matplotlib's global state alone."""
+
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych.errors import UserError
+from triptych.plots import style
+from triptych.plots.attention import (
+    attention_distance,
+    attention_heads,
+    mean_distance_of_even_attention,
+    rollout_overlay,
+)
+from triptych.plots.confusion import confusion
+from triptych.plots.embedding import patch_filters, position_similarity
+from triptych.plots.explanation import explanation_figures
+from triptych.plots.sheet import Seen, SeePanel, demo_sheet
+
+rng = np.random.default_rng(0)
+
+
+def picture(height=48, width=64):
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def drawn(figure, folder):
+    """The figure's pixels, after a check that it holds something and that nothing was cut off at its edge."""
+    style.save(figure, folder / "figure.png")
+    with Image.open(folder / "figure.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.std() > 5
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 255).all(), "something touches the edge"
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("blocks", "heads", "h", "w"), [(1, 1, 2, 2), (12, 3, 14, 14), (3, 16, 4, 9), (24, 2, 7, 3)]
+)
+def test_heads(tmp_path, blocks, heads, h, w):
+    drawn(
+        attention_heads(picture(), rng.random((blocks, heads, h, w)).astype(np.float32), "class token"),
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (1, 1), (600, 40)])
+def test_rollout(tmp_path, size):
+    drawn(rollout_overlay(picture(*size), rng.random((6, 8)).astype(np.float32), below="cat 0.9"), tmp_path)
+
+
+def test_overlay_is_warm_where_the_heat_is():
+    heat = np.zeros((8, 8), np.float32)
+    heat[1, 6] = 1
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    shown = style.overlay(grey, heat).astype(int)
+    redness = shown[..., 0] - shown[..., 2]
+    y, x = np.unravel_index(redness.argmax(), redness.shape)
+    assert abs(y / len(shown) - 1.5 / 8) < 0.1
+    assert abs(x / len(shown) - 6.5 / 8) < 0.1
+    assert redness[len(shown) // 2 :].max() == 0
+
+
+def test_overlay_of_even_heat_is_the_grey_picture():
+    shown = style.overlay(picture(), np.ones((4, 4), np.float32))
+    assert (shown[..., 0] == shown[..., 2]).all()
+
+
+@pytest.mark.parametrize("blocks", [1, 12, 40])
+def test_distances(tmp_path, blocks):
+    drawn(attention_distance(rng.random((blocks, 6)).astype(np.float32) * 100, (224, 224)), tmp_path)
+
+
+def test_even_attention_is_the_mean_distance_in_a_square():
+    """Two random points of a unit square are (2 + sqrt 2 + 5 ln(1 + sqrt 2)) / 15 apart in the mean."""
+    known = (2 + 2**0.5 + 5 * np.log(1 + 2**0.5)) / 15
+    assert mean_distance_of_even_attention((100, 100)) == pytest.approx(100 * known, rel=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(28, 16, 16, 3), (3, 1, 1, 3), (5, 7, 7, 1)])
+def test_filters(tmp_path, shape):
+    share = np.full(len(shape) and shape[0], 1 / shape[0], np.float32)
+    drawn(patch_filters(rng.normal(size=shape).astype(np.float32), share), tmp_path)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (4, 9), (14, 14)])
+def test_positions(tmp_path, grid):
+    drawn(position_similarity(rng.uniform(-1, 1, (*grid, *grid)).astype(np.float32)), tmp_path)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 16, 17, 80, 81, 1000])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_confusion(tmp_path, classes, grouped):
+    matrix = np.diag(rng.integers(1, 9, classes)) + (rng.random((classes, classes)) < 2 / classes)
+    names = [f"a class with a $long$ name {i}" for i in range(classes)]
+    groups = [f"group {i % 3}" for i in range(classes)] if grouped else None
+    drawn(confusion(matrix.astype(np.int64), names, groups), tmp_path)
+
+
+def test_confusion_of_classes_never_seen(tmp_path):
+    matrix = np.zeros((3, 3), np.int64)
+    matrix[0, 1] = 2
+    drawn(confusion(matrix), tmp_path)
+
+
+def test_sheet(tmp_path):
+    guesses = [("a very long name that will not fit into its column", 0.5), ("b", 0.3), ("c", 0.001)]
+    cards = [
+        Seen(image=picture(40, 40 + 10 * i), rollout=rng.random((4, 4)), guesses=guesses, truth="b")
+        for i in range(3)
+    ]
+    two = [SeePanel(cards=cards), SeePanel(cards=cards[:1], title="Again")]
+    one = drawn(demo_sheet(two[:1], below="three pictures"), tmp_path)
+    assert len(drawn(demo_sheet(two, below="three pictures"), tmp_path)) > len(one)
+
+
+def test_explanation_figures_by_name():
+    arrays = {
+        "image": picture(),
+        "rollout": rng.random((3, 4)),
+        "heads": rng.random((3, 2, 3, 4)),
+        "distances": rng.random((2, 2)),
+        "filters": rng.normal(size=(4, 2, 2, 3)),
+        "filter_share": np.full(4, 0.25),
+    }
+    assert set(explanation_figures(arrays)) == {"rollout", "heads", "distances", "filters"}
+    arrays["positions"] = rng.random((3, 4, 3, 4))
+    assert "positions" in explanation_figures(arrays)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        style.save(style.figure(1, 1), tmp_path / "file" / "x.png")
+
+
+def test_global_state_stays(tmp_path):
+    before = dict(matplotlib.rcParams)
+    drawn(rollout_overlay(picture(), rng.random((6, 8))), tmp_path)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_never_imported():
+    code = (
+        "import sys; from triptych.plots import attention, confusion, curves, embedding, explanation, sheet;"
+        "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
