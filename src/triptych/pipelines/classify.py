@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from triptych.errors import UserError
-from triptych.pipelines.hardware import choose_device, choose_dtype, placed
+from triptych.hardware import choose_device, choose_dtype, placed
 from triptych.pipelines.pixels import Picture, fitted, images_below, name_of, normalised
 from triptych.pipelines.results import Classification, Guess
 
