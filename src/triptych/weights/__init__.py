@@ -1,0 +1,11 @@
+"""Checkpoints in and out: `load`, `save`, `export`, `inspect`. Models never see any of it.
+
+Read `rules.py` first (what a table of names is), then `vit/timm.py` (one table), `loading.py` (how they meet).
+"""
+
+from triptych.weights.adapt import fine_tuning_head, resize_positions
+from triptych.weights.exporting import export, formats
+from triptych.weights.loading import inspect, load
+from triptych.weights.store import save
+
+__all__ = ["export", "fine_tuning_head", "formats", "inspect", "load", "resize_positions", "save"]

@@ -1,0 +1,58 @@
+"""Changes that a caller asks for when loading: another number of classes, another image size."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from triptych.errors import UserError
+from triptych.layers.position import resample_positions
+from triptych.models.vit_config import ViTConfig, grid_at
+
+
+def fine_tuning_head(net: nn.Module, num_classes: int) -> nn.Module:
+    """Replace the head by fine-tuning's: one linear layer that starts at zero (ViT, Section 3.1), in place.
+
+    A pre-training head (the MLP with a tanh layer, or other classes) is thrown away. The card loses its class
+    names, which belonged to that head.
+
+    Raises:
+        UserError: fewer than one class.
+    """
+    if num_classes < 1:
+        raise UserError(
+            f"num_classes is {num_classes}, which must be at least 1; leave it out to keep the head as it is"
+        )
+    config: ViTConfig = net.config  # type: ignore[assignment]
+    like = next(net.parameters())
+    width = config.embed_dim * (2 if config.pool == "token+mean" else 1)
+    for name in ("head", "head_distill") if config.distill_token else ("head",):
+        head = nn.Linear(width, num_classes, dtype=like.dtype, device=like.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        setattr(net, name, head)
+    net.config = replace(config, num_classes=num_classes, head="linear", head_dim=0)  # type: ignore[assignment]
+    net.card = replace(net.card, classes=None, groupings={}, figures={})  # type: ignore[type-var]
+    return net
+
+
+def resize_positions(net: nn.Module, image_size: int | tuple[int, int]) -> nn.Module:
+    """Lay the network out for another image size, in place: learned positions are resampled for good.
+
+    Raises:
+        UserError: a size below one pixel.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+    if min(size) < 1:
+        raise UserError(f"image_size is {size}, which must be positive numbers of pixels")
+    config: ViTConfig = net.config  # type: ignore[assignment]
+    old, new = config.grid, grid_at(config, size)
+    if config.position == "learned" and old != new:
+        prefix = net.positions.shape[1] - math.prod(old)  # type: ignore[operator,union-attr,index]
+        with torch.no_grad():
+            table = resample_positions(net.positions, old, new, prefix)  # type: ignore[arg-type]
+        net.positions = nn.Parameter(table.clone())
+    net.config = replace(config, image_size=size)  # type: ignore[assignment]
+    net.card = replace(net.card, preprocess=replace(net.card.preprocess, size=size))  # type: ignore[type-var]
+    return net

@@ -1,0 +1,237 @@
+"""`load` and `inspect`: find out by looking what a checkpoint is, then fill a network with it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from triptych.config import to_json
+from triptych.errors import UserError
+from triptych.models.registry import build
+from triptych.weights import store
+from triptych.weights.adapt import fine_tuning_head, resize_positions
+from triptych.weights.files import Checkpoint, open_checkpoint
+from triptych.weights.formats import Format, Hints, Names, Reading, shapes_of
+from triptych.weights.rules import SAME, Rule, plan, slab
+from triptych.weights.vit import FORMATS
+from triptych.weights.zoo import locate
+
+Source = str | os.PathLike[str]
+
+# What a file that no reader takes looks like, by names that only it has.
+_FAMILIAR = (
+    ("relative_position_bias_table", "a Swin Transformer (or BEiT)"),
+    ("logit_scale", "a CLIP, or a Swin Transformer v2"),
+    ("model.diffusion_model.", "a latent diffusion model"),
+    ("first_stage_model.", "a latent diffusion model"),
+    ("down_blocks.0.", "a diffusion UNet or autoencoder"),
+    ("decoder_embed.", "a masked autoencoder with its decoder"),
+    ("vision_model.", "a CLIP or SigLIP"),
+    ("visual.", "a CLIP"),
+    ("word_embeddings", "a language model"),
+    ("layer1.0.conv1.", "a ResNet"),
+    ("downsample_layers.", "a ConvNeXt"),
+    ("stages.0.blocks.0.", "a ConvNeXt or another staged network"),
+)
+
+
+def load(
+    source: Source,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    window: int | tuple[int, int] | None = None,
+) -> nn.Module:
+    """A network with the weights of a checkpoint, in evaluation mode, its `config` and `card` set.
+
+    Format, family and sizes are found by looking at names and shapes; what these cannot tell comes from the
+    config beside the file, else from the format's published conventions, which `inspect` lists.
+
+    Args:
+        source: a file (.safetensors, .bin, .pth, .pt, .npz), a folder that holds one (whole or in shards; a
+            training run too), the name of a shipped model, or a hub id.
+        num_classes: another number of classes: the head is replaced by `fine_tuning_head`, zero at the start.
+        image_size: pixels, one number or (height, width): learned positions are moved by `resize_positions`.
+        window: for networks with windows; a ViT has none.
+
+    Raises:
+        UserError: nothing there, damaged, of an unknown kind, or not exactly fitting; one line with every offender.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    checkpoint = open_checkpoint(locate(source))
+    reading, chosen, dtype = read(checkpoint, Hints(size))
+    if window is not None:
+        raise UserError(f"{checkpoint.path} is a ViT, which has no windows; leave window out")
+    with torch.device("meta"):
+        net = build(reading.config)
+    fill(net, checkpoint, reading.rules, f"{checkpoint.path} read as {chosen}", dtype)
+    origin = (
+        f"{chosen}; preprocessing: {reading.facts['preprocess']}; class names: {reading.facts['classes']}"
+    )
+    net.card = reading.card if chosen == "triptych" else replace(reading.card, source=origin)  # type: ignore[assignment]
+    if size is not None and size != reading.config.image_size:
+        resize_positions(net, size)
+    if num_classes is not None and num_classes != reading.config.num_classes:
+        fine_tuning_head(net, num_classes)
+    return net.eval()
+
+
+def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtype | None]:
+    """What a checkpoint is, the name of its format, and the type its numbers are loaded in (none: their own)."""
+    if store.is_ours(checkpoint):
+        reading, dtype = store.read(checkpoint)
+        return reading, "triptych", dtype
+    names = Names(checkpoint)
+    found = recognise(names)
+    if found is None:
+        raise UserError(
+            f"{checkpoint.path} is no ViT of a known format: it looks like {looks_like(names)}; "
+            f"known are {', '.join(f.title for f in FORMATS)}"
+        )
+    try:
+        return found.read(names, hints), found.name, None
+    except UserError as problem:
+        line = str(problem)
+        raise UserError(line if str(checkpoint.path) in line else f"{checkpoint.path}: {line}") from problem
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as problem:
+        # Only the JSON beside the file is free-form enough to break a reader.
+        raise UserError(
+            f"{checkpoint.path} cannot be read as {found.title}: its config.json is damaged ({problem}); fetch it again"
+        ) from problem
+
+
+def recognise(names: Names) -> Format | None:
+    """The first format whose names these are."""
+    return next((known for known in FORMATS if known.recognises(names)), None)
+
+
+def looks_like(names: Names) -> str:
+    """A guess at a foreign checkpoint, in words."""
+    for part, what in _FAMILIAR:
+        if any(part in name for name in names.shapes):
+            return what
+    return f"{len(names.shapes)} tensors such as {', '.join(list(names.shapes)[:3])}"
+
+
+def fill(
+    net: nn.Module, checkpoint: Checkpoint, rules: Sequence[Rule], what: str, dtype: torch.dtype | None = None
+) -> None:
+    """Give every parameter of a network built on the meta device its tensor, one at a time.
+
+    A tensor that needs no change stays mapped to the file; one that does is read, changed and freed, so that the
+    peak is the weights and one tensor.
+
+    Raises:
+        UserError: see `plan`; or numbers that are not floating where a parameter needs them.
+    """
+    steps = plan(rules, checkpoint.shapes, shapes_of(net), what)
+    parameters = dict(net.named_parameters())
+    widest = dtype or _widest(checkpoint, steps, parameters)
+    for step in steps:
+        if step.restore is not None:
+            made: tuple[Tensor, ...] = (step.restore(),)
+        elif step.operation is SAME and slab(step.theirs[0])[1] is None:
+            made = tuple(checkpoint.mapped(name) for name in step.theirs)
+        else:
+            made = step.operation.forward(tuple(checkpoint.read(*slab(name)) for name in step.theirs))
+        for name, tensor in zip(step.ours, made, strict=True):
+            owner, _, leaf = name.rpartition(".")
+            module = net.get_submodule(owner)
+            if name not in parameters:
+                module._buffers[leaf] = tensor
+                continue
+            if not tensor.is_floating_point():
+                raise UserError(
+                    f"{what}: {', '.join(step.theirs)} holds {tensor.dtype}; needed are floating numbers"
+                )
+            module._parameters[leaf] = nn.Parameter(_own(tensor.to(widest)))
+    left = [name for name, t in (*net.named_parameters(), *net.named_buffers()) if t.is_meta]
+    if left:
+        raise RuntimeError(f"{type(net).__name__} keeps {left} outside its state; build them at forward")
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A tensor that lies row by row in memory no other tensor uses."""
+    tensor = tensor.contiguous()
+    return (
+        tensor if tensor.untyped_storage().nbytes() == tensor.nbytes or _is_mapped(tensor) else tensor.clone()
+    )
+
+
+def _is_mapped(tensor: Tensor) -> bool:
+    # A mapped tensor's storage is the file from there on; it is its own all the same.
+    return not tensor.untyped_storage().resizable()
+
+
+def _widest(checkpoint: Checkpoint, steps: Sequence[Rule], parameters: dict[str, Any]) -> torch.dtype:
+    """The one type that all parameters get: their own, or where a file mixes several the widest."""
+    kinds = {
+        checkpoint.entries[slab(name)[0]].dtype
+        for step in steps
+        if any(name in parameters for name in step.ours)
+        for name in step.theirs
+    }
+    widest = torch.float32 if not kinds else kinds.pop()
+    for kind in kinds:
+        widest = torch.promote_types(widest, kind)
+    return widest
+
+
+def inspect(source: Source) -> dict[str, Any]:
+    """What a checkpoint is, without loading it: plain values, for `triptych info`.
+
+    Returns:
+        path, container, tensors, bytes, dtype, notes; and where it is a network we know: format, family, config,
+        parameters, classes (number and names), preprocess, facts (where each came from), fits (None, or why not);
+        else format None and looks_like.
+
+    Raises:
+        UserError: nothing there, or no checkpoint.
+    """
+    checkpoint = open_checkpoint(locate(source))
+    kinds: dict[str, int] = {}
+    for entry in checkpoint.entries.values():
+        kind = str(entry.dtype).removeprefix("torch.")
+        kinds[kind] = kinds.get(kind, 0) + entry.numel
+    found: dict[str, Any] = {
+        "path": str(checkpoint.path),
+        "container": checkpoint.container,
+        "tensors": len(checkpoint.entries),
+        "bytes": sum(entry.nbytes for entry in checkpoint.entries.values()),
+        "dtype": max(kinds, key=lambda kind: kinds[kind]),
+        "notes": list(checkpoint.notes),
+        "format": None,
+    }
+    names = Names(checkpoint)
+    if not store.is_ours(checkpoint) and recognise(names) is None:
+        return found | {"looks_like": looks_like(names)}
+    reading, chosen, _ = read(checkpoint, Hints())
+    with torch.device("meta"):
+        net = build(reading.config)
+    try:
+        plan(reading.rules, checkpoint.shapes, shapes_of(net), str(checkpoint.path))
+        misfit = None
+    except UserError as problem:
+        misfit = str(problem)
+    return found | {
+        "format": chosen,
+        "family": reading.family,
+        "config": to_json(reading.config),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "classes": {"number": reading.config.num_classes, "names": list(reading.card.classes or ())},
+        "preprocess": to_json(reading.card.preprocess),
+        "license": reading.card.license,
+        "facts": dict(reading.facts),
+        "fits": misfit,
+    }
+
+
+def run_folder(path: Path) -> bool:
+    """Whether a folder is a training run of ours: its weights carry our metadata."""
+    try:
+        return path.is_dir() and store.is_ours(open_checkpoint(path))
+    except UserError:
+        return False

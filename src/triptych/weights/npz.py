@@ -1,0 +1,85 @@
+"""NumPy's .npz, as JAX checkpoints come: a zip of .npy members, read without pickle."""
+
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triptych.weights.entry import Broken, Contents, Entry
+from triptych.weights.zips import Member, open_zip
+
+
+def read_table(path: Path) -> Contents:
+    """Names, shapes and places of the arrays in a .npz file.
+
+    Raises:
+        Broken: no zip, a damaged member, or an array of Python objects (which would be a pickle).
+    """
+    entries = {}
+    for member in open_zip(path):
+        if not member.name.endswith(".npy"):
+            raise Broken(f"it holds {member.name}, which is no array")
+        entries[member.name[: -len(".npy")]] = _entry(path, member)
+    return Contents(entries, "npz")
+
+
+def _entry(path: Path, member: Member) -> Entry:
+    with zipfile.ZipFile(path) as archive, archive.open(member.name) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }
+            shape, fortran, dtype = read_header[version](file)
+        except (
+            ValueError,
+            KeyError,
+            EOFError,
+            SyntaxError,
+            zipfile.BadZipFile,
+            RecursionError,
+            MemoryError,
+        ) as problem:
+            raise Broken(f"{member.name} has no valid header") from problem
+        start = file.tell()
+    if dtype.hasobject:
+        raise Broken(
+            f"{member.name} holds Python objects, which only a pickle could bring back; save plain arrays"
+        )
+    shape = tuple(int(size) for size in shape)
+    torch_dtype = _torch_dtype(member.name, dtype)
+    if member.size - start != math.prod(shape) * dtype.itemsize:
+        raise Broken(
+            f"{member.name} has {member.size - start} bytes, its shape {list(shape)} needs another number"
+        )
+    if member.compressed:
+        return Entry(path, 0, shape, torch_dtype, unpack=lambda: _unpack(path, member.name, torch_dtype))
+    strides = None
+    if fortran and len(shape) > 1:
+        strides = tuple(math.prod(shape[:axis]) for axis in range(len(shape)))
+    return Entry(path, member.offset + start, shape, torch_dtype, strides)
+
+
+def _torch_dtype(name: str, dtype: np.dtype) -> torch.dtype:
+    if dtype.kind == "V" and dtype.itemsize == 2:
+        return torch.bfloat16  # NumPy has no bfloat16 and stores it as two opaque bytes
+    if dtype.byteorder == ">":
+        raise Broken(f"{name} is big-endian; save it little-endian")
+    try:
+        return torch.from_numpy(np.empty(0, dtype)).dtype
+    except TypeError as problem:
+        raise Broken(f"{name} has type {dtype}, which PyTorch cannot hold") from problem
+
+
+def _unpack(path: Path, member: str, dtype: torch.dtype) -> Tensor:
+    with np.load(path, allow_pickle=False) as arrays:
+        array = np.ascontiguousarray(arrays[member.removesuffix(".npy")])
+    return (
+        torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+        if dtype == torch.bfloat16
+        else torch.from_numpy(array)
+    )

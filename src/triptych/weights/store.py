@@ -1,0 +1,104 @@
+"""Our own format: one .safetensors, whose metadata hold what the network is and what it was trained for.
+
+metadata["triptych"] = {"version": 1, "family": "vit", "config": {...}, "card": {...}, "dtype": "float32"}
+"""
+
+import json
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from triptych.config import from_json, to_json
+from triptych.errors import UserError
+from triptych.models.card import Card
+from triptych.models.registry import build
+from triptych.models.vit_config import ViTConfig
+from triptych.weights.files import Checkpoint
+from triptych.weights.formats import Reading, shapes_of, state
+from triptych.weights.rules import same
+from triptych.weights.writers import write_safetensors
+
+KEY = "triptych"
+VERSION = 1
+FAMILIES = {"vit": ViTConfig}
+
+
+def save(net: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+    """Write a network as one .safetensors file; `load` gives it back bit for bit.
+
+    Args:
+        net: any network of this package; its config and card go along.
+        path: the file to make or replace; it appears whole or not at all.
+        dtype: a smaller type to keep the floating numbers in, such as torch.float16. Loading gives them back in
+            the network's own type, rounded; without it nothing is rounded.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    tensors = state(net)
+    said = {
+        "version": VERSION,
+        "family": _family(net),
+        "config": to_json(net.config),
+        "card": to_json(getattr(net, "card", None) or Card()),
+        "dtype": str(_dtype(net)).removeprefix("torch."),
+    }
+    if dtype is not None:
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    write_safetensors(path, tensors, {KEY: json.dumps(said, sort_keys=True)})
+
+
+def is_ours(checkpoint: Checkpoint) -> bool:
+    """Whether `save` wrote it."""
+    return KEY in checkpoint.metadata
+
+
+def read(checkpoint: Checkpoint) -> tuple[Reading, torch.dtype]:
+    """What our own file says it is, and the type that its numbers are loaded in.
+
+    Raises:
+        UserError: damaged metadata, an unknown family, or a version from the future.
+    """
+    try:
+        said: dict[str, Any] = json.loads(checkpoint.metadata[KEY])
+        version, family, dtype = said["version"], said["family"], getattr(torch, said["dtype"])
+        config_json, card_json = said["config"], said["card"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise UserError(f"{checkpoint.path} has damaged triptych metadata; save it again") from problem
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(
+            f"{checkpoint.path} is of version {version}, this triptych reads up to {VERSION}; upgrade it"
+        )
+    if family not in FAMILIES or not isinstance(dtype, torch.dtype):
+        raise UserError(
+            f"{checkpoint.path} is of family {family!r}; this triptych knows {', '.join(FAMILIES)}"
+        )
+    try:
+        config, card = from_json(FAMILIES[family], config_json), from_json(Card, card_json)
+    except UserError as problem:
+        raise UserError(f"{checkpoint.path}: {problem}") from problem
+    with torch.device("meta"):
+        names = shapes_of(build(config))
+    facts = dict.fromkeys(("config", "preprocess", "classes"), "the file itself")
+    return Reading(family, config, [same(name, name) for name in names], card, facts), dtype
+
+
+def _family(net: nn.Module) -> str:
+    config = getattr(net, "config", None)
+    for family, kind in FAMILIES.items():
+        if isinstance(config, kind):
+            return family
+    raise UserError(f"{type(net).__name__} is no network of this package; save needs one with a config")
+
+
+def _dtype(net: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+
+
+def with_card(net: nn.Module, **changes: Any) -> nn.Module:
+    """The network with some fields of its card changed, in place."""
+    net.card = replace(net.card, **changes)  # type: ignore[type-var]
+    return net

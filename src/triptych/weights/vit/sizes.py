@@ -1,0 +1,55 @@
+"""Questions that every reader of a ViT asks: which grid a table of positions is laid out for."""
+
+import math
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.weights.conventions import square_grid
+from triptych.weights.formats import Hints, Names
+
+Size = tuple[int, int]
+
+
+def pair(value: Any) -> Size | None:
+    """A size out of JSON, one number or two (or channels, height, width), as (height, width)."""
+    if isinstance(value, int) and value > 0:
+        return value, value
+    if (
+        isinstance(value, list | tuple)
+        and len(value) in (1, 2, 3)
+        and all(isinstance(n, int) and n > 0 for n in value)
+    ):
+        return (value[0], value[0]) if len(value) == 1 else (value[-2], value[-1])
+    return None
+
+
+def learned_grid(
+    names: Names, positions: str, prefix: int, stride: int, configured: Size | None, hints: Hints
+) -> tuple[Size, str]:
+    """The image size of a table of positions, and the words that say where it came from.
+
+    Args:
+        positions: the table's name; its shape is (1, prefix + rows * columns, D).
+        configured: the size in a config beside the file, which must agree with the table.
+        hints: the size given in the call, for a rectangular grid that nothing else describes.
+
+    Raises:
+        UserError: the config disagrees with the table, or the patches form no square and nothing says more.
+    """
+    count = names.shape(positions, 3)[1] - prefix
+
+    def fits(size: Size | None) -> bool:
+        return size is not None and math.prod(max(side // stride, 1) for side in size) == count
+
+    if configured is not None:
+        if not fits(configured):
+            raise UserError(
+                f"{names.path}: config.json says image_size {configured}, which has other than the {count} patches of "
+                f"{positions}; put the config that belongs to the weights beside them"
+            )
+        return configured, "config.json"
+    side = math.isqrt(max(count, 0))
+    if side * side != count and fits(hints.image_size):
+        return hints.image_size, "image_size of the call"  # type: ignore[return-value]
+    rows, columns = square_grid(count, str(names.path))
+    return (rows * stride, columns * stride), "the number of positions"

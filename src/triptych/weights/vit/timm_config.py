@@ -1,0 +1,107 @@
+"""timm's config.json: a registered architecture near the network, and the arguments that make it the network."""
+
+from typing import Any
+
+from torch import nn
+
+from triptych.errors import UserError
+from triptych.models.vit_config import ViTConfig
+from triptych.weights.conventions import to_pretrained_cfg
+
+HYBRIDS = {
+    (): "vit_tiny_r_s16_p8_224",
+    (2, 2, 2, 2): "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",
+    (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
+
+
+def architecture(config: ViTConfig) -> str:
+    """A registered name whose fixed traits (epsilon, kind of MLP, stem) are the network's.
+
+    Raises:
+        UserError: timm has none.
+    """
+    if config.position == "rotary":
+        if config.mlp == "swiglu":
+            return "vit_huge_plus_patch16_dinov3" + ("_qkvb" if config.qkv_bias == "qv" else "")
+        return "vit_small_patch16_dinov3" + ("_qkvb" if config.qkv_bias == "qv" else "")
+    if config.registers and config.class_token and config.prefix_positions:
+        raise UserError("timm cannot say registers beside a class token with a position; choose hf or dinov2")
+    if config.distill_token:
+        return "deit_base_distilled_patch16_224"
+    if config.stem == "resnet":
+        if config.stem_depths not in HYBRIDS or config.stem_widths != (64,):
+            raise UserError(
+                f"timm has no ResNet stem of {config.stem_depths} units and width {config.stem_widths}"
+            )
+        return HYBRIDS[config.stem_depths]
+    if config.mlp == "swiglu":
+        return "vit_giant_patch14_dinov2"
+    return "vit_base_patch16_clip_224" if config.pre_norm else "vit_base_patch16_224"
+
+
+def arguments(config: ViTConfig, pool: str | None) -> dict[str, Any]:
+    """What `create_model` must be told beside the architecture."""
+    args: dict[str, Any] = {
+        "img_size": list(config.image_size),
+        "patch_size": config.patch_size,
+        "in_chans": config.in_channels,
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "mlp_ratio": ratio(config),
+    }
+    if config.position == "rotary":
+        return args | {"num_reg_tokens": config.registers, "global_pool": pool}
+    args["qkv_bias"] = config.qkv_bias == "qkv"
+    args["qk_norm"] = config.qk_norm
+    if config.layer_scale is not None:
+        args["init_values"] = config.layer_scale
+    if config.mlp == "gelu_tanh":
+        args["act_layer"] = "gelu_tanh"
+    if config.distill_token:
+        return args
+    return args | {
+        "class_token": config.class_token,
+        "reg_tokens": config.registers,
+        "no_embed_class": not (config.class_token and config.prefix_positions),
+        "pos_embed": "learn" if config.position == "learned" else "none",
+        "pre_norm": config.pre_norm,
+        "fc_norm": config.norm_after_pool,
+        "global_pool": pool,
+    }
+
+
+def ratio(config: ViTConfig) -> float:
+    """Hidden width over width, such that timm's rounding down gives the hidden width back. Where gate and up are one
+    layer, timm counts both."""
+    hidden = config.mlp_dim * (2 if config.mlp == "swiglu" and config.position != "rotary" else 1)
+    exact = hidden / config.embed_dim
+    return exact if int(config.embed_dim * exact) == hidden else (hidden + 0.5) / config.embed_dim
+
+
+def settings(net: nn.Module) -> dict[str, Any]:
+    """The whole config.json, preprocessing and class names included.
+
+    Raises:
+        UserError: timm has no such network.
+    """
+    config: ViTConfig = net.config  # type: ignore[assignment]
+    pool = {"token": "token", "mean": "avg", "attention": "map"}.get(config.pool)
+    found: dict[str, Any] = {
+        "architecture": architecture(config),
+        "num_classes": config.num_classes,
+        "num_features": config.embed_dim,
+        "global_pool": pool,
+        "model_args": arguments(config, pool),
+        "pretrained_cfg": {
+            **to_pretrained_cfg(net.card.preprocess),  # type: ignore[union-attr]
+            "num_classes": config.num_classes,
+            "first_conv": "patch_embed.proj",
+            "classifier": ["head", "head_dist"] if config.distill_token else "head",
+        },
+    }
+    if net.card.classes is not None:  # type: ignore[union-attr]
+        found["label_names"] = list(net.card.classes)  # type: ignore[union-attr]
+    return found
