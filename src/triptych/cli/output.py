@@ -66,3 +66,17 @@ def table(title: str, columns: Mapping[str, str], rows: Iterable[Iterable[str]])
     for row in rows:
         made.add_row(*row)
     Console(highlight=False).print(made)
+
+
+def facts(title: str, lines: Iterable[tuple[str, str]]) -> None:
+    """Pairs of a short word and what is known of it, in two columns on stdout, under a title."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, made = Console(highlight=False), Table.grid(padding=(0, 2))
+    made.add_column(style="dim", justify="right", no_wrap=True)
+    made.add_column(overflow="fold")
+    for word, known in lines:
+        made.add_row(word, known)
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(made)

@@ -1,0 +1,204 @@
+"""The curves of a training run, from its log of JSON lines."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from triptych.errors import UserError
+from triptych.plots import style
+
+Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> x, y
+
+CLOCKS = ("images", "images_seen", "step")  # what the x axis counts, the first that the log has
+NOT_CURVES = {*CLOCKS, "epoch", "time", "seconds", "elapsed", "count", "version"}
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a log.jsonl. A last line that a killed run left half-written is left out.
+
+    Raises:
+        UserError: no such file, not JSON lines, or no rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the folder of a training run, or its log.jsonl")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+            rows.append(row)
+        except ValueError as problem:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path} line {number} is no JSON object; is it a log of a training run?"
+            ) from problem
+    if not rows:
+        raise UserError(f"{path} has no rows yet; wait for the first, or give another run")
+    return rows
+
+
+def training_curves(rows: Iterable[Mapping[str, Any]], title: str = "Training") -> Figure:
+    """A panel each for losses, scores between 0 and 1, learning rate and speed; those that the rows have.
+
+    Args:
+        rows: dictionaries of numbers (nested ones are read as "outer/inner"), each with "images" or "step" to
+            place it. What a key is, is seen from its name ("...loss...", "lr", "..._per_second", "waiting")
+            and its values.
+
+    Raises:
+        UserError: there is nothing to draw.
+    """
+    clock, series = collect(rows)
+    panels = {name: found for name, found in sorted_out(series).items() if found}
+    if not panels:
+        raise UserError(
+            "the log holds no loss, score, learning rate or speed; is it a log of a training run?"
+        )
+    last = max(float(x.max()) for x, _ in series.values()) or 1.0
+    columns = min(2, len(panels))
+    wide, high, left, top = 4.5, 2.35, 0.85, 1.25
+    across, down = wide + 1.0, high + 1.0
+    made = style.figure(left + columns * across - 0.25, top + -(-len(panels) // columns) * down - 0.2)
+    style.heading(made, title, _summary(series))
+    for i, (name, found) in enumerate(panels.items()):
+        x, y = left + i % columns * across, top + i // columns * down
+        ax = style.quiet(style.axes(made, x, y, wide, high))
+        style.text(made, x, y - 0.14, name, 10, weight="bold")
+        _draw(ax, name, found)
+        ax.set_xlim(0, last * 1.02)
+        ax.set_xlabel("images seen" if clock.startswith("images") else clock, fontsize=8)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))
+    return made
+
+
+def collect(rows: Iterable[Mapping[str, Any]]) -> tuple[str, Series]:
+    """Which clock the rows have, and every number in them as a series over it."""
+    flat = [dict(_flattened(row)) for row in rows]
+    clock = next((name for name in CLOCKS if any(name in row for row in flat)), "row")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for number, row in enumerate(flat):
+        at = row.get(clock, number if clock == "row" else None)
+        for name, value in row.items():
+            if at is not None and name.rpartition("/")[2] not in NOT_CURVES:
+                points.setdefault(name, []).append((at, value))
+    return clock, {name: (np.array(both)[:, 0], np.array(both)[:, 1]) for name, both in points.items()}
+
+
+def sorted_out(series: Series) -> dict[str, Series]:
+    """Each series to its panel, by its name and values; what fits nowhere is left out."""
+    panels: dict[str, Series] = {
+        "loss": {},
+        "scores": {},
+        "learning rate": {},
+        "images per second": {},
+        "waiting for data": {},
+    }
+    for name, (x, y) in series.items():
+        leaf = name.rpartition("/")[2]
+        finite = y[np.isfinite(y)]
+        if "loss" in leaf:
+            panels["loss"][name] = x, y
+        elif leaf == "lr" or "learning_rate" in leaf:
+            panels["learning rate"][name] = x, y
+        elif "per_second" in leaf or leaf == "images/s" or leaf == "speed":
+            panels["images per second"][name] = x, y
+        elif "wait" in leaf:
+            panels["waiting for data"][name] = x, y
+        elif _is_score(leaf) and len(finite) and finite.min() >= 0 and finite.max() <= 1:
+            panels["scores"][name] = x, y
+    return panels
+
+
+def _is_score(leaf: str) -> bool:
+    return not any(
+        word in leaf for word in ("norm", "momentum", "weight_decay", "memory", "eta", "fraction", "dropout")
+    )
+
+
+def _draw(ax: Axes, name: str, found: Series) -> None:
+    ends = []
+    for i, (label, (x, y)) in enumerate(found.items()):
+        color = style.CYCLE[i % len(style.CYCLE)]
+        many = len(x) > 40 and name != "learning rate"
+        if many:  # noise stays visible behind a running mean
+            ax.plot(x, y, color=color, alpha=0.22, linewidth=0.8)
+        ax.plot(
+            x,
+            _smooth(y) if many else y,
+            color=color,
+            linewidth=1.6,
+            marker="o" if len(x) <= 40 else "",
+            markersize=3,
+        )
+        if len(found) > 1 or name in ("loss", "scores"):  # else the title says it
+            ends.append((label, color))
+    for i, (label, color) in enumerate(ends):
+        step = 0.085
+        lower = name == "scores"  # scores rise, losses fall: the words stand where the curves are not
+        y = step * (len(ends) - 1 - i) + 0.05 if lower else 1 - 0.05 - step * i
+        ax.text(0.985, y, label, color=color, fontsize=8, ha="right", va="bottom" if lower else "top",
+                transform=ax.transAxes)  # fmt: skip
+    if name == "scores":
+        ax.set_ylim(0, 1)
+    elif name in ("images per second", "waiting for data"):
+        ax.set_ylim(bottom=0)
+    if name == "waiting for data":
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    if name == "loss":
+        _log_if_wide(ax, found)
+
+
+def _log_if_wide(ax: Axes, found: Series) -> None:
+    values = np.concatenate([y for _, y in found.values()])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() / values.min() > 30:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """A centred running mean over a fiftieth of the curve; shorter at its ends, so that it covers all of
+    it."""
+    half = max(1, len(y) // 100)
+    total = np.concatenate([[0.0], np.cumsum(np.nan_to_num(y))])
+    seen = np.concatenate([[0], np.cumsum(np.isfinite(y))])
+    low, high = np.maximum(np.arange(len(y)) - half, 0), np.minimum(np.arange(len(y)) + half + 1, len(y))
+    return (total[high] - total[low]) / np.maximum(seen[high] - seen[low], 1)
+
+
+def _summary(series: Series) -> str:
+    """Best of each score, for the line below the title."""
+    scores = sorted_out(series)["scores"]
+    best = [
+        f"{name.rpartition('/')[2]} {np.nanmax(y):.3f}"
+        for name, (_, y) in scores.items()
+        if np.isfinite(y).any()
+    ]
+    return "best: " + ", ".join(best) if best else ""
+
+
+def _short_count(value: float) -> str:
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _flattened(row: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, float]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{before}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield before + name, float(value)
