@@ -30,8 +30,8 @@ class ClassificationMetrics(Metric):
 
     Args:
         num_classes: classes the logits have.
-        groupings: name of a grouping -> the coarser name of each class, e.g. `{"group": ("animals", "food")}`.
-            A sample is right in a grouping when the coarser name of the largest summed probability is its own.
+        groupings: name of a grouping -> the coarser name of each class, `{"group": ("animals", "food")}`. A
+            sample is right in a grouping when the coarser name of the largest summed probability is its own.
 
     Raises:
         UserError: a grouping does not name every class, or bears the name of another figure.
