@@ -1,6 +1,6 @@
 """Checkpoints in and out: `load`, `save`, `export`, `inspect`. Models never see any of it.
 
-Read `rules.py` first (what a table of names is), then `vit/timm.py` (one table), `loading.py` (how they meet).
+Read `rules.py` first (what a table of names is), then `vit/timm.py` (one table), `loading.py`.
 """
 
 from triptych.weights.adapt import fine_tuning_head, resize_positions

@@ -8,10 +8,11 @@ from torch import nn
 
 from triptych.errors import UserError
 from triptych.layers.position import resample_positions
-from triptych.models.vit_config import ViTConfig, grid_at
+from triptych.models.vit import ViT
+from triptych.models.vit_config import grid_at
 
 
-def fine_tuning_head(net: nn.Module, num_classes: int) -> nn.Module:
+def fine_tuning_head(net: ViT, num_classes: int) -> ViT:
     """Replace the head by fine-tuning's: one linear layer that starts at zero (ViT, Section 3.1), in place.
 
     A pre-training head (the MLP with a tanh layer, or other classes) is thrown away. The card loses its class
@@ -24,7 +25,7 @@ def fine_tuning_head(net: nn.Module, num_classes: int) -> nn.Module:
         raise UserError(
             f"num_classes is {num_classes}, which must be at least 1; leave it out to keep the head as it is"
         )
-    config: ViTConfig = net.config  # type: ignore[assignment]
+    config = net.config
     like = next(net.parameters())
     width = config.embed_dim * (2 if config.pool == "token+mean" else 1)
     for name in ("head", "head_distill") if config.distill_token else ("head",):
@@ -32,12 +33,12 @@ def fine_tuning_head(net: nn.Module, num_classes: int) -> nn.Module:
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         setattr(net, name, head)
-    net.config = replace(config, num_classes=num_classes, head="linear", head_dim=0)  # type: ignore[assignment]
-    net.card = replace(net.card, classes=None, groupings={}, figures={})  # type: ignore[type-var]
+    net.config = replace(config, num_classes=num_classes, head="linear", head_dim=0)
+    net.card = replace(net.card, classes=None, groupings={}, figures={})
     return net
 
 
-def resize_positions(net: nn.Module, image_size: int | tuple[int, int]) -> nn.Module:
+def resize_positions(net: ViT, image_size: int | tuple[int, int]) -> ViT:
     """Lay the network out for another image size, in place: learned positions are resampled for good.
 
     Raises:
@@ -46,13 +47,13 @@ def resize_positions(net: nn.Module, image_size: int | tuple[int, int]) -> nn.Mo
     size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
     if min(size) < 1:
         raise UserError(f"image_size is {size}, which must be positive numbers of pixels")
-    config: ViTConfig = net.config  # type: ignore[assignment]
+    config = net.config
     old, new = config.grid, grid_at(config, size)
     if config.position == "learned" and old != new:
-        prefix = net.positions.shape[1] - math.prod(old)  # type: ignore[operator,union-attr,index]
+        prefix = net.positions.shape[1] - math.prod(old)
         with torch.no_grad():
             table = resample_positions(net.positions, old, new, prefix)  # type: ignore[arg-type]
         net.positions = nn.Parameter(table.clone())
-    net.config = replace(config, image_size=size)  # type: ignore[assignment]
-    net.card = replace(net.card, preprocess=replace(net.card.preprocess, size=size))  # type: ignore[type-var]
+    net.config = replace(config, image_size=size)
+    net.card = replace(net.card, preprocess=replace(net.card.preprocess, size=size))
     return net

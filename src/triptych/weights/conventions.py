@@ -1,4 +1,4 @@
-"""What a file does not say and its publishers mean: heads, preprocessing, class names. Each is reported aloud."""
+"""What a file does not say and its publishers mean: heads, preprocessing, class names. Each is named."""
 
 import math
 from functools import cache
@@ -21,7 +21,7 @@ def heads_of(width: int) -> tuple[int, str]:
         return HEADS[width], f"convention: ViTs of width {width} have {HEADS[width]} heads"
     if width % 64:
         raise UserError(
-            f"heads of a network of width {width} cannot be guessed (no multiple of 64); put a config.json beside it"
+            f"heads of a network of width {width} cannot be guessed (no multiple of 64); add its config.json"
         )
     return width // 64, "convention: heads of 64 channels"
 
@@ -36,7 +36,7 @@ def square_grid(count: int, what: str) -> tuple[int, int]:
     return side, side
 
 
-# ------------------------------------------------------------------------------------------------ class names
+# ------------------------------------------------------------------------------------------- class names
 
 _LISTS = {1000: "imagenet1k", 21841: "imagenet22k", 21843: "imagenet21k"}
 _TITLES = {
@@ -48,7 +48,7 @@ _TITLES = {
 
 @cache
 def imagenet_names(count: int) -> tuple[str, ...] | None:
-    """Names of ImageNet's classes in the order that checkpoints of so many classes have; none for other counts."""
+    """Names of ImageNet's classes in the order of checkpoints that have so many; none for other counts."""
     if count not in _LISTS:
         return None
     packed = files("triptych").joinpath("assets", "imagenet.txt.gz").read_bytes()
@@ -57,7 +57,7 @@ def imagenet_names(count: int) -> tuple[str, ...] | None:
 
 
 def class_names(count: int, given: tuple[str, ...] | None, where: str) -> tuple[tuple[str, ...] | None, str]:
-    """Class names for a head: those that came with the file, else ImageNet's if the count is one of its lists."""
+    """Names for a head's classes: those that came with the file, else ImageNet's if there are as many."""
     if count == 0:
         return None, "no head"
     if given is not None and len(given) == count:
@@ -66,7 +66,7 @@ def class_names(count: int, given: tuple[str, ...] | None, where: str) -> tuple[
     return names, _TITLES[count] if names else "unknown"
 
 
-# ------------------------------------------------------------------------------------------- transformers' JSON
+# -------------------------------------------------------------------------------------- transformers' JSON
 
 _PIL = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 
@@ -128,7 +128,7 @@ def to_processor(preprocess: Preprocess) -> dict[str, Any]:
     """
     if preprocess.mode == "pad":
         raise UserError(
-            "transformers' image processors cannot pad to a size; change the card's mode to 'crop' or 'squash'"
+            "transformers' image processors cannot pad; set the card's mode to 'crop' or 'squash'"
         )
     height, width = preprocess.size
     common = {
@@ -155,7 +155,7 @@ def to_processor(preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-# --------------------------------------------------------------------------------------------------- timm's JSON
+# ---------------------------------------------------------------------------------------------- timm's JSON
 
 _TIMM_MODES = {"center": "crop", "squash": "squash", "border": "pad"}
 

@@ -68,7 +68,7 @@ class Entry:
         out = torch.empty(count, dtype=self.dtype)
         if count == 0:
             return out
-        buffer = memoryview(out.view(torch.uint8).numpy())
+        buffer = memoryview(out.view(torch.uint8).numpy().data)
         with self.path.open("rb") as file:
             file.seek(offset)
             while buffer:

@@ -1,4 +1,4 @@
-"""`export`: a network in a format that other software reads, checked by our own reader before a byte is written."""
+"""`export`: a network in a format that others read, checked by our own reader before a byte is written."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from triptych.errors import UserError
+from triptych.models.vit import ViT
 from triptych.weights import store
 from triptych.weights.formats import Draft, Format
 from triptych.weights.vit import FORMATS
@@ -30,8 +31,8 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
 
     Args:
         net: a network of this package.
-        path: a file with one of the format's endings, or a folder to make. "hf" and "timm" folders hold config,
-            preprocessing and model.safetensors, which `from_pretrained` and `create_model("local-dir:...")` read.
+        path: a file with one of the format's endings, or a folder to make. "hf" and "timm" folders hold
+            config, preprocessing and model.safetensors, as `from_pretrained` and timm's "local-dir:" read.
         format: one of `formats()`.
 
     Returns:
@@ -48,7 +49,8 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
     known = next((known for known in FORMATS if known.name == format), None)
     if known is None:
         raise UserError(f"no format is called {format!r}; choose one of {', '.join(formats())}")
-    store._family(net)
+    if not isinstance(net, ViT):
+        raise UserError(f"{known.title} holds a ViT, not {type(net).__name__}; choose triptych's own format")
     target = _target(path, known)
     draft = known.draft(net)
     _write(target, draft)

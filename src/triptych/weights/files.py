@@ -1,7 +1,8 @@
 """Checkpoint files as tables: every tensor's name, shape and place are known before a byte of it is read.
 
-`open_checkpoint` takes .safetensors, .bin/.pth/.pt (zip and older), .npz, and folders that hold them whole or in
-shards. Nothing in a file is ever executed: pickles are walked by `weights.pickles`, which calls nothing.
+`open_checkpoint` takes .safetensors, .bin/.pth/.pt (zip and older), .npz, and folders that hold them whole
+or in shards. Nothing in a file is ever executed: pickles are walked by `weights.pickles`, which calls
+nothing.
 """
 
 import json
@@ -63,7 +64,7 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     """What was chosen on the way in: which nesting was unwrapped, what was left out."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """JSON files beside the weights: config.json, preprocessor_config.json; and plain values a pickle carries."""
+    """JSON beside the weights (config.json, preprocessor_config.json), and plain values in a pickle."""
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False)
 
     @property
@@ -79,7 +80,7 @@ class Checkpoint:
             raise UserError(f"{entry.path} cannot be read at {name}: {problem}; fetch it again") from problem
 
     def mapped(self, name: str) -> Tensor:
-        """A tensor as the file's own pages: read when touched, copied when written, the file itself never changes."""
+        """A tensor as the file's own pages: read when touched, copied when written to, never changed."""
         entry = self.entries[name]
         if not entry.mappable:
             return self.read(name)
@@ -190,7 +191,7 @@ def _kind(file: Path, head: bytes, size: int) -> str:
             f"{file} is truncated: its header alone has {header} bytes, the file {size}; fetch it again"
         )
     raise UserError(
-        f"{file} is no checkpoint: it begins with {head[:8]!r}; needed is .safetensors, .bin, .pth, .pt or .npz"
+        f"{file} is no checkpoint (it begins with {head[:8]!r}); give a .safetensors, .bin, .pth, .pt or .npz"
     )
 
 
@@ -209,7 +210,7 @@ def _sharded(index: Path) -> Contents:
     missing = [name for name in files if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
-            f"{index.parent} lacks {len(missing)} of {len(files)} shards ({', '.join(missing[:3])}); fetch them"
+            f"{index.parent} lacks {len(missing)} of {len(files)} shards ({missing[0]}, ...); fetch them"
         )
     whole = Contents({}, "safetensors" if files[0].endswith(".safetensors") else "pickle")
     for name in files:
@@ -218,7 +219,7 @@ def _sharded(index: Path) -> Contents:
         if expected != set(shard.entries):
             odd = sorted(expected ^ set(shard.entries))
             raise UserError(
-                f"{index.parent / name} does not hold what {index.name} says ({odd[0]}, ...); fetch both again"
+                f"{index.parent / name} does not hold what {index.name} says ({odd[0]}); fetch both again"
             )
         whole.entries |= shard.entries
     whole.notes.append(f"{len(files)} shards")

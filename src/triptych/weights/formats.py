@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.models.card import Card
+from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.entry import Entry, Shape
 from triptych.weights.files import Checkpoint
@@ -39,7 +40,7 @@ class Reading:
 
 @dataclass
 class Draft:
-    """A network in a foreign format, not yet written: tensors by their names there, and JSON files beside them."""
+    """A network in a foreign format, not yet written: tensors by their names there, and JSON beside them."""
 
     tensors: dict[str, Tensor]
     settings: dict[str, Settings] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class Format:
     """What writing makes: a folder with JSON beside the weights, a .npz, or a .pth (or bare .safetensors)."""
     recognises: Callable[["Names"], bool]
     read: Callable[["Names", Hints], Reading]
-    draft: Callable[[nn.Module], Draft]
+    draft: Callable[[ViT], Draft]
 
 
 class Names:
@@ -81,7 +82,7 @@ class Names:
         shape = self.shapes[name]
         if len(shape) != ndim or min(shape, default=1) < 1:
             raise UserError(
-                f"{self.path} has {name} of shape {list(shape)}, needs {ndim} axes; it is damaged or another kind"
+                f"{self.path} has {name} of shape {list(shape)}, needs {ndim} axes; it is another kind"
             )
         return shape
 
@@ -107,7 +108,7 @@ def drafted(draft: Draft, path: Path, container: str) -> Names:
     return Names(Checkpoint(path, entries, container, settings=dict(draft.settings)))
 
 
-def require_same(net: nn.Module, back: ViTConfig, title: str) -> None:
+def require_same(net: ViT, back: ViTConfig, title: str) -> None:
     """Refuse to write a format that would be read back as another network.
 
     Raises:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from triptych.config import to_json
 from triptych.errors import UserError
 from triptych.models.registry import build
+from triptych.models.vit import ViT
 from triptych.weights import store
 from triptych.weights.adapt import fine_tuning_head, resize_positions
 from triptych.weights.files import Checkpoint, open_checkpoint
@@ -58,7 +59,7 @@ def load(
         window: for networks with windows; a ViT has none.
 
     Raises:
-        UserError: nothing there, damaged, of an unknown kind, or not exactly fitting; one line with every offender.
+        UserError: nothing there, damaged, of an unknown kind, or not exactly fitting; all offenders named.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     checkpoint = open_checkpoint(locate(source))
@@ -66,12 +67,12 @@ def load(
     if window is not None:
         raise UserError(f"{checkpoint.path} is a ViT, which has no windows; leave window out")
     with torch.device("meta"):
-        net = build(reading.config)
+        net = cast(ViT, build(reading.config))
     fill(net, checkpoint, reading.rules, f"{checkpoint.path} read as {chosen}", dtype)
     origin = (
         f"{chosen}; preprocessing: {reading.facts['preprocess']}; class names: {reading.facts['classes']}"
     )
-    net.card = reading.card if chosen == "triptych" else replace(reading.card, source=origin)  # type: ignore[assignment]
+    net.card = reading.card if chosen == "triptych" else replace(reading.card, source=origin)
     if size is not None and size != reading.config.image_size:
         resize_positions(net, size)
     if num_classes is not None and num_classes != reading.config.num_classes:
@@ -80,7 +81,7 @@ def load(
 
 
 def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtype | None]:
-    """What a checkpoint is, the name of its format, and the type its numbers are loaded in (none: their own)."""
+    """What a checkpoint is, its format's name, and the type its numbers are loaded in, if not their own."""
     if store.is_ours(checkpoint):
         reading, dtype = store.read(checkpoint)
         return reading, "triptych", dtype
@@ -99,7 +100,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as problem:
         # Only the JSON beside the file is free-form enough to break a reader.
         raise UserError(
-            f"{checkpoint.path} cannot be read as {found.title}: its config.json is damaged ({problem}); fetch it again"
+            f"{checkpoint.path} read as {found.title}: its config.json is damaged ({problem}); fetch it again"
         ) from problem
 
 
@@ -121,8 +122,8 @@ def fill(
 ) -> None:
     """Give every parameter of a network built on the meta device its tensor, one at a time.
 
-    A tensor that needs no change stays mapped to the file; one that does is read, changed and freed, so that the
-    peak is the weights and one tensor.
+    A tensor that needs no change stays mapped to the file; one that does is read, changed and freed, so
+    that the peak is the weights and one tensor.
 
     Raises:
         UserError: see `plan`; or numbers that are not floating where a parameter needs them.
@@ -184,9 +185,9 @@ def inspect(source: Source) -> dict[str, Any]:
     """What a checkpoint is, without loading it: plain values, for `triptych info`.
 
     Returns:
-        path, container, tensors, bytes, dtype, notes; and where it is a network we know: format, family, config,
-        parameters, classes (number and names), preprocess, facts (where each came from), fits (None, or why not);
-        else format None and looks_like.
+        path, container, tensors, bytes, dtype, notes; and where it is a network we know: format, family,
+        config, parameters, classes (number and names), preprocess, facts (where each came from), fits
+        (None, or why not); else format None and looks_like.
 
     Raises:
         UserError: nothing there, or no checkpoint.

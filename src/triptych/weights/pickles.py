@@ -1,9 +1,10 @@
 """PyTorch's pickled checkpoints, read without executing anything.
 
-Unpickling runs whatever callables the file names. This reader therefore does not unpickle: it walks the opcodes
-and keeps a record of what they say. Names of classes and functions stay names (`Name`), calls stay descriptions
-(`Call`), and of those only the handful that PyTorch writes for tensors are understood, as places in the file.
-So training arguments, Lightning objects, NumPy scalars and hostile code are all the same inert records.
+Unpickling runs whatever callables the file names. This reader therefore does not unpickle: it walks the
+opcodes and keeps a record of what they say. Names of classes and functions stay names (`Name`), calls stay
+descriptions (`Call`), and of those only the handful that PyTorch writes for tensors are understood, as
+places in the file. So training arguments, Lightning objects, NumPy scalars and hostile code are all the
+same inert records.
 """
 
 import math
@@ -220,9 +221,11 @@ def _describe(function: Any, arguments: Any) -> Any:
         return {pair[0]: pair[1] for pair in pairs if isinstance(pair[0], str | int)}
     if function.module in ("torch._utils", "torch._tensor"):
         if function.name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return _view(*arguments[:4], None)
+            storage, offset, shape, strides = arguments[:4]
+            return _view(storage, offset, shape, strides, None)
         if function.name == "_rebuild_tensor_v3":
-            return _view(*arguments[:4], arguments[6])
+            storage, offset, shape, strides, _, _, dtype = arguments[:7]
+            return _view(storage, offset, shape, strides, dtype)
         if function.name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             return arguments[0]
         if (
@@ -233,7 +236,7 @@ def _describe(function: Any, arguments: Any) -> Any:
 
 
 def _persistent(key: Any) -> Any:
-    """("storage", type, key, device, number of elements), and an older form that is a view of another storage."""
+    """What an id stands for: ("storage", type, key, device, number of elements), or an old file's class."""
     if (
         isinstance(key, tuple) and len(key) > 1 and key[0] == "module"
     ):  # beside a class, old files keep its source

@@ -61,7 +61,7 @@ HWIO = each(lambda t: t.permute(3, 2, 0, 1), lambda t: t.permute(2, 3, 1, 0))
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors of theirs <-> parameters of ours. No `ours`: the tensors are dropped; no `theirs`: ours are made."""
+    """Tensors of theirs <-> parameters of ours. No `ours`: theirs are dropped; no `theirs`: ours are made."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
@@ -83,7 +83,7 @@ def rule(theirs: str | tuple[str, ...], ours: str | tuple[str, ...], operation: 
 
 
 def drop(theirs: str, reason: str, restore: Callable[[], Tensor] | None = None) -> Rule:
-    """Tensors that our network has no use for; where `restore` is given, writing the format makes them again."""
+    """Tensors that our network has no use for; `restore` makes them again when the format is written."""
     return Rule((theirs,), (), reason=reason, restore=restore)
 
 
@@ -152,13 +152,14 @@ def plan(rules: Sequence[Rule], theirs: Shapes, ours: Shapes, what: str) -> list
     """The rules to carry out, after checking that file and network fit each other exactly.
 
     Args:
-        rules: expanded rules. A `drop` may name a tensor that is not there; a trailing `*` matches any ending.
+        rules: expanded rules. A `drop` may name a tensor that is not there, and end in `*` for any ending.
         theirs: shape of every tensor in the file.
         ours: shape of every parameter and saved buffer of the network.
         what: the beginning of the error, naming the file and the format.
 
     Raises:
-        UserError: names unclaimed, claimed twice, missing, filled twice, unfilled, or of another shape: all at once.
+        UserError: all names that are unclaimed, claimed twice, missing, filled twice or unfilled, and all
+            shapes that disagree.
     """
     wrong, claims, fills, steps = _Offenders(), Counter[str](), Counter[str](), []
     for one in rules:

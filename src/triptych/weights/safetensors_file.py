@@ -28,7 +28,7 @@ def read_table(path: Path) -> Contents:
     """Names, shapes and places of the tensors in a .safetensors file.
 
     Raises:
-        Broken: the header is no valid one (the library checks lengths, overlaps and gaps), or holds an unknown type.
+        Broken: the header is not valid (the library checks lengths, overlaps and gaps), or a type unknown.
     """
     try:
         with safe_open(path, "pt"):

@@ -5,7 +5,6 @@ metadata["triptych"] = {"version": 1, "family": "vit", "config": {...}, "card": 
 
 import json
 import os
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,8 +31,8 @@ def save(net: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None
     Args:
         net: any network of this package; its config and card go along.
         path: the file to make or replace; it appears whole or not at all.
-        dtype: a smaller type to keep the floating numbers in, such as torch.float16. Loading gives them back in
-            the network's own type, rounded; without it nothing is rounded.
+        dtype: a smaller type to keep the floating numbers in, such as torch.float16. Loading gives them
+            back in the network's own type, rounded; without it nothing is rounded.
 
     Raises:
         UserError: the file cannot be written.
@@ -82,7 +81,7 @@ def read(checkpoint: Checkpoint) -> tuple[Reading, torch.dtype]:
         raise UserError(f"{checkpoint.path}: {problem}") from problem
     with torch.device("meta"):
         names = shapes_of(build(config))
-    facts = dict.fromkeys(("config", "preprocess", "classes"), "the file itself")
+    facts: dict[str, str] = dict.fromkeys(("config", "preprocess", "classes"), "the file itself")
     return Reading(family, config, [same(name, name) for name in names], card, facts), dtype
 
 
@@ -96,9 +95,3 @@ def _family(net: nn.Module) -> str:
 
 def _dtype(net: nn.Module) -> torch.dtype:
     return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-
-
-def with_card(net: nn.Module, **changes: Any) -> nn.Module:
-    """The network with some fields of its card changed, in place."""
-    net.card = replace(net.card, **changes)  # type: ignore[type-var]
-    return net

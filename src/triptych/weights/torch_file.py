@@ -121,7 +121,7 @@ def _content(path: Path, member: Member | None) -> bytes:
 
 
 def _legacy(path: Path) -> tuple[Any, dict[str, int], dict[str, int]]:
-    """Before PyTorch 1.6: magic, version, machine, the value, the storages' keys, then each storage's numbers."""
+    """Before PyTorch 1.6: magic, version, machine, the value, the storages' keys, then their numbers."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if walk(file) != _LEGACY_MAGIC:

@@ -16,8 +16,10 @@ Path = str | os.PathLike[str]
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A .safetensors file: eight bytes of length, a JSON header, the tensors' bytes. Widest types first, as the
-    format's own library lays them out, so that every tensor is aligned."""
+    """A .safetensors file: eight bytes of length, a JSON header, the tensors' bytes.
+
+    Widest types come first, as the format's own library lays them out, so that every tensor is aligned.
+    """
     kinds = {dtype: name for name, dtype in DTYPES.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -36,7 +38,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in order:
-            file.write(memoryview(as_bytes(tensors[name]).numpy()))
+            file.write(as_bytes(tensors[name]).numpy().data)
 
     write_atomically(path, write)
 

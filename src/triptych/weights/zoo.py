@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from triptych.errors import UserError
-from triptych.weights.files import SUFFIXES
+from triptych.weights.files import SUFFIXES, legible
 
 SHIPPED = {"vit-emoji": "vit_emoji.safetensors"}
 """Name -> file in the package's assets."""
@@ -40,7 +40,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
         shipped = Path(str(files("triptych").joinpath("assets", SHIPPED[text])))
         if not shipped.exists():
             raise UserError(
-                f"the shipped model {text!r} is missing from this installation ({shipped}); reinstall triptych"
+                f"the shipped model {text!r} is missing from {shipped.parent}; install triptych again"
             )
         return shipped
     looks_like_path = (
@@ -58,7 +58,6 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
 
 def _from_hub(text: str) -> Path:
-    import httpx
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -78,19 +77,16 @@ def _from_hub(text: str) -> Path:
             ) from problem
         except errors.RevisionNotFoundError as problem:
             raise UserError(f"the hub's {repo} has no revision {revision!r}; check the name") from problem
-        except (
-            errors.LocalEntryNotFoundError,
-            errors.OfflineModeIsEnabled,
-            httpx.TransportError,
-            OSError,
-        ) as problem:
+        except Exception as problem:  # whatever HTTP library is underneath, its errors have no common base
+            if isinstance(problem, errors.HfHubHTTPError) and not isinstance(problem, FileNotFoundError):
+                reason = legible(problem) or type(problem).__name__
+                raise UserError(
+                    f"the hub refused {repo}: {reason}; try again later or give a file"
+                ) from problem
             raise UserError(
-                f"no file or folder {text}, and the hub cannot be reached for it nor is it in the cache; "
+                f"no file or folder {text}, the hub cannot be reached for it and its cache lacks it; "
                 "connect, or give a file"
             ) from problem
-        except errors.HfHubHTTPError as problem:
-            reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-            raise UserError(f"the hub refused {repo}: {reason}; try again later or give a file") from problem
         if any(path.suffix in SUFFIXES for path in Path(folder).iterdir()):
             return Path(folder)
     raise UserError(f"the hub's {repo} holds no checkpoint ({', '.join(SUFFIXES)}); choose another model")

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from triptych.errors import UserError
 from triptych.models.card import Card, Preprocess
+from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import (
     class_names,
@@ -81,7 +80,7 @@ def read(names: Names, hints: Hints) -> Reading:
     if "quickgelu" in architecture or args.get("act_layer", "gelu") not in ("gelu", "gelu_tanh"):
         act = args.get("act_layer", "quick_gelu")
         raise UserError(
-            f"{names.path}: config.json says {architecture} with act_layer {act!r}; needed is gelu or gelu_tanh"
+            f"{names.path}: config.json says {architecture} with act_layer {act!r}; needed is gelu(_tanh)"
         )
     width, channels, patch, _ = names.shape("patch_embed.proj.weight", 4)
     facts: dict[str, str] = {}
@@ -241,11 +240,11 @@ def _timm_layout(config: ViTConfig) -> Layout:
 def _writer(
     title: str,
     layout: Callable[[ViTConfig], Layout],
-    settings: Callable[[nn.Module], dict[str, Any]],
+    settings: Callable[[ViT], dict[str, Any]],
     nest: str | None = None,
 ):
-    def draft(net: nn.Module) -> Draft:
-        config: ViTConfig = net.config  # type: ignore[assignment]
+    def draft(net: ViT) -> Draft:
+        config = net.config
         tensors = to_theirs(
             table(config, layout(config)), state(net), f"{title} has no place for all of this network"
         )
@@ -257,7 +256,7 @@ def _writer(
     return draft
 
 
-def _nothing(net: nn.Module) -> dict[str, Any]:
+def _nothing(net: ViT) -> dict[str, Any]:
     return {}
 
 

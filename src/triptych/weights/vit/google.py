@@ -1,16 +1,16 @@
-"""Google's JAX checkpoints, .npz: the paper's own repository (vision_transformer) and its successor (big_vision).
+"""Google's JAX checkpoints, .npz: the paper's repository (vision_transformer) and its successor big_vision.
 
-Both name alike; they differ in the numbers Flax gives to a block's parts, in where positions lie, and big_vision
-may stack all blocks in one array (scan). GELU is Flax's default, the tanh form; LayerNorm's epsilon is 1e-6.
+Both name alike; they differ in the numbers Flax gives to a block's parts, in where positions lie, and
+big_vision may stack all blocks in one array (scan). GELU is Flax's default, the tanh form; LayerNorm's
+epsilon is 1e-6.
 """
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from triptych.models.card import Card
+from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import class_names, describe, half_style, square_grid
 from triptych.weights.formats import Draft, Format, Hints, Names, Reading, drafted, require_same, state
@@ -162,7 +162,7 @@ def read(names: Names, hints: Hints) -> Reading:
     dialect = PAPER if paper else BIG_VISION
     query = names.shape(f"{block}{dialect.attention}/query/kernel", 4 if stacked else 3)
     depth = query[0] if stacked else names.count("Transformer/encoderblock_{i}/")
-    rows, columns, channels, width = names.shape("embedding/kernel", 4)
+    patch, _, channels, width = names.shape("embedding/kernel", 4)
     positions = next((name for name in POSITIONS if name in names), "")
     layout = Layout(
         dialect.attention,
@@ -184,7 +184,7 @@ def read(names: Names, hints: Hints) -> Reading:
     image_size, prefix_positions = hints.image_size or (224, 224), True
     if positions:
         count = names.shape(positions, 3)[1]
-        image_size, prefix_positions = _grid(names, count, class_token, rows * stem_stride, hints)
+        image_size, prefix_positions = _grid(names, count, class_token, patch * stem_stride, hints)
         facts["image_size"] = "the number of positions"
     else:
         facts["position"] = "none stored; convention: fixed sin-cos" if not paper else "none stored"
@@ -193,7 +193,7 @@ def read(names: Names, hints: Hints) -> Reading:
     mlp_head = "pre_logits/kernel" in names
     config = ViTConfig(
         image_size=image_size,
-        patch_size=rows,
+        patch_size=patch,
         in_channels=names.shape("conv_root/kernel", 4)[2] if root else channels,
         embed_dim=width,
         depth=depth,
@@ -242,8 +242,8 @@ def _grid(
     return (rows * stride, columns * stride), placed
 
 
-def _draft(net: nn.Module, layout: Layout, title: str) -> Draft:
-    config: ViTConfig = net.config  # type: ignore[assignment]
+def _draft(net: ViT, layout: Layout, title: str) -> Draft:
+    config = net.config
     draft = Draft(
         to_theirs(table(config, layout), state(net), f"{title} has no place for all of this network")
     )

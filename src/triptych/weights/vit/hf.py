@@ -1,17 +1,16 @@
 """transformers: ViT, DeiT with its teacher token, DINOv2 with and without registers, DINOv3.
 
-Files on the hub keep the names of transformers 4; version 5 renames in memory and may be saved so. Both are read,
-the first is written, which every version reads.
+Files on the hub keep the names of transformers 4; version 5 renames in memory and may be saved so. Both are
+read, the first is written, which every version reads.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from triptych.errors import UserError
 from triptych.models.card import Card, Preprocess
+from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import (
     class_names,
@@ -204,7 +203,7 @@ def read(names: Names, hints: Hints) -> Reading:
         )
     if not swiglu and activation not in ACTIVATIONS:
         raise UserError(
-            f"{names.path}: config.json says hidden_act {activation!r}; needed is one of {', '.join(ACTIVATIONS)}"
+            f"{names.path}: config.json says hidden_act {activation!r}; needed is one of {list(ACTIVATIONS)}"
         )
     facts["mlp"] = "config.json" if "hidden_act" in settings else "convention: the exact GELU"
     distilled = e + "distillation_token" in names
@@ -288,7 +287,7 @@ def _kind(config: ViTConfig) -> str:
 
 
 def _ratio(config: ViTConfig) -> int:
-    """The whole number from which transformers derives DINOv2's hidden width; SwiGLU takes two thirds, rounded."""
+    """The whole number that transformers derives DINOv2's hidden width from; SwiGLU takes two thirds."""
     for ratio in range(1, 33):
         hidden = ratio * config.embed_dim
         if config.mlp == "swiglu":
@@ -300,8 +299,8 @@ def _ratio(config: ViTConfig) -> int:
     )
 
 
-def _settings(net: nn.Module, kind: str) -> dict[str, Any]:
-    config: ViTConfig = net.config  # type: ignore[assignment]
+def _settings(net: ViT, kind: str) -> dict[str, Any]:
+    config = net.config
     height, width = config.image_size
     square = height == width
     found: dict[str, Any] = {
@@ -336,19 +335,19 @@ def _settings(net: nn.Module, kind: str) -> dict[str, Any]:
     if config.head == "mlp":
         found |= {"pooler_act": "tanh", "pooler_output_size": config.head_dim or config.embed_dim}
     if config.num_classes:
-        names = net.card.classes or tuple(f"LABEL_{i}" for i in range(config.num_classes))  # type: ignore[union-attr]
+        names = net.card.classes or tuple(f"LABEL_{i}" for i in range(config.num_classes))
         found["id2label"] = {str(i): name for i, name in enumerate(names)}
         found["label2id"] = {name: i for i, name in enumerate(names)}
     return found
 
 
-def draft(net: nn.Module) -> Draft:
-    config: ViTConfig = net.config  # type: ignore[assignment]
+def draft(net: ViT) -> Draft:
+    config = net.config
     kind = _kind(config)
     block = "layer.{i}." if kind == "dinov3_vit" else "encoder.layer.{i}."
     layout = Layout(kind, PREFIX.get(kind, "") if config.num_classes else "", block)
     tensors = to_theirs(table(config, layout), state(net), f"{TITLE} has no place for all of this network")
-    settings = {"config": _settings(net, kind), "preprocessor_config": to_processor(net.card.preprocess)}  # type: ignore[union-attr]
+    settings = {"config": _settings(net, kind), "preprocessor_config": to_processor(net.card.preprocess)}
     made = Draft(tensors, settings)
     require_same(net, read(drafted(made, Path(TITLE), "safetensors"), Hints(config.image_size)).config, TITLE)
     return made

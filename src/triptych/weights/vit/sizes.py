@@ -44,8 +44,8 @@ def learned_grid(
     if configured is not None:
         if not fits(configured):
             raise UserError(
-                f"{names.path}: config.json says image_size {configured}, which has other than the {count} patches of "
-                f"{positions}; put the config that belongs to the weights beside them"
+                f"{names.path}: config.json says image_size {configured}, which does not have the {count} "
+                f"patches of {positions}; put the config that belongs to the weights beside them"
             )
         return configured, "config.json"
     side = math.isqrt(max(count, 0))

@@ -1,7 +1,8 @@
-"""timm's VisionTransformer, and the originals that share its names: DeiT, DeiT-III, MAE, DINO, DINOv2 and DINOv3.
+"""timm's VisionTransformer, and the originals that share its names: DeiT, MAE, DINO, DINOv2 and DINOv3.
 
-`patch_embed`, `blocks.0.attn.qkv`, `mlp.fc1`: most of what was trained in PyTorch is named like this. The dialects
-differ in the names of distillation token, registers, layer scale and SwiGLU, which the layout below lists.
+`patch_embed`, `blocks.0.attn.qkv`, `mlp.fc1`: most of what was trained in PyTorch is named like this. The
+dialects differ in the names of distillation token, registers, layer scale and SwiGLU, which the layout
+below lists.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Layout:
     distill_head: str = "head_dist"
     scale: str = "ls{1,2}.gamma"
     swiglu: str = "packed"
-    """packed: fc1 holds gate and up; w12: the same as w12 and w3; split: fc1_g, fc1_x, fc2; w123: w1, w2, w3."""
+    """packed: gate and up in fc1; w12: the same in w12, w3; split: fc1_g, fc1_x, fc2; w123: w1, w2, w3."""
     masked_bias: bool = False
     """DINOv3's: a whole qkv bias beside a mask that takes the keys' third out."""
     patch_bias: bool = True

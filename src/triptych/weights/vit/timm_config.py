@@ -1,10 +1,9 @@
-"""timm's config.json: a registered architecture near the network, and the arguments that make it the network."""
+"""timm's config.json: a registered architecture near the network, and the arguments that make it this one."""
 
 from typing import Any
 
-from torch import nn
-
 from triptych.errors import UserError
+from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import to_pretrained_cfg
 
@@ -74,20 +73,22 @@ def arguments(config: ViTConfig, pool: str | None) -> dict[str, Any]:
 
 
 def ratio(config: ViTConfig) -> float:
-    """Hidden width over width, such that timm's rounding down gives the hidden width back. Where gate and up are one
-    layer, timm counts both."""
+    """Hidden width over width, such that timm's rounding down gives the hidden width back.
+
+    Where gate and up are one layer, timm counts both.
+    """
     hidden = config.mlp_dim * (2 if config.mlp == "swiglu" and config.position != "rotary" else 1)
     exact = hidden / config.embed_dim
     return exact if int(config.embed_dim * exact) == hidden else (hidden + 0.5) / config.embed_dim
 
 
-def settings(net: nn.Module) -> dict[str, Any]:
+def settings(net: ViT) -> dict[str, Any]:
     """The whole config.json, preprocessing and class names included.
 
     Raises:
         UserError: timm has no such network.
     """
-    config: ViTConfig = net.config  # type: ignore[assignment]
+    config = net.config
     pool = {"token": "token", "mean": "avg", "attention": "map"}.get(config.pool)
     found: dict[str, Any] = {
         "architecture": architecture(config),
@@ -96,12 +97,12 @@ def settings(net: nn.Module) -> dict[str, Any]:
         "global_pool": pool,
         "model_args": arguments(config, pool),
         "pretrained_cfg": {
-            **to_pretrained_cfg(net.card.preprocess),  # type: ignore[union-attr]
+            **to_pretrained_cfg(net.card.preprocess),
             "num_classes": config.num_classes,
             "first_conv": "patch_embed.proj",
             "classifier": ["head", "head_dist"] if config.distill_token else "head",
         },
     }
-    if net.card.classes is not None:  # type: ignore[union-attr]
-        found["label_names"] = list(net.card.classes)  # type: ignore[union-attr]
+    if net.card.classes is not None:
+        found["label_names"] = list(net.card.classes)
     return found

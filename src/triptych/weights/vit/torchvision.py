@@ -1,10 +1,9 @@
-"""torchvision's VisionTransformer: `nn.MultiheadAttention` inside, class token, learned positions, one or two heads."""
+"""torchvision's VisionTransformer: `nn.MultiheadAttention`, a class token, learned positions."""
 
 from pathlib import Path
 
-from torch import nn
-
 from triptych.models.card import Card
+from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import class_names, describe, heads_of, imagenet_style
 from triptych.weights.formats import Draft, Format, Hints, Names, Reading, drafted, require_same, state
@@ -77,8 +76,8 @@ def read(names: Names, hints: Hints) -> Reading:
     return Reading("vit", config, table(config, old_mlp), Card(preprocess=preprocess, classes=labels), facts)
 
 
-def draft(net: nn.Module) -> Draft:
-    config: ViTConfig = net.config  # type: ignore[assignment]
+def draft(net: ViT) -> Draft:
+    config = net.config
     made = Draft(to_theirs(table(config), state(net), f"{TITLE} has no place for all of this network"))
     require_same(net, read(drafted(made, Path(TITLE), "pickle"), Hints(config.image_size)).config, TITLE)
     return made
