@@ -195,8 +195,9 @@ def _pieces(images: Tensor, size: tuple[int, int]) -> list[slice]:
 
 
 def _entropy(seed: int | Sequence[int]) -> list[int]:
-    """Any integers, negative ones too, as what numpy's SeedSequence takes."""
-    return [int(number) % 2**64 for number in (seed if isinstance(seed, Sequence) else [seed])]
+    """Any integers for numpy's SeedSequence, to which (1,) and (1, 0), or 2**32 and (0, 1), are alike."""
+    numbers = [int(number) % 2**64 for number in (seed if isinstance(seed, Sequence) else [seed])]
+    return [len(numbers), *(word for number in numbers for word in divmod(number, 2**32))]
 
 
 def _tensor(values: np.ndarray, device: torch.device | str) -> Tensor:

@@ -94,7 +94,7 @@ class DataConfig:
     eval_batch_size: int | None = None
     """Images in an evaluation batch; none means as in training."""
     workers: int = 2
-    """Processes that read and decode; 0 does it in this one."""
+    """Processes that read and decode, at most one a core; 0 does it in this one."""
     load_size: tuple[int, int] | None = None
     """Height and width of training images before the crop; none means 8/7 of the network's."""
     cache: Literal["auto", "on", "off"] = "auto"

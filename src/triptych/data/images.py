@@ -141,7 +141,7 @@ def _open(source: bytes | str | os.PathLike[str], name: str) -> Image.Image:
         raise  # not reached
     except UnidentifiedImageError as problem:
         raise UserError(
-            f"{name} is not an image in a format known here; convert it to PNG or JPEG"
+            f"{name} is damaged, or not an image of a known format; replace it by a PNG or JPEG"
         ) from problem
     except Exception as problem:
         raise UserError(f"{name} is a damaged image ({problem}); replace it or leave it out") from problem

@@ -5,6 +5,7 @@ every picture is decoded to one fixed tensor, which can be kept, and no part of 
 """
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -73,7 +74,8 @@ def make_loader(
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
     order = Order(len(source), batch_size, seed, shuffle=train, rank=rank, world=world)
     cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
-    return Loader(pictures, order, config.workers, cached, config.on_bad_image)
+    workers = min(config.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 64)
+    return Loader(pictures, order, workers, cached, config.on_bad_image)
 
 
 def _has_alpha(source: SourceLike) -> bool:

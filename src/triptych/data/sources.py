@@ -188,7 +188,7 @@ def aligned(source: Source, classes: Sequence[str]) -> Source:
     unknown = [name for name in source.classes if name not in index]
     if unknown:
         raise UserError(
-            f"{len(unknown)} classes of the data, such as {unknown[0]!r}, are none of the {len(classes)} known ones, "
+            f"{len(unknown)} classes of the data, as {unknown[0]!r}, are none of the {len(classes)} known, "
             f"such as {classes[0]!r}; use data with the same class names"
         )
     return Aligned(source, classes, np.array([index[name] for name in source.classes], dtype=np.int64))
