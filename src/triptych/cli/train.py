@@ -1,0 +1,90 @@
+"""`triptych train`"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from triptych.cli.output import count, print_json
+from triptych.errors import UserError
+from triptych.train.config import ClassifyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    config: Annotated[ClassifyConfig, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run. The same command again goes on from its newest checkpoint."""
+    dry_run: bool = False
+    """Show the whole config, sizes, cost, and estimates of time and memory from a few steps; write nothing."""
+    json: bool = False
+    """Print the outcome as JSON."""
+
+
+def train(args: Sequence[str]) -> int:
+    """The first argument is the recipe, whose config gives the flags and their defaults."""
+    from triptych.recipes import RECIPES, recipe
+
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: triptych train RECIPE --data DATA --out RUN [--any.field VALUE]\n")
+        width = max(map(len, RECIPES))
+        for name in RECIPES:
+            print(f"  {name:<{width}}  {(recipe(name).__doc__ or '').splitlines()[0]}")
+        print("\ntriptych train RECIPE --help lists every flag. The same command again resumes.")
+        return 0
+    from triptych.cli.parsing import logged_to_stderr, parse
+
+    make = recipe(args[0])
+    command = parse(
+        Train, args[1:], f"triptych train {args[0]}", default=Train(config=make()), description=make.__doc__ or ""
+    )
+    if command.out is None and not command.dry_run:
+        raise UserError("no folder for the run was named; add --out RUN, or --dry-run to look first")
+    config = with_own_workers(command.config)
+    with logged_to_stderr():
+        from triptych.hardware import flush_denormals
+
+        flush_denormals()
+        if command.dry_run:
+            return _dry_run(config, command.json)
+        from triptych.train import run
+
+        outcome = run(config, command.out)  # type: ignore[arg-type]
+    if command.json:
+        print_json({"step": outcome.step, "finished": outcome.finished, "best": outcome.best, "run": str(command.out)})
+    elif outcome.finished:
+        print(f"{command.out}: finished; best top-1 {outcome.best['top1']:.4f} at step {outcome.best['step']}")
+    else:
+        print(f"{command.out}: stopped at step {outcome.step}; the same command goes on", file=sys.stderr)
+    return 0 if outcome.finished else 130
+
+
+def with_own_workers(config: ClassifyConfig) -> ClassifyConfig:
+    """No more workers than the machine has processors."""
+    import os
+
+    most = min(config.loading.workers, os.cpu_count() or 1)
+    return replace(config, loading=replace(config.loading, workers=most))
+
+
+def _dry_run(config: ClassifyConfig, as_json: bool) -> int:
+    from triptych.train import dry_run
+
+    found = dry_run(config)
+    if as_json:
+        print_json(found, indent=1)
+        return 0
+    import json
+
+    print(json.dumps(found["config"], indent=1))
+    print(f"images       {found['images']['train']:,} to train on, {found['images']['evaluation']:,} to evaluate on")
+    print(f"classes      {found['classes']:,}")
+    print(f"parameters   {count(found['parameters'])}, of which {count(found['parameters_trained'])} learn")
+    print(f"FLOPs        {count(found['flops_per_image'])} an image, forward")
+    print(f"steps        {found['steps']:,} of {found['seconds_per_step']:.2f} s on {found['device']}")
+    print(f"time         {found['hours']:.2f} h without evaluations")
+    print(f"memory       {found['peak_memory_bytes'] / 1e9:.2f} GB at the highest")
+    return 0

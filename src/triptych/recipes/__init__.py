@@ -1,0 +1,32 @@
+"""Recipes by name. A recipe is a function that returns a whole config; its docstring has the command and the score."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from triptych.errors import UserError
+
+# Name -> the module that holds the function of that name.
+RECIPES = {
+    "vit": "triptych.recipes.vit",
+    "vit_finetune": "triptych.recipes.vit",
+    "vit_emoji": "triptych.recipes.vit",
+    "vit_emoji64": "triptych.recipes.vit",
+    "vit_s16_imagenet": "triptych.recipes.vit",
+    "deit_s16_imagenet": "triptych.recipes.vit",
+    "deit_b16_imagenet": "triptych.recipes.vit",
+}
+
+
+def recipe(name: str) -> Callable[[], Any]:
+    """The recipe of that name.
+
+    Raises:
+        UserError: there is none; near names are listed.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"near names: {', '.join(near)}" if near else f"there are {', '.join(RECIPES)}"
+        raise UserError(f"no recipe is called {name!r}; {hint}")
+    return getattr(importlib.import_module(RECIPES[name]), name)

@@ -1,0 +1,119 @@
+"""What a training run is, as data: checked when made, stored with every checkpoint. No torch here."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from triptych.data.config import AugmentConfig, DataConfig
+from triptych.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW (Loshchilov and Hutter 2019), linear warmup, cosine decay."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    final_lr: float = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    warmup: float = 0.05
+    """Share of the run over which the learning rate rises from 0."""
+    weight_decay: float = 0.05
+    """Decoupled decay; norms, biases, positions, tokens and gains have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean of the gradient, and of its square."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate is this times that of the layer above it; 1 is off, 0.75 usual in fine-tuning."""
+    clip: float = 1.0
+    """Norm that the gradient is clipped to; 0 is off."""
+
+    def __post_init__(self) -> None:
+        _need(self.lr > 0, self, "lr", "positive")
+        _need(0 <= self.final_lr <= 1, self, "final_lr", "from 0 to 1")
+        _need(0 <= self.warmup < 1, self, "warmup", "a share from 0 to below 1")
+        _need(self.weight_decay >= 0, self, "weight_decay", "at least 0")
+        _need(0 < self.layer_decay <= 1, self, "layer_decay", "above 0 and at most 1")
+        _need(self.clip >= 0, self, "clip", "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long, how often, and with what around it."""
+
+    epochs: float = 30.0
+    """Passes over the training images."""
+    accumulate: int = 1
+    """Batches whose gradients are summed into one step."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 autocasts products; auto does so where the hardware multiplies bf16 natively."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the fastest there is."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights, which is then what is measured and kept; 0 is off."""
+    seed: int = 0
+    """All randomness of step n is a function of this and n."""
+    log_every: float = 10.0
+    """Seconds between lines on the screen; the JSON log has every step."""
+    eval_every: float = 1.0
+    """Epochs between evaluations."""
+    save_every: float = 300.0
+    """Seconds between checkpoints; one is also written at the end and at an interrupt."""
+    keep: int = 2
+    """Checkpoints kept; the best weights are kept beside them."""
+    tensorboard: bool = False
+    """Also write tensorboard events into the run's folder (pip install 'triptych[track]')."""
+
+    def __post_init__(self) -> None:
+        _need(self.epochs > 0, self, "epochs", "positive")
+        _need(self.accumulate >= 1, self, "accumulate", "at least 1")
+        _need(0 <= self.ema < 1, self, "ema", "from 0 to below 1")
+        _need(self.eval_every > 0, self, "eval_every", "positive")
+        _need(self.keep >= 1, self, "keep", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """A classification run: what to learn from, what learns, and how."""
+
+    data: str = "emoji"
+    """`emoji`, a folder, tar shards, a parquet file or a hub id."""
+    model: str = "vit-s16"
+    """Architecture by name (`triptych list`), with random weights; not looked at when `init` is given."""
+    model_args: tuple[str, ...] = ()
+    """Changes to the named architecture: depth=8 embed_dim=256."""
+    init: str | None = None
+    """Start from these weights: a file, folder, RUN, hub id or shipped name. The architecture is theirs."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to train and evaluate at; none means the model's own. With `init`, positions are resampled."""
+    eval_crop: float | None = None
+    """Share of the picture that evaluation's centre crop keeps; none means the weights' own, 0.875 without any."""
+    head: Literal["linear", "mlp", "cosine"] | None = None
+    """Head for a new set of classes: the fine-tuning linear one if none is named; mlp is the pre-training one."""
+    drop_path: float | None = None
+    """Stochastic depth of the last block; none means the model's own."""
+    train: Literal["all", "head", "lora"] = "all"
+    """All weights, the head alone (linear probe), or low-rank updates of the attention's products and the head."""
+    frozen_blocks: int = 0
+    """With `train all`: the embedding and this many first blocks stay as they are."""
+    lora_rank: int = 8
+    """Rank of the low-rank updates."""
+    loss: Literal["cross_entropy", "binary"] = "cross_entropy"
+    """Softmax cross entropy, or one binary cross entropy a class (DeiT III)."""
+    loading: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _need(self.frozen_blocks >= 0, self, "frozen_blocks", "at least 0")
+        _need(self.lora_rank >= 1, self, "lora_rank", "at least 1")
+        _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
+        _need(self.eval_crop is None or 0 < self.eval_crop <= 1, self, "eval_crop", "above 0 and at most 1")
+        if self.train == "head" and self.init is None:
+            raise UserError("train=head trains a head on frozen features, which need weights; name them with init")
+
+
+def _need(fine: bool, config: object, name: str, what: str) -> None:
+    if not fine:
+        raise UserError(f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {what}")

@@ -1,0 +1,98 @@
+"""Measure a model on data, whatever the size of the last batch."""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from triptych import weights
+from triptych.config import from_json
+from triptych.data.config import AugmentConfig, DataConfig
+from triptych.data.loader import make_loader
+from triptych.data.sources import Source, open_source, train_and_eval
+from triptych.errors import UserError
+from triptych.hardware import choose_device, choose_dtype, placed
+from triptych.train.config import ClassifyConfig
+from triptych.train.tasks import Classify
+
+
+def evaluate(
+    model: str | Path | nn.Module,
+    data: str | None = None,
+    *,
+    split: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    on_bad_image: Literal["skip", "fail"] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Figures of a classifier: what `ClassificationMetrics.compute` returns, with "classes" (names by index),
+    "groupings" (the coarser names that were scored) and "bad" (images left out, and why).
+
+    Args:
+        model: a network, or anything `triptych.load` takes; a RUN folder brings its data along.
+        data: as in training; none means the run's own.
+        split: one of the data's; none means its evaluation split.
+        batch_size, workers, on_bad_image: as in `DataConfig`; none means the run's own.
+
+    Raises:
+        UserError: no data is named, it has no labels, or classes that the model does not know.
+    """
+    config = _config_of(model)
+    if data is None and config is None:
+        raise UserError("no data was named and the model is no training run; give --data, for example a folder of class folders")
+    given = {"eval_batch_size": batch_size, "workers": workers, "on_bad_image": on_bad_image}
+    loading = replace(
+        config.loading if config else DataConfig(), **{k: v for k, v in given.items() if v is not None}
+    )
+    net = model if isinstance(model, nn.Module) else weights.load(str(model))
+    source = open_evaluation(data or config.data, split, loading, config.loop.seed if config else 0)  # type: ignore[union-attr]
+    where = choose_device(device)
+    precision = choose_dtype(dtype, where)
+    card, classes = net.card, tuple(source.classes or ())
+    if not classes:
+        raise UserError(f"{data} has no labels, and evaluation needs them; name the column with --loading.label-column")
+    known = card.classes or (classes if len(classes) == net.config.num_classes else ())
+    unknown = sorted(set(classes) - set(known))
+    if unknown:
+        raise UserError(
+            f"the data has {len(unknown)} classes that the model does not know ({', '.join(unknown[:3])}); "
+            "fine-tune on that data first, or rename its classes to the model's"
+        )
+    groupings = card.groupings or (dict(source.groupings) if classes == known else {})
+    net.card = replace(card, groupings=groupings)
+    loader = make_loader(source, loading, card.preprocess, train=False)
+    autocast = functools.partial(torch.autocast, where.type, dtype=precision, enabled=precision != torch.float32)
+    task = Classify(AugmentConfig(), net.card, len(known))
+    index = torch.tensor([known.index(name) for name in classes])
+    batches = ({**batch, "label": index[batch["label"]]} for batch in loader)
+    with autocast():
+        found = task.measure(placed(net, where, torch.float32), batches)
+    return {**found, "classes": list(known), "groupings": groupings, "bad": dict(loader.bad)}
+
+
+def open_evaluation(data: str, split: str | None, loading: DataConfig, seed: int) -> Source:
+    """The named split, else the part that training holds back."""
+    columns = {name: getattr(loading, name) for name in ("image_column", "label_column", "caption_column")}
+    if split:
+        return open_source(data, split, **columns)
+    return train_and_eval(data, loading.eval_fraction, seed, **columns)[1]
+
+
+def _config_of(model: str | Path | nn.Module) -> ClassifyConfig | None:
+    """The config in a RUN folder."""
+    if isinstance(model, nn.Module):
+        return None
+    path = Path(model) / "config.json"
+    if not path.is_file():
+        return None
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if "loading" not in data:  # another library's config.json
+        return None
+    data.pop("fingerprint", None)
+    return from_json(ClassifyConfig, data)

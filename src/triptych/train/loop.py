@@ -1,0 +1,235 @@
+"""The loop that every model of the package is trained by.
+
+All randomness of a step is a function of (seed, step), and the data's order of (seed, epoch): a run that was
+cut off and started again does what it would have done.
+"""
+
+import contextlib
+import math
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from triptych.data.loader import Loader
+from triptych.errors import UserError
+from triptych.train.config import LoopConfig, OptimConfig
+from triptych.train.ema import Ema
+from triptych.train.log import RunLog
+from triptych.train.optim import lr_at, make_optimizer, set_lr
+from triptych.train.state import Facts, gather, load_newest, save_checkpoint, scatter
+from triptych.train.tasks import Batch, Task
+
+FLUSH_STEPS = 50  # losses stay on the device this long, so that it need not wait for the processor
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    finished: bool
+    """False after an interrupt; the same command goes on."""
+    best: dict[str, float]
+    """Figures of the best evaluation, with its step."""
+
+
+def fit(
+    net: nn.Module,
+    task: Task,
+    train: Loader,
+    evaluate: Loader,
+    config: LoopConfig,
+    optim: OptimConfig,
+    batch_size: int,
+    out: Path,
+    identity: Facts,
+    keep_best: Callable[[nn.Module, dict[str, float]], None],
+    device: torch.device,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+) -> Outcome:
+    """Train `net` to the end of `config.epochs`, from the newest checkpoint in `out` if there is one.
+
+    Args:
+        net: on `device`; what requires gradients learns.
+        identity: facts that a checkpoint must share to be gone on from (the run's config).
+        keep_best: called with the network and its figures whenever the task's score is the best so far.
+        autocast: makes the context that forward passes run in.
+
+    Raises:
+        UserError: the loss is not finite, or the checkpoint in `out` is of another run.
+    """
+    total = max(1, math.ceil(config.epochs * len(train) / config.accumulate))
+    optimizer = make_optimizer(net, optim)
+    ema = Ema(net, config.ema) if config.ema else None
+    measured = ema.net if ema else net
+    step, best, notes = _resume(out, identity, net, ema, optimizer, train)
+    log = RunLog(out, total, step, config.log_every, config.tensorboard)
+    for note in notes:
+        log.say(note)
+    batches = _endless(train)
+    pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
+    clock, waited = time.monotonic(), 0.0
+    eval_steps = max(1, round(config.eval_every * len(train) / config.accumulate))
+    saved, seen, meter_seen = time.monotonic(), 0, 0
+
+    def flush() -> None:
+        log.write([_as_row(row, tensors) for row, tensors in pending])
+        pending.clear()
+
+    def save() -> None:
+        flush()
+        facts = {"identity": identity, "step": step, "loader": train.state_dict(), "best": best}
+        save_checkpoint(out / "checkpoints", step, gather(net, ema, optimizer), facts, config.keep)
+
+    with _interrupts() as interrupted, torch.random.fork_rng():
+        net.train()
+        while step < total and not interrupted():
+            # One step: forward and backward over the batches of the step, then the update.
+            lr = lr_at((step + 1) / total, optim)
+            set_lr(optimizer, lr)
+            logs: dict[str, torch.Tensor] = {}
+            for part in range(config.accumulate):
+                before = time.monotonic()
+                batch = _to(next(batches), device)
+                waited += time.monotonic() - before
+                batch["seed"] = (config.seed, step, part)
+                torch.manual_seed(_stream(config.seed, step, part))
+                with autocast():
+                    loss, found = task.loss(net, batch)
+                (loss / config.accumulate).backward()
+                for name, value in {"loss": loss.detach(), **found}.items():
+                    logs[name] = logs.get(name, 0) + value / config.accumulate
+                seen += len(batch["label"])
+            learning = [p for p in net.parameters() if p.requires_grad]
+            logs["grad_norm"] = torch.nn.utils.clip_grad_norm_(learning, optim.clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            if ema:
+                ema.update(net, step)
+            images = step * config.accumulate * batch_size
+            row = {"step": step, "images": images, "epoch": step * config.accumulate / len(train), "lr": lr}
+            pending.append((row, logs))
+
+            # Once in a while.
+            evaluating = step % eval_steps == 0 or step == total
+            if log.due() or evaluating or len(pending) >= FLUSH_STEPS:
+                elapsed = time.monotonic() - clock
+                pending[-1][0].update(images_per_second=(seen - meter_seen) / elapsed, waiting=waited / elapsed)
+                last = pending[-1]
+                flush()
+                if log.due() or evaluating:
+                    log.show(step, _words(_as_row(*last)))
+                clock, waited, meter_seen = time.monotonic(), 0.0, seen
+            if evaluating:
+                figures = _evaluate(task, measured, evaluate, autocast)
+                log.write([{"step": step, "images": images, "eval": figures}])
+                if not best or figures[task.score] > best[task.score]:
+                    best = {**figures, "step": step}
+                    keep_best(measured, figures)
+                scores = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name != "count")
+                log.say(f"epoch {row['epoch']:.2f}: {scores}" + ("  (best)" if best["step"] == step else ""))
+                net.train()
+                clock, waited = time.monotonic(), 0.0
+            if time.monotonic() - saved > config.save_every:
+                save()
+                saved = time.monotonic()
+        save()
+    for name, why in train.bad.items():
+        log.say(f"left out: {name}: {why}")
+    log.close()
+    return Outcome(step, step >= total, best)
+
+
+def _resume(
+    out: Path, identity: Facts, net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer, loader: Loader
+) -> tuple[int, dict[str, float], list[str]]:
+    found = load_newest(out / "checkpoints")
+    if found is None:
+        return 0, {}, []
+    tensors, facts, notes = found
+    changed = [key for key in identity if facts["identity"].get(key) != identity[key]]
+    if changed:
+        was, now = facts["identity"].get(changed[0]), identity[changed[0]]
+        raise UserError(
+            f"{out} holds a run with {changed[0]} {was!r}, and {now!r} was asked for; "
+            "give the same command to go on, or another --out"
+        )
+    scatter(tensors, net, ema, optimizer)
+    loader.load_state_dict(facts["loader"])
+    return facts["step"], facts["best"], [*notes, f"going on from step {facts['step']}"]
+
+
+def _evaluate(task: Task, net: nn.Module, loader: Loader, autocast: Any) -> dict[str, float]:
+    net.eval()
+    with autocast():
+        return dict(task.evaluate(net, loader))
+
+
+def _endless(loader: Loader) -> Iterator[Batch]:
+    while True:
+        yield from loader
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
+def _stream(*numbers: int) -> int:
+    """One seed from several numbers, for what draws from torch's own stream (drop path, dropout)."""
+    import numpy as np
+
+    return int(np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0])
+
+
+def _as_row(row: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    numbers = {name: float(value) for name, value in tensors.items()}
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(numbers[name]):
+            raise UserError(
+                f"{name} is {numbers[name]} at step {row['step']}; lower --optim.lr or set --loop.precision fp32, "
+                "the last checkpoint is from before"
+            )
+    return row | numbers
+
+
+def _words(row: dict[str, Any]) -> str:
+    return (
+        f"epoch {row['epoch']:.2f}  loss {row['loss']:.3f}  {row.get('images_per_second', 0):.0f} images/s  "
+        f"waiting {row.get('waiting', 0):.0%}"
+    )
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came; the second SIGINT interrupts at once."""
+    came = []
+
+    def note(number: int, _frame: Any) -> None:
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the caller's business
+        before = {}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the highest: the device's own account on CUDA, else the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

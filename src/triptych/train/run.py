@@ -1,0 +1,216 @@
+"""From a config to a trained network in a folder: builds the parts and hands them to the loop."""
+
+import copy
+import functools
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from triptych import weights
+from triptych.config import to_json
+from triptych.data.loader import Loader, make_loader
+from triptych.data.sources import train_and_eval
+from triptych.errors import UserError
+from triptych.hardware import choose_device, choose_dtype
+from triptych.layers.low_rank import add_low_rank, merge_low_rank
+from triptych.metrics.cost import count_macs, count_parameters
+from triptych.models.card import Preprocess
+from triptych.models.registry import build, config_for
+from triptych.train.config import ClassifyConfig
+from triptych.train.loop import Outcome, fit, peak_memory
+from triptych.train.optim import layer_of, make_optimizer
+from triptych.train.tasks import Classify
+from triptych.writing import write_text_atomically
+
+
+@dataclass
+class Parts:
+    """What a run is made of, built and placed."""
+
+    config: ClassifyConfig
+    net: nn.Module
+    task: Classify
+    train: Loader
+    evaluate: Loader
+    device: torch.device
+    autocast: Any
+    fingerprint: str
+
+
+def run(config: ClassifyConfig, out: str | Path) -> Outcome:
+    """Train as `config` says into the folder `out`; called again with the same arguments it goes on.
+
+    The folder holds config.json, log.jsonl, checkpoints/, and model.safetensors: the best weights so far (the
+    moving average's, if there is one), which `triptych.load(out)` reads.
+
+    Raises:
+        UserError: data, weights or config that do not fit together; a folder with another run in it.
+    """
+    out = Path(out)
+    parts = prepare(config)
+    write_text_atomically(out / "config.json", _json({**to_json(config), "fingerprint": parts.fingerprint}))
+
+    def keep_best(net: nn.Module, figures: dict[str, float]) -> None:
+        whole = copy.deepcopy(net)
+        merge_low_rank(whole)
+        whole.card = replace(parts.net.card, figures=figures)
+        weights.save(whole, out / "model.safetensors")
+
+    identity = {**to_json(config), "fingerprint": parts.fingerprint}
+    # What may change from one call to the next without making it another run.
+    for free in ("log_every", "save_every", "keep", "device", "tensorboard"):
+        identity["loop"] = {k: v for k, v in identity["loop"].items() if k != free}
+    identity["loading"] = {k: v for k, v in identity["loading"].items() if k not in ("workers", "cache")}
+    return fit(
+        parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
+        out, identity, keep_best, parts.device, parts.autocast,
+    )  # fmt: skip
+
+
+def prepare(config: ClassifyConfig) -> Parts:
+    """Open the data, build the network, and place it."""
+    loading = config.loading
+    columns = {name: getattr(loading, name) for name in ("image_column", "label_column", "caption_column")}
+    source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **columns)
+    if not source.classes:
+        raise UserError(f"{config.data} has no labels, and classification needs them; name the column with --loading.label-column")
+    if len(source.classes) < 2:
+        raise UserError(f"{config.data} has one class, {source.classes[0]!r}, and at least two are needed; add another folder of images")
+    device = choose_device(None if config.loop.device == "auto" else config.loop.device)
+    net = build_network(config, tuple(source.classes), dict(source.groupings))
+    net.to(device)
+    how: Preprocess = net.card.preprocess
+    augment = replace(
+        config.augment, image_size=how.size, mean=how.mean, std=how.std, background=tuple(map(float, how.background))
+    )
+    if config.loop.compile:
+        for block in net.blocks():  # type: ignore[operator]
+            block.compile()
+    dtype = choose_dtype(None if config.loop.precision == "auto" else config.loop.precision, device)
+    autocast = functools.partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return Parts(
+        config=config,
+        net=net,
+        task=Classify(augment, net.card, len(source.classes), config.loss),
+        train=make_loader(source, loading, how, train=True, seed=config.loop.seed),
+        evaluate=make_loader(held_out, loading, how, train=False),
+        device=device,
+        autocast=autocast,
+        fingerprint=source.fingerprint,
+    )
+
+
+def build_network(config: ClassifyConfig, classes: tuple[str, ...], groupings: dict[str, tuple[str, ...]]) -> nn.Module:
+    """The network to train: by name with random weights, or loaded; with a head for `classes`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.loop.seed)
+        if config.init is None:
+            changes: dict[str, Any] = _parsed(config.model, config.model_args)
+            changes["num_classes"] = len(classes)
+            if config.image_size is not None:
+                changes["image_size"] = config.image_size
+            if config.head is not None:
+                changes["head"] = config.head
+            net = build(config_for(config.model, **changes))
+        else:
+            net = weights.load(config.init, image_size=config.image_size)
+            if net.card.classes != classes or config.head is not None:
+                net.replace_head(len(classes), config.head or "linear")
+        if config.drop_path is not None:
+            set_drop_path(net, config.drop_path)
+        if config.train == "lora":
+            add_low_rank(net, config.lora_rank)
+    how = replace(net.card.preprocess, size=net.config.image_size)
+    if config.eval_crop is not None:
+        how = replace(how, crop=config.eval_crop)
+    net.card = replace(net.card, preprocess=how, classes=classes, groupings=groupings, figures={}, source="trained here")
+    if config.train != "all":
+        if config.train == "head":
+            net.requires_grad_(False)
+        net.head.requires_grad_(True)
+    elif config.frozen_blocks:
+        freeze(net, config.frozen_blocks)
+    return net
+
+
+def freeze(net: nn.Module, blocks: int) -> None:
+    """Keep all that comes before the blocks, and the first `blocks` of them, as they are."""
+    depth = len(net.blocks())  # type: ignore[operator]
+    if blocks > depth:
+        raise UserError(f"frozen_blocks is {blocks}, and the network has {depth} blocks; give at most {depth}")
+    for name, parameter in net.named_parameters():
+        if layer_of(net, name) <= blocks:
+            parameter.requires_grad_(False)
+
+
+def set_drop_path(net: nn.Module, rate: float) -> None:
+    """Stochastic depth that rises linearly to `rate` at the last block."""
+    blocks = net.blocks()  # type: ignore[operator]
+    for i, block in enumerate(blocks):
+        block.drop_path.rate = rate * i / max(len(blocks) - 1, 1)
+    net.config = replace(net.config, drop_path=rate)
+
+
+def dry_run(config: ClassifyConfig, steps: int = 3) -> dict[str, Any]:
+    """What the run would be: sizes, cost, and time and memory estimated from `steps` real steps. Writes nothing."""
+    parts = prepare(config)
+    height, width = parts.net.card.preprocess.size
+    optimizer = make_optimizer(parts.net, config.optim)
+    parts.net.train()
+    batches = iter(parts.train)
+    times = []
+    batch = next(batches)
+    for step in range(steps):
+        start = time.monotonic()
+        batch = {**batch, "seed": (config.loop.seed, step, 0)}
+        batch = {k: v.to(parts.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        with parts.autocast():
+            loss, _ = parts.task.loss(parts.net, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+        times.append(time.monotonic() - start)
+    whole = copy.deepcopy(parts.net)
+    merge_low_rank(whole)
+    macs = count_macs(whole, (1, 3, height, width))
+    total = config.loop.epochs * len(parts.train)
+    return {
+        "config": to_json(config),
+        "images": {"train": len(parts.train.dataset.source), "evaluation": len(parts.evaluate.dataset.source)},  # type: ignore[attr-defined]
+        "classes": parts.task.num_classes,
+        "parameters": count_parameters(whole),
+        "parameters_trained": count_parameters(parts.net, trainable=True),
+        "flops_per_image": 2 * macs,
+        "steps": round(total / config.loop.accumulate),
+        "seconds_per_step": sorted(times)[len(times) // 2] * config.loop.accumulate,
+        "hours": sorted(times)[len(times) // 2] * total / 3600,
+        "peak_memory_bytes": peak_memory(parts.device),
+        "device": str(parts.device),
+    }
+
+
+def _parsed(model: str, changes: tuple[str, ...]) -> dict[str, Any]:
+    """"depth=8" as {"depth": 8}: values are JSON, else text."""
+    found: dict[str, Any] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"model_args has {change!r}, which must be name=value, such as depth=8")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+        if isinstance(found[name], list):
+            found[name] = tuple(found[name])
+    return found
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
