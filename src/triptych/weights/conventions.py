@@ -88,12 +88,18 @@ def from_processor(settings: dict[str, Any], fallback: Preprocess) -> tuple[Prep
     plain = not found.get("do_normalize", True)
     return Preprocess(
         size=target,
-        crop=min(target[0] / size[0], 1.0) if crops and size else 1.0,
+        crop=_share(found, target[0] / size[0]) if crops and size else 1.0,
         mode="crop" if crops or not _both_sides(found.get("size")) else "squash",
         interpolation=interpolation,  # type: ignore[arg-type]
         mean=(0.0, 0.0, 0.0) if plain else _triple(found.get("image_mean"), fallback.mean),
         std=(1.0, 1.0, 1.0) if plain else _triple(found.get("image_std"), fallback.std),
     ), "preprocessor_config.json"
+
+
+def _share(found: dict[str, Any], otherwise: float) -> float:
+    """The crop's share; `crop_pct` is ours beside theirs, which round it to a whole number of pixels."""
+    exact = found.get("crop_pct")
+    return exact if isinstance(exact, float) and abs(exact - otherwise) < 0.1 else min(otherwise, 1.0)
 
 
 def _both_sides(size: Any) -> bool:
@@ -151,6 +157,7 @@ def to_processor(preprocess: Preprocess) -> dict[str, Any]:
         "size": {"shortest_edge": round(min(height, width) / preprocess.crop)},
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
+        "crop_pct": preprocess.crop,
         **common,
     }
 

@@ -77,6 +77,8 @@ def table(config: ViTConfig, layout: Layout) -> list[Rule]:
         rules.append(same(e + "distillation_token", "distill_token"))
     if config.registers:
         rules.append(same(e + "register_tokens", "registers"))
+    elif v3:
+        rules.append(drop(e + "register_tokens", "there are none", zeros(1, 0, config.embed_dim)))
     if config.position == "learned":
         rules.append(same(e + "position_embeddings", "positions"))
     if dino:
@@ -226,7 +228,7 @@ def read(names: Names, hints: Hints) -> Reading:
         mlp_dim=_hidden(names, b, swiglu, v3),
         num_classes=classes,
         distill_token=distilled,
-        registers=names.shape(e + "register_tokens", 3)[1] if e + "register_tokens" in names else 0,
+        registers=names.shapes.get(e + "register_tokens", (1, 0))[1],
         position="rotary" if v3 else "learned",
         rotary_base=float(settings.get("rope_theta", 100.0)) if v3 else 100.0,
         pool="token+mean" if inputs == 2 * width else "token",
