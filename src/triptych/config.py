@@ -37,7 +37,9 @@ def _build(hint: Any, data: Any, where: str) -> Any:
         return _build_union(get_args(hint), data, where)
     if origin is Literal:
         if data not in get_args(hint):
-            raise UserError(f"{where} is {data!r}, which must be one of {', '.join(map(repr, get_args(hint)))}")
+            raise UserError(
+                f"{where} is {data!r}, which must be one of {', '.join(map(repr, get_args(hint)))}"
+            )
         return data
     if origin is tuple:
         inner = get_args(hint)
@@ -47,7 +49,9 @@ def _build(hint: Any, data: Any, where: str) -> Any:
             return tuple(_build(inner[0], item, f"{where}[{i}]") for i, item in enumerate(data))
         if len(data) != len(inner):
             raise UserError(f"{where} has {len(data)} values, which must be {len(inner)}")
-        return tuple(_build(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(inner, data, strict=True)))
+        return tuple(
+            _build(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(inner, data, strict=True))
+        )
     if origin is dict:
         if not isinstance(data, dict):
             raise UserError(f"{where} is {data!r}, which must be an object")
@@ -81,7 +85,9 @@ def _build_dataclass(cls: Any, data: Any, where: str) -> Any:
     for key in data:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
-            raise UserError(f"{where} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise UserError(
+                f"{where} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in data:

@@ -39,7 +39,11 @@ def train(args: Sequence[str]) -> int:
 
     make = recipe(args[0])
     command = parse(
-        Train, args[1:], f"triptych train {args[0]}", default=Train(config=make()), description=make.__doc__ or ""
+        Train,
+        args[1:],
+        f"triptych train {args[0]}",
+        default=Train(config=make()),
+        description=make.__doc__ or "",
     )
     if command.out is None and not command.dry_run:
         raise UserError("no folder for the run was named; add --out RUN, or --dry-run to look first")
@@ -54,9 +58,18 @@ def train(args: Sequence[str]) -> int:
 
         outcome = run(config, command.out)  # type: ignore[arg-type]
     if command.json:
-        print_json({"step": outcome.step, "finished": outcome.finished, "best": outcome.best, "run": str(command.out)})
+        print_json(
+            {
+                "step": outcome.step,
+                "finished": outcome.finished,
+                "best": outcome.best,
+                "run": str(command.out),
+            }
+        )
     elif outcome.finished:
-        print(f"{command.out}: finished; best top-1 {outcome.best['top1']:.4f} at step {outcome.best['step']}")
+        print(
+            f"{command.out}: finished; best top-1 {outcome.best['top1']:.4f} at step {outcome.best['step']}"
+        )
     else:
         print(f"{command.out}: stopped at step {outcome.step}; the same command goes on", file=sys.stderr)
     return 0 if outcome.finished else 130
@@ -80,7 +93,9 @@ def _dry_run(config: ClassifyConfig, as_json: bool) -> int:
     import json
 
     print(json.dumps(found["config"], indent=1))
-    print(f"images       {found['images']['train']:,} to train on, {found['images']['evaluation']:,} to evaluate on")
+    print(
+        f"images       {found['images']['train']:,} to train on, {found['images']['evaluation']:,} to evaluate on"
+    )
     print(f"classes      {found['classes']:,}")
     print(f"parameters   {count(found['parameters'])}, of which {count(found['parameters_trained'])} learn")
     print(f"FLOPs        {count(found['flops_per_image'])} an image, forward")

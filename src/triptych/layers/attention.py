@@ -64,7 +64,9 @@ class Attention(nn.Module):
         self.tap: Callable[[Tensor], None] | None = None  # set by layers.capture
 
     def forward(self, x: Float[Tensor, "b n d"], rotate: Rotate | None = None) -> Float[Tensor, "b n d"]:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.split_bias else self.qkv.bias
+        bias = self.qkv.bias
+        if self.split_bias:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)                                         # b n 3D
         q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = self.q_norm(q), self.k_norm(k)                                            # b h n d

@@ -1,4 +1,4 @@
-"""What a checkpoint says besides its tensors: how pictures are prepared, what its classes are called, how good it is."""
+"""What a checkpoint says besides its tensors: how pictures are prepared, class names, scores."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -38,7 +38,10 @@ def config_for(name: str, **changes: Any) -> Config:
     for key in changes:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise UserError(f"{name} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"))
+            raise UserError(
+                f"{name} has no field {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
+            )
     return replace(SIZES[name], **changes)
 
 

@@ -182,7 +182,7 @@ class ViT(nn.Module):
         depth = self.config.depth
         wanted = [depth - 1] if blocks is None else [i + depth if i < 0 else i for i in blocks]
         if any(not 0 <= i < depth for i in wanted):
-            raise UserError(f"blocks {list(blocks or ())} are not all in 0 to {depth - 1}; the network has {depth} blocks")
+            raise UserError(f"blocks {list(blocks or ())} are not all from 0 to {depth - 1}; there are {depth} blocks")
         _, kept, (h, w) = self.encode(images, wanted)
         by_block = dict(zip(sorted(set(wanted)), kept, strict=True))
         maps = [self.norm(by_block[i])[:, self.config.prefix :] for i in wanted]
@@ -212,7 +212,7 @@ class ViT(nn.Module):
         return self.head(self.pooled(z))
 
     def _placed_tokens(self) -> list[str]:
-        return [n for n, on in (("class_token", self.config.class_token), ("distill_token", self.config.distill_token)) if on]
+        return [name for name in ("class_token", "distill_token") if getattr(self.config, name)]
 
     def _rotate(self, grid: tuple[int, int], device: torch.device) -> Rotate | None:
         if self.config.position != "rotary":

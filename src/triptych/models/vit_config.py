@@ -47,7 +47,7 @@ class ViTConfig:
     pre_norm: bool = False
     """One more LayerNorm before the first block (CLIP)."""
     head: Literal["linear", "mlp", "cosine"] = "linear"
-    """Fine-tuning's zero-initialised linear layer, pre-training's MLP with one hidden tanh layer, or a cosine classifier."""
+    """Fine-tuning's zero-initialised linear layer, pre-training's MLP with a hidden tanh layer, or cosines."""
     head_dim: int = 0
     """Hidden width of the tanh layer; 0 stands for D."""
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
@@ -65,19 +65,30 @@ class ViTConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
         if self.embed_dim % self.num_heads:
-            raise UserError(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}; change one of the two")
+            raise UserError(
+                f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}; change one of the two"
+            )
         if min(self.image_size) < 1 or self.num_classes < 0 or self.registers < 0:
-            raise UserError(f"image_size {self.image_size}, num_classes {self.num_classes} and registers {self.registers} cannot be negative")
+            raise UserError(
+                f"image_size {self.image_size} must be positive; num_classes {self.num_classes} and "
+                f"registers {self.registers} cannot be negative"
+            )
         if self.position == "sincos" and self.embed_dim % 4:
-            raise UserError(f"sincos positions need an embed_dim that is a multiple of 4, got {self.embed_dim}")
+            raise UserError(
+                f"sincos positions need an embed_dim that is a multiple of 4, got {self.embed_dim}"
+            )
         if self.position == "rotary" and (self.embed_dim // self.num_heads) % 4:
-            raise UserError(f"rotary positions need heads of a multiple of 4 channels, got {self.embed_dim // self.num_heads}")
+            raise UserError(
+                f"rotary positions need heads of a multiple of 4 channels, got {self.embed_dim // self.num_heads}"
+            )
         if "token" in self.pool and not self.class_token:
             raise UserError(f"pool={self.pool!r} needs class_token=True; or pool with 'mean' or 'attention'")
         if self.distill_token and not (self.class_token and self.pool == "token" and self.head == "linear"):
             raise UserError("distill_token needs class_token=True, pool='token' and head='linear'")
         if not 0 <= self.drop_path < 1 or not 0 <= self.dropout < 1:
-            raise UserError(f"drop_path {self.drop_path} and dropout {self.dropout} must be at least 0 and below 1")
+            raise UserError(
+                f"drop_path {self.drop_path} and dropout {self.dropout} must be at least 0 and below 1"
+            )
         if self.stem == "conv" and not self.stem_widths:
             raise UserError("stem='conv' needs stem_widths, for example (32, 64, 128)")
         if self.stem == "resnet" and len(self.stem_widths) != 1:
@@ -86,7 +97,11 @@ class ViTConfig:
     @property
     def stride(self) -> int:
         """Pixels from one token to the next."""
-        stem = {"patch": 1, "conv": 2 ** len(self.stem_widths), "resnet": 4 * 2 ** max(len(self.stem_depths) - 1, 0)}
+        stem = {
+            "patch": 1,
+            "conv": 2 ** len(self.stem_widths),
+            "resnet": 4 * 2 ** max(len(self.stem_depths) - 1, 0),
+        }
         return self.patch_size * stem[self.stem]
 
     @property
@@ -106,7 +121,16 @@ def grid_at(config: ViTConfig, image_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _size(patch: int, dim: int, depth: int, heads: int, **more) -> ViTConfig:
-    return ViTConfig(**{"patch_size": patch, "embed_dim": dim, "depth": depth, "num_heads": heads, "mlp_dim": 4 * dim, **more})
+    return ViTConfig(
+        **{
+            "patch_size": patch,
+            "embed_dim": dim,
+            "depth": depth,
+            "num_heads": heads,
+            "mlp_dim": 4 * dim,
+            **more,
+        }
+    )
 
 
 #                D  L  heads
@@ -120,9 +144,18 @@ WIDTHS = {
 PATCHES = (8, 14, 16, 32)
 DEIT3 = {"layer_scale": 1e-6, "prefix_positions": False}
 DINOV2 = {"image_size": (518, 518), "num_classes": 0, "layer_scale": 1e-5}
-DINOV3 = {"num_classes": 0, "layer_scale": 1e-5, "registers": 4, "position": "rotary", "qkv_bias": "qv", "norm_eps": 1e-5}
+DINOV3 = {
+    "num_classes": 0,
+    "layer_scale": 1e-5,
+    "registers": 4,
+    "position": "rotary",
+    "qkv_bias": "qv",
+    "norm_eps": 1e-5,
+}
 
-SIZES: dict[str, ViTConfig] = {f"vit-{name}{patch}": _size(patch, *width) for name, width in WIDTHS.items() for patch in PATCHES}
+SIZES: dict[str, ViTConfig] = {
+    f"vit-{name}{patch}": _size(patch, *width) for name, width in WIDTHS.items() for patch in PATCHES
+}
 SIZES |= {
     # The hybrids: a ResNet's map instead of the image.
     "vit-r-ti16": _size(8, 192, 12, 3, stem="resnet", stem_widths=(64,)),
@@ -148,8 +181,19 @@ SIZES |= {
     "dinov3-l16": _size(16, 1024, 24, 16, **DINOV3),
     # The shipped one: small, 64 px, a convolutional stem for a small data set.
     "vit-emoji": _size(
-        1, 192, 6, 3, image_size=(64, 64), stem="conv", stem_widths=(32, 64, 128), class_token=False, pool="mean",
-        head="cosine", num_classes=1032, layer_scale=0.1, drop_path=0.05,
+        1,
+        192,
+        6,
+        3,
+        image_size=(64, 64),
+        stem="conv",
+        stem_widths=(32, 64, 128),
+        class_token=False,
+        pool="mean",
+        head="cosine",
+        num_classes=1032,
+        layer_scale=0.1,
+        drop_path=0.05,
     ),
 }
 

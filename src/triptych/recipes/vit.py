@@ -71,8 +71,8 @@ def vit_finetune() -> ClassifyConfig:
 def vit_emoji() -> ClassifyConfig:
     """A small ViT from scratch on the built-in drawings, at 32 px: the first half of the shipped model.
 
-        python tools/make_emoji.py --styles all --out EMOJI
-        triptych train vit_emoji --data emoji:EMOJI --out runs/emoji32
+    python tools/make_emoji.py --styles all --out EMOJI
+    triptych train vit_emoji --data emoji:EMOJI --out runs/emoji32
     """
     return ClassifyConfig(
         model="vit-emoji",
@@ -89,7 +89,7 @@ def vit_emoji() -> ClassifyConfig:
 def vit_emoji64() -> ClassifyConfig:
     """The second half of the shipped model: the first half's weights fine-tuned at 64 px, positions resampled.
 
-        triptych train vit_emoji64 --data emoji:EMOJI --init runs/emoji32 --out runs/emoji64
+    triptych train vit_emoji64 --data emoji:EMOJI --init runs/emoji32 --out runs/emoji64
     """
     return ClassifyConfig(
         init="runs/emoji32",

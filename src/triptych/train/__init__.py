@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from triptych.train.run import dry_run as dry_run
     from triptych.train.run import run as run
 
-_PUBLIC = {"run": "triptych.train.run", "dry_run": "triptych.train.run", "evaluate": "triptych.train.evaluate"}
+_PUBLIC = {
+    "run": "triptych.train.run",
+    "dry_run": "triptych.train.run",
+    "evaluate": "triptych.train.evaluate",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -111,7 +111,9 @@ class ClassifyConfig:
         _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
         _need(self.eval_crop is None or 0 < self.eval_crop <= 1, self, "eval_crop", "above 0 and at most 1")
         if self.train == "head" and self.init is None:
-            raise UserError("train=head trains a head on frozen features, which need weights; name them with init")
+            raise UserError(
+                "train=head trains a head on frozen features, which need weights; name them with init"
+            )
 
 
 def _need(fine: bool, config: object, name: str, what: str) -> None:

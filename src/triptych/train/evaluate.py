@@ -45,7 +45,9 @@ def evaluate(
     """
     config = _config_of(model)
     if data is None and config is None:
-        raise UserError("no data was named and the model is no training run; give --data, for example a folder of class folders")
+        raise UserError(
+            "no data was named and the model is no training run; give --data, for example a folder of class folders"
+        )
     given = {"eval_batch_size": batch_size, "workers": workers, "on_bad_image": on_bad_image}
     loading = replace(
         config.loading if config else DataConfig(), **{k: v for k, v in given.items() if v is not None}
@@ -56,7 +58,9 @@ def evaluate(
     precision = choose_dtype(dtype, where)
     card, classes = net.card, tuple(source.classes or ())
     if not classes:
-        raise UserError(f"{data} has no labels, and evaluation needs them; name the column with --loading.label-column")
+        raise UserError(
+            f"{data} has no labels, and evaluation needs them; name the column with --loading.label-column"
+        )
     known = card.classes or (classes if len(classes) == net.config.num_classes else ())
     unknown = sorted(set(classes) - set(known))
     if unknown:
@@ -67,7 +71,9 @@ def evaluate(
     groupings = card.groupings or (dict(source.groupings) if classes == known else {})
     net.card = replace(card, groupings=groupings)
     loader = make_loader(source, loading, card.preprocess, train=False)
-    autocast = functools.partial(torch.autocast, where.type, dtype=precision, enabled=precision != torch.float32)
+    autocast = functools.partial(
+        torch.autocast, where.type, dtype=precision, enabled=precision != torch.float32
+    )
     task = Classify(AugmentConfig(), net.card, len(known))
     index = torch.tensor([known.index(name) for name in classes])
     batches = ({**batch, "label": index[batch["label"]]} for batch in loader)

@@ -86,7 +86,12 @@ def _progress(total: int, done: int) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}")
+    columns = (
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
     progress = Progress(*columns, console=Console(stderr=True))
     progress.start()
     return progress, progress.add_task("train", total=total, completed=done, words="")

@@ -122,7 +122,9 @@ def fit(
             evaluating = step % eval_steps == 0 or step == total
             if log.due() or evaluating or len(pending) >= FLUSH_STEPS:
                 elapsed = time.monotonic() - clock
-                pending[-1][0].update(images_per_second=(seen - meter_seen) / elapsed, waiting=waited / elapsed)
+                pending[-1][0].update(
+                    images_per_second=(seen - meter_seen) / elapsed, waiting=waited / elapsed
+                )
                 last = pending[-1]
                 flush()
                 if log.due() or evaluating:
@@ -134,7 +136,9 @@ def fit(
                 if not best or figures[task.score] > best[task.score]:
                     best = {**figures, "step": step}
                     keep_best(measured, figures)
-                scores = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name != "count")
+                scores = "  ".join(
+                    f"{name} {value:.4f}" for name, value in figures.items() if name != "count"
+                )
                 log.say(f"epoch {row['epoch']:.2f}: {scores}" + ("  (best)" if best["step"] == step else ""))
                 net.train()
                 clock, waited = time.monotonic(), 0.0
@@ -149,7 +153,12 @@ def fit(
 
 
 def _resume(
-    out: Path, identity: Facts, net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer, loader: Loader
+    out: Path,
+    identity: Facts,
+    net: nn.Module,
+    ema: Ema | None,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader,
 ) -> tuple[int, dict[str, float], list[str]]:
     found = load_newest(out / "checkpoints")
     if found is None:
@@ -179,7 +188,9 @@ def _endless(loader: Loader) -> Iterator[Batch]:
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+    }
 
 
 def _stream(*numbers: int) -> int:

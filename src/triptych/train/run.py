@@ -78,15 +78,23 @@ def prepare(config: ClassifyConfig) -> Parts:
     columns = {name: getattr(loading, name) for name in ("image_column", "label_column", "caption_column")}
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **columns)
     if not source.classes:
-        raise UserError(f"{config.data} has no labels, and classification needs them; name the column with --loading.label-column")
+        raise UserError(
+            f"{config.data} has no labels, and classification needs them; name the column with --loading.label-column"
+        )
     if len(source.classes) < 2:
-        raise UserError(f"{config.data} has one class, {source.classes[0]!r}, and at least two are needed; add another folder of images")
+        raise UserError(
+            f"{config.data} has one class, {source.classes[0]!r}, and two are needed; add another folder of images"
+        )
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
     net = build_network(config, tuple(source.classes), dict(source.groupings))
     net.to(device)
     how: Preprocess = net.card.preprocess
     augment = replace(
-        config.augment, image_size=how.size, mean=how.mean, std=how.std, background=tuple(map(float, how.background))
+        config.augment,
+        image_size=how.size,
+        mean=how.mean,
+        std=how.std,
+        background=tuple(map(float, how.background)),
     )
     if config.loop.compile:
         for block in net.blocks():  # type: ignore[operator]
@@ -105,7 +113,9 @@ def prepare(config: ClassifyConfig) -> Parts:
     )
 
 
-def build_network(config: ClassifyConfig, classes: tuple[str, ...], groupings: dict[str, tuple[str, ...]]) -> nn.Module:
+def build_network(
+    config: ClassifyConfig, classes: tuple[str, ...], groupings: dict[str, tuple[str, ...]]
+) -> nn.Module:
     """The network to train: by name with random weights, or loaded; with a head for `classes`."""
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
@@ -128,7 +138,9 @@ def build_network(config: ClassifyConfig, classes: tuple[str, ...], groupings: d
     how = replace(net.card.preprocess, size=net.config.image_size)
     if config.eval_crop is not None:
         how = replace(how, crop=config.eval_crop)
-    net.card = replace(net.card, preprocess=how, classes=classes, groupings=groupings, figures={}, source="trained here")
+    net.card = replace(
+        net.card, preprocess=how, classes=classes, groupings=groupings, figures={}, source="trained here"
+    )
     if config.train != "all":
         if config.train == "head":
             net.requires_grad_(False)
@@ -142,7 +154,9 @@ def freeze(net: nn.Module, blocks: int) -> None:
     """Keep all that comes before the blocks, and the first `blocks` of them, as they are."""
     depth = len(net.blocks())  # type: ignore[operator]
     if blocks > depth:
-        raise UserError(f"frozen_blocks is {blocks}, and the network has {depth} blocks; give at most {depth}")
+        raise UserError(
+            f"frozen_blocks is {blocks}, and the network has {depth} blocks; give at most {depth}"
+        )
     for name, parameter in net.named_parameters():
         if layer_of(net, name) <= blocks:
             parameter.requires_grad_(False)
@@ -182,7 +196,10 @@ def dry_run(config: ClassifyConfig, steps: int = 3) -> dict[str, Any]:
     total = config.loop.epochs * len(parts.train)
     return {
         "config": to_json(config),
-        "images": {"train": len(parts.train.dataset.source), "evaluation": len(parts.evaluate.dataset.source)},  # type: ignore[attr-defined]
+        "images": {
+            "train": len(parts.train.dataset.source),
+            "evaluation": len(parts.evaluate.dataset.source),
+        },  # type: ignore[attr-defined]
         "classes": parts.task.num_classes,
         "parameters": count_parameters(whole),
         "parameters_trained": count_parameters(parts.net, trainable=True),
@@ -196,7 +213,7 @@ def dry_run(config: ClassifyConfig, steps: int = 3) -> dict[str, Any]:
 
 
 def _parsed(model: str, changes: tuple[str, ...]) -> dict[str, Any]:
-    """"depth=8" as {"depth": 8}: values are JSON, else text."""
+    """ "depth=8" as {"depth": 8}: values are JSON, else text."""
     found: dict[str, Any] = {}
     for change in changes:
         name, equals, value = change.partition("=")
@@ -213,4 +230,3 @@ def _parsed(model: str, changes: tuple[str, ...]) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1) + "\n"
-

@@ -32,7 +32,11 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], facts: 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
-    found = [path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d+\.safetensors", path.name)]
+    found = [
+        path
+        for path in folder.glob("step-*.safetensors")
+        if re.fullmatch(r"step-\d+\.safetensors", path.name)
+    ]
     return sorted(found, reverse=True)
 
 
@@ -78,7 +82,9 @@ def gather(net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer) ->
     return tensors
 
 
-def scatter(tensors: dict[str, Tensor], net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer) -> None:
+def scatter(
+    tensors: dict[str, Tensor], net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer
+) -> None:
     """Put every tensor of `gather` back where it came from."""
     net.load_state_dict(_under(tensors, "net."))
     if ema is not None:

@@ -44,7 +44,7 @@ class Classify:
             images, targets = augment(
                 batch["image"], batch["label"], self.config, batch["seed"], self.num_classes, batch["aspect"]
             )
-        logits = model(images).float()                                                   # B K
+        logits = model(images).float()  # B K
         if self.kind == "binary":
             present = (targets > self.config.label_smoothing / self.num_classes).float()
             loss = F.binary_cross_entropy_with_logits(logits, present, reduction="none").sum(1).mean()
