@@ -17,6 +17,12 @@ T = TypeVar("T")
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
 
 
+class _Page(io.StringIO):
+    """Text in memory for which tyro draws one kind of frame whatever the terminal: lines, no colours."""
+
+    encoding = "utf-8"
+
+
 def parse(cls: type[T], args: Sequence[str], prog: str, default: Any = None, description: str = "") -> T:
     """The dataclass `cls` filled from `args`. `--help` prints and exits.
 
@@ -29,10 +35,10 @@ def parse(cls: type[T], args: Sequence[str], prog: str, default: Any = None, des
         UserError: what the arguments lack or have wrong, in one line.
         SystemExit: help was asked for.
     """
-    said = io.StringIO()
+    said, helped = _Page(), bool({"-h", "--help"} & set(args))
     more = {"default": default} if default is not None else {}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(sys.stdout if helped else _Page()):
             return tyro.cli(
                 cls, args=list(args), prog=prog, description=description or None, config=CONFIG, **more
             )
@@ -48,10 +54,11 @@ def one_line(box: str, prog: str) -> str:
     Inside the frame tyro prints the problem, a rule, and further paragraphs; names of options are indented by
     four, their descriptions by eight. Unknown text passes through as it is.
     """
-    lines = [re.sub(r"\[/?bold\]", "", line[2:].rstrip(" │")) for line in box.splitlines() if line[:1] == "│"]
-    lines = [line for line in lines if line]
+    lines = [line[2:].rstrip(" │") for line in box.splitlines() if line[:1] == "│"]
+    lines = [re.sub(r"\[/?bold\]", "", line) for line in lines if line]
     first = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
-    problem = " ".join(line for line in lines[:first] if not line.startswith("    ")) or " ".join(box.split())
+    problem = " ".join(line for line in lines[:first] if not line.startswith("    "))
+    problem = problem or " ".join(box.split())
     problem = re.split(r" *(?:Got errors:|Expected format:)", problem)[0].rstrip(". ")
     problem = problem[:1].lower() + problem[1:]
     if problem.startswith("missing from"):

@@ -103,8 +103,7 @@ class ClassificationPipeline:
         Raises:
             UserError: an image cannot be read; a folder has none; `top` is below 1.
         """
-        if top < 1:
-            raise UserError(f"top is {top}, which must be at least 1")
+        _check(top)
         if isinstance(images, str | Path) and Path(images).is_dir():
             return self.stream(
                 _some(images_below(images), f"{images} has no images below it; give a folder of images"), top
@@ -116,6 +115,7 @@ class ClassificationPipeline:
 
     def stream(self, pictures: Iterable[Picture], top: int = 5) -> Iterator[Classification]:
         """Results in the order of the pictures; at most a batch, and what `workers` read ahead, are held."""
+        _check(top)
         self.skipped = []
         for batch in _batches(self._readable(pictures), self.batch_size):
             names, tensors = zip(*batch, strict=True)
@@ -154,6 +154,11 @@ class ClassificationPipeline:
             Classification(tuple(Guess(classes[i], i, p) for i, p in zip(row_i, row_p, strict=True)), source)
             for row_i, row_p, source in zip(indices.tolist(), probabilities.tolist(), sources, strict=True)
         ]
+
+
+def _check(top: int) -> None:
+    if top < 1:
+        raise UserError(f"top is {top}, which must be at least 1")
 
 
 def _batches(items: Iterable[A], size: int) -> Iterator[list[A]]:

@@ -51,7 +51,7 @@ class SeePanel:
 
     cards: Sequence[Seen]
     title: str = "See"
-    below: str = "Vision Transformer: five guesses, and the patches that led to them"
+    below: str = "Vision Transformer: five guesses, and where its attention went"
 
     SIDE, GAP, ROW, HEAD = 1.34, 0.12, 1.62, 0.72
 

@@ -19,7 +19,7 @@ from triptych.writing import write_atomically
 
 INK, SOFT, FAINT, LINE, PAPER = "#16202c", "#5b6775", "#a3adb8", "#e6eaee", "#ffffff"
 BLUE, ORANGE, TEAL, VIOLET, RED = "#2563eb", "#f08c1d", "#0f9d8a", "#7c4ddb", "#dc3d43"
-CYCLE = (BLUE, ORANGE, TEAL, VIOLET, RED)
+CYCLE = (BLUE, ORANGE, TEAL, VIOLET, RED, "#8a6d1f", "#4d7c0f", "#64748b")
 
 # From paper-white to deep blue: for counts and similarities, where nothing must look like nothing.
 BLUES = LinearSegmentedColormap.from_list(

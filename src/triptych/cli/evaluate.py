@@ -1,0 +1,142 @@
+"""`triptych evaluate`"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from triptych.cli.output import plain, print_json, table
+
+WORST = 10  # lines in each of the two lists on the screen
+PAIRS = 100  # pairs of confused classes in metrics.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a classifier: top-1, top-5, every coarser naming and every class, exact on any number of
+    images.
+
+    Writes metrics.json and confusion.png into --out, or into the folder of the run.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL-or-RUN")]
+    """A model's file, folder, hub id or name, or a RUN folder."""
+    data: str = ""
+    """emoji, a folder, tar shards, a parquet file or a hub id; a run brings its own."""
+    split: str = ""
+    """One of the data's splits; its evaluation split if left out."""
+    batch_size: int = 64
+    """Images a forward pass."""
+    workers: int = 2
+    """Processes that read and decode."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of products; auto takes bf16 where the hardware multiplies it natively."""
+    on_bad_image: Literal["fail", "skip"] = "skip"
+    """Stop at an image that cannot be read, or leave it out and say so."""
+    out: Path | None = None
+    """Folder to write into."""
+    json: bool = False
+    """Print what metrics.json holds."""
+
+    def run(self) -> int:
+        from triptych.train import evaluate
+
+        with a_sign_of_life("evaluating"):
+            found = evaluate(
+                self.model,
+                self.data or None,
+                split=self.split or None,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                on_bad_image=self.on_bad_image,
+                dtype=None if self.dtype == "auto" else self.dtype,
+            )
+        figures = summary(found) | {"model": self.model, "data": self.data, "split": self.split}
+        a_run = (Path(self.model) / "log.jsonl").is_file()
+        out = self.out or (Path(self.model) if a_run else None)
+        if out is not None:
+            write(figures, found, out)
+        if self.json:
+            print_json(figures, indent=1)
+        else:
+            show(figures)
+            print(
+                f"{out}: metrics.json, confusion.png"
+                if out
+                else "--out FOLDER writes all of it, and a picture"
+            )
+        return 0
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """What `triptych.train.evaluate` returns, with names for numbers and the matrix as its most confused
+    pairs."""
+    from triptych.metrics.classification import most_confused
+
+    names, matrix = found["classes"], found["confusion"]
+    arrays = ("per_class", "per_class_count", "confusion", "classes", "bad", "groupings")
+    pairs = [] if matrix is None else most_confused(matrix, PAIRS)
+    return {
+        **{name: value for name, value in found.items() if name not in arrays},
+        "per_class": {
+            name: {"right": share, "count": count}
+            for name, share, count in zip(names, found["per_class"], found["per_class_count"], strict=True)
+        },
+        "most_confused": [{"truth": names[t], "prediction": names[p], "count": n} for t, p, n in pairs],
+        "left_out": found["bad"],
+    }
+
+
+def write(figures: dict[str, Any], found: dict[str, Any], out: Path) -> None:
+    from triptych.plots import style
+    from triptych.plots.confusion import confusion
+    from triptych.writing import write_text_atomically
+
+    write_text_atomically(
+        out / "metrics.json", json.dumps(plain(figures), indent=1, ensure_ascii=False) + "\n"
+    )
+    if found["confusion"] is not None:
+        # The coarsest naming orders many classes best.
+        coarser = min(
+            (found.get("groupings") or {}).values(), key=lambda names: len(set(names)), default=None
+        )
+        style.save(confusion(found["confusion"], found["classes"], coarser), out / "confusion.png")
+
+
+def show(figures: dict[str, Any]) -> None:
+    """The figures, the classes recognised worst, and the pairs confused most."""
+    words = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean of classes"}
+    scores = {k: v for k, v in figures.items() if isinstance(v, float) and k != "loss"}
+    rows = [(words.get(name, name), f"{share:.2%}") for name, share in scores.items()]
+    rows += [("loss", f"{figures['loss']:.4f}"), ("images", f"{figures['count']:,}")]
+    table("", {"figure": "left", "": "right"}, rows)
+    seen = {name: each for name, each in figures["per_class"].items() if each["count"]}
+    worst = sorted(seen, key=lambda name: (seen[name]["right"], -seen[name]["count"]))[:WORST]
+    table(
+        "recognised worst",
+        {"class": "left", "right": "right", "of": "right"},
+        ((name, f"{seen[name]['right']:.0%}", str(seen[name]["count"])) for name in worst),
+    )
+    pairs = figures["most_confused"][:WORST]
+    if pairs:
+        columns = {"truth": "left", "taken for": "left", "times": "right"}
+        table("confused most", columns, ((p["truth"], p["prediction"], str(p["count"])) for p in pairs))
+    for name, why in figures["left_out"].items():
+        print(f"left out: {name}: {why}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def a_sign_of_life(what: str) -> Iterator[None]:
+    """A spinner on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield

@@ -1,0 +1,101 @@
+"""A user's mistake is one line on stderr that names the thing, and exit code 2; never a traceback."""
+
+import pytest
+import torch
+
+from triptych import hardware
+from triptych.cli import main
+
+# What is typed, and what the line must name.
+# {m} is a good model, {p} good pictures, {o} odd files, {t} a new folder.
+MISTAKES = [
+    ("clasify x.png", "did you mean classify?"),
+    ("xyz", "there are demo, list"),
+    ("classify", "no image was named"),
+    ("classify {t}/nowhere.png --model {m}", "nowhere.png does not exist"),
+    ("classify {o}/empty.png --model {m}", "empty.png is empty"),
+    ("classify {o}/text.png --model {m}", "text.png is damaged, or not an image"),
+    ("classify {o}/cut.jpg --model {m}", "cut.jpg is damaged"),
+    ("classify {o}/folder --model {m}", "folder has no images"),
+    ("classify {p}/0.png {o}/cut.jpg --model {m}", "cut.jpg is damaged"),
+    ("classify {o}/cut.jpg {o}/empty.png --on-bad-image skip --model {m}", "none of the 2 images"),
+    ("classify {p}/0.png --model {t}/none.safetensors", "none.safetensors"),
+    ("classify {p}/0.png --model vit-emojis", "did you mean 'vit-emoji'"),
+    ("classify {p}/0.png --model {o}/empty.png", "empty.png"),
+    ("classify {p}/0.png --model {t}/cut.safetensors", "cut.safetensors"),
+    ("classify {p}/0.png --model {t}/text.pth", "text.pth"),
+    ("classify {p}/0.png --model {o}/folder", "folder"),
+    ("classify {p}/0.png --model {m} --top 0", "top is 0"),
+    ("classify {p}/0.png --model {m} --top many", "--top"),
+    ("classify {p}/0.png --modl {m}", "did you mean --model?"),
+    ("classify {p}/0.png --dtype fp8", "'fp8'"),
+    ("classify {p}/0.png --batch-size 0 --model {m}", "batch_size 0"),
+    ("explain", "needs IMAGE"),
+    ("explain {o}/text.png --model {m} --out {t}/e", "text.png is damaged, or not an image"),
+    ("explain {p}/0.png --model {m} --size 64", "WIDTHxHEIGHT"),
+    ("explain {p}/0.png --model {m} --size 0x64", "WIDTHxHEIGHT"),
+    ("explain {p}/0.png --model {m} --out {m}/below", "cannot write"),
+    ("evaluate {m}", "no data was named"),
+    ("evaluate {m} --data {o}/folder", "folder"),
+    ("evaluate {m} --data {t}/nowhere", "nowhere"),
+    ("evaluate {m} --data emoji", "does not know"),
+    ("evaluate", "needs MODEL-or-RUN"),
+    ("list nothing-like-it", "no model matches 'nothing-like-it'"),
+    ("info", "needs FILE"),
+    ("info {t}/none.npz", "none.npz"),
+    ("info {t}/cut.safetensors", "cut.safetensors"),
+    ("info {o}/text.png", "text.png"),
+    ("convert {m} {t}/out --format onxx", "'onxx'"),
+    ("convert {m}", "needs DST, --format"),
+    ("convert {t}/none.pth {t}/out --format hf", "none.pth"),
+    ("plot {t}", "log.jsonl does not exist"),
+    ("plot {o}/text.png", "no rows"),
+    ("demo --model {m} --out {t}/x.png", "other things than emoji"),
+]
+
+
+@pytest.mark.parametrize(("typed", "named"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
+def test_one_line_and_exit_2(typed, named, model, pictures, odd, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hardware, "native_bf16", lambda device: None)
+    monkeypatch.setattr(hardware, "_SAID", {(torch.float32, "cpu")})  # else one run says it
+    (tmp_path / "cut.safetensors").write_bytes(model.read_bytes()[:-1000])
+    (tmp_path / "text.pth").write_text("this is text, not a checkpoint")
+    args = [word.format(m=model, p=pictures, o=odd, t=tmp_path) for word in typed.split()]
+    assert main(args) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    # A skipped image has a line of its own before.
+    assert len(lines) == 1 + 2 * ("skip" in typed), lines
+    assert lines[-1].startswith("triptych: ")
+    assert named in lines[-1], lines[-1]
+
+
+def test_a_damaged_image_among_good_ones_is_skipped_and_said(model, pictures, odd, capsys):
+    args = [
+        "classify",
+        str(pictures),
+        str(odd / "cut.jpg"),
+        "--model",
+        str(model),
+        "--on-bad-image",
+        "skip",
+        "--json",
+    ]
+    assert main(args) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 5
+    assert "cut.jpg is damaged" in said.err
+    assert "1 of 6 images could not be read" in said.err
+
+
+def test_one_pixel_is_an_image(model, odd, capsys):
+    assert main(["classify", str(odd / "pixel.png"), "--model", str(model)]) == 0
+    assert "pixel.png" in capsys.readouterr().out
+
+
+def test_an_interrupt_is_130(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("triptych.cli._run", interrupted)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "triptych: interrupted\n"
