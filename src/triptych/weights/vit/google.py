@@ -183,8 +183,7 @@ def read(names: Names, hints: Hints) -> Reading:
     class_token = "cls" in names
     image_size, prefix_positions = hints.image_size or (224, 224), True
     if positions:
-        count = names.shape(positions, 3)[1]
-        image_size, prefix_positions = _grid(names, count, class_token, patch * stem_stride, hints)
+        image_size, prefix_positions = _grid(names, positions, class_token, patch * stem_stride, hints)
         facts["image_size"] = "the number of positions"
     else:
         facts["position"] = "none stored; convention: fixed sin-cos" if not paper else "none stored"
@@ -230,15 +229,20 @@ def _stem_depths(names: Names) -> tuple[int, ...]:
 
 
 def _grid(
-    names: Names, count: int, class_token: bool, stride: int, hints: Hints
+    names: Names, positions: str, class_token: bool, stride: int, hints: Hints
 ) -> tuple[tuple[int, int], bool]:
-    """Image size, and whether the class token has a position: a count that is square without one has none."""
-    if hints.image_size is not None:
-        cells = math.prod(-(-side // stride) for side in hints.image_size)
-        if cells in (count, count - class_token):
-            return hints.image_size, class_token and cells != count
-    placed = class_token and math.isqrt(count) ** 2 != count
-    rows, columns = square_grid(count - placed, str(names.path))
+    """Image size, and whether the class token has a position.
+
+    The paper's code adds positions after the class token, so it has one; big_vision adds them before. Older
+    big_vision files did as the paper, which a count of one more than a square tells.
+    """
+    count = names.shape(positions, 3)[1]
+    square = math.isqrt(count) ** 2 == count
+    placed = class_token and (positions == PAPER.positions or not square)
+    size, cells = hints.image_size, count - placed
+    if size is not None and math.prod(-(-side // stride) for side in size) == cells:
+        return size, placed
+    rows, columns = square_grid(cells, str(names.path))
     return (rows * stride, columns * stride), placed
 
 
