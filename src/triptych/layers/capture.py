@@ -15,7 +15,7 @@ def capture(net: nn.Module) -> Iterator[dict[str, Tensor]]:
     ```python
     with capture(net) as maps:
         net(images)
-    maps["blocks.0.attn"]          # (B, heads, queries, keys), rows sum to 1, fp32, detached
+    maps["encoder.0.attn"]         # (B, heads, queries, keys), rows sum to 1, fp32, detached
     ```
 
     The fused kernel gives way to the explicit softmax inside the block and comes back after it, also when

@@ -1,0 +1,24 @@
+"""What all tests share. Under pytest the shapes in the signatures of `layers` and `models` are checked at every call."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Before the first import of either: the hook rewrites modules as they are loaded.
+install_import_hook(["triptych.layers", "triptych.models"], "beartype.beartype")
+
+# Tests draw what they draw every time alike; a first call that compiles or imports may take its time.
+settings.register_profile("triptych", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("triptych")
+
+# With pytest-xdist every worker is a process: each gets its share of the cores.
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random numbers, in whatever order tests run."""
+    torch.manual_seed(0)
