@@ -40,16 +40,17 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory):
-    """A folder of class folders: three of the model's four classes, 4 pictures each, one of them damaged."""
+    """train and val of class folders: three of the model's four classes, 4 pictures each, one damaged."""
     folder = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(1)
-    for name in NAMES[:3]:
-        (folder / name).mkdir()
-        for i in range(4):
-            Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(
-                folder / name / f"{i}.png"
-            )
-    (folder / "fox" / "3.png").write_bytes((folder / "fox" / "3.png").read_bytes()[:500])
+    for split in ("train", "val"):
+        for name in NAMES[:3]:
+            (folder / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    damaged = folder / "val" / "fox" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:500])
     return folder
 
 

@@ -83,11 +83,11 @@ def test_convert_there_and_back(model, tmp_path, capsys, format):
 
 
 def test_evaluate(model, labelled, tmp_path, capsys):
-    args = ("evaluate", model, "--data", labelled, "--split", "all", "--batch-size", 4, "--workers", 0)
+    args = ("evaluate", model, "--data", labelled, "--batch-size", 4, "--workers", 0)
     found = json.loads(said(capsys, *args, "--out", tmp_path, "--json"))
     assert found["count"] == 11
     pipe = tp.ClassificationPipeline(tp.load(model), dtype="fp32")
-    files = [path for path in sorted(labelled.glob("*/*.png")) if path != labelled / "fox" / "3.png"]
+    files = [path for path in sorted(labelled.glob("val/*/*.png")) if path != labelled / "val/fox/3.png"]
     right = sum(pipe(path).name == path.parent.name for path in files)
     assert found["top1"] == pytest.approx(right / 11)
     assert found["top5"] == 1.0
