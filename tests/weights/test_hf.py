@@ -133,7 +133,8 @@ def test_base_16_parity(tmp_path):
 def test_a_network_of_ours_runs_in_transformers(tmp_path, scramble):
     ours = scramble(create("vit-ti16", depth=2, image_size=48, num_classes=3))
     ours.card = ours.card.__class__(
-        preprocess=Preprocess(size=(48, 48), crop=0.9, mean=(0.5,) * 3, std=(0.5,) * 3), classes=("a", "b", "c")
+        preprocess=Preprocess(size=(48, 48), crop=0.9, mean=(0.5,) * 3, std=(0.5,) * 3),
+        classes=("a", "b", "c"),
     )
     export(ours, tmp_path, "hf")
     theirs = hf.AutoModelForImageClassification.from_pretrained(tmp_path)
@@ -150,7 +151,11 @@ def test_a_network_of_ours_runs_in_transformers(tmp_path, scramble):
 def test_preprocessing_goes_there_and_back(tmp_path, tiny, mode):
     net = tiny()
     preprocess = Preprocess(
-        size=(32, 32), mode=mode, crop=0.8 if mode == "crop" else 1.0, interpolation="lanczos", mean=(0.1, 0.2, 0.3)
+        size=(32, 32),
+        mode=mode,
+        crop=0.8 if mode == "crop" else 1.0,
+        interpolation="lanczos",
+        mean=(0.1, 0.2, 0.3),
     )
     net.card = net.card.__class__(preprocess=preprocess)
     export(net, tmp_path, "hf")
@@ -162,9 +167,18 @@ def test_preprocessing_goes_there_and_back(tmp_path, tiny, mode):
     [
         ({"size": 224, "do_resize": True}, (224, 224), 1.0, "squash"),
         ({"size": {"height": 384, "width": 256}}, (384, 256), 1.0, "squash"),
-        ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True}, (224, 224), 0.875, "crop"),
         (
-            {"size": {"height": 256, "width": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True},
+            {"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True},
+            (224, 224),
+            0.875,
+            "crop",
+        ),
+        (
+            {
+                "size": {"height": 256, "width": 256},
+                "crop_size": {"height": 224, "width": 224},
+                "do_center_crop": True,
+            },
             (224, 224),
             0.875,
             "crop",

@@ -27,7 +27,9 @@ CONFIGS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_saved_network_comes_back_bit_for_bit(tiny, same_state, tmp_path, changes, dtype):
     net = tiny(**changes).to(dtype)
-    net.card = Card(preprocess=Preprocess(size=net.config.image_size), classes=("a",) * 5, figures={"top1": 0.5})
+    net.card = Card(
+        preprocess=Preprocess(size=net.config.image_size), classes=("a",) * 5, figures={"top1": 0.5}
+    )
     tp.save(net, tmp_path / "net.safetensors")
     back = tp.load(tmp_path / "net.safetensors")
     same_state(net, back)

@@ -28,7 +28,9 @@ def norm(name: str, width: int = D) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def blocks(scale: str = "", mlp: str = "fc", bias: str = "qkv", qk_norm: bool = False) -> dict[str, tuple[int, ...]]:
+def blocks(
+    scale: str = "", mlp: str = "fc", bias: str = "qkv", qk_norm: bool = False
+) -> dict[str, tuple[int, ...]]:
     names: dict[str, tuple[int, ...]] = {}
     for i in range(DEPTH):
         b = f"blocks.{i}."
@@ -54,7 +56,10 @@ def blocks(scale: str = "", mlp: str = "fc", bias: str = "qkv", qk_norm: bool = 
 
 
 def base(positions: int | None, **how) -> dict[str, tuple[int, ...]]:
-    names: dict[str, tuple[int, ...]] = {"patch_embed.proj.weight": (D, 3, P, P), "patch_embed.proj.bias": (D,)}
+    names: dict[str, tuple[int, ...]] = {
+        "patch_embed.proj.weight": (D, 3, P, P),
+        "patch_embed.proj.bias": (D,),
+    }
     if positions:
         names["pos_embed"] = (1, positions, D)
     return names | blocks(**how)
@@ -96,7 +101,10 @@ LAYOUTS = {
         "timm",
         base(16, scale="ls{}.gamma", mlp="packed") | CLS | {"reg_token": (1, 4, D)} | norm("norm"),
     ),
-    "timm dinov3": ("timm", base(None, scale="gamma_{}", bias="none") | CLS | {"reg_token": (1, 4, D)} | norm("norm")),
+    "timm dinov3": (
+        "timm",
+        base(None, scale="gamma_{}", bias="none") | CLS | {"reg_token": (1, 4, D)} | norm("norm"),
+    ),
     "timm dinov3 huge, q and v biases": (
         "timm",
         base(None, scale="gamma_{}", bias="qv", mlp="split") | CLS | {"reg_token": (1, 4, D)} | norm("norm"),
@@ -122,7 +130,10 @@ LAYOUTS = {
     ),
     "dinov3 huge": (
         "dinov3",
-        base(None, mlp="w123", **V3) | CLS | {"mask_token": (1, D), "storage_tokens": (1, 4, D)} | norm("norm"),
+        base(None, mlp="w123", **V3)
+        | CLS
+        | {"mask_token": (1, D), "storage_tokens": (1, 4, D)}
+        | norm("norm"),
     ),
 }
 
@@ -326,7 +337,9 @@ def test_timm_configs_that_do_not_fit(tmp_path, config, part):
 def test_siglips_activation_follows_the_architecture(tmp_path):
     w = tensors("timm siglip")
     assert load(timm_folder(tmp_path, w, architecture="vit_base_patch16_siglip_224")).config.mlp == "gelu"
-    assert load(timm_folder(tmp_path, w, architecture="vit_so400m_patch16_siglip_256")).config.mlp == "gelu_tanh"
+    assert (
+        load(timm_folder(tmp_path, w, architecture="vit_so400m_patch16_siglip_256")).config.mlp == "gelu_tanh"
+    )
 
 
 def test_a_rectangular_timm_network(tmp_path, tiny, same_state):
@@ -387,14 +400,17 @@ def test_torchvision_parity(tmp_path, scramble, rep, old):
     theirs = scramble(VisionTransformer(HEADS, rep))
     state = theirs.state_dict()
     if old:
-        state = {k.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): v for k, v in state.items()}
+        state = {
+            k.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): v
+            for k, v in state.items()
+        }
     torch.save(state, tmp_path / "net.pth")
     ours, images = load(tmp_path / "net.pth"), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=0)
     export(ours, tmp_path / "back.pth", "torchvision")
     back = torch.load(tmp_path / "back.pth", weights_only=True)
-    assert list(sorted(back)) == sorted(theirs.state_dict())
+    assert sorted(back) == sorted(theirs.state_dict())
     theirs.load_state_dict(back)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=0)
@@ -404,4 +420,6 @@ def test_torchvision_parity(tmp_path, scramble, rep, old):
 def test_torchvisions_conventions_depend_on_the_size(tmp_path, tiny, size):
     export(tiny(image_size=(size, size), patch_size=32), tmp_path / "x.safetensors", "torchvision")
     preprocess = load(tmp_path / "x.safetensors").card.preprocess
-    assert (preprocess.crop, preprocess.interpolation) == ((0.875, "bilinear") if size == 224 else (1.0, "bicubic"))
+    assert (preprocess.crop, preprocess.interpolation) == (
+        (0.875, "bilinear") if size == 224 else (1.0, "bicubic")
+    )
