@@ -203,15 +203,23 @@ class Loader(StatefulDataLoader):
         missing = batches if self._cache is None else [self._cache.missing(rows) for rows in batches]
         self._plan[:] = [rows.tolist() for rows in missing if len(rows)]
         fetched = super().__iter__() if self._plan else iter(())
-        for rows, absent in zip(batches, missing, strict=True):
-            batch = next(fetched) if len(absent) else NOTHING
-            self._note_bad(batch["bad"])
-            if self._cache is not None:
-                batch = self._cache.batch(rows, absent, batch)
-            self._done += 1
-            if batch["id"]:
-                yield batch
-        next(fetched, None)  # lets the workers end
+        try:
+            for rows, absent in zip(batches, missing, strict=True):
+                batch = next(fetched) if len(absent) else NOTHING
+                self._note_bad(batch["bad"])
+                if self._cache is not None:
+                    batch = self._cache.batch(rows, absent, batch)
+                self._done += 1
+                if batch["id"]:
+                    yield batch
+            next(fetched, None)  # lets the workers end
+        except BaseException:
+            # Broken off: end the workers here. Left to the garbage collector, which may close their queues
+            # first, they are not told, and waited for 5 s each.
+            if self._iterator is fetched:
+                self._iterator = None
+            del fetched
+            raise
         self.epoch, self._done = self.epoch + 1, 0
 
     def _note_bad(self, bad: dict[str, str]) -> None:

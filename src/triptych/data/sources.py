@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -148,50 +147,6 @@ class Subset:
     def fingerprint(self) -> str:
         """Of the source, and of which examples these are."""
         return hashlib.sha256(self.source.fingerprint.encode() + self.indices.tobytes()).hexdigest()[:32]
-
-
-class Aligned:
-    """A source whose labels are indices into a given list of classes; `aligned` makes one."""
-
-    def __init__(self, source: Source, classes: tuple[str, ...], new: np.ndarray):
-        self.source, self.classes = source, classes
-        self.groupings: dict[str, tuple[str, ...]] = {}
-        self.labels = None if source.labels is None else new[source.labels]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int, /) -> Example:
-        label = None if self.labels is None else int(self.labels[index])
-        return replace(self.source[index], label=label)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the source: the examples are the same."""
-        return self.source.fingerprint
-
-
-def aligned(source: Source, classes: Sequence[str]) -> Source:
-    """The source with its labels numbered as in `classes`, such as a model's. Names must be among them.
-
-    Evaluation data often lacks a class or two of the training data, so that its own numbers mean others.
-
-    Raises:
-        UserError: a class that is not among them, or labels that are missing altogether.
-    """
-    classes = tuple(classes)
-    if source.classes is None:
-        raise UserError("the data has no labels; give class folders or a label column")
-    if source.classes == classes:
-        return source
-    index = {name: i for i, name in enumerate(classes)}
-    unknown = [name for name in source.classes if name not in index]
-    if unknown:
-        raise UserError(
-            f"{len(unknown)} classes of the data, as {unknown[0]!r}, are none of the {len(classes)} known, "
-            f"such as {classes[0]!r}; use data with the same class names"
-        )
-    return Aligned(source, classes, np.array([index[name] for name in source.classes], dtype=np.int64))
 
 
 def open_source(

@@ -47,7 +47,7 @@ def choose_split(spec: str, splits: list[str], asked: str | None) -> str:
 
 
 def held_back(count: int, labels: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:
-    """Booleans (count,): which examples to evaluate on. Of each class its share, and never all of a class.
+    """Booleans (count,), at least one: what to evaluate on. Of each class its share, and never all of it.
 
     The share of a class is rarely a whole number; what one class is short of, the next makes up for, so that
     a tenth of 50 classes of 2 is 10 examples, not none.
@@ -62,8 +62,8 @@ def held_back(count: int, labels: np.ndarray | None, fraction: float, seed: int)
         group = rng.permutation(groups[number])
         owed += len(group) * fraction
         take = max(0, min(round(owed), len(group) - 1))
-        owed -= take
+        owed = min(owed - take, 1.0)  # many classes of one must not empty the next
         held[group[:take]] = True
     if not held.any():
-        held[rng.integers(count)] = True
+        held[rng.choice(max(groups, key=len))] = True
     return held
