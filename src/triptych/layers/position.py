@@ -22,8 +22,10 @@ def resample_positions(table: Float[Tensor, "1 n d"], old: Grid, new: Grid, pref
         return table
     kept, grid = table[:, :prefix], table[:, prefix:]
     grid = rearrange(grid, "1 (h w) d -> 1 d h w", h=old[0], w=old[1])
+    # PyTorch 2.13 resamples wrongly to a grid one column wide, unless channels come last in memory.
+    grid = grid.float().clone(memory_format=torch.channels_last)
     # Antialiased, so that a smaller grid averages its neighbours instead of skipping them.
-    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=False, antialias=True)
+    grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([kept, rearrange(grid, "1 d h w -> 1 (h w) d").to(kept.dtype)], dim=1)
 
 
