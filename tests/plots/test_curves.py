@@ -1,0 +1,85 @@
+"""A log's rows become panels by what they hold; odd logs are named or drawn, never a traceback."""
+
+import json
+
+import numpy as np
+import pytest
+
+from triptych.errors import UserError
+from triptych.plots import style
+from triptych.plots.curves import collect, read_log, sorted_out, training_curves
+
+# What `triptych train` writes: a row a step, and now and then what evaluation found.
+ROWS = [
+    {
+        "step": i,
+        "images": 8 * i,
+        "epoch": i / 10,
+        "lr": 1e-3,
+        "loss": 3 / i,
+        "train_top1": 0.5,
+        "grad_norm": 0.3,
+    }
+    for i in range(1, 100)
+] + [
+    {"step": 50, "images": 400, "eval": {"count": 7, "loss": 1.0, "top1": 0.4, "top5": 0.8}},
+    {"step": 99, "images": 792, "loss": 1.0, "images_per_second": 31.0, "waiting": 0.02},
+]
+
+
+def test_each_number_finds_its_panel():
+    clock, series = collect(ROWS)
+    panels = sorted_out(series)
+    assert clock == "images"
+    assert set(panels["loss"]) == {"loss", "eval/loss"}
+    assert set(panels["scores"]) == {"train_top1", "eval/top1", "eval/top5"}
+    assert set(panels["learning rate"]) == {"lr"}
+    assert set(panels["images per second"]) == {"images_per_second"}
+    assert set(panels["waiting for data"]) == {"waiting"}
+    x, y = panels["scores"]["eval/top1"]
+    assert (x.tolist(), y.tolist()) == ([400.0], [0.4])
+
+
+def test_drawn(tmp_path):
+    style.save(training_curves(ROWS, "a run"), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"step": 1, "loss": 1.0}],
+        [{"loss": 1.0}, {"loss": 0.5}],  # no clock: the rows are counted
+        [{"step": i, "loss": float("nan")} for i in range(60)],
+        [{"step": i, "loss": 10.0**-i, "note": "words"} for i in range(8)],
+        [{"step": i, "eval": {f"score {j}": 0.1 * j for j in range(9)}} for i in range(3)],
+    ],
+)
+def test_odd_logs_are_drawn(rows, tmp_path):
+    style.save(training_curves(rows), tmp_path / "curves.png")
+
+
+def test_nothing_to_draw():
+    with pytest.raises(UserError, match="no loss"):
+        training_curves([{"step": 1, "words": "hello"}])
+
+
+def test_the_half_line_of_a_killed_run_is_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_log(path) == [{"step": 1, "loss": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "no rows"), ("words\nwords\n", "line 1"), ("[1]\n[2]\n", "line 1")]
+)
+def test_what_is_no_log_is_named(tmp_path, text, message):
+    (tmp_path / "log.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_log(tmp_path / "log.jsonl")
+
+
+def test_rows_as_json_lines_come_back(tmp_path):
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert read_log(tmp_path / "log.jsonl") == ROWS
+    assert np.isclose(collect(ROWS)[1]["loss"][1][0], 3.0)
