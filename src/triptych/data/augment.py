@@ -4,10 +4,11 @@ First everything is drawn, by numpy, from the seed: a few numbers a sample. Then
 with no chance left. So the result is a function of (batch, config, seed) alone, and the global random streams
 are neither read nor moved. Only RandAugment, whose operations do not compose, is left to kornia.
 
-Measured on 2 cores, 256 RGBA images of 64x64 with affine, flip, colour, background, erasing and cutmix:
-kornia's RandomAffine and RandomHorizontalFlip take 29 ms, ColorJitter 60 ms, RandomErasing 6 ms, and
-backgrounds and mixing are still to come; the whole of it here takes MEASURED ms. What pays: one warp with a
-composed matrix, one matrix product for colour, and pieces of the batch that stay in the processor's cache.
+Measured in processor time on one core, 256 RGBA images of 64x64 with affine, flip, colour, background, erasing,
+mixup and cutmix: kornia's RandomAffine and RandomHorizontalFlip take 30 ms, ColorJitter 93 ms, RandomErasing
+7 ms, and backgrounds and mixing are still to come; the whole of it here takes 48 ms, or 5,300 images/s. What
+pays: one warp with a composed matrix, one matrix product for colour, and pieces of the batch that stay in the
+processor's cache.
 """
 
 from collections.abc import Sequence
