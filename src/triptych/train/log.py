@@ -72,7 +72,10 @@ class RunLog:
         else:
             print(words, file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_problem: object) -> None:
         self.file.close()
         if self.progress is not None:
             self.progress.stop()

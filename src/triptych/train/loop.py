@@ -70,25 +70,28 @@ def fit(
     ema = Ema(net, config.ema) if config.ema else None
     measured = ema.net if ema else net
     step, best, notes = _resume(out, identity, net, ema, optimizer, train)
-    log = RunLog(out, total, step, config.log_every, config.tensorboard)
-    for note in notes:
-        log.say(note)
     batches = _endless(train)
     pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
     clock, waited = time.monotonic(), 0.0
     eval_steps = max(1, round(config.eval_every * len(train) / config.accumulate))
     saved, seen, meter_seen = time.monotonic(), 0, 0
 
-    def flush() -> None:
+    def flush(log: RunLog) -> None:
         log.write([_as_row(row, tensors) for row, tensors in pending])
         pending.clear()
 
-    def save() -> None:
-        flush()
+    def save(log: RunLog) -> None:
+        flush(log)
         facts = {"identity": identity, "step": step, "loader": train.state_dict(), "best": best}
         save_checkpoint(out / "checkpoints", step, gather(net, ema, optimizer), facts, config.keep)
 
-    with _interrupts() as interrupted, torch.random.fork_rng():
+    with (
+        RunLog(out, total, step, config.log_every, config.tensorboard) as log,
+        _interrupts() as interrupted,
+        torch.random.fork_rng(),
+    ):
+        for note in notes:
+            log.say(note)
         net.train()
         while step < total and not interrupted():
             # One step: forward and backward over the batches of the step, then the update.
@@ -126,7 +129,7 @@ def fit(
                     images_per_second=(seen - meter_seen) / elapsed, waiting=waited / elapsed
                 )
                 last = pending[-1]
-                flush()
+                flush(log)
                 if log.due() or evaluating:
                     log.show(step, _words(_as_row(*last)))
                 clock, waited, meter_seen = time.monotonic(), 0.0, seen
@@ -143,12 +146,11 @@ def fit(
                 net.train()
                 clock, waited = time.monotonic(), 0.0
             if time.monotonic() - saved > config.save_every:
-                save()
+                save(log)
                 saved = time.monotonic()
-        save()
-    for name, why in train.bad.items():
-        log.say(f"left out: {name}: {why}")
-    log.close()
+        save(log)
+        for name, why in train.bad.items():
+            log.say(f"left out: {name}: {why}")
     return Outcome(step, step >= total, best)
 
 

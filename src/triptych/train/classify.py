@@ -58,7 +58,7 @@ def run(config: ClassifyConfig, out: str | Path) -> Outcome:
     def keep_best(net: nn.Module, figures: dict[str, float]) -> None:
         whole = copy.deepcopy(net)
         merge_low_rank(whole)
-        whole.card = replace(parts.net.card, figures=figures)
+        whole.card = replace(parts.net.card, figures={name: float(value) for name, value in figures.items()})
         weights.save(whole, out / "model.safetensors")
 
     identity = {**to_json(config), "fingerprint": parts.fingerprint}

@@ -1,0 +1,244 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import triptych as tp
+from triptych.errors import UserError
+from triptych.train import dry_run, evaluate, loop, run
+from triptych.train.state import checkpoints, load_newest
+
+
+def final(folder):
+    tensors, facts, _ = load_newest(folder / "checkpoints")
+    return tensors, facts
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def learnt(row):
+    """A row without what a clock measured."""
+    return {k: v for k, v in row.items() if k not in ("images_per_second", "waiting")}
+
+
+def cut_after(monkeypatch, steps):
+    """Let the next run be interrupted once it has made `steps` steps."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def interrupts():
+        asked = []
+
+        def came():
+            asked.append(1)
+            return len(asked) > steps
+
+        yield came
+
+    monkeypatch.setattr(loop, "_interrupts", interrupts)
+
+
+def test_it_learns_and_leaves_a_run_that_loads(config, tmp_path):
+    outcome = run(replace(config, loop=replace(config.loop, epochs=8)), tmp_path / "r")
+    assert outcome.finished
+    assert outcome.best["top1"] == 1.0
+    net = tp.load(tmp_path / "r")
+    assert net.card.classes == ("blue", "green", "red")
+    assert net.card.figures["top1"] == 1.0
+    assert net.card.preprocess.size == (16, 16)
+    losses = [row["loss"] for row in rows(tmp_path / "r") if "loss" in row]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
+
+
+@pytest.mark.parametrize("cut", [1, 4, 7])
+def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(config, tmp_path, monkeypatch, cut):
+    run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        cut_after(patch, cut)
+        assert not run(config, tmp_path / "cut").finished
+    assert run(config, tmp_path / "cut").finished
+    (one, facts), (other, others) = final(tmp_path / "whole"), final(tmp_path / "cut")
+    assert facts == others
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert list(map(learnt, rows(tmp_path / "whole"))) == list(map(learnt, rows(tmp_path / "cut")))
+
+
+def test_rows_after_the_checkpoint_are_done_again_not_kept_twice(config, tmp_path):
+    run(config, tmp_path)
+    before = rows(tmp_path)
+    with open(tmp_path / "log.jsonl", "a") as log:
+        log.write(json.dumps({"step": 10_000, "loss": 1.0}) + "\n" + '{"step": 3')
+    run(config, tmp_path)
+    assert rows(tmp_path) == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(config, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        cut_after(patch, 2)
+        run(config, tmp_path)
+    with monkeypatch.context() as patch:
+        cut_after(patch, 2)
+        run(config, tmp_path)
+    newest, older = checkpoints(tmp_path / "checkpoints")
+    data = bytearray(newest.read_bytes())
+    data[-20] ^= 1
+    newest.write_bytes(data)
+    capsys.readouterr()
+    run(config, tmp_path)
+    said = capsys.readouterr().err
+    assert "is damaged (the checksum of" in said
+    assert "going on from step 2" in said
+    assert older.exists() or not older.exists()  # it may have been the one to make room
+    for path in checkpoints(tmp_path / "checkpoints"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
+        run(config, tmp_path)
+
+
+def test_another_config_is_refused_and_harmless_changes_are_not(short, tmp_path):
+    run(short, tmp_path)
+    with pytest.raises(UserError, match="holds a run with optim .*; give the same command"):
+        run(replace(short, optim=replace(short.optim, lr=1e-4)), tmp_path)
+    again = replace(short, loop=replace(short.loop, log_every=0.0), loading=replace(short.loading, workers=1))
+    assert run(again, tmp_path).finished
+
+
+def test_accumulation_of_two_halves_is_one_batch(config, tmp_path):
+    """Same images, no randomness by batch: the gradient is the mean, so the weights agree."""
+    quiet = replace(
+        config,
+        drop_path=0.0,
+        model_args=(*config.model_args, "dropout=0.0"),
+        augment=replace(config.augment, mixup=0.0, erasing=0.0, brightness=0.0, crop_scale=(1.0, 1.0), flip=0.0,
+                        crop_ratio=(1.0, 1.0)),
+    )  # fmt: skip
+    run(quiet, tmp_path / "whole")
+    halves = replace(
+        quiet, loading=replace(quiet.loading, batch_size=4), loop=replace(quiet.loop, accumulate=2)
+    )
+    run(halves, tmp_path / "halves")
+    one, other = final(tmp_path / "whole")[0], final(tmp_path / "halves")[0]
+    for name in one:
+        if name.startswith("net."):
+            torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
+
+
+def weights_of(path):
+    with safe_open(path / "model.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_fine_tuning_replaces_the_head_and_resamples_positions(short, tmp_path):
+    run(short, tmp_path / "first")
+    second = replace(short, init=str(tmp_path / "first"), image_size=(24, 16), head="mlp")
+    run(second, tmp_path / "second")
+    net = tp.load(tmp_path / "second")
+    assert net.config.image_size == (24, 16)
+    assert net.config.head == "mlp"
+    assert net.positions.shape[1] == 1 + 3 * 2
+
+
+def test_linear_probe_moves_the_head_alone(short, tmp_path):
+    run(short, tmp_path / "first")
+    run(replace(short, init=str(tmp_path / "first"), train="head"), tmp_path / "probe")
+    before, after = weights_of(tmp_path / "first"), weights_of(tmp_path / "probe")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"head.weight", "head.bias"}
+
+
+def test_frozen_blocks_stay(short, tmp_path):
+    run(short, tmp_path / "first")
+    run(replace(short, init=str(tmp_path / "first"), frozen_blocks=1), tmp_path / "second")
+    before, after = weights_of(tmp_path / "first"), weights_of(tmp_path / "second")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith(("encoder.0.", "patch.", "positions", "class_token")) for name in moved)
+    assert {"encoder.1.attn.qkv.weight", "norm.weight", "head.weight"} <= moved
+    with pytest.raises(UserError, match="the network has 2 blocks"):
+        run(replace(short, frozen_blocks=3), tmp_path / "third")
+
+
+def test_low_rank_updates_are_merged_into_an_ordinary_file(short, tmp_path):
+    run(short, tmp_path / "first")
+    tuned = replace(short, init=str(tmp_path / "first"), train="lora", lora_rank=2)
+    run(tuned, tmp_path / "lora")
+    before, after = weights_of(tmp_path / "first"), weights_of(tmp_path / "lora")
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    attention = {f"encoder.{i}.attn.{part}.weight" for i in range(2) for part in ("qkv", "proj")}
+    assert moved == attention | {"head.weight", "head.bias"}
+    for name in attention:
+        assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-6) <= 2
+
+
+def test_dry_run_counts_and_writes_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = dry_run(config)
+    assert list(tmp_path.iterdir()) == []
+    assert found["classes"] == 3
+    assert found["steps"] == 3 * (found["images"]["train"] // 8)
+    assert found["parameters"] == found["parameters_trained"] > 10_000
+    assert found["seconds_per_step"] > 0
+    assert found["peak_memory_bytes"] > 1e7
+    assert found["config"]["model"] == "vit-ti16"
+    assert found["flops_per_image"] == 2 * (3 * 64 * 24 * 4 + 2 * (5 * (4 * 24**2 + 2 * 24 * 48) + 2 * 25 * 24) + 24 * 3)
+
+
+def test_evaluation_counts_every_image_once_whatever_the_batch(short, tmp_path):
+    run(short, tmp_path)
+    figures = [evaluate(tmp_path, batch_size=size, workers=0) for size in (1, 3, 64)]
+    assert len({figure["top1"] for figure in figures}) == 1
+    assert {figure["count"] for figure in figures} == {figures[0]["confusion"].sum()}
+    assert evaluate(tp.load(tmp_path), short.data, workers=0, dtype="fp32")["count"] >= 1
+
+
+def test_evaluation_matches_classes_by_name(short, pictures, tmp_path):
+    """A folder with some of the classes, which therefore have other numbers there."""
+    run(replace(short, loop=replace(short.loop, epochs=8)), tmp_path / "r")
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("green", "red"):
+        (some / name).symlink_to(pictures / name, target_is_directory=True)
+    found = evaluate(tmp_path / "r", str(some), workers=0)
+    assert found["top1"] == 1.0
+    assert found["per_class_count"][0] == 0
+    (some / "violet").symlink_to(pictures / "blue", target_is_directory=True)
+    with pytest.raises(UserError, match=r"does not know \(violet\)"):
+        evaluate(tmp_path / "r", str(some), workers=0)
+
+
+def test_users_mistakes(config, pictures, tmp_path):
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "red").symlink_to(pictures / "red", target_is_directory=True)
+    with pytest.raises(UserError, match="has one class, 'red', and two are needed"):
+        run(replace(config, data=str(one)), tmp_path / "r")
+    with pytest.raises(UserError, match="does not exist"):
+        run(replace(config, data=str(tmp_path / "absent")), tmp_path / "r")
+    with pytest.raises(UserError, match="near names"):
+        run(replace(config, model="vit-x16"), tmp_path / "r")
+    with pytest.raises(UserError, match="must be name=value"):
+        run(replace(config, model_args=("depth",)), tmp_path / "r")
+    with pytest.raises(UserError, match="need weights; name them with init"):
+        replace(config, train="head")
+    with pytest.raises(UserError, match="no data was named"):
+        evaluate(tp.create("vit-ti16"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(config, tmp_path, monkeypatch):
+    from triptych.train.tasks import Classify
+
+    sound = Classify.loss
+
+    def broken(self, model, batch):
+        loss, logs = sound(self, model, batch)
+        return (loss * float("nan") if batch["seed"][1] == 4 else loss), logs
+
+    monkeypatch.setattr(Classify, "loss", broken)
+    with pytest.raises(UserError, match="loss is nan at step 5"):
+        run(config, tmp_path)
+    assert checkpoints(tmp_path / "checkpoints") == []
