@@ -11,7 +11,14 @@ from triptych.train.optim import layer_of, lr_at, make_optimizer, set_lr
 
 def tiny(**changes):
     return tp.create(
-        "vit-ti16", depth=3, embed_dim=24, mlp_dim=48, image_size=32, num_classes=5, layer_scale=0.1, **changes
+        "vit-ti16",
+        depth=3,
+        embed_dim=24,
+        mlp_dim=48,
+        image_size=32,
+        num_classes=5,
+        layer_scale=0.1,
+        **changes,
     )
 
 
@@ -21,9 +28,11 @@ def test_norms_biases_positions_tokens_and_gains_are_not_decayed():
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     names = {name for name, p in net.named_parameters() if id(p) in decayed}
     kinds = ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight")
-    assert names == {f"encoder.{i}.{part}" for i in range(3) for part in (
-        "attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"
-    )} | {"patch.proj.weight", "head.weight"}
+    assert names == {
+        f"encoder.{i}.{part}"
+        for i in range(3)
+        for part in ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+    } | {"patch.proj.weight", "head.weight"}
     assert all(name.endswith(kinds) or name == "head.weight" for name in names)
 
 

@@ -97,13 +97,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over(config, tmp_path, monkeypatc
     assert older.exists() or not older.exists()  # it may have been the one to make room
     for path in checkpoints(tmp_path / "checkpoints"):
         path.write_bytes(b"nothing")
-    with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         run(config, tmp_path)
 
 
 def test_another_config_is_refused_and_harmless_changes_are_not(short, tmp_path):
     run(short, tmp_path)
-    with pytest.raises(UserError, match="holds a run with optim .*; give the same command"):
+    with pytest.raises(UserError, match=r"holds a run with optim .*; give the same command"):
         run(replace(short, optim=replace(short.optim, lr=1e-4)), tmp_path)
     again = replace(short, loop=replace(short.loop, log_every=0.0), loading=replace(short.loading, workers=1))
     assert run(again, tmp_path).finished
@@ -148,7 +148,10 @@ def test_linear_probe_moves_the_head_alone(short, tmp_path):
     run(short, tmp_path / "first")
     run(replace(short, init=str(tmp_path / "first"), train="head"), tmp_path / "probe")
     before, after = weights_of(tmp_path / "first"), weights_of(tmp_path / "probe")
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {"head.weight", "head.bias"}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "head.weight",
+        "head.bias",
+    }
 
 
 def test_frozen_blocks_stay(short, tmp_path):
@@ -185,7 +188,9 @@ def test_dry_run_counts_and_writes_nothing(config, tmp_path, monkeypatch):
     assert found["seconds_per_step"] > 0
     assert found["peak_memory_bytes"] > 1e7
     assert found["config"]["model"] == "vit-ti16"
-    assert found["flops_per_image"] == 2 * (3 * 64 * 24 * 4 + 2 * (5 * (4 * 24**2 + 2 * 24 * 48) + 2 * 25 * 24) + 24 * 3)
+    assert found["flops_per_image"] == 2 * (
+        3 * 64 * 24 * 4 + 2 * (5 * (4 * 24**2 + 2 * 24 * 48) + 2 * 25 * 24) + 24 * 3
+    )
 
 
 def test_evaluation_counts_every_image_once_whatever_the_batch(short, tmp_path):

@@ -99,7 +99,7 @@ def vit_emoji64() -> ClassifyConfig:
         loading=DataConfig(batch_size=256, workers=0, load_size=(64, 64)),
         augment=DRAWINGS,
         optim=OptimConfig(lr=8e-4, warmup=0.1, weight_decay=0.05, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=25, ema=0.998, eval_every=2, save_every=300),
+        loop=LoopConfig(epochs=15, ema=0.998, eval_every=3, save_every=300),
     )
 
 

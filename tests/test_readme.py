@@ -1,0 +1,71 @@
+"""The README's commands run as they stand, with small pictures for DIR and IMAGE and temporary folders for the rest."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych.cli import main
+
+ROOT = Path(__file__).parents[1]
+MARK = "<!-- run by tests/test_readme.py -->\n"
+
+
+def blocks(kind: str) -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(re.escape(MARK) + rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture
+def places(tmp_path) -> dict[str, str]:
+    folder = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for name, colour in {"blue": (30, 40, 200), "red": (200, 30, 30)}.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(6):
+            noisy = np.clip(np.array(colour) + rng.normal(0, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / name / f"{i}.png")
+    at = {name: str(tmp_path / name.lower()) for name in ("RUN", "EXPLAINED", "EXPORTED")}
+    return at | {"DIR": str(folder), "IMAGE": str(folder / "red" / "0.png")}
+
+
+def test_python():
+    (block,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fox" in done.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("block", blocks(""))
+def test_commands(block, places, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    for line in block.splitlines():
+        words = [places.get(word, word) for word in shlex.split(line)]
+        assert words[0] == "triptych"
+        if words[1] == "train":
+            words += ["--loop.epochs", "4", "--loading.workers", "0"]
+        assert main(words[1:]) == 0, (line, capsys.readouterr().err)
+        assert capsys.readouterr().out.strip(), line
+
+
+def test_the_make_targets_it_names_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"make ([a-z-]+)", text):
+        if target != "up":
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_files_it_names_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:src|docs|tests|tools)/[\w/.]+)`", text) + re.findall(
+        r"\]\((docs/[^)]+)\)", text
+    ):
+        assert (ROOT / path).exists(), path

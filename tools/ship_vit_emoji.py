@@ -1,0 +1,100 @@
+"""Make the shipped ViT out of a training run, measure it, and write its card and the README's table.
+
+    python tools/make_emoji.py --styles all --out EMOJI
+    triptych train vit_emoji --data emoji:EMOJI --out runs/emoji32
+    triptych train vit_emoji64 --data emoji:EMOJI --init runs/emoji32 --out runs/emoji64
+    python tools/ship_vit_emoji.py runs/emoji64 EMOJI
+
+Weights are kept as fp16, half the size; the figures are of what is kept. They are of Twemoji, a drawing style that is
+not among the training styles, beside the floor: nearest neighbour among all training drawings by 16x16 raw pixels.
+"""
+
+import json
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import triptych as tp
+from triptych.config import to_json
+from triptych.data.emoji import EmojiSource, emoji
+from triptych.data.images import resize_crop
+from triptych.train import evaluate
+from triptych.writing import write_text_atomically
+
+ROOT = Path(__file__).parents[1]
+ASSET = ROOT / "src/triptych/assets/vit_emoji.safetensors"
+README = ROOT / "README.md"
+LICENSE = "Apache-2.0; drawings it was trained on: MIT, Apache-2.0 and CC BY 4.0, see NOTICE"
+NAMES = ("top1", "top5", "subgroup", "group")
+
+
+def main(run: str, styles: str) -> None:
+    net = tp.load(run)
+    train, test = emoji("train", root=styles), emoji("test")
+    card = replace(
+        net.card, source="trained on drawings: recipes vit_emoji, then vit_emoji64", license=LICENSE
+    )
+    net.card = card
+    tp.save(net, ASSET, dtype=torch.float16)
+    found = evaluate(str(ASSET), "emoji", workers=0, dtype="fp32")
+    figures = {name: round(float(found[name]), 4) for name in NAMES}
+    figures |= {f"floor_{name}": value for name, value in floor(train, test).items()}
+    facts = (
+        f"{len(train):,} drawings of {len(train.styles)} styles to train on, {len(test):,} of another to test on; "
+        f"torch {torch.__version__}, Python {platform.python_version()}"
+    )
+    net.card = replace(card, figures=figures, notes=facts)
+    tp.save(net, ASSET, dtype=torch.float16)
+    shown = {**to_json(net.card), "classes": len(card.classes), "groupings": sorted(card.groupings)}
+    text = json.dumps({"config": to_json(net.config), "card": shown}, indent=1) + "\n"
+    write_text_atomically(ASSET.with_suffix(".json"), text)
+    write_table(figures, facts, ASSET.stat().st_size)
+
+
+def floor(train: EmojiSource, test: EmojiSource) -> dict[str, float]:
+    """Nearest neighbour by 16x16 raw pixels on white: the share whose neighbour has the right name."""
+    here, there = small(train), small(test)
+    distance = (here**2).sum(1) - 2 * there @ here.T
+    guessed = np.asarray(train.labels)[distance.argmin(1)]
+    truth = np.asarray(test.labels)
+    shares = {"top1": float((guessed == truth).mean())}
+    for name, coarser in test.groupings.items():
+        names = np.asarray(coarser)
+        shares[name] = float((names[guessed] == names[truth]).mean())
+    return {name: round(share, 4) for name, share in shares.items()}
+
+
+def small(source: EmojiSource) -> np.ndarray:
+    """Every drawing on white at 16x16, a row each."""
+    rows = []
+    for i in range(len(source)):
+        picture = source[i].image.astype(np.float32)
+        alpha = picture[..., 3:] / 255
+        white = (picture[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+        rows.append(resize_crop(white, (16, 16), 1.0, "squash", "box", (255, 255, 255)).reshape(-1) / 255)
+    return np.stack(rows).astype(np.float32)
+
+
+def write_table(figures: dict[str, float], facts: str, size: int) -> None:
+    """Put the table between the README's two marks."""
+    words = {"top1": "concept, of 1,032", "subgroup": "subgroup, of 65", "group": "group, of 6"}
+    lines = ["| on a drawing style never trained on | vit-emoji | nearest neighbour |", "|---|---|---|"]
+    lines += [
+        f"| {word} | {figures[name]:.3f} | {figures['floor_' + name]:.3f} |" for name, word in words.items()
+    ]
+    lines += ["", f"Top-5 {figures['top5']:.3f}. {size / 1e6:.1f} MB as fp16. {facts}."]
+    begin, end = "<!-- written by tools/ship_vit_emoji.py -->\n", "<!-- end -->"
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(begin)
+    write_text_atomically(README, before + begin + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1])
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: python tools/ship_vit_emoji.py RUN EMOJI")
+    main(sys.argv[1], sys.argv[2])
