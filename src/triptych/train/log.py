@@ -24,10 +24,10 @@ class RunLog:
 
     def __init__(self, folder: Path, total: int, resumed: int, every: float, tensorboard: bool = False):
         self.path, self.total, self.every = folder / "log.jsonl", total, every
+        self.board = _tensorboard(folder) if tensorboard else None
         self._drop_after(resumed)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self.progress, self.bar = _progress(total, resumed)
-        self.board = _tensorboard(folder) if tensorboard else None
         self.said = time.monotonic()
 
     def _drop_after(self, step: int) -> None:
