@@ -53,12 +53,12 @@ def written(folder, form, name, **changes):
     return export(net, folder / ("net.npz" if form == "google" else "out"), form)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ["triptych", "hf", "google"])
 def test_a_large_network_takes_its_weights_once(tmp_path, form):
-    """L/16 in all but depth: 5 of 24 blocks, 260 MB."""
+    """L/16 in all but depth: 4 of 24 blocks, 210 MB."""
     mlp = "gelu_tanh" if form == "google" else "gelu"
-    path = written(tmp_path, form, "vit-l16", depth=5, mlp=mlp)
-    # The allowance beyond 1.1 is what a fifth of the weights cannot dilute: one tensor and the allocator's slack.
+    path = written(tmp_path, form, "vit-l16", depth=4, mlp=mlp)
+    # The allowance beyond 1.1 is what a sixth of the weights cannot dilute: one tensor and the allocator's slack.
     assert ratio(path) <= 1.1 + 0.1
 
 
