@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from triptych.cli.output import SHIPPED, print_json, waiting
+from triptych.cli.output import SHIPPED, print_json, shortened, waiting
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def show(one: "Classification") -> None:
 
     console = Console(highlight=False)
     console.print(Text(one.source, style="bold"), soft_wrap=True)
-    wide = min(max(len(guess.name) for guess in one), 40)
+    names = [shortened(guess.name) for guess in one]
+    wide = max(map(len, names))
     for i, guess in enumerate(one):
         line = Text(f"  {guess.probability:6.1%}  ", style="bold" if i == 0 else "")
-        line.append(f"{guess.name:<{wide}}  ")
+        line.append(f"{names[i]:<{wide}}  ")
         line.append("━" * max(1, round(24 * guess.probability)), style="blue" if i == 0 else "bright_black")
         console.print(line, soft_wrap=True)

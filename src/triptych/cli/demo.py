@@ -48,7 +48,7 @@ class Demo:
         seconds = time.perf_counter() - started
         below = (
             f"{len(cards)} drawings by a hand the network has never seen, named out of "
-            f"{len(source.classes):,} in {seconds:.1f} s. Blue is right. Drawings: Twemoji, CC BY 4.0"
+            f"{len(source.classes):,}. Blue is right. Drawings: Twemoji, CC BY 4.0"
         )
         style.save(demo_sheet([SeePanel(cards=cards)], below=below), self.out)
         if self.json:

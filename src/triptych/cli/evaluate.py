@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,7 +38,7 @@ class Evaluate:
     """Precision of products; auto takes bf16 where the hardware multiplies it natively."""
     on_bad_image: Literal["fail", "skip"] = "skip"
     """Stop at an image that cannot be read, or leave it out and say so."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder to write into."""
     json: bool = False
     """Print what metrics.json holds."""
@@ -87,9 +87,28 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             name: {"right": share, "count": count}
             for name, share, count in zip(names, found["per_class"], found["per_class_count"], strict=True)
         },
+        "per_group": {
+            grouping: by_group(coarser, found["per_class"], found["per_class_count"])
+            for grouping, coarser in found["groupings"].items()
+        },
         "most_confused": [{"truth": names[t], "prediction": names[p], "count": n} for t, p, n in pairs],
         "left_out": found["bad"],
     }
+
+
+def by_group(
+    coarser: Sequence[str], shares: Sequence[float], counts: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Of each coarser name the share of its images whose class was named, not just the group."""
+    made: dict[str, dict[str, Any]] = {}
+    for name, share, count in zip(coarser, shares, counts, strict=True):
+        if count:
+            group = made.setdefault(name, {"right": 0.0, "count": 0})
+            group["right"] += float(share) * int(count)
+            group["count"] += int(count)
+    for group in made.values():
+        group["right"] /= group["count"]
+    return made
 
 
 def write(figures: dict[str, Any], found: dict[str, Any], out: Path) -> None:
@@ -102,9 +121,7 @@ def write(figures: dict[str, Any], found: dict[str, Any], out: Path) -> None:
     )
     if found["confusion"] is not None:
         # The coarsest naming orders many classes best.
-        coarser = min(
-            (found.get("groupings") or {}).values(), key=lambda names: len(set(names)), default=None
-        )
+        coarser = min(found["groupings"].values(), key=lambda names: len(set(names)), default=None)
         style.save(confusion(found["confusion"], found["classes"], coarser), out / "confusion.png")
 
 
@@ -115,19 +132,24 @@ def show(figures: dict[str, Any]) -> None:
     rows = [(words.get(name, name), f"{share:.2%}") for name, share in scores.items()]
     rows += [("loss", f"{figures['loss']:.4f}"), ("images", f"{figures['count']:,}")]
     table("", {"figure": "left", "": "right"}, rows)
+    columns = {"class": "left", "right": "right", "of": "right"}
+    if figures["per_group"]:
+        grouping, groups = min(figures["per_group"].items(), key=lambda item: len(item[1]))
+        table(f"by {grouping}", {grouping: "left", "classes right": "right", "of": "right"}, _rows(groups))
     seen = {name: each for name, each in figures["per_class"].items() if each["count"]}
-    worst = sorted(seen, key=lambda name: (seen[name]["right"], -seen[name]["count"]))[:WORST]
-    table(
-        "recognised worst",
-        {"class": "left", "right": "right", "of": "right"},
-        ((name, f"{seen[name]['right']:.0%}", str(seen[name]["count"])) for name in worst),
-    )
+    if max(each["count"] for each in seen.values()) > 1:  # of one image a class there is no worst
+        worst = sorted(seen, key=lambda name: (seen[name]["right"], -seen[name]["count"]))[:WORST]
+        table("recognised worst", columns, _rows({name: seen[name] for name in worst}))
     pairs = figures["most_confused"][:WORST]
     if pairs:
-        columns = {"truth": "left", "taken for": "left", "times": "right"}
-        table("confused most", columns, ((p["truth"], p["prediction"], str(p["count"])) for p in pairs))
+        sides = {"truth": "left", "taken for": "left", "times": "right"}
+        table("confused most", sides, ((p["truth"], p["prediction"], str(p["count"])) for p in pairs))
     for name, why in figures["left_out"].items():
         print(f"left out: {name}: {why}", file=sys.stderr)
+
+
+def _rows(named: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    return ((name, f"{each['right']:.0%}", f"{each['count']:,}") for name, each in named.items())
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from triptych.cli.output import SHIPPED, print_json
+from triptych.cli.output import SHIPPED, print_json, shortened
 from triptych.errors import UserError
 
 
@@ -37,7 +37,9 @@ class Explain:
 
         found = explain(self.model, self.image, height_width(self.size) if self.size else None)
         found.save(self.out)
-        words = ", ".join(f"{guess.name} {guess.probability:.0%}" for guess in found.classification[:3])
+        words = ", ".join(
+            f"{shortened(guess.name)} {guess.probability:.0%}" for guess in found.classification[:3]
+        )
         figures = explanation_figures(found.arrays(), words, found.readout)
         for name, figure in figures.items():
             style.save(figure, self.out / f"{name}.png")

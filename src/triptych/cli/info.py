@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from triptych.cli.output import count, facts, print_json
+from triptych.cli.output import count, facts, print_json, shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,11 @@ def described(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "image", f"{p['size'][0]}x{p['size'][1]} (height x width), {how}, {p['interpolation']}"
     yield "mean, std", f"{_numbers(p['mean'])}   {_numbers(p['std'])}"
     names = found["classes"]["names"]
-    some = f": {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" if names else ", without names"
+    some = (
+        f": {', '.join(map(shortened, names[:4]))}{', ...' if len(names) > 4 else ''}"
+        if names
+        else ", without names"
+    )
     yield "classes", f"{found['classes']['number']}{some}"
     for name, value in (found.get("figures") or {}).items():
         yield name, f"{value:.4g}"

@@ -52,6 +52,13 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def shortened(name: str, most: int = 32) -> str:
+    """A name to read: of ImageNet's lists of synonyms the first, and no more than `most` letters."""
+    if len(name) > most:
+        name = name.split(",")[0]
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def table(title: str, columns: Mapping[str, str], rows: Iterable[Iterable[str]]) -> None:
     """A table on stdout. `columns` maps each heading to "left" or "right"."""
     from rich.box import SIMPLE_HEAD

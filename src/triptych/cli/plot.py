@@ -13,7 +13,7 @@ class Plot:
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a training run, which holds log.jsonl; or such a file."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     """PNG to write; curves.png in the run's folder if left out."""
 
     def run(self) -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +87,7 @@ class ClassificationPipeline:
     @overload
     def __call__(self, images: bytes | Image.Image | np.ndarray, top: int = 5) -> Classification: ...
     @overload
-    def __call__(self, images: str | Path, top: int = 5) -> Any: ...
+    def __call__(self, images: str | os.PathLike[str], top: int = 5) -> Any: ...
     @overload
     def __call__(self, images: Sequence[Picture], top: int = 5) -> list[Classification]: ...
     @overload
@@ -104,11 +105,11 @@ class ClassificationPipeline:
             UserError: an image cannot be read; a folder has none; `top` is below 1.
         """
         _check(top)
-        if isinstance(images, str | Path) and Path(images).is_dir():
+        if isinstance(images, str | os.PathLike) and os.path.isdir(images):
             return self.stream(
                 _some(images_below(images), f"{images} has no images below it; give a folder of images"), top
             )
-        if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
+        if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
             return self._name(self.logits(self._tensor(images)[None]), [name_of(images)], top)[0]
         found = self.stream(images, top)
         return list(found) if isinstance(images, list | tuple) else found

@@ -15,7 +15,7 @@ from triptych.data.images import decode, resize_crop
 from triptych.errors import UserError
 from triptych.models.card import Preprocess
 
-Picture: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
+Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -28,8 +28,8 @@ SUFFIXES = frozenset(
 
 def name_of(picture: Picture) -> str:
     """The file's name, else what kind of thing it is."""
-    if isinstance(picture, str | Path):
-        return str(picture)
+    if isinstance(picture, str | os.PathLike):
+        return os.fspath(picture)
     if isinstance(picture, Image.Image):
         return str(getattr(picture, "filename", "")) or "image"
     return "bytes" if isinstance(picture, bytes) else "array"
@@ -70,7 +70,7 @@ def normalised(
     return (x - mean) / std
 
 
-def images_below(folder: str | Path) -> Iterator[Path]:
+def images_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Every image file below `folder` by its suffix, in order of names; hidden ones are left out.
 
     One folder's names are held at a time, so that a folder of millions costs no memory.
@@ -82,4 +82,3 @@ def images_below(folder: str | Path) -> Iterator[Path]:
             yield from images_below(entry.path)
         elif Path(entry.name).suffix.lower() in SUFFIXES:
             yield Path(entry.path)
-

@@ -67,8 +67,8 @@ def training_curves(rows: Iterable[Mapping[str, Any]], title: str = "Training") 
     last = max(float(x.max()) for x, _ in series.values()) or 1.0
     columns = min(2, len(panels))
     wide, high, left, top = 4.5, 2.35, 0.85, 1.25
-    across, down = wide + 1.0, high + 1.0
-    made = style.figure(left + columns * across - 0.25, top + -(-len(panels) // columns) * down - 0.2)
+    across, down = wide + 1.75, high + 1.0
+    made = style.figure(left + columns * across - 0.45, top + -(-len(panels) // columns) * down - 0.2)
     style.heading(made, title, _summary(series))
     for i, (name, found) in enumerate(panels.items()):
         x, y = left + i % columns * across, top + i // columns * down
@@ -120,34 +120,31 @@ def sorted_out(series: Series) -> dict[str, Series]:
 
 
 def _is_score(leaf: str) -> bool:
+    """Numbers of 0 to 1 that are none, and the mean over classes, which hides behind top-1 where classes are
+    even."""
     return not any(
-        word in leaf for word in ("norm", "momentum", "weight_decay", "memory", "eta", "fraction", "dropout")
+        word in leaf
+        for word in (
+            "norm",
+            "momentum",
+            "weight_decay",
+            "memory",
+            "eta",
+            "fraction",
+            "dropout",
+            "mean_per_class",
+        )
     )
 
 
 def _draw(ax: Axes, name: str, found: Series) -> None:
-    ends = []
-    for i, (label, (x, y)) in enumerate(found.items()):
+    for i, (x, y) in enumerate(found.values()):
         color = style.CYCLE[i % len(style.CYCLE)]
         many = len(x) > 40 and name != "learning rate"
         if many:  # noise stays visible behind a running mean
             ax.plot(x, y, color=color, alpha=0.22, linewidth=0.8)
-        ax.plot(
-            x,
-            _smooth(y) if many else y,
-            color=color,
-            linewidth=1.6,
-            marker="o" if len(x) <= 40 else "",
-            markersize=3,
-        )
-        if len(found) > 1 or name in ("loss", "scores"):  # else the title says it
-            ends.append((label, color))
-    for i, (label, color) in enumerate(ends):
-        step = 0.085
-        lower = name == "scores"  # scores rise, losses fall: the words stand where the curves are not
-        y = step * (len(ends) - 1 - i) + 0.05 if lower else 1 - 0.05 - step * i
-        ax.text(0.985, y, label, color=color, fontsize=8, ha="right", va="bottom" if lower else "top",
-                transform=ax.transAxes)  # fmt: skip
+        shown = _smooth(y) if many else y
+        ax.plot(x, shown, color=color, linewidth=1.6, marker="o" if len(x) <= 40 else "", markersize=3)
     if name == "scores":
         ax.set_ylim(0, 1)
     elif name in ("images per second", "waiting for data"):
@@ -156,6 +153,28 @@ def _draw(ax: Axes, name: str, found: Series) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     if name == "loss":
         _log_if_wide(ax, found)
+    if len(found) > 1:  # else the title says it
+        _name_ends(ax, found)
+
+
+def _name_ends(ax: Axes, found: Series) -> None:
+    """Each curve's name beside its last value, moved apart where they would touch."""
+    ax.autoscale_view()  # limits are settled late, and the place of a value depends on them
+    to_axes = ax.transData + ax.transAxes.inverted()
+    last = [
+        float(to_axes.transform((0, _smooth(y)[-1] if len(y) > 40 else y[-1]))[1]) for _, y in found.values()
+    ]
+    order = sorted(range(len(last)), key=lambda i: last[i] if np.isfinite(last[i]) else 0)
+    step, floor = 0.085, -1.0
+    places = {}
+    for i in order:
+        floor = max(floor + step, last[i] if np.isfinite(last[i]) else 0)
+        places[i] = floor
+    down = max(0.0, floor - 1.0)
+    for i, name in enumerate(found):
+        color = style.CYCLE[i % len(style.CYCLE)]
+        words = style.short(name.removeprefix("eval/") if "loss" not in name else name, 18)
+        ax.text(1.02, places[i] - down, words, color=color, fontsize=8, va="center", transform=ax.transAxes)
 
 
 def _log_if_wide(ax: Axes, found: Series) -> None:
@@ -184,7 +203,7 @@ def _summary(series: Series) -> str:
     best = [
         f"{name.rpartition('/')[2]} {np.nanmax(y):.3f}"
         for name, (_, y) in scores.items()
-        if np.isfinite(y).any()
+        if np.isfinite(y).any() and "train" not in name
     ]
     return "best: " + ", ".join(best) if best else ""
 
