@@ -23,7 +23,10 @@ for source in sys.argv[1:]:
     else:
         print("loaded", net.config.embed_dim, net.card.classes)
 """
-REFUSED = "UserError: no file or folder {}, the hub cannot be reached for it and its cache lacks it; connect, or give a file"
+REFUSED = (
+    "UserError: no file or folder {}, the hub cannot be reached for it and its cache lacks it; "
+    "connect, or give a file"
+)
 
 
 def lay_out(home: Path, repo: str, folder: Path, revision: str = "main") -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from triptych.errors import UserError
 from triptych.weights import npz, safetensors_file, torch_file
 from triptych.weights.entry import Broken, Contents, Entry
+from triptych.weights.legible import legible
 
 # How files of a folder are looked for, first come first taken.
 WEIGHTS_NAMES = (
@@ -114,12 +115,6 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     checkpoint.settings = contents.settings | beside(file)
     _unwrap(checkpoint)
     return checkpoint
-
-
-def legible(text: object, length: int = 200) -> str:
-    """Text that came out of a file, fit for one line on a terminal."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
-    return line if len(line) <= length else line[:length] + "..."
 
 
 def beside(file: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +16,7 @@ from triptych.weights import store
 from triptych.weights.adapt import fine_tuning_head, resize_positions
 from triptych.weights.files import Checkpoint, open_checkpoint
 from triptych.weights.formats import Format, Hints, Names, Reading, shapes_of
+from triptych.weights.legible import legible
 from triptych.weights.rules import SAME, Rule, plan, slab
 from triptych.weights.vit import FORMATS
 from triptych.weights.zoo import locate
@@ -114,7 +114,7 @@ def looks_like(names: Names) -> str:
     for part, what in _FAMILIAR:
         if any(part in name for name in names.shapes):
             return what
-    return f"{len(names.shapes)} tensors such as {', '.join(list(names.shapes)[:3])}"
+    return f"{len(names.shapes)} tensors such as {', '.join(legible(name, 80) for name in list(names.shapes)[:3])}"
 
 
 def fill(
@@ -225,14 +225,8 @@ def inspect(source: Source) -> dict[str, Any]:
         "classes": {"number": reading.config.num_classes, "names": list(reading.card.classes or ())},
         "preprocess": to_json(reading.card.preprocess),
         "license": reading.card.license,
+        "figures": dict(reading.card.figures),
+        "notes_of_card": reading.card.notes,
         "facts": dict(reading.facts),
         "fits": misfit,
     }
-
-
-def run_folder(path: Path) -> bool:
-    """Whether a folder is a training run of ours: its weights carry our metadata."""
-    try:
-        return path.is_dir() and store.is_ours(open_checkpoint(path))
-    except UserError:
-        return False

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from triptych.errors import UserError
+from triptych.weights.legible import legible
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -136,7 +137,7 @@ class _Offenders:
     found: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
-        self.found.setdefault(kind, []).append(name)
+        self.found.setdefault(kind, []).append(legible(name))
 
     def raise_any(self, what: str, remedy: str, shown: int = 4) -> None:
         if not self.found:

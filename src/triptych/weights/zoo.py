@@ -7,7 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from triptych.errors import UserError
-from triptych.weights.files import SUFFIXES, legible
+from triptych.weights.files import SUFFIXES
+from triptych.weights.legible import legible
 
 SHIPPED = {"vit-emoji": "vit_emoji.safetensors"}
 """Name -> file in the package's assets."""

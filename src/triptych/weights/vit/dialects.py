@@ -107,6 +107,8 @@ def read(names: Names, hints: Hints) -> Reading:
     pre_norm = "norm_pre.weight" in names
     eps = 1e-5 if rotary or pre_norm else 1e-6
     facts["norm_eps"] = f"convention: {eps:g}"
+    if rotary:
+        facts["rotary_base"] = "convention: DINOv3's 100"
     config = ViTConfig(
         image_size=image_size,
         patch_size=patch,

@@ -22,6 +22,7 @@ from triptych.weights.conventions import (
 )
 from triptych.weights.formats import Draft, Format, Hints, Names, Reading, drafted, require_same, state, zeros
 from triptych.weights.rules import CONCATENATE, Rule, drop, expand, rule, same, to_theirs
+from triptych.weights.vit import hf_config
 from triptych.weights.vit.sizes import learned_grid, pair
 from triptych.weights.vit.timm import PACKED
 
@@ -48,13 +49,6 @@ PREFIX = {
     "dinov2_with_registers": "dinov2_with_registers.",
 }
 EPS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6, "dinov2_with_registers": 1e-6, "dinov3_vit": 1e-5}
-ARCHITECTURES = {
-    "vit": ("ViTModel", "ViTForImageClassification"),
-    "deit": ("DeiTModel", "DeiTForImageClassificationWithTeacher"),
-    "dinov2": ("Dinov2Model", "Dinov2ForImageClassification"),
-    "dinov2_with_registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"),
-    "dinov3_vit": ("DINOv3ViTModel", "DINOv3ViTModel"),
-}
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -215,6 +209,8 @@ def read(names: Names, hints: Hints) -> Reading:
         image_size, facts["image_size"] = learned_grid(
             names, e + "position_embeddings", 1 + distilled, patch, configured, hints
         )
+    if v3:
+        facts["rotary_base"] = "config.json" if "rope_theta" in settings else "convention: DINOv3's 100"
     head = "cls_classifier.weight" if distilled else "classifier.weight"
     classes, inputs = names.shape(head, 2) if head in names else (0, width)
     pooler = layout.kind == "vit" and layout.pooler
@@ -278,79 +274,16 @@ def _convention(kind: str, size: tuple[int, int]) -> Preprocess:
     return imagenet_style((224, 224) if kind.startswith("dinov2") else size, 0.875, "bicubic")
 
 
-def _kind(config: ViTConfig) -> str:
-    if config.distill_token:
-        return "deit"
-    if config.position == "rotary":
-        return "dinov3_vit"
-    if config.registers:
-        return "dinov2_with_registers"
-    return "dinov2" if config.layer_scale is not None else "vit"
-
-
-def _ratio(config: ViTConfig) -> int:
-    """The whole number that transformers derives DINOv2's hidden width from; SwiGLU takes two thirds."""
-    for ratio in range(1, 33):
-        hidden = ratio * config.embed_dim
-        if config.mlp == "swiglu":
-            hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-        if hidden == config.mlp_dim:
-            return ratio
-    raise UserError(
-        f"transformers' DINOv2 cannot have mlp_dim {config.mlp_dim} at width {config.embed_dim}; choose timm"
-    )
-
-
-def _settings(net: ViT, kind: str) -> dict[str, Any]:
-    config = net.config
-    height, width = config.image_size
-    square = height == width
-    found: dict[str, Any] = {
-        "model_type": kind,
-        "architectures": [ARCHITECTURES[kind][config.num_classes > 0]],
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "image_size": height if square else [height, width],
-        "patch_size": config.patch_size,
-        "num_channels": config.in_channels,
-        "layer_norm_eps": config.norm_eps,
-        "hidden_act": {
-            "gelu": "gelu",
-            "gelu_tanh": "gelu_pytorch_tanh",
-            "swiglu": "silu" if kind == "dinov3_vit" else "gelu",
-        }[config.mlp],
-        "qkv_bias": config.qkv_bias == "qkv",
-        "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
-    }
-    if kind.startswith("dinov2"):
-        found |= {"mlp_ratio": _ratio(config), "use_swiglu_ffn": config.mlp == "swiglu"}
-        found["layerscale_value"] = config.layer_scale
-    else:
-        found["intermediate_size"] = config.mlp_dim
-    if config.registers:
-        found["num_register_tokens"] = config.registers
-    if kind == "dinov3_vit":
-        bias = config.qkv_bias
-        found |= {"query_bias": bias != "none", "key_bias": bias == "qkv", "value_bias": bias != "none"}
-        found |= {"use_gated_mlp": config.mlp == "swiglu", "rope_theta": config.rotary_base}
-    if config.head == "mlp":
-        found |= {"pooler_act": "tanh", "pooler_output_size": config.head_dim or config.embed_dim}
-    if config.num_classes:
-        names = net.card.classes or tuple(f"LABEL_{i}" for i in range(config.num_classes))
-        found["id2label"] = {str(i): name for i, name in enumerate(names)}
-        found["label2id"] = {name: i for i, name in enumerate(names)}
-    return found
-
-
 def draft(net: ViT) -> Draft:
     config = net.config
-    kind = _kind(config)
+    kind = hf_config.kind_of(config)
     block = "layer.{i}." if kind == "dinov3_vit" else "encoder.layer.{i}."
     layout = Layout(kind, PREFIX.get(kind, "") if config.num_classes else "", block)
     tensors = to_theirs(table(config, layout), state(net), f"{TITLE} has no place for all of this network")
-    settings = {"config": _settings(net, kind), "preprocessor_config": to_processor(net.card.preprocess)}
-    made = Draft(tensors, settings)
+    made = Draft(
+        tensors,
+        {"config": hf_config.settings(net, kind), "preprocessor_config": to_processor(net.card.preprocess)},
+    )
     require_same(net, read(drafted(made, Path(TITLE), "safetensors"), Hints(config.image_size)).config, TITLE)
     return made
 
