@@ -9,7 +9,7 @@ from triptych.errors import UserError
 from triptych.models.vit_config import SIZES, ViTConfig
 
 if TYPE_CHECKING:
-    from torch import nn
+    from triptych.models.network import Network
 
 Config = ViTConfig
 
@@ -45,14 +45,14 @@ def config_for(name: str, **changes: Any) -> Config:
     return replace(SIZES[name], **changes)
 
 
-def build(config: Config) -> "nn.Module":
+def build(config: Config) -> "Network":
     """The network of a config, with random weights."""
     from triptych.models.vit import ViT
 
     return ViT(config)
 
 
-def create(name: str, **changes: Any) -> "nn.Module":
+def create(name: str, **changes: Any) -> "Network":
     """A named network with random weights: `create("vit-b16", num_classes=10, image_size=384)`.
 
     Args:

@@ -18,6 +18,7 @@ from triptych.layers.patch import ConvStem, PatchEmbed, ResNetStem
 from triptych.layers.position import RotaryPositions, resample_positions, sincos_positions
 from triptych.layers.residual import DropPath, LayerScale
 from triptych.models.card import Card, Preprocess
+from triptych.models.network import Network
 from triptych.models.vit_config import ViTConfig
 
 
@@ -66,7 +67,7 @@ class CosineHead(nn.Module):
         return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
 
 
-class ViT(nn.Module):
+class ViT(Network):
     """The network of Figure 1. Images of any height and width, normalised floats, give logits.
 
     `config` says what it is, `card` what it was trained for. With `num_classes=0` the output is the pooled token.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from triptych import weights
 from triptych.config import to_json
@@ -20,6 +19,7 @@ from triptych.hardware import choose_device, choose_dtype
 from triptych.layers.low_rank import add_low_rank, merge_low_rank
 from triptych.metrics.cost import count_macs, count_parameters
 from triptych.models.card import Preprocess
+from triptych.models.network import Network
 from triptych.models.registry import build, config_for
 from triptych.train.config import ClassifyConfig
 from triptych.train.loop import Outcome, fit, peak_memory
@@ -33,13 +33,15 @@ class Parts:
     """What a run is made of, built and placed."""
 
     config: ClassifyConfig
-    net: nn.Module
+    net: Network
     task: Classify
     train: Loader
     evaluate: Loader
     device: torch.device
     autocast: Any
     fingerprint: str
+    images: tuple[int, int]
+    """To train and to evaluate on."""
 
 
 def run(config: ClassifyConfig, out: str | Path) -> Outcome:
@@ -55,7 +57,7 @@ def run(config: ClassifyConfig, out: str | Path) -> Outcome:
     parts = prepare(config)
     write_text_atomically(out / "config.json", _json({**to_json(config), "fingerprint": parts.fingerprint}))
 
-    def keep_best(net: nn.Module, figures: dict[str, float]) -> None:
+    def keep_best(net: Network, figures: dict[str, float]) -> None:
         whole = copy.deepcopy(net)
         merge_low_rank(whole)
         whole.card = replace(parts.net.card, figures={name: float(value) for name, value in figures.items()})
@@ -97,7 +99,7 @@ def prepare(config: ClassifyConfig) -> Parts:
         background=tuple(map(float, how.background)),
     )
     if config.loop.compile:
-        for block in net.blocks():  # type: ignore[operator]
+        for block in net.blocks():
             block.compile()
     dtype = choose_dtype(None if config.loop.precision == "auto" else config.loop.precision, device)
     autocast = functools.partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)
@@ -110,12 +112,13 @@ def prepare(config: ClassifyConfig) -> Parts:
         device=device,
         autocast=autocast,
         fingerprint=source.fingerprint,
+        images=(len(source), len(held_out)),
     )
 
 
 def build_network(
     config: ClassifyConfig, classes: tuple[str, ...], groupings: dict[str, tuple[str, ...]]
-) -> nn.Module:
+) -> Network:
     """The network to train: by name with random weights, or loaded; with a head for `classes`."""
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
@@ -150,9 +153,9 @@ def build_network(
     return net
 
 
-def freeze(net: nn.Module, blocks: int) -> None:
+def freeze(net: Network, blocks: int) -> None:
     """Keep all that comes before the blocks, and the first `blocks` of them, as they are."""
-    depth = len(net.blocks())  # type: ignore[operator]
+    depth = len(net.blocks())
     if blocks > depth:
         raise UserError(
             f"frozen_blocks is {blocks}, and the network has {depth} blocks; give at most {depth}"
@@ -162,9 +165,9 @@ def freeze(net: nn.Module, blocks: int) -> None:
             parameter.requires_grad_(False)
 
 
-def set_drop_path(net: nn.Module, rate: float) -> None:
+def set_drop_path(net: Network, rate: float) -> None:
     """Stochastic depth that rises linearly to `rate` at the last block."""
-    blocks = net.blocks()  # type: ignore[operator]
+    blocks = net.blocks()
     for i, block in enumerate(blocks):
         block.drop_path.rate = rate * i / max(len(blocks) - 1, 1)
     net.config = replace(net.config, drop_path=rate)
@@ -197,9 +200,9 @@ def dry_run(config: ClassifyConfig, steps: int = 3) -> dict[str, Any]:
     return {
         "config": to_json(config),
         "images": {
-            "train": len(parts.train.dataset.source),
-            "evaluation": len(parts.evaluate.dataset.source),
-        },  # type: ignore[attr-defined]
+            "train": parts.images[0],
+            "evaluation": parts.images[1],
+        },
         "classes": parts.task.num_classes,
         "parameters": count_parameters(whole),
         "parameters_trained": count_parameters(parts.net, trainable=True),

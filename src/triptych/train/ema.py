@@ -3,7 +3,8 @@
 import copy
 
 import torch
-from torch import nn
+
+from triptych.models.network import Network
 
 
 class Ema:
@@ -13,12 +14,12 @@ class Ema:
     forgotten. Buffers (running statistics) are taken over as they are.
     """
 
-    def __init__(self, net: nn.Module, decay: float):
+    def __init__(self, net: Network, decay: float):
         self.decay = decay
         self.net = copy.deepcopy(net).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, net: nn.Module, step: int) -> None:
+    def update(self, net: Network, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - decay)
         for mine, its in zip(self.net.buffers(), net.buffers(), strict=True):

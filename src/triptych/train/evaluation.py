@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from triptych import weights
 from triptych.config import from_json
@@ -16,12 +15,13 @@ from triptych.data.loader import make_loader
 from triptych.data.sources import Source, open_source, train_and_eval
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed
+from triptych.models.network import Network
 from triptych.train.config import ClassifyConfig
 from triptych.train.tasks import Classify
 
 
 def evaluate(
-    model: str | Path | nn.Module,
+    model: str | Path | Network,
     data: str | None = None,
     *,
     split: str | None = None,
@@ -52,8 +52,9 @@ def evaluate(
     loading = replace(
         config.loading if config else DataConfig(), **{k: v for k, v in given.items() if v is not None}
     )
-    net = model if isinstance(model, nn.Module) else weights.load(str(model))
-    source = open_evaluation(data or config.data, split, loading, config.loop.seed if config else 0)  # type: ignore[union-attr]
+    net = model if isinstance(model, Network) else weights.load(str(model))
+    named, seed = (data or config.data, config.loop.seed) if config else (data or "", 0)
+    source = open_evaluation(named, split, loading, seed)
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
     card, classes = net.card, tuple(source.classes or ())
@@ -90,9 +91,9 @@ def open_evaluation(data: str, split: str | None, loading: DataConfig, seed: int
     return train_and_eval(data, loading.eval_fraction, seed, **columns)[1]
 
 
-def _config_of(model: str | Path | nn.Module) -> ClassifyConfig | None:
+def _config_of(model: str | Path | Network) -> ClassifyConfig | None:
     """The config in a RUN folder."""
-    if isinstance(model, nn.Module):
+    if isinstance(model, Network):
         return None
     path = Path(model) / "config.json"
     if not path.is_file():

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from triptych.data.loader import Loader
 from triptych.errors import UserError
+from triptych.models.network import Network
 from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.ema import Ema
 from triptych.train.log import RunLog
@@ -41,7 +41,7 @@ class Outcome:
 
 
 def fit(
-    net: nn.Module,
+    net: Network,
     task: Task,
     train: Loader,
     evaluate: Loader,
@@ -50,7 +50,7 @@ def fit(
     batch_size: int,
     out: Path,
     identity: Facts,
-    keep_best: Callable[[nn.Module, dict[str, float]], None],
+    keep_best: Callable[[Network, dict[str, float]], None],
     device: torch.device,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> Outcome:
@@ -157,7 +157,7 @@ def fit(
 def _resume(
     out: Path,
     identity: Facts,
-    net: nn.Module,
+    net: Network,
     ema: Ema | None,
     optimizer: torch.optim.Optimizer,
     loader: Loader,
@@ -178,7 +178,7 @@ def _resume(
     return facts["step"], facts["best"], [*notes, f"going on from step {facts['step']}"]
 
 
-def _evaluate(task: Task, net: nn.Module, loader: Loader, autocast: Any) -> dict[str, float]:
+def _evaluate(task: Task, net: Network, loader: Loader, autocast: Any) -> dict[str, float]:
     net.eval()
     with autocast():
         return dict(task.evaluate(net, loader))

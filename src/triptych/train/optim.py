@@ -3,17 +3,17 @@
 import math
 
 import torch
-from torch import nn
 
+from triptych.models.network import Network
 from triptych.train.config import OptimConfig
 
 # Parameters of two or more axes that decay does no good: they add to the stream, they multiply nothing.
 NO_DECAY = ("class_token", "distill_token", "registers", "positions", "probe")
 
 
-def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def make_optimizer(net: Network, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over what learns in `net`, a group for each (layer, decayed or not); each group has its `scale`."""
-    depth = len(net.blocks())  # type: ignore[operator]
+    depth = len(net.blocks())
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -34,9 +34,9 @@ def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def layer_of(net: nn.Module, name: str) -> int:
+def layer_of(net: Network, name: str) -> int:
     """0 for what comes before the blocks, i + 1 for block i, depth + 1 for what comes after."""
-    blocks = net.blocks()  # type: ignore[operator]
+    blocks = net.blocks()
     owner = {id(p): i + 1 for i, block in enumerate(blocks) for p in block.parameters()}
     at = owner.get(id(net.get_parameter(name)))
     if at is not None:

@@ -44,6 +44,7 @@ class Classify:
             images, targets = augment(
                 batch["image"], batch["label"], self.config, batch["seed"], self.num_classes, batch["aspect"]
             )
+        assert targets is not None  # there are labels
         logits = model(images).float()  # B K
         if self.kind == "binary":
             present = (targets > self.config.label_smoothing / self.num_classes).float()

@@ -1,0 +1,22 @@
+"""What every network of the package has besides its parameters."""
+
+from typing import Any
+
+from torch import nn
+
+from triptych.models.card import Card
+
+
+class Network(nn.Module):
+    """A network with its `config` (what it is) and its `card` (what it was trained for)."""
+
+    config: Any
+    card: Card
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in order: what checkpointing, compiling and sharding are applied to."""
+        raise NotImplementedError
+
+    def replace_head(self, num_classes: int, head: Any = "linear") -> None:
+        """Give the network a fresh head, in place."""
+        raise NotImplementedError
