@@ -13,7 +13,7 @@ from triptych.plots import style
 from triptych.plots.attention import (
     attention_distance,
     attention_heads,
-    mean_distance_of_even_attention,
+    distance_of_even_attention,
     rollout_overlay,
 )
 from triptych.plots.confusion import confusion
@@ -79,13 +79,21 @@ def test_overlay_of_even_heat_is_the_grey_picture():
 
 @pytest.mark.parametrize("blocks", [1, 12, 40])
 def test_distances(tmp_path, blocks):
-    drawn(attention_distance(rng.random((blocks, 6)).astype(np.float32) * 100, (224, 224)), tmp_path)
+    drawn(
+        attention_distance(rng.random((blocks, 6)).astype(np.float32) * 100, (224, 224), (14, 14)), tmp_path
+    )
 
 
 def test_even_attention_is_the_mean_distance_in_a_square():
     """Two random points of a unit square are (2 + sqrt 2 + 5 ln(1 + sqrt 2)) / 15 apart in the mean."""
     known = (2 + 2**0.5 + 5 * np.log(1 + 2**0.5)) / 15
-    assert mean_distance_of_even_attention((100, 100)) == pytest.approx(100 * known, rel=2e-3)
+    assert distance_of_even_attention((100, 100), (80, 80)) == pytest.approx(100 * known, rel=2e-3)
+
+
+def test_even_attention_of_every_pair():
+    places = [(16 * y, 8 * x) for y in range(3) for x in range(5)]
+    slow = np.mean([[np.hypot(a - c, b - d) for c, d in places] for a, b in places])
+    assert distance_of_even_attention((48, 40), (3, 5)) == pytest.approx(slow)
 
 
 @pytest.mark.parametrize("shape", [(28, 16, 16, 3), (3, 1, 1, 3), (5, 7, 7, 1)])

@@ -69,27 +69,29 @@ def rollout_overlay(
 
 
 def attention_distance(
-    distances: Float[np.ndarray, "blocks heads"], size: tuple[int, int], title: str = "How far the heads look"
+    distances: Float[np.ndarray, "blocks heads"],
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    title: str = "How far the heads look",
 ) -> Figure:
     """Mean attention distance by depth: a dot a head, a line through each block's mean (ViT, Figure 7,
     right).
 
     Args:
         distances: pixels.
-        size: height and width of the image, pixels; half the diagonal is drawn as a measure.
+        size: height and width of the image, pixels.
+        grid: rows and columns of patches; the distance of attention spread evenly over them is drawn beside.
     """
     blocks, heads = distances.shape
     made = style.figure(6.4, 4.4)
-    style.heading(
-        made, title, f"mean distance in pixels between a patch and what it attends to, {heads} heads a block"
-    )
+    style.heading(made, title, "mean distance in pixels from a patch to what it attends to; a dot a head")
     ax = style.quiet(style.axes(made, 0.85, 1.05, 5.15, 2.75))
     depth = np.arange(1, blocks + 1)
     ax.plot(depth, distances.mean(1), color=style.BLUE, linewidth=1.6, zorder=2)
     ax.scatter(
         depth.repeat(heads), distances.ravel(), s=22, color=style.BLUE, alpha=0.45, linewidths=0, zorder=3
     )
-    even = mean_distance_of_even_attention(size)
+    even = distance_of_even_attention(size, grid)
     ax.axhline(even, color=style.ORANGE, linewidth=1, linestyle=(0, (4, 3)))
     ax.annotate(
         "attention spread evenly", (0, even), (6, 4), textcoords="offset points",
@@ -101,13 +103,13 @@ def attention_distance(
     return made
 
 
-def mean_distance_of_even_attention(size: tuple[int, int]) -> float:
-    """Mean distance between two points drawn evenly from a rectangle: the mean over a 32 x 32 grid of
-    cells."""
-    y, x = np.stack(np.meshgrid(*(np.arange(32) + 0.5,) * 2, indexing="ij")).reshape(2, -1) / 32
-    dy = (y[:, None] - y[None]) * size[0]
-    dx = (x[:, None] - x[None]) * size[1]
-    return float(np.hypot(dy, dx).mean())
+def distance_of_even_attention(size: tuple[int, int], grid: tuple[int, int]) -> float:
+    """Mean distance, pixels, between the centres of two patches drawn evenly, each pair of them counted once
+    by how often its offset occurs."""
+    (H, W), (h, w) = size, grid
+    dy, dx = np.arange(1 - h, h)[:, None], np.arange(1 - w, w)
+    often = (h - np.abs(dy)) * (w - np.abs(dx))
+    return float((often * np.hypot(dy * H / h, dx * W / w)).sum() / (h * w) ** 2)
 
 
 def _some(ticks: np.ndarray, most: int) -> Sequence[int]:

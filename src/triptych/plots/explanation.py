@@ -28,7 +28,7 @@ def explanation_figures(
     figures = {
         "rollout": rollout_overlay(image, arrays["rollout"], below=below),
         "heads": attention_heads(image, arrays["heads"], readout, names),
-        "distances": attention_distance(arrays["distances"], (image.shape[0], image.shape[1])),
+        "distances": attention_distance(arrays["distances"], image.shape[:2], arrays["rollout"].shape),
         "filters": patch_filters(arrays["filters"], arrays["filter_share"]),
     }
     if "positions" in arrays:
