@@ -91,8 +91,10 @@ def test_foreign_objects_are_passed_over(tmp_path, modern):
     checkpoint = open_checkpoint(tmp_path / "a.pth")
     check(checkpoint, weights)
     assert checkpoint.notes == ["weights taken from 'model'"]
-    assert checkpoint.settings["args"] == {"model": "deit", "lr": 0.1}
-    assert (checkpoint.settings["epoch"], checkpoint.settings["arch"]) == (3, "vit")
+    inside = checkpoint.settings["inside"]
+    assert inside["args"] == {"model": "deit", "lr": 0.1}
+    assert (inside["epoch"], inside["arch"]) == (3, "vit")
+    assert "config" not in checkpoint.settings  # what a pickle calls config is not the config.json beside it
 
 
 @pytest.mark.parametrize("modern", [True, False])

@@ -63,7 +63,7 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     """What was chosen on the way in: which nesting was unwrapped, what was left out."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """JSON beside the weights (config.json, preprocessor_config.json), and plain values in a pickle."""
+    """JSON beside the weights by name (config, preprocessor_config); plain values in a pickle as "inside"."""
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False)
 
     @property
@@ -112,7 +112,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
             f"cannot read {path}: {problem.strerror or problem}; check its permissions"
         ) from problem
     checkpoint = Checkpoint(path, contents.entries, contents.container, contents.metadata, contents.notes)
-    checkpoint.settings = contents.settings | beside(file)
+    checkpoint.settings = beside(file) | ({"inside": contents.settings} if contents.settings else {})
     _unwrap(checkpoint)
     return checkpoint
 
