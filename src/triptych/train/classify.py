@@ -17,6 +17,7 @@ from triptych.data.sources import train_and_eval
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype
 from triptych.layers.low_rank import add_low_rank, merge_low_rank
+from triptych.layers.residual import DropPath
 from triptych.metrics.cost import count_macs, count_parameters
 from triptych.models.card import Preprocess
 from triptych.models.network import Network
@@ -79,16 +80,17 @@ def prepare(config: ClassifyConfig) -> Parts:
     loading = config.loading
     columns = {name: getattr(loading, name) for name in ("image_column", "label_column", "caption_column")}
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **columns)
-    if not source.classes:
+    classes = tuple(source.classes or ())
+    if not classes:
         raise UserError(
-            f"{config.data} has no labels, and classification needs them; name the column with --loading.label-column"
+            f"{config.data} has no labels, and classification needs them; name --loading.label-column"
         )
-    if len(source.classes) < 2:
+    if len(classes) == 1:
         raise UserError(
-            f"{config.data} has one class, {source.classes[0]!r}, and two are needed; add another folder of images"
+            f"{config.data} has one class, {classes[0]!r}, and two are needed; add another folder of images"
         )
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
-    net = build_network(config, tuple(source.classes), dict(source.groupings))
+    net = build_network(config, classes, dict(source.groupings))
     net.to(device)
     how: Preprocess = net.card.preprocess
     augment = replace(
@@ -106,7 +108,7 @@ def prepare(config: ClassifyConfig) -> Parts:
     return Parts(
         config=config,
         net=net,
-        task=Classify(augment, net.card, len(source.classes), config.loss),
+        task=Classify(augment, net.card, len(classes), config.loss),
         train=make_loader(source, loading, how, train=True, seed=config.loop.seed),
         evaluate=make_loader(held_out, loading, how, train=False),
         device=device,
@@ -167,9 +169,10 @@ def freeze(net: Network, blocks: int) -> None:
 
 def set_drop_path(net: Network, rate: float) -> None:
     """Stochastic depth that rises linearly to `rate` at the last block."""
-    blocks = net.blocks()
-    for i, block in enumerate(blocks):
-        block.drop_path.rate = rate * i / max(len(blocks) - 1, 1)
+    paths = [[part for part in block.modules() if isinstance(part, DropPath)] for block in net.blocks()]
+    for i, parts in enumerate(paths):
+        for part in parts:
+            part.rate = rate * i / max(len(paths) - 1, 1)
     net.config = replace(net.config, drop_path=rate)
 
 

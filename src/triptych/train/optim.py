@@ -14,7 +14,7 @@ NO_DECAY = ("class_token", "distill_token", "registers", "positions", "probe")
 def make_optimizer(net: Network, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over what learns in `net`, a group for each (layer, decayed or not); each group has its `scale`."""
     depth = len(net.blocks())
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and name.split(".")[-1] not in NO_DECAY
