@@ -65,5 +65,6 @@ def odd(tmp_path_factory):
     (folder / "text.png").write_text("this is text")
     (folder / "cut.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     noise.resize((1, 1)).save(folder / "pixel.png")
+    Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
     (folder / "folder").mkdir()
     return folder

@@ -16,6 +16,7 @@ MISTAKES = [
     ("classify {o}/empty.png --model {m}", "empty.png is empty"),
     ("classify {o}/text.png --model {m}", "text.png is damaged, or not an image"),
     ("classify {o}/cut.jpg --model {m}", "cut.jpg is damaged"),
+    ("classify {o}/bomb.png --model {m}", "bomb.png has 200 megapixels"),
     ("classify {o}/folder --model {m}", "folder has no images"),
     ("classify {p}/0.png {o}/cut.jpg --model {m}", "cut.jpg is damaged"),
     ("classify {o}/cut.jpg {o}/empty.png --on-bad-image skip --model {m}", "none of the 2 images"),
