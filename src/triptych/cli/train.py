@@ -49,9 +49,6 @@ def train(args: Sequence[str]) -> int:
         raise UserError("no folder for the run was named; add --out RUN, or --dry-run to look first")
     config = with_own_workers(command.config)
     with logged_to_stderr():
-        from triptych.hardware import flush_denormals
-
-        flush_denormals()
         if command.dry_run:
             return _dry_run(config, command.json)
         from triptych.train import run

@@ -15,7 +15,7 @@ from triptych.config import to_json
 from triptych.data.loader import Loader, make_loader
 from triptych.data.sources import train_and_eval
 from triptych.errors import UserError
-from triptych.hardware import choose_device, choose_dtype
+from triptych.hardware import choose_device, choose_dtype, flush_denormals
 from triptych.layers.low_rank import add_low_rank, merge_low_rank
 from triptych.layers.residual import DropPath
 from triptych.metrics.cost import count_macs, count_parameters
@@ -76,7 +76,8 @@ def run(config: ClassifyConfig, out: str | Path) -> Outcome:
 
 
 def prepare(config: ClassifyConfig) -> Parts:
-    """Open the data, build the network, and place it."""
+    """Open the data, build the network, and place it. The processor flushes denormal numbers from here on."""
+    flush_denormals()
     loading = config.loading
     columns = {name: getattr(loading, name) for name in ("image_column", "label_column", "caption_column")}
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **columns)
