@@ -27,7 +27,7 @@ def first_filters(
     if first is None:
         raise UserError(f"{type(net).__name__} has no convolution whose filters could be shown")
     W = first.weight.detach().double().cpu()  # D C P Q
-    flat = W.flatten(1) - W.flatten(1).mean(0)                                            # D CPQ
+    flat = W.flatten(1) - W.flatten(1).mean(0)  # D CPQ
     # Eigenvectors of the smaller of the two products with itself: an SVD of 1024 x 3072 takes many times as long.
     if flat.shape[0] < flat.shape[1]:
         variance, U = torch.linalg.eigh(flat @ flat.T)
