@@ -1,0 +1,62 @@
+"""x W^T + b, and GELU with it, in as few passes over memory as the processor has a call for."""
+
+import functools
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+Gelu = Literal["none", "tanh"]  # the forms of GELU, as `F.gelu` names them
+
+WORTH = 10**8  # multiply-accumulates from which the call gains more than it costs to make
+
+
+def linear(
+    x: Float[Tensor, "... i"],
+    weight: Float[Tensor, "o i"],
+    bias: Float[Tensor, "o"] | None = None,
+    gelu: Gelu | None = None,
+) -> Float[Tensor, "... o"]:
+    """x W^T + b, through a form of GELU if one is given.
+
+    On x86 without gradients a large one is one oneDNN call: its fp32 product is up to a fifth faster than the one
+    that `F.linear` takes (measured on Zen 4), and GELU is done while a tile is still in the cache. Everywhere else,
+    and where somebody traces, compiles, exports or counts, it is what it says.
+    """
+    if x.numel() * weight.shape[0] >= WORTH and one_call(x, weight):
+        form = ("gelu", [], gelu) if gelu else ("none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *form)
+    x = F.linear(x, weight, bias)
+    return F.gelu(x, approximate=gelu) if gelu else x
+
+
+def one_call(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's own call may stand in for the product: plain numbers on an x86 processor, and nobody who
+    needs its derivative or its name."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in _native()
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+        and _get_current_dispatch_mode() is None
+        and x.numel() > 0
+    )
+
+
+@functools.cache
+def _native() -> frozenset[torch.dtype]:
+    """Precisions whose products this processor has instructions for, where oneDNN is there to use them."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if not there or not has.get("avx2"):
+        return frozenset()
+    bf16 = has.get("avx512_bf16") or has.get("amx_bf16")
+    return frozenset({torch.float32, torch.bfloat16} if bf16 else {torch.float32})

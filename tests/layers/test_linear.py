@@ -1,0 +1,130 @@
+"""Each fast path of the layers beside its slow twin, and who must not be given it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from triptych.layers.attention import Attention, attention, in_slabs
+from triptych.layers.linear import _native, linear, one_call
+
+# Rounding alone: fp32 sums in another order, bf16 rounds its result once more or once less.
+CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 3e-2, "rtol": 2e-2}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whatever_the_size():
+    """Small products, too, take the fast path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("triptych.layers.linear.WORTH", 0)
+        yield
+
+
+def slow(x, weight, bias, gelu):
+    x = F.linear(x, weight, bias)
+    return x if gelu is None else F.gelu(x, approximate=gelu)
+
+
+@settings(max_examples=30)
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=0, max_size=3),
+    i=st.integers(1, 40),
+    o=st.integers(1, 40),
+    biased=st.booleans(),
+    gelu=st.sampled_from([None, "none", "tanh"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_linear_is_product_and_gelu(shape, i, o, biased, gelu, dtype):
+    x, weight = torch.randn(*shape, i, dtype=dtype), (torch.randn(o, i) / i**0.5).to(dtype)
+    bias = torch.randn(o, dtype=dtype) if biased else None
+    with torch.no_grad():
+        found = linear(x, weight, bias, gelu)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, slow(x, weight, bias, gelu), **CLOSE[dtype])
+
+
+def test_linear_of_a_view():
+    whole, weight = torch.randn(3, 8, 20), torch.randn(6, 20)[:, 2:12]
+    for x in (whole[:, ::2, 5:15], whole[..., :10].transpose(0, 1), whole[:1, :, :10].expand(4, -1, -1)):
+        with torch.inference_mode():
+            torch.testing.assert_close(linear(x, weight), F.linear(x, weight), atol=1e-5, rtol=1e-5)
+    assert linear(whole[:0, :, :10], weight).shape == (0, 8, 6)
+
+
+@torch.no_grad()
+def test_who_gets_the_one_call():
+    x, weight = torch.randn(2, 5, 8), nn.Parameter(torch.randn(4, 8))
+    assert one_call(x, weight) == (torch.float32 in _native())
+    assert not one_call(x.double(), weight.double())
+    assert not one_call(x.bfloat16(), weight)
+    assert not one_call(x.to("meta"), weight.to("meta"))
+    with torch.enable_grad():
+        assert not one_call(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
+    with FlopCounterMode(display=False) as counter:
+        linear(x, weight)
+    assert counter.get_total_flops() == 2 * 2 * 5 * 8 * 4
+
+
+def test_gradients_pass_as_ever():
+    x, weight = torch.randn(3, 6), torch.randn(5, 6, requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(made.sum(), weight)[0]
+        for made in (linear(x, weight, gelu="tanh"), F.gelu(F.linear(x, weight), approximate="tanh"))
+    )
+    assert torch.equal(found, expected)
+
+
+def test_export_names_no_private_call():
+    with torch.no_grad():
+        program = torch.export.export(Attention(6, 2).eval(), (torch.randn(1, 3, 6),))
+    assert "mkldnn" not in str(program.graph)
+
+
+@settings(max_examples=15)
+@given(b=st.integers(1, 3), heads=st.integers(1, 3), n=st.integers(1, 70), m=st.integers(1, 70))
+def test_slabs_are_attention(b, heads, n, m):
+    q, k, v = torch.randn(b, heads, n, 8), torch.randn(b, heads, m, 8), torch.randn(b, heads, m, 8)
+    torch.testing.assert_close(
+        in_slabs(q, k, v), F.scaled_dot_product_attention(q, k, v), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_several_slabs(monkeypatch):
+    monkeypatch.setattr("triptych.layers.attention._SLAB", 50)
+    q, k, v = torch.randn(3, 3, 2, 4, 7, 8)[:, 0]
+    torch.testing.assert_close(
+        in_slabs(q, k, v), F.scaled_dot_product_attention(q, k, v), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 6.0])
+def test_bf16_attention_is_as_near_to_the_truth_as_bf16_allows(sharpness):
+    """Slabs round the logits too: within three times the fused kernel's distance, also where softmax is sharp."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 197, 64)
+    q = (q * sharpness).bfloat16()
+    k, v = k.bfloat16(), v.bfloat16()
+    truth = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    fused = F.scaled_dot_product_attention(q, k, v)
+    with torch.no_grad():
+        chosen = attention(q, k, v)
+    distance = [(found.double() - truth).norm() / truth.norm() for found in (chosen, fused)]
+    assert distance[0] < max(3 * distance[1], 0.02)
+
+
+def test_attention_module_on_both_paths():
+    part = Attention(24, 3).eval()
+    x = torch.randn(2, 9, 24)
+    slow = part(x)
+    with torch.no_grad():
+        fast = part(x)
+        rounded = copy.deepcopy(part).bfloat16()(x.bfloat16())
+    torch.testing.assert_close(fast, slow.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rounded.float(), slow.detach(), atol=2e-2, rtol=5e-2)
