@@ -1,0 +1,87 @@
+"""What it costs to start: an import, a page of help, a first result."""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from triptych.bench.processes import Process, python, run
+from triptych.bench.report import Column, Table
+from triptych.bench.timing import Spread, check_equal, interleave, ratio
+from triptych.models.card import Preprocess
+from triptych.models.vit import ViT
+from triptych.weights import export, save
+
+log = logging.getLogger(__name__)
+
+OURS = """
+import triptych as tp
+pipe = tp.ClassificationPipeline(sys.argv[1], dtype="fp32")
+found = pipe(sys.argv[2], top=5)
+say(guesses={guess.name: guess.probability for guess in found})
+"""
+THEIRS = """
+from transformers import pipeline
+pipe = pipeline("image-classification", model=sys.argv[1])
+found = pipe(sys.argv[2], top_k=5)
+say(guesses={guess["label"]: guess["score"] for guess in found})
+"""
+
+
+def starting(net: ViT, folder: Path, there: tuple[str, ...], rounds: int) -> Table:
+    """Whole programs, from start to exit, beside the same of transformers.
+
+    Raises:
+        UnequalError: the first results differ.
+    """
+    classes = tuple(f"class {i}" for i in range(net.config.num_classes))
+    # Squashed from a picture of that very size: no rounding of a crop can tell the two apart.
+    size = net.config.image_size
+    net.card = replace(net.card, classes=classes, preprocess=Preprocess(size=size, mode="squash", crop=1.0))
+    model, picture = folder / "model.safetensors", folder / "picture.png"
+    save(net, model)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(picture)
+    command = [sys.executable, "-m", "triptych"]
+    tasks: list[tuple[str, dict[str, Any]]] = [
+        ("the bare interpreter", {"ours": lambda: python("")}),
+        ("import the package", {"ours": lambda: python("import triptych")}),
+        ("triptych --help", {"ours": lambda: run([*command, "--help"])}),
+        ("triptych classify --help", {"ours": lambda: run([*command, "classify", "--help"])}),
+        ("import to first result", {"ours": lambda: python(OURS, model, picture)}),
+    ]
+    if "transformers" in there:
+        export(net, folder / "hf", "hf")
+        tasks[1][1]["transformers"] = lambda: python("import transformers")
+        tasks[4][1]["transformers"] = lambda: python(THEIRS, folder / "hf", picture)
+    warmup = min(rounds - 1, 1)
+    rows = [row(what, interleave(sides, rounds, warmup=warmup)) for what, sides in tasks]
+    columns = [Column(key="what", heading="whole process, s"), Column(key="ours", heading="ours", form=".2f")]
+    if "transformers" in there:
+        columns.append(Column(key="transformers", heading="transformers", form=".2f"))
+        columns.append(Column(key="ratio", heading="ours / transformers", form=".2f"))
+    says = (
+        "From the start of the interpreter to its exit, files in the system's cache. The first result is the top 5 of "
+        "one PNG, from ViT-Ti/16 in fp32 on disk: `ClassificationPipeline` beside transformers' image-classification "
+        "`pipeline`, their classes and probabilities checked equal."
+    )
+    return Table(title="Starting", says=says, columns=columns, rows=rows)
+
+
+def row(what: str, runs: dict[str, list[Process]]) -> dict[str, Any]:
+    """A task's seconds; where programs said what they found, only if they found the same."""
+    guesses = {who: done[0].said["guesses"] for who, done in runs.items() if "guesses" in done[0].said}
+    if len(guesses) > 1:
+        names = sorted({name for found in guesses.values() for name in found})
+        check_equal({who: torch.tensor([g.get(n, 0.0) for n in names]) for who, g in guesses.items()}, 1e-3)
+    seconds = {who: [done.seconds for done in all_of] for who, all_of in runs.items()}
+    made: dict[str, Any] = {"what": what, **{who: Spread.of(values) for who, values in seconds.items()}}
+    if len(seconds) > 1:
+        made["ratio"] = ratio(seconds["ours"], seconds["transformers"])
+    log.info("%s: %s", what, ", ".join(f"{who} {made[who].median:.2f} s" for who in seconds))
+    return made
