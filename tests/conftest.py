@@ -1,21 +1,29 @@
-"""What all tests share. Under pytest the shapes in the signatures of `layers` and `models` are checked at every call."""
+"""What all tests share. Under pytest the shapes in the signatures of `layers` and `models` are checked at each call."""
 
 import os
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Before the first import of either: the hook rewrites modules as they are loaded.
 install_import_hook(["triptych.layers", "triptych.models"], "beartype.beartype")
 
-# Tests draw what they draw every time alike; a first call that compiles or imports may take its time.
-settings.register_profile("triptych", deadline=None, derandomize=True, max_examples=30)
+# Tests draw the same examples every time; no clock decides, since a busy machine is no bug.
+settings.register_profile(
+    "triptych",
+    deadline=None,
+    derandomize=True,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("triptych")
 
 # With pytest-xdist every worker is a process: each gets its share of the cores.
-torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+torch.set_num_threads(
+    max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+)
 
 
 @pytest.fixture(autouse=True)

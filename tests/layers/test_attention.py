@@ -70,7 +70,8 @@ def test_half_precision_maps_are_made_in_fp32():
     q = torch.randn(1, 2, 5, 8, dtype=torch.bfloat16)
     seen = []
     out = attention(q, q, q, seen.append)
-    assert seen[0].dtype == torch.float32 and out.dtype == torch.bfloat16
+    assert seen[0].dtype == torch.float32
+    assert out.dtype == torch.bfloat16
     torch.testing.assert_close(seen[0].sum(-1), torch.ones(1, 2, 5))
 
 
@@ -131,10 +132,14 @@ def test_capture_collects_every_attention_by_name():
     plain = net(x)
     with capture(net) as maps:
         with_maps = net(x)
-    assert {name: tuple(weights.shape) for name, weights in maps.items()} == {"0": (3, 2, 6, 6), "1": (3, 4, 1, 6)}
+    assert {name: tuple(weights.shape) for name, weights in maps.items()} == {
+        "0": (3, 2, 6, 6),
+        "1": (3, 4, 1, 6),
+    }
     for weights in maps.values():
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-        assert weights.min() >= 0 and not weights.requires_grad
+        assert weights.min() >= 0
+        assert not weights.requires_grad
     torch.testing.assert_close(with_maps, plain, atol=1e-5, rtol=1e-5)
 
 
@@ -150,7 +155,8 @@ def test_the_fused_kernel_comes_back_after_capture(monkeypatch):
     with pytest.raises(ZeroDivisionError), capture(net):
         raise ZeroDivisionError
     net(x)
-    assert len(fused) == 4 and len(maps) == 2
+    assert len(fused) == 4
+    assert len(maps) == 2
     assert all(part.tap is None for part in net)
 
 

@@ -69,7 +69,8 @@ def test_drop_path_drops_whole_samples():
 @pytest.mark.parametrize("shape", [(6,), (6, 2), (6, 2, 3), (6, 2, 3, 4)])
 def test_drop_path_takes_any_shape_and_dtype(shape):
     out = DropPath(0.5)(torch.ones(shape, dtype=torch.bfloat16))
-    assert out.shape == shape and out.dtype == torch.bfloat16
+    assert out.shape == shape
+    assert out.dtype == torch.bfloat16
 
 
 def test_drop_path_is_off_in_eval_and_at_rate_0():

@@ -19,7 +19,9 @@ def test_a_token_is_the_product_of_its_patch(h, w, patch):
     out = embed(image)
     rows, columns = -(-h // patch), -(-w // patch)
     assert out.shape == (1, 5, rows, columns)
-    whole = torch.zeros(2, rows * patch, columns * patch)  # what is missing at the right and the bottom is zero
+    whole = torch.zeros(
+        2, rows * patch, columns * patch
+    )  # what is missing at the right and the bottom is zero
     whole[:, :h, :w] = image[0]
     for row, column in {(0, 0), (rows - 1, columns - 1), (rows // 2, columns // 2)}:
         cut = whole[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
@@ -42,22 +44,31 @@ def slow_same(x, kernel, stride, reduce):
     for n in x.shape:
         outputs = -(-n // stride)
         before = max((outputs - 1) * stride + kernel - n, 0) // 2
-        axes.append([[(i, j) for i in range(kernel) if 0 <= (j := o * stride - before + i) < n] for o in range(outputs)])
-    return np.array([[reduce([(i, k, x[j, m]) for i, j in ys for k, m in xs]) for xs in axes[1]] for ys in axes[0]])
+        cells = [[(i, o * stride - before + i) for i in range(kernel)] for o in range(outputs)]
+        axes.append([[(i, j) for i, j in window if 0 <= j < n] for window in cells])
+    return np.array(
+        [[reduce([(i, k, x[j, m]) for i, j in ys for k, m in xs]) for xs in axes[1]] for ys in axes[0]]
+    )
 
 
-@given(h=st.integers(1, 12), w=st.integers(1, 12), kernel=st.sampled_from([1, 3, 7]), stride=st.integers(1, 3))
+@given(
+    h=st.integers(1, 12), w=st.integers(1, 12), kernel=st.sampled_from([1, 3, 7]), stride=st.integers(1, 3)
+)
 def test_same_padding_is_tensorflows(h, w, kernel, stride):
     x, weight = torch.randn(h, w, dtype=torch.float64), torch.randn(kernel, kernel, dtype=torch.float64)
     got = F.conv2d(pad_same(x[None, None], kernel, stride), weight[None, None], stride=stride)[0, 0]
-    wanted = slow_same(x.numpy(), kernel, stride, lambda cells: sum(weight[i, k].item() * v for i, k, v in cells))
+    wanted = slow_same(
+        x.numpy(), kernel, stride, lambda cells: sum(weight[i, k].item() * v for i, k, v in cells)
+    )
     np.testing.assert_allclose(got.numpy(), wanted, atol=1e-9)
 
 
 def test_same_padding_of_a_maximum_is_minus_infinity():
     x = -torch.rand(7, 10, dtype=torch.float64) - 1  # all below zero: a zero at the edge would win
     got = F.max_pool2d(pad_same(x[None, None], 3, 2, value=-torch.inf), 3, 2)[0, 0]
-    np.testing.assert_array_equal(got.numpy(), slow_same(x.numpy(), 3, 2, lambda cells: max(v for *_, v in cells)))
+    np.testing.assert_array_equal(
+        got.numpy(), slow_same(x.numpy(), 3, 2, lambda cells: max(v for *_, v in cells))
+    )
 
 
 def slow_standardised(weight):
@@ -75,11 +86,14 @@ def test_standardised_convolution(kernel, stride, scale):
     conv.weight.data = scale * torch.randn_like(conv.weight) + 0.3  # at a small scale the 1e-5 decides
     x = torch.randn(1, 2, 9, 6)
     weight = slow_standardised(conv.weight.detach().double().numpy())
+    pixels = x[0].double().numpy()
     for o in range(3):
-        wanted = sum(
-            slow_same(x[0, c].double().numpy(), kernel, stride, lambda cells, w=weight[o, c]: sum(w[i, k] * v for i, k, v in cells))
-            for c in range(2)
-        )
+        wanted = 0.0
+        for c in range(2):
+            w = weight[o, c]
+            wanted += slow_same(
+                pixels[c], kernel, stride, lambda cells, w=w: sum(w[i, k] * v for i, k, v in cells)
+            )
         np.testing.assert_allclose(conv(x)[0, o].detach().numpy(), wanted, atol=2e-2 if scale < 1 else 1e-4)
 
 
@@ -90,7 +104,8 @@ def test_a_constant_kernel_gives_zero_not_nan():
 
 
 def test_a_unit_projects_its_shortcut_where_shapes_differ():
-    assert ResNetUnit(64, 32, 1).project and ResNetUnit(128, 32, 2).project
+    assert ResNetUnit(64, 32, 1).project
+    assert ResNetUnit(128, 32, 2).project
     plain = ResNetUnit(128, 32, 1)
     assert not plain.project
     # With the last norm at zero the branch is silent and the (positive) shortcut comes through.
@@ -113,4 +128,5 @@ def test_resnet_stem_shapes(h, w, depths):
 def test_conv_stem_shapes(h, w, widths):
     stem = ConvStem(3, widths).eval()
     assert stem(torch.randn(1, 3, h, w)).shape == (1, widths[-1], -(-h // stem.stride), -(-w // stem.stride))
-    assert stem.channels == widths[-1] and stem.stride == 2 ** len(widths)
+    assert stem.channels == widths[-1]
+    assert stem.stride == 2 ** len(widths)

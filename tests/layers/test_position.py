@@ -94,7 +94,8 @@ def test_a_smaller_grid_averages_instead_of_skipping():
 
 def test_half_precision_tables_stay_what_they_are():
     moved = resample_positions(torch.randn(1, 5, 4, dtype=torch.bfloat16), (2, 2), (3, 5), 1)
-    assert moved.dtype == torch.bfloat16 and moved.shape == (1, 16, 4)
+    assert moved.dtype == torch.bfloat16
+    assert moved.shape == (1, 16, 4)
 
 
 def test_gradients_reach_the_table():
@@ -110,7 +111,11 @@ def test_sincos_is_the_formula(h, w, dim):
     for y in range(h):
         for x in range(w):
             omega = [10_000.0 ** -(i / max(quarter - 1, 1)) for i in range(quarter)]
-            wanted = [f(c * o) for c, f in ((x, math.sin), (x, math.cos), (y, math.sin), (y, math.cos)) for o in omega]
+            wanted = [
+                f(c * o)
+                for c, f in ((x, math.sin), (x, math.cos), (y, math.sin), (y, math.cos))
+                for o in omega
+            ]
             torch.testing.assert_close(table[0, y * w + x], torch.tensor(wanted), atol=1e-5, rtol=0)
 
 

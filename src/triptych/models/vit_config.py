@@ -64,6 +64,8 @@ class ViTConfig:
         for name in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
+        if self.head_dim < 0:
+            raise UserError(f"head_dim is {self.head_dim}, which must be 0 (as wide as a token) or more")
         if self.embed_dim % self.num_heads:
             raise UserError(
                 f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}; change one of the two"
@@ -83,6 +85,8 @@ class ViTConfig:
             )
         if "token" in self.pool and not self.class_token:
             raise UserError(f"pool={self.pool!r} needs class_token=True; or pool with 'mean' or 'attention'")
+        if self.pool == "token+mean" and self.norm_after_pool:
+            raise UserError("pool='token+mean' is twice as wide as the final norm; use norm_after_pool=False")
         if self.distill_token and not (self.class_token and self.pool == "token" and self.head == "linear"):
             raise UserError("distill_token needs class_token=True, pool='token' and head='linear'")
         if not 0 <= self.drop_path < 1 or not 0 <= self.dropout < 1:
@@ -91,8 +95,10 @@ class ViTConfig:
             )
         if self.stem == "conv" and not self.stem_widths:
             raise UserError("stem='conv' needs stem_widths, for example (32, 64, 128)")
-        if self.stem == "resnet" and len(self.stem_widths) != 1:
-            raise UserError("stem='resnet' needs stem_widths=(width of the root,), for example (64,)")
+        if self.stem == "resnet" and (len(self.stem_widths) != 1 or self.stem_widths[0] % 32):
+            raise UserError(
+                f"stem='resnet' needs stem_widths=(width of the root,), a multiple of 32 such as (64,), got {self.stem_widths}"
+            )
 
     @property
     def stride(self) -> int:
@@ -259,11 +265,11 @@ def macs(config: ViTConfig, image_size: tuple[int, int] | None = None) -> int:
     d, n = config.embed_dim, rows * columns
     tokens = n + config.prefix
     stem, channels = _stem_macs(config, rows, columns)
-    mlp = (3 if config.mlp == "swiglu" else 2) * tokens * d * config.mlp_dim
+    mlp = (3 if config.mlp == "swiglu" else 2) * d * config.mlp_dim
     total = stem + channels * config.patch_size**2 * d * n
-    total += config.depth * (4 * tokens * d * d + mlp + 2 * tokens**2 * d)
+    total += config.depth * (4 * tokens * d * d + tokens * mlp + 2 * tokens**2 * d)
     if config.pool == "attention":
-        total += 2 * d * d + 2 * tokens * d * d + 2 * tokens * d + 2 * d * config.mlp_dim
+        total += 2 * d * d + 2 * tokens * d * d + 2 * tokens * d + mlp
     width = d * (2 if config.pool == "token+mean" else 1)
     if config.head == "mlp":
         hidden = config.head_dim or d

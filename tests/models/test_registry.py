@@ -1,0 +1,111 @@
+"""Names to networks, configs checked when made, and cards."""
+
+import dataclasses
+
+import pytest
+
+import triptych as tp
+from triptych.errors import UserError
+from triptych.models.card import Card, Preprocess
+from triptych.models.registry import config_for
+from triptych.models.vit_config import SIZES, ViTConfig
+
+
+def test_names_match_shell_patterns():
+    assert tp.list_models("vit-b*") == ["vit-b8", "vit-b14", "vit-b16", "vit-b32"]
+    assert tp.list_models("DINO*") == []
+    assert tp.list_models("nothing") == []
+    assert tp.list_models() == list(SIZES)
+    plain = {f"vit-{size}{patch}" for size in ("ti", "s", "b", "l", "h") for patch in (8, 14, 16, 32)}
+    assert plain <= set(tp.list_models())
+
+
+def test_create_changes_fields():
+    net = tp.create("vit-ti16", num_classes=10, image_size=64, depth=1)
+    assert net.config == dataclasses.replace(SIZES["vit-ti16"], num_classes=10, image_size=(64, 64), depth=1)
+    assert net.card.preprocess.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("vit-b61", {}, "no model is called 'vit-b61'; near names: vit-b16"),
+        ("resnet", {}, "`triptych list` shows all"),
+        ("vit-b16", {"num_class": 10}, "vit-b16 has no field 'num_class'; did you mean 'num_classes'?"),
+        ("vit-b16", {"zzz": 1}, "vit-b16 has no field 'zzz'; it has image_size, patch_size"),
+    ],
+)
+def test_mistakes_name_what_is_near(name, changes, said):
+    with pytest.raises(UserError) as caught:
+        config_for(name, **changes)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"depth": 0}, "depth is 0, which must be at least 1"),
+        ({"patch_size": -16}, "patch_size is -16"),
+        ({"num_heads": 5}, "embed_dim 24 is no multiple of num_heads 5"),
+        ({"num_classes": -1}, "num_classes -1"),
+        ({"image_size": (0, 32)}, "image_size (0, 32)"),
+        ({"position": "sincos", "embed_dim": 6, "num_heads": 2}, "multiple of 4, got 6"),
+        ({"position": "rotary", "num_heads": 4}, "heads of a multiple of 4 channels, got 6"),
+        ({"class_token": False}, "pool='token' needs class_token=True"),
+        ({"class_token": False, "pool": "token+mean"}, "needs class_token=True"),
+        ({"pool": "token+mean", "norm_after_pool": True}, "norm_after_pool"),
+        ({"distill_token": True, "head": "mlp"}, "distill_token needs"),
+        ({"distill_token": True, "pool": "mean"}, "distill_token needs"),
+        ({"drop_path": 1.0}, "drop_path 1.0"),
+        ({"dropout": -0.1}, "dropout -0.1"),
+        ({"stem": "conv"}, "stem_widths, for example (32, 64, 128)"),
+        ({"stem": "resnet", "stem_widths": (64, 64)}, "width of the root"),
+        ({"stem": "resnet", "stem_widths": (48,)}, "a multiple of 32 such as (64,), got (48,)"),
+        ({"head_dim": -1}, "head_dim"),
+    ],
+)
+def test_configs_are_checked_when_made(small, changes, said):
+    with pytest.raises(UserError) as caught:
+        small(**changes)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_configs_are_frozen_and_named(small):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        small().depth = 2  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        ViTConfig(16, 192)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": (0, 224)}, "size"),
+        ({"crop": 0.0}, "crop"),
+        ({"crop": 1.1}, "crop"),
+        ({"std": (0.2, 0.0, 0.2)}, "std"),
+    ],
+)
+def test_preprocessing_is_checked(changes, said):
+    with pytest.raises(UserError, match=said):
+        Preprocess(**changes)
+
+
+def test_an_empty_card_has_defaults():
+    assert Card().preprocess == Preprocess()
+    assert Card().classes is None
+    assert Card().figures == {}
+
+
+def test_strides_and_grids():
+    emoji = SIZES["vit-emoji"]
+    assert emoji.stride == 8
+    assert emoji.grid == (8, 8)
+    assert emoji.prefix == 0
+    assert SIZES["vit-r50-b16"].stride == 16
+    assert SIZES["vit-r-ti16"].stride == 32
+    assert config_for("vit-b16", image_size=(230, 320)).grid == (15, 20)
+    assert SIZES["dinov3-s16"].prefix == 5
+    assert SIZES["deit-s16-distilled"].prefix == 2
