@@ -1,6 +1,5 @@
 """`triptych evaluate`"""
 
-import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from triptych.cli.output import plain, print_json, table
+from triptych.cli.output import plain, print_json, table, waiting
 
 WORST = 10  # lines in each of the two lists on the screen
 PAIRS = 100  # pairs of confused classes in metrics.json
@@ -46,16 +45,16 @@ class Evaluate:
     def run(self) -> int:
         from triptych.train import evaluate
 
-        with a_sign_of_life("evaluating"):
-            found = evaluate(
-                self.model,
-                self.data or None,
-                split=self.split or None,
-                batch_size=self.batch_size,
-                workers=self.workers,
-                on_bad_image=self.on_bad_image,
-                dtype=None if self.dtype == "auto" else self.dtype,
-            )
+        found = evaluate(
+            self.model,
+            self.data or None,
+            split=self.split or None,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            on_bad_image=self.on_bad_image,
+            dtype=None if self.dtype == "auto" else self.dtype,
+            progress=lambda batches, total: waiting(batches, total, "evaluating"),
+        )
         figures = summary(found) | {"model": self.model, "data": self.data, "split": self.split}
         a_run = (Path(self.model) / "log.jsonl").is_file()
         out = self.out or (Path(self.model) if a_run else None)
@@ -150,15 +149,3 @@ def show(figures: dict[str, Any]) -> None:
 
 def _rows(named: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
     return ((name, f"{each['right']:.0%}", f"{each['count']:,}") for name, each in named.items())
-
-
-@contextlib.contextmanager
-def a_sign_of_life(what: str) -> Iterator[None]:
-    """A spinner on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(what):
-        yield

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed
 from triptych.models.network import Network
 from triptych.train.config import ClassifyConfig
-from triptych.train.tasks import Classify
+from triptych.train.tasks import Batch, Classify
 
 
 def evaluate(
@@ -30,6 +31,7 @@ def evaluate(
     on_bad_image: Literal["skip", "fail"] | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    progress: Callable[[Iterable[Batch], int], Iterable[Batch]] | None = None,
 ) -> dict[str, Any]:
     """Figures of a classifier: what `ClassificationMetrics.compute` returns, with "classes" (names by index),
     "groupings" (the coarser names that were scored) and "bad" (images left out, and why).
@@ -39,6 +41,7 @@ def evaluate(
         data: as in training; none means the run's own.
         split: one of the data's; none means its evaluation split.
         batch_size, workers, on_bad_image: as in `DataConfig`; none means the run's own.
+        progress: given the batches and their number, hands them on; for a progress bar.
 
     Raises:
         UserError: no data is named, it has no labels, or classes that the model does not know.
@@ -53,8 +56,7 @@ def evaluate(
         config.loading if config else DataConfig(), **{k: v for k, v in given.items() if v is not None}
     )
     net = model if isinstance(model, Network) else weights.load(str(model))
-    named, seed = (data or config.data, config.loop.seed) if config else (data or "", 0)
-    source = open_evaluation(named, split, loading, seed)
+    source = open_evaluation(data, split, loading, config)
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
     card, classes = net.card, tuple(source.classes or ())
@@ -77,18 +79,22 @@ def evaluate(
     )
     task = Classify(AugmentConfig(), net.card, len(known))
     index = torch.tensor([known.index(name) for name in classes])
-    batches = ({**batch, "label": index[batch["label"]]} for batch in loader)
+    shown = progress(loader, len(loader)) if progress else loader
+    batches = ({**batch, "label": index[batch["label"]]} for batch in shown)
     with autocast():
         found = task.measure(placed(net, where, torch.float32), batches)
     return {**found, "classes": list(known), "groupings": groupings, "bad": dict(loader.bad)}
 
 
-def open_evaluation(data: str, split: str | None, loading: DataConfig, seed: int) -> Source:
-    """The named split, else the part that training holds back."""
+def open_evaluation(
+    data: str | None, split: str | None, loading: DataConfig, config: ClassifyConfig | None
+) -> Source:
+    """The named split; of a run's own data the part that it held back; of other data its own evaluation split, or
+    all of it where there is none."""
     columns = {name: getattr(loading, name) for name in ("image_column", "label_column", "caption_column")}
-    if split:
-        return open_source(data, split, **columns)
-    return train_and_eval(data, loading.eval_fraction, seed, **columns)[1]
+    if config is not None and split is None and data in (None, config.data):
+        return train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **columns)[1]
+    return open_source(data or (config.data if config else ""), split or "eval", **columns)
 
 
 def _config_of(model: str | Path | Network) -> ClassifyConfig | None:
