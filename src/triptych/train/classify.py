@@ -23,7 +23,7 @@ from triptych.models.card import Preprocess
 from triptych.models.network import Network
 from triptych.models.registry import build, config_for
 from triptych.train.config import ClassifyConfig
-from triptych.train.loop import Outcome, fit, peak_memory
+from triptych.train.loop import Outcome, fit, peak_memory, training
 from triptych.train.optim import layer_of, make_optimizer
 from triptych.train.tasks import Classify
 from triptych.writing import write_text_atomically
@@ -182,7 +182,7 @@ def dry_run(config: ClassifyConfig, steps: int = 3) -> dict[str, Any]:
     parts = prepare(config)
     height, width = parts.net.card.preprocess.size
     optimizer = make_optimizer(parts.net, config.optim)
-    parts.net.train()
+    training(parts.net)
     batches = iter(parts.train)
     times = []
     batch = next(batches)

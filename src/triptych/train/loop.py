@@ -92,7 +92,7 @@ def fit(
     ):
         for note in notes:
             log.say(note)
-        net.train()
+        training(net)
         while step < total and not interrupted():
             # One step: forward and backward over the batches of the step, then the update.
             lr = lr_at((step + 1) / total, optim)
@@ -143,7 +143,7 @@ def fit(
                     f"{name} {value:.4f}" for name, value in figures.items() if name != "count"
                 )
                 log.say(f"epoch {row['epoch']:.2f}: {scores}" + ("  (best)" if best["step"] == step else ""))
-                net.train()
+                training(net)
                 clock, waited = time.monotonic(), 0.0
             if time.monotonic() - saved > config.save_every:
                 save(log)
@@ -182,6 +182,15 @@ def _evaluate(task: Task, net: Network, loader: Loader, autocast: Any) -> dict[s
     net.eval()
     with autocast():
         return dict(task.evaluate(net, loader))
+
+
+def training(net: Network) -> None:
+    """Training mode for what learns. A frozen part runs as in evaluation: its statistics stay and it drops nothing."""
+    net.train()
+    for part in net.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            part.eval()
 
 
 def _endless(loader: Loader) -> Iterator[Batch]:
