@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from triptych.bench.processes import Process, python
 from triptych.bench.report import Column, Table
 from triptych.bench.timing import Spread, check_equal, interleave, ratio
 from triptych.metrics.cost import count_parameters
+from triptych.models.vit import ViT
 from triptych.weights import export, save
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ THEIRS = MEASURE.format(
 )
 
 
-def loading(name: str, net: nn.Module, folder: Path, there: tuple[str, ...], rounds: int) -> Table:
+def loading(name: str, net: ViT, folder: Path, there: tuple[str, ...], rounds: int) -> Table:
     """Load `net` from a file of ours, and the same weights with transformers, each in a fresh process.
 
     Raises:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych.models.vit import ViT
 from triptych.weights import export
@@ -45,8 +45,7 @@ def transformers_vit(net: ViT, dtype: torch.dtype) -> Forward:
 
 def timm_vit(net: ViT, dtype: torch.dtype) -> Forward:
     """timm's VisionTransformer."""
-    import timm
-
+    timm = importlib.import_module("timm")  # not a dependency of ours, not even of the tests
     with tempfile.TemporaryDirectory() as folder:
         export(net, folder, "timm")
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(dtype)
@@ -55,8 +54,7 @@ def timm_vit(net: ViT, dtype: torch.dtype) -> Forward:
 PEERS: dict[str, Callable[[ViT, torch.dtype], Forward]] = {"transformers": transformers_vit, "timm": timm_vit}
 
 
-def build(net: nn.Module, dtype: torch.dtype, names: tuple[str, ...]) -> dict[str, Forward]:
+def build(net: ViT, dtype: torch.dtype, names: tuple[str, ...]) -> dict[str, Forward]:
     """The network of each named peer with the weights of `net`, in `dtype`, quietly."""
-    assert isinstance(net, ViT)
     with contextlib.redirect_stderr(None):
         return {name: PEERS[name](net, dtype) for name in names}
