@@ -40,7 +40,7 @@ def test_python():
         [sys.executable, "-W", "error", "-c", block], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "fox" in done.stdout.splitlines()[0]
+    assert "strawberry" in done.stdout.splitlines()[0]
 
 
 @pytest.mark.parametrize("block", blocks(""))
