@@ -73,6 +73,9 @@ def vit_emoji() -> ClassifyConfig:
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train vit_emoji --data emoji:EMOJI --out runs/emoji32
+
+    Reached on Twemoji, a style never trained on: concept 0.670, subgroup 0.773, group 0.863 (929,280 images seen, an
+    hour on 2 shared cores in bf16). Concept was 0.300 after 30 epochs and 0.600 after 85: it needs its length.
     """
     return ClassifyConfig(
         model="vit-emoji",
@@ -90,6 +93,9 @@ def vit_emoji64() -> ClassifyConfig:
     """The second half of the shipped model: the first half's weights fine-tuned at 64 px, positions resampled.
 
     triptych train vit_emoji64 --data emoji:EMOJI --init runs/emoji32 --out runs/emoji64
+
+    Reached on Twemoji: concept 0.665, subgroup 0.771, group 0.859 (84,480 images seen, 12 minutes on 2 cores). No better
+    than at 32 px, but four times as many patches to look at.
     """
     return ClassifyConfig(
         init="runs/emoji32",
