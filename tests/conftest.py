@@ -1,7 +1,5 @@
 """What all tests share. Under pytest the shapes in the signatures of `layers` and `models` are checked at each call."""
 
-import os
-
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -20,10 +18,8 @@ settings.register_profile(
 )
 settings.load_profile("triptych")
 
-# With pytest-xdist every worker is a process: each gets its share of the cores.
-torch.set_num_threads(
-    max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-)
+# Networks here are tiny. On a busy machine a second thread is mostly waited for: the same tests took ten times as long.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
