@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from triptych.layers.attention import Attention, AttentionPool, attention
 from triptych.layers.capture import capture
@@ -59,6 +60,13 @@ def test_fused_explicit_and_slow_attention_agree(n, m, heads, d):
     torch.testing.assert_close(explicit, fused, atol=1e-5, rtol=1e-5)
     assert seen[0].shape == (2, heads, n, m)
     torch.testing.assert_close(seen[0].sum(-1), torch.ones(2, heads, n))
+
+
+def test_shapes_are_checked_under_pytest():
+    with pytest.raises(TypeCheckError):
+        attention(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 3, 5), torch.zeros(1, 1, 3, 5))
+    with pytest.raises(TypeCheckError):
+        Attention(8, 2)(torch.zeros(3, 8))
 
 
 def test_large_scores_do_not_overflow():

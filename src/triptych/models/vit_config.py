@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from triptych.config import check
 from triptych.errors import UserError
 
 
@@ -61,6 +62,7 @@ class ViTConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
+        check(self)
         for name in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
@@ -96,9 +98,8 @@ class ViTConfig:
         if self.stem == "conv" and not self.stem_widths:
             raise UserError("stem='conv' needs stem_widths, for example (32, 64, 128)")
         if self.stem == "resnet" and (len(self.stem_widths) != 1 or self.stem_widths[0] % 32):
-            raise UserError(
-                f"stem='resnet' needs stem_widths=(width of the root,), a multiple of 32 such as (64,), got {self.stem_widths}"
-            )
+            needed = "stem_widths=(width of the root,), a multiple of 32 such as (64,)"
+            raise UserError(f"stem='resnet' needs {needed}, got {self.stem_widths}")
 
     @property
     def stride(self) -> int:
