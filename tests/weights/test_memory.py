@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,20 +10,23 @@ import torch
 from triptych.models.registry import create
 from triptych.weights import export, save
 
-# Peak resident memory is read from the process itself, after importing all and before loading.
+# The peak is the kernel's own, of this process alone (ru_maxrss would carry the parent's over), set to the present
+# memory after the imports; pages of mapped files count.
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from triptych.weights import load
 import triptych.weights.vit, triptych.models.vit
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
+def memory(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+open("/proc/self/clear_refs", "w").write("5")
+before = memory("VmRSS")
 net = load(sys.argv[1])
 for tensor in net.state_dict().values():
-    tensor.double().sum() if tensor.numel() < 1000 else tensor.view(-1)[::512].sum()  # touch every page
-after = peak()
-print((after - before) / sum(t.nbytes for t in net.state_dict().values()))
+    tensor.reshape(-1)[::512].sum()  # touch every page
+print((memory("VmHWM") - before) / sum(t.nbytes for t in net.state_dict().values()))
 """
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 
 
 def ratio(path) -> float:
@@ -58,8 +62,8 @@ def test_a_large_network_takes_its_weights_once(tmp_path, form):
     """L/16 in all but depth: 4 of 24 blocks, 210 MB."""
     mlp = "gelu_tanh" if form == "google" else "gelu"
     path = written(tmp_path, form, "vit-l16", depth=4, mlp=mlp)
-    # The allowance beyond 1.1 is what a sixth of the weights cannot dilute: one tensor and the allocator's slack.
-    assert ratio(path) <= 1.1 + 0.1
+    # Beyond 1.1: the largest tensor and the libraries that a first product loads, 40 MB that a sixth cannot dilute.
+    assert ratio(path) <= 1.1 + 0.2
 
 
 @pytest.mark.slow

@@ -25,16 +25,7 @@ def fine_tuning_head(net: ViT, num_classes: int) -> ViT:
         raise UserError(
             f"num_classes is {num_classes}, which must be at least 1; leave it out to keep the head as it is"
         )
-    config = net.config
-    like = next(net.parameters())
-    width = config.embed_dim * (2 if config.pool == "token+mean" else 1)
-    for name in ("head", "head_distill") if config.distill_token else ("head",):
-        head = nn.Linear(width, num_classes, dtype=like.dtype, device=like.device)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        setattr(net, name, head)
-    net.config = replace(config, num_classes=num_classes, head="linear", head_dim=0)
-    net.card = replace(net.card, classes=None, groupings={}, figures={})
+    net.replace_head(num_classes)
     return net
 
 

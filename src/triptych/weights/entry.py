@@ -48,27 +48,30 @@ class Entry:
             and self.offset % self.dtype.itemsize == 0
         )
 
-    def read(self, slab: int | None = None) -> Tensor:
-        """The tensor, or slab number `slab` of its first axis, in memory of its own."""
+    def read(self, slab: int | None = None, into: Tensor | None = None) -> Tensor:
+        """The tensor, or slab number `slab` of its first axis, in memory of its own.
+
+        Args:
+            into: bytes to read to instead, if they are enough; what is returned then lives there.
+        """
         if self.unpack is not None:
             whole = self.unpack()
             return whole if slab is None else whole[slab].clone()
         if self.strides is not None:
             span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-            flat = self._bytes(self.offset, span if self.numel else 0)
+            flat = self._numbers(self.offset, span if self.numel else 0, None)
             whole = flat.as_strided(self.shape, self.strides).contiguous()
             return whole if slab is None else whole[slab].clone()
         shape, offset = self.shape, self.offset
         if slab is not None:
             shape = shape[1:]
             offset += slab * math.prod(shape) * self.dtype.itemsize
-        return self._bytes(offset, math.prod(shape)).view(shape)
+        return self._numbers(offset, math.prod(shape), into).view(shape)
 
-    def _bytes(self, offset: int, count: int) -> Tensor:
-        out = torch.empty(count, dtype=self.dtype)
-        if count == 0:
-            return out
-        buffer = memoryview(out.view(torch.uint8).numpy().data)
+    def _numbers(self, offset: int, count: int, into: Tensor | None) -> Tensor:
+        size = count * self.dtype.itemsize
+        raw = torch.empty(size, dtype=torch.uint8) if into is None or into.numel() < size else into[:size]
+        buffer = memoryview(raw.numpy().data)
         with self.path.open("rb") as file:
             file.seek(offset)
             while buffer:
@@ -76,7 +79,7 @@ class Entry:
                 if not got:
                     raise Broken(f"{self.path} ends inside a tensor")
                 buffer = buffer[got:]
-        return out
+        return raw.view(self.dtype)
 
 
 def contiguous(shape: Shape, strides: Shape) -> bool:

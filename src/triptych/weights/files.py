@@ -8,7 +8,7 @@ nothing.
 import json
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,22 +64,28 @@ class Checkpoint:
     """What was chosen on the way in: which nesting was unwrapped, what was left out."""
     settings: dict[str, Any] = field(default_factory=dict)
     """JSON beside the weights by name (config, preprocessor_config); plain values in a pickle as "inside"."""
+    lent_pages: bool = False
+    """Whether all that was lent last are the file's own pages."""
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False)
+    _scratch: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8), repr=False)
+    _lent: list[str] = field(default_factory=list, repr=False)
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: entry.shape for name, entry in self.entries.items()}
 
-    def read(self, name: str, slab: int | None = None) -> Tensor:
+    def read(self, name: str, slab: int | None = None, into: Tensor | None = None) -> Tensor:
         """A tensor, or one slab of its first axis, copied out of the file."""
         entry = self.entries[name]
         try:
-            return entry.read(slab)
+            return entry.read(slab, into)
         except Exception as problem:  # zip, zlib and NumPy each have errors of their own
-            raise UserError(f"{entry.path} cannot be read at {name}: {problem}; fetch it again") from problem
+            raise UserError(
+                f"{entry.path} cannot be read at {name}: {legible(problem)}; fetch it again"
+            ) from problem
 
     def mapped(self, name: str) -> Tensor:
-        """A tensor as the file's own pages: read when touched, copied when written to, never changed."""
+        """A tensor as the file's own pages: fetched when touched, copied when written to, never changed there."""
         entry = self.entries[name]
         if not entry.mappable:
             return self.read(name)
@@ -90,6 +96,44 @@ class Checkpoint:
         return torch.frombuffer(pages, dtype=entry.dtype, count=entry.numel, offset=entry.offset).view(
             entry.shape
         )
+
+    def lend(self, names: Sequence[tuple[str, int | None]]) -> tuple[Tensor, ...]:
+        """Tensors, or slabs of them, to copy from until the next call: mapped, else in memory used over and over.
+
+        Fresh memory for each would fragment the heap and take half as much again as the weights.
+        """
+        self._give_back()
+        need = [self._need(name, slab) for name, slab in names]
+        if sum(need) >= self._scratch.numel():
+            self._scratch = torch.empty(
+                sum(need) + 64, dtype=torch.uint8
+            )  # more than any tensor: never its storage
+        lent, start = [], 0
+        for (name, slab), size in zip(names, need, strict=True):
+            if size:
+                lent.append(self.read(name, slab, self._scratch[start : start + size]))
+                start += size
+            else:
+                whole = self.mapped(name)
+                lent.append(whole if slab is None else whole[slab])
+        self._lent = [name for (name, _), size in zip(names, need, strict=True) if not size]
+        self.lent_pages = not sum(need)
+        return tuple(lent)
+
+    def _need(self, name: str, slab: int | None) -> int:
+        """Bytes of scratch memory for a tensor that cannot be mapped, aligned."""
+        entry = self.entries[name]
+        size = entry.nbytes if slab is None else entry.nbytes // max(entry.shape[0], 1)
+        return 0 if entry.mappable else -(-size // 64) * 64
+
+    def _give_back(self) -> None:
+        """Free the memory of pages that were copied; what is still used is fetched again when touched."""
+        for name in self._lent:
+            entry = self.entries[name]
+            if entry.path in self._maps and hasattr(mmap, "MADV_DONTNEED"):
+                start = entry.offset // mmap.PAGESIZE * mmap.PAGESIZE
+                self._maps[entry.path].madvise(mmap.MADV_DONTNEED, start, entry.offset + entry.nbytes - start)
+        self._lent = []
 
 
 def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:

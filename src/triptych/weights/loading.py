@@ -17,7 +17,7 @@ from triptych.weights.adapt import fine_tuning_head, resize_positions
 from triptych.weights.files import Checkpoint, open_checkpoint
 from triptych.weights.formats import Format, Hints, Names, Reading, shapes_of
 from triptych.weights.legible import legible
-from triptych.weights.rules import SAME, Rule, plan, slab
+from triptych.weights.rules import Rule, plan, slab
 from triptych.weights.vit import FORMATS
 from triptych.weights.zoo import locate
 
@@ -122,8 +122,8 @@ def fill(
 ) -> None:
     """Give every parameter of a network built on the meta device its tensor, one at a time.
 
-    A tensor that needs no change stays mapped to the file; one that does is read, changed and freed, so
-    that the peak is the weights and one tensor.
+    A tensor that needs no change stays mapped to the file; of one that does the pages are given back as soon
+    as it is copied. So the peak is the weights and one tensor.
 
     Raises:
         UserError: see `plan`; or numbers that are not floating where a parameter needs them.
@@ -134,37 +134,28 @@ def fill(
     for step in steps:
         if step.restore is not None:
             made: tuple[Tensor, ...] = (step.restore(),)
-        elif step.operation is SAME and slab(step.theirs[0])[1] is None:
-            made = tuple(checkpoint.mapped(name) for name in step.theirs)
         else:
-            made = step.operation.forward(tuple(checkpoint.read(*slab(name)) for name in step.theirs))
+            made = step.operation.forward(checkpoint.lend([slab(name) for name in step.theirs]))
         for name, tensor in zip(step.ours, made, strict=True):
             owner, _, leaf = name.rpartition(".")
             module = net.get_submodule(owner)
             if name not in parameters:
-                module._buffers[leaf] = tensor
+                module._buffers[leaf] = tensor.clone()
                 continue
             if not tensor.is_floating_point():
                 raise UserError(
                     f"{what}: {', '.join(step.theirs)} holds {tensor.dtype}; needed are floating numbers"
                 )
-            module._parameters[leaf] = nn.Parameter(_own(tensor.to(widest)))
+            module._parameters[leaf] = nn.Parameter(_own(tensor.to(widest), checkpoint.lent_pages))
     left = [name for name, t in (*net.named_parameters(), *net.named_buffers()) if t.is_meta]
     if left:
         raise RuntimeError(f"{type(net).__name__} keeps {left} outside its state; build them at forward")
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """A tensor that lies row by row in memory no other tensor uses."""
+def _own(tensor: Tensor, pages: bool) -> Tensor:
+    """A tensor that lies row by row in memory no other tensor uses: pages of the file, or a storage of its own."""
     tensor = tensor.contiguous()
-    return (
-        tensor if tensor.untyped_storage().nbytes() == tensor.nbytes or _is_mapped(tensor) else tensor.clone()
-    )
-
-
-def _is_mapped(tensor: Tensor) -> bool:
-    # A mapped tensor's storage is the file from there on; it is its own all the same.
-    return not tensor.untyped_storage().resizable()
+    return tensor if pages or tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _widest(checkpoint: Checkpoint, steps: Sequence[Rule], parameters: dict[str, Any]) -> torch.dtype:

@@ -3,6 +3,7 @@
 import math
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -18,23 +19,22 @@ def read_table(path: Path) -> Contents:
     Raises:
         Broken: no zip, a damaged member, or an array of Python objects (which would be a pickle).
     """
-    entries = {}
-    for member in open_zip(path):
+    members = open_zip(path)
+    for member in members:
         if not member.name.endswith(".npy"):
             raise Broken(f"it holds {member.name}, which is no array")
-        entries[member.name[: -len(".npy")]] = _entry(path, member)
-    return Contents(entries, "npz")
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        return Contents({m.name[: -len(".npy")]: _entry(path, m, file, archive) for m in members}, "npz")
 
 
-def _entry(path: Path, member: Member) -> Entry:
+def _entry(path: Path, member: Member, file: IO[bytes], archive: zipfile.ZipFile) -> Entry:
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(member.name) as file:
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }
-            shape, fortran, dtype = read_header[np.lib.format.read_magic(file)](file)
-            start = file.tell()
+        if member.compressed:
+            with archive.open(member.name) as unpacked:
+                (shape, fortran, dtype), start = _header(unpacked), unpacked.tell()
+        else:
+            file.seek(member.offset)
+            (shape, fortran, dtype), start = _header(file), file.tell() - member.offset
     except Exception as problem:  # zip, zlib and NumPy's parser of literals each have errors of their own
         raise Broken(f"{member.name} has no valid header") from problem
     if dtype.hasobject:
@@ -53,6 +53,12 @@ def _entry(path: Path, member: Member) -> Entry:
     if fortran and len(shape) > 1:
         strides = tuple(math.prod(shape[:axis]) for axis in range(len(shape)))
     return Entry(path, member.offset + start, shape, torch_dtype, strides)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and type. Leaves the file at the first number."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    return read[np.lib.format.read_magic(file)](file)
 
 
 def _torch_dtype(name: str, dtype: np.dtype) -> torch.dtype:
