@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import functools
+import numbers
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -21,12 +23,37 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, numbers.Integral):  # numpy's
+        return int(value)
     raise TypeError(f"a config holds {type(value).__name__}, which JSON cannot")
 
 
 def from_json(cls: type[T], data: Any) -> T:
     """The inverse of `to_json`. Unknown or missing fields and wrong types are one `UserError`."""
     return _build(cls, data, cls.__name__)
+
+
+def check(config: Any) -> None:
+    """Hold every field of a dataclass to its type, from its `__post_init__`. Lists become tuples.
+
+    Raises:
+        UserError: a field's value is not of its type, or not one of its literals.
+    """
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            continue  # checked when it was made
+        where = f"{type(config).__name__}.{name}"
+        try:
+            plain = to_json(value)
+        except TypeError as problem:
+            raise UserError(f"{where} is {value!r}: {problem}") from problem
+        object.__setattr__(config, name, _build(hint, plain, where))
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _build(hint: Any, data: Any, where: str) -> Any:
@@ -80,7 +107,7 @@ def _build_union(options: tuple[Any, ...], data: Any, where: str) -> Any:
 def _build_dataclass(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise UserError(f"{where} is {data!r}, which must be an object")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:

@@ -32,8 +32,8 @@ def test_tensorboard_gets_every_number_under_its_name(tmp_path, monkeypatch):
     wrote = []
 
     class SummaryWriter:
-        def __init__(self, folder):
-            wrote.append(folder)
+        def __init__(self, folder, purge_step):
+            wrote.append((folder, purge_step))
 
         def add_scalar(self, name, value, step):
             wrote.append((name, value, step))
@@ -46,7 +46,7 @@ def test_tensorboard_gets_every_number_under_its_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     with RunLog(tmp_path, total=10, resumed=0, every=1.0, tensorboard=True) as log:
         log.write([{"step": 4, "loss": 0.5, "eval": {"top1": 1}}])
-    assert wrote == [str(tmp_path / "tensorboard"), ("loss", 0.5, 4), ("eval/top1", 1.0, 4), "closed"]
+    assert wrote == [(str(tmp_path / "tensorboard"), 1), ("loss", 0.5, 4), ("eval/top1", 1.0, 4), "closed"]
 
 
 def test_tensorboard_that_is_not_there_names_its_pip_line(tmp_path, monkeypatch):

@@ -37,6 +37,10 @@ class Evaluate:
     """Precision of products; auto takes bf16 where the hardware multiplies it natively."""
     on_bad_image: Literal["fail", "skip"] = "skip"
     """Stop at an image that cannot be read, or leave it out and say so."""
+    image_column: str | None = None
+    """Column that holds the images, where there are several."""
+    label_column: str | None = None
+    """Column that holds the labels, where there are several."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder to write into."""
     json: bool = False
@@ -52,6 +56,8 @@ class Evaluate:
             batch_size=self.batch_size,
             workers=self.workers,
             on_bad_image=self.on_bad_image,
+            image_column=self.image_column,
+            label_column=self.label_column,
             dtype=None if self.dtype == "auto" else self.dtype,
             progress=lambda batches, total: waiting(batches, total, "evaluating"),
         )

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -47,13 +47,12 @@ def train(args: Sequence[str]) -> int:
     )
     if command.out is None and not command.dry_run:
         raise UserError("no folder for the run was named; add --out RUN, or --dry-run to look first")
-    config = with_own_workers(command.config)
     with logged_to_stderr():
         if command.dry_run:
-            return _dry_run(config, command.json)
+            return _dry_run(command.config, command.json)
         from triptych.train import run
 
-        outcome = run(config, command.out)  # type: ignore[arg-type]
+        outcome = run(command.config, command.out)  # type: ignore[arg-type]
     if command.json:
         print_json(
             {
@@ -70,14 +69,6 @@ def train(args: Sequence[str]) -> int:
     else:
         print(f"{command.out}: stopped at step {outcome.step}; the same command goes on", file=sys.stderr)
     return 0 if outcome.finished else 130
-
-
-def with_own_workers(config: ClassifyConfig) -> ClassifyConfig:
-    """No more workers than the machine has processors."""
-    import os
-
-    most = min(config.loading.workers, os.cpu_count() or 1)
-    return replace(config, loading=replace(config.loading, workers=most))
 
 
 def _dry_run(config: ClassifyConfig, as_json: bool) -> int:

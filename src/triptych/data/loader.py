@@ -6,6 +6,7 @@ every picture is decoded to one fixed tensor, which can be kept, and no part of 
 
 import math
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -189,6 +190,7 @@ class Loader(StatefulDataLoader):
                 batch_sampler=self._plan,
                 num_workers=workers,
                 collate_fn=_as_it_is,  # type: ignore[arg-type]
+                worker_init_fn=_outlive_sigterm,
                 generator=torch.Generator(),  # else the workers' seed is drawn from the global stream
                 persistent_workers=workers > 0 and not cached,  # with a cache one epoch is all they do
             )
@@ -283,3 +285,9 @@ class _Cache:
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _outlive_sigterm(_worker: int) -> None:
+    """A SIGTERM to the whole group (slurm, systemd, timeout) is the main process's to answer: it saves, then ends the
+    workers. Torch's own handler would end them at once and break the step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

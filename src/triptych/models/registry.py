@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import numbers
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def config_for(name: str, **changes: Any) -> Config:
             + (f"near names: {', '.join(near)}; " if near else "")
             + "`triptych list` shows all"
         )
-    if isinstance(changes.get("image_size"), int):
+    if isinstance(changes.get("image_size"), numbers.Integral):
         changes["image_size"] = (changes["image_size"], changes["image_size"])
     known = [field.name for field in fields(SIZES[name])]
     for key in changes:

@@ -94,8 +94,8 @@ def vit_emoji64() -> ClassifyConfig:
 
     triptych train vit_emoji64 --data emoji:EMOJI --init runs/emoji32 --out runs/emoji64
 
-    Reached on Twemoji: concept 0.665, subgroup 0.771, group 0.859 (84,480 images seen, 12 minutes on 2 cores). No better
-    than at 32 px, but four times as many patches to look at.
+    Reached on Twemoji: concept 0.665, subgroup 0.771, group 0.859 (84,480 images seen, 12 minutes on 2 cores). No
+    better than at 32 px, but four times as many patches to look at.
     """
     return ClassifyConfig(
         init="runs/emoji32",

@@ -15,7 +15,7 @@ from triptych.config import to_json
 from triptych.data.loader import Loader, make_loader
 from triptych.data.sources import train_and_eval
 from triptych.errors import UserError
-from triptych.hardware import choose_device, choose_dtype, flush_denormals
+from triptych.hardware import choose_device, choose_dtype, flushed_denormals
 from triptych.layers.low_rank import add_low_rank, merge_low_rank
 from triptych.layers.residual import DropPath
 from triptych.metrics.cost import count_macs, count_parameters
@@ -23,10 +23,10 @@ from triptych.models.card import Preprocess
 from triptych.models.network import Network
 from triptych.models.registry import build, config_for
 from triptych.train.config import ClassifyConfig
-from triptych.train.loop import Outcome, fit, peak_memory, training
+from triptych.train.identity import claim, identity_of
+from triptych.train.loop import Outcome, endless, fit, peak_memory, training
 from triptych.train.optim import layer_of, make_optimizer
 from triptych.train.tasks import Classify
-from triptych.writing import write_text_atomically
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Parts:
     """To train and to evaluate on."""
 
 
+@flushed_denormals()
 def run(config: ClassifyConfig, out: str | Path) -> Outcome:
     """Train as `config` says into the folder `out`; called again with the same arguments it goes on.
 
@@ -56,7 +57,8 @@ def run(config: ClassifyConfig, out: str | Path) -> Outcome:
     """
     out = Path(out)
     parts = prepare(config)
-    write_text_atomically(out / "config.json", _json({**to_json(config), "fingerprint": parts.fingerprint}))
+    said = {**to_json(config), "fingerprint": parts.fingerprint}
+    claim(out, said)
 
     def keep_best(net: Network, figures: dict[str, float]) -> None:
         whole = copy.deepcopy(net)
@@ -64,20 +66,14 @@ def run(config: ClassifyConfig, out: str | Path) -> Outcome:
         whole.card = replace(parts.net.card, figures={name: float(value) for name, value in figures.items()})
         weights.save(whole, out / "model.safetensors")
 
-    identity = {**to_json(config), "fingerprint": parts.fingerprint}
-    # What may change from one call to the next without making it another run.
-    for free in ("log_every", "save_every", "keep", "device", "tensorboard"):
-        identity["loop"] = {k: v for k, v in identity["loop"].items() if k != free}
-    identity["loading"] = {k: v for k, v in identity["loading"].items() if k not in ("workers", "cache")}
     return fit(
         parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
-        out, identity, keep_best, parts.device, parts.autocast,
+        out, identity_of(said), keep_best, parts.device, parts.autocast,
     )  # fmt: skip
 
 
 def prepare(config: ClassifyConfig) -> Parts:
-    """Open the data, build the network, and place it. The processor flushes denormal numbers from here on."""
-    flush_denormals()
+    """Open the data, build the network, and place it."""
     loading = config.loading
     columns = {name: getattr(loading, name) for name in ("image_column", "label_column", "caption_column")}
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **columns)
@@ -134,7 +130,7 @@ def build_network(
                 changes["head"] = config.head
             net = build(config_for(config.model, **changes))
         else:
-            net = weights.load(config.init, image_size=config.image_size)
+            net = weights.load(config.init, image_size=config.image_size).float()
             if net.card.classes != classes or config.head is not None:
                 net.replace_head(len(classes), config.head or "linear")
         if config.drop_path is not None:
@@ -150,7 +146,9 @@ def build_network(
     if config.train != "all":
         if config.train == "head":
             net.requires_grad_(False)
-        net.head.requires_grad_(True)
+        for name in ("head", "head_distill"):
+            if hasattr(net, name):
+                getattr(net, name).requires_grad_(True)
     elif config.frozen_blocks:
         freeze(net, config.frozen_blocks)
     return net
@@ -177,15 +175,15 @@ def set_drop_path(net: Network, rate: float) -> None:
     net.config = replace(net.config, drop_path=rate)
 
 
+@flushed_denormals()
 def dry_run(config: ClassifyConfig, steps: int = 3) -> dict[str, Any]:
     """What the run would be: sizes, cost, and time and memory estimated from `steps` real steps. Writes nothing."""
     parts = prepare(config)
     height, width = parts.net.card.preprocess.size
     optimizer = make_optimizer(parts.net, config.optim)
     training(parts.net)
-    batches = iter(parts.train)
     times = []
-    batch = next(batches)
+    batch = next(endless(parts.train))
     for step in range(steps):
         start = time.monotonic()
         batch = {**batch, "seed": (config.loop.seed, step, 0)}
@@ -233,7 +231,3 @@ def _parsed(model: str, changes: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(found[name], list):
             found[name] = tuple(found[name])
     return found
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1) + "\n"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from triptych.config import check
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.errors import UserError
 
@@ -27,6 +28,7 @@ class OptimConfig:
     """Norm that the gradient is clipped to; 0 is off."""
 
     def __post_init__(self) -> None:
+        check(self)
         _need(self.lr > 0, self, "lr", "positive")
         _need(0 <= self.final_lr <= 1, self, "final_lr", "from 0 to 1")
         _need(0 <= self.warmup < 1, self, "warmup", "a share from 0 to below 1")
@@ -65,6 +67,7 @@ class LoopConfig:
     """Also write tensorboard events into the run's folder (pip install 'triptych[track]')."""
 
     def __post_init__(self) -> None:
+        check(self)
         _need(self.epochs > 0, self, "epochs", "positive")
         _need(self.accumulate >= 1, self, "accumulate", "at least 1")
         _need(0 <= self.ema < 1, self, "ema", "from 0 to below 1")
@@ -106,14 +109,17 @@ class ClassifyConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
+        check(self)
         _need(self.frozen_blocks >= 0, self, "frozen_blocks", "at least 0")
         _need(self.lora_rank >= 1, self, "lora_rank", "at least 1")
         _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
         _need(self.eval_crop is None or 0 < self.eval_crop <= 1, self, "eval_crop", "above 0 and at most 1")
-        if self.train == "head" and self.init is None:
+        if self.train != "all" and self.init is None:
             raise UserError(
-                "train=head trains a head on frozen features, which need weights; name them with init"
+                f"train={self.train} leaves features frozen, which need weights; name them with init"
             )
+        if self.train == "lora" and self.loop.compile:
+            raise UserError("train=lora cannot be compiled block by block; leave loop.compile out")
 
 
 def _need(fine: bool, config: object, name: str, what: str) -> None:

@@ -29,6 +29,8 @@ def evaluate(
     batch_size: int | None = None,
     workers: int | None = None,
     on_bad_image: Literal["skip", "fail"] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: Callable[[Iterable[Batch], int], Iterable[Batch]] | None = None,
@@ -40,7 +42,7 @@ def evaluate(
         model: a network, or anything `triptych.load` takes; a RUN folder brings its data along.
         data: as in training; none means the run's own.
         split: one of the data's; none means its evaluation split.
-        batch_size, workers, on_bad_image: as in `DataConfig`; none means the run's own.
+        batch_size, workers, on_bad_image, image_column, label_column: as in `DataConfig`; none means the run's own.
         progress: given the batches and their number, hands them on; for a progress bar.
 
     Raises:
@@ -51,7 +53,10 @@ def evaluate(
         raise UserError(
             "no data was named and the model is no training run; give --data, for example a folder of class folders"
         )
-    given = {"eval_batch_size": batch_size, "workers": workers, "on_bad_image": on_bad_image}
+    given = {
+        "eval_batch_size": batch_size, "workers": workers, "on_bad_image": on_bad_image,
+        "image_column": image_column, "label_column": label_column,
+    }  # fmt: skip
     loading = replace(
         config.loading if config else DataConfig(), **{k: v for k, v in given.items() if v is not None}
     )
@@ -62,7 +67,7 @@ def evaluate(
     card, classes = net.card, tuple(source.classes or ())
     if not classes:
         raise UserError(
-            f"{data} has no labels, and evaluation needs them; name the column with --loading.label-column"
+            f"{data or (config and config.data)} has no labels, and evaluation needs them; name --label-column"
         )
     known = card.classes or (classes if len(classes) == net.config.num_classes else ())
     unknown = sorted(set(classes) - set(known))
@@ -72,12 +77,11 @@ def evaluate(
             "fine-tune on that data first, or rename its classes to the model's"
         )
     groupings = card.groupings or (dict(source.groupings) if classes == known else {})
-    net.card = replace(card, groupings=groupings)
     loader = make_loader(source, loading, card.preprocess, train=False)
     autocast = functools.partial(
         torch.autocast, where.type, dtype=precision, enabled=precision != torch.float32
     )
-    task = Classify(AugmentConfig(), net.card, len(known))
+    task = Classify(AugmentConfig(), replace(card, groupings=groupings), len(known))
     index = torch.tensor([known.index(name) for name in classes])
     shown = progress(loader, len(loader)) if progress else loader
     batches = ({**batch, "label": index[batch["label"]]} for batch in shown)
@@ -92,9 +96,16 @@ def open_evaluation(
     """The named split; of a run's own data the part that it held back; of other data its own evaluation split, or
     all of it where there is none."""
     columns = {name: getattr(loading, name) for name in ("image_column", "label_column", "caption_column")}
-    if config is not None and split is None and data in (None, config.data):
+    if config is not None and split is None and (data is None or _same(data, config.data)):
         return train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **columns)[1]
     return open_source(data or (config.data if config else ""), split or "eval", **columns)
+
+
+def _same(data: str, other: str) -> bool:
+    """Whether two names of data are one place."""
+    if Path(data).exists() and Path(other).exists():
+        return Path(data).resolve() == Path(other).resolve()
+    return data == other
 
 
 def _config_of(model: str | Path | Network) -> ClassifyConfig | None:
@@ -104,7 +115,12 @@ def _config_of(model: str | Path | Network) -> ClassifyConfig | None:
     path = Path(model) / "config.json"
     if not path.is_file():
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise UserError(
+            f"{path} is damaged ({problem}); give the weights' file and --data instead"
+        ) from problem
     if "loading" not in data:  # another library's config.json
         return None
     data.pop("fingerprint", None)

@@ -1,13 +1,13 @@
 """What a run says: JSON lines always, a progress line on a terminal, plain lines elsewhere, tensorboard if asked."""
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.writing import write_text_atomically
 
 Row = dict[str, Any]
 
@@ -24,7 +24,7 @@ class RunLog:
 
     def __init__(self, folder: Path, total: int, resumed: int, every: float, tensorboard: bool = False):
         self.path, self.total, self.every = folder / "log.jsonl", total, every
-        self.board = _tensorboard(folder) if tensorboard else None
+        self.board = _tensorboard(folder, resumed) if tensorboard else None
         self._drop_after(resumed)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self.progress, self.bar = _progress(total, resumed)
@@ -40,18 +40,21 @@ class RunLog:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # the half line of a killed run
-        beside = self.path.with_suffix(".part")
-        beside.write_text("".join(kept), encoding="utf-8")
-        os.replace(beside, self.path)
+        write_text_atomically(self.path, "".join(kept))
 
     def write(self, rows: list[Row]) -> None:
         """Append rows; each has "step"."""
-        for row in rows:
-            self.file.write(json.dumps(row) + "\n")
-            if self.board is not None:
+        try:
+            self.file.writelines(json.dumps(row) + "\n" for row in rows)
+            self.file.flush()
+        except OSError as problem:
+            raise UserError(
+                f"cannot write {self.path}: {problem.strerror}; free space and go on"
+            ) from problem
+        if self.board is not None:
+            for row in rows:
                 for name, value in _scalars(row):
                     self.board.add_scalar(name, value, row["step"])
-        self.file.flush()
 
     def due(self) -> bool:
         """Whether the screen waits for a line."""
@@ -100,12 +103,12 @@ def _progress(total: int, done: int) -> tuple[Any, Any]:
     return progress, progress.add_task("train", total=total, completed=done, words="")
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, resumed: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as problem:
         raise UserError("tensorboard is not installed; pip install 'triptych[track]'") from problem
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=resumed + 1)
 
 
 def _scalars(row: Row, prefix: str = "") -> list[tuple[str, float]]:

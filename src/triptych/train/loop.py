@@ -8,6 +8,7 @@ import contextlib
 import math
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from triptych.errors import UserError
 from triptych.models.network import Network
 from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.ema import Ema
+from triptych.train.identity import require_same
 from triptych.train.log import RunLog
 from triptych.train.optim import lr_at, make_optimizer, set_lr
 from triptych.train.state import Facts, gather, load_newest, save_checkpoint, scatter
@@ -70,7 +72,7 @@ def fit(
     ema = Ema(net, config.ema) if config.ema else None
     measured = ema.net if ema else net
     step, best, notes = _resume(out, identity, net, ema, optimizer, train)
-    batches = _endless(train)
+    batches = endless(train)
     pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
     clock, waited = time.monotonic(), 0.0
     eval_steps = max(1, round(config.eval_every * len(train) / config.accumulate))
@@ -166,13 +168,7 @@ def _resume(
     if found is None:
         return 0, {}, []
     tensors, facts, notes = found
-    changed = [key for key in identity if facts["identity"].get(key) != identity[key]]
-    if changed:
-        was, now = facts["identity"].get(changed[0]), identity[changed[0]]
-        raise UserError(
-            f"{out} holds a run with {changed[0]} {was!r}, and {now!r} was asked for; "
-            "give the same command to go on, or another --out"
-        )
+    require_same(out, facts["identity"], identity)
     scatter(tensors, net, ema, optimizer)
     loader.load_state_dict(facts["loader"])
     return facts["step"], facts["best"], [*notes, f"going on from step {facts['step']}"]
@@ -193,9 +189,21 @@ def training(net: Network) -> None:
             part.eval()
 
 
-def _endless(loader: Loader) -> Iterator[Batch]:
+def endless(loader: Loader) -> Iterator[Batch]:
+    """Epoch after epoch.
+
+    Raises:
+        UserError: an epoch without a single image that could be read.
+    """
     while True:
-        yield from loader
+        read = False
+        for batch in loader:
+            read = True
+            yield batch
+        if not read and loader.bad:  # without any bad, a run was gone on from at an epoch's very end
+            first = next(iter(loader.bad.values()))
+            raise UserError(f"no training image could be read; the first: {first}")
+
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
@@ -216,8 +224,8 @@ def _as_row(row: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, 
     for name in ("loss", "grad_norm"):
         if not math.isfinite(numbers[name]):
             raise UserError(
-                f"{name} is {numbers[name]} at step {row['step']}; lower --optim.lr or set --loop.precision fp32, "
-                "the last checkpoint is from before"
+                f"{name} is {numbers[name]} at step {row['step']}; start again into another --out with a lower "
+                "--optim.lr, or with --loop.precision fp32"
             )
     return row | numbers
 
@@ -254,4 +262,5 @@ def peak_memory(device: torch.device) -> int:
     """Bytes at the highest: the device's own account on CUDA, else the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

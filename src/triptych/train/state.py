@@ -19,7 +19,14 @@ Facts = dict[str, Any]  # what is not a tensor, as JSON
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], facts: Facts, keep: int) -> Path:
-    """Write `folder`/step-N.safetensors, then remove all but the newest `keep`."""
+    """Write `folder`/step-N.safetensors, then remove all but the newest `keep`.
+
+    A checkpoint of a later step is of work that was lost with it (it was damaged, so an older one was gone on from):
+    it makes room first.
+    """
+    for lost in checkpoints(folder):
+        if lost.name > f"step-{step:09d}.safetensors":
+            lost.unlink(missing_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     data = to_safetensors(tensors, metadata={"facts": json.dumps(facts), "sums": json.dumps(sums)})
