@@ -54,7 +54,7 @@ def test_ours_is_measured_where_no_peer_is():
     ]
     assert [column.key for column in loaded.columns] == ["what", "ours"]
     assert [row["what"] for row in started.rows][-1] == "import to first result"
-    assert {"processor", "cores", "versions"} <= set(report.machine)
+    assert {"processor", "cores", "versions", "taken by others"} <= set(report.machine)
     json.dumps(report.as_json(), allow_nan=False)
 
 
@@ -75,6 +75,8 @@ def test_a_program_that_fails_is_named():
 def test_peaks_and_versions():
     assert machine.product_peak(torch.float32, (64,), 2) > 1e6
     assert machine.copy_peak(2**16, 2) > 1e6
+    share = machine.Others().share()
+    assert share is None or 0 <= share <= 1
     assert machine.version_of("torch") == torch.__version__
     assert machine.version_of("no-such-distribution") is None
 

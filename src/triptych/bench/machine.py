@@ -23,7 +23,6 @@ def describe() -> dict[str, str]:
         "cores": f"{len(_cores())} ({torch.get_num_threads()} threads used)",
         "capabilities": ", ".join(capabilities()) or "none known",
         "memory": f"{_memory() / 2**30:.0f} GiB",
-        "load before": _load(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": ", ".join(
             f"{name} {version}"
@@ -80,6 +79,35 @@ def copy_peak(size: int = COPIED, rounds: int = 7) -> float:
     return 2 * size / Spread.of(times["copy"]).low
 
 
+class Others:
+    """What share of the processors other programs took since this was made: their work is measured as ours."""
+
+    def __init__(self) -> None:
+        self.start = _busy()
+
+    def share(self) -> float | None:
+        """From 0 to 1; None where the system does not tell."""
+        now = _busy()
+        if now is None or self.start is None or now[1] <= self.start[1]:
+            return None
+        return max(0.0, (now[0] - self.start[0]) / (now[1] - self.start[1]))
+
+
+def _busy() -> tuple[float, float] | None:
+    """Seconds that all processors have worked for others than this program and its children, and seconds that
+    they have been there."""
+    try:
+        with open("/proc/stat") as file:
+            ticks = [int(word) for word in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    hertz = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
+    mine = os.times()
+    own = mine.user + mine.system + mine.children_user + mine.children_system
+    return (sum(ticks) - idle) / hertz - own, sum(ticks) / hertz
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -100,8 +128,3 @@ def _memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return 0
-
-
-def _load() -> str:
-    """Runnable processes in the last minute: a busy machine measures others' work as its own."""
-    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"

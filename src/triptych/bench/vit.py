@@ -68,7 +68,9 @@ QUICK = Plan(
 
 def run(plan: Plan = FULL, command: str = "triptych bench vit --out docs") -> Report:
     """Measure everything in the plan. Nothing else should run meanwhile."""
-    report = Report(suite="vit", command=command, machine=machine.describe())
+    others = machine.Others()
+    facts = machine.describe()
+    report = Report(suite="vit", command=command, machine=facts)
     known = peers.available(plan.peers)
     there = tuple(name for name, missing in known.items() if missing is None)
     report.notes += [f"{name} is not measured: {missing}." for name, missing in known.items() if missing]
@@ -79,6 +81,8 @@ def run(plan: Plan = FULL, command: str = "triptych bench vit --out docs") -> Re
         loaded = loading(plan.loaded, make(plan, plan.loaded), Path(folder), there, max(plan.rounds // 2, 1))
     peaks, limits = measure_peaks(plan)
     report.tables = [limits, throughput(plan, there, peaks), loaded, started]
+    share = others.share()
+    facts["taken by others"] = "unknown" if share is None else f"{share:.0%} of the processors' time"
     return report
 
 
