@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import triptych as tp
 from triptych.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +31,10 @@ def places(tmp_path) -> dict[str, str]:
         for i in range(6):
             noisy = np.clip(np.array(colour) + rng.normal(0, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(folder / name / f"{i}.png")
+    checkpoint = tmp_path / "vit.safetensors"
+    tp.save(tp.create("vit-ti16", depth=1, num_classes=3), checkpoint)
     at = {name: str(tmp_path / name.lower()) for name in ("RUN", "EXPLAINED", "EXPORTED")}
-    return at | {"DIR": str(folder), "IMAGE": str(folder / "red" / "0.png")}
+    return at | {"DIR": str(folder), "IMAGE": str(folder / "red" / "0.png"), "CHECKPOINT": str(checkpoint)}
 
 
 def test_python():

@@ -14,7 +14,8 @@ FLAGS = {
     "classify": "IMAGE... --model --top --dtype --batch-size --workers --on-bad-image --json",
     "convert": "SRC DST --format --json",
     "demo": "--out --model --json",
-    "evaluate": "MODEL-or-RUN --data --split --batch-size --workers --dtype --on-bad-image --image-column --label-column --out --json",
+    "evaluate": "MODEL-or-RUN --data --split --batch-size --workers --dtype --on-bad-image --image-column"
+    " --label-column --out --json",
     "explain": "IMAGE --model --out --size --json",
     "info": "FILE --json",
     "list": "[PATTERN] --json",

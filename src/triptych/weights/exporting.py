@@ -1,18 +1,22 @@
 """`export`: a network in a format that others read, checked by our own reader before a byte is written."""
 
 import json
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from triptych.errors import UserError
 from triptych.models.vit import ViT
 from triptych.weights import store
-from triptych.weights.formats import Draft, Format
+from triptych.weights.formats import Draft, Format, Hints, aside, drafted, unsaid
 from triptych.weights.vit import FORMATS
 from triptych.weights.writers import write_npz, write_safetensors, write_torch
 from triptych.writing import write_text_atomically
+
+log = logging.getLogger(__name__)
 
 ENDINGS = {
     "folder": (".safetensors", ".bin", ".pth", ".pt"),
@@ -54,12 +58,34 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
     target = _target(path, known)
     draft = known.draft(net)
     _write(target, draft)
+    if path != target.parent or known.container != "folder":
+        _set_aside(target, _conventional(known, draft, target, net), known.title)
     if path == target.parent and known.container == "folder":
         for name, value in draft.settings.items():
             write_text_atomically(
                 path / f"{name}.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n"
             )
     return target
+
+
+def _conventional(known: Format, draft: Draft, target: Path, net: ViT) -> dict[str, Any]:
+    """What of `net` the bare file would be read back without."""
+    names = drafted(Draft(draft.tensors, {}, draft.nest), target, known.container)
+    size = net.config.image_size
+    try:
+        return unsaid(net, known.read(names, Hints()).config)
+    except UserError:  # a grid that is not square: its shape has to be told
+        return unsaid(net, known.read(names, Hints(size)).config) | {"image_size": list(size)}
+
+
+def _set_aside(target: Path, missing: dict[str, Any], title: str) -> None:
+    """Keep what the format leaves to conventions in a JSON beside the weights, and say so."""
+    if not missing:
+        aside(target).unlink(missing_ok=True)  # of an earlier file of that name
+        return
+    write_text_atomically(aside(target), json.dumps({"triptych": missing}, indent=2) + "\n")
+    words = ", ".join(f"{name} {value!r}" for name, value in missing.items())
+    log.warning("%s cannot say %s: it is in %s, which others do not read", title, words, aside(target).name)
 
 
 def _target(path: Path, known: Format) -> Path:

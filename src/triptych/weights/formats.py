@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from triptych.config import to_json
 from triptych.errors import UserError
 from triptych.models.card import Card
 from triptych.models.vit import ViT
@@ -108,17 +109,34 @@ def drafted(draft: Draft, path: Path, container: str) -> Names:
     return Names(Checkpoint(path, entries, container, settings=dict(draft.settings)))
 
 
+# What a bare file of weights leaves to its reader's conventions, though no tensor's place depends on it. `export` puts
+# these into a small JSON of ours beside the file, which `load` prefers to the conventions.
+UNSAID = ("mlp", "norm_eps", "image_size")
+
+
+def aside(weights: Path) -> Path:
+    """Where that JSON lies: net.npz has net.npz.json."""
+    return weights.with_name(weights.name + ".json")
+
+
+def unsaid(net: ViT, back: ViTConfig) -> dict[str, Any]:
+    """The fields of `UNSAID` that a file would be read back with other values of, and ours."""
+    ours, theirs = to_json(net.config), to_json(back)
+    return {name: ours[name] for name in UNSAID if ours[name] != theirs[name]}
+
+
 def require_same(net: ViT, back: ViTConfig, title: str) -> None:
-    """Refuse to write a format that would be read back as another network.
+    """Refuse to write a format that would be read back as another network, but for what `unsaid` says.
 
     Raises:
         UserError: names every field that the format has no way to say.
     """
     ours, theirs = _comparable(net.config), _comparable(back)
+    gelu = {ours.mlp, theirs.mlp} <= {"gelu", "gelu_tanh"}
     differing = [
         f"{name} (here {getattr(ours, name)!r}, read back as {getattr(theirs, name)!r})"
         for name in ours.__dataclass_fields__
-        if getattr(ours, name) != getattr(theirs, name)
+        if getattr(ours, name) != getattr(theirs, name) and not (name in UNSAID and (name != "mlp" or gelu))
     ]
     if differing:
         raise UserError(f"{title} cannot say {', '.join(differing)}; choose another format")

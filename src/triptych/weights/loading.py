@@ -1,21 +1,23 @@
 """`load` and `inspect`: find out by looking what a checkpoint is, then fill a network with it."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from triptych.config import to_json
+from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.models.registry import build
 from triptych.models.vit import ViT
 from triptych.weights import store
 from triptych.weights.adapt import fine_tuning_head, resize_positions
 from triptych.weights.files import Checkpoint, open_checkpoint
-from triptych.weights.formats import Format, Hints, Names, Reading, shapes_of
+from triptych.weights.formats import UNSAID, Format, Hints, Names, Reading, aside, shapes_of
 from triptych.weights.legible import legible
 from triptych.weights.rules import Rule, plan, slab
 from triptych.weights.vit import FORMATS
@@ -92,8 +94,15 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
             f"{checkpoint.path} is no ViT of a known format: it looks like {looks_like(names)}; "
             f"known are {', '.join(f.title for f in FORMATS)}"
         )
+    said = _said_aside(checkpoint.path)
+    if "image_size" in said:
+        hints = Hints(tuple(said["image_size"]))
     try:
-        return found.read(names, hints), found.name, None
+        reading = found.read(names, hints)
+        if said:
+            reading.config = from_json(type(reading.config), to_json(reading.config) | said)
+            reading.facts |= dict.fromkeys(said, aside(checkpoint.path).name)
+        return reading, found.name, None
     except UserError as problem:
         line = str(problem)
         raise UserError(line if str(checkpoint.path) in line else f"{checkpoint.path}: {line}") from problem
@@ -102,6 +111,18 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
         raise UserError(
             f"{checkpoint.path} read as {found.title}: its config.json is damaged ({problem}); fetch it again"
         ) from problem
+
+
+def _said_aside(weights: Path) -> dict[str, Any]:
+    """What `export` put beside a bare file of weights; nothing where there is no such JSON."""
+    path = aside(weights)
+    if not path.is_file() or path.stat().st_size > 2**20:
+        return {}
+    try:
+        said = json.loads(path.read_text())["triptych"]
+        return {name: said[name] for name in UNSAID if name in said}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}  # somebody else's JSON
 
 
 def recognise(names: Names) -> Format | None:
