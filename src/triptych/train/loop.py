@@ -205,7 +205,6 @@ def endless(loader: Loader) -> Iterator[Batch]:
             raise UserError(f"no training image could be read; the first: {first}")
 
 
-
 def _to(batch: Batch, device: torch.device) -> Batch:
     return {
         k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()

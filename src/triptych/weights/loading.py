@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
+from triptych.models.network import Network
 from triptych.models.registry import build
 from triptych.models.vit import ViT
 from triptych.weights import store
@@ -47,7 +48,7 @@ def load(
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     window: int | tuple[int, int] | None = None,
-) -> nn.Module:
+) -> Network:
     """A network with the weights of a checkpoint, in evaluation mode, its `config` and `card` set.
 
     Format, family and sizes are found by looking at names and shapes; what these cannot tell comes from the
