@@ -13,13 +13,32 @@ def test_sides_take_turns():
     sides = {name: (lambda name=name: order.append(name) or len(order)) for name in "AB"}
     found = interleave(sides, rounds=3, warmup=1)
     assert order == ["A", "B"] * 4
-    assert found == {"A": [3, 5, 7], "B": [4, 6, 8]}
+    assert found.found == {"A": [3, 5, 7], "B": [4, 6, 8]}
 
 
-def test_rounds_go_on_until_the_time_is_up(monkeypatch):
-    now = iter(range(100))
+@pytest.fixture
+def shares(monkeypatch):
+    """What others take in each round, and a clock that goes on by a second whenever it is read."""
+    now, given = iter(range(100)), []
     monkeypatch.setattr("triptych.bench.timing.time.perf_counter", lambda: next(now))
-    assert len(interleave({"A": lambda: 0}, rounds=2, seconds=5, warmup=0)["A"]) == 6
+    monkeypatch.setattr("triptych.bench.timing.Others.share", lambda self: given.pop(0) if given else None)
+    return given
+
+
+def test_rounds_go_on_until_the_time_is_up(shares):
+    assert len(interleave({"A": lambda: 0}, rounds=2, seconds=5, warmup=0).found["A"]) == 5
+
+
+def test_disturbed_rounds_are_repeated(shares):
+    shares += [0.5, 0.01, 0.9, 0.02]
+    found = interleave({"A": iter("abcdef").__next__}, rounds=2, warmup=0, patience=50)
+    assert (found.found, found.others) == ({"A": ["b", "d"]}, 0.02)
+
+
+def test_without_patience_left_the_calmest_are_kept(shares):
+    shares += [0.5, 0.3, 0.9, 0.4, 0.01]
+    found = interleave({"A": iter("abcdef").__next__}, rounds=2, warmup=0, patience=4)
+    assert (found.found, found.others) == ({"A": ["b", "d"]}, 0.4)
 
 
 def test_timed_is_the_clock_around_the_work():

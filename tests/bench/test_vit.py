@@ -8,6 +8,7 @@ import torch
 
 from triptych.bench import machine, peers, processes, vit
 from triptych.bench.loading import loading
+from triptych.bench.others import Others
 from triptych.bench.timing import UnequalError
 from triptych.cli import main
 
@@ -51,6 +52,7 @@ def test_ours_is_measured_where_no_peer_is():
         "ours",
         "utilisation",
         "apart",
+        "others",
     ]
     assert [column.key for column in loaded.columns] == ["what", "ours"]
     assert [row["what"] for row in started.rows][-1] == "import to first result"
@@ -75,7 +77,7 @@ def test_a_program_that_fails_is_named():
 def test_peaks_and_versions():
     assert machine.product_peak(torch.float32, (64,), 2) > 1e6
     assert machine.copy_peak(2**16, 2) > 1e6
-    share = machine.Others().share()
+    share = Others().share()
     assert share is None or 0 <= share <= 1
     assert machine.version_of("torch") == torch.__version__
     assert machine.version_of("no-such-distribution") is None

@@ -37,7 +37,9 @@ THEIRS = MEASURE.format(
 )
 
 
-def loading(name: str, net: ViT, folder: Path, there: tuple[str, ...], rounds: int) -> Table:
+def loading(
+    name: str, net: ViT, folder: Path, there: tuple[str, ...], rounds: int, patience: float = 0.0
+) -> Table:
     """Load `net` from a file of ours, and the same weights with transformers, each in a fresh process.
 
     Raises:
@@ -55,7 +57,7 @@ def loading(name: str, net: ViT, folder: Path, there: tuple[str, ...], rounds: i
         who: (lambda code=code, path=path: python(code, path, *size))
         for who, (code, path) in programs.items()
     }
-    runs = interleave(sides, rounds, warmup=min(rounds - 1, 1))
+    runs = interleave(sides, rounds, warmup=min(rounds - 1, 1), patience=patience).found
     check_equal({who: torch.tensor(done[0].said["logits"]) for who, done in runs.items()}, 1e-5)
     rows = [
         row(what, key, runs) for what, key in (("load, s", "load"), ("load and first image, s", "result"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from triptych import __version__
-from triptych.bench.timing import Spread, interleave, timed
+from triptych.bench.timing import interleave, timed
 
 # Sides of the products that the peak is sought among; large ones suit some libraries, cache-sized ones others.
 SIDES = (1024, 2048, 4096)
@@ -61,51 +61,26 @@ def capabilities() -> list[str]:
     return [name for name in wanted if has.get(name)]
 
 
-def product_peak(dtype: torch.dtype, sides: Sequence[int] = SIDES, rounds: int = 7) -> float:
+def product_peak(
+    dtype: torch.dtype, sides: Sequence[int] = SIDES, rounds: int = 7, patience: float = 0.0
+) -> float:
     """FLOP/s of the fastest square matrix product found: 2 n^3 operations in the least time."""
     best = 0.0
     for n in sides:
         a, b = (torch.randn(n, n).to(dtype) for _ in range(2))
         out = torch.empty(n, n, dtype=dtype)
-        times = interleave({"product": timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))}, rounds)
-        best = max(best, 2 * n**3 / min(times["product"]))
+        times = interleave(
+            {"product": timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))}, rounds, patience=patience
+        )
+        best = max(best, 2 * n**3 / min(times.found["product"]))
     return best
 
 
-def copy_peak(size: int = COPIED, rounds: int = 7) -> float:
+def copy_peak(size: int = COPIED, rounds: int = 7, patience: float = 0.0) -> float:
     """Bytes/s of the fastest copy found; each byte is read once and written once, and counted twice."""
     source, target = torch.ones(size // 4), torch.empty(size // 4)
-    times = interleave({"copy": timed(lambda: target.copy_(source))}, rounds)
-    return 2 * size / Spread.of(times["copy"]).low
-
-
-class Others:
-    """What share of the processors other programs took since this was made: their work is measured as ours."""
-
-    def __init__(self) -> None:
-        self.start = _busy()
-
-    def share(self) -> float | None:
-        """From 0 to 1; None where the system does not tell."""
-        now = _busy()
-        if now is None or self.start is None or now[1] <= self.start[1]:
-            return None
-        return max(0.0, (now[0] - self.start[0]) / (now[1] - self.start[1]))
-
-
-def _busy() -> tuple[float, float] | None:
-    """Seconds that all processors have worked for others than this program and its children, and seconds that
-    they have been there."""
-    try:
-        with open("/proc/stat") as file:
-            ticks = [int(word) for word in file.readline().split()[1:9]]
-    except (OSError, ValueError):
-        return None
-    hertz = os.sysconf("SC_CLK_TCK")
-    idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
-    mine = os.times()
-    own = mine.user + mine.system + mine.children_user + mine.children_system
-    return (sum(ticks) - idle) / hertz - own, sum(ticks) / hertz
+    times = interleave({"copy": timed(lambda: target.copy_(source))}, rounds, patience=patience)
+    return 2 * size / min(times.found["copy"])
 
 
 def _processor() -> str:

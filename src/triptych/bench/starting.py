@@ -33,7 +33,7 @@ say(guesses={guess["label"]: guess["score"] for guess in found})
 """
 
 
-def starting(net: ViT, folder: Path, there: tuple[str, ...], rounds: int) -> Table:
+def starting(net: ViT, folder: Path, there: tuple[str, ...], rounds: int, patience: float = 0.0) -> Table:
     """Whole programs, from start to exit, beside the same of transformers.
 
     Raises:
@@ -60,7 +60,7 @@ def starting(net: ViT, folder: Path, there: tuple[str, ...], rounds: int) -> Tab
         tasks[1][1]["transformers"] = lambda: python("import transformers")
         tasks[4][1]["transformers"] = lambda: python(THEIRS, folder / "hf", picture)
     warmup = min(rounds - 1, 1)
-    rows = [row(what, interleave(sides, rounds, warmup=warmup)) for what, sides in tasks]
+    rows = [row(what, interleave(sides, rounds, 0.0, warmup, patience).found) for what, sides in tasks]
     columns = [Column(key="what", heading="whole process, s"), Column(key="ours", heading="ours", form=".2f")]
     if "transformers" in there:
         columns.append(Column(key="transformers", heading="transformers", form=".2f"))

@@ -4,10 +4,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from triptych.bench.others import Others
 
 T = TypeVar("T")
 
@@ -41,9 +43,26 @@ def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_cou
     return seconds
 
 
+@dataclass(frozen=True)
+class Rounds(Generic[T]):
+    """What a comparison measured."""
+
+    found: dict[str, list[T]]
+    """Side -> its measurements; the i-th of one was made next to the i-th of another."""
+    others: float
+    """The share of the processors that other programs took in the worst of these rounds; 0 if unknown."""
+
+
+CALM = 0.05  # share of the processors that others may take in a round that counts
+
+
 def interleave(
-    sides: Mapping[str, Callable[[], T]], rounds: int = 5, seconds: float = 0.0, warmup: int = 1
-) -> dict[str, list[T]]:
+    sides: Mapping[str, Callable[[], T]],
+    rounds: int = 5,
+    seconds: float = 0.0,
+    warmup: int = 1,
+    patience: float = 0.0,
+) -> Rounds[T]:
     """Measure each side in turn, A B A B: what slows the machine for a while slows all of them.
 
     Args:
@@ -51,21 +70,26 @@ def interleave(
         rounds: measurements a side, at least.
         seconds: further rounds are run until so much time has passed.
         warmup: rounds that are run first and thrown away.
-
-    Returns:
-        The measurements of each side; the i-th of one was made next to the i-th of another.
+        patience: seconds in which rounds are repeated where other programs took more than `CALM` of the
+            processors. After that the calmest `rounds` are kept. What a round measured has no say in it.
     """
     for _ in range(warmup):
         for measure in sides.values():
             measure()
-    found: dict[str, list[T]] = {name: [] for name in sides}
     start = time.perf_counter()
-    done = 0
-    while done < rounds or time.perf_counter() - start < seconds:
-        for name, measure in sides.items():
-            found[name].append(measure())
-        done += 1
-    return found
+    made: list[tuple[float, dict[str, T]]] = []
+    while True:
+        others = Others()
+        row = {name: measure() for name, measure in sides.items()}
+        made.append((others.share() or 0.0, row))
+        calm = [one for one in made if one[0] <= CALM]
+        passed = time.perf_counter() - start
+        if len(calm) >= rounds and passed >= seconds:
+            break
+        if len(made) >= rounds and passed >= max(seconds, patience):
+            calm = sorted(made, key=lambda one: one[0])[:rounds]
+            break
+    return Rounds({name: [row[name] for _, row in calm] for name in sides}, max(share for share, _ in calm))
 
 
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> Spread:

@@ -1,0 +1,41 @@
+"""Who else is working on this machine: their work is measured as ours."""
+
+import os
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+class Others:
+    """What share of the processors other programs took since this was made: their work is measured as ours."""
+
+    def __init__(self) -> None:
+        self.start = _busy()
+
+    def share(self) -> float | None:
+        """From 0 to 1; None where the system does not tell."""
+        now = _busy()
+        if now is None or self.start is None or now[1] <= self.start[1]:
+            return None
+        return max(0.0, (now[0] - self.start[0]) / (now[1] - self.start[1]))
+
+
+def _busy() -> tuple[float, float] | None:
+    """Seconds that all processors have worked for others than this program and its children, and seconds that
+    they have been there."""
+    if resource is None:
+        return None
+    try:
+        with open("/proc/stat") as file:
+            ticks = [int(word) for word in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    hertz = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
+    own = sum(
+        u.ru_utime + u.ru_stime
+        for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+    return (sum(ticks) - idle) / hertz - own, sum(ticks) / hertz
