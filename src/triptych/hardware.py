@@ -36,7 +36,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     """The given precision ("fp32", "bf16", "fp16" or a torch dtype), else bf16 where the hardware multiplies
-    it natively, else fp32. What was chosen is logged once a process.
+    it natively, else fp32.
 
     Raises:
         UserError: an unknown name.
@@ -47,13 +47,17 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
         if dtype not in _DTYPES:
             raise UserError(f"dtype is {dtype!r}, which must be one of {', '.join(_DTYPES)}")
         return _DTYPES[dtype]
+    return torch.bfloat16 if native_bf16(device) else torch.float32
+
+
+def say_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    """Log once a process what is computed in. Called when the work begins, so that a mistake before it is one line."""
+    if (dtype, device.type) in _SAID:
+        return
+    _SAID.add((dtype, device.type))
+    name = next((name for name, known in _DTYPES.items() if known == dtype), str(dtype))
     native = native_bf16(device)
-    chosen = torch.bfloat16 if native else torch.float32
-    if (chosen, device.type) not in _SAID:
-        _SAID.add((chosen, device.type))
-        why = f"native: {native}" if native else "no native bf16"
-        log.info("%s on %s (%s)", "bf16" if native else "fp32", device, why)
-    return chosen
+    log.info("%s on %s (%s)", name, device, f"native bf16: {native}" if native else "no native bf16")
 
 
 def native_bf16(device: torch.device) -> str | None:

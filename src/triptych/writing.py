@@ -1,5 +1,6 @@
 """Files appear whole or not at all: written beside, synced, renamed."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -33,9 +34,10 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
         beside = None
         _sync_folder(path.parent)
     except OSError as problem:
-        raise UserError(
-            f"cannot write {path}: {problem.strerror or problem}; free space or choose another place"
-        ) from problem
+        remedy = (
+            "free space or choose another place" if problem.errno == errno.ENOSPC else "choose another place"
+        )
+        raise UserError(f"cannot write {path}: {problem.strerror or problem}; {remedy}") from problem
     finally:
         if beside is not None and os.path.exists(beside):
             os.unlink(beside)

@@ -72,7 +72,8 @@ def table(title: str, columns: Mapping[str, str], rows: Iterable[Iterable[str]])
         made.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:
         made.add_row(*row)
-    Console(highlight=False).print(made)
+    # Into a file or a pipe a table is as wide as it needs: nobody's terminal breaks its cells.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(made)
 
 
 def facts(title: str, lines: Iterable[tuple[str, str]]) -> None:

@@ -80,14 +80,16 @@ def _dry_run(config: ClassifyConfig, as_json: bool) -> int:
         return 0
     import json
 
-    print(json.dumps(found["config"], indent=1))
+    print(json.dumps({"config": found["config"], "network": found["network"]}, indent=1))
     print(
         f"images       {found['images']['train']:,} to train on, {found['images']['evaluation']:,} to evaluate on"
     )
     print(f"classes      {found['classes']:,}")
     print(f"parameters   {count(found['parameters'])}, of which {count(found['parameters_trained'])} learn")
-    print(f"FLOPs        {count(found['flops_per_image'])} an image, forward")
+    print(
+        f"FLOPs        {count(found['flops_per_image'])} an image, forward (twice the multiply-accumulates)"
+    )
     print(f"steps        {found['steps']:,} of {found['seconds_per_step']:.2f} s on {found['device']}")
-    print(f"time         {found['hours']:.2f} h without evaluations")
+    print(f"time         {found['hours'] * 60:,.1f} minutes without evaluations")
     print(f"memory       {found['peak_memory_bytes'] / 1e9:.2f} GB at the highest")
     return 0

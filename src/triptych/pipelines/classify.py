@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from triptych.errors import UserError
-from triptych.hardware import choose_device, choose_dtype, placed
+from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
 from triptych.pipelines.pixels import Picture, fitted, images_below, name_of, normalised
 from triptych.pipelines.results import Classification, Guess
 
@@ -125,6 +125,7 @@ class ClassificationPipeline:
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to logits (B, classes), fp32 on the processor."""
+        say_dtype(self.dtype, self.device)
         return self.net(images.to(self.device, self.dtype)).float().cpu()
 
     def _readable(self, pictures: Iterable[Picture]) -> Iterator[tuple[str, Tensor]]:

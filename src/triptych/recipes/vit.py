@@ -42,7 +42,7 @@ def vit() -> ClassifyConfig:
     return ClassifyConfig(
         init="vit-emoji",
         eval_crop=1.0,
-        loading=DataConfig(batch_size=32),
+        loading=DataConfig(batch_size=16),
         augment=PHOTOGRAPHS,
         optim=OptimConfig(lr=1e-3, layer_decay=0.75),
         loop=LoopConfig(epochs=30, ema=0.99),

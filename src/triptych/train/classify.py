@@ -15,7 +15,7 @@ from triptych.config import to_json
 from triptych.data.loader import Loader, make_loader
 from triptych.data.sources import train_and_eval
 from triptych.errors import UserError
-from triptych.hardware import choose_device, choose_dtype, flushed_denormals
+from triptych.hardware import choose_device, choose_dtype, flushed_denormals, say_dtype
 from triptych.layers.low_rank import add_low_rank, merge_low_rank
 from triptych.layers.residual import DropPath
 from triptych.metrics.cost import count_macs, count_parameters
@@ -39,6 +39,8 @@ class Parts:
     train: Loader
     evaluate: Loader
     device: torch.device
+    dtype: torch.dtype
+    """That products are computed in."""
     autocast: Any
     fingerprint: str
     images: tuple[int, int]
@@ -59,6 +61,7 @@ def run(config: ClassifyConfig, out: str | Path) -> Outcome:
     parts = prepare(config)
     said = {**to_json(config), "fingerprint": parts.fingerprint}
     claim(out, said)
+    say_dtype(parts.dtype, parts.device)
 
     def keep_best(net: Network, figures: dict[str, float]) -> None:
         whole = copy.deepcopy(net)
@@ -109,6 +112,7 @@ def prepare(config: ClassifyConfig) -> Parts:
         train=make_loader(source, loading, how, train=True, seed=config.loop.seed),
         evaluate=make_loader(held_out, loading, how, train=False),
         device=device,
+        dtype=dtype,
         autocast=autocast,
         fingerprint=source.fingerprint,
         images=(len(source), len(held_out)),
@@ -141,7 +145,7 @@ def build_network(
     if config.eval_crop is not None:
         how = replace(how, crop=config.eval_crop)
     net.card = replace(
-        net.card, preprocess=how, classes=classes, groupings=groupings, figures={}, source="trained here"
+        net.card, preprocess=how, classes=classes, groupings=groupings, figures={}, **_origin(config)
     )
     if config.train != "all":
         if config.train == "head":
@@ -152,6 +156,17 @@ def build_network(
     elif config.frozen_blocks:
         freeze(net, config.frozen_blocks)
     return net
+
+
+def _origin(config: ClassifyConfig) -> dict[str, str]:
+    """What the card says of where the network comes from."""
+    if config.init is None:
+        return {"source": "trained here", "notes": f"trained on {Path(config.data).name} from random weights"}
+    start = Path(config.init).name
+    return {
+        "source": f"trained here, started from {start}",
+        "notes": f"fine-tuned on {Path(config.data).name}",
+    }
 
 
 def freeze(net: Network, blocks: int) -> None:
@@ -200,7 +215,8 @@ def dry_run(config: ClassifyConfig, steps: int = 3) -> dict[str, Any]:
     macs = count_macs(whole, (1, 3, height, width))
     total = config.loop.epochs * len(parts.train)
     return {
-        "config": to_json(config),
+        "config": to_json(replace(config, augment=parts.task.config)),
+        "network": to_json(parts.net.config),
         "images": {
             "train": parts.images[0],
             "evaluation": parts.images[1],

@@ -15,7 +15,7 @@ from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.loader import make_loader
 from triptych.data.sources import Source, open_source, train_and_eval
 from triptych.errors import UserError
-from triptych.hardware import choose_device, choose_dtype, placed
+from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
 from triptych.models.network import Network
 from triptych.train.config import ClassifyConfig
 from triptych.train.tasks import Batch, Classify
@@ -85,6 +85,7 @@ def evaluate(
     index = torch.tensor([known.index(name) for name in classes])
     shown = progress(loader, len(loader)) if progress else loader
     batches = ({**batch, "label": index[batch["label"]]} for batch in shown)
+    say_dtype(precision, where)
     with autocast():
         found = task.measure(placed(net, where, torch.float32), batches)
     return {**found, "classes": list(known), "groupings": groupings, "bad": dict(loader.bad)}

@@ -30,6 +30,8 @@ from triptych.train.tasks import Batch, Task
 
 FLUSH_STEPS = 50  # losses stay on the device this long, so that it need not wait for the processor
 
+FEW_STEPS = 50  # fewer teach little, and the user had better know
+
 
 @dataclass
 class Outcome:
@@ -94,10 +96,12 @@ def fit(
     ):
         for note in notes:
             log.say(note)
+        if total < FEW_STEPS and step == 0:
+            log.say(f"only {total} steps in all: raise --loop.epochs, or lower --loading.batch-size")
         training(net)
         while step < total and not interrupted():
             # One step: forward and backward over the batches of the step, then the update.
-            lr = lr_at((step + 1) / total, optim)
+            lr = lr_at((step + 0.5) / total, optim)  # its middle: no step is at zero
             set_lr(optimizer, lr)
             logs: dict[str, torch.Tensor] = {}
             for part in range(config.accumulate):
