@@ -56,6 +56,8 @@ def test_it_learns_and_leaves_a_run_that_loads(config, tmp_path):
     assert net.card.classes == ("blue", "green", "red")
     assert net.card.figures["top1"] == 1.0
     assert net.card.preprocess.size == (16, 16)
+    evaluated = [row["eval"] for row in rows(tmp_path / "r") if "eval" in row]
+    assert outcome.best["loss"] == min(figures["loss"] for figures in evaluated if figures["top1"] == 1.0)
     losses = [row["loss"] for row in rows(tmp_path / "r") if "loss" in row]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
 

@@ -63,7 +63,7 @@ def fit(
     Args:
         net: on `device`; what requires gradients learns.
         identity: facts that a checkpoint must share to be gone on from (the run's config).
-        keep_best: called with the network and its figures whenever the task's score is the best so far.
+        keep_best: called with the network and its figures whenever the task ranks them the best so far.
         autocast: makes the context that forward passes run in.
 
     Raises:
@@ -142,7 +142,7 @@ def fit(
             if evaluating:
                 figures = _evaluate(task, measured, evaluate, autocast)
                 log.write([{"step": step, "images": images, "eval": figures}])
-                if not best or figures[task.score] > best[task.score]:
+                if not best or task.rank(figures) > task.rank(best):
                     best = {**figures, "step": step}
                     keep_best(measured, figures)
                 scores = "  ".join(

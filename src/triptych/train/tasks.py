@@ -19,8 +19,6 @@ Batch = dict[str, Any]
 class Task(Protocol):
     """What the loop needs to know of a task."""
 
-    score: str  # the figure of `evaluate` whose greatest value marks the best weights
-
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The mean loss of a batch in fp32, and what to log of it. `batch["seed"]` is all its randomness."""
         ...
@@ -29,12 +27,14 @@ class Task(Protocol):
         """Figures by name."""
         ...
 
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        """What orders evaluations; the greatest marks the best weights."""
+        ...
+
 
 class Classify:
     """Classification of augmented batches with soft targets: cross entropy, or one binary cross entropy a class
     whose targets are 1 for every class that was mixed in (DeiT III, Touvron et al. 2022, Section 3.1)."""
-
-    score = "top1"
 
     def __init__(self, config: AugmentConfig, card: Card, num_classes: int, loss: str = "cross_entropy"):
         self.config, self.card, self.num_classes, self.kind = config, card, num_classes, loss
@@ -58,6 +58,10 @@ class Classify:
         for name, value in self.measure(model, loader).items():
             if isinstance(value, int | float):
                 yield name, value
+
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        """By top-1; among equals, as a small set has many, by the loss."""
+        return figures["top1"], -figures["loss"]
 
     @torch.no_grad()
     def measure(self, model: nn.Module, loader: Iterable[Batch]) -> dict[str, Any]:
