@@ -62,7 +62,7 @@ def loading(
     rows = [
         row(what, key, runs) for what, key in (("load, s", "load"), ("load and first image, s", "result"))
     ]
-    rows.append(memory_row("peak memory, MB", runs, lambda said: said["peak"] / 1e6))
+    rows.append(memory_row("peak memory, GB", runs, lambda said: said["peak"] / 1e9))
     rows.append(
         memory_row("its growth / weights", runs, lambda said: (said["peak"] - said["before"]) / weights)
     )
