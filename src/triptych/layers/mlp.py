@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych.layers.linear import linear
+
 
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them (ViT, Section 3.1).
@@ -21,8 +23,8 @@ class Mlp(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        x = self.dropout(F.gelu(self.fc1(x), approximate=self.approximate))
-        return self.dropout(self.fc2(x))
+        x = self.dropout(linear(x, self.fc1.weight, self.fc1.bias, gelu=self.approximate))
+        return self.dropout(linear(x, self.fc2.weight, self.fc2.bias))
 
 
 class SwiGLU(nn.Module):
