@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from triptych.card import Card, Preprocess
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
-from triptych.models.card import Card, Preprocess
 from triptych.models.vit_config import SIZES, ViTConfig
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import triptych as tp
-from triptych.models.card import Preprocess
+from triptych.card import Preprocess
 
 NAMES = ("cat", "dog", "fox", "owl")
 

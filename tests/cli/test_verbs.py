@@ -114,8 +114,8 @@ def test_plot(tmp_path, capsys):
 def test_demo_on_a_network_of_the_built_in_names(tmp_path, capsys):
     from dataclasses import replace
 
+    from triptych.card import Preprocess
     from triptych.data.emoji import emoji
-    from triptych.models.card import Preprocess
 
     names = emoji("test").classes
     net = tp.create("vit-emoji", depth=1, embed_dim=24, num_heads=3, mlp_dim=24, num_classes=len(names))

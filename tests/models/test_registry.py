@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 import triptych as tp
+from triptych.card import Card, Preprocess
 from triptych.errors import UserError
-from triptych.models.card import Card, Preprocess
 from triptych.models.registry import config_for
 from triptych.models.vit_config import SIZES, ViTConfig
 

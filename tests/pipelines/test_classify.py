@@ -11,7 +11,7 @@ from PIL import Image
 
 import triptych as tp
 from triptych import hardware
-from triptych.models.card import Card, Preprocess
+from triptych.card import Card, Preprocess
 from triptych.pipelines.classify import ClassificationPipeline
 from triptych.pipelines.pixels import fitted, images_below, normalised
 

@@ -7,8 +7,8 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
+from triptych.card import Preprocess
 from triptych.errors import UserError
-from triptych.models.card import Preprocess
 from triptych.models.registry import create
 from triptych.weights import export, inspect, load
 

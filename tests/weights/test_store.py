@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import triptych as tp
+from triptych.card import Card, Preprocess
 from triptych.errors import UserError
-from triptych.models.card import Card, Preprocess
 from triptych.weights import inspect, load, save
 
 CONFIGS = [

@@ -13,7 +13,7 @@ from PIL import Image
 from triptych.bench.processes import Process, python, run
 from triptych.bench.report import Column, Table
 from triptych.bench.timing import Spread, check_equal, interleave, ratio
-from triptych.models.card import Preprocess
+from triptych.card import Preprocess
 from triptych.models.vit import ViT
 from triptych.weights import export, save
 

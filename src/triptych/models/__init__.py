@@ -1,1 +1,1 @@
-"""The networks, a file each, and their cards."""
+"""The networks, a file each."""

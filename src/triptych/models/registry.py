@@ -10,7 +10,7 @@ from triptych.errors import UserError
 from triptych.models.vit_config import SIZES, ViTConfig
 
 if TYPE_CHECKING:
-    from triptych.models.network import Network
+    from triptych.network import Network
 
 Config = ViTConfig
 

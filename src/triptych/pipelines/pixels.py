@@ -11,9 +11,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from triptych.card import Preprocess
 from triptych.data.images import decode, resize_crop
 from triptych.errors import UserError
-from triptych.models.card import Preprocess
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from triptych import weights
+from triptych.card import Preprocess
 from triptych.config import to_json
 from triptych.data.loader import Loader, make_loader
 from triptych.data.sources import train_and_eval
@@ -19,9 +20,8 @@ from triptych.hardware import choose_device, choose_dtype, flushed_denormals, sa
 from triptych.layers.low_rank import add_low_rank, merge_low_rank
 from triptych.layers.residual import DropPath
 from triptych.metrics.cost import count_macs, count_parameters
-from triptych.models.card import Preprocess
-from triptych.models.network import Network
 from triptych.models.registry import build, config_for
+from triptych.network import Network
 from triptych.train.config import ClassifyConfig
 from triptych.train.identity import claim, identity_of
 from triptych.train.loop import Outcome, endless, fit, peak_memory, training

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from triptych.models.network import Network
+from triptych.network import Network
 
 
 class Ema:

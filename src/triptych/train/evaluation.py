@@ -16,7 +16,7 @@ from triptych.data.loader import make_loader
 from triptych.data.sources import Source, open_source, train_and_eval
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
-from triptych.models.network import Network
+from triptych.network import Network
 from triptych.train.config import ClassifyConfig
 from triptych.train.tasks import Batch, Classify
 

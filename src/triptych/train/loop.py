@@ -19,7 +19,7 @@ import torch
 
 from triptych.data.loader import Loader
 from triptych.errors import UserError
-from triptych.models.network import Network
+from triptych.network import Network
 from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.ema import Ema
 from triptych.train.identity import require_same

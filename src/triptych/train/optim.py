@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from triptych.models.network import Network
+from triptych.network import Network
 from triptych.train.config import OptimConfig
 
 # Parameters of two or more axes that decay does no good: they add to the stream, they multiply nothing.

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych.card import Card
 from triptych.data.augment import augment, prepare
 from triptych.data.config import AugmentConfig
 from triptych.metrics.classification import ClassificationMetrics
-from triptych.models.card import Card
 
 Batch = dict[str, Any]
 

@@ -6,8 +6,8 @@ from gzip import decompress
 from importlib.resources import files
 from typing import Any
 
+from triptych.card import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 from triptych.errors import UserError
-from triptych.models.card import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 
 HALF = (0.5, 0.5, 0.5)
 

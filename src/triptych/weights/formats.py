@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from triptych.card import Card
 from triptych.config import to_json
 from triptych.errors import UserError
-from triptych.models.card import Card
 from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.entry import Entry, Shape

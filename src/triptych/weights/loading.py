@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
-from triptych.models.network import Network
 from triptych.models.registry import build
 from triptych.models.vit import ViT
+from triptych.network import Network
 from triptych.weights import store
 from triptych.weights.adapt import fine_tuning_head, resize_positions
 from triptych.weights.files import Checkpoint, open_checkpoint

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from triptych.card import Card
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
-from triptych.models.card import Card
 from triptych.models.registry import build
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.files import Checkpoint

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triptych.card import Card, Preprocess
 from triptych.errors import UserError
-from triptych.models.card import Card, Preprocess
 from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import (

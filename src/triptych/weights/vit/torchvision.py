@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from triptych.models.card import Card
+from triptych.card import Card
 from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import class_names, describe, heads_of, imagenet_style

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from triptych.models.card import Card
+from triptych.card import Card
 
 
 class Network(nn.Module):

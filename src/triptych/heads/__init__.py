@@ -1,0 +1,1 @@
+"""What goes on any backbone's maps: dense prediction."""
