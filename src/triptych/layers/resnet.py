@@ -1,0 +1,122 @@
+"""What convolutional diffusion networks are built of: residual blocks, and steps between resolutions.
+
+First stage and denoiser of latent diffusion (Rombach et al. 2022) share them. Every 3x3 convolution here is a `Conv`,
+so that `seamless` reaches it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Conv(nn.Conv2d):
+    """A 3x3 convolution that keeps the size (stride 1) or halves it (stride 2, odd sizes rounded up).
+
+    Args:
+        after: stride 2 alone: pad only at the right and the bottom, as the autoencoders do, and not all around.
+            There odd sizes are rounded down.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, after: bool = False, bias: bool = True):
+        super().__init__(inputs, outputs, 3, stride, padding=0 if after else 1, bias=bias)
+        self.pads = (0, 1) if after else (1, 1)
+        self.wrap = (False, False)  # in x, in y; set by `seamless`
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o rows columns"]:
+        if self.wrap == (False, False) and self.pads == (1, 1):
+            return super().forward(x)
+        return F.conv2d(pad(x, self.pads, self.wrap), self.weight, self.bias, self.stride)
+
+
+def pad(x: Float[Tensor, "b c h w"], pads: tuple[int, int], wrap: tuple[bool, bool]) -> Float[Tensor, "b c rows columns"]:
+    """`x` with `pads` (before, after) pixels more in both directions: zeros, or the other side's where it wraps."""
+    if wrap[0] == wrap[1]:
+        return F.pad(x, (*pads, *pads), mode="circular" if wrap[0] else "constant")
+    x = F.pad(x, (*pads, 0, 0), mode="circular" if wrap[0] else "constant")
+    return F.pad(x, (0, 0, *pads), mode="circular" if wrap[1] else "constant")
+
+
+@contextmanager
+def seamless(net: nn.Module, x: bool = True, y: bool = True) -> Iterator[None]:
+    """Join left to right (`x`) and top to bottom (`y`) in every convolution of `net` while the block runs.
+
+    ```python
+    with seamless(unet), seamless(autoencoder):
+        ...                            # pictures whose copies continue each other side by side
+    ```
+
+    What was before comes back after it, also when the block raises.
+    """
+    convs = [(part, part.wrap) for part in net.modules() if isinstance(part, Conv)]
+    try:
+        for conv, _ in convs:
+            conv.wrap = (x, y)
+        yield
+    finally:
+        for conv, before in convs:
+            conv.wrap = before
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, beside a skip: "ResBlock" of Rombach et al. 2022, Appendix E.
+
+    Args:
+        time_dim: width of the time embedding, which is projected and added to each channel between the two; none
+            leaves it out, as in the autoencoders.
+        groups: of the GroupNorms.
+        eps: of the GroupNorms: 1e-6 in the published autoencoders, 1e-5 in the published UNets.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_dim: int | None = None,
+        groups: int = 32,
+        eps: float = 1e-6,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = Conv(in_channels, out_channels)
+        if time_dim is not None:
+            self.time = nn.Linear(time_dim, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = Conv(out_channels, out_channels)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"] | None = None) -> Float[Tensor, "b o h w"]:
+        h = self.conv1(F.silu(self.norm1(x)))                                            # b o h w
+        if time is not None:
+            h = h + self.time(F.silu(time))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.skip(x) + h
+
+
+class Downsample(nn.Module):
+    """Half the resolution by a convolution of stride 2. The autoencoders pad `after` alone, the UNets all around."""
+
+    def __init__(self, in_channels: int, out_channels: int | None = None, after: bool = False):
+        super().__init__()
+        self.conv = Conv(in_channels, out_channels or in_channels, stride=2, after=after)
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o rows columns"]:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Twice the resolution: every pixel four times, then a convolution. `size` (rows, columns) is for a UNet whose
+    skip at that resolution had an odd side."""
+
+    def __init__(self, in_channels: int, out_channels: int | None = None):
+        super().__init__()
+        self.conv = Conv(in_channels, out_channels or in_channels)
+
+    def forward(
+        self, x: Float[Tensor, "b i h w"], size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "b o rows columns"]:
+        return self.conv(F.interpolate(x, size=size or (2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest"))
