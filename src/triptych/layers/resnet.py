@@ -31,7 +31,9 @@ class Conv(nn.Conv2d):
         return F.conv2d(pad(x, self.pads, self.wrap), self.weight, self.bias, self.stride)
 
 
-def pad(x: Float[Tensor, "b c h w"], pads: tuple[int, int], wrap: tuple[bool, bool]) -> Float[Tensor, "b c rows columns"]:
+def pad(
+    x: Float[Tensor, "b c h w"], pads: tuple[int, int], wrap: tuple[bool, bool]
+) -> Float[Tensor, "b c rows columns"]:
     """`x` with `pads` (before, after) pixels more in both directions: zeros, or the other side's where it wraps."""
     if wrap[0] == wrap[1]:
         return F.pad(x, (*pads, *pads), mode="circular" if wrap[0] else "constant")
@@ -89,7 +91,9 @@ class ResnetBlock(nn.Module):
         self.conv2 = Conv(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"] | None = None) -> Float[Tensor, "b o h w"]:
+    def forward(
+        self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b o h w"]:
         h = self.conv1(F.silu(self.norm1(x)))                                            # b o h w
         if time is not None:
             h = h + self.time(F.silu(time))[:, :, None, None]
