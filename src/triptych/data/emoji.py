@@ -59,8 +59,11 @@ class EmojiSource:
     Attributes:
         name: "emoji-train"; classes: label of each class, the same tuple for every split and style.
         groupings: {"subgroup": ..., "group": ...}, a coarser name for each class.
+        mask_classes: None, there are no masks.
         labels: int64 (n,), the class of each example; concepts: one `Concept` a class; styles: the chosen.
     """
+
+    mask_classes = None
 
     def __init__(
         self, root: Path, split: Split, styles: Sequence[str] | None, background: tuple[int, int, int] | None
@@ -116,7 +119,7 @@ class EmojiSource:
         return digest.hexdigest()[:32]
 
     def _picture(self, style: Style, cell: int) -> np.ndarray:
-        atlas, size = _decode_atlas(_atlas_path(self.root, style.name)), self._cell
+        atlas, size = _decode_atlas(self.root, style.name), self._cell
         y, x = cell // self._columns * size, cell % self._columns * size
         picture = atlas[y : y + size, x : x + size]
         if self.background is None:
@@ -231,8 +234,9 @@ def _atlas_path(root: Path, style: str) -> Path:
 
 
 @lru_cache(maxsize=16)
-def _decode_atlas(path: Path) -> np.ndarray:
-    """uint8 (H, W, 4), read-only: decoded once a process."""
+def _decode_atlas(root: Path, style: str) -> np.ndarray:
+    """uint8 (H, W, 4), read-only: looked for and decoded once a process."""
+    path = _atlas_path(root, style)
     try:
         with Image.open(path) as image:
             atlas = np.asarray(image.convert("RGBA"))

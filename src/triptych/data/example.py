@@ -2,13 +2,23 @@
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL.Image import Image as PILImage
 
 Image: TypeAlias = np.ndarray | PILImage | bytes | str | PathLike[str]
 """One picture before decoding: uint8 (H, W, 3 or 4), a PIL image, an encoded file's bytes, or its path."""
+
+
+class Box(NamedTuple):
+    """Where a thing is: the pixels x0 <= x < x1, y0 <= y < y1, and the class it belongs to."""
+
+    label: int
+    x0: int
+    y0: int
+    x1: int
+    y1: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +30,14 @@ class Example:
         label: index into the source's `classes`, None where the source has no labels.
         caption: what the picture shows, in words, None where nobody said.
         id: names the example within its source; the same from run to run.
+        mask: the class of each pixel, uint8 (H, W): indices into the source's `mask_classes`, and 255 where
+            nobody knows. None where the source has no masks.
+        boxes: where each thing is, one whose class is in `mask_classes`; None where nobody said.
     """
 
     image: Image
     label: int | None
     caption: str | None
     id: str
+    mask: np.ndarray | None = None
+    boxes: tuple[Box, ...] | None = None

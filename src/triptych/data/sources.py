@@ -1,4 +1,4 @@
-"""Where pictures come from: one call opens a folder, metadata, shards, parquet, a hub id, or the emoji."""
+"""Where pictures come from: one call opens a folder, metadata, shards, parquet, a hub id, or a built-in set."""
 
 import hashlib
 import os
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Examples by index, and what is known of all of them. `emoji` returns one as well."""
+    """Examples by index, and what is known of all of them. `emoji` and `scenes` return one as well."""
 
     @property
     def classes(self) -> tuple[str, ...] | None: ...
+    @property
+    def mask_classes(self) -> tuple[str, ...] | None: ...
     @property
     def groupings(self) -> dict[str, tuple[str, ...]]: ...
     @property
@@ -41,6 +43,7 @@ class TableSource:
     Attributes:
         name: what was opened, and its split.
         classes: name of each class, None where nothing is labelled.
+        mask_classes: name of each class of the masks, None where there are no masks.
         groupings: coarser names of the classes; none here.
         labels: int64 (n,), None where nothing is labelled.
         columns: which column is what.
@@ -58,6 +61,7 @@ class TableSource:
         self.table, self.columns, self.name, self.root = table, columns, name, root
         self.classes = classes if labels is not None else None
         self.labels = labels
+        self.mask_classes: tuple[str, ...] | None = None
         self.groupings: dict[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
@@ -135,6 +139,7 @@ class Subset:
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
         self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
         self.classes, self.groupings = source.classes, source.groupings
+        self.mask_classes = source.mask_classes
         self.labels = None if source.labels is None else source.labels[self.indices]
 
     def __len__(self) -> int:
@@ -160,7 +165,7 @@ def open_source(
     """The pictures that `spec` names.
 
     Args:
-        spec: "emoji" (or "emoji:FOLDER", made by `tools/make_emoji.py`); a folder of class folders, or of
+        spec: "emoji" or "scenes" (or "emoji:FOLDER", made by `tools/make_emoji.py`); a folder of class folders, or of
             train/ and val/ or test/ with such; a folder with metadata.jsonl or metadata.csv (column
             file_name, and a label or caption), or that file; *.tar shards, as a folder, a glob or a file;
             *.parquet likewise; a folder of `save_to_disk`; or a hub id, "org/name" or "org/name:config".
@@ -172,8 +177,8 @@ def open_source(
         UserError: nothing there, no pictures, no such split, ambiguous or unknown columns, labels missing or
             out of range. Damaged pictures are found when they are decoded.
     """
-    if _is_emoji(spec):
-        return _open_emoji(spec, split)
+    if is_built_in(spec):
+        return _open_built_in(spec, split)
     return _from_tables(
         spec, read_tables(spec, image_column), split, image_column, label_column, caption_column
     )
@@ -198,8 +203,8 @@ def train_and_eval(
     Raises:
         UserError: as `open_source`; a single picture.
     """
-    if _is_emoji(spec):
-        return _open_emoji(spec, "train"), _open_emoji(spec, "eval")
+    if is_built_in(spec):
+        return _open_built_in(spec, "train"), _open_built_in(spec, "eval")
     tables = read_tables(spec, image_column)
 
     def of(split: str | None) -> Source:
@@ -238,13 +243,15 @@ def _from_tables(
     )
 
 
-def _is_emoji(spec: Spec) -> bool:
-    return os.fspath(spec).partition(":")[0] == "emoji" and not Path(spec).exists()
+def is_built_in(spec: Spec) -> bool:
+    """Whether `spec` names "emoji" or "scenes", and nothing on disk is called so."""
+    return os.fspath(spec).partition(":")[0] in ("emoji", "scenes") and not Path(spec).exists()
 
 
-def _open_emoji(spec: Spec, split: str | None) -> Source:
+def _open_built_in(spec: Spec, split: str | None) -> Source:
     from triptych.data.emoji import emoji
+    from triptych.data.scenes import scenes
 
-    root = os.fspath(spec).partition(":")[2] or None
+    name, _, folder = os.fspath(spec).partition(":")
     asked = {None: "train", "eval": "test", "val": "test"}.get(split, split)
-    return emoji(asked, root=root)  # type: ignore[arg-type]
+    return {"emoji": emoji, "scenes": scenes}[name](asked, root=folder or None)
