@@ -211,17 +211,18 @@ def _from_array(array: np.ndarray, alpha: bool, name: str) -> np.ndarray:
 
 
 def resize_crop(
-    array: UInt8[np.ndarray, "H W C"],
+    array: UInt8[np.ndarray, "H W *C"],
     size: tuple[int, int],
     crop: float = 1.0,
     mode: Mode = "crop",
     interpolation: str = "bicubic",
     background: Sequence[float] = (255, 255, 255),
-) -> UInt8[np.ndarray, "h w C"]:
+) -> UInt8[np.ndarray, "h w *C"]:
     """Resize with Pillow's antialiasing filters, then cut out or fill up around the centre.
 
     Args:
-        array: uint8 (H, W, 3 or 4); alpha is taken into account and kept.
+        array: uint8 (H, W, 3 or 4); alpha is taken into account and kept. Or a mask (H, W), which follows its
+            image with the same size, crop and mode, "nearest", and a background of one number.
         size: height and width of the result.
         crop: the picture is resized for `size / crop`, and the centre `size` kept.
         mode: "crop" keeps the aspect and fills the size, "pad" keeps it and shows all, "squash" changes it.
@@ -273,8 +274,8 @@ def _centre(array: np.ndarray, size: tuple[int, int], background: Sequence[float
             array = array[start : start + need] if axis == 0 else array[:, start : start + need]
     if array.shape[:2] == tuple(size):
         return np.ascontiguousarray(array)
-    fill = np.zeros(4) if array.shape[2] == 4 else np.array(background)
-    out = np.broadcast_to(fill.round().astype(np.uint8), (*size, array.shape[2])).copy()
+    fill = np.zeros(4) if array.shape[2:] == (4,) else np.array(background)
+    out = np.broadcast_to(fill.round().astype(np.uint8), (*size, *array.shape[2:])).copy()
     top, left = ((need - have) // 2 for need, have in zip(size, array.shape, strict=False))
     out[top : top + array.shape[0], left : left + array.shape[1]] = array
     return out

@@ -23,6 +23,7 @@ from triptych.data.example import Example
 from triptych.data.images import Resize, ResizeLike, decode, resize_crop
 from triptych.errors import UserError
 
+IGNORED = 255  # in masks: what nobody knows, and what lies beside the picture
 CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
 
 Batch = dict[str, Any]
@@ -118,14 +119,17 @@ class Pictures(Dataset):
     """Asked for indices, gives their decoded batch. Runs in the workers."""
 
     def __init__(self, source: SourceLike, resize: Resize, alpha: bool, fast: bool):
-        self.source, self.resize, self.alpha, self.fast = source, resize, alpha, fast
+        self.source, self.resize, self.alpha = source, resize, alpha
+        self.masked = getattr(source, "mask_classes", None) is not None
+        # Reduced decoding is not bit for bit: not in evaluation. Nor does it tell the size that a mask must have.
+        self.at_least = resize.size if fast and not self.masked else None
         self.shape = (4 if alpha else 3, *resize.size)
-        self.nbytes = len(source) * math.prod(self.shape)
+        self.nbytes = len(source) * (self.shape[0] + self.masked) * math.prod(resize.size)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of `Loader`, and "row", the index of each image in it. Damaged ones are only in "bad"."""
         bad: dict[str, str] = {}
-        good: list[tuple[int, Example, Tensor, float]] = []
+        good: list[tuple[int, Example, Tensor, Tensor | None, float]] = []
         for row in map(int, indices):
             name = f"example {row}"
             try:
@@ -134,34 +138,51 @@ class Pictures(Dataset):
                 good.append((row, example, *self._picture(example)))
             except UserError as problem:
                 bad[name] = str(problem)
-        images = [image for _, _, image, _ in good]
-        labels = [-1 if e.label is None else e.label for _, e, _, _ in good]
-        return {
+        images = [image for _, _, image, _, _ in good]
+        masks = [mask for *_, mask, _ in good if mask is not None]
+        labels = [-1 if e.label is None else e.label for _, e, *_ in good]
+        batch = {
             "image": torch.stack(images) if good else torch.empty(0, *self.shape, dtype=torch.uint8),
             "label": torch.tensor(labels, dtype=torch.int64),
-            "caption": [e.caption for _, e, _, _ in good],
-            "id": [e.id for _, e, _, _ in good],
+            "caption": [e.caption for _, e, *_ in good],
+            "id": [e.id for _, e, *_ in good],
             "aspect": torch.tensor([aspect for *_, aspect in good], dtype=torch.float32),
             "row": [row for row, *_ in good],
             "bad": bad,
         }
+        if self.masked:
+            batch["mask"] = torch.stack(masks) if good else torch.empty(0, *self.shape[1:], dtype=torch.uint8)
+        return batch
 
-    def _picture(self, example: Example) -> tuple[Tensor, float]:
-        """Uint8 (C, h, w), and width over height before it was resized."""
-        at_least = (
-            self.resize.size if self.fast else None
-        )  # reduced decoding is not bit for bit: not in evaluation
-        array = decode(example.image, self.alpha, name=example.id, at_least=at_least)
+    def _picture(self, example: Example) -> tuple[Tensor, Tensor | None, float]:
+        """Uint8 (C, h, w), its mask (h, w) where there are masks, and width over height before it was resized."""
+        array = decode(example.image, self.alpha, name=example.id, at_least=self.at_least)
+        mask = self._mask(example, array.shape[:2]) if self.masked else None
         aspect = array.shape[1] / array.shape[0]
         r = self.resize
         array = resize_crop(array, r.size, r.crop, r.mode, r.interpolation, r.background)
-        return torch.from_numpy(array.transpose(2, 0, 1).copy()), aspect
+        return torch.from_numpy(array.transpose(2, 0, 1).copy()), mask, aspect
+
+    def _mask(self, example: Example, shape: tuple[int, ...]) -> Tensor:
+        """The mask resized and cut as its image is."""
+        if example.mask is None:
+            raise UserError(f"{example.id} has no mask; give it one or leave it out")
+        if example.mask.shape != shape:
+            (tall, wide), (height, width) = example.mask.shape, shape
+            raise UserError(
+                f"{example.id} is {width} x {height} pixels and its mask {wide} x {tall}; they must be of one size"
+            )
+        r = self.resize
+        return torch.from_numpy(
+            resize_crop(example.mask, r.size, r.crop, r.mode, "nearest", (IGNORED,)).copy()
+        )
 
 
 class Loader(StatefulDataLoader):
     """Iterating is one epoch; the next iteration is the next.
 
-    A batch is a dict: "image" uint8 (b, 3 or 4, h, w); "label" int64 (b,), -1 where there is none; "caption"
+    A batch is a dict: "image" uint8 (b, 3 or 4, h, w); "mask" uint8 (b, h, w) where the source has masks, the class
+    of each pixel, 255 where it is unknown or beside the picture; "label" int64 (b,), -1 where there is none; "caption"
     and "id", lists; "aspect" float32 (b,), width over height of each picture before it was squashed; "bad",
     the damaged images left out of this batch, as {id: why}. b is short of the batch size by the damaged ones,
     and at the end of an evaluation.
@@ -250,6 +271,7 @@ class _Cache:
     def __init__(self, pictures: Pictures):
         count = len(pictures.source)
         self.images = torch.empty(count, *pictures.shape, dtype=torch.uint8)  # pages are taken when written
+        self.masks = torch.empty(count * pictures.masked, *pictures.shape[1:], dtype=torch.uint8)
         self.labels = torch.empty(count, dtype=torch.int64)
         self.aspects = torch.empty(count)
         self.captions: list[str | None] = [None] * count
@@ -266,6 +288,8 @@ class _Cache:
         if at:
             self.images[at], self.labels[at] = fetched["image"], fetched["label"]
             self.aspects[at] = fetched["aspect"]
+            if len(self.masks):
+                self.masks[at] = fetched["mask"]
         for row, caption, name in zip(at, fetched["caption"], fetched["id"], strict=True):
             self.captions[row], self.ids[row] = caption, name
         self.seen[absent] = True
@@ -273,7 +297,7 @@ class _Cache:
 
         rows = rows[self.good[rows]]
         keep = torch.from_numpy(rows)
-        return {
+        batch = {
             "image": self.images[keep],
             "label": self.labels[keep],
             "caption": [self.captions[row] for row in rows],
@@ -281,6 +305,7 @@ class _Cache:
             "aspect": self.aspects[keep],
             "bad": fetched["bad"],
         }
+        return {**batch, "mask": self.masks[keep]} if len(self.masks) else batch
 
 
 def _as_it_is(batch: Batch) -> Batch:
