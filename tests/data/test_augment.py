@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from triptych.config import from_json, to_json
 from triptych.data import augment as module
-from triptych.data.augment import augment, draw, prepare
+from triptych.data.augment import augment, augment_pair, draw, prepare
 from triptych.data.colour import LUMA, jitter
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.data.geometry import geometry, warp
+from triptych.data.geometry import geometry, warp, warp_mask
 from triptych.data.rectangles import inside
 from triptych.errors import UserError
 
@@ -184,6 +184,110 @@ def test_zoom_and_translate_do_what_their_names_say():
     shift = geometry(200, config, np.random.default_rng(0))[:, :, 2]
     assert 0.45 < np.abs(shift[:, 0]).max() <= 0.5  # a quarter of the range from -1 to 1
     assert (shift[:, 1] == 0).all()
+
+
+# --------------------------------------------------------------------------------------------------- masks
+
+
+def regions(count: int, size: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    """Masks (B, H, W) of overlapping boxes of the classes 0 to 5."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, *size), np.uint8)
+    for mask in masks:
+        for label in rng.permutation(6):
+            y, x = rng.integers(0, size[0] - 6), rng.integers(0, size[1] - 6)
+            mask[y : y + rng.integers(5, size[0]), x : x + rng.integers(5, size[1])] = label
+    return torch.from_numpy(masks)
+
+
+@given(
+    size=st.tuples(st.integers(12, 50), st.integers(12, 50)),
+    out=st.tuples(st.integers(24, 60), st.integers(24, 60)),
+    aspect=st.floats(0.4, 2.5),
+    seed=st.integers(0, 2**40),
+)
+@settings(max_examples=40, deadline=None)
+def test_image_and_mask_stay_together(size, out, aspect, seed):
+    """An image that shows its mask's classes shows those of the warped mask wherever it is not interpolated."""
+    masks = regions(3, size, seed)
+    images = (masks * 40)[:, None].expand(-1, 3, -1, -1)
+    config = AugmentConfig(
+        image_size=out,
+        crop_scale=(0.3, 1.0),
+        degrees=30,
+        zoom=(0.6, 1.5),
+        translate=(0.2, 0.2),
+        shear=10,
+        **PLAIN,
+    )
+    shown, moved = augment_pair(images, masks, config, seed, torch.full((3,), aspect))
+    assert moved.dtype == torch.uint8
+    assert moved.shape == (3, *out)
+    inside_frame = moved != 255
+    distance = (shown[:, 0] * 255 / 40 - moved.float()).abs()
+    # Within half a pixel of the input from an edge the image lies between two classes; elsewhere it is exact.
+    assert ((distance < 1e-3) | ~inside_frame | _near_edges(masks, config, seed, aspect)).all()
+    assert set(moved.unique().tolist()) <= {*masks.unique().tolist(), 255}
+
+
+def _near_edges(masks, config, seed, aspect) -> torch.Tensor:
+    """Where any of the neighbours that bilinear interpolation may look at differs, seen through the same matrices."""
+    x = masks[:, None].float()
+    spread = F.max_pool2d(x, 3, 1, 1) + F.max_pool2d(-x, 3, 1, 1)
+    return (
+        warp_mask(
+            (spread[:, 0] > 0).byte(),
+            draw(3, config, seed, torch.full((3,), aspect)).matrices,
+            config.image_size,
+        )
+        > 0
+    )
+
+
+def test_the_pair_is_what_augment_shows():
+    x, masks = pictures(4, 3, (20, 24)), regions(4, (20, 24))
+    config = AugmentConfig(image_size=(16, 16), degrees=20, brightness=0.3, hue=0.1, erasing=1.0)
+    shown, moved = augment_pair(x, masks, config, (3, 1))
+    assert torch.equal(shown, augment(x, None, config, (3, 1))[0])
+    plain = AugmentConfig(image_size=(16, 16), degrees=20)
+    assert torch.equal(
+        moved, augment_pair(x, masks, plain, (3, 1))[1]
+    )  # colour and erasing are the image's alone
+    assert torch.equal(augment_pair(x, masks, AugmentConfig(image_size=(20, 24), **OFF), 0)[1], masks)
+
+
+def test_beside_the_picture_nothing_is_known():
+    config = AugmentConfig(image_size=(8, 8), zoom=(0.5, 0.5), **OFF)
+    _, moved = augment_pair(pictures(1, 3, (8, 8)), torch.zeros(1, 8, 8, dtype=torch.uint8), config, 0)
+    expected = torch.full((8, 8), 255)
+    expected[2:6, 2:6] = 0
+    assert torch.equal(moved[0].long(), expected)
+    unknown = torch.full((1, 8, 8), 255, dtype=torch.uint8)
+    assert torch.equal(augment_pair(pictures(1, 3, (8, 8)), unknown, config, 0)[1], unknown)
+
+
+def test_transparent_pictures_with_masks_and_pieces(monkeypatch):
+    x, masks = pictures(5, 4), regions(5, (12, 10))
+    config = AugmentConfig(image_size=(9, 9), degrees=20)
+    whole = augment_pair(x, masks, config, 6)
+    monkeypatch.setattr(module, "PIECE_BYTES", 1)
+    pieces = augment_pair(x, masks, config, 6)
+    assert torch.allclose(whole[0], pieces[0], atol=1e-5)
+    assert torch.equal(whole[1], pieces[1])
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "rand_augment", "label_smoothing"])
+def test_what_masks_cannot_follow_is_refused(name):
+    config = AugmentConfig(image_size=(12, 10), **{name: 1})
+    with pytest.raises(UserError, match=name):
+        augment_pair(pictures(2), regions(2, (12, 10)), config, 0)
+
+
+def test_wrong_masks_are_named():
+    config = AugmentConfig(image_size=(4, 4))
+    for masks in (regions(2, (12, 12)), regions(3, (12, 10)), regions(2, (12, 10)).long()):
+        with pytest.raises(UserError, match=r"must be torch.uint8 of shape \(2, 12, 10\)"):
+            augment_pair(pictures(2), masks, config, 0)
 
 
 # ---------------------------------------------------------------------------------------- colour, backgrounds

@@ -328,3 +328,68 @@ def test_ranks_share_each_batch():
     assert len(parts[0]) == math.floor(25 / 6)
     for whole, a, b in zip(ids(alone), ids(parts[0]), ids(parts[1]), strict=True):
         assert sorted(whole) == sorted(a + b)
+
+
+# --------------------------------------------------------------------------------------------------- masks
+
+
+class Masked(Numbers):
+    """Pictures of 9 x 12 whose pixels say which they are, and whose masks are their red channel."""
+
+    mask_classes = ("a", "b")
+
+    def __init__(self, count: int = 10, wrong: tuple[int, ...] = ()):
+        super().__init__(count)
+        self.wrong = wrong
+
+    def __getitem__(self, index: int) -> Example:
+        picture = np.random.default_rng(index).integers(0, 200, (9, 12, 3), dtype=np.uint8)
+        mask = picture[..., 0].copy()
+        return Example(picture, None, None, f"m/{index}", mask[:-1] if index in self.wrong else mask)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("cache", ["on", "off"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_are_cut_and_resized_as_their_images(train, cache, workers):
+    resize = Resize(size=(8, 8), crop=0.9, mode="crop", interpolation="nearest")
+    config = DataConfig(batch_size=4, workers=workers, cache=cache)
+    loader = make_loader(Masked(), config, resize, train=train)
+    for _ in range(2):
+        for batch in loader:
+            assert batch["mask"].dtype == torch.uint8
+            assert batch["mask"].shape == (len(batch["id"]), *batch["image"].shape[2:])
+            assert torch.equal(batch["mask"], batch["image"][:, 0])
+
+
+def test_beside_a_padded_picture_nothing_is_known():
+    resize = Resize(size=(8, 8), mode="pad", interpolation="nearest", background=(7, 7, 7))
+    batch = next(iter(make_loader(Masked(), DataConfig(workers=0), resize, train=False)))
+    image, mask = batch["image"][:, 0], batch["mask"]
+    assert (mask[:, 0] == 255).all()
+    assert (image[:, 0] == 7).all()
+    assert torch.equal(mask[:, 1:7], image[:, 1:7])
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_masks_of_another_size_are_told(cache):
+    config = DataConfig(batch_size=4, workers=0, cache=cache)
+    loader = make_loader(Masked(wrong=(0, 5, 6, 7, 4)), config, SIZE, train=False)
+    assert [len(batch["mask"]) for batch in loader] == [3, 2]
+    assert "m/5 is 12 x 9 pixels and its mask 12 x 8" in loader.bad["m/5"]
+    assert "\n" not in loader.bad["m/5"]
+
+
+def test_an_example_without_its_mask_is_told():
+    class Forgetful(Masked):
+        def __getitem__(self, index):
+            return Example(np.zeros((9, 12, 3), np.uint8), None, None, f"m/{index}")
+
+    loader = loader_of(Forgetful(4), train=False)
+    assert list(loader) == []
+    assert "m/0 has no mask" in loader.bad["m/0"]
+
+
+def test_sources_without_masks_give_none():
+    assert "mask" not in next(iter(loader_of(Numbers(4), train=False)))
+    assert "mask" not in next(iter(loader_of(Numbers(4), train=False, cache="on")))
