@@ -1,0 +1,277 @@
+"""The denoising UNet of latent diffusion (Rombach et al. 2022, Figure 3, the box in the middle): down, middle, up."""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from triptych.card import Card
+from triptych.errors import UserError
+from triptych.layers.cross_attention import (
+    Context,
+    CrossAttention,
+    ProjectedContext,
+    SpatialAttention,
+    SpatialTransformer,
+)
+from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample
+from triptych.layers.timestep import TimeEmbedding
+from triptych.models.unet_config import Level, UNetConfig, levels
+from triptych.network import Network
+
+
+class TimedBlock(ResnetBlock):
+    """The residual block with what some UNets add to it (Dhariwal and Nichol 2021, Section 3).
+
+    `scale_shift`: the time scales and shifts the second norm, instead of being added before it. `resample`: both
+    ways are pooled or repeated after the first norm; such a block stands between two levels.
+    """
+
+    def __init__(self, config: UNetConfig, taken: int, given: int, resample: Literal["none", "down", "up"] = "none"):
+        time_dim = 4 * config.width
+        super().__init__(taken, given, time_dim, config.groups, 1e-5, config.dropout)
+        self.resample = resample
+        self.scale_shift = config.scale_shift
+        if config.scale_shift:
+            self.time = nn.Linear(time_dim, 2 * given)
+
+    def forward(
+        self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"], size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "b o rows columns"]:
+        h = F.silu(self.norm1(x))                                                        # b i h w
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2, ceil_mode=True), F.avg_pool2d(x, 2, ceil_mode=True)
+        elif self.resample == "up":
+            h, x = F.interpolate(h, size), F.interpolate(x, size)                        # b i rows columns
+        h = self.conv1(h)                                                                # b o rows columns
+        time = self.time(F.silu(time))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)                                          # b o 1 1
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class UNetBlock(nn.Module):
+    """A residual block, then attention where the level has it: to the prompt too, or to the map alone."""
+
+    def __init__(self, config: UNetConfig, level: Level, taken: int):
+        super().__init__()
+        self.res = TimedBlock(config, taken, level.channels)
+        c = level.channels
+        heads = config.heads or c // max(config.head_dim, 1)
+        self.transformer = self.attention = None
+        if level.attention and config.context_dim:
+            self.transformer = SpatialTransformer(
+                c, config.context_dim, heads, level.attention, level.cross_only, config.groups, config.dropout
+            )
+        elif level.attention:
+            self.attention = SpatialAttention(c, heads, config.groups)
+
+    def forward(
+        self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"], context: Context | None
+    ) -> Float[Tensor, "b o h w"]:
+        x = self.res(x, time)
+        if self.transformer is not None:
+            return self.transformer(x, context)
+        return x if self.attention is None else self.attention(x)
+
+
+class Middle(UNetBlock):
+    """Attention between two residual blocks, at the lowest resolution."""
+
+    def __init__(self, config: UNetConfig, level: Level):
+        super().__init__(config, level, level.channels)
+        self.res2 = TimedBlock(config, level.channels, level.channels)
+
+    def forward(
+        self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"], context: Context | None
+    ) -> Float[Tensor, "b i h w"]:
+        return self.res2(super().forward(x, time, context), time)
+
+
+class Down(nn.Module):
+    """One level on the way down: blocks, then half the resolution unless it is the last."""
+
+    def __init__(self, config: UNetConfig, level: Level):
+        super().__init__()
+        self.blocks = nn.ModuleList(UNetBlock(config, level, taken) for taken in level.blocks)
+        self.downsample = None
+        if level.resampled:
+            by_block = config.resample == "resnet"
+            c = level.channels
+            self.downsample = TimedBlock(config, c, c, "down") if by_block else Downsample(c)
+
+    def forward(
+        self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"], context: Context | None
+    ) -> list[Tensor]:
+        """Every map on the way: the way up takes them all."""
+        maps = []
+        for block in self.blocks:
+            x = block(x, time, context)
+            maps.append(x)
+        if isinstance(self.downsample, TimedBlock):
+            maps.append(self.downsample(x, time))
+        elif self.downsample is not None:
+            maps.append(self.downsample(x))
+        return maps
+
+
+class Up(nn.Module):
+    """One level on the way up: blocks, each with a map of the way down beside its own, then twice the resolution
+    unless it is the first."""
+
+    def __init__(self, config: UNetConfig, level: Level):
+        super().__init__()
+        self.blocks = nn.ModuleList(UNetBlock(config, level, taken) for taken in level.blocks)
+        self.upsample = None
+        if level.resampled:
+            by_block = config.resample == "resnet"
+            c = level.channels
+            self.upsample = TimedBlock(config, c, c, "up") if by_block else Upsample(c)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b i h w"],
+        skips: list[Tensor],
+        time: Float[Tensor, "b t"],
+        context: Context | None,
+    ) -> Float[Tensor, "b o rows columns"]:
+        """Takes the last of `skips` off, one a block."""
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), time, context)
+        if self.upsample is None:
+            return x
+        size = (skips[-1].shape[-2], skips[-1].shape[-1])  # odd sides were rounded up on the way down
+        return self.upsample(x, time, size) if isinstance(self.upsample, TimedBlock) else self.upsample(x, size)
+
+
+class UNet(Network):
+    """Noisy latents of any height and width, a time and a prompt give what the network predicts: the noise, v or x0.
+
+    ```python
+    net = UNet(SIZES["sd1"])
+    net(x, t, context)                     # (B, 4, h, w), (B,), (B, L, 768) -> (B, 4, h, w)
+    once = net.project_context(context)    # keys and values of the prompt, the same at every step
+    net(x, t, once)
+    ```
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.card = Card()
+        down, middle, up = levels(config)
+        time_dim = 4 * config.width
+        self.time = TimeEmbedding(config.width, time_dim)
+        if config.num_classes:
+            self.label = nn.Embedding(config.num_classes, time_dim)
+        if config.vector_dim:
+            self.vector = TimeEmbedding(config.vector_dim, time_dim)
+        self.input = Conv(config.in_channels, config.width)
+        self.down = nn.ModuleList(Down(config, level) for level in down)
+        self.middle = Middle(config, middle)
+        self.up = nn.ModuleList(Up(config, level) for level in up)
+        self.norm = nn.GroupNorm(config.groups, config.width, eps=1e-5)
+        self.out = Conv(config.width, config.out_channels)
+        for place, part in enumerate(self._crosses()):
+            part.place = place
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Fill every parameter: NaN first, so that one forgotten shows. Each branch ends in zeros, so that a block
+        begins as the identity, and the network as a constant 0."""
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, math.nan)
+        for part in self.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()  # type: ignore[operator]
+        ends: list[Any] = [self.out]
+        for part in self.modules():
+            if isinstance(part, TimedBlock):
+                ends.append(part.conv2)
+            elif isinstance(part, SpatialTransformer):
+                ends.append(part.proj_out)
+            elif isinstance(part, SpatialAttention):
+                ends.append(part.attn.proj)
+        for end in ends:
+            nn.init.zeros_(end.weight)
+            nn.init.zeros_(end.bias)
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in the order in which they run: what checkpointing, compiling and sharding are applied to."""
+        return [part for part in self.modules() if isinstance(part, UNetBlock)]
+
+    def project_context(self, context: Float[Tensor, "b m width"]) -> ProjectedContext:
+        """The prompt's keys and values for every cross-attention. `forward` takes them in place of `context`.
+
+        Raises:
+            UserError: the network takes no prompt, or one of another width.
+        """
+        self._check_context(context)
+        pairs = [part.project(context) for part in self._crosses()]
+        return ProjectedContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b i h w"],
+        t: Shaped[Tensor, "b"],
+        context: Context | None = None,
+        labels: Shaped[Tensor, "b *vector"] | None = None,
+    ) -> Float[Tensor, "b o h w"]:
+        """What the network predicts of `x`, as large as `x`.
+
+        Args:
+            x: noisy latents; what a network is given beside them (mask, masked picture, depth) are further channels.
+            t: the time of each, in steps of the process, whole or broken.
+            context: tokens of the prompts, or `project_context` of them.
+            labels: a class each (B,), or a vector each (B, vector_dim).
+
+        Raises:
+            UserError: channels, prompt or labels are not those that the network takes.
+        """
+        self._check(x, context, labels)
+        time = self.time(t)                                                              # b 4C
+        if labels is not None:
+            time = time + (self.label(labels) if self.config.num_classes else self.vector(labels))
+        skips = [self.input(x)]                                                          # b C h w
+        for level in self.down:
+            skips += level(skips[-1], time, context)
+        x = self.middle(skips[-1], time, context)                                        # b C_last rows columns
+        for level in self.up:
+            x = level(x, skips, time, context)
+        return self.out(F.silu(self.norm(x)))                                            # b o h w
+
+    def _crosses(self) -> list[CrossAttention]:
+        return [part for part in self.modules() if isinstance(part, CrossAttention)]
+
+    def _check(self, x: Tensor, context: Context | None, labels: Tensor | None) -> None:
+        config = self.config
+        if x.shape[1] != config.in_channels:
+            raise UserError(f"latents have {x.shape[1]} channels, the network takes {config.in_channels}")
+        if context is not None:
+            self._check_context(context)
+        elif config.context_dim:
+            raise UserError(f"the network looks at a prompt: give `context`, (B, tokens, {config.context_dim})")
+        if labels is None and (config.num_classes or config.vector_dim):
+            what = f"one of {config.num_classes} classes" if config.num_classes else f"a vector of {config.vector_dim}"
+            raise UserError(f"the network takes `labels`: {what} for each of the latents")
+        if labels is not None:
+            if not config.num_classes and not config.vector_dim:
+                raise UserError("the network takes no labels; leave them out")
+            shape = (x.shape[0], config.vector_dim) if config.vector_dim else (x.shape[0],)
+            if labels.shape != shape:
+                raise UserError(f"labels are {tuple(labels.shape)}, the network takes {shape}")
+
+    def _check_context(self, context: Context) -> None:
+        if not self.config.context_dim:
+            raise UserError("the network takes no prompt; leave `context` out")
+        if isinstance(context, Tensor) and context.shape[-1] != self.config.context_dim:
+            raise UserError(
+                f"the prompt's tokens are {context.shape[-1]} wide, the network takes {self.config.context_dim}; "
+                "encode the prompt with the text encoder that belongs to it"
+            )
