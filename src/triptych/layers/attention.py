@@ -20,17 +20,22 @@ def attention(
     k: Float[Tensor, "b heads m d"],
     v: Float[Tensor, "b heads m d"],
     tap: Callable[[Tensor], None] | None = None,
+    bias: Float[Tensor, "#b #heads #n m"] | None = None,
+    scale: float | None = None,
 ) -> Float[Tensor, "b heads n d"]:
-    """softmax(q k^T / sqrt(d)) v, Vaswani et al. 2017, Equation 1.
+    """softmax(q k^T / sqrt(d) + bias) v, Vaswani et al. 2017, Equation 1; with a bias Liu et al. 2021, Equation 4.
+
+    The bias is added to the logits: relative positions, and -inf where nobody may look. `scale` stands for 1 / sqrt(d).
 
     Runs PyTorch's fused kernel, which never forms the (n, m) matrix; or `in_slabs` where that is faster. While
     `capture(net)` is on, `tap` receives that matrix, so it is formed, in fp32.
     """
     if tap is None:
-        if q.dtype == torch.bfloat16 and one_call(q, k) and not _has_amx():
+        if bias is None and scale is None and q.dtype == torch.bfloat16 and one_call(q, k) and not _has_amx():
             return in_slabs(q, k, v)
-        return F.scaled_dot_product_attention(q, k, v)
-    weights = torch.softmax(q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    logits = q.float() @ k.float().transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    weights = torch.softmax(logits if bias is None else logits + bias.float(), dim=-1)
     tap(weights)
     return weights.to(v.dtype) @ v
 
@@ -95,6 +100,11 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.tap: Callable[[Tensor], None] | None = None  # set by layers.capture
 
+    def fill(self) -> None:
+        if self.split_bias:
+            nn.init.zeros_(self.q_bias)
+            nn.init.zeros_(self.v_bias)
+
     def forward(self, x: Float[Tensor, "b n d"], rotate: Rotate | None = None) -> Float[Tensor, "b n d"]:
         bias = self.qkv.bias
         if self.split_bias:
@@ -124,6 +134,9 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.mlp = mlp
         self.tap: Callable[[Tensor], None] | None = None
+
+    def fill(self) -> None:
+        nn.init.trunc_normal_(self.probe, std=0.02)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         q = rearrange(self.q(self.probe), "one n (h d) -> one h n d", h=self.heads)

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from triptych.layers.attention import Attention, AttentionPool
-
 
 @contextmanager
 def capture(net: nn.Module) -> Iterator[dict[str, Tensor]]:
@@ -18,11 +16,13 @@ def capture(net: nn.Module) -> Iterator[dict[str, Tensor]]:
     maps["encoder.0.attn"]         # (B, heads, queries, keys), rows sum to 1, fp32, detached
     ```
 
+    An attention module is one that has a `tap`. That of a window gives (B, windows, heads, queries, keys).
+
     The fused kernel gives way to the explicit softmax inside the block and comes back after it, also when
     the block raises. A module that runs twice keeps its last map.
     """
     maps: dict[str, Tensor] = {}
-    tapped = [(name, part) for name, part in net.named_modules() if isinstance(part, Attention | AttentionPool)]
+    tapped = [(name, part) for name, part in net.named_modules() if hasattr(part, "tap")]
     try:
         for name, part in tapped:
             part.tap = lambda weights, name=name: maps.__setitem__(name, weights.detach())

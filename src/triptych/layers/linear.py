@@ -26,7 +26,7 @@ def linear(
     that `F.linear` takes (measured on Zen 4), and GELU is done while a tile is still in the cache. Everywhere else,
     and where somebody traces, compiles, exports or counts, it is what it says.
     """
-    if x.numel() * weight.shape[0] >= WORTH and one_call(x, weight):
+    if one_call(x, weight) and x.numel() * weight.shape[0] >= WORTH:
         form = ("gelu", [], gelu) if gelu else ("none", [], "")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *form)
     x = F.linear(x, weight, bias)

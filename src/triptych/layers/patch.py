@@ -6,6 +6,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych.layers.padding import pad_to_multiple
+
 
 class PatchEmbed(nn.Module):
     """Patch partition and linear projection (ViT, Equation 1), as one convolution of stride P.
@@ -19,9 +21,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch, bias=bias)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows columns"]:
-        pad_h, pad_w = -images.shape[-2] % self.patch, -images.shape[-1] % self.patch
-        if pad_h or pad_w:
-            images = F.pad(images, (0, pad_w, 0, pad_h))
+        images = pad_to_multiple(images, (self.patch, self.patch), (2, 3))
         if self.patch == 1:
             return self.proj(images)
         # The same product as the convolution's, laid out as one matrix product, which the CPU runs faster.

@@ -65,3 +65,18 @@ class RotaryPositions(nn.Module):
         first, second = body.chunk(2, dim=-1)
         body = body * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
         return torch.cat([head, body.to(x.dtype)], dim=-2)
+
+
+def resample_bias_table(
+    table: Float[Tensor, "n heads"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "m heads"]:
+    """Move a table of relative position biases from one window to another: bicubic over its (2 M_h - 1, 2 M_w - 1)
+    differences, as Swin's own code does when it fine-tunes with a larger window. The same window returns the table."""
+    if old == new:
+        return table
+    grid = rearrange(table, "(h w) heads -> 1 heads h w", h=2 * old[0] - 1, w=2 * old[1] - 1)
+    size = (2 * new[0] - 1, 2 * new[1] - 1)
+    # Memory format: see `resample_positions`.
+    grid = grid.float().clone(memory_format=torch.channels_last)
+    grid = F.interpolate(grid, size=size, mode="bicubic", align_corners=False)
+    return rearrange(grid, "1 heads h w -> (h w) heads").to(table.dtype)

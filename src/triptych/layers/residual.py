@@ -31,5 +31,8 @@ class LayerScale(nn.Module):
         self.initial = initial
         self.gamma = nn.Parameter(torch.full((dim,), initial))
 
+    def fill(self) -> None:
+        nn.init.constant_(self.gamma, self.initial)
+
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma

@@ -7,12 +7,16 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import UserError
-from triptych.models.vit_config import SIZES, ViTConfig
+from triptych.models import swin_config, vit_config
+from triptych.models.swin_config import SwinConfig, windows_of
+from triptych.models.vit_config import ViTConfig
 
 if TYPE_CHECKING:
     from triptych.network import Network
 
-Config = ViTConfig
+Config = ViTConfig | SwinConfig
+
+SIZES: dict[str, Config] = {**vit_config.SIZES, **swin_config.SIZES}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -21,7 +25,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def config_for(name: str, **changes: Any) -> Config:
-    """The config of a named size with some fields changed; `image_size` may be one number for a square.
+    """The config of a named size with some fields changed; `image_size` and `window` may be one number for a square.
 
     Raises:
         UserError: the name is unknown (near names are listed), or a field is.
@@ -43,11 +47,17 @@ def config_for(name: str, **changes: Any) -> Config:
                 f"{name} has no field {key!r}"
                 + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
             )
+    if "window" in changes and isinstance(SIZES[name], SwinConfig):
+        changes["window"] = windows_of(changes["window"], len(changes.get("depths", SIZES[name].depths)))
     return replace(SIZES[name], **changes)
 
 
 def build(config: Config) -> "Network":
     """The network of a config, with random weights."""
+    if isinstance(config, SwinConfig):
+        from triptych.models.swin import Swin
+
+        return Swin(config)
     from triptych.models.vit import ViT
 
     return ViT(config)
@@ -58,7 +68,7 @@ def create(name: str, **changes: Any) -> "Network":
 
     Args:
         name: one of `list_models()`.
-        **changes: fields of the family's config, for vit: `ViTConfig`.
+        **changes: fields of the family's config, `ViTConfig` or `SwinConfig`; `window` may be one number.
 
     Raises:
         UserError: unknown name (near names are listed) or field, or sizes that do not fit together.

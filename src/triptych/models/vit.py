@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from triptych.card import Card, Preprocess
 from triptych.errors import UserError
 from triptych.layers.attention import Attention, AttentionPool, Rotate
+from triptych.layers.initial import fill
 from triptych.layers.mlp import Mlp, SwiGLU
 from triptych.layers.patch import ConvStem, PatchEmbed, ResNetStem
 from triptych.layers.position import RotaryPositions, resample_positions, sincos_positions
@@ -62,6 +63,10 @@ class CosineHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(classes, dim))
         self.scale = nn.Parameter(torch.tensor(scale))
         self.initial = scale
+
+    def fill(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.constant_(self.scale, self.initial)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
@@ -220,29 +225,6 @@ class ViT(Network):
             return None
         angles = self.rotary.angles(grid, device)
         return lambda x: self.rotary(x, angles)
-
-
-def fill(net: nn.Module) -> None:
-    """Random weights for the known layers of `net`: truncated normals of 0.02 for products, as DeiT has them."""
-    for part in net.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            std = 0.02 if isinstance(part, nn.Linear) else part.weight[0].numel() ** -0.5
-            nn.init.trunc_normal_(part.weight, std=std)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
-            nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
-        elif isinstance(part, Attention) and part.split_bias:
-            nn.init.zeros_(part.q_bias)
-            nn.init.zeros_(part.v_bias)
-        elif isinstance(part, AttentionPool):
-            nn.init.trunc_normal_(part.probe, std=0.02)
-        elif isinstance(part, LayerScale):
-            nn.init.constant_(part.gamma, part.initial)
-        elif isinstance(part, CosineHead):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            nn.init.constant_(part.scale, part.initial)
 
 
 def make_mlp(config: ViTConfig) -> nn.Module:

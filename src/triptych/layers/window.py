@@ -1,0 +1,267 @@
+"""Attention inside windows: partition, cyclic shift, the mask, relative position bias (Swin, Liu et al. 2021).
+
+A map of any size is padded to whole windows at the right and bottom, then rolled, then masked, in this order. Every
+quantity is a function of the map's size: forward changes no state.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from triptych.layers.attention import attention
+from triptych.layers.linear import linear
+from triptych.layers.padding import pad_to_multiple
+
+Window = tuple[int, int]  # height, width in cells of the map
+
+
+def windows_along(size: int, window: int) -> int:
+    """How many windows cover `size` cells."""
+    return (size + window - 1) // window
+
+
+def shift_along(size: int, window: int) -> int:
+    """Cells that SW-MSA rolls an axis by: half a window; none where one window covers the axis (Swin-Det's rule)."""
+    # Written as a product because a size that torch.export left open may not be asked what it is.
+    return window // 2 * torch.sym_min(windows_along(size, window) - 1, 1)
+
+
+def partition(x: Float[Tensor, "b h w d"], window: Window) -> Float[Tensor, "b n m d"]:
+    """Cut a map of whole windows into them: (B, windows, cells, D), windows row by row, cells row by row."""
+    return rearrange(x, "b (r h) (c w) d -> b (r c) (h w) d", h=window[0], w=window[1])
+
+
+def reverse(x: Float[Tensor, "b n m d"], window: Window, rows: int, columns: int) -> Float[Tensor, "b h w d"]:
+    """The inverse of `partition`, for `rows` and `columns` of windows."""
+    return rearrange(x, "b (r c) (h w) d -> b (r h) (c w) d", r=rows, c=columns, h=window[0], w=window[1])
+
+
+def places(
+    height: int, width: int, rows: int, columns: int, window: Window, shift: tuple[int, int]
+) -> Int[Tensor, "h w"]:
+    """Where each cell of a map goes: its place in the list of all windows' cells, after padding and roll."""
+    (h, w), y, x = window, torch.arange(height)[:, None], torch.arange(width)[None, :]
+    y, x = (y - shift[0]) % (rows * h), (x - shift[1]) % (columns * w)
+    return ((y // h * columns + x // w) * h + y % h) * w + x % w
+
+
+def sources(
+    height: int, width: int, rows: int, columns: int, window: Window, shift: tuple[int, int], extra: int = 0
+) -> Int[Tensor, "n m"]:
+    """The cell of the map, row by row, that each place of each window shows; height * width stands for padding.
+    `extra` windows come after the last, and show anything."""
+    n, (h, w) = torch.arange(rows * columns + extra), window
+    m = torch.arange(h * w)
+    y = (n // columns * h)[:, None] + (m // w)[None, :] + shift[0]
+    x = (n % columns * w)[:, None] + (m % w)[None, :] + shift[1]
+    y, x = y % (rows * h), x % (columns * w)
+    return torch.where((y < height) & (x < width), y * width + x, height * width)
+
+
+def shift_mask(
+    rows: int,
+    columns: int,
+    window: Window,
+    shift: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    extra: int = 0,
+) -> Float[Tensor, "n 1 m m"]:
+    """What a window of the rolled map may not see: 0 between cells that were neighbours before the roll, -inf between
+    those that the roll brought together (Section 3.2, Figure 4). One (cells, cells) for each of rows x columns windows.
+    """
+    (h, w), n = window, torch.arange(rows * columns + extra, device=device)
+    m = torch.arange(h * w, device=device)
+    # Only the last window of an axis holds two regions: its own cells, and those that came round from the other end.
+    below = ((n // columns == rows - 1)[:, None] & (m // w >= h - shift[0])[None, :]).int()
+    right = ((n % columns == columns - 1)[:, None] & (m % w >= w - shift[1])[None, :]).int()
+    region = 2 * below + right                                                           # n m
+    apart = region[:, None, :, None] != region[:, None, None, :]
+    return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, -math.inf)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_mask(*key) -> Tensor:
+    with torch.inference_mode(False):  # else a later backward pass could not use it
+        return shift_mask(*key)
+
+
+def _plain() -> bool:
+    """Whether tensors may be kept for later calls: not while somebody traces, compiles, exports or counts."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and _get_current_dispatch_mode() is None
+    )
+
+
+def relative_index(window: Window) -> Int[Tensor, "m m"]:
+    """Row of the bias table for each pair of a window's cells: the table lists the (2 M_h - 1)(2 M_w - 1) differences
+    of coordinates row by row (Section 3.2)."""
+    y, x = torch.meshgrid(torch.arange(window[0]), torch.arange(window[1]), indexing="ij")
+    dy, dx = (c.reshape(-1, 1) - c.reshape(1, -1) for c in (y, x))
+    return (dy + window[0] - 1) * (2 * window[1] - 1) + dx + window[1] - 1
+
+
+def log_spaced(window: Window, pretrained: Window) -> Float[Tensor, "n 2"]:
+    """Every difference of coordinates on SwinV2's log scale: sign(d) log2(1 + |d|) / log2(8), where the span of the
+    window that was trained on is 8 (Liu et al. 2022, Equation 4)."""
+    axes = []
+    for side, before in zip(window, pretrained, strict=True):
+        d = torch.arange(1 - side, side, dtype=torch.float32) * 8 / max((before or side) - 1, 1)
+        axes.append(d.sign() * (1 + d.abs()).log2() / math.log2(8))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
+
+
+class ContinuousBias(nn.Module):
+    """SwinV2's continuous relative position bias: a small MLP of log-spaced differences (Liu et al. 2022, Equation 3)."""
+
+    def __init__(self, heads: int, hidden: int = 512):
+        super().__init__()
+        self.fc1 = nn.Linear(2, hidden)
+        self.fc2 = nn.Linear(hidden, heads, bias=False)
+
+    def forward(self, d: Float[Tensor, "n 2"]) -> Float[Tensor, "n heads"]:
+        return 16 * torch.sigmoid(self.fc2(F.relu(self.fc1(d))))
+
+
+class WindowAttention(nn.Module):
+    """W-MSA: self-attention among the cells of each window, with relative position bias (Swin, Equation 4).
+
+    With `cosine` as SwinV2 has it: cosines of queries and keys over a learnt temperature, at least 0.01, and the
+    continuous bias (Liu et al. 2022, Equation 2).
+
+    Args:
+        dim: width of a cell.
+        heads: number of heads; must divide `dim`.
+        window: cells of a window.
+        pretrained: SwinV2's window in pre-training, which the scale of differences belongs to; (0, 0) is `window`.
+        bias: which of q, k and v have a bias; SwinV2's keys have none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: Window,
+        cosine: bool = False,
+        pretrained: Window = (0, 0),
+        bias: Literal["qkv", "qv", "none"] = "qkv",
+    ):
+        super().__init__()
+        self.heads, self.window, self.pretrained, self.cosine = heads, window, pretrained, cosine
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias == "qkv")
+        self.split_bias = bias == "qv"
+        if self.split_bias:
+            self.q_bias = nn.Parameter(torch.empty(dim))
+            self.v_bias = nn.Parameter(torch.empty(dim))
+        self.proj = nn.Linear(dim, dim)
+        if cosine:
+            self.scale = nn.Parameter(torch.empty(heads, 1, 1))  # a logarithm
+            self.bias_mlp = ContinuousBias(heads)
+        else:
+            self.bias_table = nn.Parameter(torch.empty((2 * window[0] - 1) * (2 * window[1] - 1), heads))
+        self.tap: Callable[[Tensor], None] | None = None  # set by layers.capture
+        self._kept: tuple[tuple, Tensor] | None = None  # the bias, with what it was made from
+
+    def fill(self) -> None:
+        for part in (self.q_bias, self.v_bias) if self.split_bias else ():
+            nn.init.zeros_(part)
+        if self.cosine:
+            nn.init.constant_(self.scale, math.log(10))
+        else:
+            nn.init.trunc_normal_(self.bias_table, std=0.02)
+
+    def position_bias(self) -> Float[Tensor, "heads m m"]:
+        """B of Equation 4, gathered from the table, or made by the MLP. Kept while nobody learns and no weight changes.
+        """
+        sources = [self.bias_table] if not self.cosine else list(self.bias_mlp.parameters())
+        if torch.is_grad_enabled() or self.training or not _plain() or any(s.is_inference() for s in sources):
+            return self._position_bias()
+        # A detached view holds the storage, so that no other weights can come to lie at its address.
+        key = tuple((s.data_ptr(), s._version, s.dtype, s.device) for s in sources)
+        if self._kept is None or self._kept[0][0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = ((key, [s.detach() for s in sources]), self._position_bias())
+        return self._kept[1]
+
+    def _position_bias(self) -> Float[Tensor, "heads m m"]:
+        if self.cosine:
+            like = self.bias_mlp.fc1.weight
+            table = self.bias_mlp(log_spaced(self.window, self.pretrained).to(like))     # n heads
+        else:
+            table = self.bias_table
+        index = relative_index(self.window).to(table.device)                             # m m
+        return table[index.reshape(-1)].T.reshape(self.heads, *index.shape).contiguous()
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_kept": None}
+
+    def forward(
+        self, x: Float[Tensor, "b n m d"], mask: Float[Tensor, "n 1 m m"] | None = None
+    ) -> Float[Tensor, "b n m d"]:
+        """Attention inside each window; `mask` is that of `shift_mask`, and windows come as `partition` makes them."""
+        batch, windows = x.shape[:2]
+        bias = self.qkv.bias
+        if self.split_bias:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = linear(x, self.qkv.weight, bias)                                           # b n m 3D
+        q, k, v = rearrange(qkv, "b n m (three h d) -> three (b n) h m d", three=3, h=self.heads)
+        scale = None
+        if self.cosine:
+            q = F.normalize(q, dim=-1) * self.scale.clamp(max=math.log(100)).exp()
+            k, scale = F.normalize(k, dim=-1), 1.0
+        added = self.position_bias().to(q.dtype)[None]                                   # 1 h m m
+        if mask is not None:
+            added = mask.to(q.dtype) + added                                             # n h m m
+            added = added.repeat(batch, 1, 1, 1)                                         # bn h m m
+        told = self.tap
+        tap = None if told is None else lambda weights: told(weights.unflatten(0, (batch, windows)))
+        x = attention(q, k, v, tap, added, scale)                                        # bn h m d
+        x = rearrange(x, "(b n) h m d -> b n m (h d)", n=windows)
+        return linear(x, self.proj.weight, self.proj.bias)
+
+
+def attend(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) -> Float[Tensor, "b h w d"]:
+    """W-MSA on a whole map, or SW-MSA if `shifted`: pad to whole windows, roll, attend, roll back, crop."""
+    height, width = x.shape[1], x.shape[2]
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return attend_gathered(x, attn, shifted)
+    (h, w), shift = attn.window, (0, 0)
+    rows, columns = windows_along(height, h), windows_along(width, w)
+    if shifted:
+        shift = (shift_along(height, h), shift_along(width, w))
+    x, mask = pad_to_multiple(x, attn.window, (1, 2)), None
+    if any(shift):
+        x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+        make = _kept_mask if _plain() else shift_mask
+        mask = make(rows, columns, (h, w), shift, x.device, x.dtype)
+    x = reverse(attn(partition(x, (h, w)), mask), (h, w), rows, columns)
+    if any(shift):
+        x = torch.roll(x, shift, (1, 2))
+    return x[:, :height, :width]
+
+
+def attend_gathered(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) -> Float[Tensor, "b h w d"]:
+    """The same for a map whose sides torch.export left open: padding, roll and partition are one gather, whose indices
+    are arithmetic on the sides, so that nothing is asked of them. One window too many, because PyTorch asks of every
+    size whether it is 1, and would pin a map of one window to that."""
+    height, width = x.shape[1], x.shape[2]
+    window, shift = attn.window, (0, 0)
+    rows, columns = windows_along(height, window[0]), windows_along(width, window[1])
+    if shifted:
+        shift = (shift_along(height, window[0]), shift_along(width, window[1]))
+    mask = shift_mask(rows, columns, window, shift, x.device, x.dtype, extra=1) if shifted else None
+    cells = F.pad(x.flatten(1, 2), (0, 0, 0, 1))                                         # b hw+1 d: zeros last
+    taken = sources(height, width, rows, columns, window, shift, extra=1).to(x.device)   # n+1 m
+    x = attn(cells[:, taken.flatten()].unflatten(1, taken.shape), mask)                  # b n+1 m d
+    back = places(height, width, rows, columns, window, shift).to(x.device)              # h w
+    return x.flatten(1, 2)[:, back.flatten()].unflatten(1, (height, width))

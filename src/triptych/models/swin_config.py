@@ -1,0 +1,184 @@
+"""The Swin Transformer as data: its config, its sizes, and their closed-form costs. Imports no torch."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from triptych.config import check
+from triptych.errors import UserError
+
+Window = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """Sizes and forms of a Swin (Liu et al. 2021) or SwinV2 (Liu et al. 2022). Checked when made."""
+
+    version: Literal[1, 2] = 1
+    """2: cosine attention, log-spaced continuous bias, norms after the branches."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width it was trained at; forward takes any size of at least one patch."""
+    patch_size: int = 4
+    """Side of a patch in pixels."""
+    in_channels: int = 3
+    embed_dim: int
+    """C: width of stage 1; each stage doubles it."""
+    depths: tuple[int, ...]
+    """Blocks of each stage."""
+    num_heads: tuple[int, ...]
+    """Heads of each stage."""
+    window: tuple[Window, ...]
+    """M: height and width of a window, in cells of the map, for each stage. `windows_of` makes it from one number."""
+    pretrained_window: tuple[Window, ...] = ()
+    """Version 2: the windows of pre-training, which the scale of positions belongs to; () is `window` itself."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over its width."""
+    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
+    num_classes: int = 1000
+    """0 leaves the classifier out: the output is the pooled map."""
+    map_norms: bool = False
+    """A LayerNorm on each stage's map instead of the last norm and the classifier: what dense heads read (Swin-Det)."""
+    norm_eps: float = 1e-5
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; the first has 0, linear between."""
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        check(self)
+        stages = len(self.depths)
+        for name in ("num_heads", "window"):
+            if len(getattr(self, name)) != stages:
+                raise UserError(
+                    f"{name} has {len(getattr(self, name))} entries for {stages} stages of depths {self.depths}; "
+                    "give one a stage"
+                )
+        if self.pretrained_window and len(self.pretrained_window) != stages:
+            raise UserError(f"pretrained_window has {len(self.pretrained_window)} entries for {stages} stages")
+        numbers = (self.patch_size, self.in_channels, self.embed_dim, stages, *self.depths, *self.num_heads)
+        if min(numbers, default=0) < 1 or min(side for pair in self.window for side in pair) < 1:
+            raise UserError(
+                "patch_size, in_channels, embed_dim, depths, num_heads and window must all be at least 1"
+            )
+        if min(self.image_size) < self.patch_size or self.num_classes < 0:
+            raise UserError(
+                f"image_size {self.image_size} must be at least one patch of {self.patch_size} pixels, "
+                f"and num_classes {self.num_classes} cannot be negative"
+            )
+        for width, heads in zip(self.widths, self.num_heads, strict=True):
+            if width % heads:
+                raise UserError(f"a stage of width {width} is no multiple of its {heads} heads; change one of the two")
+        if self.map_norms and self.num_classes:
+            raise UserError("map_norms takes the classifier's place; give num_classes=0 with it")
+        if not 0 <= self.drop_path < 1 or not 0 <= self.dropout < 1 or self.mlp_ratio <= 0:
+            raise UserError(
+                f"drop_path {self.drop_path} and dropout {self.dropout} must be at least 0 and below 1, "
+                f"mlp_ratio {self.mlp_ratio} above 0"
+            )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each stage's map: C, 2C, 4C, ..."""
+        return tuple(self.embed_dim * 2**i for i in range(len(self.depths)))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels from one cell to the next in each stage's map."""
+        return tuple(self.patch_size * 2**i for i in range(len(self.depths)))
+
+
+def windows_of(window: Any, stages: int) -> Any:
+    """A window for each stage from what a user writes: 7, (7, 9), or one of these for each stage.
+
+    Raises:
+        UserError: neither of these.
+    """
+    if isinstance(window, int) and not isinstance(window, bool):
+        return ((window, window),) * stages
+    try:
+        entries = tuple(window)
+        if len(entries) == 2 and stages != 2 and all(isinstance(side, int) for side in entries):
+            return ((entries[0], entries[1]),) * stages
+        pairs = tuple((side, side) if isinstance(side, int) else (side[0], side[1]) for side in entries)
+    except (TypeError, IndexError):
+        pairs = ()
+    if len(pairs) != stages:
+        raise UserError(f"window is {window!r}; give a number, (height, width), or one of these for each of {stages} stages")
+    return pairs
+
+
+def maps_at(config: SwinConfig, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns of each stage's map; odd maps are padded by a row or column before they are merged."""
+    size = tuple(-(-side // config.patch_size) for side in image_size)
+    maps = []
+    for _ in config.depths:
+        maps.append((size[0], size[1]))
+        size = tuple(-(-side // 2) for side in size)
+    return maps
+
+
+def _size(dim: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int = 7, **more) -> SwinConfig:
+    return SwinConfig(
+        embed_dim=dim, depths=depths, num_heads=heads, window=windows_of(window, len(depths)), **more
+    )
+
+
+#              C    blocks          heads
+LETTERS = {
+    "t": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "s": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "b": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "l": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+V2 = {"version": 2, "image_size": (256, 256), "qkv_bias": "qv", "window": 8}
+
+SIZES: dict[str, SwinConfig] = {f"swin-{name}": _size(*letter) for name, letter in LETTERS.items()}
+SIZES |= {f"swinv2-{name}": _size(*letter, **V2) for name, letter in LETTERS.items()}
+# The shipped one's backbone: small, for scenes of 128 px.
+SIZES["swin-emoji"] = _size(48, (2, 2, 4, 2), (2, 4, 8, 16), 8, image_size=(128, 128), num_classes=1032, drop_path=0.1)
+
+
+def parameters(config: SwinConfig) -> int:
+    """Number of parameters in closed form; a test holds it equal to the built network's."""
+    c = config.embed_dim
+    total = config.in_channels * config.patch_size**2 * c + c + 2 * c
+    for i, (d, depth, heads, (h, w)) in enumerate(
+        zip(config.widths, config.depths, config.num_heads, config.window, strict=True)
+    ):
+        if i:
+            merged = 2 * d if config.version == 1 else d  # width that the merging's norm sees
+            total += 2 * d * d + 2 * merged
+        hidden = int(d * config.mlp_ratio)
+        bias = 512 * (3 + heads) + heads if config.version == 2 else (2 * h - 1) * (2 * w - 1) * heads
+        qkv = 3 * d * d + {"qkv": 3 * d, "qv": 2 * d, "none": 0}[config.qkv_bias]
+        total += depth * (4 * d + qkv + d * d + d + bias + 2 * d * hidden + hidden + d)
+    if config.map_norms:
+        return total + sum(2 * d for d in config.widths)
+    d = config.widths[-1]
+    return total + 2 * d + (d * config.num_classes + config.num_classes if config.num_classes else 0)
+
+
+def macs(config: SwinConfig, image_size: tuple[int, int] | None = None) -> int:
+    """Multiply-accumulates of the products and convolutions for one image, in closed form.
+
+    A stage of `depth` blocks on h x w cells of width D, with n windows of m cells and hidden width H:
+    depth [n (4 m D^2 + 2 m^2 D) + 2 h w D H] + merging 2 h w D^2 (Swin, Equation 2, with padding), then D classes.
+    """
+    size = image_size or config.image_size
+    maps = maps_at(config, size)
+    total = config.in_channels * config.patch_size**2 * config.embed_dim * maps[0][0] * maps[0][1]
+    for i, (d, depth, heads, (wh, ww), (h, w)) in enumerate(
+        zip(config.widths, config.depths, config.num_heads, config.window, maps, strict=True)
+    ):
+        n, m = -(-h // wh) * -(-w // ww), wh * ww
+        total += depth * (n * (4 * m * d * d + 2 * m * m * d) + 2 * h * w * d * int(d * config.mlp_ratio))
+        if config.version == 2:
+            total += depth * (2 * wh - 1) * (2 * ww - 1) * 512 * (2 + heads)
+        if i:
+            total += h * w * 2 * d * d
+    return total + config.widths[-1] * config.num_classes
+
+
+def with_window(config: SwinConfig, window: Any) -> SwinConfig:
+    """The config with other windows; SwinV2 keeps the scale of the windows that it was trained with."""
+    made = windows_of(window, len(config.depths))
+    before = config.pretrained_window or config.window
+    return replace(config, window=made, pretrained_window=before if config.version == 2 and made != before else ())
