@@ -1,0 +1,133 @@
+"""A diffusion process as data, and the names that samplers and spacings go by. Imports no torch, so that every
+`--help` answers at once."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from triptych.config import check
+from triptych.errors import UserError
+
+Schedule = Literal["linear", "scaled_linear", "cosine", "flow"]
+Prediction = Literal["eps", "v", "x0", "flow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """How data turn into noise, x_t = alpha_t x_0 + sigma_t eps, and what the network predicts. Checked when made.
+
+    The defaults are Stable Diffusion 1's.
+    """
+
+    schedule: Schedule = "scaled_linear"
+    """linear: beta even from `beta_start` to `beta_end` (Ho et al. 2020). scaled_linear: its root is even (Rombach
+    et al. 2022). cosine: Nichol and Dhariwal 2021, Equation 17. flow: alpha = 1 - t, sigma = t (rectified flow,
+    Liu et al. 2023). The names are diffusers'; CompVis calls two of them otherwise, see `COMPVIS_SCHEDULES`."""
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    """The betas' ends; cosine and flow have none and leave these alone."""
+    steps: int = 1000
+    """T: the network's times run from 0 to T - 1, in flow from above 0 to T."""
+    zero_terminal_snr: bool = False
+    """Rescale the table so that the last step holds no signal at all (Lin et al. 2023, Algorithm 1)."""
+    prediction: Prediction = "eps"
+    """What the network's output stands for: the noise; v = alpha eps - sigma x_0 (Salimans and Ho 2022, Section 4);
+    the clean data; or flow's velocity eps - x_0."""
+
+    def __post_init__(self):
+        check(self)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise UserError(
+                f"beta_start {self.beta_start} and beta_end {self.beta_end} must lie between 0 and 1, in this order"
+            )
+        if self.steps < 2:
+            raise UserError(f"a process needs steps of at least 2, got {self.steps}")
+        if self.schedule == "flow" and self.zero_terminal_snr:
+            raise UserError("schedule 'flow' ends in pure noise by itself; leave zero_terminal_snr out")
+        if self.prediction == "eps" and self.ends_in_noise:
+            raise UserError(
+                "prediction 'eps' says nothing about the image where there is only noise, as at the end of this "
+                "schedule; use 'v', 'x0' or 'flow'"
+            )
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether alpha is exactly 0 at the last time."""
+        return self.zero_terminal_snr or self.schedule == "flow"
+
+
+# CompVis' and diffusers' names of the schedules -> ours. The same word means two things: what CompVis (and the LDM
+# paper) calls linear is even in the root of beta, as `torch.linspace(b0**0.5, b1**0.5, T)**2` there shows.
+COMPVIS_SCHEDULES: dict[str, Schedule] = {
+    "linear": "scaled_linear",
+    "sqrt_linear": "linear",
+    "cosine": "cosine",
+}
+DIFFUSERS_SCHEDULES: dict[str, Schedule] = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "cosine",
+}
+DIFFUSERS_PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "eps",
+    "v_prediction": "v",
+    "sample": "x0",
+    "flow_prediction": "flow",
+}
+
+# Name -> what it is, in a line.
+SAMPLERS: dict[str, str] = {
+    "ddpm": "the original chain, new noise at each step (Ho et al. 2020)",
+    "ddim": "the same marginals without noise, first order (Song et al. 2021)",
+    "plms": "pseudo linear multistep, Stable Diffusion's first sampler (Liu et al. 2022)",
+    "euler": "first order (Karras et al. 2022)",
+    "euler-ancestral": "Euler to below the next level, then noise up to it (k-diffusion)",
+    "heun": "second order, two calls a step (Karras et al. 2022)",
+    "dpm++2m": "second order, one call a step (Lu et al. 2022)",
+    "dpm++2m-sde": "the same for the reverse SDE, new noise at each step (Lu et al. 2022)",
+    "unipc": "predictor and corrector, one call a step (Zhao et al. 2023)",
+    "lcm": "2 to 8 steps, for networks distilled to consistency (Luo et al. 2023)",
+}
+SPACINGS: dict[str, str] = {
+    "leading": "whole times, even, a little above the start of the schedule: 1, 21, 41, ...",
+    "trailing": "whole times, even, from the very end of the schedule: 999, 979, ...",
+    "linspace": "whole times, even, both ends of the schedule among them",
+    "uniform": "even times, not rounded, both ends among them (k-diffusion)",
+    "multistep": "linspace with a step more, whose last one is left out (diffusers, for its multistep solvers)",
+    "multistep-leading": "leading in the same way",
+    "compvis": "leading, and ending at the schedule's first level instead of at the clean image (CompVis)",
+    "karras": "sigma / alpha even in its seventh root (Karras et al. 2022, Equation 5)",
+    "exponential": "sigma / alpha even in its logarithm",
+    "lcm": "some of the 50 times that consistency was distilled at (Luo et al. 2023)",
+}
+
+
+def known(name: str, names: Iterable[str], what: str) -> str:
+    """`name` itself, if it is one of `names`.
+
+    Raises:
+        UserError: it is not; near names are listed. `what` says what it should have been ("sampler").
+    """
+    names = list(names)
+    if name not in names:
+        near = difflib.get_close_matches(name.lower().replace(" ", "-"), names, n=3, cutoff=0.4)
+        hint = f"near names: {', '.join(near)}" if near else f"there are {', '.join(names)}"
+        raise UserError(f"no {what} is called {name!r}; {hint}")
+    return name
+
+
+def usual_spacing(sampler: str, config: ProcessConfig) -> str:
+    """The spacing that goes with a sampler when none is asked for.
+
+    It is the one that the sampler's counterpart in diffusers has for Stable Diffusion. A schedule that ends in pure
+    noise has to be entered at its very end (Lin et al. 2023, Section 3.3).
+    """
+    known(sampler, SAMPLERS, "sampler")
+    if sampler == "lcm":
+        return "lcm"
+    if config.ends_in_noise:
+        return "trailing"
+    if sampler in ("dpm++2m", "dpm++2m-sde", "unipc"):
+        return "multistep"
+    return "uniform" if sampler in ("euler", "euler-ancestral", "heun") else "leading"

@@ -1,0 +1,170 @@
+"""The levels that a sampler visits: a table of (alpha, sigma, t), one row more than there are steps.
+
+The first row is where sampling starts, the last where it ends. All spacings are tables, so nothing else in a sampler
+has to know of them; an image-to-image run is the tail of a table.
+"""
+
+import math
+from collections.abc import Callable
+
+from triptych.diffusion.config import SPACINGS, known
+from triptych.diffusion.process import Level, Process
+from triptych.errors import UserError
+
+Levels = tuple[Level, ...]
+
+CLEAN = Level(1.0, 0.0, 0.0)
+_WIDEST = 80.0  # the largest sigma / alpha of Karras et al. 2022, Table 1
+
+
+def spaced_levels(
+    process: Process,
+    steps: int,
+    spacing: str = "trailing",
+    *,
+    offset: int = 1,
+    rho: float = 7.0,
+    shift: float = 1.0,
+) -> Levels:
+    """A table of `steps` + 1 levels, from the noisiest to the clean image.
+
+    Args:
+        process: whose levels these are.
+        steps: number of steps, from 1 to the number of whole times that the spacing has to choose from.
+        spacing: a name in `SPACINGS`.
+        offset: how far "leading" and its kin stand above the start of the schedule, as far as there is room
+            (diffusers' `steps_offset`; Stable Diffusion has 1).
+        rho: the root of "karras".
+        shift: for flow alone, moves levels towards noise, as larger images need: sigma becomes
+            shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024, Equation 23).
+
+    Raises:
+        UserError: an unknown spacing (near names are listed), steps out of range, a shift without flow.
+    """
+    known(spacing, SPACINGS, "spacing")
+    most = (
+        _lcm_count(process)
+        if spacing == "lcm"
+        else process.config.steps - (1 if "multistep" in spacing else 0)
+    )
+    if not 1 <= steps <= most:
+        raise UserError(f"steps is {steps}, which must be from 1 to {most} with the spacing {spacing!r}")
+    is_flow, is_ramp = process.config.schedule == "flow", spacing in ("karras", "exponential")
+    if shift <= 0 or (shift != 1 and (is_ramp or not is_flow)):
+        raise UserError(
+            f"shift is {shift}, which must be above 0, and 1 but for even times in a flow schedule"
+        )
+
+    if is_ramp:
+        root = rho if spacing == "karras" else math.inf
+        levels = [_at_ratio(process, ratio) for ratio in _ramp(process, steps, root)]
+    else:
+        times = _TIMES[spacing](process, steps, offset)
+        if shift != 1:
+            size = process.config.steps
+            times = [size * shift * t / (size + (shift - 1) * t) for t in times]
+        levels = [process.level(t) for t in times]
+    return (*levels, process.level(process.first) if spacing == "compvis" else CLEAN)
+
+
+def from_strength(levels: Levels, strength: float) -> Levels:
+    """The tail of a table for image-to-image: `strength` is the share of the steps that is done, 1 all, 0 none.
+
+    Raises:
+        UserError: a strength outside 0 to 1.
+    """
+    if not 0 <= strength <= 1:
+        raise UserError(f"strength is {strength}, which must be from 0 (the image as it is) to 1 (all new)")
+    steps = len(levels) - 1
+    return levels[steps - int(steps * strength) :]
+
+
+# Whole times, highest first. A process counts from `first` to `last`: 0 to T - 1, in flow 1 to T.
+
+
+def _leading(process: Process, steps: int, offset: int) -> list[float]:
+    stride = process.config.steps // steps
+    room = process.last - process.first - (steps - 1) * stride
+    return [float(process.first + min(offset, room) + i * stride) for i in reversed(range(steps))]
+
+
+def _trailing(process: Process, steps: int, offset: int) -> list[float]:
+    size = process.config.steps
+    return [_whole(process, size - i * size / steps) + process.first - 1 for i in range(steps)]
+
+
+def _uniform(process: Process, steps: int, offset: int) -> list[float]:
+    stride = (process.last - process.first) / max(steps - 1, 1)
+    return [process.last - i * stride for i in range(steps)]
+
+
+def _linspace(process: Process, steps: int, offset: int) -> list[float]:
+    return [_whole(process, t) for t in _uniform(process, steps, offset)]
+
+
+def _multistep(process: Process, steps: int, offset: int) -> list[float]:
+    return _linspace(process, steps + 1, offset)[:-1]
+
+
+def _multistep_leading(process: Process, steps: int, offset: int) -> list[float]:
+    return _leading(process, steps + 1, offset)[:-1]
+
+
+def _compvis(process: Process, steps: int, offset: int) -> list[float]:
+    # Where T is no multiple of `steps`, CompVis' own code makes some steps more than it was asked for; we do not.
+    return _leading(process, steps, 1)
+
+
+def _lcm_count(process: Process) -> int:
+    return min(50, process.config.steps)
+
+
+def _lcm(process: Process, steps: int, offset: int) -> list[float]:
+    """Even picks among the 50 times T - 1, T - 1 - k, ... of the distillation (Luo et al. 2023, Section 4.3)."""
+    count = _lcm_count(process)
+    k = process.config.steps // count
+    times = [float(process.first + i * k - 1) for i in range(count, 0, -1)]
+    return [times[i * count // steps] for i in range(steps)]
+
+
+def _whole(process: Process, t: float) -> float:
+    return t if process.config.schedule == "flow" else float(round(t))
+
+
+_TIMES: dict[str, Callable[[Process, int, int], list[float]]] = {
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+    "uniform": _uniform,
+    "multistep": _multistep,
+    "multistep-leading": _multistep_leading,
+    "compvis": _compvis,
+    "lcm": _lcm,
+}
+
+# Ratios sigma / alpha, largest first.
+
+
+def _ramp(process: Process, steps: int, rho: float) -> list[float]:
+    """sigma_i = (sigma_max^(1/rho) + i / (n - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho (Karras et al. 2022,
+    Equation 5); its limit for an infinite rho is geometric.
+
+    A schedule that reaches further into noise than any ramp should (to infinity at zero terminal SNR) is entered at
+    its end all the same; from the second step on the ramp runs from sigma / alpha = 80.
+    """
+    low, high = process.level(process.first), process.level(process.last)
+    lowest, highest = low.sigma / low.alpha, high.sigma / high.alpha if high.alpha else math.inf
+    if highest > _WIDEST:
+        return [highest, *_between(_WIDEST, lowest, steps - 1, rho)]
+    return _between(highest, lowest, steps, rho)
+
+
+def _between(high: float, low: float, count: int, rho: float) -> list[float]:
+    parts = [i / max(count - 1, 1) for i in range(count)]
+    if rho == math.inf:
+        return [high ** (1 - part) * low**part for part in parts]
+    return [(high ** (1 / rho) + part * (low ** (1 / rho) - high ** (1 / rho))) ** rho for part in parts]
+
+
+def _at_ratio(process: Process, ratio: float) -> Level:
+    return process.level(process.time(ratio))

@@ -1,0 +1,74 @@
+"""Random numbers that depend on an image's own seed alone: not on the batch, the device or the order of draws.
+
+Image k of a call with seed s has the seed s + k, as in A1111, so that one number in a picture's file is enough to
+make it again. All draws are made on the CPU in fp32.
+
+- "start", the noise that sampling starts from, is the first draw of `torch.Generator().manual_seed(s + k)`: what
+  diffusers draws for the generator of that seed.
+- Every other draw has a generator of its own, seeded with the first word of numpy's
+  `SeedSequence([s + k, purpose, step])`, where purpose is its place in `PURPOSES`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triptych.errors import UserError
+
+Purpose = Literal["start", "step", "encode", "condition"]
+"""Where sampling starts; what a stochastic sampler adds at a step; the draw from an encoder's posterior; noise added
+to a conditioning image."""
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+
+Noise = Callable[[int], Tensor]
+"""Index of a step -> standard normal noise like x."""
+
+SEEDS = 2**32  # torch's generator on the CPU reads 32 bits
+
+
+def image_seeds(seed: int, count: int, first: int = 0) -> list[int]:
+    """The seeds of images `first` to `first + count - 1` of a call with this seed.
+
+    Raises:
+        UserError: a seed outside 0 to 2^32 - 1.
+    """
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"seed is {seed}, which must be from 0 to {SEEDS - 1}")
+    return [(seed + first + k) % SEEDS for k in range(count)]
+
+
+def draw(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    purpose: Purpose = "start",
+    step: int = 0,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal noise (len(seeds), *shape), a seed for each image."""
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(_word(seed, purpose, step))
+        rows.append(torch.randn(*shape, generator=generator, device=generator.device, dtype=torch.float32))
+    return torch.stack(rows).to(device=device, dtype=dtype)
+
+
+def noise_for(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Noise:
+    """The noise that stochastic samplers take: step i's is drawn from (seed, i)."""
+    return lambda step: draw(seeds, shape, "step", step, device=device, dtype=dtype)
+
+
+def _word(seed: int, purpose: Purpose, step: int) -> int:
+    if purpose == "start":
+        return seed
+    return int(np.random.SeedSequence([seed, PURPOSES.index(purpose), step]).generate_state(1)[0])

@@ -1,0 +1,210 @@
+"""A process turns data into noise, x_t = alpha_t x_0 + sigma_t eps: its table, and what networks predict in it.
+
+A denoiser is a function `(x, t) -> x_0`: x (b, ...) at time t (b,) gives the clean data that the network sees in it.
+Samplers and guidance know denoisers alone; `denoiser` makes one of a network that predicts noise, velocity or data.
+"""
+
+import bisect
+import itertools
+import math
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from triptych.diffusion.config import Prediction, ProcessConfig
+
+Net = Callable[[Tensor, Tensor], Tensor]
+"""(x, t) -> whatever the network predicts."""
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(x, t) -> x_0."""
+
+
+class Level(NamedTuple):
+    """A row of a table of levels: x = alpha x_0 + sigma eps, which the network knows as time t."""
+
+    alpha: float
+    sigma: float
+    t: float
+
+    def times(self, x: Tensor) -> Tensor:
+        """t for each sample of the batch x, (b,)."""
+        return x.new_full((len(x),), self.t)
+
+    def noised(self, x0: Tensor, eps: Tensor) -> Tensor:
+        return self.alpha * x0 + self.sigma * eps
+
+
+class Process:
+    """The table of a `ProcessConfig`, in double precision, and the conversions that need it.
+
+    Times are the network's own: 0 to T - 1, or for flow t T with t in (0, 1], so that one embedding of times serves
+    both. Between whole times log(sigma / alpha) is interpolated, as in k-diffusion.
+    """
+
+    def __init__(self, config: ProcessConfig):
+        self.config = config
+        self.first, self.last = (1, config.steps) if config.schedule == "flow" else (0, config.steps - 1)
+        self.alphas, self.sigmas = _table(config)
+        self._log_ratios = [
+            math.log(s / a) if a else math.inf for a, s in zip(self.alphas, self.sigmas, strict=True)
+        ]
+        self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def at(self, t: Shaped[Tensor, "*b"]) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+        """alpha and sigma at the times t, whole or not, on t's device, in fp32 (fp64 for fp64 times)."""
+        t = t.to(torch.promote_types(t.dtype, torch.float32))
+        if self.config.schedule == "flow":
+            sigma = t / self.config.steps
+            return 1 - sigma, sigma
+        alphas, sigmas, log_ratios = self._tables(t)
+        low = t.long()
+        high = (low + 1).clamp(max=self.last)
+        part = t - low
+        log_ratio = log_ratios[low] + part * (log_ratios[high] - log_ratios[low])
+        whole = part == 0  # the table as it is, also where a ratio is infinite and cannot be interpolated
+        return (
+            torch.where(whole, alphas[low], torch.sigmoid(-2 * log_ratio).sqrt()),
+            torch.where(whole, sigmas[low], torch.sigmoid(2 * log_ratio).sqrt()),
+        )
+
+    def level(self, t: float) -> Level:
+        """The level at time t, in double precision."""
+        t = float(t)
+        if self.config.schedule == "flow":
+            return Level(1 - t / self.config.steps, t / self.config.steps, t)
+        low = int(t)
+        if t == low:
+            return Level(self.alphas[low], self.sigmas[low], t)
+        log_ratio = self._log_ratios[low] + (t - low) * (self._log_ratios[low + 1] - self._log_ratios[low])
+        angle = math.atan(math.exp(log_ratio))
+        return Level(math.cos(angle), math.sin(angle), t)
+
+    def time(self, ratio: float) -> float:
+        """The time at which sigma / alpha is `ratio`; the nearest end of the schedule where none is."""
+        if self.config.schedule == "flow":
+            return float(self.last) if ratio == math.inf else self.last * ratio / (1 + ratio)
+        log_ratio = math.log(ratio) if ratio > 0 else -math.inf
+        if log_ratio <= self._log_ratios[0]:
+            return float(self.first)
+        if log_ratio >= self._log_ratios[-1]:
+            return float(self.last)
+        high = bisect.bisect_right(self._log_ratios, log_ratio)
+        before, after = self._log_ratios[high - 1], self._log_ratios[high]
+        return high - 1 + (log_ratio - before) / (after - before)
+
+    def snr(self, t: Shaped[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Signal to noise, alpha^2 / sigma^2 (Kingma et al. 2021, Equation 2)."""
+        alpha, sigma = self.at(t)
+        return (alpha / sigma) ** 2
+
+    def noised(
+        self, x0: Float[Tensor, "b *c"], eps: Float[Tensor, "b *c"], t: Shaped[Tensor, " b"]
+    ) -> Float[Tensor, "b *c"]:
+        """x_t = alpha_t x_0 + sigma_t eps, a time for each sample."""
+        alpha, sigma = self._along(x0, t)
+        return alpha * x0 + sigma * eps
+
+    def target(
+        self, x0: Float[Tensor, "b *c"], eps: Float[Tensor, "b *c"], t: Shaped[Tensor, " b"]
+    ) -> Float[Tensor, "b *c"]:
+        """What the network should predict for x_t made of x_0 and eps."""
+        return target(self.config.prediction, x0, eps, *self._along(x0, t))
+
+    def to_x0(
+        self, x: Float[Tensor, "b *c"], output: Float[Tensor, "b *c"], t: Shaped[Tensor, " b"]
+    ) -> Float[Tensor, "b *c"]:
+        """The clean data that a network's output stands for."""
+        return to_x0(self.config.prediction, x, output, *self._along(x, t))
+
+    def from_x0(
+        self, x: Float[Tensor, "b *c"], x0: Float[Tensor, "b *c"], t: Shaped[Tensor, " b"]
+    ) -> Float[Tensor, "b *c"]:
+        """The output that stands for x_0: the inverse of `to_x0`."""
+        return from_x0(self.config.prediction, x, x0, *self._along(x, t))
+
+    def _along(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        alpha, sigma = self.at(t.to(x.device))
+        return alpha.reshape(shape), sigma.reshape(shape)
+
+    def _tables(self, t: Tensor) -> Tensor:
+        key = (t.device, t.dtype)
+        if key not in self._on:
+            rows = [self.alphas, self.sigmas, self._log_ratios]
+            self._on[key] = torch.tensor(rows, dtype=t.dtype, device=t.device)
+        return self._on[key]
+
+
+def denoiser(net: Net, process: Process, dtype: torch.dtype | None = None) -> Denoiser:
+    """The denoiser of a network that predicts what `process.config.prediction` says.
+
+    The network gets x in `dtype` (as it is, if None); what it answers is converted in x's own precision.
+    """
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        output = net(x if dtype is None else x.to(dtype), t)
+        return process.to_x0(x, output.to(x.dtype), t)
+
+    return denoise
+
+
+# What networks predict. With x = alpha x_0 + sigma eps, each is a linear function of x and x_0 alone; alpha and sigma
+# broadcast against x. Only noise prediction divides by alpha, which is why it needs a schedule that keeps some signal.
+
+
+def target(prediction: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What a network of this prediction is trained to answer."""
+    if prediction == "eps":
+        return eps
+    if prediction == "v":
+        return alpha * eps - sigma * x0
+    return x0 if prediction == "x0" else eps - x0
+
+
+def to_x0(prediction: Prediction, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x_0 from a network's output at x."""
+    if prediction == "eps":
+        return (x - sigma * output) / alpha
+    if prediction == "v":
+        return (alpha * x - sigma * output) / (alpha**2 + sigma**2)
+    return output if prediction == "x0" else (x - sigma * output) / (alpha + sigma)
+
+
+def from_x0(prediction: Prediction, x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """A network's output at x that stands for x_0; sigma is above 0."""
+    return x0 if prediction == "x0" else target(prediction, x0, (x - alpha * x0) / sigma, alpha, sigma)
+
+
+# The tables.
+
+
+def betas(config: ProcessConfig) -> list[float]:
+    """beta_t = 1 - alpha_t^2 / alpha_(t-1)^2, the share of noise that each step adds; flow has none."""
+    size, low, high = config.steps, config.beta_start, config.beta_end
+    if config.schedule == "linear":
+        table = [low + (high - low) * i / (size - 1) for i in range(size)]
+    elif config.schedule == "scaled_linear":
+        table = [(low**0.5 + (high**0.5 - low**0.5) * i / (size - 1)) ** 2 for i in range(size)]
+    else:
+        # Nichol and Dhariwal 2021, Equation 17, with s = 0.008 and no beta above 0.999.
+        f = [math.cos((i / size + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(size + 1)]
+        table = [min(1 - after / before, 0.999) for before, after in itertools.pairwise(f)]
+    if config.zero_terminal_snr:
+        # Lin et al. 2023, Algorithm 1: shift the roots so that the last is 0, scale so that the first stays.
+        roots = [math.sqrt(a) for a in itertools.accumulate((1 - beta for beta in table), operator.mul)]
+        scale = roots[0] / (roots[0] - roots[-1])
+        squares = [((root - roots[-1]) * scale) ** 2 for root in roots]
+        table = [1 - after / before for before, after in itertools.pairwise([1.0, *squares])]
+    return table
+
+
+def _table(config: ProcessConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if config.schedule == "flow":
+        sigmas = [i / config.steps for i in range(1, config.steps + 1)]
+        return tuple(1 - sigma for sigma in sigmas), tuple(sigmas)
+    alpha_bars = list(itertools.accumulate((1 - beta for beta in betas(config)), operator.mul))
+    return tuple(math.sqrt(a) for a in alpha_bars), tuple(math.sqrt(1 - a) for a in alpha_bars)

@@ -1,0 +1,29 @@
+"""A small network that is neither linear nor trained, and the processes that tests go through."""
+
+import pytest
+import torch
+
+from triptych.diffusion.config import ProcessConfig
+from triptych.diffusion.process import Process
+
+
+@pytest.fixture
+def process():
+    """The process of these settings; Stable Diffusion's without any."""
+    return lambda **settings: Process(ProcessConfig(**settings))
+
+
+@pytest.fixture
+def net():
+    """(x, t) -> output of x's shape, (b, 4, h, w); it sees t, and each image on its own."""
+    generator = torch.Generator().manual_seed(7)
+    inner = torch.randn(6, 4, 3, 3, generator=generator) / 6
+    outer = torch.randn(4, 6, 3, 3, generator=generator) / 7
+    phase = torch.randn(6, generator=generator)
+
+    def answer(x, t):
+        times = torch.sin(t.to(x.dtype)[:, None] / 150 + phase.to(x.dtype))
+        hidden = torch.nn.functional.conv2d(x, inner.to(x.dtype), padding=1) + times[:, :, None, None]
+        return torch.nn.functional.conv2d(torch.tanh(hidden), outer.to(x.dtype), padding=1) + 0.3 * x
+
+    return answer
