@@ -12,6 +12,14 @@ class Network(nn.Module):
 
     config: Any
     card: Card
+    channels: list[int]
+    """Of each map that `features` gives."""
+    strides: list[int]
+    """Pixels from one cell to the next in each of them."""
+
+    def features(self, images: Any, *args: Any) -> list[Any]:
+        """Maps of normalised images, finest first."""
+        raise NotImplementedError
 
     def blocks(self) -> list[nn.Module]:
         """The blocks in order: what checkpointing, compiling and sharding are applied to."""

@@ -7,16 +7,17 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import UserError
-from triptych.models import swin_config, vit_config
+from triptych.models import convnet_config, swin_config, vit_config
+from triptych.models.convnet_config import ConvNetConfig
 from triptych.models.swin_config import SwinConfig, windows_of
 from triptych.models.vit_config import ViTConfig
 
 if TYPE_CHECKING:
     from triptych.network import Network
 
-Config = ViTConfig | SwinConfig
+Config = ViTConfig | SwinConfig | ConvNetConfig
 
-SIZES: dict[str, Config] = {**vit_config.SIZES, **swin_config.SIZES}
+SIZES: dict[str, Config] = {**vit_config.SIZES, **swin_config.SIZES, **convnet_config.SIZES}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -58,6 +59,10 @@ def build(config: Config) -> "Network":
         from triptych.models.swin import Swin
 
         return Swin(config)
+    if isinstance(config, ConvNetConfig):
+        from triptych.models.convnet import ConvNet
+
+        return ConvNet(config)
     from triptych.models.vit import ViT
 
     return ViT(config)

@@ -1,0 +1,41 @@
+"""The expanding path of U-Net (Ronneberger et al. 2015, Figure 1), on any backbone's maps."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from triptych.heads.blocks import ConvNorm, resize
+
+
+class UNetDecoder(nn.Module):
+    """From the coarsest map up: enlarge to the next finer one, concatenate it, convolve twice.
+
+    Args:
+        channels: of each map, finest first.
+        width: channels after the first step; halved at each next one, at least 16.
+        image_channels, image_width: with a width above 0 the picture itself, convolved to so many channels, is the last
+            map that joins, at its full size (as in Swin UNETR, Hatamizadeh et al. 2022).
+    """
+
+    def __init__(self, channels: list[int], width: int, image_channels: int = 3, image_width: int = 0):
+        super().__init__()
+        self.image = ConvNorm(image_channels, image_width) if image_width else None
+        skips = ([image_width] if image_width else []) + channels[:-1]
+        self.steps = nn.ModuleList()
+        inputs = channels[-1]
+        for i, skip in enumerate(reversed(skips)):
+            outputs = max(width // 2**i, 16)
+            self.steps.append(nn.Sequential(ConvNorm(inputs + skip, outputs), ConvNorm(outputs, outputs)))
+            inputs = outputs
+        self.channels = inputs
+
+    def forward(
+        self, maps: list[Float[Tensor, "b _ _ _"]], images: Float[Tensor, "b c height width"]
+    ) -> Float[Tensor, "b d h w"]:
+        """A map of the finest size."""
+        if self.image is not None:
+            maps = [self.image(images), *maps]
+        x = maps[-1]
+        for step, skip in zip(self.steps, reversed(maps[:-1]), strict=True):
+            x = step(torch.cat([resize(x, (skip.shape[-2], skip.shape[-1])), skip], dim=1))
+        return x

@@ -1,0 +1,29 @@
+"""A plain convolutional encoder as data. Imports no torch."""
+
+from dataclasses import dataclass
+
+from triptych.config import check
+from triptych.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNetConfig:
+    """Sizes of the contracting path of U-Net. Checked when made."""
+
+    image_size: tuple[int, int] = (128, 128)
+    in_channels: int = 3
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    """Channels of each step; each but the first begins by halving the map."""
+    num_classes: int = 0
+    """Always 0: it gives maps."""
+
+    def __post_init__(self):
+        check(self)
+        if min(self.widths, default=0) < 1 or min(*self.image_size, self.in_channels) < 1 or self.num_classes:
+            raise UserError(
+                f"widths {self.widths}, image_size {self.image_size} and in_channels {self.in_channels} must be at "
+                "least 1, and num_classes 0"
+            )
+
+
+SIZES = {"convnet-unet": ConvNetConfig()}
