@@ -1,6 +1,6 @@
 """Every sampler, step for step, beside diffusers' scheduler of the same name."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -15,25 +15,33 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 STEPS = 10
 
 
-class Peer(NamedTuple):
+@dataclass
+class Peer:
     scheduler: str
     spacings: dict[str, str]
     """Ours -> its name for the same table."""
-    settings: dict = {}
+    settings: dict = field(default_factory=dict)
     scaled: bool = False
     """Its state is x / alpha."""
-    step: dict = {}
+    step: dict = field(default_factory=dict)
     noisy: bool = False
 
 
 EVEN = {"leading": "leading", "trailing": "trailing", "linspace": "linspace"}
-MULTISTEP = {"multistep": "linspace", "multistep-leading": "leading", "trailing": "trailing", "karras": "karras"}
+MULTISTEP = {
+    "multistep": "linspace",
+    "multistep-leading": "leading",
+    "trailing": "trailing",
+    "karras": "karras",
+}
 RAMPS = {"karras": "karras", "exponential": "exponential"}
 PEERS = {
     "ddpm": Peer("DDPMScheduler", EVEN, {"clip_sample": False}, noisy=True),
     # Its step is T / n whatever the spacing, which misses the next level of linspace.
     "ddim": Peer("DDIMScheduler", {"leading": "leading", "trailing": "trailing"}, {"clip_sample": False}),
-    "ddim-eta": Peer("DDIMScheduler", {"leading": "leading"}, {"clip_sample": False}, step={"eta": 0.6}, noisy=True),
+    "ddim-eta": Peer(
+        "DDIMScheduler", {"leading": "leading"}, {"clip_sample": False}, step={"eta": 0.6}, noisy=True
+    ),
     "plms": Peer("PNDMScheduler", {"leading": "leading"}, {"skip_prk_steps": True, "set_alpha_to_one": True}),
     "plms-compvis": Peer("PNDMScheduler", {"compvis": "leading"}, {"skip_prk_steps": True}),
     "euler": Peer("EulerDiscreteScheduler", EVEN | RAMPS, scaled=True),
@@ -82,9 +90,13 @@ def walk(peer, scheduler, net, x, levels):
         x = scheduler.step(output, t, x, return_dict=False, **more)[0]
         states.append(x)
     # Heun calls twice a step but for the last, PLMS twice in the first.
-    ends = {2 * count - 1: range(1, 2 * count, 2), count + 1: range(1, count + 1), count: range(count)}[len(times)]
+    ends = {2 * count - 1: range(1, 2 * count, 2), count + 1: range(1, count + 1), count: range(count)}[
+        len(times)
+    ]
     states = [states[min(end, len(times) - 1)] for end in ends]
-    return [state * level.alpha if peer.scaled else state for state, level in zip(states, levels[1:], strict=True)]
+    return [
+        state * level.alpha if peer.scaled else state for state, level in zip(states, levels[1:], strict=True)
+    ]
 
 
 def draws_like(x, count=STEPS):
@@ -114,5 +126,133 @@ def test_each_step_is_diffusers(name, spacing, prediction, net, process):
     steps = list(ours(denoiser(net, process), x, levels, noise=draws_like(x), **peer.step))
     for step, state in zip(steps, theirs, strict=True):
         worst = ((step.x - state).abs().max() / state.abs().max()).item()
-        print(name, spacing, prediction, step.index, f"{worst:.1e}")
         assert worst < 1e-5, (step.index, worst)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpm++2m", "dpm++2m-sde", "unipc", "heun"])
+def test_image_to_image_starts_in_the_middle_as_diffusers_does(name, net, process):
+    peer, process = PEERS[name], process()
+    spacing = next(iter(peer.spacings))
+    levels = from_strength(spaced_levels(process, STEPS, spacing), 0.55)
+    assert len(levels) == 6
+    image, eps = torch.randn(2, 2, 4, 6, 5)
+    x = levels[0].noised(image, eps)
+    scheduler = make_scheduler(peer, spacing, "eps")
+    scheduler.set_timesteps(STEPS)
+    start = len(scheduler.timesteps) - (9 if name == "heun" else 5)
+    times = scheduler.timesteps[start:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    theirs = scheduler.add_noise(image, eps, times[:1])
+    torch.testing.assert_close(theirs * (levels[0].alpha if peer.scaled else 1), x, atol=1e-5, rtol=1e-5)
+    more = {"generator": torch.Generator().manual_seed(3)} if peer.noisy else {}
+    for t in times:
+        output = net(scheduler.scale_model_input(theirs, t), torch.full((2,), float(t)))
+        theirs = scheduler.step(output, t, theirs, return_dict=False, **more)[0]
+    *_, last = sampler(name)(denoiser(net, process), x, levels, noise=draws_like(x))
+    torch.testing.assert_close(last.x, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_zero_terminal_snr_is_diffusers(name, net, process):
+    peer, process = PEERS[name], process(prediction="v", zero_terminal_snr=True)
+    x = torch.randn(2, 4, 6, 5)
+    levels = spaced_levels(process, STEPS, "trailing")
+    assert levels[0].alpha == 0
+    theirs = walk(peer, make_scheduler(peer, "trailing", "v", rescale_betas_zero_snr=True), net, x, levels)
+    for step, state in zip(
+        SAMPLERS[name](denoiser(net, process), x, levels, noise=draws_like(x)), theirs, strict=True
+    ):
+        torch.testing.assert_close(step.x, state, atol=1e-5, rtol=1e-5)
+
+
+def test_flow_is_diffusers(net, process):
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    process = process(schedule="flow", prediction="flow")
+    scheduler = schedulers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 0.1, STEPS).tolist())
+    levels = spaced_levels(process, STEPS, "trailing", shift=3.0)
+    x = torch.randn(2, 4, 6, 5)
+    theirs = x
+    for t, step in zip(scheduler.timesteps, euler(denoiser(net, process), x, levels), strict=True):
+        theirs = scheduler.step(net(theirs, t.expand(2)), t, theirs, return_dict=False)[0]
+        torch.testing.assert_close(step.x, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prediction": "v", "zero_terminal_snr": True},
+        {"prediction": "x0", "zero_terminal_snr": True, "schedule": "cosine"},
+        {"prediction": "flow", "schedule": "flow"},
+        {"prediction": "eps", "schedule": "cosine"},
+    ],
+    ids=["zero-snr", "cosine-zero-snr", "flow", "cosine"],
+)
+def test_no_level_is_too_noisy(name, settings, net, process):
+    process, x = process(**settings), torch.randn(1, 4, 4, 4)
+    for spacing in ("trailing", "uniform", "karras", "exponential"):
+        for count in (1, 2, 7):
+            levels = spaced_levels(process, count, spacing)
+            for step in SAMPLERS[name](denoiser(net, process), x, levels, noise=draws_like(x)):
+                assert step.x.isfinite().all(), (spacing, step.index)
+                assert step.x0.isfinite().all(), (spacing, step.index)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_steps_are_counted_and_can_be_left_undone(name, net, process):
+    process, x, calls = process(), torch.randn(2, 4, 4, 4), []
+    levels = spaced_levels(process, 5, "trailing")
+
+    def counted(x, t):
+        calls.append(t[0].item())
+        return denoiser(net, process)(x, t)
+
+    steps = SAMPLERS[name](counted, x, levels, noise=draws_like(x))
+    assert calls == []
+    first = next(steps)
+    assert (first.index, first.count, first.level) == (0, 5, levels[1])
+    done = len(calls)
+    assert done <= 2
+    *_, last = steps
+    assert (last.index, last.level) == (4, CLEAN)
+    assert len(calls) == {"heun": 9, "plms": 6}.get(name, 5)
+    assert min(calls) > 0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_state_stays_in_fp32_and_off_the_graph(name, net, process):
+    process = process()
+    x = torch.randn(2, 4, 4, 4, dtype=torch.bfloat16)
+    seen = set()
+    weight = torch.ones((), requires_grad=True)
+
+    def half(x, t):
+        seen.add(x.dtype)
+        return net(x, t).to(torch.bfloat16) * weight
+
+    levels = spaced_levels(process, 3, "trailing")
+    for step in SAMPLERS[name](denoiser(half, process, torch.bfloat16), x, levels, noise=draws_like(x)):
+        assert step.x.dtype == step.x0.dtype == torch.float32
+        assert not step.x.requires_grad
+    assert seen == {torch.bfloat16}
+    assert torch.is_grad_enabled()
+
+
+def test_ddim_at_eta_1_is_ddpm(net, process):
+    process, x = process(prediction="v"), torch.randn(2, 4, 4, 4, dtype=torch.float64)
+    levels = spaced_levels(process, 6, "trailing")
+    for one, other in zip(
+        ddim(denoiser(net, process), x, levels, noise=draws_like(x), eta=1.0),
+        SAMPLERS["ddpm"](denoiser(net, process), x, levels, noise=draws_like(x)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.x, other.x)
+
+
+def test_eta_needs_noise(net, process):
+    process = process()
+    levels = spaced_levels(process, 3)
+    with pytest.raises(TypeError, match="needs noise"):
+        next(ddim(denoiser(net, process), torch.randn(1, 4, 4, 4), levels, eta=0.5))

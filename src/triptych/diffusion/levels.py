@@ -7,6 +7,8 @@ has to know of them; an image-to-image run is the tail of a table.
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from triptych.diffusion.config import SPACINGS, known
 from triptych.diffusion.process import Level, Process
 from triptych.errors import UserError
@@ -79,7 +81,8 @@ def from_strength(levels: Levels, strength: float) -> Levels:
     return levels[steps - int(steps * strength) :]
 
 
-# Whole times, highest first. A process counts from `first` to `last`: 0 to T - 1, in flow 1 to T.
+# Times, highest first. A process counts from `first` to `last`: 0 to T - 1, in flow 1 to T. Even steps are numpy's, as
+# in diffusers, so that a time halfway between two whole ones is rounded to the same side.
 
 
 def _leading(process: Process, steps: int, offset: int) -> list[float]:
@@ -90,12 +93,14 @@ def _leading(process: Process, steps: int, offset: int) -> list[float]:
 
 def _trailing(process: Process, steps: int, offset: int) -> list[float]:
     size = process.config.steps
-    return [_whole(process, size - i * size / steps) + process.first - 1 for i in range(steps)]
+    times = np.arange(size, 0, -size / steps)[:steps].tolist()
+    return [_whole(process, t) + process.first - 1 for t in times]
 
 
 def _uniform(process: Process, steps: int, offset: int) -> list[float]:
-    stride = (process.last - process.first) / max(steps - 1, 1)
-    return [process.last - i * stride for i in range(steps)]
+    if steps == 1:
+        return [float(process.last)]
+    return np.linspace(process.first, process.last, steps)[::-1].tolist()
 
 
 def _linspace(process: Process, steps: int, offset: int) -> list[float]:

@@ -80,8 +80,8 @@ class Process:
         if t == low:
             return Level(self.alphas[low], self.sigmas[low], t)
         log_ratio = self._log_ratios[low] + (t - low) * (self._log_ratios[low + 1] - self._log_ratios[low])
-        angle = math.atan(math.exp(log_ratio))
-        return Level(math.cos(angle), math.sin(angle), t)
+        ratio = math.exp(log_ratio)
+        return Level(1 / math.hypot(1, ratio), 1 / math.hypot(1, 1 / ratio), t)
 
     def time(self, ratio: float) -> float:
         """The time at which sigma / alpha is `ratio`; the nearest end of the schedule where none is."""

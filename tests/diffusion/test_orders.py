@@ -1,0 +1,104 @@
+"""Samplers against a closed form: data that are Gaussian, whose x_0 and whose paths are known.
+
+For x_0 ~ N(m, s^2), x_t is N(alpha m, alpha^2 s^2 + sigma^2), the best guess of x_0 at x_t is linear in x_t, and the
+ODE carries quantiles along. Tables end above the clean image, so that halving the steps halves every step.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from triptych.diffusion.process import Level
+from triptych.diffusion.samplers import SAMPLERS
+
+MEAN, SPREAD = 0.7, 0.4
+
+
+def denoise(x, t):
+    """E[x_0 | x_t = x]; t is the angle of (alpha, sigma)."""
+    alpha, sigma = torch.cos(t)[:, None], torch.sin(t)[:, None]
+    gain = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
+    return MEAN + gain * (x - alpha * MEAN)
+
+
+def spread(level):
+    return math.hypot(level.alpha * SPREAD, level.sigma)
+
+
+def at(angle):
+    return Level(math.cos(angle) if angle < math.pi / 2 else 0.0, math.sin(angle), angle)
+
+
+def even(count, start=0.95):
+    """Angles from `start` to 0.1 of a quarter turn."""
+    return tuple(at(math.pi / 2 * (start + (0.1 - start) * i / count)) for i in range(count + 1))
+
+
+def falls(errors):
+    """How many times the error is halved where steps are."""
+    return [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+
+
+@pytest.mark.parametrize("start", [0.95, 1.0], ids=["from-noisy", "from-pure-noise"])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("ddim", 1), ("euler", 1), ("heun", 2), ("plms", 2), ("dpm++2m", 2), ("unipc", 3)],
+)
+def test_the_error_falls_at_the_methods_order(name, order, start):
+    x = torch.tensor([[1.3], [-0.4]], dtype=torch.float64)
+    errors = []
+    for count in (80, 160, 320):
+        levels = even(count, start)
+        *_, last = SAMPLERS[name](denoise, x, levels, noise=None)
+        first, end = levels[0], levels[-1]
+        exact = end.alpha * MEAN + spread(end) / spread(first) * (x - first.alpha * MEAN)
+        errors.append((last.x - exact).abs().max().item())
+    assert min(falls(errors)) > order - 0.4
+    assert errors[-1] < {1: 5e-3, 2: 5e-5, 3: 5e-6}[order]
+
+
+@pytest.mark.parametrize("start", [0.95, 1.0], ids=["from-noisy", "from-pure-noise"])
+@pytest.mark.parametrize(("name", "order"), [("ddpm", 1), ("euler-ancestral", 1), ("dpm++2m-sde", 2)])
+def test_the_spread_of_noisy_samples_falls_in_place(name, order, start):
+    """All is linear, so the variance is exact: the response to each of the independent noises, squared and summed."""
+    errors = []
+    for count in (40, 80, 160):
+        levels = even(count, start)
+        # Row i < count has noise at step i alone, row count a start of 1, the last row nothing.
+        x = torch.zeros(count + 2, 1, dtype=torch.float64)
+        x[count] = 1
+        *_, last = SAMPLERS[name](
+            denoise, x, levels, noise=lambda i, x=x: torch.eye(len(x), dtype=x.dtype)[:, i : i + 1]
+        )
+        response = last.x[:-1, 0] - last.x[-1, 0]
+        variance = response[:-1].square().sum() + response[-1] ** 2 * spread(levels[0]) ** 2
+        mean = last.x[-1, 0] + response[-1] * levels[0].alpha * MEAN
+        assert mean.item() == pytest.approx(levels[-1].alpha * MEAN)
+        errors.append(abs(variance.item() - spread(levels[-1]) ** 2))
+    assert min(falls(errors)) > order - 0.3
+
+
+def test_lcm_draws_from_the_data_if_the_network_is_consistent():
+    """Of a perfectly consistent network, which answers with the end of the path, any number of steps is right."""
+
+    def consistent(x, t):
+        alpha, sigma = torch.cos(t)[:, None], torch.sin(t)[:, None]
+        return MEAN + SPREAD / (alpha**2 * SPREAD**2 + sigma**2).sqrt() * (x - alpha * MEAN)
+
+    for count in (1, 2, 5):
+        levels = (*(at(math.pi / 2 * (1 - i / count)) for i in range(count)), Level(1.0, 0.0, 0.0))
+        # Times as a network has them; LCM mixes in x itself near 0.
+        timed = tuple(level._replace(t=level.t * 1e4) for level in levels)
+        x = torch.zeros(count + 2, 1, dtype=torch.float64)
+        x[count] = 1
+        *_, last = SAMPLERS["lcm"](
+            lambda x, t: consistent(x, t / 1e4),
+            x,
+            timed,
+            noise=lambda i, x=x: torch.eye(len(x), dtype=x.dtype)[:, i : i + 1],
+        )
+        response = last.x[:-1, 0] - last.x[-1, 0]
+        assert response.square().sum().item() == pytest.approx(SPREAD**2, rel=1e-6)
+        assert last.x[-1, 0].item() == pytest.approx(MEAN, rel=1e-6)
