@@ -31,7 +31,7 @@ def windows_along(size: int, window: int) -> int:
 def shift_along(size: int, window: int) -> int:
     """Cells that SW-MSA rolls an axis by: half a window; none where one window covers the axis (Swin-Det's rule)."""
     # Written as a product because a size that torch.export left open may not be asked what it is.
-    return window // 2 * torch.sym_min(windows_along(size, window) - 1, 1)
+    return window // 2 * torch.sym_min(windows_along(size, window) - 1, 1)  # type: ignore[return-value]
 
 
 def partition(x: Float[Tensor, "b h w d"], window: Window) -> Float[Tensor, "b n m d"]:
@@ -95,11 +95,12 @@ def _kept_mask(*key) -> Tensor:
 
 
 def _plain() -> bool:
-    """Whether tensors may be kept for later calls: not while somebody traces, compiles, exports or counts."""
+    """Whether tensors may be kept for later calls: not while somebody traces, compiles, exports, counts or maps."""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None
+        and torch._C._functorch.peek_interpreter_stack() is None  # type: ignore[attr-defined]
     )
 
 
@@ -116,13 +117,13 @@ def log_spaced(window: Window, pretrained: Window) -> Float[Tensor, "n 2"]:
     window that was trained on is 8 (Liu et al. 2022, Equation 4)."""
     axes = []
     for side, before in zip(window, pretrained, strict=True):
-        d = torch.arange(1 - side, side, dtype=torch.float32) * 8 / max((before or side) - 1, 1)
+        d = torch.arange(1 - side, side, dtype=torch.float64) * 8 / max((before or side) - 1, 1)
         axes.append(d.sign() * (1 + d.abs()).log2() / math.log2(8))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
 
 
 class ContinuousBias(nn.Module):
-    """SwinV2's continuous relative position bias: a small MLP of log-spaced differences (Liu et al. 2022, Equation 3)."""
+    """SwinV2's continuous relative position bias: an MLP of log-spaced differences (Liu et al. 2022, Equation 3)."""
 
     def __init__(self, heads: int, hidden: int = 512):
         super().__init__()
@@ -184,14 +185,20 @@ class WindowAttention(nn.Module):
         """B of Equation 4, gathered from the table, or made by the MLP. Kept while nobody learns and no weight changes.
         """
         sources = [self.bias_table] if not self.cosine else list(self.bias_mlp.parameters())
-        if torch.is_grad_enabled() or self.training or not _plain() or any(s.is_inference() for s in sources):
+        if not _plain() or any(s.is_inference() for s in sources):
+            return self._position_bias()
+        if torch.is_grad_enabled() or self.training:
+            self._kept = None  # what follows may be a step that counts no version: those of fused optimisers do not
             return self._position_bias()
         # A detached view holds the storage, so that no other weights can come to lie at its address.
         key = tuple((s.data_ptr(), s._version, s.dtype, s.device) for s in sources)
-        if self._kept is None or self._kept[0][0] != key:
+        kind = sources[0].device.type
+        key += (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,)
+        kept = self._kept  # looked at once: another thread may call, too
+        if kept is None or kept[0][0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = ((key, [s.detach() for s in sources]), self._position_bias())
-        return self._kept[1]
+                kept = self._kept = ((key, [s.detach() for s in sources]), self._position_bias())
+        return kept[1]
 
     def _position_bias(self) -> Float[Tensor, "heads m m"]:
         if self.cosine:
@@ -201,6 +208,10 @@ class WindowAttention(nn.Module):
             table = self.bias_table
         index = relative_index(self.window).to(table.device)                             # m m
         return table[index.reshape(-1)].T.reshape(self.heads, *index.shape).contiguous()
+
+    def train(self, mode: bool = True):
+        self._kept = None  # see `position_bias`: a compiled forward pass does not come by there
+        return super().train(mode)
 
     def __getstate__(self):
         return {**super().__getstate__(), "_kept": None}
@@ -217,8 +228,10 @@ class WindowAttention(nn.Module):
         q, k, v = rearrange(qkv, "b n m (three h d) -> three (b n) h m d", three=3, h=self.heads)
         scale = None
         if self.cosine:
-            q = F.normalize(q, dim=-1) * self.scale.clamp(max=math.log(100)).exp()
-            k, scale = F.normalize(k, dim=-1), 1.0
+            # The key of a padding cell is 0 where keys have no bias. 1e-12 is 0 in fp16, and its inverse is infinite.
+            eps = 1e-3 if q.dtype == torch.float16 else 1e-12
+            q = F.normalize(q, dim=-1, eps=eps) * self.scale.clamp(max=math.log(100)).exp()
+            k, scale = F.normalize(k, dim=-1, eps=eps), 1.0
         added = self.position_bias().to(q.dtype)[None]                                   # 1 h m m
         if mask is not None:
             added = mask.to(q.dtype) + added                                             # n h m m
