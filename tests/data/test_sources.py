@@ -1,7 +1,5 @@
 """Every way a user's pictures can lie about, and one clear line for every way they can be wrong."""
 
-import io
-import json
 import os
 import pickle
 from pathlib import Path
@@ -10,45 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from triptych.data.config import DataConfig
-from triptych.data.images import Resize, decode
+from triptych.data.images import Resize
 from triptych.data.loader import make_loader
 from triptych.data.sources import open_source, train_and_eval
 from triptych.data.splits import held_back
 from triptych.errors import UserError
 
-
-def png(value: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (5, 4), (value, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def put(path: Path, value: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(value))
-    return path
-
-
-def values(source) -> list[int]:
-    """The red of each picture, decoded."""
-    return [int(decode(source[i].image)[0, 0, 0]) for i in range(len(source))]
-
-
-def refusal(*args, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        open_source(*args, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 # -------------------------------------------------------------------------------------------- class folders
 
 
 @pytest.fixture
-def pets(tmp_path: Path) -> Path:
+def pets(tmp_path: Path, put) -> Path:
     for number, name in enumerate(["dog/1.png", "cat/2.PNG", "cat/deep/3.png", "bird/1.webp", "cat/1.png"]):
         put(tmp_path / "pets" / name, number)
     (tmp_path / "pets" / "cat" / "notes.txt").write_text("x")
@@ -57,7 +29,7 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def test_class_folders(pets):
+def test_class_folders(pets, values):
     source = open_source(pets)
     assert source.classes == ("bird", "cat", "dog")
     assert [source[i].id for i in range(5)] == [
@@ -81,14 +53,14 @@ def test_a_source_travels_to_a_worker(pets):
     assert batch["image"][:, 0, 0, 0].tolist() == [3, 4, 1, 2, 0]
 
 
-def test_a_relative_path_and_a_home_path(pets, monkeypatch):
+def test_a_relative_path_and_a_home_path(pets, monkeypatch, values):
     monkeypatch.chdir(pets.parent)
     assert values(open_source("pets")) == [3, 4, 1, 2, 0]
     monkeypatch.setenv("HOME", str(pets.parent))
     assert values(open_source("~/pets")) == [3, 4, 1, 2, 0]
 
 
-def test_a_changed_folder_is_seen_and_changes_the_fingerprint(pets):
+def test_a_changed_folder_is_seen_and_changes_the_fingerprint(pets, put):
     before = open_source(pets)
     assert before.fingerprint == open_source(pets).fingerprint
     put(pets / "cat" / "9.png")
@@ -108,7 +80,7 @@ def test_a_damaged_file_among_many_is_found_when_it_is_decoded(pets):
     assert list(loader.bad) == ["cat/1.png"]
 
 
-def test_a_folder_without_classes_has_no_labels(tmp_path):
+def test_a_folder_without_classes_has_no_labels(tmp_path, put):
     put(tmp_path / "a.png")
     source = open_source(tmp_path)
     assert source.classes is None
@@ -122,7 +94,7 @@ def test_linked_class_folders_are_followed(pets, tmp_path):
     assert open_source(tmp_path / "some").classes == ("cat",)
 
 
-def test_splits_agree_in_their_classes(tmp_path):
+def test_splits_agree_in_their_classes(tmp_path, put, refusal):
     for name in (
         "train/b/1.png",
         "train/c/1.png",
@@ -143,13 +115,13 @@ def test_splits_agree_in_their_classes(tmp_path):
     assert "no split 'test'; it has train, val" in refusal(tmp_path, "test")
 
 
-def test_a_class_may_be_called_train(tmp_path):
+def test_a_class_may_be_called_train(tmp_path, put):
     for name in ("train/1.png", "car/1.png", "bus/1.png"):
         put(tmp_path / name)
     assert open_source(tmp_path).classes == ("bus", "car", "train")
 
 
-def test_only_a_training_split(tmp_path):
+def test_only_a_training_split(tmp_path, put):
     for name in ("train/a/1.png", "train/b/1.png", "train/b/2.png"):
         put(tmp_path / name)
     train, held = train_and_eval(tmp_path, 0.4)
@@ -157,7 +129,7 @@ def test_only_a_training_split(tmp_path):
     assert len(train) + len(held) == 3
 
 
-def test_bad_folders(tmp_path, pets):
+def test_bad_folders(tmp_path, pets, put, refusal):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("x")
@@ -172,7 +144,7 @@ def test_bad_folders(tmp_path, pets):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows names are UTF-16")
-def test_names_that_are_not_text_are_named(tmp_path):
+def test_names_that_are_not_text_are_named(tmp_path, png, refusal):
     path = os.fsencode(tmp_path) + b"/\xff.png"
     try:
         with open(path, "wb") as file:
@@ -185,21 +157,8 @@ def test_names_that_are_not_text_are_named(tmp_path):
 # ------------------------------------------------------------------------------------------------- metadata
 
 
-def metadata(folder: Path, rows: list[dict], name: str = "metadata.jsonl") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    if name.endswith("csv"):
-        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
-    else:
-        lines = [json.dumps(row) for row in rows]
-    (folder / name).write_text("\n".join(lines) + "\n")
-    for number, row in enumerate(rows):
-        if row.get("file_name"):
-            put(folder / str(row["file_name"]), number)
-    return folder
-
-
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_metadata_with_labels_and_captions(tmp_path, name):
+def test_metadata_with_labels_and_captions(tmp_path, name, values, metadata):
     rows = [
         {"file_name": "b.png", "label": "dog", "text": "a dog"},
         {"file_name": "sub/a.png", "label": "cat", "text": "a cat"},
@@ -216,20 +175,20 @@ def test_metadata_with_labels_and_captions(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_metadata_with_numbers(tmp_path, name):
+def test_metadata_with_numbers(tmp_path, name, metadata):
     rows = [{"file_name": f"{i}.png", "class": label} for i, label in enumerate((2, 0, 2))]
     source = open_source(metadata(tmp_path, rows, name))
     assert source.classes == ("0", "1", "2")
     assert source.labels.tolist() == [2, 0, 2]
 
 
-def test_metadata_of_captions_only(tmp_path):
+def test_metadata_of_captions_only(tmp_path, metadata):
     source = open_source(metadata(tmp_path, [{"file_name": "a.png", "caption": ["one", "two"]}]))
     assert source.classes is None
     assert source[0].caption == "one"
 
 
-def test_metadata_in_splits(tmp_path):
+def test_metadata_in_splits(tmp_path, metadata):
     metadata(tmp_path / "train", [{"file_name": "a.png", "label": "y"}, {"file_name": "b.png", "label": "z"}])
     metadata(tmp_path / "test", [{"file_name": "a.png", "label": "z"}])
     train, held = train_and_eval(tmp_path)
@@ -238,7 +197,7 @@ def test_metadata_in_splits(tmp_path):
     assert held[0].id == "test/a.png"
 
 
-def test_columns_can_be_chosen_and_must_be_when_in_doubt(tmp_path):
+def test_columns_can_be_chosen_and_must_be_when_in_doubt(tmp_path, refusal, metadata):
     rows = [{"file_name": "a.png", "class": "x", "category": "y", "title": "hello", "size": 3}]
     folder = metadata(tmp_path, rows)
     message = refusal(folder)
@@ -264,12 +223,12 @@ def test_columns_can_be_chosen_and_must_be_when_in_doubt(tmp_path):
         ([{"file_name": "a.png", "label": 1}, {"label": 1}], "no file_name in row 2"),
     ],
 )
-def test_bad_metadata(tmp_path, rows, what):
+def test_bad_metadata(tmp_path, rows, what, refusal, metadata):
     options = {"label_column": "label"} if "label" in rows[0] else {}
     assert what in refusal(metadata(tmp_path, rows), **options)
 
 
-def test_broken_metadata(tmp_path):
+def test_broken_metadata(tmp_path, refusal):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n{"file_name": \n')
     assert "line 2 is not JSON" in refusal(tmp_path)
     (tmp_path / "metadata.jsonl").write_text("[1]\n")
@@ -330,7 +289,7 @@ def test_a_seeded_split_is_the_same_each_time(pets):
     assert train.labels.tolist() == [train[i].label for i in range(len(train))]
 
 
-def test_one_image_cannot_be_split(tmp_path):
+def test_one_image_cannot_be_split(tmp_path, put):
     put(tmp_path / "a" / "1.png")
     with pytest.raises(UserError, match="one image"):
         train_and_eval(tmp_path)

@@ -1,65 +1,20 @@
 """Pictures inside other files: tar shards, parquet, datasets on the hub."""
 
-import io
 import json
 import tarfile
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from triptych.data.images import decode
 from triptych.data.sources import open_source, train_and_eval
 from triptych.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """A cache of `datasets` that nobody else uses, and no hub."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
-
-
-def png(value: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (5, 4), (value, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def put(path: Path, value: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(value))
-    return path
-
-
-def values(source) -> list[int]:
-    """The red of each picture, decoded."""
-    return [int(decode(source[i].image)[0, 0, 0]) for i in range(len(source))]
-
-
-def refusal(*args, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        open_source(*args, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 # ---------------------------------------------------------------------------------------------------- shards
 
 
-def shard(path: Path, files: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-def test_shards(tmp_path):
+def test_shards(tmp_path, png, values, shard):
     shard(
         tmp_path / "s-0.tar", {"a.png": png(1), "a.cls": b"1", "b.jpg": png(2), "b.cls": b"0", "readme": b""}
     )
@@ -76,7 +31,7 @@ def test_shards(tmp_path):
     assert open_source(tmp_path).fingerprint != before
 
 
-def test_shards_with_text_and_json(tmp_path):
+def test_shards_with_text_and_json(tmp_path, png, shard):
     files = {"a.png": png(1), "a.json": json.dumps({"label": "cat", "caption": "a cat", "box": [1]}).encode()}
     source = open_source(shard(tmp_path / "a.tar", files))
     assert source.classes == ("cat",)
@@ -86,7 +41,7 @@ def test_shards_with_text_and_json(tmp_path):
     assert source[0].caption == "ein Hündchen"
 
 
-def test_shards_in_splits(tmp_path):
+def test_shards_in_splits(tmp_path, png, shard):
     for name in ("train-000.tar", "train-001.tar", "val-000.tar"):
         shard(tmp_path / name, {"a.png": png(len(name)), "a.cls": b"0"})
     assert [len(part) for part in train_and_eval(tmp_path)] == [2, 1]
@@ -95,14 +50,14 @@ def test_shards_in_splits(tmp_path):
     assert open_source(tmp_path / "folders", "test")[0].id == "0.tar/test"
 
 
-def test_shards_with_several_images(tmp_path):
+def test_shards_with_several_images(tmp_path, png, values, refusal, shard):
     path = shard(tmp_path / "a.tar", {"a.jpg": png(1), "a.seg.png": png(2)})
     assert "image_column" in refusal(path)
     assert values(open_source(path, image_column="jpg")) == [1]
     assert values(open_source(path, image_column="seg.png")) == [2]
 
 
-def test_bad_shards(tmp_path):
+def test_bad_shards(tmp_path, png, refusal, shard):
     whole = shard(tmp_path / "a.tar", {"a.png": png(), "a.cls": b"1", "b.png": png(), "b.cls": b"0"})
     (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:2000])
     (tmp_path / "text.tar").write_text("hello" * 200)
@@ -126,16 +81,7 @@ def test_bad_shards(tmp_path):
 # --------------------------------------------------------------------------------------------------- parquet
 
 
-def parquet(path: Path, columns: dict) -> Path:
-    import pyarrow
-    import pyarrow.parquet
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    return path
-
-
-def test_parquet_with_structs_bytes_and_paths(tmp_path):
+def test_parquet_with_structs_bytes_and_paths(tmp_path, png, put, values, parquet):
     struct = [{"bytes": png(1), "path": "a.png"}, {"bytes": png(2), "path": None}]
     source = open_source(
         parquet(tmp_path / "a.parquet", {"image": struct, "label": [1, 0], "text": ["x", "y"]})
@@ -151,7 +97,7 @@ def test_parquet_with_structs_bytes_and_paths(tmp_path):
     assert values(open_source(parquet(tmp_path / "c.parquet", {"image": ["pictures/p.png"]}))) == [9]
 
 
-def test_parquet_written_by_datasets(tmp_path):
+def test_parquet_written_by_datasets(tmp_path, png, values, refusal):
     import datasets
 
     features = datasets.Features(
@@ -172,7 +118,7 @@ def test_parquet_written_by_datasets(tmp_path):
     assert open_source(tmp_path / "saved", label_column="fine").labels.tolist() == [1, 0]
 
 
-def test_parquet_in_splits_as_on_the_hub(tmp_path):
+def test_parquet_in_splits_as_on_the_hub(tmp_path, png, values, parquet):
     parquet(tmp_path / "data" / "train-00000-of-00002.parquet", {"image": [png(1)], "label": ["x"]})
     parquet(tmp_path / "data" / "train-00001-of-00002.parquet", {"image": [png(2)], "label": ["z"]})
     parquet(tmp_path / "data" / "test-00000-of-00001.parquet", {"image": [png(3)], "label": ["z"]})
@@ -181,7 +127,7 @@ def test_parquet_in_splits_as_on_the_hub(tmp_path):
     assert train.classes == held.classes == ("x", "z")
 
 
-def test_changed_parquet_is_seen(tmp_path):
+def test_changed_parquet_is_seen(tmp_path, png, values, parquet):
     path = parquet(tmp_path / "a.parquet", {"image": [png(1)], "label": ["x"]})
     before = open_source(path)
     parquet(path, {"image": [png(5), png(6)], "label": ["y", "z"]})
@@ -190,7 +136,7 @@ def test_changed_parquet_is_seen(tmp_path):
     assert after.fingerprint != before.fingerprint
 
 
-def test_bad_parquet(tmp_path):
+def test_bad_parquet(tmp_path, png, values, refusal, shard, parquet):
     (tmp_path / "t.parquet").write_text("no")
     assert "not a parquet file" in refusal(tmp_path / "t.parquet")
     (tmp_path / "u.parquet").write_bytes(b"PAR1" + b"x" * 100)
@@ -209,7 +155,7 @@ def test_bad_parquet(tmp_path):
 # -------------------------------------------------------------------------------------------------------- hub
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line_at_once(capfd):
+def test_a_hub_that_cannot_be_reached_is_one_line_at_once(capfd, refusal):
     message = refusal("some-org/some-data")
     assert "some-org/some-data" in message
     assert "http://127.0.0.1:9" in message
@@ -217,7 +163,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_at_once(capfd):
     assert out.out + out.err == ""
 
 
-def test_a_hub_dataset(monkeypatch, tmp_path):
+def test_a_hub_dataset(monkeypatch, tmp_path, png, values):
     import datasets
 
     from triptych.data import tables

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from triptych.data.folders import ID
+from triptych.data.folders import ID, MASK_NAMES
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,20 +36,29 @@ class Columns:
     image: str
     label: str | None
     caption: str | None
+    mask: str | None = None
 
 
 def find_columns(
-    features: "Features", image: str | None = None, label: str | None = None, caption: str | None = None
+    features: "Features",
+    image: str | None = None,
+    label: str | None = None,
+    caption: str | None = None,
+    mask: str | None = None,
 ) -> Columns:
     """The columns asked for, else those whose type or name tells.
 
     Raises:
         UserError: no such column, none that could hold images, or several that could; names those there are.
     """
+    mask = _mask_column(features, image, mask)
+    images = [name for name in _image_columns(features) if name != mask]
     return Columns(
-        image=_one("image", _image_columns(features), image, features, IMAGE_NAMES[:1])
-        or _no_image(features),
-        label=_one("label", _label_columns(features), label, features, LABEL_NAMES[:1]),
+        image=_one("image", images, image, features, IMAGE_NAMES[:1]) or _no_image(features),
+        mask=mask,
+        label=_one(
+            "label", [n for n in _label_columns(features) if n != mask], label, features, LABEL_NAMES[:1]
+        ),
         # Several captions are no mistake of a person who trains a classifier: the best known name wins.
         caption=_one("caption", [n for n in CAPTION_NAMES if n in features][:1], caption, features, ()),
     )
@@ -72,6 +81,18 @@ def _one(
     return candidates[0] if candidates else None
 
 
+def _mask_column(features: "Features", image: str | None, asked: str | None) -> str | None:
+    """Asked for, else of pictures and called so, beside another that holds the images."""
+    pictures = [name for name in _image_columns(features) if name != image]
+    if asked is None:
+        called = [name for name in MASK_NAMES if name in pictures]
+        return called[0] if called and (image is not None or len(pictures) > len(called)) else None
+    mask = _one("mask", [], asked, features, ())
+    if mask not in pictures and not _can_be_path(features[mask]):
+        raise UserError(f"column {mask} holds {features[mask]}, and masks must be pictures or names of files")
+    return mask
+
+
 def _no_image(features: "Features") -> str:
     there = ", ".join(name for name in features if name != ID)
     raise UserError(f"no column holds images; the data has {there}; name the one that does with image_column")
@@ -86,11 +107,15 @@ def _image_columns(features: "Features") -> list[str]:
         is_bytes = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
         if isinstance(feature, datasets.Image) or is_struct or is_bytes:
             sure.append(name)
-        elif (
-            name.lower() in IMAGE_NAMES and isinstance(feature, datasets.Value) and "string" in feature.dtype
-        ):
+        elif name.lower() in IMAGE_NAMES and _can_be_path(feature):
             likely.append(name)
     return sure or likely
+
+
+def _can_be_path(feature: object) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Value) and "string" in feature.dtype
 
 
 def _label_columns(features: "Features") -> list[str]:
@@ -155,7 +180,7 @@ def _need_all(values: list, column: str, table: "Dataset") -> None:
     if missing:
         raise UserError(
             f"{len(missing)} of {len(values)} examples have no label in column {column}, the first being "
-            f"{_name(table, missing[0])}; label them or remove them"
+            f"{name_of_row(table, missing[0])}; label them or remove them"
         )
 
 
@@ -164,7 +189,7 @@ def _need_in_range(indices: np.ndarray | None, names: list[str], column: str, ta
     wrong = np.flatnonzero((indices < 0) | (indices >= len(names)))
     if len(wrong):
         raise UserError(
-            f"label {indices[wrong[0]]} of {_name(table, int(wrong[0]))} in column {column} is out of range: "
+            f"label {indices[wrong[0]]} of {name_of_row(table, int(wrong[0]))} in column {column} is out of range: "
             f"there are {len(names)} classes, numbered from 0; correct it"
         )
 
@@ -176,5 +201,5 @@ def _count(labels: set, column: str) -> int:
     return max(1, most + 1)
 
 
-def _name(table: "Dataset", row: int) -> str:
+def name_of_row(table: "Dataset", row: int) -> str:
     return table[row][ID] if ID in table.features else f"row {row}"

@@ -111,12 +111,19 @@ class DataConfig:
     """Column that holds the labels, where there are several."""
     caption_column: str | None = None
     """Column that holds the captions, where there are several."""
+    mask_column: str | None = None
+    """Column that holds the masks, where its name does not tell."""
+    ignore_index: int = 255
+    """Number in masks that is no class and is left out, as 255 always is."""
+    reduce_zero_label: bool = False
+    """In masks 0 is no class and is left out, and 1 is the first."""
 
     def __post_init__(self) -> None:
         _need(self.batch_size >= 1, self, "batch_size", "at least 1")
         _need(self.eval_batch_size is None or self.eval_batch_size > 0, self, "eval_batch_size", "at least 1")
         _need(self.workers >= 0, self, "workers", "at least 0")
         _need(self.load_size is None or min(self.load_size) >= 1, self, "load_size", "a height and a width")
+        _need(0 <= self.ignore_index < 2**16, self, "ignore_index", "from 0 to 65535")
         _need(0 < self.eval_fraction < 1, self, "eval_fraction", "between 0 and 1")
 
 

@@ -63,7 +63,7 @@ class EmojiSource:
         labels: int64 (n,), the class of each example; concepts: one `Concept` a class; styles: the chosen.
     """
 
-    mask_classes = None
+    mask_classes = mask_colours = None
 
     def __init__(
         self, root: Path, split: Split, styles: Sequence[str] | None, background: tuple[int, int, int] | None

@@ -26,6 +26,12 @@ SUFFIXES = frozenset(
 )
 ID = "__id__"  # our column: what each example is called
 METADATA = ("metadata.jsonl", "metadata.csv")
+# What a column of masks is called, where its type or its values say that it holds pictures.
+MASK_NAMES = (
+    *("mask", "masks", "mask_file_name", "mask_path", "segmentation_mask", "semantic_mask", "semantic_map"),
+    *("segmentation", "segmentation_map", "annotation", "annotations", "annotation_file_name"),
+    *("seg", "gt", "label", "labels"),
+)
 
 
 def visible(folder: Path) -> list[Path]:
@@ -52,7 +58,7 @@ def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
     Raises:
         UserError: no pictures at all, or some beside class folders.
     """
-    files = {split: list(_images(folder)) for split, folder in folders.items()}
+    files = {split: list(images_below(folder)) for split, folder in folders.items()}
     for split, folder in folders.items():
         if not files[split]:
             what = "is empty" if not visible(folder) else "holds no images (.jpg, .png, .webp ...)"
@@ -77,7 +83,7 @@ def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
     return tables
 
 
-def _images(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+def images_below(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Path and parts below the folder of each picture, in sorted order."""
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
@@ -96,8 +102,10 @@ def _is_utf8(path: Path) -> bool:
         return False
 
 
-def read_metadata(file: Path, prefix: str = "") -> "Dataset":
+def read_metadata(file: Path, prefix: str = "", mask_column: str | None = None) -> "Dataset":
     """The table of one metadata file. Column file_name becomes "image"; the others stay, the user chooses.
+
+    A column of masks, the asked or one called so, names pictures too: its paths start where the file lies.
 
     Raises:
         UserError: an unreadable line, a row or a file without file_name, no rows.
@@ -118,7 +126,17 @@ def read_metadata(file: Path, prefix: str = "") -> "Dataset":
     columns = {name: values for name, values in columns.items() if all(map(_is_plain, values))}
     columns["image"] = [str(file.parent / str(path)) for path in paths]
     columns[ID] = [prefix + str(path) for path in paths]
-    return table(columns)
+    masks = next((n for n in (mask_column, *MASK_NAMES) if n in columns and _are_pictures(columns[n])), None)
+    if masks is not None:
+        columns[masks] = [str(file.parent / path) if path else None for path in columns[masks]]
+    return table(columns, masks=masks)
+
+
+def _are_pictures(values: list[Any]) -> bool:
+    paths = [value for value in values if value]
+    return bool(paths) and all(
+        isinstance(path, str) and os.path.splitext(path)[1].lower() in SUFFIXES for path in paths
+    )
 
 
 def _is_plain(value: Any) -> bool:
@@ -164,8 +182,10 @@ def _text(file: Path) -> str:
         raise UserError(f"{file} cannot be read ({problem}); save it as UTF-8 text") from problem
 
 
-def table(columns: dict[str, list[Any]], classes: list[str] | None = None) -> "Dataset":
-    """An in-memory table of `datasets`, its "image" undecoded, its "label" named where classes are given.
+def table(
+    columns: dict[str, list[Any]], classes: list[str] | None = None, masks: str | None = None
+) -> "Dataset":
+    """An in-memory table of `datasets`, its "image" and column `masks` undecoded, its "label" named by `classes`.
 
     Raises:
         UserError: a column of mixed kinds.
@@ -174,6 +194,8 @@ def table(columns: dict[str, list[Any]], classes: list[str] | None = None) -> "D
     import pyarrow
 
     fixed: dict[str, Any] = {"image": datasets.Image(decode=False)}
+    if masks is not None:
+        fixed[masks] = datasets.Image(decode=False)
     if classes is not None:
         fixed["label"] = datasets.ClassLabel(names=classes)
     plain = {name: _one_kind(name, values) for name, values in columns.items() if name not in fixed}

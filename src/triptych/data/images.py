@@ -4,7 +4,8 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -96,20 +97,26 @@ def decode(
         return _from_array(source, alpha, name or "array")
     if name is None:
         name = "image" if isinstance(source, bytes | Image.Image) else os.fspath(source)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow warns of large, odd and slightly broken files; see the errors below
-        image = source if isinstance(source, Image.Image) else _open(source, name)
+    with reading(name):
+        image = source if isinstance(source, Image.Image) else open_image(source, name)
         _refuse_bomb(image.width * image.height, name)
+        if at_least is not None and image is not source and image.format in ("JPEG", "MPO"):
+            height, width = at_least
+            turned = _orientation(image) >= 5
+            image.draft(None, (height, width) if turned else (width, height))
+        image.load()
+        return _pixels(image, alpha)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns whatever goes wrong while Pillow reads into one line about the file called `name`."""
+    with warnings.catch_warnings():
+        # Pillow warns of large, odd and slightly broken files; see the errors below
+        warnings.simplefilter("ignore")
         try:
-            if at_least is not None and image is not source and image.format in ("JPEG", "MPO"):
-                height, width = at_least
-                turned = _orientation(image) >= 5
-                image.draft(None, (height, width) if turned else (width, height))
-            image.load()
-            return _pixels(image, alpha)
-        except MemoryError:
+            yield
+        except (MemoryError, UserError):
             raise
         except Image.DecompressionBombError as problem:  # of a frame larger than its file's header said
             raise UserError(f"{name} holds a decompression bomb ({problem}); leave it out") from problem
@@ -120,7 +127,8 @@ def decode(
             ) from problem
 
 
-def _open(source: bytes | str | os.PathLike[str], name: str) -> Image.Image:
+def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image:
+    """A file or its bytes opened by Pillow, not yet decoded; `name` is what errors call it. Use within `reading`."""
     if not isinstance(source, bytes):
         path = Path(source)
         if not path.exists():

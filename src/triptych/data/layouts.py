@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.data.folders import metadata_file, read_images, read_metadata, visible
+from triptych.data.mask_folders import read_pairs, root_of
 from triptych.data.shards import read_shards
 from triptych.data.splits import split_folders, split_of_file
 from triptych.data.tables import HUB_ID, read_hub, read_parquet, read_saved
@@ -17,23 +18,23 @@ if TYPE_CHECKING:
 Spec = str | os.PathLike[str]
 
 
-def read_tables(spec: Spec, image_column: str | None) -> "dict[str, Dataset]":
+def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = None) -> "dict[str, Dataset]":
     """Tables by split; the split of data without splits is called ""."""
     path = Path(spec).expanduser().absolute()
     if path.is_dir():
-        return _read_folder(path, image_column)
+        return _read_folder(path, image_column, mask_column)
     if path.is_file():
         if path.suffix.lower() == ".parquet":
             return {"": read_parquet([path])}
         if path.suffix.lower() in (".jsonl", ".csv"):
-            return {"": read_metadata(path)}
+            return {"": read_metadata(path, mask_column=mask_column)}
         if ".tar" in path.suffixes or path.suffix == ".tgz":
-            return {"": read_shards([path], image_column)}
+            return {"": read_shards([path], image_column, mask_column)}
         raise UserError(
             f"{path} is a file of no known kind; give a folder, or a .tar, .parquet, .jsonl or .csv"
         )
     if found := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
-        return _read_files(found, image_column)
+        return _read_files(found, image_column, mask_column)
     if HUB_ID.fullmatch(os.fspath(spec)):
         return read_hub(os.fspath(spec))
     raise UserError(
@@ -41,17 +42,20 @@ def read_tables(spec: Spec, image_column: str | None) -> "dict[str, Dataset]":
     )
 
 
-def _read_folder(folder: Path, image_column: str | None) -> "dict[str, Dataset]":
+def _read_folder(folder: Path, image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
+    folder = root_of(folder)
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return read_saved(folder)
+    if not (metadata_file(folder) or _data_files(folder)) and (pairs := read_pairs(folder)):
+        return pairs
     splits = split_folders(folder) or {"": folder}
     images: dict[str, Path] = {}
     tables: dict[str, Any] = {}
     for split, below in splits.items():
         if metadata := metadata_file(below):
-            tables[split] = read_metadata(metadata, f"{below.name}/" if split else "")
+            tables[split] = read_metadata(metadata, f"{below.name}/" if split else "", mask_column)
         elif files := _data_files(below):
-            read = _read_files(files, image_column)
+            read = _read_files(files, image_column, mask_column)
             if split:
                 tables[split] = next(iter(read.values()))
             else:
@@ -71,7 +75,7 @@ def _data_files(folder: Path) -> list[Path]:
     return []
 
 
-def _read_files(files: list[Path], image_column: str | None) -> "dict[str, Dataset]":
+def _read_files(files: list[Path], image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
     """Shards or parquet files, in splits if every name begins with one: train-00000-of-00002.parquet."""
     suffixes = {path.suffix.lower() for path in files}
     if suffixes not in ({".tar"}, {".parquet"}):
@@ -83,5 +87,6 @@ def _read_files(files: list[Path], image_column: str | None) -> "dict[str, Datas
         groups.setdefault(split_of_file(path), []).append(path)
     if "" in groups:
         groups = {"": files}
-    read = read_parquet if suffixes == {".parquet"} else lambda paths: read_shards(paths, image_column)
-    return {split: read(paths) for split, paths in groups.items()}
+    if suffixes == {".parquet"}:
+        return {split: read_parquet(paths) for split, paths in groups.items()}
+    return {split: read_shards(paths, image_column, mask_column) for split, paths in groups.items()}

@@ -21,9 +21,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from triptych.data.config import DataConfig
 from triptych.data.example import Example
 from triptych.data.images import Resize, ResizeLike, decode, resize_crop
+from triptych.data.masks import IGNORED
 from triptych.errors import UserError
 
-IGNORED = 255  # in masks: what nobody knows, and what lies beside the picture
 CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
 
 Batch = dict[str, Any]

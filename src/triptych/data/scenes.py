@@ -37,8 +37,7 @@ class SceneSource:
         classes, labels: None, a scene as a whole has no class.
     """
 
-    classes = None
-    labels = None
+    classes = labels = mask_colours = None
 
     def __init__(self, drawings: EmojiSource, count: int, size: tuple[int, int], seed: int):
         self.drawings, self.count, self.size, self.seed = drawings, count, size, seed

@@ -21,7 +21,9 @@ NUMBER = ("cls", "cls2", "index")
 SMALL = 1 << 20  # bytes; labels and captions are smaller
 
 
-def read_shards(shards: list[Path], image_field: str | None = None) -> "Dataset":
+def read_shards(
+    shards: list[Path], image_field: str | None = None, mask_field: str | None = None
+) -> "Dataset":
     """The table of some shards: "image" says where the bytes lie; .cls, .txt and .json become columns.
 
     The top-level values of a .json are columns by their own names.
@@ -29,22 +31,24 @@ def read_shards(shards: list[Path], image_field: str | None = None) -> "Dataset"
     Args:
         shards: uncompressed tar files.
         image_field: which file of an example is the picture, "jpg" or "seg.png", where there are several.
+        mask_field: which file of an example is the mask, "seg.png".
 
     Raises:
         UserError: a damaged, compressed or foreign shard, no pictures, unreadable labels.
     """
     examples: list[dict[str, Any]] = []
     for shard in shards:
-        examples.extend(_examples(shard, image_field))
+        examples.extend(_examples(shard, image_field, mask_field))
     if not examples:
         raise UserError(
             f"{shards[0]} holds no images; a shard holds key.jpg beside key.cls, key.txt or key.json"
         )
     names = dict.fromkeys(name for example in examples for name in example)
-    return table({name: [example.get(name) for example in examples] for name in names})
+    masks = mask_field if mask_field in names else None
+    return table({name: [example.get(name) for example in examples] for name in names}, masks=masks)
 
 
-def _examples(shard: Path, image_field: str | None) -> list[dict[str, Any]]:
+def _examples(shard: Path, image_field: str | None, mask_field: str | None) -> list[dict[str, Any]]:
     if not shard.is_file():
         raise UserError(f"{shard} does not exist; check the path")
     examples: dict[str, dict[str, Any]] = {}
@@ -52,7 +56,7 @@ def _examples(shard: Path, image_field: str | None) -> list[dict[str, Any]]:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 if member.isfile():
-                    _add(examples, shard, tar, member, image_field)
+                    _add(examples, shard, tar, member, image_field, mask_field)
     except (tarfile.TarError, OSError) as problem:
         raise UserError(
             f"{shard} is no intact uncompressed tar ({problem}); copy or unpack it again"
@@ -66,6 +70,7 @@ def _add(
     tar: tarfile.TarFile,
     member: tarfile.TarInfo,
     image_field: str | None,
+    mask_field: str | None,
 ) -> None:
     folder, _, name = member.name.rpartition("/")
     stem, _, field = name.partition(".")
@@ -74,12 +79,15 @@ def _add(
     suffix = field.rpartition(".")[2].lower()
     key = f"{shard.name}/{folder + '/' if folder else ''}{stem}"
     example = examples.setdefault(key, {ID: key})
-    if f".{suffix}" in SUFFIXES if image_field is None else field == image_field:
+    place = f"{shard}{MARK}{member.offset_data}+{member.size}"
+    if field == mask_field:
+        example[field] = place
+    elif f".{suffix}" in SUFFIXES if image_field is None else field == image_field:
         if "image" in example:
             raise UserError(
                 f"{key} in {shard} has several images; name the one to use, such as image_column={field}"
             )
-        example["image"] = f"{shard}{MARK}{member.offset_data}+{member.size}"
+        example["image"] = place
     elif suffix in (*TEXT, *NUMBER, "json") and member.size <= SMALL:
         file = tar.extractfile(member)
         content = file.read() if file is not None else b""

@@ -2,22 +2,22 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from triptych.data.columns import Columns, find_columns, read_labels
+from triptych.data.columns import find_columns, name_of_row, read_labels
 from triptych.data.example import Example
 from triptych.data.folders import ID
 from triptych.data.layouts import Spec, read_tables
-from triptych.data.shards import MARK, read_member
+from triptych.data.legends import legend_of
+from triptych.data.mask_folders import root_of
+from triptych.data.masks import Colour, Legend, WrongKind
 from triptych.data.splits import choose_split, held_back
+from triptych.data.table_source import TableSource, mask_in, rows_without
 from triptych.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 class Source(Protocol):
@@ -28,6 +28,8 @@ class Source(Protocol):
     @property
     def mask_classes(self) -> tuple[str, ...] | None: ...
     @property
+    def mask_colours(self) -> tuple[Colour, ...] | None: ...
+    @property
     def groupings(self) -> dict[str, tuple[str, ...]]: ...
     @property
     def labels(self) -> np.ndarray | None: ...
@@ -37,109 +39,13 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
-class TableSource:
-    """A table of `datasets` as a `Source`. Pictures come undecoded: bytes or a path.
-
-    Attributes:
-        name: what was opened, and its split.
-        classes: name of each class, None where nothing is labelled.
-        mask_classes: name of each class of the masks, None where there are no masks.
-        groupings: coarser names of the classes; none here.
-        labels: int64 (n,), None where nothing is labelled.
-        columns: which column is what.
-    """
-
-    def __init__(
-        self,
-        table: "Dataset",
-        columns: Columns,
-        classes: tuple[str, ...] | None,
-        labels: np.ndarray | None,
-        name: str,
-        root: Path,
-    ):
-        self.table, self.columns, self.name, self.root = table, columns, name, root
-        self.classes = classes if labels is not None else None
-        self.labels = labels
-        self.mask_classes: tuple[str, ...] | None = None
-        self.groupings: dict[str, tuple[str, ...]] = {}
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int, /) -> Example:
-        row = self.table[int(index)]
-        caption = row.get(self.columns.caption) if self.columns.caption else None
-        if isinstance(caption, list):
-            caption = caption[0] if caption else None
-        image, path = self._image(row[self.columns.image])
-        return Example(
-            image=image,
-            label=None if self.labels is None else int(self.labels[index]),
-            caption=None if caption is None else str(caption),
-            id=row.get(ID) or (f"{self.name}/{index}" + (f" ({path})" if path else "")),
-        )
-
-    def _image(self, value: Any) -> tuple[bytes | str, str | None]:
-        """Bytes or a path, and what the picture was called."""
-        content = (
-            value.get("bytes") if isinstance(value, dict) else value if isinstance(value, bytes) else None
-        )
-        path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
-        if content is not None:
-            return content, path
-        if path is None:
-            return b"", None  # refused by `decode`, as an empty file is
-        if MARK in path:
-            return read_member(path), None
-        return str(self.root / path), path
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of names, labels, captions and the pictures' sizes in bytes; no picture is read."""
-        digest = hashlib.sha256(repr((len(self), self.classes)).encode())
-        if self.labels is not None:
-            digest.update(self.labels.tobytes())
-        for name in (ID, self.columns.caption):
-            if name is not None and name in self.table.features:
-                digest.update(repr(self.table[name][:]).encode())
-        digest.update(repr(self._sizes()).encode())
-        return digest.hexdigest()[:32]
-
-    def _sizes(self) -> list[int | None]:
-        import pyarrow
-        from pyarrow import compute  # its functions are made at run time, unseen by type checkers
-
-        cells = self.table.data.column(self.columns.image)
-        paths = [None] * len(cells)
-        if pyarrow.types.is_struct(cells.type):
-            paths = compute.struct_field(cells, "path").to_pylist()  # type: ignore[attr-defined]
-            cells = compute.struct_field(cells, "bytes")  # type: ignore[attr-defined]
-        elif pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type):
-            return [self._size(path) for path in cells.to_pylist()]
-        sizes = compute.binary_length(cells).to_pylist()  # type: ignore[attr-defined]
-        return [self._size(path) if size is None else size for size, path in zip(sizes, paths, strict=True)]
-
-    def _size(self, path: str | None) -> int | None:
-        if path is not None and MARK in path:
-            return int(path.rpartition("+")[2])
-        try:
-            return None if path is None else os.stat(self.root / path).st_size
-        except OSError:
-            return None
-
-    def __repr__(self) -> str:
-        classes = f" of {len(self.classes)} classes" if self.classes else ""
-        return f"<{self.name}: {len(self)} images{classes}>"
-
-
 class Subset:
     """Some of a source's examples, in a given order."""
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
         self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
         self.classes, self.groupings = source.classes, source.groupings
-        self.mask_classes = source.mask_classes
+        self.mask_classes, self.mask_colours = source.mask_classes, source.mask_colours
         self.labels = None if source.labels is None else source.labels[self.indices]
 
     def __len__(self) -> int:
@@ -161,27 +67,36 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     caption_column: str | None = None,
+    mask_column: str | None = None,
+    ignore_index: int = 255,
+    reduce_zero_label: bool = False,
 ) -> Source:
     """The pictures that `spec` names.
 
     Args:
         spec: "emoji" or "scenes" (or "emoji:FOLDER", made by `tools/make_emoji.py`); a folder of class folders, or of
             train/ and val/ or test/ with such; a folder with metadata.jsonl or metadata.csv (column
-            file_name, and a label or caption), or that file; *.tar shards, as a folder, a glob or a file;
-            *.parquet likewise; a folder of `save_to_disk`; or a hub id, "org/name" or "org/name:config".
+            file_name, and a label, caption or mask), or that file; a folder of images/ and masks/, with train/ and
+            val/ in both or above both; ADE20K or Cityscapes as they are unpacked; *.tar shards, as a folder, a glob
+            or a file; *.parquet likewise; a folder of `save_to_disk`; or a hub id, "org/name" or "org/name:config".
         split: "train", "val", "test" or another that the data has. "eval" is val, else test, else all of
             data that has no splits. None is train, or all of data that has no splits.
-        image_column, label_column, caption_column: where the data has several that could be it.
+        image_column, label_column, caption_column, mask_column: where the data has several that could be it, or one
+            whose name does not tell.
+        ignore_index: a number in masks that is no class, as 255 never is.
+        reduce_zero_label: 0 in masks is no class, and 1 is the first.
+
+    The classes of masks are named by a classes.txt (one a line, from 0), labels.json or id2label.json in the folder.
+    Without one all masks are read once, for the largest number in them.
 
     Raises:
         UserError: nothing there, no pictures, no such split, ambiguous or unknown columns, labels missing or
-            out of range. Damaged pictures are found when they are decoded.
+            out of range, images without masks, masks in colours. Damaged pictures are found when they are decoded.
     """
     if is_built_in(spec):
         return _open_built_in(spec, split)
-    return _from_tables(
-        spec, read_tables(spec, image_column), split, image_column, label_column, caption_column
-    )
+    asked = (image_column, label_column, caption_column, mask_column)
+    return _Opened(spec, asked, ignore_index, reduce_zero_label).source(split)
 
 
 def train_and_eval(
@@ -192,11 +107,15 @@ def train_and_eval(
     image_column: str | None = None,
     label_column: str | None = None,
     caption_column: str | None = None,
+    mask_column: str | None = None,
+    ignore_index: int = 255,
+    reduce_zero_label: bool = False,
 ) -> tuple[Source, Source]:
     """What to train on and what to evaluate on: the data's own split, else a seeded one, even over classes.
 
     Args:
-        spec, image_column, label_column, caption_column: as in `open_source`.
+        spec, image_column, label_column, caption_column, mask_column, ignore_index, reduce_zero_label: as in
+            `open_source`.
         eval_fraction: share held back where the data has no split of its own; at least one example.
         seed: of that choice.
 
@@ -205,14 +124,11 @@ def train_and_eval(
     """
     if is_built_in(spec):
         return _open_built_in(spec, "train"), _open_built_in(spec, "eval")
-    tables = read_tables(spec, image_column)
-
-    def of(split: str | None) -> Source:
-        return _from_tables(spec, tables, split, image_column, label_column, caption_column)
-
-    if "train" in tables and ("val" in tables or "test" in tables):
-        return of("train"), of("eval")
-    whole = of(None)
+    asked = (image_column, label_column, caption_column, mask_column)
+    opened = _Opened(spec, asked, ignore_index, reduce_zero_label)
+    if "train" in opened.tables and ("val" in opened.tables or "test" in opened.tables):
+        return opened.source("train"), opened.source("eval")
+    whole = opened.source(None)
     if len(whole) < 2:
         raise UserError(
             f"{os.fspath(spec)} holds one image; give one to train and one to evaluate on at least"
@@ -221,26 +137,66 @@ def train_and_eval(
     return Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held))
 
 
-def _from_tables(
-    spec: Spec,
-    tables: "dict[str, Dataset]",
-    split: str | None,
-    image_column: str | None,
-    label_column: str | None,
-    caption_column: str | None,
-) -> "TableSource":
-    chosen = choose_split(os.fspath(spec), list(tables), split)
-    table = tables[chosen]
-    if len(table) == 0:
-        raise UserError(f"{os.fspath(spec)} holds no images" + (f" in its split {chosen}" if chosen else ""))
-    ours = ID in table.features  # of our own readers, which call the pictures "image"
-    columns = find_columns(table.features, "image" if ours else image_column, label_column, caption_column)
-    classes, labels = read_labels(tables, columns.label) if columns.label else (None, {})
-    name = os.path.basename(os.path.normpath(spec)) + (f"/{chosen}" if chosen else "")
-    path = Path(spec).expanduser().absolute()
-    return TableSource(
-        table, columns, classes, labels.get(chosen), name, path if path.is_dir() else path.parent
-    )
+class _Opened:
+    """What `spec` names, read once for all of its splits."""
+
+    def __init__(self, spec: Spec, asked: tuple[str | None, ...], ignore_index: int, reduce_zero_label: bool):
+        self.spec, self.asked = spec, asked
+        self.ignore_index, self.reduce_zero_label = ignore_index, reduce_zero_label
+        image_column, _, _, mask_column = asked
+        self.tables = read_tables(spec, image_column, mask_column)
+        path = Path(spec).expanduser().absolute()
+        self.root = root_of(path) if path.is_dir() else path.parent
+        self._legends: dict[str, Legend] = {}
+
+    def source(self, split: str | None) -> TableSource:
+        chosen = choose_split(os.fspath(self.spec), list(self.tables), split)
+        table = self.tables[chosen]
+        if len(table) == 0:
+            where = f" in its split {chosen}" if chosen else ""
+            raise UserError(f"{os.fspath(self.spec)} holds no images{where}")
+        image, label, caption, mask = self.asked
+        if ID in table.features:  # of our own readers, which call the pictures "image"
+            image = "image"
+        if mask not in table.features and any(mask in other.features for other in self.tables.values()):
+            mask = None  # a test set may lack what training sets have
+        columns = find_columns(table.features, image, label, caption, mask)
+        classes, labels = read_labels(self.tables, columns.label) if columns.label else (None, {})
+        name = os.path.basename(os.path.normpath(self.spec)) + (f"/{chosen}" if chosen else "")
+        legend = self._legend(chosen, columns.mask) if columns.mask else None
+        source = TableSource(table, columns, classes, labels.get(chosen), legend, name, self.root)
+        if legend is not None:
+            try:
+                source[0]
+            except WrongKind:
+                raise  # now, not one by one
+            except UserError:
+                pass
+        return source
+
+    def _legend(self, split: str, column: str) -> Legend | None:
+        """What masks mean, the same for all splits; None for a split that has none."""
+        lacking = rows_without(self.tables[split], column)
+        count = len(self.tables[split])
+        if len(lacking) == count:
+            return None
+        if len(lacking):
+            raise UserError(
+                f"{len(lacking)} of {count} examples have no mask in column {column}, the first being "
+                f"{name_of_row(self.tables[split], int(lacking[0]))}; give them masks or remove them"
+            )
+        if column not in self._legends:
+            self._legends[column] = legend_of(
+                lambda: self._masks(column), self.root, self.ignore_index, self.reduce_zero_label
+            )
+        return self._legends[column]
+
+    def _masks(self, column: str) -> Iterator[tuple[bytes | str, str]]:
+        for table in self.tables.values():
+            if column in table.features:
+                cells = table.select_columns(column)
+                for row in set(range(len(table))).difference(rows_without(table, column)):
+                    yield mask_in(cells[row][column], self.root, name_of_row(table, row))
 
 
 def is_built_in(spec: Spec) -> bool:

@@ -1,0 +1,436 @@
+"""Masks as people have them: folders, ADE20K, Cityscapes, columns; one clear line for each way they can be wrong."""
+
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from triptych.data.config import DataConfig
+from triptych.data.images import Resize
+from triptych.data.loader import make_loader
+from triptych.data.masks import read_values
+from triptych.data.sources import open_source, train_and_eval
+from triptych.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def mask(*numbers: int, mode: str = "L", palette: list[int] | None = None, format: str = "PNG") -> bytes:
+    """A mask of 5 x 4 whose first pixels are these numbers, and the others 0."""
+    pixels = np.zeros((4, 5), np.uint16)
+    pixels.flat[: len(numbers)] = numbers
+    if mode == "I;16":
+        image = Image.fromarray(pixels)
+    elif mode == "P":
+        image = Image.fromarray(pixels.astype(np.uint8)).convert("P")
+        image.putdata(pixels.flatten().tolist())
+        image.putpalette(palette or [])
+    else:
+        image = Image.fromarray(pixels.astype(np.uint8)).convert(mode)
+    file = io.BytesIO()
+    image.save(file, format)
+    return file.getvalue()
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def head(source, index: int = 0, count: int = 3) -> list[int]:
+    """The first classes of a mask."""
+    return source[index].mask.flat[:count].tolist()
+
+
+@pytest.fixture
+def pairs(tmp_path, png):
+    """Three images and masks, the masks by the numbers they hold."""
+
+    def make(*masks: bytes, folder: Path = tmp_path / "data", images="images", beside="masks") -> Path:
+        for number, content in enumerate(masks):
+            write(folder / images / f"{number}.jpg", png(number))
+            write(folder / beside / f"{number}.png", content)
+        return folder
+
+    return make
+
+
+# ------------------------------------------------------------------------------------------------- folders
+
+
+def test_images_and_masks(pairs, values):
+    source = open_source(pairs(mask(0, 1), mask(3, 0, 255), mask()))
+    assert source.mask_classes == ("class 0", "class 1", "class 2", "class 3")
+    assert source.classes is source.labels is source.mask_colours is None
+    assert values(source) == [0, 1, 2]
+    assert [head(source, i) for i in range(3)] == [[0, 1, 0], [3, 0, 255], [0, 0, 0]]
+    assert source[1].mask.dtype == np.uint8
+    assert source[1].mask.shape == (4, 5)
+    assert source[1].id == "images/1.jpg"
+    assert head(pickle.loads(pickle.dumps(source)), 1) == [3, 0, 255]
+    train, held = train_and_eval(pairs(mask(0, 1), mask(3), mask()), 0.4)
+    assert train.mask_classes == held.mask_classes == source.mask_classes
+    assert len(train) + len(held) == 3
+
+
+@pytest.mark.parametrize(("images", "beside"), [("img", "labels"), ("Imgs", "Annotations"), ("image", "gt")])
+def test_other_names(pairs, images, beside):
+    assert head(open_source(pairs(mask(2), images=images, beside=beside))) == [2, 0, 0]
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_splits_lie_above_or_below(tmp_path, png, above):
+    for split, number in (("train", 1), ("val", 2)):
+        for name in ("images", "masks"):
+            folder = tmp_path / split / name if above else tmp_path / name / split
+            write(folder / "deep" / f"{number}.png", png(9) if name == "images" else mask(number))
+    write(tmp_path / ("test/images/1.png" if above else "images/test/1.png"), png())
+    train, held = train_and_eval(tmp_path)
+    assert train.mask_classes == held.mask_classes == ("class 0", "class 1", "class 2")
+    assert (head(train), head(held)) == ([1, 0, 0], [2, 0, 0])
+    assert held[0].id == ("val/images/deep/2.png" if above else "images/val/deep/2.png")
+    test = open_source(tmp_path, "test")
+    assert test.mask_classes is test[0].mask is None
+
+
+def test_masks_may_have_an_ending(tmp_path, png):
+    for name in ("a", "b_L"):
+        write(tmp_path / "images" / f"{name}.png", png())
+    write(tmp_path / "masks" / "a_mask.gif", mask(1, format="GIF", mode="P", palette=[0, 0, 0, 9, 9, 9]))
+    write(tmp_path / "masks" / "b_L.png", mask(2))
+    write(tmp_path / "masks" / "unused.png", mask(1))
+    source = open_source(tmp_path)
+    assert [head(source, i, 1) for i in range(2)] == [[1], [2]]
+
+
+def test_what_is_no_pair_of_folders_is_read_as_before(tmp_path, put):
+    for name in ("images/1.png", "dogs/1.png"):
+        put(tmp_path / "classes" / name)
+    assert open_source(tmp_path / "classes").classes == ("dogs", "images")
+    put(tmp_path / "yolo" / "images" / "1.png")
+    write(tmp_path / "yolo" / "labels" / "1.txt", "0 0.5 0.5 1 1")
+    assert open_source(tmp_path / "yolo").mask_classes is None
+
+
+def test_a_changed_mask_changes_the_fingerprint(pairs):
+    folder = pairs(mask(1), mask(2))
+    before = open_source(folder).fingerprint
+    assert before == open_source(folder).fingerprint
+    assert before != open_source(folder, ignore_index=1).fingerprint
+    write(folder / "classes.txt", "a\nb\nc\n")
+    assert before != (named := open_source(folder).fingerprint)
+    write(folder / "masks" / "1.png", mask(*range(3), *[1, 2] * 5))
+    assert named != open_source(folder).fingerprint
+
+
+# --------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("classes.txt", "sky\nsea\n\nsand\n"),
+        ("labels.json", '["sky", "sea", "sand"]'),
+        ("labels.json", '{"sky": 0, "sand": 2, "sea": 1}'),
+        ("id2label.json", '{"0": "sky", "1": "sea", "2": "sand", "255": "void"}'),
+    ],
+)
+def test_names_lie_beside_the_data(pairs, file, content):
+    folder = pairs(mask(1))
+    write(folder / file, content)
+    assert open_source(folder).mask_classes == ("sky", "sea", "sand")
+
+
+def test_numbers_need_not_be_consecutive(pairs):
+    folder = pairs(mask(7, 300, 20, *[7] * 17, mode="I;16"))
+    write(folder / "id2label.json", '{"300": "far", "7": "near", "20": "between"}')
+    source = open_source(folder)
+    assert source.mask_classes == ("near", "between", "far")
+    assert head(source) == [0, 2, 1]
+
+
+def test_a_palette_gives_colours(pairs):
+    palette = [10, 20, 30, 40, 50, 60, 70, 80, 90]
+    source = open_source(pairs(mask(1, 2, mode="P", palette=palette)))
+    assert head(source) == [1, 2, 0]
+    assert source.mask_colours == ((10, 20, 30), (40, 50, 60), (70, 80, 90))
+    shifted = open_source(pairs(mask(1, 2, mode="P", palette=palette)), reduce_zero_label=True)
+    assert shifted.mask_colours == ((40, 50, 60), (70, 80, 90))
+
+
+def test_what_is_left_out(pairs):
+    folder = pairs(mask(1, 2, 3), mask(4, 255))
+    source = open_source(folder, reduce_zero_label=True)
+    assert len(source.mask_classes) == 4
+    assert (head(source), head(source, 1)) == ([0, 1, 2], [3, 255, 255])
+    source = open_source(folder, ignore_index=4)
+    assert source.mask_classes == ("class 0", "class 1", "class 2", "class 3")
+    assert (head(source), head(source, 1)) == ([1, 2, 3], [255, 255, 0])
+    source = open_source(folder, ignore_index=2)
+    assert source.mask_classes == ("class 0", "class 1", "class 3", "class 4")
+    assert (head(source), head(source, 1)) == ([1, 255, 2], [3, 255, 0])
+    write(folder / "classes.txt", "a\nb\nc\nd")
+    source = open_source(folder, reduce_zero_label=True)
+    assert source.mask_classes == ("a", "b", "c", "d")
+    assert head(source, 1) == [3, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_black_and_white_masks_are_background_and_foreground(pairs, mode):
+    folder = pairs(mask(0, 255, mode=mode), mask(mode=mode))
+    source = open_source(folder)
+    assert source.mask_classes == (("background", "foreground") if mode == "L" else ("class 0", "class 1"))
+    assert head(source) == [0, 1, 0]
+    write(folder / "classes.txt", "ground\ncrack")
+    assert open_source(folder).mask_classes == ("ground", "crack")
+    assert head(open_source(folder)) == [0, 1, 0]
+
+
+# ------------------------------------------------------------------------------------- ADE20K and Cityscapes
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_ade20k(tmp_path, png, inside):
+    root = tmp_path / "ADEChallengeData2016"
+    for folder, short in (("training", "train"), ("validation", "val")):
+        write(root / "images" / folder / f"ADE_{short}_00000001.jpg", png())
+        write(root / "annotations" / folder / f"ADE_{short}_00000001.png", mask(0, 1, 150))
+    train, held = train_and_eval(root if inside else tmp_path)
+    assert len(train.mask_classes) == 150
+    assert train.mask_classes[:2] == ("class 0", "class 1")
+    assert head(train) == head(held) == [255, 0, 149]
+    rows = [
+        "Idx\tRatio\tTrain\tVal\tStuff\tName",
+        *(f"{i}\t0.1\t1\t1\t0\tname {i}, other" for i in range(1, 151)),
+    ]
+    write(root / "objectInfo150.txt", "\n".join(rows) + "\n")
+    assert open_source(root).mask_classes == tuple(f"name {i}" for i in range(1, 151))
+
+
+@pytest.mark.parametrize("kinds", [("labelIds",), ("labelTrainIds",), ("labelIds", "labelTrainIds")])
+def test_cityscapes(tmp_path, png, kinds):
+    numbers = {"labelIds": (7, 33, 1, 255), "labelTrainIds": (0, 18, 255, 255)}
+    for split, city in (("train", "aachen"), ("val", "ulm")):
+        frame = f"{city}_000000_000019"
+        write(tmp_path / "leftImg8bit" / split / city / f"{frame}_leftImg8bit.png", png(3))
+        for kind in kinds:
+            write(
+                tmp_path / "gtFine" / split / city / f"{frame}_gtFine_{kind}.png",
+                mask(*numbers[kind], *[255] * 16),
+            )
+        write(tmp_path / "gtFine" / split / city / f"{frame}_gtFine_color.png", png())
+        write(tmp_path / "gtFine" / split / city / f"{frame}_gtFine_polygons.json", "{}")
+    train, held = train_and_eval(tmp_path)
+    assert len(train.mask_classes) == len(train.mask_colours) == 19
+    assert (train.mask_classes[0], train.mask_classes[18]) == ("road", "bicycle")
+    assert train.mask_colours[0] == (128, 64, 128)
+    assert head(train, count=4) == head(held, count=4) == [0, 18, 255, 255]
+    assert held[0].id == "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png"
+
+
+# -------------------------------------------------------------------------------------------------- columns
+
+
+@pytest.mark.parametrize("column", ["mask", "mask_file_name", "trimap"])
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_masks_in_metadata(tmp_path, metadata, values, name, column):
+    rows = [
+        {"file_name": "a.png", "label": "x", column: "seg/a.png"},
+        {"file_name": "b.png", "label": "y", column: "b_mask.png"},
+    ]
+    folder = metadata(tmp_path / "train", rows, name)
+    write(folder / "seg" / "a.png", mask(1))
+    write(folder / "b_mask.png", mask(2))
+    asked = {"mask_column": column} if column == "trimap" else {}
+    for spec in (tmp_path, folder, folder / name):
+        source = open_source(spec, **asked)
+        assert source.mask_classes == ("class 0", "class 1", "class 2")
+        assert source.classes == ("x", "y")
+        assert values(source) == [0, 1]
+        assert [head(source, i, 1) for i in range(2)] == [[1], [2]]
+
+
+def test_a_column_of_words_called_mask_is_none(tmp_path, metadata):
+    folder = metadata(tmp_path, [{"file_name": "a.png", "mask": "yes"}, {"file_name": "b.png", "mask": "no"}])
+    assert open_source(folder).mask_classes is None
+    assert open_source(folder, label_column="mask").classes == ("no", "yes")
+
+
+def test_a_test_split_may_lack_masks(tmp_path, metadata):
+    write(metadata(tmp_path / "train", [{"file_name": "a.png", "seg": "m/a.png"}]) / "m" / "a.png", mask(1))
+    metadata(tmp_path / "test", [{"file_name": "a.png"}])
+    for asked in ({}, {"mask_column": "seg"}):
+        train, held = train_and_eval(tmp_path, **asked)
+        assert train.mask_classes == ("class 0", "class 1")
+        assert held.mask_classes is None
+
+
+@pytest.mark.parametrize("column", ["annotation", "label", "shape"])
+def test_masks_in_parquet(tmp_path, parquet, png, values, column):
+    struct = [{"bytes": mask(1), "path": "a.png"}, {"bytes": mask(3), "path": None}]
+    path = parquet(
+        tmp_path / "train.parquet", {"pixels": [png(1), png(2)], column: struct, "text": ["x", "y"]}
+    )
+    write(tmp_path / "id2label.json", json.dumps({str(i): f"n{i}" for i in range(4)}))
+    asked = {"mask_column": "shape"} if column == "shape" else {}
+    source = open_source(path, **asked)
+    assert source.mask_classes == ("n0", "n1", "n2", "n3")
+    assert values(source) == [1, 2]
+    assert [head(source, i, 1) for i in range(2)] == [[1], [3]]
+    assert source[1].caption == "y"
+    assert source.classes is None
+
+
+def test_masks_written_by_datasets(tmp_path, png):
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "annotation": datasets.Image(), "scene": datasets.Value("string")}
+    )
+    rows = {
+        "image": [{"bytes": png(3), "path": None}] * 2,
+        "annotation": [{"bytes": mask(2), "path": None}] * 2,
+        "scene": ["a", "b"],
+    }
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    whole.to_parquet(tmp_path / "x.parquet")
+    whole.save_to_disk(tmp_path / "saved")
+    for spec in (tmp_path / "x.parquet", tmp_path / "saved"):
+        source = open_source(spec)
+        assert source.mask_classes == ("class 0", "class 1", "class 2")
+        assert head(source, 1) == [2, 0, 0]
+
+
+def test_masks_in_shards(tmp_path, shard, png, values):
+    files = {"a.jpg": png(1), "a.seg.png": mask(1), "b.jpg": png(2), "b.seg.png": mask(2)}
+    source = open_source(shard(tmp_path / "a.tar", files), image_column="jpg", mask_column="seg.png")
+    assert values(source) == [1, 2]
+    assert [head(source, i, 1) for i in range(2)] == [[1], [2]]
+
+
+# --------------------------------------------------------------------------------------------------- wrong
+
+
+def test_an_image_without_mask(pairs, put, refusal):
+    folder = pairs(mask(1), mask(1))
+    put(folder / "images" / "new.png")
+    message = refusal(folder)
+    assert "1 of 3 images have no mask" in message
+    assert "images/new.png" in message
+    write(folder / "masks" / "1.gif", mask(1))
+    assert "are masks of one image" in refusal(folder)
+
+
+def test_a_row_without_mask(tmp_path, metadata, parquet, png, refusal):
+    rows = [{"file_name": "a.png", "mask": "m.png"}, {"file_name": "b.png"}]
+    write(metadata(tmp_path / "meta", rows) / "m.png", mask(1))
+    assert "1 of 2 examples have no mask in column mask, the first being b.png" in refusal(tmp_path / "meta")
+    path = parquet(tmp_path / "a.parquet", {"image": [png(), png()], "mask": [None, mask(1)]})
+    assert "the first being row 0" in refusal(path)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (mask(3, mode="RGB"), "0.png is RGB, and a mask holds one class number a pixel"),
+        (mask(3, mode="RGBA"), "0.png is RGBA"),
+        (mask(3, format="JPEG"), "0.png is a JPEG, which blurs"),
+    ],
+)
+def test_masks_that_hold_no_numbers(pairs, refusal, content, what, named):
+    folder = pairs(content, mask(1))
+    if named:
+        write(folder / "classes.txt", "a\nb\nc\nd")
+    assert what in refusal(folder)
+
+
+def test_numbers_outside_the_classes(pairs, refusal):
+    folder = pairs(mask(1), mask(2, 9))
+    write(folder / "classes.txt", "a\nb\nc")
+    source = open_source(folder)
+    with pytest.raises(
+        UserError, match=r"masks/1\.png holds 9, and the numbers of the 3 classes are 0\.\.2"
+    ) as caught:
+        source[1]
+    assert "\n" not in str(caught.value)
+    loader = make_loader(source, DataConfig(workers=0), Resize(size=(4, 5)), train=False)
+    assert [batch["mask"][0, 0, 0].item() for batch in loader] == [1]
+    assert "masks/1.png holds 9" in next(iter(loader.bad.values()))
+    write(folder / "masks" / "0.png", mask(9))
+    assert "masks/0.png holds 9" in refusal(folder)  # the first of all: likely all are so
+    assert "masks/0.png holds 0, and the numbers of the 3 classes are 1..3" not in refusal(
+        folder, reduce_zero_label=True
+    )
+
+
+def test_a_damaged_mask_is_left_out_as_a_damaged_image_is(pairs):
+    folder = pairs(mask(1), mask(2), mask(3))
+    write(folder / "masks" / "0.png", mask(1)[:40])
+    write(folder / "masks" / "2.png", b"")
+    source = open_source(folder)
+    assert source.mask_classes == ("class 0", "class 1", "class 2")
+    loader = make_loader(source, DataConfig(workers=0), Resize(size=(4, 5)), train=False)
+    assert [batch["id"] for batch in loader] == [["images/1.jpg"]]
+    assert len(loader.bad) == 2
+    write(folder / "masks" / "1.png", b"")
+    with pytest.raises(UserError, match=r"0\.png is damaged"):
+        open_source(folder)
+
+
+def test_too_many_classes_and_none(pairs, refusal):
+    assert "go up to 26001, and class numbers to 254 at most" in refusal(pairs(mask(26001, mode="I;16")))
+    assert "hold no class" in refusal(pairs(mask(*[255] * 20), mask(*[0] * 20)), reduce_zero_label=True)
+
+
+def test_bad_files_of_names(pairs, refusal):
+    folder = pairs(mask(1))
+    for file, content, what in (
+        ("classes.txt", "a\nb\na", "classes.txt names two classes 'a'"),
+        ("classes.txt", "\n", "names no classes"),
+        ("classes.txt", "\n".join(map(str, range(300))), "name 1 to 255"),
+        ("labels.json", "{", "labels.json cannot be read"),
+        ("labels.json", '{"a": {"b": 1}}', "labels.json cannot be read"),
+        ("labels.json", "3", "labels.json cannot be read"),
+    ):
+        written = write(folder / file, content)
+        assert what in refusal(folder)
+        written.unlink()
+
+
+def test_bad_columns(tmp_path, metadata, refusal):
+    folder = metadata(tmp_path, [{"file_name": "a.png", "size": 3}])
+    assert "no column 'shape' for the mask; the data has size, image" in refusal(folder, mask_column="shape")
+    assert "column size holds" in refusal(folder, mask_column="size")
+
+
+def test_bad_numbers(tmp_path):
+    with pytest.raises(UserError, match="ignore_index"):
+        DataConfig(ignore_index=-1)
+    image = Image.fromarray(np.full((2, 2), -3, np.int32))
+    file = io.BytesIO()
+    image.save(file, "TIFF")
+    with pytest.raises(UserError, match="x holds -3"):
+        read_values(file.getvalue(), "x")
+
+
+# -------------------------------------------------------------------------------------------------- loading
+
+
+def test_masks_reach_the_batch(pairs):
+    source = open_source(pairs(mask(0, 1), mask(3, 0, 255), mask(2)))
+    loader = make_loader(source, DataConfig(workers=2, batch_size=3), Resize(size=(4, 5)), train=False)
+    (batch,) = loader
+    assert torch.equal(batch["mask"], torch.from_numpy(np.stack([source[i].mask for i in range(3)])))
+    (train,) = make_loader(
+        source, DataConfig(workers=0, batch_size=3, load_size=(8, 10)), Resize(size=(4, 5)), train=True
+    )
+    assert train["mask"].shape == (3, 8, 10)
+    order = [batch["id"].index(name) for name in train["id"]]
+    assert torch.equal(train["mask"][:, ::2, ::2], batch["mask"][order])
