@@ -23,7 +23,7 @@ class Conv(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, stride: int = 1, after: bool = False, bias: bool = True):
         super().__init__(inputs, outputs, 3, stride, padding=0 if after else 1, bias=bias)
         self.pads = (0, 1) if after else (1, 1)
-        self.wrap = (False, False)  # in x, in y; set by `seamless`
+        self.wrap: tuple[bool, bool] = (False, False)                                    # in x, in y: set by `seamless`
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o rows columns"]:
         if self.wrap == (False, False) and self.pads == (1, 1):

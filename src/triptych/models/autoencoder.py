@@ -1,0 +1,384 @@
+"""The first stage of latent diffusion (Rombach et al. 2022, Section 3.1): encoder, a bounded latent space, decoder."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from triptych.card import Card, Preprocess
+from triptych.errors import UserError
+from triptych.layers.cross_attention import SpatialAttention
+from triptych.layers.initial import fill
+from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, seamless
+from triptych.layers.tiling import in_tiles
+from triptych.models.autoencoder_config import AutoencoderConfig, FirstStageConfig
+from triptych.network import Network
+
+Images = Float[Tensor, "b channels height width"]
+Latents = Float[Tensor, "b c h w"]
+
+
+class FirstStage(Network):
+    """Images in [-1, 1] to latents and back: what every autoencoder here offers, whatever is inside.
+
+    A network of this kind has `embed`, from images to what its encoder ends in, and `render`, from latents as the
+    encoder made them to images.
+    """
+
+    config: FirstStageConfig
+
+    def __init__(self, config: FirstStageConfig):
+        super().__init__()
+        self.config = config
+        half = (0.5, 0.5, 0.5)
+        self.card = Card(preprocess=Preprocess(size=config.image_size, crop=1.0, mean=half, std=half))
+
+    def embed(self, images: Images) -> Float[Tensor, "b moments h w"]:
+        raise NotImplementedError
+
+    def render(self, z: Latents) -> Images:
+        raise NotImplementedError
+
+    def draw(
+        self,
+        moments: Float[Tensor, "b moments h w"],
+        sample: bool = False,
+        noise: Latents | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Latents:
+        """What the encoder ends in as latents, before their scale. Without a distribution there is nothing to draw."""
+        return moments
+
+    def encode(
+        self,
+        images: Images,
+        sample: bool = False,
+        noise: Latents | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Latents:
+        """The latents of images, (z - shift) * scale: what the second stage diffuses.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], sides multiples of `config.factor`.
+            sample: draw from the posterior instead of taking its mean. VQ and tiny ones have nothing to draw; VQ
+                gives the latents before quantisation (Appendix G).
+            noise: the standard normal numbers to draw with, (B, c, H / f, W / f); implies `sample`.
+            generator: where they come from otherwise.
+
+        Raises:
+            UserError: channels or sides do not fit.
+        """
+        self._check_images(images)
+        return self.scaled(self.draw(self.embed(images), sample, noise, generator))
+
+    def decode(self, latents: Latents) -> Images:
+        """Images (B, 3, H, W) of scaled latents (B, c, H / f, W / f); near [-1, 1], not clamped.
+
+        Raises:
+            UserError: the channels do not fit.
+        """
+        self._check_latents(latents)
+        return self.render(self.unscaled(latents))
+
+    def encode_tiled(
+        self,
+        images: Images,
+        tile: int = 64,
+        overlap: int = 16,
+        sample: bool = False,
+        noise: Latents | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Latents:
+        """`encode` in tiles of `tile` by `tile` latents, so that the memory it takes does not grow with the image."""
+        self._check_images(images)
+        moments = self._in_tiles(self.embed, images, tile, overlap, taken=self.config.factor)
+        return self.scaled(self.draw(moments, sample, noise, generator))
+
+    def decode_tiled(self, latents: Latents, tile: int = 64, overlap: int = 16) -> Images:
+        """`decode` in tiles of `tile` by `tile` latents, so that the memory it takes does not grow with the image.
+
+        Neighbours share `overlap` latents at least. Each tile has its own norms and attention, so that tones may
+        differ a little over the picture; the blend is smooth.
+        """
+        self._check_latents(latents)
+        return self._in_tiles(self.render, self.unscaled(latents), tile, overlap, given=self.config.factor)
+
+    def scaled(self, z: Latents) -> Latents:
+        """(z - shift) * scale."""
+        if self.config.shift == 0 and self.config.scale == 1:
+            return z
+        return (z - _by_channel(self.config.shift, z)) * _by_channel(self.config.scale, z)
+
+    def unscaled(self, latents: Latents) -> Latents:
+        """The inverse of `scaled`."""
+        if self.config.shift == 0 and self.config.scale == 1:
+            return latents
+        return latents / _by_channel(self.config.scale, latents) + _by_channel(self.config.shift, latents)
+
+    def forward(self, images: Images) -> Images:
+        """Reconstructions."""
+        return self.decode(self.encode(images))
+
+    def replace_head(self, num_classes: int, head: Any = "linear") -> None:
+        raise UserError("an autoencoder has no head to replace")
+
+    def initialise(self) -> None:
+        """Fill every parameter: NaN first, so that one forgotten shows."""
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, math.nan)
+        fill(self)
+
+    def _in_tiles(
+        self, run: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, taken: int = 1, given: int = 1
+    ) -> Tensor:
+        """Where a direction wraps (`seamless`) and takes several tiles, the map is continued by what is on its other
+        side, and no tile wraps by itself."""
+        wrap = next((part.wrap for part in self.modules() if isinstance(part, Conv)), (False, False))
+        wide, high = x.shape[-1] > tile * taken, x.shape[-2] > tile * taken
+        ahead = (overlap * (wrap[0] and wide), overlap * (wrap[1] and high))
+        pads = [min(ahead[0] * taken, x.shape[-1]), min(ahead[1] * taken, x.shape[-2])]
+        x = F.pad(x, (pads[0], pads[0], pads[1], pads[1]), mode="circular") if any(pads) else x
+        with seamless(self, x=wrap[0] and not wide, y=wrap[1] and not high):
+            out = in_tiles(run, x, tile, overlap, taken, given)
+        left, top = pads[0] // taken * given, pads[1] // taken * given
+        return out[..., top : out.shape[-2] - top, left : out.shape[-1] - left]
+
+    def _check_images(self, images: Tensor) -> None:
+        _, channels, height, width = images.shape
+        f = self.config.factor
+        if channels != self.config.in_channels:
+            raise UserError(f"images have {channels} channels, the autoencoder takes {self.config.in_channels}")
+        if height % f or width % f or not height or not width:
+            near = f"{max(-(-height // f), 1) * f} x {max(-(-width // f), 1) * f}"
+            raise UserError(
+                f"images are {height} x {width}, the autoencoder takes multiples of {f}; resize or pad them to {near}"
+            )
+
+    def _check_latents(self, latents: Tensor) -> None:
+        if latents.shape[1] != self.config.latent_channels:
+            raise UserError(
+                f"latents have {latents.shape[1]} channels, the autoencoder has {self.config.latent_channels}"
+            )
+
+
+def _by_channel(value: float | tuple[float, ...], like: Tensor) -> float | Tensor:
+    return like.new_tensor(value)[:, None, None] if isinstance(value, tuple) else value
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where the level has it; then to the next one."""
+
+    def __init__(
+        self, config: AutoencoderConfig, inputs: int, outputs: int, depth: int, attends: bool, resample: nn.Module
+    ):
+        super().__init__()
+        self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList()
+        for _ in range(depth):
+            self.blocks.append(ResnetBlock(inputs, outputs, None, config.groups, EPS, config.dropout))
+            self.attentions.append(SpatialAttention(outputs, 1, config.groups, EPS) if attends else nn.Identity())
+            inputs = outputs
+        self.resample = resample
+
+    def parts(self) -> list[nn.Module]:
+        """Block, attention, block, attention, ..."""
+        return [part for pair in zip(self.blocks, self.attentions, strict=True) for part in pair]
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o rows columns"]:
+        for part in self.parts():
+            x = part(x)                                                                  # b o h w
+        return self.resample(x)
+
+
+class Middle(nn.Module):
+    """Attention between two residual blocks, at the lowest resolution."""
+
+    def __init__(self, config: AutoencoderConfig, channels: int):
+        super().__init__()
+        self.block1 = ResnetBlock(channels, channels, None, config.groups, EPS, config.dropout)
+        self.attention = SpatialAttention(channels, 1, config.groups, EPS) if config.middle_attention else nn.Identity()
+        self.block2 = ResnetBlock(channels, channels, None, config.groups, EPS, config.dropout)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.block2(self.attention(self.block1(x)))
+
+    def parts(self) -> list[nn.Module]:
+        return [self.block1, self.attention, self.block2]
+
+
+class Encoder(nn.Module):
+    """E of Section 3.1: levels on the way down, the middle, and the channels of the latents."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        self.conv_in = Conv(config.in_channels, widths[0])
+        self.down = nn.ModuleList()
+        for i, (inputs, width) in enumerate(zip([widths[0], *widths], widths, strict=False)):
+            halve = Downsample(width, after=True) if 2**i < config.factor else nn.Identity()
+            self.down.append(Level(config, inputs, width, config.depth, 2**i in config.attention_factors, halve))
+        self.middle = Middle(config, widths[-1])
+        self.norm = nn.GroupNorm(config.groups, widths[-1], eps=EPS)
+        self.conv_out = Conv(widths[-1], config.encoder_channels)
+
+    def forward(self, images: Images) -> Float[Tensor, "b moments h w"]:
+        x = self.conv_in(images)                                                         # b widths[0] H W
+        for level in self.down:
+            x = level(x)                                                                 # b widths[i] H/2^i W/2^i
+        x = self.middle(x)                                                               # b widths[-1] H/f W/f
+        return self.conv_out(F.silu(self.norm(x)))                                       # b moments H/f W/f
+
+
+class Decoder(nn.Module):
+    """D of Section 3.1: the encoder's way back, with one more block a level."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        self.conv_in = Conv(config.bottleneck or config.latent_channels, widths[-1])
+        self.middle = Middle(config, widths[-1])
+        self.up = nn.ModuleList()
+        for i, (inputs, width) in reversed(list(enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)))):
+            double = Upsample(width) if i else nn.Identity()
+            self.up.append(Level(config, inputs, width, config.depth + 1, 2**i in config.attention_factors, double))
+        self.norm = nn.GroupNorm(config.groups, widths[0], eps=EPS)
+        self.conv_out = Conv(widths[0], config.out_channels)
+
+    def forward(self, z: Latents) -> Images:
+        x = self.middle(self.conv_in(z))                                                 # b widths[-1] h w
+        for level in self.up:
+            x = level(x)                                                                 # b widths[i] H/2^i W/2^i
+        return self.conv_out(F.silu(self.norm(x)))                                       # b 3 H W
+
+
+class Autoencoder(FirstStage):
+    """The first stage, KL or VQ: `encode` gives scaled latents, `decode` takes them.
+
+    KL: the encoder gives mean and log variance of a Gaussian for each latent. VQ: `decode` moves each latent to the
+    nearest entry of the codebook first, so that what is diffused is not yet quantised (Appendix G).
+    """
+
+    config: AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant = self.post_quant = nn.Identity()
+        if config.quant_convs:
+            latents = config.latent_channels * (2 if config.kind == "kl" else 1)
+            self.quant = nn.Conv2d(config.encoder_channels, latents, 1)
+            self.post_quant = nn.Conv2d(config.latent_channels, config.bottleneck or config.latent_channels, 1)
+        if config.kind == "vq":
+            self.codebook = nn.Embedding(config.codebook_size, config.latent_channels)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Fill every parameter; the codebook uniformly within 1 / |Z| of zero (van den Oord et al. 2017's code)."""
+        super().initialise()
+        if self.config.kind == "vq":
+            nn.init.uniform_(self.codebook.weight, -1 / self.config.codebook_size, 1 / self.config.codebook_size)
+
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks and attentions in order, encoder first."""
+        levels = [part for part in self.modules() if isinstance(part, Level | Middle)]
+        return [part for level in levels for part in level.parts() if not isinstance(part, nn.Identity)]
+
+    def embed(self, images: Images) -> Float[Tensor, "b moments h w"]:
+        """What the encoder ends in: KL mean and log variance, VQ the latents."""
+        return self.quant(self.encoder(images))
+
+    def posterior(self, images: Images) -> tuple[Latents, Latents]:
+        """Mean and log variance, clamped to [-30, 20], of q(z | x): KL alone, before scale and shift.
+
+        Raises:
+            UserError: channels or sides do not fit, or the autoencoder is VQ.
+        """
+        if self.config.kind == "vq":
+            raise UserError("a VQ autoencoder has no posterior: encode gives its latents, quantize their entries")
+        self._check_images(images)
+        return _moments(self.embed(images))
+
+    def draw(
+        self,
+        moments: Float[Tensor, "b moments h w"],
+        sample: bool = False,
+        noise: Latents | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Latents:
+        """z = mean + std * noise, or the mean; VQ the latents as they are."""
+        if self.config.kind == "vq":
+            return moments
+        mean, logvar = _moments(moments)
+        if noise is None and not sample:
+            return mean
+        if noise is None:
+            device = mean.device if generator is None else generator.device
+            noise = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype).to(mean.device)
+        return mean + torch.exp(0.5 * logvar) * noise
+
+    def quantize(self, latents: Latents) -> tuple[Latents, Int[Tensor, "b h w"]]:
+        """The nearest entry of the codebook for each of the (scaled) latents, and its index.
+
+        Gradients reach the codebook, not the latents: `latents + (quantized - latents).detach()` is the
+        straight-through estimate, which `decode(..., quantized=True)` takes.
+
+        Raises:
+            UserError: the autoencoder is KL.
+        """
+        if self.config.kind == "kl":
+            raise UserError("a KL autoencoder has no codebook; kind='vq' has")
+        self._check_latents(latents)
+        quantized, indices = self._nearest(self.unscaled(latents))
+        return self.scaled(quantized), indices
+
+    def decode(self, latents: Latents, quantized: bool = False) -> Images:
+        """Images (B, 3, H, W) of scaled latents (B, c, H / f, W / f); near [-1, 1], not clamped.
+
+        Args:
+            latents: as `encode` gives them.
+            quantized: VQ: they are entries of the codebook already. Otherwise they are moved to the nearest ones;
+                gradients then pass straight through to the latents.
+
+        Raises:
+            UserError: the channels do not fit.
+        """
+        if not quantized:
+            return super().decode(latents)
+        self._check_latents(latents)
+        return self.decoder(self.post_quant(self.unscaled(latents)))
+
+    def render(self, z: Latents) -> Images:
+        """Quantise (VQ alone), then the decoder."""
+        if self.config.kind == "vq":
+            entries, _ = self._nearest(z)
+            z = z + (entries - z).detach() if torch.is_grad_enabled() and z.requires_grad else entries
+        return self.decoder(self.post_quant(z))
+
+    def _nearest(self, z: Latents) -> tuple[Latents, Int[Tensor, "b h w"]]:
+        entries = self.codebook.weight
+        device = z.device.type
+        exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with torch.no_grad(), exact:
+            # argmin |z - e|^2 = argmin |e|^2 - 2 z e. In fp32: halves cannot tell near entries apart.
+            e = entries.float()
+            flat = rearrange(z.float(), "b c h w -> (b h w) c")
+            parts = flat.split(max(1, _DISTANCES // len(e)))
+            indices = torch.cat([torch.addmm((e * e).sum(1), part, e.T, alpha=-2).argmin(1) for part in parts])
+        b, _, h, w = z.shape
+        indices = indices.view(b, h, w)
+        return rearrange(F.embedding(indices, entries), "b h w c -> b c h w").contiguous(), indices
+
+
+_DISTANCES = 2**24  # held at a time: 64 MB
+EPS = 1e-6  # of every norm, in all published ones
+
+
+def _moments(moments: Float[Tensor, "b two_c h w"]) -> tuple[Latents, Latents]:
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean, logvar.clamp(-30.0, 20.0)

@@ -1,0 +1,279 @@
+"""First stages as data: their configs, the published sizes, and their closed-form costs. Imports no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from triptych.config import check
+from triptych.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Sizes and forms of a first stage (Rombach et al. 2022, Section 3.1 and Appendix G). Checked when made."""
+
+    image_size: tuple[int, int] = (256, 256)
+    """Height and width of the images that it was trained on; encode takes any multiple of `factor`."""
+    kind: Literal["kl", "vq"]
+    """How the latents are held in bounds: a slight pull towards a Gaussian, or a codebook."""
+    in_channels: int = 3
+    out_channels: int = 3
+    width: int = 128
+    """Channels of the first level."""
+    multipliers: tuple[int, ...]
+    """Channels of each level, in `width`s. A level has half the rows and columns of the one before."""
+    depth: int = 2
+    """Residual blocks a level of the encoder; the decoder has one more."""
+    latent_channels: int
+    """Channels of the latents, and of a codebook's entries: c of Table 8."""
+    bottleneck: int = 0
+    """Channels at the end of the encoder and the start of the decoder; 0 stands for `latent_channels`."""
+    codebook_size: int = 0
+    """Entries of the codebook, |Z| of Table 8; vq only."""
+    attention_factors: tuple[int, ...] = ()
+    """Downsampling factors (1, 2, 4, ...: one a level) whose residual blocks are followed by self-attention."""
+    middle_attention: bool = True
+    quant_convs: bool = True
+    """1x1 convolutions between encoder and latents, and between latents and decoder."""
+    scale: float | tuple[float, ...] = 1.0
+    """Encode gives (z - shift) * scale, for latents of unit variance; one number, or one a channel."""
+    shift: float | tuple[float, ...] = 0.0
+    groups: int = 32
+    """Groups of every GroupNorm."""
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        check(self)
+        _check_sizes(self, "in_channels", "out_channels", "width", "depth", "latent_channels", "groups")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise UserError(f"multipliers are {self.multipliers}, which must be positive, for example (1, 2, 4, 4)")
+        if self.width % self.groups:
+            raise UserError(f"width {self.width} is no multiple of the {self.groups} groups of a norm; change one")
+        if self.bottleneck < 0:
+            raise UserError(f"bottleneck is {self.bottleneck}, which must be 0 (as latent_channels) or more")
+        if self.bottleneck not in (0, self.latent_channels) and not self.quant_convs:
+            raise UserError(
+                f"bottleneck {self.bottleneck} beside latent_channels {self.latent_channels} needs quant_convs=True"
+            )
+        if (self.kind == "vq") != (self.codebook_size > 0) or self.codebook_size < 0:
+            needed = "at least 1 with kind='vq'" if self.kind == "vq" else "0 with kind='kl'"
+            raise UserError(f"codebook_size is {self.codebook_size}, which must be {needed}")
+        known = [2**i for i in range(len(self.multipliers))]
+        if any(factor not in known for factor in self.attention_factors):
+            levels = ", ".join(map(str, known))
+            raise UserError(f"attention_factors are {self.attention_factors}; the levels' factors are {levels}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}, which must be at least 0 and below 1")
+        _check_normalisation(self)
+
+    @property
+    def factor(self) -> int:
+        """f: pixels of a side for one of the latents."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def encoder_channels(self) -> int:
+        """Channels that the encoder ends in, before the quantising convolution: KL has mean and log variance."""
+        return (self.bottleneck or self.latent_channels) * (2 if self.kind == "kl" else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyAutoencoderConfig:
+    """Sizes of TAESD (Bohan 2023), a small stand-in for a first stage, on the latents of that one."""
+
+    image_size: tuple[int, int] = (512, 512)
+    in_channels: int = 3
+    out_channels: int = 3
+    width: int = 64
+    levels: int = 4
+    """Resolutions, each half of the one before."""
+    depth: int = 3
+    """Residual blocks a level; the finest level has one."""
+    latent_channels: int = 4
+    scale: float | tuple[float, ...] = 1.0
+    """As in `AutoencoderConfig`; the published ones give scaled latents by themselves."""
+    shift: float | tuple[float, ...] = 0.0
+
+    def __post_init__(self):
+        check(self)
+        _check_sizes(self, "in_channels", "out_channels", "width", "levels", "depth", "latent_channels")
+        _check_normalisation(self)
+
+    @property
+    def factor(self) -> int:
+        """f: pixels of a side for one of the latents."""
+        return 2 ** (self.levels - 1)
+
+
+FirstStageConfig = AutoencoderConfig | TinyAutoencoderConfig
+
+
+def _check_sizes(config: FirstStageConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} is {getattr(config, name)}, which must be at least 1")
+    if min(config.image_size) < 1:
+        raise UserError(f"image_size is {config.image_size}, which must be two positive numbers of pixels")
+
+
+def _check_normalisation(config: FirstStageConfig) -> None:
+    for name in ("scale", "shift"):
+        value = getattr(config, name)
+        if isinstance(value, tuple) and len(value) != config.latent_channels:
+            raise UserError(
+                f"{name} has {len(value)} numbers for latents of {config.latent_channels} channels; "
+                "give one a channel, or a single number"
+            )
+    scales = config.scale if isinstance(config.scale, tuple) else (config.scale,)
+    if not all(0 < scale < float("inf") for scale in scales):
+        raise UserError(f"scale is {config.scale}, which must be positive: 1 / (standard deviation of the latents)")
+
+
+KL_F8 = AutoencoderConfig(kind="kl", multipliers=(1, 2, 4, 4), latent_channels=4)
+KL_F4 = replace(KL_F8, multipliers=(1, 2, 4), latent_channels=3)
+DEEP = {"multipliers": (1, 1, 2, 2, 4), "attention_factors": (16,)}
+VQ_F4 = replace(KL_F4, kind="vq", codebook_size=8192)
+VQ_F8 = replace(VQ_F4, multipliers=(1, 2, 2, 4), attention_factors=(8,), latent_channels=4, codebook_size=16384)
+SD3 = replace(
+    KL_F8, image_size=(1024, 1024), latent_channels=16, quant_convs=False, scale=1.5305, shift=0.0609
+)
+
+SIZES: dict[str, FirstStageConfig] = {
+    # Rombach et al. 2022, Table 8, as published.
+    "kl-f4": KL_F4,
+    "kl-f8": KL_F8,
+    "kl-f16": replace(KL_F8, latent_channels=16, **DEEP),
+    "kl-f32": replace(KL_F8, latent_channels=64, multipliers=(1, 1, 2, 2, 4, 4), attention_factors=(16, 32)),
+    "vq-f4": VQ_F4,
+    "vq-f4-noattn": replace(VQ_F4, middle_attention=False),
+    "vq-f8": VQ_F8,
+    "vq-f8-n256": replace(VQ_F8, codebook_size=256),
+    "vq-f16": replace(VQ_F8, latent_channels=8, **DEEP),
+    # The first stages of what came after. SD 1 and 2 have KL-f8 itself, with the scale of its latents.
+    "sd-vae": replace(KL_F8, image_size=(512, 512), scale=0.18215),
+    "sd-x4-vae": replace(KL_F4, image_size=(512, 512), latent_channels=4, scale=0.08333),
+    "sdxl-vae": replace(KL_F8, image_size=(1024, 1024), scale=0.13025),
+    "sd3-vae": SD3,
+    "flux-vae": replace(SD3, scale=0.3611, shift=0.1159),
+    "taesd": TinyAutoencoderConfig(),
+    "taesd3": TinyAutoencoderConfig(latent_channels=16),
+}
+
+
+class Layer(NamedTuple):
+    """A convolution, a norm (inputs = outputs) or the product of all pairs of pixels (attention), and where."""
+
+    kind: Literal["conv", "norm", "pairs"]
+    inputs: int
+    outputs: int
+    kernel: int
+    factor: int
+    """Rows of the image for one row that the layer gives."""
+    bias: bool = True
+
+
+def layers(config: FirstStageConfig) -> Iterator[tuple[str, Layer]]:
+    """Every layer of a first stage and the part that it belongs to: encoder, decoder, or between."""
+    if isinstance(config, TinyAutoencoderConfig):
+        yield from _tiny_layers(config)
+        return
+    c, f = config.bottleneck or config.latent_channels, config.factor
+    widths = [config.width * multiplier for multiplier in config.multipliers]
+
+    def block(inputs: int, outputs: int, factor: int) -> Iterator[Layer]:
+        yield Layer("norm", inputs, inputs, 1, factor)
+        yield Layer("conv", inputs, outputs, 3, factor)
+        yield Layer("norm", outputs, outputs, 1, factor)
+        yield Layer("conv", outputs, outputs, 3, factor)
+        if inputs != outputs:
+            yield Layer("conv", inputs, outputs, 1, factor)
+
+    def attention(channels: int, factor: int, present: bool) -> Iterator[Layer]:
+        if present:
+            yield Layer("norm", channels, channels, 1, factor)
+            yield Layer("conv", channels, 3 * channels, 1, factor)
+            yield Layer("pairs", channels, channels, 1, factor)
+            yield Layer("conv", channels, channels, 1, factor)
+
+    def middle() -> Iterator[Layer]:
+        yield from block(widths[-1], widths[-1], f)
+        yield from attention(widths[-1], f, config.middle_attention)
+        yield from block(widths[-1], widths[-1], f)
+
+    def encoder() -> Iterator[Layer]:
+        yield Layer("conv", config.in_channels, widths[0], 3, 1)
+        x = widths[0]
+        for i, width in enumerate(widths):
+            for _ in range(config.depth):
+                yield from block(x, width, 2**i)
+                yield from attention(width, 2**i, 2**i in config.attention_factors)
+                x = width
+            if 2**i < f:
+                yield Layer("conv", x, x, 3, 2 ** (i + 1))
+        yield from middle()
+        yield Layer("norm", x, x, 1, f)
+        yield Layer("conv", x, config.encoder_channels, 3, f)
+
+    def decoder() -> Iterator[Layer]:
+        x = widths[-1]
+        yield Layer("conv", c, x, 3, f)
+        yield from middle()
+        for i, width in reversed(list(enumerate(widths))):
+            for _ in range(config.depth + 1):
+                yield from block(x, width, 2**i)
+                yield from attention(width, 2**i, 2**i in config.attention_factors)
+                x = width
+            if i:
+                yield Layer("conv", x, x, 3, 2 ** (i - 1))
+        yield Layer("norm", x, x, 1, 1)
+        yield Layer("conv", x, config.out_channels, 3, 1)
+
+    yield from (("encoder", layer) for layer in encoder())
+    if config.quant_convs:
+        latents = config.latent_channels * (2 if config.kind == "kl" else 1)
+        yield "between", Layer("conv", config.encoder_channels, latents, 1, f)
+        yield "between", Layer("conv", config.latent_channels, c, 1, f)
+    yield from (("decoder", layer) for layer in decoder())
+
+
+def _tiny_layers(config: TinyAutoencoderConfig) -> Iterator[tuple[str, Layer]]:
+    w, f = config.width, config.factor
+    yield "encoder", Layer("conv", config.in_channels, w, 3, 1)
+    for i in range(config.levels):
+        if i:
+            yield "encoder", Layer("conv", w, w, 3, 2**i, bias=False)
+        yield from [("encoder", Layer("conv", w, w, 3, 2**i))] * (3 * (config.depth if i else 1))
+    yield "encoder", Layer("conv", w, config.latent_channels, 3, f)
+    yield "decoder", Layer("conv", config.latent_channels, w, 3, f)
+    for i in reversed(range(config.levels)):
+        yield from [("decoder", Layer("conv", w, w, 3, 2**i))] * (3 * (config.depth if i else 1))
+        if i:
+            yield "decoder", Layer("conv", w, w, 3, 2 ** (i - 1), bias=False)
+    yield "decoder", Layer("conv", w, config.out_channels, 3, 1)
+
+
+def parameters(config: FirstStageConfig, part: Literal["all", "encoder", "decoder"] = "all") -> int:
+    """Number of parameters, of the whole or of one half (without the 1x1 convolutions between them)."""
+    total = 0
+    for where, (kind, inputs, outputs, kernel, _, bias) in layers(config):
+        if part in ("all", where):
+            weights = {"conv": kernel**2 * inputs * outputs, "norm": outputs, "pairs": 0}[kind]
+            total += weights + (outputs if bias and kind != "pairs" else 0)
+    if part == "all" and isinstance(config, AutoencoderConfig):
+        total += config.codebook_size * config.latent_channels
+    return total
+
+
+def macs(
+    config: FirstStageConfig,
+    image_size: tuple[int, int] | None = None,
+    part: Literal["all", "encoder", "decoder"] = "all",
+) -> int:
+    """Multiply-accumulates of the products and convolutions for one image: encoded and decoded, or one of the two."""
+    height, width = image_size or config.image_size
+    total = 0
+    for where, (kind, inputs, outputs, kernel, factor, _) in layers(config):
+        if part in ("all", where) and kind != "norm":
+            cells = (height // factor) * (width // factor)
+            total += cells * (kernel**2 * inputs * outputs if kind == "conv" else 2 * cells * inputs)
+    return total

@@ -1,0 +1,55 @@
+"""TAESD (Ollin Boer Bohan 2023): a first stage small enough for previews, on the latents of a large one."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from triptych.layers.resnet import Conv
+from triptych.models.autoencoder import FirstStage, Images, Latents
+from triptych.models.autoencoder_config import TinyAutoencoderConfig
+
+
+class TinyBlock(nn.Module):
+    """Three convolutions with ReLU beside a skip, without a norm."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = Conv(width, width), Conv(width, width), Conv(width, width)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        h = F.relu(self.conv1(x))
+        h = F.relu(self.conv2(h))
+        return F.relu(self.conv3(h) + x)
+
+
+class TinyAutoencoder(FirstStage):
+    """`encode` gives the scaled latents that the large first stage would give, or nearly; `decode` takes them."""
+
+    config: TinyAutoencoderConfig
+
+    def __init__(self, config: TinyAutoencoderConfig):
+        super().__init__(config)
+        w, c = config.width, config.latent_channels
+        self.encoder = nn.Sequential(Conv(config.in_channels, w), TinyBlock(w))
+        self.decoder = nn.Sequential(Conv(c, w), nn.ReLU())
+        for _ in range(config.levels - 1):
+            self.encoder.append(Conv(w, w, stride=2, bias=False))
+            self.encoder.extend(TinyBlock(w) for _ in range(config.depth))
+            self.decoder.extend(TinyBlock(w) for _ in range(config.depth))
+            self.decoder.extend([nn.Upsample(scale_factor=2), Conv(w, w, bias=False)])
+        self.encoder.append(Conv(w, c))
+        self.decoder.extend([TinyBlock(w), Conv(w, config.out_channels)])
+        self.initialise()
+
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks in order, encoder first."""
+        return [part for part in self.modules() if isinstance(part, TinyBlock)]
+
+    def embed(self, images: Images) -> Latents:
+        """The latents of images in [-1, 1]; the network itself sees [0, 1]."""
+        return self.encoder(images / 2 + 0.5)
+
+    def render(self, z: Latents) -> Images:
+        """Images in about [-1, 1]. Latents far out are bent back to [-3, 3] first."""
+        return self.decoder(3 * torch.tanh(z / 3)) * 2 - 1

@@ -1,0 +1,95 @@
+"""Encode and decode in tiles: equal to the whole where one tile holds it, near it and without seams where not."""
+
+import pytest
+import torch
+from torch import nn
+
+from triptych.errors import UserError
+from triptych.layers.resnet import seamless
+from triptych.models.autoencoder import Autoencoder
+from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
+from triptych.models.tiny_autoencoder import TinyAutoencoder
+
+CONFIG = AutoencoderConfig(
+    kind="kl", width=8, multipliers=(1, 2), depth=1, latent_channels=4, groups=4, scale=0.5, shift=0.1
+)
+
+
+@pytest.fixture
+def net() -> Autoencoder:
+    return Autoencoder(CONFIG).eval()
+
+
+@pytest.fixture
+def local() -> TinyAutoencoder:
+    """Nothing in it looks further than 7 latents: a quarter of an overlap of 28."""
+    return TinyAutoencoder(TinyAutoencoderConfig(width=4, levels=2, depth=1)).eval()
+
+
+def test_one_tile_is_the_whole(net):
+    with torch.no_grad():
+        latents, images = torch.randn(2, 4, 9, 7), torch.randn(2, 3, 18, 14)
+        assert torch.equal(net.decode_tiled(latents, tile=9, overlap=2), net.decode(latents))
+        assert torch.equal(net.encode_tiled(images, tile=9, overlap=2), net.encode(images))
+
+
+@pytest.mark.parametrize("size", [(60, 47), (25, 62), (44, 20)])
+def test_tiles_are_the_whole_where_nothing_looks_far(local, size):
+    with torch.no_grad():
+        latents = torch.randn(1, 4, *size)
+        whole = local.decode(latents)
+        torch.testing.assert_close(local.decode_tiled(latents, 40, 28), whole, atol=1e-5, rtol=1e-5)
+        images = torch.rand_like(whole)
+        encoded = local.encode(images)
+        torch.testing.assert_close(local.encode_tiled(images, 40, 28), encoded, atol=1e-5, rtol=1e-5)
+
+
+def test_tiles_of_a_network_that_looks_far_have_no_seams(net):
+    """Norms and attention see a tile alone; still nothing jumps from one column to the next."""
+    with torch.no_grad():
+        latents = torch.randn(1, 4, 24, 40)
+        latents = nn.functional.avg_pool2d(latents, 5, 1, 2)  # smooth, so that a seam would show
+        whole, tiled = net.decode(latents), net.decode_tiled(latents, 20, 8)
+        steps, expected = ((x[..., 1:] - x[..., :-1]).abs().mean((0, 1, 2)) for x in (tiled, whole))
+    assert steps.max() < 1.3 * expected.max()
+
+
+def test_memory_is_bounded_by_a_tile(net):
+    """No layer sees more than a tile."""
+    seen = []
+    for part in net.modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[-2:]))
+    with torch.no_grad():
+        assert net.decode_tiled(torch.randn(1, 4, 21, 17), tile=8, overlap=2).shape == (1, 3, 42, 34)
+        assert net.encode_tiled(torch.randn(1, 3, 42, 34), tile=8, overlap=2).shape == (1, 4, 21, 17)
+    assert max(max(size) for size in seen) <= 17  # 16 pixels, and one that the encoder pads
+
+
+def test_gradients_flow_through_tiles(local):
+    latents = torch.randn(1, 4, 9, 9, requires_grad=True)
+    local.decode_tiled(latents, 6, 2).square().sum().backward()
+    assert latents.grad.abs().min() > 0
+
+
+def test_halves_stay_halves(local):
+    with torch.no_grad():
+        assert local.bfloat16().decode_tiled(torch.randn(1, 4, 9, 9).bfloat16(), 6, 2).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("x", "y"), [(True, False), (True, True), (False, True)])
+def test_seamless_pictures_are_seamless_in_tiles(local, x, y):
+    with torch.no_grad(), seamless(local, x, y):
+        for size in ((60, 47), (20, 47)):  # several tiles high, or one
+            latents = torch.randn(1, 4, *size)
+            whole = local.decode(latents)
+            torch.testing.assert_close(local.decode_tiled(latents, 40, 28), whole, atol=1e-5, rtol=1e-5)
+            images = torch.rand_like(whole)
+            encoded = local.encode(images)
+            torch.testing.assert_close(local.encode_tiled(images, 40, 28), encoded, atol=1e-5, rtol=1e-5)
+        assert local.encoder[0].wrap == (x, y)
+
+
+def test_an_overlap_as_large_as_a_tile_is_refused(net):
+    with pytest.raises(UserError, match=r"overlap is 8, which must be 0 or more and below .* 8"):
+        net.decode_tiled(torch.zeros(1, 4, 20, 20), tile=8, overlap=8)
