@@ -1,0 +1,262 @@
+"""What turns a prompt into the context that a UNet looks at (Rombach et al. 2022, Section 3.3: tau_theta): transformers
+that read text, and the table that reads a class."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from triptych.card import Card
+from triptych.errors import UserError
+from triptych.layers.attention import attention
+from triptych.layers.initial import fill
+from triptych.layers.linear import linear
+from triptych.layers.mlp import Mlp
+from triptych.models.prompts import Chunk, pack, parse
+from triptych.models.text_config import ClassTokenConfig, TextConfig
+from triptych.models.tokenizers import Tokenizer, clip_tokenizer
+from triptych.network import Network
+
+log = logging.getLogger(__name__)
+
+
+class TextAttention(nn.Module):
+    """Multi-head self-attention whose heads together may be narrower than a token, with a mask where there is one."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.inner, bias=config.causal)
+        self.proj = nn.Linear(config.inner, config.width)
+        self.tap: Callable[[Tensor], None] | None = None                                 # set by layers.capture
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Float[Tensor, "1 1 n n"] | None) -> Float[Tensor, "b n d"]:
+        qkv = linear(x, self.qkv.weight, self.qkv.bias)                                  # b n 3 inner
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        x = rearrange(attention(q, k, v, self.tap, mask), "b h n d -> b n (h d)")        # b n inner
+        return linear(x, self.proj.weight, self.proj.bias)
+
+
+class QuickMlp(Mlp):
+    """The MLP with x sigmoid(1.702 x) for GELU, as CLIP was trained."""
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        x = linear(x, self.fc1.weight, self.fc1.bias)
+        return linear(x * torch.sigmoid(1.702 * x), self.fc2.weight, self.fc2.bias)
+
+
+class TextBlock(nn.Module):
+    """One block: attention, then MLP, each behind a LayerNorm and beside a skip."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.attn = TextAttention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = (QuickMlp if config.activation == "quick_gelu" else Mlp)(config.width, config.mlp_dim)
+
+    def forward(self, z: Float[Tensor, "b n d"], mask: Float[Tensor, "1 1 n n"] | None) -> Float[Tensor, "b n d"]:
+        z = z + self.attn(self.norm1(z), mask)
+        return z + self.mlp(self.norm2(z))
+
+
+class TextEncoder(Network):
+    """A transformer that reads text. Strings give a token a vector: `text(["a red apple"])` is (1, L, D).
+
+    It holds its tokenizer. The kinds `clip` and `openclip` have the shipped one; another one reads strings once
+    `tokenizer` is set, and tokens without.
+    """
+
+    def __init__(self, config: TextConfig, tokenizer: Tokenizer | None = None):
+        super().__init__()
+        self.config = config
+        self.card = Card()
+        self._tokenizer: Tokenizer | None = None
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+        self.tokens = nn.Embedding(config.vocab_size + config.added, config.width)
+        self.positions = nn.Parameter(torch.empty(config.length, config.width))
+        self.encoder = nn.ModuleList(TextBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        if config.logits:
+            self.logits = nn.Linear(config.width, config.vocab_size)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Fill every parameter: NaN first, so that one forgotten shows."""
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, math.nan)
+        fill(self)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in order: what checkpointing, compiling and sharding are applied to."""
+        return list(self.encoder)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What cuts strings into tokens. It may be set.
+
+        Raises:
+            UserError: there is none; or one is set whose vocabulary is larger than the table.
+        """
+        if self._tokenizer is None:
+            if self.config.kind == "ldm-bert":
+                raise UserError("this text encoder has no tokenizer; load one from a vocab.txt and set text.tokenizer")
+            self.tokenizer = clip_tokenizer()
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        rows = self.config.vocab_size + self.config.added
+        if tokenizer.size > self.config.vocab_size or any(max(row) >= rows for row in tokenizer.added.values()):
+            held = f"{tokenizer.size} tokens" + (f" and {', '.join(tokenizer.added)}" if tokenizer.added else "")
+            raise UserError(f"the tokenizer has {held}, the text encoder's table {rows} rows; they are of two models")
+        self._tokenizer = tokenizer
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text that are read at once, its start and end left out."""
+        return self.config.length - 2
+
+    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
+        """Token numbers with start, end and padding. What exceeds the room is cut off; a warning says what it was."""
+        if isinstance(texts, str) or not texts:
+            raise UserError(f"texts is {texts!r}, which must be a list of strings such as ['a red apple']")
+        rows = []
+        for text in texts:
+            ids = self.tokenizer.ids(text)
+            if len(ids) > self.room:
+                lost = self.tokenizer.text(ids[self.room :])
+                log.warning("the text has %d tokens and %d are read; left out: %s", len(ids), self.room, lost)
+            rows.append(self.tokenizer.framed(ids, self.config.length, self.config.pad))
+        return torch.tensor(rows, device=self.positions.device)
+
+    def encode_tokens(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """The context of token numbers, start and end included: the last block's output (or that of an earlier one,
+        where the config skips some) through the final norm.
+
+        Raises:
+            UserError: more tokens than there are positions.
+        """
+        n = ids.shape[1]
+        if n > self.config.length:
+            raise UserError(f"{n} tokens are given, this text encoder has positions for {self.config.length}")
+        z = self.tokens(ids) + self.positions[:n]                                        # b n D
+        mask = None
+        if self.config.causal:
+            mask = torch.full((1, 1, n, n), -math.inf, dtype=z.dtype, device=z.device).triu(1)
+        for block in self.encoder[: self.config.depth - self.config.skip]:
+            z = block(z, mask)
+        return self.norm(z)
+
+    def forward(self, texts: Sequence[str]) -> Float[Tensor, "b n d"]:
+        """The context of strings taken as they are: no weights, and nothing beyond the room."""
+        return self.encode_tokens(self.tokenize(texts))
+
+    def encode_prompt(self, prompt: str) -> Float[Tensor, "1 n d"]:
+        """`encode_prompts` of one prompt."""
+        return self.encode_prompts([prompt])
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
+        """The context of prompts of any length, with their weights (the grammar is that of `prompts`).
+
+        A prompt is read in chunks of `room` tokens, each with a start and an end of its own, laid one after the other;
+        shorter prompts of the list get empty chunks. Chunks are encoded one by one, so that a prompt's context is the
+        same, bit for bit, whatever stands beside it.
+
+        Raises:
+            UserError: no prompt, or a weight beyond reason.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise UserError(f"prompts is {prompts!r}, which must be a list of strings such as ['a (red:1.3) apple']")
+        packed = [pack(parse(prompt), self.tokenizer.spans, self.room) for prompt in prompts]
+        most = max(len(chunks) for chunks in packed)
+        known: dict[tuple[int, ...], Tensor] = {}
+        rows = []
+        for chunks in packed:
+            parts = [self._encode_chunk(chunk, known) for chunk in chunks + [[]] * (most - len(chunks))]
+            rows.append(torch.cat(parts, dim=1))
+        return torch.cat(rows)
+
+    def _encode_chunk(self, chunk: Chunk, known: dict[tuple[int, ...], Tensor]) -> Float[Tensor, "1 n d"]:
+        ids = self.tokenizer.framed([i for i, _ in chunk], self.config.length, self.config.pad)
+        if (key := tuple(ids)) not in known:
+            known[key] = self.encode_tokens(torch.tensor([ids], device=self.positions.device))
+        weights = torch.ones(1, self.config.length)
+        weights[0, 1 : len(chunk) + 1] = torch.tensor([weight for _, weight in chunk])
+        return emphasise(known[key], weights.to(self.positions.device))
+
+
+class ClassToken(Network):
+    """A class as a prompt of one token (Rombach et al. 2022, Appendix E.2.1)."""
+
+    def __init__(self, config: ClassTokenConfig):
+        super().__init__()
+        self.config = config
+        self.card = Card()
+        self.classes = nn.Embedding(config.num_classes + int(config.null_class), config.width)
+        nn.init.normal_(self.classes.weight, std=0.02)
+
+    @property
+    def null(self) -> int | None:
+        """The row that stands for no class, if there is one."""
+        return self.config.num_classes if self.config.null_class else None
+
+    def blocks(self) -> list[nn.Module]:
+        return []
+
+    def forward(self, labels: Int[Tensor, "b"] | Sequence[int]) -> Float[Tensor, "b 1 d"]:
+        """The context of classes, from 0; `null` for no class.
+
+        Raises:
+            UserError: a number in a list is no class.
+        """
+        if not isinstance(labels, Tensor):
+            rows = self.classes.num_embeddings
+            if wrong := [label for label in labels if not 0 <= label < rows]:
+                raise UserError(f"class {wrong[0]} is not from 0 to {rows - 1}")
+            labels = torch.tensor(labels, dtype=torch.long, device=self.classes.weight.device)
+        return self.classes(labels)[:, None]
+
+
+def emphasise(z: Float[Tensor, "b n d"], weights: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+    """Each token's vector times its weight, then all times what gives the mean back, as in AUTOMATIC1111's web UI."""
+    weighted = z.float() * weights[..., None]
+    before, after = z.float().mean((1, 2), keepdim=True), weighted.mean((1, 2), keepdim=True)
+    return (weighted * torch.where(after == 0, 1.0, before / after)).to(z.dtype)
+
+
+def add_embedding(text: TextEncoder, token: str, vectors: Float[Tensor, "n d"] | Float[Tensor, "d"]) -> None:
+    """Give a text encoder a new word, in place: textual inversion (Gal et al. 2023).
+
+    Args:
+        text: gets rows in its table and a tokenizer that knows the word.
+        token: the word, such as "<cat>"; prompts may write it in either case.
+        vectors: one vector, or several that stand one after the other.
+
+    Raises:
+        UserError: vectors of another width or too many, a word that is known already or that prompts cannot spell.
+    """
+    vectors = vectors[None] if vectors.ndim == 1 else vectors
+    count, width = vectors.shape
+    if width != text.config.width:
+        raise UserError(f"{token!r} has vectors of {width} numbers, this text encoder's have {text.config.width}")
+    if not 0 < count <= text.room:
+        raise UserError(f"{token!r} has {count} vectors, which must be from 1 to {text.room}: they are read at once")
+    if set(token) & set("()[]\\"):
+        raise UserError(f"the token {token!r} has brackets or backslashes, which prompts give a meaning; rename it")
+    table = text.tokens.weight
+    rows = range(len(table), len(table) + count)
+    tokenizer = text.tokenizer.add(token, rows)
+    text.config = replace(text.config, added=text.config.added + count)
+    wider = torch.cat([table.detach(), vectors.detach().to(table)])
+    text.tokens = nn.Embedding.from_pretrained(wider, freeze=not table.requires_grad)
+    text.tokenizer = tokenizer
