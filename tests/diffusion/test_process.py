@@ -1,12 +1,13 @@
 """Tables of alpha and sigma, what networks predict in them, and how configs are held to sense."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from triptych.config import from_json, to_json
-from triptych.diffusion import process as process_module
 from triptych.diffusion.config import (
     COMPVIS_SCHEDULES,
     DIFFUSERS_SCHEDULES,
@@ -194,6 +195,17 @@ def test_every_name_has_its_function():
         assert usual_spacing(name, ProcessConfig(schedule="flow", prediction="flow")) in ("trailing", "lcm")
 
 
+def test_a_schedule_that_ends_in_noise_is_entered_there():
+    sd2 = ProcessConfig(prediction="v")
+    assert [usual_spacing(name, sd2) for name in ("plms", "euler", "dpm++2m")] == [
+        "compvis",
+        "uniform",
+        "multistep",
+    ]
+    rescaled = ProcessConfig(prediction="v", zero_terminal_snr=True)
+    assert {usual_spacing(name, rescaled) for name in SAMPLERS if name != "lcm"} == {"trailing"}
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [("dpm++ 2m", "dpm++2m"), ("euler_a", "euler-ancestral"), ("DDIM", "ddim"), ("???", "there are ddpm")],
@@ -209,9 +221,5 @@ def test_an_unknown_sampler_names_the_near_ones(name, near):
 
 
 def test_the_names_need_no_torch():
-    import subprocess
-    import sys
-
     code = "import sys, triptych.diffusion.config; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert process_module.__doc__

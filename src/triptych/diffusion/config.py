@@ -130,4 +130,6 @@ def usual_spacing(sampler: str, config: ProcessConfig) -> str:
         return "trailing"
     if sampler in ("dpm++2m", "dpm++2m-sde", "unipc"):
         return "multistep"
-    return "uniform" if sampler in ("euler", "euler-ancestral", "heun") else "leading"
+    if sampler in ("ddim", "plms"):
+        return "compvis"
+    return "leading" if sampler == "ddpm" else "uniform"

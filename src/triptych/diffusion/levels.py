@@ -44,11 +44,7 @@ def spaced_levels(
         UserError: an unknown spacing (near names are listed), steps out of range, a shift without flow.
     """
     known(spacing, SPACINGS, "spacing")
-    most = (
-        _lcm_count(process)
-        if spacing == "lcm"
-        else process.config.steps - (1 if "multistep" in spacing else 0)
-    )
+    most = _lcm_count(process) if spacing == "lcm" else process.config.steps - ("multistep" in spacing)
     if not 1 <= steps <= most:
         raise UserError(f"steps is {steps}, which must be from 1 to {most} with the spacing {spacing!r}")
     is_flow, is_ramp = process.config.schedule == "flow", spacing in ("karras", "exponential")

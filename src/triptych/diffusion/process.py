@@ -71,7 +71,7 @@ class Process:
             torch.where(whole, sigmas[low], torch.sigmoid(2 * log_ratio).sqrt()),
         )
 
-    def level(self, t: float) -> Level:
+    def level(self, t: float | int) -> Level:
         """The level at time t, in double precision."""
         t = float(t)
         if self.config.schedule == "flow":

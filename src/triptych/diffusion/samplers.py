@@ -14,7 +14,7 @@ State is kept in fp32 (fp64 if x is), whatever the network computes in. No gradi
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,13 +39,13 @@ class Step(NamedTuple):
     level: Level
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Walks x (b, ...) from `levels[0]` to `levels[-1]`. Stochastic samplers call `noise(index)` for step `index`."""
 
     def __call__(self, denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise) -> Iterator[Step]: ...
 
 
-@torch.no_grad()
 def ddim(
     denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None = None, eta: float = 0.0
 ) -> Iterator[Step]:
@@ -53,7 +53,7 @@ def ddim(
     sigma / alpha; `eta` in (0, 1] adds noise (Equation 16), as much as DDPM does at 1."""
     x = _precise(x)
     for index, now, then in _walk(levels):
-        x0 = denoise(x, now.times(x)).to(x.dtype)
+        x0 = _see(denoise, x, now)
         new = eta * then.sigma * math.sqrt(1 - _decay(now, then) ** 2)
         kept = math.sqrt(then.sigma**2 - new**2)  # sigma' is made of old and of new noise
         x = kept / now.sigma * x + (then.alpha - kept * now.alpha / now.sigma) * x0
@@ -73,7 +73,6 @@ def euler(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None =
     return ddim(denoise, x, levels)
 
 
-@torch.no_grad()
 def ancestral(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise) -> Iterator[Step]:
     """The posterior q(x' | x, x_0) of the forward process (Ho et al. 2020, Equations 6 and 7), sampled.
 
@@ -82,19 +81,18 @@ def ancestral(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise) -> 
     """
     x = _precise(x)
     for index, now, then in _walk(levels):
-        x0 = denoise(x, now.times(x)).to(x.dtype)
+        x0 = _see(denoise, x, now)
         x = _reverse_sde(x, x0, now, then, noise, index)
         yield Step(index, len(levels) - 1, x, x0, then)
 
 
-@torch.no_grad()
 def heun(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None = None) -> Iterator[Step]:
     """Heun's method on the ODE of sigma / alpha (Karras et al. 2022, Algorithm 1): two calls a step, at its two ends.
 
     Steps from pure noise, where sigma / alpha is infinite, and to the clean image are Euler's."""
     x = _precise(x)
     for index, now, then in _walk(levels):
-        x0 = denoise(x, now.times(x)).to(x.dtype)
+        x0 = _see(denoise, x, now)
         eps = _eps(x, x0, now)
         inner = now.alpha > 0 and then.sigma > 0
         slope = _heun_slope(denoise, x0, eps, now, then) if inner else eps
@@ -102,14 +100,14 @@ def heun(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None = 
         yield Step(index, len(levels) - 1, x, x0, then)
 
 
-@torch.no_grad()
 def plms(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None = None) -> Iterator[Step]:
     """Pseudo linear multistep (PNDM, Liu et al. 2022, Equations 9 and 12): Adams and Bashforth's average of the last
     four noises. The first step is Heun's, so there is one call more than there are steps."""
     weights = [(1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
-    x, last = _precise(x), []  # last: eps of the latest steps, newest first
+    x = _precise(x)
+    last: list[Tensor] = []  # eps of the latest steps, newest first
     for index, now, then in _walk(levels):
-        x0 = denoise(x, now.times(x)).to(x.dtype)
+        x0 = _see(denoise, x, now)
         eps = _eps(x, x0, now)
         last = [eps, *last[:3]]
         if now.alpha == 0:  # nothing to average yet
@@ -122,43 +120,37 @@ def plms(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None = 
         yield Step(index, len(levels) - 1, x, x0, then)
 
 
-@torch.no_grad()
 def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None = None) -> Iterator[Step]:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): x_0 is continued in lambda from the last two calls."""
     x, before = _precise(x), None
     for index, now, then in _walk(levels):
-        x0 = denoise(x, now.times(x)).to(x.dtype)
+        x0 = _see(denoise, x, now)
         ahead = _midway(x0, before, levels, index)
         x = then.sigma / now.sigma * x + then.alpha * (1 - _decay(now, then)) * ahead
         before = x0
         yield Step(index, len(levels) - 1, x, x0, then)
 
 
-@torch.no_grad()
 def dpmpp_2m_sde(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise) -> Iterator[Step]:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, Section 6): the same continuation in the reverse SDE."""
     x, before = _precise(x), None
     for index, now, then in _walk(levels):
-        x0 = denoise(x, now.times(x)).to(x.dtype)
+        x0 = _see(denoise, x, now)
         x = _reverse_sde(x, _midway(x0, before, levels, index), now, then, noise, index)
         before = x0
         yield Step(index, len(levels) - 1, x, x0, then)
 
 
-@torch.no_grad()
 def unipc(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None = None) -> Iterator[Step]:
     """UniPC-2 on x_0 with B(h) = e^h - 1 (Zhao et al. 2023, Algorithms 1 and 2, for data prediction).
 
     Each call's x_0 first corrects the step that led to it (UniC), then predicts the next (UniP, which at order 2 is
     DPM-Solver++(2M)).
     """
-    x, seen, start = (
-        _precise(x),
-        [],
-        x,
-    )  # seen: x_0 of the last two calls, newest first; start: x one level before
+    x = start = _precise(x)  # start: x one level before
+    seen: list[Tensor] = []  # x_0 of the last two calls, newest first
     for index, now, then in _walk(levels):
-        x0 = denoise(x, now.times(x)).to(x.dtype)
+        x0 = _see(denoise, x, now)
         if index:
             x = _correct(start, x0, seen, levels, index)
         ahead = _midway(x0, seen[0] if seen else None, levels, index)
@@ -167,13 +159,12 @@ def unipc(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None =
         yield Step(index, len(levels) - 1, x, x0, then)
 
 
-@torch.no_grad()
 def lcm(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise) -> Iterator[Step]:
     """Multistep consistency sampling (Song et al. 2023, Algorithm 1), the consistency function being
     f = c_skip x + c_out x_0 (Luo et al. 2023, Section 4.1, with sigma_data = 0.5 and times ten times as large)."""
     x = _precise(x)
     for index, now, then in _walk(levels):
-        x0 = denoise(x, now.times(x)).to(x.dtype)
+        x0 = _see(denoise, x, now)
         scaled, data = 10 * now.t, 0.5
         x0 = data**2 / (scaled**2 + data**2) * x + scaled / math.sqrt(scaled**2 + data**2) * x0
         x = then.alpha * x0
@@ -210,7 +201,13 @@ def _walk(levels: Levels) -> Iterator[tuple[int, Level, Level]]:
 
 
 def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _see(denoise: Denoiser, x: Tensor, level: Level) -> Tensor:
+    """x_0, without the graph behind it, of which thirty would not fit in memory."""
+    with torch.no_grad():
+        return denoise(x, level.times(x)).to(x.dtype)
 
 
 def _like(x: Tensor, noise: Tensor) -> Tensor:
@@ -244,7 +241,7 @@ def _follow(x0: Tensor, eps: Tensor, slope: Tensor, now: Level, then: Level) -> 
 
 def _heun_slope(denoise: Denoiser, x0: Tensor, eps: Tensor, now: Level, then: Level) -> Tensor:
     ahead = then.alpha * x0 + then.sigma * eps
-    return (eps + _eps(ahead, denoise(ahead, then.times(ahead)).to(x0.dtype), then)) / 2
+    return (eps + _eps(ahead, _see(denoise, ahead, then), then)) / 2
 
 
 def _weighted(weights: tuple[float, ...], terms: list[Tensor]) -> Tensor:
