@@ -2,26 +2,34 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from triptych.cli.output import count, print_json
 from triptych.errors import UserError
-from triptych.train.config import ClassifyConfig
+from triptych.train.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    config: Annotated[ClassifyConfig, tyro.conf.arg(name="")]
+    """What every kind of run is told besides its config."""
+
     out: Path | None = None
     """Folder of the run. The same command again goes on from its newest checkpoint."""
     dry_run: bool = False
     """Show the whole config, sizes, cost, and estimates of time and memory from a few steps; write nothing."""
     json: bool = False
     """Print the outcome as JSON."""
+
+
+def command_of(config: RunConfig) -> Any:
+    """`Train` with the flags of this kind of config, and its values as their defaults."""
+    kind = Annotated[type(config), tyro.conf.arg(name="")]
+    made = make_dataclass("Train", [("config", kind)], bases=(Train,), frozen=True, kw_only=True)
+    return made(config=config)
 
 
 def train(args: Sequence[str]) -> int:
@@ -38,11 +46,12 @@ def train(args: Sequence[str]) -> int:
     from triptych.cli.parsing import logged_to_stderr, parse
 
     make = recipe(args[0])
+    default = command_of(make())
     command = parse(
-        Train,
+        type(default),
         args[1:],
         f"triptych train {args[0]}",
-        default=Train(config=make()),
+        default=default,
         description=make.__doc__ or "",
     )
     if command.out is None and not command.dry_run:
@@ -64,14 +73,15 @@ def train(args: Sequence[str]) -> int:
         )
     elif outcome.finished:
         print(
-            f"{command.out}: finished; best top-1 {outcome.best['top1']:.4f} at step {outcome.best['step']}"
+            f"{command.out}: finished; best {outcome.headline} {outcome.best[outcome.headline]:.4f} "
+            f"at step {outcome.best['step']}"
         )
     else:
         print(f"{command.out}: stopped at step {outcome.step}; the same command goes on", file=sys.stderr)
     return 0 if outcome.finished else 130
 
 
-def _dry_run(config: ClassifyConfig, as_json: bool) -> int:
+def _dry_run(config: RunConfig, as_json: bool) -> int:
     from triptych.train import dry_run
 
     found = dry_run(config)

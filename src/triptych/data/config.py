@@ -1,7 +1,7 @@
 """What loading and augmenting can be told. No torch here, so that `--help` is instantaneous."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from triptych.errors import UserError
 
@@ -117,6 +117,19 @@ class DataConfig:
     """Number in masks that is no class and is left out, as 255 always is."""
     reduce_zero_label: bool = False
     """In masks 0 is no class and is left out, and 1 is the first."""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What opening the data is told: which column is what, and which numbers of masks are no class."""
+        names = (
+            "image_column",
+            "label_column",
+            "caption_column",
+            "mask_column",
+            "ignore_index",
+            "reduce_zero_label",
+        )
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
         _need(self.batch_size >= 1, self, "batch_size", "at least 1")

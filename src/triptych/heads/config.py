@@ -14,7 +14,8 @@ class HeadConfig:
     kind: Literal["fpn", "unet", "upernet"] = "upernet"
     """Semantic FPN (Kirillov et al. 2019), U-Net's expanding path (Ronneberger et al. 2015), or UPerNet with pyramid
     pooling (Xiao et al. 2018)."""
-    num_classes: int
+    num_classes: int = 2
+    """Training takes the data's."""
     width: int = 512
     """Channels of the head; of a U-Net's deepest step, halved at each next one."""
     blocks: tuple[int, ...] = ()
@@ -39,7 +40,9 @@ class HeadConfig:
                 f"dropout {self.dropout} must be at least 0 and below 1"
             )
         if self.kind == "upernet" and min(self.pool_scales, default=0) < 1:
-            raise UserError(f"pool_scales is {self.pool_scales}, which must be one side or more, each at least 1")
+            raise UserError(
+                f"pool_scales is {self.pool_scales}, which must be one side or more, each at least 1"
+            )
         if self.image_width and self.kind != "unet":
             raise UserError(f"image_width is the U-Net's; leave it at 0 for kind={self.kind!r}")
 

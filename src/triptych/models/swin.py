@@ -14,7 +14,7 @@ from triptych.errors import UserError
 from triptych.layers.initial import fill
 from triptych.layers.mlp import Mlp
 from triptych.layers.padding import pad_to_multiple
-from triptych.layers.patch import PatchEmbed
+from triptych.layers.patch import ConvStem, PatchEmbed
 from triptych.layers.residual import DropPath
 from triptych.layers.window import Window, WindowAttention, attend
 from triptych.models.swin_config import SwinConfig
@@ -42,7 +42,14 @@ class Block(nn.Module):
     after each branch, z' = LN((S)W-MSA(z)) + z ("res-post-norm", Section 3.2 there)."""
 
     def __init__(
-        self, config: SwinConfig, dim: int, heads: int, window: Window, pretrained: Window, shifted: bool, drop_path: float
+        self,
+        config: SwinConfig,
+        dim: int,
+        heads: int,
+        window: Window,
+        pretrained: Window,
+        shifted: bool,
+        drop_path: float,
     ):
         super().__init__()
         self.shifted, self.norm_first = shifted, config.version == 1
@@ -95,7 +102,11 @@ class Swin(Network):
         super().__init__()
         self.config = config
         self.card = Card(preprocess=Preprocess(size=config.image_size))
-        self.patch = PatchEmbed(config.in_channels, config.embed_dim, config.patch_size)
+        self.stem, channels = nn.Identity(), config.in_channels
+        if config.stem_widths:
+            self.stem = ConvStem(channels, config.stem_widths)
+            channels = self.stem.channels
+        self.patch = PatchEmbed(channels, config.embed_dim, config.patch_size)
         self.patch_norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         depth = sum(config.depths)
         rates = [config.drop_path * i / max(depth - 1, 1) for i in range(depth)]
@@ -156,12 +167,12 @@ class Swin(Network):
         """Patch partition, linear embedding and norm."""
         if images.shape[1] != self.config.in_channels:
             raise UserError(f"images have {images.shape[1]} channels, the network takes {self.config.in_channels}")
-        if images.shape[2] < self.config.patch_size or images.shape[3] < self.config.patch_size:
+        if images.shape[2] < self.config.stride or images.shape[3] < self.config.stride:
             raise UserError(
                 f"images are {images.shape[2]} x {images.shape[3]} pixels, smaller than a patch of "
-                f"{self.config.patch_size}; give larger ones"
+                f"{self.config.stride}; give larger ones"
             )
-        return self.patch_norm(rearrange(self.patch(images), "b d h w -> b h w d"))
+        return self.patch_norm(rearrange(self.patch(self.stem(images)), "b d h w -> b h w d"))
 
     def features(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d rows columns"]]:
         """The hierarchy: each stage's map before it is merged, at strides 4, 8, 16 and 32; normed with `map_norms`."""

@@ -18,8 +18,11 @@ class SwinConfig:
     image_size: tuple[int, int] = (224, 224)
     """Height and width it was trained at; forward takes any size of at least one patch."""
     patch_size: int = 4
-    """Side of a patch in pixels."""
+    """Side of a patch in pixels (after a stem: in the stem's output cells)."""
     in_channels: int = 3
+    stem_widths: tuple[int, ...] = ()
+    """Output channels of 3x3 convolutions of stride 2 before the patch partition, for small sets of data (Xiao et al.
+    2021); () is the paper's Swin, which has none."""
     embed_dim: int
     """C: width of stage 1; each stage doubles it."""
     depths: tuple[int, ...]
@@ -58,9 +61,10 @@ class SwinConfig:
             raise UserError(
                 "patch_size, in_channels, embed_dim, depths, num_heads and window must all be at least 1"
             )
-        if min(self.image_size) < self.patch_size or self.num_classes < 0:
+        if min(self.image_size) < self.stride or self.num_classes < 0 or min(self.stem_widths, default=1) < 1:
             raise UserError(
-                f"image_size {self.image_size} must be at least one patch of {self.patch_size} pixels, "
+                f"image_size {self.image_size} must be at least one patch of {self.stride} pixels, "
+                f"stem_widths {self.stem_widths} at least 1 each, "
                 f"and num_classes {self.num_classes} cannot be negative"
             )
         for width, heads in zip(self.widths, self.num_heads, strict=True):
@@ -80,9 +84,14 @@ class SwinConfig:
         return tuple(self.embed_dim * 2**i for i in range(len(self.depths)))
 
     @property
+    def stride(self) -> int:
+        """Pixels from one cell of the first map to the next."""
+        return self.patch_size * 2 ** len(self.stem_widths)
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Pixels from one cell to the next in each stage's map."""
-        return tuple(self.patch_size * 2**i for i in range(len(self.depths)))
+        return tuple(self.stride * 2**i for i in range(len(self.depths)))
 
 
 def windows_of(window: Any, stages: int) -> Any:
@@ -101,13 +110,15 @@ def windows_of(window: Any, stages: int) -> Any:
     except (TypeError, IndexError):
         pairs = ()
     if len(pairs) != stages:
-        raise UserError(f"window is {window!r}; give a number, (height, width), or one of these for each of {stages} stages")
+        raise UserError(
+            f"window is {window!r}; give a number, (height, width), or one of these for each of {stages} stages"
+        )
     return pairs
 
 
 def maps_at(config: SwinConfig, image_size: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns of each stage's map; odd maps are padded by a row or column before they are merged."""
-    size = tuple(-(-side // config.patch_size) for side in image_size)
+    size = tuple(-(-side // config.stride) for side in image_size)
     maps = []
     for _ in config.depths:
         maps.append((size[0], size[1]))
@@ -133,13 +144,25 @@ V2 = {"version": 2, "image_size": (256, 256), "qkv_bias": "qv", "window": 8}
 SIZES: dict[str, SwinConfig] = {f"swin-{name}": _size(*letter) for name, letter in LETTERS.items()}
 SIZES |= {f"swinv2-{name}": _size(*letter, **V2) for name, letter in LETTERS.items()}
 # The shipped one's backbone: small, for scenes of 128 px.
-SIZES["swin-emoji"] = _size(48, (2, 2, 4, 2), (2, 4, 8, 16), 8, image_size=(128, 128), num_classes=1032, drop_path=0.1)
+SIZES["swin-emoji"] = _size(
+    40,
+    (2, 2, 4, 2),
+    (2, 4, 8, 16),
+    4,
+    image_size=(128, 128),
+    patch_size=1,
+    stem_widths=(32, 64),
+    num_classes=1032,
+    drop_path=0.1,
+)
 
 
 def parameters(config: SwinConfig) -> int:
     """Number of parameters in closed form; a test holds it equal to the built network's."""
-    c = config.embed_dim
-    total = config.in_channels * config.patch_size**2 * c + c + 2 * c
+    c, channels, total = config.embed_dim, config.in_channels, 0
+    for width in config.stem_widths:
+        total, channels = total + 9 * channels * width + 2 * width, width
+    total += channels * config.patch_size**2 * c + c + 2 * c
     for i, (d, depth, heads, (h, w)) in enumerate(
         zip(config.widths, config.depths, config.num_heads, config.window, strict=True)
     ):
@@ -164,7 +187,11 @@ def macs(config: SwinConfig, image_size: tuple[int, int] | None = None) -> int:
     """
     size = image_size or config.image_size
     maps = maps_at(config, size)
-    total = config.in_channels * config.patch_size**2 * config.embed_dim * maps[0][0] * maps[0][1]
+    channels, (rows, columns), total = config.in_channels, size, 0
+    for width in config.stem_widths:
+        rows, columns = -(-rows // 2), -(-columns // 2)
+        total, channels = total + 9 * channels * width * rows * columns, width
+    total += channels * config.patch_size**2 * config.embed_dim * maps[0][0] * maps[0][1]
     for i, (d, depth, heads, (wh, ww), (h, w)) in enumerate(
         zip(config.widths, config.depths, config.num_heads, config.window, maps, strict=True)
     ):

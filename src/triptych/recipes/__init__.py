@@ -16,6 +16,14 @@ RECIPES = {
     "vit_s16_imagenet": "triptych.recipes.vit",
     "deit_s16_imagenet": "triptych.recipes.vit",
     "deit_b16_imagenet": "triptych.recipes.vit",
+    "swin": "triptych.recipes.swin",
+    "swin_emoji": "triptych.recipes.swin",
+    "swin_scenes": "triptych.recipes.swin",
+    "unet_scenes": "triptych.recipes.swin",
+    "swin_t_imagenet": "triptych.recipes.swin",
+    "upernet_swin_t_ade20k": "triptych.recipes.swin",
+    "simmim": "triptych.recipes.swin",
+    "simmim_swin_b_imagenet": "triptych.recipes.swin",
 }
 
 

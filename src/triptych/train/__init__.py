@@ -7,13 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from triptych.train.classify import dry_run as dry_run
-    from triptych.train.classify import run as run
     from triptych.train.evaluation import evaluate as evaluate
+    from triptych.train.running import dry_run as dry_run
+    from triptych.train.running import run as run
 
 _PUBLIC = {
-    "run": "triptych.train.classify",
-    "dry_run": "triptych.train.classify",
+    "run": "triptych.train.running",
+    "dry_run": "triptych.train.running",
     "evaluate": "triptych.train.evaluation",
 }
 

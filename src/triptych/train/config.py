@@ -6,6 +6,7 @@ from typing import Literal
 from triptych.config import check
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.errors import UserError
+from triptych.heads.config import HeadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,104 @@ class ClassifyConfig:
             )
         if self.train == "lora" and self.loop.compile:
             raise UserError("train=lora cannot be compiled block by block; leave loop.compile out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """A weighted sum of losses on each pixel's class; pixels of value 255 in the mask count in none."""
+
+    cross_entropy: float = 1.0
+    """Weight of the softmax cross entropy."""
+    dice: float = 0.0
+    """Weight of 1 minus the soft Dice coefficient, mean over the classes of the batch (Milletari et al. 2016)."""
+    focal: float = 0.0
+    """Weight of the focal loss (Lin et al. 2017): cross entropy where the network is unsure."""
+    focal_gamma: float = 2.0
+    """Its exponent."""
+    label_smoothing: float = 0.0
+    """Share of the cross entropy's target spread evenly over all classes."""
+    aux: float = 0.4
+    """Weight of the auxiliary head's loss, where the head has one."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("cross_entropy", "dice", "focal", "focal_gamma", "aux"):
+            _need(getattr(self, name) >= 0, self, name, "at least 0")
+        _need(0 <= self.label_smoothing < 1, self, "label_smoothing", "from 0 to below 1")
+        _need(
+            self.cross_entropy + self.dice + self.focal > 0,
+            self,
+            "cross_entropy",
+            "positive, or dice or focal be so",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """A run of semantic segmentation: a backbone with a dense head."""
+
+    data: str = "scenes"
+    """`scenes`, a folder of images and masks (ADE20K's and Cityscapes' too), metadata.jsonl, parquet or a hub id."""
+    model: str = "swin-emoji"
+    """Backbone by name (`triptych list`), with random weights; not looked at when `init` is given."""
+    model_args: tuple[str, ...] = ()
+    """Changes to the named backbone: depths=[2,2,2] window=8."""
+    init: str | None = None
+    """Start from these weights: a file, RUN, hub id or shipped name of a segmenter, whose head stays where the classes
+    are the same, or of any classifier or masked pre-training, whose backbone is taken."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to train and evaluate at; none means the model's own."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """The dense head; `num_classes` is the data's."""
+    drop_path: float | None = None
+    """Stochastic depth of the backbone's last block; none means the model's own."""
+    frozen_blocks: int = 0
+    """The embedding and this many first blocks of the backbone stay as they are."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    loading: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+        _need(self.frozen_blocks >= 0, self, "frozen_blocks", "at least 0")
+        _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Masked pre-training without labels, SimMIM (Xie et al. 2022): guess the pixels of hidden patches."""
+
+    data: str = "emoji"
+    """Any images: labels are not looked at."""
+    model: str = "swin-emoji"
+    """Backbone by name (`triptych list`), with random weights; not looked at when `init` is given."""
+    model_args: tuple[str, ...] = ()
+    """Changes to the named backbone."""
+    init: str | None = None
+    """Start from these weights."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to train at; none means the model's own. A multiple of `mask_patch`."""
+    mask_patch: int = 32
+    """Side in pixels of the squares that are hidden or shown; a multiple of the backbone's patch."""
+    mask_ratio: float = 0.6
+    """Share of the squares that are hidden."""
+    drop_path: float | None = None
+    """Stochastic depth of the last block; none means the model's own."""
+    loading: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+        _need(self.mask_patch >= 1, self, "mask_patch", "at least 1")
+        _need(0 < self.mask_ratio < 1, self, "mask_ratio", "above 0 and below 1")
+        _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
+
+
+RunConfig = ClassifyConfig | SegmentConfig | PretrainConfig
 
 
 def _need(fine: bool, config: object, name: str, what: str) -> None:

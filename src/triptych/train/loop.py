@@ -42,6 +42,8 @@ class Outcome:
     """False after an interrupt; the same command goes on."""
     best: dict[str, float]
     """Figures of the best evaluation, with its step."""
+    headline: str = "top1"
+    """Which of them says how good the model is."""
 
 
 def fit(
@@ -157,7 +159,7 @@ def fit(
         save(log)
         for name, why in train.bad.items():
             log.say(f"left out: {name}: {why}")
-    return Outcome(step, step >= total, best)
+    return Outcome(step, step >= total, best, task.headline)
 
 
 def _resume(

@@ -8,17 +8,26 @@ from triptych.network import Network
 from triptych.train.config import OptimConfig
 
 # Parameters of two or more axes that decay does no good: they add to the stream, they multiply nothing.
-NO_DECAY = ("class_token", "distill_token", "registers", "positions", "probe")
+NO_DECAY = (
+    "class_token",
+    "distill_token",
+    "registers",
+    "positions",
+    "probe",
+    "mask_token",
+    "bias_table",
+    "scale",
+)
 
 
 def make_optimizer(net: Network, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over what learns in `net`, a group for each (layer, decayed or not); each group has its `scale`."""
-    depth = len(net.blocks())
+    depth, layers = len(net.blocks()), layers_of(net)
     groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and name.split(".")[-1] not in NO_DECAY
-            groups.setdefault((layer_of(net, name), decayed), []).append(parameter)
+            groups.setdefault((layers[name], decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
@@ -34,14 +43,20 @@ def make_optimizer(net: Network, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def layer_of(net: Network, name: str) -> int:
-    """0 for what comes before the blocks, i + 1 for block i, depth + 1 for what comes after."""
-    blocks = net.blocks()
-    owner = {id(p): i + 1 for i, block in enumerate(blocks) for p in block.parameters()}
-    at = owner.get(id(net.get_parameter(name)))
-    if at is not None:
-        return at
-    return len(blocks) + 1 if name.split(".")[0] in ("norm", "pool", "head", "head_distill") else 0
+def layers_of(net: Network) -> dict[str, int]:
+    """The layer of each parameter: 0 before the blocks, i + 1 in block i, depth + 1 after them. What stands between two
+    blocks, such as Swin's patch merging, goes with the later one."""
+    depth = len(net.blocks())
+    owner = {id(p): i + 1 for i, block in enumerate(net.blocks()) for p in block.parameters()}
+    named = list(net.named_parameters())
+    layers, later = {}, depth + 1
+    for name, parameter in reversed(named):
+        later = layers[name] = owner.get(id(parameter), later)
+    for name, parameter in named:
+        if id(parameter) in owner:
+            break
+        layers[name] = 0
+    return {name: layers[name] for name, _ in named}
 
 
 def lr_at(progress: float, config: OptimConfig) -> float:

@@ -1,23 +1,32 @@
 """What is learnt: a task turns a batch into a loss, and a model and a loader into figures."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from triptych.card import Card
-from triptych.data.augment import augment, prepare
+from triptych.data.augment import augment, augment_pair, prepare
 from triptych.data.config import AugmentConfig
+from triptych.heads.segmenter import Segmenter
 from triptych.metrics.classification import ClassificationMetrics
+from triptych.metrics.segmentation import SegmentationMetrics
+from triptych.train.config import LossConfig
 
 Batch = dict[str, Any]
 
 
 class Task(Protocol):
     """What the loop needs to know of a task."""
+
+    headline: str
+    """The figure that says how good a model is."""
+    config: AugmentConfig
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The mean loss of a batch in fp32, and what to log of it. `batch["seed"]` is all its randomness."""
@@ -31,10 +40,16 @@ class Task(Protocol):
         """What orders evaluations; the greatest marks the best weights."""
         ...
 
+    def product(self, net: Any) -> Any:
+        """Of what was trained, the network that is kept."""
+        ...
+
 
 class Classify:
     """Classification of augmented batches with soft targets: cross entropy, or one binary cross entropy a class
     whose targets are 1 for every class that was mixed in (DeiT III, Touvron et al. 2022, Section 3.1)."""
+
+    headline = "top1"
 
     def __init__(self, config: AugmentConfig, card: Card, num_classes: int, loss: str = "cross_entropy"):
         self.config, self.card, self.num_classes, self.kind = config, card, num_classes, loss
@@ -63,6 +78,9 @@ class Classify:
         """By top-1; among equals, as a small set has many, by the loss."""
         return figures["top1"], -figures["loss"]
 
+    def product(self, net: Any) -> Any:
+        return net
+
     @torch.no_grad()
     def measure(self, model: nn.Module, loader: Iterable[Batch]) -> dict[str, Any]:
         """All of `ClassificationMetrics.compute`, arrays too."""
@@ -73,3 +91,130 @@ class Classify:
             images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
             metrics.update(model(images).float(), batch["label"].to(device))
         return metrics.compute()
+
+
+class Segment:
+    """Semantic segmentation: image and mask augmented alike, a weighted sum of losses."""
+
+    headline = "miou"
+
+    def __init__(self, config: AugmentConfig, card: Card, num_classes: int, loss: LossConfig):
+        self.config, self.card, self.num_classes, self.weights = config, card, num_classes, loss
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            images, masks = augment_pair(
+                batch["image"], batch["mask"], self.config, batch["seed"], batch["aspect"]
+            )
+        assert isinstance(model, Segmenter)
+        logits, aux = model.with_aux(images)
+        masks = masks.long()
+        loss = pixel_loss(logits.float(), masks, self.weights)
+        if aux is not None and self.weights.aux:
+            loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights)
+        known = masks != 255
+        right = ((logits.argmax(1) == masks) & known).sum() / known.sum().clamp(min=1)
+        return loss, {"train_pixels": right.detach()}
+
+    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
+        for name, value in self.measure(model, loader).items():
+            if isinstance(value, int | float):
+                yield name, value
+
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        return figures["miou"], figures["pixel_accuracy"]
+
+    def product(self, net: Any) -> Any:
+        return net
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, loader: Iterable[Batch]) -> dict[str, Any]:
+        """All of `SegmentationMetrics.compute`, arrays too, on pictures and masks at the size the network is fed."""
+        device = next(model.parameters()).device
+        metrics = SegmentationMetrics(self.num_classes).to(device)
+        how = self.card.preprocess
+        for batch in loader:
+            images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
+            metrics.update(model(images).float(), batch["mask"].to(device))
+        return metrics.compute()
+
+
+def pixel_loss(
+    logits: Float[Tensor, "b k h w"], masks: Int[Tensor, "b h w"], weights: LossConfig
+) -> Float[Tensor, ""]:
+    """The weighted sum of `LossConfig` over the pixels whose mask is not 255; 0 where there is none."""
+    known = masks != 255
+    count = known.sum().clamp(min=1)
+    logs = logits.log_softmax(dim=1)
+    target = masks.masked_fill(~known, 0)
+    right = logs.gather(1, target[:, None]).squeeze(1)  # b h w: log of the probability of the true class
+    loss = logits.new_zeros(())
+    if weights.cross_entropy:
+        smooth = weights.label_smoothing
+        each = -(1 - smooth) * right - smooth * logs.mean(dim=1)
+        loss = loss + weights.cross_entropy * each.masked_fill(~known, 0.0).sum() / count
+    if weights.focal:
+        each = -((1 - right.exp()) ** weights.focal_gamma) * right
+        loss = loss + weights.focal * each.masked_fill(~known, 0.0).sum() / count
+    if weights.dice:
+        shares = logs.exp() * known[:, None]
+        truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * known[:, None]
+        both, either = (shares * truth).sum((0, 2, 3)), (shares + truth).sum((0, 2, 3))
+        there = truth.sum((0, 2, 3)) > 0
+        dice = (2 * both + 1) / (either + 1)
+        loss = loss + weights.dice * (1 - dice).masked_fill(~there, 0.0).sum() / there.sum().clamp(min=1)
+    return loss
+
+
+class MaskedPixels:
+    """SimMIM (Xie et al. 2022, Section 3): squares of the picture are hidden; the loss is the mean absolute error of
+    the guessed pixels, normalised as the network's input is, on the hidden ones alone."""
+
+    headline = "loss"
+
+    def __init__(self, config: AugmentConfig, card: Card, patch: int, ratio: float):
+        self.config, self.card, self.patch, self.ratio = config, card, patch, ratio
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            images, _ = augment(batch["image"], None, self.config, batch["seed"], aspect=batch["aspect"])
+        return self.error(model, images, batch["seed"]), {}
+
+    def error(
+        self, model: nn.Module, images: Float[Tensor, "b c h w"], seed: Sequence[int]
+    ) -> Float[Tensor, ""]:
+        mask = random_squares(images, self.patch, self.ratio, seed)
+        guessed = model(images, mask).float()
+        wrong = (guessed - images).abs().mean(dim=1)
+        return (wrong * mask).sum() / mask.sum()
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
+        """The loss, under masks that are the same each time."""
+        device, how = next(model.parameters()).device, self.card.preprocess
+        total, count = 0.0, 0
+        for i, batch in enumerate(loader):
+            images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
+            total += self.error(model, images, (0, i)).item() * len(images)
+            count += len(images)
+        yield "loss", total / count
+        yield "count", count
+
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        return (-figures["loss"],)
+
+    def product(self, net: Any) -> Any:
+        """The backbone: a fine-tuning run starts from it."""
+        return net.backbone
+
+
+def random_squares(
+    images: Float[Tensor, "b c h w"], side: int, ratio: float, seed: Sequence[int]
+) -> Bool[Tensor, "b h w"]:
+    """True in the hidden squares, the same number in each image; a function of `seed` alone."""
+    b, (rows, columns) = images.shape[0], (images.shape[-2] // side, images.shape[-1] // side)
+    rng = np.random.default_rng([n % 2**64 for n in seed])
+    order = rng.random((b, rows * columns)).argsort(axis=1)
+    hidden = torch.from_numpy(order < math.ceil(ratio * rows * columns)).view(b, rows, columns)
+    hidden = hidden.to(images.device).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    return F.pad(hidden, (0, images.shape[-1] - columns * side, 0, images.shape[-2] - rows * side))

@@ -1,0 +1,183 @@
+"""Recipes of the Swin Transformer and of dense prediction: each returns a whole config; its docstring has the command
+and the score."""
+
+from dataclasses import replace
+
+from triptych.data.config import AugmentConfig, DataConfig
+from triptych.heads.config import HeadConfig
+from triptych.recipes.augmentations import DEIT, DRAWINGS
+from triptych.train.config import (
+    ClassifyConfig,
+    LoopConfig,
+    LossConfig,
+    OptimConfig,
+    PretrainConfig,
+    SegmentConfig,
+)
+
+SCENES = AugmentConfig(
+    crop_scale=(0.5, 1.0),
+    crop_ratio=(0.85, 1.18),
+    degrees=10.0,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.7,
+    hue=0.12,
+    grayscale=0.12,
+)
+
+
+def swin() -> SegmentConfig:
+    """Your own folder of images and masks, on a laptop: fine-tunes the shipped parser.
+
+        triptych train swin --data DIR --out RUN
+
+    DIR holds images/ and masks/ paired by name, or is ADE20K's or Cityscapes' folder. For photographs in detail start
+    from larger weights: `upernet_swin_t_ade20k --init CHECKPOINT`.
+    """
+    return SegmentConfig(
+        init="swin-scenes",
+        loading=DataConfig(batch_size=8),
+        augment=replace(SCENES, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, grayscale=0.0),
+        loss=LossConfig(cross_entropy=1.0, dice=0.5),
+        optim=OptimConfig(lr=5e-4, layer_decay=0.9),
+        loop=LoopConfig(epochs=30, ema=0.99),
+    )
+
+
+def swin_emoji() -> ClassifyConfig:
+    """A small Swin from scratch on the built-in drawings, at 64 px: the backbone of `swin_scenes`.
+
+    python tools/make_emoji.py --styles all --out EMOJI
+    triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
+    """
+    return ClassifyConfig(
+        model="swin-emoji",
+        image_size=(64, 64),
+        eval_crop=1.0,
+        drop_path=0.1,
+        loading=DataConfig(batch_size=256, workers=0, load_size=(64, 64)),
+        augment=DRAWINGS,
+        optim=OptimConfig(lr=2e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
+        loop=LoopConfig(epochs=60, ema=0.998, eval_every=5, save_every=300),
+    )
+
+
+def swin_scenes() -> SegmentConfig:
+    """The shipped parser: a small Swin with a U-Net decoder on scenes of the built-in drawings, at 128 px.
+
+    triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
+    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/swin_scenes
+    """
+    return SegmentConfig(
+        init="runs/swin_emoji",
+        data="scenes",
+        image_size=(128, 128),
+        head=HeadConfig(kind="unet", width=128, image_width=16),
+        drop_path=0.1,
+        loss=LossConfig(cross_entropy=1.0, dice=0.5),
+        loading=DataConfig(batch_size=32, workers=0, load_size=(128, 128)),
+        augment=SCENES,
+        optim=OptimConfig(lr=1e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
+        loop=LoopConfig(epochs=2, ema=0.998, eval_every=0.5, save_every=300),
+    )
+
+
+def unet_scenes() -> SegmentConfig:
+    """The baseline beside `swin_scenes`: a plain U-Net of the same time a step, as long, on the same scenes.
+
+    triptych train unet_scenes --data scenes:EMOJI --out runs/unet_scenes
+    """
+    return replace(
+        swin_scenes(),
+        init=None,
+        model="convnet-unet",
+        head=HeadConfig(kind="unet", width=128),
+        drop_path=None,
+    )
+
+
+def swin_t_imagenet() -> ClassifyConfig:
+    """Swin-T on ImageNet-1k, 300 epochs (Liu et al. 2021, Section 4.1): published 81.2 top-1.
+
+        triptych train swin_t_imagenet --data IMAGENET --out RUN
+
+    Not run here: the score is the publication's. Swin-S and Swin-B: `--model swin-s --drop-path 0.3`, `--model swin-b
+    --drop-path 0.5`, published 83.2 and 83.5.
+    """
+    return ClassifyConfig(
+        model="swin-t",
+        drop_path=0.2,
+        eval_crop=0.9,
+        loading=DataConfig(batch_size=1024, workers=16, load_size=(256, 256)),
+        augment=DEIT,
+        optim=OptimConfig(lr=1e-3, final_lr=0.01, warmup=20 / 300, weight_decay=0.05, clip=5.0),
+        loop=LoopConfig(epochs=300),
+    )
+
+
+def upernet_swin_t_ade20k() -> SegmentConfig:
+    """UPerNet with Swin-T on ADE20K at 512 px, 160,000 steps of 16 (Liu et al. 2021, Section 4.3): published 44.5 mIoU.
+
+        triptych train upernet_swin_t_ade20k --data ADEChallengeData2016 --out RUN
+
+    Starts from the ImageNet-1k weights of the hub; `--init FILE` takes others. Not run here: the score is the
+    publication's, which decays the learning rate linearly (here half a cosine) and evaluates whole pictures.
+    """
+    return SegmentConfig(
+        init="microsoft/swin-tiny-patch4-window7-224",
+        data="ADEChallengeData2016",
+        image_size=(512, 512),
+        head=HeadConfig(kind="upernet", width=512, aux_width=256),
+        drop_path=0.3,
+        loading=DataConfig(batch_size=16, workers=8, load_size=(640, 640), reduce_zero_label=False),
+        augment=AugmentConfig(
+            crop_scale=(0.25, 1.0),
+            crop_ratio=(0.75, 1.33),
+            brightness=0.125,
+            contrast=0.5,
+            saturation=0.5,
+            hue=0.05,
+        ),
+        optim=OptimConfig(lr=6e-5, warmup=1500 / 160_000, weight_decay=0.01),
+        loop=LoopConfig(epochs=160_000 * 16 / 20_210, eval_every=12),
+    )
+
+
+def simmim() -> PretrainConfig:
+    """Masked pre-training on your own pictures without labels (SimMIM, Xie et al. 2022); then `--init RUN`.
+
+        triptych train simmim --data DIR --out RUN
+        triptych train simmim --data DIR --model vit-s16 --image-size 224 224 --out RUN      # a ViT
+        triptych train swin --data DIR --init RUN --out RUN2
+
+    Squares of 16 px of a 64 px picture are hidden. For large networks: `simmim_swin_b_imagenet`.
+    """
+    return PretrainConfig(
+        image_size=(64, 64),
+        mask_patch=16,
+        loading=DataConfig(batch_size=128, workers=0, load_size=(64, 64)),
+        augment=AugmentConfig(crop_scale=(0.67, 1.0)),
+        optim=OptimConfig(lr=1e-3, warmup=0.05),
+        loop=LoopConfig(epochs=100, eval_every=10),
+    )
+
+
+def simmim_swin_b_imagenet() -> PretrainConfig:
+    """SimMIM of Swin-B on ImageNet-1k at 192 px, 800 epochs (Xie et al. 2022): published 84.0 top-1 after fine-tuning.
+
+        triptych train simmim_swin_b_imagenet --data IMAGENET --out RUN
+
+    Not run here: the score is the publication's.
+    """
+    return PretrainConfig(
+        data="IMAGENET",
+        model="swin-b",
+        model_args=("window=6",),
+        image_size=(192, 192),
+        drop_path=0.0,
+        loading=DataConfig(batch_size=2048, workers=16, load_size=(224, 224)),
+        augment=AugmentConfig(crop_scale=(0.67, 1.0)),
+        optim=OptimConfig(lr=8e-4, warmup=10 / 800, weight_decay=0.05, clip=5.0),
+        loop=LoopConfig(epochs=800, eval_every=50),
+    )

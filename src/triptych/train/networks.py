@@ -1,0 +1,60 @@
+"""What every kind of run does to the network that it trains."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.layers.residual import DropPath
+from triptych.network import Network
+from triptych.train.optim import layers_of
+
+
+def origin(config: Any) -> dict[str, str]:
+    """What the card says of where the network comes from."""
+    if config.init is None:
+        return {"source": "trained here", "notes": f"trained on {Path(config.data).name} from random weights"}
+    start = Path(config.init).name
+    return {
+        "source": f"trained here, started from {start}",
+        "notes": f"fine-tuned on {Path(config.data).name}",
+    }
+
+
+def freeze(net: Network, blocks: int) -> None:
+    """Keep all that comes before the blocks, and the first `blocks` of them, as they are."""
+    depth = len(net.blocks())
+    if blocks > depth:
+        raise UserError(
+            f"frozen_blocks is {blocks}, and the network has {depth} blocks; give at most {depth}"
+        )
+    layers = layers_of(net)
+    for name, parameter in net.named_parameters():
+        if layers[name] <= blocks:
+            parameter.requires_grad_(False)
+
+
+def set_drop_path(net: Network, rate: float) -> None:
+    """Stochastic depth that rises linearly to `rate` at the last block. `net` is the network of the blocks itself."""
+    paths = [[part for part in block.modules() if isinstance(part, DropPath)] for block in net.blocks()]
+    for i, parts in enumerate(paths):
+        for part in parts:
+            part.rate = rate * i / max(len(paths) - 1, 1)
+    net.config = replace(net.config, drop_path=rate)
+
+
+def parsed(changes: tuple[str, ...]) -> dict[str, Any]:
+    """ "depth=8" as {"depth": 8}: values are JSON, else text."""
+    found: dict[str, Any] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"model_args has {change!r}, which must be name=value, such as depth=8")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+        if isinstance(found[name], list):
+            found[name] = tuple(found[name])
+    return found

@@ -1,0 +1,158 @@
+"""From a config to a trained network in a folder: a family's `prepare` builds the parts, the loop trains them."""
+
+import copy
+import functools
+import importlib
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych import weights
+from triptych.card import Preprocess
+from triptych.config import to_json
+from triptych.data.config import AugmentConfig
+from triptych.data.loader import Loader
+from triptych.hardware import choose_device, choose_dtype, flushed_denormals, say_dtype
+from triptych.layers.low_rank import merge_low_rank
+from triptych.metrics.cost import count_macs, count_parameters
+from triptych.network import Network
+from triptych.train.config import ClassifyConfig, PretrainConfig, RunConfig, SegmentConfig
+from triptych.train.identity import claim, identity_of
+from triptych.train.loop import Outcome, endless, fit, peak_memory, training
+from triptych.train.optim import make_optimizer
+from triptych.train.tasks import Task
+
+# Kind of config -> the module whose `prepare` builds its parts.
+KINDS: dict[type, str] = {
+    ClassifyConfig: "triptych.train.classify",
+    SegmentConfig: "triptych.train.segment",
+    PretrainConfig: "triptych.train.pretrain",
+}
+
+
+@dataclass
+class Parts:
+    """What a run is made of, built and placed."""
+
+    config: RunConfig
+    net: Network
+    task: Task
+    train: Loader
+    evaluate: Loader
+    device: torch.device
+    dtype: torch.dtype
+    """That products are computed in."""
+    autocast: Any
+    fingerprint: str
+    images: tuple[int, int]
+    """To train and to evaluate on."""
+
+
+@flushed_denormals()
+def run(config: RunConfig, out: str | Path) -> Outcome:
+    """Train as `config` says into the folder `out`; called again with the same arguments it goes on.
+
+    The folder holds config.json, log.jsonl, checkpoints/, and model.safetensors: the best weights so far (the
+    moving average's, if there is one), which `triptych.load(out)` reads.
+
+    Raises:
+        UserError: data, weights or config that do not fit together; a folder with another run in it.
+    """
+    out = Path(out)
+    parts = prepare(config)
+    said = {**to_json(config), "fingerprint": parts.fingerprint}
+    claim(out, said)
+    say_dtype(parts.dtype, parts.device)
+
+    def keep_best(net: Network, figures: dict[str, float]) -> None:
+        whole = parts.task.product(copy.deepcopy(net))
+        merge_low_rank(whole)
+        whole.card = replace(whole.card, figures={name: float(value) for name, value in figures.items()})
+        weights.save(whole, out / "model.safetensors")
+
+    return fit(
+        parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
+        out, identity_of(said), keep_best, parts.device, parts.autocast,
+    )  # fmt: skip
+
+
+def prepare(config: RunConfig) -> Parts:
+    """The parts of a run of whatever kind."""
+    return importlib.import_module(KINDS[type(config)]).prepare(config)
+
+
+def placed_parts(
+    config: RunConfig,
+    net: Network,
+    task: Task,
+    train: Loader,
+    evaluate: Loader,
+    fingerprint: str,
+    images: tuple[int, int],
+) -> Parts:
+    """`Parts` with the network on its device, compiled if asked, and the precision chosen."""
+    device = choose_device(None if config.loop.device == "auto" else config.loop.device)
+    net.to(device)
+    if config.loop.compile:
+        for block in net.blocks():
+            block.compile()
+    dtype = choose_dtype(None if config.loop.precision == "auto" else config.loop.precision, device)
+    autocast = functools.partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return Parts(config, net, task, train, evaluate, device, dtype, autocast, fingerprint, images)
+
+
+def prepared_as(augment: AugmentConfig, how: Preprocess) -> AugmentConfig:
+    """The augmentation for a network that is fed as its card says."""
+    return replace(
+        augment,
+        image_size=how.size,
+        mean=how.mean,
+        std=how.std,
+        background=tuple(map(float, how.background)),
+    )
+
+
+@flushed_denormals()
+def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
+    """What the run would be: sizes, cost, and time and memory estimated from `steps` real steps. Writes nothing."""
+    parts = prepare(config)
+    height, width = parts.net.card.preprocess.size
+    optimizer = make_optimizer(parts.net, config.optim)
+    training(parts.net)
+    times = []
+    batch = next(endless(parts.train))
+    for step in range(steps):
+        start = time.monotonic()
+        batch = {**batch, "seed": (config.loop.seed, step, 0)}
+        batch = {k: v.to(parts.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        with parts.autocast():
+            loss, _ = parts.task.loss(parts.net, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+        times.append(time.monotonic() - start)
+    whole = parts.task.product(copy.deepcopy(parts.net))
+    merge_low_rank(whole)
+    macs = count_macs(whole, (1, 3, height, width))
+    total = config.loop.epochs * len(parts.train)
+    return {
+        "config": to_json(replace(config, augment=parts.task.config)),
+        "network": to_json(parts.net.config),
+        "images": {
+            "train": parts.images[0],
+            "evaluation": parts.images[1],
+        },
+        "classes": len(parts.net.card.classes or ()),
+        "parameters": count_parameters(whole),
+        "parameters_trained": count_parameters(parts.net, trainable=True),
+        "flops_per_image": 2 * macs,
+        "steps": round(total / config.loop.accumulate),
+        "seconds_per_step": sorted(times)[len(times) // 2] * config.loop.accumulate,
+        "hours": sorted(times)[len(times) // 2] * total / 3600,
+        "peak_memory_bytes": peak_memory(parts.device),
+        "device": str(parts.device),
+    }
