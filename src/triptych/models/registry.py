@@ -2,22 +2,59 @@
 
 import difflib
 import fnmatch
+import importlib
 import numbers
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import UserError
-from triptych.models import convnet_config, swin_config, vit_config
+from triptych.models import (
+    autoencoder_config,
+    convnet_config,
+    latent_diffusion_config,
+    swin_config,
+    text_config,
+    vit_config,
+)
+from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.convnet_config import ConvNetConfig
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.swin_config import SwinConfig, windows_of
+from triptych.models.text_config import TextConfig
 from triptych.models.vit_config import ViTConfig
 
 if TYPE_CHECKING:
     from triptych.network import Network
 
-Config = ViTConfig | SwinConfig | ConvNetConfig
+Config = (
+    ViTConfig
+    | SwinConfig
+    | ConvNetConfig
+    | AutoencoderConfig
+    | TinyAutoencoderConfig
+    | TextConfig
+    | LatentDiffusionConfig
+)
 
-SIZES: dict[str, Config] = {**vit_config.SIZES, **swin_config.SIZES, **convnet_config.SIZES}
+SIZES: dict[str, Config] = {
+    **vit_config.SIZES,
+    **swin_config.SIZES,
+    **convnet_config.SIZES,
+    **autoencoder_config.SIZES,
+    **text_config.SIZES,
+    **latent_diffusion_config.SIZES,
+}
+
+# Kind of config -> the module and the class of its network.
+NETWORKS: dict[type, tuple[str, str]] = {
+    ViTConfig: ("vit", "ViT"),
+    SwinConfig: ("swin", "Swin"),
+    ConvNetConfig: ("convnet", "ConvNet"),
+    AutoencoderConfig: ("autoencoder", "Autoencoder"),
+    TinyAutoencoderConfig: ("tiny_autoencoder", "TinyAutoencoder"),
+    TextConfig: ("text", "TextEncoder"),
+    LatentDiffusionConfig: ("latent_diffusion", "LatentDiffusion"),
+}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -55,17 +92,8 @@ def config_for(name: str, **changes: Any) -> Config:
 
 def build(config: Config) -> "Network":
     """The network of a config, with random weights."""
-    if isinstance(config, SwinConfig):
-        from triptych.models.swin import Swin
-
-        return Swin(config)
-    if isinstance(config, ConvNetConfig):
-        from triptych.models.convnet import ConvNet
-
-        return ConvNet(config)
-    from triptych.models.vit import ViT
-
-    return ViT(config)
+    module, name = NETWORKS[type(config)]
+    return getattr(importlib.import_module(f"triptych.models.{module}"), name)(config)
 
 
 def create(name: str, **changes: Any) -> "Network":
@@ -73,7 +101,7 @@ def create(name: str, **changes: Any) -> "Network":
 
     Args:
         name: one of `list_models()`.
-        **changes: fields of the family's config, `ViTConfig` or `SwinConfig`; `window` may be one number.
+        **changes: fields of the family's config, such as `ViTConfig`; `window` may be one number.
 
     Raises:
         UserError: unknown name (near names are listed) or field, or sizes that do not fit together.

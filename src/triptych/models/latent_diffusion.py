@@ -1,0 +1,85 @@
+"""A latent diffusion model (Rombach et al. 2022, Figure 3): it holds its parts, nothing else."""
+
+from typing import Any
+
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from triptych.card import Card, Preprocess
+from triptych.diffusion.conditioning import concatenated
+from triptych.diffusion.process import Denoiser, Process, denoiser
+from triptych.errors import UserError
+from triptych.models.autoencoder import Autoencoder, FirstStage
+from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.models.text import ClassToken, TextEncoder
+from triptych.models.text_config import TextConfig
+from triptych.models.tiny_autoencoder import TinyAutoencoder
+from triptych.models.unet import UNet
+from triptych.network import Network
+
+
+class LatentDiffusion(Network):
+    """An autoencoder (perceptual compression), a UNet on its latents (semantic compression), what reads the prompt, and
+    the process that the UNet undoes.
+
+    ```python
+    context = ldm.text(["a red apple"])
+    denoise = ldm.denoiser(context)            # (x, t) -> x0, what every sampler takes
+    images = ldm.autoencoder.decode(latents)
+    ```
+    """
+
+    config: LatentDiffusionConfig
+
+    def __init__(self, config: LatentDiffusionConfig):
+        super().__init__()
+        self.config = config
+        self.card = Card(preprocess=Preprocess(size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3))
+        known = isinstance(config.autoencoder, AutoencoderConfig)
+        self.autoencoder: FirstStage = (Autoencoder if known else TinyAutoencoder)(config.autoencoder)  # type: ignore
+        self.unet = UNet(config.unet)
+        self.text: TextEncoder | ClassToken | None = None
+        if config.text is not None:
+            self.text = (TextEncoder if isinstance(config.text, TextConfig) else ClassToken)(config.text)  # type: ignore
+        self.process = Process(config.process)
+
+    def blocks(self) -> list[nn.Module]:
+        """The UNet's blocks: what is trained."""
+        return self.unet.blocks()
+
+    def replace_head(self, num_classes: int, head: Any = None) -> None:
+        raise UserError("a latent diffusion model has no classifier to replace; leave num_classes out")
+
+    def drop_text(self) -> None:
+        """Give the text encoder's memory back, once all prompts are encoded."""
+        self.text = None
+
+    def denoiser(
+        self,
+        context: Float[Tensor, "b n d"] | None = None,
+        *,
+        beside: Float[Tensor, "b c h w"] | None = None,
+        labels: Shaped[Tensor, "b ..."] | None = None,
+    ) -> Denoiser:
+        """(x, t) -> x_0 under a context; for guidance the context of the prompts, then that of the negative ones, and
+        twice the batch.
+
+        The prompt's keys and values are computed here, once. x stays in its own precision, the UNet works in its.
+
+        Args:
+            context: what the UNet looks at; none in an unconditional model.
+            beside: what `config.beside` names; repeated where the batch is a multiple of its own.
+            labels: of a UNet that takes them, such as the upscaler's level of noise.
+        """
+        if (beside is None) != (self.config.beside == "nothing"):
+            said = "takes nothing" if self.config.beside == "nothing" else f"needs {self.config.beside}"
+            raise UserError(f"this model {said} beside its latents; give it so")
+        dtype = next(self.unet.parameters()).dtype
+        projected = None if context is None else self.unet.project_context(context.to(dtype))
+
+        def net(x: Tensor, t: Tensor) -> Tensor:
+            return self.unet(x, t, projected, labels)
+
+        inner = net if beside is None else concatenated(net, beside)
+        return denoiser(inner, self.process, dtype)
