@@ -322,7 +322,7 @@ def test_a_prompt_does_not_hear_its_neighbours(clip):
 
 def test_five_thousand_words(clip):
     words = ["a", "red", "old", "cat", "dog", "apple", "house", "tree", "in", "on", "the", "small", "lamp"]
-    prompt = " ".join(f"({words[i * i // 7 % len(words)]}:1.1)" for i in range(5000))
+    prompt = " ".join(f"({words[i % len(words)]}:1.1)" for i in range(5000))
     packed = pack(parse(prompt), clip.tokenizer.spans, 75)
     z = clip.encode_prompt(prompt)
     assert z.shape == (1, 77 * len(packed), 24) == (1, 77 * 67, 24)
