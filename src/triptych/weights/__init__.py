@@ -3,9 +3,19 @@
 Read `rules.py` first (what a table of names is), then `vit/timm.py` (one table), `loading.py`.
 """
 
-from triptych.weights.adapt import fine_tuning_head, resize_positions
+from triptych.weights.adapt import fine_tuning_head, map_head, resize_positions, resize_windows
 from triptych.weights.exporting import export, formats
 from triptych.weights.loading import inspect, load
 from triptych.weights.store import save
 
-__all__ = ["export", "fine_tuning_head", "formats", "inspect", "load", "resize_positions", "save"]
+__all__ = [
+    "export",
+    "fine_tuning_head",
+    "formats",
+    "inspect",
+    "load",
+    "map_head",
+    "resize_positions",
+    "resize_windows",
+    "save",
+]

@@ -36,6 +36,19 @@ def square_grid(count: int, what: str) -> tuple[int, int]:
     return side, side
 
 
+def pair(value: Any) -> tuple[int, int] | None:
+    """A size out of JSON, one number or two (or channels, height, width), as (height, width)."""
+    if isinstance(value, int) and value > 0:
+        return value, value
+    if (
+        isinstance(value, list | tuple)
+        and len(value) in (1, 2, 3)
+        and all(isinstance(n, int) and n > 0 for n in value)
+    ):
+        return (value[0], value[0]) if len(value) == 1 else (value[-2], value[-1])
+    return None
+
+
 # ------------------------------------------------------------------------------------------- class names
 
 _LISTS = {1000: "imagenet1k", 21841: "imagenet22k", 21843: "imagenet21k"}
@@ -47,13 +60,31 @@ _TITLES = {
 
 
 @cache
+def _imagenet() -> list[tuple[str, list[str]]]:
+    """Each class of any list, sorted by synset, with the lists that it is on."""
+    packed = files("triptych").joinpath("assets", "imagenet.txt.gz").read_bytes()
+    lines = [line.split("\t") for line in decompress(packed).decode().splitlines()]
+    return [(name, lists.split()) for name, lists in lines]
+
+
+@cache
 def imagenet_names(count: int) -> tuple[str, ...] | None:
     """Names of ImageNet's classes in the order of checkpoints that have so many; none for other counts."""
     if count not in _LISTS:
         return None
-    packed = files("triptych").joinpath("assets", "imagenet.txt.gz").read_bytes()
-    lines = [line.split("\t") for line in decompress(packed).decode().splitlines()]
-    return tuple(name for name, lists in lines if str(_LISTS[count]) in lists.split())
+    return tuple(name for name, lists in _imagenet() if _LISTS[count] in lists)
+
+
+def imagenet_1k_in_22k() -> list[int]:
+    """For each class of ImageNet-1k its place among the 21,841 of ImageNet-22k. The teddy bear, which is not there,
+    stands for the teddy that is, a garment, as in Swin's own list."""
+    places, place = [], 0
+    for _, lists in _imagenet():
+        here = _LISTS[21841] in lists
+        if _LISTS[1000] in lists:
+            places.append(place if here else 5564)
+        place += here
+    return places
 
 
 def class_names(count: int, given: tuple[str, ...] | None, where: str) -> tuple[tuple[str, ...] | None, str]:
@@ -67,6 +98,31 @@ def class_names(count: int, given: tuple[str, ...] | None, where: str) -> tuple[
 
 
 # -------------------------------------------------------------------------------------- transformers' JSON
+
+
+def from_id2label(settings: dict[str, Any]) -> tuple[str, ...] | None:
+    """Class names out of transformers' config.json."""
+    found = settings.get("id2label")
+    if not isinstance(found, dict):
+        return None
+    try:
+        labels = tuple(str(found[key]) for key in sorted(found, key=int))
+    except ValueError:
+        return None
+    # transformers fills in LABEL_0, LABEL_1, ... where nobody gave names.
+    return None if all(label == f"LABEL_{i}" for i, label in enumerate(labels)) else labels
+
+
+def to_id2label(classes: tuple[str, ...] | None, count: int) -> dict[str, Any]:
+    """Class names as transformers' config.json has them; nothing without a head."""
+    if not count:
+        return {}
+    names = classes or tuple(f"LABEL_{i}" for i in range(count))
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
 
 _PIL = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 
@@ -182,6 +238,15 @@ def from_pretrained_cfg(found: dict[str, Any], fallback: Preprocess) -> tuple[Pr
         mean=_triple(found.get("mean"), fallback.mean),
         std=_triple(found.get("std"), fallback.std),
     ), "pretrained_cfg in config.json"
+
+
+def from_label_names(settings: dict[str, Any], cfg: dict[str, Any]) -> tuple[str, ...] | None:
+    """Class names out of timm's config.json: descriptions where there are any."""
+    found = settings.get("label_names") or cfg.get("label_names")
+    if not isinstance(found, list):
+        return None
+    descriptions = settings.get("label_descriptions") or cfg.get("label_descriptions") or {}
+    return tuple(str(descriptions.get(name, name)) for name in found)
 
 
 def to_pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:

@@ -4,15 +4,17 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from torch import nn
 
 from triptych.errors import UserError
-from triptych.models.vit import ViT
+from triptych.network import Network
 from triptych.weights import store
-from triptych.weights.formats import Draft, Format, Hints, aside, drafted, unsaid
-from triptych.weights.vit import FORMATS
+from triptych.weights.families import TITLES, family_of
+from triptych.weights.formats import Draft, Format, Hints, drafted
+from triptych.weights.known import FORMATS
+from triptych.weights.sameness import Said, aside, hints_in, shapes_to_tell, told, unsaid
 from triptych.weights.writers import write_npz, write_safetensors, write_torch
 from triptych.writing import write_text_atomically
 
@@ -25,9 +27,9 @@ ENDINGS = {
 }
 
 
-def formats() -> list[str]:
-    """Names that `export` takes."""
-    return ["triptych", *(known.name for known in FORMATS)]
+def formats(family: str | None = None) -> list[str]:
+    """Names that `export` takes, for networks of a family or for all."""
+    return ["triptych", *dict.fromkeys(known.name for known in FORMATS if family in (None, known.family))]
 
 
 def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
@@ -50,35 +52,62 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
         target = path if path.suffix == ".safetensors" else path / "model.safetensors"
         store.save(net, target)
         return target
-    known = next((known for known in FORMATS if known.name == format), None)
-    if known is None:
-        raise UserError(f"no format is called {format!r}; choose one of {', '.join(formats())}")
-    if not isinstance(net, ViT):
-        raise UserError(f"{known.title} holds a ViT, not {type(net).__name__}; choose triptych's own format")
-    target = _target(path, known)
+    known = _format(net, format)
+    target, net = _target(path, known), cast(Network, net)
     draft = known.draft(net)
-    _write(target, draft)
-    if path != target.parent or known.container != "folder":
-        _set_aside(target, _conventional(known, draft, target, net), known.title)
     if path == target.parent and known.container == "folder":
+        _require_said(known, draft, target, net)
+        _write(target, draft)
         for name, value in draft.settings.items():
             write_text_atomically(
                 path / f"{name}.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n"
             )
+    else:
+        _write(target, draft)
+        _set_aside(target, _conventional(known, draft, target, net), known.title)
     return target
 
 
-def _conventional(known: Format, draft: Draft, target: Path, net: ViT) -> dict[str, Any]:
+def _format(net: nn.Module, name: str) -> Format:
+    """The format of that name for a network's family."""
+    named = [known for known in FORMATS if known.name == name]
+    if not named:
+        raise UserError(f"no format is called {name!r}; choose one of {', '.join(formats())}")
+    family = family_of(getattr(net, "config", None))
+    for known in named:
+        if known.family == family:
+            return known
+    held = " or ".join(TITLES[known.family] for known in named)
+    possible = f"choose one of {', '.join(formats(family))}" if family else "give a network of this package"
+    raise UserError(f"{name} holds {held}, not {type(net).__name__}; {possible}")
+
+
+def _require_said(known: Format, draft: Draft, target: Path, net: Network) -> None:
+    """Refuse a folder whose config leaves something to conventions that are not this network's."""
+    missing = unsaid(net.config, known.read(drafted(draft, target, known.container), Hints()).config)
+    if missing:
+        words = ", ".join(f"{name} {value!r}" for name, value in missing.items())
+        raise UserError(
+            f"the config of {known.title} cannot say {words}; write a single file, which a JSON of ours goes beside"
+        )
+
+
+def _conventional(known: Format, draft: Draft, target: Path, net: Network) -> Said:
     """What of `net` the bare file would be read back without."""
     names = drafted(Draft(draft.tensors, {}, draft.nest), target, known.container)
-    size = net.config.image_size
     try:
-        return unsaid(net, known.read(names, Hints()).config)
-    except UserError:  # a grid that is not square: its shape has to be told
-        return unsaid(net, known.read(names, Hints(size)).config) | {"image_size": list(size)}
+        said = unsaid(net.config, known.read(names, Hints()).config)
+    except UserError:  # a grid or window that is not square: its shape has to be told
+        said = shapes_to_tell(net.config)
+    while said:  # one thing told may change the convention of another
+        back = told(known.read(names, hints_in(said)).config, said)
+        if not (more := unsaid(net.config, back)):
+            break
+        said |= more
+    return said
 
 
-def _set_aside(target: Path, missing: dict[str, Any], title: str) -> None:
+def _set_aside(target: Path, missing: Said, title: str) -> None:
     """Keep what the format leaves to conventions in a JSON beside the weights, and say so."""
     if not missing:
         aside(target).unlink(missing_ok=True)  # of an earlier file of that name

@@ -1,7 +1,8 @@
 """What a format is: how its files are recognised, read and written. The tables live in a folder a family."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.card import Card
-from triptych.config import to_json
 from triptych.errors import UserError
-from triptych.models.vit import ViT
-from triptych.models.vit_config import ViTConfig
 from triptych.weights.entry import Entry, Shape
 from triptych.weights.files import Checkpoint
 from triptych.weights.rules import Rule
@@ -25,6 +23,16 @@ class Hints:
     """What the caller knows and a file may not say."""
 
     image_size: tuple[int, int] | None = None
+    window: Any = None
+    """As `models.swin_config.windows_of` takes it."""
+    certain: bool = False
+    """Whether it was written down for this very file; what a call asks for may be another size to move to."""
+
+
+def hints_of(config: Any) -> Hints:
+    """All hints that a reader could want for a network of this config."""
+    config = getattr(config, "backbone", config)
+    return Hints(config.image_size, getattr(config, "window", None), certain=True)
 
 
 @dataclass
@@ -32,7 +40,7 @@ class Reading:
     """What a format's reader found out about a checkpoint, before reading a tensor."""
 
     family: str
-    config: ViTConfig
+    config: Any
     rules: list[Rule]
     card: Card
     facts: dict[str, str] = field(default_factory=dict)
@@ -52,21 +60,24 @@ class Draft:
 
 @dataclass(frozen=True)
 class Format:
-    """One published layout of names and shapes."""
+    """One published layout of names and shapes, for the networks of one family."""
 
     name: str
+    """What `export` is told. Formats of several families may share it: "timm" holds a ViT or a Swin."""
+    family: str
     title: str
     container: Literal["folder", "npz", "torch"]
     """What writing makes: a folder with JSON beside the weights, a .npz, or a .pth (or bare .safetensors)."""
     recognises: Callable[["Names"], bool]
     read: Callable[["Names", Hints], Reading]
-    draft: Callable[[ViT], Draft]
+    draft: Callable[[Any], Draft]
 
 
 class Names:
     """The names and shapes of a checkpoint, with the questions that every reader asks of them."""
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor] | None = None):
+        self._read: Callable[[str], Tensor] = checkpoint.read if tensors is None else tensors.__getitem__
         self.path = checkpoint.path
         self.settings = checkpoint.settings
         self.container = checkpoint.container
@@ -87,6 +98,16 @@ class Names:
             )
         return shape
 
+    def before(self, ending: str) -> str | None:
+        """What stands in front of the first name that ends like that; none if no name does."""
+        return next((name.removesuffix(ending) for name in self.shapes if name.endswith(ending)), None)
+
+    def numbers(self, name: str, most: int = 2**24) -> Tensor | None:
+        """A small tensor itself, where its numbers say what no shape does; none if it is missing or large."""
+        if name not in self.shapes or math.prod(self.shapes[name]) > most:
+            return None
+        return self._read(name)
+
     def any(self, ending: str) -> bool:
         """Whether some name ends like that."""
         return any(name.endswith(ending) for name in self.shapes)
@@ -106,54 +127,7 @@ class Names:
 def drafted(draft: Draft, path: Path, container: str) -> Names:
     """A draft as its reader would find it on disk."""
     entries = {name: Entry(path, 0, tuple(t.shape), t.dtype) for name, t in draft.tensors.items()}
-    return Names(Checkpoint(path, entries, container, settings=dict(draft.settings)))
-
-
-# What a bare file of weights leaves to its reader's conventions, though no tensor's place depends on it. `export` puts
-# these into a small JSON of ours beside the file, which `load` prefers to the conventions.
-UNSAID = ("mlp", "norm_eps", "image_size")
-
-
-def aside(weights: Path) -> Path:
-    """Where that JSON lies: net.npz has net.npz.json."""
-    return weights.with_name(weights.name + ".json")
-
-
-def unsaid(net: ViT, back: ViTConfig) -> dict[str, Any]:
-    """The fields of `UNSAID` that a file would be read back with other values of, and ours."""
-    ours, theirs = to_json(net.config), to_json(back)
-    return {name: ours[name] for name in UNSAID if ours[name] != theirs[name]}
-
-
-def require_same(net: ViT, back: ViTConfig, title: str) -> None:
-    """Refuse to write a format that would be read back as another network, but for what `unsaid` says.
-
-    Raises:
-        UserError: names every field that the format has no way to say.
-    """
-    ours, theirs = _comparable(net.config), _comparable(back)
-    gelu = {ours.mlp, theirs.mlp} <= {"gelu", "gelu_tanh"}
-    differing = [
-        f"{name} (here {getattr(ours, name)!r}, read back as {getattr(theirs, name)!r})"
-        for name in ours.__dataclass_fields__
-        if getattr(ours, name) != getattr(theirs, name) and not (name in UNSAID and (name != "mlp" or gelu))
-    ]
-    if differing:
-        raise UserError(f"{title} cannot say {', '.join(differing)}; choose another format")
-
-
-def _comparable(config: ViTConfig) -> ViTConfig:
-    """The config less what only training reads and what its other fields make meaningless."""
-    placed = config.position == "learned" and (config.class_token or config.distill_token)
-    return replace(
-        config,
-        drop_path=0.0,
-        dropout=0.0,
-        layer_scale=None if config.layer_scale is None else 1.0,
-        head_dim=(config.head_dim or config.embed_dim) if config.head == "mlp" else 0,
-        prefix_positions=config.prefix_positions or not placed,
-        rotary_base=config.rotary_base if config.position == "rotary" else 100.0,
-    )
+    return Names(Checkpoint(path, entries, container, settings=dict(draft.settings)), draft.tensors)
 
 
 def state(net: nn.Module) -> dict[str, Tensor]:

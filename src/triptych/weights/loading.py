@@ -5,23 +5,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from triptych.config import from_json, to_json
+from triptych.config import to_json
 from triptych.errors import UserError
-from triptych.models.registry import build
-from triptych.models.vit import ViT
 from triptych.network import Network
-from triptych.weights import store
-from triptych.weights.adapt import fine_tuning_head, resize_positions
+from triptych.weights import families, store
+from triptych.weights.adapt import fine_tuning_head, resize_positions, resize_windows, windows_in
 from triptych.weights.files import Checkpoint, open_checkpoint
-from triptych.weights.formats import UNSAID, Format, Hints, Names, Reading, aside, shapes_of
+from triptych.weights.formats import Format, Hints, Names, Reading, shapes_of
+from triptych.weights.known import FORMATS
 from triptych.weights.legible import legible
 from triptych.weights.rules import Rule, plan, slab
-from triptych.weights.vit import FORMATS
+from triptych.weights.sameness import Said, aside, hints_in, told
 from triptych.weights.zoo import locate
 
 Source = str | os.PathLike[str]
@@ -47,7 +46,7 @@ def load(
     source: Source,
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
-    window: int | tuple[int, int] | None = None,
+    window: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
 ) -> Network:
     """A network with the weights of a checkpoint, in evaluation mode, its `config` and `card` set.
 
@@ -59,18 +58,21 @@ def load(
             training run too), the name of a shipped model, or a hub id.
         num_classes: another number of classes: the head is replaced by `fine_tuning_head`, zero at the start.
         image_size: pixels, one number or (height, width): learned positions are moved by `resize_positions`.
-        window: for networks with windows; a ViT has none.
+        window: cells, one number, (height, width), or one of these for each stage of a Swin, which is moved to
+            them by `resize_windows`. Where neither tensors nor a config tell the windows (a bare SwinV2 of timm
+            or transformers), it says what they are.
 
     Raises:
         UserError: nothing there, damaged, of an unknown kind, or not exactly fitting; all offenders named.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     checkpoint = open_checkpoint(locate(source))
-    reading, chosen, dtype = read(checkpoint, Hints(size))
-    if window is not None:
-        raise UserError(f"{checkpoint.path} is a ViT, which has no windows; leave window out")
+    reading, chosen, dtype = read(checkpoint, Hints(size, window))
+    if window is not None and windows_in(reading.config) is None:
+        kind = families.TITLES[reading.family]
+        raise UserError(f"{checkpoint.path} is {kind}, which has no windows; leave window out")
     with torch.device("meta"):
-        net = cast(ViT, build(reading.config))
+        net = families.build(reading.config)
     fill(net, checkpoint, reading.rules, f"{checkpoint.path} read as {chosen}", dtype)
     origin = (
         f"{chosen}; preprocessing: {reading.facts['preprocess']}; class names: {reading.facts['classes']}"
@@ -78,6 +80,8 @@ def load(
     net.card = reading.card if chosen == "triptych" else replace(reading.card, source=origin)
     if size is not None and size != reading.config.image_size:
         resize_positions(net, size)
+    if window is not None:
+        resize_windows(net, window)
     if num_classes is not None and num_classes != reading.config.num_classes:
         fine_tuning_head(net, num_classes)
     return net.eval()
@@ -92,17 +96,17 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
     found = recognise(names)
     if found is None:
         raise UserError(
-            f"{checkpoint.path} is no ViT of a known format: it looks like {looks_like(names)}; "
+            f"{checkpoint.path} is no network of a known format: it looks like {looks_like(names)}; "
             f"known are {', '.join(f.title for f in FORMATS)}"
         )
-    said = _said_aside(checkpoint.path)
-    if "image_size" in said:
-        hints = Hints(tuple(said["image_size"]))
+    weights, said = _said_aside(checkpoint)
     try:
+        if said:
+            hints = hints_in(said)
         reading = found.read(names, hints)
         if said:
-            reading.config = from_json(type(reading.config), to_json(reading.config) | said)
-            reading.facts |= dict.fromkeys(said, aside(checkpoint.path).name)
+            reading.config = told(reading.config, said)
+            reading.facts |= dict.fromkeys(said, aside(weights).name)
         return reading, found.name, None
     except UserError as problem:
         line = str(problem)
@@ -114,16 +118,18 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
         ) from problem
 
 
-def _said_aside(weights: Path) -> dict[str, Any]:
-    """What `export` put beside a bare file of weights; nothing where there is no such JSON."""
+def _said_aside(checkpoint: Checkpoint) -> tuple[Path, Said]:
+    """The file of the weights, and what `export` put beside it; nothing where there is no such JSON."""
+    files = {entry.path for entry in checkpoint.entries.values()}
+    weights = files.pop() if len(files) == 1 else checkpoint.path
     path = aside(weights)
     if not path.is_file() or path.stat().st_size > 2**20:
-        return {}
+        return weights, {}
     try:
         said = json.loads(path.read_text())["triptych"]
-        return {name: said[name] for name in UNSAID if name in said}
     except (ValueError, KeyError, TypeError, RecursionError):
-        return {}  # somebody else's JSON
+        return weights, {}  # somebody else's JSON
+    return weights, said if isinstance(said, dict) else {}
 
 
 def recognise(names: Names) -> Format | None:
@@ -162,7 +168,8 @@ def fill(
             owner, _, leaf = name.rpartition(".")
             module = net.get_submodule(owner)
             if name not in parameters:
-                module._buffers[leaf] = tensor.clone()
+                kind = widest if tensor.is_floating_point() else tensor.dtype
+                module._buffers[leaf] = tensor.to(kind, copy=True)
                 continue
             if not tensor.is_floating_point():
                 raise UserError(
@@ -224,7 +231,7 @@ def inspect(source: Source) -> dict[str, Any]:
         return found | {"looks_like": looks_like(names)}
     reading, chosen, _ = read(checkpoint, Hints())
     with torch.device("meta"):
-        net = build(reading.config)
+        net = families.build(reading.config)
     try:
         plan(reading.rules, checkpoint.shapes, shapes_of(net), str(checkpoint.path))
         misfit = None
@@ -233,7 +240,7 @@ def inspect(source: Source) -> dict[str, Any]:
     return found | {
         "format": chosen,
         "family": reading.family,
-        "config": to_json(reading.config),
+        "config": families.to_json(reading.config),
         "parameters": sum(p.numel() for p in net.parameters()),
         "classes": {"number": reading.config.num_classes, "names": list(reading.card.classes or ())},
         "preprocess": to_json(reading.card.preprocess),

@@ -16,7 +16,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,12 @@ def joined(parts: Tensors) -> Tensors:
 
 CONCATENATE = Operation(joined, lambda whole: whole[0].chunk(3))
 """Query, key and value, each (D, D) or (D,), are one (3D, D) or (3D,)."""
+
+WITHOUT_KEYS = Operation(
+    lambda t: t[0].chunk(3)[::2],
+    lambda parts: joined((parts[0], torch.zeros_like(parts[0]), parts[1])),
+)
+"""A whole (3D,) bias whose middle third counts for nothing <-> the biases of queries and values."""
 
 
 def each(forward: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor]) -> Operation:
@@ -136,6 +142,11 @@ def _expand(rule: Rule, depth: int) -> Iterable[Rule]:
             rule.reason,
             rule.restore,
         )
+
+
+def within(rules: Iterable[Rule], part: str) -> list[Rule]:
+    """The same rules where ours is a part of a larger network, whose name stands in front of its parameters'."""
+    return [replace(rule, ours=tuple(part + name for name in rule.ours)) for rule in rules]
 
 
 def slab(name: str) -> tuple[str, int | None]:

@@ -1,6 +1,8 @@
 """Our own format: one .safetensors, whose metadata hold what the network is and what it was trained for.
 
 metadata["triptych"] = {"version": 1, "family": "vit", "config": {...}, "card": {...}, "dtype": "float32"}
+
+A config that holds another network's (a dense head's backbone) names that one's family too, see `families.to_json`.
 """
 
 import json
@@ -13,8 +15,7 @@ from torch import nn
 from triptych.card import Card
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
-from triptych.models.registry import build
-from triptych.models.vit_config import ViTConfig
+from triptych.weights import families
 from triptych.weights.files import Checkpoint
 from triptych.weights.formats import Reading, shapes_of, state
 from triptych.weights.rules import same
@@ -22,7 +23,6 @@ from triptych.weights.writers import write_safetensors
 
 KEY = "triptych"
 VERSION = 1
-FAMILIES = {"vit": ViTConfig}
 
 
 def save(net: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
@@ -41,7 +41,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None
     said = {
         "version": VERSION,
         "family": _family(net),
-        "config": to_json(net.config),
+        "config": families.to_json(net.config),
         "card": to_json(getattr(net, "card", None) or Card()),
         "dtype": str(_dtype(net)).removeprefix("torch."),
     }
@@ -71,26 +71,25 @@ def read(checkpoint: Checkpoint) -> tuple[Reading, torch.dtype]:
         raise UserError(
             f"{checkpoint.path} is of version {version}, this triptych reads up to {VERSION}; upgrade it"
         )
-    if family not in FAMILIES or not isinstance(dtype, torch.dtype):
+    if not isinstance(family, str) or family not in families.FAMILIES or not isinstance(dtype, torch.dtype):
         raise UserError(
-            f"{checkpoint.path} is of family {family!r}; this triptych knows {', '.join(FAMILIES)}"
+            f"{checkpoint.path} is of family {family!r}; this triptych knows {', '.join(families.FAMILIES)}"
         )
     try:
-        config, card = from_json(FAMILIES[family], config_json), from_json(Card, card_json)
+        config, card = families.from_json(family, config_json), from_json(Card, card_json)
     except UserError as problem:
         raise UserError(f"{checkpoint.path}: {problem}") from problem
     with torch.device("meta"):
-        names = shapes_of(build(config))
+        names = shapes_of(families.build(config))
     facts: dict[str, str] = dict.fromkeys(("config", "preprocess", "classes"), "the file itself")
     return Reading(family, config, [same(name, name) for name in names], card, facts), dtype
 
 
 def _family(net: nn.Module) -> str:
-    config = getattr(net, "config", None)
-    for family, kind in FAMILIES.items():
-        if isinstance(config, kind):
-            return family
-    raise UserError(f"{type(net).__name__} is no network of this package; save needs one with a config")
+    family = families.family_of(getattr(net, "config", None))
+    if family is None:
+        raise UserError(f"{type(net).__name__} is no network of this package; save needs one with a config")
+    return family
 
 
 def _dtype(net: nn.Module) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from triptych.card import Card, Preprocess
@@ -11,15 +10,18 @@ from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import (
     class_names,
+    from_label_names,
     from_pretrained_cfg,
     half_style,
     heads_of,
     imagenet_style,
+    pair,
 )
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, drafted, require_same, state
+from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
 from triptych.weights.rules import to_theirs
+from triptych.weights.sameness import checked
 from triptych.weights.vit import timm_config
-from triptych.weights.vit.sizes import learned_grid, pair
+from triptych.weights.vit.sizes import learned_grid
 from triptych.weights.vit.timm import UNUSED, Layout, table
 
 TIMM = Layout()
@@ -136,7 +138,7 @@ def read(names: Names, hints: Hints) -> Reading:
         norm_eps=eps,
     )
     preprocess, facts["preprocess"] = from_pretrained_cfg(cfg, _convention(names, layout, config))
-    labels, facts["classes"] = class_names(classes, _labels(settings, cfg), "config.json")
+    labels, facts["classes"] = class_names(classes, from_label_names(settings, cfg), "config.json")
     card = Card(
         preprocess=preprocess,
         classes=labels,
@@ -212,14 +214,6 @@ def _bias(names: Names, layout: Layout) -> Any:
     return "qkv" if names.any("attn.qkv.bias") else "none"
 
 
-def _labels(settings: dict[str, Any], cfg: dict[str, Any]) -> tuple[str, ...] | None:
-    found = settings.get("label_names") or cfg.get("label_names")
-    if not isinstance(found, list):
-        return None
-    descriptions = settings.get("label_descriptions") or cfg.get("label_descriptions") or {}
-    return tuple(str(descriptions.get(name, name)) for name in found)
-
-
 def _convention(names: Names, layout: Layout, config: ViTConfig) -> Preprocess:
     """How pictures were prepared, where nothing says so."""
     if (
@@ -251,9 +245,7 @@ def _writer(
             table(config, layout(config)), state(net), f"{title} has no place for all of this network"
         )
         found = settings(net)
-        made = Draft(tensors, {"config": found} if found else {}, nest)
-        require_same(net, read(drafted(made, Path(title), "pickle"), Hints(config.image_size)).config, title)
-        return made
+        return checked(Draft(tensors, {"config": found} if found else {}, nest), net, read, title)
 
     return draft
 
@@ -263,10 +255,11 @@ def _nothing(net: ViT) -> dict[str, Any]:
 
 
 TIMM_FORMAT = Format(
-    "timm", "timm", "folder", recognises, read, _writer("timm", _timm_layout, timm_config.settings)
+    "timm", "vit", "timm", "folder", recognises, read, _writer("timm", _timm_layout, timm_config.settings)
 )
 DEIT_FORMAT = Format(
     "deit",
+    "vit",
     "Facebook DeiT (.pth)",
     "torch",
     lambda names: recognises(names) and names.any(".gamma_1") and "pos_embed" in names,
@@ -275,6 +268,7 @@ DEIT_FORMAT = Format(
 )
 DINOV2_FORMAT = Format(
     "dinov2",
+    "vit",
     "Facebook DINOv2 (.pth)",
     "torch",
     lambda names: recognises(names) and "mask_token" in names and "pos_embed" in names,
@@ -283,6 +277,7 @@ DINOV2_FORMAT = Format(
 )
 DINOV3_FORMAT = Format(
     "dinov3",
+    "vit",
     "Facebook DINOv3 (.pth)",
     "torch",
     lambda names: recognises(names) and ("storage_tokens" in names or names.starts("rope_embed.")),

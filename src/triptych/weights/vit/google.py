@@ -7,13 +7,12 @@ epsilon is 1e-6.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from triptych.card import Card
 from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import class_names, describe, half_style, square_grid
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, drafted, require_same, state
+from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
 from triptych.weights.rules import (
     CONCATENATE,
     HWIO,
@@ -27,6 +26,7 @@ from triptych.weights.rules import (
     then,
     to_theirs,
 )
+from triptych.weights.sameness import checked
 
 
 @dataclass(frozen=True)
@@ -247,17 +247,15 @@ def _grid(
 
 
 def _draft(net: ViT, layout: Layout, title: str) -> Draft:
-    config = net.config
-    draft = Draft(
-        to_theirs(table(config, layout), state(net), f"{title} has no place for all of this network")
+    tensors = to_theirs(
+        table(net.config, layout), state(net), f"{title} has no place for all of this network"
     )
-    back = read(drafted(draft, Path(title), "npz"), Hints(config.image_size)).config
-    require_same(net, back, title)
-    return draft
+    return checked(Draft(tensors), net, read, title, "npz")
 
 
 PAPER_FORMAT = Format(
     name="google",
+    family="vit",
     title="Google vision_transformer (.npz)",
     container="npz",
     recognises=lambda names: recognises(names) and names.any("MlpBlock_3/Dense_0/kernel"),
@@ -266,6 +264,7 @@ PAPER_FORMAT = Format(
 )
 BIG_VISION_FORMAT = Format(
     name="big_vision",
+    family="vit",
     title="Google big_vision (.npz)",
     container="npz",
     recognises=recognises,

@@ -5,7 +5,6 @@ read, the first is written, which every version reads.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from triptych.card import Card, Preprocess
@@ -14,16 +13,19 @@ from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import (
     class_names,
+    from_id2label,
     from_processor,
     half_style,
     heads_of,
     imagenet_style,
+    pair,
     to_processor,
 )
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, drafted, require_same, state, zeros
+from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state, zeros
 from triptych.weights.rules import CONCATENATE, Rule, drop, expand, rule, same, to_theirs
+from triptych.weights.sameness import checked
 from triptych.weights.vit import hf_config
-from triptych.weights.vit.sizes import learned_grid, pair
+from triptych.weights.vit.sizes import learned_grid
 from triptych.weights.vit.timm import PACKED
 
 TITLE = "transformers"
@@ -236,7 +238,7 @@ def read(names: Names, hints: Hints) -> Reading:
         norm_eps=eps,
     )
     preprocess, facts["preprocess"] = from_processor(names.settings, _convention(layout.kind, image_size))
-    labels, facts["classes"] = class_names(classes, _labels(settings), "id2label in config.json")
+    labels, facts["classes"] = class_names(classes, from_id2label(settings), "id2label in config.json")
     return Reading("vit", config, table(config, layout), Card(preprocess=preprocess, classes=labels), facts)
 
 
@@ -254,18 +256,6 @@ def _bias(names: Names, b: str) -> Any:
     return "qkv" if key else ("qv" if query else "none")
 
 
-def _labels(settings: dict[str, Any]) -> tuple[str, ...] | None:
-    found = settings.get("id2label")
-    if not isinstance(found, dict):
-        return None
-    try:
-        labels = tuple(str(found[key]) for key in sorted(found, key=int))
-    except ValueError:
-        return None
-    # transformers fills in LABEL_0, LABEL_1, ... where nobody gave names.
-    return None if all(label == f"LABEL_{i}" for i, label in enumerate(labels)) else labels
-
-
 def _convention(kind: str, size: tuple[int, int]) -> Preprocess:
     if kind == "vit":
         return half_style(size, mode="squash", crop=1.0, interpolation="bilinear")
@@ -280,12 +270,11 @@ def draft(net: ViT) -> Draft:
     block = "layer.{i}." if kind == "dinov3_vit" else "encoder.layer.{i}."
     layout = Layout(kind, PREFIX.get(kind, "") if config.num_classes else "", block)
     tensors = to_theirs(table(config, layout), state(net), f"{TITLE} has no place for all of this network")
-    made = Draft(
-        tensors,
-        {"config": hf_config.settings(net, kind), "preprocessor_config": to_processor(net.card.preprocess)},
-    )
-    require_same(net, read(drafted(made, Path(TITLE), "safetensors"), Hints(config.image_size)).config, TITLE)
-    return made
+    beside = {
+        "config": hf_config.settings(net, kind),
+        "preprocessor_config": to_processor(net.card.preprocess),
+    }
+    return checked(Draft(tensors, beside), net, read, TITLE)
 
 
-FORMAT = Format("hf", TITLE, "folder", recognises, read, draft)
+FORMAT = Format("hf", "vit", TITLE, "folder", recognises, read, draft)

@@ -5,6 +5,7 @@ from typing import Any
 from triptych.errors import UserError
 from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
+from triptych.weights.conventions import to_id2label
 
 ARCHITECTURES = {
     "vit": ("ViTModel", "ViTForImageClassification"),
@@ -79,8 +80,4 @@ def settings(net: ViT, kind: str) -> dict[str, Any]:
         found |= {"use_gated_mlp": config.mlp == "swiglu", "rope_theta": config.rotary_base}
     if config.head == "mlp":
         found |= {"pooler_act": "tanh", "pooler_output_size": config.head_dim or config.embed_dim}
-    if config.num_classes:
-        names = net.card.classes or tuple(f"LABEL_{i}" for i in range(config.num_classes))
-        found["id2label"] = {str(i): name for i, name in enumerate(names)}
-        found["label2id"] = {name: i for i, name in enumerate(names)}
-    return found
+    return found | to_id2label(net.card.classes, config.num_classes)

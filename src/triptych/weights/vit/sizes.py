@@ -1,26 +1,12 @@
 """Questions that every reader of a ViT asks: which grid a table of positions is laid out for."""
 
 import math
-from typing import Any
 
 from triptych.errors import UserError
 from triptych.weights.conventions import square_grid
 from triptych.weights.formats import Hints, Names
 
 Size = tuple[int, int]
-
-
-def pair(value: Any) -> Size | None:
-    """A size out of JSON, one number or two (or channels, height, width), as (height, width)."""
-    if isinstance(value, int) and value > 0:
-        return value, value
-    if (
-        isinstance(value, list | tuple)
-        and len(value) in (1, 2, 3)
-        and all(isinstance(n, int) and n > 0 for n in value)
-    ):
-        return (value[0], value[0]) if len(value) == 1 else (value[-2], value[-1])
-    return None
 
 
 def learned_grid(

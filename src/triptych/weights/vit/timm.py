@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.formats import zeros
-from triptych.weights.rules import Operation, Rule, Tensors, drop, expand, make, rule, same
+from triptych.weights.rules import WITHOUT_KEYS, Operation, Rule, drop, expand, make, rule, same
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,6 @@ UNUSED = (
 PACKED = Operation(lambda t: t[0].chunk(2), lambda t: (torch.cat(t),))
 
 
-def _masked_bias(width: int) -> Operation:
-    """(3D,) whose middle third a mask makes zero <-> the biases of queries and values."""
-
-    def inverse(parts: Tensors) -> Tensors:
-        return (torch.cat([parts[0], parts[0].new_zeros(width), parts[1]]),)
-
-    return Operation(lambda t: t[0].chunk(3)[::2], inverse)
-
-
 def _bias_mask(width: int) -> Tensor:
     return torch.cat([torch.ones(width), torch.zeros(width), torch.ones(width)])
 
@@ -73,9 +64,7 @@ def table(config: ViTConfig, layout: Layout) -> list[Rule]:
     if config.qkv_bias == "qkv":
         rules.append(same(b + "attn.qkv.bias", ours + "attn.qkv.bias"))
     if config.qkv_bias == "qv" and layout.masked_bias:
-        rules.append(
-            rule(b + "attn.qkv.bias", (ours + "attn.q_bias", ours + "attn.v_bias"), _masked_bias(width))
-        )
+        rules.append(rule(b + "attn.qkv.bias", (ours + "attn.q_bias", ours + "attn.v_bias"), WITHOUT_KEYS))
         rules.append(drop(b + "attn.qkv.bias_mask", "keys have no bias here", lambda: _bias_mask(width)))
     elif config.qkv_bias == "qv":
         rules.append(same(b + "attn.{q_bias,v_bias}", ours + "attn.{q_bias,v_bias}"))

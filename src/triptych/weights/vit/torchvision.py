@@ -1,13 +1,12 @@
 """torchvision's VisionTransformer: `nn.MultiheadAttention`, a class token, learned positions."""
 
-from pathlib import Path
-
 from triptych.card import Card
 from triptych.models.vit import ViT
 from triptych.models.vit_config import ViTConfig
 from triptych.weights.conventions import class_names, describe, heads_of, imagenet_style
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, drafted, require_same, state
+from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
 from triptych.weights.rules import Rule, expand, same, to_theirs
+from triptych.weights.sameness import checked
 from triptych.weights.vit.sizes import learned_grid
 
 TITLE = "torchvision"
@@ -77,10 +76,8 @@ def read(names: Names, hints: Hints) -> Reading:
 
 
 def draft(net: ViT) -> Draft:
-    config = net.config
-    made = Draft(to_theirs(table(config), state(net), f"{TITLE} has no place for all of this network"))
-    require_same(net, read(drafted(made, Path(TITLE), "pickle"), Hints(config.image_size)).config, TITLE)
-    return made
+    made = Draft(to_theirs(table(net.config), state(net), f"{TITLE} has no place for all of this network"))
+    return checked(made, net, read, TITLE)
 
 
-FORMAT = Format("torchvision", "torchvision (.pth)", "torch", recognises, read, draft)
+FORMAT = Format("torchvision", "vit", "torchvision (.pth)", "torch", recognises, read, draft)
