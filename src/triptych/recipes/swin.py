@@ -64,36 +64,50 @@ def swin_emoji() -> ClassifyConfig:
 
 
 def swin_scenes() -> SegmentConfig:
-    """The shipped parser: a small Swin with a U-Net decoder on scenes of the built-in drawings, at 128 px.
+    """A small Swin with a U-Net decoder from scratch on scenes of the built-in drawings, at 64 px: the first half of the
+    shipped parser.
 
-    triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
-    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/swin_scenes
+    python tools/make_emoji.py --styles all --out EMOJI
+    triptych train swin_scenes --data scenes:EMOJI --out runs/scenes64
     """
     return SegmentConfig(
-        init="runs/swin_emoji",
         data="scenes",
-        image_size=(128, 128),
-        head=HeadConfig(kind="unet", width=128, image_width=16),
-        drop_path=0.1,
+        model="swin-emoji",
+        image_size=(64, 64),
+        head=HeadConfig(kind="unet", width=96, image_width=8),
+        drop_path=0.05,
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
-        loading=DataConfig(batch_size=32, workers=0, load_size=(128, 128)),
+        loading=DataConfig(batch_size=32, workers=0, load_size=(64, 64)),
         augment=SCENES,
-        optim=OptimConfig(lr=1e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=2, ema=0.998, eval_every=0.5, save_every=300),
+        optim=OptimConfig(lr=1.5e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
+        loop=LoopConfig(epochs=5, ema=0.998, eval_every=1, save_every=300),
+    )
+
+
+def swin_scenes128() -> SegmentConfig:
+    """The second half of the shipped parser: the first half's weights fine-tuned at 128 px.
+
+    triptych train swin_scenes128 --data scenes:EMOJI --init runs/scenes64 --out runs/scenes128
+    """
+    return replace(
+        swin_scenes(),
+        model="swin-emoji",
+        init="runs/scenes64",
+        image_size=(128, 128),
+        loading=DataConfig(batch_size=32, workers=0, load_size=(128, 128)),
+        optim=OptimConfig(lr=6e-4, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
+        loop=LoopConfig(epochs=1, ema=0.998, eval_every=0.5, save_every=300),
     )
 
 
 def unet_scenes() -> SegmentConfig:
-    """The baseline beside `swin_scenes`: a plain U-Net of the same time a step, as long, on the same scenes.
+    """The baseline beside `swin_scenes`: a plain U-Net on the same scenes, for as many steps.
 
-    triptych train unet_scenes --data scenes:EMOJI --out runs/unet_scenes
+    triptych train unet_scenes --data scenes:EMOJI --out runs/unet64
+    triptych train swin_scenes128 --data scenes:EMOJI --init runs/unet64 --out runs/unet128
     """
     return replace(
-        swin_scenes(),
-        init=None,
-        model="convnet-unet",
-        head=HeadConfig(kind="unet", width=128),
-        drop_path=None,
+        swin_scenes(), model="convnet-unet", head=HeadConfig(kind="unet", width=128), drop_path=None
     )
 
 

@@ -1,0 +1,213 @@
+"""Segmentation and masked pre-training: their losses, their runs, and what they leave behind."""
+
+import contextlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import triptych as tp
+from triptych.data.config import AugmentConfig, DataConfig
+from triptych.errors import UserError
+from triptych.heads.config import HeadConfig
+from triptych.heads.segmenter import Segmenter
+from triptych.models.swin import Swin
+from triptych.train import dry_run, evaluate, loop, run
+from triptych.train.config import LoopConfig, LossConfig, OptimConfig, PretrainConfig, SegmentConfig
+from triptych.train.optim import layers_of
+from triptych.train.state import load_newest
+from triptych.train.tasks import pixel_loss, random_squares
+
+SMALL = ("embed_dim=16", "depths=[1,2]", "num_heads=[1,2]", "window=4", "stem_widths=[8]", "patch_size=2")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Bright squares on dark ground, with the squares as masks; a void border."""
+    folder = tmp_path_factory.mktemp("shapes")
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for i in range(20):
+        mask = np.zeros((32, 32), np.uint8)
+        y, x = rng.integers(2, 16, 2)
+        mask[y : y + 12, x : x + 12] = 1
+        pixels = np.where(mask[..., None] > 0, (230, 200, 40), (20, 40, 90)) + rng.normal(0, 20, (32, 32, 3))
+        mask[0] = 255
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+    (folder / "classes.txt").write_text("ground\nsquare\n")
+    return folder
+
+
+@pytest.fixture
+def config(shapes):
+    return SegmentConfig(
+        data=str(shapes),
+        model="swin-emoji",
+        model_args=SMALL,
+        image_size=(32, 32),
+        head=HeadConfig(kind="unet", width=16, image_width=8, aux_width=8),
+        loss=LossConfig(dice=0.5),
+        loading=DataConfig(batch_size=8, workers=0, eval_fraction=0.2),
+        augment=AugmentConfig(crop_scale=(0.7, 1.0), brightness=0.1),
+        optim=OptimConfig(lr=5e-3, warmup=0.1),
+        loop=LoopConfig(epochs=3, ema=0.9, precision="fp32", device="cpu"),
+    )
+
+
+def test_cross_entropy_is_torchs_and_void_pixels_count_nowhere():
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
+    masks[0, :3] = 255
+    for smooth in (0.0, 0.1):
+        ours = pixel_loss(logits, masks, LossConfig(label_smoothing=smooth))
+        theirs = F.cross_entropy(logits, masks, ignore_index=255, label_smoothing=smooth)
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    whole = LossConfig(cross_entropy=1.0, dice=1.0, focal=1.0)
+    other = logits.clone()
+    other[0, :, :3] = 100 * torch.randn(5, 3, 7)
+    assert torch.equal(pixel_loss(logits, masks, whole), pixel_loss(other, masks, whole))
+    assert pixel_loss(logits, torch.full_like(masks, 255), whole).item() == 0.0
+
+
+def test_focal_and_dice_follow_their_definitions():
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randint(0, 3, (2, 4, 4))
+    p = logits.softmax(1)
+    focal = dice = 0.0
+    for b in range(2):
+        for y in range(4):
+            for x in range(4):
+                right = p[b, masks[b, y, x], y, x]
+                focal -= ((1 - right) ** 2 * right.log() / 32).item()
+    for k in range(3):
+        truth = (masks == k).double()
+        both, either = (p[:, k] * truth).sum(), (p[:, k] + truth).sum()
+        dice += (1 - (2 * both + 1) / (either + 1)).item() / 3
+    only = {"cross_entropy": 0.0}
+    assert pixel_loss(logits, masks, LossConfig(focal=1.0, **only)).item() == pytest.approx(focal, rel=1e-12)
+    assert pixel_loss(logits, masks, LossConfig(dice=1.0, **only)).item() == pytest.approx(dice, rel=1e-12)
+    # Without focus it is cross entropy.
+    flat = pixel_loss(logits, masks, LossConfig(focal=1.0, focal_gamma=0.0, **only))
+    assert flat.item() == pytest.approx(F.cross_entropy(logits, masks).item(), rel=1e-12)
+
+
+def test_it_learns_and_leaves_a_segmenter_that_loads(config, tmp_path):
+    outcome = run(replace(config, loop=replace(config.loop, epochs=12)), tmp_path / "r")
+    assert outcome.headline == "miou"
+    assert outcome.best["miou"] > 0.85
+    net = tp.load(tmp_path / "r")
+    assert isinstance(net, Segmenter)
+    assert net.card.classes == ("ground", "square")
+    assert net.card.figures["miou"] == outcome.best["miou"]
+    found = evaluate(tmp_path / "r", dtype="fp32")
+    assert found["task"] == "segmentation"
+    assert found["miou"] == pytest.approx(outcome.best["miou"], abs=1e-6)
+
+
+def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(config, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def interrupts():
+        asked = []
+        yield lambda: asked.append(1) or len(asked) > 3
+
+    run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_interrupts", interrupts)
+        assert not run(config, tmp_path / "cut").finished
+    assert run(config, tmp_path / "cut").finished
+    one, _, _ = load_newest(tmp_path / "whole" / "checkpoints")
+    other, _, _ = load_newest(tmp_path / "cut" / "checkpoints")
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_pre_training_guesses_and_its_backbone_starts_a_segmenter_and_a_classifier(config, tmp_path):
+    pretraining = PretrainConfig(
+        data=config.data,
+        model=config.model,
+        model_args=SMALL,
+        image_size=(32, 32),
+        mask_patch=8,
+        loading=DataConfig(batch_size=8, workers=0, eval_fraction=0.2),
+        optim=OptimConfig(lr=5e-3),
+        loop=LoopConfig(epochs=10, eval_every=9.0, precision="fp32", device="cpu"),
+    )
+    outcome = run(pretraining, tmp_path / "pre")
+    assert outcome.headline == "loss"
+    assert outcome.best["loss"] < 0.9  # the mean absolute value of normalised pixels here is above 1
+    net = tp.load(tmp_path / "pre")
+    assert isinstance(net, Swin)
+    assert net.config.num_classes == 0
+    again = replace(config, init=str(tmp_path / "pre"), loop=replace(config.loop, epochs=1))
+    run(again, tmp_path / "seg")
+    assert isinstance(tp.load(tmp_path / "seg"), Segmenter)
+    classifier = tp.load(tmp_path / "pre", num_classes=3)
+    assert classifier(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_a_vit_is_pre_trained_and_parses_too(config, tmp_path):
+    vit = ("depth=4", "embed_dim=24", "num_heads=2", "mlp_dim=48", "patch_size=8")
+    small = replace(config, model="vit-ti16", model_args=vit, loop=replace(config.loop, epochs=1))
+    run(replace(small, head=HeadConfig(kind="upernet", width=16)), tmp_path / "seg")
+    net = tp.load(tmp_path / "seg")
+    assert net.taken == (0, 1, 2, 3)
+    pretraining = PretrainConfig(
+        data=config.data, model="vit-ti16", model_args=vit, image_size=(32, 32), mask_patch=8,
+        loading=config.loading, loop=replace(config.loop, epochs=1),
+    )  # fmt: skip
+    assert run(pretraining, tmp_path / "pre").finished
+
+
+def test_squares_are_whole_as_many_in_each_image_and_a_function_of_the_seed():
+    images = torch.zeros(4, 3, 64, 48)
+    mask = random_squares(images, 16, 0.6, (3, 7))
+    assert torch.equal(mask, random_squares(images, 16, 0.6, (3, 7)))
+    assert not torch.equal(mask, random_squares(images, 16, 0.6, (3, 8)))
+    blocks = mask.view(4, 4, 16, 3, 16).float().mean((2, 4))
+    assert set(blocks.unique().tolist()) == {0.0, 1.0}
+    assert blocks.sum((1, 2)).tolist() == [8.0] * 4  # ceil(0.6 * 12)
+
+
+def test_patch_merging_is_of_the_later_layer():
+    layers = layers_of(tp.create("swin-t", embed_dim=8, depths=(1, 2), num_heads=(1, 1), window=2))
+    assert layers["patch.proj.weight"] == 0
+    assert layers["stages.0.blocks.0.norm1.weight"] == 1
+    assert layers["stages.1.merge.norm.weight"] == 2
+    assert layers["stages.1.blocks.1.norm1.weight"] == 3
+    assert layers["norm.weight"] == layers["head.weight"] == 4
+
+
+def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = dry_run(config, steps=1)
+    assert found["classes"] == 2
+    assert found["images"] == {"train": 16, "evaluation": 4}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": "emoji"}, "emoji has no masks"),
+        ({"loading": DataConfig(batch_size=8, mask_column="nothing")}, "nothing"),
+        ({"augment": AugmentConfig(mixup=0.2)}, "mixup is 0.2, and masks do not go with it"),
+        ({"frozen_blocks": 9}, "frozen_blocks is 9, and the network has 3 blocks"),
+    ],
+)
+def test_mistakes_are_one_line(config, tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        run(replace(config, **change), tmp_path / "r")
+
+
+def test_bad_configs_are_refused_at_birth():
+    with pytest.raises(UserError, match="cross_entropy"):
+        LossConfig(cross_entropy=0.0)
+    with pytest.raises(UserError, match="mask_ratio"):
+        PretrainConfig(mask_ratio=1.0)
+    with pytest.raises(UserError, match="image_width"):
+        HeadConfig(kind="fpn", image_width=8)
