@@ -1,4 +1,4 @@
-"""What all tests share. Under pytest the shapes in the signatures of `layers` and `models` are checked at each call."""
+"""What all tests share. Under pytest the shapes in the signatures of `layers`, `models` and `heads` are checked at each call."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Before the first import of either: the hook rewrites modules as they are loaded.
-install_import_hook(["triptych.layers", "triptych.models"], "beartype.beartype")
+install_import_hook(["triptych.layers", "triptych.models", "triptych.heads"], "beartype.beartype")
 
 # Tests draw the same examples every time; no clock decides, since a busy machine is no bug.
 settings.register_profile(

@@ -64,8 +64,8 @@ def swin_emoji() -> ClassifyConfig:
 
 
 def swin_scenes() -> SegmentConfig:
-    """A small Swin with a U-Net decoder from scratch on scenes of the built-in drawings, at 64 px: the first half of the
-    shipped parser.
+    """A small Swin with a U-Net decoder from scratch on scenes of the built-in drawings, at 64 px: the first half of
+    the shipped parser.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_scenes --data scenes:EMOJI --out runs/scenes64
