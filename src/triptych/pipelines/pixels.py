@@ -45,13 +45,29 @@ def fitted(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3
         UserError: no image, or not one that can be read; names it.
     """
     p = preprocess
-    white = tuple(p.background) == (255, 255, 255)  # what `decode` lays alpha on
-    pixels = decode(picture, alpha=not white, name=name_of(picture))
-    pixels = resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background)
-    if white:
+    pixels = decode(picture, alpha=not _white(p), name=name_of(picture))
+    return _laid(resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p)
+
+
+def whole(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture at its own size, upright, on the card's background.
+
+    Raises:
+        UserError: as `fitted`.
+    """
+    return _laid(decode(picture, alpha=not _white(preprocess), name=name_of(picture)), preprocess)
+
+
+def _white(preprocess: Preprocess) -> bool:
+    """Whether the background is what `decode` lays alpha on anyway."""
+    return tuple(preprocess.background) == (255, 255, 255)
+
+
+def _laid(pixels: UInt8[np.ndarray, "H W *C"], preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
+    if pixels.shape[2] == 3:
         return pixels
     cover = pixels[..., 3:].astype(np.float32) / 255
-    ground = np.asarray(p.background, np.float32)
+    ground = np.asarray(preprocess.background, np.float32)
     return np.rint(pixels[..., :3] * cover + ground * (1 - cover)).astype(np.uint8)
 
 

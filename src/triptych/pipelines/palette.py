@@ -1,0 +1,88 @@
+"""A colour for each class, from data sets that chose theirs, else far apart from each other."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from triptych.data.legends import CITYSCAPES
+from triptych.errors import UserError
+
+GROUND = (58, 66, 77)
+"""Of what is no thing; overlays leave it clear."""
+GROUND_NAMES = frozenset(("background", "unlabeled", "unlabelled", "void", "other", "nothing"))
+
+# Chosen by eye, for sets of a few classes.
+FIRST = (
+    *((37, 99, 235), (240, 140, 29), (15, 157, 138), (220, 61, 67), (124, 77, 219), (246, 196, 54)),
+    *((233, 92, 171), (96, 165, 40), (56, 189, 248), (146, 84, 36)),
+)
+STEPS = 18  # of each channel, in the grid that further colours are taken from
+
+
+def colours_of(
+    classes: Sequence[str], given: Sequence[Sequence[int]] | None = None
+) -> UInt8[np.ndarray, "classes 3"]:
+    """RGB of each class: those that were given, those of Cityscapes for its classes, else ours, which depend on the
+    index alone. A class named "background" is dark grey.
+
+    Raises:
+        UserError: not a colour of three numbers from 0 to 255 for each class.
+    """
+    if given is None and list(classes) == [name for _, name, _ in CITYSCAPES]:
+        given = [colour for _, _, colour in CITYSCAPES]
+    if given is None:
+        ground = [i for i, name in enumerate(classes) if is_ground(name)]
+        things = iter(far_apart(max(len(classes) - len(ground), 1)))
+        return np.array([GROUND if i in ground else next(things) for i in range(len(classes))], np.uint8)
+    made = np.asarray(given)
+    if made.shape != (len(classes), 3) or made.min(initial=0) < 0 or made.max(initial=0) > 255:
+        raise UserError(
+            f"colours are of shape {made.shape}; give red, green and blue from 0 to 255 for each of "
+            f"{len(classes)} classes"
+        )
+    return made.astype(np.uint8)
+
+
+def is_ground(name: str) -> bool:
+    """Whether a class stands for nothing in particular."""
+    return name.strip().lower() in GROUND_NAMES
+
+
+@functools.lru_cache(maxsize=8)
+def far_apart(count: int) -> UInt8[np.ndarray, "count 3"]:
+    """`count` colours, each as far as can be from those before it, so that more only add to them. After the few chosen
+    ones they are taken from a grid, by their distance as it is seen (OKLab, Ottosson 2020); beyond about a thousand
+    they begin again, for nobody tells so many apart."""
+    axis = np.linspace(0, 255, STEPS)
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3).round()
+    seen = oklab(grid)
+    grid = grid[(seen[:, 0] > 0.3) & (seen[:, 0] < 0.93)]  # neither black nor white
+    seen = oklab(grid)
+    chosen = [np.array(colour, np.float64) for colour in FIRST[:count]]
+    # From black, white and greys, which pictures are full of, and from what is chosen.
+    taken = oklab(np.array([*((v, v, v) for v in (0, 64, 128, 192, 255)), *FIRST], np.float64))
+    near = np.linalg.norm(seen[:, None] - taken, axis=-1).min(1)
+    while len(chosen) < min(count, len(grid) // 3):
+        best = int(near.argmax())
+        chosen.append(grid[best])
+        near = np.minimum(near, np.linalg.norm(seen - seen[best], axis=-1))
+    return np.array(chosen)[np.arange(count) % len(chosen)].astype(np.uint8)
+
+
+def oklab(rgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """sRGB from 0 to 255 to OKLab: lightness from 0 to 1, green to red, blue to yellow."""
+    x = rgb / 255
+    linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    to_cones = np.array([
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ])  # fmt: skip
+    to_lab = np.array([
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ])  # fmt: skip
+    return np.cbrt(linear @ to_cones.T) @ to_lab.T

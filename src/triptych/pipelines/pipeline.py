@@ -1,0 +1,146 @@
+"""What every pipeline of pictures has: a network made ready, pictures read ahead in order, bad ones left out."""
+
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from triptych.errors import UserError
+from triptych.hardware import choose_device, choose_dtype, placed
+from triptych.pipelines.pixels import Picture, images_below, name_of
+
+log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class PicturePipeline:
+    """A network on its device in its precision, and pictures that are read for it.
+
+    Args:
+        net: a network with `config` and `card`, or what `tp.load` takes.
+        device: None takes CUDA, then MPS, then the processor.
+        dtype: "fp32", "bf16", "fp16"; None takes bf16 where the hardware multiplies it natively, and logs it
+            once.
+        batch_size: images a forward pass.
+        workers: threads that read and resize ahead; 0 does it in between.
+        on_bad_image: "fail" raises at the first image that cannot be read; "skip" leaves it out of the
+            results, logs it, and lists it in `skipped`. A single image always raises.
+
+    Raises:
+        UserError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module | str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        batch_size: int = 16,
+        workers: int = 0,
+        on_bad_image: Literal["skip", "fail"] = "fail",
+    ) -> None:
+        if batch_size < 1 or workers < 0:
+            raise UserError(f"batch_size {batch_size} must be at least 1 and workers {workers} at least 0")
+        if on_bad_image not in ("skip", "fail"):
+            raise UserError(f"on_bad_image is {on_bad_image!r}, which must be 'skip' or 'fail'")
+        self.source = "" if isinstance(net, nn.Module) else os.fspath(net)
+        if not isinstance(net, nn.Module):
+            from triptych.weights import load
+
+            net = load(net)
+        self.check(net)
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        self.net: Any = placed(net, self.device, self.dtype)
+        self.card = self.net.card
+        self.config = self.net.config
+        self.batch_size, self.workers, self.on_bad_image = batch_size, workers, on_bad_image
+        self.skipped: list[str] = []
+
+    def check(self, net: Any) -> None:
+        """Raises a `UserError` if the network cannot do what the pipeline is for."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each class, by index; its number where the card has no names."""
+        count, names = self.config.num_classes, self.card.classes
+        return names if names and len(names) == count else tuple(f"class {i}" for i in range(count))
+
+    def answer(
+        self, images: Any, one: Callable[[Picture], A], many: Callable[[Iterable[Picture]], Iterator[A]]
+    ):
+        """`one` of a picture, a list of `many` for a list or tuple, and their iterator for the path of a folder
+        or any other iterable.
+
+        Raises:
+            UserError: a folder has no images.
+        """
+        if isinstance(images, str | os.PathLike) and os.path.isdir(images):
+            return many(
+                _some(images_below(images), f"{images} has no images below it; give a folder of images")
+            )
+        if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
+            return one(images)
+        found = many(images)
+        return list(found) if isinstance(images, list | tuple) else found
+
+    def readable(self, pictures: Iterable[Picture], read: Callable[[Picture], A]) -> Iterator[tuple[str, A]]:
+        """Name and `read` of each picture in order; `workers` threads read ahead, and no further than needed."""
+
+        def tried(picture: Picture) -> tuple[str, A | UserError]:
+            try:
+                return name_of(picture), read(picture)
+            except UserError as problem:
+                return name_of(picture), problem
+
+        self.skipped = []
+        for name, found in _ahead(tried, pictures, self.workers):
+            if not isinstance(found, UserError):
+                yield name, found
+            elif self.on_bad_image == "fail":
+                raise found
+            else:
+                log.warning("skipped: %s", found)
+                self.skipped.append(name)
+
+
+def batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
+    """Lists of `size` items, the last one shorter."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _ahead(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
+    """`map` in order with a few results made ahead by threads; nothing runs ahead without bound."""
+    if workers == 0:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _some(items: Iterator[A], otherwise: str) -> Iterator[A]:
+    """The same items; a `UserError` now, not at the first `next`, if there are none."""
+    try:
+        first = next(items)
+    except StopIteration:
+        raise UserError(otherwise) from None
+    return itertools.chain([first], items)
