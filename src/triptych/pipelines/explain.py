@@ -1,43 +1,38 @@
-"""Why a Vision Transformer said what it said: every head, rollout, distances, positions, filters.
+"""Why a network said what it said; of a Vision Transformer every head, rollout, distances, positions, filters.
 
-The network runs as it is; `capture` makes its attention show the probabilities that the fused kernel hides.
-All
-figures are for one image, and for the tokens that the head reads: the class token, both tokens of a distilled
-DeiT, the mean of the patches, or the probe of attention pooling.
+The network runs as it is; `capture` makes its attention show the probabilities that the fused kernel hides. All
+figures are for one image. A ViT's are for the tokens that the head reads: the class token, both tokens of a distilled
+DeiT, the mean of the patches, or the probe of attention pooling; or for the patch at a point. A Swin's are in
+`explain_swin`.
 """
 
-import io
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.errors import UserError
+from triptych.heads.segmenter import Segmenter
 from triptych.layers.capture import capture
+from triptych.models.swin import Swin
+from triptych.models.vit import ViT
 from triptych.pipelines.classify import ClassificationPipeline
+from triptych.pipelines.explain_swin import SwinExplanation, explain_swin
+from triptych.pipelines.explained import Explained, Point, best, landed, size_of
 from triptych.pipelines.patterns import first_filters, position_similarity
 from triptych.pipelines.pixels import Picture, fitted, name_of, normalised
-from triptych.pipelines.results import Classification
-from triptych.writing import write_atomically, write_text_atomically
+from triptych.pipelines.windows import backbone_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explanation:
-    """What `explain` found. Arrays are fp32; patches are laid out in their grid (h, w), rows from the top."""
+class Explanation(Explained):
+    """What `explain` found in a ViT; patches are laid out in their grid (h, w)."""
 
-    source: str
-    """The file, or what else the image came from."""
-    classification: Classification
-    image: UInt8[np.ndarray, "H W 3"]
-    """What the network saw, as pixels."""
-    readout: str
-    """Which tokens the head reads: "class token", "mean of patches", ..."""
     heads: Float[np.ndarray, "blocks heads h w"]
     """Attention that the tokens of `readout` pay to each patch; with attention pooling the probe's maps come
     last."""
@@ -53,65 +48,109 @@ class Explanation:
     """Cosine similarity of each position's embedding to every other; None if the network has no positions."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every array by its name."""
         named = {name: getattr(self, name) for name in ("image", "heads", "rollout", "distances", "filters")}
         named["filter_share"] = self.filter_share
+        if self.point is not None:
+            named["point"] = np.array(self.point, np.float32)
         return named if self.positions is None else named | {"positions": self.positions}
 
     def to_json(self) -> dict[str, Any]:
-        """Guesses, rollout and distances as plain values; the larger arrays are in `arrays()`."""
-        return self.classification.to_json() | {
-            "size": list(self.image.shape[:2]),
-            "readout": self.readout,
+        return super().to_json() | {
             "rollout": np.round(self.rollout, 6).tolist(),
             "mean_attention_distance_px": np.round(self.distances, 3).tolist(),
         }
 
-    def save(self, folder: str | Path) -> None:
-        """Write `explanation.json` and `explanation.npz` into `folder`. Pictures: `triptych.plots`."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **self.arrays())  # pyright: ignore[reportArgumentType]
-        write_atomically(Path(folder) / "explanation.npz", lambda file: file.write(buffer.getvalue()))
-        write_text_atomically(Path(folder) / "explanation.json", json.dumps(self.to_json(), indent=1) + "\n")
 
-
+@overload
 def explain(
-    net: nn.Module | str | Path, image: Picture, size: tuple[int, int] | None = None, top: int = 5
-) -> Explanation:
-    """Look into a ViT while it looks at an image.
+    net: ViT, image: Picture, size: tuple[int, int] | None = None, top: int = 5, point: Point | None = None
+) -> Explanation: ...
+@overload
+def explain(
+    net: Swin | Segmenter,
+    image: Picture,
+    size: tuple[int, int] | None = None,
+    top: int = 5,
+    point: Point | None = None,
+) -> SwinExplanation: ...
+@overload
+def explain(
+    net: nn.Module | str | Path,
+    image: Picture,
+    size: tuple[int, int] | None = None,
+    top: int = 5,
+    point: Point | None = None,
+) -> Any: ...
+def explain(
+    net: nn.Module | str | Path,
+    image: Picture,
+    size: tuple[int, int] | None = None,
+    top: int = 5,
+    point: Point | None = None,
+) -> Any:
+    """Look into a ViT, a Swin, or a segmenter on a Swin while it looks at an image.
 
     Args:
-        net: a ViT with `card`, or what `tp.load` takes; left as it is. It runs in fp32.
+        net: a network with `card`, or what `tp.load` takes; left as it is. It runs in fp32.
         image: path, bytes of a file, PIL image or uint8 array.
-        size: height and width in pixels to feed instead of the card's; the grid of patches need not be
-            square.
+        size: height and width in pixels to feed instead of the card's; they need not be equal.
         top: classes to name.
+        point: x and y in pixels of the image. Of a ViT, the patch there is looked at instead of what the head reads; of
+            a Swin, the cell there in every block, by default that in the middle.
+
+    Returns:
+        an `Explanation` of a ViT, a `SwinExplanation` of the others.
 
     Raises:
-        UserError: not a ViT, or not an image.
+        UserError: another network, not an image, or a point that the network does not see.
     """
+    if not isinstance(net, nn.Module):
+        from triptych.weights import load
+
+        net = load(net)
+    _, backbone = backbone_of(net)
+    if isinstance(backbone, Swin):
+        return explain_swin(net, image, size, top, point)
+    if not isinstance(net, ViT):
+        on = f" on a {type(backbone).__name__}" if isinstance(net, Segmenter) else ""
+        raise UserError(
+            f"explain looks into ViTs, Swins and segmenters on a Swin; this is a {type(net).__name__}{on}"
+        )
+    return explain_vit(net, image, size, top, point)
+
+
+def explain_vit(
+    net: ViT, image: Picture, size: tuple[int, int] | None, top: int, point: Point | None
+) -> Explanation:
+    """`explain` for a ViT; see there."""
     pipe = ClassificationPipeline(net, device="cpu", dtype="fp32")
     config = pipe.config
-    if not hasattr(config, "prefix") or not hasattr(pipe.net, "embed"):
-        raise UserError(f"explain looks into ViTs, this is a {type(pipe.net).__name__}; give a ViT")
     preprocess = pipe.card.preprocess if size is None else replace(pipe.card.preprocess, size=size)
     pixels = fitted(image, preprocess)
+    at = None if point is None else landed(point, size_of(image), preprocess)
     x = normalised(pixels, preprocess, config.in_channels)[None]
     with capture(pipe.net) as maps:
         logits = pipe.logits(x)
     attention = [weights[0] for name, weights in maps.items() if name != "pool"]  # L of (heads, N, N)
-    probe = maps["pool"][0, :, 0] if "pool" in maps else None  # heads, N
+    probe = maps["pool"][0, :, 0] if "pool" in maps and at is None else None  # heads, N
     grid = (-(-x.shape[-2] // config.stride), -(-x.shape[-1] // config.stride))
-    read, words = readout(config, attention[0].shape[-1], probe)
+    if at is None:
+        read, words = readout(config, attention[0].shape[-1], probe)
+    else:
+        row, column = int(at[1] // config.stride), int(at[0] // config.stride)
+        read = torch.zeros(attention[0].shape[-1])
+        read[config.prefix + row * grid[1] + column] = 1
+        words = f"patch at x = {at[0]:g}, y = {at[1]:g}"
     heads = [torch.einsum("n,hnm->hm", read, A) for A in attention]
     if probe is not None:  # what the blocks' tokens have in common, then what the probe asks of each
         heads.append(probe)
     components, share = first_filters(pipe.net)
     return Explanation(
         source=name_of(image),
-        classification=pipe._name(logits, [name_of(image)], top)[0],
+        classification=best(logits[0], pipe.classes, top, name_of(image)),
         image=pixels,
         readout=words,
+        point=at,
         heads=np.stack([_on_grid(A[:, config.prefix :], grid) for A in heads]),
         rollout=_on_grid(attention_rollout(attention, read)[config.prefix :], grid, total=1.0),
         distances=np.stack(
@@ -146,13 +185,11 @@ def readout(
 def attention_rollout(
     attention: list[Float[Tensor, "heads n n"]], read: Float[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """How much each input token flows into what is read, after all blocks (Abnar and Zuidema 2020, Equation
-    1).
+    """How much each input token flows into what is read, after all blocks (Abnar and Zuidema 2020, Equation 1).
 
-    A~(l_i) = A(l_i) A~(l_{i-1}), with A = 0.5 W + 0.5 I for the residual connection and W the mean of the
-    heads.
-    Only the read row is wanted, so it is pulled through the blocks from the last to the first: products of a
-    vector and a matrix instead of matrices.
+    A~(l_i) = A(l_i) A~(l_{i-1}), with A = 0.5 W + 0.5 I for the residual connection and W the mean of the heads. Only
+    the read row is wanted, so it is pulled through the blocks from the last to the first: products of a vector and a
+    matrix instead of matrices.
     """
     row = read
     for W in reversed(attention):

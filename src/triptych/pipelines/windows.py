@@ -5,11 +5,13 @@ weight goes back to the cell that it belongs to. Padding is no part of the pictu
 the rest made to sum to 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -18,8 +20,7 @@ from triptych.heads.segmenter import Segmenter
 from triptych.layers.window import places, shift_along, sources, windows_along
 from triptych.models.swin import Swin
 from triptych.models.swin_config import maps_at
-
-Point = tuple[float, float]  # x, y in pixels from the upper left corner
+from triptych.pipelines.explained import Point, check_point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,22 +126,68 @@ def window_attention_at(
     return weights.mean(0).cpu().numpy()
 
 
-def check_point(point: Point, image_size: tuple[int, int]) -> None:
-    """Raises `UserError` if a point is not in an image of such height and width."""
-    if not (0 <= point[0] < image_size[1] and 0 <= point[1] < image_size[0]):
-        raise UserError(
-            f"the point x = {point[0]:g}, y = {point[1]:g} is outside the picture of "
-            f"{image_size[1]} x {image_size[0]} pixels (width x height)"
-        )
-
-
 def attention_at(
     weights: Float[Tensor, "n heads m m"], block: BlockWindows, point: Point
 ) -> tuple[Float[Tensor, "heads h w"], Float[Tensor, " heads"]]:
     """What each head of the cell at a point attends to, on the map; and the share that went to padding."""
     row, column = block.cell(point)
     n, m = divmod(int(block.places()[row, column]), weights.shape[-1])
-    cells = weights.new_zeros(weights.shape[1], block.size[0] * block.size[1] + 1)  # the last is padding
-    cells.index_add_(1, block.sources()[n].to(weights.device), weights[n, :, m])
-    padding, cells = cells[:, -1], cells[:, :-1]
-    return (cells / cells.sum(-1, keepdim=True)).unflatten(1, block.size), padding
+    source = block.sources()[n].to(weights.device)
+    real = source < block.size[0] * block.size[1]
+    seen = weights[n, :, m, real]  # heads, real
+    cells = seen.new_zeros(len(seen), block.size[0] * block.size[1])
+    cells[:, source[real]] = _whole(seen)
+    return cells.unflatten(1, block.size), 1 - seen.sum(-1)
+
+
+# Rollout (Abnar and Zuidema 2020, Equation 1) in a hierarchy. Of the product of all blocks' matrices a few rows are
+# wanted, so these are pulled through the network from its end, and no matrix between whole maps is formed.
+
+
+def rollout(
+    attention: Sequence[Float[Tensor, "n heads m m"]],
+    blocks: Sequence[BlockWindows],
+    rows: Float[Tensor, "r h w"],
+) -> Float[Tensor, "r rows columns"]:
+    """How much each cell of the first map flows into what `rows` read of the last one.
+
+    Args:
+        attention: of the blocks, for one image.
+        blocks: all up to the map that is read; fewer than the network has for the map of an earlier stage.
+        rows: shares of that map's cells, each row summing to 1. A cell itself is a row of zeros and a one.
+
+    Returns:
+        rows that sum to 1, on the map of the first block.
+    """
+    for weights, block in zip(reversed(attention), reversed(blocks), strict=True):
+        if rows.shape[1:] != block.size:
+            rows = before_merging(rows, block.size)
+        rows = before_block(rows, weights, block)
+    return rows
+
+
+def before_block(
+    rows: Float[Tensor, "r h w"], weights: Float[Tensor, "n heads m m"], block: BlockWindows
+) -> Float[Tensor, "r h w"]:
+    """rows (0.5 A + 0.5 I): A is the mean of the heads, I the residual connection."""
+    source = block.sources().to(rows.device)  # n m
+    real = source < block.size[0] * block.size[1]
+    A = _whole(weights.to(rows) * real[:, None, None, :]).mean(1)  # n m m
+    cells = F.pad(rows.flatten(1), (0, 1))  # r hw+1: padding has nothing
+    pulled = torch.einsum("rnq,nqk->rnk", cells[:, source], A).flatten(1)  # r nm
+    back = pulled[:, block.places().to(rows.device)]  # r h w
+    return 0.5 * back + 0.5 * rows
+
+
+def before_merging(rows: Float[Tensor, "r h w"], size: tuple[int, int]) -> Float[Tensor, "r rows columns"]:
+    """What is read of a merged cell is read evenly of the four that it was made of, or of those that are no padding."""
+    height, width = rows.shape[1:]
+    tall, wide = torch.full((height, 1), 2.0), torch.full((1, width), 2.0)
+    tall[-1], wide[:, -1] = 2 - size[0] % 2, 2 - size[1] % 2
+    rows = rows / (tall * wide).to(rows)
+    return rows.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, : size[0], : size[1]]
+
+
+def _whole(shares: Tensor) -> Tensor:
+    """Made to sum to 1 along the last axis; what is all 0 stays so."""
+    return shares / shares.sum(-1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
