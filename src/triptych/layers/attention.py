@@ -1,6 +1,7 @@
 """Multi-head self-attention, and the one function through which every attention of the package goes."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -31,8 +32,8 @@ def attention(
     `capture(net)` is on, `tap` receives that matrix, so it is formed, in fp32.
     """
     if tap is None:
-        if bias is None and scale is None and q.dtype == torch.bfloat16 and one_call(q, k) and not _has_amx():
-            return in_slabs(q, k, v)
+        if slabs_pay(q, k):
+            return in_slabs(q, k, v, bias, scale)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     logits = q.float() @ k.float().transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
     weights = torch.softmax(logits if bias is None else logits + bias.float(), dim=-1)
@@ -40,23 +41,41 @@ def attention(
     return weights.to(v.dtype) @ v
 
 
+def slabs_pay(q: Tensor, k: Tensor) -> bool:
+    """Whether `in_slabs` is faster than the fused kernel: in bf16, on a processor with products for it but no AMX."""
+    return q.dtype == torch.bfloat16 and one_call(q, k) and not _has_amx()
+
+
 def in_slabs(
-    q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads m d"], v: Float[Tensor, "b heads m d"]
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads m d"],
+    v: Float[Tensor, "b heads m d"],
+    bias: Float[Tensor, "#b #heads #n m"] | None = None,
+    scale: float | None = None,
 ) -> Float[Tensor, "b heads n d"]:
     """Attention as product, softmax, product, over as many heads at a time as keep their weights in the cache.
 
     For bf16 on processors without AMX, where the fused kernel is slow: two thirds of its time at 197 and at 577
     tokens (measured on Zen 4; in fp32 the fused kernel is the faster one). The logits are rounded to bf16, as
-    they are in every attention that is not fused.
+    they are in every attention that is not fused. A bias is where the product starts from, so that no pass adds it.
     """
     b, heads, n, d = q.shape
-    q, k, v = (t.reshape(b * heads, -1, d) for t in (q, k, v))
-    slab = max(1, torch.get_num_threads() * _SLAB // (n * k.shape[1]))
-    out, none = torch.empty_like(q), q.new_empty(1)
-    for q_i, k_i, v_i, out_i in zip(*(t.split(slab) for t in (q, k, v, out)), strict=True):
-        logits = torch.baddbmm(none, q_i, k_i.transpose(1, 2), beta=0, alpha=d**-0.5)
+    scale = d**-0.5 if scale is None else scale
+    slab = max(1, torch.get_num_threads() * _SLAB // (n * k.shape[2]))
+    images, parts = max(1, slab // heads), (heads + slab - 1) // slab  # heads of several images, or some of one's
+    part = (heads + parts - 1) // parts
+    out, none = q.new_empty(b, heads, n, v.shape[3]), q.new_empty(1)
+    whole = None if bias is None else bias.expand(b, heads, n, k.shape[2])
+    for i, j in itertools.product(range(0, b, images), range(0, heads, part)):
+        at = slice(i, i + images), slice(j, j + part)
+        q_i, k_i, v_i, out_i = (t[at].flatten(0, 1) for t in (q, k, v, out))
+        if whole is None:
+            logits = torch.baddbmm(none, q_i, k_i.transpose(1, 2), beta=0, alpha=scale)
+        else:
+            logits = whole[at].clone(memory_format=torch.contiguous_format).flatten(0, 1)
+            logits.baddbmm_(q_i, k_i.transpose(1, 2), alpha=scale)
         torch.bmm(logits.softmax(dim=-1), v_i, out=out_i)
-    return out.view(b, heads, n, d)
+    return out
 
 
 _SLAB = 2**19  # logits a thread: a megabyte of bf16
