@@ -60,7 +60,7 @@ def in_slabs(
     they are in every attention that is not fused. A bias is where the product starts from, so that no pass adds it.
     """
     b, heads, n, d = q.shape
-    scale = d**-0.5 if scale is None else scale
+    scale = float(d**-0.5 if scale is None else scale)
     slab = max(1, torch.get_num_threads() * _SLAB // (n * k.shape[2]))
     images, parts = max(1, slab // heads), (heads + slab - 1) // slab  # heads of several images, or some of one's
     part = (heads + parts - 1) // parts

@@ -99,7 +99,7 @@ def _kept_mask(*key) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _kept_order(height: int, width: int, *key) -> tuple[Tensor, Tensor, Tensor]:
-    """The cell of each place of the windows, the places of padding (which show any cell), and the place of each cell."""
+    """The cell that each place of the windows shows, the places of padding (any cell there), and each cell's place."""
     with torch.inference_mode(False):
         taken, back = sources(height, width, *key).flatten(), places(height, width, *key).flatten()
         padding = (taken == height * width).nonzero().flatten()
