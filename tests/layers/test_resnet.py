@@ -1,11 +1,14 @@
 """Residual blocks and steps between resolutions, padded with zeros or joined at their edges."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, seamless
+from triptych.layers import resnet
+from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, repeat_and_convolve, seamless
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(8, 8), (8, 12)])
@@ -50,6 +53,33 @@ def test_upsampling_repeats_then_convolves(size):
     torch.testing.assert_close(up(x, size), expected)
     with torch.no_grad():
         torch.testing.assert_close(up(x, size), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [(False, False), (True, True), (True, False), (False, True)])
+def test_upsampling_in_fewer_products(wrap):
+    """The fast path is the slow one; and both are taken."""
+    up, x = Upsample(4, 6), torch.randn(2, 4, 17, 18)
+    with seamless(up, *wrap):
+        expected = up(x)
+        assert expected.requires_grad
+        with torch.no_grad(), patch.object(resnet, "repeat_and_convolve", wraps=repeat_and_convolve) as fast:
+            torch.testing.assert_close(up(x), expected, atol=1e-5, rtol=1e-5)
+            up(x[..., :8, :8])
+            up(x, (33, 36))
+            assert (
+                fast.call_count <= 1
+            )  # not for small maps and odd sizes; nowhere without the processor's call
+        weight, bias = up.conv.weight, up.conv.bias
+        torch.testing.assert_close(repeat_and_convolve(x, weight, bias, wrap), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_leaves_its_input_alone():
+    block, x = ResnetBlock(8, 8, groups=4), torch.randn(1, 8, 5, 5)
+    before = x.clone()
+    with torch.no_grad():
+        without = block(x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(block(x), without)
 
 
 @pytest.mark.parametrize("wrap", [(True, True), (True, False), (False, True)])
