@@ -46,31 +46,35 @@ def swin() -> SegmentConfig:
 
 
 def swin_emoji() -> ClassifyConfig:
-    """A small Swin from scratch on the built-in drawings, at 64 px: the backbone of `swin_scenes`.
+    """A small Swin from scratch on the built-in drawings at 32 px, with the shipped ViT as its teacher: the backbone of
+    `swin_scenes`.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
     """
     return ClassifyConfig(
         model="swin-emoji",
-        image_size=(64, 64),
+        image_size=(32, 32),
         eval_crop=1.0,
-        drop_path=0.1,
-        loading=DataConfig(batch_size=256, workers=0, load_size=(64, 64)),
-        augment=DRAWINGS,
+        drop_path=0.0,
+        teacher="vit-emoji",
+        teacher_share=0.8,
+        loading=DataConfig(batch_size=128, workers=0, load_size=(48, 48)),
+        augment=replace(DRAWINGS, label_smoothing=0.0),
         optim=OptimConfig(lr=2e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=60, ema=0.998, eval_every=5, save_every=300),
+        loop=LoopConfig(epochs=20, ema=0.998, eval_every=5, save_every=300),
     )
 
 
 def swin_scenes() -> SegmentConfig:
-    """A small Swin with a U-Net decoder from scratch on scenes of the built-in drawings, at 64 px: the first half of
-    the shipped parser.
+    """A small Swin, trained on single drawings, with a U-Net decoder on scenes of them, at 64 px: the first half of the
+    shipped parser.
 
     python tools/make_emoji.py --styles all --out EMOJI
-    triptych train swin_scenes --data scenes:EMOJI --out runs/scenes64
+    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/scenes64
     """
     return SegmentConfig(
+        init="runs/swin_emoji",
         data="scenes",
         model="swin-emoji",
         image_size=(64, 64),
@@ -110,6 +114,7 @@ def unet_scenes() -> SegmentConfig:
     small = swin_scenes()
     return replace(
         small,
+        init=None,
         model="convnet-unet",
         head=HeadConfig(kind="unet", width=128),
         drop_path=None,

@@ -15,7 +15,7 @@ from triptych.network import Network
 from triptych.train.config import ClassifyConfig
 from triptych.train.networks import freeze, origin, parsed, set_drop_path
 from triptych.train.running import Parts, placed_parts, prepared_as
-from triptych.train.tasks import Classify
+from triptych.train.tasks import Classify, Teacher
 
 
 def prepare(config: ClassifyConfig) -> Parts:
@@ -36,12 +36,31 @@ def prepare(config: ClassifyConfig) -> Parts:
     return placed_parts(
         config,
         net,
-        Classify(prepared_as(config.augment, how), net.card, len(classes), config.loss),
+        Classify(
+            prepared_as(config.augment, how),
+            net.card,
+            len(classes),
+            config.loss,
+            load_teacher(config, classes),
+        ),
         make_loader(source, loading, how, train=True, seed=config.loop.seed),
         make_loader(held_out, loading, how, train=False),
         source.fingerprint,
         (len(source), len(held_out)),
     )
+
+
+def load_teacher(config: ClassifyConfig, classes: tuple[str, ...]) -> Teacher | None:
+    """The network to learn from, if one is named."""
+    if config.teacher is None:
+        return None
+    net = weights.load(config.teacher).float()
+    if net.config.num_classes != len(classes) or (net.card.classes or classes) != classes:
+        raise UserError(
+            f"the teacher {config.teacher} knows {net.config.num_classes} classes, which are not the {len(classes)} of "
+            f"{config.data}; give one that was trained on them"
+        )
+    return Teacher(net, config.teacher_share, config.temperature)
 
 
 def build_network(

@@ -104,6 +104,13 @@ class ClassifyConfig:
     """Rank of the low-rank updates."""
     loss: Literal["cross_entropy", "binary"] = "cross_entropy"
     """Softmax cross entropy, or one binary cross entropy a class (DeiT III)."""
+    teacher: str | None = None
+    """A classifier of the same classes whose probabilities are learnt beside the labels (Hinton et al. 2015): a file,
+    RUN, hub id or shipped name."""
+    teacher_share: float = 0.5
+    """Share of the loss that is the teacher's."""
+    temperature: float = 2.0
+    """Both networks' logits are divided by this before the teacher's probabilities are compared."""
     loading: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -113,6 +120,8 @@ class ClassifyConfig:
         check(self)
         _need(self.frozen_blocks >= 0, self, "frozen_blocks", "at least 0")
         _need(self.lora_rank >= 1, self, "lora_rank", "at least 1")
+        _need(0 <= self.teacher_share <= 1, self, "teacher_share", "from 0 to 1")
+        _need(self.temperature > 0, self, "temperature", "positive")
         _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
         _need(self.eval_crop is None or 0 < self.eval_crop <= 1, self, "eval_crop", "above 0 and at most 1")
         if self.train != "all" and self.init is None:

@@ -16,6 +16,7 @@ from triptych.data.config import AugmentConfig
 from triptych.heads.segmenter import Segmenter
 from triptych.metrics.classification import ClassificationMetrics
 from triptych.metrics.segmentation import SegmentationMetrics
+from triptych.network import Network
 from triptych.train.config import LossConfig
 
 Batch = dict[str, Any]
@@ -51,8 +52,16 @@ class Classify:
 
     headline = "top1"
 
-    def __init__(self, config: AugmentConfig, card: Card, num_classes: int, loss: str = "cross_entropy"):
+    def __init__(
+        self,
+        config: AugmentConfig,
+        card: Card,
+        num_classes: int,
+        loss: str = "cross_entropy",
+        teacher: "Teacher | None" = None,
+    ):
         self.config, self.card, self.num_classes, self.kind = config, card, num_classes, loss
+        self.teacher = teacher
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         with torch.autocast(batch["image"].device.type, enabled=False):  # pixels are warped and mixed in fp32
@@ -66,6 +75,8 @@ class Classify:
             loss = F.binary_cross_entropy_with_logits(logits, present, reduction="none").sum(1).mean()
         else:
             loss = -(targets * logits.log_softmax(dim=1)).sum(1).mean()
+        if self.teacher is not None:
+            loss = self.teacher.join(loss, logits, images, self.card)
         right = (logits.argmax(1) == batch["label"]).float().mean()
         return loss, {"train_top1": right.detach()}
 
@@ -91,6 +102,39 @@ class Classify:
             images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
             metrics.update(model(images).float(), batch["label"].to(device))
         return metrics.compute()
+
+
+class Teacher:
+    """Distillation (Hinton et al. 2015, Section 2): the student also learns the probabilities that a trained network of
+    the same classes gives to the same augmented images."""
+
+    def __init__(self, net: Network, share: float, temperature: float):
+        self.net, self.share, self.temperature = net.eval().requires_grad_(False), share, temperature
+
+    def join(
+        self,
+        loss: Float[Tensor, ""],
+        logits: Float[Tensor, "b k"],
+        images: Float[Tensor, "b c h w"],
+        card: Card,
+    ) -> Float[Tensor, ""]:
+        """(1 - share) times the loss on the labels, plus share T^2 KL(teacher || student) at temperature T."""
+        told = self.answer(images, card).div(self.temperature).log_softmax(1)
+        guessed = (logits / self.temperature).log_softmax(1)
+        gap = (told.exp() * (told - guessed)).sum(1).mean()
+        return (1 - self.share) * loss + self.share * self.temperature**2 * gap
+
+    @torch.no_grad()
+    def answer(self, images: Float[Tensor, "b c h w"], card: Card) -> Float[Tensor, "b k"]:
+        """The teacher's logits for images that were normalised as the student's card says."""
+        now, then = card.preprocess, self.net.card.preprocess
+        self.net.to(images.device)
+        if (now.mean, now.std) != (then.mean, then.std):
+            columns = [images.new_tensor(v)[:, None, None] for v in (now.mean, now.std, then.mean, then.std)]
+            images = (images * columns[1] + columns[0] - columns[2]) / columns[3]
+        if images.shape[-2:] != then.size:
+            images = F.interpolate(images, size=then.size, mode="bicubic", antialias=True)
+        return self.net(images).float()
 
 
 class Segment:
