@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from triptych.layers.position import resample_positions
 from triptych.models.registry import create
+from triptych.models.swin import Swin
+from triptych.models.swin_config import SwinConfig
 from triptych.models.vit_config import grid_at
 
 SIDE = st.integers(1, 50)
@@ -97,3 +99,66 @@ def test_what_is_placed_at_the_left_stays_at_the_left(small, scrambled):
 
 def test_empty_batches(small, scrambled):
     assert scrambled(small())(torch.zeros(0, 3, 32, 48)).shape == (0, 5)
+
+
+SWIN = SwinConfig(
+    image_size=(20, 30),
+    patch_size=2,
+    embed_dim=8,
+    depths=(2, 2),
+    num_heads=(2, 4),
+    window=((3, 5), (4, 2)),
+    num_classes=3,
+)
+
+
+def random_swin(**changes):
+    net = Swin(replace(SWIN, **changes)).eval()
+    for name, parameter in net.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
+    return net
+
+
+def swin_on_its_side(net):
+    """The Swin that reads pictures lying on their side."""
+    config = net.config
+    turn = lambda windows: tuple((w, h) for h, w in windows)  # noqa: E731
+    config = replace(
+        config,
+        image_size=config.image_size[::-1],
+        window=turn(config.window),
+        pretrained_window=turn(config.pretrained_window),
+    )
+    state = dict(net.state_dict())
+    for name, value in state.items():
+        stage = int(name.split(".")[1]) if name.startswith("stages") else 0
+        if name == "patch.proj.weight":
+            state[name] = value.mT
+        elif name.endswith("bias_table"):
+            h, w = net.config.window[stage]
+            state[name] = value.unflatten(0, (2 * h - 1, 2 * w - 1)).transpose(0, 1).flatten(0, 1)
+        elif name.endswith("bias_mlp.fc1.weight"):
+            state[name] = value.flip(1)  # differences of rows, of columns
+        elif name.endswith("reduction.weight"):
+            state[name] = value.unflatten(1, (2, 2, -1)).transpose(1, 2).flatten(1)
+        elif ".merge.norm" in name and config.version == 1:
+            state[name] = value.unflatten(0, (2, 2, -1)).transpose(0, 1).flatten()
+    turned = Swin(config).eval()
+    turned.load_state_dict(state)
+    return turned
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"version": 2, "qkv_bias": "qv", "pretrained_window": ((6, 4), (2, 3))}], ids=["v1", "v2"]
+)
+@settings(max_examples=6)
+@example(h=20, w=30)
+@example(h=50, w=2)
+@given(h=st.integers(2, 50), w=st.integers(2, 50))
+def test_a_picture_on_its_side_in_a_swin(changes, h, w):
+    """Rows stay rows and columns columns: in windows, shifts, masks, biases and merging."""
+    net, x = random_swin(**changes), torch.randn(1, 3, h, w)
+    turned = swin_on_its_side(net)
+    with torch.no_grad():
+        for mine, its in zip(turned.features(x.mT), net.features(x), strict=True):
+            torch.testing.assert_close(mine.mT, its, atol=1e-4, rtol=1e-4)

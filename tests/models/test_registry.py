@@ -1,13 +1,17 @@
 """Names to networks, configs checked when made, and cards."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 import triptych as tp
 from triptych.card import Card, Preprocess
+from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.models.registry import config_for
+from triptych.models.swin_config import SwinConfig
 from triptych.models.vit_config import SIZES, ViTConfig
 
 
@@ -70,6 +74,74 @@ def test_configs_are_checked_when_made(small, changes, said):
         small(**changes)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+PAIRS = "give a number, (height, width), or one of these for each of 4 stages"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"window": 0}, "window is ((0, 0), (0, 0), (0, 0), (0, 0)), which must be at least 1"),
+        ({"window": (7, -1)}, "which must be at least 1"),
+        ({"window": "7"}, f"window is '7'; {PAIRS}"),
+        ({"window": 7.5}, f"window is 7.5; {PAIRS}"),
+        ({"window": None}, f"window is None; {PAIRS}"),
+        ({"window": True}, f"window is True; {PAIRS}"),
+        ({"window": (7, "7")}, f"window is (7, '7'); {PAIRS}"),
+        ({"window": (7, 7, 7)}, PAIRS),
+        ({"window": ((7, 7),) * 5}, PAIRS),
+        ({"window": ((7, 7, 7),) * 4}, PAIRS),
+        ({"window": ("77",) * 4}, PAIRS),
+        ({"pretrained_window": ((7, 7),)}, "give (height, width) for each of 4 stages"),
+        ({"pretrained_window": ((-7, 7),) * 4}, "give (height, width) for each of 4 stages"),
+        ({"depths": ()}, "depths is (), which must be at least 1"),
+        ({"depths": (2, 2)}, "num_heads has 4 entries for 2 stages of depths (2, 2)"),
+        ({"depths": (2, 0, 6, 2)}, "depths is (2, 0, 6, 2)"),
+        ({"num_heads": (3, 6)}, "num_heads has 2 entries for 4 stages"),
+        ({"num_heads": (5, 5, 5, 5)}, "a stage of width 96 is no multiple of its 5 heads"),
+        ({"num_heads": (0, 6, 12, 24)}, "num_heads is (0, 6, 12, 24)"),
+        ({"embed_dim": 97}, "a stage of width 97 is no multiple of its 3 heads"),
+        ({"stem_widths": (0,)}, "stem_widths is (0,)"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"image_size": 3}, "image_size (3, 3) must be at least one patch of 4 pixels"),
+        ({"num_classes": -1}, "num_classes -1 cannot be negative"),
+        ({"map_norms": True}, "give num_classes=0 with it"),
+        ({"drop_path": 1.0}, "drop_path 1.0"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio 0.001"),
+        ({"windows": 7}, "swin-t has no field 'windows'; did you mean 'window'?"),
+    ],
+)
+def test_configs_of_swin_are_checked_when_made(changes, said):
+    with pytest.raises(UserError) as caught:
+        config_for("swin-t", **changes)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("window", "stages", "wanted"),
+    [
+        (7, 3, ((7, 7),) * 3),
+        (np.int64(7), 3, ((7, 7),) * 3),
+        ([7, 9], 3, ((7, 9),) * 3),
+        ((7, 9), 2, ((7, 7), (9, 9))),  # two stages: a side for each
+        (((7, 9), (7, 9)), 2, ((7, 9),) * 2),
+        ((7, (3, 5), [2, 4]), 3, ((7, 7), (3, 5), (2, 4))),
+    ],
+)
+def test_windows_as_users_write_them(window, stages, wanted):
+    heads = (1,) * stages
+    config = config_for("swin-t", window=window, depths=heads, num_heads=heads)
+    assert config.window == wanted
+    assert from_json(SwinConfig, json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_names_of_swin():
+    assert tp.list_models("swin-?") == ["swin-t", "swin-s", "swin-b", "swin-l"]
+    assert tp.list_models("swinv2-?") == ["swinv2-t", "swinv2-s", "swinv2-b", "swinv2-l"]
+    with pytest.raises(UserError, match="near names: swin-"):
+        config_for("swin-tiny")
 
 
 def test_configs_are_frozen_and_named(small):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from triptych.metrics.cost import count_macs, count_parameters
+from triptych.models import swin_config
 from triptych.models.registry import build, config_for
 from triptych.models.vit import ViT
 from triptych.models.vit_config import SIZES, grid_at, macs, parameters
@@ -69,6 +70,72 @@ COUNTS = [
     ("dinov3-b16", {"qkv_bias": "none"}, 85_641_216),
     ("dinov3-l16", {"qkv_bias": "none"}, 303_079_424),
 ]
+# Swin: name, changes to its config, parameters, GMACs at the config's own size (None: not published).
+# The paper's own code, timm and torchvision agree on them.
+AT_384 = {"window": 12, "image_size": 384}
+TORCHVISION = {"qkv_bias": "qkv"}
+SWIN = [
+    ("swin-t", {}, 28_288_354, 4.491),
+    ("swin-s", {}, 49_606_258, 8.741),
+    ("swin-b", {}, 87_768_224, 15.431),
+    ("swin-l", {}, 196_532_476, 34.476),
+    ("swin-t", AT_384, 28_338_034, 13.994),
+    ("swin-s", AT_384, 49_707_778, 26.989),
+    ("swin-b", AT_384, 87_903_584, 47.083),
+    ("swin-l", AT_384, 196_735_516, 103.919),
+    ("swin-t", {"num_classes": 0}, 27_519_354, None),
+    ("swin-b", {"num_classes": 0}, 86_743_224, None),
+    ("swinv2-t", {}, 28_347_154, None),
+    ("swinv2-s", {}, 49_728_418, None),
+    ("swinv2-b", {}, 87_918_816, None),
+    ("swinv2-l", {}, 196_739_932, None),
+    ("swinv2-t", TORCHVISION, 28_351_570, 5.940),
+    ("swinv2-s", TORCHVISION, 49_737_442, 11.546),
+    ("swinv2-b", TORCHVISION, 87_930_848, 20.325),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "count", "gmacs"), SWIN)
+def test_published_swins(name, changes, count, gmacs):
+    config = config_for(name, **changes)
+    assert swin_config.parameters(config) == count
+    assert gmacs is None or round(swin_config.macs(config) / 1e9, 3) == gmacs
+    if name.startswith("swinv2"):  # made by an MLP, its bias has as many parameters in any window
+        assert swin_config.parameters(config_for(name, **changes, window=(24, 12))) == count
+
+
+DEEP = [name for name in swin_config.SIZES if name[-2:] in ("-s", "-b", "-l")]
+
+
+@pytest.mark.parametrize("name", swin_config.SIZES)
+def test_closed_forms_are_the_swins(name):
+    config = swin_config.SIZES[name]
+    net = on_meta(config)
+    assert count_parameters(net) == swin_config.parameters(config)
+    if name not in DEEP:
+        assert count_macs(net, (1, 3, *config.image_size)) == swin_config.macs(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP)
+def test_products_of_deep_swins(name):
+    config = swin_config.SIZES[name]
+    assert count_macs(on_meta(config), (1, 3, *config.image_size)) == swin_config.macs(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "size"),
+    [
+        ("swin-t", {}, (250, 333)),
+        ("swin-t", {"window": (7, 9)}, (100, 50)),
+        ("swinv2-t", TORCHVISION, (97, 260)),
+    ],
+)
+def test_closed_forms_of_swins_at_other_sizes(name, changes, size):
+    config = config_for(name, depths=(2, 2, 2, 2), **changes)
+    net = on_meta(config)
+    assert count_parameters(net) == swin_config.parameters(config)
+    assert count_macs(net, (1, 3, *size)) == swin_config.macs(config, size)
 
 
 @pytest.mark.parametrize("name", TABLE)

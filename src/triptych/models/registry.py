@@ -85,8 +85,9 @@ def config_for(name: str, **changes: Any) -> Config:
                 f"{name} has no field {key!r}"
                 + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
             )
-    if "window" in changes and isinstance(SIZES[name], SwinConfig):
-        changes["window"] = windows_of(changes["window"], len(changes.get("depths", SIZES[name].depths)))
+    depths = changes.get("depths", getattr(SIZES[name], "depths", None))
+    if "window" in changes and isinstance(SIZES[name], SwinConfig) and isinstance(depths, tuple | list):
+        changes["window"] = windows_of(changes["window"], len(depths))
     return replace(SIZES[name], **changes)
 
 

@@ -1,6 +1,7 @@
 """The Swin Transformer as data: its config, its sizes, and their closed-form costs. Imports no torch."""
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal
 
 from triptych.config import check
@@ -47,6 +48,10 @@ class SwinConfig:
 
     def __post_init__(self):
         check(self)
+        for name in ("patch_size", "in_channels", "stem_widths", "embed_dim", "depths", "num_heads", "window"):
+            value = getattr(self, name)
+            if (value == () and name != "stem_widths") or _smallest(value) < 1:
+                raise UserError(f"{name} is {value}, which must be at least 1")
         stages = len(self.depths)
         for name in ("num_heads", "window"):
             if len(getattr(self, name)) != stages:
@@ -54,17 +59,14 @@ class SwinConfig:
                     f"{name} has {len(getattr(self, name))} entries for {stages} stages of depths {self.depths}; "
                     "give one a stage"
                 )
-        if self.pretrained_window and len(self.pretrained_window) != stages:
-            raise UserError(f"pretrained_window has {len(self.pretrained_window)} entries for {stages} stages")
-        numbers = (self.patch_size, self.in_channels, self.embed_dim, stages, *self.depths, *self.num_heads)
-        if min(numbers, default=0) < 1 or min(side for pair in self.window for side in pair) < 1:
+        if self.pretrained_window and (len(self.pretrained_window) != stages or _smallest(self.pretrained_window) < 0):
             raise UserError(
-                "patch_size, in_channels, embed_dim, depths, num_heads and window must all be at least 1"
+                f"pretrained_window is {self.pretrained_window}; give (height, width) for each of {stages} stages, "
+                "or leave it out"
             )
-        if min(self.image_size) < self.stride or self.num_classes < 0 or min(self.stem_widths, default=1) < 1:
+        if min(self.image_size) < self.stride or self.num_classes < 0:
             raise UserError(
                 f"image_size {self.image_size} must be at least one patch of {self.stride} pixels, "
-                f"stem_widths {self.stem_widths} at least 1 each, "
                 f"and num_classes {self.num_classes} cannot be negative"
             )
         for width, heads in zip(self.widths, self.num_heads, strict=True):
@@ -72,10 +74,10 @@ class SwinConfig:
                 raise UserError(f"a stage of width {width} is no multiple of its {heads} heads; change one of the two")
         if self.map_norms and self.num_classes:
             raise UserError("map_norms takes the classifier's place; give num_classes=0 with it")
-        if not 0 <= self.drop_path < 1 or not 0 <= self.dropout < 1 or self.mlp_ratio <= 0:
+        if not 0 <= self.drop_path < 1 or not 0 <= self.dropout < 1 or self.embed_dim * self.mlp_ratio < 1:
             raise UserError(
                 f"drop_path {self.drop_path} and dropout {self.dropout} must be at least 0 and below 1, "
-                f"mlp_ratio {self.mlp_ratio} above 0"
+                f"mlp_ratio {self.mlp_ratio} large enough for an MLP of width 1"
             )
 
     @property
@@ -94,22 +96,24 @@ class SwinConfig:
         return tuple(self.stride * 2**i for i in range(len(self.depths)))
 
 
+def _smallest(value: Any) -> int:
+    """The smallest number in a field, whatever its nesting."""
+    return value if isinstance(value, int) else min(map(_smallest, value), default=1)
+
+
 def windows_of(window: Any, stages: int) -> Any:
     """A window for each stage from what a user writes: 7, (7, 9), or one of these for each stage.
 
     Raises:
         UserError: neither of these.
     """
-    if isinstance(window, int) and not isinstance(window, bool):
+    if isinstance(window, Integral) and not isinstance(window, bool):
         return ((window, window),) * stages
-    try:
-        entries = tuple(window)
-        if len(entries) == 2 and stages != 2 and all(isinstance(side, int) for side in entries):
-            return ((entries[0], entries[1]),) * stages
-        pairs = tuple((side, side) if isinstance(side, int) else (side[0], side[1]) for side in entries)
-    except (TypeError, IndexError):
-        pairs = ()
-    if len(pairs) != stages:
+    entries = tuple(window) if isinstance(window, tuple | list) else ()
+    if len(entries) == 2 and stages != 2 and all(isinstance(side, Integral) for side in entries):
+        return (entries,) * stages
+    pairs = tuple((entry, entry) if isinstance(entry, Integral) else entry for entry in entries)
+    if len(pairs) != stages or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise UserError(
             f"window is {window!r}; give a number, (height, width), or one of these for each of {stages} stages"
         )
