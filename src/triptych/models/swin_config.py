@@ -108,16 +108,16 @@ def windows_of(window: Any, stages: int) -> Any:
         UserError: neither of these.
     """
     if isinstance(window, Integral) and not isinstance(window, bool):
-        return ((window, window),) * stages
-    entries = tuple(window) if isinstance(window, tuple | list) else ()
+        return ((int(window), int(window)),) * stages
+    entries = window if isinstance(window, tuple | list) else ()
     if len(entries) == 2 and stages != 2 and all(isinstance(side, Integral) for side in entries):
-        return (entries,) * stages
-    pairs = tuple((entry, entry) if isinstance(entry, Integral) else entry for entry in entries)
+        entries = (entries,) * stages
+    pairs = tuple((side, side) if isinstance(side, Integral) else side for side in entries)
     if len(pairs) != stages or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise UserError(
             f"window is {window!r}; give a number, (height, width), or one of these for each of {stages} stages"
         )
-    return pairs
+    return tuple(map(tuple, pairs))
 
 
 def maps_at(config: SwinConfig, image_size: tuple[int, int]) -> list[tuple[int, int]]:
