@@ -267,6 +267,12 @@ def test_images_are_answered_one_by_one(config, images):
         torch.testing.assert_close(net.decode(latents[1:]), net.decode(latents)[1:], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("config", [KL, TINY])
+def test_other_channels_may_come_out_than_go_in(config):
+    net = scrambled(replace(config, in_channels=4, out_channels=2))
+    assert net(torch.zeros(1, 4, 8, 12)).shape == (1, 2, 8, 12)
+
+
 def test_blocks_are_in_order():
     net = Autoencoder(replace(KL, attention_factors=(4,)))
     blocks = net.blocks()

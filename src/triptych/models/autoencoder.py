@@ -121,7 +121,7 @@ class FirstStage(Network):
             return latents
         return latents / _by_channel(self.config.scale, latents) + _by_channel(self.config.shift, latents)
 
-    def forward(self, images: Images) -> Images:
+    def forward(self, images: Images) -> Float[Tensor, "b outputs height width"]:
         """Reconstructions."""
         return self.decode(self.encode(images))
 
