@@ -211,6 +211,8 @@ def test_explanation_of_a_classifier(tmp_path):
     assert found.windows.tolist() == [[12, 12]] * 2 + [[24, 24]] * 2
     assert found.shifts.tolist() == [[0, 0], [4, 4], [0, 0], [8, 0]]  # one window covers the 3 columns
     assert found.image.shape == (28, 20, 3)
+    assert [c.shape for c in found.colours] == [(7, 5, 3), (4, 3, 3)]
+    assert [n.shape for n in found.norms] == [(7, 5), (4, 3)]
     before = tp.ClassificationPipeline(net, dtype="fp32", device="cpu")(picture())
     assert [guess.index for guess in found.classification] == [guess.index for guess in before]
     found.save(tmp_path)
@@ -232,6 +234,7 @@ def test_explanation_of_a_segmenter_is_of_the_pixel():
     with torch.no_grad():
         probabilities = net(x)[0, :, 1, 19].softmax(0)
     assert found.point == (19.5, 1)
+    assert np.ptp(found.norms[0]) > 0.1 * found.norms[0].mean()  # not of the normed maps that the head reads
     assert found.classification.probability == pytest.approx(float(probabilities.max()), abs=1e-5)
     assert found.classification.name == net.card.classes[int(probabilities.argmax())]
     assert explain(net, picture()).point == (10, 14)  # the middle
@@ -286,7 +289,9 @@ def test_points_that_are_not_seen():
         explain(small(), picture(), point=(20, 3))
     with pytest.raises(tp.UserError, match=r"x = -1, y = 3 is outside"):
         explain(parser(), picture(), point=(-1, 3))
-    with pytest.raises(tp.UserError, match="cropped away: the network sees x from 2 to 18 and y from 188 to 212"):
+    with pytest.raises(
+        tp.UserError, match="cropped away: the network sees x from 2 to 18 and y from 188 to 212"
+    ):
         explain(small(), picture(400, 20), point=(3, 5))
     maps = watched(small(), 28, 20)
     with pytest.raises(tp.UserError, match="block is 4; the network has 4"):
@@ -295,9 +300,9 @@ def test_points_that_are_not_seen():
 
 def test_colours_are_the_principal_components():
     torch.manual_seed(0)
-    x = torch.randn(12, 5, 6) * torch.linspace(3, 0.1, 12)[:, None, None]
-    made, share = colours(x)
-    cells = torch.nn.functional.normalize(x.flatten(1).T.double(), dim=1).numpy()
+    z = torch.randn(5, 6, 12) * torch.linspace(3, 0.1, 12)
+    made, share = colours(z)
+    cells = torch.nn.functional.normalize(z.flatten(0, 1).double(), dim=1).numpy()
     cells = cells - cells.mean(0)
     variance, axes = np.linalg.eigh(cells.T @ cells)
     np.testing.assert_allclose(share, (variance / variance.sum())[::-1][:3], rtol=1e-4)
@@ -305,7 +310,7 @@ def test_colours_are_the_principal_components():
         shown = made[..., i].ravel()
         inside = (shown > 0) & (shown < 1)
         assert abs(np.corrcoef(shown[inside], (cells @ axes[:, -1 - i])[inside])[0, 1]) > 0.999999
-    flat, none = colours(torch.ones(4, 2, 3))
+    flat, none = colours(torch.ones(2, 3, 4))
     assert (flat == 0.5).all()
     assert (none < 1e-6).all()
-    assert colours(torch.randn(4, 1, 1))[0].shape == (1, 1, 3)
+    assert colours(torch.randn(1, 1, 4))[0].shape == (1, 1, 3)

@@ -13,10 +13,11 @@ from triptych.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Explain:
-    """Show why a Vision Transformer says what it says of a picture.
+    """Show why a Vision Transformer, a Swin, or a segmenter on a Swin says what it says of a picture.
 
-    Writes rollout.png, heads.png, distances.png, filters.png and positions.png, the numbers behind them as
-    explanation.npz, and explanation.json.
+    Writes explanation.json, the arrays as explanation.npz, and pictures. Of a ViT these are rollout.png,
+    heads.png, distances.png, filters.png and positions.png; of a Swin rollout.png, point.png (what a point
+    attends to in each block, with the windows), pyramid.png and filters.png.
     """
 
     image: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
@@ -25,6 +26,8 @@ class Explain:
     """A model's file, folder, hub id or name, or a RUN folder."""
     out: Path = Path("explanation")
     """Folder to write into."""
+    point: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="X Y")] = None
+    """A pixel of the picture to look from. Without one: what a ViT's head reads, the middle for a Swin."""
     size: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
     """Feed this width and height in pixels instead of the model's own."""
     json: bool = False
@@ -35,7 +38,8 @@ class Explain:
         from triptych.plots import style
         from triptych.plots.explanation import explanation_figures
 
-        found = explain(self.model, self.image, height_width(self.size) if self.size else None)
+        size = height_width(self.size) if self.size else None
+        found = explain(self.model, self.image, size, point=self.point)
         found.save(self.out)
         words = ", ".join(
             f"{shortened(guess.name)} {guess.probability:.0%}" for guess in found.classification[:3]

@@ -1,5 +1,7 @@
 """Why a Swin said what it said: a point's attention in every block, the rollout through the merging, the pyramid."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from triptych.card import Preprocess
@@ -34,6 +36,8 @@ class SwinExplanation(Explained):
     """Height and width of each block's windows in pixels."""
     shifts: Float[np.ndarray, "blocks 2"]
     """Pixels that its map is rolled by; 0 is W-MSA."""
+    strides: Int[np.ndarray, " stages"]
+    """Pixels from one cell to the next on each map."""
     rollout: Float[np.ndarray, "h w"]
     """What the first map's cells give to the mean of the last map; sums to 1."""
     point_rollout: Float[np.ndarray, "stages h w"]
@@ -50,7 +54,17 @@ class SwinExplanation(Explained):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array by its name; those of a stage end in its number, from 1."""
-        names = ("image", "padding", "windows", "shifts", "rollout", "point_rollout", "share", "filters")
+        names = (
+            "image",
+            "padding",
+            "windows",
+            "shifts",
+            "strides",
+            "rollout",
+            "point_rollout",
+            "share",
+            "filters",
+        )
         named = {name: getattr(self, name) for name in (*names, "filter_share")}
         named["point"] = np.array(self.point, np.float32)
         for name in ("attention", "colours", "norms"):
@@ -82,14 +96,13 @@ def explain_swin(
     at = (seen.size[1] / 2, seen.size[0] / 2) if point is None else landed(point, picture, seen)
     pixels = fitted(image, seen)
     x = normalised(pixels, seen, pipe.config.in_channels)[None]
-    with torch.inference_mode(), capture(pipe.net) as maps:
+    with torch.inference_mode(), capture(pipe.net) as maps, outputs(swin.stages) as features:  # type: ignore[arg-type]
         logits = pipe.net(x)[0]
-        features: list[Tensor] = swin.features(x)  # type: ignore[operator]
     blocks = block_windows(pipe.net, seen.size)
     attention = [maps[block.name][0] for block in blocks]
     paid = [attention_at(weights, block, at) for weights, block in zip(attention, blocks, strict=True)]
     last = blocks[-1].size
-    shown = [colours(x[0]) for x in features]
+    shown = [colours(z[0]) for z in features]
     components, filter_share = first_filters(swin)
     return SwinExplanation(
         source=name_of(image),
@@ -109,14 +122,32 @@ def explain_swin(
         padding=np.array([float(lost.mean()) for _, lost in paid], np.float32),
         windows=np.array([[b.window[0] * b.stride, b.window[1] * b.stride] for b in blocks], np.float32),
         shifts=np.array([[b.shift[0] * b.stride, b.shift[1] * b.stride] for b in blocks], np.float32),
+        strides=np.array(swin.strides),
         rollout=rollout(attention, blocks, torch.full((1, *last), 1 / (last[0] * last[1])))[0].numpy(),
         point_rollout=point_rollout(attention, blocks, at).numpy(),
         colours=[c for c, _ in shown],
         share=np.stack([s for _, s in shown]),
-        norms=[x[0].norm(dim=0).numpy() for x in features],
+        norms=[z[0].norm(dim=-1).numpy() for z in features],
         filters=components,
         filter_share=filter_share,
     )
+
+
+@contextmanager
+def outputs(parts: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """What each of the parts gives while the block runs: a Swin's maps before any norm, which would make all cells
+    alike in length."""
+    kept: list[Tensor] = []
+
+    def keep(_part: nn.Module, _inputs: Any, made: Tensor) -> None:
+        kept.append(made)
+
+    hooks = [part.register_forward_hook(keep) for part in parts]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def what_is_seen(net: Any, picture: tuple[int, int], size: tuple[int, int] | None) -> Preprocess:
@@ -142,7 +173,7 @@ def point_rollout(
 
 
 def colours(
-    x: Float[Tensor, "d h w"],
+    z: Float[Tensor, "h w d"],
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, " 3"]]:
     """Directions of a map's cells as red, green and blue: their first three principal components, and the share of the
     variance that each explains.
@@ -150,7 +181,7 @@ def colours(
     The sign of a component is arbitrary: its largest value is made positive. Each is scaled by itself, from its 2nd to
     its 98th percentile.
     """
-    cells = F.normalize(x.flatten(1).T.double(), dim=1)  # hw d
+    cells = F.normalize(z.flatten(0, 1).double(), dim=1)  # hw d
     cells = cells - cells.mean(0)
     U, S, _ = torch.linalg.svd(cells, full_matrices=False)
     n = min(3, len(S))
@@ -163,4 +194,4 @@ def colours(
     P = torch.where(flat, 0.5, ((P - low) / (high - low).masked_fill(flat, 1)).clamp(0, 1))
     share = torch.zeros(3, dtype=torch.float64)
     share[:n] = S[:n].square() / S.square().sum().clamp_min(1e-30)
-    return P.unflatten(0, x.shape[1:]).float().numpy(), share.float().numpy()
+    return P.unflatten(0, z.shape[:2]).float().numpy(), share.float().numpy()

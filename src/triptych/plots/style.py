@@ -123,9 +123,9 @@ def unit(values: np.ndarray, high: float = 1.0) -> np.ndarray:
 
 
 def overlay(
-    image: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "h w"]
+    image: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "h w"], high: float = 0.995
 ) -> UInt8[np.ndarray, "bigH bigW 3"]:
-    """The picture greyed and lightened, with warm light where `heat` is high.
+    """The picture greyed and lightened, with warm light where `heat` is high: fully from its `high` quantile on.
 
     The light covers in proportion to the heat, so that what is looked at keeps its place in the picture. A
     small picture is enlarged first, or the light would show its pixels.
@@ -134,7 +134,7 @@ def overlay(
     if grow > 1:
         size = (image.shape[1] * grow, image.shape[0] * grow)
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-    light = unit(enlarge(heat, image.shape[:2]), high=0.995)[..., None]
+    light = unit(enlarge(heat, image.shape[:2]), high)[..., None]
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     base = 0.55 * grey[..., None].repeat(3, axis=2) + 0.45 * 255
     color = HEAT(light[..., 0])[..., :3] * 255
