@@ -1,11 +1,17 @@
 """What the tests of checkpoints share: small networks with random weights everywhere, biases and norms too."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.models.registry import build
+from triptych.models.swin_config import SwinConfig, windows_of
 from triptych.models.vit_config import ViTConfig
+from triptych.weights import families
 
 
 @pytest.fixture
@@ -21,15 +27,55 @@ def tiny():
     return make
 
 
+def small_swin(**changes) -> SwinConfig:
+    """Maps of 16, 8 and 4 cells, so that the last is one window, as in the published networks."""
+    small = {"image_size": (64, 64), "embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 4, 4)}
+    small = {**small, "window": 4, "num_classes": 5, **changes}
+    if small.get("version") == 2:
+        small = {"qkv_bias": "qv", **small}
+    small["window"] = windows_of(small["window"], len(small["depths"]))
+    return SwinConfig(**small)
+
+
+@pytest.fixture
+def tiny_swin():
+    """Makes a small Swin from changes to a small config; `window` may be one number."""
+
+    def make(**changes) -> nn.Module:
+        torch.manual_seed(0)
+        return randomise(build(small_swin(**changes)))
+
+    return make
+
+
+@pytest.fixture
+def tiny_segmenter():
+    """Makes a small segmenter from changes to its head, on a small Swin."""
+
+    def make(backbone=None, **changes) -> nn.Module:
+        torch.manual_seed(0)
+        sizes = {"image_size": (128, 128), "depths": (2, 2, 1, 1), "num_heads": (2, 4, 4, 4)}
+        backbone = backbone or small_swin(num_classes=0, map_norms=True, **sizes)
+        head = HeadConfig(**{"num_classes": 5, "width": 8, "aux_width": 6, **changes})
+        return randomise(families.build(SegmenterConfig(backbone=backbone, head=head)))
+
+    return make
+
+
 @pytest.fixture
 def scramble():
-    """Gives every parameter of a network random numbers."""
+    """Gives every parameter of a network random numbers, and batch norms random statistics."""
     return randomise
 
 
 def randomise(net: nn.Module) -> nn.Module:
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.2)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(std=0.2)
+            part.running_var.uniform_(0.5, 2.0)
+            part.num_batches_tracked.fill_(7)
     return net.eval()
 
 
@@ -45,3 +91,113 @@ def same_state():
             assert torch.equal(left[name], right[name]), name
 
     return check
+
+
+# ------------------------------------------------------------------------------------ Swin, window by window, slowly
+
+
+@pytest.fixture
+def slow_swin():
+    """Swin in fp64 from tensors under its own code's names: logits, the pooled map, or normed maps (`norm0`, ...)."""
+    return forward
+
+
+def forward(w, images, windows, before=None, unfold=False):
+    """
+    Args:
+        windows: side of each stage's.
+        before: sides in pre-training, for the scale of version 2's coordinates.
+        unfold: whether patches are merged by F.unfold.
+    """
+    w = {name: t.double() for name, t in w.items()}
+    patch = w["patch_embed.proj.weight"].shape[-1]
+    x = F.conv2d(images.double(), w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=patch)
+    x, maps = norm(x.permute(0, 2, 3, 1), w, "patch_embed.norm"), []
+    for stage, side in enumerate(windows):
+        index = 0
+        while f"layers.{stage}.blocks.{index}.norm1.weight" in w:
+            x = block(x, w, f"layers.{stage}.blocks.{index}.", side, index % 2, (before or windows)[stage])
+            index += 1
+        maps.append(norm(x, w, f"norm{stage}").permute(0, 3, 1, 2) if f"norm{stage}.weight" in w else x)
+        if f"layers.{stage}.downsample.reduction.weight" in w:
+            x = merge(x, w, f"layers.{stage}.downsample", unfold)
+    if "norm.weight" not in w:
+        return maps
+    y = norm(x, w, "norm").mean((1, 2))
+    return y @ w["head.weight"].T + w["head.bias"] if "head.weight" in w else y
+
+
+def norm(x, w, name):
+    return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+
+def merge(x, w, name, unfold):
+    if unfold:
+        x = F.unfold(x.permute(0, 3, 1, 2), 2, stride=2).unflatten(2, (x.shape[1] // 2, x.shape[2] // 2))
+        x = x.permute(0, 2, 3, 1)
+    else:
+        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+    first = w[f"{name}.norm.weight"].shape[0] == x.shape[-1]
+    x = norm(x, w, f"{name}.norm") if first else x
+    x = x @ w[f"{name}.reduction.weight"].T
+    return x if first else norm(x, w, f"{name}.norm")
+
+
+def block(x, w, b, side, odd, before):
+    dense = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
+    mlp = lambda x: dense(F.gelu(dense(x, b + "mlp.fc1")), b + "mlp.fc2")  # noqa: E731
+    if b + "attn.logit_scale" not in w:
+        x = x + attend(norm(x, w, b + "norm1"), w, b + "attn.", side, odd, before)
+        return x + mlp(norm(x, w, b + "norm2"))
+    x = x + norm(attend(x, w, b + "attn.", side, odd, before), w, b + "norm1")
+    return x + norm(mlp(x), w, b + "norm2")
+
+
+def attend(x, w, a, side, odd, before):
+    height, width = x.shape[1], x.shape[2]
+    x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
+    rows, columns = x.shape[1] // side, x.shape[2] // side
+    shift = [side // 2 if odd and n > 1 else 0 for n in (rows, columns)]
+    x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+    out = torch.empty_like(x)
+    for row in range(rows):
+        for column in range(columns):
+            at = (
+                slice(None),
+                slice(row * side, row * side + side),
+                slice(column * side, column * side + side),
+            )
+            # A cell came round if it was rolled over the edge: such see each other only.
+            y = torch.arange(side).add(row * side) >= x.shape[1] - shift[0]
+            z = torch.arange(side).add(column * side) >= x.shape[2] - shift[1]
+            region = (2 * y[:, None] + z[None]).flatten()
+            cells = one_window(x[at].flatten(1, 2), w, a, side, before, region[:, None] == region[None])
+            out[at] = cells.unflatten(1, (side, side))
+    return torch.roll(out, shift, (1, 2))[:, :height, :width]
+
+
+def one_window(x, w, a, side, before, seen):
+    qkv = x @ w[a + "qkv.weight"].T
+    if a + "qkv.bias" in w:
+        qkv = qkv + w[a + "qkv.bias"]
+    q, k, v = qkv.chunk(3, dim=-1)
+    if a + "q_bias" in w:
+        q, v = q + w[a + "q_bias"], v + w[a + "v_bias"]
+    cosine = a + "logit_scale" in w
+    heads = w[a + "logit_scale"].shape[0] if cosine else w[a + "relative_position_bias_table"].shape[1]
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    y, z = (c.flatten() for c in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
+    dy, dx = y[:, None] - y[None], z[:, None] - z[None]
+    if cosine:
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        scores = q @ k.transpose(-1, -2) * w[a + "logit_scale"].clamp(max=math.log(100)).exp()
+        d = torch.stack([dy, dx], -1).double() * 8 / max(before - 1, 1)
+        d = d.sign() * (d.abs() + 1).log2() / 3
+        hidden = F.relu(d @ w[a + "cpb_mlp.0.weight"].T + w[a + "cpb_mlp.0.bias"])
+        bias = 16 * torch.sigmoid(hidden @ w[a + "cpb_mlp.2.weight"].T)
+    else:
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        bias = w[a + "relative_position_bias_table"][(dy + side - 1) * (2 * side - 1) + dx + side - 1]
+    scores = (scores + bias.permute(2, 0, 1)).masked_fill(~seen, -math.inf)
+    y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return y @ w[a + "proj.weight"].T + w[a + "proj.bias"]

@@ -132,4 +132,4 @@ def _write(path: Path, draft: Draft) -> None:
     elif path.suffix == ".safetensors":
         write_safetensors(path, draft.tensors, {"format": "pt"})
     else:
-        write_torch(path, draft.tensors, draft.nest)
+        write_torch(path, draft.tensors, draft.nest, draft.beside)

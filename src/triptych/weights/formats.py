@@ -56,6 +56,8 @@ class Draft:
     """By file name without the ending: config, preprocessor_config."""
     nest: str | None = None
     """Key under which a .pth holds the weights."""
+    beside: Settings = field(default_factory=dict)
+    """Plain values beside that key."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class Names:
 def drafted(draft: Draft, path: Path, container: str) -> Names:
     """A draft as its reader would find it on disk."""
     entries = {name: Entry(path, 0, tuple(t.shape), t.dtype) for name, t in draft.tensors.items()}
-    return Names(Checkpoint(path, entries, container, settings=dict(draft.settings)), draft.tensors)
+    settings = draft.settings | ({"inside": draft.beside} if draft.beside else {})
+    return Names(Checkpoint(path, entries, container, settings=settings), draft.tensors)
 
 
 def state(net: nn.Module) -> dict[str, Tensor]:

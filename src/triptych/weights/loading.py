@@ -106,7 +106,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
         reading = found.read(names, hints)
         if said:
             reading.config = told(reading.config, said)
-            reading.facts |= dict.fromkeys(said, aside(weights).name)
+            reading.facts |= {name.split(".")[-1]: aside(weights).name for name in said}
         return reading, found.name, None
     except UserError as problem:
         line = str(problem)

@@ -10,7 +10,7 @@ same inert records.
 import math
 import pickletools
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
@@ -36,6 +36,8 @@ class Call:
     function: Any
     arguments: Any
     state: Any = None
+    items: dict[str | int, Any] = field(default_factory=dict)
+    """What it is filled with if it is a dict of the file's own kind, such as a node of a yacs config."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,10 @@ def _step(
         items = [_pop(stack), _pop(stack)][::-1] if name == "SETITEM" else _to_mark(stack)
         if name == "DICT":
             stack.append({})
-        if isinstance(stack[-1], dict):
+        filled = stack[-1].items if isinstance(stack[-1], Call) else stack[-1]
+        if isinstance(filled, dict):
             # Other keys are nothing we read, and hashing a hostile one can overflow the C stack.
-            stack[-1].update(
+            filled.update(
                 (k, v) for k, v in zip(items[::2], items[1::2], strict=True) if isinstance(k, str | int)
             )
     elif name == "GLOBAL":

@@ -162,10 +162,8 @@ def _(config: ViTConfig) -> ViTConfig:
 
 @comparable.register
 def _(config: SwinConfig) -> SwinConfig:
-    # The ratio counts as far as it gives hidden widths.
-    hidden = [int(width * config.mlp_ratio) for width in config.widths]
-    ratio = hidden[0] / config.embed_dim
-    same = [int(width * ratio) for width in config.widths] == hidden
+    # The ratio counts as far as it gives hidden widths, which are rounded down.
+    ratio = max(int(width * config.mlp_ratio) / width for width in config.widths)
     before = tuple(
         tuple(old or new for old, new in zip(*pair, strict=True))
         for pair in zip(config.pretrained_window, config.window, strict=False)
@@ -174,7 +172,7 @@ def _(config: SwinConfig) -> SwinConfig:
         config,
         drop_path=0.0,
         dropout=0.0,
-        mlp_ratio=ratio if same else config.mlp_ratio,
+        mlp_ratio=ratio,
         pretrained_window=() if config.version == 1 or before == config.window else before,
     )
 

@@ -1,6 +1,7 @@
 """What `torch.save` wrote, today's zip or the older form, as a table of tensors."""
 
 import io
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,22 +71,48 @@ def _of_module(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, 
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Named values of a dict; of a pickled module or other object, those of its state."""
-    if isinstance(value, Call) and isinstance(value.state, dict):
+    """Named values of a dict; of a pickled module or other object, its items and those of its state."""
+    if isinstance(value, Call):
+        yield from ((key, item) for key, item in value.items.items() if isinstance(key, str))
         value = value.state
     if isinstance(value, dict):
         yield from ((key, item) for key, item in value.items() if isinstance(key, str))
 
 
+_PLAIN = (str, int, float, bool)
+_BESIDE = ("args", "config", "hyper_parameters", "meta")
+"""Where training scripts keep what they ran with."""
+_MOST = 2**17
+"""Values that are read of it."""
+
+
 def _settings(value: Any) -> dict[str, Any]:
-    """Plain settings that lie beside the weights: `args` as a dict or a namespace, `arch`, `config`."""
+    """Plain settings that lie beside the weights: `arch`, `epoch`; `args` as a dict or a namespace, `config` as a dict
+    of whatever kind, their parts too."""
     found: dict[str, Any] = {}
+    left = [_MOST]
     for key, item in _attributes(value):
-        if isinstance(item, str | int | float | bool):
+        if isinstance(item, _PLAIN):
             found[key] = item
-        elif key in ("args", "config", "hyper_parameters"):
-            found[key] = {k: v for k, v in _attributes(item) if isinstance(v, str | int | float | bool)}
+        elif key in _BESIDE:
+            found[key] = {k: v for k, inner in _attributes(item) if (v := _plain(inner, 4, left)) is not None}
     return found
+
+
+def _plain(value: Any, depth: int, left: list[int]) -> Any:
+    """A value as strings, numbers, lists and dicts of such, so deep; none where there is nothing of that kind."""
+    left[0] -= 1
+    if isinstance(value, _PLAIN) or depth == 0 or left[0] < 0:
+        return value if isinstance(value, _PLAIN) else None
+    if isinstance(value, list | tuple):
+        made = [_plain(item, depth - 1, left) for item in itertools.islice(value, max(left[0], 0))]
+        return made if made and all(item is not None for item in made) else None
+    inside = {
+        key: made
+        for key, item in itertools.islice(_attributes(value), max(left[0], 0))
+        if (made := _plain(item, depth - 1, left)) is not None
+    }
+    return inside or None
 
 
 def _zipped(path: Path) -> tuple[Any, dict[str, int], dict[str, int]]:

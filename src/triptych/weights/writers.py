@@ -61,7 +61,13 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def write_torch(path: Path, tensors: Mapping[str, Tensor], nest: str | None = None) -> None:
-    """What `torch.save` writes for a dict of tensors, under one more key where a publisher has it."""
+def write_torch(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    nest: str | None = None,
+    beside: Mapping[str, object] | None = None,
+) -> None:
+    """What `torch.save` writes for a dict of tensors, under one more key where a publisher has it, beside others."""
     plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    write_atomically(path, lambda file: torch.save({nest: plain} if nest else plain, file))
+    value = {**(beside or {}), nest: plain} if nest else plain
+    write_atomically(path, lambda file: torch.save(value, file))

@@ -73,10 +73,12 @@ def layout_of(names: Names) -> Layout:
     prefix = names.before(OLD.embed + ".weight") or ""
     new = names.any(".attention.q_proj.weight")
     layout = inside(NEW if new else OLD, prefix)
-    outside = names.before("hidden_states_norms.stage1.weight")
-    if outside:
-        return replace(layout, map_norm=lambda stage: f"{outside}hidden_states_norms.stage{stage + 1}")
-    return layout
+    return with_norms_at(layout, names.before("hidden_states_norms.stage1.weight") or "")
+
+
+def with_norms_at(layout: Layout, prefix: str) -> Layout:
+    """The layout where the norms of the maps stand elsewhere than the network: beside it, not inside."""
+    return replace(layout, map_norm=lambda stage: f"{prefix}hidden_states_norms.stage{stage + 1}")
 
 
 def read(names: Names, hints: Hints) -> Reading:
@@ -109,6 +111,8 @@ def read_backbone(
         raise UserError(f"{names.path}: config.json says layer_norm_eps {eps!r}; needed is {EPS:g}")
     stages, version = stages_of(names, layout), 2 if names.any(f".{OLD.scale}") else 1
     window, before = settings.get("window_size"), settings.get("pretrained_window_sizes")
+    # Its default has four, whatever the number of stages.
+    before = before[:stages] if isinstance(before, list) else before
     said = Said(
         image_size=pair(settings.get("image_size")),
         window=None if window is None else windows_of(window, stages),

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from triptych.layers.window import log_spaced, relative_index, shift_mask
+from triptych.layers.window import relative_index, shift_mask
 from triptych.models.swin_config import SwinConfig, maps_at
 from triptych.weights.rules import CONCATENATE, WITHOUT_KEYS, Rule, drop, each, expand, rule, same
 
@@ -194,8 +194,13 @@ def index_of(window: tuple[int, int], flat: bool) -> Tensor:
 
 
 def coordinates_of(window: tuple[int, int], before: tuple[int, int]) -> Tensor:
-    """Log-spaced differences as their code keeps them, (1, 2 M_h - 1, 2 M_w - 1, 2)."""
-    return log_spaced(window, before).view(1, 2 * window[0] - 1, 2 * window[1] - 1, 2)
+    """Log-spaced differences (`layers.window.log_spaced`) as their code keeps them, (1, 2 M_h - 1, 2 M_w - 1, 2): to
+    the last bit, it computes them in fp32."""
+    axes = []
+    for side, old in zip(window, before, strict=True):
+        d = torch.arange(1 - side, side, dtype=torch.float32) / max((old or side) - 1, 1) * 8
+        axes.append(d.sign() * (d.abs() + 1).log2() / 3)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)[None]
 
 
 def mask_of(windows: tuple[int, int], window: tuple[int, int]) -> Tensor:

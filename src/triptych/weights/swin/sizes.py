@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from triptych.errors import UserError
-from triptych.layers.window import log_spaced, relative_index
+from triptych.layers.window import relative_index
 from triptych.models.swin_config import SwinConfig, Window, windows_of
 from triptych.weights.formats import Hints, Names
-from triptych.weights.swin.layout import Layout, biases
+from triptych.weights.swin.layout import Layout, biases, coordinates_of
 
 Windows = tuple[Window, ...]
 
@@ -55,7 +55,9 @@ def read_sizes(
     depths = _depths(names, layout)
     tables = [_first(layout, stage) + layout.table for stage in range(len(depths))]
     scales = [_first(layout, stage) + layout.scale for stage in range(len(depths))]
-    hidden = names.shape(f"{first}{layout.fc1}.weight", 2)[0]
+    hidden = [
+        names.shape(f"{_first(layout, stage)}{layout.fc1}.weight", 2)[0] for stage in range(len(depths))
+    ]
     facts = {
         "num_heads": "shape of the bias tables" if version == 1 else "shape of the scales",
         "norm_eps": f"convention: {eps:g}",
@@ -71,7 +73,8 @@ def read_sizes(
             names.shape(table, 2)[1] if version == 1 else names.shape(scale, 3)[0]
             for table, scale in zip(tables, scales, strict=True)
         ),
-        "mlp_ratio": ratio(hidden, width),
+        # Hidden widths are rounded down: the largest share is one that gives them all.
+        "mlp_ratio": max(h / (width * 2**stage) for stage, h in enumerate(hidden)) if hidden else 4.0,
         "qkv_bias": _bias(names, layout, first, version),
         "map_norms": layout.map_norm is not None and f"{layout.map_norm(0)}.weight" in names,
         "num_classes": names.shape(f"{head}.weight", 2)[0] if f"{head}.weight" in names else 0,
@@ -89,12 +92,6 @@ def read_sizes(
     if version == 2:
         sizes["pretrained_window"], facts["pretrained_window"] = _pretrained(names, layout, window, said)
     return SwinConfig(**sizes), facts
-
-
-def ratio(hidden: int, width: int) -> float:
-    """Hidden width over width, such that rounding down gives the hidden width back."""
-    exact = hidden / width
-    return exact if int(width * exact) == hidden else (hidden + 0.5) / width
 
 
 def stages_of(names: Names, layout: Layout) -> int:
@@ -242,8 +239,8 @@ def _before(coordinates: Tensor | None, window: Window) -> Window | None:
         span = 2 ** (3 * value) - 1 if math.isfinite(value) and 0.001 < value < 20 else 0.0
         sides.append(round(8 * (side - 1) / span) + 1 if side > 1 and span else side)
     before = (sides[0], sides[1])
-    made = log_spaced(window, before).view(coordinates.shape)
-    return before if torch.allclose(made.float(), coordinates.float(), atol=2e-2) else None
+    made = coordinates_of(window, before).view(coordinates.shape)
+    return before if torch.allclose(made, coordinates.float(), atol=2e-2) else None
 
 
 def _image_size(
