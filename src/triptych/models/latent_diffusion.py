@@ -1,5 +1,6 @@
 """A latent diffusion model (Rombach et al. 2022, Figure 3): it holds its parts, nothing else."""
 
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float, Shaped
@@ -30,11 +31,9 @@ class LatentDiffusion(Network):
     ```
     """
 
-    config: LatentDiffusionConfig
-
     def __init__(self, config: LatentDiffusionConfig):
         super().__init__()
-        self.config = config
+        self._config = config
         self.card = Card(preprocess=Preprocess(size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3))
         known = isinstance(config.autoencoder, AutoencoderConfig)
         self.autoencoder: FirstStage = (Autoencoder if known else TinyAutoencoder)(config.autoencoder)  # type: ignore
@@ -43,6 +42,17 @@ class LatentDiffusion(Network):
         if config.text is not None:
             self.text = (TextEncoder if isinstance(config.text, TextConfig) else ClassToken)(config.text)  # type: ignore
         self.process = Process(config.process)
+
+    @property
+    def config(self) -> LatentDiffusionConfig:  # type: ignore[override]
+        """What it is; words added to the text encoder (textual inversion) are counted."""
+        if self.text is not None and self.text.config != self._config.text:
+            self._config = replace(self._config, text=self.text.config)
+        return self._config
+
+    @config.setter
+    def config(self, config: LatentDiffusionConfig) -> None:
+        self._config = config
 
     def blocks(self) -> list[nn.Module]:
         """The UNet's blocks: what is trained."""

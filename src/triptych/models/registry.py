@@ -20,7 +20,8 @@ from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencode
 from triptych.models.convnet_config import ConvNetConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.swin_config import SwinConfig, windows_of
-from triptych.models.text_config import TextConfig
+from triptych.models.text_config import ClassTokenConfig, TextConfig
+from triptych.models.unet_config import UNetConfig
 from triptych.models.vit_config import ViTConfig
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ Config = (
     | ConvNetConfig
     | AutoencoderConfig
     | TinyAutoencoderConfig
+    | UNetConfig
     | TextConfig
+    | ClassTokenConfig
     | LatentDiffusionConfig
 )
 
@@ -52,7 +55,9 @@ NETWORKS: dict[type, tuple[str, str]] = {
     ConvNetConfig: ("convnet", "ConvNet"),
     AutoencoderConfig: ("autoencoder", "Autoencoder"),
     TinyAutoencoderConfig: ("tiny_autoencoder", "TinyAutoencoder"),
+    UNetConfig: ("unet", "UNet"),
     TextConfig: ("text", "TextEncoder"),
+    ClassTokenConfig: ("text", "ClassToken"),
     LatentDiffusionConfig: ("latent_diffusion", "LatentDiffusion"),
 }
 

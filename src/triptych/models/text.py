@@ -113,6 +113,11 @@ class TextEncoder(Network):
         assert self._tokenizer is not None
         return self._tokenizer
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether one was set; the shipped one is taken when it is first needed."""
+        return self._tokenizer is not None
+
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer) -> None:
         rows = self.config.vocab_size + self.config.added

@@ -8,8 +8,12 @@ from triptych import config as plain
 from triptych.errors import UserError
 from triptych.heads.config import SegmenterConfig
 from triptych.models import registry
+from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.convnet_config import ConvNetConfig
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.swin_config import SwinConfig
+from triptych.models.text_config import ClassTokenConfig, TextConfig
+from triptych.models.unet_config import UNetConfig
 from triptych.models.vit_config import ViTConfig
 from triptych.network import Network
 
@@ -18,10 +22,27 @@ FAMILIES: dict[str, type] = {
     "swin": SwinConfig,
     "convnet": ConvNetConfig,
     "segmenter": SegmenterConfig,
+    "autoencoder": AutoencoderConfig,
+    "tiny-autoencoder": TinyAutoencoderConfig,
+    "unet": UNetConfig,
+    "text": TextConfig,
+    "class-token": ClassTokenConfig,
+    "latent-diffusion": LatentDiffusionConfig,
 }
 """Name in files -> config."""
 
-TITLES = {"vit": "a ViT", "swin": "a Swin", "convnet": "a plain ConvNet", "segmenter": "a Segmenter"}
+TITLES = {
+    "vit": "a ViT",
+    "swin": "a Swin",
+    "convnet": "a plain ConvNet",
+    "segmenter": "a Segmenter",
+    "autoencoder": "an autoencoder",
+    "tiny-autoencoder": "a tiny autoencoder",
+    "unet": "a denoising UNet",
+    "text": "a text encoder",
+    "class-token": "a table of classes",
+    "latent-diffusion": "a latent diffusion model",
+}
 """What a person calls one."""
 
 

@@ -45,6 +45,8 @@ class Reading:
     card: Card
     facts: dict[str, str] = field(default_factory=dict)
     """Where each thing that shapes cannot tell came from: {"num_heads": "config.json", ...}."""
+    finish: Callable[[Any], None] | None = None
+    """Gives the filled network what is no tensor: its tokenizer."""
 
 
 @dataclass

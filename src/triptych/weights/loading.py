@@ -74,6 +74,8 @@ def load(
     with torch.device("meta"):
         net = families.build(reading.config)
     fill(net, checkpoint, reading.rules, f"{checkpoint.path} read as {chosen}", dtype)
+    if reading.finish is not None:
+        reading.finish(net)
     origin = (
         f"{chosen}; preprocessing: {reading.facts['preprocess']}; class names: {reading.facts['classes']}"
     )

@@ -5,9 +5,10 @@ metadata["triptych"] = {"version": 1, "family": "vit", "config": {...}, "card": 
 A config that holds another network's (a dense head's backbone) names that one's family too, see `families.to_json`.
 """
 
+import functools
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +21,9 @@ from triptych.weights.files import Checkpoint
 from triptych.weights.formats import Reading, shapes_of, state
 from triptych.weights.rules import same
 from triptych.weights.writers import write_safetensors
+
+if TYPE_CHECKING:
+    from triptych.models.text import TextEncoder
 
 KEY = "triptych"
 VERSION = 1
@@ -45,6 +49,8 @@ def save(net: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None
         "card": to_json(getattr(net, "card", None) or Card()),
         "dtype": str(_dtype(net)).removeprefix("torch."),
     }
+    if (text := text_of(net)) is not None and text.has_tokenizer:
+        said["tokenizer"] = text.tokenizer.to_json()
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     write_safetensors(path, tensors, {KEY: json.dumps(said, sort_keys=True)})
@@ -82,7 +88,26 @@ def read(checkpoint: Checkpoint) -> tuple[Reading, torch.dtype]:
     with torch.device("meta"):
         names = shapes_of(families.build(config))
     facts: dict[str, str] = dict.fromkeys(("config", "preprocess", "classes"), "the file itself")
-    return Reading(family, config, [same(name, name) for name in names], card, facts), dtype
+    reading = Reading(family, config, [same(name, name) for name in names], card, facts)
+    if "tokenizer" in said:
+        reading.finish = functools.partial(_give_tokenizer, said["tokenizer"])
+    return reading, dtype
+
+
+def text_of(net: Any) -> "TextEncoder | None":
+    """The text encoder that a network is or holds."""
+    from triptych.models.text import TextEncoder
+
+    part = getattr(net, "text", net)
+    return part if isinstance(part, TextEncoder) else None
+
+
+def _give_tokenizer(said: Any, net: nn.Module) -> None:
+    from triptych.models.tokenizers import Tokenizer
+
+    text = text_of(net)
+    if text is not None:
+        text.tokenizer = Tokenizer.from_json(said)
 
 
 def _family(net: nn.Module) -> str:
