@@ -9,8 +9,9 @@ from PIL import Image
 from triptych.layers.window import shift_mask, sources
 from triptych.plots import style
 from triptych.plots.explanation import explanation_figures
+from triptych.plots.partition import cyclic_shift, hierarchy, position_bias
 from triptych.plots.pyramid import feature_pyramid
-from triptych.plots.windows import cyclic_shift, gathered, on_pixels, point_attention
+from triptych.plots.windows import gathered, on_pixels, point_attention
 
 rng = np.random.default_rng(0)
 
@@ -103,25 +104,36 @@ def test_cells_are_squares_that_stop_at_the_picture():
 
 @pytest.mark.parametrize(
     ("size", "window", "shift"),
-    [((8, 8), (4, 4), (2, 2)), ((6, 12), (3, 4), (1, 2)), ((4, 8), (4, 4), (0, 2))],
+    [((8, 8), (4, 4), (2, 2)), ((6, 12), (3, 4), (1, 2)), ((4, 8), (4, 4), (0, 2)), ((7, 5), (4, 4), (2, 2))],
 )
 def test_cyclic_shift(tmp_path, size, window, shift):
     """Numbers follow the package's roll, colours its regions, and the mask is dark where two colours meet."""
-    rows, columns = size[0] // window[0], size[1] // window[1]
+    rows, columns = (-(-side // w) for side, w in zip(size, window, strict=True))
     taken = sources(*size, rows, columns, window, shift).numpy()
     mask = shift_mask(rows, columns, window, shift, torch.device("cpu"), torch.float32)[:, 0].numpy()
     figure = cyclic_shift(size, window, shift, taken, mask)
     drawn(figure, tmp_path)
-    rolled, masks = figure.axes[2], figure.axes[3:]
-    numbers = np.array([int(text.get_text()) for text in rolled.texts]).reshape(size)
-    expected = np.roll(np.arange(size[0] * size[1]).reshape(size), (-shift[0], -shift[1]), (0, 1))
-    assert (numbers == expected).all()
+    map_, _, rolled, *masks = figure.axes
+    assert [int(text.get_text()) for text in map_.texts] == list(range(size[0] * size[1]))
+    padded = np.full((rows * window[0], columns * window[1]), -1)
+    padded[: size[0], : size[1]] = np.arange(size[0] * size[1]).reshape(size)
+    padded = np.roll(padded, (-shift[0], -shift[1]), (0, 1))
+    assert [int(text.get_text()) for text in rolled.texts] == padded[padded >= 0].tolist()
     tints = rolled.images[0].get_array()
     for n, ax in enumerate(masks):
         r, c = divmod(n, columns)
-        part = tints[r * window[0] : (r + 1) * window[0], c * window[1] : (c + 1) * window[1]].reshape(-1, 3)
-        apart = (part[:, None] != part[None]).any(-1)
-        assert (np.isclose(ax.images[0].get_array(), to_rgb(style.SOFT)).all(-1) == apart).all()
+        part = np.s_[r * window[0] : (r + 1) * window[0], c * window[1] : (c + 1) * window[1]]
+        colour, real = tints[part].reshape(-1, 3), padded[part].ravel() >= 0
+        apart = (colour[:, None] != colour[None]).any(-1)
+        dark = np.isclose(ax.images[0].get_array(), to_rgb(style.SOFT)).all(-1)
+        assert (dark == apart)[real][:, real].all()  # padding is paler than the cells of its region
+
+
+def test_hierarchy_and_bias(tmp_path):
+    drawn(hierarchy(picture(64, 64), (4, 8), (40, 80), ((4, 4), (8, 8))), tmp_path)
+    drawn(hierarchy(picture(50, 90), (4,), (40,), ((7, 5),)), tmp_path)
+    drawn(position_bias([rng.normal(size=(heads, 7, 7)) for heads in (1, 2, 32)]), tmp_path)
+    drawn(position_bias([np.zeros((1, 1, 1))]), tmp_path)
 
 
 def test_pyramid_and_rollout_of_one_cell(tmp_path):

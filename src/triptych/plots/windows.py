@@ -1,4 +1,4 @@
-"""Windows of a Swin: how a map is cut, shifted and masked, and what a point sees through them."""
+"""What a point of a picture sees through the windows of a Swin."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,7 +6,6 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -84,55 +83,6 @@ def gathered(
     return made
 
 
-def cyclic_shift(
-    size: tuple[int, int],
-    window: tuple[int, int],
-    shift: tuple[int, int],
-    sources: Int[np.ndarray, "n m"],
-    mask: Float[np.ndarray, "n m m"],
-    title: str = "Shifted windows",
-) -> Figure:
-    """Figures 2 and 4 of the paper on a small map: windows, shifted windows, the rolled map, and the mask.
-
-    Args:
-        size: rows and columns of the map, numbered row by row; whole windows.
-        sources: the cell that each place of each window of the rolled map shows.
-        mask: what is added to each window's attention: 0, or -inf.
-    """
-    H, W = size
-    side, gap, top = 2.3, 0.42, 1.35
-    high = side * H / W
-    made = style.figure(0.8 + 4 * side + 3 * gap, top + high + 0.75)
-    style.heading(
-        made, title, f"a map of {H} x {W} cells, windows of {window[0]} x {window[1]}, rolled by {shift}"
-    )
-    plain, regions = _regions(size, window, (0, 0)), _regions(size, window, shift)
-    numbers = np.arange(H * W).reshape(size)
-    rolled = _tiled(sources, size, window)
-    shown = (
-        ("W-MSA", f"{plain.max() + 1} windows", numbers, plain, (0, 0)),
-        ("SW-MSA", f"cut anew: {regions.max() + 1} regions", numbers, regions, shift),
-        ("cyclic shift", "rolled up and left, cut as before", rolled, regions.ravel()[rolled], (0, 0)),
-    )
-    for i, (name, words, cells, region, cut) in enumerate(shown):
-        x = 0.4 + i * (side + gap)
-        style.text(made, x, top - 0.28, name, 10, style.INK)
-        style.text(made, x, top - 0.1, words, 8, style.SOFT)
-        _cells(style.axes(made, x, top, side, high), cells, region, window, cut)
-    x, rows, columns = 0.4 + 3 * (side + gap), H // window[0], W // window[1]
-    style.text(made, x, top - 0.28, "mask", 10, style.INK)
-    style.text(made, x, top - 0.1, "of each window; dark is -inf", 8, style.SOFT)
-    part, tall = (side - (columns - 1) * 0.12) / columns, (high - (rows - 1) * 0.12) / rows
-    for n, matrix in enumerate(mask):
-        r, c = divmod(n, columns)
-        ax = style.axes(made, x + c * (part + 0.12), top + r * (tall + 0.12), part, tall)
-        style.picture(ax, np.where(np.isneginf(matrix)[..., None], to_rgb(style.SOFT), 1.0))
-    style.text(
-        made, 0.4, top + high + 0.3, "A number is a cell, a colour is what may see each other.", 8, style.SOFT
-    )
-    return made
-
-
 def mark_windows(
     ax: Axes,
     size: tuple[int, int],
@@ -141,7 +91,7 @@ def mark_windows(
     point: Float[np.ndarray, " 2"],
 ) -> None:
     """Lines between the windows over a picture of `size` pixels, a frame around the point's own, and the point."""
-    cuts = [_cuts(side, int(w), int(s)) for side, w, s in zip(size, window, shift, strict=True)]
+    cuts = [cuts_along(side, int(w), int(s)) for side, w, s in zip(size, window, shift, strict=True)]
     to_y, to_x = _scales(ax, size)
     for y in cuts[0][1:-1]:
         ax.axhline(to_y(y), color=style.INK, linewidth=0.4, alpha=0.5)
@@ -181,39 +131,6 @@ def _scales(ax: Axes, size: tuple[int, int]):
     )
 
 
-def _cuts(side: int, window: int, shift: int) -> list[int]:
+def cuts_along(side: int, window: int, shift: int) -> list[int]:
     """Where an axis is cut: ends, and from the shift on every window."""
     return [0, *range(shift or window, side, window), side]
-
-
-def _regions(
-    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
-) -> Int[np.ndarray, "h w"]:
-    """Number of the region that each cell lies in, row by row."""
-    cuts = [_cuts(side, w, s) for side, w, s in zip(size, window, shift, strict=True)]
-    y, x = (
-        np.searchsorted(ends, np.arange(side), side="right") - 1
-        for ends, side in zip(cuts, size, strict=True)
-    )
-    return y[:, None] * (len(cuts[1]) - 1) + x
-
-
-def _tiled(sources: Int[np.ndarray, "n m"], size: tuple[int, int], window: tuple[int, int]) -> np.ndarray:
-    """Windows of cells put side by side."""
-    (h, w), (rows, columns) = window, (size[0] // window[0], size[1] // window[1])
-    return sources.reshape(rows, columns, h, w).transpose(0, 2, 1, 3).reshape(size)
-
-
-def _cells(
-    ax: Axes, numbers: np.ndarray, regions: np.ndarray, window: tuple[int, int], shift: tuple[int, int]
-) -> None:
-    """A map whose cells have numbers, a colour a region, and lines where it is cut."""
-    H, W = numbers.shape
-    tints = np.array([to_rgb(color) for color in (*style.CYCLE, "#d946a0")])
-    style.picture(ax, 0.7 + 0.3 * tints[regions % len(tints)])
-    for (y, x), n in np.ndenumerate(numbers):
-        ax.text(x, y, str(n), fontsize=5.5, color=style.INK, ha="center", va="center")
-    for y in _cuts(H, window[0], shift[0])[1:-1]:
-        ax.axhline(y - 0.5, color=style.INK, linewidth=1.2)
-    for x in _cuts(W, window[1], shift[1])[1:-1]:
-        ax.axvline(x - 0.5, color=style.INK, linewidth=1.2)
