@@ -53,7 +53,8 @@ def in_slabs(
     bias: Float[Tensor, "#b #heads #n m"] | None = None,
     scale: float | None = None,
 ) -> Float[Tensor, "b heads n d"]:
-    """Attention as product, softmax, product, over as many heads at a time as keep their weights in the cache.
+    """Attention as product, softmax, product, over as many heads, or queries of one, at a time as keep their weights
+    in the cache.
 
     For bf16 on processors without AMX, where the fused kernel is slow: two thirds of its time at 197 and at 577
     tokens (measured on Zen 4; in fp32 the fused kernel is the faster one). The logits are rounded to bf16, as
@@ -61,18 +62,21 @@ def in_slabs(
     """
     b, heads, n, d = q.shape
     scale = float(d**-0.5 if scale is None else scale)
-    slab = max(1, torch.get_num_threads() * _SLAB // (n * k.shape[2]))
+    budget = torch.get_num_threads() * _SLAB
+    rows = min(n, max(1, budget // k.shape[2]))                                          # queries at a time
+    slab = max(1, budget // (n * k.shape[2]))
     images, parts = max(1, slab // heads), (heads + slab - 1) // slab  # heads of several images, or some of one's
     part = (heads + parts - 1) // parts
     out, none = q.new_empty(b, heads, n, v.shape[3]), q.new_empty(1)
     whole = None if bias is None else bias.expand(b, heads, n, k.shape[2])
-    for i, j in itertools.product(range(0, b, images), range(0, heads, part)):
+    for i, j, r in itertools.product(range(0, b, images), range(0, heads, part), range(0, n, rows)):
         at = slice(i, i + images), slice(j, j + part)
-        q_i, k_i, v_i, out_i = (t[at].flatten(0, 1) for t in (q, k, v, out))
+        here = *at, slice(r, r + rows)
+        k_i, v_i, q_i, out_i = k[at].flatten(0, 1), v[at].flatten(0, 1), q[here].flatten(0, 1), out[here].flatten(0, 1)
         if whole is None:
             logits = torch.baddbmm(none, q_i, k_i.transpose(1, 2), beta=0, alpha=scale)
         else:
-            logits = whole[at].clone(memory_format=torch.contiguous_format).flatten(0, 1)
+            logits = whole[here].clone(memory_format=torch.contiguous_format).flatten(0, 1)
             logits.baddbmm_(q_i, k_i.transpose(1, 2), alpha=scale)
         torch.bmm(logits.softmax(dim=-1), v_i, out=out_i)
     return out

@@ -17,7 +17,7 @@ from triptych.layers.cross_attention import (
     SpatialAttention,
     SpatialTransformer,
 )
-from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample
+from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, silu
 from triptych.layers.timestep import TimeEmbedding
 from triptych.models.unet_config import Level, UNetConfig, levels
 from triptych.network import Network
@@ -41,7 +41,7 @@ class TimedBlock(ResnetBlock):
     def forward(
         self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "b o rows columns"]:
-        h = F.silu(self.norm1(x))                                                        # b i h w
+        h = silu(self.norm1(x))                                                          # b i h w
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2, ceil_mode=True), F.avg_pool2d(x, 2, ceil_mode=True)
         elif self.resample == "up":
@@ -53,7 +53,7 @@ class TimedBlock(ResnetBlock):
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + time)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        return self.skip(x) + self.conv2(self.dropout(silu(h)))
 
 
 class UNetBlock(nn.Module):
@@ -244,7 +244,7 @@ class UNet(Network):
         x = self.middle(skips[-1], time, context)                                        # b C_last rows columns
         for level in self.up:
             x = level(x, skips, time, context)
-        return self.out(F.silu(self.norm(x)))                                            # b o h w
+        return self.out(silu(self.norm(x)))                                              # b o h w
 
     def _crosses(self) -> list[CrossAttention]:
         return [part for part in self.modules() if isinstance(part, CrossAttention)]
