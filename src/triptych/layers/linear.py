@@ -38,13 +38,13 @@ def one_call(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN's own call may stand in for the product: plain numbers on an x86 processor, and nobody who
     needs its derivative or its name."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: dynamo would trace into the rest
+        and not torch.jit.is_tracing()
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in _native()
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
         and _get_current_dispatch_mode() is None
