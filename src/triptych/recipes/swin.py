@@ -83,8 +83,8 @@ def swin_scenes() -> SegmentConfig:
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
         loading=DataConfig(batch_size=32, workers=0, load_size=(64, 64)),
         augment=SCENES,
-        optim=OptimConfig(lr=1.5e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=5, ema=0.998, eval_every=1, save_every=300),
+        optim=OptimConfig(lr=1e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
+        loop=LoopConfig(epochs=3, ema=0.998, eval_every=1, save_every=300),
     )
 
 
@@ -100,7 +100,7 @@ def swin_scenes128() -> SegmentConfig:
         image_size=(128, 128),
         loading=DataConfig(batch_size=32, workers=0, load_size=(128, 128)),
         optim=OptimConfig(lr=6e-4, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=1, ema=0.998, eval_every=0.5, save_every=300),
+        loop=LoopConfig(epochs=0.5, ema=0.995, eval_every=0.25, save_every=300),
     )
 
 
@@ -109,7 +109,7 @@ def unet_scenes() -> SegmentConfig:
     takes 1.55 times as long).
 
     triptych train unet_scenes --data scenes:EMOJI --out runs/unet64
-    triptych train swin_scenes128 --data scenes:EMOJI --init runs/unet64 --loop.epochs 0.65 --out runs/unet128
+    triptych train swin_scenes128 --data scenes:EMOJI --init runs/unet64 --loop.epochs 0.325 --out runs/unet128
     """
     small = swin_scenes()
     return replace(
@@ -118,7 +118,7 @@ def unet_scenes() -> SegmentConfig:
         model="convnet-unet",
         head=HeadConfig(kind="unet", width=128),
         drop_path=None,
-        loop=replace(small.loop, epochs=3.25, eval_every=0.65),
+        loop=replace(small.loop, epochs=1.95, eval_every=0.65),
     )
 
 
