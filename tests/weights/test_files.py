@@ -93,6 +93,7 @@ def test_foreign_objects_are_passed_over(tmp_path, modern):
     assert checkpoint.notes == ["weights taken from 'model'"]
     inside = checkpoint.settings["inside"]
     assert inside["args"] == {"model": "deit", "lr": 0.1}
+    assert inside["config"] == {"A": 1, "_frozen": True}
     assert (inside["epoch"], inside["arch"]) == (3, "vit")
     assert "config" not in checkpoint.settings  # what a pickle calls config is not the config.json beside it
 

@@ -149,6 +149,14 @@ def test_deep_nesting_and_self_reference_end(tmp_path):
         open_checkpoint(tmp_path / "a.pth")
 
 
+def test_settings_that_hold_themselves_end(tmp_path):
+    """A thousand names for itself, in itself: what is read of it has a bound."""
+    loop: dict[str, object] = {}
+    loop |= {str(i): loop for i in range(1000)} | {"plain": 3, "list": [loop, 1]}
+    torch.save({"model": {"w": torch.ones(1)}, "config": loop, "args": [loop]}, tmp_path / "a.pth")
+    assert open_checkpoint(tmp_path / "a.pth").settings["inside"]["config"]["plain"] == 3
+
+
 STORAGE = object()
 
 

@@ -117,12 +117,16 @@ def test_a_single_file_of_a_folder_format(tiny, same_state, tmp_path, ending):
 
 def test_export_refuses(tiny, tmp_path):
     net = tiny()
-    with pytest.raises(UserError, match="no format is called 'onnx'; choose one of triptych, google"):
+    with pytest.raises(
+        UserError, match=r"no format is called 'onnx'; choose one of triptych, .*google, big_vision"
+    ):
         export(net, tmp_path / "x", "onnx")
     with pytest.raises(UserError, match=r"is written to a folder or to .npz, not to x.pth"):
         export(tiny(mlp="gelu_tanh"), tmp_path / "x.pth", "google")
-    with pytest.raises(UserError, match="holds a ViT, not Linear"):
+    with pytest.raises(UserError, match="timm holds a Swin or a ViT, not Linear"):
         export(torch.nn.Linear(2, 2), tmp_path / "x", "timm")
+    with pytest.raises(UserError, match=r"the config of timm cannot say norm_eps 0.001; write a single file"):
+        export(tiny(norm_eps=1e-3), tmp_path / "x", "timm")
     assert not list(tmp_path.iterdir())
 
 
@@ -230,6 +234,9 @@ def test_no_such_thing(tmp_path):
             ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.x"],
             "a latent diffusion model",
         ),
+        (["stages.0.blocks.0.attn.meta_mlp.fc1.weight"], "timm's own SwinV2"),
+        (["model.pixel_level_module.encoder.layers.0.blocks.0.layernorm_before.weight"], "a MaskFormer"),
+        (["backbone.conv1.weight", "decode_head.conv_seg.weight"], "a segmentation network"),
         (["layer1.0.conv1.weight", "fc.weight"], "a ResNet"),
         (["visual.conv1.weight", "logit_scale"], "a CLIP"),
         (["some", "thing"], "2 tensors such as some, thing"),

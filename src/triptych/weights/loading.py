@@ -27,6 +27,10 @@ Source = str | os.PathLike[str]
 
 # What a file that no reader takes looks like, by names that only it has.
 _FAMILIAR = (
+    ("pixel_level_module.", "a MaskFormer or Mask2Former"),
+    ("decode_head.", "a segmentation network of another backbone or head"),
+    ("attn.meta_mlp.", "timm's own SwinV2 (swinv2_cr)"),
+    ("spatial_mlp", "a SwinMLP"),
     ("relative_position_bias_table", "a Swin Transformer (or BEiT)"),
     ("logit_scale", "a CLIP, or a Swin Transformer v2"),
     ("model.diffusion_model.", "a latent diffusion model"),

@@ -16,7 +16,8 @@ from triptych.weights.conventions import (
 from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
 from triptych.weights.rules import to_theirs, within
 from triptych.weights.sameness import checked
-from triptych.weights.segmenter.upernet import Layout, read_head, recognises, swin_in, table
+from triptych.weights.segmenter import upernet
+from triptych.weights.segmenter.upernet import Layout, read_head, swin_in, table
 from triptych.weights.swin import hf
 from triptych.weights.swin.layout import inside
 from triptych.weights.swin.layout import table as backbone_table
@@ -77,12 +78,8 @@ def draft(net: Segmenter) -> Draft:
     return checked(made, net, read, TITLE)
 
 
-FORMAT = Format(
-    "hf",
-    "segmenter",
-    TITLE,
-    "folder",
-    lambda names: recognises(names) and names.any("encoder.layers.0.blocks.0.layernorm_before.weight"),
-    read,
-    draft,
-)
+def recognises(names: Names) -> bool:
+    return upernet.recognises(names) and names.any("encoder.layers.0.blocks.0.layernorm_before.weight")
+
+
+FORMAT = Format("hf", "segmenter", TITLE, "folder", recognises, read, draft)

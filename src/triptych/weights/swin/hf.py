@@ -65,7 +65,8 @@ OLD_V2 = replace(OLD, saved=())
 
 
 def recognises(names: Names) -> bool:
-    return names.any("encoder.layers.0.blocks.0.layernorm_before.weight")
+    first = OLD.block(0).replace("{i}", "0")
+    return names.before(f"{first}{OLD.norm1}.weight") in ("", "swin.", "swinv2.")
 
 
 def layout_of(names: Names) -> Layout:

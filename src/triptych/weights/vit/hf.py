@@ -153,9 +153,10 @@ def heads(config: ViTConfig, layout: Layout) -> list[Rule]:
 
 
 def recognises(names: Names) -> bool:
-    return (names.any("embeddings.cls_token") and names.any("layer.0.norm1.weight")) or names.any(
-        ".layernorm_before.weight"
-    )
+    if names.any("embeddings.cls_token") and names.any("layer.0.norm1.weight"):
+        return True
+    block = names.before(".layernorm_before.weight")
+    return block is not None and ".blocks." not in block  # which is a Swin's, or of what has one inside
 
 
 def layout_of(names: Names) -> Layout:
