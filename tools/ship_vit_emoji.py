@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import triptych as tp
+from readme_tables import write_table
 from triptych.config import to_json
 from triptych.data.emoji import EmojiSource, emoji
 from triptych.data.images import resize_crop
@@ -27,7 +28,6 @@ from triptych.writing import write_text_atomically
 
 ROOT = Path(__file__).parents[1]
 ASSET = ROOT / "src/triptych/assets/vit_emoji.safetensors"
-README = ROOT / "README.md"
 LICENSE = "Apache-2.0; drawings it was trained on: MIT, Apache-2.0 and CC BY 4.0, see NOTICE"
 NAMES = ("top1", "top5", "subgroup", "group")
 
@@ -52,7 +52,7 @@ def main(run: str, styles: str) -> None:
     shown = {**to_json(net.card), "classes": len(card.classes), "groupings": sorted(card.groupings)}
     text = json.dumps({"config": to_json(net.config), "card": shown}, indent=1) + "\n"
     write_text_atomically(ASSET.with_suffix(".json"), text)
-    write_table(figures, facts, ASSET.stat().st_size)
+    write_figures(figures, facts, ASSET.stat().st_size)
 
 
 def floor(train: EmojiSource, test: EmojiSource) -> dict[str, float]:
@@ -79,7 +79,7 @@ def small(source: EmojiSource) -> np.ndarray:
     return np.stack(rows).astype(np.float32)
 
 
-def write_table(figures: dict[str, float], facts: str, size: int) -> None:
+def write_figures(figures: dict[str, float], facts: str, size: int) -> None:
     """Put the table between the README's two marks."""
     words = {"top1": "concept, of 1,032", "subgroup": "subgroup, of 65", "group": "group, of 6"}
     lines = ["| on a drawing style never trained on | vit-emoji | nearest neighbour |", "|---|---|---|"]
@@ -87,11 +87,7 @@ def write_table(figures: dict[str, float], facts: str, size: int) -> None:
         f"| {word} | {figures[name]:.3f} | {figures['floor_' + name]:.3f} |" for name, word in words.items()
     ]
     lines += ["", f"Top-5 {figures['top5']:.3f}. {size / 1e6:.1f} MB as fp16. {facts}."]
-    begin, end = "<!-- written by tools/ship_vit_emoji.py -->\n", "<!-- end -->"
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(begin)
-    write_text_atomically(README, before + begin + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1])
-    print("\n".join(lines))
+    write_table("ship_vit_emoji.py", lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""Make docs/images/swin_*.png, the pictures of docs/swin.md, with the package itself.
+
+    python tools/make_swin_pictures.py                      # of the shipped parser
+    python tools/make_swin_pictures.py --model RUN          # of another segmenter on a Swin
+
+The scenes are of the built-in test style, which no network here was trained on.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+import triptych as tp
+from triptych.data.scenes import scenes
+from triptych.layers.window import shift_along, shift_mask, sources, windows_along
+from triptych.models.swin import Swin
+from triptych.pipelines.segment import SegmentationPipeline
+from triptych.pipelines.windows import backbone_of
+from triptych.plots import style
+from triptych.plots.explanation import explanation_figures
+from triptych.plots.parse import Entry, parse_figure
+from triptych.plots.partition import cyclic_shift, hierarchy, position_bias
+
+LIGHT = 190_000  # bytes; a heavier picture gives up pixels
+SCENE = 7
+
+
+def shifted(size: tuple[int, int], side: int, title: str) -> Figure:
+    """The windows, regions, roll and mask that the package makes for a map."""
+    rows, columns = (windows_along(cells, side) for cells in size)
+    shift = (shift_along(size[0], side), shift_along(size[1], side))
+    taken = sources(*size, rows, columns, (side, side), shift)
+    mask = shift_mask(rows, columns, (side, side), shift, torch.device("cpu"), torch.float32)
+    return cyclic_shift(size, (side, side), shift, taken.numpy(), mask[:, 0].numpy(), title)
+
+
+def bias(net: Swin) -> Figure:
+    """The learnt table of each block, as a map of offsets."""
+    tables, names = [], []
+    for s, stage in enumerate(net.stages):
+        for b, block in enumerate(stage.blocks):  # type: ignore[arg-type]
+            h, w = block.attn.window
+            table = block.attn.bias_table.detach().T.unflatten(1, (2 * h - 1, 2 * w - 1))
+            # The table lists the query's place less the key's; a map of what is looked at wants the reverse.
+            tables.append(table.flip(1, 2).numpy())
+            names.append(f"stage {s + 1}, block {b + 1}")
+    return position_bias(tables, names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="swin-scenes", help="what triptych.load takes")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "images")
+    args = parser.parse_args()
+    net = tp.load(args.model).float()
+    _, swin = backbone_of(net)
+    scene = scenes("test")[SCENE]
+    largest = max(scene.boxes, key=lambda box: (box.x1 - box.x0) * (box.y1 - box.y0))
+    point = ((largest.x0 + largest.x1) / 2, (largest.y0 + largest.y1) / 2)
+    found = tp.explain(net, scene.image, size=scene.image.shape[:2], point=point)
+    parsed = SegmentationPipeline(net, device="cpu", dtype="fp32")(scene.image)
+    config = swin.config
+    figures = {
+        "hierarchy": hierarchy(scene.image, config.strides, config.widths, config.window),
+        "shift": shifted((8, 8), 4, "Shifted windows"),
+        "pad": shifted((7, 5), 4, "Pad, roll, mask"),
+        "parse": parse_figure(
+            parsed.image,
+            np.asarray(parsed.overlay()),
+            [
+                Entry(area.name, tuple(parsed.colours[area.index].tolist()), area.share)
+                for area in parsed.areas
+            ],
+            "Parse",
+        ),
+    }
+    if config.version == 1:
+        figures["bias"] = bias(swin)
+    best = found.classification[0]
+    words = f"the pixel at the point is {best.name}, says the network, with a probability of {best.probability:.0%}"
+    explained = explanation_figures(found.arrays(), words, found.readout)
+    figures |= {name: explained[name] for name in ("point", "rollout", "pyramid")}
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        path = args.out / f"swin_{name}.png"
+        style.save(figure, path)
+        while path.stat().st_size > LIGHT:
+            with Image.open(path) as whole:
+                smaller = whole.convert("RGB").resize(
+                    (round(0.9 * whole.width), round(0.9 * whole.height)), Image.Resampling.LANCZOS
+                )
+            smaller.save(path, optimize=True)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Make the shipped Swin out of a training run, measure it beside a plain U-Net, write its card and the README's table.
+
+    python tools/make_emoji.py --styles all --out EMOJI
+    triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
+    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/scenes64
+    triptych train swin_scenes128 --data scenes:EMOJI --init runs/scenes64 --out runs/scenes128
+    triptych train unet_scenes --data scenes:EMOJI --out runs/unet64
+    triptych train swin_scenes128 --data scenes:EMOJI --init runs/unet64 --loop.epochs 0.325 --out runs/unet128
+    python tools/ship_swin_scenes.py runs/scenes128 runs/unet128
+
+Weights are kept as fp16, half the size; the figures are of what is kept. They are of scenes whose drawings are of a
+style that is not among the training styles.
+"""
+
+import json
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import triptych as tp
+from readme_tables import write_table
+from triptych.metrics.cost import count_macs, count_parameters
+from triptych.train import evaluate
+from triptych.weights.families import to_json
+from triptych.writing import write_text_atomically
+
+ROOT = Path(__file__).parents[1]
+ASSET = ROOT / "src/triptych/assets/swin_scenes.safetensors"
+LICENSE = "Apache-2.0; drawings it was trained on: MIT, Apache-2.0 and CC BY 4.0, see NOTICE"
+
+
+def main(run: str, baseline: str) -> None:
+    net = tp.load(run)
+    card = replace(
+        net.card,
+        source="trained on drawings and scenes: recipes swin_emoji, swin_scenes, swin_scenes128",
+        license=LICENSE,
+    )
+    net.card = card
+    tp.save(net, ASSET, dtype=torch.float16)
+    ours, theirs = (measure(model) for model in (str(ASSET), baseline))
+    facts = f"{ours['count']:,} pixels of 500 scenes; torch {torch.__version__}, Python {platform.python_version()}"
+    figures = {name: round(float(ours[name]), 4) for name in ("miou", "pixel_accuracy", "mean_accuracy")}
+    figures |= {f"unet_{name}": round(float(theirs[name]), 4) for name in ("miou", "pixel_accuracy")}
+    net.card = replace(card, figures=figures, notes=facts)
+    tp.save(net, ASSET, dtype=torch.float16)
+    text = json.dumps({"config": to_json(net.config), "card": to_json(net.card)}, indent=1) + "\n"
+    write_text_atomically(ASSET.with_suffix(".json"), text)
+    names = ours["classes"]
+    lines = [
+        "| intersection over union, on a drawing style never trained on | swin-scenes | plain U-Net |",
+        "|---|---|---|",
+    ]
+    for i, name in enumerate(names):
+        lines.append(f"| {name} | {ours['per_class_iou'][i]:.3f} | {theirs['per_class_iou'][i]:.3f} |")
+    for name, words in (("miou", "mean of the seven"), ("pixel_accuracy", "pixels that are right")):
+        lines.append(f"| {words} | {ours[name]:.3f} | {theirs[name]:.3f} |")
+    for name, words in (
+        ("parameters", "million parameters"),
+        ("macs", "billion multiply-accumulates at 128 px"),
+    ):
+        lines.append(f"| {words} | {ours[name]:.2f} | {theirs[name]:.2f} |")
+    lines += ["", f"{ASSET.stat().st_size / 1e6:.1f} MB as fp16. {facts}."]
+    write_table("ship_swin_scenes.py", lines)
+
+
+def measure(model: str) -> dict[str, Any]:
+    """Figures on the held-out scenes, and the cost."""
+    net = tp.load(model)
+    cost = {"parameters": count_parameters(net) / 1e6, "macs": count_macs(net, (1, 3, 128, 128)) / 1e9}
+    return {**evaluate(model, "scenes", workers=0, dtype="fp32"), **cost}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: python tools/ship_swin_scenes.py RUN BASELINE")
+    main(sys.argv[1], sys.argv[2])
