@@ -31,9 +31,19 @@ def places(tmp_path) -> dict[str, str]:
         for i in range(6):
             noisy = np.clip(np.array(colour) + rng.normal(0, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(folder / name / f"{i}.png")
+    pairs = tmp_path / "pairs"
+    for name in ("images", "masks"):
+        (pairs / name).mkdir(parents=True)
+    for i in range(8):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[10:30, i : i + 20] = 1
+        colours = np.where(mask[..., None] > 0, (230, 200, 40), (20, 40, 90)).astype(np.uint8)
+        Image.fromarray(colours).save(pairs / "images" / f"{i}.png")
+        Image.fromarray(mask).save(pairs / "masks" / f"{i}.png")
     checkpoint = tmp_path / "vit.safetensors"
     tp.save(tp.create("vit-ti16", depth=1, num_classes=3), checkpoint)
-    at = {name: str(tmp_path / name.lower()) for name in ("RUN", "EXPLAINED", "EXPORTED")}
+    at = {name: str(tmp_path / name.lower()) for name in ("RUN", "EXPLAINED", "EXPORTED", "PARSER", "PARSED")}
+    at["PAIRS"] = str(pairs)
     return at | {"DIR": str(folder), "IMAGE": str(folder / "red" / "0.png"), "CHECKPOINT": str(checkpoint)}
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
 import triptych as tp
 from triptych.data.scenes import scenes
@@ -25,7 +24,7 @@ from triptych.plots.explanation import explanation_figures
 from triptych.plots.parse import Entry, parse_figure
 from triptych.plots.partition import cyclic_shift, hierarchy, position_bias
 
-LIGHT = 190_000  # bytes; a heavier picture gives up pixels
+LIGHT = 190_000  # bytes; a heavier picture is drawn with fewer dots
 SCENE = 7
 
 
@@ -66,37 +65,33 @@ def main() -> None:
     found = tp.explain(net, scene.image, size=scene.image.shape[:2], point=point)
     parsed = SegmentationPipeline(net, device="cpu", dtype="fp32")(scene.image)
     config = swin.config
-    figures = {
-        "hierarchy": hierarchy(scene.image, config.strides, config.widths, config.window),
-        "shift": shifted((8, 8), 4, "Shifted windows"),
-        "pad": shifted((7, 5), 4, "Pad, roll, mask"),
-        "parse": parse_figure(
-            parsed.image,
-            np.asarray(parsed.overlay()),
-            [
-                Entry(area.name, tuple(parsed.colours[area.index].tolist()), area.share)
-                for area in parsed.areas
-            ],
-            "Parse",
-        ),
-    }
-    if config.version == 1:
-        figures["bias"] = bias(swin)
     best = found.classification[0]
     words = f"the pixel at the point is {best.name}, says the network, with a probability of {best.probability:.0%}"
-    explained = explanation_figures(found.arrays(), words, found.readout)
-    figures |= {name: explained[name] for name in ("point", "rollout", "pyramid")}
+    entries = [
+        Entry(area.name, tuple(parsed.colours[area.index].tolist()), area.share) for area in parsed.areas
+    ]
+
+    def figures() -> dict[str, Figure]:
+        explained = explanation_figures(found.arrays(), words, found.readout)
+        return {
+            "hierarchy": hierarchy(scene.image, config.strides, config.widths, config.window),
+            "shift": shifted((8, 8), 4, "Shifted windows"),
+            "pad": shifted((7, 5), 4, "Pad, roll, mask"),
+            "parse": parse_figure(parsed.image, np.asarray(parsed.overlay()), entries, "Parse"),
+            **({"bias": bias(swin)} if config.version == 1 else {}),
+            **{name: explained[name] for name in ("point", "rollout", "pyramid")},
+        }
+
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        path = args.out / f"swin_{name}.png"
-        style.save(figure, path)
-        while path.stat().st_size > LIGHT:
-            with Image.open(path) as whole:
-                smaller = whole.convert("RGB").resize(
-                    (round(0.9 * whole.width), round(0.9 * whole.height)), Image.Resampling.LANCZOS
-                )
-            smaller.save(path, optimize=True)
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    heavy = set(figures())
+    for dots in (160, 128, 112, 96):
+        style.DPI = dots
+        for name, figure in figures().items():
+            path = args.out / f"swin_{name}.png"
+            if name in heavy:
+                style.save(figure, path)
+                print(f"{path}: {path.stat().st_size / 1000:.0f} kB at {dots} dots an inch")
+        heavy = {name for name in heavy if (args.out / f"swin_{name}.png").stat().st_size > LIGHT}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make the shipped Swin out of a training run, measure it beside a plain U-Net, write its card and the README's table.
+"""Make the shipped Swin of a training run, measure it beside a plain U-Net, write its card and the README's table.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
