@@ -48,9 +48,11 @@ def places(
     height: int, width: int, rows: int, columns: int, window: Window, shift: tuple[int, int]
 ) -> Int[Tensor, "h w"]:
     """Where each cell of a map goes: its place in the list of all windows' cells, after padding and roll."""
-    (h, w), y, x = window, torch.arange(height)[:, None], torch.arange(width)[None, :]
-    y, x = (y - shift[0]) % (rows * h), (x - shift[1]) % (columns * w)
-    return ((y // h * columns + x // w) * h + y % h) * w + x % w
+    (h, w), y, x = window, torch.arange(height) - shift[0], torch.arange(width) - shift[1]
+    # A remainder would do, but ONNX knows none by a side that was left open.
+    y, x = torch.where(y < 0, y + rows * h, y), torch.where(x < 0, x + columns * w, x)
+    # ((y // h * columns + x // w) * h + y % h) * w + x % w, an axis at a time
+    return (y // h * (columns * h * w) + y % h * w)[:, None] + (x // w * (h * w) + x % w)[None, :]
 
 
 def sources(
@@ -61,8 +63,8 @@ def sources(
     n, (h, w) = torch.arange(rows * columns + extra), window
     m = torch.arange(h * w)
     y = (n // columns * h)[:, None] + (m // w)[None, :] + shift[0]
-    x = (n % columns * w)[:, None] + (m % w)[None, :] + shift[1]
-    y, x = y % (rows * h), x % (columns * w)
+    x = ((n - n // columns * columns) * w)[:, None] + (m % w)[None, :] + shift[1]
+    y, x = torch.where(y < rows * h, y, y - rows * h), torch.where(x < columns * w, x, x - columns * w)
     return torch.where((y < height) & (x < width), y * width + x, height * width)
 
 
@@ -80,12 +82,13 @@ def shift_mask(
     """
     (h, w), m = window, torch.arange(window[0] * window[1], device=device)
     # Only the last window of an axis holds two regions: its own cells, and those that came round from the other end.
-    below, right = (m // w >= h - shift[0]).int(), (m % w >= w - shift[1]).int()
+    below, right = (m // w >= h - shift[0]).long(), (m % w >= w - shift[1]).long()
     region = torch.stack([torch.zeros_like(m), right, 2 * below, 2 * below + right])     # 4 m
     apart = region[:, None, :, None] != region[:, None, None, :]
     kinds = torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, -math.inf)
     n = torch.arange(rows * columns + extra, device=device)
-    return kinds[2 * (n // columns == rows - 1).int() + (n % columns == columns - 1).int()]
+    last_row, last_column = n // columns == rows - 1, n - n // columns * columns == columns - 1
+    return kinds[2 * last_row.long() + last_column.long()]                               # n 1 m m
 
 
 _KEPT = 2**21  # numbers of a mask: those of larger maps are made anew, in little of the time that such maps take
