@@ -1,0 +1,296 @@
+"""`triptych generate`"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from triptych.cli.explain import height_width
+from triptych.cli.output import print_json
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from triptych.pipelines.painting import Painter
+    from triptych.pipelines.rendering import Preview
+    from triptych.pipelines.settings import Settings
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FRAMES = 8  # of a strip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Paint pictures with a latent diffusion model.
+
+    With --init a picture is painted over, with --mask only where the mask is white; a model made to upscale enlarges
+    the --init. Files hold all that made them: --from FILE makes the same pixels again, and flags beside it change
+    what they name. Ctrl-C stops at the next step and writes what is there.
+    """
+
+    prompt: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")] = None
+    """What to paint; (word:1.3) weighs. Not for models that take a class or nothing."""
+    model: str = ""
+    """A latent diffusion model's file, folder, hub id or name, or a RUN folder."""
+    negative: str | None = None
+    """What to keep away from."""
+    seed: int | None = None
+    """Of the first picture; each further one has one more. 0 if left out."""
+    steps: int | None = None
+    """Of the sampler; 30 if left out."""
+    guidance: float | None = None
+    """How closely to follow the prompt: 1 is the prompt alone; 7.5 if left out, 1.5 for classes."""
+    count: int = 1
+    """How many pictures."""
+    size: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
+    """Width and height in pixels, multiples of 8 for most models; the model's own if left out."""
+    sampler: str | None = None
+    """ddpm, ddim, plms, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde, unipc or lcm; dpm++2m if left out."""
+    spacing: str | None = None
+    """Which levels of noise it visits, such as karras; the sampler's usual if left out."""
+    rescale: float | None = None
+    """How much of the contrast that guidance adds to take back, 0 to 1."""
+    class_: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME-or-NUMBER")] = None
+    """The class to paint, of a model that takes one."""
+    init: Annotated[Path | None, tyro.conf.arg(metavar="IMAGE")] = None
+    """A picture to start from."""
+    strength: float | None = None
+    """How much of it to make new, 0 to 1; 0.6 if left out, 1 with --mask."""
+    mask: Annotated[Path | None, tyro.conf.arg(metavar="IMAGE")] = None
+    """White where to paint, as large as --init; the rest of it stays as it is."""
+    depth: Annotated[Path | None, tyro.conf.arg(metavar="IMAGE")] = None
+    """A grey depth map, near is bright, of a model that takes one."""
+    noise_level: int | None = None
+    """Of a model made to upscale: how much noise the small picture gets; 20 if left out."""
+    tiling: Literal["none", "x", "y", "xy"] | None = None
+    """Join left to right (x), top to bottom (y), or both."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PNG")] = None
+    """A picture of this program or of AUTOMATIC1111's web UI, to make again."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE-or-DIR")] = Path("generated")
+    """A .png, .jpg or .webp file, or a folder, in which files are numbered on."""
+    strip: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    """Also draw what the network saw in the first picture, step after step."""
+    preview: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    """A file to look at meanwhile, written anew after a step, at most once a second."""
+    batch_size: int = 1
+    """Pictures in one pass of the network; above 1 a pixel may differ by 1 of 255."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision; auto takes bf16 where the hardware multiplies it natively, and with --from that of the file."""
+    json: bool = False
+    """Print all that made the pictures, and their files, as JSON."""
+
+    def run(self) -> int:
+        settings = self._settings()
+        self._check(settings)
+        from triptych.pipelines.diffuse import DiffusionPipeline, seeded
+
+        dtype = (settings.dtype or None) if self.dtype == "auto" else self.dtype
+        pipe = DiffusionPipeline(self._model(settings), None, dtype)
+        settings = self._task(settings, pipe)
+        watch = Watch(self.strip, self.preview, settings.steps)
+        started = time.perf_counter()
+        with stopping() as stopped:
+            images = pipe.make(
+                seeded([settings], self.count),
+                image=None if self.init is None else str(self.init),
+                mask=None if self.mask is None else str(self.mask),
+                depth=None if self.depth is None else str(self.depth),
+                batch_size=self.batch_size,
+                preview=watch if self.strip or self.preview else None,
+                cancel=stopped,
+            )
+        seconds = time.perf_counter() - started
+        files = pipe.save(images, self.out)
+        if self.strip is not None:
+            watch.draw(images[0])
+        if self.json:
+            print_json([{"file": str(f), **one.info} for f, one in zip(files, images, strict=True)], indent=1)
+        else:
+            for file, one in zip(files, images, strict=True):
+                print(f"{file}: {one.width}x{one.height}, seed {one.info['seed']}")
+            print(f"{seconds:.1f} s", file=sys.stderr)
+        if stopped():
+            at = images[-1].info["stopped_at"]
+            print(f"stopped{f' at step {at}' if at else ''}, {len(images)} of {self.count}", file=sys.stderr)
+        return 130 if stopped() else 0
+
+    def _settings(self) -> "Settings":
+        """Those of --from, with what the flags say."""
+        from triptych.pipelines.settings import Settings
+
+        settings = Settings()
+        if self.from_ is not None:
+            from triptych.pipelines import infotext
+
+            settings = infotext.read(self.from_)
+        said: dict[str, Any] = {
+            "prompt": self.prompt,
+            "negative": self.negative,
+            "seed": self.seed,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "sampler": self.sampler,
+            "spacing": self.spacing,
+            "rescale": self.rescale,
+            "strength": self.strength,
+            "noise_level": self.noise_level,
+            "size": height_width(self.size) if self.size else None,
+            "tiling": None if self.tiling is None else self.tiling.replace("none", ""),
+        }
+        said = {name: value for name, value in said.items() if value is not None}
+        if self.sampler is not None and self.spacing is None:
+            said["spacing"] = None  # the usual one of this sampler, not that of the file's
+        if self.init is not None:
+            said["task"] = "inpaint" if self.mask is not None else "image_to_image"
+            made_so = settings.task == said["task"]
+            if self.strength is None and not made_so:
+                said["strength"] = 1.0 if self.mask is not None else 0.6
+        return replace(settings, stopped_at=None, **said)
+
+    def _check(self, settings: "Settings") -> None:
+        """What can be wrong without the model: nobody should wait for that to load first."""
+        if self.mask is not None and self.init is None and "image" not in settings.inputs:
+            raise UserError("--mask says where to paint on a picture; name that with --init IMAGE")
+        if self.strength is not None and self.init is None and self.from_ is None:
+            raise UserError("--strength is of a picture to start from; name that with --init IMAGE")
+        if self.class_ is not None and self.prompt is not None:
+            raise UserError("a prompt and --class are both given; a model takes one or the other")
+        if self.count < 1 or self.batch_size < 1:
+            raise UserError(f"count {self.count} and batch_size {self.batch_size} must be at least 1")
+        if self.out.suffix and not self.out.is_dir() and self.out.suffix.lower() not in SUFFIXES:
+            raise UserError(
+                f"--out {self.out}: pictures are written as {', '.join(SUFFIXES)}, or into a folder"
+            )
+        for place in (self.out, self.strip, self.preview):
+            if place is not None:
+                writable(place)
+        if self.init is not None:
+            from triptych.pipelines.canvas import canvas
+
+            canvas(str(self.init), 1, mask=None if self.mask is None else str(self.mask))
+
+    def _model(self, settings: "Settings") -> str:
+        if self.model:
+            return self.model
+        if settings.model and Path(settings.model).exists():
+            return settings.model
+        if settings.model:
+            raise UserError(
+                f"the model that made it, {settings.model}, is not there; name one with --model FILE"
+            )
+        raise UserError(
+            "no model was named, and none that paints is shipped; give --model FILE (a Stable Diffusion or latent "
+            "diffusion checkpoint), a folder or a hub id"
+        )
+
+    def _task(self, settings: "Settings", pipe: "Painter") -> "Settings":
+        """The task that flags and model come to."""
+        from triptych.pipelines.diffuse import DiffusionPipeline
+        from triptych.pipelines.jobs import reads
+
+        kind = reads(pipe.config)
+        if pipe.config.beside == "image":
+            settings = replace(settings, task="upscale")
+        if self.class_ is not None:
+            assert isinstance(pipe, DiffusionPipeline)
+            if kind != "classes":
+                raise UserError(f"{pipe.source} takes no class; leave --class out")
+            return pipe.of_class(replace(settings, task="class_conditional"), self.class_)
+        asked = self.prompt is not None or self.init is not None or self.from_ is not None
+        if asked or settings.task == "upscale":
+            return settings
+        if kind == "prompts":
+            raise UserError(f"{pipe.source} reads prompts, and none was given: triptych generate PROMPT")
+        if kind == "classes":
+            raise UserError(f"{pipe.source} takes a class, and none was named: --class NAME-or-NUMBER")
+        return replace(settings, task="unconditional")
+
+
+class Watch:
+    """Looks at the first picture between steps: for a file to look at meanwhile, and for a strip at the end."""
+
+    def __init__(self, strip: Path | None, preview: Path | None, steps: int):
+        self.strip, self.preview = strip, preview
+        self.seed: int | None = None
+        self.frames: list[Any] = []
+        self.labels: list[str] = []
+        self.written = 0.0
+
+    def __call__(self, now: "Preview") -> None:
+        import numpy as np
+
+        if self.seed is None:
+            self.seed = now.seeds[0]
+        kept = {round(1 + i * (now.steps - 1) / (FRAMES - 1)) for i in range(FRAMES - 1)}
+        if self.strip is not None and now.seeds[0] == self.seed and now.step in kept:
+            self.frames.append(np.asarray(now.images(None)[0].convert("RGB")))
+            alpha, sigma = now.level
+            self.labels.append(f"step {now.step}, noise {sigma / alpha if alpha else float('inf'):.3g}")
+        if self.preview is not None and time.monotonic() - self.written > 1:
+            from triptych.pipelines.infotext import encoded
+            from triptych.writing import write_atomically
+
+            content = encoded(now.images()[0])
+            write_atomically(self.preview, lambda file: file.write(content))
+            self.written = time.monotonic()
+
+    def draw(self, finished: Any) -> None:
+        import numpy as np
+
+        from triptych.plots import style
+        from triptych.plots.strip import denoising_strip
+
+        last = (
+            np.asarray(finished.convert("RGB").resize(self.frames[0].shape[1::-1])) if self.frames else None
+        )
+        last = np.asarray(finished.convert("RGB")) if last is None else last
+        said = finished.info["prompt"] or finished.info["class_name"] or ""
+        page = denoising_strip(
+            [*self.frames, last],
+            [*self.labels, "the picture"],
+            "What the network sees in the noise",
+            f"{said}, seed {finished.info['seed']}, {finished.info['sampler']}".removeprefix(", "),
+        )
+        assert self.strip is not None
+        style.save(page, self.strip)
+        print(self.strip, file=sys.stderr)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; pressed again, it interrupts as ever."""
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+        print("stopping at this step; once more to leave at once", file=sys.stderr)
+
+    try:
+        before = signal.signal(signal.SIGINT, press)
+    except ValueError:  # not the main thread: then it is not ours to hear
+        yield lambda: False
+        return
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def writable(place: Path) -> None:
+    """Raises a `UserError` now rather than after minutes if nothing can be written there."""
+    there = place if place.is_dir() else place.parent
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(
+            f"cannot write {place}: {there} is no folder that can be written to; choose another place"
+        )
