@@ -17,6 +17,7 @@ _PUBLIC = {
     "export": "triptych.weights",
     "ClassificationPipeline": "triptych.pipelines.classify",
     "SegmentationPipeline": "triptych.pipelines.segment",
+    "DiffusionPipeline": "triptych.pipelines.diffuse",
     "explain": "triptych.pipelines.explain",
     "capture": "triptych.layers.capture",
     "UserError": "triptych.errors",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from triptych.models.registry import create as create
     from triptych.models.registry import list_models as list_models
     from triptych.pipelines.classify import ClassificationPipeline as ClassificationPipeline
+    from triptych.pipelines.diffuse import DiffusionPipeline as DiffusionPipeline
     from triptych.pipelines.explain import explain as explain
     from triptych.pipelines.segment import SegmentationPipeline as SegmentationPipeline
     from triptych.weights import export as export

@@ -17,6 +17,9 @@ FLAGS = {
     "evaluate": "MODEL-or-RUN --data --split --batch-size --workers --dtype --on-bad-image --image-column"
     " --label-column --out --json",
     "explain": "IMAGE --model --out --size --json",
+    "generate": "[PROMPT] --model --negative --seed --steps --guidance --count --size --sampler --spacing --rescale"
+    " --class --init --strength --mask --depth --noise-level --tiling --from --out --strip --preview --batch-size"
+    " --dtype --json",
     "info": "FILE --json",
     "list": "[PATTERN] --json",
     "plot": "RUN --out",

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "info": ("info", "Info", "what a checkpoint file, folder or hub id is"),
     "classify": ("classify", "Classify", "name what is in pictures"),
     "explain": ("explain", "Explain", "heads, rollout, distances, positions and filters for a picture"),
+    "generate": ("generate", "Generate", "paint pictures from a prompt, a class or a picture"),
     "evaluate": ("evaluate", "Evaluate", "top-1, top-5, every class, and a confusion picture"),
     "train": ("train", "train", "train or fine-tune on your pictures; the same command resumes"),
     "plot": ("plot", "Plot", "the curves of a training run"),
