@@ -345,12 +345,17 @@ def test_files(pipe, tmp_path):
     assert json.loads((tmp_path / "b.json").read_text()) == said
 
 
-def test_overlay_leaves_the_background_clear():
+def test_overlay_colours_all_but_the_background():
     labels = np.zeros((20, 20), np.uint8)
     labels[5:15, 5:15] = 1
     found = Segmentation(labels=labels, classes=NAMES, colours=colours_of(NAMES), image=picture(20, 20))
     shown = np.asarray(found.overlay())
-    assert (shown[labels == 0] == found.image[labels == 0]).all()
+    assert (np.ptp(shown[labels == 0], axis=1) == 0).all()  # grey
+    assert (np.ptp(shown[labels == 1], axis=1) > 0).all()
+    assert (
+        np.asarray(found.overlay(strength=0.0))
+        == np.asarray(Image.fromarray(found.image).convert("L"))[..., None]
+    ).sum() > 1000
     assert (np.asarray(found.overlay(strength=1.0))[7:13, 7:13] == found.colours[1]).all()
     assert found.areas[1].box == (5, 5, 15, 15)
     with pytest.raises(tp.UserError, match="strength is 2"):

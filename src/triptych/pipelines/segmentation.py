@@ -81,8 +81,8 @@ class Segmentation:
             raise UserError(f"no class is called {name!r}; there are {known}")
         return self.labels == index
 
-    def overlay(self, strength: float = 0.55) -> Image.Image:
-        """The picture with each class in its colour over it and a line around it; "background" stays clear.
+    def overlay(self, strength: float = 0.6) -> Image.Image:
+        """The picture in grey with each class in its colour over it and a line around it; "background" is only paler.
 
         Args:
             strength: how much of the colour, from 0 to 1.
@@ -92,15 +92,15 @@ class Segmentation:
         """
         if not 0 <= strength <= 1:
             raise UserError(f"strength is {strength}, which must be from 0 to 1")
-        picture = Image.fromarray(self.image)
-        grey = Image.blend(picture, picture.convert("L").convert("RGB"), 0.4)
+        grey = Image.fromarray(self.image).convert("L").convert("RGB")
         tint = Image.fromarray(self.colours[self.labels])
         thing = np.array([not is_ground(name) for name in self.classes])[self.labels]
         shown = np.array(Image.blend(grey, tint, strength))
         if not thing.all():
-            shown[~thing] = self.image[~thing]
+            faded = Image.blend(grey, Image.new("RGB", grey.size, "white"), 0.6 * strength)
+            shown[~thing] = np.asarray(faded)[~thing]
         rim = _rim(self.labels, max(1, round(max(self.labels.shape) / 700))) & thing
-        shown[rim] = (0.25 * 255 + 0.75 * self.colours[self.labels[rim]]).astype(np.uint8)
+        shown[rim] = self.colours[self.labels[rim]]
         return Image.fromarray(shown)
 
     def label_image(self) -> Image.Image:
