@@ -57,5 +57,5 @@ class ConvNet(Network):
             maps.append(x)
         return maps
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows columns"]:
         return self.features(images)[-1]
