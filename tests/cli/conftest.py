@@ -1,4 +1,4 @@
-"""A tiny classifier on disk and a few pictures, for the verbs to work on."""
+"""A tiny classifier and a tiny segmenter on disk and a few pictures, for the verbs to work on."""
 
 import io
 from dataclasses import replace
@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 import triptych as tp
-from triptych.card import Preprocess
+from triptych.card import Card, Preprocess
+from triptych.heads.config import HeadConfig, SegmenterConfig
+from triptych.heads.segmenter import Segmenter
 
 NAMES = ("cat", "dog", "fox", "owl")
 
@@ -26,6 +28,41 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     tp.save(net, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def parser(tmp_path_factory):
+    """A segmenter with the classes of `scenes`, on a Swin, of 32 x 32 pixels."""
+    from triptych.data.scenes import scenes
+
+    torch.manual_seed(0)
+    names = scenes("test", 1).mask_classes
+    backbone = tp.create(
+        "swin-t", embed_dim=8, depths=(1, 2), num_heads=(1, 2), window=4, image_size=32, num_classes=0
+    )
+    backbone.prepare_maps()
+    head = HeadConfig(kind="fpn", width=8, num_classes=len(names))
+    net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone)
+    net.card = Card(preprocess=Preprocess(size=(32, 32), mode="squash", crop=1.0), classes=names)
+    path = tmp_path_factory.mktemp("parser") / "tiny.safetensors"
+    tp.save(net, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory):
+    """images and masks of four scenes, 48 x 40 pixels, with the classes' names."""
+    from triptych.data.scenes import scenes
+
+    folder = tmp_path_factory.mktemp("masked")
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+    source = scenes("test", 4, (40, 48))
+    for i, scene in enumerate(source):
+        Image.fromarray(np.asarray(scene.image)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(scene.mask).save(folder / "masks" / f"{i}.png")
+    (folder / "classes.txt").write_text("\n".join(source.mask_classes))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from triptych import hardware
 from triptych.cli import main
 
 # What is typed, and what the line must name.
-# {m} is a good model, {p} good pictures, {o} odd files, {t} a new folder.
+# {m} is a good classifier, {s} a good segmenter, {p} good pictures, {o} odd files, {t} a new folder.
 MISTAKES = [
     ("clasify x.png", "did you mean classify?"),
     ("xyz", "there are demo, list"),
@@ -31,6 +31,21 @@ MISTAKES = [
     ("classify {p}/0.png --modl {m}", "did you mean --model?"),
     ("classify {p}/0.png --dtype fp8", "'fp8'"),
     ("classify {p}/0.png --batch-size 0 --model {m}", "batch_size 0"),
+    ("classify {p}/0.png --model {s}", "is a segmenter, which names pixels; use SegmentationPipeline"),
+    ("segment", "no image was named"),
+    ("segment {p}/0.png --model {m} --out {t}/s", "is a classifier (ViT)"),
+    ("segment {p}/0.png --model {t}/none.safetensors", "none.safetensors"),
+    ("segment {t}/nowhere.png --model {s} --out {t}/s", "nowhere.png does not exist"),
+    ("segment {o}/cut.jpg --model {s} --out {t}/s", "cut.jpg is damaged"),
+    ("segment {o}/folder --model {s} --out {t}/s", "folder has no images"),
+    ("segment {o}/cut.jpg {o}/empty.png --on-bad-image skip --model {s} --out {t}/s", "none of the 2 images"),
+    ("segment {p}/0.png --model {s} --out {t}/s --window 64", "window is '64', which must be WIDTHxHEIGHT"),
+    ("segment {p}/0.png --model {s} --out {t}/s --window 2x2", "must hold a patch"),
+    ("segment {p}/0.png --model {s} --out {t}/s --window 16x16 --overlap 1", "overlap is 1.0"),
+    ("segment {p}/0.png --model {s} --out {t}/s --scales 0 1", "scales is (0.0, 1.0)"),
+    ("segment {p}/0.png --model {s} --out {t}/s --scales big", "--scales"),
+    ("segment {p}/0.png --model {s} --out {t}/s --size 0", "size is 0"),
+    ("segment {p}/0.png --model {s} --out {m}/below", "cannot write"),
     ("explain", "needs IMAGE"),
     ("explain {o}/text.png --model {m} --out {t}/e", "text.png is damaged, or not an image"),
     ("explain {p}/0.png --model {m} --size 64", "WIDTHxHEIGHT"),
@@ -40,6 +55,7 @@ MISTAKES = [
     ("evaluate {m} --data {o}/folder", "folder"),
     ("evaluate {m} --data {t}/nowhere", "nowhere"),
     ("evaluate {m} --data emoji", "does not know"),
+    ("evaluate {s} --data emoji", "has no masks, and evaluation needs them; name --mask-column"),
     ("evaluate", "needs MODEL-or-RUN"),
     ("list nothing-like-it", "no model matches 'nothing-like-it'"),
     ("info", "needs FILE"),
@@ -52,16 +68,17 @@ MISTAKES = [
     ("plot {t}", "log.jsonl does not exist"),
     ("plot {o}/text.png", "no rows"),
     ("demo --model {m} --out {t}/x.png", "other things than emoji"),
+    ("demo --parser {m} --out {t}/x.png", "is a classifier (ViT)"),
 ]
 
 
 @pytest.mark.parametrize(("typed", "named"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
-def test_one_line_and_exit_2(typed, named, model, pictures, odd, tmp_path, capsys, monkeypatch):
+def test_one_line_and_exit_2(typed, named, model, parser, pictures, odd, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hardware, "native_bf16", lambda device: None)
     monkeypatch.setattr(hardware, "_SAID", {(torch.float32, "cpu")})  # else one run says it
     (tmp_path / "cut.safetensors").write_bytes(model.read_bytes()[:-1000])
     (tmp_path / "text.pth").write_text("this is text, not a checkpoint")
-    args = [word.format(m=model, p=pictures, o=odd, t=tmp_path) for word in typed.split()]
+    args = [word.format(m=model, s=parser, p=pictures, o=odd, t=tmp_path) for word in typed.split()]
     assert main(args) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     # A skipped image has a line of its own before.

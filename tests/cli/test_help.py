@@ -9,37 +9,56 @@ import pytest
 from triptych.cli import VERBS, main
 
 # Changing a flag is changing what people typed into their scripts: change it here too, and in CHANGELOG.
+LEARNING = """
+    --loading.batch-size --loading.eval-batch-size --loading.workers --loading.load-size --loading.cache
+    --loading.on-bad-image --loading.keep-alpha --loading.eval-fraction --loading.image-column
+    --loading.label-column --loading.caption-column --loading.mask-column
+    --loading.ignore-index --loading.reduce-zero-label
+    --augment.image-size --augment.crop-scale --augment.crop-ratio --augment.flip --augment.degrees
+    --augment.translate --augment.zoom --augment.shear --augment.brightness --augment.contrast
+    --augment.saturation --augment.hue --augment.grayscale --augment.rand-augment
+    --augment.rand-augment-magnitude --augment.erasing --augment.mixup --augment.cutmix
+    --augment.mix-probability --augment.label-smoothing --augment.random-background --augment.background
+    --augment.mean --augment.std
+    --optim.lr --optim.final-lr --optim.warmup --optim.weight-decay --optim.betas --optim.layer-decay
+    --optim.clip
+    --loop.epochs --loop.accumulate --loop.precision --loop.device --loop.compile --loop.ema --loop.seed
+    --loop.log-every --loop.eval-every --loop.save-every --loop.keep --loop.tensorboard
+"""
 FLAGS = {
     "bench": "--out --quick --json",
     "classify": "IMAGE... --model --top --dtype --batch-size --workers --on-bad-image --json",
     "convert": "SRC DST --format --json",
-    "demo": "--out --model --json",
+    "demo": "--out --model --parser --json",
     "evaluate": "MODEL-or-RUN --data --split --batch-size --workers --dtype --on-bad-image --image-column"
-    " --label-column --out --json",
-    "explain": "IMAGE --model --out --size --json",
+    " --label-column --mask-column --out --json",
+    "explain": "IMAGE --model --out --point --size --json",
     "generate": "[PROMPT] --model --negative --seed --steps --guidance --count --size --sampler --spacing --rescale"
     " --class --init --strength --mask --depth --noise-level --tiling --from --out --strip --preview --batch-size"
     " --dtype --json",
     "info": "FILE --json",
     "list": "[PATTERN] --json",
     "plot": "RUN --out",
-    "train vit": """
+    "segment": "IMAGE... --model --out --size --window --overlap --scales --flip --dtype --batch-size --workers"
+    " --on-bad-image --json",
+    "train simmim": f"""
+        --out --dry-run --json
+        --data --model --model-args --init --image-size --mask-patch --mask-ratio --drop-path
+        {LEARNING}
+    """,
+    "train swin": f"""
+        --out --dry-run --json
+        --data --model --model-args --init --image-size --drop-path --frozen-blocks
+        --head.kind --head.num-classes --head.width --head.blocks --head.pool-scales --head.image-width
+        --head.dropout --head.aux-width
+        --loss.cross-entropy --loss.dice --loss.focal --loss.focal-gamma --loss.label-smoothing --loss.aux
+        {LEARNING}
+    """,
+    "train vit": f"""
         --out --dry-run --json
         --data --model --model-args --init --image-size --eval-crop --head --drop-path --train --frozen-blocks
-        --lora-rank --loss
-        --loading.batch-size --loading.eval-batch-size --loading.workers --loading.load-size --loading.cache
-        --loading.on-bad-image --loading.keep-alpha --loading.eval-fraction --loading.image-column
-        --loading.label-column --loading.caption-column
-        --augment.image-size --augment.crop-scale --augment.crop-ratio --augment.flip --augment.degrees
-        --augment.translate --augment.zoom --augment.shear --augment.brightness --augment.contrast
-        --augment.saturation --augment.hue --augment.grayscale --augment.rand-augment
-        --augment.rand-augment-magnitude --augment.erasing --augment.mixup --augment.cutmix
-        --augment.mix-probability --augment.label-smoothing --augment.random-background --augment.background
-        --augment.mean --augment.std
-        --optim.lr --optim.final-lr --optim.warmup --optim.weight-decay --optim.betas --optim.layer-decay
-        --optim.clip
-        --loop.epochs --loop.accumulate --loop.precision --loop.device --loop.compile --loop.ema --loop.seed
-        --loop.log-every --loop.eval-every --loop.save-every --loop.keep --loop.tensorboard
+        --lora-rank --loss --teacher --teacher-share --temperature
+        {LEARNING}
     """,
 }
 HEAVY = (

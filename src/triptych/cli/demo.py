@@ -3,61 +3,166 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from triptych.cli.output import SHIPPED, print_json
+from triptych.cli.output import SHIPPED, SHIPPED_PARSER, print_json
 from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from triptych.network import Network
+    from triptych.plots.sheet import ParsePanel, SeePanel
 
 # Two of most groups, by their names; drawn by a hand that no training picture is by.
 SHOWN = (
     *("fox", "strawberry", "sailboat", "guitar", "basketball"),
     *("cactus", "grinning face", "hamburger", "rocket", "owl"),
 )
+SCENES = (0, 1)  # numbers of test scenes; the first is the one with the point
+LOOK = 8  # blocks whose attention is shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Put shipped drawings of a style never trained on through the shipped network, and draw what it sees in
-    them.
+    """Put shipped drawings of a style never trained on through the shipped networks, and draw what they see in them.
 
-    Writes a sheet with each picture, its five most probable names, and its attention rollout.
+    Writes a sheet. See: each picture, its five most probable names, and its attention rollout. Parse: scenes of such
+    drawings, the class of every pixel, and what one point attends to through its windows.
     """
 
     out: Path = Path("triptych.png")
     """PNG to write."""
     model: str = SHIPPED
     """Another classifier of the same drawings: a file, or a RUN folder."""
+    parser: str = SHIPPED_PARSER
+    """Another segmenter of the same scenes."""
     json: bool = False
-    """Print the names and probabilities as JSON."""
+    """Print the names and probabilities, and the scores of the scenes, as JSON."""
 
     def run(self) -> int:
-        from triptych.data.emoji import emoji
-        from triptych.pipelines.explain import explain
         from triptych.plots import style
-        from triptych.plots.sheet import Seen, SeePanel, demo_sheet
-        from triptych.weights import load
+        from triptych.plots.sheet import demo_sheet
 
-        net, source = load(self.model), emoji("test")
-        if net.card.classes != source.classes:  # pyright: ignore[reportAttributeAccessIssue]
-            raise UserError(f"{self.model} names other things than emoji; use {SHIPPED}, or a run on emoji")
-        first = {source.classes[label]: i for i, label in reversed(list(enumerate(source.labels)))}
-        started, cards = time.perf_counter(), []
-        for name in SHOWN:
-            found = explain(net, source[first[name]].image)
-            guesses = [(guess.name, guess.probability) for guess in found.classification]
-            cards.append(Seen(image=found.image, rollout=found.rollout, guesses=guesses, truth=name))
+        started = time.perf_counter()
+        classifier, parser = seer(self.model), parser_of(self.parser)
+        see, names = seen(classifier)
+        parse, scores = parsed(parser)
         seconds = time.perf_counter() - started
         below = (
-            f"{len(cards)} drawings by a hand the network has never seen, named out of "
-            f"{len(source.classes):,}. Blue is right. Drawings: Twemoji, CC BY 4.0"
+            "Drawings by a hand that the networks have never seen: Twemoji, CC BY 4.0. The right name is blue; "
+            f"there are {names:,}"
         )
-        style.save(demo_sheet([SeePanel(cards=cards)], below=below), self.out)
+        style.save(demo_sheet([see, parse], below=below), self.out)
         if self.json:
-            print_json([{"truth": card.truth, "top": list(card.guesses)} for card in cards])
-        else:
-            right = sum(card.guesses[0][0] == card.truth for card in cards)
-            for card in cards:
-                name, probability = card.guesses[0]
-                mark = "right" if name == card.truth else "wrong"
-                print(f"  {mark}  {card.truth}: {name} {probability:.0%}")
-            print(f"{self.out}: {right} of {len(cards)} right, {seconds:.1f} s")
+            found = [{"truth": card.truth, "top": list(card.guesses)} for card in see.cards]
+            print_json({"see": found, "parse": scores})
+            return 0
+        right = sum(card.guesses[0][0] == card.truth for card in see.cards)
+        for card in see.cards:
+            name, probability = card.guesses[0]
+            mark = "right" if name == card.truth else "wrong"
+            print(f"  {mark}  {card.truth}: {name} {probability:.0%}")
+        for score in scores:
+            print(
+                f"  scene {score['scene']}: mIoU {score['miou']:.2f}, {score['pixel_accuracy']:.0%} of pixels right"
+            )
+        print(f"{self.out}: {right} of {len(see.cards)} right, {seconds:.1f} s")
         return 0
+
+
+def seer(model: str) -> "Network":
+    """The classifier, if it names emoji."""
+    from triptych.data.emoji import emoji
+    from triptych.weights import load
+
+    net = load(model)
+    if net.card.classes != emoji("test").classes:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(f"{model} names other things than emoji; use {SHIPPED}, or a run on emoji")
+    return net
+
+
+def parser_of(model: str) -> Any:
+    """A pipeline of the segmenter, if it parses scenes."""
+    from triptych.data.scenes import scenes
+    from triptych.pipelines.segment import SegmentationPipeline
+
+    pipe = SegmentationPipeline(model, dtype="fp32")
+    if set(pipe.classes) != set(scenes("test", 1).mask_classes):
+        raise UserError(f"{model} parses other things than scenes; use {SHIPPED_PARSER}, or a run on scenes")
+    return pipe
+
+
+def seen(net: "Network") -> tuple["SeePanel", int]:
+    """The first panel, and how many names there are to choose from."""
+    from triptych.data.emoji import emoji
+    from triptych.pipelines.explain import explain
+    from triptych.plots.sheet import Seen, SeePanel
+
+    source, cards = emoji("test"), []
+    first = {source.classes[label]: i for i, label in reversed(list(enumerate(source.labels)))}
+    for name in SHOWN:
+        found = explain(net, source[first[name]].image)
+        guesses = [(guess.name, guess.probability) for guess in found.classification]
+        cards.append(Seen(image=found.image, rollout=found.rollout, guesses=guesses, truth=name))
+    return SeePanel(cards=cards), len(source.classes)
+
+
+def parsed(pipe: Any) -> tuple["ParsePanel", list[dict[str, Any]]]:
+    """The second panel, and the scores of its scenes."""
+    import numpy as np
+    import torch
+
+    from triptych.data.scenes import scenes
+    from triptych.metrics.segmentation import SegmentationMetrics
+    from triptych.plots.sheet import Parsed, ParsePanel
+
+    source = scenes("test")
+    names = source.mask_classes
+    ours = torch.tensor([names.index(name) for name in pipe.classes])
+    together, cards, scores = SegmentationMetrics(len(names)), [], []
+    examples = [source[n] for n in SCENES]
+    for number, example in zip(SCENES, examples, strict=True):
+        found = pipe(np.asarray(example.image))
+        alone, predicted = SegmentationMetrics(len(names)), ours[torch.from_numpy(found.labels).long()][None]
+        for metrics in (alone, together):
+            metrics.update(predicted, torch.from_numpy(example.mask)[None])
+        figures = alone.compute()
+        score = {name: figures[name] for name in ("miou", "pixel_accuracy")}
+        scores.append({"scene": number, **score})
+        words = f"mIoU {score['miou']:.2f}, {score['pixel_accuracy']:.0%} of pixels right"
+        cards.append(Parsed(image=found.image, overlay=np.asarray(found.overlay()), words=words))
+    iou: Any = together.compute()["per_class_iou"]
+    legend = [
+        (
+            name,
+            pipe.colours[list(pipe.classes).index(name)].tolist(),
+            "-" if iou[i] != iou[i] else f"{iou[i]:.2f}",
+        )
+        for i, name in enumerate(names)
+    ]
+    box = max(examples[0].boxes or (), key=lambda box: (box.x1 - box.x0) * (box.y1 - box.y0))
+    at = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+    return ParsePanel(cards=cards, legend=legend, **looked(pipe, examples[0].image, at)), scores
+
+
+def looked(pipe: Any, image: Any, point: tuple[float, float]) -> dict[str, Any]:
+    """What a point attends to in the first blocks of each stage; nothing of a network without windows."""
+    from triptych.models.swin import Swin
+    from triptych.pipelines.explain import explain
+    from triptych.plots.sheet import Looked
+
+    if not isinstance(getattr(pipe.net, "backbone", None), Swin):
+        return {}
+    found = explain(pipe.net, image, point=point)
+    made, block = [], 0
+    for stage, maps in enumerate(found.attention):
+        for i, heads in enumerate(maps):
+            if i < LOOK // len(found.attention):
+                kind = "SW-MSA" if found.shifts[block].any() else "W-MSA"
+                words = f"{kind}, stage {stage + 1}, {heads.shape[1]} × {heads.shape[2]} cells"
+                window, shift = found.windows[block], found.shifts[block]
+                stride = int(found.strides[stage])
+                made.append(
+                    Looked(words=words, heat=heads.mean(0), stride=stride, window=window, shift=shift)
+                )
+            block += 1
+    return {"looked": made, "image": found.image, "point": found.point}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from triptych.cli.output import plain, print_json, table, waiting
+from triptych.cli.output import percent, plain, print_json, table, waiting
 
 WORST = 10  # lines in each of the two lists on the screen
 PAIRS = 100  # pairs of confused classes in metrics.json
@@ -17,8 +17,8 @@ PAIRS = 100  # pairs of confused classes in metrics.json
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure a classifier: top-1, top-5, every coarser naming and every class, exact on any number of
-    images.
+    """Measure a classifier: top-1, top-5, every coarser naming and every class; or a segmenter: mIoU, pixel accuracy,
+    every class. Exact on any number of images.
 
     Writes metrics.json and confusion.png into --out, or into the folder of the run.
     """
@@ -41,6 +41,8 @@ class Evaluate:
     """Column that holds the images, where there are several."""
     label_column: str | None = None
     """Column that holds the labels, where there are several."""
+    mask_column: str | None = None
+    """Column that holds the masks, where there are several."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder to write into."""
     json: bool = False
@@ -58,10 +60,16 @@ class Evaluate:
             on_bad_image=self.on_bad_image,
             image_column=self.image_column,
             label_column=self.label_column,
+            mask_column=self.mask_column,
             dtype=None if self.dtype == "auto" else self.dtype,
             progress=lambda batches, total: waiting(batches, total, "evaluating"),
         )
-        figures = summary(found) | {"model": self.model, "data": self.data, "split": self.split}
+        parsing = found["task"] == "segmentation"
+        figures = (parse_summary if parsing else summary)(found) | {
+            "model": self.model,
+            "data": self.data,
+            "split": self.split,
+        }
         a_run = (Path(self.model) / "log.jsonl").is_file()
         out = self.out or (Path(self.model) if a_run else None)
         if out is not None:
@@ -69,7 +77,7 @@ class Evaluate:
         if self.json:
             print_json(figures, indent=1)
         else:
-            show(figures)
+            (show_parse if parsing else show)(figures)
             print(
                 f"{out}: metrics.json, confusion.png"
                 if out
@@ -95,6 +103,29 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         "per_group": {
             grouping: by_group(coarser, found["per_class"], found["per_class_count"])
             for grouping, coarser in found["groupings"].items()
+        },
+        "most_confused": [{"truth": names[t], "prediction": names[p], "count": n} for t, p, n in pairs],
+        "left_out": found["bad"],
+    }
+
+
+def parse_summary(found: dict[str, Any]) -> dict[str, Any]:
+    """The same of a segmenter, which is counted in pixels."""
+    from triptych.metrics.classification import most_confused
+
+    names = found["classes"]
+    each = zip(
+        names,
+        found["per_class_iou"],
+        found["per_class_accuracy"],
+        found["per_class_count"],
+        strict=True,
+    )
+    pairs = most_confused(found["confusion"], PAIRS)
+    return {
+        **{name: found[name] for name in ("task", "count", "miou", "pixel_accuracy", "mean_accuracy")},
+        "per_class": {
+            name: {"iou": iou, "accuracy": accuracy, "count": count} for name, iou, accuracy, count in each
         },
         "most_confused": [{"truth": names[t], "prediction": names[p], "count": n} for t, p, n in pairs],
         "left_out": found["bad"],
@@ -127,7 +158,9 @@ def write(figures: dict[str, Any], found: dict[str, Any], out: Path) -> None:
     if found["confusion"] is not None:
         # The coarsest naming orders many classes best.
         coarser = min(found["groupings"].values(), key=lambda names: len(set(names)), default=None)
-        style.save(confusion(found["confusion"], found["classes"], coarser), out / "confusion.png")
+        counted = "pixels" if found["task"] == "segmentation" else "images"
+        figure = confusion(found["confusion"], found["classes"], coarser, counted=counted)
+        style.save(figure, out / "confusion.png")
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -149,6 +182,41 @@ def show(figures: dict[str, Any]) -> None:
     if pairs:
         sides = {"truth": "left", "taken for": "left", "times": "right"}
         table("confused most", sides, ((p["truth"], p["prediction"], str(p["count"])) for p in pairs))
+    for name, why in figures["left_out"].items():
+        print(f"left out: {name}: {why}", file=sys.stderr)
+
+
+def show_parse(figures: dict[str, Any]) -> None:
+    """The figures, the classes from the worst, and the pairs confused most."""
+    words = {
+        "miou": "mIoU",
+        "pixel_accuracy": "pixel accuracy",
+        "mean_accuracy": "mean of classes' accuracies",
+    }
+    rows = [(word, f"{figures[name]:.2%}") for name, word in words.items()]
+    table("", {"figure": "left", "": "right"}, [*rows, ("pixels", f"{figures['count']:,}")])
+    seen = {name: each for name, each in figures["per_class"].items() if each["iou"] == each["iou"]}
+    order = sorted(seen, key=lambda name: seen[name]["iou"])
+    few = len(seen) <= 2 * WORST
+    columns = {"class": "left", "IoU": "right", "accuracy": "right", "share of pixels": "right"}
+    table(
+        "" if few else f"the {WORST} worst of {len(seen)} classes",
+        columns,
+        (
+            (
+                name,
+                f"{each['iou']:.1%}",
+                f"{each['accuracy']:.1%}" if each["count"] else "-",
+                percent(each["count"] / figures["count"]),
+            )
+            for name, each in ((name, seen[name]) for name in (seen if few else order[:WORST]))
+        ),
+    )
+    pairs = figures["most_confused"][:WORST]
+    if pairs:
+        sides = {"truth": "left", "taken for": "left", "of all pixels": "right"}
+        shares = ((p["truth"], p["prediction"], f"{p['count'] / figures['count']:.2%}") for p in pairs)
+        table("confused most", sides, shares)
     for name, why in figures["left_out"].items():
         print(f"left out: {name}: {why}", file=sys.stderr)
 

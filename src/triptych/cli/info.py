@@ -45,12 +45,16 @@ def described(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if found["format"] is None:
         yield "format", f"unknown; looks like {found['looks_like']}"
         return
-    config, source = found["config"], found["facts"]
+    from triptych.cli.networks import describe
+    from triptych.weights.families import from_json
+
+    config, source = from_json(found["family"], found["config"]), found["facts"]
+    known = describe(config)
     yield "format", found["format"]
-    yield "network", network(found["family"], config)
+    yield "network", f"{known.family}: {known.form}"
     yield "parameters", f"{found['parameters']:,}"
-    if macs := multiply_accumulates(found["family"], config):
-        yield "MACs", f"{count(macs)} an image of {'x'.join(map(str, config['image_size']))}"
+    if macs := multiply_accumulates(config, known.macs):
+        yield "MACs", f"{count(macs)} an image of {known.size}"
     yield "fits", "yes, every tensor" if found["fits"] is None else found["fits"]
     yield "", ""
     p = found["preprocess"]
@@ -74,25 +78,20 @@ def described(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{fact} from", origin
 
 
-def network(family: str, c: dict[str, Any]) -> str:
-    """A config in a line; what is not plain is said."""
-    stride = f"patches of {c['patch_size']}" + (f" after a {c['stem']} stem" if c["stem"] != "patch" else "")
-    words = [f"{stride}, width {c['embed_dim']}, {c['depth']} blocks, {c['num_heads']} heads"]
-    words += [f"{c['registers']} registers"] if c["registers"] else []
-    words += ["distilled"] if c["distill_token"] else []
-    words += [f"{c['position']} positions"] if c["position"] != "learned" else []
-    words += [f"{c['pool']} pooling"] if c["pool"] != "token" else []
-    words += [f"{c['mlp']} MLP"] if c["mlp"] != "gelu" else []
-    words += [f"{c['head']} head"] if c["num_classes"] and c["head"] != "linear" else []
-    words += ["no head"] if not c["num_classes"] else []
-    return f"{family}: {', '.join(words)}"
+def multiply_accumulates(config: Any, closed: int | None) -> int | None:
+    """In closed form, or of a segmenter counted on tensors without numbers."""
+    from triptych.heads.config import SegmenterConfig
 
+    if closed is not None or not isinstance(config, SegmenterConfig):
+        return closed
+    import torch
 
-def multiply_accumulates(family: str, config: dict[str, Any]) -> int | None:
-    from triptych.config import from_json
-    from triptych.models.vit_config import ViTConfig, macs
+    from triptych.metrics.cost import count_macs
+    from triptych.weights.families import build
 
-    return macs(from_json(ViTConfig, config)) if family == "vit" else None
+    with torch.device("meta"):
+        net = build(config)
+    return count_macs(net, (1, config.in_channels, *config.image_size))
 
 
 def _numbers(values: list[float]) -> str:

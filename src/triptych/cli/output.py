@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-SHIPPED = "vit-emoji"  # what every verb uses without --model
+SHIPPED = "vit-emoji"  # what verbs that see use without --model
+SHIPPED_PARSER = "swin-scenes"  # what verbs that parse use
 
 
 def print_json(value: Any, indent: int | None = None) -> None:
@@ -46,10 +47,15 @@ def waiting(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
 
 def count(number: float) -> str:
     """86567656 -> "86.6 M": three digits and a decimal prefix."""
-    for limit, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for limit, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= limit:
             return f"{number / limit:.{max(0, 2 - int(math.log10(number / limit)))}f}{prefix}"
     return f"{number:.0f}"
+
+
+def percent(share: float) -> str:
+    """0.341 -> "34.1%"; what would look like nothing, and is not, is "<0.1%"."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
 def shortened(name: str, most: int = 32) -> str:

@@ -48,6 +48,18 @@ def parse(cls: type[T], args: Sequence[str], prog: str, default: Any = None, des
         raise UserError(one_line(said.getvalue(), prog)) from None
 
 
+def width_height(words: str, what: str) -> tuple[int, int]:
+    """Height and width from "320x224", as a person writes a width and a height; `what` is the flag's name.
+
+    Raises:
+        UserError: not two numbers of pixels up to 8192.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", words)
+    if not match or not 1 <= min(int(match[1]), int(match[2])) <= max(int(match[1]), int(match[2])) <= 8192:
+        raise UserError(f"{what} is {words!r}, which must be WIDTHxHEIGHT in pixels, for example 224x224")
+    return int(match[2]), int(match[1])
+
+
 def one_line(box: str, prog: str) -> str:
     """tyro's message without its frame: the problem, the options it thinks were meant, where help is.
 

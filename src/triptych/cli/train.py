@@ -1,5 +1,6 @@
 """`triptych train`"""
 
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
@@ -52,7 +53,7 @@ def train(args: Sequence[str]) -> int:
         args[1:],
         f"triptych train {args[0]}",
         default=default,
-        description=make.__doc__ or "",
+        description=inspect.getdoc(make) or "",
     )
     if command.out is None and not command.dry_run:
         raise UserError("no folder for the run was named; add --out RUN, or --dry-run to look first")

@@ -21,12 +21,14 @@ def confusion(
     names: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
     title: str = "Confusion",
+    counted: str = "images",
 ) -> Figure:
     """Rows are the truth, columns the prediction, each row shared out to 1: right in blue, wrong in orange.
 
     Up to 16 classes the shares are written into the cells, up to 80 the names beside them; above that each
     pair is a dot whose area is its share, and `groups` (the coarser name of each class) order the classes and
-    name the axes. Beside it the pairs confused most often and the classes recognised worst.
+    name the axes. Beside it the pairs confused most often and the classes recognised worst. `counted` says what
+    the matrix counts.
     """
     C = len(matrix)
     names = [str(i) for i in range(C)] if names is None else list(names)
@@ -48,7 +50,7 @@ def confusion(
     style.heading(
         made,
         title,
-        f"{matrix.trace() / max(seen.sum(), 1):.1%} of {seen.sum():,} images right, {C:,} classes"
+        f"{matrix.trace() / max(seen.sum(), 1):.1%} of {seen.sum():,} {counted} right, {C:,} classes"
         + ("; in each cell the percentage of its row" if C <= MOST_WITH_NUMBERS else ""),
     )
     ax = style.axes(made, left, top, side, side)

@@ -1,0 +1,134 @@
+"""`triptych segment`"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from triptych.cli.output import SHIPPED_PARSER, percent, print_json, shortened, waiting
+from triptych.cli.parsing import width_height
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from triptych.pipelines.segmentation import Segmentation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Parse pictures: the class of every pixel.
+
+    Writes of each image NAME.overlay.png, NAME.labels.png (a pixel's value is the index of its class), NAME.legend.png
+    and NAME.json with the area, share and box of each class. Pictures below a folder keep their place below --out.
+    """
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
+    """Image files, or folders of them."""
+    model: str = SHIPPED_PARSER
+    """A segmenter's file, folder, hub id or name, or a RUN folder."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("parsed")
+    """Folder to write into."""
+    size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Resize pictures to this shorter side, their aspect kept, instead of as the model's card says."""
+    window: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
+    """Slide a window of this width and height in pixels over each picture, at its own size or at --size."""
+    overlap: float = 0.5
+    """Of neighbouring windows, as a share of the window."""
+    scales: tuple[float, ...] = (1.0,)
+    """Look at each of these relative sizes and average, for example 0.75 1 1.5."""
+    flip: bool = False
+    """Average with the mirrored picture."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision; auto takes bf16 where the hardware multiplies it natively."""
+    batch_size: int = 4
+    """Pictures or windows a forward pass."""
+    workers: int = 2
+    """Threads that read ahead."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """Stop at an image that cannot be read, or leave it out and say so."""
+    json: bool = False
+    """Print one JSON object an image, a line each."""
+
+    def run(self) -> int:
+        from triptych.pipelines.segment import Passes, SegmentationPipeline
+
+        files = destinations(self.images)
+        window = width_height(self.window, "window") if self.window else None
+        passes = Passes(
+            size=self.size, window=window, overlap=self.overlap, scales=self.scales, flip=self.flip
+        )
+        dtype = None if self.dtype == "auto" else self.dtype
+        pipe = SegmentationPipeline(self.model, None, dtype, self.batch_size, self.workers, self.on_bad_image)
+        found = pipe.stream(files, passes)
+        if len(files) > 1 and not (
+            sys.stdout.isatty() and not self.json
+        ):  # else the results are the progress
+            found = waiting(found, len(files), "parsing")
+        for one in found:
+            place = self.out / files[Path(one.source)]
+            written = [str(path) for path in write(one, place)]
+            if self.json:
+                print_json(one.to_json() | {"files": written})
+            else:
+                areas = [f"{shortened(area.name)} {percent(area.share)}" for area in one.areas[:6]]
+                more = [f"{len(one.areas) - 6} more"] if len(one.areas) > 6 else []
+                print(f"{one.source}: {', '.join(areas + more)}", flush=True)
+        if len(pipe.skipped) == len(files):
+            raise UserError(f"none of the {len(files)} images could be read; see the lines above")
+        if pipe.skipped:
+            print(f"{len(pipe.skipped)} of {len(files)} images could not be read", file=sys.stderr)
+        if not self.json:
+            name = files[next(iter(files))].name if len(files) == 1 else "NAME"
+            print(f"{self.out}: {', '.join(f'{name}.{end}' for end in ENDS)}")
+        return 0
+
+
+ENDS = ("overlay.png", "labels.png", "legend.png", "json")
+
+
+def destinations(named: tuple[str, ...]) -> dict[Path, Path]:
+    """Every image file that was named, or lies below a named folder -> its place below --out, without an ending. Two of
+    one name in one place are told apart by their own endings, else by a number.
+    """
+    from triptych.pipelines.pixels import images_below
+
+    if not named:
+        raise UserError(
+            "no image was named; give image files or folders: triptych segment IMAGE... --out DIR"
+        )
+    places: dict[Path, Path] = {}
+    for path in map(Path, named):
+        below = list(images_below(path)) if path.is_dir() else [path]
+        if not below:
+            raise UserError(f"{path} has no images below it; give a folder of images")
+        for file in below:
+            places.setdefault(file, file.relative_to(path) if path.is_dir() else Path(file.name))
+    often = Counter(place.with_suffix("") for place in places.values())
+    made: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for file, place in places.items():
+        wanted = place if often[place.with_suffix("")] > 1 else place.with_suffix("")
+        number, made[file] = 1, wanted
+        while made[file] in taken:
+            number += 1
+            made[file] = wanted.with_name(f"{wanted.name}-{number}")
+        taken.add(made[file])
+    return made
+
+
+def write(one: "Segmentation", place: Path) -> list[Path]:
+    """The files of one picture; `place` is their folder and the beginning of their names."""
+    import numpy as np
+
+    from triptych.plots import style
+    from triptych.plots.parse import Entry, parse_figure
+
+    written = one.save(place.parent, place.name)
+    entries = [
+        Entry(shortened(area.name), one.colours[area.index].tolist(), area.share) for area in one.areas
+    ]
+    legend = place.with_name(f"{place.name}.legend.png")
+    style.save(parse_figure(one.image, np.asarray(one.overlay()), entries, Path(one.source).name), legend)
+    return [*written[:2], legend, *written[2:]]
