@@ -19,7 +19,6 @@ RECIPES = {
     "swin": "triptych.recipes.swin",
     "swin_emoji": "triptych.recipes.swin",
     "swin_scenes": "triptych.recipes.swin",
-    "swin_scenes128": "triptych.recipes.swin",
     "unet_scenes": "triptych.recipes.swin",
     "swin_t_imagenet": "triptych.recipes.swin",
     "upernet_swin_t_ade20k": "triptych.recipes.swin",

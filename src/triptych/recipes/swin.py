@@ -67,58 +67,35 @@ def swin_emoji() -> ClassifyConfig:
 
 
 def swin_scenes() -> SegmentConfig:
-    """A small Swin, trained on single drawings, with a U-Net decoder on scenes of them, at 64 px: the first half of the
-    shipped parser.
+    """The shipped parser: a small Swin, trained on single drawings, with a U-Net decoder on scenes of them, at 96 px.
 
     python tools/make_emoji.py --styles all --out EMOJI
-    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/scenes64
+    triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
+    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/swin_scenes
     """
     return SegmentConfig(
         init="runs/swin_emoji",
         data="scenes",
         model="swin-emoji",
-        image_size=(64, 64),
+        image_size=(96, 96),
         head=HeadConfig(kind="unet", width=96, image_width=8),
         drop_path=0.05,
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
-        loading=DataConfig(batch_size=32, workers=0, load_size=(64, 64)),
+        loading=DataConfig(batch_size=32, workers=0, load_size=(96, 96)),
         augment=SCENES,
         optim=OptimConfig(lr=1e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=3, ema=0.998, eval_every=1, save_every=300),
-    )
-
-
-def swin_scenes128() -> SegmentConfig:
-    """The second half of the shipped parser: the first half's weights fine-tuned at 128 px.
-
-    triptych train swin_scenes128 --data scenes:EMOJI --init runs/scenes64 --out runs/scenes128
-    """
-    return replace(
-        swin_scenes(),
-        model="swin-emoji",
-        init="runs/scenes64",
-        image_size=(128, 128),
-        loading=DataConfig(batch_size=32, workers=0, load_size=(128, 128)),
-        optim=OptimConfig(lr=6e-4, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=0.5, ema=0.995, eval_every=0.25, save_every=300),
+        loop=LoopConfig(epochs=1.8, ema=0.998, eval_every=0.6, save_every=300),
     )
 
 
 def unet_scenes() -> SegmentConfig:
-    """The baseline beside `swin_scenes`: a plain U-Net on the same scenes, for the same time on one core (its step
-    takes 1.55 times as long).
+    """The baseline beside `swin_scenes`: a plain U-Net on the same scenes, from scratch.
 
-    triptych train unet_scenes --data scenes:EMOJI --out runs/unet64
-    triptych train swin_scenes128 --data scenes:EMOJI --init runs/unet64 --loop.epochs 0.325 --out runs/unet128
+    triptych train unet_scenes --data scenes:EMOJI --out runs/unet_scenes
     """
     small = swin_scenes()
     return replace(
-        small,
-        init=None,
-        model="convnet-unet",
-        head=HeadConfig(kind="unet", width=128),
-        drop_path=None,
-        loop=replace(small.loop, epochs=1.95, eval_every=0.65),
+        small, init=None, model="convnet-unet", head=HeadConfig(kind="unet", width=128), drop_path=None
     )
 
 
