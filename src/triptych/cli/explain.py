@@ -1,6 +1,5 @@
 """`triptych explain`"""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from triptych.cli.output import SHIPPED, print_json, shortened
-from triptych.errors import UserError
+from triptych.cli.parsing import height_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +52,3 @@ class Explain:
         else:
             print(f"{self.image}: {words}\n{self.out}: {', '.join(written)}")
         return 0
-
-
-def height_width(words: str) -> tuple[int, int]:
-    """ "320x224" (width x height) -> (224, 320)."""
-    match = re.fullmatch(r"(\d+)x(\d+)", words)
-    if not match or not 1 <= min(int(match[1]), int(match[2])) <= max(int(match[1]), int(match[2])) <= 8192:
-        raise UserError(f"size is {words!r}, which must be WIDTHxHEIGHT in pixels, for example 224x224")
-    return int(match[2]), int(match[1])

@@ -48,7 +48,7 @@ def parse(cls: type[T], args: Sequence[str], prog: str, default: Any = None, des
         raise UserError(one_line(said.getvalue(), prog)) from None
 
 
-def width_height(words: str, what: str) -> tuple[int, int]:
+def height_width(words: str, what: str = "size") -> tuple[int, int]:
     """Height and width from "320x224", as a person writes a width and a height; `what` is the flag's name.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from triptych.cli.output import SHIPPED_PARSER, percent, print_json, shortened, waiting
-from triptych.cli.parsing import width_height
+from triptych.cli.parsing import height_width
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Segment:
         from triptych.pipelines.segment import Passes, SegmentationPipeline
 
         files = destinations(self.images)
-        window = width_height(self.window, "window") if self.window else None
+        window = height_width(self.window, "window") if self.window else None
         passes = Passes(
             size=self.size, window=window, overlap=self.overlap, scales=self.scales, flip=self.flip
         )
