@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from triptych.models import swin_config, vit_config
 from triptych.models.registry import config_for
-from triptych.models.vit_config import macs, parameters
+from triptych.recipes import RECIPES
+from triptych.weights.known import FORMATS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-VIT = (ROOT / "docs" / "vit.md").read_text(encoding="utf-8")
+VIT, SWIN = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("vit", "swin"))
 
 
-def python_blocks(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-
-
-QUOTES = [block for block in python_blocks(VIT) if block.startswith("# src/")]
-EXAMPLES = [block for block in python_blocks(VIT) if not block.startswith("# src/")]
+def python_blocks(text: str, quoted: bool) -> list[str]:
+    """Those that quote the source, or the examples."""
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return [block for block in blocks if block.startswith("# src/") == quoted]
 
 
 def squeezed(line: str) -> str:
@@ -26,7 +26,7 @@ def squeezed(line: str) -> str:
     return " ".join(line.split())
 
 
-@pytest.mark.parametrize("quote", QUOTES)
+@pytest.mark.parametrize("quote", python_blocks(VIT, True) + python_blocks(SWIN, True))
 def test_quoted_lines_are_in_the_source_in_that_order(quote):
     first, *lines = quote.strip().splitlines()
     path = ROOT / first.removeprefix("# ")
@@ -44,15 +44,27 @@ def test_quoted_lines_are_in_the_source_in_that_order(quote):
         at, gap = at + len(skipped) + 1, False
 
 
-def test_examples_run():
+def run_examples(page: str) -> dict:
     names: dict = {}
-    for example in EXAMPLES:
+    for example in python_blocks(page, False):
         exec(example, names)
-    assert names["A"].shape == (1, 3, 197, 197)
+    return names
 
 
-def test_every_equation_is_there():
-    assert sorted(map(int, re.findall(r"\\tag\{(\d)\}", VIT))) == [1, 2, 3, 4, 5, 6, 7, 8]
+def test_examples_run():
+    assert run_examples(VIT)["A"].shape == (1, 3, 197, 197)
+
+
+def test_examples_of_swin_run():
+    names = run_examples(SWIN)
+    assert names["logits"].shape == (1, 7, 90, 130)
+    assert names["light"].shape == (56, 72)
+    assert names["light"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("page", "last"), [(VIT, 8), (SWIN, 4)], ids=["vit", "swin"])
+def test_every_equation_is_there(page, last):
+    assert sorted(map(int, re.findall(r"\\tag\{(\d)\}", page))) == list(range(1, last + 1))
 
 
 def test_the_table_of_sizes():
@@ -61,7 +73,63 @@ def test_the_table_of_sizes():
     for name, depth, dim, heads, count, gmacs in rows:
         config = config_for(name)
         assert (config.depth, config.embed_dim, config.num_heads) == (int(depth), int(dim), int(heads))
-        assert parameters(config) == int(count.replace(",", "")) and f"{macs(config) / 1e9:.3f}" == gmacs  # noqa: PT018
+        assert vit_config.parameters(config) == int(count.replace(",", ""))
+        assert f"{vit_config.macs(config) / 1e9:.3f}" == gmacs
+
+
+def test_the_table_of_sizes_of_swin():
+    cells = (
+        r"`(swin[\w-]+)`",
+        r"(\d+)",
+        r"([\d, ]+)",
+        r"([\d, ]+)",
+        r"(\d+)",
+        r"([\d,]+)",
+        r"([\d.]+)",
+        r"(\d+)",
+    )
+    rows = re.findall(r"\| " + r" \| ".join(cells) + r" \|", SWIN)
+    assert {row[0] for row in rows} == {name for name in swin_config.SIZES if name != "swin-emoji"}
+    for name, dim, depths, heads, window, count, gmacs, size in rows:
+        config = config_for(name)
+        assert (config.embed_dim, config.image_size) == (int(dim), (int(size),) * 2)
+        assert config.depths == tuple(map(int, depths.split(",")))
+        assert config.num_heads == tuple(map(int, heads.split(",")))
+        assert set(config.window) == {(int(window),) * 2}
+        assert swin_config.parameters(config) == int(count.replace(",", ""))
+        assert f"{swin_config.macs(config) / 1e9:.3f}" == gmacs
+
+
+def test_the_table_of_costs():
+    sides = [int(side) for side in re.search(r"\| \|((?: \d+ px \|)+)", SWIN)[1].replace("px |", "").split()]
+    found = re.findall(r"\| `(swin-t|vit-s16)` \|((?: [\d.]+ \|){4})\n", SWIN)
+    assert len(found) == 2
+    for name, cells in found:
+        macs = (swin_config if name == "swin-t" else vit_config).macs
+        costs = [macs(config_for(name, image_size=(side, side))) for side in sides]
+        assert [f"{cost / 1e9:.1f}" for cost in costs] == cells.replace("|", "").split()
+
+
+def test_the_table_of_formats():
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|$", SWIN.split("## Checkpoints")[1], re.MULTILINE)
+    told = {
+        (kind, name)
+        for name, *texts in rows
+        for kind, text in zip(("swin", "segmenter"), texts, strict=True)
+        if text.strip()
+    }
+    assert told == {(format.family, format.name) for format in FORMATS if format.family != "vit"}
+
+
+def test_recipes_that_are_named_exist():
+    table = SWIN.split("| recipe |")[1].split("\n\n")[0]
+    named = [
+        name
+        for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert len(named) >= 8
+    assert set(named) <= set(RECIPES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -74,5 +142,5 @@ def test_pictures_and_files_that_pages_name_exist(page):
 
 
 def test_pictures_are_light():
-    for picture in (ROOT / "docs" / "images").glob("vit_*.png"):
+    for picture in (ROOT / "docs" / "images").glob("[vs][iw]*_*.png"):  # vit_ and swin_
         assert picture.stat().st_size < 200_000, picture.name

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import triptych as tp
 from triptych.data.scenes import scenes
@@ -24,8 +25,8 @@ from triptych.plots.explanation import explanation_figures
 from triptych.plots.parse import Entry, parse_figure
 from triptych.plots.partition import cyclic_shift, hierarchy, position_bias
 
-LIGHT = 190_000  # bytes; a heavier picture is drawn with fewer dots
-SCENE = 7
+LIGHT = 190_000  # bytes; a heavier picture gives up colours, then dots
+SCENE = 15
 
 
 def shifted(size: tuple[int, int], side: int, title: str) -> Figure:
@@ -90,6 +91,10 @@ def main() -> None:
             path = args.out / f"swin_{name}.png"
             if name in heavy:
                 style.save(figure, path)
+                if path.stat().st_size > LIGHT:
+                    with Image.open(path) as whole:
+                        fewer = whole.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=3)
+                    fewer.save(path, optimize=True)
                 print(f"{path}: {path.stat().st_size / 1000:.0f} kB at {dots} dots an inch")
         heavy = {name for name in heavy if (args.out / f"swin_{name}.png").stat().st_size > LIGHT}
 
