@@ -2,11 +2,9 @@
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
-    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/scenes64
-    triptych train swin_scenes128 --data scenes:EMOJI --init runs/scenes64 --out runs/scenes128
-    triptych train unet_scenes --data scenes:EMOJI --out runs/unet64
-    triptych train swin_scenes128 --data scenes:EMOJI --init runs/unet64 --loop.epochs 0.325 --out runs/unet128
-    python tools/ship_swin_scenes.py runs/scenes128 runs/unet128
+    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/swin_scenes
+    triptych train unet_scenes --data scenes:EMOJI --out runs/unet_scenes
+    python tools/ship_swin_scenes.py runs/swin_scenes runs/unet_scenes
 
 Weights are kept as fp16, half the size; the figures are of what is kept. They are of scenes whose drawings are of a
 style that is not among the training styles.
@@ -37,7 +35,7 @@ def main(run: str, baseline: str) -> None:
     net = tp.load(run)
     card = replace(
         net.card,
-        source="trained on drawings and scenes: recipes swin_emoji, swin_scenes, swin_scenes128",
+        source="trained on drawings and scenes: recipes swin_emoji, then swin_scenes",
         license=LICENSE,
     )
     net.card = card
@@ -61,7 +59,7 @@ def main(run: str, baseline: str) -> None:
         lines.append(f"| {words} | {ours[name]:.3f} | {theirs[name]:.3f} |")
     for name, words in (
         ("parameters", "million parameters"),
-        ("macs", "billion multiply-accumulates at 128 px"),
+        ("macs", "billion multiply-accumulates at 96 px"),
     ):
         lines.append(f"| {words} | {ours[name]:.2f} | {theirs[name]:.2f} |")
     lines += ["", f"{ASSET.stat().st_size / 1e6:.1f} MB as fp16. {facts}."]
@@ -71,7 +69,7 @@ def main(run: str, baseline: str) -> None:
 def measure(model: str) -> dict[str, Any]:
     """Figures on the held-out scenes, and the cost."""
     net = tp.load(model)
-    cost = {"parameters": count_parameters(net) / 1e6, "macs": count_macs(net, (1, 3, 128, 128)) / 1e9}
+    cost = {"parameters": count_parameters(net) / 1e6, "macs": count_macs(net, (1, 3, 96, 96)) / 1e9}
     return {**evaluate(model, "scenes", workers=0, dtype="fp32"), **cost}
 
 
