@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from triptych.cli.explain import height_width
 from triptych.cli.output import print_json
+from triptych.cli.parsing import height_width
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FRAMES = 8  # of a strip
 
 
+def said(metavar: str, default: str = "", name: str | None = None) -> Any:
+    """How help shows a flag whose default is found out later."""
+    hint = f"(default: {default})" if default else ""
+    return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint=hint)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     """Paint pictures with a latent diffusion model.
@@ -34,49 +40,49 @@ class Generate:
     what they name. Ctrl-C stops at the next step and writes what is there.
     """
 
-    prompt: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")] = None
+    prompt: Annotated[str | None, tyro.conf.Positional, said("[PROMPT]")] = None
     """What to paint; (word:1.3) weighs. Not for models that take a class or nothing."""
-    model: str = ""
+    model: Annotated[str, said("STR")] = ""
     """A latent diffusion model's file, folder, hub id or name, or a RUN folder."""
-    negative: str | None = None
+    negative: Annotated[str | None, said("TEXT", "none")] = None
     """What to keep away from."""
-    seed: int | None = None
-    """Of the first picture; each further one has one more. 0 if left out."""
-    steps: int | None = None
-    """Of the sampler; 30 if left out."""
-    guidance: float | None = None
-    """How closely to follow the prompt: 1 is the prompt alone; 7.5 if left out, 1.5 for classes."""
+    seed: Annotated[int | None, said("INT", "0")] = None
+    """Of the first picture; each further one has one more."""
+    steps: Annotated[int | None, said("INT", "30")] = None
+    """Of the sampler."""
+    guidance: Annotated[float | None, said("FLOAT", "7.5, of classes 1.5")] = None
+    """How closely to follow the prompt or the class; 1 is the prompt alone."""
     count: int = 1
     """How many pictures."""
-    size: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
-    """Width and height in pixels, multiples of 8 for most models; the model's own if left out."""
-    sampler: str | None = None
-    """ddpm, ddim, plms, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde, unipc or lcm; dpm++2m if left out."""
-    spacing: str | None = None
-    """Which levels of noise it visits, such as karras; the sampler's usual if left out."""
-    rescale: float | None = None
+    size: Annotated[str, said("WxH", "the model's own")] = ""
+    """Width and height in pixels, multiples of 8 for most models."""
+    sampler: Annotated[str | None, said("NAME", "dpm++2m")] = None
+    """ddpm, ddim, plms, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde, unipc or lcm."""
+    spacing: Annotated[str | None, said("NAME", "the sampler's usual")] = None
+    """Which levels of noise it visits, such as karras."""
+    rescale: Annotated[float | None, said("FLOAT", "0")] = None
     """How much of the contrast that guidance adds to take back, 0 to 1."""
-    class_: Annotated[str | None, tyro.conf.arg(name="class", metavar="NAME-or-NUMBER")] = None
+    class_: Annotated[str | None, said("NAME-or-NUMBER", name="class")] = None
     """The class to paint, of a model that takes one."""
-    init: Annotated[Path | None, tyro.conf.arg(metavar="IMAGE")] = None
+    init: Annotated[Path | None, said("IMAGE")] = None
     """A picture to start from."""
-    strength: float | None = None
-    """How much of it to make new, 0 to 1; 0.6 if left out, 1 with --mask."""
-    mask: Annotated[Path | None, tyro.conf.arg(metavar="IMAGE")] = None
+    strength: Annotated[float | None, said("FLOAT", "0.6, with --mask 1")] = None
+    """How much of it to make new, 0 to 1."""
+    mask: Annotated[Path | None, said("IMAGE")] = None
     """White where to paint, as large as --init; the rest of it stays as it is."""
-    depth: Annotated[Path | None, tyro.conf.arg(metavar="IMAGE")] = None
+    depth: Annotated[Path | None, said("IMAGE")] = None
     """A grey depth map, near is bright, of a model that takes one."""
-    noise_level: int | None = None
-    """Of a model made to upscale: how much noise the small picture gets; 20 if left out."""
-    tiling: Literal["none", "x", "y", "xy"] | None = None
+    noise_level: Annotated[int | None, said("INT", "20")] = None
+    """Of a model made to upscale: how much noise the small picture gets."""
+    tiling: Annotated[str | None, said("x|y|xy", "none")] = None
     """Join left to right (x), top to bottom (y), or both."""
-    from_: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PNG")] = None
+    from_: Annotated[Path | None, said("PNG", name="from")] = None
     """A picture of this program or of AUTOMATIC1111's web UI, to make again."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE-or-DIR")] = Path("generated")
     """A .png, .jpg or .webp file, or a folder, in which files are numbered on."""
-    strip: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    strip: Annotated[Path | None, said("PNG")] = None
     """Also draw what the network saw in the first picture, step after step."""
-    preview: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    preview: Annotated[Path | None, said("PNG")] = None
     """A file to look at meanwhile, written anew after a step, at most once a second."""
     batch_size: int = 1
     """Pictures in one pass of the network; above 1 a pixel may differ by 1 of 255."""
@@ -122,14 +128,14 @@ class Generate:
 
     def _settings(self) -> "Settings":
         """Those of --from, with what the flags say."""
-        from triptych.pipelines.settings import Settings
+        from triptych.pipelines.settings import Settings, tiling_of
 
         settings = Settings()
         if self.from_ is not None:
             from triptych.pipelines import infotext
 
             settings = infotext.read(self.from_)
-        said: dict[str, Any] = {
+        flags: dict[str, Any] = {
             "prompt": self.prompt,
             "negative": self.negative,
             "seed": self.seed,
@@ -141,17 +147,17 @@ class Generate:
             "strength": self.strength,
             "noise_level": self.noise_level,
             "size": height_width(self.size) if self.size else None,
-            "tiling": None if self.tiling is None else self.tiling.replace("none", ""),
+            "tiling": None if self.tiling is None else tiling_of(self.tiling),
         }
-        said = {name: value for name, value in said.items() if value is not None}
+        flags = {name: value for name, value in flags.items() if value is not None}
         if self.sampler is not None and self.spacing is None:
-            said["spacing"] = None  # the usual one of this sampler, not that of the file's
+            flags["spacing"] = None  # the usual one of this sampler, not that of the file's
         if self.init is not None:
-            said["task"] = "inpaint" if self.mask is not None else "image_to_image"
-            made_so = settings.task == said["task"]
+            flags["task"] = "inpaint" if self.mask is not None else "image_to_image"
+            made_so = settings.task == flags["task"]
             if self.strength is None and not made_so:
-                said["strength"] = 1.0 if self.mask is not None else 0.6
-        return replace(settings, stopped_at=None, **said)
+                flags["strength"] = 1.0 if self.mask is not None else 0.6
+        return replace(settings, stopped_at=None, **flags)
 
     def _check(self, settings: "Settings") -> None:
         """What can be wrong without the model: nobody should wait for that to load first."""

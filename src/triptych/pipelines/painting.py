@@ -188,13 +188,14 @@ class Painter:
     def _denoiser(self, job: Job, rows: slice, seeds: Sequence[int]) -> Denoiser:
         """The network under the job's conditions, guided."""
         settings, count = job.each[0], len(seeds)
-        beside = None if job.beside is None else job.beside(seeds).to(self.device)
+        beside = None if job.beside is None else job.beside(seeds).to(self.device).expand(count, -1, -1, -1)
 
         def under(context: Tensor | None, times: int) -> Denoiser:
             labels = None
             if job.label is not None:
                 labels = torch.full((times * count,), job.label, device=self.device)
-            return self.net.denoiser(context, beside=beside, labels=labels)
+            more = None if beside is None else beside.repeat(times, 1, 1, 1)
+            return self.net.denoiser(context, beside=more, labels=labels)
 
         positive = job.positive
         if positive is not None:

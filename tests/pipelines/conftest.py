@@ -1,0 +1,117 @@
+"""Tiny latent diffusion models of every kind, all of whose numbers are random."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from triptych.diffusion.config import ProcessConfig
+from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.latent_diffusion import LatentDiffusion
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.models.text_config import ClassTokenConfig, TextConfig
+from triptych.models.unet_config import UNetConfig
+
+KL = AutoencoderConfig(
+    kind="kl", width=8, multipliers=(1, 2, 3), depth=1, latent_channels=4, groups=4, scale=0.5
+)
+VQ = replace(KL, kind="vq", codebook_size=64, latent_channels=3, scale=1.0)
+UNET = UNetConfig(
+    latent_size=(8, 8),
+    width=16,
+    multipliers=(1, 2),
+    depth=1,
+    attention_factors=(1,),
+    heads=2,
+    context_dim=24,
+    groups=8,
+)
+TEXT = TextConfig(kind="clip", vocab_size=49408, width=24, depth=2, heads=2, mlp_dim=40, pad=49407)
+PLAIN = replace(UNET, in_channels=3, out_channels=3, context_dim=0)
+CONFIGS = {
+    "text": LatentDiffusionConfig(autoencoder=KL, unet=UNET, text=TEXT),
+    "text-v": LatentDiffusionConfig(
+        autoencoder=KL, unet=UNET, text=TEXT, process=ProcessConfig(prediction="v", zero_terminal_snr=True)
+    ),
+    "inpaint": LatentDiffusionConfig(
+        autoencoder=KL, unet=replace(UNET, in_channels=9), text=TEXT, beside="mask+masked"
+    ),
+    "ldm-inpaint": LatentDiffusionConfig(
+        autoencoder=VQ, unet=replace(PLAIN, in_channels=7), beside="masked+mask"
+    ),
+    "depth": LatentDiffusionConfig(
+        autoencoder=KL, unet=replace(UNET, in_channels=5), text=TEXT, beside="depth"
+    ),
+    "upscaler": LatentDiffusionConfig(
+        autoencoder=KL,
+        unet=replace(UNET, in_channels=7, num_classes=50),
+        text=TEXT,
+        beside="image",
+        low_process=ProcessConfig(),
+    ),
+    "sr": LatentDiffusionConfig(autoencoder=VQ, unet=replace(PLAIN, in_channels=6), beside="image"),
+    "classes": LatentDiffusionConfig(
+        autoencoder=VQ,
+        unet=replace(PLAIN, context_dim=12),
+        text=ClassTokenConfig(num_classes=3, width=12),
+    ),
+    "classes-without-null": LatentDiffusionConfig(
+        autoencoder=VQ,
+        unet=replace(PLAIN, context_dim=12),
+        text=ClassTokenConfig(num_classes=3, width=12, null_class=False),
+    ),
+    "unconditional": LatentDiffusionConfig(autoencoder=VQ, unet=PLAIN),
+}
+
+
+@pytest.fixture(scope="session")
+def ldm():
+    """The model of that kind, the same one for all tests: nobody changes it. In eval mode."""
+    made: dict[str, LatentDiffusion] = {}
+
+    def get(kind: str) -> LatentDiffusion:
+        if kind not in made:
+            made[kind] = scrambled(CONFIGS[kind])
+        return made[kind]
+
+    return get
+
+
+def scrambled(config: LatentDiffusionConfig) -> LatentDiffusion:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        net = LatentDiffusion(config)
+        for part in net.modules():
+            for parameter in part.parameters(recurse=False):
+                fan = parameter[0].numel() if parameter.ndim > 1 else 100
+                nn.init.normal_(parameter, std=fan**-0.5)
+            if isinstance(part, nn.LayerNorm | nn.GroupNorm):
+                nn.init.normal_(part.weight, mean=1.0, std=0.1)
+    return net.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def photo():
+    """A smooth picture with some noise, (height, width, 3)."""
+
+    def make(height: int = 32, width: int = 32) -> np.ndarray:
+        rng = np.random.default_rng(height * 1000 + width)
+        y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+        waves = np.stack([np.sin(6 * x + 1), np.cos(5 * y), np.sin(4 * (x + y))], axis=2)
+        return np.clip(128 + 90 * waves + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+
+    return make
+
+
+@pytest.fixture
+def blob():
+    """A mask whose edge goes across the grid of latents, (height, width)."""
+
+    def make(height: int = 32, width: int = 32) -> np.ndarray:
+        y, x = np.mgrid[0:height, 0:width]
+        inside = ((y - height * 0.45) / height) ** 2 + ((x - width * 0.6) / width) ** 2 < 0.07
+        return (inside * 255).astype(np.uint8)
+
+    return make
