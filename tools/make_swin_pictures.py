@@ -60,10 +60,11 @@ def main() -> None:
     args = parser.parse_args()
     net = tp.load(args.model).float()
     _, swin = backbone_of(net)
-    scene = scenes("test")[SCENE]
+    size = net.card.preprocess.size
+    scene = scenes("test", size=size)[SCENE]
     largest = max(scene.boxes, key=lambda box: (box.x1 - box.x0) * (box.y1 - box.y0))
     point = ((largest.x0 + largest.x1) / 2, (largest.y0 + largest.y1) / 2)
-    found = tp.explain(net, scene.image, size=scene.image.shape[:2], point=point)
+    found = tp.explain(net, scene.image, point=point)
     parsed = SegmentationPipeline(net, device="cpu", dtype="fp32")(scene.image)
     config = swin.config
     best = found.classification[0]

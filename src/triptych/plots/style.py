@@ -114,18 +114,23 @@ def enlarge(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np
     return np.clip(np.asarray(grown), values.min(), values.max())
 
 
-def unit(values: np.ndarray, high: float = 1.0) -> np.ndarray:
-    """To [0, 1]: the least value to 0, the `high` quantile (and all above it) to 1; a constant becomes 0."""
-    low, top = float(values.min()), float(np.quantile(values, high))
+def unit(values: np.ndarray, high: float = 1.0, low: float | None = None) -> np.ndarray:
+    """To [0, 1]: `low`, by default the least value, to 0, the `high` quantile (and all above it) to 1; a constant
+    becomes 0."""
+    low, top = float(values.min()) if low is None else low, float(np.quantile(values, high))
     return (
         np.clip((values - low) / (top - low), 0, 1) if top > low else np.zeros_like(values, dtype=np.float32)
     )
 
 
 def overlay(
-    image: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "h w"], high: float = 0.995
+    image: UInt8[np.ndarray, "H W 3"],
+    heat: Float[np.ndarray, "h w"],
+    high: float = 0.995,
+    low: float | None = None,
 ) -> UInt8[np.ndarray, "bigH bigW 3"]:
-    """The picture greyed and lightened, with warm light where `heat` is high: fully from its `high` quantile on.
+    """The picture greyed and lightened, with warm light where `heat` is high: fully from its `high` quantile on, and
+    none up to `low`, by default its least value.
 
     The light covers in proportion to the heat, so that what is looked at keeps its place in the picture. A
     small picture is enlarged first, or the light would show its pixels.
@@ -134,7 +139,7 @@ def overlay(
     if grow > 1:
         size = (image.shape[1] * grow, image.shape[0] * grow)
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-    light = unit(enlarge(heat, image.shape[:2]), high)[..., None]
+    light = unit(enlarge(heat, image.shape[:2]), high, low)[..., None]
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     base = 0.55 * grey[..., None].repeat(3, axis=2) + 0.45 * 255
     color = HEAT(light[..., 0])[..., :3] * 255

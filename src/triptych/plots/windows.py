@@ -48,7 +48,7 @@ def point_attention(
         size = f"stage {s + 1}, {heat.shape[0]} x {heat.shape[1]} cells"
         style.text(made, x, y + note - 0.08, size, 7.5, style.SOFT)
         ax = style.axes(made, x, y + note, wide, high)
-        style.picture(ax, style.overlay(image, on_pixels(heat, (H, W), int(strides[s])), high=1.0))
+        style.picture(ax, style.overlay(image, on_pixels(heat, (H, W), int(strides[s])), high=1.0, low=0.0))
         mark_windows(ax, (H, W), windows[i], shifts[i], point)
     return made
 
