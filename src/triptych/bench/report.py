@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from triptych.bench.timing import Spread
+from triptych.plots import style
 from triptych.writing import write_text_atomically
 
 HEADER = """# Benchmarks
@@ -37,6 +38,8 @@ class Table:
     says: str
     columns: list[Column]
     rows: list[dict[str, Any]] = field(default_factory=list)
+    picture: str = ""
+    """The file of a picture of it, from the page; empty for none."""
 
 
 @dataclass(kw_only=True)
@@ -44,21 +47,23 @@ class Report:
     """All of one run."""
 
     suite: str
-    """What was measured: "vit"."""
+    """What was measured: "vit", "swin"."""
     command: str
     """What repeats it."""
     machine: Mapping[str, str]
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     day: str = field(default_factory=lambda: date.today().isoformat())
+    pictures: dict[str, Any] = field(default_factory=dict)
+    """Files that tables name, and their figures."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; a spread is {"median", "low", "high"}."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain values; a spread is {"median", "low", "high"}. Pictures are left out."""
+        return json.loads(json.dumps(asdict(replace(self, pictures={}))))
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Put a run's section into `folder`/benchmarks.json and .md; sections of other suites stay.
+    """Put a run's section into `folder`/benchmarks.json and .md, its pictures beside; other suites' sections stay.
 
     Returns:
         The files written.
@@ -72,11 +77,14 @@ def write(report: Report, folder: Path) -> list[Path]:
     except (OSError, ValueError):
         sections = {}
     sections = {**(sections if isinstance(sections, dict) else {}), report.suite: report.as_json()}
+    for name, figure in report.pictures.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        style.save(figure, folder / name)
     write_text_atomically(data, json.dumps(sections, indent=1, ensure_ascii=False) + "\n")
     write_text_atomically(
         page, HEADER + "".join("\n" + markdown(sections[name]) for name in sorted(sections))
     )
-    return [data, page]
+    return [data, page, *(folder / name for name in report.pictures)]
 
 
 def markdown(section: Mapping[str, Any]) -> str:
@@ -97,6 +105,8 @@ def markdown(section: Mapping[str, Any]) -> str:
         rows = [[cell(row.get(c["key"]), c["form"]) for c in columns] for row in table["rows"]]
         lines += ["", f"### {table['title']}", "", table["says"], ""]
         lines += grid([c["heading"] for c in columns], rows, [bool(c["form"]) for c in columns])
+        if table.get("picture"):
+            lines += ["", f"![{table['title']}]({table['picture']})"]
     return "\n".join(lines) + "\n"
 
 

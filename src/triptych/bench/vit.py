@@ -12,24 +12,20 @@ import torch
 from torch import nn
 
 from triptych.bench import machine, peers
+from triptych.bench.forward import DTYPES, HOW, TOLERANCES, Effort, beside, compare, measure_peaks
 from triptych.bench.loading import loading
 from triptych.bench.others import Others
 from triptych.bench.report import Column, Report, Table
 from triptych.bench.starting import starting
-from triptych.bench.timing import CALM, Spread, check_equal, interleave, ratio, timed
 from triptych.models.registry import create
 from triptych.models.vit import ViT
 from triptych.models.vit_config import macs
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# How far rounding takes logits of equal networks apart, in units of the largest logit.
-TOLERANCES = {"fp32": 1e-5, "bf16": 5e-2}
-
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Effort):
     """What is measured, and for how long."""
 
     networks: tuple[str, ...] = ("vit-ti16", "vit-b16")
@@ -38,14 +34,6 @@ class Plan:
     """Fields of the networks' configs that are changed: (("depth", 2), ...)."""
     loaded: str = "vit-l16"
     started: str = "vit-ti16"
-    rounds: int = 7
-    seconds: float = 8.0
-    """Least time spent on a comparison of two networks."""
-    patience: float = 45.0
-    """Most time spent on a comparison that other programs disturb."""
-    sides: tuple[int, ...] = machine.SIDES
-    copied: int = machine.COPIED
-    peers: tuple[str, ...] = ("transformers", "timm")
 
 
 TINY = (
@@ -104,50 +92,18 @@ def make(plan: Plan, name: str) -> ViT:
     return net.eval()
 
 
-def measure_peaks(plan: Plan) -> tuple[dict[str, float], Table]:
-    """FLOP/s of the best product in each precision, and the table of the machine's limits."""
-    found = {
-        name: machine.product_peak(dtype, plan.sides, plan.rounds, plan.patience)
-        for name, dtype in DTYPES.items()
-    }
-    rows = [
-        {"what": f"matrix product, {name}", "peak": f"{peak / 1e9:.0f} GFLOP/s"}
-        for name, peak in found.items()
-    ]
-    copied = machine.copy_peak(plan.copied, plan.rounds, plan.patience)
-    rows.append({"what": f"copy of {plan.copied >> 20} MiB", "peak": f"{copied / 1e9:.1f} GB/s"})
-    for row in rows:
-        log.info("%s: %s", row["what"], row["peak"])
-    columns = [Column(key="what", heading="limit"), Column(key="peak", heading="measured")]
-    says = (
-        f"The fastest square product of sides {', '.join(map(str, plan.sides))}, by torch.mm; the fastest copy, "
-        "bytes read and written."
-    )
-    return found, Table(title="What the machine can do", says=says, columns=columns, rows=rows)
-
-
 def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float]) -> Table:
     """Images a second of each network, precision and batch, beside each peer that is there."""
     table = Table(
         title="Images a second",
-        says=(
-            "Eager forward passes, weights and inputs random. Utilisation is 2 x MACs x images/s over the measured "
-            "peak of the precision. Ratios are of time. Rounds in which other programs took more than "
-            f"{CALM:.0%} of the processors were repeated for a while; what was taken in the worst one kept is said."
-        ),
+        says=f"Eager forward passes, weights and inputs random. {HOW}",
         columns=[
             Column(key="network", heading="network"),
             Column(key="dtype", heading="precision"),
             Column(key="batch", heading="batch", form="d"),
-            Column(key="ours", heading="ours", form=".3g"),
-            Column(key="utilisation", heading="utilisation", form=".0%"),
+            *beside(tuple(there)),
         ],
     )
-    for name in there:
-        table.columns.append(Column(key=name, heading=name, form=".3g"))
-        table.columns.append(Column(key=f"ratio to {name}", heading=f"ours / {name}", form=".2f"))
-    table.columns.append(Column(key="apart", heading="outputs apart", form=".0e"))
-    table.columns.append(Column(key="others", heading="others took", form=".0%"))
     for network, (label, dtype) in itertools.product(plan.networks, DTYPES.items()):
         net = make(plan, network)
         theirs = peers.build(net, dtype, tuple(there))
@@ -161,22 +117,6 @@ def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float]) -> Tab
             said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
             log.info("%s, %s, batch %d: images/s %s", network, label, batch, said)
     return table
-
-
-@torch.inference_mode()
-def compare(sides: dict[str, peers.Forward], x: torch.Tensor, tolerance: float, plan: Plan) -> dict[str, Any]:
-    """Images a second of every side on `x`, and ours over each other's time.
-
-    Raises:
-        UnequalError: the sides do not compute the same.
-    """
-    apart = check_equal({name: forward(x) for name, forward in sides.items()}, tolerance)
-    work = {name: timed(lambda forward=forward: forward(x)) for name, forward in sides.items()}
-    done = interleave(work, plan.rounds, plan.seconds, patience=plan.patience)
-    times = done.found
-    row: dict[str, Any] = {name: Spread.of(len(x) / t for t in taken) for name, taken in times.items()}
-    row |= {f"ratio to {name}": ratio(times["ours"], t) for name, t in times.items() if name != "ours"}
-    return row | {"others": done.others, "apart": apart if len(sides) > 1 else None}
 
 
 def images(net: ViT, batch: int, dtype: torch.dtype) -> torch.Tensor:

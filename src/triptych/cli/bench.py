@@ -15,11 +15,11 @@ from triptych.cli.parsing import logged_to_stderr, parse
 class Bench:
     """Measure speed, loading and starting beside a peer with the same weights, in turn, in one run.
 
-    vit takes about ten minutes; let nothing else run meanwhile. Peers that are not installed are left out, and
-    named.
+    Each suite takes ten to fifteen minutes; let nothing else run meanwhile. Peers that are not installed are left
+    out, and named.
     """
 
-    suite: Annotated[Literal["vit"], tyro.conf.Positional, tyro.conf.arg(metavar="vit")]
+    suite: Annotated[Literal["vit", "swin"], tyro.conf.Positional, tyro.conf.arg(metavar="vit|swin")]
     """What to measure."""
     out: Path | None = None
     """Folder for benchmarks.md and benchmarks.json; sections of other suites in it stay. Else printed only."""
@@ -29,10 +29,13 @@ class Bench:
     """Print everything as JSON."""
 
     def run(self) -> int:
-        from triptych.bench import report, vit
+        from triptych.bench import report, swin, vit
 
+        suite = {"vit": vit, "swin": swin}[self.suite]
         command = f"triptych bench {self.suite}" + (f" --out {self.out}" if self.out else "")
-        found = vit.run(vit.QUICK if self.quick else vit.FULL, command + (" --quick" if self.quick else ""))
+        found = suite.run(
+            suite.QUICK if self.quick else suite.FULL, command + (" --quick" if self.quick else "")
+        )
         written = report.write(found, self.out) if self.out else []
         if self.json:
             print_json(found.as_json(), indent=1)

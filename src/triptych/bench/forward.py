@@ -1,0 +1,94 @@
+"""A forward pass of ours beside a peer's: images a second in turn, outputs checked equal, and the machine's peaks."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.bench import machine
+from triptych.bench.report import Column, Table
+from triptych.bench.timing import CALM, Spread, check_equal, interleave, ratio, timed
+
+log = logging.getLogger(__name__)
+
+Forward = Callable[[Tensor], Tensor]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# How far rounding takes logits of equal networks apart, in units of the largest logit.
+TOLERANCES = {"fp32": 1e-5, "bf16": 5e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long a suite measures."""
+
+    rounds: int = 7
+    seconds: float = 8.0
+    """Least time spent on a comparison of two networks."""
+    patience: float = 45.0
+    """Most time spent on a comparison that other programs disturb."""
+    sides: tuple[int, ...] = machine.SIDES
+    copied: int = machine.COPIED
+    peers: tuple[str, ...] = ("transformers", "timm")
+
+
+HOW = (
+    "Utilisation is 2 x MACs x images/s over the measured peak of the precision. Ratios are of time. Rounds in which "
+    f"other programs took more than {CALM:.0%} of the processors were repeated for a while; what was taken in the "
+    "worst one kept is said."
+)
+
+
+def measure_peaks(effort: Effort) -> tuple[dict[str, float], Table]:
+    """FLOP/s of the best product in each precision, and the table of the machine's limits."""
+    found = {
+        name: machine.product_peak(dtype, effort.sides, effort.rounds, effort.patience)
+        for name, dtype in DTYPES.items()
+    }
+    rows = [
+        {"what": f"matrix product, {name}", "peak": f"{peak / 1e9:.0f} GFLOP/s"}
+        for name, peak in found.items()
+    ]
+    copied = machine.copy_peak(effort.copied, effort.rounds, effort.patience)
+    rows.append({"what": f"copy of {effort.copied >> 20} MiB", "peak": f"{copied / 1e9:.1f} GB/s"})
+    for row in rows:
+        log.info("%s: %s", row["what"], row["peak"])
+    columns = [Column(key="what", heading="limit"), Column(key="peak", heading="measured")]
+    says = (
+        f"The fastest square product of sides {', '.join(map(str, effort.sides))}, by torch.mm; the fastest copy, "
+        "bytes read and written."
+    )
+    return found, Table(title="What the machine can do", says=says, columns=columns, rows=rows)
+
+
+@torch.inference_mode()
+def compare(sides: Mapping[str, Forward], x: Tensor, tolerance: float, effort: Effort) -> dict[str, Any]:
+    """Images a second of every side on `x`, and ours over each other's time.
+
+    Raises:
+        UnequalError: the sides do not compute the same.
+    """
+    apart = check_equal({name: forward(x) for name, forward in sides.items()}, tolerance)
+    work = {name: timed(lambda forward=forward: forward(x)) for name, forward in sides.items()}
+    done = interleave(work, effort.rounds, effort.seconds, patience=effort.patience)
+    times = done.found
+    row: dict[str, Any] = {name: Spread.of(len(x) / t for t in taken) for name, taken in times.items()}
+    row |= {f"ratio to {name}": ratio(times["ours"], t) for name, t in times.items() if name != "ours"}
+    return row | {"others": done.others, "apart": apart if len(sides) > 1 else None}
+
+
+def beside(peers: tuple[str, ...]) -> list[Column]:
+    """The columns of what `compare` gives."""
+    columns = [
+        Column(key="ours", heading="ours", form=".3g"),
+        Column(key="utilisation", heading="utilisation", form=".0%"),
+    ]
+    for name in peers:
+        columns.append(Column(key=name, heading=name, form=".3g"))
+        columns.append(Column(key=f"ratio to {name}", heading=f"ours / {name}", form=".2f"))
+    columns.append(Column(key="apart", heading="outputs apart", form=".0e"))
+    columns.append(Column(key="others", heading="others took", form=".0%"))
+    return columns
