@@ -136,6 +136,7 @@ def test_the_whole_command(tmp_path, capsys):
 
 
 COMPILED = """
+from dataclasses import replace
 from triptych.bench import swin
 plan = replace(swin.QUICK, compiled=((56, 56),))
 table = swin.throughput(plan, ("transformers",), {"fp32": 1e12, "bf16": 1e12}, compiled=True)
