@@ -1,6 +1,7 @@
 """What the tests of checkpoints share: small networks with random weights everywhere, biases and norms too."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from triptych.heads.config import HeadConfig, SegmenterConfig
+from triptych.models import latent_diffusion_config
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.registry import build
 from triptych.models.swin_config import SwinConfig, windows_of
+from triptych.models.text_config import ClassTokenConfig
 from triptych.models.vit_config import ViTConfig
 from triptych.weights import families
 
@@ -201,3 +205,46 @@ def one_window(x, w, a, side, before, seen):
     scores = (scores + bias.permute(2, 0, 1)).masked_fill(~seen, -math.inf)
     y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
     return y @ w[a + "proj.weight"].T + w[a + "proj.bias"]
+
+
+# ------------------------------------------------------------------------------------------- latent diffusion
+
+
+def small_ldm(name: str) -> LatentDiffusionConfig:
+    """A published latent diffusion model's twin: its form, at sizes of a few thousand parameters a layer."""
+    config = latent_diffusion_config.SIZES[name]
+    unet, stage, text = config.unet, config.autoencoder, config.text
+    width = 0 if text is None else 24
+    unet = replace(
+        unet,
+        width=16,
+        groups=16,
+        depth=1,
+        context_dim=width,
+        num_classes=min(unet.num_classes, 20),
+        head_dim=8 if unet.head_dim else 0,
+        latent_size=(16, 16),
+    )
+    codes = min(stage.codebook_size, 20)
+    stage = replace(
+        stage, width=16, groups=16, depth=1, codebook_size=codes, image_size=(16 * stage.factor,) * 2
+    )
+    if isinstance(text, ClassTokenConfig):
+        text = replace(text, num_classes=6, width=width)
+    elif text is not None:
+        pad = min(text.pad, 59)
+        text = replace(text, width=width, depth=2, heads=2, vocab_size=60, mlp_dim=24, length=9, pad=pad)
+    return replace(config, unet=unet, autoencoder=stage, text=text)
+
+
+@pytest.fixture
+def tiny_ldm():
+    """Makes the small twin of a published latent diffusion model, with random weights everywhere."""
+
+    def make(name: str, **changes) -> nn.Module:
+        torch.manual_seed(0)
+        with torch.device("meta"):
+            net = families.build(replace(small_ldm(name), **changes))
+        return randomise(net.to_empty(device="cpu"))
+
+    return make

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 ENDINGS = {
     "folder": (".safetensors", ".bin", ".pth", ".pt"),
-    "torch": (".pth", ".pt", ".bin", ".safetensors"),
+    "torch": (".pth", ".pt", ".bin", ".ckpt", ".safetensors"),
     "npz": (".npz",),
 }
 

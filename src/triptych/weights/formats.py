@@ -1,5 +1,6 @@
 """What a format is: how its files are recognised, read and written. The tables live in a folder a family."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from triptych.card import Card
+from triptych.diffusion.config import Prediction
 from triptych.errors import UserError
+from triptych.models.unet_config import UNetConfig
 from triptych.weights.entry import Entry, Shape
 from triptych.weights.files import Checkpoint
 from triptych.weights.rules import Rule
@@ -27,12 +30,23 @@ class Hints:
     """As `models.swin_config.windows_of` takes it."""
     certain: bool = False
     """Whether it was written down for this very file; what a call asks for may be another size to move to."""
+    prediction: Prediction | None = None
+    """What a denoising network's output stands for."""
+    heads: tuple[Any, Any] | None = None
+    """Of a UNet: `heads` and `head_dim`, one of them 0. The order of rows may depend on them."""
 
 
 def hints_of(config: Any) -> Hints:
     """All hints that a reader could want for a network of this config."""
     config = getattr(config, "backbone", config)
-    return Hints(config.image_size, getattr(config, "window", None), certain=True)
+    process, unet = getattr(config, "process", None), getattr(config, "unet", config)
+    return Hints(
+        getattr(config, "image_size", None),
+        getattr(config, "window", None),
+        certain=True,
+        prediction=None if process is None else process.prediction,
+        heads=(unet.heads, unet.head_dim) if isinstance(unet, UNetConfig) else None,
+    )
 
 
 @dataclass
@@ -84,6 +98,7 @@ class Names:
         self._read: Callable[[str], Tensor] = checkpoint.read if tensors is None else tensors.__getitem__
         self.path = checkpoint.path
         self.settings = checkpoint.settings
+        self.metadata = checkpoint.metadata
         self.container = checkpoint.container
         self.notes = checkpoint.notes
         self.shapes: dict[str, Shape] = dict(checkpoint.shapes)
@@ -101,6 +116,13 @@ class Names:
                 f"{self.path} has {name} of shape {list(shape)}, needs {ndim} axes; it is another kind"
             )
         return shape
+
+    def within(self, beginning: str) -> "Names":
+        """The part of the names that begin so, without that beginning."""
+        part = copy.copy(self)
+        part.shapes = {n[len(beginning) :]: s for n, s in self.shapes.items() if n.startswith(beginning)}
+        part._read = lambda name: self._read(beginning + name)
+        return part
 
     def before(self, ending: str) -> str | None:
         """What stands in front of the first name that ends like that; none if no name does."""

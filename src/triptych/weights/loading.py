@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from triptych.config import to_json
+from triptych.diffusion.config import Prediction
 from triptych.errors import UserError
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig, replaced_size
 from triptych.network import Network
 from triptych.weights import families, store
 from triptych.weights.adapt import fine_tuning_head, resize_positions, resize_windows, windows_in
@@ -51,6 +53,7 @@ def load(
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     window: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+    prediction: Prediction | None = None,
 ) -> Network:
     """A network with the weights of a checkpoint, in evaluation mode, its `config` and `card` set.
 
@@ -65,13 +68,20 @@ def load(
         window: cells, one number, (height, width), or one of these for each stage of a Swin, which is moved to
             them by `resize_windows`. Where neither tensors nor a config tell the windows (a bare SwinV2 of timm
             or transformers), it says what they are.
+        prediction: what a latent diffusion model's UNet predicts, "eps" or "v": a single file of Stable Diffusion 2
+            does not tell. It holds above what a file says.
 
     Raises:
         UserError: nothing there, damaged, of an unknown kind, or not exactly fitting; all offenders named.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     checkpoint = open_checkpoint(locate(source))
-    reading, chosen, dtype = read(checkpoint, Hints(size, window))
+    reading, chosen, dtype = read(checkpoint, Hints(size, window, prediction=prediction))
+    if prediction is not None:
+        if not isinstance(reading.config, LatentDiffusionConfig):
+            kind = families.TITLES[reading.family]
+            raise UserError(f"{checkpoint.path} is {kind}, which predicts no noise; leave prediction out")
+        reading.config = predicting(reading.config, prediction)
     if window is not None and windows_in(reading.config) is None:
         kind = families.TITLES[reading.family]
         raise UserError(f"{checkpoint.path} is {kind}, which has no windows; leave window out")
@@ -84,13 +94,21 @@ def load(
         f"{chosen}; preprocessing: {reading.facts['preprocess']}; class names: {reading.facts['classes']}"
     )
     net.card = reading.card if chosen == "triptych" else replace(reading.card, source=origin)
-    if size is not None and size != reading.config.image_size:
+    if isinstance(reading.config, LatentDiffusionConfig):
+        if size is not None:
+            net.config = replaced_size(reading.config, size)
+    elif size is not None and size != reading.config.image_size:
         resize_positions(net, size)
     if window is not None:
         resize_windows(net, window)
-    if num_classes is not None and num_classes != reading.config.num_classes:
+    if num_classes is not None and num_classes != getattr(reading.config, "num_classes", None):
         fine_tuning_head(net, num_classes)
     return net.eval()
+
+
+def predicting(config: LatentDiffusionConfig, prediction: Prediction) -> LatentDiffusionConfig:
+    """The config of a model whose UNet predicts something else."""
+    return replace(config, process=replace(config.process, prediction=prediction))
 
 
 def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtype | None]:
@@ -248,7 +266,10 @@ def inspect(source: Source) -> dict[str, Any]:
         "family": reading.family,
         "config": families.to_json(reading.config),
         "parameters": sum(p.numel() for p in net.parameters()),
-        "classes": {"number": reading.config.num_classes, "names": list(reading.card.classes or ())},
+        "classes": {
+            "number": getattr(reading.config, "num_classes", 0),
+            "names": list(reading.card.classes or ()),
+        },
         "preprocess": to_json(reading.card.preprocess),
         "license": reading.card.license,
         "figures": dict(reading.card.figures),

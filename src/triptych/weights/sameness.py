@@ -11,19 +11,43 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
+from triptych.diffusion.config import ProcessConfig
 from triptych.errors import UserError
 from triptych.heads.config import SegmenterConfig
+from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.swin_config import SwinConfig
+from triptych.models.text_config import TextConfig
+from triptych.models.unet_config import UNetConfig, levels
 from triptych.models.vit_config import ViTConfig
 from triptych.network import Network
 from triptych.weights.families import family_of, from_json, to_json
 from triptych.weights.formats import Draft, Hints, Names, Reading, drafted, hints_of
+
+FIRST_STAGE = ("image_size", "scale", "shift", "groups")
+UNET = ("heads", "head_dim", "latent_size", "groups")
+TEXT = ("heads", "head_dim", "activation", "skip", "pad", "norm_eps", "kind")
 
 # A dot leads into a part: its fields are those of the part's own config.
 UNSAID: dict[str, tuple[str, ...]] = {
     "vit": ("mlp", "norm_eps", "image_size"),
     "swin": ("norm_eps", "image_size", "window", "pretrained_window"),
     "segmenter": ("backbone.norm_eps", "backbone.image_size", "backbone.window", "head.pool_scales"),
+    "autoencoder": FIRST_STAGE,
+    "tiny-autoencoder": ("image_size", "scale", "shift"),
+    "unet": UNET,
+    "text": TEXT,
+    "latent-diffusion": (
+        *(f"autoencoder.{name}" for name in FIRST_STAGE),
+        *(f"unet.{name}" for name in UNET),
+        *(f"text.{name}" for name in TEXT),
+        *(
+            f"{process}.{field.name}"
+            for process in ("process", "low_process")
+            for field in fields(ProcessConfig)
+        ),
+        "beside",
+    ),
 }
 
 Said = dict[str, Any]
@@ -45,14 +69,23 @@ def shapes_to_tell(config: Any) -> Said:
     """The image size and the windows, whichever the family leaves unsaid: a reader may need them to begin with."""
     data = to_json(config)
     names = UNSAID.get(family_of(config) or "", ())
-    return {name: _at(data, name) for name in names if name.split(".")[-1] in ("image_size", "window")}
+    needed = ("image_size", "window")
+    return {n: _at(data, n) for n in names if n.split(".")[-1] in needed or n == "process.prediction"}
 
 
 def hints_in(said: Said) -> Hints:
     """What of it a reader needs to begin with."""
     by_end = {name.split(".")[-1]: value for name, value in said.items()}
     size = by_end.get("image_size")
-    return Hints(tuple(size) if size else None, by_end.get("window"), certain=True)
+    prediction = said.get("process.prediction")
+    heads = tuple(said.get(f"unet.{name}", said.get(name, 0)) for name in ("heads", "head_dim"))
+    return Hints(
+        tuple(size) if size else None,
+        by_end.get("window"),
+        certain=True,
+        prediction=prediction,
+        heads=heads if any(heads) else None,
+    )
 
 
 def told(config: Any, said: Said) -> Any:
@@ -77,21 +110,22 @@ def _steps(name: str, data: Any) -> list[str]:
             steps.append("config")
             data = data["config"]
         steps.append(key)
-        data = data[key]
+        data = data.get(key) if isinstance(data, dict) else None
     return steps
 
 
 def _at(data: Any, name: str) -> Any:
     for key in _steps(name, data):
-        data = data[key]
+        data = data.get(key) if isinstance(data, dict) else None  # a part that this one lacks
     return data
 
 
 def _put(data: Any, name: str, value: Any) -> None:
     *way, last = _steps(name, data)
     for key in way:
-        data = data[key]
-    data[last] = value
+        data = data.get(key) if isinstance(data, dict) else None
+    if isinstance(data, dict):
+        data[last] = value
 
 
 def require_same(net: Network, back: Any, title: str) -> None:
@@ -180,3 +214,47 @@ def _(config: SwinConfig) -> SwinConfig:
 @comparable.register
 def _(config: SegmenterConfig) -> SegmenterConfig:
     return replace(config, backbone=comparable(config.backbone), head=replace(config.head, dropout=0.0))
+
+
+@comparable.register
+def _(config: AutoencoderConfig) -> AutoencoderConfig:
+    as_latents = config.bottleneck == config.latent_channels
+    return replace(config, dropout=0.0, bottleneck=0 if as_latents else config.bottleneck)
+
+
+@comparable.register
+def _(config: TextConfig) -> TextConfig:
+    each = config.inner // config.heads
+    whole = each * config.heads == config.width
+    return replace(config, depth=config.depth - config.skip, skip=0, head_dim=0 if whole else each)
+
+
+@comparable.register
+def _(config: UNetConfig) -> UNetConfig:
+    down, middle, _ = levels(config)
+    attending = {level.factor: level for level in (*down, middle) if level.attention}
+    widths = {level.channels for level in attending.values()}
+    heads, head_dim = config.heads, config.head_dim
+    if len(widths) <= 1:  # one width: heads are their number and their size at once
+        heads, head_dim = (heads or widths.pop() // head_dim) if widths else 0, 0
+    deep = {factor: level.attention for factor, level in attending.items() if config.context_dim}
+    depths = tuple(deep.get(2**i, 1) for i in range(len(down)))
+    seen = tuple(level.factor for level in down if level.attention)
+    return replace(
+        config,
+        dropout=0.0,
+        attention_factors=seen,
+        cross_only_factors=tuple(f for f in config.cross_only_factors if f in seen),
+        heads=heads,
+        head_dim=head_dim,
+        transformer_depth=depths,
+        projection=config.projection if config.context_dim else "conv",
+    )
+
+
+@comparable.register
+def _(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
+    text = config.text if config.text is None else comparable(config.text)
+    return replace(
+        config, autoencoder=comparable(config.autoencoder), unet=comparable(config.unet), text=text
+    )

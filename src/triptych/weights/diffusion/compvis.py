@@ -1,0 +1,334 @@
+"""CompVis' and A1111's single files, .ckpt or .safetensors: `model.diffusion_model.`, `first_stage_model.`,
+`cond_stage_model.`, and their parts by themselves."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from triptych.card import Card, Preprocess
+from triptych.diffusion.config import ProcessConfig
+from triptych.errors import UserError
+from triptych.models import latent_diffusion_config
+from triptych.models.autoencoder import Autoencoder
+from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.latent_diffusion import LatentDiffusion
+from triptych.models.latent_diffusion_config import BESIDE, Beside, LatentDiffusionConfig
+from triptych.models.text_config import ClassTokenConfig, TextConfig
+from triptych.models.tiny_autoencoder import TinyAutoencoder
+from triptych.models.unet import UNet
+from triptych.models.unet_config import UNetConfig
+from triptych.weights.diffusion import autoencoder, schedule, text, unet
+from triptych.weights.diffusion.tables import inside, number, shortest
+from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.rules import Rule, drop, same, to_theirs
+from triptych.weights.sameness import checked, comparable
+
+TITLE = "CompVis (Stable Diffusion and LDM in one file)"
+UNET, STAGE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+CLASSES = f"{TEXT}embedding.weight"
+EMA = "averaged weights, kept beside; the others are read, as web UIs do"
+# What else training leaves in a file.
+LEFT = (
+    ("model_ema.*", EMA),
+    ("logvar", "only training reads it"),
+    ("loss.*", "only training reads it"),
+    ("lvlb_weights", "only training reads it"),
+    ("depth_model.*", "the estimator of depth is another network"),
+    ("v_pred", "it says what the network predicts"),
+    ("ztsnr", "it says what the schedule is"),
+)
+# What stands in front of a text encoder's names, by what it is, where it is written.
+PLACES = {
+    "clip": f"{TEXT}transformer.text_model.",
+    "openclip": f"{TEXT}model.",
+    "ldm-bert": f"{TEXT}transformer.",
+}
+LAYOUTS = {"clip": text.HF, "openclip": text.OPENCLIP, "ldm-bert": text.BERT}
+
+
+def recognises(names: Names) -> bool:
+    return f"{UNET}input_blocks.0.0.weight" in names and names.starts(STAGE)
+
+
+def read(names: Names, hints: Hints) -> Reading:
+    if names.starts("conditioner.embedders."):
+        raise UserError(
+            f"{names.path} is a Stable Diffusion XL; this triptych reads Stable Diffusion 1 and 2, and LDM"
+        )
+    unet_names, stage_names = names.within(UNET), names.within(STAGE)
+    layout = unet.CompVis.of(unet_names)
+    unet_config, facts = unet.read(unet_names, layout, unet.hinted(hints))
+    rules = inside(unet.table(unet_config, layout), UNET, "unet.")
+    stage = autoencoder.layout_of(stage_names)
+    if stage is None:
+        raise UserError(
+            f"{names.path} has {STAGE}* of no first stage that this triptych knows; give a whole checkpoint"
+        )
+    stage_config, _ = autoencoder.read(stage_names, stage)
+    rules += inside(autoencoder.table(stage_config, stage), STAGE, "autoencoder.")
+    text_config, text_rules, more = _text(names)
+    config, process_facts = _whole(names, hints, stage_config, unet_config, text_config)
+    rules += text_rules + _buffers(config) + [drop(name, reason) for name, reason in LEFT]
+    facts |= more | process_facts
+    if names.starts("model_ema."):
+        facts["model_ema"] = "there too; the weights beside it are read"
+    preprocess = Preprocess(size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    facts |= {"preprocess": "convention: pixels in [-1, 1]", "classes": "none"}
+    return Reading("latent-diffusion", config, rules, Card(preprocess=preprocess), facts)
+
+
+def _text(names: Names) -> tuple[TextConfig | ClassTokenConfig | None, list[Rule], dict[str, str]]:
+    """What reads the prompt."""
+    if CLASSES in names:
+        return text.read_classes(names, CLASSES), [same(CLASSES, "text.classes.weight")], {}
+    for place in (f"{TEXT}transformer.", f"{TEXT}model.", TEXT):
+        part = names.within(place)
+        if (found := text.layout_of(part)) is not None:
+            layout, prefix = found
+            config, facts = text.read(part.within(prefix), layout)
+            return config, inside(text.table(config, layout), place + prefix, "text."), facts
+    return None, [], {}
+
+
+def _whole(
+    names: Names,
+    hints: Hints,
+    stage: AutoencoderConfig,
+    net: UNetConfig,
+    reader: TextConfig | ClassTokenConfig | None,
+) -> tuple[LatentDiffusionConfig, dict[str, str]]:
+    """The config of all parts together: process, scale and what lies beside the latents."""
+    latents = stage.latent_channels
+    published = [
+        known
+        for known in latent_diffusion_config.SIZES.values()
+        if comparable(replace(known.unet, latent_size=net.latent_size)) == comparable(net)
+        and known.autoencoder.latent_channels == latents
+        and _kind(known.text) == _kind(reader)
+    ]
+    beside = _beside(names, net.in_channels, latents, reader is not None)
+    low = "low_scale_model." if names.starts("low_scale_model.") else ""
+    upscales = low or (beside == "image" and net.num_classes > 0)
+    prediction, facts = _prediction(names, hints, net, beside, bool(upscales), len(published) > 0)
+    said = [known for known in published if known.process.prediction == prediction] or published
+    if said:
+        usual = replace(said[0].process, prediction=prediction)
+        net = replace(net, latent_size=said[0].unet.latent_size)
+        stage = replace(stage, image_size=said[0].autoencoder.image_size)
+    else:
+        ends = (
+            {}
+            if reader is not None and _kind(reader) != "class"
+            else {"beta_start": 0.0015, "beta_end": 0.0195}
+        )
+        usual = ProcessConfig(prediction=prediction, **ends)
+    process, facts["process"] = schedule.read(names, "", usual)
+    low_process = None
+    if upscales:
+        noise = (
+            said[0].low_process
+            if said and said[0].low_process
+            else ProcessConfig(beta_start=1e-4, beta_end=0.02)
+        )
+        low_process, facts["low_process"] = schedule.read(names, low, noise)
+    stage, facts["scale"] = _scaled(names, stage, [known.autoencoder.scale for known in said])
+    return LatentDiffusionConfig(
+        autoencoder=stage, unet=net, text=reader, process=process, beside=beside, low_process=low_process
+    ), facts
+
+
+def _kind(config: TextConfig | ClassTokenConfig | None) -> str:
+    if config is None:
+        return "none"
+    return config.kind if isinstance(config, TextConfig) else "class"
+
+
+def _beside(names: Names, channels: int, latents: int, prompted: bool) -> Beside:
+    masks: Beside = "mask+masked" if prompted else "masked+mask"
+    kinds: tuple[Beside, ...] = ("nothing", masks, "depth", "image")
+    for kind in kinds:
+        times, more = BESIDE[kind]
+        if channels == latents * (1 + times) + more:
+            return kind
+    raise UserError(
+        f"{names.path} has a UNet of {channels} channels for latents of {latents}; needed are {latents}, "
+        f"{2 * latents + 1} (a mask), {latents + 1} (depth) or {latents + 3} (a picture)"
+    )
+
+
+def _prediction(
+    names: Names, hints: Hints, net: UNetConfig, beside: Beside, upscales: bool, published: bool
+) -> tuple[Any, dict[str, str]]:
+    """eps or v. Files of the second Stable Diffusion are shaped alike for both, and mostly do not tell."""
+    if hints.prediction is not None:
+        return hints.prediction, {"prediction": "as told"}
+    if "v_pred" in names:
+        return "v", {"prediction": "v_pred in the file"}
+    spelled = str(names.metadata.get("modelspec.prediction_type", "")).lower()
+    if spelled in ("v", "v_prediction", "epsilon", "eps"):
+        return ("v" if spelled.startswith("v") else "eps"), {
+            "prediction": "modelspec.prediction_type in the file"
+        }
+    if upscales:
+        return "v", {"prediction": "convention: upscalers predict v"}
+    if net.projection == "linear" and net.context_dim and beside == "nothing":
+        raise UserError(
+            f"{names.path} is a Stable Diffusion 2, whose shapes do not tell what it predicts; load it with "
+            'prediction="v" (768 pixels) or prediction="eps" (512 pixels, base)'
+        )
+    return "eps", {"prediction": "convention"}
+
+
+def _scaled(names: Names, stage: AutoencoderConfig, usual: list[Any]) -> tuple[AutoencoderConfig, str]:
+    """The first stage with the scale of its latents: `scale_factor` in the file, else the published one."""
+    given = names.numbers("scale_factor", 64)
+    if given is not None and given.numel() == 1:
+        return replace(stage, scale=shortest(given)), "scale_factor in the file"
+    return replace(stage, scale=usual[0] if usual else 0.18215 if stage.kind == "kl" else 1.0), "convention"
+
+
+def _buffers(config: LatentDiffusionConfig) -> list[Rule]:
+    scale = config.autoencoder.scale
+    known = isinstance(scale, float) and scale not in (1.0, 0.18215, 0.08333)
+    return [
+        *schedule.rules(config.process),
+        *(
+            []
+            if config.low_process is None
+            else schedule.rules(config.low_process, "low_scale_model.", False)
+        ),
+        drop("scale_factor", "it is the first stage's scale", number(float(scale)) if known else None),  # type: ignore
+    ]
+
+
+def draft(net: LatentDiffusion) -> Draft:
+    config = net.config
+    if not isinstance(config.autoencoder, AutoencoderConfig):
+        raise UserError(f"{TITLE} has no place for a tiny autoencoder; choose triptych's own format")
+    if config.process.schedule == "flow":
+        raise UserError(f"{TITLE} cannot say a flow; choose triptych's own format")
+    layout = unet.CompVis(len(config.unet.multipliers), config.unet.depth)
+    rules = inside(unet.table(config.unet, layout), UNET, "unet.")
+    rules += inside(autoencoder.table(config.autoencoder, autoencoder.COMPVIS), STAGE, "autoencoder.")
+    if isinstance(config.text, ClassTokenConfig):
+        rules.append(same(CLASSES, "text.classes.weight"))
+    elif config.text is not None:
+        if config.text.added:
+            raise UserError(
+                f"{TITLE} has no place for added words; save them with weights.diffusion.save_embedding, or choose "
+                "triptych's own format"
+            )
+        layout_of_text, place = LAYOUTS[config.text.kind], PLACES[config.text.kind]
+        rules += inside(text.table(config.text, layout_of_text), place, "text.")
+        if config.text.kind == "clip":
+            length = config.text.length
+            rules.append(
+                drop(f"{place}embeddings.position_ids", "it counts", lambda: torch.arange(length)[None])
+            )
+    rules = [one for one in rules if one.ours or one.restore] + _buffers(config)
+    tensors = to_theirs(rules, state(net), f"{TITLE} has no place for all of this network")
+    return checked(Draft(tensors, nest="state_dict"), net, read, TITLE)
+
+
+# ------------------------------------------------------------------------------------------- parts alone
+
+
+def _first_stage(names: Names) -> Names:
+    return names.within(STAGE) if names.starts(STAGE) else names
+
+
+def recognises_stage(names: Names) -> bool:
+    return autoencoder.layout_of(_first_stage(names)) is autoencoder.COMPVIS
+
+
+def read_stage(names: Names, hints: Hints) -> Reading:
+    prefix = STAGE if names.starts(STAGE) else ""
+    config, facts = autoencoder.read(_first_stage(names), autoencoder.COMPVIS)
+    if (published := autoencoder.scaled(config)) is not None:
+        sizes = {"scale": published.scale, "shift": published.shift, "image_size": published.image_size}
+        config, facts["scale"] = replace(config, **sizes), f"convention: {published.scale}"
+    rules = inside(autoencoder.table(config, autoencoder.COMPVIS), prefix)
+    return stage_reading(config, rules, facts)
+
+
+def stage_reading(config: Any, rules: list[Rule], facts: dict[str, str]) -> Reading:
+    """A first stage by itself, with the card that all have."""
+    preprocess = Preprocess(size=config.image_size, crop=1.0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    family = "autoencoder" if isinstance(config, AutoencoderConfig) else "tiny-autoencoder"
+    facts = {**facts, "preprocess": "convention: pixels in [-1, 1]", "classes": "none"}
+    return Reading(family, config, rules, Card(preprocess=preprocess), facts)
+
+
+def draft_stage(net: Autoencoder) -> Draft:
+    rules = autoencoder.table(net.config, autoencoder.COMPVIS)
+    tensors = to_theirs(rules, state(net), f"{TITLE} has no place for all of this network")
+    return checked(Draft(tensors, nest="state_dict"), net, read_stage, TITLE)
+
+
+def recognises_tiny(names: Names) -> bool:
+    return autoencoder.tiny_layout(names) == "taesd"
+
+
+def read_tiny(names: Names, hints: Hints) -> Reading:
+    config = autoencoder.read_tiny(names, "taesd")
+    return stage_reading(config, autoencoder.tiny_table(config, "taesd"), {"scale": "convention: 1"})
+
+
+def draft_tiny(net: TinyAutoencoder) -> Draft:
+    rules = autoencoder.tiny_table(net.config, "taesd")
+    tensors = to_theirs(rules, state(net), "taesd has no place for all of this network")
+    return checked(Draft(tensors), net, read_tiny, "taesd")
+
+
+def _unet_place(names: Names) -> str | None:
+    places = (UNET, "diffusion_model.", "")
+    return next((place for place in places if f"{place}input_blocks.0.0.weight" in names), None)
+
+
+def recognises_unet(names: Names) -> bool:
+    return _unet_place(names) is not None
+
+
+def read_unet(names: Names, hints: Hints) -> Reading:
+    place = _unet_place(names) or ""
+    part = names.within(place)
+    layout = unet.CompVis.of(part)
+    config, facts = unet.read(part, layout, unet.hinted(hints))
+    rules = inside(unet.table(config, layout), place) + [drop(name, reason) for name, reason in LEFT]
+    return unet_reading(config, rules, facts)
+
+
+def unet_reading(config: UNetConfig, rules: list[Rule], facts: dict[str, str]) -> Reading:
+    return Reading("unet", config, rules, Card(), {**facts, "preprocess": "none", "classes": "none"})
+
+
+def draft_unet(net: UNet) -> Draft:
+    layout = unet.CompVis(len(net.config.multipliers), net.config.depth)
+    rules = inside(unet.table(net.config, layout), UNET)
+    tensors = to_theirs(rules, state(net), f"{TITLE} has no place for all of this network")
+    return checked(Draft(tensors, nest="state_dict"), net, read_unet, TITLE)
+
+
+FORMATS = (
+    Format("compvis", "latent-diffusion", TITLE, "torch", recognises, read, draft),
+    Format("compvis", "unet", "CompVis (a UNet)", "torch", recognises_unet, read_unet, draft_unet),
+    Format(
+        "compvis",
+        "autoencoder",
+        "CompVis (a first stage)",
+        "torch",
+        recognises_stage,
+        read_stage,
+        draft_stage,
+    ),
+    Format(
+        "taesd",
+        "tiny-autoencoder",
+        "TAESD (its author's names)",
+        "torch",
+        recognises_tiny,
+        read_tiny,
+        draft_tiny,
+    ),
+)

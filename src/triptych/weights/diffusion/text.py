@@ -1,0 +1,215 @@
+"""Text encoders in the names of transformers' CLIP, of OpenCLIP, of CompVis' transformer and of diffusers' LDMBert."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.models import text_config
+from triptych.models.text_config import ClassTokenConfig, TextConfig
+from triptych.weights.diffusion.tables import fused, layer
+from triptych.weights.formats import Names
+from triptych.weights.rules import Rule, drop, same
+
+QKV = ("q", "k", "v")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Names of the parts; of a block's, `{i}` is its number."""
+
+    kind: str
+    """Of the encoders that are stored so; "clip" may turn out to be an OpenCLIP of transformers."""
+    tokens: str
+    positions: str
+    block: Callable[[int], str]
+    """What a block's names begin with."""
+    norm1: str
+    qkv: tuple[str, ...]
+    proj: str
+    norm2: str
+    fc1: str
+    fc2: str
+    norm: str
+    logits: str = ""
+    feed_block: Callable[[int], str] | None = None
+    """The same of its MLP's, where that is a layer by itself."""
+    unread: tuple[tuple[str, str], ...] = ()
+
+
+POOLED = "only the pooled embedding reads it"
+HF = Layout(
+    kind="clip",
+    tokens="embeddings.token_embedding.weight",
+    positions="embeddings.position_embedding.weight",
+    block=lambda i: f"encoder.layers.{i}.",
+    norm1="layer_norm1",
+    qkv=tuple(f"self_attn.{part}_proj" for part in QKV),
+    proj="self_attn.out_proj",
+    norm2="layer_norm2",
+    fc1="mlp.fc1",
+    fc2="mlp.fc2",
+    norm="final_layer_norm",
+    unread=(
+        ("embeddings.position_ids", "it counts from 0"),
+        ("text_projection.*", POOLED),
+        ("logit_scale", POOLED),
+    ),
+)
+OPENCLIP = Layout(
+    kind="openclip",
+    tokens="token_embedding.weight",
+    positions="positional_embedding",
+    block=lambda i: f"transformer.resblocks.{i}.",
+    norm1="ln_1",
+    qkv=("attn.in_proj",),
+    proj="attn.out_proj",
+    norm2="ln_2",
+    fc1="mlp.c_fc",
+    fc2="mlp.c_proj",
+    norm="ln_final",
+    unread=(
+        ("text_projection", POOLED),
+        ("logit_scale", POOLED),
+        ("attn_mask", "it follows from the length"),
+    ),
+)
+BERT = Layout(
+    kind="ldm-bert",
+    tokens="token_emb.weight",
+    positions="pos_emb.emb.weight",
+    block=lambda i: f"attn_layers.layers.{2 * i}.",
+    feed_block=lambda i: f"attn_layers.layers.{2 * i + 1}.",
+    norm1="0",
+    qkv=tuple(f"1.to_{part}" for part in QKV),
+    proj="1.to_out",
+    norm2="0",
+    fc1="1.net.0.0",
+    fc2="1.net.2",
+    norm="norm",
+    logits="to_logits",
+)
+LDM_BERT = Layout(
+    kind="ldm-bert",
+    tokens="model.embed_tokens.weight",
+    positions="model.embed_positions.weight",
+    block=lambda i: f"model.layers.{i}.",
+    norm1="self_attn_layer_norm",
+    qkv=tuple(f"self_attn.{part}_proj" for part in QKV),
+    proj="self_attn.out_proj",
+    norm2="final_layer_norm",
+    fc1="fc1",
+    fc2="fc2",
+    norm="model.layer_norm",
+    logits="to_logits",
+)
+# The layout, and what may stand in front of its names.
+LAYOUTS = ((HF, ("text_model.", "")), (LDM_BERT, ("",)), (OPENCLIP, ("",)), (BERT, ("",)))
+
+
+def layout_of(names: Names) -> tuple[Layout, str] | None:
+    """Whose names these are, and what stands in front of each; none if they are no text encoder's."""
+    for layout, prefixes in LAYOUTS:
+        for prefix in prefixes:
+            if prefix + layout.tokens in names and prefix + layout.positions in names:
+                return layout, prefix
+    return None
+
+
+def table(config: TextConfig, layout: Layout) -> list[Rule]:
+    """Theirs <-> ours, bottom to top."""
+    rules = [same(layout.tokens, "tokens.weight"), same(layout.positions, "positions")]
+    for i in range(config.depth):
+        a, ours = layout.block(i), f"encoder.{i}."
+        b = layout.feed_block(i) if layout.feed_block else a
+        rules += layer(a + layout.norm1, ours + "norm1")
+        if len(layout.qkv) == 1:
+            pair = a + layout.qkv[0], ours + "attn.qkv."
+            rules += [
+                same(f"{pair[0]}_weight", f"{pair[1]}weight"),
+                same(f"{pair[0]}_bias", f"{pair[1]}bias"),
+            ]
+        else:
+            rules += fused(tuple(a + part for part in layout.qkv), ours + "attn.qkv", bias=config.causal)
+        rules += layer(a + layout.proj, ours + "attn.proj") + layer(b + layout.norm2, ours + "norm2")
+        rules += layer(b + layout.fc1, ours + "mlp.fc1") + layer(b + layout.fc2, ours + "mlp.fc2")
+    rules += layer(layout.norm, "norm")
+    if config.logits:
+        rules += layer(layout.logits, "logits")
+    return rules + [drop(name, reason) for name, reason in layout.unread]
+
+
+def read(
+    names: Names, layout: Layout, said: dict[str, Any] | None = None, added: int = 0
+) -> tuple[TextConfig, dict[str, str]]:
+    """The config of a text encoder from its tensors; `said` is its config.json, where it has one.
+
+    Args:
+        added: rows of the table that are a tokenizer's added tokens.
+
+    Raises:
+        UserError: sizes that fit no such encoder, or an activation that it cannot have.
+    """
+    said = said or {}
+    rows, width = names.shape(layout.tokens, 2)
+    depth = _depth(names, layout)
+    first = layout.block(0)
+    mlp_dim = names.shape(f"{layout.feed_block(0) if layout.feed_block else first}{layout.fc1}.weight", 2)[0]
+    inner = names.shape(f"{first}{layout.proj}.weight", 2)[1]
+    sizes: dict[str, Any] = {
+        "kind": layout.kind,
+        "vocab_size": rows - added,
+        "added": added,
+        "length": names.shape(layout.positions, 2)[0],
+        "width": width,
+        "depth": depth,
+        "mlp_dim": mlp_dim,
+        "logits": bool(layout.logits) and f"{layout.logits}.weight" in names,
+    }
+    facts = {"text.heads": "convention: heads of 64 channels"}
+    if layout.kind == "ldm-bert":
+        heads = said.get("encoder_attention_heads")
+        count = heads if isinstance(heads, int) and heads > 0 else max(inner // 64, 1)
+        sizes |= {"heads": count, "head_dim": inner // count}
+        if "encoder_attention_heads" in said:
+            facts["text.heads"] = "config.json"
+        return TextConfig(**sizes), facts
+    heads = said.get("num_attention_heads")
+    if isinstance(heads, int):
+        facts["text.heads"] = "config.json"
+    sizes["heads"] = heads if isinstance(heads, int) else max(width // 64, 1)
+    act = said.get(
+        "hidden_act", "gelu" if layout.kind == "openclip" or (width != 768 and not said) else "quick_gelu"
+    )
+    if act not in ("gelu", "quick_gelu"):
+        raise UserError(
+            f"{names.path}: config.json says hidden_act {act!r}; needed is 'gelu' or 'quick_gelu'"
+        )
+    sizes["kind"] = "clip" if act == "quick_gelu" and layout.kind == "clip" else "openclip"
+    facts["text.activation"] = "config.json" if "hidden_act" in said else f"convention: {act}"
+    sizes |= {"activation": act, "norm_eps": float(said.get("layer_norm_eps", 1e-5))}
+    sizes["pad"] = min(49407, rows - added - 1) if sizes["kind"] == "clip" else 0
+    whole = text_config.SIZES["openclip-h-whole"]
+    if layout is OPENCLIP and (depth, width) == (whole.depth, whole.width):
+        sizes["skip"] = whole.skip
+        facts["text.skip"] = "convention: Stable Diffusion 2 reads the last layer but one"
+    return TextConfig(**sizes), facts
+
+
+def _depth(names: Names, layout: Layout) -> int:
+    depth = 0
+    while names.starts(layout.block(depth)):
+        depth += 1
+    return depth
+
+
+def read_classes(names: Names, name: str) -> ClassTokenConfig:
+    """The table of classes: 1,001 rows are ImageNet's thousand and no class."""
+    rows, width = names.shape(name, 2)
+    null = rows > 1 and rows % 2 == 1
+    return ClassTokenConfig(num_classes=rows - null, width=width, null_class=null)
+
+
+def shortened(config: TextConfig) -> TextConfig:
+    """The config without the last blocks, which nothing reads."""
+    return replace(config, depth=config.depth - config.skip, skip=0)
