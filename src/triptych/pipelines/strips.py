@@ -29,7 +29,8 @@ class Strip(Protocol):
     size: tuple[int, int]
 
     def rows(self, first: int, last: int) -> Float[Tensor, "k n w"]:
-        """Those from `first` up to, not including, `last`. Neither goes back from one call to the next."""
+        """Those from `first` up to, not including, `last`. Neither goes back from one call to the next, which may write
+        over what this one gave."""
         ...
 
 
@@ -98,21 +99,34 @@ class Sliding:
     def _more(self, needed: int) -> None:
         """Add the next row of windows, and let go of the rows above `needed`."""
         (h, w), top = self.window, self.tops[self.next]
-        needed = min(needed, top)
+        cleared = False
         for lefts in batches(zip(self.lefts, self.across, strict=True), self.batch):
             made = self.run([self.pixels[top : top + h, left : left + w] for left, _ in lefts])
-            if self.held is None:
-                self.held = made.new_zeros((made.shape[1], 0, self.size[1]))
-            if self.first + self.held.shape[1] < top + h:
-                kept = self.held[:, needed - self.first :]
-                self.first = needed
-                fresh = kept.new_zeros((len(kept), top + h - needed - kept.shape[1], kept.shape[2]))
-                self.held = torch.cat([kept, fresh], dim=1)
+            if not cleared:
+                self._clear(made, min(needed, top), top + h)
+                cleared = True
+            assert self.held is not None
             down = self.down[self.next].to(made)[:, None]
             for part, (left, across) in zip(made, lefts, strict=True):
                 place = self.held[:, top - self.first : top - self.first + h, left : left + w]
-                place += part * (down * across.to(made))
+                place.addcmul_(part, down * across.to(made))
         self.next += 1
+
+    def _clear(self, like: Tensor, first: int, last: int) -> None:
+        """Hold rows `first` to `last`, with what is known of them, and zeros in those that no window has reached."""
+        classes, width = like.shape[1], self.size[1]
+        reached = self.tops[self.next - 1] + self.window[0] if self.next else 0
+        kept, offset = max(0, reached - first), first - self.first
+        if self.held is None or self.held.shape[1] < last - first:
+            fresh = like.new_zeros((classes, last - first, width))
+            if self.held is not None and kept:
+                fresh[:, :kept] = self.held[:, offset : offset + kept]
+            self.held = fresh
+        else:
+            for rows in self.held:  # a class at a time: the copy between them is small
+                rows[:kept] = rows[offset : offset + kept].clone()
+            self.held[:, kept:].zero_()
+        self.first = first
 
 
 def enlarged(strip: Strip, size: tuple[int, int], first: int, last: int) -> Float[Tensor, "k n w"]:
