@@ -65,7 +65,7 @@ def confusion(
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set(color=style.LINE, linewidth=0.8)
-    _lists(made, left + side + 0.45, top, side, matrix, share, seen, names)
+    _lists(made, left + side + 0.45, top, side, matrix, share, seen, names, counted)
     return made
 
 
@@ -138,18 +138,26 @@ def _lists(
     share: np.ndarray,
     seen: np.ndarray,
     names: Sequence[str],
+    counted: str,
 ) -> None:
-    """At the right: the pairs confused most often, then the classes recognised worst."""
+    """At the right: the pairs confused most often, then the classes recognised worst. Images are told by their number,
+    what is finer by its share of all.
+    """
+
+    def amount(count: int) -> str:
+        return str(count) if counted == "images" else f"{count / max(seen.sum(), 1):.1%}"
+
+    often = "times" if counted == "images" else f"of all {counted}"
     wrong = matrix * (1 - np.eye(len(matrix), dtype=int))
     pairs = np.argsort(-wrong, axis=None, kind="stable")
     lines = max(3, min(12, int((side - 0.9) / 2 / 0.2)))
-    style.text(made, x, top + 0.1, "taken for another, times", 9, weight="bold")
+    style.text(made, x, top + 0.1, f"taken for another, {often}", 9, weight="bold")
     y = top + 0.36
     for flat in pairs[:lines]:
         truth, guess = divmod(int(flat), len(matrix))
         if not wrong[truth, guess]:
             break
-        style.text(made, x + 0.3, y, str(wrong[truth, guess]), 8, style.ORANGE, ha="right", weight="bold")
+        style.text(made, x + 0.3, y, amount(wrong[truth, guess]), 8, style.ORANGE, ha="right", weight="bold")
         style.text(
             made,
             x + 0.4,
@@ -168,5 +176,5 @@ def _lists(
             break
         style.text(made, x + 0.3, y, f"{recall[i]:.0%}", 8, style.BLUE, ha="right", weight="bold")
         style.text(made, x + 0.4, y, style.short(names[int(i)], 36), 8)
-        style.text(made, x + 3.1, y, f"of {seen[i]}", 8, style.FAINT, ha="right")
+        style.text(made, x + 3.1, y, f"of {amount(int(seen[i]))}", 8, style.FAINT, ha="right")
         y += 0.2

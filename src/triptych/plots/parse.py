@@ -62,7 +62,8 @@ def legend(
     """Chips of colour, names and shares, down each column; in inches from the upper left corner of the page."""
     if not entries:
         return
-    step = width / columns
+    gap = 0.3
+    step = (width + gap) / columns
     lines = -(-len(entries) // columns)
     ax = style.axes(page, left, top, width, lines * LINE)
     ax.set(xlim=(0, width), ylim=(lines * LINE, 0))
@@ -70,7 +71,7 @@ def legend(
     for i, (name, colour, share) in enumerate(entries):
         x, y = i // lines * step, i % lines * LINE
         ax.add_patch(chip(x, y + 0.05, 0.15, 0.13, colour))
-        room = step - 0.22 - 0.5 - 0.25
+        room = step - gap - 0.22 - 0.5
         ax.text(
             x + 0.24,
             y + 0.16,
@@ -78,8 +79,7 @@ def legend(
             fontsize=8.5,
             color=style.INK,
         )
-        right = x + step - (0.25 if columns > 1 else 0)
-        ax.text(right, y + 0.16, percent(share), fontsize=8.5, color=style.SOFT, ha="right")
+        ax.text(x + step - gap, y + 0.16, percent(share), fontsize=8.5, color=style.SOFT, ha="right")
 
 
 def chip(x: float, y: float, width: float, height: float, colour: Sequence[int]) -> FancyBboxPatch:
