@@ -61,14 +61,14 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("sampler", ["dpm++2m", *STOCHASTIC])
 def test_each_picture_depends_on_its_own_seed_alone(pipe, sampler):
-    paint = pipe().text_to_image
-    together = paint(PROMPT, steps=3, seed=7, count=4, sampler=sampler)
-    alone = [paint(PROMPT, steps=3, seed=7 + k, sampler=sampler)[0] for k in range(4)]
+    paint, steps = pipe().text_to_image, 2
+    together = paint(PROMPT, steps=steps, seed=7, count=4, sampler=sampler)
+    alone = [paint(PROMPT, steps=steps, seed=7 + k, sampler=sampler)[0] for k in range(4)]
     assert same(together, alone)
     assert [one.info["seed"] for one in together] == [7, 8, 9, 10]
     assert len({one.tobytes() for one in together}) == 4
-    for size in (2, 3, 4):
-        batched = paint(PROMPT, steps=3, seed=7, count=4, sampler=sampler, batch_size=size)
+    for size in (3, 4):
+        batched = paint(PROMPT, steps=steps, seed=7, count=4, sampler=sampler, batch_size=size)
         # Kernels that take more pictures at once may add in another order.
         assert np.abs(arrays(batched) - arrays(together)).max() <= 1
 

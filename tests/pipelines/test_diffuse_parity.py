@@ -1,5 +1,6 @@
 """The same latents as diffusers' pipelines, with its own networks, from the same noise, pictures and masks."""
 
+import copy
 import importlib.util
 import warnings
 from pathlib import Path
@@ -64,7 +65,7 @@ def pair(ldm):
     def get(kind: str) -> tuple[LatentDiffusion, dict]:
         if kind in made:
             return made[kind]
-        net = ldm(kind)
+        net = copy.deepcopy(ldm(kind))
         # diffusers draws from the posterior; without variance that is its mean.
         net.autoencoder.quant.weight[4:] = 0
         net.autoencoder.quant.bias[4:] = -30

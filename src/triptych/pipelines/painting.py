@@ -1,6 +1,7 @@
 """A latent diffusion model at work: one loop over a sampler, whatever the task."""
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -265,10 +266,10 @@ class Painter:
             log.warning("it was made in %s, this is %s: pixels may differ", asked.dtype, self.dtype_name)
 
 
-def fingerprint(net: nn.Module) -> str:
-    """Hexadecimal digits that another model has not: SHA-256 of the names, the shapes and the first 256 numbers of all
-    parameters. It takes milliseconds, where a hash of the file takes seconds."""
-    digest = hashlib.sha256()
+def fingerprint(net: LatentDiffusion) -> str:
+    """Hexadecimal digits that another model has not: SHA-256 of its config and the names, the shapes and the first 256
+    numbers of its parameters. It takes milliseconds, where a hash of the file takes seconds."""
+    digest = hashlib.sha256(json.dumps(to_json(net.config), sort_keys=True).encode())
     for name, parameter in net.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().reshape(-1)[:256].float().cpu().numpy().tobytes())
