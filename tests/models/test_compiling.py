@@ -36,11 +36,96 @@ for shape in ((2, 3, 64, 96), (3, 3, 128, 48)):
     torch.testing.assert_close(compiled(images), net(images), atol=1e-4, rtol=1e-4)
 """
 
+SWIN = """
+import torch
+from triptych.models.registry import create
+
+def make(version=1, depths=(2,), window=(3, 4), **changes):
+    torch.manual_seed(0)
+    stages = len(depths)
+    changes = {"patch_size": 2, "qkv_bias": "qv" if version == 2 else "qkv", **changes}
+    net = create(
+        "swin-t", version=version, embed_dim=8, depths=depths, num_heads=(2,) * stages, num_classes=3,
+        window=((window,) * stages), **changes,
+    )
+    for name, parameter in net.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
+    return net.eval().requires_grad_(False)
+
+def agree(other, net, *shapes, **close):
+    for shape in shapes:
+        images = torch.randn(shape)
+        torch.testing.assert_close(other(images), net(images), **(close or {"atol": 1e-5, "rtol": 1e-5}))
+"""
+
+SWIN_EXPORT = """
+from torch.export import Dim, export
+
+net, example, OPEN = make(), torch.randn(2, 3, 24, 36), Dim.AUTO
+agree(export(net, (example,)).module(), net, (2, 3, 24, 36))
+agree(export(net, (example,), dynamic_shapes=({0: OPEN},)).module(), net, (2, 3, 24, 36), (5, 3, 24, 36))
+exported = export(net, (example,), dynamic_shapes=({0: OPEN, 2: OPEN, 3: OPEN},)).module()
+# Of one window, of part of one, of odd sides, of whole windows.
+agree(exported, net, (2, 3, 24, 36), (3, 3, 6, 8), (1, 3, 5, 40), (2, 3, 31, 45), (2, 3, 48, 16))
+"""
+
+SWIN_EXPORT_DEEP = """
+from torch.export import Dim, export
+
+net = make(VERSION, depths=(2, 2, 2, 2), window=(7, 7), patch_size=4)
+example = torch.randn(2, 3, 224, 224) if VERSION == 1 else torch.randn(1, 3, 256, 320)
+sizes = {2: Dim.AUTO, 3: Dim.AUTO}
+exported = export(net, (example,), dynamic_shapes=({0: Dim.AUTO, **sizes} if VERSION == 1 else sizes,)).module()
+batch = example.shape[0]
+agree(exported, net, (batch, 3, 448, 384), (batch, 3, 64, 64), (batch, 3, 40, 61), (batch, 3, 224, 224))
+"""
+
+SWIN_COMPILE = """
+for version in (1, 2):
+    net = make(version)
+    agree(torch.compile(net, fullgraph=True, backend=BACKEND), net, (2, 3, 24, 36), (2, 3, 24, 36))
+"""
+
+SWIN_COMPILE_SIZES = """
+net = make(VERSION, depths=(2, 1)).requires_grad_(True)
+compiled = torch.compile(net, fullgraph=True, backend=BACKEND)
+for shape in ((2, 3, 24, 36), (3, 3, 31, 45)):  # the second one leaves the sides open
+    images = torch.randn(shape)
+    with torch.no_grad():
+        agree(compiled, net, shape, atol=1e-4, rtol=1e-4)
+    found, wanted = (torch.autograd.grad(f(images).square().sum(), list(net.parameters())) for f in (compiled, net))
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+"""
+
+SWIN_ONNX = """
+import warnings
+import onnxruntime
+from torch.export import Dim
+
+warnings.simplefilter("ignore")
+OPEN = Dim.AUTO
+for dims, shapes in (
+    (None, [(2, 3, 24, 36)]),
+    ({0: OPEN}, [(2, 3, 24, 36), (5, 3, 24, 36)]),
+    ({0: OPEN, 2: OPEN, 3: OPEN}, [(2, 3, 24, 36), (3, 3, 31, 45), (1, 3, 18, 26)]),
+):
+    net = make(VERSION, depths=(2, 1))
+    program = torch.export.export(net, (torch.randn(2, 3, 24, 36),), dynamic_shapes=dims and (dims,))
+    model = torch.onnx.export(program, dynamo=True, verbose=False).model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    agree(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), net, *shapes)
+"""
+
 
 def run(script, backend="aot_eager", **changes):
-    whole = (
-        f"CHANGES = {changes!r}\nBACKEND = {backend!r}\n{textwrap.dedent(BEGIN)}\n{textwrap.dedent(script)}"
-    )
+    run_after(BEGIN, script, CHANGES=changes, BACKEND=backend)
+
+
+def run_after(begin, script, **names):
+    given = "\n".join(f"{name} = {value!r}" for name, value in names.items())
+    whole = "\n".join([given, textwrap.dedent(begin), textwrap.dedent(script)])
     done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -70,3 +155,36 @@ def test_compile_has_no_break():
 @pytest.mark.slow
 def test_compile_to_machine_code():
     run(COMPILE, backend="inductor")
+
+
+def test_export_of_swin():
+    """Sizes fixed, the batch left open, everything left open."""
+    run_after(SWIN, SWIN_EXPORT)
+
+
+def test_compile_of_swin_has_no_break():
+    run_after(SWIN, SWIN_COMPILE, BACKEND="eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_export_of_four_stages(version):
+    run_after(SWIN, SWIN_EXPORT_DEEP, VERSION=version)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_compile_of_swin_at_other_sizes_and_backwards(version):
+    run_after(SWIN, SWIN_COMPILE_SIZES, VERSION=version, BACKEND="aot_eager")
+
+
+@pytest.mark.slow
+def test_compile_of_swin_to_machine_code():
+    run_after(SWIN, SWIN_COMPILE, BACKEND="inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_onnx_of_swin(version):
+    """In onnxruntime, at the size of the example, with an open batch, with everything open."""
+    run_after(SWIN, SWIN_ONNX, VERSION=version)
