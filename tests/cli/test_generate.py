@@ -1,0 +1,256 @@
+"""`triptych generate`: files, the same pixels from them, and mistakes in one line."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import triptych as tp
+from triptych import weights
+from triptych.cli import main
+from triptych.cli.generate import stopping
+from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.latent_diffusion import LatentDiffusion
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.models.text_config import ClassTokenConfig, TextConfig
+from triptych.models.unet_config import UNetConfig
+from triptych.pipelines.infotext import read
+
+STAGE = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 1, 1), depth=1, latent_channels=4, groups=4)
+UNET = UNetConfig(
+    latent_size=(8, 8),
+    width=16,
+    multipliers=(1, 2),
+    depth=1,
+    attention_factors=(1,),
+    heads=2,
+    context_dim=24,
+    groups=8,
+)
+TEXT = TextConfig(kind="clip", vocab_size=49408, width=24, depth=1, heads=2, mlp_dim=24, pad=49407)
+CONFIGS = {
+    "text": LatentDiffusionConfig(autoencoder=STAGE, unet=UNET, text=TEXT),
+    "classes": LatentDiffusionConfig(
+        autoencoder=STAGE, unet=UNET, text=ClassTokenConfig(num_classes=2, width=24)
+    ),
+    "free": LatentDiffusionConfig(autoencoder=STAGE, unet=replace(UNET, context_dim=0)),
+    "upscaler": LatentDiffusionConfig(
+        autoencoder=STAGE, unet=replace(UNET, context_dim=0, in_channels=7), beside="image"
+    ),
+}
+
+
+LOADED: dict = {}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Tiny models in files of ours, and pictures."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, config in CONFIGS.items():
+        torch.manual_seed(1)
+        net = LatentDiffusion(config)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
+        if name == "classes":
+            net.card = replace(net.card, classes=("lynx", "owl"))
+        tp.save(net, folder / f"{name}.safetensors")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (20, 28, 3), dtype=np.uint8)).save(folder / "photo.png")
+    mask = np.zeros((20, 28), np.uint8)
+    mask[5:13, 7:19] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(mask[:8]).save(folder / "small_mask.png")
+    Image.fromarray(mask).save(folder / "plain.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    """Files are read as ever, each once: most of a tiny model's time is its loading."""
+    load = weights.load
+    monkeypatch.setattr(
+        weights, "load", lambda source: LOADED.get(source) or LOADED.setdefault(source, load(source))
+    )
+
+
+def run(places, tmp_path, typed: str, code: int = 0) -> None:
+    words = [word.format(m=places, t=tmp_path) for word in typed.split()]
+    assert main(["generate", *words, "--dtype", "fp32"]) == code
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_a_prompt_and_the_same_pixels_again(places, tmp_path, capsys):
+    typed = "apple --negative blurry --model {m}/text.safetensors --steps 2 --seed 5 --count 2 --size 40x24"
+    run(
+        places,
+        tmp_path,
+        typed + " --guidance 3 --sampler euler-ancestral --rescale 0.5 --tiling x --out {t}/made",
+    )
+    made = sorted((tmp_path / "made").iterdir())
+    assert [path.name for path in made] == ["0001-apple-5.png", "0002-apple-6.png"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/made/0001-apple-5.png: 40x24, seed 5",
+        f"{tmp_path}/made/0002-apple-6.png: 40x24, seed 6",
+    ]
+    settings = read(made[0])
+    assert settings.negative == "blurry"
+    assert settings.size == (24, 40)
+    assert settings.guidance == 3
+    assert settings.tiling == "x"
+    run(
+        places, tmp_path, "--from {t}/made/0002-apple-6.png --out {t}/again.png"
+    )  # the model is named in the file
+    assert np.array_equal(pixels(tmp_path / "again.png"), pixels(made[1]))
+    run(places, tmp_path, "--from {t}/made/0001-apple-5.png --seed 6 --out {t}/other.png")
+    assert np.array_equal(pixels(tmp_path / "other.png"), pixels(made[1]))
+    run(places, tmp_path, "pear --from {t}/made/0001-apple-5.png --sampler ddim --out {t}/pear.png")
+    pear = read(tmp_path / "pear.png")
+    assert (pear.prompt, pear.sampler, pear.spacing, pear.seed) == ("pear", "ddim", "compvis", 5)
+
+
+def test_from_the_web_uis_text(places, tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text(
+        "parameters",
+        "an apple\nNegative prompt: blurry\nSteps: 2, Sampler: Euler a, CFG scale: 3, Seed: 7, Size: 24x16, Model: x",
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "web.png", pnginfo=info)
+    run(places, tmp_path, "--from {t}/web.png --model {m}/text.safetensors --out {t}/a.png")
+    found = read(tmp_path / "a.png")
+    assert (found.prompt, found.sampler, found.seed, found.size) == (
+        "an apple",
+        "euler-ancestral",
+        7,
+        (16, 24),
+    )
+
+
+def test_over_a_picture(places, tmp_path):
+    given, mask = pixels(places / "photo.png"), pixels(places / "mask.png")
+    common = " --model {m}/text.safetensors --steps 2 --init {m}/photo.png"
+    run(places, tmp_path, "apple --mask {m}/mask.png --out {t}/in.png" + common)
+    painted = pixels(tmp_path / "in.png")
+    assert np.array_equal(painted[mask == 0], given[mask == 0])
+    assert read(tmp_path / "in.png").strength == 1
+    run(places, tmp_path, "--from {t}/in.png --out {t}/in2.png")
+    assert np.array_equal(pixels(tmp_path / "in2.png"), painted)
+    run(places, tmp_path, "apple --out {t}/over.png" + common)
+    assert pixels(tmp_path / "over.png").shape == given.shape
+    assert read(tmp_path / "over.png").strength == 0.6
+    run(places, tmp_path, "--from {t}/over.png --strength 1 --out {t}/over2.png")
+    assert read(tmp_path / "over2.png").strength == 1
+    run(
+        places,
+        tmp_path,
+        "--init {m}/photo.png --model {m}/upscaler.safetensors --steps 1 --out {t}/large.png",
+    )
+    assert pixels(tmp_path / "large.png").shape == (80, 112, 3)
+
+
+def test_classes_and_nothing_at_all(places, tmp_path, capsys):
+    run(places, tmp_path, "--class owl --model {m}/classes.safetensors --steps 1 --json --out {t}/a.png")
+    (said,) = json.loads(capsys.readouterr().out)
+    assert said["file"] == str(tmp_path / "a.png")
+    assert (said["label"], said["class_name"], said["guidance"]) == (1, "owl", 1.5)
+    run(places, tmp_path, "--class 1 --model {m}/classes.safetensors --steps 1 --out {t}/b.png")
+    run(places, tmp_path, "--from {t}/a.png --out {t}/c.png")
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
+    run(places, tmp_path, "--model {m}/free.safetensors --steps 1 --size 16x16 --out {t}/d.png")
+    assert pixels(tmp_path / "d.png").shape == (16, 16, 3)
+
+
+def test_strip_and_preview(places, tmp_path):
+    run(
+        places,
+        tmp_path,
+        "apple --model {m}/text.safetensors --steps 3 --strip {t}/s.png --preview {t}/p.png --out {t}/a.png",
+    )
+    assert pixels(tmp_path / "p.png").shape == (32, 32, 3)
+    assert pixels(tmp_path / "s.png").shape[1] > 600
+
+
+def test_one_interrupt_stops_at_the_step(places, tmp_path, capsys, monkeypatch):
+    from triptych.pipelines.painting import Painter
+
+    make = Painter.make
+
+    def pressed_early(self, *args, preview=None, **more):
+        return make(self, *args, preview=lambda now: os.kill(os.getpid(), signal.SIGINT), **more)
+
+    monkeypatch.setattr(Painter, "make", pressed_early)
+    run(places, tmp_path, "apple --model {m}/text.safetensors --steps 9 --count 3 --out {t}/made", code=130)
+    (path,) = (tmp_path / "made").iterdir()
+    assert read(path).stopped_at == 1
+    assert "stopped at step 1, 1 of 3" in capsys.readouterr().err
+    with stopping() as stopped:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+MISTAKES = [
+    ("apple", "no model was named"),
+    ("apple --model {t}/none.safetensors", "none.safetensors"),
+    ("apple --model vit-emoji", "ViT, which makes no pictures"),
+    ("--model {m}/text.safetensors", "reads prompts, and none was given"),
+    ("apple --model {m}/classes.safetensors", "takes a class, not a prompt"),
+    ("--model {m}/classes.safetensors", "none was named"),
+    ("apple --model {m}/free.safetensors", "takes neither prompt nor class"),
+    ("--class owl --model {m}/text.safetensors", "takes no class"),
+    ("--class owel --model {m}/classes.safetensors", "near names: owl"),
+    ("--class 7 --model {m}/classes.safetensors", "class 7 is not from 0 to 1"),
+    ("apple --class owl", "one or the other"),
+    ("apple --sampler euller", "near names: euler"),
+    ("apple --spacing karas", "near names: karras"),
+    ("apple --size 41x24 --model {m}/text.safetensors", "multiples of 4, such as 40x24"),
+    ("apple --size 40", "WIDTHxHEIGHT"),
+    ("apple --steps -3", "steps is -3"),
+    ("apple --steps 0", "steps is 0"),
+    ("apple --steps many", "--steps"),
+    ("apple --seed -1", "seed is -1"),
+    ("apple --count 0", "count 0"),
+    ("apple --rescale 3", "rescale is 3"),
+    ("apple --tiling z", "tiling is 'z'"),
+    ("apple --guidance nan", "guidance is nan"),
+    ("apple --strength 0.5", "--init"),
+    ("apple --init {m}/photo.png --strength 1.5", "strength is 1.5"),
+    ("apple --init {m}/nowhere.png", "nowhere.png does not exist"),
+    ("apple --init {m}/photo.png --mask {m}/small_mask.png", "make the mask as large as the image"),
+    ("apple --mask {m}/mask.png", "--init"),
+    ("--from {m}/plain.png", "says nothing of how it was made"),
+    ("--from {t}/none.png", "none.png does not exist"),
+    ("apple --out {t}/x.tiff", "written as .png"),
+    ("apple --out {m}/photo.png/x.png", "is no folder that can be written to"),
+    ("apple --sampeler euler", "did you mean --sampler"),
+]
+
+
+@pytest.mark.parametrize(("typed", "named"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
+def test_mistakes(typed, named, places, tmp_path, capsys):
+    run(places, tmp_path, typed, code=2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("fp32 on")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("triptych: ")
+    assert named in lines[0], lines[0]
+
+
+def test_a_prompt_of_nothing_and_one_of_5000_words(places, tmp_path):
+    common = ["--model", str(places / "text.safetensors"), "--steps", "1", "--dtype", "fp32", "--size", "8x8"]
+    assert main(["generate", "", *common, "--out", str(tmp_path / "a.png")]) == 0
+    assert main(["generate", "red apple " * 2500, *common, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "0001-red-apple-red-apple-red-apple-red-apple-0.png").exists()
