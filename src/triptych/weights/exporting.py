@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.network import Network
@@ -24,6 +24,7 @@ ENDINGS = {
     "folder": (".safetensors", ".bin", ".pth", ".pt"),
     "torch": (".pth", ".pt", ".bin", ".ckpt", ".safetensors"),
     "npz": (".npz",),
+    "pipeline": (),
 }
 
 
@@ -53,7 +54,10 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
         store.save(net, target)
         return target
     known = _format(net, format)
-    target, net = _target(path, known), cast(Network, net)
+    net = cast(Network, net)
+    if known.container == "pipeline":
+        return _write_parts(path, known.draft(net), known.title)
+    target = _target(path, known)
     draft = known.draft(net)
     if path == target.parent and known.container == "folder":
         _require_said(known, draft, target, net)
@@ -120,10 +124,29 @@ def _set_aside(target: Path, missing: Said, title: str) -> None:
 def _target(path: Path, known: Format) -> Path:
     endings = ENDINGS[known.container]
     if path.is_dir() or path.suffix == "":
-        return path / f"model{endings[0]}"
+        return path / f"{known.stem}{endings[0]}"
     if path.suffix in endings:
         return path
     raise UserError(f"{known.title} is written to a folder or to {', '.join(endings)}, not to {path.name}")
+
+
+def _write_parts(folder: Path, draft: Draft, title: str) -> Path:
+    """A folder for each part of a pipeline; the JSON that says they are all there comes last."""
+    if folder.suffix or folder.is_file():
+        raise UserError(f"{title} is written to a folder, not to {folder.name}")
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in draft.tensors.items():
+        part, _, inner = name.partition("/")
+        parts.setdefault(part, {})[inner] = tensor
+    for part, tensors in parts.items():
+        ours = "_class_name" in draft.settings[f"{part}/config"]  # else transformers'
+        stem = "diffusion_pytorch_model" if ours else "model"
+        write_safetensors(folder / part / f"{stem}.safetensors", tensors, {"format": "pt"})
+    if draft.finish is not None:
+        draft.finish(folder)
+    for name, value in sorted(draft.settings.items(), key=lambda item: "/" not in item[0]):
+        write_text_atomically(folder / f"{name}.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    return folder
 
 
 def _write(path: Path, draft: Draft) -> None:

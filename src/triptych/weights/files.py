@@ -28,9 +28,17 @@ WEIGHTS_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors",
     "open_clip_model.safetensors",
 )
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".ckpt")
+
+# What says that a folder holds several networks, and which of them nothing here reads.
+PIPELINE = "model_index.json"
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "depth_estimator")
 
 # Where training scripts put the weights among other things; averaged weights are what they publish.
 NESTS = (
@@ -149,6 +157,8 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     try:
         if not path.exists():
             raise UserError(f"no file or folder {path}; check the path")
+        if (path / PIPELINE).is_file():
+            return _pipeline(path)
         file = _in_folder(path) if path.is_dir() else path
         contents = _sharded(file) if file.name.endswith(".index.json") else _one(file)
     except OSError as problem:
@@ -159,6 +169,39 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     checkpoint.settings = beside(file) | ({"inside": contents.settings} if contents.settings else {})
     _unwrap(checkpoint)
     return checkpoint
+
+
+def _pipeline(folder: Path) -> Checkpoint:
+    """A folder of diffusers: its parts' tensors as `unet/conv_in.weight`, its JSON as `unet/config`."""
+    whole = Checkpoint(folder, {}, "safetensors", settings={PIPELINE[:-5]: _json(folder / PIPELINE)})
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if part.name in UNUSED:
+            whole.notes.append(f"{part.name} left out")
+            continue
+        for name in ("config", "scheduler_config"):
+            if (part / f"{name}.json").is_file():
+                whole.settings[f"{part.name}/{name}"] = _json(part / f"{name}.json")
+        if any(path.suffix in SUFFIXES for path in part.iterdir()):
+            opened = open_checkpoint(part)
+            whole.entries |= {f"{part.name}/{name}": entry for name, entry in opened.entries.items()}
+    if not whole.entries:
+        raise UserError(f"{folder} has a {PIPELINE} and no weights in its folders; fetch it whole")
+    return whole
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object out of a file.
+
+    Raises:
+        UserError: it is too large, no JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text()) if path.stat().st_size <= 2**24 else None
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{path} is not JSON: {problem}; fetch it again or remove it") from problem
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; fetch it again")
+    return value
 
 
 def beside(file: Path) -> dict[str, Any]:

@@ -74,6 +74,8 @@ class Draft:
     """Key under which a .pth holds the weights."""
     beside: Settings = field(default_factory=dict)
     """Plain values beside that key."""
+    finish: Callable[[Path], None] | None = None
+    """Writes into the folder what is neither: a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,14 @@ class Format:
     """What `export` is told. Formats of several families may share it: "timm" holds a ViT or a Swin."""
     family: str
     title: str
-    container: Literal["folder", "npz", "torch"]
-    """What writing makes: a folder with JSON beside the weights, a .npz, or a .pth (or bare .safetensors)."""
+    container: Literal["folder", "npz", "torch", "pipeline"]
+    """What writing makes: a folder with JSON beside the weights, a .npz, a .pth (or bare .safetensors), or a folder of
+    such folders, whose names stand in front of tensors' and settings'."""
     recognises: Callable[["Names"], bool]
     read: Callable[["Names", Hints], Reading]
     draft: Callable[[Any], Draft]
+    stem: str = "model"
+    """What the weights in a folder are called, without ending."""
 
 
 class Names:

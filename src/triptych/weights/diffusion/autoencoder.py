@@ -172,7 +172,10 @@ def read(
     side = said.get("sample_size")
     if isinstance(side, int | list | tuple):
         sizes["image_size"] = (side, side) if isinstance(side, int) else tuple(side)
-    if "scaling_factor" in said and sizes["kind"] == "kl":
+    default = (
+        sizes["kind"] == "vq" and said.get("scaling_factor") == 0.18215
+    )  # VQModel's own, which no VQ model meant
+    if "scaling_factor" in said and not default:
         sizes["scale"], facts["scale"] = said["scaling_factor"], "config.json"
         sizes["shift"] = said.get("shift_factor") or 0.0
     return AutoencoderConfig(**sizes), facts

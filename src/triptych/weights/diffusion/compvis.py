@@ -107,7 +107,7 @@ def _whole(
         and known.autoencoder.latent_channels == latents
         and _kind(known.text) == _kind(reader)
     ]
-    beside = _beside(names, net.in_channels, latents, reader is not None)
+    beside = beside_of(names, net.in_channels, latents, reader is not None)
     low = "low_scale_model." if names.starts("low_scale_model.") else ""
     upscales = low or (beside == "image" and net.num_classes > 0)
     prediction, facts = _prediction(names, hints, net, beside, bool(upscales), len(published) > 0)
@@ -144,7 +144,8 @@ def _kind(config: TextConfig | ClassTokenConfig | None) -> str:
     return config.kind if isinstance(config, TextConfig) else "class"
 
 
-def _beside(names: Names, channels: int, latents: int, prompted: bool) -> Beside:
+def beside_of(names: Names, channels: int, latents: int, prompted: bool) -> Beside:
+    """What a UNet of so many channels is given beside its latents."""
     masks: Beside = "mask+masked" if prompted else "masked+mask"
     kinds: tuple[Beside, ...] = ("nothing", masks, "depth", "image")
     for kind in kinds:

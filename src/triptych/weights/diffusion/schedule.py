@@ -81,7 +81,7 @@ def read(names: Names, prefix: str, usual: ProcessConfig) -> tuple[ProcessConfig
         return usual, "convention"
     rough = 2e-2 if table.dtype in (torch.float16, torch.bfloat16) else 1e-3
     for config in _candidates(table, replace(usual, steps=len(table))):
-        if torch.allclose(buffers(config)["betas"], table.float(), rtol=rough, atol=1e-7):
+        if torch.allclose(torch.tensor(betas(config)), table.float(), rtol=rough, atol=1e-7):
             return config, "betas in the file"
     raise UserError(
         f"{names.path}: its {len(table)} betas, from {float(table[0]):g} to {float(table[-1]):g}, are no linear, "
