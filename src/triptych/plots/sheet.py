@@ -158,7 +158,7 @@ class ParsePanel:
 
     cards: Sequence[Parsed]
     legend: Sequence[tuple[str, Sequence[int], str]]
-    heading: str = "IoU"
+    heading: str = "IoU, both scenes"
     looked: Sequence[Looked] = ()
     image: UInt8[np.ndarray, "h w 3"] | None = None
     point: tuple[float, float] = (0.0, 0.0)
