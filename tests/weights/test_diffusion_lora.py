@@ -83,7 +83,7 @@ def test_strangers_and_other_families_are_named(net, tmp_path):
     before = {name: t.clone() for name, t in net.state_dict().items()}
     pair = {f"{flat}.lora_down.weight": torch.randn(4, 64), f"{flat}.lora_up.weight": torch.randn(64, 4)}
     wide = {f"{flat}.lora_down.weight": torch.randn(4, 65), f"{flat}.lora_up.weight": torch.randn(64, 4)}
-    odd = {n.replace("mid_block", "joint_block"): t for n, t in pair.items()}
+    odd = {n.replace("mid_block", "joint_block"): t.clone() for n, t in pair.items()}
     for tensors, words in (
         (pair | odd, "no layer lora_unet_joint_block"),
         (pair | {"lora_unet_what.dora_scale": torch.ones(1)}, r"nothing reads lora_unet_what\.dora_scale"),

@@ -231,7 +231,7 @@ def test_no_such_thing(tmp_path):
             "a Swin Transformer",
         ),
         (
-            ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.x"],
+            ["model.diffusion_model.double_blocks.0.x", "first_stage_model.x"],
             "a latent diffusion model",
         ),
         (["stages.0.blocks.0.attn.meta_mlp.fc1.weight"], "timm's own SwinV2"),

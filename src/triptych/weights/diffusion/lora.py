@@ -162,7 +162,7 @@ def _deltas(
         if delta is None or delta.numel() != torch.Size(needed).numel() or delta.shape[:2] != needed[:2]:
             shown = f"{list(b.shape)} x {list(a.shape)}"
             raise UserError(
-                f"{file} is a LoRA of another family: {legible(base)} is {shown}, this network's layer is {list(needed)}"
+                f"{file} is a LoRA of another family: {legible(base)} is {shown}, the layer here is {list(needed)}"
             )
         found.append((place, scale * delta))
     if strangers or left:
