@@ -1,4 +1,5 @@
-"""What all tests share. Under pytest the shapes in the signatures of `layers`, `models` and `heads` are checked at each call."""
+"""What all tests share. Under pytest the shapes in the signatures of `layers`, `models` and `heads` are checked at each
+call."""
 
 import pytest
 import torch

@@ -45,6 +45,8 @@ class Card:
     preprocess: Preprocess = field(default_factory=Preprocess)
     classes: tuple[str, ...] | None = None
     """Name of each class, by index."""
+    colours: tuple[tuple[int, int, int], ...] | None = None
+    """Red, green and blue (0 to 255) that each class is drawn in, by index; none leaves the choice to the pipeline."""
     groupings: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Coarser namings: {"group": the group of each class}; scored beside the classes."""
     source: str = ""

@@ -19,7 +19,7 @@ from triptych.models.tokenizers import clip_tokenizer, train_tokenizer
 # Figures of the published checkpoints, counted in their files.
 COUNTS = {
     "clip-l": 123_060_480, "openclip-h": 340_387_840, "openclip-h-whole": 352_984_064, "ldm-bert": 581_994_042,
-    "ldm-bert-640": 186_154_682, "ldm-layout": 58_858_496,
+    "ldm-bert-640": 186_154_682, "ldm-layout-text": 58_858_496,
 }  # fmt: skip
 TINY = {"width": 24, "depth": 3, "heads": 2, "mlp_dim": 40}
 FORMS = {

@@ -72,7 +72,7 @@ class Segmenter(Network):
         if self.aux is not None:
             self.aux[1] = nn.Conv2d(self.config.head.aux_width, num_classes, 1).to(like)
             fill(self.aux[1])
-        self.card = replace(self.card, classes=None, groupings={}, figures={})
+        self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
 
     def maps(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """The pyramid that the head reads, finest first."""

@@ -110,7 +110,7 @@ SIZES: dict[str, LatentDiffusionConfig] = {
     "ldm-cin256": _ldm("vq-f8", "cin256", 0.0195, text=CLASSES["cin256"]),
     "ldm-cin256-v2": _ldm("vq-f4", "cin256-v2", 0.0195, text=CLASSES["cin256-v2"]),
     "ldm-txt2img-1p4b": _sd("txt2img-1p4B", "ldm-bert"),
-    "ldm-layout": _ldm("vq-f4", "layout", 0.0205, text=text_config.SIZES["ldm-layout"]),
+    "ldm-layout": _ldm("vq-f4", "layout", 0.0205, text=text_config.SIZES["ldm-layout-text"]),
     "ldm-inpainting": _ldm("vq-f4-noattn", "inpainting-big", 0.0205, beside="masked+mask"),
     "ldm-bsr-sr": _ldm("vq-f4", "bsr-sr", 0.0155, beside="image"),
 }

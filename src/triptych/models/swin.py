@@ -146,7 +146,7 @@ class Swin(Network):
         if num_classes:
             nn.init.zeros_(self.head.weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-        self.card = replace(self.card, classes=None, groupings={}, figures={})
+        self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
 
     def prepare_maps(self) -> None:
         """Make a backbone for a dense head of a classifier, in place: fresh norms on all maps, the last norm and the
@@ -157,7 +157,7 @@ class Swin(Network):
         self.norms = nn.ModuleList(nn.LayerNorm(w, eps=self.config.norm_eps) for w in self.config.widths)
         self.norms.to(next(self.parameters()))
         del self.norm, self.head
-        self.card = replace(self.card, classes=None, groupings={}, figures={})
+        self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
 
     def blocks(self) -> list[nn.Module]:
         """All blocks in order: what checkpointing, compiling and sharding are applied to."""

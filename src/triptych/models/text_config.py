@@ -99,7 +99,7 @@ SIZES: dict[str, TextConfig] = {
     "openclip-h-whole": _clip(1024, 24, 16, kind="openclip", skip=1),                    # SD 2 in single files
     "ldm-bert": _bert(1280, 32),                                                         # txt2img-1p4B
     "ldm-bert-640": _bert(640, 32),                                                      # text2img256
-    "ldm-layout": _bert(512, 16, vocab_size=8192, length=92),                            # layout2img-openimages256
+    "ldm-layout-text": _bert(512, 16, vocab_size=8192, length=92),                            # layout2img-openimages256
 }
 
 CLASS_SIZES: dict[str, ClassTokenConfig] = {

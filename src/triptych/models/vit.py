@@ -138,7 +138,7 @@ class ViT(Network):
             if isinstance(made, nn.Linear):
                 nn.init.zeros_(made.weight)
             setattr(self, name, made.to(like))
-        self.card = replace(self.card, classes=None, groupings={}, figures={})
+        self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
 
     def blocks(self) -> list[nn.Module]:
         """The encoder's blocks in order: what checkpointing, compiling and sharding are applied to."""

@@ -113,7 +113,7 @@ class SegmentationPipeline(PicturePipeline):
         colours: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__(net, device, dtype, batch_size, workers, on_bad_image)
-        self.colours = colours_of(self.classes, colours)
+        self.colours = colours_of(self.classes, colours or self.card.colours)
         # Below one patch there is nothing to see.
         self.least = self.net.backbone.strides[0] if isinstance(self.net, Segmenter) else 1
 

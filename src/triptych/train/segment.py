@@ -31,6 +31,7 @@ def prepare(config: SegmentConfig) -> Parts:
             f"{config.data} has no masks, and segmentation needs them; name --loading.mask-column"
         )
     net = build_network(config, classes)
+    net.card = replace(net.card, colours=source.mask_colours)
     how = net.card.preprocess
     return placed_parts(
         config,
