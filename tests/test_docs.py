@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from triptych.diffusion.config import ProcessConfig, usual_spacing
 from triptych.models import swin_config, vit_config
 from triptych.models.registry import config_for
+from triptych.pipelines import infotext
 from triptych.recipes import RECIPES
 from triptych.weights.known import FORMATS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-VIT, SWIN = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("vit", "swin"))
+VIT, SWIN, PAINT = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("vit", "swin", "latent-diffusion")
+)
 
 
 def python_blocks(text: str, quoted: bool) -> list[str]:
@@ -26,7 +30,9 @@ def squeezed(line: str) -> str:
     return " ".join(line.split())
 
 
-@pytest.mark.parametrize("quote", python_blocks(VIT, True) + python_blocks(SWIN, True))
+@pytest.mark.parametrize(
+    "quote", [quote for page in (VIT, SWIN, PAINT) for quote in python_blocks(page, True)]
+)
 def test_quoted_lines_are_in_the_source_in_that_order(quote):
     first, *lines = quote.strip().splitlines()
     path = ROOT / first.removeprefix("# ")
@@ -62,9 +68,24 @@ def test_examples_of_swin_run():
     assert names["light"].sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("page", "last"), [(VIT, 8), (SWIN, 4)], ids=["vit", "swin"])
+def test_examples_of_latent_diffusion_run():
+    assert run_examples(PAINT)["painted"].size == (48, 32)
+
+
+@pytest.mark.parametrize(
+    ("page", "last"), [(VIT, 8), (SWIN, 4), (PAINT, 5)], ids=["vit", "swin", "latent-diffusion"]
+)
 def test_every_equation_is_there(page, last):
     assert sorted(map(int, re.findall(r"\\tag\{(\d)\}", page))) == list(range(1, last + 1))
+
+
+def test_the_table_of_samplers():
+    rows = re.findall(
+        r"^\| `([\w+-]+)` \| \d \| \d \| ([\w ]+) \| `([\w-]+)` \| \w+ \| ([^|]+) \|$", PAINT, re.MULTILINE
+    )
+    assert {name: title for name, _, _, title in rows} == infotext.SAMPLERS
+    for name, _, levels, _ in rows:
+        assert usual_spacing(name, ProcessConfig()) == levels
 
 
 def test_the_table_of_sizes():

@@ -33,7 +33,7 @@ def denoising_strip(
     tall = side * height / width
     rows = -(-len(frames) // across)
     page = style.figure(
-        max(2 * MARGIN + across * side + (across - 1) * GAP, 4.0), 0.85 + rows * (tall + 0.32) + 0.25
+        max(2 * MARGIN + across * side + (across - 1) * GAP, 5.2), 0.85 + rows * (tall + 0.32) + 0.25
     )
     style.heading(page, title, below, left=MARGIN)
     for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
