@@ -1,5 +1,5 @@
-"""Window attention's fast paths, each beside its slow twin: gathers beside roll and partition, slabs beside the fused
-kernel, and who must not be given them."""
+"""Window attention's fast paths, each beside its slow twin: gathers, which spare padding its products, beside roll and
+partition; slabs beside the fused kernel; and who must not be given them."""
 
 import math
 
@@ -18,6 +18,7 @@ from triptych.layers.window import WindowAttention, attend, shift_mask
 
 V1 = {"cosine": False, "bias": "qkv"}
 V2 = {"cosine": True, "bias": "qv"}
+BARE = {"cosine": False, "bias": "none"}
 VERSIONS = pytest.mark.parametrize("form", [V1, V2], ids=["v1", "v2"])
 CLOSE = {"atol": 1e-11, "rtol": 1e-11}
 
@@ -60,6 +61,31 @@ def test_gathers_are_pad_roll_and_partition(size, window, shifted, batch, form):
         strided = x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
         torch.testing.assert_close(attend(strided, part, shifted), rolled(x, part, shifted), **CLOSE)
     assert torch.equal(x, kept)  # padding was written into a copy
+
+
+@torch.no_grad()
+def test_padding_of_no_bias_is_nothing():
+    part, x = make((3, 4), BARE), torch.randn(2, 7, 9, 6, dtype=torch.float64)
+    torch.testing.assert_close(attend(x, part, True), rolled(x, part, True), **CLOSE)
+
+
+@torch.no_grad()
+def test_padding_costs_no_products(monkeypatch):
+    part, x = make((3, 4), V1), torch.randn(2, 7, 9, 6, dtype=torch.float64)
+    seen = []
+    slow = window_module.linear
+    monkeypatch.setattr(window_module, "linear", lambda x, *args: seen.append(x.shape) or slow(x, *args))
+    attend(x, part, True)
+    assert seen == [(2, 63, 6)] * 2
+
+
+@torch.no_grad()
+def test_hooks_are_called():
+    part, x = make((3, 4), V1), torch.randn(2, 7, 9, 6, dtype=torch.float64)
+    given = []
+    part.register_forward_hook(lambda *call: given.append(call[-1].shape))
+    attend(x, part, True)
+    assert given == [(2, 63, 6)]
 
 
 def test_who_is_given_gathers(monkeypatch):
