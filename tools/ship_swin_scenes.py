@@ -3,7 +3,7 @@
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
     triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/swin_scenes
-    triptych train unet_scenes --data scenes:EMOJI --out runs/unet_scenes
+    triptych train unet_scenes --data scenes:EMOJI --loop.epochs 0.5 --loop.eval-every 0.5 --out runs/unet_scenes
     python tools/ship_swin_scenes.py runs/swin_scenes runs/unet_scenes
 
 Weights are kept as fp16, half the size; the figures are of what is kept. They are of scenes whose drawings are of a
@@ -62,8 +62,17 @@ def main(run: str, baseline: str) -> None:
         ("macs", "billion multiply-accumulates at 96 px"),
     ):
         lines.append(f"| {words} | {ours[name]:.2f} | {theirs[name]:.2f} |")
+    (seen, _), (others, _) = history(run)[-1], history(baseline)[-1]
+    on_the_way = ", ".join(f"{miou:.3f} after {images:,}" for images, miou in history(run)[:-1])
+    facts += f". The Swin saw {seen:,} scenes (mean IoU {on_the_way}), the U-Net {others:,}"
     lines += ["", f"{ASSET.stat().st_size / 1e6:.1f} MB as fp16. {facts}."]
     write_table("ship_swin_scenes.py", lines)
+
+
+def history(run: str) -> list[tuple[int, float]]:
+    """Scenes seen and mean IoU at each evaluation of a run."""
+    rows = map(json.loads, (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [(row["images"], row["eval"]["miou"]) for row in rows if "eval" in row]
 
 
 def measure(model: str) -> dict[str, Any]:

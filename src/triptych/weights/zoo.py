@@ -10,7 +10,7 @@ from triptych.errors import UserError
 from triptych.weights.files import SUFFIXES
 from triptych.weights.legible import legible
 
-SHIPPED = {"vit-emoji": "vit_emoji.safetensors"}
+SHIPPED = {"vit-emoji": "vit_emoji.safetensors", "swin-scenes": "swin_scenes.safetensors"}
 """Name -> file in the package's assets."""
 
 # What is asked of the hub, in this order, until weights are found: the safest and most common first.
