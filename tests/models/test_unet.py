@@ -14,7 +14,8 @@ with warnings.catch_warnings():
 
 from triptych.errors import UserError
 from triptych.layers.capture import capture
-from triptych.layers.resnet import seamless
+from triptych.layers.linear import one_call
+from triptych.layers.resnet import Conv, packed, seamless
 from triptych.models.unet import UNet
 from triptych.models.unet_config import UNetConfig
 
@@ -270,6 +271,23 @@ def test_seamless_moves_with_its_input(x, y):
         out = net(**given)
         for axis, joined, moved in zip((-1, -2), (x, y), rolled, strict=True):
             assert torch.allclose(net(**moved), out.roll(8, axis), atol=1e-4) == joined
+
+
+def test_weights_in_the_processors_order():
+    net, given = scrambled(UNet(TINY)), inputs(TINY)
+    small = inputs(TINY, (7, 5), 1)
+    with torch.no_grad():
+        expected, of_small = net(**given), net(**small)
+        with packed(net):
+            for _ in range(2):
+                torch.testing.assert_close(net(**given), expected, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(net(**small), of_small, atol=1e-5, rtol=1e-5)
+            kept = sum(len(part.layouts) for part in net.modules() if isinstance(part, Conv))
+            assert kept > 10 or not one_call(given["x"], net.out.weight)
+    with packed(net):
+        net(**given).sum().backward()  # what learns takes the ordinary way
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert all(part.layouts is None for part in net.modules() if isinstance(part, Conv))
 
 
 @torch.no_grad()
