@@ -246,7 +246,7 @@ def test_what_the_format_cannot_say_is_refused(tiny_ldm, tmp_path):
     with pytest.raises(UserError, match="no place for a tiny autoencoder"):
         tp.export(net, tmp_path / "a.safetensors", "compvis")
     net = tiny_ldm("ldm-layout")
-    net.config = replace(net.config, text=replace(net.config.text, added=1))
+    net.text.config = replace(net.text.config, added=1)
     with pytest.raises(UserError, match="no place for added words"):
         tp.export(net, tmp_path / "a.safetensors", "compvis")
     assert list(tmp_path.iterdir()) == []
