@@ -18,6 +18,7 @@ from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.models.unet import UNet
 from triptych.models.unet_config import UNetConfig
+from triptych.weights.conventions import HALF
 from triptych.weights.diffusion import autoencoder, schedule, text, unet
 from triptych.weights.diffusion.tables import inside, number, shortest
 from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
@@ -73,7 +74,7 @@ def read(names: Names, hints: Hints) -> Reading:
     facts |= more | process_facts
     if names.starts("model_ema."):
         facts["model_ema"] = "there too; the weights beside it are read"
-    preprocess = Preprocess(size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    preprocess = Preprocess(size=config.image_size, mean=HALF, std=HALF)
     facts |= {"preprocess": "convention: pixels in [-1, 1]", "classes": "none"}
     return Reading("latent-diffusion", config, rules, Card(preprocess=preprocess), facts)
 
@@ -255,7 +256,7 @@ def read_stage(names: Names, hints: Hints) -> Reading:
 
 def stage_reading(config: Any, rules: list[Rule], facts: dict[str, str]) -> Reading:
     """A first stage by itself, with the card that all have."""
-    preprocess = Preprocess(size=config.image_size, crop=1.0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    preprocess = Preprocess(size=config.image_size, crop=1.0, mean=HALF, std=HALF)
     family = "autoencoder" if isinstance(config, AutoencoderConfig) else "tiny-autoencoder"
     facts = {**facts, "preprocess": "convention: pixels in [-1, 1]", "classes": "none"}
     return Reading(family, config, rules, Card(preprocess=preprocess), facts)

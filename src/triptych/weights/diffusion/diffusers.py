@@ -17,6 +17,7 @@ from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.models.tokenizer_files import load_tokenizer, save_tokenizer
 from triptych.models.unet import UNet
 from triptych.models.unet_config import UNetConfig, levels
+from triptych.weights.conventions import HALF
 from triptych.weights.diffusion import autoencoder, text, unet
 from triptych.weights.diffusion.compvis import beside_of, stage_reading, unet_reading
 from triptych.weights.diffusion.tables import inside
@@ -361,7 +362,7 @@ def read(names: Names, hints: Hints) -> Reading:
         "preprocess": "convention: pixels in [-1, 1]",
         "classes": "none",
     }
-    card = Card(preprocess=Preprocess(size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3))
+    card = Card(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
     return Reading("latent-diffusion", config, rules, card, facts, finish)
 
 
