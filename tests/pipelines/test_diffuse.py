@@ -79,7 +79,7 @@ def test_latents_instead_of_the_seeds_noise(pipe):
     assert same(paint(PROMPT, steps=2, seed=9), paint(PROMPT, steps=2, latents=noise))
     two = torch.cat([noise, noise.roll(1, -1)])
     assert same(
-        paint(PROMPT, steps=2, latents=two, count=2, batch_size=2)[1:],
+        paint(PROMPT, steps=2, latents=two, count=2)[1:],
         paint(PROMPT, steps=2, latents=two[1:]),
     )
     wide = torch.randn(1, 4, 6, 10)
@@ -92,7 +92,7 @@ def test_latents_instead_of_the_seeds_noise(pipe):
 @pytest.mark.parametrize("kind", ["text", "text-v"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_at_any_size(pipe, kind, sampler):
-    (image,) = pipe(kind).text_to_image(PROMPT, steps=3, sampler=sampler, size=(20, 36))
+    (image,) = pipe(kind).text_to_image(PROMPT, steps=2, sampler=sampler, size=(20, 36))
     assert image.size == (36, 20)
     assert image.mode == "RGB"
     assert 5 < arrays([image]).std() < 128
@@ -174,6 +174,14 @@ def test_a_picture_of_any_size_comes_back_in_its_own(pipe, photo):
     assert image.info["size"] == [28, 44]  # what was sampled
     (image,) = pipe().image_to_image(PROMPT, Image.fromarray(photo(27, 41)), steps=2, size=24)
     assert image.size == (24, 24)
+
+
+def test_a_picture_far_larger_than_what_was_learned_is_told(pipe, photo, caplog):
+    pipe().image_to_image(PROMPT, photo(72, 96), strength=0)
+    assert "its own 96x72 pixels, of which the model has seen 32x32 at once" in caplog.text
+    caplog.clear()
+    pipe().image_to_image(PROMPT, photo(72, 96), strength=0, size=(72, 96))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", ["text", "inpaint", "ldm-inpaint"])

@@ -1,5 +1,7 @@
 """From settings, prompts and pictures to what the loop over a sampler needs: all that the tasks differ in."""
 
+import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +26,8 @@ from triptych.pipelines.pixels import Picture, name_of
 from triptych.pipelines.rendering import Rendering
 from triptych.pipelines.settings import Settings, Task
 
+log = logging.getLogger(__name__)
+
 # What a model is shown beside its latents -> what that makes it, and its tasks.
 KINDS: dict[Beside, tuple[str, tuple[Task, ...]]] = {
     "nothing": (
@@ -37,6 +41,7 @@ KINDS: dict[Beside, tuple[str, tuple[Task, ...]]] = {
 }
 GUIDANCE = {"prompts": 7.5, "classes": 1.5, "nothing": 1.0}
 UPSCALING = 9.0
+LARGE = 6  # times the area that a model was trained on, from which one is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +243,13 @@ def _shown(
             made["hashes"]["mask"] = digest(surface.mask)
         made |= _from_canvas(net, rendering, settings, surface)
         rows, columns = surface.size[0] // f, surface.size[1] // f
+        if settings.size is None and rows * columns > LARGE * math.prod(config.unet.latent_size):
+            height, width = config.image_size
+            log.warning(
+                "the picture is painted at its own %dx%d pixels, of which the model has seen %dx%d at once: it takes "
+                "long and tends to repeat itself; size makes it smaller",
+                *(surface.size[1], surface.size[0], width, height),
+            )
     else:
         size = settings.size or config.image_size
         if latents is not None and settings.size is None:
