@@ -6,7 +6,7 @@ import torch
 import triptych as tp
 from triptych.train.config import OptimConfig
 from triptych.train.ema import Ema
-from triptych.train.optim import layer_of, lr_at, make_optimizer, set_lr
+from triptych.train.optim import layers_of, lr_at, make_optimizer, set_lr
 
 
 def tiny(**changes):
@@ -48,8 +48,8 @@ def test_layer_decay_is_a_power_of_the_distance_from_the_head():
     set_lr(optimizer, 0.8)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in net.named_parameters():
-        assert rate[id(parameter)] == pytest.approx(0.8 * 0.5 ** (4 - layer_of(net, name))), name
-    assert [layer_of(net, n) for n in ("positions", "patch.proj.bias", "encoder.0.norm1.bias", "norm.bias")] == [
+        assert rate[id(parameter)] == pytest.approx(0.8 * 0.5 ** (4 - layers_of(net)[name])), name
+    assert [layers_of(net)[n] for n in ("positions", "patch.proj.bias", "encoder.0.norm1.bias", "norm.bias")] == [
         0, 0, 1, 4,
     ]  # fmt: skip
 
