@@ -27,7 +27,7 @@ def linear(
     else, and where somebody traces, compiles, exports or counts, it is what it says; with AVX2 alone the call would be
     the slower one (Zen 3: products by a tenth, with GELU by half).
     """
-    if _wide() and one_call(x, weight) and x.numel() * weight.shape[0] >= WORTH:
+    if one_call(x, weight) and _wide() and x.numel() * weight.shape[0] >= WORTH:
         form = ("gelu", [], gelu) if gelu else ("none", [], "")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *form)
     x = F.linear(x, weight, bias)
