@@ -118,12 +118,9 @@ def _whole(
         net = replace(net, latent_size=said[0].unet.latent_size)
         stage = replace(stage, image_size=said[0].autoencoder.image_size)
     else:
-        ends = (
-            {}
-            if reader is not None and _kind(reader) != "class"
-            else {"beta_start": 0.0015, "beta_end": 0.0195}
-        )
-        usual = ProcessConfig(prediction=prediction, **ends)
+        usual = ProcessConfig(prediction=prediction)
+        if _kind(reader) in ("none", "class"):  # the paper's models without text
+            usual = replace(usual, beta_start=0.0015, beta_end=0.0195)
     process, facts["process"] = schedule.read(names, "", usual)
     low_process = None
     if upscales:
