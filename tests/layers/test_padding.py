@@ -1,4 +1,4 @@
-"""Zeros at the right and the bottom, up to whole patches or windows; no copy where all is whole already."""
+"""Zeros at the right and the bottom: whole numbers of patches or windows, and no copy where they are whole already."""
 
 import pytest
 import torch

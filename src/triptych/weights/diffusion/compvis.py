@@ -215,8 +215,8 @@ def draft(net: LatentDiffusion) -> Draft:
     elif config.text is not None:
         if config.text.added:
             raise UserError(
-                f"{TITLE} has no place for added words; save them with weights.diffusion.save_embedding, or choose "
-                "triptych's own format"
+                f"{TITLE} has no place for added words; save them with weights.diffusion.embeddings.save_embedding, "
+                "or choose triptych's own format"
             )
         layout_of_text, place = LAYOUTS[config.text.kind], PLACES[config.text.kind]
         rules += inside(text.table(config.text, layout_of_text), place, "text.")
