@@ -154,7 +154,9 @@ def test_capture_collects_every_attention_by_name():
 def test_the_fused_kernel_comes_back_after_capture(monkeypatch):
     net, x, fused = pair(), torch.randn(1, 3, 8), []
     kernel = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **how: fused.append(1) or kernel(*args, **how))
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *args, **how: fused.append(1) or kernel(*args, **how)
+    )
     net(x)
     assert len(fused) == 2
     with capture(net) as maps:

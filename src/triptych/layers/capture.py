@@ -25,8 +25,8 @@ def capture(net: nn.Module) -> Iterator[dict[str, Tensor]]:
     tapped = [(name, part) for name, part in net.named_modules() if hasattr(part, "tap")]
     try:
         for name, part in tapped:
-            part.tap = lambda weights, name=name: maps.__setitem__(name, weights.detach())
+            part.tap = lambda weights, name=name: maps.__setitem__(name, weights.detach())  # type: ignore[assignment]
         yield maps
     finally:
         for _, part in tapped:
-            part.tap = None
+            part.tap = None  # type: ignore[assignment]

@@ -19,6 +19,8 @@ from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.models.unet import UNet
 from triptych.network import Network
 
+HALF = (0.5, 0.5, 0.5)  # images are in [-1, 1]
+
 
 class LatentDiffusion(Network):
     """An autoencoder (perceptual compression), a UNet on its latents (semantic compression), what reads the prompt, and
@@ -34,7 +36,7 @@ class LatentDiffusion(Network):
     def __init__(self, config: LatentDiffusionConfig):
         super().__init__()
         self._config = config
-        self.card = Card(preprocess=Preprocess(size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3))
+        self.card = Card(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
         known = isinstance(config.autoencoder, AutoencoderConfig)
         self.autoencoder: FirstStage = (Autoencoder if known else TinyAutoencoder)(config.autoencoder)  # type: ignore
         self.unet = UNet(config.unet)
