@@ -290,8 +290,13 @@ def test_dtypes(dtype, changes):
         assert torch.equal(net.float()(x), wanted) or dtype == torch.bfloat16
 
 
-def test_empty_batches():
-    assert scrambled(SMALL)(torch.zeros(0, 3, 24, 36)).shape == (0, 5)
+@pytest.mark.parametrize("size", [(24, 36), (31, 45)], ids=str)
+def test_empty_batches(form, size):
+    net, x = scrambled(form), images(form, 0, size)
+    for maps in (net.features(x), torch.no_grad()(net.features)(x)):
+        assert [m.shape for m in maps] == [
+            (0, width, *side) for width, side in zip(form.widths, maps_at(form, size), strict=True)
+        ]
 
 
 # Heads and maps

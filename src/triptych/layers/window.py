@@ -257,7 +257,7 @@ class WindowAttention(nn.Module):
         qkv = linear(x, self.qkv.weight, bias)                                           # b n m 3D
         if order is not None and len(order.padding):  # gathered after the product, which zeros need not: it is the bias
             qkv = qkv.index_select(1, order.taken.flatten())
-            of_zeros = torch.zeros_like(qkv[0, 0]) if bias is None else bias.to(qkv.dtype)
+            of_zeros = qkv.new_zeros(qkv.shape[-1]) if bias is None else bias.to(qkv.dtype)
             qkv.index_copy_(1, order.padding, of_zeros.expand(len(qkv), len(order.padding), -1))
             qkv = qkv.unflatten(1, order.taken.shape)
         batch, windows = qkv.shape[:2]
