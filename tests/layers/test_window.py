@@ -199,6 +199,19 @@ def test_nothing_leaks_between_regions(size, window, how, form):
         assert torch.equal(found, together(*size, window, shifted))
 
 
+@VERSIONS
+@torch.no_grad()
+def test_nothing_leaks_where_nobody_learns(form):
+    """That path has no Jacobian: a cell that changes changes no bit outside its region."""
+    part, z = make((7, 7), form, dim=4, dtype=torch.float32), torch.randn(1, 16, 16, 4)
+    before, shared = attend(z, part, True), together(16, 16, (7, 7), True)
+    for cell in range(0, 256, 5):
+        moved = z.clone()
+        moved[0, cell // 16, cell % 16] += 3
+        changed = (attend(moved, part, True) != before).any(-1).flatten()
+        assert torch.equal(changed, shared[cell])
+
+
 # What is added to the logits
 
 
