@@ -323,6 +323,6 @@ def attend_gathered(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted:
     mask = shift_mask(rows, columns, window, shift, x.device, x.dtype, extra=1) if shifted else None
     cells = F.pad(x.flatten(1, 2), (0, 0, 0, 1))                                         # b hw+1 d: zeros last
     taken = sources(height, width, rows, columns, window, shift, extra=1).to(x.device)   # n+1 m
-    x = attn(cells[:, taken.flatten()].unflatten(1, taken.shape), mask)                  # b n+1 m d
+    x = attn(cells[:, taken], mask)                                                      # b n+1 m d
     back = places(height, width, rows, columns, window, shift).to(x.device)              # h w
-    return x.flatten(1, 2)[:, back.flatten()].unflatten(1, (height, width))
+    return x.flatten(1, 2)[:, back]                                                      # b h w d
