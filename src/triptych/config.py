@@ -51,6 +51,16 @@ def check(config: Any) -> None:
         object.__setattr__(config, name, _build(hint, plain, where))
 
 
+def need(fine: bool, config: object, name: str, what: str) -> None:
+    """Hold a field to a condition, in words: `need(self.lr > 0, self, "lr", "positive")`.
+
+    Raises:
+        UserError: it is not `fine`.
+    """
+    if not fine:
+        raise UserError(f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {what}")
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)

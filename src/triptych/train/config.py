@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from triptych.config import check
+from triptych.config import need as _need
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.errors import UserError
 from triptych.heads.config import HeadConfig
@@ -225,11 +226,3 @@ class PretrainConfig:
         _need(self.mask_patch >= 1, self, "mask_patch", "at least 1")
         _need(0 < self.mask_ratio < 1, self, "mask_ratio", "above 0 and below 1")
         _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
-
-
-RunConfig = ClassifyConfig | SegmentConfig | PretrainConfig
-
-
-def _need(fine: bool, config: object, name: str, what: str) -> None:
-    if not fine:
-        raise UserError(f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {what}")

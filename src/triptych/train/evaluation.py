@@ -18,7 +18,8 @@ from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
 from triptych.heads.segmenter import Segmenter
 from triptych.network import Network
-from triptych.train.config import ClassifyConfig, LossConfig, PretrainConfig, RunConfig, SegmentConfig
+from triptych.train.config import LossConfig
+from triptych.train.kinds import RunConfig, kind_of
 from triptych.train.tasks import Batch, Classify, Segment
 
 
@@ -141,5 +142,4 @@ def _config_of(model: str | Path | Network) -> RunConfig | None:
     if "loading" not in data:  # another library's config.json
         return None
     data.pop("fingerprint", None)
-    kind = SegmentConfig if isinstance(data.get("head"), dict) else ClassifyConfig
-    return from_json(PretrainConfig if "mask_ratio" in data else kind, data)
+    return from_json(kind_of(data), data)

@@ -24,6 +24,7 @@ from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.ema import Ema
 from triptych.train.identity import require_same
 from triptych.train.log import RunLog
+from triptych.train.opponent import Opponent
 from triptych.train.optim import lr_at, make_optimizer, set_lr
 from triptych.train.state import Facts, gather, load_newest, save_checkpoint, scatter
 from triptych.train.tasks import Batch, Task
@@ -59,6 +60,8 @@ def fit(
     keep_best: Callable[[Network, dict[str, float]], None],
     device: torch.device,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+    opponent: Opponent | None = None,
+    illustrate: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Train `net` to the end of `config.epochs`, from the newest checkpoint in `out` if there is one.
 
@@ -67,6 +70,8 @@ def fit(
         identity: facts that a checkpoint must share to be gone on from (the run's config).
         keep_best: called with the network and its figures whenever the task ranks them the best so far.
         autocast: makes the context that forward passes run in.
+        opponent: learns on the same batches, after `net`'s loss on each.
+        illustrate: called with the step after each evaluation.
 
     Raises:
         UserError: the loss is not finite, or the checkpoint in `out` is of another run.
@@ -75,7 +80,7 @@ def fit(
     optimizer = make_optimizer(net, optim)
     ema = Ema(net, config.ema) if config.ema else None
     measured = ema.net if ema else net
-    step, best, notes = _resume(out, identity, net, ema, optimizer, train)
+    step, best, notes = _resume(out, identity, net, ema, optimizer, opponent, train)
     batches = endless(train)
     pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
     clock, waited = time.monotonic(), 0.0
@@ -89,7 +94,8 @@ def fit(
     def save(log: RunLog) -> None:
         flush(log)
         facts = {"identity": identity, "step": step, "loader": train.state_dict(), "best": best}
-        save_checkpoint(out / "checkpoints", step, gather(net, ema, optimizer), facts, config.keep)
+        tensors = gather(net, ema, optimizer, opponent)
+        save_checkpoint(out / "checkpoints", step, tensors, facts, config.keep)
 
     with (
         RunLog(out, total, step, config.log_every, config.tensorboard) as log,
@@ -103,7 +109,8 @@ def fit(
         training(net)
         while step < total and not interrupted():
             # One step: forward and backward over the batches of the step, then the update.
-            lr = lr_at((step + 0.5) / total, optim)  # its middle: no step is at zero
+            progress = (step + 0.5) / total  # its middle: no step is at zero
+            lr = lr_at(progress, optim)
             set_lr(optimizer, lr)
             logs: dict[str, torch.Tensor] = {}
             for part in range(config.accumulate):
@@ -111,10 +118,13 @@ def fit(
                 batch = _to(next(batches), device)
                 waited += time.monotonic() - before
                 batch["seed"] = (config.seed, step, part)
+                batch["progress"] = progress
                 torch.manual_seed(_stream(config.seed, step, part))
                 with autocast():
                     loss, found = task.loss(net, batch)
                 (loss / config.accumulate).backward()
+                if opponent is not None:
+                    found = {**found, **opponent.learn(batch, 1 / config.accumulate, autocast)}
                 for name, value in {"loss": loss.detach(), **found}.items():
                     logs[name] = logs.get(name, 0) + value / config.accumulate
                 seen += len(batch["label"])
@@ -122,6 +132,8 @@ def fit(
             logs["grad_norm"] = torch.nn.utils.clip_grad_norm_(learning, optim.clip or math.inf)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if opponent is not None:
+                logs |= opponent.step(progress)
             step += 1
             if ema:
                 ema.update(net, step)
@@ -151,6 +163,8 @@ def fit(
                     f"{name} {value:.4f}" for name, value in figures.items() if name != "count"
                 )
                 log.say(f"epoch {row['epoch']:.2f}: {scores}" + ("  (best)" if best["step"] == step else ""))
+                if illustrate is not None:
+                    illustrate(step)
                 training(net)
                 clock, waited = time.monotonic(), 0.0
             if time.monotonic() - saved > config.save_every:
@@ -168,6 +182,7 @@ def _resume(
     net: Network,
     ema: Ema | None,
     optimizer: torch.optim.Optimizer,
+    opponent: Opponent | None,
     loader: Loader,
 ) -> tuple[int, dict[str, float], list[str]]:
     found = load_newest(out / "checkpoints")
@@ -175,7 +190,7 @@ def _resume(
         return 0, {}, []
     tensors, facts, notes = found
     require_same(out, facts["identity"], identity)
-    scatter(tensors, net, ema, optimizer)
+    scatter(tensors, net, ema, optimizer, opponent)
     loader.load_state_dict(facts["loader"])
     return facts["step"], facts["best"], [*notes, f"going on from step {facts['step']}"]
 
@@ -226,8 +241,8 @@ def _stream(*numbers: int) -> int:
 
 def _as_row(row: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     numbers = {name: float(value) for name, value in tensors.items()}
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(numbers[name]):
+    for name in ("loss", "grad_norm", "opponent_grad_norm"):
+        if not math.isfinite(numbers.get(name, 0.0)):
             raise UserError(
                 f"{name} is {numbers[name]} at step {row['step']}; start again into another --out with a lower "
                 "--optim.lr, or with --loop.precision fp32"

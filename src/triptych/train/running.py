@@ -4,6 +4,7 @@ import copy
 import functools
 import importlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,12 @@ from triptych.hardware import choose_device, choose_dtype, flushed_denormals, sa
 from triptych.layers.low_rank import merge_low_rank
 from triptych.metrics.cost import count_macs, count_parameters
 from triptych.network import Network
-from triptych.train.config import ClassifyConfig, PretrainConfig, RunConfig, SegmentConfig
 from triptych.train.identity import claim, identity_of
+from triptych.train.kinds import KINDS, RunConfig
 from triptych.train.loop import Outcome, endless, fit, peak_memory, training
+from triptych.train.opponent import Opponent
 from triptych.train.optim import make_optimizer
 from triptych.train.tasks import Task
-
-# Kind of config -> the module whose `prepare` builds its parts.
-KINDS: dict[type, str] = {
-    ClassifyConfig: "triptych.train.classify",
-    SegmentConfig: "triptych.train.segment",
-    PretrainConfig: "triptych.train.pretrain",
-}
 
 
 @dataclass
@@ -49,6 +44,12 @@ class Parts:
     fingerprint: str
     images: tuple[int, int]
     """To train and to evaluate on."""
+    opponent: Opponent | None = None
+    """What learns against the network, on the same batches."""
+    illustrate: Callable[[Path, int], None] | None = None
+    """Called with the run's folder and the step after each evaluation."""
+    finish: Callable[[Path], None] | None = None
+    """Called with the run's folder once all steps are done, also when the same command is given again."""
 
 
 @flushed_denormals()
@@ -73,10 +74,14 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
         whole.card = replace(whole.card, figures={name: float(value) for name, value in figures.items()})
         weights.save(whole, out / "model.safetensors")
 
-    return fit(
+    outcome = fit(
         parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
-        out, identity_of(said), keep_best, parts.device, parts.autocast,
+        out, identity_of(said), keep_best, parts.device, parts.autocast, parts.opponent,
+        functools.partial(parts.illustrate, out) if parts.illustrate else None,
     )  # fmt: skip
+    if outcome.finished and parts.finish is not None:
+        parts.finish(out)
+    return outcome
 
 
 def prepare(config: RunConfig) -> Parts:
@@ -126,13 +131,20 @@ def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
     batch = next(endless(parts.train))
     for step in range(steps):
         start = time.monotonic()
-        batch = {**batch, "seed": (config.loop.seed, step, 0)}
+        batch = {
+            **batch,
+            "seed": (config.loop.seed, step, 0),
+            "progress": 1.0,
+        }  # with all that joins in later
         batch = {k: v.to(parts.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         with parts.autocast():
             loss, _ = parts.task.loss(parts.net, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if parts.opponent is not None:
+            parts.opponent.learn(batch, 1.0, parts.autocast)
+            parts.opponent.step(0.5)
         loss.item()  # waits for the device
         times.append(time.monotonic() - start)
     whole = parts.task.product(copy.deepcopy(parts.net))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.train.ema import Ema
+from triptych.train.opponent import Opponent
 from triptych.writing import write_atomically
 
 Facts = dict[str, Any]  # what is not a tensor, as JSON
@@ -79,18 +80,27 @@ def _checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def gather(net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def gather(
+    net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer, opponent: Opponent | None = None
+) -> dict[str, Tensor]:
     """Every tensor of the run under one name each."""
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema.{name}": value for name, value in ema.net.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    if opponent is not None:
+        others = gather(opponent.net, None, opponent.optimizer)
+        tensors |= {f"opponent.{name}": value for name, value in others.items()}
     return tensors
 
 
 def scatter(
-    tensors: dict[str, Tensor], net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer
+    tensors: dict[str, Tensor],
+    net: nn.Module,
+    ema: Ema | None,
+    optimizer: torch.optim.Optimizer,
+    opponent: Opponent | None = None,
 ) -> None:
     """Put every tensor of `gather` back where it came from."""
     net.load_state_dict(_under(tensors, "net."))
@@ -102,6 +112,8 @@ def scatter(
         state.setdefault(int(index), {})[key] = value
     # The groups' settings are a function of the config and the step; only the state is loaded.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if opponent is not None:
+        scatter(_under(tensors, "opponent."), opponent.net, None, opponent.optimizer)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

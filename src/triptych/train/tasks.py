@@ -30,7 +30,8 @@ class Task(Protocol):
     config: AugmentConfig
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The mean loss of a batch in fp32, and what to log of it. `batch["seed"]` is all its randomness."""
+        """The mean loss of a batch in fp32, and what to log of it. `batch["seed"]` is all its randomness,
+        `batch["progress"]` the share of the run that is done. What an opponent needs is left in the batch."""
         ...
 
     def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:

@@ -1,0 +1,21 @@
+"""Every kind of run: its config, and the module whose `prepare` builds its parts. No torch here."""
+
+import dataclasses
+from typing import Any
+
+from triptych.train.config import ClassifyConfig, PretrainConfig, SegmentConfig
+
+RunConfig = ClassifyConfig | SegmentConfig | PretrainConfig
+
+# Kind of config -> the module whose `prepare` builds its parts.
+KINDS: dict[type, str] = {
+    ClassifyConfig: "triptych.train.classify",
+    SegmentConfig: "triptych.train.segment",
+    PretrainConfig: "triptych.train.pretrain",
+}
+
+
+def kind_of(said: dict[str, Any]) -> type:
+    """The kind of a config that was written as JSON: the one whose fields are most like these."""
+    names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in KINDS}
+    return min(KINDS, key=lambda kind: len(names[kind] ^ said.keys()))
