@@ -7,6 +7,7 @@ from triptych.heads.config import SegmenterConfig
 from triptych.models import (
     autoencoder_config,
     convnet_config,
+    dit_config,
     swin_config,
     text_config,
     unet_config,
@@ -14,9 +15,11 @@ from triptych.models import (
 )
 from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.convnet_config import ConvNetConfig
+from triptych.models.dit_config import DiTConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.swin_config import SwinConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
+from triptych.models.unet_config import UNetConfig
 from triptych.models.vit_config import ViTConfig
 
 
@@ -124,21 +127,39 @@ def _(c: ClassTokenConfig) -> Described:
 
 
 @describe.register
+def _(c: UNetConfig) -> Described:
+    words = f"UNet of widths {_series(tuple(c.width * m for m in c.multipliers))}"
+    return _denoiser(c, "unet", words, unet_config.parameters(c), unet_config.macs(c))
+
+
+@describe.register
+def _(c: DiTConfig) -> Described:
+    words = f"DiT with patches of {c.patch_size}, width {c.width}, {_blocks(c.depth)}, {_heads(c.heads)}"
+    return _denoiser(c, "dit", words, dit_config.parameters(c), dit_config.macs(c))
+
+
+def _denoiser(c: UNetConfig | DiTConfig, family: str, words: str, parameters: int, macs: int) -> Described:
+    on = f" on {c.in_channels} x {_by(c.latent_size)}"
+    return Described(family, f"{_by(c.latent_size)} cells", words + on, parameters, macs)
+
+
+@describe.register
 def _(c: LatentDiffusionConfig) -> Described:
-    parts = [describe(c.autoencoder), *([describe(c.text)] if c.text is not None else [])]
-    weights = unet_config.parameters(c.unet) + sum(part.parameters or 0 for part in parts)
-    latent = f"{c.unet.in_channels} x {_by(c.unet.latent_size)}"
-    words = f"UNet of widths {_series(tuple(c.unet.width * m for m in c.unet.multipliers))} on {latent}"
+    net = describe(c.unet)
+    parts = [net, describe(c.autoencoder), *([describe(c.text)] if c.text is not None else [])]
+    weights = sum(part.parameters or 0 for part in parts)
+    words = net.form
     words += f", {c.autoencoder.kind.upper()}" if isinstance(c.autoencoder, AutoencoderConfig) else ", TAESD"
     words += f" at 1/{c.autoencoder.factor}"
     if isinstance(c.text, TextConfig):
         words += f", {c.text.kind} text"
     elif c.text is not None:
         words += f", {c.text.num_classes:,} classes"
+    elif c.unet.num_classes and isinstance(c.unet, DiTConfig):
+        words += f", {c.unet.num_classes:,} classes"
     tokens = c.text.length if isinstance(c.text, TextConfig) else 1
-    return Described(
-        "latent diffusion", _by(c.image_size), words, weights, unet_config.macs(c.unet, tokens=tokens)
-    )
+    costs = unet_config.macs if isinstance(c.unet, UNetConfig) else dit_config.macs
+    return Described("latent diffusion", _by(c.image_size), words, weights, costs(c.unet, tokens=tokens))  # type: ignore
 
 
 def _by(size: tuple[int, int]) -> str:

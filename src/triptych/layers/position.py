@@ -29,13 +29,19 @@ def resample_positions(table: Float[Tensor, "1 n d"], old: Grid, new: Grid, pref
     return torch.cat([kept, rearrange(grid, "1 d h w -> 1 (h w) d").to(kept.dtype)], dim=1)
 
 
-def sincos_positions(grid: Grid, dim: int, temperature: float = 10_000.0) -> Float[Tensor, "1 n d"]:
+def sincos_positions(
+    grid: Grid, dim: int, temperature: float = 10_000.0, closed: bool = True, steps: tuple[float, float] = (1.0, 1.0)
+) -> Float[Tensor, "1 n d"]:
     """The fixed table of Chen et al. 2021 (MoCo v3, "2-D sine-cosine"), in big_vision's order:
-    sin x, cos x, sin y, cos y, a quarter of `dim` each."""
-    omega = temperature ** -(torch.arange(dim // 4, dtype=torch.float64) / max(dim // 4 - 1, 1))
-    y, x = torch.meshgrid(
-        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
-    )
+    sin x, cos x, sin y, cos y, a quarter of `dim` each.
+
+    Args:
+        closed: let the lowest frequency be 1 / temperature (big_vision), or stop one short of it (MAE, DiT).
+        steps: from one row to the next, and from one column.
+    """
+    omega = temperature ** -(torch.arange(dim // 4, dtype=torch.float64) / max(dim // 4 - closed, 1))
+    rows, columns = (torch.arange(n, dtype=torch.float64) * step for n, step in zip(grid, steps, strict=True))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega                            # n D/4
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)[None].float()
 

@@ -12,19 +12,21 @@ from triptych.diffusion.process import Denoiser, Process, denoiser
 from triptych.errors import UserError
 from triptych.models.autoencoder import Autoencoder, FirstStage
 from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.dit import DiT
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.text import ClassToken, TextEncoder
 from triptych.models.text_config import TextConfig
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.models.unet import UNet
+from triptych.models.unet_config import UNetConfig
 from triptych.network import Network
 
 HALF = (0.5, 0.5, 0.5)  # images are in [-1, 1]
 
 
 class LatentDiffusion(Network):
-    """An autoencoder (perceptual compression), a UNet on its latents (semantic compression), what reads the prompt, and
-    the process that the UNet undoes.
+    """An autoencoder (perceptual compression), a UNet or a DiT on its latents (semantic compression), what reads the
+    prompt, and the process that it undoes. `unet` is the denoiser, whichever it is.
 
     ```python
     context = ldm.text(["a red apple"])
@@ -39,7 +41,7 @@ class LatentDiffusion(Network):
         self.card = Card(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
         known = isinstance(config.autoencoder, AutoencoderConfig)
         self.autoencoder: FirstStage = (Autoencoder if known else TinyAutoencoder)(config.autoencoder)  # type: ignore
-        self.unet = UNet(config.unet)
+        self.unet: UNet | DiT = UNet(config.unet) if isinstance(config.unet, UNetConfig) else DiT(config.unet)
         self.text: TextEncoder | ClassToken | None = None
         if config.text is not None:
             self.text = (TextEncoder if isinstance(config.text, TextConfig) else ClassToken)(config.text)  # type: ignore
@@ -57,7 +59,7 @@ class LatentDiffusion(Network):
         self._config = config
 
     def blocks(self) -> list[nn.Module]:
-        """The UNet's blocks: what is trained."""
+        """The denoiser's blocks: what is trained."""
         return self.unet.blocks()
 
     def replace_head(self, num_classes: int, head: Any = None) -> None:
@@ -77,12 +79,12 @@ class LatentDiffusion(Network):
         """(x, t) -> x_0 under a context; for guidance the context of the prompts, then that of the negative ones, and
         twice the batch.
 
-        The prompt's keys and values are computed here, once. x stays in its own precision, the UNet works in its.
+        The prompt's keys and values are computed here, once. x stays in its own precision, the denoiser works in its.
 
         Args:
-            context: what the UNet looks at; none in an unconditional model.
+            context: what the denoiser looks at; none in an unconditional model.
             beside: what `config.beside` names; repeated where the batch is a multiple of its own.
-            labels: of a UNet that takes them, such as the upscaler's level of noise.
+            labels: of a denoiser that takes them: a DiT's classes, the upscaler's level of noise.
         """
         if (beside is None) != (self.config.beside == "nothing"):
             said = "takes nothing" if self.config.beside == "nothing" else f"needs {self.config.beside}"

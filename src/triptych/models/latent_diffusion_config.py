@@ -8,6 +8,7 @@ from triptych.diffusion.config import ProcessConfig
 from triptych.errors import UserError
 from triptych.models import autoencoder_config, text_config, unet_config
 from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
+from triptych.models.dit_config import DiTConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.unet_config import UNetConfig
 
@@ -28,12 +29,13 @@ class LatentDiffusionConfig:
     """The parts of a latent diffusion model (Rombach et al. 2022, Figure 3). Checked when made."""
 
     autoencoder: AutoencoderConfig | TinyAutoencoderConfig
-    unet: UNetConfig
+    unet: UNetConfig | DiTConfig
+    """The denoiser, of either kind."""
     text: TextConfig | ClassTokenConfig | None = None
     """What reads the prompt, or the class; none in an unconditional model."""
     process: ProcessConfig = field(default_factory=ProcessConfig)
     beside: Beside = "nothing"
-    """Further input channels of the UNet: a mask and the masked picture's latents (Stable Diffusion), the same in the
+    """Further input channels of the denoiser: a mask and the masked picture's latents (Stable Diffusion), the same in the
     other order (the paper's inpainting), a depth map, or a small picture to be upscaled."""
     low_process: ProcessConfig | None = None
     """Upscaling: the process whose noise is added to the small picture; its time is the UNet's label."""
@@ -41,15 +43,16 @@ class LatentDiffusionConfig:
     def __post_init__(self):
         check(self)
         latents = self.autoencoder.latent_channels
+        name = "UNet" if isinstance(self.unet, UNetConfig) else "DiT"
         times, more = BESIDE[self.beside]
         if self.unet.in_channels != latents * (1 + times) + more or self.unet.out_channels != latents:
             raise UserError(
-                f"the UNet takes {self.unet.in_channels} channels and gives {self.unet.out_channels}; latents of "
+                f"the {name} takes {self.unet.in_channels} channels and gives {self.unet.out_channels}; latents of "
                 f"{latents} with beside={self.beside!r} need {latents * (1 + times) + more} and {latents}"
             )
         width = 0 if self.text is None else self.text.width
         if self.unet.context_dim != width:
-            raise UserError(f"the UNet reads tokens of {self.unet.context_dim} channels, the text part gives {width}")
+            raise UserError(f"the {name} reads tokens of {self.unet.context_dim} channels, the text part gives {width}")
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from triptych.errors import UserError
 from triptych.models import (
     autoencoder_config,
     convnet_config,
+    dit_config,
     latent_diffusion_config,
     swin_config,
     text_config,
@@ -18,6 +19,7 @@ from triptych.models import (
 )
 from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.convnet_config import ConvNetConfig
+from triptych.models.dit_config import DiTConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.swin_config import SwinConfig, windows_of
 from triptych.models.text_config import ClassTokenConfig, TextConfig
@@ -34,6 +36,7 @@ Config = (
     | AutoencoderConfig
     | TinyAutoencoderConfig
     | UNetConfig
+    | DiTConfig
     | TextConfig
     | ClassTokenConfig
     | LatentDiffusionConfig
@@ -45,6 +48,7 @@ SIZES: dict[str, Config] = {
     **convnet_config.SIZES,
     **autoencoder_config.SIZES,
     **text_config.SIZES,
+    **dit_config.SIZES,
     **latent_diffusion_config.SIZES,
 }
 
@@ -56,6 +60,7 @@ NETWORKS: dict[type, tuple[str, str]] = {
     AutoencoderConfig: ("autoencoder", "Autoencoder"),
     TinyAutoencoderConfig: ("tiny_autoencoder", "TinyAutoencoder"),
     UNetConfig: ("unet", "UNet"),
+    DiTConfig: ("dit", "DiT"),
     TextConfig: ("text", "TextEncoder"),
     ClassTokenConfig: ("text", "ClassToken"),
     LatentDiffusionConfig: ("latent_diffusion", "LatentDiffusion"),

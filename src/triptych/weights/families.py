@@ -10,6 +10,7 @@ from triptych.heads.config import SegmenterConfig
 from triptych.models import registry
 from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.convnet_config import ConvNetConfig
+from triptych.models.dit_config import DiTConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.swin_config import SwinConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type] = {
     "autoencoder": AutoencoderConfig,
     "tiny-autoencoder": TinyAutoencoderConfig,
     "unet": UNetConfig,
+    "dit": DiTConfig,
     "text": TextConfig,
     "class-token": ClassTokenConfig,
     "latent-diffusion": LatentDiffusionConfig,
@@ -39,6 +41,7 @@ TITLES = {
     "autoencoder": "an autoencoder",
     "tiny-autoencoder": "a tiny autoencoder",
     "unet": "a denoising UNet",
+    "dit": "a DiT",
     "text": "a text encoder",
     "class-token": "a table of classes",
     "latent-diffusion": "a latent diffusion model",

@@ -1,0 +1,224 @@
+"""The Diffusion Transformer (Peebles and Xie 2023), Figure 3 from the bottom up: the Vision Transformer as denoiser."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from triptych.card import Card
+from triptych.errors import UserError
+from triptych.layers.attention import Attention
+from triptych.layers.cross_attention import Context, CrossAttention, ProjectedContext
+from triptych.layers.linear import linear
+from triptych.layers.mlp import Mlp
+from triptych.layers.patch import PatchEmbed
+from triptych.layers.position import sincos_positions
+from triptych.layers.timestep import TimeEmbedding
+from triptych.models.dit_config import DiTConfig
+from triptych.network import Network
+
+FREQUENCIES = 256  # numbers that stand for a time, before the MLP
+
+
+class Block(nn.Module):
+    """Self-attention, a look at the prompt, an MLP. The first and the last are shifted and scaled before, and gated
+    after, by what time and class say (adaLN-zero, Section 3.2)."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        dim, eps = config.width, config.norm_eps
+        self.norm1 = norm(config)
+        self.attn = Attention(dim, config.heads, qk_norm=config.qk_norm, eps=eps, dropout=config.dropout)
+        self.cross = None
+        if config.context_dim:
+            self.norm_cross = norm(config)
+            self.cross = CrossAttention(dim, config.context_dim, config.heads)
+        self.norm2 = norm(config)
+        self.mlp = Mlp(dim, config.mlp_dim, "tanh", config.dropout)
+        if config.modulation == "single":
+            self.table = nn.Parameter(torch.empty(1, 6, dim))
+
+    def forward(
+        self, z: Float[Tensor, "b n d"], modulation: Float[Tensor, "b six d"], context: Context | None
+    ) -> Float[Tensor, "b n d"]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)              # b D
+        z = gated(z, gate1, self.attn(modulated(self.norm1(z), shift1, scale1)))         # b n D
+        if self.cross is not None and context is not None:
+            z = z + self.cross(self.norm_cross(z), context)
+        return gated(z, gate2, self.mlp(modulated(self.norm2(z), shift2, scale2)))
+
+
+class DiT(Network):
+    """Noisy latents of any height and width, a time, a prompt or a class give what the network predicts: the noise, v,
+    x0 or a flow. The same call as `UNet`'s.
+
+    ```python
+    net = DiT(SIZES["dit-s2"])
+    net(x, t, labels=labels)               # (B, 4, h, w), (B,), (B,) -> (B, 4, h, w)
+    once = net.project_context(context)    # keys and values of a prompt, the same at every step
+    net(x, t, once)
+    ```
+    """
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        dim, depth = config.width, config.depth
+        self.config = config
+        self.card = Card()
+        self.patch = PatchEmbed(config.in_channels, dim, config.patch_size)
+        self.time = TimeEmbedding(FREQUENCIES, dim, closed=config.time_frequencies == "closed")
+        if config.num_classes:
+            self.label = nn.Embedding(config.num_classes + int(config.null_class), dim)
+        self.encoder = nn.ModuleList(Block(config) for _ in range(depth))
+        self.norm = norm(config)
+        self.out = nn.Linear(dim, config.patch_size**2 * config.predicted)
+        if config.modulation == "each":
+            self.modulation = nn.Linear(dim, (6 * depth + 2) * dim)                      # every block's in one product
+        else:
+            self.modulation = nn.Linear(dim, 6 * dim)
+            self.table = nn.Parameter(torch.empty(1, 2, dim))
+        for place, part in enumerate(self._crosses()):
+            part.place = place
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Fill every parameter: NaN first, so that one forgotten shows. Gates and all that ends a branch without one
+        are zero, so that a block begins as the identity, and the network as a constant 0."""
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, math.nan)
+        for part in self.modules():
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(part.weight.data.flatten(1))
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+            elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:
+                part.reset_parameters()
+            elif isinstance(part, nn.Embedding):
+                nn.init.normal_(part.weight, std=0.02)
+            elif isinstance(part, Block | DiT) and hasattr(part, "table"):
+                nn.init.zeros_(part.table)
+        for part in (self.time.fc1, self.time.fc2):
+            nn.init.normal_(part.weight, std=0.02)
+        for part in (self.modulation, self.out, *(part.proj for part in self._crosses())):
+            nn.init.zeros_(part.weight)
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in order: what checkpointing, compiling and sharding are applied to."""
+        return list(self.encoder)
+
+    def project_context(self, context: Float[Tensor, "b m width"]) -> ProjectedContext:
+        """The prompt's keys and values for every cross-attention. `forward` takes them in place of `context`.
+
+        Raises:
+            UserError: the network takes no prompt, or one of another width.
+        """
+        self._check_context(context)
+        pairs = [part.project(context) for part in self._crosses()]
+        return ProjectedContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b i h w"],
+        t: Shaped[Tensor, "b"],
+        context: Context | None = None,
+        labels: Shaped[Tensor, "b"] | None = None,
+    ) -> Float[Tensor, "b o h w"]:
+        """What the network predicts of `x`, as large as `x`.
+
+        Args:
+            x: noisy latents; what a network is given beside them (mask, masked picture, depth) are further channels.
+            t: the time of each, in steps of the process, whole or broken.
+            context: tokens of the prompts, or `project_context` of them.
+            labels: a class each, from 0; `config.num_classes` is none of them.
+
+        Raises:
+            UserError: channels, prompt or labels are not those that the network takes.
+        """
+        self._check(x, context, labels)
+        condition = self.time(t)                                                         # b D
+        if labels is not None:
+            condition = condition + self.label(labels)
+        z = self.patch(x)                                                                # b D rows columns
+        rows, columns = z.shape[-2], z.shape[-1]
+        z = rearrange(z, "b d rows columns -> b (rows columns) d").contiguous()          # b n D
+        z = z + self._positions((rows, columns)).to(z)
+        *modulations, (shift, scale) = self._modulations(condition)
+        for block, modulation in zip(self.encoder, modulations, strict=True):
+            z = block(z, modulation, context)
+        z = linear(modulated(self.norm(z), shift, scale), self.out.weight, self.out.bias)
+        return self._pictured(z, (rows, columns), (x.shape[-2], x.shape[-1]))            # b o h w
+
+    def _modulations(self, condition: Float[Tensor, "b d"]) -> list[Tensor]:
+        """The shifts, scales and gates of every block (B, 6, D), then shift and scale of the last norm (2, B, D)."""
+        made = linear(F.silu(condition), self.modulation.weight, self.modulation.bias)
+        if self.config.modulation == "each":
+            made = rearrange(made, "b (parts d) -> b parts d", d=self.config.width)
+            *blocks, last = made.split([6] * self.config.depth + [2], dim=1)
+            return [*blocks, last.transpose(0, 1)]
+        made = rearrange(made, "b (six d) -> b six d", six=6)
+        last = self.table.to(made) + condition[:, None].to(made)
+        return [*(made + block.table.to(made) for block in self.encoder), last.transpose(0, 1)]
+
+    def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
+        """The frequencies are those of the paper's code, which is MAE's."""
+        steps = (1.0, 1.0)
+        if self.config.position == "stretched":
+            steps = (self.config.grid[0] / grid[0], self.config.grid[1] / grid[1])
+        return sincos_positions(grid, self.config.width, closed=False, steps=steps)
+
+    def _pictured(
+        self, z: Float[Tensor, "b n ppc"], grid: tuple[int, int], size: tuple[int, int]
+    ) -> Float[Tensor, "b o h w"]:
+        """Patches laid out as latents of a size, less the variance and what was padded."""
+        p = self.config.patch_size
+        x = rearrange(z, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=p, q=p)
+        return x[:, : self.config.out_channels, : size[0], : size[1]]
+
+    def _crosses(self) -> list[CrossAttention]:
+        return [part for part in self.modules() if isinstance(part, CrossAttention)]
+
+    def _check(self, x: Tensor, context: Context | None, labels: Tensor | None) -> None:
+        config = self.config
+        if x.shape[1] != config.in_channels:
+            raise UserError(f"latents have {x.shape[1]} channels, the network takes {config.in_channels}")
+        if context is not None:
+            self._check_context(context)
+        elif config.context_dim:
+            raise UserError(f"the network looks at a prompt: give `context`, (B, tokens, {config.context_dim})")
+        if labels is None and config.num_classes:
+            raise UserError(f"the network takes `labels`: one of {config.num_classes} classes for each of the latents")
+        if labels is not None and not config.num_classes:
+            raise UserError("the network takes no labels; leave them out")
+        if labels is not None and labels.shape != x.shape[:1]:
+            raise UserError(f"labels are {tuple(labels.shape)}, the network takes {tuple(x.shape[:1])}")
+
+    def _check_context(self, context: Context) -> None:
+        if not self.config.context_dim:
+            raise UserError("the network takes no prompt; leave `context` out")
+        if isinstance(context, Tensor) and context.shape[-1] != self.config.context_dim:
+            raise UserError(
+                f"the prompt's tokens are {context.shape[-1]} wide, the network takes {self.config.context_dim}; "
+                "encode the prompt with the text encoder that belongs to it"
+            )
+
+
+def norm(config: DiTConfig) -> nn.LayerNorm:
+    """LayerNorm without gain and bias: they come from the time, or are in the product that follows."""
+    return nn.LayerNorm(config.width, eps=config.norm_eps, elementwise_affine=False)
+
+
+def modulated(
+    z: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
+) -> Float[Tensor, "b n d"]:
+    """z (1 + scale) + shift, in one pass."""
+    return torch.addcmul(shift[:, None], z, 1 + scale[:, None])
+
+
+def gated(
+    z: Float[Tensor, "b n d"], gate: Float[Tensor, "b d"], branch: Float[Tensor, "b n d"]
+) -> Float[Tensor, "b n d"]:
+    """z + gate branch, in one pass."""
+    return torch.addcmul(z, gate[:, None], branch)
