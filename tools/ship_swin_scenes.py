@@ -3,7 +3,7 @@
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
     triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/swin_scenes
-    triptych train unet_scenes --data scenes:EMOJI --loop.epochs 0.5 --loop.eval-every 0.5 --out runs/unet_scenes
+    triptych train unet_scenes --data scenes:EMOJI --out runs/unet_scenes
     python tools/ship_swin_scenes.py runs/swin_scenes runs/unet_scenes
 
 Weights are kept as fp16, half the size; the figures are of what is kept. They are of scenes whose drawings are of a

@@ -62,7 +62,7 @@ def swin_emoji() -> ClassifyConfig:
         loading=DataConfig(batch_size=128, workers=0, load_size=(48, 48)),
         augment=replace(DRAWINGS, label_smoothing=0.0),
         optim=OptimConfig(lr=2e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=20, ema=0.998, eval_every=5, save_every=300),
+        loop=LoopConfig(epochs=100, ema=0.998, eval_every=10, save_every=300),
     )
 
 
@@ -83,8 +83,8 @@ def swin_scenes() -> SegmentConfig:
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
         loading=DataConfig(batch_size=32, workers=0, load_size=(96, 96)),
         augment=SCENES,
-        optim=OptimConfig(lr=1e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=1.8, ema=0.998, eval_every=0.6, save_every=300),
+        optim=OptimConfig(lr=1e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99), layer_decay=0.85),
+        loop=LoopConfig(epochs=6, ema=0.998, eval_every=1.5, save_every=300),
     )
 
 
@@ -95,7 +95,12 @@ def unet_scenes() -> SegmentConfig:
     """
     small = swin_scenes()
     return replace(
-        small, init=None, model="convnet-unet", head=HeadConfig(kind="unet", width=128), drop_path=None
+        small,
+        init=None,
+        model="convnet-unet",
+        head=HeadConfig(kind="unet", width=128),
+        drop_path=None,
+        optim=replace(small.optim, layer_decay=1.0),
     )
 
 
