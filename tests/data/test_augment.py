@@ -283,10 +283,20 @@ def test_what_masks_cannot_follow_is_refused(name):
         augment_pair(pictures(2), regions(2, (12, 10)), config, 0)
 
 
+def test_masks_of_many_classes_are_moved_as_those_of_few_are():
+    config = AugmentConfig(image_size=(9, 11), degrees=40.0, translate=(0.3, 0.3), crop_scale=(0.5, 1.0))
+    images, few = torch.zeros(4, 3, 12, 10, dtype=torch.uint8), regions(4, (12, 10))
+    _, moved = augment_pair(images, few, config, 3)
+    _, many = augment_pair(images, few.to(torch.int32) + 65_000, config, 3)
+    assert many.dtype == torch.int32
+    assert (moved == 255).any()
+    assert torch.equal(many, torch.where(moved == 255, 65_535, moved.to(torch.int32) + 65_000))
+
+
 def test_wrong_masks_are_named():
     config = AugmentConfig(image_size=(4, 4))
     for masks in (regions(2, (12, 12)), regions(3, (12, 10)), regions(2, (12, 10)).long()):
-        with pytest.raises(UserError, match=r"must be torch.uint8 of shape \(2, 12, 10\)"):
+        with pytest.raises(UserError, match=r"must be torch.uint8 or torch.int32 of shape \(2, 12, 10\)"):
             augment_pair(pictures(2), masks, config, 0)
 
 

@@ -155,6 +155,30 @@ def test_numbers_need_not_be_consecutive(pairs):
     assert head(source) == [0, 2, 1]
 
 
+def test_more_than_255_classes_need_names_and_16_bits(pairs):
+    folder = pairs(mask(0, 255, 299, 65535, mode="I;16"), mask(255, 254, 256, mode="I;16"))
+    write(folder / "classes.txt", "\n".join(f"kind {i}" for i in range(300)))
+    source = open_source(folder)
+    assert len(source.mask_classes) == 300
+    assert head(source, 0, 4) == [0, 255, 299, 65535]  # 255 is a class like the others, 65535 the void
+    assert head(source, 1) == [255, 254, 256]
+    assert head(open_source(folder, ignore_index=299), 0, 4) == [0, 255, 65535, 65535]
+    for cache in ("on", "off"):
+        loader = make_loader(
+            source,
+            DataConfig(workers=0, cache=cache),
+            Resize(size=(4, 10), mode="pad"),
+            train=False,
+        )
+        for _ in range(2):
+            (batch,) = loader
+            assert batch["mask"].dtype == torch.int32
+            assert batch["mask"][0, 0].tolist() == [65535, 65535, 0, 255, 299, 65535, 0, 65535, 65535, 65535]
+    write(folder / "masks" / "1.png", mask(300, mode="I;16"))
+    with pytest.raises(UserError, match=r"holds 300, and the numbers of the 300 classes are 0\.\.299"):
+        open_source(folder)[1]
+
+
 def test_a_palette_gives_colours(pairs):
     palette = [10, 20, 30, 40, 50, 60, 70, 80, 90]
     source = open_source(pairs(mask(1, 2, mode="P", palette=palette)))
@@ -385,7 +409,9 @@ def test_a_damaged_mask_is_left_out_as_a_damaged_image_is(pairs):
 
 
 def test_too_many_classes_and_none(pairs, refusal):
-    assert "go up to 26001, and class numbers to 254 at most" in refusal(pairs(mask(26001, mode="I;16")))
+    assert "go up to 26001, and class numbers without names to 254 at most" in refusal(
+        pairs(mask(26001, mode="I;16"))
+    )
     assert "hold no class" in refusal(pairs(mask(*[255] * 20), mask(*[0] * 20)), reduce_zero_label=True)
 
 
@@ -394,7 +420,7 @@ def test_bad_files_of_names(pairs, refusal):
     for file, content, what in (
         ("classes.txt", "a\nb\na", "classes.txt names two classes 'a'"),
         ("classes.txt", "\n", "names no classes"),
-        ("classes.txt", "\n".join(map(str, range(300))), "name 1 to 255"),
+        ("classes.txt", "\n".join(map(str, range(70_000))), "name 1 to 65535"),
         ("labels.json", "{", "labels.json cannot be read"),
         ("labels.json", '{"a": {"b": 1}}', "labels.json cannot be read"),
         ("labels.json", "3", "labels.json cannot be read"),

@@ -13,13 +13,14 @@ from torch import nn
 
 import triptych as tp
 from triptych.card import Card, Preprocess
+from triptych.data.feeding import Passes, fed_sizes
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
+from triptych.heads.strips import Held, Sliding, enlarged
 from triptych.pipelines.palette import FIRST, GROUND, colours_of, far_apart, oklab
 from triptych.pipelines.pixels import normalised
-from triptych.pipelines.segment import Passes, SegmentationPipeline, fed_sizes
+from triptych.pipelines.segment import SegmentationPipeline
 from triptych.pipelines.segmentation import Segmentation
-from triptych.pipelines.strips import Held, Sliding, enlarged
 
 NAMES = ("background", "cat", "dog")
 rng = np.random.default_rng(0)

@@ -52,7 +52,8 @@ class Segment:
     """Print one JSON object an image, a line each."""
 
     def run(self) -> int:
-        from triptych.pipelines.segment import Passes, SegmentationPipeline
+        from triptych.data.feeding import Passes
+        from triptych.pipelines.segment import SegmentationPipeline
 
         files = destinations(self.images)
         window = height_width(self.window, "window") if self.window else None

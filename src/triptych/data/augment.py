@@ -17,13 +17,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Integer, UInt8
 from torch import Tensor
 
 from triptych.data.backgrounds import draw_background, over, paint
 from triptych.data.colour import draw_colour, jitter
 from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, Colour
 from triptych.data.geometry import geometry, warp, warp_mask
+from triptych.data.masks import IGNORED, VALUES
 from triptych.data.rectangles import draw_erasing, draw_mixing, erase, mix
 from triptych.errors import UserError
 
@@ -122,31 +123,31 @@ def augment(
 @torch.no_grad()
 def augment_pair(
     images: UInt8[Tensor, "B C H W"],
-    masks: UInt8[Tensor, "B H W"],
+    masks: Integer[Tensor, "B H W"],
     config: AugmentConfig,
     seed: int | Sequence[int],
     aspect: Sequence[float] | Tensor | None = None,
-) -> tuple[Float[Tensor, "B 3 h w"], UInt8[Tensor, "B h w"]]:
+) -> tuple[Float[Tensor, "B 3 h w"], Integer[Tensor, "B h w"]]:
     """A training batch of images and the class of each pixel, both moved alike.
 
     What is drawn is what `augment` draws. Crop, flip, zoom, rotation, shear and shift reach image and mask, by the
-    same matrices; the mask takes its nearest pixel, and 255, which is ignored, where there is no picture.
+    same matrices; the mask takes its nearest pixel, and the void, which is ignored, where there is no picture.
     Everything else reaches the image alone. Erasing leaves the mask: what is hidden is to be guessed.
 
     Args:
         images, config, seed, aspect: as in `augment`. Nothing is mixed.
-        masks: class indices, 255 where unknown, of the images' size.
+        masks: class indices of the images' size: uint8, 255 where unknown, or int32, 65,535 where unknown.
 
     Returns:
-        Normalised float32 images and uint8 masks on the same device.
+        Normalised float32 images, and masks of the same type, on the same device.
 
     Raises:
         UserError: masks of another size or type; a config that mixes or smooths, or RandAugment, which moves
             pixels where masks cannot follow.
     """
-    if masks.dtype != torch.uint8 or masks.shape != images.shape[:1] + images.shape[2:]:
+    if masks.dtype not in (torch.uint8, torch.int32) or masks.shape != images.shape[:1] + images.shape[2:]:
         raise UserError(
-            f"masks are {masks.dtype} of shape {tuple(masks.shape)}, which must be torch.uint8 of shape "
+            f"masks are {masks.dtype} of shape {tuple(masks.shape)}, which must be torch.uint8 or torch.int32 of shape "
             f"{(len(images), *images.shape[2:])}, as the images"
         )
     for name in ("mixup", "cutmix", "rand_augment", "label_smoothing"):
@@ -154,9 +155,10 @@ def augment_pair(
             raise UserError(f"{name} is {getattr(config, name)}, and masks do not go with it; set it to 0")
     x, _ = augment(images, None, config, seed, aspect=aspect)
     matrices = draw(len(images), config, seed, aspect, images.device).matrices
-    out = torch.empty(len(images), *config.image_size, dtype=torch.uint8, device=images.device)
+    outside = IGNORED if masks.dtype == torch.uint8 else VALUES - 1
+    out = torch.empty(len(images), *config.image_size, dtype=masks.dtype, device=images.device)
     for rows in _pieces(images, config.image_size):
-        out[rows] = warp_mask(masks[rows], matrices[rows], config.image_size)
+        out[rows] = warp_mask(masks[rows], matrices[rows], config.image_size, outside)
     return x, out
 
 

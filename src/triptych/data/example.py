@@ -30,8 +30,8 @@ class Example:
         label: index into the source's `classes`, None where the source has no labels.
         caption: what the picture shows, in words, None where nobody said.
         id: names the example within its source; the same from run to run.
-        mask: the class of each pixel, uint8 (H, W): indices into the source's `mask_classes`, and 255 where
-            nobody knows. None where the source has no masks.
+        mask: the class of each pixel (H, W): indices into the source's `mask_classes`, and the void of as many
+            (`triptych.data.masks`) where nobody knows. None where the source has no masks.
         boxes: where each thing is, one whose class is in `mask_classes`; None where nobody said.
     """
 

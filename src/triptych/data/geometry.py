@@ -7,7 +7,7 @@ interpolated once, and so that a mask can follow its image: same matrices, neare
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from triptych.data.config import AugmentConfig
@@ -103,13 +103,16 @@ def warp(
 
 
 def warp_mask(
-    masks: UInt8[Tensor, "B H W"], matrices: Float[Tensor, "B 2 3"], size: tuple[int, int], outside: int = 255
-) -> UInt8[Tensor, "B h w"]:
+    masks: Integer[Tensor, "B H W"],
+    matrices: Float[Tensor, "B 2 3"],
+    size: tuple[int, int],
+    outside: int = 255,
+) -> Integer[Tensor, "B h w"]:
     """Masks that follow their images through the same matrices: the class of the nearest pixel, and `outside`."""
     shifted = masks[:, None].float() - outside  # so that the zeros outside become it
     grid = _grid(matrices, size)
     seen = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return (seen[:, 0] + outside).to(torch.uint8)
+    return (seen[:, 0] + outside).to(masks.dtype)
 
 
 def _grid(matrices: Float[Tensor, "B 2 3"], size: tuple[int, int]) -> Float[Tensor, "B h w 2"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from triptych.errors import UserError
@@ -93,8 +93,19 @@ def decode(
     Raises:
         UserError: no such file, empty, not a picture, damaged or cut short, more than 178 megapixels.
     """
+    return decode_turned(source, alpha, name=name, at_least=at_least)[0]
+
+
+def decode_turned(
+    source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray,
+    alpha: bool = False,
+    *,
+    name: str | None = None,
+    at_least: tuple[int, int] | None = None,
+) -> tuple[UInt8[np.ndarray, "H W C"], int]:
+    """`decode`, and the EXIF orientation that was undone, from 1, which is upright, to 8."""
     if isinstance(source, np.ndarray):
-        return _from_array(source, alpha, name or "array")
+        return _from_array(source, alpha, name or "array"), 1
     if name is None:
         name = "image" if isinstance(source, bytes | Image.Image) else os.fspath(source)
     with reading(name):
@@ -102,10 +113,11 @@ def decode(
         _refuse_bomb(image.width * image.height, name)
         if at_least is not None and image is not source and image.format in ("JPEG", "MPO"):
             height, width = at_least
-            turned = _orientation(image) >= 5
+            turned = orientation(image) >= 5
             image.draft(None, (height, width) if turned else (width, height))
+        turn = orientation(image)  # Pillow turns a TIFF while it loads
         image.load()
-        return _pixels(image, alpha)
+        return _pixels(image, alpha), turn if turn in UPRIGHT else 1
 
 
 @contextmanager
@@ -162,7 +174,8 @@ def _refuse_bomb(pixels: int, name: str) -> None:
         )
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """As its EXIF block has it; 1, upright, where it has none."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # a broken EXIF block is no reason to lose the picture
@@ -171,11 +184,11 @@ def _orientation(image: Image.Image) -> int:
 
 def _pixels(image: Image.Image, alpha: bool) -> np.ndarray:
     """A loaded image, upright, as uint8 (H, W, 3 or 4)."""
-    orientation = _orientation(image)
+    turn = orientation(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
+    if turn in UPRIGHT:
+        image = image.transpose(UPRIGHT[turn])
     if image.mode == "LAB":
         image = _lab_to_rgb(image)
     if image.mode == "La":
@@ -218,19 +231,28 @@ def _from_array(array: np.ndarray, alpha: bool, name: str) -> np.ndarray:
     return _pixels(Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array), alpha)
 
 
+def laid(pixels: UInt8[np.ndarray, "H W C"], background: Sequence[float]) -> UInt8[np.ndarray, "H W 3"]:
+    """What has alpha, laid on a colour of red, green and blue from 0 to 255; other pictures as they are."""
+    if pixels.shape[2] == 3:
+        return pixels
+    cover = pixels[..., 3:].astype(np.float32) / 255
+    ground = np.asarray(background, np.float32)
+    return np.rint(pixels[..., :3] * cover + ground * (1 - cover)).astype(np.uint8)
+
+
 def resize_crop(
-    array: UInt8[np.ndarray, "H W *C"],
+    array: Integer[np.ndarray, "H W *C"],
     size: tuple[int, int],
     crop: float = 1.0,
     mode: Mode = "crop",
     interpolation: str = "bicubic",
     background: Sequence[float] = (255, 255, 255),
-) -> UInt8[np.ndarray, "h w *C"]:
+) -> Integer[np.ndarray, "h w *C"]:
     """Resize with Pillow's antialiasing filters, then cut out or fill up around the centre.
 
     Args:
-        array: uint8 (H, W, 3 or 4); alpha is taken into account and kept. Or a mask (H, W), which follows its
-            image with the same size, crop and mode, "nearest", and a background of one number.
+        array: uint8 (H, W, 3 or 4); alpha is taken into account and kept. Or a mask (H, W), uint8 or int32, which
+            follows its image with the same size, crop and mode, "nearest", and a background of one number.
         size: height and width of the result.
         crop: the picture is resized for `size / crop`, and the centre `size` kept.
         mode: "crop" keeps the aspect and fills the size, "pad" keeps it and shows all, "squash" changes it.
@@ -283,7 +305,7 @@ def _centre(array: np.ndarray, size: tuple[int, int], background: Sequence[float
     if array.shape[:2] == tuple(size):
         return np.ascontiguousarray(array)
     fill = np.zeros(4) if array.shape[2:] == (4,) else np.array(background)
-    out = np.broadcast_to(fill.round().astype(np.uint8), (*size, *array.shape[2:])).copy()
+    out = np.broadcast_to(fill.round().astype(array.dtype), (*size, *array.shape[2:])).copy()
     top, left = ((need - have) // 2 for need, have in zip(size, array.shape, strict=False))
     out[top : top + array.shape[0], left : left + array.shape[1]] = array
     return out

@@ -67,16 +67,18 @@ def legend_of(
     """The legend of all masks of a data set.
 
     Without names, or with two at most, all masks are read once: their largest number is the last class, and masks
-    of nothing but 0 and 255 are taken for background and foreground.
+    of nothing but 0 and 255 are taken for background and foreground. More than 255 classes need names, or the number
+    of an instance would pass for a class.
 
     Args:
         cells: gives the masks of all splits, anew each time.
         folder: of the data; a file with the classes' names may lie in it.
-        ignore_index: a number that is no class, beside 255.
+        ignore_index: a number that is no class, beside 255. Where classes are named beyond number 255, that is one
+            like the others, and 65535 none.
         reduce_zero_label: 0 is no class, 1 the first.
 
     Raises:
-        UserError: masks in colours, numbers beyond 254, a file of names that cannot be read.
+        UserError: masks in colours, numbers beyond 254 without names, a file of names that cannot be read.
     """
     first = next(iter(cells()))
     if known := _known(Path(first[1]), folder):
@@ -171,14 +173,17 @@ def _text(file: Path) -> str:
 def _named(names: dict[int, str], ignore_index: int, reduce_zero_label: bool) -> Legend:
     """The numbers of the names are those of the classes that remain: with `reduce_zero_label` 0 names number 1."""
     first = int(reduce_zero_label)
-    numbers = [n + first for n in names if n + first not in (IGNORED, ignore_index)]
+    last = max(names) + first
+    void = {IGNORED, ignore_index}
+    if last > IGNORED:  # of so many, that is one like the others if it has a name
+        void = {*(void - {IGNORED}), VALUES - 1}
+    numbers = [n + first for n in names if n + first not in void]
     if not 0 < len(numbers) <= MOST_CLASSES or max(numbers) >= VALUES:
         raise UserError(
-            f"{len(numbers)} classes are named, up to number {max(names)}; name 1 to {MOST_CLASSES}, below {VALUES}"
+            f"{len(numbers)} classes are named, up to number {max(names)}; name 1 to {MOST_CLASSES}, below {VALUES - 1}"
         )
-    table = plain_table(0, ignore_index, reduce_zero_label)
-    table[numbers] = np.arange(len(numbers))
-    return Legend(tuple(names[n - first] for n in numbers), table)
+    void = {*void, *range(first), *({IGNORED} - set(numbers))}
+    return Legend(tuple(names[n - first] for n in numbers), table_of(numbers, OUTSIDE, void))
 
 
 def _unnamed(found: set[int], ignore_index: int, reduce_zero_label: bool, example: str) -> Legend:
@@ -187,10 +192,10 @@ def _unnamed(found: set[int], ignore_index: int, reduce_zero_label: bool, exampl
         raise UserError(
             f"the masks, such as {example}, hold no class; give masks that number the classes from 0"
         )
-    if count > MOST_CLASSES:
+    if count > IGNORED:
         raise UserError(
-            f"the masks, such as {example}, go up to {max(found)}, and class numbers to {MOST_CLASSES - 1} at most; "
-            "number the classes from 0"
+            f"the masks, such as {example}, go up to {max(found)}, and class numbers without names to {IGNORED - 1} at "
+            "most; number the classes from 0, or name more of them in a classes.txt"
         )
     return _named({i: f"class {i}" for i in range(count)}, ignore_index, reduce_zero_label)
 

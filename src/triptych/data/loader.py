@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from triptych.data.config import DataConfig
 from triptych.data.example import Example
-from triptych.data.images import Resize, ResizeLike, decode, resize_crop
-from triptych.data.masks import IGNORED
+from triptych.data.feeding import Passes, feed
+from triptych.data.images import Resize, ResizeLike, decode_turned, laid, resize_crop
+from triptych.data.masks import followed, mask_type, void_of
 from triptych.errors import UserError
 
 CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
@@ -76,8 +76,23 @@ def make_loader(
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
     order = Order(len(source), batch_size, seed, shuffle=train, rank=rank, world=world)
     cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
-    workers = min(config.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 64)
-    return Loader(pictures, order, workers, cached, config.on_bad_image)
+    return Loader(pictures, order, _processes(config), cached, config.on_bad_image)
+
+
+def make_whole_loader(
+    source: SourceLike, config: DataConfig, how: ResizeLike, passes: Passes, least: int, batch_size: int
+) -> "Loader":
+    """A loader for the evaluation of a segmenter: as `make_loader`'s, but with whole pictures and masks.
+
+    In its batches "image" is a list of what `triptych.data.feeding.feed` makes of each picture, and "mask" one of masks
+    at their own sizes.
+    """
+    order = Order(len(source), batch_size, 0, shuffle=False)
+    return Loader(Wholes(source, how, passes, least), order, _processes(config), False, config.on_bad_image)
+
+
+def _processes(config: DataConfig) -> int:
+    return min(config.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 64)
 
 
 def _has_alpha(source: SourceLike) -> bool:
@@ -120,16 +135,19 @@ class Pictures(Dataset):
 
     def __init__(self, source: SourceLike, resize: Resize, alpha: bool, fast: bool):
         self.source, self.resize, self.alpha = source, resize, alpha
-        self.masked = getattr(source, "mask_classes", None) is not None
+        classes = getattr(source, "mask_classes", None)
+        self.masked = classes is not None
+        self.mask_type, self.void = mask_type(len(classes or ())), void_of(len(classes or ()))
         # Reduced decoding is not bit for bit: not in evaluation. Nor does it tell the size that a mask must have.
         self.at_least = resize.size if fast and not self.masked else None
         self.shape = (4 if alpha else 3, *resize.size)
-        self.nbytes = len(source) * (self.shape[0] + self.masked) * math.prod(resize.size)
+        each = self.shape[0] + self.masked * np.dtype(self.mask_type).itemsize
+        self.nbytes = len(source) * each * math.prod(resize.size)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of `Loader`, and "row", the index of each image in it. Damaged ones are only in "bad"."""
         bad: dict[str, str] = {}
-        good: list[tuple[int, Example, Tensor, Tensor | None, float]] = []
+        good: list[tuple[int, Example, Any, Any, float]] = []
         for row in map(int, indices):
             name = f"example {row}"
             try:
@@ -138,11 +156,9 @@ class Pictures(Dataset):
                 good.append((row, example, *self._picture(example)))
             except UserError as problem:
                 bad[name] = str(problem)
-        images = [image for _, _, image, _, _ in good]
-        masks = [mask for *_, mask, _ in good if mask is not None]
         labels = [-1 if e.label is None else e.label for _, e, *_ in good]
         batch = {
-            "image": torch.stack(images) if good else torch.empty(0, *self.shape, dtype=torch.uint8),
+            "image": self._together([image for _, _, image, _, _ in good], self.shape, np.uint8),
             "label": torch.tensor(labels, dtype=torch.int64),
             "caption": [e.caption for _, e, *_ in good],
             "id": [e.id for _, e, *_ in good],
@@ -151,41 +167,60 @@ class Pictures(Dataset):
             "bad": bad,
         }
         if self.masked:
-            batch["mask"] = torch.stack(masks) if good else torch.empty(0, *self.shape[1:], dtype=torch.uint8)
+            masks = [mask for *_, mask, _ in good]
+            batch["mask"] = self._together(masks, self.shape[1:], self.mask_type)
         return batch
 
-    def _picture(self, example: Example) -> tuple[Tensor, Tensor | None, float]:
+    def _together(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
+        stacked = np.stack(arrays) if arrays else np.empty((0, *shape), dtype)
+        return torch.from_numpy(np.ascontiguousarray(stacked))
+
+    def _picture(self, example: Example) -> tuple[Any, Any, float]:
         """Uint8 (C, h, w), its mask (h, w) where there are masks, and width over height before it was resized."""
-        array = decode(example.image, self.alpha, name=example.id, at_least=self.at_least)
-        mask = self._mask(example, array.shape[:2]) if self.masked else None
+        array, mask = self._decoded(example)
         aspect = array.shape[1] / array.shape[0]
         r = self.resize
         array = resize_crop(array, r.size, r.crop, r.mode, r.interpolation, r.background)
-        return torch.from_numpy(array.transpose(2, 0, 1).copy()), mask, aspect
+        if mask is not None:
+            mask = resize_crop(mask, r.size, r.crop, r.mode, "nearest", (self.void,))
+        return array.transpose(2, 0, 1), mask, aspect
 
-    def _mask(self, example: Example, shape: tuple[int, ...]) -> Tensor:
-        """The mask resized and cut as its image is."""
+    def _decoded(self, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
+        """The whole picture, and its mask where there are masks."""
+        array, turn = decode_turned(example.image, self.alpha, name=example.id, at_least=self.at_least)
+        if not self.masked:
+            return array, None
         if example.mask is None:
             raise UserError(f"{example.id} has no mask; give it one or leave it out")
-        if example.mask.shape != shape:
-            (tall, wide), (height, width) = example.mask.shape, shape
-            raise UserError(
-                f"{example.id} is {width} x {height} pixels and its mask {wide} x {tall}; they must be of one size"
-            )
-        r = self.resize
-        return torch.from_numpy(
-            resize_crop(example.mask, r.size, r.crop, r.mode, "nearest", (IGNORED,)).copy()
-        )
+        return array, followed(example.mask, turn, (array.shape[0], array.shape[1]), example.id)
+
+
+class Wholes(Pictures):
+    """Of each picture all that is fed to a segmenter, as `feed` makes it; and its mask at its own size. Lists, since no
+    two need be of one size."""
+
+    def __init__(self, source: SourceLike, how: ResizeLike, passes: Passes, least: int):
+        resize = Resize(**{name: getattr(how, name) for name in Resize.__dataclass_fields__})
+        super().__init__(source, resize, alpha=tuple(resize.background) != (255, 255, 255), fast=False)
+        self.passes, self.least = passes, least
+
+    def _together(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
+        return arrays  # not tensors: each would hold a file open on its way out of a worker
+
+    def _picture(self, example: Example) -> tuple[Any, Any, float]:
+        array, mask = self._decoded(example)
+        array = laid(array, self.resize.background)
+        return feed(array, self.resize, self.passes, self.least), mask, array.shape[1] / array.shape[0]
 
 
 class Loader(StatefulDataLoader):
     """Iterating is one epoch; the next iteration is the next.
 
-    A batch is a dict: "image" uint8 (b, 3 or 4, h, w); "mask" uint8 (b, h, w) where the source has masks, the class
-    of each pixel, 255 where it is unknown or beside the picture; "label" int64 (b,), -1 where there is none; "caption"
-    and "id", lists; "aspect" float32 (b,), width over height of each picture before it was squashed; "bad",
-    the damaged images left out of this batch, as {id: why}. b is short of the batch size by the damaged ones,
-    and at the end of an evaluation.
+    A batch is a dict: "image" uint8 (b, 3 or 4, h, w); "mask" (b, h, w) where the source has masks, the class of each
+    pixel, and the void (`triptych.data.masks`) where it is unknown or beside the picture; "label" int64 (b,), -1
+    where there is none; "caption" and "id", lists; "aspect" float32 (b,), width over height of each picture before it
+    was squashed; "bad", the damaged images left out of this batch, as {id: why}. b is short of the batch size by the
+    damaged ones, and at the end of an evaluation.
 
     `bad` gathers those dicts. `state_dict()` within the loop says how far it came; after `load_state_dict()`
     the next iteration gives exactly the batches that were still to come. The state is two integers, because
@@ -271,7 +306,8 @@ class _Cache:
     def __init__(self, pictures: Pictures):
         count = len(pictures.source)
         self.images = torch.empty(count, *pictures.shape, dtype=torch.uint8)  # pages are taken when written
-        self.masks = torch.empty(count * pictures.masked, *pictures.shape[1:], dtype=torch.uint8)
+        masks = np.empty((count * pictures.masked, *pictures.shape[1:]), pictures.mask_type)
+        self.masks = torch.from_numpy(masks)
         self.labels = torch.empty(count, dtype=torch.int64)
         self.aspects = torch.empty(count)
         self.captions: list[str | None] = [None] * count

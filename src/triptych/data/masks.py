@@ -1,26 +1,39 @@
 """Masks: files of one number a pixel, and what the numbers mean.
 
-A `Legend` is all that a source knows of its masks. What it returns is what batches hold: uint8 indices into its
-classes, and 255 where nobody knows.
+A `Legend` is all that a source knows of its masks. What it returns is what batches hold: indices into its classes,
+and the void where nobody knows or nothing is. The void is a number that no class can have: 255 of up to 255 classes,
+whose masks are uint8, and 65,535 of more, whose masks are int32.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int16, Integer, UInt8
+from jaxtyping import Integer
 from PIL import Image
 
-from triptych.data.images import open_image, reading
+from triptych.data.images import UPRIGHT, open_image, orientation, reading
 from triptych.errors import UserError
 
-IGNORED = 255  # what nobody knows, and what lies beside the picture
-MOST_CLASSES = 255
+IGNORED = (
+    255  # the void of up to as many classes; in files too, where it is not the number of one of more classes
+)
 VALUES = 1 << 16  # that a mask of 16 bits can hold
+MOST_CLASSES = VALUES - 1  # the last number is their void
 OUTSIDE = -1
 
 Colour = tuple[int, int, int]
+
+
+def void_of(count: int) -> int:
+    """What masks of so many classes hold where the class is unknown, and beside the picture."""
+    return IGNORED if count <= IGNORED else VALUES - 1
+
+
+def mask_type(count: int) -> type[np.integer]:
+    """The type of masks of so many classes."""
+    return np.uint8 if count <= IGNORED else np.int32
 
 
 class WrongKind(UserError):
@@ -32,17 +45,17 @@ class Legend:
     """What the numbers in masks mean.
 
     Attributes:
-        classes: names, at most 255.
-        table: for each number a mask may hold the index of its class, 255 for what is ignored, -1 for what must
+        classes: names, at most 65,535.
+        table: for each number a mask may hold the index of its class, the void for what is ignored, -1 for what must
             not occur.
         colours: RGB of each class, from 0 to 255, None where nobody chose any.
     """
 
     classes: tuple[str, ...]
-    table: Int16[np.ndarray, "65536"]
+    table: Integer[np.ndarray, "65536"]
     colours: tuple[Colour, ...] | None = None
 
-    def read(self, source: bytes | str | os.PathLike[str], name: str) -> UInt8[np.ndarray, "H W"]:
+    def read(self, source: bytes | str | os.PathLike[str], name: str) -> Integer[np.ndarray, "H W"]:
         """The classes of a mask's pixels.
 
         Raises:
@@ -54,10 +67,10 @@ class Legend:
         found = self.table[values]
         if int(found.min(initial=0)) < 0:
             self._refuse(int(values[found < 0].min()), name)
-        return found.astype(np.uint8)
+        return found.astype(mask_type(len(self.classes)))
 
     def _refuse(self, value: int, name: str) -> None:
-        classes = np.flatnonzero((self.table != OUTSIDE) & (self.table != IGNORED))
+        classes = np.flatnonzero((self.table != OUTSIDE) & (self.table != void_of(len(self.classes))))
         known = f"{classes[0]}..{classes[-1]}" if len(classes) else "none"
         raise WrongKind(
             f"{name} holds {value}, and the numbers of the {len(self.classes)} classes are {known}; correct the "
@@ -66,20 +79,45 @@ class Legend:
 
 
 def plain_table(count: int, ignore_index: int = IGNORED, reduce_zero_label: bool = False) -> np.ndarray:
-    """The table of masks whose numbers are class indices from 0, or from 1 where 0 is to be ignored."""
-    table = np.full(VALUES, OUTSIDE, np.int16)
+    """The table of masks whose numbers are class indices from 0, or from 1 where 0 is to be ignored; 255 classes at
+    most."""
     first = int(reduce_zero_label)
-    table[first : first + count] = np.arange(count)
-    table[:first] = IGNORED
-    table[[IGNORED, ignore_index]] = IGNORED
+    return table_of(range(first, first + count), OUTSIDE, {*range(first), IGNORED, ignore_index})
+
+
+def table_of(numbers: Sequence[int], others: int = IGNORED, void: Collection[int] = ()) -> np.ndarray:
+    """The table of masks where class k is the number `numbers[k]`, `void` is ignored, and `others` is what all other
+    numbers are."""
+    count = len(numbers)
+    table = np.full(VALUES, others, np.int16 if count <= IGNORED else np.int32)
+    table[list(numbers)] = np.arange(count)
+    table[list(void)] = void_of(count)
     return table
 
 
-def table_of(values: Sequence[int]) -> np.ndarray:
-    """The table of masks where class k is the number `values[k]`, and all other numbers are ignored."""
-    table = np.full(VALUES, IGNORED, np.int16)
-    table[list(values)] = np.arange(len(values))
-    return table
+def followed(
+    mask: Integer[np.ndarray, "H W"], turn: int, size: tuple[int, int], name: str
+) -> Integer[np.ndarray, "h w"]:
+    """The mask of a picture of EXIF orientation `turn` that was turned upright to `size` (height, width): turned with
+    it if it lies as the picture was stored, as it is if it lies as the picture is shown.
+
+    Raises:
+        UserError: it is of another size, or could be either; names the picture.
+    """
+    (tall, wide), (height, width) = mask.shape, size
+    stored = (width, height) if turn >= 5 else size
+    if turn != 1 and mask.shape == size == stored:
+        raise UserError(
+            f"{name} is stored turned (EXIF orientation {turn}), and its mask fits it as stored and as shown; save it "
+            "upright, as the mask lies, without the tag"
+        )
+    if mask.shape == size:
+        return mask
+    if mask.shape == stored:
+        return np.asarray(Image.fromarray(mask).transpose(UPRIGHT[turn]))
+    raise UserError(
+        f"{name} is {width} x {height} pixels and its mask {wide} x {tall}; they must be of one size"
+    )
 
 
 def read_values(source: bytes | str | os.PathLike[str], name: str) -> Integer[np.ndarray, "H W"]:
@@ -115,6 +153,10 @@ def _open_mask(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
         raise WrongKind(
             f"{name} is {image.mode}, and a mask holds one class number a pixel (mode L or P); turn its colours "
             "into numbers and save them with Image.fromarray(numbers.astype('uint8'))"
+        )
+    if orientation(image) in UPRIGHT:
+        raise UserError(
+            f"{name} is a mask stored turned (EXIF orientation {orientation(image)}); save it upright"
         )
     image.load()
     return image

@@ -20,7 +20,8 @@ class SegmentationMetrics(Metric):
 
     Args:
         num_classes: classes that are predicted.
-        ignore_index: a value of masks that is not counted; what is predicted there does not matter.
+        ignore_index: a value of masks that is not counted; what is predicted there does not matter. None is 255, or
+            65535 of more than 255 classes, of which 255 is one.
     """
 
     full_state_update = False
@@ -29,10 +30,12 @@ class SegmentationMetrics(Metric):
 
     confusion: Tensor
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:
         super().__init__()
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}, which must be at least 1")
+        if ignore_index is None:
+            ignore_index = 255 if num_classes <= 255 else 65535
         self.num_classes, self.ignore_index = num_classes, ignore_index
         zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("confusion", default=zeros, dist_reduce_fx="sum")

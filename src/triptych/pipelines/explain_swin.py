@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from triptych.card import Preprocess
+from triptych.data.feeding import Passes, fed_sizes
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.capture import capture
 from triptych.pipelines.explained import Explained, Point, best, landed, size_of
 from triptych.pipelines.patterns import first_filters
 from triptych.pipelines.pipeline import PicturePipeline
 from triptych.pipelines.pixels import Picture, fitted, name_of, normalised
-from triptych.pipelines.segment import Passes, fed_sizes
 from triptych.pipelines.windows import BlockWindows, attention_at, backbone_of, block_windows, rollout
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from triptych.card import Preprocess
-from triptych.data.images import decode, resize_crop
+from triptych.data.images import decode, laid, resize_crop
 from triptych.errors import UserError
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -46,7 +46,7 @@ def fitted(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3
     """
     p = preprocess
     pixels = decode(picture, alpha=not _white(p), name=name_of(picture))
-    return _laid(resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p)
+    return laid(resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p.background)
 
 
 def whole(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
@@ -55,20 +55,12 @@ def whole(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"
     Raises:
         UserError: as `fitted`.
     """
-    return _laid(decode(picture, alpha=not _white(preprocess), name=name_of(picture)), preprocess)
+    return laid(decode(picture, alpha=not _white(preprocess), name=name_of(picture)), preprocess.background)
 
 
 def _white(preprocess: Preprocess) -> bool:
     """Whether the background is what `decode` lays alpha on anyway."""
     return tuple(preprocess.background) == (255, 255, 255)
-
-
-def _laid(pixels: UInt8[np.ndarray, "H W *C"], preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
-    if pixels.shape[2] == 3:
-        return pixels
-    cover = pixels[..., 3:].astype(np.float32) / 255
-    ground = np.asarray(preprocess.background, np.float32)
-    return np.rint(pixels[..., :3] * cover + ground * (1 - cover)).astype(np.uint8)
 
 
 def normalised(

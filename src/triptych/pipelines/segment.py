@@ -1,6 +1,5 @@
 """Pictures in, a class for each pixel out."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,69 +8,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor, nn
 
-from triptych.card import Preprocess
-from triptych.data.images import FILTERS
+from triptych.data.feeding import Passes, Piece, feed
 from triptych.errors import UserError
 from triptych.hardware import say_dtype
 from triptych.heads.segmenter import Segmenter
+from triptych.heads.strips import Strip, parsed, strips_of
 from triptych.network import Network
 from triptych.pipelines.palette import colours_of
 from triptych.pipelines.pipeline import PicturePipeline, batches
 from triptych.pipelines.pixels import Picture, name_of, normalised, whole
 from triptych.pipelines.segmentation import Segmentation
-from triptych.pipelines.strips import Held, Mirrored, Sliding, Strip, parsed
-
-LONGEST = 8
-"""Of a card that crops: a picture longer than this, in shorter sides, is squeezed to it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Passes:
-    """How a picture is looked at: at which size, in which pieces, and how often. Checked when made."""
-
-    size: int | tuple[int, int] | None = None
-    """The picture is resized, its aspect kept: to this shorter side, or as large as fits into this height and width.
-    None: as the card says, or not at all with a window."""
-    window: int | tuple[int, int] | None = None
-    """Height and width in pixels of a window that slides over the picture; one number for a square."""
-    overlap: float = 0.5
-    """Of neighbouring windows, at least, as a share of the window."""
-    scales: tuple[float, ...] = (1.0,)
-    """The picture is looked at once at each of these, relative to that size, and the probabilities are averaged."""
-    flip: bool = False
-    """Each time the mirrored picture, too."""
-
-    def __post_init__(self):
-        if not _pixels(self.size):
-            raise UserError(
-                f"size is {self.size!r}, which must be a side in pixels, or (height, width) to fit into"
-            )
-        if not _pixels(self.window):
-            raise UserError(
-                f"window is {self.window!r}, which must be (height, width) in pixels, or one number"
-            )
-        if not _number(self.overlap) or not 0 <= self.overlap < 1:
-            raise UserError(f"overlap is {self.overlap!r}, which must be at least 0 and below 1")
-        if not self.scales or not all(_number(scale) and 0 < scale <= 16 for scale in self.scales):
-            raise UserError(
-                f"scales is {self.scales!r}, which must be numbers above 0 and up to 16: (0.5, 1.0, 1.5)"
-            )
-
-    @property
-    def count(self) -> int:
-        return len(self.scales) * (2 if self.flip else 1)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A picture, and what of it is fed: at each scale all of it, and where it lies in that."""
+    """A picture, and what of it is fed."""
 
     pixels: UInt8[np.ndarray, "H W 3"]
-    fed: list[UInt8[np.ndarray, "_ _ 3"]]
-    inner: list[tuple[slice, slice]]
+    fed: list[Piece]
 
 
 class SegmentationPipeline(PicturePipeline):
@@ -156,7 +112,7 @@ class SegmentationPipeline(PicturePipeline):
             UserError: a picture cannot be read; a folder has none; an argument is out of its range.
         """
         passes = Passes(size=size, window=window, overlap=overlap, scales=tuple(scales), flip=flip)
-        self._check(passes)
+        passes.fit(self.least)
         return self.answer(
             images,
             lambda one: self._parse([(name_of(one), self._read(one, passes))], passes, confidence)[0],
@@ -168,7 +124,7 @@ class SegmentationPipeline(PicturePipeline):
     ) -> Iterator[Segmentation]:
         """Results in the order of the pictures; a few pictures, and what `workers` read ahead, are held."""
         passes = passes or Passes()
-        self._check(passes)
+        passes.fit(self.least)
         for some in batches(
             self.readable(pictures, lambda one: self._read(one, passes)),
             max(1, self.batch_size // passes.count),
@@ -187,68 +143,21 @@ class SegmentationPipeline(PicturePipeline):
             )
         return made
 
-    def _check(self, passes: Passes) -> None:
-        if passes.window is not None and min(_pair(passes.window)) < self.least:
-            raise UserError(
-                f"window is {passes.window}; it must hold a patch, which is of {self.least} pixels"
-            )
-
     def _run(self, pieces: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "n k h w"]:
         how, channels = self.card.preprocess, self.config.in_channels
         return self.logits(torch.stack([normalised(piece, how, channels) for piece in pieces]))
 
     def _read(self, picture: Picture, passes: Passes) -> _Read:
-        how = self.card.preprocess
-        pixels = whole(picture, how)
-        read = _Read(pixels, [], [])
-        for scale in passes.scales:
-            (h, w), (height, width) = fed_sizes(pixels.shape[:2], how, passes, scale, self.least)
-            image = Image.fromarray(pixels)
-            if image.size != (w, h):
-                image = image.resize((w, h), FILTERS[how.interpolation])
-            top, left = (height - h) // 2, (width - w) // 2
-            fed = np.asarray(image)
-            if (h, w) != (height, width):
-                fed = np.full((height, width, 3), how.background, np.uint8)
-                fed[top : top + h, left : left + w] = np.asarray(image)
-            read.fed.append(fed)
-            read.inner.append((slice(top, top + h), slice(left, left + w)))
-        return read
+        pixels = whole(picture, self.card.preprocess)
+        return _Read(pixels, feed(pixels, self.card.preprocess, passes, self.least))
 
     def _parse(self, some: list[tuple[str, _Read]], passes: Passes, confidence: bool) -> list[Segmentation]:
-        strips: list[list[Strip]] = [[] for _ in some]
-        if passes.window is None:
-            self._look(some, passes, strips)
-        else:
-            for (_, read), into in zip(some, strips, strict=True):
-                for pixels in read.fed:
-                    window = _pair(passes.window)
-                    into.append(Sliding(self._run, pixels, window, passes.overlap, self.batch_size))
-                    if passes.flip:
-                        mirrored = Sliding(
-                            self._run, pixels[:, ::-1], window, passes.overlap, self.batch_size
-                        )
-                        into.append(Mirrored(mirrored))
+        fed = [read.fed for _, read in some]
+        strips = strips_of(self._run, fed, passes.window_size, passes.overlap, passes.flip, self.batch_size)
         return [
             self._finish(name, read, made, confidence)
             for (name, read), made in zip(some, strips, strict=True)
         ]
-
-    def _look(self, some: list[tuple[str, _Read]], passes: Passes, strips: list[list[Strip]]) -> None:
-        """Run all that is fed of some pictures, what is of one size together."""
-        by_size: dict[tuple[int, ...], list[tuple[int, tuple[slice, slice], np.ndarray, bool]]] = {}
-        for i, (_, read) in enumerate(some):
-            for pixels, inner in zip(read.fed, read.inner, strict=True):
-                alike = by_size.setdefault(pixels.shape, [])
-                alike.append((i, inner, pixels, False))
-                if passes.flip:
-                    alike.append((i, inner, pixels[:, ::-1], True))
-        for alike in by_size.values():
-            for batch in batches(alike, self.batch_size):
-                made = self._run([pixels for _, _, pixels, _ in batch])
-                for logits, (i, inner, _, mirrored) in zip(made, batch, strict=True):
-                    logits = (logits.flip(-1) if mirrored else logits)[:, inner[0], inner[1]]
-                    strips[i].append(Held(logits))
 
     @torch.inference_mode()
     def _finish(self, name: str, read: _Read, strips: list[Strip], confidence: bool) -> Segmentation:
@@ -271,55 +180,3 @@ class SegmentationPipeline(PicturePipeline):
             confidence=sure,
             source=name,
         )
-
-
-def fed_sizes(
-    picture: tuple[int, int], how: Preprocess, passes: Passes, scale: float, least: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width that a picture is resized to, and of what it is then padded to; neither below `least`.
-
-    The card's `size` and `crop` give the size before its crop, which is not done: what is cut off has no class.
-    """
-    H, W = picture
-    padded = None
-    if passes.size is not None:
-        if isinstance(passes.size, int):
-            factor = passes.size / min(H, W)
-        else:
-            factor = min(passes.size[0] / H, passes.size[1] / W)
-        h, w = H * factor, W * factor
-    elif passes.window is not None:
-        h, w = H, W
-    else:
-        h, w = (math.floor(side / how.crop) for side in how.size)
-        if how.mode == "crop":
-            factor = max(h / H, w / W)
-            h, w = min(H * factor, LONGEST * h), min(W * factor, LONGEST * w)
-        elif how.mode == "pad":
-            padded, factor = (h, w), min(h / H, w / W)
-            h, w = H * factor, W * factor
-    inner = _whole(h * scale, least), _whole(w * scale, least)
-    if padded is None:
-        return inner, inner
-    outer = tuple(max(_whole(side * scale, least), n) for side, n in zip(padded, inner, strict=True))
-    return inner, (outer[0], outer[1])
-
-
-def _whole(side: float, least: int) -> int:
-    return max(round(side), least)
-
-
-def _pair(sides: int | tuple[int, int]) -> tuple[int, int]:
-    return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
-
-
-def _pixels(sides: Any) -> bool:
-    """Whether this is None, a side in pixels, or two."""
-    if sides is None:
-        return True
-    pair = sides if isinstance(sides, tuple | list) else (sides, sides)
-    return len(pair) == 2 and all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in pair)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,11 +1,11 @@
-"""Logits of a picture, asked for a few rows at a time from the top down, so that none is ever held whole.
+"""Logits of pictures, asked for a few rows at a time from the top down, so that none is ever held whole.
 
 A map of logits has as many channels as there are classes: of 150 and 12 megapixels it would be 7 GB.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from triptych.layers.tiling import shares, starts
-from triptych.pipelines.pipeline import batches
 
 Run = Callable[[Sequence[UInt8[np.ndarray, "h w 3"]]], Float[Tensor, "n k h w"]]
 """Pieces of one size to their logits, fp32."""
@@ -23,6 +22,7 @@ AT_ONCE = 8_000_000
 """Numbers of a band of logits that are worked on together: 32 MB."""
 
 
+@runtime_checkable
 class Strip(Protocol):
     """Logits by rows."""
 
@@ -100,7 +100,8 @@ class Sliding:
         """Add the next row of windows, and let go of the rows above `needed`."""
         (h, w), top = self.window, self.tops[self.next]
         cleared = False
-        for lefts in batches(zip(self.lefts, self.across, strict=True), self.batch):
+        pairs = list(zip(self.lefts, self.across, strict=True))
+        for lefts in (pairs[i : i + self.batch] for i in range(0, len(pairs), self.batch)):
             made = self.run([self.pixels[top : top + h, left : left + w] for left, _ in lefts])
             if not cleared:
                 self._clear(made, min(needed, top), top + h)
@@ -127,6 +128,46 @@ class Sliding:
                 rows[:kept] = rows[offset : offset + kept].clone()
             self.held[:, kept:].zero_()
         self.first = first
+
+
+def strips_of(
+    run: Run,
+    fed: Sequence[Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], tuple[slice, slice]]]],
+    window: tuple[int, int] | None,
+    overlap: float,
+    flip: bool,
+    batch: int,
+) -> list[list[Strip]]:
+    """The strips of some pictures, all of a picture's to be averaged.
+
+    Args:
+        fed: of each picture what is fed, and where in that it lies.
+        window: height and width that slide over each; none looks at all of it at once, what is of one size together.
+        overlap: as in `Sliding`.
+        flip: the mirrored picture, too.
+        batch: pictures or windows at a time.
+    """
+    strips: list[list[Strip]] = [[] for _ in fed]
+    if window is not None:
+        for pieces, into in zip(fed, strips, strict=True):
+            for pixels, _ in pieces:
+                into.append(Sliding(run, pixels, window, overlap, batch))
+                if flip:
+                    into.append(Mirrored(Sliding(run, pixels[:, ::-1], window, overlap, batch)))
+        return strips
+    by_size: dict[tuple[int, ...], list[tuple[int, tuple[slice, slice], np.ndarray, bool]]] = {}
+    for i, pieces in enumerate(fed):
+        for pixels, inner in pieces:
+            alike = by_size.setdefault(pixels.shape, [])
+            alike.append((i, inner, pixels, False))
+            if flip:
+                alike.append((i, inner, pixels[:, ::-1], True))
+    for alike in by_size.values():
+        for some in (alike[at : at + batch] for at in range(0, len(alike), batch)):
+            for logits, (i, inner, _, mirrored) in zip(run([p for _, _, p, _ in some]), some, strict=True):
+                logits = (logits.flip(-1) if mirrored else logits)[:, inner[0], inner[1]]
+                strips[i].append(Held(logits))
+    return strips
 
 
 def enlarged(strip: Strip, size: tuple[int, int], first: int, last: int) -> Float[Tensor, "k n w"]:

@@ -1,0 +1,136 @@
+"""What of a whole picture a segmenter is fed: at which size, in which pieces, how often. Nothing is cut off."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from triptych.data.images import FILTERS, ResizeLike
+from triptych.errors import UserError
+
+LONGEST = 8
+"""Of a card that crops: a picture longer than this, in shorter sides, is squeezed to it."""
+
+Piece = tuple[UInt8[np.ndarray, "_ _ 3"], tuple[slice, slice]]
+"""What is fed, and where the picture lies in it; the rest is padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """How a picture is looked at: at which size, in which pieces, and how often. Checked when made."""
+
+    size: int | tuple[int, int] | None = None
+    """The picture is resized, its aspect kept: to this shorter side, or as large as fits into this height and width.
+    None: as the card says, or not at all with a window."""
+    window: int | tuple[int, int] | None = None
+    """Height and width in pixels of a window that slides over the picture; one number for a square."""
+    overlap: float = 0.5
+    """Of neighbouring windows, at least, as a share of the window."""
+    scales: tuple[float, ...] = (1.0,)
+    """The picture is looked at once at each of these, relative to that size, and the probabilities are averaged."""
+    flip: bool = False
+    """Each time the mirrored picture, too."""
+
+    def __post_init__(self):
+        if not _pixels(self.size):
+            raise UserError(
+                f"size is {self.size!r}, which must be a side in pixels, or (height, width) to fit into"
+            )
+        if not _pixels(self.window):
+            raise UserError(
+                f"window is {self.window!r}, which must be (height, width) in pixels, or one number"
+            )
+        if not _number(self.overlap) or not 0 <= self.overlap < 1:
+            raise UserError(f"overlap is {self.overlap!r}, which must be at least 0 and below 1")
+        if not self.scales or not all(_number(scale) and 0 < scale <= 16 for scale in self.scales):
+            raise UserError(
+                f"scales is {self.scales!r}, which must be numbers above 0 and up to 16: (0.5, 1.0, 1.5)"
+            )
+
+    @property
+    def count(self) -> int:
+        return len(self.scales) * (2 if self.flip else 1)
+
+    @property
+    def window_size(self) -> tuple[int, int] | None:
+        """Height and width of the window."""
+        sides = self.window
+        return (sides, sides) if isinstance(sides, int) else sides and (sides[0], sides[1])
+
+    def fit(self, least: int) -> None:
+        """Raises a `UserError` for a window below a patch of `least` pixels."""
+        if self.window_size is not None and min(self.window_size) < least:
+            raise UserError(f"window is {self.window}; it must hold a patch, which is of {least} pixels")
+
+
+def feed(pixels: UInt8[np.ndarray, "H W 3"], how: ResizeLike, passes: Passes, least: int) -> list[Piece]:
+    """The whole picture as it is fed, at each of the scales.
+
+    Args:
+        how: a card's preparation.
+        least: pixels of a patch, below which there is nothing to see.
+    """
+    fed = []
+    for scale in passes.scales:
+        (h, w), (height, width) = fed_sizes(pixels.shape[:2], how, passes, scale, least)
+        image = Image.fromarray(pixels)
+        if image.size != (w, h):
+            image = image.resize((w, h), FILTERS[how.interpolation])
+        top, left = (height - h) // 2, (width - w) // 2
+        piece = np.asarray(image)
+        if (h, w) != (height, width):
+            piece = np.full((height, width, 3), how.background, np.uint8)
+            piece[top : top + h, left : left + w] = np.asarray(image)
+        fed.append((piece, (slice(top, top + h), slice(left, left + w))))
+    return fed
+
+
+def fed_sizes(
+    picture: tuple[int, int], how: ResizeLike, passes: Passes, scale: float, least: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width that a picture is resized to, and of what it is then padded to; neither below `least`.
+
+    The card's `size` and `crop` give the size before its crop, which is not done: what is cut off has no class.
+    """
+    H, W = picture
+    padded = None
+    if passes.size is not None:
+        if isinstance(passes.size, int):
+            factor = passes.size / min(H, W)
+        else:
+            factor = min(passes.size[0] / H, passes.size[1] / W)
+        h, w = H * factor, W * factor
+    elif passes.window is not None:
+        h, w = H, W
+    else:
+        h, w = (math.floor(side / how.crop) for side in how.size)
+        if how.mode == "crop":
+            factor = max(h / H, w / W)
+            h, w = min(H * factor, LONGEST * h), min(W * factor, LONGEST * w)
+        elif how.mode == "pad":
+            padded, factor = (h, w), min(h / H, w / W)
+            h, w = H * factor, W * factor
+    inner = _whole(h * scale, least), _whole(w * scale, least)
+    if padded is None:
+        return inner, inner
+    outer = tuple(max(_whole(side * scale, least), n) for side, n in zip(padded, inner, strict=True))
+    return inner, (outer[0], outer[1])
+
+
+def _whole(side: float, least: int) -> int:
+    return max(round(side), least)
+
+
+def _pixels(sides: Any) -> bool:
+    """Whether this is None, a side in pixels, or two."""
+    if sides is None:
+        return True
+    pair = sides if isinstance(sides, tuple | list) else (sides, sides)
+    return len(pair) == 2 and all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in pair)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
