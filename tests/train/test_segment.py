@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 import triptych as tp
+from triptych.card import Card, Preprocess
 from triptych.data.config import AugmentConfig, DataConfig
+from triptych.data.feeding import Passes
 from triptych.errors import UserError
-from triptych.heads.config import HeadConfig
+from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
+from triptych.metrics.segmentation import SegmentationMetrics
 from triptych.models.swin import Swin
 from triptych.train import dry_run, evaluate, loop, run
 from triptych.train.config import LoopConfig, LossConfig, OptimConfig, PretrainConfig, SegmentConfig
@@ -96,6 +99,59 @@ def test_focal_and_dice_follow_their_definitions():
     assert flat.item() == pytest.approx(F.cross_entropy(logits, masks).item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0, 2.0])
+def test_focal_has_a_finite_slope_where_the_network_is_sure(gamma):
+    """Below 1 the power of 1 - p is steep without end at p = 1, which saturated pixels and the void reach exactly."""
+    torch.manual_seed(0)
+    logits, masks = torch.randn(1, 3, 4, 5, dtype=torch.float64), torch.randint(0, 3, (1, 4, 5))
+    logits[0, :, 0] = torch.tensor([0.0, 800.0, -800.0], dtype=torch.float64)[:, None]
+    masks[0, 0], masks[0, 1, 0] = 1, 255
+    logits[0, :, 1, 0] = torch.tensor([800.0, 0.0, 0.0])
+    logits[0, :, 2, 0] = torch.tensor([12.0, 0.0, 0.0])  # nearly sure
+    masks[0, 2, 0] = 0
+    config = LossConfig(cross_entropy=0.0, focal=1.0, focal_gamma=gamma)
+    logits.requires_grad_()
+    (slope,) = torch.autograd.grad(pixel_loss(logits, masks, config), logits)
+    assert slope.isfinite().all()
+    assert torch.autograd.gradcheck(lambda x: pixel_loss(x, masks, config), logits, eps=1e-6, atol=1e-8)
+    single = logits.detach().float().requires_grad_()
+    pixel_loss(single, masks, config).backward()
+    torch.testing.assert_close(single.grad.double(), slope, rtol=1e-4, atol=1e-7)
+
+
+def test_dice_is_the_sum_over_maps_of_each_class():
+    """The plain form, which holds a map of zeros and ones for every class."""
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 7, 9, 6, dtype=torch.float64), torch.randint(0, 5, (2, 9, 6))
+    masks[0, :3] = 255
+    slow, fast = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    known = masks != 255
+    truth = F.one_hot(masks.masked_fill(~known, 0), 7).movedim(-1, 1) * known[:, None]
+    shares = slow.softmax(1) * known[:, None]
+    dice = (2 * (shares * truth).sum((0, 2, 3)) + 1) / ((shares + truth).sum((0, 2, 3)) + 1)
+    expected = (1 - dice)[truth.sum((0, 2, 3)) > 0].mean()
+    found = pixel_loss(fast, masks, LossConfig(cross_entropy=0.0, dice=1.0))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    expected.backward()
+    found.backward()
+    torch.testing.assert_close(fast.grad, slow.grad, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("count", [255, 256, 300])
+def test_losses_and_figures_of_more_than_255_classes_count_class_255(count):
+    torch.manual_seed(0)
+    void = 255 if count == 255 else 65_535
+    logits, masks = torch.randn(2, count, 5, 4), torch.randint(0, count, (2, 5, 4))
+    masks[0, 0], masks[1, 0] = min(255, count - 1), void
+    loss = pixel_loss(logits, masks, LossConfig())
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, masks, ignore_index=void).item(), rel=1e-6)
+    metrics = SegmentationMetrics(count)
+    metrics.update(logits, masks)
+    figures = metrics.compute()
+    assert figures["count"] == 36
+    assert figures["per_class_count"][min(255, count - 1)] >= 4
+
+
 def test_it_learns_and_leaves_a_segmenter_that_loads(config, tmp_path):
     outcome = run(replace(config, loop=replace(config.loop, epochs=12)), tmp_path / "r")
     assert outcome.headline == "miou"
@@ -107,6 +163,66 @@ def test_it_learns_and_leaves_a_segmenter_that_loads(config, tmp_path):
     found = evaluate(tmp_path / "r", dtype="fp32")
     assert found["task"] == "segmentation"
     assert found["miou"] == pytest.approx(outcome.best["miou"], abs=1e-6)
+
+
+def segmenter(classes: tuple[str, ...], **how) -> Segmenter:
+    """Small and random."""
+    torch.manual_seed(0)
+    swin = tp.create(
+        "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 1), window=4, num_classes=0, map_norms=True
+    )
+    head = HeadConfig(kind="fpn", width=8, num_classes=len(classes))
+    net = Segmenter(SegmenterConfig(backbone=swin.config, head=head), swin)
+    net.card = Card(preprocess=Preprocess(**{"size": (32, 32), "crop": 1.0, **how}), classes=classes)
+    return net.eval()
+
+
+def test_a_model_of_more_classes_than_a_byte_counts(shapes):
+    """The data's numbers become the model's, which go beyond 255."""
+    names = (*(f"other {i}" for i in range(297)), "square", "more", "ground")
+    found = evaluate(segmenter(names), str(shapes), workers=0, dtype="fp32")
+    assert found["per_class_count"].nonzero()[0].tolist() == [297, 299]
+    assert found["count"] == 20 * 31 * 32
+    few = evaluate(segmenter(("square", "ground")), str(shapes), workers=0, dtype="fp32")
+    assert found["per_class_count"][[297, 299]].tolist() == few["per_class_count"].tolist()
+
+
+@pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
+def test_evaluation_counts_every_pixel_at_the_masks_own_size(tmp_path, mode):
+    """Figures are those of the pipeline's label maps, which are of each picture's size."""
+    rng = np.random.default_rng(1)
+    names, sizes = ("class 0", "class 1", "class 2"), ((40, 64), (33, 21), (40, 64), (70, 30))
+    for i, size in enumerate(sizes):
+        for folder, shape, high in (("images", (*size, 3), 256), ("masks", size, 3)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            pixels = rng.integers(0, high, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    net = segmenter(names, mode=mode, crop=0.875)
+    pipe = tp.SegmentationPipeline(net, device="cpu", dtype="fp32")
+    for words in ({}, {"scales": (1.0, 1.5), "flip": True}, {"window": (24, 16)}):
+        passes = Passes(**words) if words else None
+        found = evaluate(net, str(tmp_path), workers=0, dtype="fp32", passes=passes, batch_size=3)
+        assert found["count"] == sum(h * w for h, w in sizes)
+        expected = np.zeros((3, 3), int)
+        for i in range(len(sizes)):
+            truth = np.asarray(Image.open(tmp_path / "masks" / f"{i}.png"))
+            np.add.at(expected, (truth, pipe(tmp_path / "images" / f"{i}.png", **words).labels), 1)
+        assert (
+            np.abs(found["confusion"] - expected).sum() <= 4
+        )  # products of other shapes may round a tie otherwise
+
+
+def test_evaluation_is_told_what_masks_leave_out(shapes):
+    net = segmenter(("class 0",))
+    data = str(shapes)
+    (shapes / "classes.txt").rename(shapes / "names.txt")
+    try:
+        found = evaluate(net, data, workers=0, reduce_zero_label=True)
+        assert found["count"] == 20 * 12 * 12
+        assert found["classes"] == ["class 0"]
+        assert evaluate(net, data, workers=0, ignore_index=1)["count"] == 20 * (31 * 32 - 12 * 12)
+    finally:
+        (shapes / "names.txt").rename(shapes / "classes.txt")
 
 
 def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(config, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from triptych.cli.output import percent, plain, print_json, table, waiting
+from triptych.cli.parsing import height_width
 
 WORST = 10  # lines in each of the two lists on the screen
 PAIRS = 100  # pairs of confused classes in metrics.json
@@ -29,8 +30,8 @@ class Evaluate:
     """emoji, a folder, tar shards, a parquet file or a hub id; a run brings its own."""
     split: str = ""
     """One of the data's splits; its evaluation split if left out."""
-    batch_size: int = 64
-    """Images a forward pass."""
+    batch_size: int | None = None
+    """Images a forward pass; a run brings its own, others take 64, and segmenters 4."""
     workers: int = 2
     """Processes that read and decode."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
@@ -43,14 +44,33 @@ class Evaluate:
     """Column that holds the labels, where there are several."""
     mask_column: str | None = None
     """Column that holds the masks, where there are several."""
+    ignore_index: int | None = None
+    """Number in masks that is no class and is left out; a run brings its own, and 255 never is one."""
+    reduce_zero_label: bool = False
+    """In masks 0 is no class and is left out, and 1 is the first."""
+    size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Of a segmenter: resize pictures to this shorter side, their aspect kept, instead of as its card says."""
+    window: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
+    """Of a segmenter: slide a window of this width and height in pixels over each picture."""
+    overlap: float = 0.5
+    """Of neighbouring windows, as a share of the window."""
+    scales: tuple[float, ...] = (1.0,)
+    """Of a segmenter: look at each of these relative sizes and average, for example 0.75 1 1.5."""
+    flip: bool = False
+    """Of a segmenter: average with the mirrored picture."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder to write into."""
     json: bool = False
     """Print what metrics.json holds."""
 
     def run(self) -> int:
+        from triptych.data.feeding import Passes
         from triptych.train import evaluate
 
+        window = height_width(self.window, "window") if self.window else None
+        passes = Passes(
+            size=self.size, window=window, overlap=self.overlap, scales=self.scales, flip=self.flip
+        )
         found = evaluate(
             self.model,
             self.data or None,
@@ -61,6 +81,9 @@ class Evaluate:
             image_column=self.image_column,
             label_column=self.label_column,
             mask_column=self.mask_column,
+            ignore_index=self.ignore_index,
+            reduce_zero_label=self.reduce_zero_label or None,
+            passes=None if passes == Passes() else passes,
             dtype=None if self.dtype == "auto" else self.dtype,
             progress=lambda batches, total: waiting(batches, total, "evaluating"),
         )

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from triptych import weights
 from triptych.config import from_json
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.data.loader import make_loader
+from triptych.data.feeding import Passes
+from triptych.data.loader import Loader, make_loader, make_whole_loader
+from triptych.data.masks import mask_type, void_of
 from triptych.data.sources import Source, open_source, train_and_eval
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
@@ -21,6 +24,8 @@ from triptych.network import Network
 from triptych.train.config import LossConfig
 from triptych.train.kinds import RunConfig, kind_of
 from triptych.train.tasks import Batch, Classify, Segment
+
+SEGMENTER_BATCH = 4  # pictures whose logits are held together
 
 
 def evaluate(
@@ -34,24 +39,35 @@ def evaluate(
     image_column: str | None = None,
     label_column: str | None = None,
     mask_column: str | None = None,
+    ignore_index: int | None = None,
+    reduce_zero_label: bool | None = None,
+    passes: Passes | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: Callable[[Iterable[Batch], int], Iterable[Batch]] | None = None,
 ) -> dict[str, Any]:
     """Figures of a classifier or a segmenter: what `ClassificationMetrics.compute` or `SegmentationMetrics.compute`
     returns, with "task" ("classification" or "segmentation"), "classes" (names by index), "groupings" (the coarser
-    names that were scored) and "bad" (images left out, and why). Masks are compared at the size the network is fed.
+    names that were scored) and "bad" (images left out, and why).
+
+    A segmenter is shown whole pictures, as `triptych.SegmentationPipeline` shows them, also where its card crops; its
+    logits are enlarged to each mask's own size and every pixel counts, as is usual for ADE20K. (While training, masks
+    are compared at the size that the network is fed.)
 
     Args:
         model: a network, or anything `triptych.load` takes; a RUN folder brings its data along.
         data: as in training; none means the run's own.
         split: one of the data's; none means its evaluation split.
-        batch_size, workers, on_bad_image, image_column, label_column, mask_column: as in `DataConfig`; none means the
-            run's own.
+        batch_size: images a forward pass; none means the run's own, else 64, or 4 of a segmenter.
+        workers, on_bad_image, image_column, label_column, mask_column, ignore_index, reduce_zero_label: as in
+            `DataConfig`; none means the run's own.
+        passes: of a segmenter, at which size and scales pictures are looked at, in which windows, mirrored or not; none
+            is once, as the card says.
         progress: given the batches and their number, hands them on; for a progress bar.
 
     Raises:
-        UserError: no data is named, it has no labels or masks, or classes that the model does not know.
+        UserError: no data is named, it has no labels or masks, or classes that the model does not know; `passes` for a
+            classifier.
     """
     config = _config_of(model)
     if data is None and config is None:
@@ -61,6 +77,7 @@ def evaluate(
     given = {
         "eval_batch_size": batch_size, "workers": workers, "on_bad_image": on_bad_image,
         "image_column": image_column, "label_column": label_column, "mask_column": mask_column,
+        "ignore_index": ignore_index, "reduce_zero_label": reduce_zero_label,
     }  # fmt: skip
     loading = replace(
         config.loading if config else DataConfig(), **{k: v for k, v in given.items() if v is not None}
@@ -70,6 +87,10 @@ def evaluate(
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
     parsing = isinstance(net, Segmenter)
+    if passes is not None and not parsing:
+        raise UserError(
+            f"{type(net).__name__} is no segmenter, and only those take a size, window, scales or flip"
+        )
     card, classes = net.card, tuple((source.mask_classes if parsing else source.classes) or ())
     if not classes:
         lacking, flag = ("masks", "--mask-column") if parsing else ("labels", "--label-column")
@@ -84,22 +105,35 @@ def evaluate(
             "fine-tune on that data first, or rename its classes to the model's"
         )
     groupings = card.groupings or (dict(source.groupings) if classes == known else {})
-    loader = make_loader(source, loading, card.preprocess, train=False)
     autocast = functools.partial(
         torch.autocast, where.type, dtype=precision, enabled=precision != torch.float32
     )
-    shown = progress(loader, len(loader)) if progress else loader
-    index = torch.tensor([known.index(name) for name in classes])
-    if parsing:
-        task: Segment | Classify = Segment(AugmentConfig(), card, len(known), LossConfig())
-        index = torch.cat([index, torch.full((256 - len(index),), 255)]).to(torch.uint8)
-        batches = ({**batch, "mask": index[batch["mask"].long()]} for batch in shown)
-    else:
-        task = Classify(AugmentConfig(), replace(card, groupings=groupings), len(known))
-        batches = ({**batch, "label": index[batch["label"]]} for batch in shown)
     say_dtype(precision, where)
-    with autocast():
-        found = task.measure(placed(net, where, torch.float32), batches)
+    placed(net, where, torch.float32)
+
+    def shown(loader: Loader) -> Iterable[Batch]:
+        return progress(loader, len(loader)) if progress else loader
+
+    if parsing:
+        look, size = passes or Passes(), loading.eval_batch_size or SEGMENTER_BATCH
+        least = net.backbone.strides[0]
+        look.fit(least)
+        loader = make_whole_loader(source, loading, card.preprocess, look, least, size)
+        index = np.full(void_of(len(classes)) + 1, void_of(len(known)), mask_type(len(known)))
+        index[: len(classes)] = [known.index(name) for name in classes]
+        batches = ({**batch, "mask": [index[m] for m in batch["mask"]]} for batch in shown(loader))
+        with autocast():
+            found = Segment(AugmentConfig(), card, len(known), LossConfig()).measure_whole(
+                net, batches, look, size
+            )
+    else:
+        loader = make_loader(source, loading, card.preprocess, train=False)
+        order = torch.tensor([known.index(name) for name in classes])
+        batches = ({**batch, "label": order[batch["label"]]} for batch in shown(loader))
+        with autocast():
+            found = Classify(AugmentConfig(), replace(card, groupings=groupings), len(known)).measure(
+                net, batches
+            )
     return {
         "task": "segmentation" if parsing else "classification",
         **found,

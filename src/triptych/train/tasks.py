@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from triptych.card import Card
 from triptych.data.augment import augment, augment_pair, prepare
 from triptych.data.config import AugmentConfig
+from triptych.data.feeding import Passes
+from triptych.data.masks import void_of
 from triptych.heads.segmenter import Segmenter
+from triptych.heads.strips import parsed, strips_of
 from triptych.metrics.classification import ClassificationMetrics
 from triptych.metrics.segmentation import SegmentationMetrics
 from triptych.network import Network
@@ -157,7 +160,7 @@ class Segment:
         loss = pixel_loss(logits.float(), masks, self.weights)
         if aux is not None and self.weights.aux:
             loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights)
-        known = masks != 255
+        known = masks != void_of(self.num_classes)
         right = ((logits.argmax(1) == masks) & known).sum() / known.sum().clamp(min=1)
         return loss, {"train_pixels": right.detach()}
 
@@ -176,19 +179,44 @@ class Segment:
     def measure(self, model: nn.Module, loader: Iterable[Batch]) -> dict[str, Any]:
         """All of `SegmentationMetrics.compute`, arrays too, on pictures and masks at the size the network is fed."""
         device = next(model.parameters()).device
-        metrics = SegmentationMetrics(self.num_classes).to(device)
+        metrics = SegmentationMetrics(self.num_classes, void_of(self.num_classes)).to(device)
         how = self.card.preprocess
         for batch in loader:
             images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
             metrics.update(model(images).float(), batch["mask"].to(device))
         return metrics.compute()
 
+    @torch.no_grad()
+    def measure_whole(
+        self, model: nn.Module, loader: Iterable[Batch], passes: Passes, batch_size: int
+    ) -> dict[str, Any]:
+        """The same of whole pictures (`make_whole_loader`), at each mask's own size: logits are enlarged to it."""
+        device, K = next(model.parameters()).device, self.num_classes
+        metrics = SegmentationMetrics(K, void_of(K)).to(device)
+        how = self.card.preprocess
+
+        def run(pieces: Sequence[np.ndarray]) -> Tensor:
+            images = torch.from_numpy(np.stack(pieces)).to(device).permute(0, 3, 1, 2)
+            return model(prepare(images.contiguous(), how.mean, how.std)).float()
+
+        for batch in loader:
+            looks = strips_of(
+                run, batch["image"], passes.window_size, passes.overlap, passes.flip, batch_size
+            )
+            for strips, mask in zip(looks, batch["mask"], strict=True):
+                truth, first = torch.as_tensor(mask).to(device), 0
+                for guess, _ in parsed(strips, mask.shape, K):
+                    metrics.update(guess[None], truth[None, first : first + len(guess)])
+                    first += len(guess)
+        return metrics.compute()
+
 
 def pixel_loss(
     logits: Float[Tensor, "b k h w"], masks: Int[Tensor, "b h w"], weights: LossConfig
 ) -> Float[Tensor, ""]:
-    """The weighted sum of `LossConfig` over the pixels whose mask is not 255; 0 where there is none."""
-    known = masks != 255
+    """The weighted sum of `LossConfig` over the pixels of known class (`data.masks.void_of`); 0 where there is none."""
+    K = logits.shape[1]
+    known = masks != void_of(K)
     count = known.sum().clamp(min=1)
     logs = logits.log_softmax(dim=1)
     target = masks.masked_fill(~known, 0)
@@ -199,14 +227,17 @@ def pixel_loss(
         each = -(1 - smooth) * right - smooth * logs.mean(dim=1)
         loss = loss + weights.cross_entropy * each.masked_fill(~known, 0.0).sum() / count
     if weights.focal:
-        each = -((1 - right.exp()) ** weights.focal_gamma) * right
+        # 1 - p, never 0: below gamma = 1 the slope of its power has no end there, though the loss is flat.
+        wrong = (-right.expm1()).clamp(min=torch.finfo(right.dtype).tiny)
+        each = -(wrong**weights.focal_gamma) * right
         loss = loss + weights.focal * each.masked_fill(~known, 0.0).sum() / count
     if weights.dice:
-        shares = logs.exp() * known[:, None]
-        truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * known[:, None]
-        both, either = (shares * truth).sum((0, 2, 3)), (shares + truth).sum((0, 2, 3))
-        there = truth.sum((0, 2, 3)) > 0
-        dice = (2 * both + 1) / (either + 1)
+        # Sums of each class over all pixels, without a map that says for each class where it is.
+        hits = right.new_zeros(K).index_add(0, target.flatten(), (right.exp() * known).flatten())
+        shares = torch.einsum("bkhw,bhw->k", logs.exp(), known.to(logs))
+        truth = target[known].bincount(minlength=K)
+        dice = (2 * hits + 1) / (shares + truth + 1)
+        there = truth > 0
         loss = loss + weights.dice * (1 - dice).masked_fill(~there, 0.0).sum() / there.sum().clamp(min=1)
     return loss
 
