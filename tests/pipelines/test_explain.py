@@ -8,6 +8,9 @@ import pytest
 import torch
 
 import triptych as tp
+from triptych.card import Card, Preprocess
+from triptych.heads.config import HeadConfig, SegmenterConfig
+from triptych.heads.segmenter import Segmenter
 from triptych.pipelines.explain import attention_distance, attention_rollout, explain
 from triptych.pipelines.patterns import first_filters, position_similarity
 
@@ -50,6 +53,40 @@ def test_every_kind(readout):
     assert (found.heads >= 0).all()
     assert (found.heads.sum((2, 3)) <= 1 + 1e-5).all()
     assert len(found.classification) == 5
+
+
+@pytest.mark.parametrize("readout", KINDS)
+def test_without_a_head_all_else_is_shown(readout):
+    net, headless = small(**KINDS[readout]), small(**KINDS[readout])
+    headless.replace_head(0)
+    expected, found = explain(net, picture()), explain(headless, picture())
+    assert len(found.classification) == 0
+    assert found.to_json()["top"] == []
+    assert found.readout == readout
+    for name, array in expected.arrays().items():
+        assert np.array_equal(found.arrays()[name], array), name
+
+
+def test_a_segmenter_is_looked_into_from_a_point():
+    """Its backbone's attention as without the dense head, its own guess of the pixel there."""
+    backbone = small(num_classes=0)
+    head = HeadConfig(kind="fpn", num_classes=4, width=8)
+    net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone).eval()
+    net.card = Card(preprocess=Preprocess(size=(64, 96), crop=0.5), classes=("sky", "sea", "sand", "tree"))
+    alone = small(num_classes=0)
+    alone.card = Card(
+        preprocess=Preprocess(size=(128, 192), mode="squash", crop=1.0)
+    )  # all that a segmenter is fed
+    for point in (None, (90, 3)):
+        found, expected = (
+            explain(net, picture(), point=point),
+            explain(alone, picture(), point=point or (48, 32)),
+        )
+        assert found.point == expected.point
+        for name, array in expected.arrays().items():
+            assert np.array_equal(found.arrays()[name], array), name
+    parsed = tp.SegmentationPipeline(net, device="cpu", dtype="fp32")(picture(), confidence=True)
+    assert found.classification.label == parsed.labels[3, 90]
 
 
 def test_sdpa_stays_on_and_logits_are_the_same():

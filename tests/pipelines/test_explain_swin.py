@@ -252,10 +252,26 @@ def test_a_segmenter_is_not_cropped():
 def test_a_segmenter_whose_backbone_has_no_windows():
     vit = tp.create("vit-ti16", depth=4, embed_dim=24, num_heads=3, mlp_dim=24, num_classes=0, image_size=32)
     net = Segmenter(SegmenterConfig(backbone=vit.config, head=HeadConfig(kind="fpn", width=8)), vit)
-    with pytest.raises(tp.UserError, match="segmenters on a Swin; this is a Segmenter on a ViT"):
-        explain(net, picture())
     with pytest.raises(tp.UserError, match="has no windows"):
         block_windows(net, (32, 32))
+    maps = tp.create("convnet-unet", image_size=32)
+    net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(kind="unet", width=16)), maps)
+    with pytest.raises(tp.UserError, match="segmenters on them; this is a Segmenter on a ConvNet"):
+        explain(net, picture())
+
+
+@pytest.mark.parametrize("map_norms", [False, True])
+def test_a_backbone_without_a_head_says_nothing_and_shows_all_else(map_norms):
+    net = small()
+    with_head = explain(net, picture(), point=(3, 17))
+    headless = small(num_classes=0, map_norms=map_norms)
+    headless.load_state_dict(net.state_dict(), strict=False)
+    found = explain(headless, picture(), point=(3, 17))
+    assert len(with_head.classification) == 5
+    assert list(found.classification) == found.to_json()["top"] == []
+    arrays = found.arrays()
+    for name, array in with_head.arrays().items():
+        np.testing.assert_allclose(arrays[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_swinv2_stems_and_maps_of_one_cell():

@@ -18,9 +18,18 @@ from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
 from triptych.metrics.segmentation import SegmentationMetrics
 from triptych.models.swin import Swin
+from triptych.recipes import recipe
 from triptych.train import dry_run, evaluate, loop, run
-from triptych.train.config import LoopConfig, LossConfig, OptimConfig, PretrainConfig, SegmentConfig
+from triptych.train.config import (
+    ClassifyConfig,
+    LoopConfig,
+    LossConfig,
+    OptimConfig,
+    PretrainConfig,
+    SegmentConfig,
+)
 from triptych.train.optim import layers_of
+from triptych.train.segment import build_network
 from triptych.train.state import load_newest
 from triptych.train.tasks import pixel_loss, random_squares
 
@@ -277,6 +286,78 @@ def test_a_vit_is_pre_trained_and_parses_too(config, tmp_path):
         loading=config.loading, loop=replace(config.loop, epochs=1),
     )  # fmt: skip
     assert run(pretraining, tmp_path / "pre").finished
+
+
+def test_the_head_of_a_segmenter_stays_or_is_refused(config, tmp_path):
+    tp.save(segmenter(("ground", "square")), tmp_path / "fpn.safetensors")
+    tp.save(segmenter(("a", "b", "c")), tmp_path / "three.safetensors")
+    again = replace(config, init=str(tmp_path / "fpn.safetensors"), loop=replace(config.loop, epochs=1))
+    with pytest.raises(UserError, match=r"--head\.kind fpn --head\.width 8 --head\.aux-width 0") as caught:
+        run(again, tmp_path / "r")
+    assert "\n" not in str(caught.value)
+    own = HeadConfig(kind="fpn", width=8, dropout=0.3)
+    for wrong in ({"width": 16}, {"aux_width": 8}, {"kind": "upernet"}):
+        with pytest.raises(UserError, match="is a segmenter with a head of its own"):
+            run(replace(again, head=replace(own, **wrong)), tmp_path / "r")
+    assert run(replace(again, head=own), tmp_path / "r").finished
+    assert tp.load(tmp_path / "r").config.head == replace(own, num_classes=2)
+    assert run(
+        replace(again, init=str(tmp_path / "three.safetensors"), head=own), tmp_path / "other"
+    ).finished
+
+
+def test_the_recipe_that_trains_the_shipped_parser_on_asks_for_its_head():
+    build_network(recipe("swin")(), ("a", "b"))
+
+
+@pytest.mark.parametrize("family", ["swin", "vit"])
+def test_a_segmenters_backbone_starts_a_classifier_and_masked_pre_training(
+    family, config, pictures, tmp_path
+):
+    if family == "swin":
+        net = segmenter(("ground", "square"))
+    else:
+        vit = tp.create(
+            "vit-ti16",
+            depth=4,
+            embed_dim=16,
+            num_heads=2,
+            mlp_dim=16,
+            num_classes=0,
+            patch_size=4,
+            image_size=32,
+        )
+        head = HeadConfig(kind="fpn", width=8)
+        net = Segmenter(SegmenterConfig(backbone=vit.config, head=head), vit)
+        net.card = Card(preprocess=Preprocess(size=(32, 32)), classes=("ground", "square"))
+    tp.save(net, tmp_path / "net.safetensors")
+    loop = replace(config.loop, epochs=1, ema=0.0)
+    same = {"init": str(tmp_path / "net.safetensors"), "loading": config.loading, "loop": loop}
+    slow = OptimConfig(lr=1e-9)
+    assert run(ClassifyConfig(data=str(pictures), optim=slow, **same), tmp_path / "classes").finished
+    found = tp.load(tmp_path / "classes")
+    assert type(found) is type(net.backbone)
+    assert found.card.classes == ("blue", "green", "red")
+    kept = dict(net.backbone.named_parameters())
+    taken = {name: p for name, p in found.named_parameters() if name in kept}
+    assert (
+        len(taken) >= len(kept) - 4
+    )  # all but the norms of a Swin's maps, of which the last becomes its norm
+    for name, p in taken.items():
+        torch.testing.assert_close(p, kept[name], rtol=1e-5, atol=1e-6)
+    pretraining = PretrainConfig(data=str(pictures), mask_patch=8, **same)
+    assert run(pretraining, tmp_path / "masked").finished
+
+
+def test_a_segmenters_plain_encoder_cannot_classify(config, pictures, tmp_path):
+    maps = tp.create("convnet-unet", image_size=32)
+    net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(kind="unet", width=16)), maps)
+    tp.save(net, tmp_path / "net.safetensors")
+    same = {"data": str(pictures), "init": str(tmp_path / "net.safetensors"), "loading": config.loading}
+    with pytest.raises(UserError, match="the plain encoder has no classifier"):
+        run(ClassifyConfig(**same), tmp_path / "r")
+    with pytest.raises(UserError, match="ConvNet has no patches to mask"):
+        run(PretrainConfig(**same), tmp_path / "r")
 
 
 def test_squares_are_whole_as_many_in_each_image_and_a_function_of_the_seed():

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from triptych.cli import main
 from triptych.config import from_json, to_json
@@ -51,6 +53,40 @@ def test_recipes_are_whole_configs_with_a_command(name):
     made = recipe(name)()
     assert from_json(type(made), json.loads(json.dumps(to_json(made)))) == made
     assert f"triptych train {name} " in recipe(name).__doc__
+
+
+def test_a_refused_command_leaves_the_folder_to_the_corrected_one(tmp_path, capsys):
+    """Also where only the first batch shows that it is wrong."""
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        for folder, shape in (("images", (32, 32, 3)), ("masks", (32, 32))):
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 2, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / folder / f"{i}.png")
+    line = [
+        "train",
+        "swin",
+        "--data",
+        str(tmp_path / "data"),
+        "--out",
+        str(tmp_path / "run"),
+        "--loop.epochs",
+        "1",
+    ]
+    line += ["--loading.workers", "0", "--loading.batch-size", "2", "--image-size", "32", "32"]
+    for wrong in (["--augment.mixup", "0.2"], ["--head.kind", "fpn"], ["--loading.mask-column", "nothing"]):
+        assert main([*line, *wrong]) == 2
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert main([*line, "--augment.mixup", "0.2"]) == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    capsys.readouterr()
+    assert main(line) == 0
+    assert main([*line, "--augment.mixup", "0.2"]) == 2  # a run that was made is not given up
+    assert "holds a run with augment.mixup 0.0" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").exists()
+    assert main(line) == 0
 
 
 def test_dry_run_in_words_and_in_json(short, tmp_path, capsys, monkeypatch):

@@ -12,7 +12,7 @@ from triptych.cli.parsing import height_width
 
 @dataclass(frozen=True, kw_only=True)
 class Explain:
-    """Show why a Vision Transformer, a Swin, or a segmenter on a Swin says what it says of a picture.
+    """Show why a Vision Transformer, a Swin, or a segmenter on one of them says what it says of a picture.
 
     Writes explanation.json, the arrays as explanation.npz, and pictures. Of a ViT these are rollout.png,
     heads.png, distances.png, filters.png and positions.png; of a Swin rollout.png, point.png (what a point
@@ -26,7 +26,7 @@ class Explain:
     out: Path = Path("explanation")
     """Folder to write into."""
     point: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="X Y")] = None
-    """A pixel of the picture to look from. Without one: what a ViT's head reads, the middle for a Swin."""
+    """A pixel of the picture to look from. Without one: what a ViT's head reads, else the middle."""
     size: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
     """Feed this width and height in pixels instead of the model's own."""
     json: bool = False
@@ -50,5 +50,6 @@ class Explain:
         if self.json:
             print_json(found.to_json() | {"files": [str(self.out / name) for name in written]})
         else:
+            words = words or "no guesses, as the network has no head"
             print(f"{self.image}: {words}\n{self.out}: {', '.join(written)}")
         return 0

@@ -159,6 +159,14 @@ class Swin(Network):
         del self.norm, self.head
         self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
 
+    def prepare_classes(self) -> None:
+        """The way back, in place: the norm of the last map becomes the last norm, those of the others go."""
+        if not self.config.map_norms:
+            return
+        self.config = replace(self.config, map_norms=False)
+        self.norm, self.head = self.norms[-1], make_head(self.config)
+        del self.norms
+
     def blocks(self) -> list[nn.Module]:
         """All blocks in order: what checkpointing, compiling and sharding are applied to."""
         return [block for stage in self.stages for block in stage.blocks]  # type: ignore[union-attr]

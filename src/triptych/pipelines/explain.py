@@ -1,12 +1,14 @@
 """Why a network said what it said; of a Vision Transformer every head, rollout, distances, positions, filters.
 
+A network without a head, such as masked pre-training leaves, says nothing: it is looked into all the same.
+
 The network runs as it is; `capture` makes its attention show the probabilities that the fused kernel hides. All
 figures are for one image. A ViT's are for the tokens that the head reads: the class token, both tokens of a distilled
 DeiT, the mean of the patches, or the probe of attention pooling; or for the patch at a point. A Swin's are in
 `explain_swin`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,10 +23,10 @@ from triptych.heads.segmenter import Segmenter
 from triptych.layers.capture import capture
 from triptych.models.swin import Swin
 from triptych.models.vit import ViT
-from triptych.pipelines.classify import ClassificationPipeline
-from triptych.pipelines.explain_swin import SwinExplanation, explain_swin
+from triptych.pipelines.explain_swin import SwinExplanation, explain_swin, what_is_seen
 from triptych.pipelines.explained import Explained, Point, best, landed, size_of
 from triptych.pipelines.patterns import first_filters, position_similarity
+from triptych.pipelines.pipeline import PicturePipeline
 from triptych.pipelines.pixels import Picture, fitted, name_of, normalised
 from triptych.pipelines.windows import backbone_of
 
@@ -67,7 +69,7 @@ def explain(
 ) -> Explanation: ...
 @overload
 def explain(
-    net: Swin | Segmenter,
+    net: Swin,
     image: Picture,
     size: tuple[int, int] | None = None,
     top: int = 5,
@@ -88,18 +90,18 @@ def explain(
     top: int = 5,
     point: Point | None = None,
 ) -> Any:
-    """Look into a ViT, a Swin, or a segmenter on a Swin while it looks at an image.
+    """Look into a ViT, a Swin, or a segmenter on one of them while it looks at an image.
 
     Args:
         net: a network with `card`, or what `tp.load` takes; left as it is. It runs in fp32.
         image: path, bytes of a file, PIL image or uint8 array.
         size: height and width in pixels to feed instead of the card's; they need not be equal.
-        top: classes to name.
+        top: classes to name; of a network without a head there are none.
         point: x and y in pixels of the image. Of a ViT, the patch there is looked at instead of what the head reads; of
-            a Swin, the cell there in every block, by default that in the middle.
+            a Swin, the cell there in every block. By default that in the middle, for a Swin and for a segmenter.
 
     Returns:
-        an `Explanation` of a ViT, a `SwinExplanation` of the others.
+        an `Explanation` of a ViT, a `SwinExplanation` of a Swin, whether alone or in a segmenter.
 
     Raises:
         UserError: another network, not an image, or a point that the network does not see.
@@ -111,26 +113,29 @@ def explain(
     _, backbone = backbone_of(net)
     if isinstance(backbone, Swin):
         return explain_swin(net, image, size, top, point)
-    if not isinstance(net, ViT):
+    if not isinstance(backbone, ViT):
         on = f" on a {type(backbone).__name__}" if isinstance(net, Segmenter) else ""
         raise UserError(
-            f"explain looks into ViTs, Swins and segmenters on a Swin; this is a {type(net).__name__}{on}"
+            f"explain looks into ViTs, Swins and segmenters on them; this is a {type(net).__name__}{on}"
         )
     return explain_vit(net, image, size, top, point)
 
 
 def explain_vit(
-    net: ViT, image: Picture, size: tuple[int, int] | None, top: int, point: Point | None
+    net: nn.Module, image: Picture, size: tuple[int, int] | None, top: int, point: Point | None
 ) -> Explanation:
-    """`explain` for a ViT; see there."""
-    pipe = ClassificationPipeline(net, device="cpu", dtype="fp32")
-    config = pipe.config
-    preprocess = pipe.card.preprocess if size is None else replace(pipe.card.preprocess, size=size)
+    """`explain` for a ViT or a segmenter on one; see there."""
+    pipe = PicturePipeline(net, device="cpu", dtype="fp32")
+    vit: Any = backbone_of(pipe.net)[1]
+    config, picture = vit.config, size_of(image)
+    preprocess = what_is_seen(pipe.net, picture, size)
     pixels = fitted(image, preprocess)
-    at = None if point is None else landed(point, size_of(image), preprocess)
+    at = None if point is None else landed(point, picture, preprocess)
+    if at is None and isinstance(net, Segmenter):  # its head reads every patch
+        at = preprocess.size[1] / 2, preprocess.size[0] / 2
     x = normalised(pixels, preprocess, config.in_channels)[None]
-    with capture(pipe.net) as maps:
-        logits = pipe.logits(x)
+    with torch.inference_mode(), capture(pipe.net) as maps:
+        logits = pipe.net(x)[0]
     attention = [weights[0] for name, weights in maps.items() if name != "pool"]  # L of (heads, N, N)
     probe = maps["pool"][0, :, 0] if "pool" in maps and at is None else None  # heads, N
     grid = (-(-x.shape[-2] // config.stride), -(-x.shape[-1] // config.stride))
@@ -144,10 +149,10 @@ def explain_vit(
     heads = [torch.einsum("n,hnm->hm", read, A) for A in attention]
     if probe is not None:  # what the blocks' tokens have in common, then what the probe asks of each
         heads.append(probe)
-    components, share = first_filters(pipe.net)
+    components, share = first_filters(vit)
     return Explanation(
         source=name_of(image),
-        classification=best(logits[0], pipe.classes, top, name_of(image)),
+        classification=best(logits, at, pipe.classes, top, name_of(image)),
         image=pixels,
         readout=words,
         point=at,
@@ -158,7 +163,7 @@ def explain_vit(
         ),
         filters=components,
         filter_share=share,
-        positions=position_similarity(pipe.net),
+        positions=position_similarity(vit),
     )
 
 

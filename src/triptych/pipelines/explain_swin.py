@@ -90,14 +90,16 @@ def explain_swin(
 ) -> SwinExplanation:
     """`explain` for a Swin or a segmenter on one; see there."""
     pipe = PicturePipeline(net, device="cpu", dtype="fp32")
-    _, swin = backbone_of(pipe.net)
+    swin: Any = backbone_of(pipe.net)[1]
     picture = size_of(image)
     seen = what_is_seen(pipe.net, picture, size)
     at = (seen.size[1] / 2, seen.size[0] / 2) if point is None else landed(point, picture, seen)
     pixels = fitted(image, seen)
     x = normalised(pixels, seen, pipe.config.in_channels)[None]
-    with torch.inference_mode(), capture(pipe.net) as maps, outputs(swin.stages) as features:  # type: ignore[arg-type]
-        logits = pipe.net(x)[0]
+    with torch.inference_mode(), capture(pipe.net) as maps, outputs(swin.stages) as features:
+        logits = pipe.net(x)[0] if pipe.classes else None
+        if logits is None:  # without a head it has maps to show, and nothing to say
+            swin.features(x)
     blocks = block_windows(pipe.net, seen.size)
     attention = [maps[block.name][0] for block in blocks]
     paid = [attention_at(weights, block, at) for weights, block in zip(attention, blocks, strict=True)]
@@ -106,12 +108,7 @@ def explain_swin(
     components, filter_share = first_filters(swin)
     return SwinExplanation(
         source=name_of(image),
-        classification=best(
-            logits if logits.ndim == 1 else logits[:, int(at[1]), int(at[0])],
-            pipe.classes,
-            top,
-            name_of(image),
-        ),
+        classification=best(logits, at, pipe.classes, top, name_of(image)),
         image=pixels,
         readout="mean of the last map",
         point=at,

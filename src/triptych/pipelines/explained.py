@@ -28,7 +28,7 @@ class Explained:
     source: str
     """The file, or what else the image came from."""
     classification: Classification
-    """Of the image; of the pixel at `point` from a segmenter."""
+    """Of the image; of the pixel at `point` from a segmenter; empty of a network without a head."""
     image: UInt8[np.ndarray, "H W 3"]
     """What the network saw, as pixels."""
     readout: str
@@ -53,8 +53,15 @@ class Explained:
         write_text_atomically(Path(folder) / "explanation.json", json.dumps(self.to_json(), indent=1) + "\n")
 
 
-def best(logits: Tensor, classes: tuple[str, ...], top: int, source: str) -> Classification:
-    """The `top` most probable of the classes with such `logits` (classes,)."""
+def best(
+    logits: Tensor | None, at: Point | None, classes: tuple[str, ...], top: int, source: str
+) -> Classification:
+    """The `top` most probable of the classes with such `logits` (classes,), or (classes, h, w) of which those at a
+    point count; none where there are no classes."""
+    if logits is None or not classes:
+        return Classification((), source)
+    if logits.ndim == 3 and at is not None:
+        logits = logits[:, int(at[1]), int(at[0])]
     probabilities, indices = logits.softmax(0).topk(min(top, len(logits)))
     pairs = zip(indices.tolist(), probabilities.tolist(), strict=True)
     return Classification(tuple(Guess(classes[i], i, p) for i, p in pairs), source)

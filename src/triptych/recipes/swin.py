@@ -37,6 +37,7 @@ def swin() -> SegmentConfig:
     """
     return SegmentConfig(
         init="swin-scenes",
+        head=HeadConfig(kind="unet", width=96, image_width=8),  # the parser's own, which is trained on
         loading=DataConfig(batch_size=8),
         augment=replace(SCENES, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, grayscale=0.0),
         loss=LossConfig(cross_entropy=1.0, dice=0.5),

@@ -9,11 +9,12 @@ from triptych import weights
 from triptych.data.loader import make_loader
 from triptych.data.sources import train_and_eval
 from triptych.errors import UserError
+from triptych.heads.segmenter import Segmenter
 from triptych.layers.low_rank import add_low_rank
 from triptych.models.registry import build, config_for
 from triptych.network import Network
 from triptych.train.config import ClassifyConfig
-from triptych.train.networks import freeze, origin, parsed, set_drop_path
+from triptych.train.networks import freeze, origin, parsed, set_drop_path, started_from
 from triptych.train.running import Parts, placed_parts, prepared_as
 from triptych.train.tasks import Classify, Teacher
 
@@ -55,10 +56,14 @@ def load_teacher(config: ClassifyConfig, classes: tuple[str, ...]) -> Teacher | 
     if config.teacher is None:
         return None
     net = weights.load(config.teacher).float()
-    if net.config.num_classes != len(classes) or (net.card.classes or classes) != classes:
+    if (
+        isinstance(net, Segmenter)
+        or net.config.num_classes != len(classes)
+        or (net.card.classes or classes) != classes
+    ):
         raise UserError(
             f"the teacher {config.teacher} knows {net.config.num_classes} classes, which are not the {len(classes)} of "
-            f"{config.data}; give one that was trained on them"
+            f"{config.data}; give a classifier that was trained on them"
         )
     return Teacher(net, config.teacher_share, config.temperature)
 
@@ -78,7 +83,7 @@ def build_network(
                 changes["head"] = config.head
             net = build(config_for(config.model, **changes))
         else:
-            net = weights.load(config.init, image_size=config.image_size).float()
+            net = started_from(config.init, config.image_size)
             if net.card.classes != classes or config.head is not None:
                 net.replace_head(len(classes), config.head or "linear")
         if config.drop_path is not None:

@@ -88,7 +88,8 @@ class ClassifyConfig:
     model_args: tuple[str, ...] = ()
     """Changes to the named architecture: depth=8 embed_dim=256."""
     init: str | None = None
-    """Start from these weights: a file, folder, RUN, hub id or shipped name. The architecture is theirs."""
+    """Start from these weights: a file, folder, RUN, hub id or shipped name, whose architecture it is; of a segmenter
+    its backbone."""
     image_size: tuple[int, int] | None = None
     """Height and width to train and evaluate at; none means the model's own. With `init`, positions are resampled."""
     eval_crop: float | None = None
@@ -135,7 +136,7 @@ class ClassifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """A weighted sum of losses on each pixel's class; pixels of value 255 in the mask count in none."""
+    """A weighted sum of losses on each pixel's class; pixels of unknown class (255 in the mask) count in none."""
 
     cross_entropy: float = 1.0
     """Weight of the softmax cross entropy."""
@@ -174,12 +175,12 @@ class SegmentConfig:
     model_args: tuple[str, ...] = ()
     """Changes to the named backbone: depths=[2,2,2] window=8."""
     init: str | None = None
-    """Start from these weights: a file, RUN, hub id or shipped name of a segmenter, whose head stays where the classes
-    are the same, or of any classifier or masked pre-training, whose backbone is taken."""
+    """Start from these weights: a file, RUN, hub id or shipped name of a segmenter, whose head stays (its last layer
+    where the classes are the same), or of any classifier or masked pre-training, whose backbone is taken."""
     image_size: tuple[int, int] | None = None
     """Height and width to train and evaluate at; none means the model's own."""
     head: HeadConfig = field(default_factory=HeadConfig)
-    """The dense head; `num_classes` is the data's."""
+    """The dense head; `num_classes` is the data's. Of a segmenter to start from it must be its own."""
     drop_path: float | None = None
     """Stochastic depth of the backbone's last block; none means the model's own."""
     frozen_blocks: int = 0
@@ -207,7 +208,7 @@ class PretrainConfig:
     model_args: tuple[str, ...] = ()
     """Changes to the named backbone."""
     init: str | None = None
-    """Start from these weights."""
+    """Start from these weights: a file, RUN, hub id or shipped name; of a segmenter the backbone."""
     image_size: tuple[int, int] | None = None
     """Height and width to train at; none means the model's own. A multiple of `mask_patch`."""
     mask_patch: int = 32

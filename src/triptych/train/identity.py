@@ -1,6 +1,8 @@
 """Which run a folder belongs to: the same command goes on, another one is refused before anything is written."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,25 @@ def claim(out: Path, said: Said) -> None:
     elif any((out / name).exists() for name in MADE):
         raise UserError(f"{out} holds files of something else and no config.json; give another --out")
     write_text_atomically(path, json.dumps(said, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def claimed(out: Path, said: Said) -> Iterator[None]:
+    """`claim` for as long as a run goes on, and for good once it has left anything. One that is refused before, at its
+    first batch perhaps, gives the folder up, so that the corrected command may have it."""
+    was_there, was_claimed = out.exists(), (out / "config.json").exists()
+    claim(out, said)
+    try:
+        yield
+    except Exception:
+        log = out / "log.jsonl"
+        learnt = any((out / name).exists() for name in MADE if name != log.name)
+        if not (was_claimed or learnt or (log.exists() and log.stat().st_size)):
+            log.unlink(missing_ok=True)
+            (out / "config.json").unlink()
+            if not was_there and not any(out.iterdir()):
+                out.rmdir()
+        raise
 
 
 def require_same(out: Path, was: Said, now: Said) -> None:

@@ -5,10 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from triptych import weights
 from triptych.errors import UserError
+from triptych.heads.segmenter import Segmenter
 from triptych.layers.residual import DropPath
+from triptych.models.swin import Swin
 from triptych.network import Network
 from triptych.train.optim import layers_of
+
+
+def started_from(init: str, image_size: tuple[int, int] | None) -> Network:
+    """The loaded network, in fp32, for a run that puts its own head on it: of a segmenter its backbone."""
+    net = weights.load(init, image_size=image_size).float()
+    if not isinstance(net, Segmenter):
+        return net
+    backbone = net.backbone
+    if isinstance(backbone, Swin):
+        backbone.prepare_classes()
+    backbone.card = replace(backbone.card, preprocess=net.card.preprocess)
+    return backbone
 
 
 def origin(config: Any) -> dict[str, str]:

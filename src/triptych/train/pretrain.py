@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 
-from triptych import weights
 from triptych.data.loader import make_loader
 from triptych.data.sources import train_and_eval
 from triptych.errors import UserError
 from triptych.heads.masked import MaskedImageModel
 from triptych.models.registry import build, config_for
 from triptych.train.config import PretrainConfig
-from triptych.train.networks import origin, parsed, set_drop_path
+from triptych.train.networks import origin, parsed, set_drop_path, started_from
 from triptych.train.running import Parts, placed_parts, prepared_as
 from triptych.train.tasks import MaskedPixels
 
@@ -44,7 +43,7 @@ def build_network(config: PretrainConfig) -> MaskedImageModel:
                 changes["image_size"] = config.image_size
             backbone = build(config_for(config.model, **changes))
         else:
-            backbone = weights.load(config.init, image_size=config.image_size).float()
+            backbone = started_from(config.init, config.image_size)
             backbone.replace_head(0)
         patch, size = getattr(backbone, "patch", None), backbone.config.image_size
         if patch is None:

@@ -20,7 +20,7 @@ from triptych.hardware import choose_device, choose_dtype, flushed_denormals, sa
 from triptych.layers.low_rank import merge_low_rank
 from triptych.metrics.cost import count_macs, count_parameters
 from triptych.network import Network
-from triptych.train.identity import claim, identity_of
+from triptych.train.identity import claimed, identity_of
 from triptych.train.kinds import KINDS, RunConfig
 from triptych.train.loop import Outcome, endless, fit, peak_memory, training
 from triptych.train.opponent import Opponent
@@ -65,7 +65,6 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
     out = Path(out)
     parts = prepare(config)
     said = {**to_json(config), "fingerprint": parts.fingerprint}
-    claim(out, said)
     say_dtype(parts.dtype, parts.device)
 
     def keep_best(net: Network, figures: dict[str, float]) -> None:
@@ -74,11 +73,12 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
         whole.card = replace(whole.card, figures={name: float(value) for name, value in figures.items()})
         weights.save(whole, out / "model.safetensors")
 
-    outcome = fit(
-        parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
-        out, identity_of(said), keep_best, parts.device, parts.autocast, parts.opponent,
-        functools.partial(parts.illustrate, out) if parts.illustrate else None,
-    )  # fmt: skip
+    with claimed(out, said):
+        outcome = fit(
+            parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
+            out, identity_of(said), keep_best, parts.device, parts.autocast, parts.opponent,
+            functools.partial(parts.illustrate, out) if parts.illustrate else None,
+        )  # fmt: skip
     if outcome.finished and parts.finish is not None:
         parts.finish(out)
     return outcome

@@ -10,8 +10,8 @@ from triptych.card import Card, Preprocess
 from triptych.data.loader import make_loader
 from triptych.data.sources import train_and_eval
 from triptych.errors import UserError
-from triptych.heads.config import SegmenterConfig
-from triptych.heads.segmenter import Segmenter
+from triptych.heads.config import HeadConfig, SegmenterConfig
+from triptych.heads.segmenter import Segmenter, quarters
 from triptych.models.registry import build, config_for
 from triptych.models.swin import Swin
 from triptych.network import Network
@@ -54,6 +54,7 @@ def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
             start = weights.load(config.init, image_size=config.image_size).float()
         if isinstance(start, Segmenter):
             net = start
+            keep_head(net, head, str(config.init))
             if net.card.classes != classes:
                 net.replace_head(len(classes))
         else:
@@ -70,6 +71,32 @@ def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
     if config.frozen_blocks:
         freeze(net, config.frozen_blocks)
     return net
+
+
+def keep_head(net: Segmenter, asked: HeadConfig, name: str) -> None:
+    """See that the head of a loaded segmenter is the one that the run asks for; its dropout has no weights and changes.
+
+    Raises:
+        UserError: it is another; says which flags are its own.
+    """
+    has = net.config.head
+    if net.pyramid is not None:  # of a backbone without, no blocks are chosen
+        has = replace(has, blocks=net.taken)
+        asked = replace(asked, blocks=asked.blocks or quarters(len(net.backbone.blocks())))
+    names = ["kind", "width", *(["blocks"] if net.pyramid is not None else []), "aux_width"]
+    names += {"upernet": ["pool_scales"], "unet": ["image_width"]}.get(has.kind, [])
+    if any(getattr(has, name) != getattr(asked, name) for name in names):
+        flags = " ".join(f"--head.{name.replace('_', '-')} {_words(getattr(has, name))}" for name in names)
+        raise UserError(
+            f"{name} is a segmenter with a head of its own, which is not the one of --head; train it on with {flags}, "
+            "or give --init a classifier or a backbone to start another head"
+        )
+    net.config = replace(net.config, head=replace(net.config.head, dropout=asked.dropout))
+    net.dropout.p = asked.dropout
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _named(config: SegmentConfig) -> Network:
