@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from triptych.data.config import DataConfig
-from triptych.data.images import Resize
+from triptych.data.images import UPRIGHT, Resize
 from triptych.data.loader import make_loader
 from triptych.data.masks import read_values
 from triptych.data.sources import open_source, train_and_eval
@@ -336,6 +336,140 @@ def test_masks_in_shards(tmp_path, shard, png, values):
     source = open_source(shard(tmp_path / "a.tar", files), image_column="jpg", mask_column="seg.png")
     assert values(source) == [1, 2]
     assert [head(source, i, 1) for i in range(2)] == [[1], [2]]
+
+
+# -------------------------------------------------------------------------------- mmsegmentation and PASCAL VOC
+
+
+def test_mmsegmentations_folders(tmp_path, png):
+    for split, number in (("train", 1), ("val", 2)):
+        write(tmp_path / "img_dir" / split / "a.jpg", png(number))
+        write(tmp_path / "ann_dir" / split / "a.png", mask(number))
+    train, held = train_and_eval(tmp_path)
+    assert train.mask_classes == ("class 0", "class 1", "class 2")
+    assert (head(train), head(held)) == ([1, 0, 0], [2, 0, 0])
+
+
+@pytest.fixture
+def voc(tmp_path, png):
+    """VOCdevkit/VOC2012 with a training, a validation and a test picture."""
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    names = {"train": "2007_000032", "val": "2007_000033", "test": "2008_000001"}
+    palette = [n for k in range(256) for n in (k, 255 - k, 7)]
+    for number, (split, name) in enumerate(names.items()):
+        write(root / "JPEGImages" / f"{name}.jpg", png(number))
+        write(root / "ImageSets" / "Segmentation" / f"{split}.txt", f"{name}\n")
+        if split != "test":
+            write(
+                root / "SegmentationClass" / f"{name}.png", mask(20 - number, 255, mode="P", palette=palette)
+            )
+            write(root / "SegmentationObject" / f"{name}.png", mask(1, mode="P", palette=palette))
+    write(root / "ImageSets" / "Segmentation" / "trainval.txt", "2007_000032\n\n2007_000033\n")
+    write(root / "ImageSets" / "Main" / "train.txt", "2009_000009\n")
+    write(root / "JPEGImages" / "2009_000009.jpg", png(9))
+    return root
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_pascal_voc(voc, values, inside):
+    spec = voc if inside else voc.parent
+    train, held = train_and_eval(spec)
+    assert (values(train), values(held)) == ([0], [1])
+    assert (head(train), head(held)) == ([20, 255, 0], [19, 255, 0])
+    assert train.mask_classes[::20] == ("background", "tvmonitor")
+    assert train.mask_colours[20] == (20, 235, 7)
+    assert train[0].id == "JPEGImages/2007_000032"
+    assert values(open_source(spec, "trainval")) == [0, 1]
+    assert open_source(spec, "test").mask_classes is None
+
+
+def test_your_own_data_laid_out_as_pascal_voc(voc, tmp_path, refusal, png):
+    write(voc / "classes.txt", "\n".join("abcdefghijklmnopqrstuvwx"))
+    assert open_source(voc).mask_classes[20] == "u"
+    (voc / "classes.txt").unlink()
+    own = voc.rename(tmp_path / "own")
+    assert open_source(own).mask_classes[20] == "class 20"
+    for file in (own / "ImageSets" / "Segmentation").iterdir():
+        file.unlink()
+    assert len(open_source(own)) == 2  # all that have masks
+    write(
+        own / "ImageSets" / "Segmentation" / "train.txt",
+        "/JPEGImages/2007_000032.jpg /SegmentationClass/x.png",
+    )
+    assert len(open_source(own, "train")) == 1
+    write(own / "ImageSets" / "Segmentation" / "val.txt", "2007_000032\n2009_000009\n")
+    assert "SegmentationClass has no mask of 2009_000009 of the split val" in refusal(own)
+    write(own / "ImageSets" / "Segmentation" / "val.txt", "absent\n")
+    assert "JPEGImages has no image absent of the split val" in refusal(own)
+    write(own.parent / "both" / "VOC2007" / "JPEGImages" / "a.jpg", png())
+    write(own.parent / "both" / "VOC2012" / "JPEGImages" / "a.jpg", png())
+    assert "both holds VOC2007 and VOC2012; name one of them" in refusal(own.parent / "both")
+
+
+# ------------------------------------------------------------------------------------------- turned photographs
+
+
+def turned_photo(folder: Path, turn: int, size: tuple[int, int], mask_upright: bool) -> np.ndarray:
+    """A photograph stored turned, of four grey squares, and a mask that numbers them; returns the upright mask."""
+    height, width = size
+    upright = np.repeat(np.repeat([[0, 1], [2, 3]], height // 2, 0), width // 2, 1).astype(np.uint8)
+    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    back = undo.get(turn, UPRIGHT.get(turn))  # the others are their own reverse
+    shown = Image.fromarray(upright * 60)
+    stored = shown if back is None else shown.transpose(back)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    stored.save(folder / "images" / "0.jpg", exif=exif, quality=95)
+    labels = Image.fromarray(upright)
+    file = io.BytesIO()
+    (labels if mask_upright or back is None else labels.transpose(back)).save(file, "PNG")
+    write(folder / "masks" / "0.png", file.getvalue())
+    write(folder / "classes.txt", "a\nb\nc\nd")
+    return upright
+
+
+@pytest.mark.parametrize("turn", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("mask_upright", [True, False])
+def test_a_mask_lies_as_its_photo_is_stored_or_as_it_is_shown(tmp_path, turn, mask_upright):
+    upright = turned_photo(tmp_path, turn, (48, 64), mask_upright)
+    for train in (False, True):
+        loader = make_loader(
+            open_source(tmp_path),
+            DataConfig(workers=0, batch_size=1, load_size=(48, 64)),
+            Resize(size=(48, 64)),
+            train=train,
+        )
+        (batch,) = loader
+        assert np.array_equal(batch["mask"][0], upright)
+        inner = np.s_[4::8, 4::8]  # away from the edges, which the JPEG blurs
+        assert np.abs(batch["image"][0, 0].numpy().astype(int) - upright * 60)[inner].max() < 12
+
+
+@pytest.mark.parametrize(("turn", "size"), [(2, (48, 64)), (3, (48, 64)), (4, (48, 64)), (6, (48, 48))])
+def test_a_mask_that_fits_either_way_is_not_guessed_at(tmp_path, turn, size):
+    turned_photo(tmp_path, turn, size, True)
+    loader = make_loader(
+        open_source(tmp_path), DataConfig(workers=0, on_bad_image="fail"), Resize(size=(8, 8)), train=False
+    )
+    with pytest.raises(UserError, match=rf"EXIF orientation {turn}\), and its mask fits it as stored and as"):
+        list(loader)
+
+
+def test_a_turned_photo_and_a_mask_of_another_size_or_turned_itself(tmp_path, refusal):
+    turned_photo(tmp_path, 6, (48, 64), True)
+    write(tmp_path / "masks" / "0.png", mask(1))
+    loader = make_loader(
+        open_source(tmp_path), DataConfig(workers=0, on_bad_image="fail"), Resize(size=(8, 8)), train=False
+    )
+    with pytest.raises(UserError, match="is 64 x 48 pixels and its mask 5 x 4"):
+        list(loader)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.new("L", (64, 48)).save(file, "PNG", exif=exif)
+    with pytest.raises(UserError, match=r"m is a mask stored turned \(EXIF orientation 6\)"):
+        read_values(file.getvalue(), "m")
 
 
 # --------------------------------------------------------------------------------------------------- wrong

@@ -148,7 +148,7 @@ def _is_plain(value: Any) -> bool:
 
 def _jsonl_rows(file: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(_text(file).split("\n"), 1):
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -165,7 +165,7 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
     """Rows of a CSV; a column whose every value is a whole number becomes one."""
     rows = [
         {name: value for name, value in row.items() if name is not None}
-        for row in csv.DictReader(_text(file).splitlines(keepends=True))
+        for row in csv.DictReader(read_text(file).splitlines(keepends=True))
     ]
     for name in rows[0] if rows else ():
         values = [row[name] for row in rows]
@@ -175,7 +175,12 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """What a file of UTF-8 holds.
+
+    Raises:
+        UserError: it cannot be read; names it.
+    """
     try:
         return file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:

@@ -1,10 +1,11 @@
 """What the numbers in a user's masks mean: known data sets, names in a file beside the data, else what is found.
 
-Known are ADE20K as of the scene parsing benchmark (0 is "other", 150 classes from 1) and Cityscapes (`labelIds`, of
-which 19 are trained on, or `labelTrainIds`).
+Known are ADE20K as of the scene parsing benchmark (0 is "other", 150 classes from 1), Cityscapes (`labelIds`, of which
+19 are trained on, or `labelTrainIds`) and PASCAL VOC.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from triptych.data.folders import read_text
 from triptych.data.masks import (
     IGNORED,
     MOST_CLASSES,
@@ -31,7 +33,7 @@ from triptych.errors import UserError
 Cell = tuple[bytes | str, str]
 """A mask's file or bytes, and its name."""
 
-NAME_FILES = ("classes.txt", "labels.json", "id2label.json")
+NAME_FILES = ("classes.txt", "class_names.txt", "labels.json", "id2label.json")
 ADE20K = "ADEChallengeData2016"
 
 # Cordts et al. 2016; github.com/mcordts/cityscapesScripts, helpers/labels.py: id, name, colour of the trained ones.
@@ -56,6 +58,24 @@ CITYSCAPES: tuple[tuple[int, str, Colour], ...] = (
     (32, "motorcycle", (0, 0, 230)),
     (33, "bicycle", (119, 11, 32)),
 )
+
+# Everingham et al. 2010. Its own pictures are called so; people lay their own out like it, with other classes.
+VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *(
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+)
+VOC_PICTURE = re.compile(r"VOC20\d\d/.*/(20\d\d_)?\d{6}\.png")
 
 
 def legend_of(
@@ -83,7 +103,7 @@ def legend_of(
     first = next(iter(cells()))
     if known := _known(Path(first[1]), folder):
         known.table[ignore_index] = IGNORED
-        return known
+        return known if known.colours else _coloured(known, first)
     named = read_names(folder)
     if named is not None and len(named) > 2:
         legend = _named(named, ignore_index, reduce_zero_label)
@@ -117,6 +137,8 @@ def _known(mask: Path, folder: Path) -> Legend | None:
     if ADE20K in mask.parts or mask.name.startswith(("ADE_train_", "ADE_val_")):
         names = _object_names(folder / "objectInfo150.txt") or tuple(f"class {i}" for i in range(150))
         return Legend(names, plain_table(len(names), reduce_zero_label=True))
+    if VOC_PICTURE.search(mask.as_posix()) and read_names(folder) is None:
+        return Legend(VOC, plain_table(len(VOC)))
     return None
 
 
@@ -124,7 +146,7 @@ def _object_names(file: Path) -> tuple[str, ...] | None:
     """The first name of each class in ADE20K's own table: "wall", "building, edifice", ..."""
     if not file.is_file():
         return None
-    rows = [line.split("\t") for line in _text(file).splitlines()[1:] if line.strip()]
+    rows = [line.split("\t") for line in read_text(file).splitlines()[1:] if line.strip()]
     return tuple(row[-1].partition(",")[0].strip() for row in rows)
 
 
@@ -139,7 +161,7 @@ def read_names(folder: Path) -> dict[int, str] | None:
     if file is None:
         return None
     if file.suffix == ".txt":
-        names = dict(enumerate(line.strip() for line in _text(file).splitlines() if line.strip()))
+        names = dict(enumerate(line.strip() for line in read_text(file).splitlines() if line.strip()))
     else:
         names = _json_names(file)
     if not names:
@@ -152,7 +174,7 @@ def read_names(folder: Path) -> dict[int, str] | None:
 
 def _json_names(file: Path) -> dict[int, str]:
     try:
-        content = json.loads(_text(file))
+        content = json.loads(read_text(file))
         if isinstance(content, list):
             return dict(enumerate(map(str, content)))
         pairs = [(k, v) if str(k).lstrip("-").isdecimal() else (v, k) for k, v in content.items()]
@@ -161,13 +183,6 @@ def _json_names(file: Path) -> dict[int, str]:
         raise UserError(
             f'{file} cannot be read ({problem}); write ["name", ...] or {{"0": "name", ...}}'
         ) from problem
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{file} cannot be read ({problem}); save it as UTF-8 text") from problem
 
 
 def _named(names: dict[int, str], ignore_index: int, reduce_zero_label: bool) -> Legend:

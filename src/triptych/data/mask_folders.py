@@ -1,18 +1,21 @@
-"""Folders of images beside folders of masks: `images` and `masks`, ADE20K, Cityscapes, paired by their names."""
+"""Folders of images beside folders of masks, paired by their names: `images` and `masks`, mmsegmentation's, ADE20K,
+Cityscapes, PASCAL VOC."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.data.folders import ID, images_below, table, visible
+from triptych.data.folders import ID, images_below, read_text, table, visible
 from triptych.data.legends import ADE20K
-from triptych.data.splits import split_folders
+from triptych.data.splits import SPLITS, split_folders
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "leftimg8bit")
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "gt", "gtfine")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "leftimg8bit")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "gt", "gtfine")
+# Of PASCAL VOC; the second has SBD's masks too, and is a copy of the first otherwise.
+VOC_IMAGES, VOC_MASKS = "JPEGImages", ("SegmentationClass", "SegmentationClassAug")
 # What is added to the name of an image for that of its mask. Cityscapes' images have an ending of their own.
 ENDINGS = (
     *("_mask", "-mask", "_masks", "_label", "_labels", "_seg", "_gt", "_L"),
@@ -22,8 +25,13 @@ IMAGE_ENDING = "_leftImg8bit"
 
 
 def root_of(folder: Path) -> Path:
-    """The folder itself, or the ADE20K in it."""
-    return folder / ADE20K if (folder / ADE20K).is_dir() else folder
+    """The folder itself, or the ADE20K or the PASCAL VOC in it."""
+    if (folder / ADE20K).is_dir():
+        return folder / ADE20K
+    within = [path for path in visible(folder) if (path / VOC_IMAGES).is_dir()]
+    if len(within) > 1:
+        raise UserError(f"{folder} holds {' and '.join(path.name for path in within)}; name one of them")
+    return within[0] if within else folder
 
 
 def read_pairs(folder: Path) -> "dict[str, Dataset] | None":
@@ -34,6 +42,8 @@ def read_pairs(folder: Path) -> "dict[str, Dataset] | None":
     Raises:
         UserError: an image without mask, or with two; names it.
     """
+    if (voc := _read_voc(folder)) is not None:
+        return voc
     sides = _sides_by_split(folder)
     if sides is None or not any(masks is not None for _, masks in sides.values()):
         return None
@@ -56,6 +66,42 @@ def _sides_by_split(folder: Path) -> dict[str, tuple[Path, Path | None]] | None:
             return None
         sides[split] = (images, _child(below, MASK_FOLDERS))
     return sides or None
+
+
+def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
+    """PASCAL VOC: the splits are lists of names in ImageSets/Segmentation."""
+    mask_folders = [folder / name for name in VOC_MASKS if (folder / name).is_dir()]
+    if not (mask_folders and (folder / VOC_IMAGES).is_dir()):
+        return None
+    images = {Path(parts[-1]).stem: path for path, parts in images_below(folder / VOC_IMAGES)}
+    masks = {name: path for below in reversed(mask_folders) for name, path in _by_name(below).items()}
+    lists = folder / "ImageSets" / "Segmentation"
+    splits = {"": sorted(images.keys() & masks.keys())}
+    if lists.is_dir() and (files := [path for path in visible(lists) if path.suffix == ".txt"]):
+        splits = {SPLITS.get(file.stem, file.stem): _listed(file) for file in files}
+    found = {}
+    for split, names in splits.items():
+        where = f"of the split {split}" if split else "here"
+        if not names:
+            raise UserError(f"{folder} holds no images {where} that have masks; add them")
+        if lacking := next((name for name in names if name not in images), None):
+            raise UserError(
+                f"{folder / VOC_IMAGES} has no image {lacking} {where}; add it or take it off the list"
+            )
+        columns = {"image": [images[name] for name in names], ID: [f"{VOC_IMAGES}/{name}" for name in names]}
+        if any(name in masks for name in names):  # the test set's are not published
+            if lacking := next((name for name in names if name not in masks), None):
+                raise UserError(
+                    f"{mask_folders[0]} has no mask of {lacking} {where}; add it or take it off the list"
+                )
+            columns["mask"] = [masks[name] for name in names]
+        found[split] = table(columns, masks="mask" if "mask" in columns else None)
+    return found
+
+
+def _listed(file: Path) -> list[str]:
+    """Names of images, one a line; of lines with paths of image and mask, the image's."""
+    return [Path(line.split()[0]).stem for line in read_text(file).splitlines() if line.strip()]
 
 
 def _child(folder: Path, names: tuple[str, ...]) -> Path | None:

@@ -76,8 +76,9 @@ def open_source(
     Args:
         spec: "emoji" or "scenes" (or "emoji:FOLDER", made by `tools/make_emoji.py`); a folder of class folders, or of
             train/ and val/ or test/ with such; a folder with metadata.jsonl or metadata.csv (column
-            file_name, and a label, caption or mask), or that file; a folder of images/ and masks/, with train/ and
-            val/ in both or above both; ADE20K or Cityscapes as they are unpacked; *.tar shards, as a folder, a glob
+            file_name, and a label, caption or mask), or that file; a folder of images/ and masks/ (or img_dir/ and
+            ann_dir/), with train/ and val/ in both or above both; ADE20K, Cityscapes or PASCAL VOC as they are
+            unpacked; *.tar shards, as a folder, a glob
             or a file; *.parquet likewise; a folder of `save_to_disk`; or a hub id, "org/name" or "org/name:config".
         split: "train", "val", "test" or another that the data has. "eval" is val, else test, else all of
             data that has no splits. None is train, or all of data that has no splits.

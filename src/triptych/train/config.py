@@ -169,7 +169,7 @@ class SegmentConfig:
     """A run of semantic segmentation: a backbone with a dense head."""
 
     data: str = "scenes"
-    """`scenes`, a folder of images and masks (ADE20K's and Cityscapes' too), metadata.jsonl, parquet or a hub id."""
+    """`scenes`, a folder of images and masks (ADE20K, Cityscapes, VOC too), metadata.jsonl, parquet or a hub id."""
     model: str = "swin-emoji"
     """Backbone by name (`triptych list`), with random weights; not looked at when `init` is given."""
     model_args: tuple[str, ...] = ()
