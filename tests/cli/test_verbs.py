@@ -233,7 +233,9 @@ def test_evaluate_a_segmenter(parser, masked, tmp_path, capsys, data, monkeypatc
     args = ("evaluate", parser, "--data", "scenes" if data == "scenes" else masked, "--workers", 0)
     found = json.loads(said(capsys, *args, "--out", tmp_path, "--json"))
     assert found["task"] == "segmentation"
-    assert found["count"] == 4 * 32 * 32
+    assert found["count"] == 4 * (
+        128 * 128 if data == "scenes" else 40 * 48
+    )  # of the masks, not of what is fed
     assert 0 <= found["miou"] <= found["pixel_accuracy"] <= 1
     counts = {name: each["count"] for name, each in found["per_class"].items()}
     assert sum(counts.values()) == found["count"]
@@ -247,6 +249,11 @@ def test_evaluate_a_segmenter(parser, masked, tmp_path, capsys, data, monkeypatc
     out = said(capsys, *args)
     for words in (f"{found['miou']:.2%}", "mIoU", "pixel accuracy", "background", "confused most"):
         assert words in out
+    if data == "folder":
+        without = json.loads(
+            said(capsys, *args, "--ignore-index", 0, "--window", "24x16", "--flip", "--json")
+        )
+        assert without["count"] == found["count"] - counts["background"]
 
 
 def test_plot(tmp_path, capsys):

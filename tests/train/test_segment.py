@@ -221,6 +221,17 @@ def test_evaluation_counts_every_pixel_at_the_masks_own_size(tmp_path, mode):
         )  # products of other shapes may round a tie otherwise
 
 
+def test_evaluation_of_nothing_that_can_be_read(tmp_path):
+    for folder, size in (("images", (9, 9)), ("masks", (5, 4))):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            Image.new("L", size).save(tmp_path / folder / f"{i}.png")
+    with pytest.raises(
+        UserError, match=r"none of the 3 images could be evaluated; the first: images/0\.png is 9 x 9"
+    ):
+        evaluate(segmenter(("class 0",)), str(tmp_path), workers=0)
+
+
 def test_evaluation_is_told_what_masks_leave_out(shapes):
     net = segmenter(("class 0",))
     data = str(shapes)

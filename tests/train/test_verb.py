@@ -73,7 +73,7 @@ def test_a_refused_command_leaves_the_folder_to_the_corrected_one(tmp_path, caps
         "--loop.epochs",
         "1",
     ]
-    line += ["--loading.workers", "0", "--loading.batch-size", "2", "--image-size", "32", "32"]
+    line += ["--loading.workers", "0", "--loading.batch-size", "4", "--image-size", "16", "16"]
     for wrong in (["--augment.mixup", "0.2"], ["--head.kind", "fpn"], ["--loading.mask-column", "nothing"]):
         assert main([*line, *wrong]) == 2
         assert not (tmp_path / "run").exists()
@@ -86,7 +86,6 @@ def test_a_refused_command_leaves_the_folder_to_the_corrected_one(tmp_path, caps
     assert main([*line, "--augment.mixup", "0.2"]) == 2  # a run that was made is not given up
     assert "holds a run with augment.mixup 0.0" in capsys.readouterr().err
     assert (tmp_path / "run" / "config.json").exists()
-    assert main(line) == 0
 
 
 def test_dry_run_in_words_and_in_json(short, tmp_path, capsys, monkeypatch):

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,8 +66,8 @@ def evaluate(
         progress: given the batches and their number, hands them on; for a progress bar.
 
     Raises:
-        UserError: no data is named, it has no labels or masks, or classes that the model does not know; `passes` for a
-            classifier.
+        UserError: no data is named, none of it can be read, it has no labels or masks, or classes that the model does
+            not know; `passes` for a classifier.
     """
     config = _config_of(model)
     if data is None and config is None:
@@ -111,8 +111,14 @@ def evaluate(
     say_dtype(precision, where)
     placed(net, where, torch.float32)
 
-    def shown(loader: Loader) -> Iterable[Batch]:
-        return progress(loader, len(loader)) if progress else loader
+    def shown(loader: Loader) -> Iterator[Batch]:
+        read = False
+        for batch in progress(loader, len(loader)) if progress else loader:
+            read = True
+            yield batch
+        if not read:
+            first = next(iter(loader.bad.values()))
+            raise UserError(f"none of the {len(source)} images could be evaluated; the first: {first}")
 
     if parsing:
         look, size = passes or Passes(), loading.eval_batch_size or SEGMENTER_BATCH
