@@ -31,7 +31,8 @@ FLAGS = {
     "convert": "SRC DST --format --json",
     "demo": "--out --model --parser --json",
     "evaluate": "MODEL-or-RUN --data --split --batch-size --workers --dtype --on-bad-image --image-column"
-    " --label-column --mask-column --out --json",
+    " --label-column --mask-column --ignore-index --reduce-zero-label --size --window --overlap --scales"
+    " --flip --out --json",
     "explain": "IMAGE --model --out --point --size --json",
     "generate": "[PROMPT] --model --negative --seed --steps --guidance --count --size --sampler --spacing --rescale"
     " --class --init --strength --mask --depth --noise-level --tiling --from --out --strip --preview --batch-size"
