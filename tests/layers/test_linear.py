@@ -8,10 +8,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.layers.attention import Attention, attention, in_slabs
+from triptych.layers.cross_attention import GEGLU
 from triptych.layers.linear import _native, linear, one_call
+from triptych.layers.mlp import Mlp
+from triptych.layers.window import WindowAttention
 
 # Rounding alone: fp32 sums in another order, bf16 rounds its result once more or once less.
 CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 3e-2, "rtol": 2e-2}}
@@ -70,6 +75,65 @@ def test_who_gets_the_one_call():
     with FlopCounterMode(display=False) as counter:
         linear(x, weight)
     assert counter.get_total_flops() == 2 * 2 * 5 * 8 * 4
+
+
+# Transforms that ignore `no_grad`: each takes a function of one token and a token.
+TRANSFORMS = {
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x.cos(),)),
+    "vmap": lambda f, x: torch.func.vmap(f)(torch.stack([x, 2 * x])),
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).square().sum())(x),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+    "hessian": lambda f, x: torch.func.hessian(lambda x: f(x).square().sum())(x),
+    "dual numbers": lambda f, x: dual(f, x),
+}
+
+
+def dual(f, x):
+    with forward_ad.dual_level():
+        return tuple(forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))))
+
+
+# Of PyTorch's own code, when it first derives forwards.
+OLD_CODE = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+
+
+@OLD_CODE
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_reach_through(transform, mode):
+    x, weight, bias = torch.randn(6), torch.randn(5, 6), torch.randn(5)
+    with mode():
+        found = transform(lambda x: linear(x, weight, bias, gelu="none"), x)
+        wanted = transform(lambda x: slow(x, weight, bias, "none"), x)
+        again = linear(x, weight, bias)  # nothing stays switched off
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert all(part.ne(0).any() for part in (found if isinstance(found, tuple) else (found,)))
+    torch.testing.assert_close(again, F.linear(x, weight, bias), atol=1e-5, rtol=1e-5)
+
+
+@OLD_CODE
+@pytest.mark.parametrize("part", [Attention(24, 3), WindowAttention(24, 3, (3, 3)), GEGLU(24, 40), Mlp(24, 40)],
+                         ids=lambda part: type(part).__name__)  # fmt: skip
+@torch.no_grad()
+def test_a_weights_derivative_reaches_through(part):
+    """Forwards, beside the quotient of differences."""
+    part = copy.deepcopy(part).double().eval()
+    for parameter in part.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    weights, x = dict(part.named_parameters()), torch.randn(2, 9, 24, dtype=torch.float64)
+    x = x[:, None] if isinstance(part, WindowAttention) else x
+    part.float()(x.float())  # what it keeps of the plain call must not be used
+    part.double()(x)
+    towards = {name: torch.randn_like(value) for name, value in weights.items()}
+    at = lambda weights: functional_call(part, weights, (x,))  # noqa: E731
+    _, found = torch.func.jvp(at, (weights,), (towards,))
+    sides = ({name: weights[name] + h * towards[name] for name in weights} for h in (1e-6, -1e-6))
+    more, less = map(at, sides)
+    torch.testing.assert_close(found, (more - less) / 2e-6, atol=1e-5, rtol=1e-5)
+    with forward_ad.dual_level():
+        turned = at({name: forward_ad.make_dual(weights[name], towards[name]) for name in weights})
+        torch.testing.assert_close(forward_ad.unpack_dual(turned).tangent, found, atol=1e-9, rtol=1e-9)
 
 
 def test_gradients_pass_as_ever():

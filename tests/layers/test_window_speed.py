@@ -41,7 +41,7 @@ def slabs(monkeypatch):
 def rolled(x, part, shifted):
     """The slow twin: pad, roll, partition, and back."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(window_module, "_plain", lambda: False)
+        patch.setattr(window_module, "plain", lambda: False)
         return attend(x, part, shifted)
 
 

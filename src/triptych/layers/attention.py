@@ -1,5 +1,6 @@
 """Multi-head self-attention, and the one function through which every attention of the package goes."""
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from triptych.layers.eager import derives_forwards
 from triptych.layers.linear import linear, one_call
 
 Rotate = Callable[[Tensor], Tensor]  # turns queries and keys (B, heads, N, d) by their positions
@@ -34,7 +37,9 @@ def attention(
     if tap is None:
         if slabs_pay(q, k):
             return in_slabs(q, k, v, bias, scale)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        # The fused kernels have no derivative forwards.
+        with sdpa_kernel(SDPBackend.MATH) if derives_forwards() else contextlib.nullcontext():
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     logits = q.float() @ k.float().transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
     weights = torch.softmax(logits if bias is None else logits + bias.float(), dim=-1)
     tap(weights)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from triptych.layers.eager import plain
 
 Gelu = Literal["none", "tanh"]  # the forms of GELU, as `F.gelu` names them
 
@@ -24,8 +25,8 @@ def linear(
 
     With AVX-512 and without gradients a large one is one oneDNN call: its fp32 product is up to a fifth faster than
     the one that `F.linear` takes (measured on Zen 4), and GELU is done while a tile is still in the cache. Everywhere
-    else, and where somebody traces, compiles, exports or counts, it is what it says; with AVX2 alone the call would be
-    the slower one (Zen 3: products by a tenth, with GELU by half).
+    else, and where somebody traces, compiles, exports, counts, maps or derives forwards, it is what it says; with AVX2
+    alone the call would be the slower one (Zen 3: products by a tenth, with GELU by half).
     """
     if one_call(x, weight) and _wide() and x.numel() * weight.shape[0] >= WORTH:
         form = ("gelu", [], gelu) if gelu else ("none", [], "")
@@ -38,8 +39,7 @@ def one_call(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN's own call may stand in for the product: plain numbers on an x86 processor, and nobody who
     needs its derivative or its name."""
     return (
-        not torch.compiler.is_compiling()  # first: dynamo would trace into the rest
-        and not torch.jit.is_tracing()
+        plain()  # first: dynamo knows the answer, and would trace into the rest
         and x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in _native()
@@ -47,7 +47,6 @@ def one_call(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
-        and _get_current_dispatch_mode() is None
         and x.numel() > 0
     )
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from triptych.layers.attention import attention, slabs_pay
+from triptych.layers.eager import plain
 from triptych.layers.linear import linear
 from triptych.layers.padding import pad_to_multiple
 
@@ -119,16 +119,6 @@ def _kept_order(height: int, width: int, *key) -> Order:
         return Order(taken.clamp(max=height * width - 1).int(), padding, back.int())
 
 
-def _plain() -> bool:
-    """Whether tensors may be kept for later calls: not while somebody traces, compiles, exports, counts or maps."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and _get_current_dispatch_mode() is None
-        and torch._C._functorch.peek_interpreter_stack() is None  # type: ignore[attr-defined]
-    )
-
-
 def relative_index(window: Window) -> Int[Tensor, "m m"]:
     """Row of the bias table for each pair of a window's cells: the table lists the (2 M_h - 1)(2 M_w - 1) differences
     of coordinates row by row (Section 3.2)."""
@@ -210,7 +200,7 @@ class WindowAttention(nn.Module):
         """B of Equation 4, gathered from the table, or made by the MLP. Kept while nobody learns and no weight changes.
         """
         sources = [self.bias_table] if not self.cosine else list(self.bias_mlp.parameters())
-        if not _plain() or any(s.is_inference() for s in sources):
+        if not plain() or any(s.is_inference() for s in sources):
             return self._position_bias()
         if torch.is_grad_enabled() or self.training:
             self._kept = None  # what follows may be a step that counts no version: those of fused optimisers do not
@@ -296,9 +286,9 @@ def attend(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) ->
     if shifted:
         shift = (shift_along(height, h), shift_along(width, w))
     if any(shift):
-        make = _kept_mask if _plain() and rows * columns * (h * w) ** 2 <= _KEPT else shift_mask
+        make = _kept_mask if plain() and rows * columns * (h * w) ** 2 <= _KEPT else shift_mask
         mask = make(rows, columns, (h, w), shift, x.device, x.dtype)
-    if x.device.type == "cpu" and not torch.is_grad_enabled() and _plain():
+    if x.device.type == "cpu" and not torch.is_grad_enabled() and plain():
         # One gather in and one out take a fifth of the time of roll and partition (Zen 3), and padding has no products.
         order = _kept_order(height, width, rows, columns, (h, w), shift)
         return attn(x.flatten(1, 2), mask, order).unflatten(1, (height, width))
