@@ -344,13 +344,29 @@ def new_data(part):
         source.data = source.data + 1
 
 
-def train_behind_autograds_back(part):
-    """Old code writes through `.data`, which counts no version; but it calls the network in between."""
-    part.train()
-    part.position_bias()
+def write_behind_autograds_back(part):
+    """Old code writes through `.data`, which counts no version."""
     for source in sources(part):
         source.data.add_(1)
-    part.eval()
+
+
+def write_through_numpy(part):
+    for source in sources(part):
+        source.detach().numpy()[...] += 1
+
+
+def step_in_eval_mode(part):
+    """A fused step on gradients of old: no call in between, no change of mode, no version."""
+    for p in part.parameters():
+        p.grad = torch.ones_like(p)
+    torch.optim.AdamW(part.parameters(), lr=0.1, fused=True).step()
+
+
+def widen(part):
+    """Other windows, in place."""
+    part.window = (4, 2)
+    if not part.cosine:
+        part.bias_table = torch.nn.Parameter(torch.randn(7 * 3, 2, dtype=torch.float64))
 
 
 @VERSIONS
@@ -366,7 +382,10 @@ def train_behind_autograds_back(part):
         reset,
         replace,
         new_data,
-        train_behind_autograds_back,
+        write_behind_autograds_back,
+        write_through_numpy,
+        step_in_eval_mode,
+        widen,
     ],
     ids=lambda change: change.__name__,
 )

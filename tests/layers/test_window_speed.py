@@ -14,6 +14,7 @@ from triptych.layers import attention as attention_module
 from triptych.layers import window as window_module
 from triptych.layers.attention import in_slabs, slabs_pay
 from triptych.layers.capture import capture
+from triptych.layers.kept import Kept
 from triptych.layers.window import WindowAttention, attend, shift_mask
 
 V1 = {"cosine": False, "bias": "qkv"}
@@ -102,17 +103,21 @@ def test_who_is_given_gathers(monkeypatch):
     assert len(calls) == 2
 
 
-def test_kept_masks_are_small(monkeypatch):
-    part, x = make((3, 3), V1), torch.randn(1, 7, 7, 6, dtype=torch.float64)
+def test_what_is_kept_is_of_these_sizes(monkeypatch):
+    part, x = make((3, 3), V1), torch.randn(1, 7, 8, 6, dtype=torch.float64)
+    small = Kept(2**20)
+    monkeypatch.setattr(window_module, "kept", small)
     with torch.no_grad():
         wanted = attend(x, part, True)
-        window_module._kept_mask.cache_clear()
-        monkeypatch.setattr(window_module, "_KEPT", 9 * 9**2 - 1)
+        assert [make.__name__ for make, _ in small.entries] == ["shift_mask", "order_of", "relative_index"]
+        assert small.held == sum(t.nbytes for made in small.entries.values() for t in _parts(made))
         assert torch.equal(attend(x, part, True), wanted)
-        assert window_module._kept_mask.cache_info().currsize == 0
-        monkeypatch.setattr(window_module, "_KEPT", 9 * 9**2)
-        attend(x, part, True)
-        assert window_module._kept_mask.cache_info().currsize == 1
+        attend(x[:, :5], part, True)
+    assert len(small.entries) == 5
+
+
+def _parts(made):
+    return made if isinstance(made, tuple) else (made,)
 
 
 def slow(q, k, v, bias, scale):

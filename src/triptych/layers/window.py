@@ -4,7 +4,6 @@ A map of any size is padded to whole windows at the right and bottom, then rolle
 quantity is a function of the map's size: forward changes no state.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from triptych.layers.attention import attention, slabs_pay
 from triptych.layers.eager import plain
+from triptych.layers.kept import kept
 from triptych.layers.linear import linear
 from triptych.layers.padding import pad_to_multiple
 
@@ -91,15 +91,6 @@ def shift_mask(
     return kinds[2 * last_row.long() + last_column.long()]                               # n 1 m m
 
 
-_KEPT = 2**21  # numbers of a mask: those of larger maps are made anew, in little of the time that such maps take
-
-
-@functools.lru_cache(maxsize=16)
-def _kept_mask(*key) -> Tensor:
-    with torch.inference_mode(False):  # else a later backward pass could not use it
-        return shift_mask(*key)
-
-
 class Order(NamedTuple):
     """A map's cells in the order of its windows."""
 
@@ -111,30 +102,32 @@ class Order(NamedTuple):
     """The place of each cell."""
 
 
-@functools.lru_cache(maxsize=64)
-def _kept_order(height: int, width: int, *key) -> Order:
-    with torch.inference_mode(False):
-        taken, back = sources(height, width, *key), places(height, width, *key).flatten()
-        padding = (taken.flatten() == height * width).nonzero().flatten()
-        return Order(taken.clamp(max=height * width - 1).int(), padding, back.int())
+def order_of(height: int, width: int, rows: int, columns: int, window: Window, shift: tuple[int, int]) -> Order:
+    """The order of a map of such sides in `rows` x `columns` windows, rolled by `shift`."""
+    taken = sources(height, width, rows, columns, window, shift)
+    padding = (taken.flatten() == height * width).nonzero().flatten()
+    back = places(height, width, rows, columns, window, shift).flatten()
+    return Order(taken.clamp(max=height * width - 1).int(), padding, back.int())
 
 
-def relative_index(window: Window) -> Int[Tensor, "m m"]:
+def relative_index(window: Window, device: torch.device | None = None) -> Int[Tensor, "m m"]:
     """Row of the bias table for each pair of a window's cells: the table lists the (2 M_h - 1)(2 M_w - 1) differences
     of coordinates row by row (Section 3.2)."""
     y, x = torch.meshgrid(torch.arange(window[0]), torch.arange(window[1]), indexing="ij")
     dy, dx = (c.reshape(-1, 1) - c.reshape(1, -1) for c in (y, x))
-    return (dy + window[0] - 1) * (2 * window[1] - 1) + dx + window[1] - 1
+    return ((dy + window[0] - 1) * (2 * window[1] - 1) + dx + window[1] - 1).to(device)
 
 
-def log_spaced(window: Window, pretrained: Window) -> Float[Tensor, "n 2"]:
+def log_spaced(
+    window: Window, pretrained: Window, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Float[Tensor, "n 2"]:
     """Every difference of coordinates on SwinV2's log scale: sign(d) log2(1 + |d|) / log2(8), where the span of the
     window that was trained on is 8 (Liu et al. 2022, Equation 4)."""
     axes = []
     for side, before in zip(window, pretrained, strict=True):
         d = torch.arange(1 - side, side, dtype=torch.float64) * 8 / max((before or side) - 1, 1)
         axes.append(d.sign() * (1 + d.abs()).log2() / math.log2(8))
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2).to(device, dtype)
 
 
 class ContinuousBias(nn.Module):
@@ -147,6 +140,14 @@ class ContinuousBias(nn.Module):
 
     def forward(self, d: Float[Tensor, "n 2"]) -> Float[Tensor, "n heads"]:
         return 16 * torch.sigmoid(self.fc2(F.relu(self.fc1(d))))
+
+
+def _comparable(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and type(weight) in (Tensor, nn.Parameter)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 class WindowAttention(nn.Module):
@@ -186,7 +187,7 @@ class WindowAttention(nn.Module):
         else:
             self.bias_table = nn.Parameter(torch.empty((2 * window[0] - 1) * (2 * window[1] - 1), heads))
         self.tap: Callable[[Tensor], None] | None = None  # set by layers.capture
-        self._kept: tuple[tuple, Tensor] | None = None  # the bias, with what it was made from
+        self._kept: tuple[tuple, list[Tensor], Tensor] | None = None  # what the bias was made for, of what, and itself
 
     def fill(self) -> None:
         for part in (self.q_bias, self.v_bias) if self.split_bias else ():
@@ -197,36 +198,30 @@ class WindowAttention(nn.Module):
             nn.init.trunc_normal_(self.bias_table, std=0.02)
 
     def position_bias(self) -> Float[Tensor, "heads m m"]:
-        """B of Equation 4, gathered from the table, or made by the MLP. Kept while nobody learns and no weight changes.
+        """B of Equation 4, gathered from the table, or made by the MLP; kept for calls that need no gradient.
+
+        Whether the weights are still those that it was made of is seen by comparing them with a copy, a thousandth of
+        the time of a block: no version counts what is written by fused optimisers or through `.data`. Elsewhere than on
+        the CPU a comparison would wait for the device, and the bias is made anew.
         """
         sources = [self.bias_table] if not self.cosine else list(self.bias_mlp.parameters())
-        if not plain() or any(s.is_inference() for s in sources):
+        if torch.is_grad_enabled() or not plain() or not all(map(_comparable, sources)):
             return self._position_bias()
-        if torch.is_grad_enabled() or self.training:
-            self._kept = None  # what follows may be a step that counts no version: those of fused optimisers do not
-            return self._position_bias()
-        # A detached view holds the storage, so that no other weights can come to lie at its address.
-        key = tuple((s.data_ptr(), s._version, s.dtype, s.device) for s in sources)
-        kind = sources[0].device.type
-        key += (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,)
-        kept = self._kept  # looked at once: another thread may call, too
-        if kept is None or kept[0][0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                kept = self._kept = ((key, [s.detach() for s in sources]), self._position_bias())
-        return kept[1]
+        made_for = (self.window, self.pretrained, torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        before = self._kept  # looked at once: another thread may call, too
+        if before is None or before[0] != made_for or not all(map(_same, before[1], sources)):
+            with torch.inference_mode(False), torch.no_grad():  # else a later backward pass could not use it
+                before = self._kept = made_for, [s.detach().clone() for s in sources], self._position_bias()
+        return before[2]
 
     def _position_bias(self) -> Float[Tensor, "heads m m"]:
         if self.cosine:
             like = self.bias_mlp.fc1.weight
-            table = self.bias_mlp(log_spaced(self.window, self.pretrained).to(like))     # n heads
+            table = self.bias_mlp(kept(log_spaced, self.window, self.pretrained, like.device, like.dtype))  # n heads
         else:
             table = self.bias_table
-        index = relative_index(self.window).to(table.device)                             # m m
+        index = kept(relative_index, self.window, table.device)                          # m m
         return table[index.reshape(-1)].T.reshape(self.heads, *index.shape).contiguous()
-
-    def train(self, mode: bool = True):
-        self._kept = None  # see `position_bias`: a compiled forward pass does not come by there
-        return super().train(mode)
 
     def __getstate__(self):
         return {**super().__getstate__(), "_kept": None}
@@ -286,11 +281,10 @@ def attend(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) ->
     if shifted:
         shift = (shift_along(height, h), shift_along(width, w))
     if any(shift):
-        make = _kept_mask if plain() and rows * columns * (h * w) ** 2 <= _KEPT else shift_mask
-        mask = make(rows, columns, (h, w), shift, x.device, x.dtype)
+        mask = kept(shift_mask, rows, columns, (h, w), shift, x.device, x.dtype)
     if x.device.type == "cpu" and not torch.is_grad_enabled() and plain():
         # One gather in and one out take a fifth of the time of roll and partition (Zen 3), and padding has no products.
-        order = _kept_order(height, width, rows, columns, (h, w), shift)
+        order = kept(order_of, height, width, rows, columns, (h, w), shift)
         return attn(x.flatten(1, 2), mask, order).unflatten(1, (height, width))
     x = pad_to_multiple(x, attn.window, (1, 2))
     if any(shift):

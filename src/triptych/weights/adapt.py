@@ -142,7 +142,6 @@ def _move(attn: WindowAttention, old: Any, new: Any, before: Any) -> None:
             table = resample_bias_table(attn.bias_table, old, new)
         attn.bias_table = nn.Parameter(table.clone())
     attn.window, attn.pretrained = new, before[0] if before else (0, 0)
-    attn._kept = None  # the bias of the old windows
 
 
 def fitting(config: SwinConfig, window: Any) -> tuple[tuple[int, int], ...]:
