@@ -1,10 +1,17 @@
 """Low-rank updates: the start is the base, only the factors learn, merging changes no output."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
 
+from triptych.errors import UserError
 from triptych.layers.attention import Attention
+from triptych.layers.cross_attention import TransformerBlock
+from triptych.models.registry import create
+from triptych.models.text import TextAttention
+from triptych.models.text_config import TextConfig
 from triptych.layers.low_rank import add_low_rank, merge_low_rank
 
 
@@ -66,3 +73,70 @@ def test_merging_changes_no_output_and_no_names(net):
     assert set(net.state_dict()) == names
     torch.testing.assert_close(net(X), before)
     assert type(net[0].qkv) is nn.Linear
+
+
+SWIN = {"embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4), "window": 3, "image_size": 24, "num_classes": 3}
+VIT = {"depth": 1, "embed_dim": 8, "num_heads": 2, "mlp_dim": 8, "image_size": 32, "num_classes": 3}
+PICTURES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+TOKENS = torch.linspace(-1, 1, 2 * 5 * 8).view(2, 5, 8)
+# Each kind of attention -> a network of it, what it is asked, and its products.
+KINDS = {
+    "vit": (lambda: create("vit-ti16", **VIT), (PICTURES,), {"encoder.0.attn": ("qkv", "proj")}),
+    "pooling": (
+        lambda: create("vit-ti16", **VIT, pool="attention", class_token=False),
+        (PICTURES,),
+        {"encoder.0.attn": ("qkv", "proj"), "pool": ("q", "kv", "proj")},
+    ),
+    **{
+        name: (
+            functools.partial(create, name, **SWIN),
+            (PICTURES,),
+            {f"stages.{i}.blocks.{j}.attn": ("qkv", "proj") for i, j in ((0, 0), (0, 1), (1, 0))},
+        )
+        for name in ("swin-t", "swinv2-t")
+    },
+    "prompt": (
+        lambda: TransformerBlock(8, 8, 2),
+        (TOKENS, TOKENS),
+        {"attn": ("qkv", "proj"), "cross": ("q", "kv", "proj")},
+    ),
+    "text": (
+        lambda: TextAttention(TextConfig(kind="clip", vocab_size=9, depth=1, width=8, heads=2, mlp_dim=8)),
+        (TOKENS, None),
+        {"": ("qkv", "proj")},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_attention_learns_and_merges(kind):
+    make, given, products = KINDS[kind]
+    net = make().eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    names, start = set(net.state_dict()), net(*given).detach()
+    add_low_rank(net, 2)
+    torch.testing.assert_close(net(*given), start)
+    learning = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert learning == {
+        f"{attention}.{product}.parametrizations.weight.0.{factor}".lstrip(".")
+        for attention, own in products.items()
+        for product in own
+        for factor in "ab"
+    }
+    factors = [p for p in net.parameters() if p.requires_grad]
+    for _ in range(2):
+        net.zero_grad()
+        (net(*given) - 1).square().sum().backward()
+        torch.optim.SGD(factors, lr=0.1).step()
+    assert all(p.grad.ne(0).any() for p in factors)
+    moved = net(*given).detach()
+    assert not torch.allclose(moved, start)
+    merge_low_rank(net)
+    assert set(net.state_dict()) == names
+    torch.testing.assert_close(net(*given), moved)
+
+
+def test_a_network_without_attention_is_refused():
+    with pytest.raises(UserError, match="ConvNet has no attention"):
+        add_low_rank(create("convnet-unet", widths=(4, 8)), 2)

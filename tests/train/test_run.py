@@ -279,14 +279,26 @@ def test_frozen_blocks_stay(short, tmp_path):
         run(replace(short, frozen_blocks=3), tmp_path / "third")
 
 
-def test_low_rank_updates_are_merged_into_an_ordinary_file(short, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "blocks"),
+    [
+        ({}, ["encoder.0", "encoder.1"]),
+        (
+            {"model": "swin-t", "model_args": ("embed_dim=12", "depths=[2,1]", "num_heads=[2,4]", "window=2")},
+            ["stages.0.blocks.0", "stages.0.blocks.1", "stages.1.blocks.0"],
+        ),
+    ],
+    ids=["vit", "swin"],
+)
+def test_low_rank_updates_are_merged_into_an_ordinary_file(short, tmp_path, model, blocks):
+    short = replace(short, **model)
     run(short, tmp_path / "first")
     tuned = replace(short, init=str(tmp_path / "first"), train="lora", lora_rank=2)
     run(tuned, tmp_path / "lora")
     before, after = weights_of(tmp_path / "first"), weights_of(tmp_path / "lora")
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    attention = {f"encoder.{i}.attn.{part}.weight" for i in range(2) for part in ("qkv", "proj")}
+    attention = {f"{block}.attn.{part}.weight" for block in blocks for part in ("qkv", "proj")}
     assert moved == attention | {"head.weight", "head.bias"}
     for name in attention:
         assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-6) <= 2

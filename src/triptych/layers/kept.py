@@ -16,7 +16,7 @@ T = TypeVar("T", Tensor, tuple[Tensor, ...])
 class Kept:
     """Results of functions of sizes, devices and the like, up to `limit` bytes; those not asked for longest go first.
 
-    One result may take a quarter of it: what belongs to larger maps is made anew, in little of the time that these take.
+    One result may take a quarter of it: that of a larger map is made anew, in little of the time that such a map takes.
     """
 
     def __init__(self, limit: int):

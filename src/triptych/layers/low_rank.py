@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from triptych.layers.attention import Attention
+from triptych.errors import UserError
 
 
 class LowRank(nn.Module):
@@ -25,12 +25,24 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(net: nn.Module, rank: int) -> None:
-    """Give the products of every attention a low-rank update; all else of `net` stops learning."""
+    """Give the products of every attention a low-rank update; all else of `net` stops learning.
+
+    An attention is a module that has a `tap`: of tokens, of windows, of a prompt, or of a pooling probe. Its products
+    are the linear layers that it holds itself.
+
+    Raises:
+        UserError: there is no attention.
+    """
+    attentions = [part for part in net.modules() if hasattr(part, "tap")]
+    if not attentions:
+        raise UserError(
+            f"{type(net).__name__} has no attention, whose products low-rank updates are for; train all of it, or the head"
+        )
     net.requires_grad_(False)
-    for part in net.modules():
-        if isinstance(part, Attention):
-            for linear in (part.qkv, part.proj):
-                parametrize.register_parametrization(linear, "weight", LowRank(linear.weight, rank))
+    for attention in attentions:
+        for part in attention.children():
+            if isinstance(part, nn.Linear):
+                parametrize.register_parametrization(part, "weight", LowRank(part.weight, rank))
 
 
 def merge_low_rank(net: nn.Module) -> None:
