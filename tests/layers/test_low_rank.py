@@ -75,7 +75,14 @@ def test_merging_changes_no_output_and_no_names(net):
     assert type(net[0].qkv) is nn.Linear
 
 
-SWIN = {"embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4), "window": 3, "image_size": 24, "num_classes": 3}
+SWIN = {
+    "embed_dim": 8,
+    "depths": (2, 1),
+    "num_heads": (2, 4),
+    "window": 3,
+    "image_size": 24,
+    "num_classes": 3,
+}
 VIT = {"depth": 1, "embed_dim": 8, "num_heads": 2, "mlp_dim": 8, "image_size": 32, "num_classes": 3}
 PICTURES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 TOKENS = torch.linspace(-1, 1, 2 * 5 * 8).view(2, 5, 8)

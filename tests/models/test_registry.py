@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from triptych.card import Card, Preprocess
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.models.registry import config_for
-from triptych.models.swin_config import SwinConfig
+from triptych.models.swin_config import SwinConfig, fitting, with_window
 from triptych.models.vit_config import SIZES, ViTConfig
 
 
@@ -135,6 +136,56 @@ def test_windows_as_users_write_them(window, stages, wanted):
     config = config_for("swin-t", window=window, depths=heads, num_heads=heads)
     assert config.window == wanted
     assert from_json(SwinConfig, json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("window", "image_size", "wanted"),
+    [
+        (7, 224, ((7, 7),) * 4),  # maps of 56, 28, 14 and 7 cells
+        (12, 224, ((12, 12),) * 3 + ((7, 7),)),
+        (np.int64(12), 224, ((12, 12),) * 3 + ((7, 7),)),
+        (12, 384, ((12, 12),) * 4),
+        ((16, 8), 224, ((16, 8), (16, 8), (14, 8), (7, 7))),
+        (7, (64, 224), ((7, 7), (7, 7), (4, 7), (2, 7))),
+        (100, 4, ((1, 1),) * 4),
+        ((12, 12, 12, 12), 224, ((12, 12),) * 4),  # stage by stage: as they are
+        (((12, 12),) * 4, 224, ((12, 12),) * 4),
+    ],
+)
+@pytest.mark.parametrize("name", ["swin-t", "swinv2-t"])
+def test_one_window_for_all_is_no_larger_than_a_map(window, image_size, wanted, name):
+    config = config_for(name, window=window, image_size=image_size)
+    assert config.window == wanted == fitting(replace(config, window=((1, 1),) * 4), window)
+    assert with_window(config_for(name, image_size=image_size), fitting(config, window)).window == wanted
+
+
+def test_a_window_is_fitted_to_the_maps_of_the_changed_network():
+    small = {
+        "depths": (1, 1, 1),
+        "num_heads": (1, 1, 1),
+        "image_size": (32, 64),
+        "patch_size": 2,
+        "window": 8,
+    }
+    assert config_for("swin-t", **small).window == ((8, 8), (8, 8), (4, 8))
+    assert config_for("swin-t", **small, stem_widths=(8,)).window == ((8, 8), (4, 8), (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("before", "window", "wanted"),
+    [
+        ((), 6, ((8, 8),) * 4),
+        ((), 8, ()),
+        (((0, 0),) * 4, 8, ()),
+        (((0, 0),) * 4, 6, ((8, 8),) * 4),
+        (((12, 0), (0, 12), (0, 0), (6, 6)), 16, ((12, 8), (8, 12), (8, 8), (6, 6))),
+    ],
+)
+def test_the_scale_of_pre_training_outlives_a_change_of_windows(before, window, wanted):
+    config = replace(config_for("swinv2-t"), pretrained_window=before)
+    moved = with_window(config, window)
+    assert moved.pretrained_window == wanted
+    assert with_window(moved, 10).pretrained_window == (wanted or ((8, 8),) * 4)
 
 
 def test_names_of_swin():

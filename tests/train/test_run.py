@@ -284,7 +284,10 @@ def test_frozen_blocks_stay(short, tmp_path):
     [
         ({}, ["encoder.0", "encoder.1"]),
         (
-            {"model": "swin-t", "model_args": ("embed_dim=12", "depths=[2,1]", "num_heads=[2,4]", "window=2")},
+            {
+                "model": "swin-t",
+                "model_args": ("embed_dim=12", "depths=[2,1]", "num_heads=[2,4]", "window=2"),
+            },
             ["stages.0.blocks.0", "stages.0.blocks.1", "stages.1.blocks.0"],
         ),
     ],

@@ -180,6 +180,18 @@ def test_version_2_keeps_its_scale_and_weights(tiny_swin, same_state, slow_swin,
         torch.testing.assert_close(back(images).double(), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("before", [(), ((0, 0),) * 3, ((4, 0), (0, 4), (4, 4))])
+def test_version_2_says_the_same_of_the_same_distance(tiny_swin, before):
+    net = tiny_swin(**V2, pretrained_window=before)
+    parts = [block.attn for block in net.blocks()]
+    with torch.no_grad():
+        old = [part.position_bias()[:, -1].view(-1, 4, 4) for part in parts]  # of the last cell to each
+        resize_windows(net, 6)
+        new = [part.position_bias()[:, -1].view(-1, *part.window)[:, -4:, -4:] for part in parts]
+    for a, b in zip(old, new, strict=True):
+        torch.testing.assert_close(b, a)
+
+
 def test_a_kept_bias_is_forgotten(tiny_swin):
     net, images = tiny_swin(**V2), torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencode
 from triptych.models.convnet_config import ConvNetConfig
 from triptych.models.dit_config import DiTConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
-from triptych.models.swin_config import SwinConfig, windows_of
+from triptych.models.swin_config import SwinConfig, fitting, windows_of
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.unet_config import UNetConfig
 from triptych.models.vit_config import ViTConfig
@@ -97,7 +97,9 @@ def config_for(name: str, **changes: Any) -> Config:
             )
     depths = changes.get("depths", getattr(SIZES[name], "depths", None))
     if "window" in changes and isinstance(SIZES[name], SwinConfig) and isinstance(depths, tuple | list):
-        changes["window"] = windows_of(changes["window"], len(depths))
+        window = changes["window"]
+        config = replace(SIZES[name], **{**changes, "window": windows_of(window, len(depths))})
+        return replace(config, window=fitting(config, window))
     return replace(SIZES[name], **changes)
 
 
@@ -112,7 +114,9 @@ def create(name: str, **changes: Any) -> "Network":
 
     Args:
         name: one of `list_models()`.
-        **changes: fields of the family's config, such as `ViTConfig`; `window` may be one number.
+        **changes: fields of the family's config, such as `ViTConfig`. `window` may be one number or (height, width) for
+            all stages, made smaller where a stage's map at the image size is, as `load` makes it; or one of these for
+            each stage, taken as they are.
 
     Raises:
         UserError: unknown name (near names are listed) or field, or sizes that do not fit together.

@@ -33,7 +33,8 @@ class SwinConfig:
     window: tuple[Window, ...]
     """M: height and width of a window, in cells of the map, for each stage. `windows_of` makes it from one number."""
     pretrained_window: tuple[Window, ...] = ()
-    """Version 2: the windows of pre-training, which the scale of positions belongs to; () is `window` itself."""
+    """Version 2: the windows of pre-training, which the scale of positions belongs to; () is `window` itself, and so is
+    a side of 0."""
     mlp_ratio: float = 4.0
     """Hidden width of a block's MLP over its width."""
     qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
@@ -118,6 +119,16 @@ def windows_of(window: Any, stages: int) -> Any:
             f"window is {window!r}; give a number, (height, width), or one of these for each of {stages} stages"
         )
     return tuple(map(tuple, pairs))
+
+
+def fitting(config: SwinConfig, window: Any) -> tuple[Window, ...]:
+    """A window for each stage. One that is given for all is at most as large as a stage's map at the config's image
+    size, as in all published networks; those given stage by stage are as they are."""
+    windows = windows_of(window, len(config.depths))
+    if not isinstance(window, Integral) and len(window) == len(config.depths):
+        return windows
+    maps = maps_at(config, config.image_size)
+    return tuple((min(h, rows), min(w, columns)) for (h, w), (rows, columns) in zip(windows, maps, strict=True))
 
 
 def maps_at(config: SwinConfig, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -211,5 +222,11 @@ def macs(config: SwinConfig, image_size: tuple[int, int] | None = None) -> int:
 def with_window(config: SwinConfig, window: Any) -> SwinConfig:
     """The config with other windows; SwinV2 keeps the scale of the windows that it was trained with."""
     made = windows_of(window, len(config.depths))
-    before = config.pretrained_window or config.window
-    return replace(config, window=made, pretrained_window=before if config.version == 2 and made != before else ())
+    if config.version == 1:
+        return replace(config, window=made, pretrained_window=())
+    own = ((0, 0),) * len(made)  # what stands for a stage's own window
+    scales = tuple(
+        (before[0] or now[0], before[1] or now[1])
+        for before, now in zip(config.pretrained_window or own, config.window, strict=True)
+    )
+    return replace(config, window=made, pretrained_window=scales if scales != made else ())

@@ -12,7 +12,7 @@ from triptych.errors import UserError
 from triptych.heads.config import SegmenterConfig
 from triptych.layers.position import resample_bias_table, resample_positions
 from triptych.layers.window import WindowAttention
-from triptych.models.swin_config import SwinConfig, maps_at, windows_of, with_window
+from triptych.models.swin_config import SwinConfig, fitting, with_window
 from triptych.models.vit_config import ViTConfig, grid_at
 from triptych.network import Network
 from triptych.weights.conventions import imagenet_1k_in_22k, imagenet_names
@@ -142,15 +142,3 @@ def _move(attn: WindowAttention, old: Any, new: Any, before: Any) -> None:
             table = resample_bias_table(attn.bias_table, old, new)
         attn.bias_table = nn.Parameter(table.clone())
     attn.window, attn.pretrained = new, before[0] if before else (0, 0)
-
-
-def fitting(config: SwinConfig, window: Any) -> tuple[tuple[int, int], ...]:
-    """A window for each stage. One that is given for all is at most as large as a stage's map at the config's image
-    size, as in all published networks; those given stage by stage are as they are."""
-    windows = windows_of(window, len(config.depths))
-    if not isinstance(window, int) and len(window) == len(config.depths):
-        return windows
-    maps = maps_at(config, config.image_size)
-    return tuple(
-        (min(h, rows), min(w, columns)) for (h, w), (rows, columns) in zip(windows, maps, strict=True)
-    )
