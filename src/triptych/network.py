@@ -16,6 +16,8 @@ class Network(nn.Module):
     """Of each map that `features` gives."""
     strides: list[int]
     """Pixels from one cell to the next in each of them."""
+    by_block: bool = False
+    """Whether `features(images, blocks)` gives the maps of chosen blocks, all of one size."""
 
     def features(self, images: Any, *args: Any) -> list[Any]:
         """Maps of normalised images, finest first."""

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from triptych.heads.blocks import Pyramid, resize
+from triptych.errors import UserError
+from triptych.heads.blocks import ConvNorm, Pyramid, resize
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter, quarters
 from triptych.metrics.cost import count_macs
@@ -48,6 +49,73 @@ def test_a_vits_blocks_make_a_pyramid():
         assert net(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
     chosen = segmenter(HeadConfig(num_classes=3, width=16, blocks=(2, 7)), "vit-ti16", **vit)
     assert chosen.taken == (2, 7)
+
+
+ONE = {
+    "vit": ("vit-ti16", {"depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_dim": 32}, {"blocks": (1,)}),
+    "swin": (
+        "swin-t",
+        {"embed_dim": 8, "depths": (2,), "num_heads": (1,), "window": 2, "map_norms": True},
+        {},
+    ),
+    "convnet": ("convnet-unet", {"widths": (4,)}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", ["fpn", "unet", "upernet"])
+@pytest.mark.parametrize("backbone", ONE)
+def test_one_map_is_enough(backbone, kind):
+    name, changes, chosen = ONE[backbone]
+    net = segmenter(HeadConfig(kind=kind, num_classes=3, width=16, **chosen), name, num_classes=0, **changes)
+    images = torch.randn(2, 3, 32, 48)
+    assert len(net.maps(images)) == 1
+    logits, aux = net.train().with_aux(images)
+    assert aux is None
+    assert logits.shape == (2, 3, 32, 48)
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in net.decoder.parameters())
+
+
+@pytest.mark.parametrize("backbone", ONE)
+def test_an_auxiliary_head_needs_a_map_before_the_last(backbone):
+    name, changes, chosen = ONE[backbone]
+    head = HeadConfig(num_classes=3, width=16, aux_width=8, **chosen)
+    with pytest.raises(
+        UserError, match=r"head.aux_width is 8, and .* there is one, so leave it at 0"
+    ) as caught:
+        segmenter(head, name, num_classes=0, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_blocks_are_a_vits():
+    with pytest.raises(
+        UserError, match=r"head.blocks is \(1, 2\), and Swin has a map a stage; leave it out"
+    ):
+        segmenter(HeadConfig(num_classes=3, width=16, blocks=(1, 2)), map_norms=True, **SMALL)
+
+
+@pytest.mark.parametrize("kind", ["fpn", "unet", "upernet"])
+@pytest.mark.parametrize("name", ["swin-t", "convnet-unet"])
+def test_one_image_of_one_cell_trains(name, kind):
+    """Pooled to 1 x 1, or no larger in its coarsest map."""
+    changes = {**SMALL, "map_norms": True} if name == "swin-t" else {"widths": (4,) * 6}
+    net = segmenter(HeadConfig(kind=kind, num_classes=3, width=16, aux_width=8), name, **changes).train()
+    logits, aux = net.with_aux(torch.randn(1, 3, 32, 32))
+    (logits.square().sum() + aux.square().sum()).backward()
+    missing = [n for n, p in net.decoder.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert missing == []
+
+
+def test_one_value_is_normed_by_the_running_statistics():
+    part = ConvNorm(2, 3, 1)
+    torch.nn.init.uniform_(part.norm.running_mean)
+    torch.nn.init.uniform_(part.norm.running_var, 0.5, 2.0)
+    x = torch.randn(1, 2, 1, 1)
+    state = {name: value.clone() for name, value in part.state_dict().items()}
+    torch.testing.assert_close(part.train()(x), part.eval()(x))
+    assert all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
+    two = torch.randn(2, 2, 1, 1)  # two values have a variance
+    assert not torch.allclose(part.train()(two), part.eval()(two))
 
 
 def test_quarters():

@@ -9,10 +9,10 @@ from torch import nn
 from triptych.errors import UserError
 from triptych.layers.attention import Attention
 from triptych.layers.cross_attention import TransformerBlock
+from triptych.layers.low_rank import add_low_rank, merge_low_rank
 from triptych.models.registry import create
 from triptych.models.text import TextAttention
 from triptych.models.text_config import TextConfig
-from triptych.layers.low_rank import add_low_rank, merge_low_rank
 
 
 @pytest.fixture

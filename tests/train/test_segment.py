@@ -390,6 +390,14 @@ def test_patch_merging_is_of_the_later_layer():
     assert layers["norm.weight"] == layers["head.weight"] == 4
 
 
+def test_a_batch_of_one_trains_with_pyramid_pooling(config, tmp_path):
+    small = replace(config, head=HeadConfig(kind="upernet", width=16, aux_width=8))
+    small = replace(
+        small, loading=replace(config.loading, batch_size=1), loop=replace(config.loop, epochs=0.2)
+    )
+    assert run(small, tmp_path / "r").finished
+
+
 def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = dry_run(config, steps=1)
@@ -404,6 +412,7 @@ def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch):
         ({"data": "emoji"}, "emoji has no masks"),
         ({"loading": DataConfig(batch_size=8, mask_column="nothing")}, "nothing"),
         ({"augment": AugmentConfig(mixup=0.2)}, "mixup is 0.2, and masks do not go with it"),
+        ({"model": "convnet-unet", "model_args": (), "drop_path": 0.1}, "ConvNet has no branches to drop"),
         ({"frozen_blocks": 9}, "frozen_blocks is 9, and the network has 3 blocks"),
     ],
 )

@@ -19,7 +19,8 @@ class HeadConfig:
     width: int = 512
     """Channels of the head; of a U-Net's deepest step, halved at each next one."""
     blocks: tuple[int, ...] = ()
-    """Of a backbone whose maps are all of one size (ViT): the blocks whose maps are taken; () is every quarter."""
+    """Of a backbone whose maps are all of one size (ViT): the blocks whose maps are taken; () is every quarter. Others
+    take none."""
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)
     """upernet: sides of the grids that pyramid pooling averages over."""
     image_width: int = 0
@@ -27,7 +28,7 @@ class HeadConfig:
     dropout: float = 0.1
     """Share of channels dropped before the classifier, in training."""
     aux_width: int = 0
-    """Channels of an auxiliary head on the last map but one, which only training reads; 0 is none."""
+    """Channels of an auxiliary head on the last map but one of several, which only training reads; 0 is none."""
 
     def __post_init__(self):
         check(self)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.card import Card, Preprocess
+from triptych.errors import UserError
 from triptych.heads.blocks import ConvNorm, Pyramid, resize
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.fpn import Fpn
@@ -23,8 +24,11 @@ class Segmenter(Network):
 
     Args:
         config: what it is; `config.backbone` is the backbone's own config.
-        backbone: a network with `features`, `channels` and `strides`. Maps of one size (a ViT's) are taken from the
+        backbone: a network with `features`, `channels` and `strides`. Maps by block (a ViT's) are taken from the
             blocks of `config.head.blocks` and made a pyramid.
+
+    Raises:
+        UserError: blocks of a backbone that gives none, or an auxiliary head with one map alone.
     """
 
     config: SegmenterConfig
@@ -37,10 +41,19 @@ class Segmenter(Network):
         channels, strides = list(backbone.channels), list(backbone.strides)
         self.taken: tuple[int, ...] = ()
         self.pyramid = None
-        if len(channels) == 1:  # every block's map is of one size
+        if backbone.by_block:
             self.taken = config.head.blocks or quarters(len(backbone.blocks()))
             self.pyramid = Pyramid(channels * len(self.taken), strides * len(self.taken), config.head.width)
             channels = self.pyramid.channels
+        elif config.head.blocks:
+            raise UserError(
+                f"head.blocks is {config.head.blocks}, and {type(backbone).__name__} has a map a stage; leave it out"
+            )
+        if config.head.aux_width and len(channels) < 2:
+            raise UserError(
+                f"head.aux_width is {config.head.aux_width}, and the auxiliary head reads the last map but one of "
+                "several; there is one, so leave it at 0"
+            )
         self.decoder = make_decoder(config.head, channels, config.in_channels)
         self.dropout = nn.Dropout2d(config.head.dropout)
         self.classifier = nn.Conv2d(self.decoder.channels, config.num_classes, 1)  # type: ignore[arg-type]

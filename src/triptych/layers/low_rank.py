@@ -36,7 +36,7 @@ def add_low_rank(net: nn.Module, rank: int) -> None:
     attentions = [part for part in net.modules() if hasattr(part, "tap")]
     if not attentions:
         raise UserError(
-            f"{type(net).__name__} has no attention, whose products low-rank updates are for; train all of it, or the head"
+            f"{type(net).__name__} has no attention, whose products low-rank updates are of; train all, or the head"
         )
     net.requires_grad_(False)
     for attention in attentions:

@@ -6,6 +6,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych.layers.norm import BatchNorm
 from triptych.layers.padding import pad_to_multiple
 
 
@@ -38,7 +39,7 @@ class ConvStem(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for width in widths:
-            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.GELU()]
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), BatchNorm(width), nn.GELU()]
             channels = width
         self.layers = nn.Sequential(*layers)
         self.channels, self.stride = channels, 2 ** len(widths)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from triptych.card import Card, Preprocess
 from triptych.errors import UserError
 from triptych.layers.initial import fill
+from triptych.layers.norm import BatchNorm
 from triptych.models.convnet_config import ConvNetConfig
 from triptych.network import Network
 
@@ -18,8 +19,8 @@ class Step(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
-        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), BatchNorm(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), BatchNorm(outputs)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))

@@ -78,6 +78,8 @@ class ViT(Network):
     `config` says what it is, `card` what it was trained for. With `num_classes=0` the output is the pooled token.
     """
 
+    by_block = True
+
     def __init__(self, config: ViTConfig):
         super().__init__()
         dim = config.embed_dim
