@@ -88,9 +88,7 @@ def test_an_auxiliary_head_needs_a_map_before_the_last(backbone):
 
 
 def test_blocks_are_a_vits():
-    with pytest.raises(
-        UserError, match=r"head.blocks is \(1, 2\), and Swin has a map a stage; leave it out"
-    ):
+    with pytest.raises(UserError, match=r"head.blocks is \(1, 2\), and Swin has a map a stage; leave it out"):
         segmenter(HeadConfig(num_classes=3, width=16, blocks=(1, 2)), map_norms=True, **SMALL)
 
 

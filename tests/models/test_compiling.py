@@ -98,6 +98,37 @@ for shape in ((2, 3, 24, 36), (3, 3, 31, 45)):  # the second one leaves the side
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 """
 
+SWIN_TRACE = """
+import warnings
+
+warnings.simplefilter("ignore")  # a trace is for one height and width, and says so
+for version in (1, 2):
+    net = make(version, depths=(2, 1))
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning):
+            agree(torch.jit.trace(net, torch.randn(2, 3, 31, 45)), net, (2, 3, 31, 45), (5, 3, 31, 45))
+"""
+
+SWIN_TRACE_MORE = """
+import io
+import warnings
+import onnxruntime
+from triptych.heads.config import HeadConfig, SegmenterConfig
+from triptych.heads.segmenter import Segmenter
+
+warnings.simplefilter("ignore")  # a trace is for one height and width, and says so
+net = make(VERSION, depths=(2, 1))
+file = io.BytesIO()
+torch.onnx.export(net, (torch.randn(2, 3, 31, 45),), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "b"}})
+session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+agree(lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), net, (3, 3, 31, 45))
+net.prepare_maps()
+for kind in ("fpn", "unet", "upernet"):
+    head = HeadConfig(kind=kind, num_classes=3, width=16)
+    dense = Segmenter(SegmenterConfig(backbone=net.config, head=head), net).eval()
+    agree(torch.jit.trace(dense, torch.randn(2, 3, 31, 45)), dense, (2, 3, 31, 45), (1, 3, 31, 45))
+"""
+
 SWIN_ONNX = """
 import warnings
 import onnxruntime
@@ -128,6 +159,16 @@ def run_after(begin, script, **names):
     whole = "\n".join([given, textwrap.dedent(begin), textwrap.dedent(script)])
     done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_trace_of_swin():
+    run_after(SWIN, SWIN_TRACE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_trace_by_the_old_onnx_exporter_and_under_dense_heads(version):
+    run_after(SWIN, SWIN_TRACE_MORE, VERSION=version)
 
 
 def test_export_with_open_batch_height_and_width():

@@ -12,7 +12,7 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], axes: tuple[int, int])
     put at the end, and taken as often as it is needed.
     """
     for axis, side in zip(axes, multiple, strict=True):
-        size = x.shape[axis]
+        size = side_of(x, axis)
         whole = (size + side - 1) // side * side
         if not isinstance(size, int):
             place = torch.arange(whole, device=x.device)
@@ -20,6 +20,13 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], axes: tuple[int, int])
         elif whole != size:
             x = F.pad(x, _after(x, axis, whole - size))
     return x
+
+
+def side_of(x: Tensor, axis: int) -> int:
+    """The size of an axis. torch.jit.trace has it as a tensor, which becomes a number here: a trace is for maps of one
+    size (and warns of it); torch.export is for all."""
+    size = x.shape[axis]
+    return int(size) if isinstance(size, Tensor) else size
 
 
 def _after(x: Tensor, axis: int, count: int) -> list[int]:

@@ -18,7 +18,7 @@ from triptych.layers.attention import attention, slabs_pay
 from triptych.layers.eager import plain
 from triptych.layers.kept import kept
 from triptych.layers.linear import linear
-from triptych.layers.padding import pad_to_multiple
+from triptych.layers.padding import pad_to_multiple, side_of
 
 Window = tuple[int, int]  # height, width in cells of the map
 
@@ -29,7 +29,8 @@ def windows_along(size: int, window: int) -> int:
 
 
 def shift_along(size: int, window: int) -> int:
-    """Cells that SW-MSA rolls an axis by: half a window; none where one window covers the axis (Swin-Det's rule)."""
+    """Cells that SW-MSA rolls an axis by: half a window; none where one window covers the axis, whatever the other one
+    does (torchvision's rule; the authors' classifier shifts neither axis once the map's shorter side fits a window)."""
     # Written as a product because a size that torch.export left open may not be asked what it is.
     return window // 2 * torch.sym_min(windows_along(size, window) - 1, 1)  # type: ignore[return-value]
 
@@ -273,7 +274,7 @@ class WindowAttention(nn.Module):
 
 def attend(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) -> Float[Tensor, "b h w d"]:
     """W-MSA on a whole map, or SW-MSA if `shifted`: pad to whole windows, roll, attend, roll back, crop."""
-    height, width = x.shape[1], x.shape[2]
+    height, width = side_of(x, 1), side_of(x, 2)
     if not (isinstance(height, int) and isinstance(width, int)):
         return attend_gathered(x, attn, shifted)
     (h, w), shift, mask = attn.window, (0, 0), None
