@@ -119,7 +119,8 @@ from triptych.heads.segmenter import Segmenter
 warnings.simplefilter("ignore")  # a trace is for one height and width, and says so
 net = make(VERSION, depths=(2, 1))
 file = io.BytesIO()
-torch.onnx.export(net, (torch.randn(2, 3, 31, 45),), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "b"}})
+example, names = torch.randn(2, 3, 31, 45), {"input_names": ["x"], "dynamic_axes": {"x": {0: "b"}}}
+torch.onnx.export(net, (example,), file, dynamo=False, **names)
 session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
 agree(lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), net, (3, 3, 31, 45))
 net.prepare_maps()
