@@ -95,12 +95,13 @@ def config_for(name: str, **changes: Any) -> Config:
                 f"{name} has no field {key!r}"
                 + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
             )
-    depths = changes.get("depths", getattr(SIZES[name], "depths", None))
-    if "window" in changes and isinstance(SIZES[name], SwinConfig) and isinstance(depths, tuple | list):
+    base = SIZES[name]
+    depths = changes.get("depths", getattr(base, "depths", None))
+    if "window" in changes and isinstance(base, SwinConfig) and isinstance(depths, tuple | list):
         window = changes["window"]
-        config = replace(SIZES[name], **{**changes, "window": windows_of(window, len(depths))})
+        config = replace(base, **{**changes, "window": windows_of(window, len(depths))})
         return replace(config, window=fitting(config, window))
-    return replace(SIZES[name], **changes)
+    return replace(base, **changes)
 
 
 def build(config: Config) -> "Network":
