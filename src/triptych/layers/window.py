@@ -261,7 +261,7 @@ class WindowAttention(nn.Module):
             if told is None and slabs_pay(q, k):  # windows stand as heads, for which one mask serves all images
                 q, k, v = (rearrange(t, "(b n) h m d -> b (n h) m d", n=windows) for t in (q, k, v))
                 added = added.flatten(0, 1)[None]                                        # 1 nh m m
-            elif not isinstance(batch, int) or batch > 1:
+            elif not isinstance(batch, int) or batch != 1:
                 added = added.repeat(batch, 1, 1, 1)                                     # bn h m m
         tap = None if told is None else lambda weights: told(weights.unflatten(0, (batch, windows)))
         x = attention(q, k, v, tap, added, scale)                                        # bn h m d, or b nh m d
