@@ -35,8 +35,8 @@ class LatentDiffusionConfig:
     """What reads the prompt, or the class; none in an unconditional model."""
     process: ProcessConfig = field(default_factory=ProcessConfig)
     beside: Beside = "nothing"
-    """Further input channels of the denoiser: a mask and the masked picture's latents (Stable Diffusion), the same in the
-    other order (the paper's inpainting), a depth map, or a small picture to be upscaled."""
+    """Further input channels of the denoiser: a mask and the masked picture's latents (Stable Diffusion), the same in
+    the other order (the paper's inpainting), a depth map, or a small picture to be upscaled."""
     low_process: ProcessConfig | None = None
     """Upscaling: the process whose noise is added to the small picture; its time is the UNet's label."""
 
