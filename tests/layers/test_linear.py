@@ -53,6 +53,18 @@ def test_linear_is_product_and_gelu(shape, i, o, biased, gelu, dtype):
     torch.testing.assert_close(found, slow(x, weight, bias, gelu), **CLOSE[dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grad", [False, True])
+def test_linear_times_another(dtype, grad):
+    x, weight, bias, times = (torch.randn(*s, dtype=dtype) for s in ((3, 4, 20), (6, 20), (6,), (3, 4, 6)))
+    expected, before = F.linear(x.float(), weight.float(), bias.float()) * times.float(), times.clone()
+    with torch.set_grad_enabled(grad):
+        found = linear(x, weight, bias, times=times)
+    near = CLOSE[dtype] if dtype == torch.float32 else {"atol": 0.2, "rtol": 2e-2}
+    torch.testing.assert_close(found.float(), expected, **near)
+    assert torch.equal(times, before)
+
+
 def test_linear_of_a_view():
     whole, weight = torch.randn(3, 8, 20), torch.randn(6, 20)[:, 2:12]
     for x in (whole[:, ::2, 5:15], whole[..., :10].transpose(0, 1), whole[:1, :, :10].expand(4, -1, -1)):

@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from triptych.layers import resnet
-from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, repeat_and_convolve, seamless
+from triptych.layers.linear import _native, has_amx
+from triptych.layers.resnet import (
+    Conv,
+    Downsample,
+    ResnetBlock,
+    Upsample,
+    by_pixel,
+    packed,
+    repeat_and_convolve,
+    seamless,
+)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(8, 8), (8, 12)])
@@ -71,6 +81,53 @@ def test_upsampling_in_fewer_products(wrap):
             )  # not for small maps and odd sizes; nowhere without the processor's call
         weight, bias = up.conv.weight, up.conv.bias
         torch.testing.assert_close(repeat_and_convolve(x, weight, bias, wrap), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_upsampling_with_kept_sums(dtype):
+    """The second time, in both orders of memory and for another batch, with what the first one added up."""
+    up, x = Upsample(16, 24).to(dtype), torch.randn(2, 16, 4, 6).to(dtype)
+    wide = F.interpolate(x.float(), scale_factor=2)
+    expected = F.conv2d(wide, up.conv.weight.float(), up.conv.bias.float(), padding=1)
+    near = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    with packed(up), patch.object(resnet, "added_up", wraps=resnet.added_up) as added:
+        for given in (x, x.contiguous(memory_format=torch.channels_last), x):
+            out = up(given)
+            assert out.is_contiguous() == given.is_contiguous()
+            torch.testing.assert_close(out.float(), expected, **near)
+        torch.testing.assert_close(up(x[:1]).float(), expected[:1], **near)
+        with seamless(up):
+            torch.testing.assert_close(
+                up(x), repeat_and_convolve(x, up.conv.weight, up.conv.bias, (True, True))
+            )
+        assert added.call_count <= 2  # the second is that of the line above
+        assert bool(up.conv.kept) == (dtype in _native())
+    assert up.conv.kept is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_laid_out_weights_are_the_same_weights(dtype, stride):
+    conv, x = Conv(32, 48, stride).to(dtype), torch.randn(2, 32, 5, 6).to(dtype)
+    expected = conv(x)
+    with packed(conv):
+        for given in (x, x.contiguous(memory_format=torch.channels_last), x):
+            torch.testing.assert_close(conv(given), expected, atol=1e-2, rtol=1e-2)
+            torch.testing.assert_close(conv(given[:1]), expected[:1], atol=1e-2, rtol=1e-2)
+        assert len(conv.kept) == (dtype in _native())  # one for every batch
+    assert conv.kept is None
+
+
+def test_maps_by_pixel_where_that_is_faster():
+    x, weight = torch.randn(2, 3, 4, 5).bfloat16(), torch.zeros(1).bfloat16()
+    with torch.no_grad():
+        turned = by_pixel(x, weight)
+        assert torch.equal(turned, x)
+        assert turned.is_contiguous() == (not has_amx())
+        assert by_pixel(x.float(), weight.float()).is_contiguous()
+    assert by_pixel(x, weight).is_contiguous()  # what learns keeps its order
 
 
 def test_a_block_leaves_its_input_alone():

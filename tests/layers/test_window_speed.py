@@ -186,11 +186,11 @@ def test_a_window_in_slabs_still_shows_its_weights(slabs):
 
 def test_slabs_are_for_bf16_without_gradients(monkeypatch):
     monkeypatch.setattr("triptych.layers.linear._native", lambda: {torch.float32, torch.bfloat16})
-    monkeypatch.setattr(attention_module, "_has_amx", lambda: False)
+    monkeypatch.setattr(attention_module, "has_amx", lambda: False)
     q = torch.randn(1, 2, 3, 4).bfloat16()
     assert not slabs_pay(q, q)
     with torch.no_grad():
         assert slabs_pay(q, q)
         assert not slabs_pay(q.float(), q.float())
-        monkeypatch.setattr(attention_module, "_has_amx", lambda: True)
+        monkeypatch.setattr(attention_module, "has_amx", lambda: True)
         assert not slabs_pay(q, q)

@@ -16,6 +16,7 @@ from triptych.errors import UserError
 from triptych.layers.capture import capture
 from triptych.layers.linear import one_call
 from triptych.layers.resnet import Conv, packed, seamless
+from triptych.models import unet as unet_module
 from triptych.models.unet import UNet
 from triptych.models.unet_config import UNetConfig
 
@@ -282,12 +283,27 @@ def test_weights_in_the_processors_order():
             for _ in range(2):
                 torch.testing.assert_close(net(**given), expected, atol=1e-5, rtol=1e-5)
                 torch.testing.assert_close(net(**small), of_small, atol=1e-5, rtol=1e-5)
-            kept = sum(len(part.layouts) for part in net.modules() if isinstance(part, Conv))
+            kept = sum(len(part.kept) for part in net.modules() if isinstance(part, Conv))
             assert kept > 10 or not one_call(given["x"], net.out.weight)
     with packed(net):
         net(**given).sum().backward()  # what learns takes the ordinary way
     assert all(parameter.grad is not None for parameter in net.parameters())
-    assert all(part.layouts is None for part in net.modules() if isinstance(part, Conv))
+    assert all(part.kept is None for part in net.modules() if isinstance(part, Conv))
+
+
+@torch.no_grad()
+def test_the_order_of_a_map_in_memory_changes_nothing(monkeypatch):
+    """bf16 by pixel, as with AMX, beside bf16 by channel."""
+    net, given = scrambled(UNet(TINY)).bfloat16(), inputs(TINY)
+    given = {name: value if name == "t" else value.bfloat16() for name, value in given.items()}
+    outs = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        monkeypatch.setattr(
+            unet_module, "by_pixel", lambda x, _, order=order: x.contiguous(memory_format=order)
+        )
+        outs.append(net(**given))
+        assert outs[-1].is_contiguous()
+    assert (outs[0] - outs[1]).float().norm() < 0.02 * outs[0].float().norm()
 
 
 @torch.no_grad()

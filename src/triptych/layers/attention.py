@@ -1,7 +1,6 @@
 """Multi-head self-attention, and the one function through which every attention of the package goes."""
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Literal
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from triptych.layers.eager import derives_forwards
-from triptych.layers.linear import linear, one_call
+from triptych.layers.linear import has_amx, linear, one_call
 
 Rotate = Callable[[Tensor], Tensor]  # turns queries and keys (B, heads, N, d) by their positions
 
@@ -48,7 +47,7 @@ def attention(
 
 def slabs_pay(q: Tensor, k: Tensor) -> bool:
     """Whether `in_slabs` is faster than the fused kernel: in bf16, on a processor with products for it but no AMX."""
-    return q.dtype == torch.bfloat16 and one_call(q, k) and not _has_amx()
+    return q.dtype == torch.bfloat16 and one_call(q, k) and not has_amx()
 
 
 def in_slabs(
@@ -88,11 +87,6 @@ def in_slabs(
 
 
 _SLAB = 2**19  # logits a thread: a megabyte of bf16
-
-
-@functools.cache
-def _has_amx() -> bool:
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
 
 
 class Attention(nn.Module):

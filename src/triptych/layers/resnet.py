@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.layers.linear import one_call
+from triptych.layers.linear import has_amx, one_call
+
+Kept = dict[tuple[int, ...], Tensor]  # weights as a processor takes them, by place and size of map
 
 
 class Conv(nn.Conv2d):
@@ -27,24 +29,51 @@ class Conv(nn.Conv2d):
         super().__init__(inputs, outputs, 3, stride, padding=0 if after else 1, bias=bias)
         self.pads = (0, 1) if after else (1, 1)
         self.wrap: tuple[bool, bool] = (False, False)                                    # in x, in y: set by `seamless`
-        self.layouts: dict[tuple[int, ...], Tensor] | None = None                        # set by `packed`
+        self.kept: Kept | None = None                                                    # set by `packed`
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o rows columns"]:
         if self.wrap == (False, False) and self.pads == (1, 1):
-            if self.layouts is not None and self.weight.numel() > 4 * x.numel() and one_call(x, self.weight):
-                return self.laid_out(x, self.layouts)
-            return super().forward(x)
+            return convolve(x, self.weight, self.bias, self.stride[0], 1, self.kept)
         return F.conv2d(pad(x, self.pads, self.wrap), self.weight, self.bias, self.stride)
 
-    def laid_out(
-        self, x: Float[Tensor, "b i h w"], layouts: dict[tuple[int, ...], Tensor]
-    ) -> Float[Tensor, "b o rows columns"]:
-        """The convolution with weights in oneDNN's own order, in which they are kept for the next `x` of this size."""
-        size, how = tuple(x.shape), ([1, 1], list(self.stride), [1, 1], 1)
-        if size not in layouts:
-            reorder = torch._C._nn.mkldnn_reorder_conv2d_weight  # type: ignore[attr-defined]
-            layouts[size] = reorder(self.weight.to_mkldnn(), *how, list(size))
-        return torch.ops.mkldnn._convolution_pointwise(x, layouts[size], self.bias, *how, "none", [], "")
+
+def convolve(
+    x: Float[Tensor, "b i h w"],
+    weight: Float[Tensor, "o i k k"],
+    bias: Float[Tensor, "o"] | None,
+    stride: int = 1,
+    padding: int = 0,
+    kept: Kept | None = None,
+    place: tuple[int, ...] = (),
+) -> Float[Tensor, "b o rows columns"]:
+    """A convolution; with `kept` its weights are put into oneDNN's own order where that pays, and kept there by
+    `place` for the next `x` of this height and width.
+
+    It pays where there are many more weights than pixels: in bf16 with AMX, where products are quick, from fewer on.
+    """
+    if kept is None or not one_call(x, weight) or weight.numel() <= _few(x) * x.numel():
+        return F.conv2d(x, weight, bias, stride, padding)
+    how, key = ([padding, padding], [stride, stride], [1, 1], 1), (*place, *x.shape[2:])
+    if key not in kept:
+        reorder = torch._C._nn.mkldnn_reorder_conv2d_weight  # type: ignore[attr-defined]
+        kept[key] = reorder(weight.to_mkldnn(), *how, list(x.shape))
+    return torch.ops.mkldnn._convolution_pointwise(x, kept[key], bias, *how, "none", [], "")
+
+
+def _few(x: Tensor) -> int:
+    """How many times as many weights as pixels are too few."""
+    return 1 if x.dtype == torch.bfloat16 and has_amx() else 4
+
+
+def by_pixel(x: Float[Tensor, "b i h w"], weight: Tensor) -> Float[Tensor, "b i h w"]:
+    """The same map, the channels of a pixel side by side (`torch.channels_last`) where what follows is faster so.
+
+    That is in bf16 with AMX, whose convolutions turn every map so, and back (a third of their time at 64 x 64 and 320
+    channels); attention then takes the map as tokens without a copy. Convolutions, norms and sums keep the order.
+    """
+    if x.dtype == torch.bfloat16 and one_call(x, weight) and has_amx():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def pad(
@@ -90,16 +119,16 @@ def packed(net: nn.Module) -> Iterator[None]:
     On x86 without gradients, where a convolution has many more weights than pixels, else nothing happens: of 1,280
     channels half the time on a map of 8 by 8, and four fifths on 16 by 16; 0.93 of a step of Stable Diffusion 1 for two
     latents of 64 by 64 (fp32, one thread, Zen 3). It costs the memory of those weights again, over half of that
-    network's, for each size of map, until the block ends.
+    network's, for each size of map, until the block ends; and at the first call about what it saves at each other.
     """
     convs = [part for part in net.modules() if isinstance(part, Conv)]
     try:
         for conv in convs:
-            conv.layouts = {}
+            conv.kept = {}
         yield
     finally:
         for conv in convs:
-            conv.layouts = None
+            conv.kept = None
 
 
 class ResnetBlock(nn.Module):
@@ -170,14 +199,17 @@ class Upsample(nn.Module):
     def forward(
         self, x: Float[Tensor, "b i h w"], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "b o rows columns"]:
-        double = (2 * x.shape[-2], 2 * x.shape[-1])
+        conv, double = self.conv, (2 * x.shape[-2], 2 * x.shape[-1])
         pixels = x.numel() // x.shape[1]
-        if size in (None, double) and pixels >= WORTH and one_call(x, self.conv.weight):
-            return repeat_and_convolve(x, self.conv.weight, self.conv.bias, self.conv.wrap)
-        return self.conv(F.interpolate(x, size=size or double, mode="nearest"))
+        plain = size in (None, double) and one_call(x, conv.weight)
+        if plain and (conv.kept is not None or pixels >= WORTH[x.dtype]):
+            return repeat_and_convolve(x, conv.weight, conv.bias, conv.wrap, conv.kept)
+        return conv(F.interpolate(x, size=size or double, mode="nearest"))
 
 
-WORTH = 512  # pixels of a batch from which adding up the weights costs less than it saves
+# Pixels of a batch from which adding up the weights costs less than it saves, each time: products in bf16 are quick.
+WORTH = {torch.float32: 512, torch.bfloat16: 2048}
+SUMS = (-1,)  # the place of what is added up
 
 
 def repeat_and_convolve(
@@ -185,18 +217,30 @@ def repeat_and_convolve(
     weight: Float[Tensor, "o i 3 3"],
     bias: Float[Tensor, "o"] | None,
     wrap: tuple[bool, bool] = (False, False),
+    kept: Kept | None = None,
 ) -> Float[Tensor, "b o rows columns"]:
     """Every pixel four times, then a 3x3 convolution, with 4/9 of the products.
 
     Of three repeated pixels in a row two are the same one, so that their weights can be added up first: each of the
-    four pixels made of one is a 2x2 convolution of `x` (half the time on Zen 3; KL-f8's decoder 0.88).
+    four pixels made of one is a 2x2 convolution of `x` (half the time on Zen 3; KL-f8's decoder 0.88). The sums are
+    `kept` where weights are, twice of a convolution's memory.
     """
-    # Which of the three weights meet the first and the second of two pixels, for the even and the odd result.
-    meet = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], device=weight.device)
-    weights = torch.einsum("eik,fjl,ockl->efocij", meet, meet, weight.float()).to(weight.dtype)
+    kept = {} if kept is None else kept
+    if SUMS not in kept:
+        kept[SUMS] = added_up(weight)
+    sums = kept[SUMS]
     (b, _, h, w), x = x.shape, pad(x, (1, 1), wrap)                                      # b i h+2 w+2
-    out = x.new_empty(b, len(weight), 2 * h, 2 * w)
+    order = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    out = torch.empty((b, len(weight), 2 * h, 2 * w), dtype=x.dtype, device=x.device, memory_format=order)
     for i in (0, 1):
         for j in (0, 1):
-            out[:, :, i::2, j::2] = F.conv2d(x[:, :, i : i + h + 1, j : j + w + 1], weights[i, j], bias)
+            near = x[:, :, i : i + h + 1, j : j + w + 1]
+            out[:, :, i::2, j::2] = convolve(near, sums[i, j], bias, kept=kept, place=(i, j))
     return out
+
+
+def added_up(weight: Float[Tensor, "o i 3 3"]) -> Float[Tensor, "2 2 o i 2 2"]:
+    """What the even and the odd row, and column, of repeated pixels meet: the sums of a 3x3 convolution's weights."""
+    # Which of the three weights meet the first and the second of two pixels, for the even and the odd result.
+    meet = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], device=weight.device)
+    return torch.einsum("eik,fjl,ockl->efocij", meet, meet, weight.float()).to(weight.dtype).contiguous()

@@ -15,7 +15,7 @@ from triptych.card import Card, Preprocess
 from triptych.errors import UserError
 from triptych.layers.cross_attention import SpatialAttention
 from triptych.layers.initial import fill
-from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, seamless
+from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, by_pixel, seamless, silu
 from triptych.layers.tiling import in_tiles
 from triptych.models.autoencoder_config import AutoencoderConfig, FirstStageConfig
 from triptych.network import Network
@@ -227,11 +227,11 @@ class Encoder(nn.Module):
         self.conv_out = Conv(widths[-1], config.encoder_channels)
 
     def forward(self, images: Images) -> Float[Tensor, "b moments h w"]:
-        x = self.conv_in(images)                                                         # b widths[0] H W
+        x = self.conv_in(by_pixel(images, self.conv_in.weight))                          # b widths[0] H W
         for level in self.down:
             x = level(x)                                                                 # b widths[i] H/2^i W/2^i
         x = self.middle(x)                                                               # b widths[-1] H/f W/f
-        return self.conv_out(F.silu(self.norm(x)))                                       # b moments H/f W/f
+        return self.conv_out(silu(self.norm(x))).contiguous()                            # b moments H/f W/f
 
 
 class Decoder(nn.Module):
@@ -250,10 +250,10 @@ class Decoder(nn.Module):
         self.conv_out = Conv(widths[0], config.out_channels)
 
     def forward(self, z: Latents) -> Images:
-        x = self.middle(self.conv_in(z))                                                 # b widths[-1] h w
+        x = self.middle(self.conv_in(by_pixel(z, self.conv_in.weight)))                  # b widths[-1] h w
         for level in self.up:
             x = level(x)                                                                 # b widths[i] H/2^i W/2^i
-        return self.conv_out(F.silu(self.norm(x)))                                       # b 3 H W
+        return self.conv_out(silu(self.norm(x))).contiguous()                            # b 3 H W
 
 
 class Autoencoder(FirstStage):

@@ -17,7 +17,7 @@ from triptych.layers.cross_attention import (
     SpatialAttention,
     SpatialTransformer,
 )
-from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, silu
+from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, by_pixel, silu
 from triptych.layers.timestep import TimeEmbedding
 from triptych.models.unet_config import Level, UNetConfig, levels
 from triptych.network import Network
@@ -238,13 +238,13 @@ class UNet(Network):
         time = self.time(t)                                                              # b 4C
         if labels is not None:
             time = time + (self.label(labels) if self.config.num_classes else self.vector(labels))
-        skips = [self.input(x)]                                                          # b C h w
+        skips = [self.input(by_pixel(x, self.input.weight))]                             # b C h w
         for level in self.down:
             skips += level(skips[-1], time, context)
         x = self.middle(skips[-1], time, context)                                        # b C_last rows columns
         for level in self.up:
             x = level(x, skips, time, context)
-        return self.out(silu(self.norm(x)))                                              # b o h w
+        return self.out(silu(self.norm(x))).contiguous()                                 # b o h w
 
     def _crosses(self) -> list[CrossAttention]:
         return [part for part in self.modules() if isinstance(part, CrossAttention)]
