@@ -1,8 +1,12 @@
 """What every network of the package has besides its parameters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from triptych.card import Card
 
@@ -30,3 +34,24 @@ class Network(nn.Module):
     def replace_head(self, num_classes: int, head: Any = "linear") -> None:
         """Give the network a fresh head, in place."""
         raise NotImplementedError
+
+
+@contextmanager
+def blank() -> Iterator[None]:
+    """What is built inside has shapes and no numbers: it lies on the meta device, and nobody fills it.
+
+    Filled there with normal numbers, an `nn.Embedding` for one, it would make torch import its compiler, which takes as
+    long as importing torch.
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves tensors as they are where `torch.nn.init` would fill them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -84,12 +84,11 @@ def multiply_accumulates(config: Any, closed: int | None) -> int | None:
 
     if closed is not None or not isinstance(config, SegmenterConfig):
         return closed
-    import torch
-
     from triptych.metrics.cost import count_macs
+    from triptych.network import blank
     from triptych.weights.families import build
 
-    with torch.device("meta"):
+    with blank():
         net = build(config)
     return count_macs(net, (1, config.in_channels, *config.image_size))
 

@@ -14,7 +14,7 @@ from triptych.config import to_json
 from triptych.diffusion.config import Prediction
 from triptych.errors import UserError
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig, replaced_size
-from triptych.network import Network
+from triptych.network import Network, blank
 from triptych.weights import families, store
 from triptych.weights.adapt import fine_tuning_head, resize_positions, resize_windows, windows_in
 from triptych.weights.files import Checkpoint, open_checkpoint
@@ -85,7 +85,7 @@ def load(
     if window is not None and windows_in(reading.config) is None:
         kind = families.TITLES[reading.family]
         raise UserError(f"{checkpoint.path} is {kind}, which has no windows; leave window out")
-    with torch.device("meta"):
+    with blank():
         net = families.build(reading.config)
     fill(net, checkpoint, reading.rules, f"{checkpoint.path} read as {chosen}", dtype)
     if reading.finish is not None:
@@ -254,7 +254,7 @@ def inspect(source: Source) -> dict[str, Any]:
     if not store.is_ours(checkpoint) and recognise(names) is None:
         return found | {"looks_like": looks_like(names)}
     reading, chosen, _ = read(checkpoint, Hints())
-    with torch.device("meta"):
+    with blank():
         net = families.build(reading.config)
     try:
         plan(reading.rules, checkpoint.shapes, shapes_of(net), str(checkpoint.path))
