@@ -11,6 +11,7 @@ from PIL import Image
 
 from triptych.diffusion.config import SAMPLERS
 from triptych.errors import UserError
+from triptych.layers.resnet import Conv
 from triptych.pipelines.diffuse import DiffusionPipeline, found
 
 STOCHASTIC = ["ddpm", "euler-ancestral", "dpm++2m-sde", "lcm"]
@@ -456,6 +457,25 @@ def test_low_memory(ldm):
     assert same(first, pipe.text_to_image(PROMPT, steps=1))
     with pytest.raises(UserError, match="low_memory=True"):
         pipe.text_to_image("another", steps=1)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_weights_are_laid_out_while_it_paints_and_no_longer(ldm, dtype):
+    """The same picture with and without, but for how sums are rounded."""
+    net, seen = ldm("text"), []
+
+    def kept(pipe):
+        return [part.kept for part in pipe.net.modules() if isinstance(part, Conv)]
+
+    made = []
+    for low_memory in (False, True):
+        pipe = DiffusionPipeline(net, device="cpu", dtype=dtype, low_memory=low_memory)
+        made.append(pipe.text_to_image(PROMPT, steps=2, preview=lambda _, pipe=pipe: seen.append(kept(pipe))))
+        assert kept(pipe) == [None] * len(kept(pipe))
+    unet = sum(isinstance(part, Conv) for part in net.unet.modules())
+    assert [sum(one is not None for one in step) for step in seen] == [unet, unet, 0, 0]
+    most = {"fp32": 1, "bf16": 24}[dtype]
+    assert np.abs(arrays(made[0]).astype(int) - arrays(made[1]).astype(int)).max() <= most
 
 
 def test_halves(ldm, pipe):

@@ -51,7 +51,9 @@ class DiffusionPipeline(Painter):
         dtype: "fp32", "bf16", "fp16"; None takes bf16 where the hardware multiplies it natively, and logs it
             once. The sampler's state is fp32 always.
         low_memory: give the text encoder's memory back once the prompts are encoded. The same prompts can be used
-            again, others not. Of a network that the caller holds too, only its own copy goes.
+            again, others not. Of a network that the caller holds too, only its own copy goes. Nor are weights kept a
+            second time, in the processor's order, while it paints, which is faster on x86; sums are rounded in another
+            order so.
         glance: a small autoencoder on the same latents (TAESD), for previews.
 
     Raises:

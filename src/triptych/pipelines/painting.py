@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from triptych.diffusion.process import Denoiser
 from triptych.diffusion.samplers import sampler
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
-from triptych.layers.resnet import seamless
+from triptych.layers.resnet import packed, seamless
 from triptych.models.autoencoder import FirstStage
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines import infotext
@@ -122,6 +123,7 @@ class Painter:
         tiling = job.each[0].tiling
         batches = -(-len(job.each) // batch_size)
         with (
+            nullcontext() if self.low_memory else packed(self.net.unet),
             seamless(self.net.unet, x="x" in tiling, y="y" in tiling),
             ticking(progress, batches * (len(job.levels) - 1), "painting") as tick,
         ):
