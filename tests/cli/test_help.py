@@ -26,7 +26,7 @@ LEARNING = """
     --loop.log-every --loop.eval-every --loop.save-every --loop.keep --loop.tensorboard
 """
 FLAGS = {
-    "bench": "--out --quick --json",
+    "bench": "--out --quick --short --compiled --json",
     "classify": "IMAGE... --model --top --dtype --batch-size --workers --on-bad-image --json",
     "convert": "SRC DST --format --json",
     "demo": "--out --model --parser --json",

@@ -84,12 +84,14 @@ def loading(
 
 
 def row(what: str, key: str, runs: dict[str, list[Process]]) -> dict[str, Any]:
+    """What every side's programs said under a key, and ours over the other's."""
     return memory_row(what, runs, lambda said: said[key])
 
 
 def memory_row(what: str, runs: dict[str, list[Process]], value: Any) -> dict[str, Any]:
+    """What is computed of what every side's programs said, and ours over the other's."""
     found = {who: [value(done.said) for done in all_of] for who, all_of in runs.items()}
     made: dict[str, Any] = {"what": what, **{who: Spread.of(values) for who, values in found.items()}}
-    if len(found) > 1:
-        made["ratio"] = ratio(found["ours"], found["transformers"])
+    for other in found.keys() - {"ours"}:
+        made["ratio"] = ratio(found["ours"], found[other])
     return made

@@ -28,7 +28,10 @@ def describe() -> dict[str, str]:
             f"{name} {version}"
             for name, version in (
                 ("triptych", __version__),
-                *((name, version_of(name)) for name in ("torch", "transformers", "timm", "safetensors")),
+                *(
+                    (name, version_of(name))
+                    for name in ("torch", "transformers", "timm", "diffusers", "safetensors")
+                ),
             )
             if version
         ),

@@ -5,6 +5,8 @@ import importlib
 import logging
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,3 +63,14 @@ def build(net: Network, dtype: torch.dtype, names: tuple[str, ...]) -> dict[str,
     """The network of each named peer with the weights of `net`, in `dtype`, quietly."""
     with contextlib.redirect_stderr(None):
         return {name: PEERS[name](net, dtype) for name in names}
+
+
+def diffusers_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """The "unet" or the "vae" of a folder of diffusers."""
+    import diffusers
+    from diffusers.utils import logging as said
+
+    said.set_verbosity_error()
+    kind: Any = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+    with contextlib.redirect_stderr(None):
+        return kind.from_pretrained(folder / part, torch_dtype=dtype).eval()

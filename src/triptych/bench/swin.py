@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,17 @@ import torch
 from torch import nn
 
 from triptych.bench import machine, peers
-from triptych.bench.forward import DTYPES, HOW, TOLERANCES, Effort, Forward, beside, compare, measure_peaks
+from triptych.bench.forward import (
+    DTYPES,
+    HOW,
+    TOLERANCES,
+    Effort,
+    Forward,
+    beside,
+    compare,
+    frozen,
+    measure_peaks,
+)
 from triptych.bench.memory import memory
 from triptych.bench.others import Others
 from triptych.bench.report import Column, Report, Table
@@ -162,16 +172,6 @@ def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compil
             said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
             log.info("%s, %d x %d, %s, batch %d: images/s %s", mode, *size, label, batch, said)
     return table
-
-
-@contextlib.contextmanager
-def frozen() -> Iterator[None]:
-    """What is compiled within takes weights for constants, and lays them out for the processor once."""
-    from torch._inductor import config
-
-    with config.patch(freezing=True):
-        yield
-    torch.compiler.reset()
 
 
 def images(net: Swin, size: tuple[int, int], batch: int, dtype: torch.dtype) -> torch.Tensor:

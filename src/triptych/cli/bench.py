@@ -1,7 +1,7 @@
 """`triptych bench`"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,33 +9,47 @@ import tyro
 
 from triptych.cli.output import print_json
 from triptych.cli.parsing import logged_to_stderr, parse
+from triptych.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """Measure speed, loading and starting beside a peer with the same weights, in turn, in one run.
 
-    Each suite takes ten to fifteen minutes; let nothing else run meanwhile. Peers that are not installed are left
-    out, and named.
+    A suite takes ten to thirty minutes; let nothing else run meanwhile. Peers that are not installed are left out,
+    and named.
     """
 
-    suite: Annotated[Literal["vit", "swin"], tyro.conf.Positional, tyro.conf.arg(metavar="vit|swin")]
+    suite: Annotated[
+        Literal["vit", "swin", "ldm"], tyro.conf.Positional, tyro.conf.arg(metavar="vit|swin|ldm")
+    ]
     """What to measure."""
     out: Path | None = None
     """Folder for benchmarks.md and benchmarks.json; sections of other suites in it stay. Else printed only."""
     quick: bool = False
     """Tiny networks and few rounds: shows that everything runs, and measures nothing."""
+    short: bool = False
+    """ldm: bf16 alone, few rounds, and pictures of a tenth of the steps."""
+    compiled: bool = False
+    """ldm: compiled networks too, which takes minutes more. The other suites always measure what they compile."""
     json: bool = False
     """Print everything as JSON."""
 
     def run(self) -> int:
-        from triptych.bench import report, swin, vit
+        for name in ("short", "compiled"):
+            if getattr(self, name) and self.suite != "ldm":
+                raise UserError(f"--{name} is of the suite ldm; leave it out")
+        if self.quick and self.short:
+            raise UserError("--quick and --short are two plans; give one of them")
+        from triptych.bench import ldm, report, swin, vit
 
-        suite = {"vit": vit, "swin": swin}[self.suite]
-        command = f"triptych bench {self.suite}" + (f" --out {self.out}" if self.out else "")
-        found = suite.run(
-            suite.QUICK if self.quick else suite.FULL, command + (" --quick" if self.quick else "")
-        )
+        suite = {"vit": vit, "swin": swin, "ldm": ldm}[self.suite]
+        plan = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL
+        if self.compiled:
+            plan = replace(plan, compiled=True)
+        flags = [f"--{name}" for name in ("quick", "short", "compiled") if getattr(self, name)]
+        out = ["--out", str(self.out)] if self.out else []
+        found = suite.run(plan, " ".join(["triptych", "bench", self.suite, *out, *flags]))
         written = report.write(found, self.out) if self.out else []
         if self.json:
             print_json(found.as_json(), indent=1)
