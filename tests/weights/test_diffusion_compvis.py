@@ -16,6 +16,7 @@ from triptych.models.registry import build
 from triptych.models.text import add_embedding
 from triptych.weights import inspect, load
 from triptych.weights.diffusion import compvis, schedule
+from triptych.weights.diffusion.diffusers import read_process
 from triptych.weights.formats import Hints, drafted, shapes_of
 from triptych.weights.rules import plan
 from triptych.weights.sameness import comparable
@@ -89,6 +90,22 @@ def test_the_usual_buffers_are_compvis_own():
     for name, values in expected.items():
         torch.testing.assert_close(made[name], values.float(), rtol=1e-6, atol=1e-7)
     assert len(made) == 12
+
+
+def test_the_upscalers_betas_are_the_published_ones():
+    """x4-upscaling.yaml says 0.0001 to 0.02 and leaves the schedule to `make_beta_schedule`, whose "linear" is even in
+    the root; its diffusers folder says scaled_linear for both of its schedulers."""
+    said = {
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+    }
+    config = SIZES["sd-x4-upscaler"]
+    assert read_process(said | {"prediction_type": "v_prediction"}, "it") == config.process
+    assert read_process(said | {"prediction_type": "epsilon"}, "it") == config.low_process
+    betas = torch.linspace(0.0001**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
+    torch.testing.assert_close(schedule.buffers(config.process)["betas"], betas.float())
 
 
 @pytest.fixture

@@ -103,8 +103,9 @@ SIZES: dict[str, LatentDiffusionConfig] = {
         "v",
         autoencoder=autoencoder_config.SIZES["sd-x4-vae"],
         beside="image",
-        process=ProcessConfig(schedule="linear", beta_start=0.0001, beta_end=0.02, prediction="v"),
-        low_process=ProcessConfig(schedule="scaled_linear", beta_start=0.0001, beta_end=0.02),
+        # What its CompVis config calls linear in either place, and its diffusers folder scaled_linear.
+        process=ProcessConfig(beta_start=0.0001, beta_end=0.02, prediction="v"),
+        low_process=ProcessConfig(beta_start=0.0001, beta_end=0.02),
     ),
     "ldm-celeba": _ldm("vq-f4", "celeba", 0.0195),
     "ldm-ffhq": _ldm("vq-f4", "ffhq", 0.0195),
