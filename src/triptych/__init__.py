@@ -15,6 +15,8 @@ _PUBLIC = {
     "load": "triptych.weights",
     "save": "triptych.weights",
     "export": "triptych.weights",
+    "load_lora": "triptych.weights",
+    "load_embedding": "triptych.weights",
     "ClassificationPipeline": "triptych.pipelines.classify",
     "SegmentationPipeline": "triptych.pipelines.segment",
     "DiffusionPipeline": "triptych.pipelines.diffuse",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from triptych.pipelines.segment import SegmentationPipeline as SegmentationPipeline
     from triptych.weights import export as export
     from triptych.weights import load as load
+    from triptych.weights import load_embedding as load_embedding
+    from triptych.weights import load_lora as load_lora
     from triptych.weights import save as save
 
 

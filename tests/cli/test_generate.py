@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import triptych as tp
@@ -68,6 +69,14 @@ def places(tmp_path_factory):
     Image.fromarray(mask).save(folder / "mask.png")
     Image.fromarray(mask[:8]).save(folder / "small_mask.png")
     Image.fromarray(mask).save(folder / "plain.png")
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    for name, width in (("style", 32), ("other", 48)):
+        halves = {"lora_down": torch.randn(2, width), "lora_up": torch.randn(width, 2)}
+        save_file({f"{layer}.{half}.weight": t for half, t in halves.items()}, folder / f"{name}.safetensors")
+    odd = {f"lora_unet_joint_block.{half}.weight": torch.randn(2, 2) for half in ("lora_down", "lora_up")}
+    save_file(odd, folder / "strange.safetensors")
+    save_file({"<owl>": torch.randn(1, 24)}, folder / "owl.safetensors")
+    save_file({"<wide>": torch.randn(1, 30)}, folder / "wide.safetensors")
     return folder
 
 
@@ -117,6 +126,31 @@ def test_a_prompt_and_the_same_pixels_again(places, tmp_path, capsys):
     run(places, tmp_path, "pear --from {t}/made/0001-apple-5.png --sampler ddim --out {t}/pear.png")
     pear = read(tmp_path / "pear.png")
     assert (pear.prompt, pear.sampler, pear.spacing, pear.seed) == ("pear", "ddim", "compvis", 5)
+
+
+def test_a_lora_and_a_word(places, tmp_path):
+    """Beside the model, by file and by name, and again from the picture."""
+    common = " --model {m}/text.safetensors --steps 2 --seed 3 --size 24x16"
+    run(places, tmp_path, "apple --out {t}/plain.png" + common)
+    run(places, tmp_path, "apple --lora {m}/style.safetensors:0.5 --out {t}/file.png" + common)
+    run(places, tmp_path, "apple --lora style:0.5 --lora-dir {m} --out {t}/name.png" + common)
+    run(places, tmp_path, "apple<lora:style:0.5> --out {t}/prompt.png" + common)
+    assert np.array_equal(pixels(tmp_path / "file.png"), pixels(tmp_path / "name.png"))
+    assert np.array_equal(pixels(tmp_path / "file.png"), pixels(tmp_path / "prompt.png"))
+    assert not np.array_equal(pixels(tmp_path / "file.png"), pixels(tmp_path / "plain.png"))
+    run(places, tmp_path, "--from {t}/file.png --out {t}/again.png")
+    assert np.array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "file.png"))
+    run(places, tmp_path, "--from {t}/file.png --lora style:0 --out {t}/without.png")
+    assert np.array_equal(pixels(tmp_path / "without.png"), pixels(tmp_path / "plain.png"))
+    common += " --guidance 1000"  # the tiny model hardly listens
+    run(places, tmp_path, "my-owl --embedding {m}/owl.safetensors:my-owl --out {t}/word.png" + common)
+    run(places, tmp_path, "<owl> --embedding {m}/owl.safetensors --out {t}/own.png" + common)
+    assert np.array_equal(pixels(tmp_path / "word.png"), pixels(tmp_path / "own.png"))
+    assert read(tmp_path / "word.png").embeddings == {"my-owl": f"{places}/owl.safetensors"}
+    run(places, tmp_path, "--from {t}/word.png --out {t}/word2.png")
+    assert np.array_equal(pixels(tmp_path / "word2.png"), pixels(tmp_path / "word.png"))
+    run(places, tmp_path, "my-owl --out {t}/unknown.png" + common)
+    assert not np.array_equal(pixels(tmp_path / "unknown.png"), pixels(tmp_path / "word.png"))
 
 
 def test_from_the_web_uis_text(places, tmp_path):
@@ -237,6 +271,27 @@ MISTAKES = [
     ("apple --out {t}/x.tiff", "written as .png"),
     ("apple --out {m}/photo.png/x.png", "is no folder that can be written to"),
     ("apple --sampeler euler", "did you mean --sampler"),
+    ("apple<lora:stile:1> --model {m}/text.safetensors", "near names: style"),
+    ("apple<lora:style:x> --model {m}/text.safetensors", "must be a number such as 0.8"),
+    ("apple --lora {m}/style.safetensors:x --model {m}/text.safetensors", "the weight is 'x'"),
+    ("apple --lora {t}/none.safetensors --model {m}/text.safetensors", "none.safetensors"),
+    ("apple --lora {m}/other.safetensors --model {m}/text.safetensors", "a LoRA of another family"),
+    ("apple --lora {m}/strange.safetensors --model {m}/text.safetensors", "no layer lora_unet_joint_block"),
+    ("apple --lora {m}/photo.png --model {m}/text.safetensors", "photo.png"),
+    ("apple --lora {m}/owl.safetensors --model {m}/text.safetensors", "is no LoRA"),
+    ("apple --lora style --lora-dir {t}/none --model {m}/text.safetensors", "no folder"),
+    ("apple --embedding {m}/wide.safetensors --model {m}/text.safetensors", "vectors of 30 numbers"),
+    (
+        "apple --embedding {m}/text.safetensors --model {m}/text.safetensors",
+        "an embedding of textual inversion is one",
+    ),
+    ("apple --embedding {t}/none.pt --model {m}/text.safetensors", "none.pt"),
+    (
+        "apple --embedding {m}/owl.safetensors: --model {m}/text.safetensors",
+        "no word stands behind the colon",
+    ),
+    ("apple --embedding {m}/owl.safetensors:apple --model {m}/text.safetensors", "apple"),
+    ("--class owl --embedding {m}/owl.safetensors --model {m}/classes.safetensors", "reads no text"),
 ]
 
 

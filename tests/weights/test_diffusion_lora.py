@@ -1,5 +1,7 @@
 """LoRA and textual inversion: three dialects, merged and taken out again; strangers are named."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ from safetensors.torch import save_file
 from triptych.errors import UserError
 from triptych.models.latent_diffusion_config import SIZES
 from triptych.weights.diffusion.embeddings import load_embedding, read_embedding, save_embedding
-from triptych.weights.diffusion.lora import apply, save_kohya
+from triptych.weights.diffusion.lora import find_lora, load_lora, lora_hash, save_kohya
 
 LAYERS = {
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k": (16, 16),
@@ -46,7 +48,7 @@ def test_kohya_diffusers_and_peft_say_the_same(net, tmp_path):
     before = {name: t.clone() for name, t in net.state_dict().items()}
     answers = []
     for file in ("kohya", "diffusers", "peft"):
-        applied = apply(net, {tmp_path / f"{file}.safetensors": 0.7})
+        applied = load_lora(net, {tmp_path / f"{file}.safetensors": 0.7})
         answers.append({name: t.clone() for name, t in net.state_dict().items()})
         applied.undo()
         assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
@@ -70,7 +72,7 @@ def test_several_are_summed_and_convolutions_count(net, tmp_path):
     save_file({f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up}, tmp_path / "b.safetensors")
     key = "unet.down.1.blocks.0.res.conv1.weight"
     before = net.state_dict()[key].clone()
-    applied = apply(net, {tmp_path / "a.safetensors": 1.0, tmp_path / "b.safetensors": -0.5})
+    applied = load_lora(net, {tmp_path / "a.safetensors": 1.0, tmp_path / "b.safetensors": -0.5})
     delta = torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
     torch.testing.assert_close(net.state_dict()[key], before - 0.5 * delta)
     assert len(applied.originals) == len(LAYERS) + 1
@@ -89,13 +91,100 @@ def test_strangers_and_other_families_are_named(net, tmp_path):
         (pair | {"lora_unet_what.dora_scale": torch.ones(1)}, r"nothing reads lora_unet_what\.dora_scale"),
         (wide, "another family: lora_unet_mid_block_attentions_0_proj_in"),
         ({f"{flat}.lora_down.weight": torch.randn(4, 64)}, "not the other half"),
+        (pair | {f"{flat}.alpha": torch.tensor(torch.nan)}, "alpha that is no number"),
+        (pair | {f"{flat}.lora_down.weight": torch.zeros(0, 64)}, "another family"),
         ({"weight": torch.ones(2)}, "is no LoRA"),
     ):
         save_file(tensors, path)
         with pytest.raises(UserError, match=words) as caught:
-            apply(net, path)
+            load_lora(net, path)
         assert "\n" not in str(caught.value)
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+def test_merging_later_and_undoing_earlier_is_refused(net, tmp_path):
+    save_kohya(net, tmp_path / "a.safetensors", halves())
+    before = dict(net.named_parameters())
+    first = load_lora(net, tmp_path / "a.safetensors")
+    second = load_lora(net, {tmp_path / "a.safetensors": -1.0})
+    with pytest.raises(UserError, match="undo that one first"):
+        first.undo()
+    second.undo()
+    first.undo()
+    first.undo()
+    assert all(p is before[name] for name, p in net.named_parameters())
+    with pytest.raises(UserError, match="weight nan"):
+        load_lora(net, {tmp_path / "a.safetensors": float("nan")})
+    with pytest.raises(UserError, match="not a UNet"):
+        load_lora(net.unet, tmp_path / "a.safetensors")
+
+
+def test_the_order_of_files_does_not_matter(net, tmp_path):
+    for name in "abc":
+        save_kohya(net, tmp_path / f"{name}.safetensors", halves())
+    answers = []
+    for order in ("abc", "cab"):
+        applied = load_lora(net, {tmp_path / f"{name}.safetensors": 0.3 + ord(name) / 100 for name in order})
+        answers.append({name: t.clone() for name, t in net.state_dict().items()})
+        applied.undo()
+    assert all(torch.equal(t, answers[1][name]) for name, t in answers[0].items())
+
+
+def test_pefts_own_files_are_scaled_as_their_config_says(net, tmp_path):
+    """An adapter's folder (base_model.model. and adapter_config.json), and diffusers' header."""
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    key, down, up = "unet.middle.transformer.blocks.0.attn.qkv.weight", torch.randn(4, 64), torch.randn(64, 4)
+    before = net.state_dict()[key].clone()
+
+    def moved(file) -> torch.Tensor:
+        applied = load_lora(net, file)
+        found = net.state_dict()[key][:64] - before[:64]
+        applied.undo()
+        return found
+
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    base = f"base_model.model.{name}"
+    save_file(
+        {f"{base}.lora_A.weight": down, f"{base}.lora_B.weight": up}, folder / "adapter_model.safetensors"
+    )
+    torch.testing.assert_close(moved(folder), up @ down, atol=1e-5, rtol=1e-5)
+    for config, scale in (
+        ({"r": 4, "lora_alpha": 8}, 2.0),
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"attn1.to_q": 1}}, 0.25),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        torch.testing.assert_close(moved(folder), scale * up @ down, atol=1e-5, rtol=1e-5)
+    (folder / "adapter_config.json").write_text("[1]")
+    with pytest.raises(UserError, match="config of its adapter is damaged"):
+        load_lora(net, folder)
+    base, header = f"unet.{name}", json.dumps({"unet.r": 4, "unet.lora_alpha": 2})
+    tensors = {f"{base}.lora_A.weight": down, f"{base}.lora_B.weight": up}
+    save_file(tensors, tmp_path / "it.safetensors", {"lora_adapter_metadata": header})
+    torch.testing.assert_close(moved(tmp_path / "it.safetensors"), 0.5 * up @ down, atol=1e-5, rtol=1e-5)
+
+
+def test_found_by_name(tmp_path):
+    for name in ("Watercolour", "detail"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"x")
+    assert find_lora("Watercolour", tmp_path).name == "Watercolour.safetensors"
+    assert find_lora("watercolour", tmp_path).name == "Watercolour.safetensors"
+    with pytest.raises(UserError, match="near names: Watercolour;"):
+        find_lora("watercolor", tmp_path)
+    with pytest.raises(UserError, match="it holds Watercolour, detail;"):
+        find_lora("zzz", tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        find_lora("zzz", tmp_path / "none")
+
+
+def test_a_files_hash_is_that_of_its_numbers(tmp_path):
+    """As the web UI has it: other metadata, the same hash."""
+    tensors = {"a": torch.arange(6.0)}
+    for name, metadata in (("a", None), ("b", {"name": "x"})):
+        save_file(tensors, tmp_path / f"{name}.safetensors", metadata)
+    expected = hashlib.sha256(torch.arange(6.0).numpy().tobytes()).hexdigest()[:12]
+    assert lora_hash(tmp_path / "a.safetensors") == lora_hash(tmp_path / "b.safetensors") == expected
 
 
 def test_words_of_all_kinds_of_files(tiny_ldm, tmp_path):

@@ -78,6 +78,12 @@ class Generate:
     """Join left to right (x), top to bottom (y), or both."""
     from_: Annotated[Path | None, said("PNG", name="from")] = None
     """A picture of this program or of AUTOMATIC1111's web UI, to make again."""
+    lora: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], said("FILE[:WEIGHT]")]] = ()
+    """A LoRA's file, or its name in --lora-dir; once for each. <lora:NAME:WEIGHT> in the prompt does the same."""
+    lora_dir: Annotated[Path | None, said("DIR", "beside the model")] = None
+    """Where LoRAs are found by name."""
+    embedding: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], said("FILE[:WORD]")]] = ()
+    """A word of textual inversion that the prompt may use; once for each. Its own name if none is given."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE-or-DIR")] = Path("generated")
     """A .png, .jpg or .webp file, or a folder, in which files are numbered on."""
     strip: Annotated[Path | None, said("PNG")] = None
@@ -97,7 +103,7 @@ class Generate:
         from triptych.pipelines.diffuse import DiffusionPipeline, seeded
 
         dtype = (settings.dtype or None) if self.dtype == "auto" else self.dtype
-        pipe = DiffusionPipeline(self._model(settings), None, dtype)
+        pipe = DiffusionPipeline(self._model(settings), None, dtype, lora_dir=self.lora_dir)
         settings = self._task(settings, pipe)
         watch = Watch(self.strip, self.preview, settings.steps)
         started = time.perf_counter()
@@ -148,6 +154,8 @@ class Generate:
             "noise_level": self.noise_level,
             "size": height_width(self.size) if self.size else None,
             "tiling": None if self.tiling is None else tiling_of(self.tiling),
+            "loras": dict(map(lora_weight, self.lora)) or None,
+            "embeddings": dict(map(word_file, self.embedding)) or None,
         }
         flags = {name: value for name, value in flags.items() if value is not None}
         if self.sampler is not None and self.spacing is None:
@@ -216,6 +224,33 @@ class Generate:
         if kind == "classes":
             raise UserError(f"{pipe.source} takes a class, and none was named: --class NAME-or-NUMBER")
         return replace(settings, task="unconditional")
+
+
+def lora_weight(words: str) -> tuple[str, float]:
+    """ "style.safetensors:0.8" -> the file, or a name, and the weight."""
+    name, _, weight = words.rpartition(":")
+    if not name or Path(words).exists():
+        return words, 1.0
+    try:
+        return name, float(weight)
+    except ValueError:
+        if Path(name).exists():
+            raise UserError(
+                f"--lora {words}: the weight is {weight!r}, which must be a number such as 0.8"
+            ) from None
+        return words, 1.0
+
+
+def word_file(words: str) -> tuple[str, str]:
+    """ "cat.pt:<my-cat>" -> the word, by default the file's own, and the file."""
+    from triptych.weights.diffusion.embeddings import read_embedding
+
+    file, _, word = words.rpartition(":")
+    if file and not Path(words).exists() and Path(file).exists():
+        if not word.strip():
+            raise UserError(f"--embedding {words}: no word stands behind the colon; write FILE:WORD")
+        return word.strip(), file
+    return read_embedding(words)[0], words
 
 
 class Watch:

@@ -42,8 +42,8 @@ class DiffusionPipeline(Painter):
     seed + k alone: `count=4` gives what four calls with seed, seed + 1, ... give, bit for bit. With a larger
     `batch_size` the kernels may add in another order, which moves a pixel by 1 of 255 now and then.
 
-    What every task takes besides its own arguments is in `How`: spacing, rescale, interval, apg, tiling, tiled_decode,
-    batch_size, preview, progress, cancel.
+    What every task takes besides its own arguments is in `How`: spacing, rescale, interval, apg, loras, embeddings,
+    tiling, tiled_decode, batch_size, preview, progress, cancel.
 
     Args:
         ldm: a `LatentDiffusion`, or what `tp.load` takes.
@@ -55,6 +55,7 @@ class DiffusionPipeline(Painter):
             second time, in the processor's order, while it paints, which is faster on x86; sums are rounded in another
             order so.
         glance: a small autoencoder on the same latents (TAESD), for previews.
+        lora_dir: where `<lora:name:0.8>` in a prompt is looked for; None is the folder that the model lies in.
 
     Raises:
         UserError: it is no latent diffusion model, or an argument is out of its range.
@@ -364,6 +365,11 @@ def _split(how: How) -> tuple[dict[str, Any], dict[str, Any]]:
             raise TypeError(f"no argument is called {name!r}{hint}")
     run = {name: value for name, value in how.items() if name in RUNNING}
     look: dict[str, Any] = {name: value for name, value in how.items() if name not in RUNNING}
+    for name in ("loras", "embeddings"):
+        if name in look:
+            look[name] = {os.fspath(key): value for key, value in look[name].items()}
+    if "embeddings" in look:
+        look["embeddings"] = {word: os.fspath(file) for word, file in look["embeddings"].items()}
     for name, plain in (("tiling", tiling_of), ("apg", apg_of)):
         if name in look:
             look[name] = plain(look[name])

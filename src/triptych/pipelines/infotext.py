@@ -93,6 +93,7 @@ def parameters(settings: Settings) -> str:
     """The text that AUTOMATIC1111's web UI writes and reads. Noise is drawn as it does with "RNG: CPU"."""
     height, width = settings.size or (0, 0)
     start_from_picture = settings.task in ("image_to_image", "inpaint")
+    loras = {Path(path).stem: weight for path, weight in settings.loras.items()}
     known = {
         "Steps": settings.steps,
         "Sampler": SAMPLERS[settings.sampler],
@@ -105,12 +106,18 @@ def parameters(settings: Settings) -> str:
         "Denoising strength": f"{settings.strength:g}" if start_from_picture else None,
         "RNG": "CPU",
         "Tiling": "True" if settings.tiling else None,
+        "Lora hashes": ", ".join(f"{name}: {_lora_hash(settings, name)}" for name in loras) or None,
         "Version": settings.made_by or None,
     }
     pairs = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in known.items() if value is not None)
     prompt = settings.prompt if settings.label is None else settings.class_name or f"class {settings.label}"
+    prompt = " ".join([prompt, *(f"<lora:{name}:{weight:g}>" for name, weight in loras.items())]).strip()
     negative = f"\nNegative prompt: {settings.negative}" if settings.negative else ""
     return f"{prompt}{negative}\n{pairs}".strip()
+
+
+def _lora_hash(settings: Settings, name: str) -> str:
+    return settings.hashes.get(f"LoRA {name}", "")
 
 
 def save(images: Sequence[Image.Image], out: str | os.PathLike[str]) -> list[Path]:
@@ -358,5 +365,6 @@ def _unquoted(words: str) -> str:
 def _slug(image: Image.Image) -> str:
     """A file's name: the first words of the prompt or the class, and the seed."""
     words = str(image.info.get(PARAMETERS, "")).split("\nSteps:")[0]
-    plain = re.sub(r"[^\w]+", "-", words.split("\nNegative prompt:")[0].lower()).strip("-")[:40].strip("-")
+    words = re.sub(r"<lora:[^<>]*>", "", words.split("\nNegative prompt:")[0])
+    plain = re.sub(r"[^\w]+", "-", words.lower()).strip("-")[:40].strip("-")
     return f"{plain or 'picture'}-{image.info.get('seed', 0)}"

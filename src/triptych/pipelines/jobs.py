@@ -19,7 +19,6 @@ from triptych.diffusion.process import Process
 from triptych.errors import UserError
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import Beside, LatentDiffusionConfig
-from triptych.models.prompts import extract_loras
 from triptych.models.text_config import ClassTokenConfig
 from triptych.pipelines.canvas import Canvas, canvas, depth_map, digest, grey
 from triptych.pipelines.pixels import Picture, name_of
@@ -180,13 +179,6 @@ def _contexts(
             raise UserError("this model takes a class; name one")
         positive = classes([one.label for one in each])
         return {"positive": positive, "negative": classes([classes.null]) if guidance != 1 else None}
-    for prompt in (settings.prompt, settings.negative):
-        if loras := extract_loras(prompt)[1]:
-            name = loras[0].name
-            raise UserError(
-                f"the prompt asks for the LoRA {name!r}, which pipelines do not read: merge it into the model first, "
-                f"and leave <lora:{name}> out"
-            )
     if guidance == 1:
         return {"positive": encode((settings.prompt,))}
     both = encode((settings.prompt, settings.negative))

@@ -28,6 +28,7 @@ from triptych.layers.resnet import packed, seamless
 from triptych.models.autoencoder import FirstStage
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines import infotext
+from triptych.pipelines.adapters import Adapters
 from triptych.pipelines.jobs import Job, check_task, prepare
 from triptych.pipelines.pixels import Picture
 from triptych.pipelines.progress import Waiting, ticking
@@ -49,6 +50,7 @@ class Painter:
         dtype: str | torch.dtype | None = None,
         low_memory: bool = False,
         glance: FirstStage | None = None,
+        lora_dir: str | Path | None = None,
     ) -> None:
         self.source = "" if isinstance(ldm, nn.Module) else os.fspath(ldm)
         net: Any = ldm
@@ -72,6 +74,12 @@ class Painter:
             small: Any = placed(glance, self.device, self.dtype)
             self.glance = Rendering(small)
         self._encoded: dict[tuple[str, ...], Tensor] = {}
+        self._adapters = Adapters(self.net, Path(lora_dir) if lora_dir is not None else self._beside())
+
+    def _beside(self) -> Path:
+        """Where the model lies; the working folder for one that lies nowhere."""
+        path = Path(self.source or ".")
+        return path.parent if path.is_file() else path if path.is_dir() else Path()
 
     @cached_property
     def model_hash(self) -> str:
@@ -104,10 +112,16 @@ class Painter:
             raise UserError(f"batch_size is {batch_size}, which must be at least 1")
         check_task(self.config, each[0], self.source or "this model")
         say_dtype(self.dtype, self.device)
+        asked, dressed = each[0], self._adapters.resolved(each[0])
+        each = [replace(one, prompt=dressed.prompt, loras=dressed.loras) for one in each]
         given = {"image": image, "mask": mask, "depth": depth}
+        if self._adapters.wear(dressed):
+            self._encoded = {}
         with torch.inference_mode():
             job = prepare(self.net, self.rendering, self._encode, each, given, self._noise(latents, each))
-            self._compare(each[0], job.each[0])
+            worn = self._adapters.hashes(dressed)
+            job = replace(job, each=[replace(one, hashes=one.hashes | worn) for one in job.each])
+            self._compare(asked, job.each[0])
             return self._run(job, batch_size, preview, progress, cancel)
 
     def _run(

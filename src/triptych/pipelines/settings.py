@@ -30,6 +30,10 @@ class How(TypedDict, total=False):
     """Adaptive projected guidance (Sadat et al. 2024): True, or its `eta`, `threshold` and `momentum`."""
     tiling: str | tuple[bool, bool]
     """Seamless pictures: "x" joins left to right, "y" top to bottom, "xy" both; or a pair of booleans."""
+    loras: Mapping[str, float]
+    """LoRAs' files, or names of them in the pipeline's `lora_dir`, each with its weight (1 is as it was trained)."""
+    embeddings: Mapping[str, str]
+    """Words that prompts may use -> files of textual inversion."""
     tiled_decode: bool | Literal["auto"]
     """Encode and decode in tiles, in bounded memory; "auto" does so above a megapixel."""
     batch_size: int
@@ -75,10 +79,14 @@ class Settings:
     tiled_decode: bool | Literal["auto"] = "auto"
     feather: float = 0.0
     """Of inpaint: pixels inside the mask's edge over which old and new are blended."""
+    loras: dict[str, float] = field(default_factory=dict)
+    """Files of LoRAs -> their weights; of a finished picture those that its prompt asked for too."""
+    embeddings: dict[str, str] = field(default_factory=dict)
+    """Words of textual inversion -> their files."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Pictures it was made from: image, mask, depth -> file."""
     hashes: dict[str, str] = field(default_factory=dict)
-    """First 16 digits of the SHA-256 of their pixels, and of latents that were given."""
+    """Of their pixels and of latents that were given the first 16 digits of the SHA-256; of LoRAs and words 12."""
     dtype: str = ""
     model: str = ""
     """The model's file, folder, hub id or name."""

@@ -4,6 +4,8 @@ Read `rules.py` first (what a table of names is), then `vit/timm.py` (one table)
 """
 
 from triptych.weights.adapt import fine_tuning_head, map_head, resize_positions, resize_windows
+from triptych.weights.diffusion.embeddings import load_embedding, save_embedding
+from triptych.weights.diffusion.lora import load_lora
 from triptych.weights.exporting import export, formats
 from triptych.weights.loading import inspect, load
 from triptych.weights.store import save
@@ -14,8 +16,11 @@ __all__ = [
     "formats",
     "inspect",
     "load",
+    "load_embedding",
+    "load_lora",
     "map_head",
     "resize_positions",
     "resize_windows",
     "save",
+    "save_embedding",
 ]

@@ -1,30 +1,34 @@
 """LoRA files for latent diffusion (Hu et al. 2021): kohya's, diffusers' and PEFT's names, merged into the weights.
 
 ```python
-with_style = apply(ldm, {"style.safetensors": 0.8, "detail.safetensors": 0.5})
-with_style.undo()                       # every weight is again what it was, bit for bit
+style = tp.load_lora(ldm, {"style.safetensors": 0.8, "detail.safetensors": 0.5})
+style.undo()                            # every weight is again what it was, bit for bit
 ```
 
 A LoRA names layers as diffusers (or, in some of kohya's, CompVis) does; the table of that publisher says which of our
 parameters, or which third of one, each is.
 """
 
+import difflib
+import hashlib
+import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.text_config import TextConfig
 from triptych.weights.diffusion import text, unet
 from triptych.weights.diffusion.tables import inside
-from triptych.weights.files import open_checkpoint
+from triptych.weights.files import SUFFIXES, Checkpoint, open_checkpoint
 from triptych.weights.legible import legible
 from triptych.weights.rules import Rule
 from triptych.weights.writers import write_safetensors
@@ -40,6 +44,7 @@ DOWN = (
 )
 UP = (".lora_up.weight", ".lora_B.weight", ".lora_B.default.weight", ".lora.up.weight", "_lora.up.weight")
 MID = ".lora_mid.weight"
+LARGEST = 1e4  # a weight beyond it is a slip of the keyboard
 
 
 @dataclass(frozen=True)
@@ -51,50 +56,123 @@ class Place:
     rows: int
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What one layer of a file adds; its numbers are read when they are needed."""
+
+    place: Place
+    checkpoint: Checkpoint = field(repr=False)
+    down: str
+    up: str
+    mid: str | None
+    scale: float
+
+    def delta(self) -> Tensor:
+        """scale * up @ down, in fp32."""
+        down, up = self.checkpoint.read(self.down).float(), self.checkpoint.read(self.up).float()
+        mid = None if self.mid is None else self.checkpoint.read(self.mid).float()
+        if mid is not None:
+            return self.scale * torch.einsum("or,rskl,si->oikl", up.flatten(1), mid, down.flatten(1))
+        return self.scale * (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
+
+
 @dataclass
 class Applied:
     """LoRAs merged into a network; `undo` takes them out again."""
 
     net: LatentDiffusion
-    originals: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    originals: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
+    merged: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
 
-    @torch.no_grad()
     def undo(self) -> None:
-        """Every weight as it was before, bit for bit. A second call changes nothing."""
-        parameters = dict(self.net.named_parameters())
-        for name, tensor in self.originals.items():
-            parameters[name].copy_(tensor)
-        self.originals = {}
+        """Every weight as it was before, bit for bit. A second call changes nothing.
+
+        Raises:
+            UserError: LoRAs that were merged later are still there.
+        """
+        if any(self.net.get_parameter(name) is not put for name, put in self.merged.items()):
+            raise UserError("another LoRA was merged after this one; undo that one first")
+        for name, parameter in self.originals.items():
+            _put(self.net, name, parameter)
+        self.originals, self.merged = {}, {}
 
 
-@torch.no_grad()
-def apply(net: LatentDiffusion, files: Source | Mapping[Any, float]) -> Applied:
-    """Merge LoRAs into a network, in place: W + weight * alpha / rank * up @ down, summed in fp32.
+def load_lora(net: LatentDiffusion, files: Source | Mapping[Any, float]) -> Applied:
+    """Merge LoRAs into a network: W + weight * alpha / rank * up @ down, summed in fp32.
+
+    Changed layers get new parameters; the old ones are kept for `undo`. The order of several files does not matter.
 
     Args:
         net: its UNet and text encoder are changed.
         files: one file, or several with a weight each; a negative one takes the style away.
 
     Raises:
-        UserError: a name that the network has no layer for, a half that is missing, or another family's shapes.
-            Nothing is changed then.
+        UserError: it is no latent diffusion model; a name that the network has no layer for, a half that is missing,
+            or another family's shapes. Nothing is changed then.
     """
+    if not isinstance(net, LatentDiffusion):
+        raise UserError(f"a LoRA changes a latent diffusion model, not a {type(net).__name__}")
     weights: Mapping[Any, float] = files if isinstance(files, Mapping) else {files: 1.0}
     places = _places(net)
     parameters = dict(net.named_parameters())
-    sums: dict[str, Tensor] = {}
-    for file, weight in weights.items():
-        for place, delta in _deltas(Path(file), places, parameters):
-            whole = sums.setdefault(
-                place.parameter, torch.zeros_like(parameters[place.parameter], dtype=torch.float32)
-            )
-            rows = whole[place.first : place.first + place.rows]
-            rows += weight * delta.view(rows.shape).to(rows.device)
+    pieces: dict[str, list[tuple[float, Piece]]] = {}
+    for file, weight in sorted(weights.items(), key=lambda one: (Path(one[0]).name, str(one[0]))):
+        if not abs(weight) <= LARGEST:
+            raise UserError(f"{file} has the weight {weight}, which must be a number such as 0.8")
+        for piece in _pieces(Path(file), places, parameters):
+            pieces.setdefault(piece.place.parameter, []).append((float(weight), piece))
     applied = Applied(net)
-    for name, delta in sums.items():
-        applied.originals[name] = parameters[name].detach().clone()
-        parameters[name].copy_(parameters[name].float() + delta)
+    with torch.no_grad():
+        for name, of_it in pieces.items():
+            old = parameters[name]
+            total = torch.zeros(old.shape, dtype=torch.float32)
+            for weight, piece in of_it:
+                rows = total[piece.place.first : piece.place.first + piece.place.rows]
+                rows += weight * piece.delta().view(rows.shape)
+            made = (old.float() + total.to(old.device)).to(old.dtype)
+            applied.originals[name] = old
+            applied.merged[name] = nn.Parameter(made, requires_grad=old.requires_grad)
+    for name, parameter in applied.merged.items():
+        _put(net, name, parameter)
     return applied
+
+
+def _put(net: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    net.get_submodule(owner)._parameters[leaf] = parameter
+
+
+def find_lora(name: str, folder: Source) -> Path:
+    """The LoRA of that name, without its ending, in a folder; letters may be of either case.
+
+    Raises:
+        UserError: there is none; near names are listed.
+    """
+    here = Path(folder)
+    if not here.is_dir():
+        raise UserError(
+            f"no folder {here} to look for the LoRA {name!r} in; name one with --lora-dir (lora_dir=)"
+        )
+    files = {path.stem: path for path in sorted(here.iterdir(), reverse=True) if path.suffix in SUFFIXES}
+    lower = {stem.lower(): path for stem, path in files.items()}
+    if (found := files.get(name) or lower.get(name.lower())) is not None:
+        return found
+    near = [lower[one].stem for one in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
+    hint = (
+        f"near names: {', '.join(near)}" if near else f"it holds {', '.join(list(files)[::-1][:6]) or 'none'}"
+    )
+    raise UserError(
+        f"no LoRA is called {name!r} in {here}; {hint}; --lora-dir (lora_dir=) names another folder"
+    )
+
+
+def lora_hash(path: Source) -> str:
+    """As AUTOMATIC1111's web UI names a LoRA's file: 12 digits of the SHA-256 of what follows its header."""
+    with Path(path).open("rb") as file:
+        head = file.read(9)
+        begin = int.from_bytes(head[:8], "little") + 8 if head[8:] == b"{" else 0
+        file.seek(begin)
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _places(net: LatentDiffusion) -> dict[str, Place]:
@@ -103,11 +181,14 @@ def _places(net: LatentDiffusion) -> dict[str, Place]:
     count, depth = len(config.unet.multipliers), config.unet.depth
     tables: list[tuple[str, list[Rule], str]] = []
     for layout in (unet.CompVis(count, depth), unet.Diffusers(count, depth)):
-        tables += [(prefix, unet.table(config.unet, layout), "unet.") for prefix in ("lora_unet_", "unet_")]
-    if isinstance(config.text, TextConfig) and config.text.causal:
+        rules = unet.table(config.unet, layout)
+        tables += [(prefix, rules, "unet.") for prefix in ("lora_unet_", "unet_", "base_model_model_")]
+    if net.text is not None and isinstance(config.text, TextConfig) and config.text.causal:
         for inner in ("text_model.", ""):
             rules = inside(text.table(config.text, text.HF), inner)
-            tables += [(prefix, rules, "text.") for prefix in ("lora_te_", "text_encoder_")]
+            tables += [
+                (prefix, rules, "text.") for prefix in ("lora_te_", "text_encoder_", "base_model_model_")
+            ]
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
     found: dict[str, Place] = {}
     for prefix, rules, part in tables:
@@ -129,12 +210,11 @@ def _flat(name: str) -> str:
     return re.sub(r"_to_out(?!_0)(?=$)", "_to_out_0", name)
 
 
-def _deltas(
-    file: Path, places: Mapping[str, Place], parameters: Mapping[str, Tensor]
-) -> list[tuple[Place, Tensor]]:
+def _pieces(file: Path, places: Mapping[str, Place], parameters: Mapping[str, Tensor]) -> list[Piece]:
     """What a LoRA adds, layer by layer; every tensor of the file is used."""
     checkpoint = open_checkpoint(file)
-    left = set(checkpoint.entries)
+    shapes, left = checkpoint.shapes, set(checkpoint.entries)
+    said = _alphas(file, checkpoint)
     layers: dict[str, str] = {}
     for name in checkpoint.entries:
         ending = next((e for e in DOWN if name.endswith(e)), None)
@@ -147,29 +227,30 @@ def _deltas(
         up = next((base + e for e in UP if base + e in left), None)
         if up is None:
             raise UserError(f"{file} has {legible(down)} and not the other half; fetch it again")
-        mid, alpha = base + MID, next((n for n in (f"{base}.alpha", f"{base}_lora.alpha") if n in left), None)
-        left -= {down, up, mid, alpha or down}
+        mid = base + MID if base + MID in left else None
+        alpha = next((n for n in (f"{base}.alpha", f"{base}_lora.alpha") if n in left), None)
+        left -= {down, up, mid, alpha}
         place = places.get(_flat(base))
         if place is None:
             strangers.append(base)
             continue
-        a, b = checkpoint.read(down).float(), checkpoint.read(up).float()
-        whole = tuple(parameters[place.parameter].shape)
-        needed = (place.rows, *whole[1:])
-        rank = a.shape[0] if a.ndim else 0
-        scale = float(checkpoint.read(alpha).float().reshape(-1)[0]) / max(rank, 1) if alpha else 1.0
-        delta = _product(a, b, checkpoint.read(mid).float() if mid in checkpoint.entries else None)
-        if delta is None or delta.numel() != torch.Size(needed).numel() or delta.shape[:2] != needed[:2]:
-            shown = f"{list(b.shape)} x {list(a.shape)}"
+        needed = (place.rows, *parameters[place.parameter].shape[1:])
+        made = _product(shapes[down], shapes[up], None if mid is None else shapes[mid])
+        if made is None or made[:2] != needed[:2] or math.prod(made) != math.prod(needed):
+            shown = f"{list(shapes[up])} x {list(shapes[down])}"
             raise UserError(
                 f"{file} is a LoRA of another family: {legible(base)} is {shown}, the layer here is {list(needed)}"
             )
-        found.append((place, scale * delta))
+        rank = shapes[down][0]
+        scale = _scale(checkpoint, alpha, rank) if alpha else said(base, rank)
+        found.append(Piece(place, checkpoint, down, up, mid, scale))
     if strangers or left:
         names = sorted(strangers or left)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         kind = (
-            "of another family or kind: this network has no layer" if strangers else "damaged: nothing reads"
+            "of another family or kind: this network has no layer"
+            if strangers
+            else "with more than this triptych merges: nothing reads"
         )
         raise UserError(
             f"{file} is a LoRA {kind} {', '.join(map(legible, names[:3]))}{more}; give one made for this model"
@@ -177,17 +258,59 @@ def _deltas(
     return found
 
 
-def _product(a: Tensor, b: Tensor, mid: Tensor | None) -> Tensor | None:
-    """up x down; of convolutions down has the kernel, or a third tensor between them. None if they do not fit."""
-    if (
-        a.ndim not in (2, 4)
-        or b.ndim not in (2, 4)
-        or b.shape[1] != (a.shape[0] if mid is None else mid.shape[0])
-    ):
+def _scale(checkpoint: Checkpoint, alpha: str, rank: int) -> float:
+    value = checkpoint.read(alpha).float().reshape(-1)
+    if value.numel() != 1 or not value.isfinite().all():
+        raise UserError(f"{checkpoint.path} has {legible(alpha)} that is no number; fetch it again")
+    return float(value[0]) / rank
+
+
+def _alphas(file: Path, checkpoint: Checkpoint) -> Any:
+    """(layer, rank) -> alpha / rank as PEFT's config says it, in the header or in adapter_config.json; else 1."""
+    configs: list[tuple[str, Any]] = []
+    try:
+        whole = json.loads(checkpoint.metadata.get("lora_adapter_metadata", "{}"))
+        for part in ("unet", "text_encoder"):
+            of_it = {k.removeprefix(f"{part}."): v for k, v in whole.items() if k.startswith(f"{part}.")}
+            configs.append((f"{part}.", of_it))
+        folder = file if file.is_dir() else file.parent
+        beside = folder / "adapter_config.json"
+        if beside.is_file() and beside.stat().st_size < 2**20:
+            configs.append(("base_model.model.", json.loads(beside.read_text())))
+        known = [(prefix, _peft(config)) for prefix, config in configs]
+    except (ValueError, TypeError, AttributeError, RecursionError) as problem:
+        raise UserError(
+            f"{file}: the config of its adapter is damaged ({legible(problem)}); fetch it again"
+        ) from problem
+
+    def scale(base: str, rank: int) -> float:
+        for prefix, (alpha, patterns, root) in known:
+            if base.startswith(prefix) and (alpha is not None or patterns):
+                inner = base.removeprefix(prefix)
+                one = next((v for k, v in patterns.items() if inner.endswith(k.removeprefix("^"))), alpha)
+                return 1.0 if one is None else one / (math.sqrt(rank) if root else rank)
+        return 1.0
+
+    return scale
+
+
+def _peft(config: Any) -> tuple[float | None, dict[str, float], bool]:
+    """lora_alpha, its exceptions by layer, and whether it is divided by the rank's root (rsLoRA)."""
+    alpha = config.get("lora_alpha")
+    patterns = {str(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
+    return None if alpha is None else float(alpha), patterns, bool(config.get("use_rslora"))
+
+
+def _product(down: Sequence[int], up: Sequence[int], mid: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The shape of up x down; of convolutions down has the kernel, or a third tensor between them. None if they do
+    not fit, or are empty."""
+    if len(down) not in (2, 4) or len(up) not in (2, 4) or not all((*down, *up)):
         return None
     if mid is not None:
-        return torch.einsum("or,rskl,si->oikl", b.flatten(1), mid, a.flatten(1)) if mid.ndim == 4 else None
-    return (b.flatten(1) @ a.flatten(1)).view(b.shape[0], *a.shape[1:])
+        fit = len(mid) == 4 and mid[0] == up[1] and mid[1] == down[0]
+        pointwise = all(size == 1 for size in (*up[2:], *down[2:]))
+        return (up[0], down[1], *mid[2:]) if fit and pointwise else None
+    return (up[0], *down[1:]) if up[1] == down[0] and all(size == 1 for size in up[2:]) else None
 
 
 def save_kohya(
