@@ -161,7 +161,7 @@ def test_what_training_leaves_is_dropped_and_said(sd1, same_state, tmp_path):
     (tmp_path / "sd1.safetensors.json").rename(tmp_path / "net.ckpt.json")
     same_state(net, load(tmp_path / "net.ckpt"))
     said = inspect(tmp_path / "net.ckpt")
-    assert said["facts"]["model_ema"] == "there too; the weights beside it are read"
+    assert said["facts"]["weights"] == "raw, not model_ema.* (convention, as web UIs do)"
     assert (said["format"], said["family"], said["fits"]) == ("compvis", "latent-diffusion", None)
     json.dumps(said)
 

@@ -41,8 +41,8 @@ class ProcessConfig:
             raise UserError(
                 f"beta_start {self.beta_start} and beta_end {self.beta_end} must lie between 0 and 1, in this order"
             )
-        if self.steps < 2:
-            raise UserError(f"a process needs steps of at least 2, got {self.steps}")
+        if not 2 <= self.steps <= 10**6:
+            raise UserError(f"a process needs steps from 2 to 1,000,000, got {self.steps}")
         if self.schedule == "flow" and self.zero_terminal_snr:
             raise UserError("schedule 'flow' ends in pure noise by itself; leave zero_terminal_snr out")
         if self.prediction == "eps" and self.ends_in_noise:

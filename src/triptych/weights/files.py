@@ -72,6 +72,8 @@ class Checkpoint:
     """What was chosen on the way in: which nesting was unwrapped, what was left out."""
     settings: dict[str, Any] = field(default_factory=dict)
     """JSON beside the weights by name (config, preprocessor_config); plain values in a pickle as "inside"."""
+    yaml: Path | None = None
+    """CompVis' config beside the weights, not yet read."""
     lent_pages: bool = False
     """Whether all that was lent last are the file's own pages."""
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False)
@@ -167,8 +169,21 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         ) from problem
     checkpoint = Checkpoint(path, contents.entries, contents.container, contents.metadata, contents.notes)
     checkpoint.settings = beside(file) | ({"inside": contents.settings} if contents.settings else {})
+    checkpoint.yaml = _yaml_beside(file)
     _unwrap(checkpoint)
     return checkpoint
+
+
+def _yaml_beside(file: Path) -> Path | None:
+    """A file's own .yaml; or, where there is one checkpoint in the folder, config.yaml or the only one."""
+    own = file.with_suffix(".yaml")
+    if own.is_file():
+        return own
+    if len([path for path in file.parent.iterdir() if path.suffix in SUFFIXES]) > 1:
+        return None
+    found = sorted(path for path in file.parent.iterdir() if path.suffix in (".yaml", ".yml"))
+    named = [path for path in found if path.stem == "config"]
+    return named[0] if named else found[0] if len(found) == 1 else None
 
 
 def _pipeline(folder: Path) -> Checkpoint:

@@ -19,6 +19,7 @@ from triptych.weights.files import Checkpoint
 from triptych.weights.rules import Rule
 
 Settings = dict[str, Any]
+Weights = Literal["raw", "ema"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Hints:
     """Whether it was written down for this very file; what a call asks for may be another size to move to."""
     prediction: Prediction | None = None
     """What a denoising network's output stands for."""
+    weights: Weights | None = None
+    """Which of two sets in a file: as training left them, or their running average."""
     heads: tuple[Any, Any] | None = None
     """Of a UNet: `heads` and `head_dim`, one of them 0. The order of rows may depend on them."""
 
@@ -106,6 +109,7 @@ class Names:
         self.metadata = checkpoint.metadata
         self.container = checkpoint.container
         self.notes = checkpoint.notes
+        self.yaml = checkpoint.yaml
         self.shapes: dict[str, Shape] = dict(checkpoint.shapes)
 
     def __contains__(self, name: str) -> bool:

@@ -18,7 +18,7 @@ from triptych.network import Network, blank
 from triptych.weights import families, store
 from triptych.weights.adapt import fine_tuning_head, resize_positions, resize_windows, windows_in
 from triptych.weights.files import Checkpoint, open_checkpoint
-from triptych.weights.formats import Format, Hints, Names, Reading, shapes_of
+from triptych.weights.formats import Format, Hints, Names, Reading, Weights, shapes_of
 from triptych.weights.known import FORMATS
 from triptych.weights.legible import legible
 from triptych.weights.rules import Rule, plan, slab
@@ -54,6 +54,7 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     window: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     prediction: Prediction | None = None,
+    weights: Weights | None = None,
 ) -> Network:
     """A network with the weights of a checkpoint, in evaluation mode, its `config` and `card` set.
 
@@ -70,13 +71,16 @@ def load(
             or transformers), it says what they are.
         prediction: what a latent diffusion model's UNet predicts, "eps" or "v": a single file of Stable Diffusion 2
             does not tell. It holds above what a file says.
+        weights: of a CompVis file that holds the UNet twice, "ema" takes the running average (model_ema.*), "raw" what
+            training left. None takes the average where the YAML beside the file does not say `use_ema: false`, and
+            without a YAML the raw ones, as web UIs do.
 
     Raises:
         UserError: nothing there, damaged, of an unknown kind, or not exactly fitting; all offenders named.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     checkpoint = open_checkpoint(locate(source))
-    reading, chosen, dtype = read(checkpoint, Hints(size, window, prediction=prediction))
+    reading, chosen, dtype = read(checkpoint, Hints(size, window, prediction=prediction, weights=weights))
     if prediction is not None:
         if not isinstance(reading.config, LatentDiffusionConfig):
             kind = families.TITLES[reading.family]
@@ -113,11 +117,13 @@ def predicting(config: LatentDiffusionConfig, prediction: Prediction) -> LatentD
 
 def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtype | None]:
     """What a checkpoint is, its format's name, and the type its numbers are loaded in, if not their own."""
-    if store.is_ours(checkpoint):
+    if store.is_ours(checkpoint) and hints.weights != "ema":
         reading, dtype = store.read(checkpoint)
         return reading, "triptych", dtype
     names = Names(checkpoint)
-    found = recognise(names)
+    found = None if store.is_ours(checkpoint) else recognise(names)
+    if hints.weights == "ema" and (found is None or found.name != "compvis"):
+        raise UserError(f"{checkpoint.path} holds no averaged weights beside its own; leave weights out")
     if found is None:
         raise UserError(
             f"{checkpoint.path} is no network of a known format: it looks like {looks_like(names)}; "
@@ -126,7 +132,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
     weights, said = _said_aside(checkpoint)
     try:
         if said:
-            hints = hints_in(said)
+            hints = replace(hints_in(said), weights=hints.weights)
         reading = found.read(names, hints)
         if said:
             reading.config = told(reading.config, said)

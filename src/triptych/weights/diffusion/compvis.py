@@ -20,6 +20,7 @@ from triptych.models.unet import UNet
 from triptych.models.unet_config import UNetConfig
 from triptych.weights.conventions import HALF
 from triptych.weights.diffusion import autoencoder, schedule, text, unet
+from triptych.weights.diffusion.compvis_config import ModelYaml, read_yaml
 from triptych.weights.diffusion.tables import inside, number, shortest
 from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
 from triptych.weights.rules import Rule, drop, same, to_theirs
@@ -28,10 +29,9 @@ from triptych.weights.sameness import checked, comparable
 TITLE = "CompVis (Stable Diffusion and LDM in one file)"
 UNET, STAGE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 CLASSES = f"{TEXT}embedding.weight"
-EMA = "averaged weights, kept beside; the others are read, as web UIs do"
+EMA = "model_ema."
 # What else training leaves in a file.
 LEFT = (
-    ("model_ema.*", EMA),
     ("logvar", "only training reads it"),
     ("loss.*", "only training reads it"),
     ("lvlb_weights", "only training reads it"),
@@ -58,9 +58,11 @@ def read(names: Names, hints: Hints) -> Reading:
             f"{names.path} is a Stable Diffusion XL; this triptych reads Stable Diffusion 1 and 2, and LDM"
         )
     unet_names, stage_names = names.within(UNET), names.within(STAGE)
+    said = read_yaml(names.yaml)
     layout = unet.CompVis.of(unet_names)
-    unet_config, facts = unet.read(unet_names, layout, unet.hinted(hints))
-    rules = inside(unet.table(unet_config, layout), UNET, "unet.")
+    unet_config, facts = unet.read(unet_names, layout, _said(hints, said))
+    rules, chosen = averaged(names, hints, said, inside(unet.table(unet_config, layout), UNET, "unet."))
+    facts |= chosen
     stage = autoencoder.layout_of(stage_names)
     if stage is None:
         raise UserError(
@@ -68,18 +70,53 @@ def read(names: Names, hints: Hints) -> Reading:
         )
     stage_config, _ = autoencoder.read(stage_names, stage)
     rules += inside(autoencoder.table(stage_config, stage), STAGE, "autoencoder.")
-    text_config, text_rules, more = _text(names)
-    config, process_facts = _whole(names, hints, stage_config, unet_config, text_config)
+    text_config, text_rules, more = _text(names, said)
+    config, process_facts = _whole(names, hints, said, stage_config, unet_config, text_config)
     rules += text_rules + _buffers(config) + [drop(name, reason) for name, reason in LEFT]
     facts |= more | process_facts
-    if names.starts("model_ema."):
-        facts["model_ema"] = "there too; the weights beside it are read"
     preprocess = Preprocess(size=config.image_size, mean=HALF, std=HALF)
     facts |= {"preprocess": "convention: pixels in [-1, 1]", "classes": "none"}
     return Reading("latent-diffusion", config, rules, Card(preprocess=preprocess), facts)
 
 
-def _text(names: Names) -> tuple[TextConfig | ClassTokenConfig | None, list[Rule], dict[str, str]]:
+def _said(hints: Hints, said: ModelYaml) -> unet.Said:
+    """What is known of a UNet beside its shapes, from what was written for this file, else from the YAML."""
+    known = unet.hinted(hints)
+    if hints.heads is not None or (heads := said.heads()) is None:
+        return known
+    return replace(known, heads=heads[0], head_dim=heads[1], where=said.name)
+
+
+def averaged(
+    names: Names, hints: Hints, said: ModelYaml, rules: list[Rule]
+) -> tuple[list[Rule], dict[str, str]]:
+    """The rules of a UNet for the weights that were chosen, the others dropped, and which these are.
+
+    Raises:
+        UserError: averaged ones were asked for and are not there.
+    """
+    if not names.starts(EMA):
+        if hints.weights == "ema":
+            raise UserError(f"{names.path} has no averaged weights ({EMA}*); leave weights out")
+        return rules, {}
+    if hints.weights == "raw" or (hints.weights is None and not said.averaged()):
+        why = "as asked" if hints.weights else "convention, as web UIs do" if said.path is None else said.name
+        unread = [drop(f"{EMA}*", "the weights beside them are read")]
+        return rules + unread, {"weights": f"raw, not {EMA}* ({why})"}
+    why = "as asked" if hints.weights else f"{said.name} does not say use_ema: false"
+    rules = [replace(one, theirs=tuple(map(averaged_name, one.theirs))) for one in rules]
+    rules += [drop(f"{EMA}{name}", "only training reads it") for name in ("decay", "num_updates")]
+    return [*rules, drop(f"{UNET}*", "their average is read")], {"weights": f"ema, {EMA}* ({why})"}
+
+
+def averaged_name(name: str) -> str:
+    """What CompVis' `LitEma` calls the average of a weight: a buffer, whose name has no dots."""
+    return EMA + name.removeprefix("model.").replace(".", "")
+
+
+def _text(
+    names: Names, said: ModelYaml
+) -> tuple[TextConfig | ClassTokenConfig | None, list[Rule], dict[str, str]]:
     """What reads the prompt."""
     if CLASSES in names:
         return text.read_classes(names, CLASSES), [same(CLASSES, "text.classes.weight")], {}
@@ -88,6 +125,8 @@ def _text(names: Names) -> tuple[TextConfig | ClassTokenConfig | None, list[Rule
         if (found := text.layout_of(part)) is not None:
             layout, prefix = found
             config, facts = text.read(part.within(prefix), layout)
+            if layout is text.OPENCLIP and (skip := said.skipped()) is not None and skip < config.depth:
+                config, facts["text.skip"] = replace(config, skip=skip), said.name
             return config, inside(text.table(config, layout), place + prefix, "text."), facts
     return None, [], {}
 
@@ -95,6 +134,7 @@ def _text(names: Names) -> tuple[TextConfig | ClassTokenConfig | None, list[Rule
 def _whole(
     names: Names,
     hints: Hints,
+    yaml: ModelYaml,
     stage: AutoencoderConfig,
     net: UNetConfig,
     reader: TextConfig | ClassTokenConfig | None,
@@ -111,17 +151,18 @@ def _whole(
     beside = beside_of(names, net.in_channels, latents, reader is not None)
     low = "low_scale_model." if names.starts("low_scale_model.") else ""
     upscales = low or (beside == "image" and net.num_classes > 0)
-    prediction, facts = _prediction(names, hints, net, beside, bool(upscales), len(published) > 0)
+    prediction, facts = _prediction(names, hints, yaml, net, beside, bool(upscales))
     said = [known for known in published if known.process.prediction == prediction] or published
     if said:
         usual = replace(said[0].process, prediction=prediction)
         net = replace(net, latent_size=said[0].unet.latent_size)
         stage = replace(stage, image_size=said[0].autoencoder.image_size)
     else:
+        net = replace(net, latent_size=yaml.latent_size() or net.latent_size)
         usual = ProcessConfig(prediction=prediction)
         if _kind(reader) in ("none", "class"):  # the paper's models without text
             usual = replace(usual, beta_start=0.0015, beta_end=0.0195)
-    process, facts["process"] = schedule.read(names, "", usual)
+    process, facts["process"] = schedule.read(names, "", yaml.process(usual), yaml.name)
     low_process = None
     if upscales:
         noise = (
@@ -129,8 +170,9 @@ def _whole(
             if said and said[0].low_process
             else ProcessConfig(beta_start=1e-4, beta_end=0.02)
         )
-        low_process, facts["low_process"] = schedule.read(names, low, noise)
-    stage, facts["scale"] = _scaled(names, stage, [known.autoencoder.scale for known in said])
+        noise = yaml.process(noise, "low_scale_config", "params", "noise_schedule_config")
+        low_process, facts["low_process"] = schedule.read(names, low, noise, yaml.name)
+    stage, facts["scale"] = _scaled(names, yaml, stage, [known.autoencoder.scale for known in said])
     return LatentDiffusionConfig(
         autoencoder=stage, unet=net, text=reader, process=process, beside=beside, low_process=low_process
     ), facts
@@ -157,7 +199,7 @@ def beside_of(names: Names, channels: int, latents: int, prompted: bool) -> Besi
 
 
 def _prediction(
-    names: Names, hints: Hints, net: UNetConfig, beside: Beside, upscales: bool, published: bool
+    names: Names, hints: Hints, yaml: ModelYaml, net: UNetConfig, beside: Beside, upscales: bool
 ) -> tuple[Any, dict[str, str]]:
     """eps or v. Files of the second Stable Diffusion are shaped alike for both, and mostly do not tell."""
     if hints.prediction is not None:
@@ -169,6 +211,10 @@ def _prediction(
         return ("v" if spelled.startswith("v") else "eps"), {
             "prediction": "modelspec.prediction_type in the file"
         }
+    if (said := yaml.prediction()) is not None:
+        return said, {"prediction": yaml.name}
+    if yaml.path is not None:
+        return "eps", {"prediction": f"{yaml.name} leaves it at CompVis' default"}
     if upscales:
         return "v", {"prediction": "convention: upscalers predict v"}
     if net.projection == "linear" and net.context_dim and beside == "nothing":
@@ -179,11 +225,15 @@ def _prediction(
     return "eps", {"prediction": "convention"}
 
 
-def _scaled(names: Names, stage: AutoencoderConfig, usual: list[Any]) -> tuple[AutoencoderConfig, str]:
+def _scaled(
+    names: Names, yaml: ModelYaml, stage: AutoencoderConfig, usual: list[Any]
+) -> tuple[AutoencoderConfig, str]:
     """The first stage with the scale of its latents: `scale_factor` in the file, else the published one."""
     given = names.numbers("scale_factor", 64)
     if given is not None and given.numel() == 1:
         return replace(stage, scale=shortest(given)), "scale_factor in the file"
+    if (said := yaml.scale()) is not None:
+        return replace(stage, scale=said), yaml.name
     return replace(stage, scale=usual[0] if usual else 0.18215 if stage.kind == "kl" else 1.0), "convention"
 
 
@@ -199,6 +249,18 @@ def _buffers(config: LatentDiffusionConfig) -> list[Rule]:
         ),
         drop("scale_factor", "it is the first stage's scale", number(float(scale)) if known else None),  # type: ignore
     ]
+
+
+def draft_averaged(net: LatentDiffusion) -> Draft:
+    """With its UNet twice, for CompVis' own scripts: without `use_ema: False` they sample from the averages, and where
+    a file has none from random numbers."""
+    made = draft(net)
+    twins = {averaged_name(name): t for name, t in made.tensors.items() if name.startswith(UNET)}
+    made.tensors |= twins | {
+        f"{EMA}decay": torch.tensor(0.9999),
+        f"{EMA}num_updates": torch.tensor(0, dtype=torch.int),
+    }
+    return made
 
 
 def draft(net: LatentDiffusion) -> Draft:
@@ -293,8 +355,13 @@ def read_unet(names: Names, hints: Hints) -> Reading:
     place = _unet_place(names) or ""
     part = names.within(place)
     layout = unet.CompVis.of(part)
-    config, facts = unet.read(part, layout, unet.hinted(hints))
-    rules = inside(unet.table(config, layout), place) + [drop(name, reason) for name, reason in LEFT]
+    said = read_yaml(names.yaml)
+    config, facts = unet.read(part, layout, _said(hints, said))
+    rules = inside(unet.table(config, layout), place)
+    if place == UNET:
+        rules, chosen = averaged(names, hints, said, rules)
+        facts |= chosen
+    rules += [drop(name, reason) for name, reason in LEFT]
     return unet_reading(config, rules, facts)
 
 
@@ -311,6 +378,15 @@ def draft_unet(net: UNet) -> Draft:
 
 FORMATS = (
     Format("compvis", "latent-diffusion", TITLE, "torch", recognises, read, draft),
+    Format(
+        "compvis-ema",
+        "latent-diffusion",
+        "CompVis, with averaged weights beside",
+        "torch",
+        lambda names: False,  # "compvis" reads it
+        read,
+        draft_averaged,
+    ),
     Format("compvis", "unet", "CompVis (a UNet)", "torch", recognises_unet, read_unet, draft_unet),
     Format(
         "compvis",

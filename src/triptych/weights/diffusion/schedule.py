@@ -70,15 +70,15 @@ def rules(config: ProcessConfig | None, prefix: str = "", posterior: bool = True
     return [drop(prefix + name, "it follows from the schedule", restore(name)) for name in names]
 
 
-def read(names: Names, prefix: str, usual: ProcessConfig) -> tuple[ProcessConfig, str]:
-    """The process that a file's betas are the table of, and where it came from: without betas `usual`.
+def read(names: Names, prefix: str, usual: ProcessConfig, where: str = "") -> tuple[ProcessConfig, str]:
+    """The process that a file's betas are the table of, and where it came from: without betas `usual`, from `where`.
 
     Raises:
         UserError: a table that belongs to no schedule here.
     """
     table = names.numbers(f"{prefix}betas", 2**20)
     if table is None or table.ndim != 1 or len(table) < 2 or not table.is_floating_point():
-        return usual, "convention"
+        return usual, where or "convention"
     rough = 2e-2 if table.dtype in (torch.float16, torch.bfloat16) else 1e-3
     for config in _candidates(table, replace(usual, steps=len(table))):
         if torch.allclose(torch.tensor(betas(config)), table.float(), rtol=rough, atol=1e-7):
