@@ -8,6 +8,7 @@ nothing.
 import json
 import mmap
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +30,14 @@ WEIGHTS_NAMES = (
     "pytorch_model.bin.index.json",
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors.index.fp16.json",
     "model.fp16.safetensors",
+    "model.safetensors.index.fp16.json",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.fp16.bin",
+    "pytorch_model.fp16.bin",
     "open_clip_model.safetensors",
 )
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".ckpt")
@@ -162,7 +168,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         if (path / PIPELINE).is_file():
             return _pipeline(path)
         file = _in_folder(path) if path.is_dir() else path
-        contents = _sharded(file) if file.name.endswith(".index.json") else _one(file)
+        contents = _sharded(file) if re.search(r"\.index(\.fp16)?\.json$", file.name) else _one(file)
     except OSError as problem:
         raise UserError(
             f"cannot read {path}: {problem.strerror or problem}; check its permissions"
@@ -188,14 +194,14 @@ def _yaml_beside(file: Path) -> Path | None:
 
 def _pipeline(folder: Path) -> Checkpoint:
     """A folder of diffusers: its parts' tensors as `unet/conv_in.weight`, its JSON as `unet/config`."""
-    whole = Checkpoint(folder, {}, "safetensors", settings={PIPELINE[:-5]: _json(folder / PIPELINE)})
+    whole = Checkpoint(folder, {}, "safetensors", settings={PIPELINE[:-5]: read_json(folder / PIPELINE)})
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         if part.name in UNUSED:
             whole.notes.append(f"{part.name} left out")
             continue
         for name in ("config", "scheduler_config"):
             if (part / f"{name}.json").is_file():
-                whole.settings[f"{part.name}/{name}"] = _json(part / f"{name}.json")
+                whole.settings[f"{part.name}/{name}"] = read_json(part / f"{name}.json")
         if any(path.suffix in SUFFIXES for path in part.iterdir()):
             opened = open_checkpoint(part)
             whole.entries |= {f"{part.name}/{name}": entry for name, entry in opened.entries.items()}
@@ -204,7 +210,7 @@ def _pipeline(folder: Path) -> Checkpoint:
     return whole
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """An object out of a file.
 
     Raises:
