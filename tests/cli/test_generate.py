@@ -18,7 +18,7 @@ from triptych.cli import main
 from triptych.cli.generate import stopping
 from triptych.models.autoencoder_config import AutoencoderConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig, MapConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.unet_config import UNetConfig
 from triptych.pipelines.infotext import read
@@ -39,6 +39,17 @@ CONFIGS = {
     "text": LatentDiffusionConfig(autoencoder=STAGE, unet=UNET, text=TEXT),
     "classes": LatentDiffusionConfig(
         autoencoder=STAGE, unet=UNET, text=ClassTokenConfig(num_classes=2, width=24)
+    ),
+    "map": LatentDiffusionConfig(
+        autoencoder=STAGE,
+        unet=replace(UNET, context_dim=0, in_channels=7),
+        beside="map",
+        map=MapConfig(num_classes=256 - 1),
+    ),
+    "boxes": LatentDiffusionConfig(
+        autoencoder=STAGE,
+        unet=UNET,
+        text=replace(TEXT, kind="ldm-bert", vocab_size=82, length=11, pad=0, boxes=True),
     ),
     "free": LatentDiffusionConfig(autoencoder=STAGE, unet=replace(UNET, context_dim=0)),
     "upscaler": LatentDiffusionConfig(
@@ -207,6 +218,18 @@ def test_classes_and_nothing_at_all(places, tmp_path, capsys):
     assert pixels(tmp_path / "d.png").shape == (16, 16, 3)
 
 
+def test_maps_and_boxes(places, tmp_path):
+    run(places, tmp_path, "--map {m}/mask.png --model {m}/map.safetensors --steps 1 --out {t}/a.png")
+    assert pixels(tmp_path / "a.png").shape == (20, 28, 3)
+    run(places, tmp_path, "--from {t}/a.png --out {t}/a2.png")
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "a2.png"))
+    typed = "--box 3:0,0,0.5,1 --box 4:0.5,0.5,1,1 --model {m}/boxes.safetensors --steps 1"
+    run(places, tmp_path, typed + " --out {t}/b.png")
+    assert read(tmp_path / "b.png").boxes == ((3, 0, 0, 0.5, 1), (4, 0.5, 0.5, 1, 1))
+    run(places, tmp_path, "--from {t}/b.png --out {t}/b2.png")
+    assert np.array_equal(pixels(tmp_path / "b.png"), pixels(tmp_path / "b2.png"))
+
+
 def test_strip_and_preview(places, tmp_path):
     run(
         places,
@@ -270,6 +293,13 @@ MISTAKES = [
     ("--from {t}/none.png", "none.png does not exist"),
     ("apple --out {t}/x.tiff", "written as .png"),
     ("apple --out {m}/photo.png/x.png", "is no folder that can be written to"),
+    ("--model {m}/map.safetensors", "semantic needs map: give a picture, with --map FILE"),
+    ("--map {m}/photo.png --model {m}/map.safetensors", "one class number a pixel"),
+    ("--map {m}/mask.png --model {m}/free.safetensors", "not semantic"),
+    ("--box 1:0,0,1 --model {m}/boxes.safetensors", "CLASS:LEFT,TOP,RIGHT,BOTTOM"),
+    ("--box 1:0,0,1,2 --model {m}/boxes.safetensors", "from 0 to 1"),
+    ("apple --model {m}/boxes.safetensors", "takes boxes, not a prompt"),
+    ("--box 1:0,0,1,1 --model {m}/free.safetensors", "takes no boxes"),
     ("apple --sampeler euler", "did you mean --sampler"),
     ("apple<lora:stile:1> --model {m}/text.safetensors", "near names: style"),
     ("apple<lora:style:x> --model {m}/text.safetensors", "must be a number such as 0.8"),

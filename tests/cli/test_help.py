@@ -35,8 +35,8 @@ FLAGS = {
     " --flip --out --json",
     "explain": "IMAGE --model --out --point --size --json",
     "generate": "[PROMPT] --model --negative --seed --steps --guidance --count --size --sampler --spacing --rescale"
-    " --class --init --strength --mask --depth --noise-level --tiling --from --lora --lora-dir --embedding --out"
-    " --strip --preview --batch-size --dtype --json",
+    " --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
+    " --embedding --out --strip --preview --batch-size --dtype --json",
     "info": "FILE --json",
     "list": "[PATTERN] --json",
     "plot": "RUN --out",

@@ -10,7 +10,7 @@ from torch import nn
 from triptych.diffusion.config import ProcessConfig
 from triptych.models.autoencoder_config import AutoencoderConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig, MapConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.unet_config import UNetConfig
 
@@ -63,6 +63,14 @@ CONFIGS = {
         text=ClassTokenConfig(num_classes=3, width=12, null_class=False),
     ),
     "unconditional": LatentDiffusionConfig(autoencoder=VQ, unet=PLAIN),
+    "semantic": LatentDiffusionConfig(
+        autoencoder=VQ, unet=replace(PLAIN, in_channels=6), beside="map", map=MapConfig(num_classes=5)
+    ),
+    "layout": LatentDiffusionConfig(
+        autoencoder=VQ,
+        unet=replace(PLAIN, context_dim=24),
+        text=replace(TEXT, kind="ldm-bert", vocab_size=82, length=11, pad=0, boxes=True),
+    ),
 }
 
 

@@ -487,6 +487,39 @@ def test_halves(ldm, pipe):
     assert np.abs(arrays(images) - arrays(exact)).mean() < 8
 
 
+def test_a_map_of_classes(pipe, heard, tmp_path):
+    semantic = pipe("semantic")
+    classes = np.zeros((24, 32), np.uint8)
+    classes[:, 12:] = 3
+    classes[0, 0] = 255
+    call = {"steps": 2, "seed": 4}
+    (made,) = semantic.semantic(classes, **call)
+    assert made.size == (32, 24)
+    expected = semantic.net.map(torch.from_numpy(classes)[None], 4)
+    assert torch.equal(heard[0]["x"][:, 3:], expected)
+    assert not same([made], semantic.semantic(np.zeros_like(classes), **call))
+    palette = Image.fromarray(classes)
+    palette.putpalette(range(30))
+    palette.save(tmp_path / "map.png")
+    (from_file,) = semantic.semantic(tmp_path / "map.png", **call)
+    assert same([from_file], [made])
+    assert same([made], semantic.semantic(palette, **call))
+    assert same([made], semantic.again(from_file))
+    assert from_file.info["inputs"] == {"map": str(tmp_path / "map.png")}
+    assert semantic.semantic(classes, size=(16, 16), **call)[0].size == (16, 16)
+
+
+def test_boxes(pipe, heard):
+    layout = pipe("layout")
+    boxes = [(7, 0, 0, 0.5, 1), (2, 0.25, 0.25, 1.0, 0.75)]
+    made = layout.layout(boxes, steps=2, seed=4, size=32)
+    assert not same(made, layout.layout(boxes[:1], steps=2, seed=4, size=32))
+    assert same(made, layout.again(made[0]))
+    assert made[0].info["boxes"] == [[7, 0.0, 0.0, 0.5, 1.0], [2, 0.25, 0.25, 1.0, 0.75]]
+    assert made[0].info["guidance"] == 1
+    assert layout.layout([], steps=1, size=16)[0].size == (16, 16)
+
+
 # Mistakes
 
 
@@ -513,7 +546,7 @@ def test_halves(ldm, pipe):
         ("text", lambda p, _: p.text_to_image("x", tiling="z"), "tiling is 'z'"),
         ("text", lambda p, _: p.text_to_image("x", latents=torch.zeros(2, 4, 8, 8)), "(1 or 1, 4,"),
         ("text", lambda p, _: p.text_to_image(["x"]), "prompt is ['x']"),
-        ("text", lambda p, _: p.text_to_image("a <lora:water:1>"), "the LoRA 'water'"),
+        ("text", lambda p, _: p.text_to_image("a <lora:water:1>"), "no LoRA is called 'water'"),
         ("text", lambda p, _: p.text_to_image("(a:99999)"), "which must be at most 10000"),
         ("text", lambda p, i: p.image_to_image("x", i, strength=1.5), "strength is 1.5"),
         ("text", lambda p, i: p.inpaint("x", i, i[:8]), "make the mask as large as the image"),
@@ -535,6 +568,17 @@ def test_halves(ldm, pipe):
         ("unconditional", lambda p, _: p.class_conditional(1), "takes neither prompt nor class"),
         ("ldm-inpaint", lambda p, i: p.inpaint("x", i, i), "takes neither prompt nor class"),
         ("unconditional", lambda p, i: p.image_to_image("", i, guidance=3), "nothing to be guided away"),
+        ("unconditional", lambda p, i: p.semantic(i), "does text_to_image"),
+        ("text", lambda p, _: p.layout([]), "takes no boxes"),
+        ("semantic", lambda p, _: p.text_to_image("x"), "takes neither prompt nor class"),
+        ("semantic", lambda p, _: p.unconditional(), "shown a map of classes: it does semantic"),
+        ("semantic", lambda p, i: p.semantic(i), "holds no map"),
+        ("semantic", lambda p, i: p.semantic(np.full((8, 8), 5)), "holds 5, and the classes are 0..4"),
+        ("semantic", lambda p, i: p.semantic(np.zeros((9, 8), int)), "the map is 8x9"),
+        ("semantic", lambda p, i: p.semantic("none.png"), "none.png does not exist"),
+        ("layout", lambda p, _: p.text_to_image("x"), "takes boxes, not a prompt"),
+        ("layout", lambda p, _: p.layout([(99, 0, 0, 1, 1)]), "class 99"),
+        ("layout", lambda p, _: p.layout([(1, 0, 0, 1)]), "Settings.boxes[0] has 4 values"),
     ],
 )
 def test_mistakes_are_told_in_one_line(pipe, photo, kind, call, said):

@@ -72,6 +72,10 @@ class Generate:
     """White where to paint, as large as --init; the rest of it stays as it is."""
     depth: Annotated[Path | None, said("IMAGE")] = None
     """A grey depth map, near is bright, of a model that takes one."""
+    map: Annotated[Path | None, said("IMAGE")] = None
+    """A map with the number of a class in each pixel, of a model that paints one."""
+    box: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], said("CLASS:LEFT,TOP,RIGHT,BOTTOM")]] = ()
+    """Where something is to be, from 0 to 1, of a model that takes boxes; once for each."""
     noise_level: Annotated[int | None, said("INT", "20")] = None
     """Of a model made to upscale: how much noise the small picture gets."""
     tiling: Annotated[str | None, said("x|y|xy", "none")] = None
@@ -113,6 +117,7 @@ class Generate:
                 image=None if self.init is None else str(self.init),
                 mask=None if self.mask is None else str(self.mask),
                 depth=None if self.depth is None else str(self.depth),
+                map=None if self.map is None else str(self.map),
                 batch_size=self.batch_size,
                 preview=watch if self.strip or self.preview else None,
                 cancel=stopped,
@@ -154,6 +159,7 @@ class Generate:
             "noise_level": self.noise_level,
             "size": height_width(self.size) if self.size else None,
             "tiling": None if self.tiling is None else tiling_of(self.tiling),
+            "boxes": tuple(one_box(words) for words in self.box) or None,
             "loras": dict(map(lora_weight, self.lora)) or None,
             "embeddings": dict(map(word_file, self.embedding)) or None,
         }
@@ -216,6 +222,10 @@ class Generate:
             if kind != "classes":
                 raise UserError(f"{pipe.source} takes no class; leave --class out")
             return pipe.of_class(replace(settings, task="class_conditional"), self.class_)
+        if kind == "boxes" or settings.boxes:
+            return replace(settings, task="layout")
+        if pipe.config.beside == "map" or self.map is not None:
+            return replace(settings, task="semantic")
         asked = self.prompt is not None or self.init is not None or self.from_ is not None
         if asked or settings.task == "upscale":
             return settings
@@ -224,6 +234,18 @@ class Generate:
         if kind == "classes":
             raise UserError(f"{pipe.source} takes a class, and none was named: --class NAME-or-NUMBER")
         return replace(settings, task="unconditional")
+
+
+def one_box(words: str) -> tuple[int, float, float, float, float]:
+    """ "3:0.1,0.2,0.5,0.9" -> class 3, left, top, right, bottom."""
+    label, _, corners = words.partition(":")
+    try:
+        left, top, right, bottom = map(float, corners.split(","))
+        return int(label), left, top, right, bottom
+    except ValueError:
+        raise UserError(
+            f"--box is {words!r}, which must be CLASS:LEFT,TOP,RIGHT,BOTTOM, for example 3:0.1,0.2,0.5,0.9"
+        ) from None
 
 
 def lora_weight(words: str) -> tuple[str, float]:

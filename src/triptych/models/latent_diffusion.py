@@ -12,6 +12,7 @@ from triptych.diffusion.process import Denoiser, Process, denoiser
 from triptych.errors import UserError
 from triptych.models.autoencoder import Autoencoder, FirstStage
 from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.conditions import MapEncoder
 from triptych.models.dit import DiT
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.text import ClassToken, TextEncoder
@@ -45,6 +46,7 @@ class LatentDiffusion(Network):
         self.text: TextEncoder | ClassToken | None = None
         if config.text is not None:
             self.text = (TextEncoder if isinstance(config.text, TextConfig) else ClassToken)(config.text)  # type: ignore
+        self.map = None if config.map is None else MapEncoder(config.map)
         self.process = Process(config.process)
 
     @property

@@ -12,7 +12,7 @@ from triptych.models.dit_config import DiTConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.unet_config import UNetConfig
 
-Beside = Literal["nothing", "mask+masked", "masked+mask", "depth", "image"]
+Beside = Literal["nothing", "mask+masked", "masked+mask", "depth", "image", "map"]
 
 # What is laid beside the noisy latents -> channels of it, in channels of the latents and others.
 BESIDE: dict[Beside, tuple[int, int]] = {
@@ -21,7 +21,24 @@ BESIDE: dict[Beside, tuple[int, int]] = {
     "masked+mask": (1, 1),
     "depth": (0, 1),
     "image": (0, 3),
+    "map": (0, 0),  # and those of its own config
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapConfig:
+    """What reads a map of classes. Checked when made."""
+
+    num_classes: int
+    channels: int = 3
+    """Beside the latents."""
+
+    def __post_init__(self):
+        check(self)
+        if not 1 <= self.num_classes <= 255 or self.channels < 1:
+            raise UserError(
+                f"a map has {self.num_classes} classes and {self.channels} channels; needed are 1 to 255, and 1 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +53,9 @@ class LatentDiffusionConfig:
     process: ProcessConfig = field(default_factory=ProcessConfig)
     beside: Beside = "nothing"
     """Further input channels of the denoiser: a mask and the masked picture's latents (Stable Diffusion), the same in
-    the other order (the paper's inpainting), a depth map, or a small picture to be upscaled."""
+    the other order (the paper's inpainting), a depth map, a small picture to be upscaled, or a map of classes."""
+    map: MapConfig | None = None
+    """Of beside="map"."""
     low_process: ProcessConfig | None = None
     """Upscaling: the process whose noise is added to the small picture; its time is the UNet's label."""
 
@@ -45,6 +64,9 @@ class LatentDiffusionConfig:
         latents = self.autoencoder.latent_channels
         name = "UNet" if isinstance(self.unet, UNetConfig) else "DiT"
         times, more = BESIDE[self.beside]
+        if (self.map is None) != (self.beside != "map"):
+            raise UserError(f"beside is {self.beside!r} and map {self.map}; a map's config goes with beside='map'")
+        more += 0 if self.map is None else self.map.channels
         if self.unet.in_channels != latents * (1 + times) + more or self.unet.out_channels != latents:
             raise UserError(
                 f"the {name} takes {self.unet.in_channels} channels and gives {self.unet.out_channels}; latents of "
@@ -115,6 +137,7 @@ SIZES: dict[str, LatentDiffusionConfig] = {
     "ldm-cin256-v2": _ldm("vq-f4", "cin256-v2", 0.0195, text=CLASSES["cin256-v2"]),
     "ldm-txt2img-1p4b": _sd("txt2img-1p4B", "ldm-bert"),
     "ldm-layout": _ldm("vq-f4", "layout", 0.0205, text=text_config.SIZES["ldm-layout-text"]),
+    "ldm-semantic": _ldm("vq-f4", "semantic", 0.0205, beside="map", map=MapConfig(num_classes=182)),
     "ldm-inpainting": _ldm("vq-f4-noattn", "inpainting-big", 0.0205, beside="masked+mask"),
     "ldm-bsr-sr": _ldm("vq-f4", "bsr-sr", 0.0155, beside="image"),
 }

@@ -35,6 +35,8 @@ class TextConfig:
     """quick_gelu is x sigmoid(1.702 x), which CLIP was trained with."""
     skip: int = 0
     """Last blocks that are left out before the final norm. 1 gives the penultimate layer that SD 2 reads."""
+    boxes: bool = False
+    """It reads a layout's boxes as tokens, see `models.conditions.box_tokens`, and no text."""
     pad: int = 0
     """Token behind a text's end: the end again for CLIP, 0 for the others."""
     logits: bool = False
@@ -99,7 +101,7 @@ SIZES: dict[str, TextConfig] = {
     "openclip-h-whole": _clip(1024, 24, 16, kind="openclip", skip=1),                    # SD 2 in single files
     "ldm-bert": _bert(1280, 32),                                                         # txt2img-1p4B
     "ldm-bert-640": _bert(640, 32),                                                      # text2img256
-    "ldm-layout-text": _bert(512, 16, vocab_size=8192, length=92),                            # layout2img-openimages256
+    "ldm-layout-text": _bert(512, 16, vocab_size=8192, length=92, boxes=True),                # layout2img-openimages256
 }
 
 CLASS_SIZES: dict[str, ClassTokenConfig] = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.card import Preprocess
 from triptych.data.images import decode, resize_crop
+from triptych.data.masks import IGNORED, read_values
 from triptych.errors import UserError
 from triptych.pipelines.pixels import Picture, name_of, normalised, whole
 
@@ -120,6 +121,34 @@ def depth_map(depth: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> Float[T
     small = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
     low, high = small.min(), small.max()
     return 2 * (small - low) / (high - low).clamp(min=1e-6) - 1
+
+
+def class_map(
+    picture: Picture, classes: int, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "H W"]:
+    """The classes of a map's pixels, one number each, 255 for none; stretched to a size if one is given.
+
+    Raises:
+        UserError: it holds colours, or a number that is no class.
+    """
+    name = name_of(picture)
+    if isinstance(picture, np.ndarray):
+        numbers = picture
+    elif isinstance(picture, Image.Image):
+        numbers = np.asarray(picture)
+    else:
+        numbers = read_values(picture, name)
+    if numbers.ndim != 2 or numbers.dtype.kind not in "ui":
+        raise UserError(f"{name} holds no map: needed is one whole number a pixel (height, width)")
+    wrong = (numbers != IGNORED) & ((numbers < 0) | (numbers >= classes))
+    if wrong.any():
+        raise UserError(
+            f"{name} holds {int(numbers[wrong][0])}, and the classes are 0..{classes - 1} (255: none)"
+        )
+    small = numbers.astype(np.uint8)
+    if size is None or size == small.shape:
+        return small
+    return np.asarray(Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def digest(pixels: np.ndarray) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.diffusion.noise import image_seeds
 from triptych.errors import UserError
+from triptych.models.conditions import Box
 from triptych.pipelines import infotext
 from triptych.pipelines.jobs import check_task
 from triptych.pipelines.painting import Painter
@@ -298,19 +299,79 @@ class DiffusionPipeline(Painter):
             raise UserError("classes is empty; name one class at least")
         return self.make(seeded([self.of_class(settings, c) for c in labels], count), latents=latents, **run)
 
+    def semantic(
+        self,
+        map: Picture,
+        steps: int = 30,
+        seed: int = 0,
+        count: int = 1,
+        size: int | tuple[int, int] | None = None,
+        sampler: str = SAMPLER,
+        latents: Tensor | None = None,
+        **how: Unpack[How],
+    ) -> list[Image.Image]:
+        """Paint what a map of classes says (Rombach et al. 2022, Section 4.3.2).
+
+        Args:
+            map: one class number a pixel from 0, 255 for none: a grey or palette picture, or an array (H, W).
+            size: height and width to stretch the map to; its own if left out, which must be multiples of 4.
+            The others: as in `text_to_image`.
+
+        Raises:
+            UserError: the model takes no map, a number is no class, or as there.
+        """
+        look, run = _split(how)
+        settings = Settings(
+            task="semantic", steps=steps, seed=seed, size=sized(size), sampler=sampler, **look
+        )
+        return self.make(seeded([settings], count), map=map, latents=latents, **run)
+
+    def layout(
+        self,
+        boxes: Sequence[Box],
+        steps: int = 30,
+        seed: int = 0,
+        count: int = 1,
+        size: int | tuple[int, int] | None = None,
+        sampler: str = SAMPLER,
+        latents: Tensor | None = None,
+        **how: Unpack[How],
+    ) -> list[Image.Image]:
+        """Paint things where boxes are (Rombach et al. 2022, Section 4.3.1).
+
+        Args:
+            boxes: (class, left, top, right, bottom) each, corners from 0 to 1; see `models.conditions.box_tokens`.
+            The others: as in `text_to_image`.
+
+        Raises:
+            UserError: the model takes no boxes, there are too many, or as there.
+        """
+        look, run = _split(how)
+        settings = Settings(
+            task="layout",
+            boxes=tuple(boxes),
+            steps=steps,
+            seed=seed,
+            size=sized(size),
+            sampler=sampler,
+            **look,
+        )
+        return self.make(seeded([settings], count), latents=latents, **run)
+
     def again(
         self,
         made: Settings | Picture,
         image: Picture | None = None,
         mask: Picture | None = None,
         depth: Picture | None = None,
+        map: Picture | None = None,
         **how: Unpack[How],
     ) -> list[Image.Image]:
         """The picture that settings, or a file that has them inside, stand for: of the same model the same pixels.
 
         Args:
             made: `Settings`, or a picture of ours or of AUTOMATIC1111's web UI, as a path or an opened PIL image.
-            image, mask, depth: what it was made from, where that is not where it was.
+            image, mask, depth, map: what it was made from, where that is not where it was.
             **how: of `How`, what leaves the picture as it is.
 
         Raises:
@@ -319,7 +380,7 @@ class DiffusionPipeline(Painter):
         look, run = _split(how)
         settings = made if isinstance(made, Settings) else infotext.read(made)
         settings = replace(settings, stopped_at=None, **look)
-        return self.make([settings], image=image, mask=mask, depth=depth, **run)
+        return self.make([settings], image=image, mask=mask, depth=depth, map=map, **run)
 
     def of_class(self, settings: Settings, named: int | str) -> Settings:
         """The settings for one class, by index or by a name on the model's card."""

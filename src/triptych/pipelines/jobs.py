@@ -17,10 +17,11 @@ from triptych.diffusion.levels import Levels, from_strength, spaced_levels
 from triptych.diffusion.noise import draw
 from triptych.diffusion.process import Process
 from triptych.errors import UserError
+from triptych.models.conditions import box_tokens
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import Beside, LatentDiffusionConfig
 from triptych.models.text_config import ClassTokenConfig
-from triptych.pipelines.canvas import Canvas, canvas, depth_map, digest, grey
+from triptych.pipelines.canvas import Canvas, canvas, class_map, depth_map, digest, grey
 from triptych.pipelines.pixels import Picture, name_of
 from triptych.pipelines.rendering import Rendering
 from triptych.pipelines.settings import Settings, Task
@@ -31,14 +32,15 @@ log = logging.getLogger(__name__)
 KINDS: dict[Beside, tuple[str, tuple[Task, ...]]] = {
     "nothing": (
         "shown nothing beside its latents",
-        ("text_to_image", "image_to_image", "inpaint", "unconditional", "class_conditional"),
+        ("text_to_image", "image_to_image", "inpaint", "unconditional", "class_conditional", "layout"),
     ),
     "mask+masked": ("made to inpaint", ("inpaint",)),
     "masked+mask": ("made to inpaint", ("inpaint",)),
     "depth": ("shown a depth map", ("text_to_image", "image_to_image")),
     "image": ("made to upscale", ("upscale",)),
+    "map": ("shown a map of classes", ("semantic",)),
 }
-GUIDANCE = {"prompts": 7.5, "classes": 1.5, "nothing": 1.0}
+GUIDANCE = {"prompts": 7.5, "classes": 1.5, "boxes": 1.0, "nothing": 1.0}
 UPSCALING = 9.0
 LARGE = 6  # times the area that a model was trained on, from which one is told
 
@@ -75,11 +77,13 @@ class Job:
         return self.known is None or (settings.task == "inpaint" and settings.strength == 1)
 
 
-def reads(config: LatentDiffusionConfig) -> Literal["prompts", "classes", "nothing"]:
+def reads(config: LatentDiffusionConfig) -> Literal["prompts", "classes", "boxes", "nothing"]:
     """What tells a model what to paint."""
     if config.text is None:
         return "nothing"
-    return "classes" if isinstance(config.text, ClassTokenConfig) else "prompts"
+    if isinstance(config.text, ClassTokenConfig):
+        return "classes"
+    return "boxes" if config.text.boxes else "prompts"
 
 
 def check_task(config: LatentDiffusionConfig, settings: Settings, name: str) -> None:
@@ -94,6 +98,10 @@ def check_task(config: LatentDiffusionConfig, settings: Settings, name: str) -> 
         raise UserError(
             f"{name} takes a class, not a prompt: use class_conditional, or --class NAME-or-NUMBER"
         )
+    if kind == "boxes" and (task != "layout" or settings.prompt or settings.negative):
+        raise UserError(f"{name} takes boxes, not a prompt: use layout, or --box CLASS:LEFT,TOP,RIGHT,BOTTOM")
+    if task == "layout" and kind != "boxes":
+        raise UserError(f"{name} takes no boxes; leave them out")
     prompted = settings.prompt or settings.negative or task in ("text_to_image", "class_conditional")
     if kind == "nothing" and prompted:
         raise UserError(
@@ -156,6 +164,7 @@ def _guidance(net: LatentDiffusion, settings: Settings) -> float:
         return usual if free else 1.0
     if settings.guidance != 1 and not free:
         what = "has no class that stands for none" if kind == "classes" else "takes neither prompt nor class"
+        what = "knows no empty layout" if kind == "boxes" else what
         raise UserError(
             f"guidance is {settings.guidance:g}, but this model {what}, so there is nothing to be guided away "
             "from; leave guidance out"
@@ -179,6 +188,9 @@ def _contexts(
             raise UserError("this model takes a class; name one")
         positive = classes([one.label for one in each])
         return {"positive": positive, "negative": classes([classes.null]) if guidance != 1 else None}
+    if kind == "boxes":
+        tokens = box_tokens(net.config.text, settings.boxes)  # type: ignore[arg-type]
+        return {"positive": text.encode_tokens(tokens.to(text.positions.device))}  # type: ignore[union-attr]
     if guidance == 1:
         return {"positive": encode((settings.prompt,))}
     both = encode((settings.prompt, settings.negative))
@@ -191,7 +203,9 @@ def _contexts(
 def _roles(config: LatentDiffusionConfig, task: Task) -> list[str]:
     """The pictures that a task needs."""
     roles = ["image"] if task in ("image_to_image", "inpaint", "upscale") else []
-    return roles + ["mask"] * (task == "inpaint") + ["depth"] * (config.beside == "depth")
+    return (
+        roles + ["mask"] * (task == "inpaint") + [role for role in ("depth", "map") if config.beside == role]
+    )
 
 
 def _picture(role: str, settings: Settings, given: Mapping[str, Picture | None]) -> Picture:
@@ -199,7 +213,7 @@ def _picture(role: str, settings: Settings, given: Mapping[str, Picture | None])
     if one is not None:
         return one
     if role not in settings.inputs:
-        flag = {"image": "--init", "mask": "--mask"}.get(role)
+        flag = {"image": "--init", "mask": "--mask", "depth": "--depth", "map": "--map"}.get(role)
         raise UserError(
             f"{settings.task} needs {role}: give a picture" + (f", with {flag} FILE" if flag else "")
         )
@@ -242,6 +256,14 @@ def _shown(
                 "long and tends to repeat itself; size makes it smaller",
                 *(surface.size[1], surface.size[0], width, height),
             )
+    elif "map" in pictures:
+        classes = class_map(pictures["map"], net.config.map.num_classes, settings.size)  # type: ignore[union-attr]
+        _check_size(classes.shape, f, "the map")
+        made["hashes"]["map"] = digest(classes)
+        weight = net.map.mix.weight  # type: ignore[union-attr]
+        shown = net.map(torch.from_numpy(classes)[None].to(weight.device), f)  # type: ignore[misc]
+        made["beside"] = lambda seeds: shown
+        rows, columns = classes.shape[0] // f, classes.shape[1] // f
     else:
         size = settings.size or config.image_size
         if latents is not None and settings.size is None:
@@ -304,13 +326,13 @@ def _beside_image(net: LatentDiffusion, low: Canvas, noise_level: int) -> dict[s
     return {"beside": noised, "label": noise_level}
 
 
-def _check_size(size: tuple[int, int] | None, factor: int) -> None:
+def _check_size(size: tuple[int, ...] | None, factor: int, what: str = "size") -> None:
     if size is None:
         return
     height, width = size
     if height % factor or width % factor:
         near = [max(1, round(side / factor)) * factor for side in (width, height)]
         raise UserError(
-            f"size is {width}x{height} (width x height), which must be multiples of {factor}, such as "
+            f"{what} is {width}x{height} (width x height), which must be multiples of {factor}, such as "
             f"{near[0]}x{near[1]}"
         )

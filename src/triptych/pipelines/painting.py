@@ -97,6 +97,7 @@ class Painter:
         image: Picture | None = None,
         mask: Picture | None = None,
         depth: Picture | None = None,
+        map: Picture | None = None,
         latents: Tensor | None = None,
         batch_size: int = 1,
         preview: Callable[[Preview], object] | None = None,
@@ -114,7 +115,7 @@ class Painter:
         say_dtype(self.dtype, self.device)
         asked, dressed = each[0], self._adapters.resolved(each[0])
         each = [replace(one, prompt=dressed.prompt, loras=dressed.loras) for one in each]
-        given = {"image": image, "mask": mask, "depth": depth}
+        given = {"image": image, "mask": mask, "depth": depth, "map": map}
         if self._adapters.wear(dressed):
             self._encoded = {}
         with torch.inference_mode():

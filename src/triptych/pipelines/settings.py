@@ -9,7 +9,16 @@ from triptych.config import check
 from triptych.diffusion.config import SAMPLERS, SPACINGS, known
 from triptych.errors import UserError
 
-Task = Literal["text_to_image", "image_to_image", "inpaint", "upscale", "unconditional", "class_conditional"]
+Task = Literal[
+    "text_to_image",
+    "image_to_image",
+    "inpaint",
+    "upscale",
+    "unconditional",
+    "class_conditional",
+    "semantic",
+    "layout",
+]
 Tiling = Literal["", "x", "y", "xy"]
 
 SEEDS = 2**32  # torch's generator on the processor reads 32 bits
@@ -59,6 +68,8 @@ class Settings:
     label: int | None = None
     """The class, by index; class_conditional only."""
     class_name: str | None = None
+    boxes: tuple[tuple[int, float, float, float, float], ...] = ()
+    """Of layout: class, left, top, right and bottom of each, from 0 to 1."""
     seed: int = 0
     """Of this picture: picture k of a call with seed s has s + k."""
     steps: int = 30
@@ -84,7 +95,7 @@ class Settings:
     embeddings: dict[str, str] = field(default_factory=dict)
     """Words of textual inversion -> their files."""
     inputs: dict[str, str] = field(default_factory=dict)
-    """Pictures it was made from: image, mask, depth -> file."""
+    """Pictures it was made from: image, mask, depth, map -> file."""
     hashes: dict[str, str] = field(default_factory=dict)
     """Of their pixels and of latents that were given the first 16 digits of the SHA-256; of LoRAs and words 12."""
     dtype: str = ""

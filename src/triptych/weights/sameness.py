@@ -26,7 +26,7 @@ from triptych.weights.formats import Draft, Hints, Names, Reading, drafted, hint
 
 FIRST_STAGE = ("image_size", "scale", "shift", "groups")
 UNET = ("heads", "head_dim", "latent_size", "groups")
-TEXT = ("heads", "head_dim", "activation", "skip", "pad", "norm_eps", "kind")
+TEXT = ("heads", "head_dim", "activation", "skip", "pad", "norm_eps", "kind", "boxes")
 
 # A dot leads into a part: its fields are those of the part's own config.
 UNSAID: dict[str, tuple[str, ...]] = {

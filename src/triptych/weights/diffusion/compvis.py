@@ -13,7 +13,7 @@ from triptych.models import latent_diffusion_config
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.autoencoder_config import AutoencoderConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import BESIDE, Beside, LatentDiffusionConfig
+from triptych.models.latent_diffusion_config import BESIDE, Beside, LatentDiffusionConfig, MapConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.models.unet import UNet
@@ -28,7 +28,7 @@ from triptych.weights.sameness import checked, comparable
 
 TITLE = "CompVis (Stable Diffusion and LDM in one file)"
 UNET, STAGE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
-CLASSES = f"{TEXT}embedding.weight"
+CLASSES, MAP = f"{TEXT}embedding.weight", f"{TEXT}channel_mapper.weight"
 EMA = "model_ema."
 # What else training leaves in a file.
 LEFT = (
@@ -72,6 +72,8 @@ def read(names: Names, hints: Hints) -> Reading:
     rules += inside(autoencoder.table(stage_config, stage), STAGE, "autoencoder.")
     text_config, text_rules, more = _text(names, said)
     config, process_facts = _whole(names, hints, said, stage_config, unet_config, text_config)
+    if config.map is not None:
+        rules.append(same(MAP, "map.mix.weight"))
     rules += text_rules + _buffers(config) + [drop(name, reason) for name, reason in LEFT]
     facts |= more | process_facts
     preprocess = Preprocess(size=config.image_size, mean=HALF, std=HALF)
@@ -127,6 +129,8 @@ def _text(
             config, facts = text.read(part.within(prefix), layout)
             if layout is text.OPENCLIP and (skip := said.skipped()) is not None and skip < config.depth:
                 config, facts["text.skip"] = replace(config, skip=skip), said.name
+            if layout is text.BERT and (boxes := said.boxes()) is not None:
+                config, facts["text.boxes"] = replace(config, boxes=boxes), said.name
             return config, inside(text.table(config, layout), place + prefix, "text."), facts
     return None, [], {}
 
@@ -148,7 +152,12 @@ def _whole(
         and known.autoencoder.latent_channels == latents
         and _kind(known.text) == _kind(reader)
     ]
-    beside = beside_of(names, net.in_channels, latents, reader is not None)
+    beside, map_config = "map", None
+    if MAP in names:
+        channels, classes = names.shape(MAP, 4)[:2]
+        map_config = MapConfig(num_classes=classes, channels=channels)
+    else:
+        beside = beside_of(names, net.in_channels, latents, reader is not None)
     low = "low_scale_model." if names.starts("low_scale_model.") else ""
     upscales = low or (beside == "image" and net.num_classes > 0)
     prediction, facts = _prediction(names, hints, yaml, net, beside, bool(upscales))
@@ -174,7 +183,13 @@ def _whole(
         low_process, facts["low_process"] = schedule.read(names, low, noise, yaml.name)
     stage, facts["scale"] = _scaled(names, yaml, stage, [known.autoencoder.scale for known in said])
     return LatentDiffusionConfig(
-        autoencoder=stage, unet=net, text=reader, process=process, beside=beside, low_process=low_process
+        autoencoder=stage,
+        unet=net,
+        text=reader,
+        process=process,
+        beside=beside,
+        map=map_config,
+        low_process=low_process,
     ), facts
 
 
@@ -272,6 +287,8 @@ def draft(net: LatentDiffusion) -> Draft:
     layout = unet.CompVis(len(config.unet.multipliers), config.unet.depth)
     rules = inside(unet.table(config.unet, layout), UNET, "unet.")
     rules += inside(autoencoder.table(config.autoencoder, autoencoder.COMPVIS), STAGE, "autoencoder.")
+    if config.map is not None:
+        rules.append(same(MAP, "map.mix.weight"))
     if isinstance(config.text, ClassTokenConfig):
         rules.append(same(CLASSES, "text.classes.weight"))
     elif config.text is not None:

@@ -105,6 +105,11 @@ class ModelYaml:
         layer = self.at("cond_stage_config", "params").get("layer")
         return {"last": 0, "penultimate": 1}.get(layer) if isinstance(layer, str) else None
 
+    def boxes(self) -> bool | None:
+        """Whether the text encoder is given tokens of its own kind, no words."""
+        said = self.at("cond_stage_config", "params").get("use_tokenizer")
+        return None if said is None else said is False
+
     def _number(self, said: dict[str, Any], name: str) -> float:
         try:
             value = float(said[name])  # 1e-4 without a point is a string in YAML 1.1

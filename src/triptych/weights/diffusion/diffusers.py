@@ -373,8 +373,9 @@ def _give_tokenizer(tokenizer: Any, net: Any) -> None:
 def draft(net: LatentDiffusion) -> Draft:
     config = net.config
     reader = config.text
-    if isinstance(reader, ClassTokenConfig) or config.beside == "depth":
-        what = "a table of classes" if isinstance(reader, ClassTokenConfig) else "depth without its estimator"
+    if isinstance(reader, ClassTokenConfig) or config.beside in ("depth", "map"):
+        what = "a map of classes" if config.map is not None else "depth without its estimator"
+        what = "a table of classes" if isinstance(reader, ClassTokenConfig) else what
         raise UserError(f"{TITLE} has no pipeline with {what}; choose another format")
     old = reader is None or reader.kind == "ldm-bert"
     stage_at, reader_at = ("vqvae", "bert") if old else ("vae", "text_encoder")

@@ -170,7 +170,9 @@ def read(
     if layout.kind == "ldm-bert":
         heads = said.get("encoder_attention_heads")
         count = heads if isinstance(heads, int) and heads > 0 else max(inner // 64, 1)
-        sizes |= {"heads": count, "head_dim": inner // count}
+        layout_text = text_config.SIZES["ldm-layout-text"]
+        boxes = (sizes["vocab_size"], sizes["length"]) == (layout_text.vocab_size, layout_text.length)
+        sizes |= {"heads": count, "head_dim": inner // count, "boxes": boxes}
         if "encoder_attention_heads" in said:
             facts["text.heads"] = "config.json"
         return TextConfig(**sizes), facts
