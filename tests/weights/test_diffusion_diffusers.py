@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import triptych as tp
 from triptych.errors import UserError
@@ -59,6 +60,30 @@ def test_a_pipeline_runs_in_diffusers_and_comes_back(name, tiny_ldm, same_state,
         same_state(net, back)
         assert back.config == net.config
         assert net.text is None or back.text.tokenizer.added == {}
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+@torch.no_grad()
+def test_the_whole_pipeline_gives_the_same_latents(name, tiny_ldm, tmp_path, monkeypatch):
+    """From a prompt to the latents that are decoded, ours and diffusers' of the folder that we wrote; and ours of the
+    folder that diffusers writes."""
+    net = with_words(tiny_ldm, name)
+    for norm in (part for part in net.modules() if isinstance(part, nn.LayerNorm | nn.GroupNorm)):
+        norm.weight.add_(1)
+    tp.export(net, tmp_path / "ours", "diffusers")
+    theirs = DiffusionPipeline.from_pretrained(tmp_path / "ours", local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 16, 16)
+    said = {"negative_prompt": "blurry", "guidance_scale": 5.0, "num_inference_steps": 4}
+    expected = theirs("a red apple", latents=noise, output_type="latent", **said).images
+    theirs.save_pretrained(tmp_path / "theirs")
+    for source in (net, tmp_path / "theirs"):
+        pipe, seen = tp.DiffusionPipeline(source, device="cpu", dtype="fp32"), []
+        pixels = pipe.rendering.pixels
+        monkeypatch.setattr(pipe.rendering, "pixels", lambda z, *how: seen.append(z) or pixels(z, *how))
+        pipe.text_to_image("a red apple", "blurry", steps=4, guidance=5.0, sampler="ddim", latents=noise)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["sd1-inpaint", "ldm-txt2img-1p4b", "ldm-bsr-sr"])
