@@ -238,7 +238,13 @@ def small_ldm(name: str) -> LatentDiffusionConfig:
 
 
 @pytest.fixture
-def tiny_ldm():
+def tiny_ldm(build_tiny):
+    """As `build_tiny`, which a fixture of a wider scope can use."""
+    return build_tiny
+
+
+@pytest.fixture(scope="session")
+def build_tiny():
     """Makes the small twin of a published latent diffusion model, with random weights everywhere."""
 
     def make(name: str, **changes) -> nn.Module:

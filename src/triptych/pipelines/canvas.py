@@ -148,7 +148,7 @@ def class_map(
     small = numbers.astype(np.uint8)
     if size is None or size == small.shape:
         return small
-    return np.asarray(Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.NEAREST))
+    return np.array(Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def digest(pixels: np.ndarray) -> str:

@@ -144,7 +144,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as problem:
         # Only the JSON beside the file is free-form enough to break a reader.
         raise UserError(
-            f"{checkpoint.path} read as {found.title}: its config.json is damaged ({problem}); fetch it again"
+            f"{checkpoint.path} read as {found.title}: its config.json is damaged ({legible(problem)}); fetch it again"
         ) from problem
 
 
