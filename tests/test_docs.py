@@ -68,7 +68,8 @@ def test_examples_of_swin_run():
     assert names["light"].sum() == pytest.approx(1)
 
 
-def test_examples_of_latent_diffusion_run():
+def test_examples_of_latent_diffusion_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes a LoRA
     assert run_examples(PAINT)["painted"].size == (48, 32)
 
 

@@ -50,6 +50,7 @@ class Adapters:
         return replace(settings, prompt=prompt.strip() if asked else prompt, loras=loras)
 
     def _found(self, name: str) -> Path:
+        """A file by name, or where it lies now."""
         path = Path(name)
         if path.suffix not in SUFFIXES and len(path.parts) == 1:
             return find_lora(name, self.folder)
