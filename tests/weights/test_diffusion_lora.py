@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import triptych as tp
 from triptych.errors import UserError
 from triptych.models.latent_diffusion_config import SIZES
+from triptych.models.registry import build
 from triptych.weights.diffusion.embeddings import load_embedding, read_embedding, save_embedding
 from triptych.weights.diffusion.lora import find_lora, load_lora, lora_hash, save_kohya
 
@@ -117,6 +119,23 @@ def test_merging_later_and_undoing_earlier_is_refused(net, tmp_path):
         load_lora(net, {tmp_path / "a.safetensors": float("nan")})
     with pytest.raises(UserError, match="not a UNet"):
         load_lora(net.unet, tmp_path / "a.safetensors")
+
+
+def test_a_dit_has_no_loras(tmp_path):
+    from triptych.models.dit_config import SIZES as DITS
+
+    config = SIZES["ldm-celeba"]
+    unet = replace(next(iter(DITS.values())), in_channels=3, out_channels=3)
+    with torch.device("meta"):
+        net = build(replace(config, unet=unet, text=None))
+    save_file(
+        {"a.lora_A.weight": torch.ones(1, 2), "a.lora_B.weight": torch.ones(2, 1)}, tmp_path / "a.safetensors"
+    )
+    with pytest.raises(UserError, match="denoises with a DiT"):
+        load_lora(net, tmp_path / "a.safetensors")
+    for form, path in (("compvis", tmp_path / "it.ckpt"), ("diffusers", tmp_path / "it")):
+        with pytest.raises(UserError, match="denoises with a DiT"):
+            tp.export(net, path, form)
 
 
 def test_the_order_of_files_does_not_matter(net, tmp_path):

@@ -282,6 +282,10 @@ def draft(net: LatentDiffusion) -> Draft:
     config = net.config
     if not isinstance(config.autoencoder, AutoencoderConfig):
         raise UserError(f"{TITLE} has no place for a tiny autoencoder; choose triptych's own format")
+    if not isinstance(config.unet, UNetConfig):
+        raise UserError(
+            f"{TITLE} holds a UNet, and this model denoises with a DiT; choose triptych's own format"
+        )
     if config.process.schedule == "flow":
         raise UserError(f"{TITLE} cannot say a flow; choose triptych's own format")
     layout = unet.CompVis(len(config.unet.multipliers), config.unet.depth)

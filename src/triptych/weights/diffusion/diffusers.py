@@ -373,6 +373,10 @@ def _give_tokenizer(tokenizer: Any, net: Any) -> None:
 def draft(net: LatentDiffusion) -> Draft:
     config = net.config
     reader = config.text
+    if not isinstance(config.unet, UNetConfig):
+        raise UserError(
+            f"{TITLE}' folders here hold a UNet, and this model denoises with a DiT; choose triptych's own"
+        )
     if isinstance(reader, ClassTokenConfig) or config.beside in ("depth", "map"):
         what = "a map of classes" if config.map is not None else "depth without its estimator"
         what = "a table of classes" if isinstance(reader, ClassTokenConfig) else what

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from triptych.errors import UserError
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.text_config import TextConfig
+from triptych.models.unet_config import UNetConfig
 from triptych.weights.diffusion import text, unet
 from triptych.weights.diffusion.tables import inside
 from triptych.weights.files import SUFFIXES, Checkpoint, open_checkpoint
@@ -178,6 +179,8 @@ def lora_hash(path: Source) -> str:
 def _places(net: LatentDiffusion) -> dict[str, Place]:
     """A LoRA's name of a layer, with every separator an underscore -> where its weight lies."""
     config = net.config
+    if not isinstance(config.unet, UNetConfig):
+        raise UserError("LoRAs are read for UNets, and this model denoises with a DiT")
     count, depth = len(config.unet.multipliers), config.unet.depth
     tables: list[tuple[str, list[Rule], str]] = []
     for layout in (unet.CompVis(count, depth), unet.Diffusers(count, depth)):
