@@ -124,7 +124,7 @@ class DiT(Network):
         x: Float[Tensor, "b i h w"],
         t: Shaped[Tensor, "b"],
         context: Context | None = None,
-        labels: Shaped[Tensor, "b"] | None = None,
+        labels: Shaped[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b o h w"]:
         """What the network predicts of `x`, as large as `x`.
 

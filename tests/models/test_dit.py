@@ -1,0 +1,299 @@
+"""The DiT: what it begins as, any size of latents, its conditions, prompts projected once, its forms saved and costed."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import triptych as tp
+from triptych.config import from_json, to_json
+from triptych.diffusion.guidance import guided
+from triptych.errors import UserError
+from triptych.layers.capture import capture
+from triptych.layers.position import sincos_positions
+from triptych.metrics.cost import count_parameters
+from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.dit import DiT
+from triptych.models.dit_config import SIZES, DiTConfig, macs, parameters
+from triptych.models.latent_diffusion import LatentDiffusion
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.models.text_config import ClassTokenConfig, TextConfig
+
+TINY = DiTConfig(latent_size=(8, 8), patch_size=2, width=24, depth=3, heads=2, mlp_dim=40)
+FORMS = {
+    "plain": {},
+    "classes": {"num_classes": 5},
+    "classes alone": {"num_classes": 5, "null_class": False, "learned_sigma": True},
+    "text": {"context_dim": 12, "patch_size": 1},
+    "single": {"context_dim": 12, "modulation": "single"},
+    "everything": {"num_classes": 5, "context_dim": 12, "modulation": "single", "qk_norm": True, "in_channels": 9},
+    "counted": {"position": "counted", "time_frequencies": "closed", "patch_size": 3},
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request) -> DiTConfig:
+    return replace(TINY, **FORMS[request.param])
+
+
+def scrambled(net: DiT) -> DiT:
+    """The network with nothing hidden behind a zero."""
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.15)
+    return net.eval()
+
+
+def inputs(config: DiTConfig, size=None, count=2) -> dict:
+    given = {
+        "x": torch.randn(count, config.in_channels, *(size or config.latent_size)),
+        "t": torch.rand(count) * 999,
+    }
+    if config.context_dim:
+        given["context"] = torch.randn(count, 5, config.context_dim)
+    if config.num_classes:
+        given["labels"] = torch.arange(count) % config.num_classes
+    return given
+
+
+@torch.no_grad()
+def test_a_new_network_is_whole_its_blocks_pass_on_what_they_get_and_it_says_zero(form):
+    net, given = DiT(form), inputs(form)
+    assert all(parameter.isfinite().all() for parameter in net.parameters())
+    z = []
+    for block in net.blocks():
+        block.register_forward_hook(lambda _, taken, out: z.extend([taken[0], out]))
+    out = net(**given)
+    assert torch.equal(out, torch.zeros_like(given["x"][:, :4]))
+    assert len(z) == 2 * form.depth and all(torch.equal(one, z[0]) for one in z) and z[0].std() > 0.1
+
+
+def test_every_parameter_learns(form):
+    net, given = scrambled(DiT(replace(form, dropout=0.1))).train(), inputs(form)
+    net(**given).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_a_new_network_learns_behind_its_zeros():
+    """Zeros at both ends of a path would keep it shut for ever: after a few steps everything has moved."""
+    config = replace(TINY, context_dim=12, num_classes=5, modulation="single")
+    net, given = DiT(config), inputs(config, count=5)
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(5):
+        (net(**given) - given["x"]).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in net.named_parameters())
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 10), (7, 5), (1, 3), (12, 16)])
+@torch.no_grad()
+def test_any_size(form, size):
+    net, given = scrambled(DiT(form)), inputs(form, size)
+    out = net(**given)
+    assert out.shape == (2, 4, *size) and out.isfinite().all()
+    for i in range(2):  # each of a batch by itself
+        alone = net(**{name: value[i : i + 1] for name, value in given.items()})
+        torch.testing.assert_close(out[i : i + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_patches_are_where_they_were():
+    """A cell's answer depends on its own patch alone once attention is shut, and lies in its place."""
+    net, given = scrambled(DiT(TINY)), inputs(TINY)
+    for block in net.encoder:
+        block.attn.proj.weight.zero_()
+    out = net(**given)
+    given["x"][:, :, 2:4, 4:6] += 1.0
+    changed = (net(**given) - out).abs().amax((0, 1)) > 1e-4
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[2:4, 4:6] = True
+    assert torch.equal(changed, expected)
+
+
+@torch.no_grad()
+def test_positions_at_other_sizes():
+    stretched, counted = (DiT(replace(TINY, position=kind)) for kind in ("stretched", "counted"))
+    known = sincos_positions((4, 4), 24, closed=False)
+    for net in (stretched, counted):
+        torch.testing.assert_close(net._positions((4, 4)), known)
+    wide = counted._positions((4, 9)).view(4, 9, 24)  # a place has one position whatever the aspect ratio
+    torch.testing.assert_close(wide[:, :4], known.view(4, 4, 24))
+    twice = stretched._positions((8, 8)).view(8, 8, 24)  # every other patch of twice the size is one of the trained
+    torch.testing.assert_close(twice[::2, ::2], known.view(4, 4, 24))
+
+
+@torch.no_grad()
+def test_a_prompt_projected_once():
+    for form in ("text", "single", "everything"):
+        net = scrambled(DiT(replace(TINY, **FORMS[form])))
+        given = inputs(net.config)
+        once = net.project_context(given["context"])
+        assert len(once.keys) == net.config.depth
+        torch.testing.assert_close(net(**given | {"context": once}), net(**given), atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_conditions_count():
+    net = scrambled(DiT(replace(TINY, num_classes=5, context_dim=12)))
+    given = inputs(net.config)
+    out = net(**given)
+    for name, other in {
+        "t": given["t"] + 50,
+        "labels": torch.full((2,), 5),  # no class
+        "context": given["context"].flip(1) * 2,
+    }.items():
+        assert (net(**given | {name: other}) - out).abs().max() > 1e-3, name
+
+
+@torch.no_grad()
+def test_maps_of_what_looks_at_what():
+    net = scrambled(DiT(replace(TINY, context_dim=12)))
+    given = inputs(net.config)
+    expected = net(**given)
+    with capture(net) as maps:
+        torch.testing.assert_close(net(**given), expected, atol=1e-5, rtol=1e-5)
+    assert maps["encoder.0.attn"].shape == (2, 2, 16, 16)
+    assert maps["encoder.2.cross"].shape == (2, 2, 16, 5)
+
+
+@torch.no_grad()
+def test_halves_are_close_to_whole_numbers(form):
+    net, given = scrambled(DiT(form)), inputs(form)
+    whole = net(**given)
+    halves = {name: value.bfloat16() if name in ("x", "context") else value for name, value in given.items()}
+    out = net.bfloat16()(**halves)
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - whole).norm() < 0.1 * whole.norm()
+
+
+# -------------------------------------------------------------------------------------- sizes and files
+
+# Of the authors' code, less its fixed table of positions (n D numbers); and the multiply-accumulates of the paper's
+# Table 4, which calls them Gflops.
+PUBLISHED = {
+    "dit-s2": (32_963_360 - 256 * 384, 6.06),
+    "dit-b2": (130_512_416 - 256 * 768, 23.01),
+    "dit-l2": (458_102_816 - 256 * 1024, 80.71),
+    "dit-xl2": (675_129_632 - 256 * 1152, 118.64),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_costs(name):
+    with torch.device("meta"):
+        net = DiT(SIZES[name])
+    count, gigamacs = PUBLISHED[name]
+    assert count_parameters(net) == parameters(SIZES[name]) == count
+    assert macs(SIZES[name]) / 1e9 == pytest.approx(gigamacs, rel=2e-3)
+
+
+def test_the_small_one_in_halves_is_a_file_below_twelve_megabytes():
+    assert 2 * parameters(SIZES["dit-emoji"]) < 12e6 - 1e5
+
+
+def test_costs_in_closed_form(form):
+    with torch.device("meta"):
+        net = DiT(form)
+        given = {name: value.to("meta") for name, value in inputs(form, (7, 10), 1).items()}
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net.eval()(**given)
+    assert count_parameters(net) == parameters(form)
+    assert counter.get_total_flops() // 2 == macs(form, (7, 10), tokens=5)
+
+
+@torch.no_grad()
+def test_saved_and_loaded(form, tmp_path):
+    net, given = scrambled(DiT(form)), inputs(form)
+    tp.save(net, tmp_path / "dit.safetensors")
+    back = tp.load(tmp_path / "dit.safetensors")
+    assert back.config == form == from_json(DiTConfig, to_json(form))
+    assert torch.equal(back.eval()(**given), net(**given))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_by_name(name):
+    assert name in tp.list_models("dit-*")
+    with torch.device("meta"):
+        assert tp.create(name, num_classes=3).config == replace(SIZES[name], num_classes=3)
+
+
+# ---------------------------------------------------------------------------------- in a latent diffusion model
+
+STAGE = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 1), depth=1, latent_channels=4, groups=4)
+READERS = {
+    "nothing": None,
+    "class": ClassTokenConfig(num_classes=5, width=12),
+    "text": TextConfig(kind="clip", vocab_size=49408, width=12, depth=1, heads=1, mlp_dim=16, length=9),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@torch.no_grad()
+def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
+    text = READERS[reader]
+    config = LatentDiffusionConfig(
+        autoencoder=STAGE, unet=replace(TINY, context_dim=0 if text is None else 12), text=text
+    )
+    ldm = LatentDiffusion(config)
+    scrambled(ldm.unet)
+    assert config.image_size == (16, 16) and ldm.blocks() == ldm.unet.blocks()
+    given = {"nothing": None, "class": [2, 5], "text": ["a red apple", ""]}[reader]
+    context = None if given is None else ldm.text(given)
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
+    both = torch.cat([x, x])
+    direct = ldm.process.to_x0(both, ldm.unet(both, t.expand(2), context), t.expand(2))
+    torch.testing.assert_close(ldm.denoiser(context)(both, t.expand(2)), direct, atol=1e-5, rtol=1e-5)
+    if context is not None:
+        expected = direct[1:] + 3.0 * (direct[:1] - direct[1:])
+        torch.testing.assert_close(
+            guided(ldm.denoiser(context), 3.0, process=ldm.process)(x, t), expected, atol=1e-4, rtol=1e-4
+        )
+    tp.save(ldm, tmp_path / "ldm.safetensors")
+    back = tp.load(tmp_path / "ldm.safetensors")
+    assert back.config == ldm.config and isinstance(back.unet, DiT)
+    assert torch.equal(back.denoiser(context)(both, t.expand(2)), ldm.denoiser(context)(both, t.expand(2)))
+
+
+# ----------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"heads": 5}, "width 24 is no multiple of 5 heads"),
+        ({"width": 26}, "multiple of 4"),
+        ({"context_dim": -1}, "context_dim is -1"),
+        ({"latent_size": (0, 8)}, "latent_size"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"modulation": "none"}, "DiTConfig.modulation is 'none'"),
+    ],
+)
+def test_configs_that_cannot_be(changes, words):
+    with pytest.raises(UserError, match=re.escape(words)) as told:
+        replace(TINY, **changes)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "words"),
+    [
+        ("plain", {"x": torch.zeros(2, 9, 8, 8)}, "9 channels, the network takes 4"),
+        ("plain", {"labels": torch.zeros(2, dtype=torch.long)}, "takes no labels"),
+        ("plain", {"context": torch.zeros(2, 5, 12)}, "takes no prompt"),
+        ("text", {"context": None}, "looks at a prompt"),
+        ("text", {"context": torch.zeros(2, 5, 16)}, "16 wide, the network takes 12"),
+        ("classes", {"labels": None}, "one of 5 classes"),
+        ("classes", {"labels": torch.zeros(3, dtype=torch.long)}, "labels are (3,)"),
+    ],
+)
+def test_inputs_that_cannot_be(form, changes, words):
+    net = DiT(replace(TINY, **FORMS[form]))
+    with pytest.raises(UserError, match=re.escape(words)) as told:
+        net(**inputs(net.config) | changes)
+    assert "\n" not in str(told.value)
