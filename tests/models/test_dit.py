@@ -28,7 +28,7 @@ FORMS = {
     "classes": {"num_classes": 5},
     "classes alone": {"num_classes": 5, "null_class": False, "learned_sigma": True},
     "text": {"context_dim": 12, "patch_size": 1},
-    "single": {"context_dim": 12, "modulation": "single"},
+    "single": {"context_dim": 12, "modulation": "single", "mlp": "gelu", "bias": False},
     "everything": {"num_classes": 5, "context_dim": 12, "modulation": "single", "qk_norm": True, "in_channels": 9},
     "counted": {"position": "counted", "time_frequencies": "closed", "patch_size": 3},
 }
@@ -82,12 +82,13 @@ def test_a_new_network_learns_behind_its_zeros():
     config = replace(TINY, context_dim=12, num_classes=5, modulation="single")
     net, given = DiT(config), inputs(config, count=5)
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
     for _ in range(5):
         (net(**given) - given["x"]).square().mean().backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    assert all(not torch.equal(parameter, before[name]) for name, parameter in net.named_parameters())
+        for parameter in net.parameters():
+            parameter.data -= 0.5 * parameter.grad
+            parameter.grad = None
+    for name, parameter in net.named_parameters():
+        assert not torch.equal(parameter, before[name]) and parameter.isfinite().all(), name
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 10), (7, 5), (1, 3), (12, 16)])
@@ -271,7 +272,6 @@ def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
         ({"context_dim": -1}, "context_dim is -1"),
         ({"latent_size": (0, 8)}, "latent_size"),
         ({"dropout": 1.0}, "dropout"),
-        ({"modulation": "none"}, "DiTConfig.modulation is 'none'"),
     ],
 )
 def test_configs_that_cannot_be(changes, words):

@@ -15,10 +15,17 @@ class Mlp(nn.Module):
     `approximate` is "tanh" for checkpoints trained in Flax, whose `gelu` is that form by default.
     """
 
-    def __init__(self, dim: int, hidden: int, approximate: Literal["none", "tanh"] = "none", dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        approximate: Literal["none", "tanh"] = "none",
+        dropout: float = 0.0,
+        bias: bool = True,
+    ):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.approximate: Literal["none", "tanh"] = approximate
         self.dropout = nn.Dropout(dropout)
 

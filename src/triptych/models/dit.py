@@ -31,24 +31,26 @@ class Block(nn.Module):
         super().__init__()
         dim, eps = config.width, config.norm_eps
         self.norm1 = norm(config)
-        self.attn = Attention(dim, config.heads, qk_norm=config.qk_norm, eps=eps, dropout=config.dropout)
+        bias = "qkv" if config.bias else "none"
+        self.attn = Attention(dim, config.heads, bias, config.qk_norm, eps, config.dropout)
         self.cross = None
         if config.context_dim:
             self.norm_cross = norm(config)
             self.cross = CrossAttention(dim, config.context_dim, config.heads)
         self.norm2 = norm(config)
-        self.mlp = Mlp(dim, config.mlp_dim, "tanh", config.dropout)
+        form = "tanh" if config.mlp == "gelu_tanh" else "none"
+        self.mlp = Mlp(dim, config.mlp_dim, form, config.dropout, config.bias)
         if config.modulation == "single":
             self.table = nn.Parameter(torch.empty(1, 6, dim))
 
     def forward(
         self, z: Float[Tensor, "b n d"], modulation: Float[Tensor, "b six d"], context: Context | None
     ) -> Float[Tensor, "b n d"]:
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)              # b D
-        z = gated(z, gate1, self.attn(modulated(self.norm1(z), shift1, scale1)))         # b n D
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.split(1, dim=1)        # b 1 D
+        z = z + gate1 * self.attn(self.norm1(z) * (1 + scale1) + shift1)                 # b n D
         if self.cross is not None and context is not None:
             z = z + self.cross(self.norm_cross(z), context)
-        return gated(z, gate2, self.mlp(modulated(self.norm2(z), shift2, scale2)))
+        return z + gate2 * self.mlp(self.norm2(z) * (1 + scale2) + shift2)
 
 
 class DiT(Network):
@@ -145,22 +147,22 @@ class DiT(Network):
         rows, columns = z.shape[-2], z.shape[-1]
         z = rearrange(z, "b d rows columns -> b (rows columns) d").contiguous()          # b n D
         z = z + self._positions((rows, columns)).to(z)
-        *modulations, (shift, scale) = self._modulations(condition)
+        *modulations, last = self._modulations(condition)
+        shift, scale = last.split(1, dim=1)                                              # b 1 D
         for block, modulation in zip(self.encoder, modulations, strict=True):
             z = block(z, modulation, context)
-        z = linear(modulated(self.norm(z), shift, scale), self.out.weight, self.out.bias)
+        z = linear(self.norm(z) * (1 + scale) + shift, self.out.weight, self.out.bias)   # b n PPo
         return self._pictured(z, (rows, columns), (x.shape[-2], x.shape[-1]))            # b o h w
 
     def _modulations(self, condition: Float[Tensor, "b d"]) -> list[Tensor]:
-        """The shifts, scales and gates of every block (B, 6, D), then shift and scale of the last norm (2, B, D)."""
+        """The shifts, scales and gates of every block (B, 6, D), then shift and scale of the last norm (B, 2, D)."""
         made = linear(F.silu(condition), self.modulation.weight, self.modulation.bias)
         if self.config.modulation == "each":
             made = rearrange(made, "b (parts d) -> b parts d", d=self.config.width)
-            *blocks, last = made.split([6] * self.config.depth + [2], dim=1)
-            return [*blocks, last.transpose(0, 1)]
+            return list(made.split([6] * self.config.depth + [2], dim=1))
         made = rearrange(made, "b (six d) -> b six d", six=6)
         last = self.table.to(made) + condition[:, None].to(made)
-        return [*(made + block.table.to(made) for block in self.encoder), last.transpose(0, 1)]
+        return [*(made + block.table.to(made) for block in self.encoder), last]
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
         """The frequencies are those of the paper's code, which is MAE's."""
@@ -208,17 +210,3 @@ class DiT(Network):
 def norm(config: DiTConfig) -> nn.LayerNorm:
     """LayerNorm without gain and bias: they come from the time, or are in the product that follows."""
     return nn.LayerNorm(config.width, eps=config.norm_eps, elementwise_affine=False)
-
-
-def modulated(
-    z: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
-) -> Float[Tensor, "b n d"]:
-    """z (1 + scale) + shift, in one pass."""
-    return torch.addcmul(shift[:, None], z, 1 + scale[:, None])
-
-
-def gated(
-    z: Float[Tensor, "b n d"], gate: Float[Tensor, "b d"], branch: Float[Tensor, "b n d"]
-) -> Float[Tensor, "b n d"]:
-    """z + gate branch, in one pass."""
-    return torch.addcmul(z, gate[:, None], branch)

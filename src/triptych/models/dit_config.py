@@ -41,6 +41,10 @@ class DiTConfig:
     spares a third of a small network's parameters."""
     learned_sigma: bool = False
     """The last layer also predicts a variance, as the published networks do; `forward` leaves it out."""
+    mlp: Literal["gelu", "gelu_tanh"] = "gelu_tanh"
+    bias: bool = True
+    """Biases of queries, keys, values and of the MLP. Shifts of the modulation stand before these products, and do the
+    same; without them a step of training is shorter."""
     qk_norm: bool = False
     """LayerNorm over each head's queries and keys."""
     position: Literal["stretched", "counted"] = "stretched"
@@ -113,10 +117,12 @@ SIZES: dict[str, DiTConfig] = {
         patch_size=1,
         width=256,
         depth=6,
-        heads=8,
+        heads=4,
         mlp_dim=768,
         context_dim=192,
         modulation="single",
+        mlp="gelu",
+        bias=False,
     ),
 }
 
@@ -124,7 +130,7 @@ SIZES: dict[str, DiTConfig] = {
 def parameters(config: DiTConfig) -> int:
     """Number of parameters in closed form; a test holds it equal to the built network's."""
     d, hidden, patch = config.width, config.mlp_dim, config.patch_size**2
-    block = (d + 1) * 3 * d + (d + 1) * d + (d + 1) * hidden + (hidden + 1) * d
+    block = 3 * d * d + (d + 1) * d + 2 * d * hidden + (3 * d + hidden + d if config.bias else 0)
     block += 4 * (d // config.heads) if config.qk_norm else 0
     block += d * d + 2 * config.context_dim * d + (d + 1) * d if config.context_dim else 0
     each, last = 6 * d, 2 * d
