@@ -15,6 +15,7 @@ from triptych.diffusion.config import ProcessConfig
 from triptych.errors import UserError
 from triptych.heads.config import SegmenterConfig
 from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.dit_config import DiTConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.swin_config import SwinConfig
 from triptych.models.text_config import TextConfig
@@ -26,6 +27,7 @@ from triptych.weights.formats import Draft, Hints, Names, Reading, drafted, hint
 
 FIRST_STAGE = ("image_size", "scale", "shift", "groups")
 UNET = ("heads", "head_dim", "latent_size", "groups")
+DIT = ("heads", "latent_size", "mlp", "norm_eps", "position", "time_frequencies")
 TEXT = ("heads", "head_dim", "activation", "skip", "pad", "norm_eps", "kind", "boxes")
 
 # A dot leads into a part: its fields are those of the part's own config.
@@ -36,10 +38,11 @@ UNSAID: dict[str, tuple[str, ...]] = {
     "autoencoder": FIRST_STAGE,
     "tiny-autoencoder": ("image_size", "scale", "shift"),
     "unet": UNET,
+    "dit": DIT,
     "text": TEXT,
     "latent-diffusion": (
         *(f"autoencoder.{name}" for name in FIRST_STAGE),
-        *(f"unet.{name}" for name in UNET),
+        *(f"unet.{name}" for name in dict.fromkeys(UNET + DIT)),
         *(f"text.{name}" for name in TEXT),
         *(
             f"{process}.{field.name}"
@@ -250,6 +253,11 @@ def _(config: UNetConfig) -> UNetConfig:
         transformer_depth=depths,
         projection=config.projection if config.context_dim else "conv",
     )
+
+
+@comparable.register
+def _(config: DiTConfig) -> DiTConfig:
+    return replace(config, dropout=0.0, null_class=config.null_class or not config.num_classes)
 
 
 @comparable.register

@@ -2,5 +2,6 @@
 
 from triptych.weights.diffusion.compvis import FORMATS as COMPVIS
 from triptych.weights.diffusion.diffusers import FORMATS as DIFFUSERS
+from triptych.weights.diffusion.dit import FORMATS as DIT
 
-FORMATS = (*COMPVIS, *DIFFUSERS)
+FORMATS = (*COMPVIS, *DIFFUSERS, *DIT)

@@ -1,0 +1,241 @@
+"""The DiT in its authors' names and in diffusers': its sizes from the shapes, its tables, and diffusers' pipeline."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.card import Card, Preprocess
+from triptych.errors import UserError
+from triptych.layers.position import sincos_positions
+from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.dit import DiT
+from triptych.models.dit_config import SIZES, DiTConfig
+from triptych.models.latent_diffusion import LatentDiffusion
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.weights.conventions import HALF
+from triptych.weights.diffusion.tables import fused, inside, layer
+from triptych.weights.formats import Draft, Format, Hints, Names, Reading, Settings, state
+from triptych.weights.rules import Operation, Rule, drop, expand, joined, rule, same, to_theirs
+from triptych.weights.sameness import checked
+
+AUTHORS, DIFFUSERS = "the authors' DiT", "diffusers (a DiT)"
+
+
+# -------------------------------------------------------------------------------------------------- tables
+
+
+def _modulation(config: DiTConfig, blocks: list[str], last: str) -> list[Rule]:
+    """The products that make a block's shifts, scales and gates, and those of the last norm, are one of ours.
+
+    Raises:
+        UserError: all blocks share one.
+    """
+    if config.modulation == "single":
+        raise UserError("this DiT has one modulation for all blocks, which published files do not; choose another format")
+    sizes = [6 * config.width] * config.depth + [2 * config.width]
+    operation = Operation(joined, lambda whole: whole[0].split(sizes))
+    return [
+        rule(tuple(f"{name}.{leaf}" for name in (*blocks, last)), f"modulation.{leaf}", operation)
+        for leaf in ("weight", "bias")
+    ]
+
+
+def authors_table(config: DiTConfig) -> list[Rule]:
+    block, ours = "blocks.{i}", "encoder.{i}"
+    places = [f"blocks.{i}.adaLN_modulation.1" for i in range(config.depth)]
+    rules = [
+        *layer("x_embedder.proj", "patch.proj"),
+        *layer("t_embedder.mlp.{0,2}", "time.{fc1,fc2}"),
+        *([same("y_embedder.embedding_table.weight", "label.weight")] if config.num_classes else []),
+        drop("pos_embed", "it is a fixed table", lambda: _positions(config)),
+        *layer(f"{block}.attn.qkv", f"{ours}.attn.qkv"),
+        *layer(f"{block}.attn.proj", f"{ours}.attn.proj"),
+        *layer(f"{block}.mlp.{{fc1,fc2}}", f"{ours}.mlp.{{fc1,fc2}}"),
+        *_modulation(config, places, "final_layer.adaLN_modulation.1"),
+        *layer("final_layer.linear", "out"),
+    ]
+    return expand(rules, config.depth)
+
+
+def diffusers_table(config: DiTConfig) -> list[Rule]:
+    """diffusers keeps a copy of the embeddings of time and class in every block."""
+    block, ours = "transformer_blocks.{i}", "encoder.{i}"
+    numbered = [f"transformer_blocks.{i}.norm1" for i in range(config.depth)]
+    alike = Operation(_alike, lambda one: one * config.depth)
+
+    def copies(theirs: str, ours: str) -> Rule:
+        return rule(tuple(f"{name}.emb.{theirs}" for name in numbered), ours, alike)
+
+    rules = [
+        *layer("pos_embed.proj", "patch.proj"),
+        *(
+            copies(f"timestep_embedder.linear_{k}.{leaf}", f"time.fc{k}.{leaf}")
+            for k in (1, 2)
+            for leaf in ("weight", "bias")
+        ),
+        copies("class_embedder.embedding_table.weight", "label.weight"),
+        *fused(tuple(f"{block}.attn1.to_{x}" for x in "qkv"), f"{ours}.attn.qkv", bias=True),
+        *layer(f"{block}.attn1.to_out.0", f"{ours}.attn.proj"),
+        *layer(f"{block}.ff.net.{{0.proj,2}}", f"{ours}.mlp.{{fc1,fc2}}"),
+        *_modulation(config, [f"{name}.linear" for name in numbered], "proj_out_1"),
+        *layer("proj_out_2", "out"),
+    ]
+    return expand(rules, config.depth)
+
+
+def _alike(copies: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One of many copies.
+
+    Raises:
+        UserError: they are not copies.
+    """
+    if len({copy.shape for copy in copies}) > 1:
+        raise ValueError("copies of different shapes")
+    if not copies[0].is_meta and not all(torch.equal(copies[0], copy) for copy in copies[1:]):
+        raise UserError(
+            "this DiT's blocks embed time and class each in their own way, as diffusers lets them learn to; a DiT has "
+            "one embedding for all"
+        )
+    return copies[:1]
+
+
+def _positions(config: DiTConfig) -> Tensor:
+    return sincos_positions(config.grid, config.width, closed=False)
+
+
+# --------------------------------------------------------------------------------------------------- sizes
+
+
+def _sizes(names: Names, patch: str, label: str, out: str, fc1: str, depth: int) -> dict[str, Any]:
+    """What shapes say of a DiT in either's names."""
+    width, channels, side, _ = names.shape(patch, 4)
+    predicted = names.shape(out, 2)[0] // side**2
+    learned = predicted == 2 * channels
+    classes = names.shape(label, 2)[0] - 1 if label in names else 0
+    return {
+        "in_channels": channels,
+        "out_channels": channels if learned else predicted,
+        "learned_sigma": learned,
+        "patch_size": side,
+        "width": width,
+        "depth": depth,
+        "mlp_dim": names.shape(fc1, 2)[0],
+        "num_classes": classes,
+    }
+
+
+def _usual_heads(width: int) -> int:
+    """The published networks' heads, else 64 channels each."""
+    known = [size.heads for size in SIZES.values() if size.width == width]
+    return known[0] if known else max(width // 64, 1)
+
+
+# ----------------------------------------------------------------------------------------- the authors' file
+
+
+def recognises_authors(names: Names) -> bool:
+    return "t_embedder.mlp.0.weight" in names and "final_layer.adaLN_modulation.1.weight" in names
+
+
+def read_authors(names: Names, hints: Hints) -> Reading:
+    label, out = "y_embedder.embedding_table.weight", "final_layer.linear.weight"
+    depth = names.count("blocks.{i}.")
+    sizes = _sizes(names, "x_embedder.proj.weight", label, out, "blocks.0.mlp.fc1.weight", depth)
+    facts = {"heads": "convention", "latent_size": "convention", "classes": "the last is none of them"}
+    config = DiTConfig(**sizes, heads=_usual_heads(sizes["width"]))
+    if "pos_embed" in names:
+        cells = names.shape("pos_embed", 3)[1]
+        rows = math.isqrt(cells)
+        if rows**2 != cells:
+            raise UserError(f"{names.path} has positions for {cells} patches, which are no square")
+        config = replace(config, latent_size=(rows * config.patch_size,) * 2)
+        facts["latent_size"] = "pos_embed in the file"
+        table = names.numbers("pos_embed")
+        if table is not None and not torch.allclose(table.float(), _positions(config), atol=1e-2):
+            raise UserError(f"{names.path} has a pos_embed that is not the fixed table of a DiT; it is another network")
+    facts |= {"mlp": "convention: gelu_tanh", "preprocess": "none"}
+    return Reading("dit", config, authors_table(config), Card(), facts)
+
+
+def draft_authors(net: DiT) -> Draft:
+    tensors = to_theirs(authors_table(net.config), state(net), f"{AUTHORS} has no place for all of this network")
+    return checked(Draft(tensors), net, read_authors, AUTHORS)
+
+
+# ------------------------------------------------------------------------------------------------ diffusers
+
+
+def recognises_diffusers(names: Names) -> bool:
+    return "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight" in names and "proj_out_2.weight" in names
+
+
+def read_diffusers(names: Names, hints: Hints) -> Reading:
+    config, facts = _from_diffusers(names, names.settings.get("config", {}))
+    return Reading("dit", config, diffusers_table(config), Card(), facts | {"preprocess": "none"})
+
+
+def _from_diffusers(names: Names, said: Settings) -> tuple[DiTConfig, dict[str, str]]:
+    first = "transformer_blocks.0"
+    label, fc1 = f"{first}.norm1.emb.class_embedder.embedding_table.weight", f"{first}.ff.net.0.proj.weight"
+    depth = names.count("transformer_blocks.{i}.")
+    sizes = _sizes(names, "pos_embed.proj.weight", label, "proj_out_2.weight", fc1, depth)
+    side = said.get("sample_size", 32)
+    config = DiTConfig(
+        **sizes,
+        heads=said.get("num_attention_heads") or _usual_heads(sizes["width"]),
+        latent_size=(side, side),
+        mlp="gelu" if said.get("activation_fn") == "gelu" else "gelu_tanh",
+        time_frequencies="closed",
+    )
+    where = "config.json" if said else "convention"
+    return config, {
+        "heads": where,
+        "latent_size": where,
+        "time_frequencies": "convention: as diffusers runs it, which is not as it was trained",
+        "classes": "the last is none of them",
+    }
+
+
+def settings_of(config: DiTConfig) -> Settings:
+    """A DiT's config.json.
+
+    Raises:
+        UserError: it is none that diffusers has.
+    """
+    if not config.num_classes or config.context_dim:
+        raise UserError(f"{DIFFUSERS} is conditioned on a class, and on nothing else; choose another format")
+    if len(set(config.latent_size)) > 1:
+        raise UserError(f"{DIFFUSERS} has square latents, not {config.latent_size}; choose another format")
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "_diffusers_version": "0.32.0",
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": config.in_channels,
+        "out_channels": config.predicted,
+        "num_layers": config.depth,
+        "sample_size": config.latent_size[0],
+        "patch_size": config.patch_size,
+        "activation_fn": "gelu" if config.mlp == "gelu" else "gelu-approximate",
+        "num_embeds_ada_norm": config.num_classes,
+        "norm_type": "ada_norm_zero",
+        "norm_elementwise_affine": False,
+        "norm_eps": config.norm_eps,
+        "attention_bias": config.bias,
+    }
+
+
+def draft_diffusers(net: DiT) -> Draft:
+    settings = settings_of(net.config)
+    tensors = to_theirs(diffusers_table(net.config), state(net), f"{DIFFUSERS} has no place for all of this network")
+    return checked(Draft(tensors, {"config": settings}), net, read_diffusers, DIFFUSERS)
+
+
+STEM = "diffusion_pytorch_model"
+FORMATS = (
+    Format("dit", "dit", AUTHORS, "torch", recognises_authors, read_authors, draft_authors),
+    Format("diffusers", "dit", DIFFUSERS, "folder", recognises_diffusers, read_diffusers, draft_diffusers, STEM),
+)
