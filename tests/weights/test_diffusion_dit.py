@@ -102,7 +102,9 @@ def by_hand(w, x, t, labels, heads):
     angles = t[:, None].double() * 10_000 ** -(torch.arange(128, dtype=torch.float64) / 128)
     c = dense(silu(dense(torch.cat([angles.cos(), angles.sin()], 1), "t_embedder.mlp.0")), "t_embedder.mlp.2")
     c = c + w["y_embedder.embedding_table.weight"][labels]
-    z = torch.nn.functional.conv2d(x.double(), w["x_embedder.proj.weight"], w["x_embedder.proj.bias"], stride=2)
+    z = torch.nn.functional.conv2d(
+        x.double(), w["x_embedder.proj.weight"], w["x_embedder.proj.bias"], stride=2
+    )
     side = z.shape[-1]
     z = z.flatten(2).transpose(1, 2) + w["pos_embed"]
     i = 0
@@ -118,7 +120,7 @@ def by_hand(w, x, t, labels, heads):
         i += 1
     shift, scale = dense(silu(c), "final_layer.adaLN_modulation.1")[:, None].chunk(2, dim=-1)
     z = dense(norm(z) * (1 + scale) + shift, "final_layer.linear")
-    z = z.unflatten(1, (side, side)).unflatten(-1, (2, 2, -1))                           # b h w p q c
+    z = z.unflatten(1, (side, side)).unflatten(-1, (2, 2, -1))  # b h w p q c
     return z.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
@@ -135,13 +137,18 @@ def test_the_authors_file(net, same_state, tmp_path):
     same_state(opened, back)
     assert back.config == opened.config
     assert torch.equal(raw["pos_embed"], sincos_positions((4, 4), 32, closed=False))
-    assert set(json.loads((tmp_path / "DiT.pt.json").read_text())["triptych"]) == {"heads"}  # 32 wide: one is usual
+    assert set(json.loads((tmp_path / "DiT.pt.json").read_text())["triptych"]) == {
+        "heads"
+    }  # 32 wide: one is usual
 
 
 def test_a_training_run_of_the_authors(net, same_state, tmp_path):
     """Their train.py saves the model, its average and the optimiser; the average is read."""
     raw = torch.load(tp.export(net, tmp_path / "bare.pt", "dit"), weights_only=True)
-    torch.save({"model": {n: t + 1 for n, t in raw.items()}, "ema": raw, "opt": {"state": {}}}, tmp_path / "0050000.pt")
+    torch.save(
+        {"model": {n: t + 1 for n, t in raw.items()}, "ema": raw, "opt": {"state": {}}},
+        tmp_path / "0050000.pt",
+    )
     (tmp_path / "bare.pt.json").rename(tmp_path / "0050000.pt.json")
     back = load(tmp_path / "0050000.pt")
     same_state(net, back)
@@ -173,7 +180,8 @@ def test_another_table_of_positions_is_refused(net, tmp_path):
 def test_what_they_cannot_say_is_refused(changes, format, words, tmp_path):
     with pytest.raises(UserError, match=words) as told:
         tp.export(DiT(replace(TINY, **changes)), tmp_path / ("it.pt" if format == "dit" else "it"), format)
-    assert list(tmp_path.iterdir()) == [] and "\n" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
+    assert "\n" not in str(told.value)
 
 
 def test_published_files_are_known_by_their_shapes():
@@ -182,5 +190,6 @@ def test_published_files_are_known_by_their_shapes():
         net = tp.create("dit-xl2")
     tensors = to_theirs(authors_table(net.config), net.state_dict(), "DiT-XL-2-256x256.pt")
     names = drafted(Draft(tensors), Path("DiT-XL-2-256x256.pt"), "pickle")
-    assert recognise(names).name == "dit" and read_authors(names, Hints()).config == net.config
+    assert recognise(names).name == "dit"
+    assert read_authors(names, Hints()).config == net.config
     assert sum(t.numel() for t in tensors.values()) == 675_129_632

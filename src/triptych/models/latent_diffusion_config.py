@@ -6,7 +6,7 @@ from typing import Literal
 from triptych.config import check
 from triptych.diffusion.config import ProcessConfig
 from triptych.errors import UserError
-from triptych.models import autoencoder_config, text_config, unet_config
+from triptych.models import autoencoder_config, dit_config, text_config, unet_config
 from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.dit_config import DiTConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
@@ -77,6 +77,13 @@ class LatentDiffusionConfig:
             raise UserError(f"the {name} reads tokens of {self.unet.context_dim} channels, the text part gives {width}")
 
     @property
+    def classes(self) -> ClassTokenConfig | DiTConfig | None:
+        """What knows classes, in a model that paints those: a token for each, or a DiT's modulation."""
+        if self.text is None:
+            return self.unet if isinstance(self.unet, DiTConfig) and self.unet.num_classes else None
+        return self.text if isinstance(self.text, ClassTokenConfig) else None
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels that it was trained on."""
         height, width = self.unet.latent_size
@@ -110,6 +117,15 @@ def _sd(unet: str, text: str, prediction: Literal["eps", "v"] = "eps", **more) -
     )
 
 
+def _dit(name: str, side: int) -> LatentDiffusionConfig:
+    """A model of the DiT paper, on Stable Diffusion's latents of square pictures."""
+    return LatentDiffusionConfig(
+        autoencoder=autoencoder_config.SIZES["sd-vae"],
+        unet=replace(dit_config.SIZES[name], latent_size=(side // 8, side // 8)),
+        process=ProcessConfig(schedule="linear", beta_start=0.0001, beta_end=0.02),
+    )
+
+
 CLASSES = text_config.CLASS_SIZES
 
 SIZES: dict[str, LatentDiffusionConfig] = {
@@ -140,4 +156,6 @@ SIZES: dict[str, LatentDiffusionConfig] = {
     "ldm-semantic": _ldm("vq-f4", "semantic", 0.0205, beside="map", map=MapConfig(num_classes=182)),
     "ldm-inpainting": _ldm("vq-f4-noattn", "inpainting-big", 0.0205, beside="masked+mask"),
     "ldm-bsr-sr": _ldm("vq-f4", "bsr-sr", 0.0155, beside="image"),
+    "dit-xl2-256": _dit("dit-xl2", 256),
+    "dit-xl2-512": _dit("dit-xl2", 512),
 }

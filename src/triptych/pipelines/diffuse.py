@@ -384,7 +384,7 @@ class DiffusionPipeline(Painter):
 
     def of_class(self, settings: Settings, named: int | str) -> Settings:
         """The settings for one class, by index or by a name on the model's card."""
-        count, names = self.config.text.num_classes, list(self.card.classes or ())
+        count, names = self.config.classes.num_classes, list(self.card.classes or ())
         if isinstance(named, str):
             index = found(named, names, count)
         else:

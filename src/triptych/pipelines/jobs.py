@@ -18,9 +18,9 @@ from triptych.diffusion.noise import draw
 from triptych.diffusion.process import Process
 from triptych.errors import UserError
 from triptych.models.conditions import box_tokens
+from triptych.models.dit_config import DiTConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import Beside, LatentDiffusionConfig
-from triptych.models.text_config import ClassTokenConfig
 from triptych.pipelines.canvas import Canvas, canvas, class_map, depth_map, digest, grey
 from triptych.pipelines.pixels import Picture, name_of
 from triptych.pipelines.rendering import Rendering
@@ -65,8 +65,10 @@ class Job:
     """1 where to paint, for a network that cannot be shown it."""
     beside: Callable[[Sequence[int]], Tensor] | None = None
     """What is laid beside the latents, by the pictures' seeds."""
-    label: int | None = None
-    """The network's label, the same for all."""
+    labels: Sequence[int] | None = None
+    """The network's label: one for all, or each picture's class."""
+    no_label: int | None = None
+    """The label of no class, to be guided away from; none is no guidance."""
     start: Float[Tensor, "n c h w"] | None = None
     """The noise to start from, if it was given."""
 
@@ -79,11 +81,11 @@ class Job:
 
 def reads(config: LatentDiffusionConfig) -> Literal["prompts", "classes", "boxes", "nothing"]:
     """What tells a model what to paint."""
+    if config.classes is not None:
+        return "classes"
     if config.text is None:
         return "nothing"
-    if isinstance(config.text, ClassTokenConfig):
-        return "classes"
-    return "boxes" if config.text.boxes else "prompts"
+    return "boxes" if getattr(config.text, "boxes", 0) else "prompts"
 
 
 def check_task(config: LatentDiffusionConfig, settings: Settings, name: str) -> None:
@@ -107,6 +109,8 @@ def check_task(config: LatentDiffusionConfig, settings: Settings, name: str) -> 
         raise UserError(
             f"{name} takes neither prompt nor class: use unconditional, or leave PROMPT and --class out"
         )
+    if settings.tiling and isinstance(config.unet, DiTConfig):
+        raise UserError(f"{name} has a DiT, whose edges cannot be joined as a UNet's can; leave tiling out")
     what, tasks = KINDS[config.beside]
     if task not in tasks:
         raise UserError(f"{name} is {what}: it does {', '.join(tasks)}, and not {task}")
@@ -158,7 +162,7 @@ def prepare(
 
 def _guidance(net: LatentDiffusion, settings: Settings) -> float:
     kind = reads(net.config)
-    free = kind == "prompts" or (kind == "classes" and net.config.text.null_class)  # type: ignore[union-attr]
+    free = kind == "prompts" or (kind == "classes" and net.config.classes.null_class)  # type: ignore[union-attr]
     if settings.guidance is None:
         usual = UPSCALING if settings.task == "upscale" else GUIDANCE[kind]
         return usual if free else 1.0
@@ -178,15 +182,18 @@ def _contexts(
     each: Sequence[Settings],
     guidance: float,
 ) -> dict[str, Any]:
-    """The `Job`'s positive and negative."""
+    """The `Job`'s positive and negative, or its labels and what stands for none."""
     kind, text, settings = reads(net.config), net.text, each[0]
     if kind == "nothing":
         return {}
     if kind == "classes":
         classes: Any = text
-        if any(one.label is None for one in each):
+        labels = [one.label for one in each if one.label is not None]
+        if len(labels) < len(each):
             raise UserError("this model takes a class; name one")
-        positive = classes([one.label for one in each])
+        if text is None:
+            return {"labels": labels, "no_label": net.config.unet.num_classes if guidance != 1 else None}
+        positive = classes(labels)
         return {"positive": positive, "negative": classes([classes.null]) if guidance != 1 else None}
     if kind == "boxes":
         tokens = box_tokens(net.config.text, settings.boxes)  # type: ignore[arg-type]
@@ -230,7 +237,7 @@ def _shown(
     pictures: Mapping[str, Picture],
     latents: Tensor | None,
 ) -> dict[str, Any]:
-    """The `Job`'s shape, canvas, known, cells, beside, label and start; and the hashes of all that was given."""
+    """The `Job`'s shape, canvas, known, cells, beside, labels and start; and the hashes of all that was given."""
     config, f = net.config, rendering.factor
     c = config.autoencoder.latent_channels
     made: dict[str, Any] = {"hashes": {}}
@@ -323,7 +330,7 @@ def _beside_image(net: LatentDiffusion, low: Canvas, noise_level: int) -> dict[s
     def noised(seeds: Sequence[int]) -> Tensor:
         return level.noised(small, draw(seeds, small.shape[1:], "condition"))
 
-    return {"beside": noised, "label": noise_level}
+    return {"beside": noised, "labels": [noise_level]}
 
 
 def _check_size(size: tuple[int, ...] | None, factor: int, what: str = "size") -> None:

@@ -210,8 +210,10 @@ class Painter:
 
         def under(context: Tensor | None, times: int) -> Denoiser:
             labels = None
-            if job.label is not None:
-                labels = torch.full((times * count,), job.label, device=self.device)
+            if job.labels is not None:
+                first = torch.tensor(job.labels)[rows if len(job.labels) > 1 else slice(1)].expand(count)
+                rest = first if job.no_label is None else torch.full_like(first, job.no_label)
+                labels = torch.cat([first, *[rest] * (times - 1)]).to(self.device)
             more = None if beside is None else beside.repeat(times, 1, 1, 1)
             return self.net.denoiser(context, beside=more, labels=labels)
 
@@ -219,9 +221,12 @@ class Painter:
         if positive is not None:
             positive = positive[rows] if len(positive) > 1 else positive.expand(count, -1, -1)
         scale = settings.guidance
-        if job.negative is None or positive is None or scale is None:
+        if scale is None or (job.negative is None and job.no_label is None):
             return under(positive, 1)
-        both = under(torch.cat([positive, job.negative.expand(count, -1, -1)]), 2)
+        context = None
+        if positive is not None and job.negative is not None:
+            context = torch.cat([positive, job.negative.expand(count, -1, -1)])
+        both = under(context, 2)
         if settings.apg is not None:
             denoise = projected(both, scale, **settings.apg)
         else:

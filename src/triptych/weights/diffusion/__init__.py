@@ -3,5 +3,6 @@
 from triptych.weights.diffusion.compvis import FORMATS as COMPVIS
 from triptych.weights.diffusion.diffusers import FORMATS as DIFFUSERS
 from triptych.weights.diffusion.dit import FORMATS as DIT
+from triptych.weights.diffusion.dit_pipeline import FORMATS as DIT_PIPELINE
 
-FORMATS = (*COMPVIS, *DIFFUSERS, *DIT)
+FORMATS = (*COMPVIS, *DIT_PIPELINE, *DIFFUSERS, *DIT)

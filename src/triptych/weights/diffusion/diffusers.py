@@ -250,7 +250,7 @@ def stage_settings(config: FirstStageConfig) -> Settings:
     }
 
 
-def _read_stage(names: Names, said: Settings) -> tuple[FirstStageConfig, list[Rule], dict[str, str]] | None:
+def stage_of(names: Names, said: Settings) -> tuple[FirstStageConfig, list[Rule], dict[str, str]] | None:
     """A first stage and its table; none if these are no names of one."""
     if autoencoder.tiny_layout(names) == "diffusers":
         config = autoencoder.read_tiny(names, "diffusers", said)
@@ -318,7 +318,7 @@ def read(names: Names, hints: Hints) -> Reading:
     net, facts = unet.read(part, layout, said_of(part, unet_said))
     rules = inside(unet.table(net, layout), "unet/", "unet.")
     where = next((name for name in STAGES if names.starts(f"{name}/")), "vae")
-    found = _read_stage(names.within(f"{where}/"), settings.get(f"{where}/config", {}))
+    found = stage_of(names.within(f"{where}/"), settings.get(f"{where}/config", {}))
     if found is None:
         raise UserError(f"{names.path} has no vae or vqvae that this triptych knows; give the whole folder")
     stage, stage_rules, more = found
@@ -477,7 +477,7 @@ def recognises_tiny(names: Names) -> bool:
 
 
 def read_stage(names: Names, hints: Hints) -> Reading:
-    found = _read_stage(names, names.settings.get("config", {}))
+    found = stage_of(names, names.settings.get("config", {}))
     if found is None:
         raise UserError(f"{names.path} is no first stage of {TITLE}")
     return stage_reading(*found)

@@ -1,4 +1,4 @@
-"""The DiT in its authors' names and in diffusers': its sizes from the shapes, its tables, and diffusers' pipeline."""
+"""The DiT in its authors' names and in diffusers': its sizes from the shapes, and its tables."""
 
 import math
 from dataclasses import replace
@@ -7,16 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.card import Card, Preprocess
+from triptych.card import Card
 from triptych.errors import UserError
 from triptych.layers.position import sincos_positions
-from triptych.models.autoencoder_config import AutoencoderConfig
 from triptych.models.dit import DiT
 from triptych.models.dit_config import SIZES, DiTConfig
-from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
-from triptych.weights.conventions import HALF
-from triptych.weights.diffusion.tables import fused, inside, layer
+from triptych.weights.diffusion.tables import fused, layer
 from triptych.weights.formats import Draft, Format, Hints, Names, Reading, Settings, state
 from triptych.weights.rules import Operation, Rule, drop, expand, joined, rule, same, to_theirs
 from triptych.weights.sameness import checked
@@ -34,7 +30,9 @@ def _modulation(config: DiTConfig, blocks: list[str], last: str) -> list[Rule]:
         UserError: all blocks share one.
     """
     if config.modulation == "single":
-        raise UserError("this DiT has one modulation for all blocks, which published files do not; choose another format")
+        raise UserError(
+            "this DiT has one modulation for all blocks, published files one each; choose another format"
+        )
     sizes = [6 * config.width] * config.depth + [2 * config.width]
     operation = Operation(joined, lambda whole: whole[0].split(sizes))
     return [
@@ -155,13 +153,17 @@ def read_authors(names: Names, hints: Hints) -> Reading:
         facts["latent_size"] = "pos_embed in the file"
         table = names.numbers("pos_embed")
         if table is not None and not torch.allclose(table.float(), _positions(config), atol=1e-2):
-            raise UserError(f"{names.path} has a pos_embed that is not the fixed table of a DiT; it is another network")
+            raise UserError(
+                f"{names.path} has a pos_embed that is not the fixed table of a DiT; it is another network"
+            )
     facts |= {"mlp": "convention: gelu_tanh", "preprocess": "none"}
     return Reading("dit", config, authors_table(config), Card(), facts)
 
 
 def draft_authors(net: DiT) -> Draft:
-    tensors = to_theirs(authors_table(net.config), state(net), f"{AUTHORS} has no place for all of this network")
+    tensors = to_theirs(
+        authors_table(net.config), state(net), f"{AUTHORS} has no place for all of this network"
+    )
     return checked(Draft(tensors), net, read_authors, AUTHORS)
 
 
@@ -169,15 +171,19 @@ def draft_authors(net: DiT) -> Draft:
 
 
 def recognises_diffusers(names: Names) -> bool:
-    return "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight" in names and "proj_out_2.weight" in names
+    return (
+        "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight" in names
+        and "proj_out_2.weight" in names
+    )
 
 
 def read_diffusers(names: Names, hints: Hints) -> Reading:
-    config, facts = _from_diffusers(names, names.settings.get("config", {}))
+    config, facts = of_diffusers(names, names.settings.get("config", {}))
     return Reading("dit", config, diffusers_table(config), Card(), facts | {"preprocess": "none"})
 
 
-def _from_diffusers(names: Names, said: Settings) -> tuple[DiTConfig, dict[str, str]]:
+def of_diffusers(names: Names, said: Settings) -> tuple[DiTConfig, dict[str, str]]:
+    """The DiT of diffusers' names and config.json, and where each thing came from."""
     first = "transformer_blocks.0"
     label, fc1 = f"{first}.norm1.emb.class_embedder.embedding_table.weight", f"{first}.ff.net.0.proj.weight"
     depth = names.count("transformer_blocks.{i}.")
@@ -230,12 +236,16 @@ def settings_of(config: DiTConfig) -> Settings:
 
 def draft_diffusers(net: DiT) -> Draft:
     settings = settings_of(net.config)
-    tensors = to_theirs(diffusers_table(net.config), state(net), f"{DIFFUSERS} has no place for all of this network")
+    tensors = to_theirs(
+        diffusers_table(net.config), state(net), f"{DIFFUSERS} has no place for all of this network"
+    )
     return checked(Draft(tensors, {"config": settings}), net, read_diffusers, DIFFUSERS)
 
 
 STEM = "diffusion_pytorch_model"
 FORMATS = (
     Format("dit", "dit", AUTHORS, "torch", recognises_authors, read_authors, draft_authors),
-    Format("diffusers", "dit", DIFFUSERS, "folder", recognises_diffusers, read_diffusers, draft_diffusers, STEM),
+    Format(
+        "diffusers", "dit", DIFFUSERS, "folder", recognises_diffusers, read_diffusers, draft_diffusers, STEM
+    ),
 )
