@@ -100,16 +100,16 @@ def test_a_new_network_learns_behind_its_zeros():
         assert not torch.equal(parameter, before[name]), name
 
 
-@pytest.mark.parametrize("size", [(8, 8), (4, 10), (7, 5), (1, 3), (12, 16)])
 @torch.no_grad()
-def test_any_size(form, size):
-    net, given = scrambled(DiT(form)), inputs(form, size)
-    out = net(**given)
-    assert out.shape == (2, 4, *size)
-    assert out.isfinite().all()
-    for i in range(2):  # each of a batch by itself
-        alone = net(**{name: value[i : i + 1] for name, value in given.items()})
-        torch.testing.assert_close(out[i : i + 1], alone, atol=1e-5, rtol=1e-5)
+def test_any_size(form):
+    net = scrambled(DiT(form))
+    for size in ((8, 8), (4, 10), (7, 5), (1, 3)):
+        given = inputs(form, size)
+        out = net(**given)
+        assert out.shape == (2, 4, *size)
+        assert out.isfinite().all()
+        alone = net(**{name: value[1:] for name, value in given.items()})  # one of a batch by itself
+        torch.testing.assert_close(out[1:], alone, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

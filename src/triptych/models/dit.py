@@ -40,8 +40,6 @@ class Block(nn.Module):
         self.norm2 = norm(config)
         form = "tanh" if config.mlp == "gelu_tanh" else "none"
         self.mlp = Mlp(dim, config.mlp_dim, form, config.dropout, config.bias)
-        if config.modulation == "single":
-            self.table = nn.Parameter(torch.empty(1, 6, dim))
 
     def forward(
         self, z: Float[Tensor, "b n d"], modulation: Float[Tensor, "b six d"], context: Context | None
@@ -77,11 +75,10 @@ class DiT(Network):
         self.encoder = nn.ModuleList(Block(config) for _ in range(depth))
         self.norm = norm(config)
         self.out = nn.Linear(dim, config.patch_size**2 * config.predicted)
-        if config.modulation == "each":
-            self.modulation = nn.Linear(dim, (6 * depth + 2) * dim)                      # every block's in one product
-        else:
-            self.modulation = nn.Linear(dim, 6 * dim)
-            self.table = nn.Parameter(torch.empty(1, 2, dim))
+        single = config.modulation == "single"
+        self.modulation = nn.Linear(dim, (6 if single else 6 * depth + 2) * dim)         # every block's in one product
+        if single:
+            self.table = nn.Parameter(torch.empty(1, 6 * depth + 2, dim))
         for place, part in enumerate(self._crosses()):
             part.place = place
         self.initialise()
@@ -100,12 +97,12 @@ class DiT(Network):
                 part.reset_parameters()
             elif isinstance(part, nn.Embedding):
                 nn.init.normal_(part.weight, std=0.02)
-            elif isinstance(part, Block | DiT) and hasattr(part, "table"):
-                nn.init.zeros_(part.table)
         for part in (self.time.fc1, self.time.fc2):
             nn.init.normal_(part.weight, std=0.02)
         for part in (self.modulation, self.out, *(part.proj for part in self._crosses())):
             nn.init.zeros_(part.weight)
+        if self.config.modulation == "single":
+            nn.init.zeros_(self.table)
 
     def blocks(self) -> list[nn.Module]:
         """The blocks in order: what checkpointing, compiling and sharding are applied to."""
@@ -154,15 +151,15 @@ class DiT(Network):
         z = linear(self.norm(z) * (1 + scale) + shift, self.out.weight, self.out.bias)   # b n PPo
         return self._pictured(z, (rows, columns), (x.shape[-2], x.shape[-1]))            # b o h w
 
-    def _modulations(self, condition: Float[Tensor, "b d"]) -> list[Tensor]:
+    def _modulations(self, condition: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
         """The shifts, scales and gates of every block (B, 6, D), then shift and scale of the last norm (B, 2, D)."""
+        depth, dim = self.config.depth, self.config.width
         made = linear(F.silu(condition), self.modulation.weight, self.modulation.bias)
-        if self.config.modulation == "each":
-            made = rearrange(made, "b (parts d) -> b parts d", d=self.config.width)
-            return list(made.split([6] * self.config.depth + [2], dim=1))
-        made = rearrange(made, "b (six d) -> b six d", six=6)
-        last = self.table.to(made) + condition[:, None].to(made)
-        return [*(made + block.table.to(made) for block in self.encoder), last]
+        made = rearrange(made, "b (parts d) -> b parts d", d=dim)                        # b parts D
+        if self.config.modulation == "single":
+            last = condition.to(made)[:, None].expand(-1, 2, -1)
+            made = torch.cat([made.repeat(1, depth, 1), last], dim=1) + self.table.to(made)
+        return made.split([6] * depth + [2], dim=1)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
         """The frequencies are those of the paper's code, which is MAE's."""

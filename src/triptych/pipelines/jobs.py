@@ -85,7 +85,7 @@ def reads(config: LatentDiffusionConfig) -> Literal["prompts", "classes", "boxes
         return "classes"
     if config.text is None:
         return "nothing"
-    return "boxes" if getattr(config.text, "boxes", 0) else "prompts"
+    return "boxes" if getattr(config.text, "boxes", False) else "prompts"
 
 
 def check_task(config: LatentDiffusionConfig, settings: Settings, name: str) -> None:

@@ -283,9 +283,7 @@ def draft(net: LatentDiffusion) -> Draft:
     if not isinstance(config.autoencoder, AutoencoderConfig):
         raise UserError(f"{TITLE} has no place for a tiny autoencoder; choose triptych's own format")
     if not isinstance(config.unet, UNetConfig):
-        raise UserError(
-            f"{TITLE} holds a UNet, and this model denoises with a DiT; choose triptych's own format"
-        )
+        raise UserError(f"{TITLE} has no place for a DiT; choose diffusers' or triptych's own format")
     if config.process.schedule == "flow":
         raise UserError(f"{TITLE} cannot say a flow; choose triptych's own format")
     layout = unet.CompVis(len(config.unet.multipliers), config.unet.depth)

@@ -372,6 +372,8 @@ def _give_tokenizer(tokenizer: Any, net: Any) -> None:
 
 def draft(net: LatentDiffusion) -> Draft:
     config = net.config
+    if not isinstance(config.unet, UNetConfig):
+        raise UserError(f"{TITLE} has no pipeline with a DiT and these parts; choose another format")
     reader = config.text
     if not isinstance(config.unet, UNetConfig):
         raise UserError(

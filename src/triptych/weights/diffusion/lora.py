@@ -180,7 +180,7 @@ def _places(net: LatentDiffusion) -> dict[str, Place]:
     """A LoRA's name of a layer, with every separator an underscore -> where its weight lies."""
     config = net.config
     if not isinstance(config.unet, UNetConfig):
-        raise UserError("LoRAs are read for UNets, and this model denoises with a DiT")
+        raise UserError("these LoRAs are changes to a UNet, and this model has a DiT")
     count, depth = len(config.unet.multipliers), config.unet.depth
     tables: list[tuple[str, list[Rule], str]] = []
     for layout in (unet.CompVis(count, depth), unet.Diffusers(count, depth)):
