@@ -10,6 +10,7 @@ from torch import nn
 
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.models import latent_diffusion_config
+from triptych.models.dit_config import DiTConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.registry import build
 from triptych.models.swin_config import SwinConfig, windows_of
@@ -215,16 +216,16 @@ def small_ldm(name: str) -> LatentDiffusionConfig:
     config = latent_diffusion_config.SIZES[name]
     unet, stage, text = config.unet, config.autoencoder, config.text
     width = 0 if text is None else 24
-    unet = replace(
-        unet,
-        width=16,
-        groups=16,
-        depth=1,
-        context_dim=width,
-        num_classes=min(unet.num_classes, 20),
-        head_dim=8 if unet.head_dim else 0,
-        latent_size=(16, 16),
-    )
+    sizes = {
+        "depth": 1,
+        "context_dim": width,
+        "num_classes": min(unet.num_classes, 20),
+        "latent_size": (16, 16),
+    }
+    if isinstance(unet, DiTConfig):
+        unet = replace(unet, width=24, heads=2, mlp_dim=96, **sizes)
+    else:
+        unet = replace(unet, width=16, groups=16, head_dim=8 if unet.head_dim else 0, **sizes)
     codes = min(stage.codebook_size, 20)
     stage = replace(
         stage, width=16, groups=16, depth=1, codebook_size=codes, image_size=(16 * stage.factor,) * 2

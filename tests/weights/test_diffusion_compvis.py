@@ -14,6 +14,7 @@ from triptych.models import autoencoder_config, latent_diffusion_config
 from triptych.models.autoencoder_config import TinyAutoencoderConfig
 from triptych.models.registry import build
 from triptych.models.text import add_embedding
+from triptych.models.unet_config import UNetConfig
 from triptych.weights import inspect, load
 from triptych.weights.diffusion import compvis, schedule
 from triptych.weights.diffusion.diffusers import read_process
@@ -21,7 +22,9 @@ from triptych.weights.formats import Hints, drafted, shapes_of
 from triptych.weights.rules import plan
 from triptych.weights.sameness import comparable
 
-SIZES = latent_diffusion_config.SIZES
+SIZES = {
+    name: size for name, size in latent_diffusion_config.SIZES.items() if isinstance(size.unet, UNetConfig)
+}
 TOLD = {"sd2": "v", "sd2-base": "eps"}
 # One of each form; the others are slow.
 FORMS = (
