@@ -90,7 +90,7 @@ def test_a_prompt_by_cross_attention(ldm):
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     pipe = tp.DiffusionPipeline(net.eval(), device="cpu", dtype="fp32")
-    first, second = pipe.text_to_image("a red apple", "blurry", steps=2, seed=1, count=2)
+    _, second = pipe.text_to_image("a red apple", "blurry", steps=2, seed=1, count=2)
     (alone,) = pipe.text_to_image("a red apple", "blurry", steps=2, seed=2)
     assert np.array_equal(pixels([second]), pixels([alone]))
     (wide,) = pipe.text_to_image("a red apple", steps=2, size=(32, 64))

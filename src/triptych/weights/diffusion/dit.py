@@ -215,7 +215,7 @@ def settings_of(config: DiTConfig) -> Settings:
         raise UserError(f"{DIFFUSERS} is conditioned on a class, and on nothing else; choose another format")
     if config.time_frequencies != "closed" or config.position != "stretched" or config.norm_eps != 1e-6:
         raise UserError(
-            f"{DIFFUSERS} runs with closed frequencies of the time, stretched positions and an epsilon of 1e-6; this has "
+            f"{DIFFUSERS} runs with closed frequencies of the time, stretched positions and epsilon 1e-6; this has "
             f"{config.time_frequencies} ones, {config.position} ones and {config.norm_eps:g}; choose another format"
         )
     if len(set(config.latent_size)) > 1:
