@@ -31,14 +31,6 @@ for h, w in ((8, 8), (9, 13)):
     x, t, context = given(2, h, w, 5)
     close(compiled(x, t, context), net(x, t, context))
     close(compiled(x, t, net.project_context(context)), net(x, t, context))
-net.requires_grad_(True)
-x, t, context = given(2, 8, 8, 5)
-def gradient(f):
-    net.zero_grad()
-    f(x, t, context).square().sum().backward()
-    return torch.cat([p.grad.flatten() for p in net.parameters()])
-expected = gradient(net)
-close(gradient(compiled) / expected.norm(), expected / expected.norm())
 """
 
 EXPORT = """

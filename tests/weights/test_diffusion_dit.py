@@ -174,6 +174,7 @@ def test_another_table_of_positions_is_refused(net, tmp_path):
         ({"latent_size": (8, 12)}, "dit", "no square"),
         ({"latent_size": (8, 12)}, "diffusers", "square latents"),
         ({"time_frequencies": "open"}, "diffusers", "this has open ones"),
+        ({"mlp_dim": 64}, "diffusers", "4 x 32, not 64"),
         ({"position": "counted"}, "diffusers", "counted ones"),
     ],
 )

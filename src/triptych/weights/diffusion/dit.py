@@ -218,6 +218,10 @@ def settings_of(config: DiTConfig) -> Settings:
             f"{DIFFUSERS} runs with closed frequencies of the time, stretched positions and epsilon 1e-6; this has "
             f"{config.time_frequencies} ones, {config.position} ones and {config.norm_eps:g}; choose another format"
         )
+    if config.mlp_dim != 4 * config.width:
+        raise UserError(
+            f"{DIFFUSERS} has MLPs of 4 x {config.width}, not {config.mlp_dim}; choose another format"
+        )
     if len(set(config.latent_size)) > 1:
         raise UserError(f"{DIFFUSERS} has square latents, not {config.latent_size}; choose another format")
     return {
