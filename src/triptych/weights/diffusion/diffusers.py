@@ -375,10 +375,6 @@ def draft(net: LatentDiffusion) -> Draft:
     if not isinstance(config.unet, UNetConfig):
         raise UserError(f"{TITLE} has no pipeline with a DiT and these parts; choose another format")
     reader = config.text
-    if not isinstance(config.unet, UNetConfig):
-        raise UserError(
-            f"{TITLE}' folders here hold a UNet, and this model denoises with a DiT; choose triptych's own"
-        )
     if isinstance(reader, ClassTokenConfig) or config.beside in ("depth", "map"):
         what = "a map of classes" if config.map is not None else "depth without its estimator"
         what = "a table of classes" if isinstance(reader, ClassTokenConfig) else what
