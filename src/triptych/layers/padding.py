@@ -1,5 +1,7 @@
 """Zeros at the right and the bottom, up to whole patches or windows."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,9 +24,9 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], axes: tuple[int, int])
     return x
 
 
-def side_of(x: Tensor, axis: int) -> int:
-    """The size of an axis. torch.jit.trace has it as a tensor, which becomes a number here: a trace is for maps of one
-    size (and warns of it); torch.export is for all."""
+def side_of(x: Tensor, axis: int) -> Any:
+    """The size of an axis: a number, or torch.export's symbol of one, which is for all sizes. torch.jit.trace has it as a
+    tensor, which becomes a number here: a trace is for maps of one size, and warns of it."""
     size = x.shape[axis]
     return int(size) if isinstance(size, Tensor) else size
 
