@@ -25,7 +25,7 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], axes: tuple[int, int])
 
 
 def side_of(x: Tensor, axis: int) -> Any:
-    """The size of an axis: a number, or torch.export's symbol of one, which is for all sizes. torch.jit.trace has it as a
+    """The size of an axis: a number, or torch.export's symbol of one, for all sizes. torch.jit.trace has it as a
     tensor, which becomes a number here: a trace is for maps of one size, and warns of it."""
     size = x.shape[axis]
     return int(size) if isinstance(size, Tensor) else size
