@@ -2,7 +2,8 @@
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
-    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/swin_scenes
+    triptych train swin_emoji64 --data emoji:EMOJI --init runs/swin_emoji --out runs/swin_emoji64
+    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji64 --out runs/swin_scenes
     triptych train unet_scenes --data scenes:EMOJI --out runs/unet_scenes
     python tools/ship_swin_scenes.py runs/swin_scenes runs/unet_scenes
 
@@ -35,7 +36,7 @@ def main(run: str, baseline: str) -> None:
     net = tp.load(run)
     card = replace(
         net.card,
-        source="trained on drawings and scenes: recipes swin_emoji, then swin_scenes",
+        source="trained on drawings and scenes: recipes swin_emoji, swin_emoji64, swin_scenes",
         license=LICENSE,
     )
     net.card = card

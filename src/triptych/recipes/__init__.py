@@ -18,6 +18,7 @@ RECIPES = {
     "deit_b16_imagenet": "triptych.recipes.vit",
     "swin": "triptych.recipes.swin",
     "swin_emoji": "triptych.recipes.swin",
+    "swin_emoji64": "triptych.recipes.swin",
     "swin_scenes": "triptych.recipes.swin",
     "unet_scenes": "triptych.recipes.swin",
     "swin_t_imagenet": "triptych.recipes.swin",

@@ -48,10 +48,12 @@ def swin() -> SegmentConfig:
 
 def swin_emoji() -> ClassifyConfig:
     """A small Swin from scratch on the built-in drawings at 32 px, with the shipped ViT as its teacher: the backbone of
-    `swin_scenes`.
+    `swin_scenes`, first half.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
+
+    Reached on Twemoji: concept 0.694, subgroup 0.800, group 0.861 (563,200 images seen, an hour on one shared core).
     """
     return ClassifyConfig(
         model="swin-emoji",
@@ -67,15 +69,38 @@ def swin_emoji() -> ClassifyConfig:
     )
 
 
+def swin_emoji64() -> ClassifyConfig:
+    """The second half: the first half's weights at 64 px, on drawings of a third of the picture's side and more,
+    anywhere in it, as they lie in scenes.
+
+    At 32 px the last two stages' maps are smaller than a window, so that their attention never learns to look around.
+
+    triptych train swin_emoji64 --data emoji:EMOJI --init runs/swin_emoji --out runs/swin_emoji64
+    """
+    small = swin_emoji()
+    return replace(
+        small,
+        init="runs/swin_emoji",
+        image_size=(64, 64),
+        drop_path=None,
+        teacher_share=0.4,
+        loading=replace(small.loading, load_size=(64, 64)),
+        augment=replace(small.augment, zoom=(0.35, 1.0), translate=(0.25, 0.25), degrees=30.0),
+        optim=replace(small.optim, lr=1e-3),
+        loop=replace(small.loop, epochs=12, eval_every=4),
+    )
+
+
 def swin_scenes() -> SegmentConfig:
     """The shipped parser: a small Swin, trained on single drawings, with a U-Net decoder on scenes of them, at 96 px.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
-    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji --out runs/swin_scenes
+    triptych train swin_emoji64 --data emoji:EMOJI --init runs/swin_emoji --out runs/swin_emoji64
+    triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji64 --out runs/swin_scenes
     """
     return SegmentConfig(
-        init="runs/swin_emoji",
+        init="runs/swin_emoji64",
         data="scenes",
         model="swin-emoji",
         image_size=(96, 96),
@@ -84,8 +109,8 @@ def swin_scenes() -> SegmentConfig:
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
         loading=DataConfig(batch_size=32, workers=0, load_size=(96, 96)),
         augment=SCENES,
-        optim=OptimConfig(lr=1e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99), layer_decay=0.85),
-        loop=LoopConfig(epochs=6, ema=0.998, eval_every=1.5, save_every=300),
+        optim=OptimConfig(lr=1e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99), layer_decay=0.9),
+        loop=LoopConfig(epochs=4, ema=0.998, eval_every=1, save_every=300),
     )
 
 
