@@ -230,8 +230,8 @@ def generation_figures(
     if min(count, real.moments.count) <= d:
         few, side = min((count, "generated"), (real.moments.count, "real"))
         log.warning(
-            "%d %s pictures are not more than the %d numbers of a feature: their covariance lacks rank, and most of the "
-            "Fréchet distance comes from that (perfect ones would be given %.3g at this count); compare it with figures "
+            "%d %s pictures are not more than the %d numbers of a feature: their covariance lacks rank, and most of "
+            "the Fréchet distance is that (perfect ones would be given %.3g at this count); compare it with figures "
             "of equal counts only, or read the kernel distance, which is unbiased",
             *(few, side, d, figures["frechet_floor"]),
         )
