@@ -13,6 +13,7 @@ from triptych.diffusion.config import SAMPLERS
 from triptych.errors import UserError
 from triptych.layers.resnet import Conv
 from triptych.pipelines.diffuse import DiffusionPipeline, found
+from triptych.pipelines.settings import Settings
 
 STOCHASTIC = ["ddpm", "euler-ancestral", "dpm++2m-sde", "lcm"]
 PROMPT = "a (red:1.3) apple"
@@ -99,6 +100,22 @@ def test_every_sampler_at_any_size(pipe, kind, sampler):
     assert 5 < arrays([image]).std() < 128
     assert image.info["sampler"] == sampler
     assert image.info["spacing"]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_prompts_side_by_side_are_what_each_paints_alone(pipe, guidance):
+    prompts = ["a red apple", "an owl", PROMPT, "an owl"]
+    look = {"steps": 2, "guidance": guidance, "negative": "grey"}
+    alone = [pipe().text_to_image(p, seed=3 + i, **look)[0] for i, p in enumerate(prompts)]
+    each = [Settings(prompt=p, seed=3 + i, **look) for i, p in enumerate(prompts)]
+    assert same(pipe().make(each), alone)
+    for size in (2, 3):
+        assert np.abs(arrays(pipe().make(each, batch_size=size)) - arrays(alone)).max() <= 1
+    assert [one.info["prompt"] for one in pipe().make(each, batch_size=2)] == prompts
+    long = replace(each[0], prompt="owl " * 80)
+    assert pipe().net.text.chunks(long.prompt) == 2
+    with pytest.raises(UserError, match="unequal numbers of chunks"):
+        pipe().make([*each, long])
 
 
 def test_one_call_of_the_network_a_step(pipe, heard):

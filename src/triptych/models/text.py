@@ -191,6 +191,10 @@ class TextEncoder(Network):
             rows.append(torch.cat(parts, dim=1))
         return torch.cat(rows)
 
+    def chunks(self, prompt: str) -> int:
+        """How many chunks a prompt takes; its context is so many times as long."""
+        return len(pack(parse(prompt), self.tokenizer.spans, self.room))
+
     def _encode_chunk(self, chunk: Chunk, known: dict[tuple[int, ...], Tensor]) -> Float[Tensor, "1 n d"]:
         ids = self.tokenizer.framed([i for i, _ in chunk], self.config.length, self.config.pad)
         if (key := tuple(ids)) not in known:

@@ -47,7 +47,7 @@ LARGE = 6  # times the area that a model was trained on, from which one is told
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Pictures that differ in seed and class alone."""
+    """Pictures that differ in seed, and in class or prompt, alone."""
 
     each: Sequence[Settings]
     """Complete."""
@@ -55,7 +55,7 @@ class Job:
     shape: tuple[int, int, int]
     """Of a picture's latents."""
     positive: Float[Tensor, "n l d"] | None = None
-    """The context of the prompt, or of each picture's class."""
+    """The context of the one prompt, or of each picture's class or prompt."""
     negative: Float[Tensor, "1 l d"] | None = None
     """What to be guided away from; none is no guidance."""
     canvas: Canvas | None = None
@@ -124,7 +124,10 @@ def prepare(
     given: Mapping[str, Picture | None],
     latents: Tensor | None,
 ) -> Job:
-    """The job of settings that differ in seed and class alone.
+    """The job of settings that differ in seed, and in class or prompt, alone.
+
+    Prompts that differ have the same number of chunks (`TextEncoder.chunks`): the contexts of shorter ones would be
+    filled up, and a picture depend on what is painted beside it.
 
     Args:
         net, rendering: on one device.
@@ -198,10 +201,15 @@ def _contexts(
     if kind == "boxes":
         tokens = box_tokens(net.config.text, settings.boxes)  # type: ignore[arg-type]
         return {"positive": text.encode_tokens(tokens.to(text.positions.device))}  # type: ignore[union-attr]
+    prompts = tuple(one.prompt for one in each)
+    if len(set(prompts)) == 1:
+        prompts = prompts[:1]
+    elif len({text.chunks(prompt) for prompt in prompts}) > 1:  # type: ignore[union-attr]
+        raise UserError("prompts of unequal numbers of chunks cannot be painted at once; make them one by one")
     if guidance == 1:
-        return {"positive": encode((settings.prompt,))}
-    both = encode((settings.prompt, settings.negative))
-    return {"positive": both[:1], "negative": both[1:]}
+        return {"positive": encode(prompts)}
+    both = encode((*prompts, settings.negative))
+    return {"positive": both[:-1], "negative": both[-1:]}
 
 
 # What the network is shown, and where it starts

@@ -104,7 +104,7 @@ class Painter:
         progress: Waiting = True,
         cancel: Callable[[], bool] | None = None,
     ) -> list[Image.Image]:
-        """Pictures that differ in seed and class alone: what all tasks come down to.
+        """Pictures that differ in seed, and in class or prompt, alone: what all tasks come down to.
 
         Raises:
             UserError: settings, model and what is given do not go together.
@@ -113,8 +113,11 @@ class Painter:
             raise UserError(f"batch_size is {batch_size}, which must be at least 1")
         check_task(self.config, each[0], self.source or "this model")
         say_dtype(self.dtype, self.device)
-        asked, dressed = each[0], self._adapters.resolved(each[0])
-        each = [replace(one, prompt=dressed.prompt, loras=dressed.loras) for one in each]
+        resolved = {one.prompt: self._adapters.resolved(one) for one in each}
+        asked, dressed = each[0], resolved[each[0].prompt]
+        if any(one.loras != dressed.loras for one in resolved.values()):
+            raise UserError("prompts that ask for different LoRAs cannot be painted at once; make them one by one")
+        each = [replace(one, prompt=resolved[one.prompt].prompt, loras=dressed.loras) for one in each]
         given = {"image": image, "mask": mask, "depth": depth, "map": map}
         if self._adapters.wear(dressed):
             self._encoded = {}
