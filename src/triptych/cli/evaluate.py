@@ -1,4 +1,4 @@
-"""`triptych evaluate`"""
+"""`triptych evaluate`: of what classifies and what parses; `measure` has what makes pictures."""
 
 import json
 import sys
@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from triptych.cli.output import percent, plain, print_json, table, waiting
+from triptych.cli.generate import said
+from triptych.cli.output import SHIPPED, percent, plain, print_json, table, waiting
 from triptych.cli.parsing import height_width
+from triptych.errors import UserError
 
 WORST = 10  # lines in each of the two lists on the screen
 PAIRS = 100  # pairs of confused classes in metrics.json
@@ -19,13 +21,16 @@ PAIRS = 100  # pairs of confused classes in metrics.json
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Measure a classifier: top-1, top-5, every coarser naming and every class; or a segmenter: mIoU, pixel accuracy,
-    every class. Exact on any number of images.
+    every class. Exact on any number of images. Writes metrics.json and confusion.png into --out, or into the folder
+    of the run.
 
-    Writes metrics.json and confusion.png into --out, or into the folder of the run.
+    Of a latent diffusion model: --samples pictures are painted from the data's captions or classes, and compared with
+    the data in the features of --extractor: Frechet and kernel distance, precision, recall, density, coverage, and
+    whether a classifier finds in them what they were to show. Of an autoencoder: its reconstructions.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL-or-RUN")]
-    """A model's file, folder, hub id or name, or a RUN folder."""
+    model: Annotated[str, tyro.conf.Positional, said("[MODEL-or-RUN]")] = ""
+    """A model's file, folder, hub id or name, or a RUN folder. None with a folder of --samples."""
     data: str = ""
     """emoji, a folder, tar shards, a parquet file or a hub id; a run brings its own."""
     split: str = ""
@@ -48,8 +53,9 @@ class Evaluate:
     """Number in masks that is no class and is left out; a run brings its own, and 255 never is one."""
     reduce_zero_label: bool = False
     """In masks 0 is no class and is left out, and 1 is the first."""
-    size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Of a segmenter: resize pictures to this shorter side, their aspect kept, instead of as its card says."""
+    size: Annotated[str, said("PIXELS-or-WxH", "the model's own")] = ""
+    """Of a segmenter: resize pictures to this shorter side, their aspect kept, instead of as its card says. Else width
+    and height at which pictures are painted and compared."""
     window: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
     """Of a segmenter: slide a window of this width and height in pixels over each picture."""
     overlap: float = 0.5
@@ -58,18 +64,45 @@ class Evaluate:
     """Of a segmenter: look at each of these relative sizes and average, for example 0.75 1 1.5."""
     flip: bool = False
     """Of a segmenter: average with the mirrored picture."""
+    caption_column: str | None = None
+    """Column that holds the captions, where there are several."""
+    samples: Annotated[str, said("N-or-DIR", "1000")] = ""
+    """How many pictures to paint; or a folder of pictures that are there already, whoever made them."""
+    extractor: str = SHIPPED
+    """Whose features distances are of: a ViT (DINOv2 too) or Swin, or inception."""
+    reference: Annotated[Path | None, said("FILE", "in the cache")] = None
+    """The real pictures' statistics: made once, and with it --data may be left out."""
+    classifier: Annotated[str, said("MODEL", "vit-emoji, of its classes")] = ""
+    """Which looks in painted pictures for the class that they were to show; "none" for none."""
+    steps: int = 30
+    """Of the sampler."""
+    guidance: Annotated[float | None, said("FLOAT", "7.5, of classes 1.5")] = None
+    """How closely to follow the caption or the class."""
+    sampler: str = "dpm++2m"
+    """As in generate."""
+    seed: int = 0
+    """Of the first painted picture; each further one has one more. And of which captions are taken."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder to write into."""
     json: bool = False
     """Print what metrics.json holds."""
 
     def run(self) -> int:
+        from triptych.cli import measure
+
+        family = measure.family(self)
+        if family in measure.FAMILIES:
+            return measure.run(self, family)
+        if self.samples:
+            raise UserError(
+                f"{self.model} makes no pictures; leave --samples out, or name a latent diffusion model"
+            )
         from triptych.data.feeding import Passes
         from triptych.train import evaluate
 
         window = height_width(self.window, "window") if self.window else None
         passes = Passes(
-            size=self.size, window=window, overlap=self.overlap, scales=self.scales, flip=self.flip
+            size=self.shorter_side(), window=window, overlap=self.overlap, scales=self.scales, flip=self.flip
         )
         found = evaluate(
             self.model,
@@ -107,6 +140,16 @@ class Evaluate:
                 else "--out FOLDER writes all of it, and a picture"
             )
         return 0
+
+    def shorter_side(self) -> int | None:
+        """What --size is of a segmenter.
+
+        Raises:
+            UserError: no number of pixels.
+        """
+        if self.size and not self.size.isdecimal():
+            raise UserError(f"size is {self.size!r}, which must be a number of pixels for {self.model}")
+        return int(self.size) if self.size else None
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,11 @@ def parse(prompt: str) -> list[list[Piece]]:
     return [_merged(section) for section in sections]
 
 
+def literal(text: str) -> str:
+    """The prompt that is read as `text` and nothing else, whatever brackets or words of the grammar are in it."""
+    return re.sub(r"[\\()\[\]]", r"\\\g<0>", text).replace("BREAK", "BREA\\K").replace("<lora:", "<lora\\:")
+
+
 def extract_loras(prompt: str) -> tuple[str, list[Lora]]:
     """The prompt without its `<lora:name>` and `<lora:name:weight>`, and these; a weight left out is 1.
 
