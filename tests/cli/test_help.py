@@ -30,9 +30,10 @@ FLAGS = {
     "classify": "IMAGE... --model --top --dtype --batch-size --workers --on-bad-image --json",
     "convert": "SRC DST --format --json",
     "demo": "--out --model --parser --json",
-    "evaluate": "MODEL-or-RUN --data --split --batch-size --workers --dtype --on-bad-image --image-column"
+    "evaluate": "[MODEL-or-RUN] --data --split --batch-size --workers --dtype --on-bad-image --image-column"
     " --label-column --mask-column --ignore-index --reduce-zero-label --size --window --overlap --scales"
-    " --flip --out --json",
+    " --flip --caption-column --samples --extractor --reference --classifier --steps --guidance --sampler --seed"
+    " --out --json",
     "explain": "IMAGE --model --out --point --size --json",
     "generate": "[PROMPT] --model --negative --seed --steps --guidance --count --size --sampler --spacing --rescale"
     " --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
@@ -82,7 +83,7 @@ def test_flags(verb, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.startswith(f"usage: triptych {verb} ")
     # Inside tyro's frame, whatever it is drawn with: names begin the line, descriptions are indented.
-    name = r"^(?:│ | {2})(?:-h, )?(--\w[\w.-]*|\[?[A-Z]{2,}\]?(?:-or-RUN|\.\.\.)?)(?=\s)"
+    name = r"^(?:│ | {2})(?:-h, )?(--\w[\w.-]*|\[?[A-Z]{2,}(?:-or-RUN|\.\.\.)?\]?)(?=\s)"
     listed = [match[1] for match in re.finditer(name, out, re.MULTILINE)]
     assert " ".join(name for name in listed if name != "--help") == " ".join(FLAGS[verb].split())
     assert all(len(line) <= 100 for line in out.splitlines() if line.startswith((" ", "│")))

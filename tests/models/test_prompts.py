@@ -3,10 +3,14 @@
 import time
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from triptych.errors import UserError
-from triptych.models.prompts import Lora, Piece, extract_loras, pack, parse
+from triptych.models.prompts import Lora, Piece, extract_loras, literal, pack, parse
 
+# Of the grammar, and of no meaning in a caption.
+PARTS = ("a", " ", "(", ")", "[", "]", "\\", ":1.3", "BREAK", "<lora:x:1>", "\n")
 # Written as that program's own documentation writes them: text and weight of each piece.
 WEIGHTS = {
     "": [],
@@ -43,6 +47,16 @@ def test_weights(prompt):
     (section,) = parse(prompt)
     assert [piece.text for piece in section] == [text for text, _ in WEIGHTS[prompt]]
     assert [piece.weight for piece in section] == pytest.approx([weight for _, weight in WEIGHTS[prompt]])
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=30))
+@example("BREAK (a:1.3) <lora:x:1> [b] \\( BREAKBREAK")
+def test_literal_text_is_read_as_it_is(words):
+    text = "".join(words)
+    (section,) = parse(literal(text))
+    assert "".join(piece.text for piece in section) == text
+    assert all(piece.weight == 1 for piece in section)
+    assert extract_loras(literal(text))[1] == []
 
 
 def test_break_divides_also_inside_brackets():

@@ -1,5 +1,6 @@
 """`triptych evaluate` of what makes pictures: latent diffusion models, autoencoders, and folders of their pictures."""
 
+import itertools
 import json
 import sys
 import time
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from triptych.train.generation import Asked
 
 FOLDER = "a folder of pictures"
-FAMILIES = ("latent-diffusion", "autoencoder", "tiny-autoencoder", FOLDER)
+FAMILIES = ("latent-diffusion", FOLDER)
 SAMPLES, BATCH = 1000, 64
 WORDS = {
     "frechet": "Fréchet distance",
@@ -59,7 +60,7 @@ def family(args: "Evaluate") -> str | None:
 def run(args: "Evaluate", what: str) -> int:
     """Measure, write metrics.json where --out or a RUN folder says, and print."""
     started = time.perf_counter()
-    figures = {FOLDER: of_folder, "latent-diffusion": of_model}.get(what, of_autoencoder)(args)
+    figures = {FOLDER: of_folder, "latent-diffusion": of_model}[what](args)
     figures |= {"data": args.data, "split": args.split, "seconds": time.perf_counter() - started}
     out = args.out or (
         Path(args.model) if args.model and (Path(args.model) / "log.jsonl").is_file() else None
@@ -90,8 +91,10 @@ def of_model(args: "Evaluate") -> dict[str, Any]:
     extractor = open_extractor(args.extractor, picture=size or pipe.config.image_size)
     asked = ask(pipe.config, pipe.card, source, count, args.seed)
     look = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler, "size": size}
+    pictures = painted(pipe, asked, args.batch_size or BATCH, look)
+    first = next(pictures)  # what is wrong with the settings shows before the real pictures are looked at
     found = evaluate_generation(
-        waiting(painted(pipe, asked, args.batch_size or BATCH, look), count, "painting"),
+        waiting(itertools.chain([first], pictures), count, "painting"),
         extractor,
         source,
         asked=asked,
@@ -233,8 +236,8 @@ def show(figures: dict[str, Any]) -> None:
     table("", {"figure": "left", "": "right"}, rows)
     if "faithfulness" in figures:
         generated, real = (figures["faithfulness"][side] for side in ("generated", "real"))
-        names = {"top1": "class"}
-        shares = ((names.get(n, n), f"{generated[n]:.1%}", f"{real[n]:.1%}") for n in generated)
+        names = {name: "class" if name == "top1" else name for name in generated}
+        shares = ((names[n], f"{generated[n]:.1%}", f"{real[n]:.1%}") for n in generated)
         table("what it was to show is found", {"": "left", "generated": "right", "real": "right"}, shares)
     how = figures["identity"]
     print(
