@@ -74,7 +74,7 @@ def test_examples_of_latent_diffusion_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("page", "last"), [(VIT, 8), (SWIN, 4), (PAINT, 5)], ids=["vit", "swin", "latent-diffusion"]
+    ("page", "last"), [(VIT, 8), (SWIN, 4), (PAINT, 6)], ids=["vit", "swin", "latent-diffusion"]
 )
 def test_every_equation_is_there(page, last):
     assert sorted(map(int, re.findall(r"\\tag\{(\d)\}", page))) == list(range(1, last + 1))

@@ -13,14 +13,15 @@ from triptych.data.config import DataConfig
 from triptych.data.emoji import emoji
 from triptych.data.sources import Subset, open_source
 from triptych.errors import UserError
-from triptych.metrics.frechet import Moments
+from triptych.metrics.frechet import Moments, frechet_distance
 from triptych.metrics.generation import Statistics, generation_figures
+from triptych.metrics.kernel import kernel_distance
 from triptych.models.autoencoder_config import AutoencoderConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.unet_config import UNetConfig
 from triptych.train.features import open_extractor
-from triptych.train.generation import Asked, ask, evaluate_generation
+from triptych.train.generation import Asked, ReconstructionDistance, ask, evaluate_generation
 from triptych.train.references import reference
 
 LOADING = DataConfig(workers=0, eval_batch_size=6)
@@ -157,6 +158,31 @@ def test_pictures_are_rounded_before_they_are_measured(source, eye, tmp_path):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+# Reconstructions
+
+
+def test_distance_of_reconstructions(source, eye):
+    """What the pictures' files would be measured at; nothing of perfect ones, however few."""
+    extractor = open_extractor(eye, picture=(20, 20), device="cpu")
+    pixels = torch.randint(256, (7, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = pixels / 127.5 - 1
+    perfect = ReconstructionDistance(extractor)
+    perfect.update(images[:4], images[:4])
+    perfect.update(images[4:], images[4:] + 0.4 / 127.5)  # the same after rounding
+    assert perfect.compute()["frechet"] < 1e-9
+    blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1)
+    worse = ReconstructionDistance(extractor)
+    worse.update(images, blurred * 1.37)
+    files = ((blurred * 1.37).clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    sides = [
+        extractor(extractor.fitted(side)).features for side in (pixels.permute(0, 2, 3, 1).numpy(), files)
+    ]
+    found = worse.compute()
+    assert found["frechet"] == pytest.approx(frechet_distance(*map(Moments.of, sides)), rel=1e-6)
+    assert found["kernel"] == pytest.approx(kernel_distance(*sides), rel=1e-6)
+    assert found["dimensions"] == 12
 
 
 # Faithfulness

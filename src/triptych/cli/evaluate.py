@@ -69,7 +69,7 @@ class Evaluate:
     samples: Annotated[str, said("N-or-DIR", "1000")] = ""
     """How many pictures to paint; or a folder of pictures that are there already, whoever made them."""
     extractor: str = SHIPPED
-    """Whose features distances are of: a ViT (DINOv2 too) or Swin, or inception."""
+    """Whose features distances are of, in fp32: a ViT (DINOv2 too), a Swin, or inception."""
     reference: Annotated[Path | None, said("FILE", "in the cache")] = None
     """The real pictures' statistics: made once, and with it --data may be left out."""
     classifier: Annotated[str, said("MODEL", "vit-emoji, of its classes")] = ""

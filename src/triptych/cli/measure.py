@@ -61,6 +61,7 @@ def run(args: "Evaluate", what: str) -> int:
     """Measure, write metrics.json where --out or a RUN folder says, and print."""
     started = time.perf_counter()
     figures = {FOLDER: of_folder, "latent-diffusion": of_model}[what](args)
+    figures["left_out"] = figures.pop("bad")
     figures |= {"data": args.data, "split": args.split, "seconds": time.perf_counter() - started}
     out = args.out or (
         Path(args.model) if args.model and (Path(args.model) / "log.jsonl").is_file() else None
@@ -244,5 +245,5 @@ def show(figures: dict[str, Any]) -> None:
         f"features of {figures['extractor']} ({how['extractor']['layer']}, {figures['dimensions']} numbers); protocol "
         f"{figures['protocol']}: compare with figures of the same one"
     )
-    for name, why in figures["bad"].items():
+    for name, why in figures["left_out"].items():
         print(f"left out: {name}: {why}", file=sys.stderr)

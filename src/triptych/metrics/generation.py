@@ -41,6 +41,11 @@ class Statistics:
     def __init__(self, moments: Moments, features: Float[Tensor, "n d"]) -> None:
         self.moments, self.features = moments, features
 
+    def to(self, device: str | torch.device) -> "Statistics":
+        """The same on a device."""
+        m = self.moments
+        return Statistics(Moments(m.count, m.mean.to(device), m.scatter.to(device)), self.features.to(device))
+
 
 class InceptionScore(Metric):
     """exp(mean KL(p(y | x) || p(y))) (Salimans et al. 2016), of `splits` parts: their mean and standard deviation.
@@ -190,7 +195,7 @@ class GenerationMetrics:
         if False not in self.sides or (self.reference is None and True not in self.sides):
             raise UserError("generated and real pictures are needed; one side has none")
         real = self.reference or self.sides[True].compute()
-        figures = generation_figures(real, self.sides[False].compute(), self.seed)
+        figures = generation_figures(real.to(self.device), self.sides[False].compute(), self.seed)
         if self.score is not None:
             figures["inception_score"], figures["inception_score_std"] = self.score.compute()
         return figures
@@ -211,7 +216,7 @@ def generation_figures(
         frechet: the Fréchet distance, which in Inception's features is FID. Biased: compare equal counts only.
         frechet_floor: `sampling_floor` at this count.
         kernel, kernel_std, kernel_size: the kernel distance as the mean of 100 subsets, their spread and size (1,000,
-            or what there is).
+            or half of what there is).
         kernel_exact: the same of all pairs.
         precision, recall, density, coverage: of as many pictures of either side, at random the `neighbours_count` that
             both have; absent below six.
@@ -235,7 +240,9 @@ def generation_figures(
             "of equal counts only, or read the kernel distance, which is unbiased",
             *(few, side, d, figures["frechet_floor"]),
         )
-    subsets = kernel_distance_of_subsets(real.features, made.features, seed=seed)
+    # Of half of what there is at most: parts that are all of it would have no spread, and the mean is the same.
+    size = max(2, min(1000, len(real.features) // 2, len(made.features) // 2))
+    subsets = kernel_distance_of_subsets(real.features, made.features, size=size, seed=seed)
     figures |= {"kernel": subsets.mean, "kernel_std": subsets.std, "kernel_size": subsets.size}
     figures["kernel_exact"] = kernel_distance(real.features, made.features)
     equal = min(len(real.features), len(made.features))

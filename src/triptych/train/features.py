@@ -127,6 +127,12 @@ class Extractor:
         return torch.from_numpy(np.stack(rows))
 
 
+def eight_bits(images: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"]:
+    """Images in [-1, 1] as files would hold them."""
+    levels = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
 class Prepared:
     """A source whose pictures are as the network is fed them; workers of a loader do it."""
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from triptych.card import Card
 from triptych.data.augment import prepare
@@ -21,11 +23,13 @@ from triptych.data.sources import Source, Subset
 from triptych.errors import UserError
 from triptych.hardware import placed
 from triptych.metrics.classification import ClassificationMetrics
+from triptych.metrics.frechet import frechet_distance
 from triptych.metrics.generation import GenerationMetrics
+from triptych.metrics.kernel import kernel_distance
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.text_config import TextConfig
 from triptych.network import Network
-from triptych.train.features import Extractor
+from triptych.train.features import Extractor, eight_bits
 from triptych.train.references import Shown, read, reference, require
 
 SEEDS = 2**32
@@ -127,7 +131,8 @@ def evaluate_generation(
     faith = None
     if classifier is not None:
         faith = Faithfulness(classifier, source, asked, extractor.device)
-    metrics = GenerationMetrics(extractor, real.statistics, seed=seed)
+    where = extractor.device if extractor.device.type == "cuda" else "cpu"  # where there is fp64
+    metrics = GenerationMetrics(extractor, real.statistics, seed=seed, device=where)
     size, at = loading.eval_batch_size or loading.batch_size, 0
     for batch in _batches(pictures, size):
         metrics.update(extractor.fitted(batch))
@@ -151,6 +156,33 @@ def protocol(identity: dict[str, Any], count: int) -> str:
     and the number of generated ones."""
     said = {**identity, "data": identity["data"]["fingerprint"], "generated": count}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class ReconstructionDistance:
+    """How far the reconstructions of an autoencoder are, as a set, from their pictures: rFID, in whatever features. It
+    sees the textures that PSNR does not ask for.
+
+    Args:
+        extractor: from `open_extractor`.
+    """
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor, self.metrics = extractor, GenerationMetrics(extractor)
+
+    def update(self, images: Float[Tensor, "b 3 h w"], made: Float[Tensor, "b 3 h w"]) -> None:
+        """Add images in [-1, 1] and their reconstructions; both are rounded to 8 bits."""
+        for side, real in ((images, True), (made, False)):
+            self.metrics.update(self.extractor.fitted(eight_bits(side)), real=real)
+
+    def compute(self) -> dict[str, float]:
+        """The Fréchet and the exact kernel distance, "frechet" and "kernel", and "dimensions". Sets that are pairs have
+        no floor: of perfect reconstructions both are 0, however few they are."""
+        made, real = (self.metrics.sides[side].compute() for side in (False, True))
+        return {
+            "frechet": frechet_distance(real.moments, made.moments),
+            "kernel": kernel_distance(real.features, made.features),
+            "dimensions": len(real.moments.mean),
+        }
 
 
 class Faithfulness:
