@@ -36,7 +36,7 @@ class Evaluate:
     split: str = ""
     """One of the data's splits; its evaluation split if left out."""
     batch_size: int | None = None
-    """Images a forward pass; a run brings its own, others take 64, and segmenters 4."""
+    """Images a forward pass; a run brings its own, others take 64, segmenters 4, painters fewer of large pictures."""
     workers: int = 2
     """Processes that read and decode."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"

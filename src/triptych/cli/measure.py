@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FOLDER = "a folder of pictures"
 FAMILIES = ("latent-diffusion", FOLDER)
 SAMPLES, BATCH = 1000, 64
+PIXELS = BATCH * 64 * 64  # of the pictures that are painted in one pass, if nobody says how many
 WORDS = {
     "frechet": "Fréchet distance",
     "frechet_floor": "  of perfect ones, at this count",
@@ -92,7 +93,9 @@ def of_model(args: "Evaluate") -> dict[str, Any]:
     extractor = open_extractor(args.extractor, picture=size or pipe.config.image_size)
     asked = ask(pipe.config, pipe.card, source, count, args.seed)
     look = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler, "size": size}
-    pictures = painted(pipe, asked, args.batch_size or BATCH, look)
+    height, width = size or pipe.config.image_size
+    at_once = args.batch_size or max(1, min(BATCH, PIXELS // (height * width)))
+    pictures = painted(pipe, asked, at_once, look)
     first = next(pictures)  # what is wrong with the settings shows before the real pictures are looked at
     found = evaluate_generation(
         waiting(itertools.chain([first], pictures), count, "painting"),
