@@ -36,6 +36,9 @@ TEXT = LatentDiffusionConfig(
     text=TextConfig(kind="clip", vocab_size=49408, width=24, depth=1, heads=2, mlp_dim=24, pad=49407),
 )
 CLASSES = replace(TEXT, text=ClassTokenConfig(num_classes=3, width=24))
+UPSCALER = LatentDiffusionConfig(
+    autoencoder=STAGE, unet=replace(UNET, context_dim=0, in_channels=7), beside="image"
+)
 FREE = LatentDiffusionConfig(autoencoder=STAGE, unet=replace(UNET, context_dim=0))
 
 
@@ -109,6 +112,8 @@ def test_what_cannot_be_asked_is_said(source):
         ask(TEXT, Card(), source, 60)
     with pytest.raises(UserError, match="reads prompts"):
         ask(TEXT, Card(), None, 5)
+    with pytest.raises(UserError, match="is shown image besides"):
+        ask(UPSCALER, Card(), source, 5)
     with pytest.raises(UserError, match="samples is 1"):
         ask(FREE, Card(), source, 1)
 

@@ -205,7 +205,9 @@ def _contexts(
     if len(set(prompts)) == 1:
         prompts = prompts[:1]
     elif len({text.chunks(prompt) for prompt in prompts}) > 1:  # type: ignore[union-attr]
-        raise UserError("prompts of unequal numbers of chunks cannot be painted at once; make them one by one")
+        raise UserError(
+            "prompts of unequal numbers of chunks cannot be painted at once; make them one by one"
+        )
     if guidance == 1:
         return {"positive": encode(prompts)}
     both = encode((*prompts, settings.negative))

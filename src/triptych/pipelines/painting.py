@@ -116,7 +116,9 @@ class Painter:
         resolved = {one.prompt: self._adapters.resolved(one) for one in each}
         asked, dressed = each[0], resolved[each[0].prompt]
         if any(one.loras != dressed.loras for one in resolved.values()):
-            raise UserError("prompts that ask for different LoRAs cannot be painted at once; make them one by one")
+            raise UserError(
+                "prompts that ask for different LoRAs cannot be painted at once; make them one by one"
+            )
         each = [replace(one, prompt=resolved[one.prompt].prompt, loras=dressed.loras) for one in each]
         given = {"image": image, "mask": mask, "depth": depth, "map": map}
         if self._adapters.wear(dressed):

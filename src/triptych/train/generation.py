@@ -27,7 +27,6 @@ from triptych.metrics.frechet import frechet_distance
 from triptych.metrics.generation import GenerationMetrics
 from triptych.metrics.kernel import kernel_distance
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
-from triptych.models.text_config import TextConfig
 from triptych.network import Network
 from triptych.train.features import Extractor, eight_bits
 from triptych.train.references import Shown, read, reference, require
@@ -56,14 +55,21 @@ def ask(
     `seed` + k. A model of classes whose names the data does not have gets all its classes equally often.
 
     Raises:
-        UserError: the model reads prompts and the data has no captions, or pictures without.
+        UserError: the model reads prompts and the data has no captions, or pictures without; it is shown boxes, masks
+            or maps.
     """
     if count < 2:
         raise UserError(f"samples is {count}; a distance needs 2 at least, and means little below thousands")
     seeds = [(seed + k) % SEEDS for k in range(count)]
-    if config.text is None:
+    if config.beside != "nothing" or getattr(config.text, "boxes", False):
+        shown = "boxes" if config.beside == "nothing" else config.beside
+        raise UserError(
+            f"the model is shown {shown} besides, of which the data says nothing; paint with it, then measure the "
+            "folder with --samples DIR"
+        )
+    if config.classes is None and config.text is None:
         return [Asked(seed=s) for s in seeds]
-    if isinstance(config.text, TextConfig):
+    if config.classes is None:
         rows = _rows(source, count, seed, "prompts") if source is not None else []
         captions = {row: source[row].caption for row in set(rows)} if source is not None else {}
         lacking = sum(caption is None for caption in captions.values())
@@ -75,7 +81,7 @@ def ask(
         return [
             Asked(seed=s, prompt=captions[row] or "", row=row) for s, row in zip(seeds, rows, strict=True)
         ]
-    names, number = card.classes or (), config.text.num_classes
+    names, number = card.classes or (), config.classes.num_classes
     if source is not None and source.labels is not None and set(source.classes or ()) <= set(names):
         index = [names.index(name) for name in source.classes or ()]
         rows = _rows(source, count, seed, "classes")
