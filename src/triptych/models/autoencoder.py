@@ -217,19 +217,20 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
-        self.conv_in = Conv(config.in_channels, widths[0])
+        self.fold = nn.PixelUnshuffle(config.patch) if config.patch > 1 else nn.Identity()
+        self.conv_in = Conv(config.in_channels * config.patch**2, widths[0])
         self.down = nn.ModuleList()
         for i, (inputs, width) in enumerate(zip([widths[0], *widths], widths, strict=False)):
-            halve = Downsample(width, after=True) if 2**i < config.factor else nn.Identity()
+            halve = Downsample(width, after=True) if i < len(widths) - 1 else nn.Identity()
             self.down.append(Level(config, inputs, width, config.depth, 2**i in config.attention_factors, halve))
         self.middle = Middle(config, widths[-1])
         self.norm = nn.GroupNorm(config.groups, widths[-1], eps=EPS)
         self.conv_out = Conv(widths[-1], config.encoder_channels)
 
     def forward(self, images: Images) -> Float[Tensor, "b moments h w"]:
-        x = self.conv_in(by_pixel(images, self.conv_in.weight))                          # b widths[0] H W
+        x = self.conv_in(by_pixel(self.fold(images), self.conv_in.weight))               # b widths[0] H/p W/p
         for level in self.down:
-            x = level(x)                                                                 # b widths[i] H/2^i W/2^i
+            x = level(x)                                                                 # b widths[i] H/p2^i W/p2^i
         x = self.middle(x)                                                               # b widths[-1] H/f W/f
         return self.conv_out(silu(self.norm(x))).contiguous()                            # b moments H/f W/f
 
@@ -247,13 +248,14 @@ class Decoder(nn.Module):
             double = Upsample(width) if i else nn.Identity()
             self.up.append(Level(config, inputs, width, config.depth + 1, 2**i in config.attention_factors, double))
         self.norm = nn.GroupNorm(config.groups, widths[0], eps=EPS)
-        self.conv_out = Conv(widths[0], config.out_channels)
+        self.conv_out = Conv(widths[0], config.out_channels * config.patch**2)
+        self.unfold = nn.PixelShuffle(config.patch) if config.patch > 1 else nn.Identity()
 
     def forward(self, z: Latents) -> Images:
         x = self.middle(self.conv_in(by_pixel(z, self.conv_in.weight)))                  # b widths[-1] h w
         for level in self.up:
-            x = level(x)                                                                 # b widths[i] H/2^i W/2^i
-        return self.conv_out(silu(self.norm(x))).contiguous()                            # b 3 H W
+            x = level(x)                                                                 # b widths[i] H/p2^i W/p2^i
+        return self.unfold(self.conv_out(silu(self.norm(x)))).contiguous()               # b 3 H W
 
 
 class Autoencoder(FirstStage):
@@ -302,7 +304,13 @@ class Autoencoder(FirstStage):
         if self.config.kind == "vq":
             raise UserError("a VQ autoencoder has no posterior: encode gives its latents, quantize their entries")
         self._check_images(images)
-        return _moments(self.embed(images))
+        return self.moments(self.embed(images))
+
+    @staticmethod
+    def moments(embedded: Float[Tensor, "b moments h w"]) -> tuple[Latents, Latents]:
+        """Mean and log variance, clamped, in what a KL encoder ends in."""
+        mean, logvar = embedded.chunk(2, dim=1)
+        return mean, logvar.clamp(-30.0, 20.0)
 
     def draw(
         self,
@@ -314,7 +322,7 @@ class Autoencoder(FirstStage):
         """z = mean + std * noise, or the mean; VQ the latents as they are."""
         if self.config.kind == "vq":
             return moments
-        mean, logvar = _moments(moments)
+        mean, logvar = self.moments(moments)
         if noise is None and not sample:
             return mean
         if noise is None:
@@ -377,8 +385,3 @@ class Autoencoder(FirstStage):
 
 _DISTANCES = 2**24  # held at a time: 64 MB
 EPS = 1e-6  # of every norm, in all published ones
-
-
-def _moments(moments: Float[Tensor, "b two_c h w"]) -> tuple[Latents, Latents]:
-    mean, logvar = moments.chunk(2, dim=1)
-    return mean, logvar.clamp(-30.0, 20.0)
