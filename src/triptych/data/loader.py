@@ -48,6 +48,7 @@ def make_loader(
     batch_size: int | None = None,
     rank: int = 0,
     world: int = 1,
+    smallest: tuple[int, int] | None = None,
 ) -> "Loader":
     """A loader over `source`; see `Loader` for what it yields.
 
@@ -61,6 +62,7 @@ def make_loader(
         batch_size: instead of the one in `config`.
         rank, world: this process's number among those that train together; each gets its share of each batch
             of `batch_size * world`.
+        smallest: height and width; a picture that is smaller counts as damaged, instead of being enlarged.
 
     Raises:
         UserError: an empty source.
@@ -71,7 +73,9 @@ def make_loader(
     if train:
         height, width = config.load_size or tuple(round(side * 8 / 7) for side in resize.size)
         resize = replace(resize, size=(height, width), crop=1.0, mode="squash")
-    pictures = Pictures(source, resize, config.keep_alpha or _has_alpha(source), fast=train)
+    pictures = Pictures(
+        source, resize, config.keep_alpha or _has_alpha(source), fast=train, smallest=smallest
+    )
     if batch_size is None:
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
     order = Order(len(source), batch_size, seed, shuffle=train, rank=rank, world=world)
@@ -133,8 +137,15 @@ class Order:
 class Pictures(Dataset):
     """Asked for indices, gives their decoded batch. Runs in the workers."""
 
-    def __init__(self, source: SourceLike, resize: Resize, alpha: bool, fast: bool):
-        self.source, self.resize, self.alpha = source, resize, alpha
+    def __init__(
+        self,
+        source: SourceLike,
+        resize: Resize,
+        alpha: bool,
+        fast: bool,
+        smallest: tuple[int, int] | None = None,
+    ):
+        self.source, self.resize, self.alpha, self.smallest = source, resize, alpha, smallest
         classes = getattr(source, "mask_classes", None)
         self.masked = classes is not None
         self.mask_type, self.void = mask_type(len(classes or ())), void_of(len(classes or ()))
@@ -178,6 +189,12 @@ class Pictures(Dataset):
     def _picture(self, example: Example) -> tuple[Any, Any, float]:
         """Uint8 (C, h, w), its mask (h, w) where there are masks, and width over height before it was resized."""
         array, mask = self._decoded(example)
+        if self.smallest is not None and any(a < b for a, b in zip(array.shape, self.smallest, strict=False)):
+            (tall, wide), (height, width) = array.shape[:2], self.smallest
+            raise UserError(
+                f"{example.id} is {wide} x {tall} pixels, smaller than the crop of {width} x {height}; "
+                "take larger pictures, a smaller --image-size, or --enlarge"
+            )
         aspect = array.shape[1] / array.shape[0]
         r = self.resize
         array = resize_crop(array, r.size, r.crop, r.mode, r.interpolation, r.background)

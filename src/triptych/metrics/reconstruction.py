@@ -1,0 +1,66 @@
+"""PSNR, SSIM, mean absolute error and a perceptual distance of reconstructions: an accumulator of pairs of images."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.utilities.data import dim_zero_cat
+
+from triptych.errors import UserError
+
+Images = Float[Tensor, "b 3 h w"]
+
+
+class ReconstructionMetrics(Metric):
+    """Accumulates images and their reconstructions, both in [-1, 1]; `compute()` gives means over images.
+
+    Reconstructions are clamped first. PSNR is in dB, of each image by itself, at a range of 255 levels: two that are
+    nearer than half a level are 54 dB apart at most. SSIM (Wang et al. 2004) as torchmetrics has it, with its Gaussian
+    window of 11 pixels.
+
+    Args:
+        distance: of each pair, for the figure "perceptual"; none leaves it out.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+
+    values: list[Tensor]
+
+    def __init__(self, distance: Callable[[Images, Images], Float[Tensor, "b"]] | None = None) -> None:
+        super().__init__()
+        self.distance = [distance]  # in a list: a module would become a part of this one
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("psnr", "ssim", "l1") + (("perceptual",) if self.distance[0] is not None else ())
+
+    def update(self, images: Images, reconstructions: Images) -> None:
+        images, made = images.float(), reconstructions.float().clamp(-1, 1)
+        x, y = (images + 1) / 2, (made + 1) / 2
+        error = (x - y).square().mean((1, 2, 3)).clamp(min=(0.5 / 255) ** 2)
+        ssim = structural_similarity_index_measure(y, x, data_range=1.0, reduction="none")
+        assert isinstance(ssim, Tensor)
+        rows = [-10 * error.log10(), ssim.reshape(len(x)), (images - made).abs().mean((1, 2, 3))]
+        if self.distance[0] is not None:
+            rows.append(self.distance[0](images, made).float())
+        self.values.append(torch.stack(rows, 1).cpu())
+
+    def compute(self) -> dict[str, float]:
+        """The mean of each figure, and "count".
+
+        Raises:
+            UserError: there was no image.
+        """
+        if not self.values:
+            raise UserError(
+                "no image could be measured: all are damaged, or smaller than the autoencoder's crop"
+            )
+        values = dim_zero_cat(self.values)
+        means = values.double().mean(0).tolist()
+        return {**dict(zip(self.names, means, strict=True)), "count": len(values)}
