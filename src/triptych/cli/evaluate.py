@@ -20,13 +20,14 @@ PAIRS = 100  # pairs of confused classes in metrics.json
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure a classifier: top-1, top-5, every coarser naming and every class; or a segmenter: mIoU, pixel accuracy,
-    every class. Exact on any number of images. Writes metrics.json and confusion.png into --out, or into the folder
-    of the run.
+    """Measure a classifier: top-1, top-5, every coarser naming and every class; a segmenter: mIoU, pixel accuracy,
+    every class; or an autoencoder: PSNR, SSIM, perceptual distance. Exact on any number of images.
+
+    Writes metrics.json and, of classes, confusion.png into --out, or into the folder of the run.
 
     Of a latent diffusion model: --samples pictures are painted from the data's captions or classes, and compared with
     the data in the features of --extractor: Frechet and kernel distance, precision, recall, density, coverage, and
-    whether a classifier finds in them what they were to show. Of an autoencoder: its reconstructions.
+    whether a classifier finds in them what they were to show.
     """
 
     model: Annotated[str, tyro.conf.Positional, said("[MODEL-or-RUN]")] = ""
@@ -120,8 +121,12 @@ class Evaluate:
             dtype=None if self.dtype == "auto" else self.dtype,
             progress=lambda batches, total: waiting(batches, total, "evaluating"),
         )
-        parsing = found["task"] == "segmentation"
-        figures = (parse_summary if parsing else summary)(found) | {
+        summarise, shown = {
+            "classification": (summary, show),
+            "segmentation": (parse_summary, show_parse),
+            "reconstruction": (plain_summary, show_plain),
+        }[found["task"]]
+        figures = summarise(found) | {
             "model": self.model,
             "data": self.data,
             "split": self.split,
@@ -133,12 +138,9 @@ class Evaluate:
         if self.json:
             print_json(figures, indent=1)
         else:
-            (show_parse if parsing else show)(figures)
-            print(
-                f"{out}: metrics.json, confusion.png"
-                if out
-                else "--out FOLDER writes all of it, and a picture"
-            )
+            shown(figures)
+            made = "metrics.json, confusion.png" if "confusion" in found else "metrics.json"
+            print(f"{out}: {made}" if out else "--out FOLDER writes all of it, and a picture of the classes")
         return 0
 
     def shorter_side(self) -> int | None:
@@ -198,6 +200,11 @@ def parse_summary(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def plain_summary(found: dict[str, Any]) -> dict[str, Any]:
+    """The same of what has no classes."""
+    return {**{name: value for name, value in found.items() if name != "bad"}, "left_out": found["bad"]}
+
+
 def by_group(
     coarser: Sequence[str], shares: Sequence[float], counts: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
@@ -221,7 +228,7 @@ def write(figures: dict[str, Any], found: dict[str, Any], out: Path) -> None:
     write_text_atomically(
         out / "metrics.json", json.dumps(plain(figures), indent=1, ensure_ascii=False) + "\n"
     )
-    if found["confusion"] is not None:
+    if found.get("confusion") is not None:
         # The coarsest naming orders many classes best.
         coarser = min(found["groupings"].values(), key=lambda names: len(set(names)), default=None)
         counted = "pixels" if found["task"] == "segmentation" else "images"
@@ -283,6 +290,22 @@ def show_parse(figures: dict[str, Any]) -> None:
         sides = {"truth": "left", "taken for": "left", "of all pixels": "right"}
         shares = ((p["truth"], p["prediction"], f"{p['count'] / figures['count']:.2%}") for p in pairs)
         table("confused most", sides, shares)
+    for name, why in figures["left_out"].items():
+        print(f"left out: {name}: {why}", file=sys.stderr)
+
+
+def show_plain(figures: dict[str, Any]) -> None:
+    """Figures one below the other."""
+    words = {
+        "psnr": "PSNR (dB)",
+        "ssim": "SSIM",
+        "l1": "mean error of [-1, 1]",
+        "perceptual": "perceptual distance",
+    }
+    rows = [
+        (words.get(k, k.replace("_", " ")), f"{v:.4f}") for k, v in figures.items() if isinstance(v, float)
+    ]
+    table("", {"figure": "left", "": "right"}, [*rows, ("images", f"{figures['count']:,}")])
     for name, why in figures["left_out"].items():
         print(f"left out: {name}: {why}", file=sys.stderr)
 

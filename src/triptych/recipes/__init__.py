@@ -25,15 +25,20 @@ RECIPES = {
     "upernet_swin_t_ade20k": "triptych.recipes.swin",
     "simmim": "triptych.recipes.swin",
     "simmim_swin_b_imagenet": "triptych.recipes.swin",
+    "autoencoder": "triptych.recipes.autoencoder",
+    "autoencoder_emoji": "triptych.recipes.autoencoder",
+    "autoencoder_kl_f8": "triptych.recipes.autoencoder",
+    "autoencoder_vq_f4": "triptych.recipes.autoencoder",
 }
 
 
 def recipe(name: str) -> Callable[[], Any]:
-    """The recipe of that name.
+    """The recipe of that name; hyphens stand for underscores.
 
     Raises:
         UserError: there is none; near names are listed.
     """
+    name = name.replace("-", "_")
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
         hint = f"near names: {', '.join(near)}" if near else f"there are {', '.join(RECIPES)}"

@@ -20,9 +20,13 @@ from triptych.data.sources import Source, open_source, train_and_eval
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
 from triptych.heads.segmenter import Segmenter
+from triptych.models.autoencoder import FirstStage
 from triptych.network import Network
 from triptych.train.config import LossConfig
+from triptych.train.first_stage import Compress
+from triptych.train.first_stage_config import CompressConfig
 from triptych.train.kinds import RunConfig, kind_of
+from triptych.train.perceptual import make_distance
 from triptych.train.tasks import Batch, Classify, Segment
 
 SEGMENTER_BATCH = 4  # pictures whose logits are held together
@@ -46,9 +50,10 @@ def evaluate(
     dtype: str | None = None,
     progress: Callable[[Iterable[Batch], int], Iterable[Batch]] | None = None,
 ) -> dict[str, Any]:
-    """Figures of a classifier or a segmenter: what `ClassificationMetrics.compute` or `SegmentationMetrics.compute`
-    returns, with "task" ("classification" or "segmentation"), "classes" (names by index), "groupings" (the coarser
-    names that were scored) and "bad" (images left out, and why).
+    """Figures of a classifier, a segmenter or an autoencoder: what `ClassificationMetrics.compute`,
+    `SegmentationMetrics.compute` or `ReconstructionMetrics.compute` returns, with "task" ("classification",
+    "segmentation" or "reconstruction"), "bad" (images left out, and why), and of the first two "classes" (names by
+    index) and "groupings" (the coarser names that were scored).
 
     A segmenter is shown whole pictures, as `triptych.SegmentationPipeline` shows them, also where its card crops; its
     logits are enlarged to each mask's own size and every pixel counts, as is usual for ADE20K. (While training, masks
@@ -86,6 +91,28 @@ def evaluate(
     source = open_evaluation(data, split, loading, config)
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
+    autocast = functools.partial(
+        torch.autocast, where.type, dtype=precision, enabled=precision != torch.float32
+    )
+
+    def shown(loader: Loader) -> Iterator[Batch]:
+        read = False
+        for batch in progress(loader, len(loader)) if progress else loader:
+            read = True
+            yield batch
+        if not read:
+            first = next(iter(loader.bad.values()))
+            raise UserError(f"none of the {len(source)} images could be evaluated; the first: {first}")
+
+    if isinstance(net, FirstStage):
+        compress = config if isinstance(config, CompressConfig) else CompressConfig()
+        smallest = None if compress.enlarge else net.card.preprocess.size
+        loader = make_loader(source, loading, net.card.preprocess, train=False, smallest=smallest)
+        reconstruct = Compress(compress, AugmentConfig(), make_distance(compress.perceptual, where))
+        say_dtype(precision, where)
+        with autocast():
+            figures = reconstruct.measure(placed(net, where, torch.float32), shown(loader))
+        return {"task": "reconstruction", **figures, "bad": dict(loader.bad)}
     parsing = isinstance(net, Segmenter)
     if passes is not None and not parsing:
         raise UserError(
@@ -105,20 +132,8 @@ def evaluate(
             "fine-tune on that data first, or rename its classes to the model's"
         )
     groupings = card.groupings or (dict(source.groupings) if classes == known else {})
-    autocast = functools.partial(
-        torch.autocast, where.type, dtype=precision, enabled=precision != torch.float32
-    )
     say_dtype(precision, where)
     placed(net, where, torch.float32)
-
-    def shown(loader: Loader) -> Iterator[Batch]:
-        read = False
-        for batch in progress(loader, len(loader)) if progress else loader:
-            read = True
-            yield batch
-        if not read:
-            first = next(iter(loader.bad.values()))
-            raise UserError(f"none of the {len(source)} images could be evaluated; the first: {first}")
 
     if parsing:
         look, size = passes or Passes(), loading.eval_batch_size or SEGMENTER_BATCH

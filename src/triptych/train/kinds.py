@@ -4,14 +4,16 @@ import dataclasses
 from typing import Any
 
 from triptych.train.config import ClassifyConfig, PretrainConfig, SegmentConfig
+from triptych.train.first_stage_config import CompressConfig
 
-RunConfig = ClassifyConfig | SegmentConfig | PretrainConfig
+RunConfig = ClassifyConfig | SegmentConfig | PretrainConfig | CompressConfig
 
 # Kind of config -> the module whose `prepare` builds its parts.
 KINDS: dict[type, str] = {
     ClassifyConfig: "triptych.train.classify",
     SegmentConfig: "triptych.train.segment",
     PretrainConfig: "triptych.train.pretrain",
+    CompressConfig: "triptych.train.first_stage",
 }
 
 

@@ -1,0 +1,74 @@
+"""How a VQ first stage's codebook learns: by its gradient or as a moving average, entries that nobody uses revived."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from triptych.models.autoencoder import Autoencoder
+from triptych.train.first_stage_config import CodebookConfig
+
+Latents = Float[Tensor, "b c h w"]
+
+
+class Codebook(nn.Module):
+    """What is remembered of a codebook from step to step: `counts` (K,), a moving average of the latents that were
+    nearest to each entry in a batch, and `sums` (K, c), of their sums."""
+
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, net: Autoencoder, config: CodebookConfig):
+        super().__init__()
+        self.config = config
+        entries = net.codebook.weight
+        self.register_buffer("counts", torch.ones(len(entries), device=entries.device))
+        self.register_buffer("sums", entries.detach().clone())
+        if config.update == "ema":
+            entries.requires_grad_(False)
+
+    def loss(
+        self, net: Autoencoder, z: Latents, learn: bool
+    ) -> tuple[Latents, Float[Tensor, ""], dict[str, Tensor]]:
+        """The entries nearest to z, with the gradient that passes straight through; the loss of van den Oord et al.
+        2017, Equation 3, whose first term is left out with the moving average; and what to log.
+
+        Args:
+            learn: move the averages (and with "ema" the entries), and revive dead entries.
+        """
+        entries, indices = net.quantize(z.float())  # while it is trained, latents have no scale yet
+        loss = self.config.commitment * F.mse_loss(z.float(), entries.detach())
+        if self.config.update == "gradient":
+            loss = loss + F.mse_loss(entries, z.detach().float())
+        used = torch.bincount(indices.flatten(), minlength=len(self.counts)).float()
+        logs = {"perplexity": perplexity(used), "codes_used": (used > 0).float().mean()}
+        if learn:
+            logs["codes_revived"] = self._remember(net, z.detach().float(), indices, used)
+        return z + (entries - z).detach(), loss, logs
+
+    @torch.no_grad()
+    def _remember(self, net: Autoencoder, z: Latents, indices: Int[Tensor, "b h w"], used: Tensor) -> Tensor:
+        """N <- d N + (1 - d) n,  m <- d m + (1 - d) sum z,  e = m / N (van den Oord et al. 2017, Appendix A.1)."""
+        flat, d = rearrange(z, "b c h w -> (b h w) c"), self.config.decay
+        weight = net.codebook.weight
+        self.counts.lerp_(used, 1 - d)
+        if self.config.update == "ema":
+            self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, indices.flatten(), flat), 1 - d)
+            # Laplace's rule keeps the counts of rare entries from zero, and their sum.
+            total = self.counts.sum()
+            counts = (self.counts + 1e-5) / (total + len(self.counts) * 1e-5) * total
+            weight.copy_(self.sums / counts[:, None])
+        dead = self.counts < self.config.revive_below
+        if dead.any():
+            # torch's own stream: the loop seeds it by the step.
+            chosen = flat[torch.randint(len(flat), (int(dead.sum()),), device="cpu").to(flat.device)]
+            weight[dead] = chosen.to(weight)
+            self.sums[dead], self.counts[dead] = chosen, 1.0
+        return dead.float().mean()
+
+
+def perplexity(used: Float[Tensor, "k"]) -> Float[Tensor, ""]:
+    """exp of the entropy of how often each entry is used: as many entries, used evenly, would tell as much."""
+    share = used / used.sum().clamp(min=1)
+    return torch.exp(-torch.special.xlogy(share, share).sum())
