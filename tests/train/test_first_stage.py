@@ -283,12 +283,10 @@ def test_users_mistakes(config, tmp_path):
         run(replace(config, image_size=(15, 16)), tmp_path / "r")
     with pytest.raises(UserError, match="vit-b16 is no autoencoder to train"):
         run(replace(config, model="vit-b16", model_args=()), tmp_path / "r")
+    tp.save(tp.create("kl-f4", width=8, groups=4), tmp_path / "a.safetensors")
+    blind = replace(config, perceptual=PerceptualConfig(model=str(tmp_path / "a.safetensors")))
     with pytest.raises(UserError, match="Autoencoder has no features to compare pictures by"):
-        tp.save(tp.create("kl-f4", width=8, groups=4), tmp_path / "a.safetensors")
-        run(
-            replace(config, perceptual=PerceptualConfig(model=str(tmp_path / "a.safetensors"))),
-            tmp_path / "r",
-        )
+        run(blind, tmp_path / "r")
     with pytest.raises(UserError, match="without the network they are of; name vgg"):
         PerceptualConfig(heads="x.pth")
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from triptych import weights
 from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
-from triptych.models.lpips import unit
 from triptych.models.swin import Swin
 from triptych.models.vit import ViT
 from triptych.network import Network
@@ -41,8 +40,8 @@ class FeatureDistance(nn.Module):
     """LPIPS's formula (Zhang et al. 2018, Equation 1) without its heads: features of unit length at each place, squared
     differences summed over channels, averaged over places and maps.
 
-    Compared are all maps of a Swin; of a ViT those of a convolutional stem's steps, and of the blocks at a quarter and
-    at half of its depth. The rest is not computed.
+    Compared are all maps of a Swin; of a ViT the blocks' at a quarter and at half of its depth, or after a
+    convolutional stem the maps of its steps and the block's at a quarter. The rest is not computed.
 
     Args:
         net: a ViT, a Swin, or a segmenter on one; frozen. Pictures are resized and normalised as its card says.
@@ -60,17 +59,18 @@ class FeatureDistance(nn.Module):
         self.steps: list[nn.Module] = []
         if isinstance(backbone, ViT):
             depth = len(backbone.encoder)
-            self.blocks = sorted({max(1, depth // 4) - 1, max(1, depth // 2) - 1})
-            backbone.encoder = backbone.encoder[: self.blocks[-1] + 1]
             layers = getattr(backbone.stem, "layers", ())
             self.steps = [layer for layer in layers if isinstance(layer, nn.GELU)]
+            shares = (4,) if self.steps else (4, 2)
+            self.blocks = sorted({max(1, depth // share) - 1 for share in shares})
+            backbone.encoder = backbone.encoder[: self.blocks[-1] + 1]
         self.net = backbone.float().eval().requires_grad_(False)
         self.size = how.size
         for name, value in (("mean", how.mean), ("std", how.std)):
             self.register_buffer(name, torch.tensor(value)[:, None, None])
 
     def features(self, images: Images) -> list[Float[Tensor, "b c rows columns"]]:
-        """Maps of unit length at each place, of images in [-1, 1]."""
+        """The maps, of images in [-1, 1]."""
         x = (images + 1) / 2
         if x.shape[-2:] != self.size:
             x = F.interpolate(x, size=self.size, mode="bicubic", antialias=True)
@@ -83,7 +83,7 @@ class FeatureDistance(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return [unit(each) for each in (*maps, *last)]
+        return [*maps, *last]
 
     def _blocks(self, net: ViT, x: Images) -> list[Tensor]:
         _, kept, (h, w) = net.encode(x, self.blocks or ())
@@ -92,4 +92,6 @@ class FeatureDistance(nn.Module):
     def forward(self, images: Images, others: Images) -> Float[Tensor, "b"]:
         """The distance of each pair of images in [-1, 1]; from 0 to 4."""
         pairs = zip(self.features(images), self.features(others), strict=True)
-        return torch.stack([(x - y).square().sum(1).mean((1, 2)) for x, y in pairs]).mean(0)
+        # |x - y|^2 = 2 - 2 x y of unit vectors: half the passes over memory.
+        each = [2 - 2 * F.cosine_similarity(x.float(), y.float(), dim=1).mean((1, 2)) for x, y in pairs]
+        return torch.stack(each).mean(0)
