@@ -107,8 +107,12 @@ def scatter(
     if ema is not None:
         ema.net.load_state_dict(_under(tensors, "ema."))
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in _under(tensors, "optimizer.").items():
         index, key = name.split(".", 1)
+        like = parameters[int(index)]
+        if value.shape == like.shape:  # in the parameter's memory format: a fused step walks both side by side
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[key] = value
     # The groups' settings are a function of the config and the step; only the state is loaded.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
