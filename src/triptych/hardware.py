@@ -4,6 +4,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch import nn
 from triptych.errors import UserError
 
 log = logging.getLogger(__name__)
+
+N = TypeVar("N", bound=nn.Module)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SAID: set[tuple[torch.dtype, str]] = set()
@@ -70,7 +73,7 @@ def native_bf16(device: torch.device) -> str | None:
     return next((name.upper() for name in ("amx_bf16", "avx512_bf16", "bf16") if has.get(name)), None)
 
 
-def placed(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def placed(net: N, device: torch.device, dtype: torch.dtype) -> N:
     """`net` ready to run: in evaluation mode, on `device`, in `dtype`; the caller's own network stays as it
     is.
 

@@ -133,9 +133,10 @@ def evaluate(
         )
     groupings = card.groupings or (dict(source.groupings) if classes == known else {})
     say_dtype(precision, where)
-    placed(net, where, torch.float32)
+    net = placed(net, where, torch.float32)
 
     if parsing:
+        assert isinstance(net, Segmenter)
         look, size = passes or Passes(), loading.eval_batch_size or SEGMENTER_BATCH
         least = net.backbone.strides[0]
         look.fit(least)
