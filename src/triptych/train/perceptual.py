@@ -66,6 +66,8 @@ class FeatureDistance(nn.Module):
             backbone.encoder = backbone.encoder[: self.blocks[-1] + 1]
         self.net = backbone.float().eval().requires_grad_(False)
         self.size = how.size
+        self.mean: Tensor
+        self.std: Tensor
         for name, value in (("mean", how.mean), ("std", how.std)):
             self.register_buffer(name, torch.tensor(value)[:, None, None])
 

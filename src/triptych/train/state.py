@@ -111,7 +111,9 @@ def scatter(
     for name, value in _under(tensors, "optimizer.").items():
         index, key = name.split(".", 1)
         like = parameters[int(index)]
-        if value.shape == like.shape:  # in the parameter's memory format: a fused step walks both side by side
+        if (
+            value.shape == like.shape
+        ):  # in the parameter's memory format: a fused step walks both side by side
             value = torch.empty_like(like, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[key] = value
     # The groups' settings are a function of the config and the step; only the state is loaded.
