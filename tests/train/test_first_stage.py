@@ -113,8 +113,7 @@ def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path):
     assert evaluate(net, config.data, workers=0)["count"] == 42
 
 
-@pytest.mark.parametrize("cut", [1, 5, 9])
-@pytest.mark.parametrize("kind", ["kl", "vq", "ema"])
+@pytest.mark.parametrize(("kind", "cut"), [("kl", 2), ("kl", 7), ("vq", 5), ("ema", 3)])
 def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
     kind, cut, config, vq, tmp_path, monkeypatch
 ):
@@ -127,7 +126,7 @@ def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
     made = {"kl": replace(config, logvar=True), "vq": vq, "ema": ema}[kind]
     run(made, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        cut_after(patch, min(cut, 5) if kind == "ema" else cut)
+        cut_after(patch, cut)
         assert not run(made, tmp_path / "cut").finished
     assert run(made, tmp_path / "cut").finished
     (one, facts, _), (other, others, _) = (
