@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import triptych as tp
+from triptych.cli import main
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.images import decode, resize_crop
 from triptych.errors import UserError
@@ -86,7 +87,7 @@ def grads(net):
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
-def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path):
+def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path, capsys):
     long = replace(config, loop=replace(config.loop, epochs=12), scale_per_channel=True)
     outcome = run(long, tmp_path / "r")
     assert outcome.finished
@@ -111,6 +112,10 @@ def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path):
     for name in ("psnr", "ssim", "perceptual"):
         assert found[name] == pytest.approx(net.card.figures[name], abs=1e-4)
     assert evaluate(net, config.data, workers=0)["count"] == 42
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "r"), "--workers", "0"]) == 0
+    assert "PSNR (dB)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text())["task"] == "reconstruction"
 
 
 @pytest.mark.parametrize(("kind", "cut"), [("kl", 2), ("kl", 7), ("vq", 5), ("ema", 3)])

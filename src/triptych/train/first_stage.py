@@ -178,6 +178,8 @@ class Compress:
                 used = counts.float() if used is None else used + counts
             if self.shown is None:
                 self.shown = images[:SHOWN].cpu(), made[:SHOWN].cpu()
+        if self.shown is None:
+            raise UserError("no held-out image could be measured: all are damaged, or smaller than the crop")
         figures = metrics.compute()
         if used is not None:
             from triptych.train.codebook import perplexity
