@@ -15,8 +15,9 @@ from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.images import decode, resize_crop
 from triptych.errors import UserError
 from triptych.train import dry_run, evaluate, loop, run
+from triptych.train.compression import adaptive_weight, fool
 from triptych.train.config import LoopConfig, OptimConfig
-from triptych.train.first_stage import adaptive_weight, fool, prepare
+from triptych.train.first_stage import prepare
 from triptych.train.first_stage_config import (
     CodebookConfig,
     CompressConfig,

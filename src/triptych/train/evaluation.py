@@ -22,8 +22,8 @@ from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
 from triptych.heads.segmenter import Segmenter
 from triptych.models.autoencoder import FirstStage
 from triptych.network import Network
+from triptych.train.compression import Compress
 from triptych.train.config import LossConfig
-from triptych.train.first_stage import Compress
 from triptych.train.first_stage_config import CompressConfig
 from triptych.train.kinds import RunConfig, kind_of
 from triptych.train.perceptual import make_distance
