@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import triptych as tp
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.metrics.cost import count_macs
@@ -78,6 +79,7 @@ def test_counts_of_the_halves():
     [
         SMALL,
         replace(SMALL, quant_convs=False),
+        replace(SMALL, patch=2),
         replace(SMALL, kind="vq", codebook_size=9, bottleneck=6),
         TINY,
     ],
@@ -114,6 +116,7 @@ def test_through_json(name):
         ({"bottleneck": -1}, "bottleneck is -1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"image_size": (0, 4)}, "image_size"),
+        ({"patch": 0}, "patch is 0"),
     ],
 )
 def test_configs_that_make_no_sense(changes, message):
@@ -129,3 +132,23 @@ def test_factor():
         32,
         8,
     ]
+
+
+def test_a_patch_is_folded_into_channels_and_unfolded(tmp_path):
+    """The factor and the cost follow it; no other library's format has a place for it."""
+    config = replace(SMALL, patch=2)
+    assert config.factor == 8
+    net = build(config).eval()
+    images = torch.randn(2, 3, 16, 24)
+    latents = net.encode(images)
+    assert latents.shape == (2, 4, 2, 3)
+    assert net.decode(latents).shape == images.shape
+    folded = images.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
+    torch.testing.assert_close(net.encoder.fold(images), folded)
+    torch.testing.assert_close(net.decoder.unfold(folded), images)
+    assert macs(config, (32, 48)) < 1.1 * macs(replace(config, patch=1))
+    for name in ("compvis", "diffusers"):
+        with pytest.raises(UserError, match="patch"):
+            tp.export(net, tmp_path / name, format=name)
+    tp.save(net, tmp_path / "a.safetensors")
+    assert torch.equal(tp.load(tmp_path / "a.safetensors").encode(images), latents)
