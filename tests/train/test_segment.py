@@ -221,6 +221,18 @@ def test_evaluation_counts_every_pixel_at_the_masks_own_size(tmp_path, mode):
         )  # products of other shapes may round a tie otherwise
 
 
+def test_evaluation_runs_a_copy_in_evaluation_mode_and_fp32(shapes):
+    net = segmenter(("ground", "square"))
+    wanted = evaluate(net, str(shapes), workers=0, dtype="fp32")["confusion"]
+    before = {name: value.clone() for name, value in net.train().state_dict().items()}
+    assert (evaluate(net, str(shapes), workers=0, dtype="fp32")["confusion"] == wanted).all()
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    halves = evaluate(net.half(), str(shapes), workers=0, dtype="fp32")["confusion"]
+    assert halves.sum() == wanted.sum()
+    assert next(net.parameters()).dtype == torch.float16
+
+
 def test_evaluation_of_nothing_that_can_be_read(tmp_path):
     for folder, size in (("images", (9, 9)), ("masks", (5, 4))):
         (tmp_path / folder).mkdir()
