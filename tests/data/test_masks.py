@@ -229,6 +229,8 @@ def test_ade20k(tmp_path, png, inside):
     assert len(train.mask_classes) == 150
     assert train.mask_classes[:2] == ("class 0", "class 1")
     assert head(train) == head(held) == [255, 0, 149]
+    wallless = open_source(root, ignore_index=1)
+    assert (wallless.mask_classes[0], head(wallless)) == ("class 1", [255, 255, 148])
     rows = [
         "Idx\tRatio\tTrain\tVal\tStuff\tName",
         *(f"{i}\t0.1\t1\t1\t0\tname {i}, other" for i in range(1, 151)),
@@ -256,6 +258,9 @@ def test_cityscapes(tmp_path, png, kinds):
     assert train.mask_colours[0] == (128, 64, 128)
     assert head(train, count=4) == head(held, count=4) == [0, 18, 255, 255]
     assert held[0].id == "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png"
+    roadless = open_source(tmp_path, ignore_index=numbers[kinds[-1]][0])
+    assert (roadless.mask_classes[0], roadless.mask_colours[0]) == ("sidewalk", (244, 35, 232))
+    assert head(roadless, count=4) == [255, 17, 255, 255]
 
 
 # -------------------------------------------------------------------------------------------------- columns
@@ -381,6 +386,9 @@ def test_pascal_voc(voc, values, inside):
     assert train[0].id == "JPEGImages/2007_000032"
     assert values(open_source(spec, "trainval")) == [0, 1]
     assert open_source(spec, "test").mask_classes is None
+    things = open_source(spec, ignore_index=0)
+    assert (things.mask_classes[0], len(things.mask_classes), head(things)) == ("aeroplane", 20, [19, 255, 255])
+    assert things.mask_colours[0] == (1, 254, 7)
 
 
 def test_your_own_data_laid_out_as_pascal_voc(voc, tmp_path, refusal, png):

@@ -102,7 +102,7 @@ def legend_of(
     """
     first = next(iter(cells()))
     if known := _known(Path(first[1]), folder):
-        known.table[ignore_index] = IGNORED
+        known = _without(known, ignore_index)
         return known if known.colours else _coloured(known, first)
     named = read_names(folder)
     if named is not None and len(named) > 2:
@@ -140,6 +140,17 @@ def _known(mask: Path, folder: Path) -> Legend | None:
     if VOC_PICTURE.search(mask.as_posix()) and read_names(folder) is None:
         return Legend(VOC, plain_table(len(VOC)))
     return None
+
+
+def _without(legend: Legend, number: int) -> Legend:
+    """The legend where a number is ignored, and its class, if it is that of one, is none."""
+    k, table = int(legend.table[number]), legend.table.copy()
+    table[number] = IGNORED
+    if not 0 <= k < len(legend.classes):
+        return replace(legend, table=table)
+    table[(table > k) & (table < IGNORED)] -= 1
+    colours = legend.colours and (*legend.colours[:k], *legend.colours[k + 1 :])
+    return Legend((*legend.classes[:k], *legend.classes[k + 1 :]), table, colours)
 
 
 def _object_names(file: Path) -> tuple[str, ...] | None:
