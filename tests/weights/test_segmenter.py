@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -272,6 +273,10 @@ def test_what_the_formats_hold(tiny_segmenter, tiny, tmp_path):
             UserError, match="holds UPerNet on a Swin with norms on its maps, not fpn on Swin"
         ):
             export(tiny_segmenter(kind="fpn"), tmp_path / "x", form)
+        # Neither transformers' Swinv2Backbone nor mmsegmentation's Swin could read it.
+        second = replace(tiny_segmenter().config.backbone, version=2, qkv_bias="qv")
+        with pytest.raises(UserError, match="has no SwinV2 with norms on its maps; choose triptych's own"):
+            export(tiny_segmenter(backbone=second), tmp_path / "x", form)
     assert not list(tmp_path.iterdir())
 
 

@@ -89,7 +89,8 @@ def swin_in(net: Segmenter, title: str) -> SwinConfig:
     """The backbone's config of a network that these formats have a place for.
 
     Raises:
-        UserError: another head, another backbone, or one whose maps are not normed.
+        UserError: another head, another backbone, a SwinV2, which none of their codes has so, or one whose maps are not
+            normed.
     """
     config: SegmenterConfig = net.config
     backbone = config.backbone
@@ -98,4 +99,6 @@ def swin_in(net: Segmenter, title: str) -> SwinConfig:
             f"{title} holds UPerNet on a Swin with norms on its maps, not {config.head.kind} on "
             f"{type(backbone).__name__.removesuffix('Config')}; choose triptych's own format"
         )
+    if backbone.version == 2:
+        raise UserError(f"{title} has no SwinV2 with norms on its maps; choose triptych's own format")
     return backbone
