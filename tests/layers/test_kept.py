@@ -52,6 +52,13 @@ def test_what_inference_mode_made_can_be_learnt_with():
     assert x.grad.eq(1).all()
 
 
+def test_the_default_device_has_no_part_in_it():
+    kept = Kept(100)
+    with torch.device("meta"):
+        kept(numbers, 5)
+    assert torch.equal(kept(numbers, 5), numbers(5))
+
+
 def test_threads_share_it():
     kept, wrong = Kept(60), []
 

@@ -250,6 +250,15 @@ def test_partition_takes_windows_row_by_row_and_back():
 
 
 @VERSIONS
+def test_the_default_device_says_nothing_of_a_map_elsewhere(form):
+    part, z = make((3, 2), form), torch.randn(1, 13, 11, 6, dtype=torch.float64)
+    with torch.no_grad():
+        with torch.device("meta"):
+            found = attend(z, part, True)
+        torch.testing.assert_close(found, attend(z, part, True))
+
+
+@VERSIONS
 def test_capture_shows_each_window(form):
     part, z = make((3, 4), form, dtype=torch.float32), torch.randn(2, 7, 9, 6)
     plain = attend(z, part, True)

@@ -33,7 +33,8 @@ class Kept:
             if at in self.entries:
                 self.entries.move_to_end(at)
                 return self.entries[at]  # type: ignore[return-value]
-        with torch.inference_mode(False):  # else a later backward pass could not use it
+        # Inference mode would keep a later backward pass from using it, and the default device is no part of the key.
+        with torch.inference_mode(False), torch.device("cpu"):
             made = make(*key)
         if _bytes(made) <= self.limit // 4:
             with self.lock:
