@@ -59,6 +59,15 @@ def test_odd_logs_are_drawn(rows, tmp_path):
     style.save(training_curves(rows), tmp_path / "curves.png")
 
 
+def test_no_two_shares_on_the_axis_read_alike():
+    rows = [{"step": i, "loss": 1.0, "waiting": 0.01 * i} for i in range(5)]
+    figure = training_curves(rows)
+    figure.canvas.draw()
+    words = [label.get_text() for label in figure.axes[-1].yaxis.get_ticklabels()]
+    assert all(word.endswith("%") for word in words)
+    assert len(set(words)) == len(words) > 2
+
+
 def test_nothing_to_draw():
     with pytest.raises(UserError, match="no loss"):
         training_curves([{"step": 1, "words": "hello"}])

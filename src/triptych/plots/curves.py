@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from triptych.errors import UserError
 from triptych.plots import style
@@ -150,7 +150,7 @@ def _draw(ax: Axes, name: str, found: Series) -> None:
     elif name in ("images per second", "waiting for data"):
         ax.set_ylim(bottom=0)
     if name == "waiting for data":
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     if name == "loss":
         _log_if_wide(ax, found)
     if len(found) > 1:  # else the title says it
