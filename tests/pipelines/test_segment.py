@@ -395,6 +395,7 @@ def test_cityscapes_has_its_colours():
         ({"overlap": 1.0, "window": 8}, "overlap is 1.0"),
         ({"overlap": -0.1}, "overlap is -0.1"),
         ({"scales": ()}, "scales is"),
+        ({"scales": 1.5}, r"scales is 1.5, which must be numbers .*: \(0.5, 1.0, 1.5\)"),
         ({"scales": (0.0,)}, "scales is"),
         ({"scales": (99,)}, "scales is"),
         ({"size": -3}, "size is -3"),

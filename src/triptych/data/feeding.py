@@ -45,7 +45,8 @@ class Passes:
             )
         if not _number(self.overlap) or not 0 <= self.overlap < 1:
             raise UserError(f"overlap is {self.overlap!r}, which must be at least 0 and below 1")
-        if not self.scales or not all(_number(scale) and 0 < scale <= 16 for scale in self.scales):
+        several = isinstance(self.scales, tuple | list) and len(self.scales) > 0
+        if not several or not all(_number(scale) and 0 < scale <= 16 for scale in self.scales):
             raise UserError(
                 f"scales is {self.scales!r}, which must be numbers above 0 and up to 16: (0.5, 1.0, 1.5)"
             )

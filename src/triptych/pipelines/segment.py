@@ -111,7 +111,7 @@ class SegmentationPipeline(PicturePipeline):
         Raises:
             UserError: a picture cannot be read; a folder has none; an argument is out of its range.
         """
-        passes = Passes(size=size, window=window, overlap=overlap, scales=tuple(scales), flip=flip)
+        passes = Passes(size=size, window=window, overlap=overlap, scales=scales, flip=flip)
         passes.fit(self.least)
         return self.answer(
             images,
