@@ -387,7 +387,11 @@ def test_pascal_voc(voc, values, inside):
     assert values(open_source(spec, "trainval")) == [0, 1]
     assert open_source(spec, "test").mask_classes is None
     things = open_source(spec, ignore_index=0)
-    assert (things.mask_classes[0], len(things.mask_classes), head(things)) == ("aeroplane", 20, [19, 255, 255])
+    assert (things.mask_classes[0], len(things.mask_classes), head(things)) == (
+        "aeroplane",
+        20,
+        [19, 255, 255],
+    )
     assert things.mask_colours[0] == (1, 254, 7)
 
 
