@@ -240,6 +240,18 @@ def test_explanation_of_a_segmenter_is_of_the_pixel():
     assert explain(net, picture()).point == (10, 14)  # the middle
 
 
+def test_the_default_device_has_no_part_in_it():
+    net = parser()
+    wanted = explain(net, picture(), point=(3, 4)).arrays()
+    pipe = tp.ClassificationPipeline(small(), device="cpu", dtype="fp32")
+    named = pipe(picture())
+    with torch.device("meta"):
+        found = explain(net, picture(), point=(3, 4)).arrays()
+        assert [guess.name for guess in pipe(picture())] == [guess.name for guess in named]
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
 def test_a_segmenter_is_not_cropped():
     net = parser()
     net.card = replace(net.card, preprocess=Preprocess(size=(20, 20), mode="crop", crop=1.0))

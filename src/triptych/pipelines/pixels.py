@@ -69,11 +69,11 @@ def normalised(
     """Pixels in [0, 255] to floats, mean taken away, divided by the standard deviation."""
     x = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
     if channels == 1:  # a network of grey images: ITU-R 601 luma
-        x = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+        x = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
     elif channels != 3:
         raise UserError(f"the network takes images of {channels} channels; pipelines feed 3, or 1 for grey")
     mean, std = (
-        torch.tensor(values[: len(x)])[:, None, None] for values in (preprocess.mean, preprocess.std)
+        x.new_tensor(values[: len(x)])[:, None, None] for values in (preprocess.mean, preprocess.std)
     )
     return (x - mean) / std
 
