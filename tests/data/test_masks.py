@@ -99,6 +99,14 @@ def test_splits_lie_above_or_below(tmp_path, png, above):
     assert test.mask_classes is test[0].mask is None
 
 
+def test_the_masks_of_all_splits_may_lie_in_one_folder(tmp_path, png):
+    for number, split in enumerate(("train", "val")):
+        write(tmp_path / "images" / split / f"{split}.jpg", png(number))
+        write(tmp_path / "masks" / f"{split}.png", mask(number + 1))
+    train, held = train_and_eval(tmp_path)
+    assert (head(train), head(held)) == ([1, 0, 0], [2, 0, 0])
+
+
 def test_masks_may_have_an_ending(tmp_path, png):
     for name in ("a", "b_L"):
         write(tmp_path / "images" / f"{name}.png", png())

@@ -37,7 +37,8 @@ def root_of(folder: Path) -> Path:
 def read_pairs(folder: Path) -> "dict[str, Dataset] | None":
     """Tables by split of images and their masks; None where the folder is not laid out so.
 
-    Splits may lie above or below: train/images or images/train. A split without any masks has none in its table.
+    Splits may lie above or below: train/images or images/train, whose masks may be in one folder. A split without any
+    masks has none in its table.
 
     Raises:
         UserError: an image without mask, or with two; names it.
@@ -57,7 +58,7 @@ def _sides_by_split(folder: Path) -> dict[str, tuple[Path, Path | None]] | None:
             return None
         if splits := split_folders(images):
             masked = split_folders(masks)
-            return {split: (path, masked.get(split)) for split, path in splits.items()}
+            return {split: (path, masked.get(split) if masked else masks) for split, path in splits.items()}
         return {"": (images, masks)}
     sides = {}
     for split, below in split_folders(folder).items():
