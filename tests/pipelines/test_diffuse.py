@@ -13,6 +13,7 @@ from triptych.diffusion.config import SAMPLERS
 from triptych.errors import UserError
 from triptych.layers.resnet import Conv
 from triptych.pipelines.diffuse import DiffusionPipeline, found
+from triptych.pipelines.rendering import Rendering
 from triptych.pipelines.settings import Settings
 
 STOCHASTIC = ["ddpm", "euler-ancestral", "dpm++2m-sde", "lcm"]
@@ -403,6 +404,23 @@ def test_a_decoder_that_overflows_is_run_again_in_fp32(ldm, caplog):
     assert [r.message for r in caplog.records] == ["the decoder overflows in float16; decoding in fp32"]
     exact = DiffusionPipeline(net, device="cpu", dtype="fp32").unconditional(steps=1, count=2)
     assert np.abs(arrays(images) - arrays(exact)).mean() < 3
+
+
+def test_after_an_overflow_the_next_picture_is_as_it_was(ldm, monkeypatch):
+    """A picture that overflows, or a look at one, must not decide how the others are decoded."""
+    paint = DiffusionPipeline(ldm("unconditional"), device="cpu", dtype="bf16").unconditional
+    alone = paint(steps=1, seed=1)
+    decode, calls = Rendering._decode, []
+
+    def overflows_once(self, net, *how):
+        decoded = decode(self, net, *how)
+        calls.append(next(net.parameters()).dtype)
+        return decoded * float("nan") if len(calls) == 1 else decoded
+
+    monkeypatch.setattr(Rendering, "_decode", overflows_once)
+    paint = DiffusionPipeline(ldm("unconditional"), device="cpu", dtype="bf16").unconditional
+    assert same(paint(steps=1, seed=0, count=2)[1:], alone)
+    assert calls == [torch.bfloat16, torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,15 @@ class Rendering:
         Raises:
             UserError: it is not a number in fp32 either.
         """
-        decoded = self._decode(self._exact or self.autoencoder, latents, tiles, tiling)
+        decoded = self._decode(self.autoencoder, latents, tiles, tiling)
         dtype = next(self.autoencoder.parameters()).dtype
-        if not decoded.isfinite().all() and self._exact is None and dtype != torch.float32:
-            log.warning("the decoder overflows in %s; decoding in fp32", str(dtype).removeprefix("torch."))
-            self._exact = copy.deepcopy(self.autoencoder).float()
+        if not decoded.isfinite().all() and dtype != torch.float32:
+            # The next picture is tried in the smaller type all the same: it must not depend on this one.
+            if self._exact is None:
+                log.warning(
+                    "the decoder overflows in %s; decoding in fp32", str(dtype).removeprefix("torch.")
+                )
+                self._exact = copy.deepcopy(self.autoencoder).float()
             decoded = self._decode(self._exact, latents, tiles, tiling)
         if not decoded.isfinite().all():
             raise UserError(
