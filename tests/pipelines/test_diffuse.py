@@ -581,6 +581,8 @@ def test_boxes(pipe):
         ("text", lambda p, _: p.text_to_image("x", tiling="z"), "tiling is 'z'"),
         ("text", lambda p, _: p.text_to_image("x", latents=torch.zeros(2, 4, 8, 8)), "(1 or 1, 4,"),
         ("text", lambda p, _: p.text_to_image(["x"]), "prompt is ['x']"),
+        ("text", lambda p, _: p.text_to_image("a \udcff"), "prompt holds bytes that are no UTF-8 text"),
+        ("text", lambda p, _: p.text_to_image("a", "\ud83c"), "negative holds bytes"),
         ("text", lambda p, _: p.text_to_image("a <lora:water:1>"), "no LoRA is called 'water'"),
         ("text", lambda p, _: p.text_to_image("(a:99999)"), "which must be at most 10000"),
         ("text", lambda p, i: p.image_to_image("x", i, strength=1.5), "strength is 1.5"),

@@ -110,6 +110,9 @@ class Settings:
 
     def __post_init__(self):
         check(self)
+        for name in ("prompt", "negative"):
+            if any("\ud800" <= letter <= "\udfff" for letter in getattr(self, name)):
+                raise UserError(f"{name} holds bytes that are no UTF-8 text; write it in UTF-8")
         known(self.sampler, SAMPLERS, "sampler")
         if self.spacing is not None:
             known(self.spacing, SPACINGS, "spacing")
