@@ -318,6 +318,18 @@ MISTAKES = [
     ("apple --embedding {t}/none.pt --model {m}/text.safetensors", "none.pt"),
     (
         "apple --embedding {m}/owl.safetensors: --model {m}/text.safetensors",
+    (
+        "apple --depth {m}/mask.png --model {m}/text.safetensors",
+        "looks at no depth; leave depth (--depth) out",
+    ),
+    (
+        "--init {m}/photo.png --mask {m}/mask.png --model {m}/upscaler.safetensors",
+        "upscale of this model looks at no mask",
+    ),
+    (
+        "--class owl --init {m}/photo.png --model {m}/classes.safetensors",
+        "looks at no image; leave image (--init)",
+    ),
         "no word stands behind the colon",
     ),
     ("apple --embedding {m}/owl.safetensors:apple --model {m}/text.safetensors", "apple"),

@@ -589,6 +589,7 @@ def test_boxes(pipe):
         ("text", lambda p, i: p.inpaint("x", i, i[:8]), "make the mask as large as the image"),
         ("text", lambda p, i: p.inpaint("x", i, None), "needs mask"),
         ("text", lambda p, i: p.inpaint("x", "none.png", i), "none.png does not exist"),
+        ("text", lambda p, i: p.text_to_image("x", depth=i), "looks at no depth; leave depth (--depth) out"),
         ("text", lambda p, i: p.upscale("x", i), "shown nothing beside its latents"),
         ("text", lambda p, _: p.unconditional(), "reads prompts"),
         ("text", lambda p, _: p.class_conditional(1), "reads prompts"),

@@ -42,6 +42,7 @@ KINDS: dict[Beside, tuple[str, tuple[Task, ...]]] = {
 }
 GUIDANCE = {"prompts": 7.5, "classes": 1.5, "boxes": 1.0, "nothing": 1.0}
 UPSCALING = 9.0
+FLAGS = {"image": "--init", "mask": "--mask", "depth": "--depth", "map": "--map"}
 LARGE = 6  # times the area that a model was trained on, from which one is told
 
 
@@ -132,24 +133,29 @@ def prepare(
     Args:
         net, rendering: on one device.
         encode: prompts to their contexts (prompts, l, d).
-        given: "image", "mask", "depth"; what is missing is read from where the settings say.
+        given: "image", "mask", "depth", "map"; what is missing is read from where the settings say.
         latents: the noise to start from, (1 or pictures, c, h, w).
 
     Raises:
-        UserError: settings and model do not go together, or a picture is missing or cannot be read.
+        UserError: settings and model do not go together, or a picture is missing, cannot be read or is one that the
+            task does not look at.
     """
     config, first = net.config, each[0]
     if "latents" in first.hashes and latents is None:
         raise UserError(
             "it was made from latents that were given, which are not in its file; give them again"
         )
+    roles = _roles(config, first.task)
+    if unread := [role for role, one in given.items() if one is not None and role not in roles]:
+        role = unread[0]
+        raise UserError(f"{first.task} of this model looks at no {role}; leave {role} ({FLAGS[role]}) out")
     spacing = first.spacing or usual_spacing(first.sampler, config.process)
     levels = spaced_levels(net.process, first.steps, spacing)
     if first.task in ("image_to_image", "inpaint"):
         levels = from_strength(levels, first.strength)
     guidance = _guidance(net, first)
     contexts = _contexts(net, encode, each, guidance)
-    pictures = {role: _picture(role, first, given) for role in _roles(config, first.task)}
+    pictures = {role: _picture(role, first, given) for role in roles}
     shown = _shown(net, rendering, first, pictures, latents)
     rows, columns = shown["shape"][1:]
     inputs = {role: name_of(one) for role, one in pictures.items() if isinstance(one, str | os.PathLike)}
@@ -230,10 +236,7 @@ def _picture(role: str, settings: Settings, given: Mapping[str, Picture | None])
     if one is not None:
         return one
     if role not in settings.inputs:
-        flag = {"image": "--init", "mask": "--mask", "depth": "--depth", "map": "--map"}.get(role)
-        raise UserError(
-            f"{settings.task} needs {role}: give a picture" + (f", with {flag} FILE" if flag else "")
-        )
+        raise UserError(f"{settings.task} needs {role}: give a picture, with {FLAGS[role]} FILE")
     path = settings.inputs[role]
     if not Path(path).is_file():
         raise UserError(f"the {role} that it was made from, {path}, is not there; give {role}")
