@@ -203,6 +203,10 @@ def test_over_a_picture(places, tmp_path):
         "--init {m}/photo.png --model {m}/upscaler.safetensors --steps 1 --out {t}/large.png",
     )
     assert pixels(tmp_path / "large.png").shape == (80, 112, 3)
+    run(places, tmp_path, "--from {t}/over.png --mask {m}/mask.png --out {t}/in3.png")
+    assert np.array_equal(pixels(tmp_path / "in3.png"), painted)
+    run(places, tmp_path, "--from {t}/in.png --init {t}/over.png --out {t}/in4.png")  # its mask is kept
+    assert np.array_equal(pixels(tmp_path / "in4.png")[mask == 0], pixels(tmp_path / "over.png")[mask == 0])
 
 
 def test_classes_and_nothing_at_all(places, tmp_path, capsys):

@@ -166,11 +166,11 @@ class Generate:
         flags = {name: value for name, value in flags.items() if value is not None}
         if self.sampler is not None and self.spacing is None:
             flags["spacing"] = None  # the usual one of this sampler, not that of the file's
-        if self.init is not None:
-            flags["task"] = "inpaint" if self.mask is not None else "image_to_image"
-            made_so = settings.task == flags["task"]
-            if self.strength is None and not made_so:
-                flags["strength"] = 1.0 if self.mask is not None else 0.6
+        if self.init is not None or self.mask is not None:
+            inpaints = self.mask is not None or settings.task == "inpaint"
+            flags["task"] = "inpaint" if inpaints else "image_to_image"
+            if self.strength is None and settings.task != flags["task"]:
+                flags["strength"] = 1.0 if inpaints else 0.6
         return replace(settings, stopped_at=None, **flags)
 
     def _check(self, settings: "Settings") -> None:
