@@ -206,6 +206,19 @@ def test_every_letter_comes_back(suffix, tmp_path):
     assert settings.steps == 3
 
 
+def test_a_text_too_long_for_a_jpeg_loses_no_picture(tmp_path, caplog):
+    image = Image.new("RGB", (8, 8), "red")
+    image.info["parameters"] = "raspberry " * 5000 + "\nSteps: 3, Seed: 2, Size: 8x8"
+    assert infotext.read(infotext.save([image], tmp_path / "x.webp")[0]).steps == 3
+    assert not caplog.records
+    (path,) = infotext.save([image], tmp_path / "x.jpg")
+    assert [record.message for record in caplog.records] == [
+        "the text of what made it is longer than a JPEG can hold and is left out; .png keeps it"
+    ]
+    with Image.open(path) as written:
+        assert written.size == (8, 8)
+
+
 def test_names_of_files(tmp_path):
     def made(prompt, seed):
         image = Image.new("RGB", (8, 8))

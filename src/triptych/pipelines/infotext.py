@@ -84,6 +84,7 @@ _IDLE = {
     "user",
 }
 _EXIF, _COMMENT = 0x8769, 0x9286  # the EXIF block, and its UserComment
+_JPEG_HOLDS = 2**16 - 3  # bytes of one block
 
 
 # Writing
@@ -123,7 +124,8 @@ def _lora_hash(settings: Settings, name: str) -> str:
 def save(images: Sequence[Image.Image], out: str | os.PathLike[str]) -> list[Path]:
     """Write pictures, each whole or not at all, with what made it inside.
 
-    PNG holds both chunks; JPEG and WebP the text alone, in EXIF's UserComment.
+    PNG holds both chunks; JPEG and WebP the text alone, in EXIF's UserComment. What is too long for a JPEG (some
+    32,000 letters) is left out of it, and a warning says so.
 
     Args:
         images: of a `DiffusionPipeline`.
@@ -171,8 +173,13 @@ def encoded(image: Image.Image, suffix: str = ".png") -> bytes:
     elif suffix.lower() in (".jpg", ".jpeg", ".webp"):
         exif = Image.Exif()
         exif.get_ifd(_EXIF)[_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be", "surrogatepass")
-        kind = "WEBP" if suffix.lower() == ".webp" else "JPEG"
-        more = {"exif": exif.tobytes(), "quality": 95}
+        kind, block = "WEBP" if suffix.lower() == ".webp" else "JPEG", exif.tobytes()
+        if kind == "JPEG" and len(block) > _JPEG_HOLDS:
+            log.warning(
+                "the text of what made it is longer than a JPEG can hold and is left out; .png keeps it"
+            )
+            block = b""
+        more = {"exif": block, "quality": 95}
     else:
         raise UserError(
             f"pictures are written as .png, .jpg or .webp, not as {suffix or 'a file without suffix'}"
