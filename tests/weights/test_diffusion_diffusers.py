@@ -149,6 +149,12 @@ def test_damaged_folders_are_one_line(tiny_ldm, tmp_path):
     path.write_text(json.dumps(said | {"beta_schedule": "sigmoid"}))
     with pytest.raises(UserError, match="beta_schedule 'sigmoid'"):
         load(folder)
+    path.write_text(json.dumps(said | {"_class_name": "FlowMatchEulerDiscreteScheduler"}))
+    with pytest.raises(UserError, match="runs a flow"):
+        load(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=r"scheduler_config\.json, which says .* is not there"):
+        load(folder)
     path.write_text(json.dumps(said))
     (folder / "vqvae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="no vae or vqvae"):

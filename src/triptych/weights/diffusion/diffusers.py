@@ -34,12 +34,19 @@ READERS = ("text_encoder", "bert")
 # --------------------------------------------------------------------------------------------- the process
 
 
-def read_process(said: Settings, where: str) -> ProcessConfig:
+def read_process(said: Settings | None, where: str) -> ProcessConfig:
     """A scheduler's config as the process that it runs.
 
     Raises:
-        UserError: betas or a prediction that no process here has.
+        UserError: there is none, or one of betas or a prediction that no process here has, or of a flow.
     """
+    if said is None:
+        raise UserError(
+            f"{where}/scheduler_config.json, which says how the network was trained, is not there; give all of the "
+            "folder"
+        )
+    if str(said.get("_class_name", "")).startswith("FlowMatch") or said.get("use_flow_sigmas"):
+        raise UserError(f"{where} runs a flow, which triptych reads from its own format alone")
     schedule, prediction = said.get("beta_schedule", "linear"), said.get("prediction_type", "epsilon")
     if (
         schedule not in DIFFUSERS_SCHEDULES
@@ -347,7 +354,7 @@ def read(names: Names, hints: Hints) -> Reading:
             if prefix
         ]
         facts |= more
-    process = read_process(settings.get("scheduler/scheduler_config", {}), f"{names.path}/scheduler")
+    process = read_process(settings.get("scheduler/scheduler_config"), f"{names.path}/scheduler")
     low = settings.get("low_res_scheduler/scheduler_config")
     config = LatentDiffusionConfig(
         autoencoder=stage,

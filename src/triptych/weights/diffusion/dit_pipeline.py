@@ -29,9 +29,7 @@ def read(names: Names, hints: Hints) -> Reading:
         raise UserError(f"{names.path} has no vae that this triptych knows; give the whole folder")
     stage, table, more = found
     rules += inside(table, "vae/", "autoencoder.")
-    process = diffusers.read_process(
-        settings.get("scheduler/scheduler_config", {}), f"{names.path}/scheduler"
-    )
+    process = diffusers.read_process(settings.get("scheduler/scheduler_config"), f"{names.path}/scheduler")
     config = LatentDiffusionConfig(autoencoder=stage, unet=net, process=process)
     preprocess = Preprocess(size=config.image_size, mean=HALF, std=HALF)
     facts |= {**more, "process": "scheduler_config.json", "preprocess": "convention: pixels in [-1, 1]"}
