@@ -16,6 +16,7 @@ import triptych as tp
 from triptych import weights
 from triptych.cli import main
 from triptych.cli.generate import stopping
+from triptych.errors import UserError
 from triptych.models.autoencoder_config import AutoencoderConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig, MapConfig
@@ -96,7 +97,12 @@ def loaded_once(monkeypatch):
     """Files are read as ever, each once: most of a tiny model's time is its loading."""
     load = weights.load
     monkeypatch.setattr(
-        weights, "load", lambda source: LOADED.get(source) or LOADED.setdefault(source, load(source))
+        weights,
+        "load",
+        lambda source, prediction=None: (
+            LOADED.get((source, prediction))
+            or LOADED.setdefault((source, prediction), load(source, prediction=prediction))
+        ),
     )
 
 
@@ -197,16 +203,16 @@ def test_over_a_picture(places, tmp_path):
     assert read(tmp_path / "over.png").strength == 0.6
     run(places, tmp_path, "--from {t}/over.png --strength 1 --out {t}/over2.png")
     assert read(tmp_path / "over2.png").strength == 1
+    run(places, tmp_path, "--from {t}/over.png --mask {m}/mask.png --out {t}/in3.png")
+    assert np.array_equal(pixels(tmp_path / "in3.png"), painted)
+    run(places, tmp_path, "--from {t}/in.png --init {t}/over.png --out {t}/in4.png")  # its mask is kept
+    assert np.array_equal(pixels(tmp_path / "in4.png")[mask == 0], pixels(tmp_path / "over.png")[mask == 0])
     run(
         places,
         tmp_path,
         "--init {m}/photo.png --model {m}/upscaler.safetensors --steps 1 --out {t}/large.png",
     )
     assert pixels(tmp_path / "large.png").shape == (80, 112, 3)
-    run(places, tmp_path, "--from {t}/over.png --mask {m}/mask.png --out {t}/in3.png")
-    assert np.array_equal(pixels(tmp_path / "in3.png"), painted)
-    run(places, tmp_path, "--from {t}/in.png --init {t}/over.png --out {t}/in4.png")  # its mask is kept
-    assert np.array_equal(pixels(tmp_path / "in4.png")[mask == 0], pixels(tmp_path / "over.png")[mask == 0])
 
 
 def test_classes_and_nothing_at_all(places, tmp_path, capsys):
@@ -264,6 +270,25 @@ def test_one_interrupt_stops_at_the_step(places, tmp_path, capsys, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_file_that_does_not_say_what_it_predicts(places, tmp_path, capsys):
+    """Stable Diffusion 2: linear projections, a prompt, and no word of eps or v."""
+    net = LatentDiffusion(
+        replace(CONFIGS["text"], unet=replace(UNET, attention_factors=(1,), projection="linear"))
+    )
+    tp.export(net, tmp_path / "sd2.safetensors", "compvis")
+    (tmp_path / "sd2.safetensors.json").unlink()
+    typed = "apple --model {t}/sd2.safetensors --steps 1 --size 16x16 --out {t}/a.png"
+    run(places, tmp_path, typed, code=2)
+    assert "--prediction v" in capsys.readouterr().err
+    run(places, tmp_path, typed + " --prediction v")
+    there = tmp_path / "ours.safetensors"
+    typed = ["convert", str(tmp_path / "sd2.safetensors"), str(there), "--format", "triptych"]
+    assert main([*typed, "--prediction", "v"]) == 0
+    assert tp.load(there).config.process.prediction == "v"
+    with pytest.raises(UserError, match="a network's is in its config"):
+        tp.DiffusionPipeline(net, prediction="v")
+
+
 MISTAKES = [
     ("apple", "no model was named"),
     ("apple --model {t}/none.safetensors", "none.safetensors"),
@@ -293,6 +318,18 @@ MISTAKES = [
     ("apple --init {m}/nowhere.png", "nowhere.png does not exist"),
     ("apple --init {m}/photo.png --mask {m}/small_mask.png", "make the mask as large as the image"),
     ("apple --mask {m}/mask.png", "--init"),
+    (
+        "apple --depth {m}/mask.png --model {m}/text.safetensors",
+        "looks at no depth; leave depth (--depth) out",
+    ),
+    (
+        "--init {m}/photo.png --mask {m}/mask.png --model {m}/upscaler.safetensors",
+        "upscale of this model looks at no mask",
+    ),
+    (
+        "--class owl --init {m}/photo.png --model {m}/classes.safetensors",
+        "looks at no image; leave image (--init)",
+    ),
     ("--from {m}/plain.png", "says nothing of how it was made"),
     ("--from {t}/none.png", "none.png does not exist"),
     ("apple --out {t}/x.tiff", "written as .png"),
@@ -322,18 +359,6 @@ MISTAKES = [
     ("apple --embedding {t}/none.pt --model {m}/text.safetensors", "none.pt"),
     (
         "apple --embedding {m}/owl.safetensors: --model {m}/text.safetensors",
-    (
-        "apple --depth {m}/mask.png --model {m}/text.safetensors",
-        "looks at no depth; leave depth (--depth) out",
-    ),
-    (
-        "--init {m}/photo.png --mask {m}/mask.png --model {m}/upscaler.safetensors",
-        "upscale of this model looks at no mask",
-    ),
-    (
-        "--class owl --init {m}/photo.png --model {m}/classes.safetensors",
-        "looks at no image; leave image (--init)",
-    ),
         "no word stands behind the colon",
     ),
     ("apple --embedding {m}/owl.safetensors:apple --model {m}/text.safetensors", "apple"),

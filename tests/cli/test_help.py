@@ -28,7 +28,7 @@ LEARNING = """
 FLAGS = {
     "bench": "--out --quick --short --compiled --json",
     "classify": "IMAGE... --model --top --dtype --batch-size --workers --on-bad-image --json",
-    "convert": "SRC DST --format --json",
+    "convert": "SRC DST --format --prediction --json",
     "demo": "--out --model --parser --json",
     "evaluate": "[MODEL-or-RUN] --data --split --batch-size --workers --dtype --on-bad-image --image-column"
     " --label-column --mask-column --ignore-index --reduce-zero-label --size --window --overlap --scales"
@@ -37,7 +37,7 @@ FLAGS = {
     "explain": "IMAGE --model --out --point --size --json",
     "generate": "[PROMPT] --model --negative --seed --steps --guidance --count --size --sampler --spacing --rescale"
     " --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
-    " --embedding --out --strip --preview --batch-size --dtype --json",
+    " --embedding --out --strip --preview --batch-size --prediction --dtype --json",
     "info": "FILE --json",
     "list": "[PATTERN] --json",
     "plot": "RUN --out",

@@ -1,7 +1,7 @@
 """`triptych convert`"""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,13 +18,15 @@ class Convert:
     """The file or folder to write."""
     format: Annotated[str, tyro.conf.arg(metavar="F")]
     """triptych, timm, hf, torchvision, google, ..."""
+    prediction: Literal["eps", "v"] | None = None
+    """What a latent diffusion model's UNet predicts, where the file does not say (Stable Diffusion 2)."""
     json: bool = False
     """Print what was written as JSON."""
 
     def run(self) -> int:
         from triptych.weights import export, load, save
 
-        net = load(self.source)
+        net = load(self.source, prediction=self.prediction)
         if self.format == "triptych":
             save(net, self.target)
         else:

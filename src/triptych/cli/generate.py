@@ -96,6 +96,8 @@ class Generate:
     """A file to look at meanwhile, written anew after a step, at most once a second."""
     batch_size: int = 1
     """Pictures in one pass of the network; above 1 a pixel may differ by 1 of 255."""
+    prediction: Annotated[Literal["eps", "v"] | None, said("eps|v")] = None
+    """What the UNet predicts, where the model's file does not say (Stable Diffusion 2)."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision; auto takes bf16 where the hardware multiplies it natively, and with --from that of the file."""
     json: bool = False
@@ -107,7 +109,9 @@ class Generate:
         from triptych.pipelines.diffuse import DiffusionPipeline, seeded
 
         dtype = (settings.dtype or None) if self.dtype == "auto" else self.dtype
-        pipe = DiffusionPipeline(self._model(settings), None, dtype, lora_dir=self.lora_dir)
+        pipe = DiffusionPipeline(
+            self._model(settings), None, dtype, lora_dir=self.lora_dir, prediction=self.prediction
+        )
         settings = self._task(settings, pipe)
         watch = Watch(self.strip, self.preview, settings.steps)
         started = time.perf_counter()

@@ -57,6 +57,7 @@ class DiffusionPipeline(Painter):
             order so.
         glance: a small autoencoder on the same latents (TAESD), for previews.
         lora_dir: where `<lora:name:0.8>` in a prompt is looked for; None is the folder that the model lies in.
+        prediction: "eps" or "v", of a file that does not say (Stable Diffusion 2), as `tp.load` takes it.
 
     Raises:
         UserError: it is no latent diffusion model, or an argument is out of its range.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from triptych import __version__
 from triptych.config import to_json
 from triptych.diffusion.conditioning import masked
+from triptych.diffusion.config import Prediction
 from triptych.diffusion.guidance import guided, projected, within
 from triptych.diffusion.noise import draw, noise_for
 from triptych.diffusion.process import Denoiser
@@ -51,13 +52,16 @@ class Painter:
         low_memory: bool = False,
         glance: FirstStage | None = None,
         lora_dir: str | Path | None = None,
+        prediction: Prediction | None = None,
     ) -> None:
         self.source = "" if isinstance(ldm, nn.Module) else os.fspath(ldm)
         net: Any = ldm
         if self.source:
             from triptych.weights import load
 
-            net = load(self.source)
+            net = load(self.source, prediction=prediction)
+        elif prediction is not None:
+            raise UserError("prediction is of a file that does not say it; a network's is in its config")
         if not isinstance(net, LatentDiffusion):
             raise UserError(
                 f"{self.source or 'the network'} is a {type(net).__name__}, which makes no pictures; give a latent "

@@ -235,7 +235,7 @@ def _prediction(
     if net.projection == "linear" and net.context_dim and beside == "nothing":
         raise UserError(
             f"{names.path} is a Stable Diffusion 2, whose shapes do not tell what it predicts; load it with "
-            'prediction="v" (768 pixels) or prediction="eps" (512 pixels, base)'
+            'prediction="v" (768 pixels) or prediction="eps" (512 pixels, base), --prediction v or eps'
         )
     return "eps", {"prediction": "convention"}
 
