@@ -17,7 +17,7 @@ from triptych.cli.parsing import height_width
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.pipelines.painting import Painter
+    from triptych.pipelines.diffuse import DiffusionPipeline
     from triptych.pipelines.rendering import Preview
     from triptych.pipelines.settings import Settings
 
@@ -113,7 +113,7 @@ class Generate:
             self._model(settings), None, dtype, lora_dir=self.lora_dir, prediction=self.prediction
         )
         settings = self._task(settings, pipe)
-        watch = Watch(self.strip, self.preview, settings.steps)
+        watch = Watch(self.strip, self.preview)
         started = time.perf_counter()
         with stopping() as stopped:
             images = pipe.make(
@@ -213,16 +213,14 @@ class Generate:
             "diffusion checkpoint), a folder or a hub id"
         )
 
-    def _task(self, settings: "Settings", pipe: "Painter") -> "Settings":
+    def _task(self, settings: "Settings", pipe: "DiffusionPipeline") -> "Settings":
         """The task that flags and model come to."""
-        from triptych.pipelines.diffuse import DiffusionPipeline
         from triptych.pipelines.jobs import reads
 
         kind = reads(pipe.config)
         if pipe.config.beside == "image":
             settings = replace(settings, task="upscale")
         if self.class_ is not None:
-            assert isinstance(pipe, DiffusionPipeline)
             if kind != "classes":
                 raise UserError(f"{pipe.source} takes no class; leave --class out")
             return pipe.of_class(replace(settings, task="class_conditional"), self.class_)
@@ -282,7 +280,7 @@ def word_file(words: str) -> tuple[str, str]:
 class Watch:
     """Looks at the first picture between steps: for a file to look at meanwhile, and for a strip at the end."""
 
-    def __init__(self, strip: Path | None, preview: Path | None, steps: int):
+    def __init__(self, strip: Path | None, preview: Path | None):
         self.strip, self.preview = strip, preview
         self.seed: int | None = None
         self.frames: list[Any] = []
@@ -313,10 +311,8 @@ class Watch:
         from triptych.plots import style
         from triptych.plots.strip import denoising_strip
 
-        last = (
-            np.asarray(finished.convert("RGB").resize(self.frames[0].shape[1::-1])) if self.frames else None
-        )
-        last = np.asarray(finished.convert("RGB")) if last is None else last
+        size = self.frames[0].shape[1::-1] if self.frames else finished.size
+        last = np.asarray(finished.convert("RGB").resize(size))
         said = finished.info["prompt"] or finished.info["class_name"] or ""
         page = denoising_strip(
             [*self.frames, last],
