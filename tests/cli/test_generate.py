@@ -333,6 +333,8 @@ MISTAKES = [
     ("--from {m}/plain.png", "says nothing of how it was made"),
     ("--from {t}/none.png", "none.png does not exist"),
     ("apple --out {t}/x.tiff", "written as .png"),
+    ("apple --strip {t}/x.gif", "x.gif: it is written as a PNG"),
+    ("apple --preview {t}", "name a .png file"),
     ("apple --out {m}/photo.png/x.png", "is no folder that can be written to"),
     ("--model {m}/map.safetensors", "semantic needs map: give a picture, with --map FILE"),
     ("--map {m}/photo.png --model {m}/map.safetensors", "one class number a pixel"),

@@ -191,6 +191,9 @@ class Generate:
             raise UserError(
                 f"--out {self.out}: pictures are written as {', '.join(SUFFIXES)}, or into a folder"
             )
+        for flag, place in (("--strip", self.strip), ("--preview", self.preview)):
+            if place is not None and place.suffix.lower() != ".png":
+                raise UserError(f"{flag} {place}: it is written as a PNG; name a .png file")
         for place in (self.out, self.strip, self.preview):
             if place is not None:
                 writable(place)
