@@ -270,6 +270,26 @@ def test_one_interrupt_stops_at_the_step(places, tmp_path, capsys, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_what_is_finished_is_kept_whatever_comes_next(places, tmp_path, capsys, monkeypatch):
+    from triptych.pipelines.painting import Painter
+
+    sample, calls = Painter._sample, []
+
+    def fails_the_second_time(self, *how):
+        calls.append(how)
+        if len(calls) == 2:
+            raise UserError("the latents became NaN")
+        return sample(self, *how)
+
+    monkeypatch.setattr(Painter, "_sample", fails_the_second_time)
+    typed = "apple --model {m}/text.safetensors --steps 1 --seed 4 --count 3 --out {t}/made.jpg"
+    run(places, tmp_path, typed, code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["made-4.jpg"]
+    assert capsys.readouterr().out == f"{tmp_path}/made-4.jpg: 32x32, seed 4\n"
+    run(places, tmp_path, typed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made-4.jpg", "made-5.jpg", "made-6.jpg"]
+
+
 def test_a_file_that_does_not_say_what_it_predicts(places, tmp_path, capsys):
     """Stable Diffusion 2: linear projections, a prompt, and no word of eps or v."""
     net = LatentDiffusion(

@@ -438,16 +438,16 @@ def test_damaged_weights_are_named(ldm, part, said):
 
 
 def test_progress_and_preview(pipe):
-    ticks, seen = [], []
+    ticks, seen, kept = [], [], []
 
     def look(preview):
         (small,) = preview.images(16)
         (whole,) = preview.images(None)
         seen.append((preview.step, preview.steps, preview.seeds, small.size, whole.size))
 
-    pipe().text_to_image(
-        PROMPT, steps=2, count=2, seed=4, size=(24, 32), progress=lambda *at: ticks.append(at), preview=look
-    )
+    looked_at = {"progress": lambda *at: ticks.append(at), "preview": look, "finished": kept.append}
+    images = pipe().text_to_image(PROMPT, steps=2, count=2, seed=4, size=(24, 32), **looked_at)
+    assert [id(one) for one in kept] == [id(one) for one in images]
     assert ticks == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert seen == [(i, 2, [seed], (16, 12), (32, 24)) for seed in (4, 5) for i in (1, 2)]
 

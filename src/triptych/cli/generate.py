@@ -37,7 +37,7 @@ class Generate:
 
     With --init a picture is painted over, with --mask only where the mask is white; a model made to upscale enlarges
     the --init. Files hold all that made them: --from FILE makes the same pixels again, and flags beside it change
-    what they name. Ctrl-C stops at the next step and writes what is there.
+    what they name. Each is written once it is there; Ctrl-C stops at the next step and writes what is there.
     """
 
     prompt: Annotated[str | None, tyro.conf.Positional, said("[PROMPT]")] = None
@@ -114,27 +114,35 @@ class Generate:
         )
         settings = self._task(settings, pipe)
         watch = Watch(self.strip, self.preview)
+        kept: list[tuple[Path, Any]] = []
+
+        def keep(one: Any) -> None:
+            kept.append((pipe.save([one], self._place(one.info["seed"]))[0], one))
+
         started = time.perf_counter()
-        with stopping() as stopped:
-            images = pipe.make(
-                seeded([settings], self.count),
-                image=None if self.init is None else str(self.init),
-                mask=None if self.mask is None else str(self.mask),
-                depth=None if self.depth is None else str(self.depth),
-                map=None if self.map is None else str(self.map),
-                batch_size=self.batch_size,
-                preview=watch if self.strip or self.preview else None,
-                cancel=stopped,
-            )
-        seconds = time.perf_counter() - started
-        files = pipe.save(images, self.out)
+        try:
+            with stopping() as stopped:
+                images = pipe.make(
+                    seeded([settings], self.count),
+                    image=None if self.init is None else str(self.init),
+                    mask=None if self.mask is None else str(self.mask),
+                    depth=None if self.depth is None else str(self.depth),
+                    map=None if self.map is None else str(self.map),
+                    batch_size=self.batch_size,
+                    preview=watch if self.strip or self.preview else None,
+                    cancel=stopped,
+                    finished=keep,
+                )
+            seconds = time.perf_counter() - started
+        finally:  # what was kept is said of a run that fails as well
+            if self.json and kept:
+                print_json([{"file": str(file), **one.info} for file, one in kept], indent=1)
+            elif not self.json:
+                for file, one in kept:
+                    print(f"{file}: {one.width}x{one.height}, seed {one.info['seed']}")
         if self.strip is not None:
             watch.draw(images[0])
-        if self.json:
-            print_json([{"file": str(f), **one.info} for f, one in zip(files, images, strict=True)], indent=1)
-        else:
-            for file, one in zip(files, images, strict=True):
-                print(f"{file}: {one.width}x{one.height}, seed {one.info['seed']}")
+        if not self.json:
             print(f"{seconds:.1f} s", file=sys.stderr)
         if stopped():
             at = images[-1].info["stopped_at"]
@@ -201,6 +209,12 @@ class Generate:
             from triptych.pipelines.canvas import canvas
 
             canvas(str(self.init), 1, mask=None if self.mask is None else str(self.mask))
+
+    def _place(self, seed: int) -> Path:
+        """Where the picture of a seed goes: of several each has a file of its own."""
+        out = self.out
+        alone = self.count == 1 or not out.suffix or out.is_dir()
+        return out if alone else out.with_name(f"{out.stem}-{seed}{out.suffix}")
 
     def _model(self, settings: "Settings") -> str:
         if self.model:

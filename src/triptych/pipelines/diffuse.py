@@ -23,7 +23,8 @@ from triptych.pipelines.settings import How, Settings, apg_of, sized, tiling_of
 log = logging.getLogger(__name__)
 
 SAMPLER = "dpm++2m"
-RUNNING = ("batch_size", "preview", "progress", "cancel")  # of `How`: what leaves the picture as it is
+# Of `How`: what leaves the picture as it is.
+RUNNING = ("batch_size", "preview", "progress", "cancel", "finished")
 
 
 class DiffusionPipeline(Painter):
@@ -44,7 +45,7 @@ class DiffusionPipeline(Painter):
     `batch_size` the kernels may add in another order, which moves a pixel by 1 of 255 now and then.
 
     What every task takes besides its own arguments is in `How`: spacing, rescale, interval, apg, loras, embeddings,
-    tiling, tiled_decode, batch_size, preview, progress, cancel.
+    tiling, tiled_decode, batch_size, preview, progress, cancel, finished.
 
     Args:
         ldm: a `LatentDiffusion`, or what `tp.load` takes.

@@ -107,8 +107,11 @@ class Painter:
         preview: Callable[[Preview], object] | None = None,
         progress: Waiting = True,
         cancel: Callable[[], bool] | None = None,
+        finished: Callable[[Image.Image], object] | None = None,
     ) -> list[Image.Image]:
         """Pictures that differ in seed, and in class or prompt, alone: what all tasks come down to.
+
+        Arguments as in `How`.
 
         Raises:
             UserError: settings, model and what is given do not go together.
@@ -132,7 +135,7 @@ class Painter:
             worn = self._adapters.hashes(dressed)
             job = replace(job, each=[replace(one, hashes=one.hashes | worn) for one in job.each])
             self._compare(asked, job.each[0])
-            return self._run(job, batch_size, preview, progress, cancel)
+            return self._run(job, batch_size, preview, progress, cancel, finished)
 
     def _run(
         self,
@@ -141,6 +144,7 @@ class Painter:
         preview: Callable[[Preview], object] | None,
         progress: Waiting,
         cancel: Callable[[], bool] | None,
+        finished: Callable[[Image.Image], object] | None,
     ) -> list[Image.Image]:
         """Batch by batch through the sampler, picture by picture through the decoder."""
         images: list[Image.Image] = []
@@ -156,6 +160,8 @@ class Painter:
                 latents, stopped = self._sample(job, rows, tick, preview, cancel)
                 for settings, one in zip(job.each[rows], latents, strict=True):
                     images.append(self._picture(job, replace(settings, stopped_at=stopped), one))
+                    if finished is not None:
+                        finished(images[-1])
                 if cancel is not None and cancel():
                     break
         return images

@@ -53,6 +53,8 @@ class How(TypedDict, total=False):
     """True: a bar on stderr, where that is a terminal. Or a function, called with the steps done and all steps."""
     cancel: Callable[[], bool] | None
     """Called after each step: True stops there, and what there is so far is returned."""
+    finished: Callable[[Any], object] | None
+    """Called with each picture once it is there, so that it can be kept whatever happens to the next ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
