@@ -437,6 +437,11 @@ def test_damaged_weights_are_named(ldm, part, said):
         DiffusionPipeline(net, device="cpu", dtype="fp32").unconditional(steps=1, seed=3)
 
 
+def test_latents_that_no_decoder_can_take_are_not_its_fault(pipe):
+    with pytest.raises(UserError, match=r"NaN in fp32 too: the latents reach 1e\+30; lower guidance"):
+        pipe().rendering.pixels(torch.full((1, 4, 4, 4), 1e30))
+
+
 def test_progress_and_preview(pipe):
     ticks, seen, kept = [], [], []
 

@@ -21,6 +21,7 @@ from triptych.pipelines.settings import Tiling
 log = logging.getLogger(__name__)
 
 WHOLE = 2**20  # pixels that are still encoded and decoded in one piece
+FAR = 1e4  # no autoencoder's latents are that large
 
 Tiles = bool | Literal["auto"]
 
@@ -71,9 +72,11 @@ class Rendering:
                 self._exact = copy.deepcopy(self.autoencoder).float()
             decoded = self._decode(self._exact, latents, tiles, tiling)
         if not decoded.isfinite().all():
-            raise UserError(
-                "the decoder gives NaN in fp32 too: the autoencoder's weights are damaged; load it from another file"
-            )
+            largest = float(latents.abs().max())
+            cause = "the autoencoder's weights are damaged; load it from another file"
+            if largest > FAR:
+                cause = f"the latents reach {largest:.3g}; lower guidance"
+            raise UserError(f"the decoder gives NaN in fp32 too: {cause}")
         return np.asarray(
             (decoded[0].float() * 127.5 + 127.5).clamp(0, 255).round().byte().permute(1, 2, 0).cpu()
         )
