@@ -36,6 +36,15 @@ def test_norms_biases_positions_tokens_and_gains_are_not_decayed():
     assert all(name.endswith(kinds) or name == "head.weight" for name in names)
 
 
+def test_a_codebook_is_not_decayed():
+    net = tp.create("vq-f4", width=8, groups=4, codebook_size=16)
+    optimizer = make_optimizer(net, OptimConfig(weight_decay=0.3))
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert net.codebook.weight.ndim == 2
+    assert id(net.codebook.weight) not in decayed
+    assert decayed == {id(p) for p in net.parameters() if p.ndim > 1 and p is not net.codebook.weight}
+
+
 def test_every_parameter_is_in_one_group():
     net = tiny(pool="attention", class_token=False)
     groups = make_optimizer(net, OptimConfig(layer_decay=0.5)).param_groups

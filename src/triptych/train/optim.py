@@ -7,7 +7,8 @@ import torch
 from triptych.network import Network
 from triptych.train.config import OptimConfig
 
-# Parameters of two or more axes that decay does no good: they add to the stream, they multiply nothing.
+# Ends of the names of parameters of two or more axes that decay does no good: they add to the stream, they multiply
+# nothing; and a codebook's entries, of which those that nobody uses would all be drawn to zero.
 NO_DECAY = (
     "class_token",
     "distill_token",
@@ -17,16 +18,17 @@ NO_DECAY = (
     "mask_token",
     "bias_table",
     "scale",
+    "codebook.weight",
 )
 
 
 def make_optimizer(net: Network, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over what learns in `net`, a group for each (layer, decayed or not); each group has its `scale`."""
-    depth, layers = len(net.blocks()), layers_of(net)
+    depth, layers, ends = len(net.blocks()), layers_of(net), tuple(f".{end}" for end in NO_DECAY)
     groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            decayed = parameter.ndim > 1 and name.split(".")[-1] not in NO_DECAY
+            decayed = parameter.ndim > 1 and not f".{name}".endswith(ends)
             groups.setdefault((layers[name], decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
