@@ -56,6 +56,7 @@ def config(pictures, looker) -> CompressConfig:
         image_size=(16, 16),
         perceptual=PerceptualConfig(model=looker, weight=0.3),
         discriminator=DiscriminatorConfig(channels=4, layers=1, start=0.3),
+        features=looker,
         loading=DataConfig(batch_size=8, workers=0, eval_fraction=0.2),
         augment=AugmentConfig(crop_scale=(0.6, 1.0)),
         optim=OptimConfig(lr=3e-3, warmup=0.1, betas=(0.5, 0.9)),
@@ -108,15 +109,58 @@ def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path, cap
     rows = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
     figures = [row["eval"] for row in rows if "eval" in row]
     assert figures[-1]["psnr"] > figures[0]["psnr"] + 3
-    assert {"psnr", "ssim", "l1", "perceptual"} <= net.card.figures.keys()
+    assert {"psnr", "ssim", "l1", "perceptual", "frechet", "kernel"} <= net.card.figures.keys()
+    assert figures[-1]["frechet"] < figures[0]["frechet"]
     found = evaluate(tmp_path / "r", workers=0, dtype="fp32")
-    for name in ("psnr", "ssim", "perceptual"):
+    for name in ("psnr", "ssim", "perceptual", "frechet", "kernel"):
         assert found[name] == pytest.approx(net.card.figures[name], abs=1e-4)
+    assert found["extractor"] == config.features
+    assert found["identity"]["preparation"]["picture"] == [16, 16]
     assert evaluate(net, config.data, workers=0)["count"] == 42
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "r"), "--workers", "0"]) == 0
-    assert "PSNR (dB)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "PSNR (dB)" in printed
+    assert f"features of {config.features} (" in printed
     assert json.loads((tmp_path / "r" / "metrics.json").read_text())["task"] == "reconstruction"
+
+
+def test_reconstructions_are_compared_in_the_features_that_are_named(config, looker, tmp_path, capsys):
+    """By their own path: files of pictures and of reconstructions, through `evaluate` of folders."""
+    torch.manual_seed(0)
+    net = tp.create("kl-f4", width=8, groups=4, multipliers=(1, 2), depth=1, image_size=16)
+    tp.save(net, tmp_path / "a.safetensors")
+    source = prepare(config).train.dataset.source
+    for side in ("real", "made"):
+        (tmp_path / side).mkdir()
+    for i in range(len(source)):
+        pixels = resize_crop(decode(source[i].image), (16, 16))
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        made = net.eval().decode(net.encode(image)).clamp(-1, 1).detach()
+        levels = ((made + 1) * 127.5).round().byte()[0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(tmp_path / "real" / f"{i:03}.png")
+        Image.fromarray(levels).save(tmp_path / "made" / f"{i:03}.png")
+    how = ("--data", str(tmp_path / "real"), "--workers", "0", "--dtype", "fp32", "--json")
+    assert main(["evaluate", str(tmp_path / "a.safetensors"), "--extractor", looker, *how]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", "--samples", str(tmp_path / "made"), "--extractor", looker, *how]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert found["frechet"] == pytest.approx(other["frechet"], rel=1e-3)
+    assert found["extractor"] == looker
+    for name in ("extractor", "preparation"):
+        assert found["identity"][name] == other["identity"][name]
+    assert main(["evaluate", looker, "--extractor", looker, *how]) == 2
+    assert "ViT makes no pictures to compare in the features of an extractor" in capsys.readouterr().err
+
+
+def test_the_features_are_free_to_change_or_to_be_left_out(config, tmp_path):
+    short = replace(config, loop=replace(config.loop, epochs=1))
+    run(replace(short, features=None), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all("frechet" not in row["eval"] for row in rows if "eval" in row)
+    assert run(short, tmp_path).finished
+    with pytest.raises(UserError, match="holds a run with kl"):
+        run(replace(short, kl=0.5), tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "cut"), [("kl", 2), ("kl", 7), ("vq", 5), ("ema", 3)])

@@ -1,4 +1,4 @@
-"""`triptych evaluate`: of what classifies and what parses; `measure` has what makes pictures."""
+"""`triptych evaluate`: of what classifies, parses or reconstructs; `measure` has what paints."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from triptych.cli.generate import said
-from triptych.cli.output import SHIPPED, percent, plain, print_json, table, waiting
+from triptych.cli.output import percent, plain, print_json, table, waiting
 from triptych.cli.parsing import height_width
 from triptych.errors import UserError
 
@@ -21,7 +21,8 @@ PAIRS = 100  # pairs of confused classes in metrics.json
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Measure a classifier: top-1, top-5, every coarser naming and every class; a segmenter: mIoU, pixel accuracy,
-    every class; or an autoencoder: PSNR, SSIM, perceptual distance. Exact on any number of images.
+    every class; or an autoencoder: PSNR, SSIM, perceptual distance, and the reconstructions' Frechet and kernel
+    distance as a set in the features of --extractor. Exact on any number of images.
 
     Writes metrics.json and, of classes, confusion.png into --out, or into the folder of the run.
 
@@ -69,7 +70,7 @@ class Evaluate:
     """Column that holds the captions, where there are several."""
     samples: Annotated[str, said("N-or-DIR", "1000")] = ""
     """How many pictures to paint; or a folder of pictures that are there already, whoever made them."""
-    extractor: str = SHIPPED
+    extractor: Annotated[str, said("MODEL", "the autoencoder's run's own, else vit-emoji")] = ""
     """Whose features distances are of, in fp32: a ViT (DINOv2 too), a Swin, or inception."""
     reference: Annotated[Path | None, said("FILE", "in the cache")] = None
     """The real pictures' statistics: made once, and with it --data may be left out."""
@@ -119,6 +120,7 @@ class Evaluate:
             reduce_zero_label=self.reduce_zero_label or None,
             passes=None if passes == Passes() else passes,
             dtype=None if self.dtype == "auto" else self.dtype,
+            extractor=self.extractor or None,
             progress=lambda batches, total: waiting(batches, total, "evaluating"),
         )
         summarise, shown = {
@@ -301,11 +303,16 @@ def show_plain(figures: dict[str, Any]) -> None:
         "ssim": "SSIM",
         "l1": "mean error of [-1, 1]",
         "perceptual": "perceptual distance",
+        "frechet": "Fréchet distance",
+        "kernel": "kernel distance",
     }
     rows = [
         (words.get(k, k.replace("_", " ")), f"{v:.4f}") for k, v in figures.items() if isinstance(v, float)
     ]
     table("", {"figure": "left", "": "right"}, [*rows, ("images", f"{figures['count']:,}")])
+    if "frechet" in figures:
+        layer = figures["identity"]["extractor"]["layer"]
+        print(f"distances of sets in features of {figures['extractor']} ({layer})")
     for name, why in figures["left_out"].items():
         print(f"left out: {name}: {why}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""`triptych evaluate` of what makes pictures: latent diffusion models, autoencoders, and folders of their pictures."""
+"""`triptych evaluate` of what paints: latent diffusion models, and folders of pictures that anything made."""
 
 import itertools
 import json
@@ -90,7 +90,7 @@ def of_model(args: "Evaluate") -> dict[str, Any]:
     source, loading = opened(args)
     pipe = DiffusionPipeline(args.model, None, None if args.dtype == "auto" else args.dtype)
     size = height_width(args.size) if args.size else None
-    extractor = open_extractor(args.extractor, picture=size or pipe.config.image_size)
+    extractor = open_extractor(args.extractor or SHIPPED, picture=size or pipe.config.image_size)
     asked = ask(pipe.config, pipe.card, source, count, args.seed)
     look = {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler, "size": size}
     height, width = size or pipe.config.image_size
@@ -127,7 +127,8 @@ def of_folder(args: "Evaluate") -> dict[str, Any]:
     if args.classifier not in ("", "none"):
         raise UserError("nobody knows what pictures of a folder were to show; leave --classifier out")
     source, loading = opened(args)
-    extractor = open_extractor(args.extractor, picture=height_width(args.size) if args.size else sizes(files))
+    picture = height_width(args.size) if args.size else sizes(files)
+    extractor = open_extractor(args.extractor or SHIPPED, picture=picture)
     found = evaluate_generation(
         waiting(files, len(files), "looking at samples"),
         extractor,

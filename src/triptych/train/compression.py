@@ -18,7 +18,9 @@ from triptych.models.autoencoder import Autoencoder, FirstStage
 from triptych.models.discriminator import Discriminator
 from triptych.network import Network
 from triptych.train.codebook import Codebook, perplexity
+from triptych.train.features import Extractor
 from triptych.train.first_stage_config import CompressConfig, DiscriminatorConfig
+from triptych.train.generation import ReconstructionDistance
 from triptych.train.picture import beside, save_picture
 
 Batch = dict[str, Any]
@@ -58,9 +60,10 @@ class Compress:
         distance: nn.Module | None = None,
         discriminator: Discriminator | None = None,
         steps: int = 1,
+        extractor: Extractor | None = None,
     ):
         self.config, self.how = augmentation, config
-        self.distance, self.discriminator = distance, discriminator
+        self.distance, self.discriminator, self.extractor = distance, discriminator, extractor
         start = config.discriminator.start
         self.start = start if start < 1 else start / max(steps, 1)
         self.shown: tuple[Images, Images] | None = None
@@ -145,9 +148,10 @@ class Compress:
 
     @torch.no_grad()
     def measure(self, net: FirstStage, loader: Iterable[Batch]) -> dict[str, float]:
-        """Figures of reconstructions from the posterior's means, and of a VQ how the codebook is used. The first
-        pictures are kept for `illustrate`."""
+        """Figures of reconstructions from the posterior's means, their distance as a set, and of a VQ how the codebook
+        is used. The first pictures are kept for `illustrate`."""
         metrics = ReconstructionMetrics(self.distance)
+        sets = None if self.extractor is None else ReconstructionDistance(self.extractor)
         device = next(net.parameters()).device
         how, used, self.shown = net.card.preprocess, None, None
         for batch in loader:
@@ -155,6 +159,8 @@ class Compress:
             latents = net.encode(images).float()
             made = net.decode(latents).float()
             metrics.update(images, made)
+            if sets is not None:
+                sets.update(images, made)
             if isinstance(net, Autoencoder) and net.config.kind == "vq":
                 counts = torch.bincount(
                     net.quantize(latents)[1].flatten(), minlength=net.config.codebook_size
@@ -164,7 +170,7 @@ class Compress:
                 self.shown = images[:SHOWN].cpu(), made[:SHOWN].cpu()
         if self.shown is None:
             raise UserError("no held-out image could be measured: all are damaged, or smaller than the crop")
-        figures = metrics.compute()
+        figures = metrics.compute() | ({} if sets is None else sets.compute())
         if used is not None:
             figures["perplexity"] = float(perplexity(used))
             figures["codes_used"] = float((used > 0).float().mean())

@@ -24,6 +24,7 @@ from triptych.models.autoencoder import FirstStage
 from triptych.network import Network
 from triptych.train.compression import Compress
 from triptych.train.config import LossConfig
+from triptych.train.features import open_extractor
 from triptych.train.first_stage_config import CompressConfig
 from triptych.train.kinds import RunConfig, kind_of
 from triptych.train.perceptual import make_distance
@@ -48,12 +49,15 @@ def evaluate(
     passes: Passes | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    extractor: str | Network | None = None,
     progress: Callable[[Iterable[Batch], int], Iterable[Batch]] | None = None,
 ) -> dict[str, Any]:
     """Figures of a classifier, a segmenter or an autoencoder: what `ClassificationMetrics.compute`,
     `SegmentationMetrics.compute` or `ReconstructionMetrics.compute` returns, with "task" ("classification",
-    "segmentation" or "reconstruction"), "bad" (images left out, and why), and of the first two "classes" (names by
-    index) and "groupings" (the coarser names that were scored).
+    "segmentation" or "reconstruction"), "bad" (images left out, and why), of the first two "classes" (names by index)
+    and "groupings" (the coarser names that were scored), and of the last "frechet" and "kernel" (how far the
+    reconstructions are from their pictures as sets of features: `ReconstructionDistance`), "extractor" (its name) and
+    "identity" (what features and preparation they are of; figures of others cannot be compared with them).
 
     A segmenter is shown whole pictures, as `triptych.SegmentationPipeline` shows them, also where its card crops; its
     logits are enlarged to each mask's own size and every pixel counts, as is usual for ADE20K. (While training, masks
@@ -68,11 +72,13 @@ def evaluate(
             `DataConfig`; none means the run's own.
         passes: of a segmenter, at which size and scales pictures are looked at, in which windows, mirrored or not; none
             is once, as the card says.
+        extractor: of an autoencoder, in whose features sets are compared, as `open_extractor` takes it; none means the
+            run's own, else vit-emoji.
         progress: given the batches and their number, hands them on; for a progress bar.
 
     Raises:
         UserError: no data is named, none of it can be read, it has no labels or masks, or classes that the model does
-            not know; `passes` for a classifier.
+            not know; `passes` for what does not parse, `extractor` for what does not reconstruct.
     """
     config = _config_of(model)
     if data is None and config is None:
@@ -88,6 +94,15 @@ def evaluate(
         config.loading if config else DataConfig(), **{k: v for k, v in given.items() if v is not None}
     )
     net = model if isinstance(model, Network) else weights.load(str(model))
+    parsing, reconstructing = isinstance(net, Segmenter), isinstance(net, FirstStage)
+    if passes is not None and not parsing:
+        raise UserError(
+            f"{type(net).__name__} is no segmenter, and only those take a size, window, scales or flip"
+        )
+    if extractor is not None and not reconstructing:
+        raise UserError(
+            f"{type(net).__name__} makes no pictures to compare in the features of an extractor; leave it out"
+        )
     source = open_evaluation(data, split, loading, config)
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
@@ -104,20 +119,22 @@ def evaluate(
             first = next(iter(loader.bad.values()))
             raise UserError(f"none of the {len(source)} images could be evaluated; the first: {first}")
 
-    if isinstance(net, FirstStage):
+    if reconstructing:
+        assert isinstance(net, FirstStage)
         compress = config if isinstance(config, CompressConfig) else CompressConfig()
         smallest = None if compress.enlarge else net.card.preprocess.size
         loader = make_loader(source, loading, net.card.preprocess, train=False, smallest=smallest)
-        reconstruct = Compress(compress, AugmentConfig(), make_distance(compress.perceptual, where))
+        features = open_extractor(
+            extractor or compress.features or "vit-emoji", picture=net.card.preprocess.size, device=where
+        )
+        reconstruct = Compress(
+            compress, AugmentConfig(), make_distance(compress.perceptual, where), extractor=features
+        )
         say_dtype(precision, where)
         with autocast():
             figures = reconstruct.measure(placed(net, where, torch.float32), shown(loader))
-        return {"task": "reconstruction", **figures, "bad": dict(loader.bad)}
-    parsing = isinstance(net, Segmenter)
-    if passes is not None and not parsing:
-        raise UserError(
-            f"{type(net).__name__} is no segmenter, and only those take a size, window, scales or flip"
-        )
+        said = {"extractor": features.name, "identity": features.identity}
+        return {"task": "reconstruction", **figures, **said, "bad": dict(loader.bad)}
     card, classes = net.card, tuple((source.mask_classes if parsing else source.classes) or ())
     if not classes:
         lacking, flag = ("masks", "--mask-column") if parsing else ("labels", "--label-column")

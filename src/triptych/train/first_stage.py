@@ -16,6 +16,7 @@ from triptych.models.autoencoder import Autoencoder
 from triptych.models.discriminator import Discriminator
 from triptych.models.registry import build, config_for
 from triptych.train.compression import Compress, Compression
+from triptych.train.features import open_extractor
 from triptych.train.first_stage_config import CompressConfig
 from triptych.train.latents import measure_latents
 from triptych.train.networks import origin, parsed
@@ -42,6 +43,7 @@ def prepare(config: CompressConfig) -> Parts:
         make_distance(config.perceptual, device),
         discriminator,
         steps,
+        open_extractor(config.features, picture=how.size, device=device) if config.features else None,
     )
     # Convolutions are a third faster so, norms slower: a seventh in all.
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

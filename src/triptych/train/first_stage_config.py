@@ -107,6 +107,9 @@ class CompressConfig:
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    features: str | None = "vit-emoji"
+    """Whose features the Frechet distance of reconstructions, as a set, is of, at evaluations: as --extractor of
+    `evaluate`; none leaves it out."""
     scale_per_channel: bool = False
     """Measure the scale and shift of the latents for each channel by itself."""
     scale_images: int = 50_000

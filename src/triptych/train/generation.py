@@ -181,13 +181,14 @@ class ReconstructionDistance:
             self.metrics.update(self.extractor.fitted(eight_bits(side)), real=real)
 
     def compute(self) -> dict[str, float]:
-        """The Fréchet and the exact kernel distance, "frechet" and "kernel", and "dimensions". Sets that are pairs have
-        no floor: of perfect reconstructions both are 0, however few they are."""
+        """The Fréchet and the exact kernel distance, "frechet" and "kernel"; nothing of a single pair. Sets that are
+        pairs have no floor: of perfect reconstructions the first is 0 however few they are, the second below."""
         made, real = (self.metrics.sides[side].compute() for side in (False, True))
+        if real.moments.count < 2:
+            return {}
         return {
             "frechet": frechet_distance(real.moments, made.moments),
             "kernel": kernel_distance(real.features, made.features),
-            "dimensions": len(real.moments.mean),
         }
 
 

@@ -13,6 +13,7 @@ Said = dict[str, Any]  # a config as JSON, and the fingerprint of its data
 
 # What may change from one call to the next without making it another run.
 FREE = {
+    "": ("features",),
     "loop": ("log_every", "save_every", "keep", "device", "tensorboard"),
     "loading": ("workers", "cache", "eval_batch_size"),
 }
@@ -26,6 +27,7 @@ def identity_of(said: Said) -> Said:
         if isinstance(value, dict)
         else value
         for name, value in said.items()
+        if name not in FREE[""]
     }
 
 
