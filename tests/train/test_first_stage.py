@@ -24,6 +24,7 @@ from triptych.train.first_stage_config import (
     DiscriminatorConfig,
     PerceptualConfig,
 )
+from triptych.train.latents import measure_latents
 from triptych.train.loop import endless
 from triptych.train.state import load_newest
 
@@ -161,6 +162,23 @@ def test_the_features_are_free_to_change_or_to_be_left_out(config, tmp_path):
     assert run(short, tmp_path).finished
     with pytest.raises(UserError, match="holds a run with kl"):
         run(replace(short, kl=0.5), tmp_path)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_run_that_is_broken_off_leaves_measured_latents_too(per_channel, config, tmp_path, monkeypatch):
+    """Those of the held-out pictures at the kept evaluation; the end replaces them by those of the training ones."""
+    config = replace(config, scale_per_channel=per_channel)
+    with monkeypatch.context() as patch:
+        cut_after(patch, 7)
+        assert not run(config, tmp_path).finished
+    net, parts = tp.load(tmp_path), prepare(config)
+    held_out = measure_latents(net, parts.evaluate, per_channel)
+    torch.testing.assert_close((net.config.scale, net.config.shift), held_out, rtol=1e-5, atol=1e-6)
+    assert np.ndim(net.config.scale) == int(per_channel)
+    assert parts.net.autoencoder.config.scale == 1
+    assert run(config, tmp_path).finished
+    net = tp.load(tmp_path)
+    assert net.config.scale != measure_latents(net, parts.evaluate, per_channel)[0]
 
 
 @pytest.mark.parametrize(("kind", "cut"), [("kl", 2), ("kl", 7), ("vq", 5), ("ema", 3)])

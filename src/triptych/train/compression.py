@@ -1,6 +1,7 @@
 """What a first stage of latent diffusion learns from (Rombach et al. 2022, Section 3.1 and Appendix G)."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from triptych.train.codebook import Codebook, perplexity
 from triptych.train.features import Extractor
 from triptych.train.first_stage_config import CompressConfig, DiscriminatorConfig
 from triptych.train.generation import ReconstructionDistance
+from triptych.train.latents import LatentMoments, Normalisation
 from triptych.train.picture import beside, save_picture
 
 Batch = dict[str, Any]
@@ -67,6 +69,7 @@ class Compress:
         start = config.discriminator.start
         self.start = start if start < 1 else start / max(steps, 1)
         self.shown: tuple[Images, Images] | None = None
+        self.normalisation: Normalisation | None = None
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Scalar, dict[str, Tensor]]:
         with torch.autocast(batch["image"].device.type, enabled=False):
@@ -149,14 +152,17 @@ class Compress:
     @torch.no_grad()
     def measure(self, net: FirstStage, loader: Iterable[Batch]) -> dict[str, float]:
         """Figures of reconstructions from the posterior's means, their distance as a set, and of a VQ how the codebook
-        is used. The first pictures are kept for `illustrate`."""
-        metrics = ReconstructionMetrics(self.distance)
+        is used. The first pictures are kept for `illustrate`, scale and shift of the latents for `product`."""
+        metrics, moments = ReconstructionMetrics(self.distance), LatentMoments(net)
         sets = None if self.extractor is None else ReconstructionDistance(self.extractor)
         device = next(net.parameters()).device
         how, used, self.shown = net.card.preprocess, None, None
         for batch in loader:
             images = prepared(batch["image"].to(device), how.mean, how.std, how.background)
-            latents = net.encode(images).float()
+            net._check_images(images)
+            embedded = net.embed(images)
+            moments.update(embedded)
+            latents = net.scaled(net.draw(embedded)).float()
             made = net.decode(latents).float()
             metrics.update(images, made)
             if sets is not None:
@@ -170,6 +176,7 @@ class Compress:
                 self.shown = images[:SHOWN].cpu(), made[:SHOWN].cpu()
         if self.shown is None:
             raise UserError("no held-out image could be measured: all are damaged, or smaller than the crop")
+        self.normalisation = moments.compute(self.how.scale_per_channel)
         figures = metrics.compute() | ({} if sets is None else sets.compute())
         if used is not None:
             figures["perplexity"] = float(perplexity(used))
@@ -184,7 +191,13 @@ class Compress:
         return (-figures.get("perceptual", -figures["psnr"]),)
 
     def product(self, net: Any) -> Any:
-        return net.autoencoder
+        """The autoencoder, with the scale and shift of the last evaluation: a run that is broken off leaves latents of
+        about unit variance, too."""
+        made = net.autoencoder
+        if self.normalisation is not None:
+            scale, shift = self.normalisation
+            made.config = replace(made.config, scale=scale, shift=shift)
+        return made
 
     def illustrate(self, folder: Path, step: int) -> None:
         """`folder`/reconstructions/step-N.png: pictures above, what the autoencoder makes of them below."""

@@ -104,7 +104,8 @@ def make_discriminator(config: CompressConfig, device: torch.device) -> Discrimi
 
 
 def finish(parts: Parts, pictures: Loader, out: Path) -> None:
-    """Give the kept weights the scale and shift that their latents have over the training pictures."""
+    """Give the kept weights the scale and shift that their latents have over the training pictures. Until then they
+    have those over the held-out pictures, which each evaluation measures."""
     config = parts.config
     assert isinstance(config, CompressConfig)
     net = weights.load(out / "model.safetensors")
