@@ -36,6 +36,7 @@ TABLE = {
     "inpainting-big": 387_245_827,
     "bsr-sr": 113_622_563,
 }
+OWN = {"unet-s", "unet-emoji"}  # published nowhere: to be trained here
 SDXL = UNetConfig(  # one of no name here, since its two text encoders are not there
     latent_size=(128, 128),
     width=320,
@@ -72,7 +73,7 @@ def counted(config, size, tokens=77):
 
 
 def test_every_size_is_in_the_table():
-    assert set(TABLE) == set(SIZES)
+    assert set(TABLE) | OWN == set(SIZES)
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -105,6 +105,14 @@ class EmojiSource:
             id=f"{style.name}/{concept.id}" + (f"-{again}" if again > 1 else ""),
         )
 
+    @cached_property
+    def captions(self) -> list[tuple[str, ...]]:
+        """What each drawing may be called, its plain caption first: with an article or without, with its style before
+        or behind, without any, and with two of its tags."""
+        return [
+            _sayings(self.concepts[concept], style.name) for style in self.styles for concept in style.cells
+        ]
+
     def __repr__(self) -> str:
         hands = ", ".join(s.name for s in self.styles)
         return f"<{self.name}: {len(self)} drawings of {len(self.classes)} concepts by {hands}>"
@@ -127,6 +135,22 @@ class EmojiSource:
         alpha = picture[..., 3:].astype(np.float32) / 255
         pasted = picture[..., :3] * alpha + np.array(self.background, np.float32) * (1 - alpha)
         return pasted.round().astype(np.uint8)
+
+
+def _sayings(concept: Concept, style: str) -> tuple[str, ...]:
+    label, named = concept.label, with_article(concept.label)
+    sayings = [f"{label}, {style} style", f"{named}, {style} style", f"{style} style {label}", named]
+    fresh = [tag for tag in concept.tags if tag not in label]
+    if fresh:
+        sayings.append(f"{label}, {', '.join(fresh[:2])}, {style} style")
+    kind = concept.subgroup.replace("-", " ")
+    return (*sayings, f"{kind}: {label}, {style} style")
+
+
+def with_article(name: str) -> str:
+    """ "an owl", "scissors"."""
+    plural = name.endswith("s") and not name.endswith(("ss", "us", "is"))
+    return name if plural else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def emoji(

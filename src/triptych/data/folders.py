@@ -53,7 +53,8 @@ def metadata_file(folder: Path) -> Path | None:
 def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
     """Tables of split folders with images: by class folder, where there are any; class indices agree.
 
-    The class is the folder right below, however deep the picture lies; classes of all splits are sorted.
+    The class is the folder right below, however deep the picture lies; classes of all splits are sorted. A text file
+    beside a picture and called as it is holds its captions.
 
     Raises:
         UserError: no pictures at all, or some beside class folders.
@@ -79,6 +80,8 @@ def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
         if classes:
             index = {name: i for i, name in enumerate(classes)}
             columns["label"] = [index[parts[0]] for _, parts in paths]
+        if any(captions := captions_beside([path for path, _ in paths])):
+            columns["caption"] = captions
         tables[split] = table(columns, classes or None)
     return tables
 
@@ -93,6 +96,23 @@ def images_below(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
                 if not _is_utf8(path):
                     raise UserError(f"{str(path)!r} has a name that is not UTF-8; rename it")
                 yield str(path), path.relative_to(folder).parts
+
+
+def captions_beside(paths: list[str]) -> list[list[str] | None]:
+    """Of each picture NAME.png the lines of NAME.txt (or NAME.caption), each a caption; None where there is no such
+    file."""
+    texts: dict[str, str] = {}
+    for folder in {os.path.dirname(path) for path in paths}:
+        for name in sorted(os.listdir(folder), reverse=True):  # .txt stands above .caption
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in (".txt", ".caption"):
+                texts[os.path.join(folder, stem)] = os.path.join(folder, name)
+    found: list[list[str] | None] = []
+    for path in paths:
+        text = texts.get(os.path.splitext(path)[0])
+        lines = [] if text is None else [line.strip() for line in _text(Path(text)).splitlines()]
+        found.append([line for line in lines if line] if text is not None else None)
+    return found
 
 
 def _is_utf8(path: Path) -> bool:

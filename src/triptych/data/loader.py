@@ -235,9 +235,9 @@ class Loader(StatefulDataLoader):
 
     A batch is a dict: "image" uint8 (b, 3 or 4, h, w); "mask" (b, h, w) where the source has masks, the class of each
     pixel, and the void (`triptych.data.masks`) where it is unknown or beside the picture; "label" int64 (b,), -1
-    where there is none; "caption" and "id", lists; "aspect" float32 (b,), width over height of each picture before it
-    was squashed; "bad", the damaged images left out of this batch, as {id: why}. b is short of the batch size by the
-    damaged ones, and at the end of an evaluation.
+    where there is none; "caption" and "id", lists; "row", a list, the index of each in the source; "aspect" float32
+    (b,), width over height of each picture before it was squashed; "bad", the damaged images left out of this batch,
+    as {id: why}. b is short of the batch size by the damaged ones, and at the end of an evaluation.
 
     `bad` gathers those dicts. `state_dict()` within the loop says how far it came; after `load_state_dict()`
     the next iteration gives exactly the batches that were still to come. The state is two integers, because
@@ -247,12 +247,14 @@ class Loader(StatefulDataLoader):
         UserError: a damaged image, where `on_bad_image` is "fail"; names the file.
     """
 
-    def __init__(self, pictures: Pictures, order: Order, workers: int, cached: bool, on_bad_image: str):
+    def __init__(
+        self, pictures: "Pictures | Dataset[Any]", order: Order, workers: int, cached: bool, on_bad_image: str
+    ):
         self.bad: dict[str, str] = {}
         self.epoch = 0
         self._order, self._on_bad_image = order, on_bad_image
         self._done = self._resume_at = 0  # batches
-        self._cache = _Cache(pictures) if cached else None
+        self._cache = _Cache(pictures) if cached and isinstance(pictures, Pictures) else None
         self._plan: list[list[int]] = []  # of this epoch: the rows that each request asks the workers for
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -356,6 +358,7 @@ class _Cache:
             "caption": [self.captions[row] for row in rows],
             "id": [self.ids[row] for row in rows],
             "aspect": self.aspects[keep],
+            "row": rows.tolist(),
             "bad": fetched["bad"],
         }
         return {**batch, "mask": self.masks[keep]} if len(self.masks) else batch

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from triptych.data.backdrops import backdrop
-from triptych.data.emoji import EmojiSource, emoji
+from triptych.data.emoji import EmojiSource, emoji, with_article
 from triptych.data.example import Box, Example
 from triptych.errors import UserError
 
@@ -65,6 +65,11 @@ class SceneSource:
         canvas = Image.fromarray(backdrop(rng, self.size))
         mask, boxes, names = self._paste(canvas, rng)
         return Example(np.array(canvas), None, _sentence(names), f"{self.name}/{index}", mask, boxes)
+
+    @property
+    def captions(self) -> list[tuple[str, ...]]:
+        """The sentence of each scene, which has to be made for it."""
+        return [(example.caption or "",) for example in (self[i] for i in range(len(self)))]
 
     def _paste(
         self, canvas: Image.Image, rng: np.random.Generator
@@ -182,10 +187,5 @@ def _box(seen: np.ndarray, label: int) -> Box:
 
 def _sentence(names: list[str]) -> str:
     """ "a red apple, an owl and scissors"."""
-    things = [_with_article(name) for name in names]
+    things = [with_article(name) for name in names]
     return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
-
-
-def _with_article(name: str) -> str:
-    plural = name.endswith("s") and not name.endswith(("ss", "us", "is"))
-    return name if plural else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -34,6 +34,8 @@ class Source(Protocol):
     @property
     def labels(self) -> np.ndarray | None: ...
     @property
+    def captions(self) -> Sequence[tuple[str, ...]] | None: ...
+    @property
     def fingerprint(self) -> str: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
@@ -47,6 +49,12 @@ class Subset:
         self.classes, self.groupings = source.classes, source.groupings
         self.mask_classes, self.mask_colours = source.mask_classes, source.mask_colours
         self.labels = None if source.labels is None else source.labels[self.indices]
+
+    @property
+    def captions(self) -> Sequence[tuple[str, ...]] | None:
+        """All that each example may be called."""
+        whole = self.source.captions
+        return None if whole is None else [whole[i] for i in self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

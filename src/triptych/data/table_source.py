@@ -51,17 +51,23 @@ class TableSource:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def captions(self) -> list[tuple[str, ...]] | None:
+        """All captions of each example, of which `Example.caption` is the first; None where no column holds any."""
+        name = self.columns.caption
+        if name is None or name not in self.table.features:
+            return None
+        return [_captions(cell) for cell in self.table[name][:]]
+
     def __getitem__(self, index: int, /) -> Example:
         row = self.table[int(index)]
-        caption = row.get(self.columns.caption) if self.columns.caption else None
-        if isinstance(caption, list):
-            caption = caption[0] if caption else None
+        captions = _captions(row.get(self.columns.caption)) if self.columns.caption else ()
         image, path = picture_in(row[self.columns.image], self.root)
         name = row.get(ID) or (f"{self.name}/{index}" + (f" ({path})" if path else ""))
         return Example(
             image=image,
             label=None if self.labels is None else int(self.labels[index]),
-            caption=None if caption is None else str(caption),
+            caption=captions[0] if captions else None,
             id=name,
             mask=self._mask(row, name),
         )
@@ -111,6 +117,12 @@ class TableSource:
     def __repr__(self) -> str:
         classes = self.classes or self.mask_classes
         return f"<{self.name}: {len(self)} images{f' of {len(classes)} classes' if classes else ''}>"
+
+
+def _captions(cell: Any) -> tuple[str, ...]:
+    """A cell holds one caption, several in a list, or none."""
+    cells = cell if isinstance(cell, list) else [cell]
+    return tuple(str(one) for one in cells if one is not None)
 
 
 def picture_in(cell: Any, root: Path) -> tuple[bytes | str, str | None]:

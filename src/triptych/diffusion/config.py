@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from triptych.config import check
+from triptych.config import check, need
 from triptych.errors import UserError
 
 Schedule = Literal["linear", "scaled_linear", "cosine", "flow"]
@@ -55,6 +55,31 @@ class ProcessConfig:
     def ends_in_noise(self) -> bool:
         """Whether alpha is exactly 0 at the last time."""
         return self.zero_terminal_snr or self.schedule == "flow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """How a network learns to undo a process: which times it is shown, how each counts, and what noise is."""
+
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    """Every time alike, or those in the middle more often: the logistic function of a normal number (Esser et al. 2024,
+    Equation 19)."""
+    logit_mean: float = 0.0
+    """Mean of that number; above 0 is towards noise."""
+    logit_std: float = 1.0
+    """Its standard deviation."""
+    min_snr: float = 0.0
+    """gamma of min-SNR weighting (Hang et al. 2023): the error of x_0 counts min(SNR, gamma) times, whatever is
+    predicted; 5 there, 0 is off and counts the error of the prediction as it is."""
+    offset: float = 0.0
+    """Standard deviation of a further noise that is the same all over a channel, so that pictures may become dark or
+    bright as a whole; 0.1 is usual, 0 is off."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        need(self.logit_std > 0, self, "logit_std", "above 0")
+        need(self.min_snr >= 0, self, "min_snr", "at least 0")
+        need(self.offset >= 0, self, "offset", "at least 0")
 
 
 # CompVis' and diffusers' names of the schedules -> ours. The same word means two things: what CompVis (and the LDM

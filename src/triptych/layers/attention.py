@@ -30,8 +30,8 @@ def attention(
 
     The bias is added to the logits: relative positions, and -inf where nobody may look. `scale` stands for 1 / sqrt(d).
 
-    Runs PyTorch's fused kernel, which never forms the (n, m) matrix; or `in_slabs` or `plain` where that is faster. While
-    `capture(net)` is on, `tap` receives that matrix, so it is formed, in fp32.
+    Runs PyTorch's fused kernel, which never forms the (n, m) matrix; or `in_slabs` or `plain` where that is faster.
+    While `capture(net)` is on, `tap` receives that matrix, so it is formed, in fp32.
     """
     if tap is None:
         if slabs_pay(q, k):

@@ -160,6 +160,13 @@ LDM4 = UNetConfig(  # on the latents of VQ-f4
 )
 
 SIZES: dict[str, UNetConfig] = {
+    # To train from scratch: for a folder of pictures, and for small drawings.
+    "unet-s": UNetConfig(
+        latent_size=(32, 32), width=128, multipliers=(1, 2, 3), attention_factors=(2, 4), head_dim=32, context_dim=256
+    ),
+    "unet-emoji": UNetConfig(
+        latent_size=(8, 8), width=96, multipliers=(1, 2), depth=1, attention_factors=(2,), groups=16, head_dim=32
+    ),
     "sd1": SD1,
     "sd1-inpaint": replace(SD1, in_channels=9),
     "sd2": replace(SD2, latent_size=(96, 96)),

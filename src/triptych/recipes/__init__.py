@@ -29,6 +29,8 @@ RECIPES = {
     "autoencoder_emoji": "triptych.recipes.autoencoder",
     "autoencoder_kl_f8": "triptych.recipes.autoencoder",
     "autoencoder_vq_f4": "triptych.recipes.autoencoder",
+    "latent_diffusion": "triptych.recipes.latent_diffusion",
+    "latent_diffusion_emoji": "triptych.recipes.latent_diffusion",
 }
 
 

@@ -16,6 +16,8 @@ FREE = {
     "": ("features",),
     "loop": ("log_every", "save_every", "keep", "device", "tensorboard"),
     "loading": ("workers", "cache", "eval_batch_size"),
+    "cache": ("folder", "shard", "batch_size"),
+    "samples": ("count", "prompts", "steps", "guidance"),
 }
 MADE = ("model.safetensors", "log.jsonl", "checkpoints")  # what a run leaves, besides its config
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from triptych.train.config import ClassifyConfig, PretrainConfig, SegmentConfig
 from triptych.train.first_stage_config import CompressConfig
+from triptych.train.second_stage_config import SecondStageConfig
 
-RunConfig = ClassifyConfig | SegmentConfig | PretrainConfig | CompressConfig
+RunConfig = ClassifyConfig | SegmentConfig | PretrainConfig | CompressConfig | SecondStageConfig
 
 # Kind of config -> the module whose `prepare` builds its parts.
 KINDS: dict[type, str] = {
@@ -14,6 +15,7 @@ KINDS: dict[type, str] = {
     SegmentConfig: "triptych.train.segment",
     PretrainConfig: "triptych.train.pretrain",
     CompressConfig: "triptych.train.first_stage",
+    SecondStageConfig: "triptych.train.second_stage",
 }
 
 

@@ -44,6 +44,8 @@ class Parts:
     fingerprint: str
     images: tuple[int, int]
     """To train and to evaluate on."""
+    begin: Callable[[Path], None] | None = None
+    """Called with the run's folder before the first step."""
     opponent: Opponent | None = None
     """What learns against the network, on the same batches."""
     illustrate: Callable[[Path, int], None] | None = None
@@ -66,6 +68,8 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
     parts = prepare(config)
     said = {**to_json(config), "fingerprint": parts.fingerprint}
     say_dtype(parts.dtype, parts.device)
+    if parts.begin is not None:
+        parts.begin(out)
 
     def keep_best(net: Network, figures: dict[str, float]) -> None:
         whole = parts.task.product(copy.deepcopy(net))

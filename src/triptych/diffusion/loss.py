@@ -1,0 +1,94 @@
+"""What a denoising network learns from: times, noise, and the weighted error of its prediction."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from triptych.diffusion.config import NoiseConfig, Prediction
+from triptych.diffusion.process import Process
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(x_t, t) -> what the network predicts."""
+
+
+def diffusion_loss(
+    predict: Predict,
+    x0: Float[Tensor, "b *c"],
+    process: Process,
+    config: NoiseConfig,
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
+    """w_t |target - prediction|^2, mean over all numbers of a batch (Rombach et al. 2022, Equation 3), in fp32.
+
+    Args:
+        predict: of noised latents like x0, and times (b,).
+        x0: latents of unit variance.
+        process: what turns them into noise, and what is predicted.
+        config: times, weights and noise.
+        generator: all chance is drawn from it: first the times, then the noise. On x0's device.
+    """
+    t = draw_times(len(x0), process, config, generator)
+    eps = draw_noise(x0, config, generator)
+    return error(predict(process.noised(x0, eps, t), t), x0, eps, t, process, config)
+
+
+def error(
+    predicted: Float[Tensor, "b *c"],
+    x0: Float[Tensor, "b *c"],
+    eps: Float[Tensor, "b *c"],
+    t: Shaped[Tensor, " b"],
+    process: Process,
+    config: NoiseConfig,
+) -> Float[Tensor, ""]:
+    """The weighted squared error of what was predicted for x_t made of x_0 and eps."""
+    each = (predicted.float() - process.target(x0, eps, t)).square().flatten(1).mean(1)
+    if config.min_snr:
+        each = each * min_snr_weight(process.config.prediction, *process.at(t), config.min_snr)
+    return each.mean()
+
+
+def draw_times(
+    count: int, process: Process, config: NoiseConfig, generator: torch.Generator
+) -> Shaped[Tensor, " b"]:
+    """A time for each sample: whole steps of a table, any time of a flow. Each has the asked-for distribution, and
+    together they are spread evenly over it, which takes chance out of the mean (Kingma et al. 2021, Appendix I.1)."""
+    device = generator.device
+    start = torch.rand((), generator=generator, device=device)
+    order = torch.randperm(count, generator=generator, device=device)
+    u = (order + start) / count  # in [0, 1), one in each 1 / count of it
+    if config.times == "logit_normal":
+        quantile = math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+        u = torch.sigmoid(config.logit_mean + config.logit_std * quantile)
+    size = process.config.steps
+    if process.config.schedule == "flow":
+        return (size * u).clamp(min=1e-4 * size)  # at 0 there is no noise to be seen
+    return (u * size).long().clamp(max=size - 1).float()
+
+
+def draw_noise(x0: Float[Tensor, "b c *s"], config: NoiseConfig, generator: torch.Generator) -> Tensor:
+    """Standard normal noise like x0, and the offset of each channel."""
+    eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+    if config.offset:
+        shape = (*x0.shape[:2], *[1] * (x0.ndim - 2))
+        eps = eps + config.offset * torch.randn(shape, generator=generator, device=x0.device)
+    return eps
+
+
+def min_snr_weight(
+    prediction: Prediction, alpha: Float[Tensor, "*b"], sigma: Float[Tensor, "*b"], gamma: float
+) -> Float[Tensor, "*b"]:
+    """What the squared error of a prediction is multiplied by, for that of x_0 to count min(SNR, gamma) times (Hang et
+    al. 2023, Section 3.4).
+
+    At a given x_t the error of a prediction is k times that of x_0, with k = alpha / sigma for eps, (alpha^2 + sigma^2)
+    / sigma for v, 1 for x_0 and (alpha + sigma) / sigma for flow. So the weight is min(SNR, gamma) / k^2. In a process
+    of unit variance that is min(SNR, gamma) / SNR for eps and min(SNR, gamma) / (SNR + 1) for v. Both are multiplied
+    by sigma^2 here, so that neither end of a schedule divides by 0.
+    """
+    reach = {"eps": alpha, "v": alpha**2 + sigma**2, "x0": sigma, "flow": alpha + sigma}[
+        prediction
+    ]  # k sigma
+    return torch.minimum(alpha**2, gamma * sigma**2) / reach**2

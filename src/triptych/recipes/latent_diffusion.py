@@ -1,0 +1,53 @@
+"""Recipes of the second stage, a latent diffusion model on a frozen autoencoder: each returns a whole config; its
+docstring has the command and the score."""
+
+from triptych.data.config import DataConfig
+from triptych.diffusion.config import NoiseConfig, ProcessConfig
+from triptych.train.config import LoopConfig, OptimConfig
+from triptych.train.second_stage_config import CaptionConfig, SamplesConfig, SecondStageConfig
+
+
+def latent_diffusion() -> SecondStageConfig:
+    """Your own folder of pictures with captions: a text-to-image model from scratch.
+
+        triptych train autoencoder --data DIR --out A
+        triptych train latent-diffusion --data DIR --first-stage A --condition text --out B
+        triptych generate "a red apple" --model B
+
+    DIR holds a metadata.jsonl with a caption for each picture, or a .txt beside each; with class folders give
+    `--condition class`, with neither `--condition none`. `--first-stage` also takes a published autoencoder, or a
+    Stable Diffusion that holds one.
+    """
+    return SecondStageConfig(
+        model="unet-s",
+        process=ProcessConfig(prediction="v"),
+        noise=NoiseConfig(min_snr=5.0),
+        loading=DataConfig(batch_size=64),
+        optim=OptimConfig(lr=3e-4, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
+        loop=LoopConfig(epochs=200, ema=0.9995, eval_every=5),
+    )
+
+
+def latent_diffusion_emoji() -> SecondStageConfig:
+    """The shipped text-to-image model: built-in drawings at 64 px, on latents of 8 x 8 or 16 x 16.
+
+    python tools/make_emoji.py --styles all --out EMOJI
+    triptych train latent_diffusion_emoji --data emoji:EMOJI --first-stage A --out runs/latent_diffusion_emoji
+    """
+    return SecondStageConfig(
+        model="unet-emoji",
+        text=CaptionConfig(vocabulary=2048, width=192, depth=3, head_dim=32),
+        process=ProcessConfig(prediction="v"),
+        noise=NoiseConfig(min_snr=5.0),
+        samples=SamplesConfig(
+            prompts=(
+                "a red apple, noto style",
+                "an owl, fluent-3d style",
+                "a sailboat",
+                "a grinning face, noto style",
+            )
+        ),
+        loading=DataConfig(batch_size=128, workers=0, eval_fraction=0.03),
+        optim=OptimConfig(lr=6e-4, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
+        loop=LoopConfig(epochs=300, ema=0.9995, eval_every=10, save_every=300),
+    )

@@ -1,0 +1,121 @@
+"""What tells a denoiser what to paint, for the examples of a source: their classes, or their captions."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from triptych.models.text import ClassToken, TextEncoder
+from triptych.models.tokenizers import Tokenizer
+
+Chosen = np.ndarray
+"""int64 (b,): what each picture of a batch is said to be."""
+KEPT_BYTES = 1 << 30  # of a frozen encoder's contexts that stay in memory
+MOST_TOKENS = 77
+
+
+class Condition(Protocol):
+    """Says what the examples of one source are, and makes contexts of it."""
+
+    nothing: int
+    """What stands for no condition."""
+
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+        """What those examples are said to be: one of all that they may be called, or the first without `rng`."""
+        ...
+
+    def context(self, reader: Any, chosen: Chosen) -> Float[Tensor, "b n d"] | None:
+        """The tokens that the denoiser looks at. `reader` is the part that learns to make them, if one does."""
+        ...
+
+
+class Unconditional:
+    """Nothing is said."""
+
+    nothing = 0
+
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+        return np.zeros(len(rows), np.int64)
+
+    def context(self, reader: Any, chosen: Chosen) -> None:
+        return None
+
+
+class Classes:
+    """The label, from 0; the number after the last is no class."""
+
+    def __init__(self, labels: np.ndarray, count: int):
+        self.labels, self.nothing = labels, count
+
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+        return self.labels[np.asarray(rows, np.int64)]
+
+    def context(self, reader: ClassToken, chosen: Chosen) -> Float[Tensor, "b 1 d"]:
+        return reader(torch.from_numpy(chosen).to(reader.classes.weight.device))
+
+
+class Captions:
+    """Captions as token numbers, each different one once; the empty one, the first, is no condition.
+
+    Args:
+        sayings: all that each example may be called. One without any is called nothing.
+        tokenizer, length, pad: of the text encoder.
+    """
+
+    nothing = 0
+
+    def __init__(self, sayings: Sequence[tuple[str, ...]], tokenizer: Tokenizer, length: int, pad: int):
+        known = {"": 0}
+        numbers = [
+            [known.setdefault(text.strip(), len(known)) for text in texts or ("",)] for texts in sayings
+        ]
+        self.texts = list(known)
+        self.count = np.array([len(texts) for texts in numbers], np.int64)
+        self.first = np.cumsum([0, *self.count])[:-1]
+        self.numbers = np.array([number for texts in numbers for number in texts], np.int64)
+        ids = [tokenizer.framed(tokenizer.ids(text), length, pad) for text in known]
+        self.tokens = torch.tensor(ids, dtype=torch.int32)  # K n
+
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+        at = np.asarray(rows, np.int64)
+        which = 0 if rng is None else (rng.random(len(at)) * self.count[at]).astype(np.int64)
+        return self.numbers[self.first[at] + which]
+
+    def context(self, reader: TextEncoder, chosen: Chosen) -> Float[Tensor, "b n d"]:
+        """Each different caption of the batch is read once."""
+        each, back = np.unique(chosen, return_inverse=True)
+        device = reader.positions.device
+        read = reader.encode_tokens(self.tokens[each].to(device, torch.int64))
+        return read[torch.from_numpy(back).to(device)]
+
+
+class FrozenCaptions(Captions):
+    """Captions that a text encoder reads which does not learn. What it made of each is kept while it fits in memory."""
+
+    def __init__(self, sayings: Sequence[tuple[str, ...]], encoder: TextEncoder):
+        config = encoder.config
+        super().__init__(sayings, encoder.tokenizer, config.length, config.pad)
+        self.encoder = encoder
+        self.kept: Tensor | None = None
+        self.has = np.zeros(len(self.texts), bool)
+        if len(self.texts) * config.length * config.width * 2 <= KEPT_BYTES:
+            self.kept = torch.empty(len(self.texts), config.length, config.width, dtype=torch.bfloat16)
+
+    @torch.no_grad()
+    def context(self, reader: Any, chosen: Chosen) -> Float[Tensor, "b n d"]:
+        if self.kept is None:
+            return super().context(self.encoder, chosen)
+        missing = np.unique(chosen[~self.has[chosen]])
+        if len(missing):
+            self.kept[missing] = super().context(self.encoder, missing).to(self.kept)
+            self.has[missing] = True
+        return self.kept[torch.from_numpy(chosen)].to(self.encoder.positions.device)
+
+
+def tokens_needed(texts: Sequence[str], tokenizer: Tokenizer) -> int:
+    """Tokens of the longest text with start and end, rounded up to a multiple of 4, from 8 to 77."""
+    longest = max((len(tokenizer.ids(text)) for text in texts), default=0) + 2
+    return min(max(-(-longest // 4) * 4, 8), MOST_TOKENS)

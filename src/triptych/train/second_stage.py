@@ -1,0 +1,329 @@
+"""What a run of the second stage is made of: frozen first stage, denoiser, condition, latents."""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from triptych import weights
+from triptych.card import Card, Preprocess
+from triptych.data.loader import Loader, Order, make_loader
+from triptych.data.sources import Source, Subset, is_built_in, open_source, train_and_eval
+from triptych.data.splits import held_back
+from triptych.errors import UserError
+from triptych.hardware import choose_device
+from triptych.models import unet_config
+from triptych.models.autoencoder import FirstStage
+from triptych.models.latent_diffusion import LatentDiffusion
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.models.registry import build
+from triptych.models.text import ClassToken, TextEncoder
+from triptych.models.text_config import ClassTokenConfig, TextConfig
+from triptych.models.tokenizers import train_tokenizer
+from triptych.network import Network
+from triptych.train.conditions import (
+    Captions,
+    Classes,
+    Condition,
+    FrozenCaptions,
+    Unconditional,
+    tokens_needed,
+)
+from triptych.train.denoise import Denoise, SecondStage
+from triptych.train.latent_cache import LatentCache, encoder_hash
+from triptych.train.networks import origin, parsed
+from triptych.train.running import Parts, placed_parts, prepared_as
+from triptych.train.second_stage_config import SecondStageConfig, still
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: SecondStageConfig) -> Parts:
+    """Open the data and the first stage, build what learns, and place it."""
+    source, held_out = open_data(config)
+    first_stage, start = open_first_stage(config)
+    size = config.image_size or first_stage.config.image_size
+    latent = latent_size(config, first_stage, size)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.loop.seed)
+        text, frozen, said, said_held = condition_of(config, source, held_out, start)
+        reader = text or frozen
+        denoiser = denoiser_of(config, first_stage, latent, reader, start)
+    model = LatentDiffusionConfig(
+        autoencoder=first_stage.config,  # type: ignore[arg-type]
+        unet=denoiser.config,
+        text=None if reader is None else reader.config,
+        process=config.process if start is None else start.config.process,
+    )
+    how = replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop")
+    classes = source.classes if config.condition == "class" else None
+    card = replace(Card(preprocess=how, classes=classes), **origin(config))
+    net = SecondStage(model, denoiser, text)
+    net.card = card
+    augment = prepared_as(config.augment, how)
+    task = Denoise(
+        augment, config.noise, model, first_stage, frozen, said, said_held, config.drop_condition, card
+    )
+    device = choose_device(None if config.loop.device == "auto" else config.loop.device)
+    for part in (first_stage, frozen):
+        if part is not None:
+            part.to(device).float()
+    cached = config.cache.use == "on" or (config.cache.use == "auto" and still(config.augment))
+    data = fingerprint(source, first_stage, frozen)
+    parts = placed_parts(
+        config,
+        net,
+        task,
+        *(cached_loaders if cached else picture_loaders)(config, source, held_out, first_stage, how),
+        data,
+        (len(source), len(held_out)),
+    )
+    if cached:
+        parts.begin = functools.partial(fill, parts, config)
+    return parts
+
+
+def open_data(config: SecondStageConfig) -> tuple[Source, Source]:
+    """What to learn from and what is held back. Of the built-in drawings that is a share of those of the training
+    styles, each of a concept that another one shows too: what is asked of the model is their hand, not a new one."""
+    loading = config.loading
+    if is_built_in(config.data) and config.data.startswith("emoji"):
+        whole = open_source(config.data)
+        held = held_back(len(whole), whole.labels, loading.eval_fraction, config.loop.seed)
+        return Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held))
+    return train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
+
+
+def open_first_stage(config: SecondStageConfig) -> tuple[FirstStage, LatentDiffusion | None]:
+    """The autoencoder, and the model to start from if one is named, whose autoencoder it is unless another is named."""
+    start: Any = None
+    if config.init is not None:
+        start = weights.load(config.init).float()
+        if not isinstance(start, LatentDiffusion):
+            raise UserError(
+                f"init {config.init} is a {type(start).__name__}; give a latent diffusion model to start from"
+            )
+    if config.first_stage is None:
+        if start is None:
+            raise UserError(
+                "no first stage was named; give --first-stage A, for example the RUN of `triptych train autoencoder`"
+            )
+        return start.autoencoder, start
+    loaded: Any = weights.load(config.first_stage).float()
+    if isinstance(loaded, LatentDiffusion):
+        loaded = loaded.autoencoder
+    if not isinstance(loaded, FirstStage):
+        raise UserError(
+            f"first_stage {config.first_stage} is a {type(loaded).__name__}; give an autoencoder, or a model with one"
+        )
+    if start is not None:
+        mine, its = loaded.config, start.config.autoencoder
+        if (mine.latent_channels, mine.factor) != (its.latent_channels, its.factor):
+            raise UserError(
+                f"first_stage {config.first_stage} has latents of {mine.latent_channels} channels at 1/{mine.factor}, "
+                f"init {config.init} was trained on {its.latent_channels} at 1/{its.factor}; leave one of the two out"
+            )
+    return loaded, start
+
+
+def latent_size(config: SecondStageConfig, first_stage: FirstStage, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the latents."""
+    factor = first_stage.config.factor
+    if any(side % factor for side in size):
+        near = [max(1, round(side / factor)) * factor for side in size]
+        raise UserError(
+            f"image_size is {size[0]} x {size[1]}, and the first stage takes multiples of {factor}; give "
+            f"--image-size {near[0]} {near[1]}"
+        )
+    return size[0] // factor, size[1] // factor
+
+
+def denoiser_of(
+    config: SecondStageConfig,
+    first_stage: FirstStage,
+    latent: tuple[int, int],
+    reader: Network | None,
+    start: LatentDiffusion | None,
+) -> Network:
+    """The denoiser to train: by name with random weights, or loaded."""
+    width = 0 if reader is None else reader.config.width
+    if start is not None:
+        if start.config.unet.context_dim != width or start.config.beside != "nothing":
+            raise UserError(
+                f"init {config.init} reads a condition of width {start.config.unet.context_dim}, and condition "
+                f"{config.condition!r} gives {width}; start from a model of the same kind"
+            )
+        start.unet.config = replace(start.unet.config, latent_size=latent)
+        return start.unet
+    channels = first_stage.config.latent_channels
+    made: dict[str, Any] = {
+        "latent_size": latent,
+        "in_channels": channels,
+        "out_channels": channels,
+        "context_dim": width,
+        "num_classes": 0,
+        **parsed(config.model_args),
+    }
+    named = denoiser_named(config.model)
+    known = {field.name for field in fields(named)}
+    if wrong := [name for name in parsed(config.model_args) if name not in known]:
+        raise UserError(f"{config.model} has no field {wrong[0]!r}; it has {', '.join(sorted(known))}")
+    return build(replace(named, **made))
+
+
+def denoiser_named(name: str) -> Any:
+    """The config of a denoiser by name."""
+    from triptych.diffusion.config import known
+
+    return unet_config.SIZES[known(name, unet_config.SIZES, "denoiser")]
+
+
+def condition_of(
+    config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
+) -> tuple[Network | None, Network | None, Condition, Condition]:
+    """What reads the condition and learns, what reads it and does not, and what is said of both sets."""
+    if config.condition == "none":
+        return None, None, Unconditional(), Unconditional()
+    if config.condition == "class":
+        return _class_condition(config, source, held_out, start)
+    sayings = [captions(one, config.data) for one in (source, held_out)]
+    if config.text.encoder is not None:
+        encoder = text_encoder(config.text.encoder).eval().requires_grad_(False)
+        said, held = (FrozenCaptions(one, encoder) for one in sayings)
+        return None, encoder, said, held
+    text: Any = None if start is None else start.text
+    if text is None:
+        text = _own_text(config, [text for texts in sayings[0] for text in texts])
+    if not isinstance(text, TextEncoder):
+        raise UserError(f"init {config.init} reads no captions; give another --condition")
+    of = (text.tokenizer, text.config.length, text.config.pad)
+    return text, None, Captions(sayings[0], *of), Captions(sayings[1], *of)
+
+
+def _class_condition(
+    config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
+) -> tuple[Network, None, Condition, Condition]:
+    if not source.classes or source.labels is None:
+        raise UserError(
+            f"{config.data} has no labels, and --condition class needs them; sort the pictures into class folders, "
+            "name --loading.label-column, or give --condition none"
+        )
+    count = len(source.classes)
+    text: Any = None if start is None else start.text
+    if text is None:
+        text = ClassToken(ClassTokenConfig(num_classes=count, width=config.text.width))
+    if not isinstance(text, ClassToken) or text.config.num_classes != count or text.null is None:
+        raise UserError(f"init {config.init} does not read {count} classes and no class; start from another")
+    labels = [
+        one.labels if one.labels is not None else np.full(len(one), count) for one in (source, held_out)
+    ]
+    labels = [np.where(each < 0, count, each) for each in labels]
+    return text, None, Classes(labels[0], count), Classes(labels[1], count)
+
+
+def captions(source: Source, data: str) -> Sequence[tuple[str, ...]]:
+    """All that each example may be called.
+
+    Raises:
+        UserError: not a single one has a caption.
+    """
+    found = source.captions
+    if found is None or not any(text.strip() for texts in found for text in texts):
+        raise UserError(
+            f"{data} has no captions, and --condition text needs them: put NAME.txt beside NAME.png, write a "
+            'metadata.jsonl with {"file_name": ..., "text": ...}, or name --loading.caption-column'
+        )
+    empty = sum(not any(text.strip() for text in texts) for texts in found)
+    if empty:
+        log.info(
+            "%s of %s pictures have no caption and are learned without one", f"{empty:,}", f"{len(found):,}"
+        )
+    return found
+
+
+def _own_text(config: SecondStageConfig, texts: Sequence[str]) -> TextEncoder:
+    """The paper's transformer, on byte pairs learned from the captions."""
+    settings = config.text
+    tokenizer = train_tokenizer(texts, settings.vocabulary)
+    return TextEncoder(
+        TextConfig(
+            kind="ldm-bert",
+            vocab_size=tokenizer.size,
+            length=settings.length or tokens_needed(texts, tokenizer),
+            width=settings.width,
+            depth=settings.depth,
+            heads=settings.width // settings.head_dim,
+            mlp_dim=4 * settings.width,
+            pad=tokenizer.pad,
+        ),
+        tokenizer,
+    )
+
+
+def text_encoder(source: str) -> TextEncoder:
+    """A text encoder by itself, or of a latent diffusion model."""
+    loaded: Any = weights.load(source).float()
+    loaded = getattr(loaded, "text", loaded)
+    if not isinstance(loaded, TextEncoder):
+        raise UserError(f"text.encoder {source} holds no text encoder; give one, or a Stable Diffusion")
+    return loaded
+
+
+def fingerprint(source: Source, first_stage: FirstStage, frozen: Network | None) -> str:
+    """Of all that is read and does not learn."""
+    parts = [source.fingerprint, encoder_hash(first_stage)]
+    if frozen is not None:
+        parts.append(encoder_hash(frozen))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+
+
+def picture_loaders(
+    config: SecondStageConfig, source: Source, held_out: Source, first_stage: FirstStage, how: Preprocess
+) -> tuple[Loader, Loader]:
+    """Pictures, which are encoded at each step."""
+    loading = config.loading
+    if loading.load_size is None and still(config.augment):
+        loading = replace(loading, load_size=how.size)
+    return (
+        make_loader(source, loading, how, train=True, seed=config.loop.seed),
+        make_loader(held_out, loading, how, train=False),
+    )
+
+
+def cached_loaders(
+    config: SecondStageConfig, source: Source, held_out: Source, first_stage: FirstStage, how: Preprocess
+) -> tuple[Loader, Loader]:
+    """Latents, which are encoded once."""
+    loading, cache = config.loading, config.cache
+
+    def over(one: Source, train: bool) -> Loader:
+        mirrored = train and config.augment.flip > 0
+        kept = LatentCache(
+            one, first_stage, how, mirrored, loading, cache.dtype, cache.shard, cache.batch_size
+        )
+        size = loading.batch_size if train else loading.eval_batch_size or loading.batch_size
+        order = Order(len(one), size, config.loop.seed, shuffle=train)
+        return Loader(kept, order, 0, False, loading.on_bad_image)
+
+    return over(source, True), over(held_out, False)
+
+
+def fill(parts: Parts, config: SecondStageConfig, out: Path) -> None:
+    """Encode what is not on disk yet."""
+    folder = Path(config.cache.folder) if config.cache.folder else out / "latents"
+    for loader, name in ((parts.train, "train"), (parts.evaluate, "held-out")):
+        cache: Any = loader.dataset
+        cache.fill(folder / name)
+    spread = parts.train.dataset.deviation()  # type: ignore[union-attr]
+    if not 0.5 < spread < 2:
+        log.warning(
+            "the latents have a standard deviation of %.3g, where diffusion expects 1: the first stage's scale was not "
+            "measured",
+            spread,
+        )

@@ -1,0 +1,146 @@
+"""What a run of the second stage is, a latent diffusion model on a frozen autoencoder, as data. No torch here."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from triptych.config import check, need
+from triptych.data.config import AugmentConfig, DataConfig
+from triptych.diffusion.config import NoiseConfig, ProcessConfig
+from triptych.errors import UserError
+from triptych.train.config import LoopConfig, OptimConfig
+
+STILL = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.5, random_background=0.0)
+"""Whole pictures, mirrored now and then: what a latent cache can hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig:
+    """What reads the captions: a transformer that learns with the rest (Rombach et al. 2022, Section 4.3.1), on byte
+    pairs learned from the captions; or a frozen encoder."""
+
+    encoder: str | None = None
+    """A frozen text encoder instead: a file, folder or hub id of one, or of a Stable Diffusion that holds one."""
+    vocabulary: int = 8192
+    """Most entries of the vocabulary; few captions make fewer."""
+    length: int = 0
+    """Tokens of a caption with its start and end, the rest is cut off; 0 is what the longest needs, at most 77."""
+    width: int = 256
+    """Width of a token."""
+    depth: int = 4
+    """Blocks."""
+    head_dim: int = 32
+    """Width of a head."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        need(self.vocabulary >= 259, self, "vocabulary", "at least 259: the bytes, start, end and padding")
+        need(
+            self.length == 0 or self.length >= 3, self, "length", "0, or at least 3: a start, a token, an end"
+        )
+        need(self.depth >= 1, self, "depth", "at least 1")
+        need(self.head_dim >= 1, self, "head_dim", "at least 1")
+        need(self.width >= 1 and self.width % self.head_dim == 0, self, "width", "a multiple of head_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentCacheConfig:
+    """Latents that are encoded once, and kept on disk."""
+
+    use: Literal["auto", "on", "off"] = "auto"
+    """auto keeps latents where augmentation does no more than mirror."""
+    folder: str | None = None
+    """Where; none is the run's own folder. Runs on the same data and first stage may share one."""
+    dtype: Literal["fp16", "fp32"] = "fp16"
+    """Of the numbers on disk."""
+    shard: int = 1024
+    """Pictures a file: what is lost at most when it is cut off."""
+    batch_size: int = 32
+    """Pictures that are encoded at a time."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        need(self.shard >= 1, self, "shard", "at least 1")
+        need(self.batch_size >= 1, self, "batch_size", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Pictures painted at each evaluation, into samples/ of the run's folder: the same prompts and noise each time."""
+
+    count: int = 8
+    """How many; 0 is off."""
+    prompts: tuple[str, ...] = ()
+    """What of, in turn; none takes captions (or classes) that were held back."""
+    steps: int = 20
+    """Of DPM-Solver++."""
+    guidance: float = 3.0
+    """How closely to follow the prompt; 1 is the prompt alone."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        need(self.count >= 0, self, "count", "at least 0")
+        need(self.steps >= 1, self, "steps", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStageConfig:
+    """A run of the second stage (Rombach et al. 2022, Section 3.2 and 3.3): what to learn from, what learns, and how.
+
+    The denoiser and a text encoder of its own learn; the first stage stays as it is.
+    """
+
+    data: str = "emoji"
+    """`emoji`, a folder (metadata.jsonl, or a .txt beside each picture), tar shards, a parquet file or a hub id."""
+    first_stage: str | None = None
+    """The autoencoder whose latents are diffused: a RUN, file or hub id of one, or of a model that holds one."""
+    condition: Literal["none", "class", "text"] = "text"
+    """What tells it what to paint: nothing, the label, or the caption."""
+    model: str = "unet-s"
+    """The denoiser by name, with random weights; not looked at when `init` is given."""
+    model_args: tuple[str, ...] = ()
+    """Changes to the named denoiser: width=96 multipliers=[1,2,3]."""
+    init: str | None = None
+    """Start from the denoiser and the text encoder of this latent diffusion model: a RUN, file or hub id."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to train at; none means the first stage's own."""
+    drop_condition: float = 0.1
+    """Share of pictures whose condition is left out, so that guidance has something to be guided away from (Ho and
+    Salimans 2022)."""
+    text: CaptionConfig = field(default_factory=CaptionConfig)
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    cache: LatentCacheConfig = field(default_factory=LatentCacheConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    loading: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = STILL
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+        need(0 <= self.drop_condition < 1, self, "drop_condition", "from 0 to below 1")
+        if self.cache.use == "on" and not still(self.augment):
+            raise UserError(
+                "cache.use is on, and latents are kept of pictures that are mirrored at most; leave augmentation out, "
+                "or set cache.use to off"
+            )
+
+
+def still(augment: AugmentConfig) -> bool:
+    """Whether a picture is no more than mirrored, so that its latents can be kept."""
+    same = (
+        "image_size",
+        "background",
+        "mean",
+        "std",
+        "flip",
+        "label_smoothing",
+        "mixup",
+        "cutmix",
+        "mix_probability",
+    )
+    return all(
+        getattr(augment, name) == value
+        for name, value in vars(STILL).items()
+        if name not in (*same, "rand_augment_magnitude")
+    )
