@@ -23,6 +23,10 @@ class Condition(Protocol):
     nothing: int
     """What stands for no condition."""
 
+    def named(self, count: int) -> tuple[str, ...]:
+        """Some of what is said, spread over the source, as prompts."""
+        ...
+
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
         """What those examples are said to be: one of all that they may be called, or the first without `rng`."""
         ...
@@ -37,6 +41,9 @@ class Unconditional:
 
     nothing = 0
 
+    def named(self, count: int) -> tuple[str, ...]:
+        return ()
+
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
         return np.zeros(len(rows), np.int64)
 
@@ -49,6 +56,11 @@ class Classes:
 
     def __init__(self, labels: np.ndarray, count: int):
         self.labels, self.nothing = labels, count
+
+    def named(self, count: int) -> tuple[str, ...]:
+        return tuple(
+            str(self.labels[row]) for row in spread(len(self.labels), count) if self.labels[row] >= 0
+        )
 
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
         return self.labels[np.asarray(rows, np.int64)]
@@ -78,6 +90,9 @@ class Captions:
         self.numbers = np.array([number for texts in numbers for number in texts], np.int64)
         ids = [tokenizer.framed(tokenizer.ids(text), length, pad) for text in known]
         self.tokens = torch.tensor(ids, dtype=torch.int32)  # K n
+
+    def named(self, count: int) -> tuple[str, ...]:
+        return tuple(self.texts[self.numbers[self.first[row]]] for row in spread(len(self.first), count))
 
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
         at = np.asarray(rows, np.int64)
@@ -113,6 +128,11 @@ class FrozenCaptions(Captions):
             self.kept[missing] = super().context(self.encoder, missing).to(self.kept)
             self.has[missing] = True
         return self.kept[torch.from_numpy(chosen)].to(self.encoder.positions.device)
+
+
+def spread(size: int, count: int) -> list[int]:
+    """`count` indices, spread evenly."""
+    return [i * size // count for i in range(min(count, size))]
 
 
 def tokens_needed(texts: Sequence[str], tokenizer: Tokenizer) -> int:

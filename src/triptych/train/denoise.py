@@ -1,6 +1,7 @@
 """The second stage as a task: a denoiser learns to undo noise in the latents of a frozen first stage."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.network import Network
 from triptych.train.conditions import Chosen, Condition
+from triptych.train.painting import paint, write_sheet
+from triptych.train.second_stage_config import SamplesConfig
 from triptych.train.tasks import Batch
 
 
@@ -48,6 +51,7 @@ class Denoise:
         said, said_held: of the examples to learn from, and of those held back.
         drop: share of pictures whose condition is left out.
         card: of the finished model.
+        samples: what to paint at each evaluation.
     """
 
     headline = "loss"
@@ -63,12 +67,15 @@ class Denoise:
         said_held: Condition,
         drop: float,
         card: Card,
+        samples: SamplesConfig,
     ):
         self.config, self.noise, self.model, self.card = config, noise, model, card
         self.first_stage = first_stage.eval().requires_grad_(False)
         self.frozen_text = frozen_text
         self.said, self.said_held, self.drop = said, said_held, drop
         self.process = Process(model.process)
+        self.samples = samples
+        self.painted: Float[Tensor, "n 3 h w"] | None = None  # at the last evaluation
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         rng, generator = streams(batch["seed"], batch["label"].device)
@@ -126,6 +133,14 @@ class Denoise:
             count += len(x0)
         yield "loss", total / count
         yield "count", count
+        if self.samples.count:
+            how = self.samples
+            self.painted = paint(self.product(model), how.prompts, how.count, how.steps, how.guidance)
+
+    def illustrate(self, out: Path, step: int) -> None:
+        """Write what was painted at the last evaluation."""
+        if self.painted is not None:
+            write_sheet(self.painted, self.samples.prompts, out / "samples" / f"step-{step:07d}.png")
 
     def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
         """The newest: a denoiser's loss hardly tells how good its pictures are, and its average grows better to the

@@ -44,6 +44,8 @@ class Parts:
     fingerprint: str
     images: tuple[int, int]
     """To train and to evaluate on."""
+    macs: Callable[[], int] | None = None
+    """Multiply-accumulates for one image, where the product of the task does not map images to something."""
     begin: Callable[[Path], None] | None = None
     """Called with the run's folder before the first step."""
     opponent: Opponent | None = None
@@ -153,7 +155,7 @@ def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
         times.append(time.monotonic() - start)
     whole = parts.task.product(copy.deepcopy(parts.net))
     merge_low_rank(whole)
-    macs = count_macs(whole, (1, 3, height, width))
+    macs = count_macs(whole, (1, 3, height, width)) if parts.macs is None else parts.macs()
     total = config.loop.epochs * len(parts.train)
     return {
         "config": to_json(replace(config, augment=parts.task.config)),

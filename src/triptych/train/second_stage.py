@@ -18,6 +18,7 @@ from triptych.data.sources import Source, Subset, is_built_in, open_source, trai
 from triptych.data.splits import held_back
 from triptych.errors import UserError
 from triptych.hardware import choose_device
+from triptych.metrics.cost import count_macs
 from triptych.models import unet_config
 from triptych.models.autoencoder import FirstStage
 from triptych.models.latent_diffusion import LatentDiffusion
@@ -68,8 +69,9 @@ def prepare(config: SecondStageConfig) -> Parts:
     net.card = card
     augment = prepared_as(config.augment, how)
     task = Denoise(
-        augment, config.noise, model, first_stage, frozen, said, said_held, config.drop_condition, card
-    )
+        augment, config.noise, model, first_stage, frozen, said, said_held, config.drop_condition, card,
+        replace(config.samples, prompts=config.samples.prompts or said_held.named(config.samples.count)),
+    )  # fmt: skip
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
     for part in (first_stage, frozen):
         if part is not None:
@@ -84,6 +86,8 @@ def prepare(config: SecondStageConfig) -> Parts:
         data,
         (len(source), len(held_out)),
     )
+    parts.illustrate = task.illustrate
+    parts.macs = functools.partial(denoiser_macs, net)
     if cached:
         parts.begin = functools.partial(fill, parts, config)
     return parts
@@ -182,6 +186,15 @@ def denoiser_named(name: str) -> Any:
     from triptych.diffusion.config import known
 
     return unet_config.SIZES[known(name, unet_config.SIZES, "denoiser")]
+
+
+def denoiser_macs(net: SecondStage) -> int:
+    """Of one step of the denoiser for one picture."""
+    config, text = net.config.unet, net.config.text
+    shapes: list[tuple[int, ...]] = [(1, config.in_channels, *config.latent_size), (1,)]
+    if text is not None:
+        shapes.append((1, getattr(text, "length", 1), text.width))
+    return count_macs(net.unet, *shapes)
 
 
 def condition_of(
