@@ -47,16 +47,8 @@ def captioned(tmp_path_factory):
 @pytest.fixture(scope="session")
 def first_stage(tmp_path_factory):
     torch.manual_seed(0)
-    net = tp.create(
-        "kl-f8",
-        image_size=16,
-        width=8,
-        multipliers=(1, 2),
-        depth=1,
-        groups=4,
-        latent_channels=2,
-        middle_attention=False,
-    )
+    small = {"width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4, "middle_attention": False}
+    net = tp.create("kl-f8", image_size=16, latent_channels=2, scale=2.0, **small)
     path = tmp_path_factory.mktemp("stage") / "tiny.safetensors"
     tp.save(net, path)
     return path

@@ -117,7 +117,7 @@ class FrozenCaptions(Captions):
         self.kept: Tensor | None = None
         self.has = np.zeros(len(self.texts), bool)
         if len(self.texts) * config.length * config.width * 2 <= KEPT_BYTES:
-            self.kept = torch.empty(len(self.texts), config.length, config.width, dtype=torch.bfloat16)
+            self.kept = torch.empty(len(self.texts), config.length, config.width, dtype=torch.float16)
 
     @torch.no_grad()
     def context(self, reader: Any, chosen: Chosen) -> Float[Tensor, "b n d"]:
@@ -127,7 +127,7 @@ class FrozenCaptions(Captions):
         if len(missing):
             self.kept[missing] = super().context(self.encoder, missing).to(self.kept)
             self.has[missing] = True
-        return self.kept[torch.from_numpy(chosen)].to(self.encoder.positions.device)
+        return self.kept[torch.from_numpy(chosen)].to(self.encoder.positions.device, torch.float32)
 
 
 def spread(size: int, count: int) -> list[int]:
