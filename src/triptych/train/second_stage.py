@@ -16,17 +16,20 @@ from triptych.card import Card, Preprocess
 from triptych.data.loader import Loader, Order, make_loader
 from triptych.data.sources import Source, Subset, is_built_in, open_source, train_and_eval
 from triptych.data.splits import held_back
+from triptych.diffusion.config import known
 from triptych.errors import UserError
 from triptych.hardware import choose_device
 from triptych.metrics.cost import count_macs
-from triptych.models import unet_config
+from triptych.models import dit_config, unet_config
 from triptych.models.autoencoder import FirstStage
+from triptych.models.dit_config import DiTConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.registry import build
 from triptych.models.text import ClassToken, TextEncoder
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.tokenizers import train_tokenizer
+from triptych.models.unet_config import UNetConfig
 from triptych.network import Network
 from triptych.train.conditions import (
     Captions,
@@ -175,17 +178,18 @@ def denoiser_of(
         **parsed(config.model_args),
     }
     named = denoiser_named(config.model)
+    if isinstance(named, DiTConfig):
+        made["learned_sigma"] = False
     known = {field.name for field in fields(named)}
     if wrong := [name for name in parsed(config.model_args) if name not in known]:
         raise UserError(f"{config.model} has no field {wrong[0]!r}; it has {', '.join(sorted(known))}")
     return build(replace(named, **made))
 
 
-def denoiser_named(name: str) -> Any:
+def denoiser_named(name: str) -> UNetConfig | DiTConfig:
     """The config of a denoiser by name."""
-    from triptych.diffusion.config import known
-
-    return unet_config.SIZES[known(name, unet_config.SIZES, "denoiser")]
+    sizes = {**unet_config.SIZES, **dit_config.SIZES}
+    return sizes[known(name, sizes, "denoiser")]
 
 
 def denoiser_macs(net: SecondStage) -> int:
