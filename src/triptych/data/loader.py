@@ -49,6 +49,7 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
     smallest: tuple[int, int] | None = None,
+    order: "OrderLike | None" = None,
 ) -> "Loader":
     """A loader over `source`; see `Loader` for what it yields.
 
@@ -63,6 +64,7 @@ def make_loader(
         rank, world: this process's number among those that train together; each gets its share of each batch
             of `batch_size * world`.
         smallest: height and width; a picture that is smaller counts as damaged, instead of being enlarged.
+        order: which examples are in which batch, instead of what these say.
 
     Raises:
         UserError: an empty source.
@@ -78,7 +80,7 @@ def make_loader(
     )
     if batch_size is None:
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
-    order = Order(len(source), batch_size, seed, shuffle=train, rank=rank, world=world)
+    order = order or Order(len(source), batch_size, seed, shuffle=train, rank=rank, world=world)
     cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
     return Loader(pictures, order, _processes(config), cached, config.on_bad_image)
 
@@ -106,6 +108,13 @@ def _has_alpha(source: SourceLike) -> bool:
     except UserError:
         return False
     return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] == 4
+
+
+class OrderLike(Protocol):
+    """Which examples are in which batch of an epoch: a function of the epoch alone."""
+
+    def __len__(self) -> int: ...
+    def batches(self, epoch: int, /) -> list[np.ndarray]: ...
 
 
 class Order:
@@ -248,7 +257,12 @@ class Loader(StatefulDataLoader):
     """
 
     def __init__(
-        self, pictures: "Pictures | Dataset[Any]", order: Order, workers: int, cached: bool, on_bad_image: str
+        self,
+        pictures: "Pictures | Dataset[Any]",
+        order: OrderLike,
+        workers: int,
+        cached: bool,
+        on_bad_image: str,
     ):
         self.bad: dict[str, str] = {}
         self.epoch = 0

@@ -57,6 +57,22 @@ class _Encoded:
         )
 
 
+class _InShards:
+    """Batches that lie within a shard, so that what stands beside a picture, and with it the last bits of its latents,
+    does not depend on which shards are missing."""
+
+    def __init__(self, rows: Sequence[int], shard: int, batch_size: int):
+        numbers = np.asarray(rows) // shard
+        runs = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
+        self.parts = [run[i : i + batch_size] for run in runs for i in range(0, len(run), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def batches(self, epoch: int, /) -> list[np.ndarray]:
+        return self.parts
+
+
 log = logging.getLogger(__name__)
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -243,7 +259,8 @@ class LatentCache(Dataset):
             cache="off",
             workers=0 if few else self.loading.workers,
         )
-        loader = make_loader(Subset(self.source, rows), loading, self.how, train=False)
+        order = _InShards(rows, self.shard, self.batch_size)
+        loader = make_loader(Subset(self.source, rows), loading, self.how, train=False, order=order)
         for batch in loader:
             self._why |= loader.bad
             images = prepare(batch["image"].to(device), self.how.mean, self.how.std, self.how.background)
