@@ -45,6 +45,19 @@ def captioned(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Two classes of pictures of three shapes."""
+    folder = tmp_path_factory.mktemp("shapes")
+    rng = np.random.default_rng(0)
+    for name in ("left", "right"):
+        (folder / name).mkdir()
+        for i, size in enumerate([(16, 16), (12, 24), (24, 12)] * 4):
+            pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def first_stage(tmp_path_factory):
     torch.manual_seed(0)
     small = {"width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4, "middle_attention": False}
@@ -78,12 +91,15 @@ def with_cache(config, use):
 
 
 @pytest.mark.parametrize(
-    ("condition", "use"), [("text", "on"), ("text", "off"), ("class", "on"), ("none", "off")]
+    ("condition", "use", "buckets"),
+    [("text", "on", 1), ("text", "off", 1), ("class", "on", 3), ("none", "off", 3)],
 )
 def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
-    config, tmp_path, monkeypatch, use, condition
+    config, shapes, tmp_path, monkeypatch, condition, use, buckets
 ):
-    config = replace(with_cache(config, use), condition=condition)
+    config = replace(with_cache(config, use), condition=condition, buckets=buckets)
+    if buckets > 1:
+        config = replace(config, data=str(shapes))
     run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         cut_after(patch, 3)
@@ -93,6 +109,15 @@ def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert not [name for name in one if "autoencoder" in name]
+
+
+def test_a_batch_is_of_one_bucket(config, shapes):
+    config = replace(config, data=str(shapes), condition="class", buckets=3)
+    for use, name, wanted in (("on", "mean", (8, 6, 11)), ("off", "image", (16, 12, 22))):
+        square, short, long = wanted
+        loader = prepare(with_cache(config, use)).train
+        seen = {tuple(batch[name].shape[-2:]) for batch in loader}
+        assert seen == {(square, square), (short, long), (long, short)}
 
 
 def test_what_is_kept_is_the_average_with_first_stage_and_words(config, first_stage, tmp_path):

@@ -120,6 +120,24 @@ def decode_turned(
         return _pixels(image, alpha), turn if turn in UPRIGHT else 1
 
 
+def size_of(source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray) -> tuple[int, int] | None:
+    """Height and width of a picture as it is upright, from its header alone; None where it has no readable one."""
+    if isinstance(source, np.ndarray):
+        return source.shape[0], source.shape[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if isinstance(source, Image.Image):
+                return source.height, source.width
+            with Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+            ) as image:
+                turned = _orientation(image) >= 5
+                return (image.width, image.height) if turned else (image.height, image.width)
+        except Exception:  # it is told of when it is decoded
+            return None
+
+
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Turns whatever goes wrong while Pillow reads into one line about the file called `name`."""

@@ -1,6 +1,7 @@
 """The second stage as a task: a denoiser learns to undo noise in the latents of a frozen first stage."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Denoise:
         drop: share of pictures whose condition is left out.
         card: of the finished model.
         samples: what to paint at each evaluation.
+        bucketed: pictures come at the shape at which they are to be encoded.
     """
 
     headline = "loss"
@@ -68,13 +70,14 @@ class Denoise:
         drop: float,
         card: Card,
         samples: SamplesConfig,
+        bucketed: bool = False,
     ):
         self.config, self.noise, self.model, self.card = config, noise, model, card
         self.first_stage = first_stage.eval().requires_grad_(False)
         self.frozen_text = frozen_text
         self.said, self.said_held, self.drop = said, said_held, drop
         self.process = Process(model.process)
-        self.samples = samples
+        self.samples, self.bucketed = samples, bucketed
         self.painted: Float[Tensor, "n 3 h w"] | None = None  # at the last evaluation
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -111,6 +114,9 @@ class Denoise:
         with torch.autocast(batch["image"].device.type, enabled=False):
             if rng is None:
                 images = prepare(batch["image"], self.config.mean, self.config.std, self.config.background)
+            elif self.bucketed:
+                how = replace(self.config, image_size=tuple(batch["image"].shape[-2:]))
+                images, _ = augment(batch["image"], None, how, batch["seed"])
             else:
                 images, _ = augment(batch["image"], None, self.config, batch["seed"], aspect=batch["aspect"])
         moments = self.first_stage.embed(images).float()

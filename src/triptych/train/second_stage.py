@@ -5,15 +5,13 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from triptych import weights
-from triptych.card import Card, Preprocess
-from triptych.data.loader import Loader, Order, make_loader
+from triptych.card import Card
 from triptych.data.sources import Source, Subset, is_built_in, open_source, train_and_eval
 from triptych.data.splits import held_back
 from triptych.diffusion.config import known
@@ -40,7 +38,8 @@ from triptych.train.conditions import (
     tokens_needed,
 )
 from triptych.train.denoise import Denoise, SecondStage
-from triptych.train.latent_cache import LatentCache, encoder_hash
+from triptych.train.latent_cache import encoder_hash
+from triptych.train.latent_loaders import fill, latent_loader, picture_loader
 from triptych.train.networks import origin, parsed
 from triptych.train.running import Parts, placed_parts, prepared_as
 from triptych.train.second_stage_config import SecondStageConfig, still
@@ -74,25 +73,28 @@ def prepare(config: SecondStageConfig) -> Parts:
     task = Denoise(
         augment, config.noise, model, first_stage, frozen, said, said_held, config.drop_condition, card,
         replace(config.samples, prompts=config.samples.prompts or said_held.named(config.samples.count)),
+        config.buckets > 1,
     )  # fmt: skip
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
     for part in (first_stage, frozen):
         if part is not None:
             part.to(device).float()
     cached = config.cache.use == "on" or (config.cache.use == "auto" and still(config.augment))
+    make = latent_loader if cached else picture_loader
     data = fingerprint(source, first_stage, frozen)
     parts = placed_parts(
         config,
         net,
         task,
-        *(cached_loaders if cached else picture_loaders)(config, source, held_out, first_stage, how),
+        make(config, source, first_stage, how, train=True),
+        make(config, held_out, first_stage, how, train=False),
         data,
         (len(source), len(held_out)),
     )
     parts.illustrate = task.illustrate
     parts.macs = functools.partial(denoiser_macs, net)
     if cached:
-        parts.begin = functools.partial(fill, parts, config)
+        parts.begin = functools.partial(fill, config.cache.folder, parts.train, parts.evaluate)
     return parts
 
 
@@ -298,49 +300,3 @@ def fingerprint(source: Source, first_stage: FirstStage, frozen: Network | None)
     if frozen is not None:
         parts.append(encoder_hash(frozen))
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
-
-
-def picture_loaders(
-    config: SecondStageConfig, source: Source, held_out: Source, first_stage: FirstStage, how: Preprocess
-) -> tuple[Loader, Loader]:
-    """Pictures, which are encoded at each step."""
-    loading = config.loading
-    if loading.load_size is None and still(config.augment):
-        loading = replace(loading, load_size=how.size)
-    return (
-        make_loader(source, loading, how, train=True, seed=config.loop.seed),
-        make_loader(held_out, loading, how, train=False),
-    )
-
-
-def cached_loaders(
-    config: SecondStageConfig, source: Source, held_out: Source, first_stage: FirstStage, how: Preprocess
-) -> tuple[Loader, Loader]:
-    """Latents, which are encoded once."""
-    loading, cache = config.loading, config.cache
-
-    def over(one: Source, train: bool) -> Loader:
-        mirrored = train and config.augment.flip > 0
-        kept = LatentCache(
-            one, first_stage, how, mirrored, loading, cache.dtype, cache.shard, cache.batch_size
-        )
-        size = loading.batch_size if train else loading.eval_batch_size or loading.batch_size
-        order = Order(len(one), size, config.loop.seed, shuffle=train)
-        return Loader(kept, order, 0, False, loading.on_bad_image)
-
-    return over(source, True), over(held_out, False)
-
-
-def fill(parts: Parts, config: SecondStageConfig, out: Path) -> None:
-    """Encode what is not on disk yet."""
-    folder = Path(config.cache.folder) if config.cache.folder else out / "latents"
-    for loader, name in ((parts.train, "train"), (parts.evaluate, "held-out")):
-        cache: Any = loader.dataset
-        cache.fill(folder / name)
-    spread = parts.train.dataset.deviation()  # type: ignore[union-attr]
-    if not 0.5 < spread < 2:
-        log.warning(
-            "the latents have a standard deviation of %.3g, where diffusion expects 1: the first stage's scale was not "
-            "measured",
-            spread,
-        )

@@ -103,6 +103,9 @@ class SecondStageConfig:
     """Start from the denoiser and the text encoder of this latent diffusion model: a RUN, file or hub id."""
     image_size: tuple[int, int] | None = None
     """Height and width to train at; none means the first stage's own."""
+    buckets: int = 1
+    """Shapes that pictures are sorted into by their aspect, each of about the area of image_size; a batch is of one. 1
+    cuts the middle out of every picture."""
     drop_condition: float = 0.1
     """Share of pictures whose condition is left out, so that guidance has something to be guided away from (Ho and
     Salimans 2022)."""
@@ -118,11 +121,16 @@ class SecondStageConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        need(self.buckets >= 1, self, "buckets", "at least 1")
         need(0 <= self.drop_condition < 1, self, "drop_condition", "from 0 to below 1")
         if self.cache.use == "on" and not still(self.augment):
             raise UserError(
                 "cache.use is on, and latents are kept of pictures that are mirrored at most; leave augmentation out, "
                 "or set cache.use to off"
+            )
+        if self.buckets > 1 and not still(self.augment):
+            raise UserError(
+                f"buckets is {self.buckets}, and buckets keep pictures whole; leave augmentation out but for flip"
             )
 
 
