@@ -17,6 +17,7 @@ from triptych.train import run
 from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.running import prepare
 from triptych.train.second_stage_config import (
+    STILL,
     CaptionConfig,
     LatentCacheConfig,
     SamplesConfig,
@@ -292,3 +293,62 @@ def test_dry_run_writes_nothing(config, tmp_path, monkeypatch):
     assert found["flops_per_image"] > 0
     assert list(tmp_path.iterdir()) == []
     assert json.dumps(found)
+
+
+@pytest.mark.slow
+def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
+    """A first stage that is right on four pictures, and a second one that paints each from its caption."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "four"
+    folder.mkdir()
+    known = {}
+    for name in ("apple", "boat", "cat", "door"):
+        coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        known[name] = np.asarray(Image.fromarray(coarse).resize((16, 16), Image.Resampling.BILINEAR))
+        for copy in range(4):  # of which some are held back
+            Image.fromarray(known[name]).save(folder / f"{name}{copy}.png")
+            (folder / f"{name}{copy}.txt").write_text(f"{'an' if name == 'apple' else 'a'} {name}")
+    torch.manual_seed(0)
+    small = {"width": 16, "multipliers": (1, 2, 2), "depth": 1, "groups": 4, "middle_attention": False}
+    stage = tp.create("kl-f4", image_size=16, latent_channels=4, **small)
+    images = torch.from_numpy(np.stack(list(known.values()))).movedim(-1, 1) / 127.5 - 1
+    optimizer = torch.optim.Adam(stage.parameters(), lr=3e-3)
+    for _ in range(150):
+        mean, logvar = stage.posterior(images)
+        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        loss = (stage.render(z) - images).abs().mean() + 1e-4 * (mean**2 + logvar.exp() - logvar).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        mean = stage.posterior(images)[0]
+    stage.config = replace(stage.config, scale=1 / mean.std().item(), shift=mean.mean().item())
+    tp.save(stage, tmp_path / "stage.safetensors")
+    run(
+        SecondStageConfig(
+            data=str(folder),
+            first_stage=str(tmp_path / "stage.safetensors"),
+            model="unet-emoji",
+            model_args=("width=32", "multipliers=[1,2]", "depth=1", "groups=8", "head_dim=16"),
+            text=CaptionConfig(vocabulary=300, width=32, depth=2, head_dim=16),
+            process=ProcessConfig(schedule="flow", prediction="flow"),
+            samples=SamplesConfig(count=0),
+            augment=replace(STILL, flip=0.0),
+            loading=DataConfig(batch_size=16, workers=0, eval_fraction=0.25),
+            optim=OptimConfig(lr=2e-3),
+            loop=LoopConfig(epochs=400, ema=0.99, eval_every=400, precision="fp32", device="cpu"),
+        ),
+        tmp_path / "run",
+    )
+    pipe = tp.DiffusionPipeline(tmp_path / "run", dtype="fp32")
+    right = 0
+    for name in known:
+        for image in pipe.text_to_image(
+            f"{'an' if name == 'apple' else 'a'} {name}", steps=10, guidance=2.0, count=2
+        ):
+            far = {
+                other: np.abs(np.asarray(image).astype(float) - truth).mean()
+                for other, truth in known.items()
+            }
+            right += min(far, key=lambda other: far[other]) == name
+    assert right == 8

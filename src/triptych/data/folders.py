@@ -110,7 +110,7 @@ def captions_beside(paths: list[str]) -> list[list[str] | None]:
     found: list[list[str] | None] = []
     for path in paths:
         text = texts.get(os.path.splitext(path)[0])
-        lines = [] if text is None else [line.strip() for line in _text(Path(text)).splitlines()]
+        lines = [] if text is None else [line.strip() for line in read_text(Path(text)).splitlines()]
         found.append([line for line in lines if line] if text is not None else None)
     return found
 
