@@ -60,6 +60,11 @@ def test_from_a_folder_to_pictures(squares, compressed, tmp_path, capsys):
     capsys.readouterr()
     assert main(["info", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["family"] == "latent-diffusion"
+    measuring = f"evaluate {out} --data {squares} --samples 6 --steps 2 --batch-size 6 --workers 0 --json"
+    assert main([*measuring.split(), "--reference", str(tmp_path / "real.safetensors")]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["count"] == 6
+    assert figures["frechet"] > 0
 
 
 def test_a_folder_without_captions_is_one_line(pictures, compressed, tmp_path, capsys):

@@ -124,18 +124,17 @@ def size_of(source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray) -
     """Height and width of a picture as it is upright, from its header alone; None where it has no readable one."""
     if isinstance(source, np.ndarray):
         return source.shape[0], source.shape[1]
+    if isinstance(source, Image.Image):
+        return source.height, source.width
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if isinstance(source, Image.Image):
-                return source.height, source.width
-            with Image.open(
-                io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
-            ) as image:
-                turned = _orientation(image) >= 5
-                return (image.width, image.height) if turned else (image.height, image.width)
-        except Exception:  # it is told of when it is decoded
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        except Exception:  # Pillow's readers raise nearly everything; it is told of when it is decoded
             return None
+        with image:
+            turned = orientation(image) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextmanager
