@@ -43,6 +43,17 @@ FLAGS = {
     "plot": "RUN --out",
     "segment": "IMAGE... --model --out --size --window --overlap --scales --flip --dtype --batch-size --workers"
     " --on-bad-image --json",
+    "train latent-diffusion": f"""
+        --out --dry-run --json
+        --data --first-stage --condition --model --model-args --init --image-size --buckets --drop-condition
+        --text.encoder --text.vocabulary --text.length --text.width --text.depth --text.head-dim
+        --process.schedule --process.beta-start --process.beta-end --process.steps --process.zero-terminal-snr
+        --process.prediction
+        --noise.times --noise.logit-mean --noise.logit-std --noise.min-snr --noise.offset
+        --cache.use --cache.folder --cache.dtype --cache.shard --cache.batch-size
+        --samples.count --samples.prompts --samples.steps --samples.guidance
+        {LEARNING}
+    """,
     "train simmim": f"""
         --out --dry-run --json
         --data --model --model-args --init --image-size --mask-patch --mask-ratio --drop-path

@@ -20,8 +20,8 @@ def latent_diffusion() -> SecondStageConfig:
     """
     return SecondStageConfig(
         model="unet-s",
-        process=ProcessConfig(prediction="v"),
-        noise=NoiseConfig(min_snr=5.0),
+        process=ProcessConfig(schedule="flow", prediction="flow"),
+        noise=NoiseConfig(times="logit_normal"),
         loading=DataConfig(batch_size=64),
         optim=OptimConfig(lr=3e-4, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
         loop=LoopConfig(epochs=200, ema=0.9995, eval_every=5),
@@ -37,8 +37,8 @@ def latent_diffusion_emoji() -> SecondStageConfig:
     return SecondStageConfig(
         model="unet-emoji",
         text=CaptionConfig(vocabulary=2048, width=192, depth=3, head_dim=32),
-        process=ProcessConfig(prediction="v"),
-        noise=NoiseConfig(min_snr=5.0),
+        process=ProcessConfig(schedule="flow", prediction="flow"),
+        noise=NoiseConfig(times="logit_normal"),
         samples=SamplesConfig(
             prompts=(
                 "a red apple, noto style",
