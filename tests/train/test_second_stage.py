@@ -11,6 +11,7 @@ from tests.train.test_run import cut_after, final
 
 import triptych as tp
 from triptych.data.config import DataConfig
+from triptych.data.images import decode
 from triptych.diffusion.config import NoiseConfig, ProcessConfig
 from triptych.errors import UserError
 from triptych.train import run
@@ -207,6 +208,57 @@ def test_a_frozen_text_encoder_is_kept_whole_and_does_not_learn(config, tmp_path
     net = tp.load(tmp_path / "r")
     for name, parameter in encoder.named_parameters():
         assert torch.equal(parameter, net.text.get_parameter(name))
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_a_picture_can_be_the_prompt(config, tmp_path, kind):
+    torch.manual_seed(2)
+    if kind == "vit":
+        seeing = tp.create(
+            "vit-ti16", depth=1, embed_dim=12, mlp_dim=12, image_size=16, patch_size=8, num_classes=3
+        )
+    else:
+        seeing = tp.create("swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 2), window=2, image_size=16)
+    seeing.card = replace(seeing.card, preprocess=replace(seeing.card.preprocess, size=(16, 16)))
+    tp.save(seeing, tmp_path / "seeing.safetensors")
+    config = replace(config, condition="image", image_encoder=str(tmp_path / "seeing.safetensors"))
+    run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "r")
+    tensors, _ = final(tmp_path / "r")
+    assert not [name for name in tensors if "backbone" in name]
+    ldm = tp.load(tmp_path / "r")
+    images = torch.rand(2, 3, 24, 20) * 2 - 1
+    context = ldm.text(images)
+    assert context.shape == (2, 4, 16)
+    assert ldm.text.nothing(4).shape == (1, 4, 16)
+    for name, parameter in ldm.text.projection.named_parameters():
+        assert torch.equal(parameter, tensors[f"ema.text.{name}"])
+    kept = dict(ldm.text.backbone.named_parameters())
+    assert all(
+        torch.equal(parameter, kept[name]) for name, parameter in seeing.named_parameters() if name in kept
+    )
+    assert torch.isfinite(ldm.denoiser(context)(torch.randn(2, 2, 8, 8), torch.full((2,), 500.0))).all()
+    with pytest.raises(UserError, match=r"is shown a picture to be like, for which there is no task here"):
+        tp.DiffusionPipeline(ldm).text_to_image("a red square")
+
+
+def test_features_of_the_prompt_are_those_of_its_picture(config, tmp_path):
+    torch.manual_seed(2)
+    seeing = tp.create(
+        "vit-ti16", depth=1, embed_dim=12, mlp_dim=12, image_size=16, patch_size=8, num_classes=3
+    )
+    seeing.card = replace(seeing.card, preprocess=replace(seeing.card.preprocess, size=(16, 16)))
+    tp.save(seeing, tmp_path / "seeing.safetensors")
+    parts = prepare(replace(config, condition="image", image_encoder=str(tmp_path / "seeing.safetensors")))
+    said, whole = parts.task.said, parts.task.product(parts.net)
+    chosen = np.array([3, said.nothing, 0, 3])
+    with torch.no_grad():
+        context = said.context(parts.net.text, chosen)
+        pixels = torch.from_numpy(decode(said.source[3].image))
+        picture = pixels.movedim(-1, 0)[None] / 127.5 - 1
+        torch.testing.assert_close(context[:1], whole.text(picture), atol=2e-2, rtol=2e-2)
+        assert torch.equal(context[1], whole.text.nothing(4)[0])
+        assert torch.equal(context[0], context[3])
+        assert not torch.equal(context[0], context[2])
 
 
 def test_a_model_can_be_gone_on_from(config, tmp_path):

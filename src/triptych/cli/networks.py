@@ -16,6 +16,7 @@ from triptych.models import (
 from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.convnet_config import ConvNetConfig
 from triptych.models.dit_config import DiTConfig
+from triptych.models.image_tokens_config import ImageTokensConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.swin_config import SwinConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
@@ -144,6 +145,12 @@ def _denoiser(c: UNetConfig | DiTConfig, family: str, words: str, parameters: in
 
 
 @describe.register
+def _(c: ImageTokensConfig) -> Described:
+    seen = describe(c.backbone)
+    return Described("image tokens", _by(c.size), seen.form, seen.parameters, seen.macs)
+
+
+@describe.register
 def _(c: LatentDiffusionConfig) -> Described:
     net = describe(c.unet)
     parts = [net, describe(c.autoencoder), *([describe(c.text)] if c.text is not None else [])]
@@ -153,6 +160,8 @@ def _(c: LatentDiffusionConfig) -> Described:
     words += f" at 1/{c.autoencoder.factor}"
     if isinstance(c.text, TextConfig):
         words += f", {c.text.kind} text"
+    elif isinstance(c.text, ImageTokensConfig):
+        words += ", a picture"
     elif c.text is not None:
         words += f", {c.text.num_classes:,} classes"
     elif c.unet.num_classes and isinstance(c.unet, DiTConfig):

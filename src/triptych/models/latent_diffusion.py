@@ -14,6 +14,8 @@ from triptych.models.autoencoder import Autoencoder, FirstStage
 from triptych.models.autoencoder_config import AutoencoderConfig
 from triptych.models.conditions import MapEncoder
 from triptych.models.dit import DiT
+from triptych.models.image_tokens import ImageTokens
+from triptych.models.image_tokens_config import ImageTokensConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.text import ClassToken, TextEncoder
 from triptych.models.text_config import TextConfig
@@ -43,9 +45,13 @@ class LatentDiffusion(Network):
         known = isinstance(config.autoencoder, AutoencoderConfig)
         self.autoencoder: FirstStage = (Autoencoder if known else TinyAutoencoder)(config.autoencoder)  # type: ignore
         self.unet: UNet | DiT = UNet(config.unet) if isinstance(config.unet, UNetConfig) else DiT(config.unet)
-        self.text: TextEncoder | ClassToken | None = None
-        if config.text is not None:
-            self.text = (TextEncoder if isinstance(config.text, TextConfig) else ClassToken)(config.text)  # type: ignore
+        self.text: TextEncoder | ClassToken | ImageTokens | None = None
+        if isinstance(config.text, TextConfig):
+            self.text = TextEncoder(config.text)
+        elif isinstance(config.text, ImageTokensConfig):
+            self.text = ImageTokens(config.text)
+        elif config.text is not None:
+            self.text = ClassToken(config.text)
         self.map = None if config.map is None else MapEncoder(config.map)
         self.process = Process(config.process)
 

@@ -9,6 +9,7 @@ from triptych.errors import UserError
 from triptych.models import autoencoder_config, dit_config, text_config, unet_config
 from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.dit_config import DiTConfig
+from triptych.models.image_tokens_config import ImageTokensConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.unet_config import UNetConfig
 
@@ -48,8 +49,8 @@ class LatentDiffusionConfig:
     autoencoder: AutoencoderConfig | TinyAutoencoderConfig
     unet: UNetConfig | DiTConfig
     """The denoiser, of either kind."""
-    text: TextConfig | ClassTokenConfig | None = None
-    """What reads the prompt, or the class; none in an unconditional model."""
+    text: TextConfig | ClassTokenConfig | ImageTokensConfig | None = None
+    """What reads the prompt, the class, or a picture to be like; none in an unconditional model."""
     process: ProcessConfig = field(default_factory=ProcessConfig)
     beside: Beside = "nothing"
     """Further input channels of the denoiser: a mask and the masked picture's latents (Stable Diffusion), the same in

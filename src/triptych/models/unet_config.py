@@ -165,7 +165,7 @@ SIZES: dict[str, UNetConfig] = {
         latent_size=(32, 32), width=128, multipliers=(1, 2, 3), attention_factors=(2, 4), head_dim=32, context_dim=256
     ),
     "unet-emoji": UNetConfig(
-        latent_size=(8, 8), width=96, multipliers=(1, 2), depth=1, attention_factors=(2,), groups=16, head_dim=32
+        latent_size=(8, 8), width=64, multipliers=(1, 2, 2), depth=1, attention_factors=(2,), groups=16, head_dim=32
     ),
     "sd1": SD1,
     "sd1-inpaint": replace(SD1, in_channels=9),

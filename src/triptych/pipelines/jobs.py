@@ -19,6 +19,7 @@ from triptych.diffusion.process import Process
 from triptych.errors import UserError
 from triptych.models.conditions import box_tokens
 from triptych.models.dit_config import DiTConfig
+from triptych.models.image_tokens_config import ImageTokensConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import Beside, LatentDiffusionConfig
 from triptych.pipelines.canvas import Canvas, canvas, class_map, depth_map, digest, grey
@@ -80,12 +81,14 @@ class Job:
         return self.known is None or (settings.task == "inpaint" and settings.strength == 1)
 
 
-def reads(config: LatentDiffusionConfig) -> Literal["prompts", "classes", "boxes", "nothing"]:
+def reads(config: LatentDiffusionConfig) -> Literal["prompts", "classes", "boxes", "pictures", "nothing"]:
     """What tells a model what to paint."""
     if config.classes is not None:
         return "classes"
     if config.text is None:
         return "nothing"
+    if isinstance(config.text, ImageTokensConfig):
+        return "pictures"
     return "boxes" if getattr(config.text, "boxes", False) else "prompts"
 
 
@@ -93,6 +96,11 @@ def check_task(config: LatentDiffusionConfig, settings: Settings, name: str) -> 
     """Raises a `UserError` if the model called `name` is not made for the task, or a prompt is given to one that
     reads none."""
     task, kind = settings.task, reads(config)
+    if kind == "pictures":
+        raise UserError(
+            f"{name} is shown a picture to be like, for which there is no task here: take the context of "
+            "ldm.text(images), ldm.denoiser(context) and a sampler"
+        )
     if kind == "prompts" and task in ("unconditional", "class_conditional"):
         raise UserError(
             f"{name} reads prompts: give one to text_to_image, or PROMPT on the command line ('' is allowed)"

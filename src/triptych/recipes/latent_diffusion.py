@@ -36,7 +36,7 @@ def latent_diffusion_emoji() -> SecondStageConfig:
     """
     return SecondStageConfig(
         model="unet-emoji",
-        text=CaptionConfig(vocabulary=2048, width=192, depth=3, head_dim=32),
+        text=CaptionConfig(vocabulary=2048, length=20, width=128, depth=4, head_dim=32),
         process=ProcessConfig(schedule="flow", prediction="flow"),
         noise=NoiseConfig(times="logit_normal"),
         samples=SamplesConfig(
@@ -48,6 +48,6 @@ def latent_diffusion_emoji() -> SecondStageConfig:
             )
         ),
         loading=DataConfig(batch_size=128, workers=0, eval_fraction=0.03),
-        optim=OptimConfig(lr=6e-4, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
+        optim=OptimConfig(lr=8e-4, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
         loop=LoopConfig(epochs=300, ema=0.9995, eval_every=10, save_every=300),
     )

@@ -1,15 +1,25 @@
-"""What tells a denoiser what to paint, for the examples of a source: their classes, or their captions."""
+"""What tells a denoiser what to paint, for the examples of a source: classes, captions, or the pictures themselves."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from triptych.card import Preprocess
+from triptych.data.augment import prepare
+from triptych.data.config import DataConfig
+from triptych.data.loader import make_loader
+from triptych.data.sources import Source, Subset
+from triptych.errors import UserError
+from triptych.models.image_tokens import TokenProjection
 from triptych.models.text import ClassToken, TextEncoder
 from triptych.models.tokenizers import Tokenizer
+from triptych.network import Network
 
 Chosen = np.ndarray
 """int64 (b,): what each picture of a batch is said to be."""
@@ -121,13 +131,74 @@ class FrozenCaptions(Captions):
 
     @torch.no_grad()
     def context(self, reader: Any, chosen: Chosen) -> Float[Tensor, "b n d"]:
-        if self.kept is None:
+        if (kept := self.kept) is None:
             return super().context(self.encoder, chosen)
         missing = np.unique(chosen[~self.has[chosen]])
         if len(missing):
-            self.kept[missing] = super().context(self.encoder, missing).to(self.kept)
+            kept[missing] = super().context(self.encoder, missing).to(kept)
             self.has[missing] = True
-        return self.kept[torch.from_numpy(chosen)].to(self.encoder.positions.device, torch.float32)
+        return kept[torch.from_numpy(chosen)].to(self.encoder.positions.device, torch.float32)
+
+
+class FrozenImages:
+    """Pictures themselves: what a frozen ViT or Swin sees in them, the same at every step. It is kept while it fits in
+    memory.
+
+    Args:
+        source: the pictures.
+        backbone: on the run's device.
+        how: what the backbone is fed.
+        loading: what to do about damaged pictures.
+    """
+
+    def __init__(self, source: Source, backbone: Network, how: Preprocess, loading: DataConfig):
+        self.source, self.backbone, self.how = source, backbone, how
+        self.loading = replace(loading, workers=0, cache="off", eval_batch_size=32)
+        self.nothing = len(source)
+        self.has = np.zeros(len(source), bool)
+        self.kept: Tensor | None = None
+
+    def named(self, count: int) -> tuple[str, ...]:
+        return ()
+
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+        return np.asarray(rows, np.int64)
+
+    def context(self, reader: TokenProjection, chosen: Chosen) -> Float[Tensor, "b n d"]:
+        seen = self.features(np.where(chosen == self.nothing, 0, chosen))
+        none = torch.from_numpy(chosen == self.nothing).to(seen.device)[:, None, None]
+        return torch.where(none, reader.nothing(seen.shape[1]).to(seen.dtype), reader(seen))
+
+    @torch.no_grad()
+    def features(self, rows: Chosen) -> Float[Tensor, "b n c"]:
+        """The cells of the last map, in fp32."""
+        device = next(self.backbone.parameters()).device
+        each, back = np.unique(rows, return_inverse=True)
+        missing = each[~self.has[each]]
+        if len(missing):
+            fresh = self._see(missing)
+            if self.kept is None and len(self.source) * fresh[0].numel() * 2 > KEPT_BYTES:
+                return fresh[torch.from_numpy(back).to(device)].float()
+            kept = self.kept
+            if kept is None:
+                kept = self.kept = torch.zeros(len(self.source), *fresh.shape[1:], dtype=torch.float16)
+            kept[missing] = fresh.to(kept)
+            self.has[missing] = True
+        assert self.kept is not None
+        return self.kept[rows].to(device, torch.float32)
+
+    def _see(self, rows: Chosen) -> Float[Tensor, "b n c"]:
+        device = next(self.backbone.parameters()).device
+        found: Tensor | None = None
+        for batch in make_loader(Subset(self.source, rows), self.loading, self.how, train=False):
+            images = prepare(batch["image"].to(device), self.how.mean, self.how.std, self.how.background)
+            seen = rearrange(self.backbone.features(images)[-1].float(), "b c h w -> b (h w) c")
+            if found is None:  # damaged pictures, which no batch asks for, stay 0
+                found = seen.new_zeros(len(rows), *seen.shape[1:])
+            found[batch["row"]] = seen
+        if found is None:
+            raise UserError("none of these pictures could be read")
+        return found
 
 
 def spread(size: int, count: int) -> list[int]:

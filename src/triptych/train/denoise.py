@@ -17,6 +17,7 @@ from triptych.diffusion.config import NoiseConfig
 from triptych.diffusion.loss import diffusion_loss
 from triptych.diffusion.process import Process
 from triptych.models.autoencoder import FirstStage
+from triptych.models.image_tokens import ImageTokens, TokenProjection
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.network import Network
@@ -158,7 +159,12 @@ class Denoise:
         with torch.device("meta"):
             whole: Any = LatentDiffusion(net.config)
         whole.autoencoder, whole.unet = self.first_stage, net.unet
+        seeing = whole.text
         whole.text = self.frozen_text if net.text is None else net.text
+        if isinstance(net.text, TokenProjection):
+            assert isinstance(self.frozen_text, ImageTokens)
+            seeing.backbone, seeing.projection = self.frozen_text.backbone, net.text
+            whole.text = seeing
         whole.card = self.card
         return whole.eval()
 

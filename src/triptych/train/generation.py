@@ -26,6 +26,7 @@ from triptych.metrics.classification import ClassificationMetrics
 from triptych.metrics.frechet import frechet_distance
 from triptych.metrics.generation import GenerationMetrics
 from triptych.metrics.kernel import kernel_distance
+from triptych.models.image_tokens_config import ImageTokensConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.network import Network
 from triptych.train.features import Extractor, eight_bits
@@ -61,8 +62,9 @@ def ask(
     if count < 2:
         raise UserError(f"samples is {count}; a distance needs 2 at least, and means little below thousands")
     seeds = [(seed + k) % SEEDS for k in range(count)]
-    if config.beside != "nothing" or getattr(config.text, "boxes", False):
-        shown = "boxes" if config.beside == "nothing" else config.beside
+    pictured = isinstance(config.text, ImageTokensConfig)
+    if config.beside != "nothing" or pictured or getattr(config.text, "boxes", False):
+        shown = config.beside if config.beside != "nothing" else "a picture" if pictured else "boxes"
         raise UserError(
             f"the model is shown {shown} besides, of which the data says nothing; paint with it, then measure the "
             "folder with --samples DIR"

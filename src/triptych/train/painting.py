@@ -18,6 +18,7 @@ from triptych.diffusion.levels import spaced_levels
 from triptych.diffusion.noise import draw
 from triptych.diffusion.samplers import dpmpp_2m
 from triptych.errors import UserError
+from triptych.models.image_tokens import ImageTokens
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.text import ClassToken, TextEncoder
 from triptych.writing import write_atomically
@@ -36,6 +37,10 @@ def paint(
         steps: of DPM-Solver++(2M).
         guidance: 1 is the prompt alone.
     """
+    if isinstance(ldm.text, ImageTokens):
+        raise UserError(
+            "samples are painted from prompts, and this model is shown pictures; set samples.count to 0"
+        )
     contexts, nothing = _contexts(ldm, [prompts[i % len(prompts)] for i in range(count)] if prompts else [])
     guides = nothing is not None and guidance != 1
     if guides and contexts is not None and nothing is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from triptych import weights
-from triptych.card import Card
+from triptych.card import Card, Preprocess
 from triptych.data.sources import Source, Subset, is_built_in, open_source, train_and_eval
 from triptych.data.splits import held_back
 from triptych.diffusion.config import known
@@ -21,19 +21,24 @@ from triptych.metrics.cost import count_macs
 from triptych.models import dit_config, unet_config
 from triptych.models.autoencoder import FirstStage
 from triptych.models.dit_config import DiTConfig
+from triptych.models.image_tokens import ImageTokens
+from triptych.models.image_tokens_config import ImageTokensConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.registry import build
+from triptych.models.swin import Swin
 from triptych.models.text import ClassToken, TextEncoder
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.tokenizers import train_tokenizer
 from triptych.models.unet_config import UNetConfig
+from triptych.models.vit import ViT
 from triptych.network import Network
 from triptych.train.conditions import (
     Captions,
     Classes,
     Condition,
     FrozenCaptions,
+    FrozenImages,
     Unconditional,
     tokens_needed,
 )
@@ -42,7 +47,7 @@ from triptych.train.latent_cache import encoder_hash
 from triptych.train.latent_loaders import fill, latent_loader, picture_loader
 from triptych.train.networks import origin, parsed
 from triptych.train.running import Parts, placed_parts, prepared_as
-from triptych.train.second_stage_config import SecondStageConfig, still
+from triptych.train.second_stage_config import SamplesConfig, SecondStageConfig, still
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +61,7 @@ def prepare(config: SecondStageConfig) -> Parts:
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
         text, frozen, said, said_held = condition_of(config, source, held_out, start)
-        reader = text or frozen
+        reader = frozen or text
         denoiser = denoiser_of(config, first_stage, latent, reader, start)
     model = LatentDiffusionConfig(
         autoencoder=first_stage.config,  # type: ignore[arg-type]
@@ -72,7 +77,7 @@ def prepare(config: SecondStageConfig) -> Parts:
     augment = prepared_as(config.augment, how)
     task = Denoise(
         augment, config.noise, model, first_stage, frozen, said, said_held, config.drop_condition, card,
-        replace(config.samples, prompts=config.samples.prompts or said_held.named(config.samples.count)),
+        samples_of(config, said_held),
         config.buckets > 1,
     )  # fmt: skip
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
@@ -96,6 +101,14 @@ def prepare(config: SecondStageConfig) -> Parts:
     if cached:
         parts.begin = functools.partial(fill, config.cache.folder, parts.train, parts.evaluate)
     return parts
+
+
+def samples_of(config: SecondStageConfig, said: Condition) -> SamplesConfig:
+    """What to paint: the prompts asked for, or some of those held back; nothing where a model is shown pictures."""
+    how = config.samples
+    if config.condition == "image":
+        return replace(how, count=0)
+    return replace(how, prompts=how.prompts or said.named(how.count))
 
 
 def open_data(config: SecondStageConfig) -> tuple[Source, Source]:
@@ -199,7 +212,7 @@ def denoiser_macs(net: SecondStage) -> int:
     config, text = net.config.unet, net.config.text
     shapes: list[tuple[int, ...]] = [(1, config.in_channels, *config.latent_size), (1,)]
     if text is not None:
-        shapes.append((1, getattr(text, "length", 1), text.width))
+        shapes.append((1, text.length if isinstance(text, TextConfig) else 1, text.width))
     return count_macs(net.unet, *shapes)
 
 
@@ -211,6 +224,8 @@ def condition_of(
         return None, None, Unconditional(), Unconditional()
     if config.condition == "class":
         return _class_condition(config, source, held_out, start)
+    if config.condition == "image":
+        return _image_condition(config, source, held_out, start)
     sayings = [captions(one, config.data) for one in (source, held_out)]
     if config.text.encoder is not None:
         encoder = text_encoder(config.text.encoder).eval().requires_grad_(False)
@@ -244,6 +259,33 @@ def _class_condition(
     ]
     labels = [np.where(each < 0, count, each) for each in labels]
     return text, None, Classes(labels[0], count), Classes(labels[1], count)
+
+
+def _image_condition(
+    config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
+) -> tuple[Network, Network, Condition, Condition]:
+    seeing: Any = None if start is None else start.text
+    if seeing is None:
+        backbone: Any = weights.load(config.image_encoder).float()
+        if not isinstance(backbone, ViT | Swin):
+            raise UserError(
+                f"image_encoder {config.image_encoder} is a {type(backbone).__name__}; give a ViT or a Swin"
+            )
+        how = backbone.card.preprocess
+        backbone.replace_head(0)
+        seeing = ImageTokens(
+            ImageTokensConfig(
+                backbone=backbone.config, width=config.text.width, size=how.size, mean=how.mean, std=how.std
+            )
+        )
+        seeing.backbone = backbone
+    if not isinstance(seeing, ImageTokens):
+        raise UserError(f"init {config.init} is not shown pictures; give another --condition")
+    seeing.backbone.eval().requires_grad_(False)
+    shown = seeing.config
+    fed = Preprocess(size=shown.size, crop=1.0, mode="squash", mean=shown.mean, std=shown.std)
+    said = [FrozenImages(one, seeing.backbone, fed, config.loading) for one in (source, held_out)]
+    return seeing.projection, seeing, said[0], said[1]
 
 
 def captions(source: Source, data: str) -> Sequence[tuple[str, ...]]:
@@ -298,5 +340,5 @@ def fingerprint(source: Source, first_stage: FirstStage, frozen: Network | None)
     """Of all that is read and does not learn."""
     parts = [source.fingerprint, encoder_hash(first_stage)]
     if frozen is not None:
-        parts.append(encoder_hash(frozen))
+        parts.append(encoder_hash(frozen.backbone if isinstance(frozen, ImageTokens) else frozen))
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]

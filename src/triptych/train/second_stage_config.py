@@ -93,8 +93,10 @@ class SecondStageConfig:
     """`emoji`, a folder (metadata.jsonl, or a .txt beside each picture), tar shards, a parquet file or a hub id."""
     first_stage: str | None = None
     """The autoencoder whose latents are diffused: a RUN, file or hub id of one, or of a model that holds one."""
-    condition: Literal["none", "class", "text"] = "text"
-    """What tells it what to paint: nothing, the label, or the caption."""
+    condition: Literal["none", "class", "text", "image"] = "text"
+    """What tells it what to paint: nothing, the label, the caption, or what a ViT or Swin sees in the picture."""
+    image_encoder: str = "vit-emoji"
+    """With condition image: the frozen ViT or Swin, a file, RUN, hub id or shipped name."""
     model: str = "unet-s"
     """The denoiser by name, with random weights; not looked at when `init` is given."""
     model_args: tuple[str, ...] = ()
