@@ -189,16 +189,18 @@ class FrozenImages:
 
     def _see(self, rows: Chosen) -> Float[Tensor, "b n c"]:
         device = next(self.backbone.parameters()).device
-        found: Tensor | None = None
+        found: list[Tensor] = []
+        good: list[int] = []
         for batch in make_loader(Subset(self.source, rows), self.loading, self.how, train=False):
             images = prepare(batch["image"].to(device), self.how.mean, self.how.std, self.how.background)
-            seen = rearrange(self.backbone.features(images)[-1].float(), "b c h w -> b (h w) c")
-            if found is None:  # damaged pictures, which no batch asks for, stay 0
-                found = seen.new_zeros(len(rows), *seen.shape[1:])
-            found[batch["row"]] = seen
-        if found is None:
+            found.append(rearrange(self.backbone.features(images)[-1].float(), "b c h w -> b (h w) c"))
+            good += batch["row"]
+        if not found:
             raise UserError("none of these pictures could be read")
-        return found
+        seen = torch.cat(found)
+        whole = seen.new_zeros(len(rows), *seen.shape[1:])  # damaged pictures, which no batch asks for, stay 0
+        whole[good] = seen
+        return whole
 
 
 def spread(size: int, count: int) -> list[int]:
