@@ -4,10 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import triptych as tp
 from triptych.cli import main
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 190, 40), "blue": (40, 50, 230), "yellow": (240, 220, 40)}
@@ -33,12 +31,15 @@ def squares(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compressed(tmp_path_factory):
-    torch.manual_seed(0)
-    small = {"width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4, "middle_attention": False}
-    path = tmp_path_factory.mktemp("first") / "a.safetensors"
-    tp.save(tp.create("kl-f4", image_size=16, latent_channels=2, **small), path)
-    return path
+def compressed(squares, tmp_path_factory):
+    """A RUN of the first stage."""
+    out = tmp_path_factory.mktemp("first") / "A"
+    small = """--model kl-f4 --model-args width=8 multipliers=[1,2] depth=1 groups=4 latent_channels=2
+        middle_attention=false --image-size 16 16 --loading.load-size 16 16 --perceptual.weight 0
+        --discriminator.weight 0 --loading.batch-size 8 --loading.workers 0 --loop.epochs 2 --loop.precision fp32
+        --loop.device cpu"""
+    assert main([*f"train autoencoder --data {squares} --out {out}".split(), *small.split()]) == 0
+    return out
 
 
 def test_from_a_folder_to_pictures(squares, compressed, tmp_path, capsys):

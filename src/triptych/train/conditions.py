@@ -198,7 +198,9 @@ class FrozenImages:
         if not found:
             raise UserError("none of these pictures could be read")
         seen = torch.cat(found)
-        whole = seen.new_zeros(len(rows), *seen.shape[1:])  # damaged pictures, which no batch asks for, stay 0
+        whole = seen.new_zeros(
+            len(rows), *seen.shape[1:]
+        )  # damaged pictures, which no batch asks for, stay 0
         whole[good] = seen
         return whole
 
