@@ -45,7 +45,8 @@ FLAGS = {
     " --on-bad-image --json",
     "train latent-diffusion": f"""
         --out --dry-run --json
-        --data --first-stage --condition --model --model-args --init --image-size --buckets --drop-condition
+        --data --first-stage --condition --image-encoder --model --model-args --init --image-size --buckets
+        --drop-condition
         --text.encoder --text.vocabulary --text.length --text.width --text.depth --text.head-dim
         --process.schedule --process.beta-start --process.beta-end --process.steps --process.zero-terminal-snr
         --process.prediction
