@@ -402,3 +402,13 @@ def test_a_prompt_of_nothing_and_one_of_5000_words(places, tmp_path):
     assert main(["generate", "", *common, "--out", str(tmp_path / "a.png")]) == 0
     assert main(["generate", "red apple " * 2500, *common, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "0001-red-apple-red-apple-red-apple-red-apple-0.png").exists()
+
+
+def test_the_demo_paints_its_prompts_and_the_way_of_the_first(places):
+    from triptych.cli.demo import PROMPTS, painted
+
+    panel = painted(str(places / "text.safetensors"))
+    assert [card.words for card in panel.cards] == list(PROMPTS)
+    assert {card.image.shape for card in panel.cards} == {(32, 32, 3)}
+    assert len(panel.frames) == len(panel.labels) == 8
+    assert np.array_equal(panel.frames[-1], panel.cards[0].image)

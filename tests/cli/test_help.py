@@ -29,7 +29,7 @@ FLAGS = {
     "bench": "--out --quick --short --compiled --json",
     "classify": "IMAGE... --model --top --dtype --batch-size --workers --on-bad-image --json",
     "convert": "SRC DST --format --prediction --json",
-    "demo": "--out --model --parser --json",
+    "demo": "--out --model --parser --painter --json",
     "evaluate": "[MODEL-or-RUN] --data --split --batch-size --workers --dtype --on-bad-image --image-column"
     " --label-column --mask-column --ignore-index --reduce-zero-label --size --window --overlap --scales"
     " --flip --caption-column --samples --extractor --reference --classifier --steps --guidance --sampler --seed"

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from triptych.plots import style
+from triptych.plots.paint import Painted, PaintPanel
 from triptych.plots.parse import MOST, Entry, parse_figure, percent
 from triptych.plots.sheet import Looked, Parsed, ParsePanel, Seen, SeePanel, demo_sheet
 
@@ -96,3 +97,13 @@ def test_the_sheet_stacks_both_panels(tmp_path):
     both = drawn(demo_sheet([SeePanel(cards=[seen] * 4), panel(size=(128, 128))], below="words"), tmp_path)
     alone = drawn(demo_sheet([SeePanel(cards=[seen] * 4)], below="words"), tmp_path)
     assert len(both) > len(alone) + 300
+
+
+@pytest.mark.parametrize(("cards", "frames"), [(1, 0), (8, 8), (11, 3)])
+def test_what_was_painted_and_how(tmp_path, cards, frames):
+    made = [
+        Painted(image=picture(64, 64), words=f"a picture {'of a long prompt ' * i}") for i in range(cards)
+    ]
+    steps = [picture(64, 64) for _ in range(frames)]
+    labels = [f"step {i}, noise {i * 0.01:.3g}" for i in range(frames)]
+    drawn(demo_sheet([PaintPanel(cards=made, frames=steps, labels=labels)]), tmp_path)

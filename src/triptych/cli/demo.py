@@ -10,6 +10,7 @@ from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from triptych.network import Network
+    from triptych.plots.paint import PaintPanel
     from triptych.plots.sheet import ParsePanel, SeePanel
 
 # Two of most groups, by their names; drawn by a hand that no training picture is by.
@@ -20,13 +21,30 @@ SHOWN = (
 SCENES = (9, 2)  # numbers of test scenes, taken for their many groups; the first is the one with the point
 LOOK = 8  # blocks whose attention is shown
 
+# What is painted: the first comes out of noise, step after step.
+PROMPTS = (
+    *(
+        "a red apple, fluent-3d style",
+        "an owl, noto style",
+        "a sailboat, noto style",
+        "a cactus, fluent-3d style",
+    ),
+    *(
+        "a guitar, noto style",
+        "a grinning face, fluent-3d style",
+        "a rocket, noto style",
+        "a hamburger, noto-v1 style",
+    ),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """Put shipped drawings of a style never trained on through the shipped networks, and draw what they see in them.
 
     Writes a sheet. See: each picture, its five most probable names, and its attention rollout. Parse: scenes of such
-    drawings, the class of every pixel, and what one point attends to through its windows.
+    drawings, the class of every pixel, and what one point attends to through its windows. Paint, with --painter: what
+    latent diffusion makes of prompts, and how the first picture comes out of noise.
     """
 
     out: Path = Path("triptych.png")
@@ -35,8 +53,10 @@ class Demo:
     """Another classifier of the same drawings: a file, or a RUN folder."""
     parser: str = SHIPPED_PARSER
     """Another segmenter of the same scenes."""
+    painter: str = ""
+    """A latent diffusion model that reads prompts, such as a RUN of `latent_diffusion_emoji`: a third panel."""
     json: bool = False
-    """Print the names and probabilities, and the scores of the scenes, as JSON."""
+    """Print the names and probabilities, the scores of the scenes, and the prompts, as JSON."""
 
     def run(self) -> int:
         from triptych.plots import style
@@ -46,15 +66,17 @@ class Demo:
         classifier, parser = seer(self.model), parser_of(self.parser)
         see, names = seen(classifier)
         parse, scores = parsed(parser)
+        paint = [painted(self.painter)] if self.painter else []
         seconds = time.perf_counter() - started
         below = (
             "Drawings by a hand that the networks have never seen: Twemoji, CC BY 4.0. The right name is blue; "
             f"there are {names:,}"
         )
-        style.save(demo_sheet([see, parse], below=below), self.out)
+        style.save(demo_sheet([see, parse, *paint], below=below), self.out)
         if self.json:
             found = [{"truth": card.truth, "top": list(card.guesses)} for card in see.cards]
-            print_json({"see": found, "parse": scores})
+            words = [card.words for panel in paint for card in panel.cards]
+            print_json({"see": found, "parse": scores, "paint": words})
             return 0
         right = sum(card.guesses[0][0] == card.truth for card in see.cards)
         for card in see.cards:
@@ -175,3 +197,21 @@ def looked(pipe: Any, image: Any, point: tuple[float, float]) -> dict[str, Any]:
                 )
             block += 1
     return {"looked": made, "image": found.image, "point": found.point}
+
+
+def painted(model: str) -> "PaintPanel":
+    """The third panel: a picture for each prompt, all made at once, and the first one's way out of noise."""
+    import numpy as np
+
+    from triptych.cli.generate import Watch
+    from triptych.pipelines.diffuse import DiffusionPipeline
+    from triptych.pipelines.settings import Settings
+    from triptych.plots.paint import Painted, PaintPanel
+
+    pipe = DiffusionPipeline(model, dtype="fp32")
+    watch = Watch(Path("strip"), None)  # keeps frames; nothing is written
+    asked = [Settings(prompt=prompt, seed=seed) for seed, prompt in enumerate(PROMPTS)]
+    images = pipe.make(asked, batch_size=len(asked), preview=watch)
+    pictures = [np.asarray(image.convert("RGB")) for image in images]
+    cards = [Painted(image=image, words=words) for image, words in zip(pictures, PROMPTS, strict=True)]
+    return PaintPanel(cards=cards, frames=[*watch.frames, pictures[0]], labels=[*watch.labels, "the picture"])
