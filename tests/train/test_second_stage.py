@@ -404,3 +404,19 @@ def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
             }
             right += min(far, key=lambda other: far[other]) == name
     assert right == 8
+
+
+def test_nothing_is_encoded_into_the_folder_of_another_run(config, first_stage, tmp_path):
+    short = replace(config, loop=replace(config.loop, epochs=1))
+    run(with_cache(short, "off"), tmp_path / "r")
+    with pytest.raises(UserError, match=r"holds a run with cache.use 'off', and 'on' was asked for"):
+        run(with_cache(short, "on"), tmp_path / "r")
+    assert not (tmp_path / "r" / "latents").exists()
+    other = tp.load(first_stage)
+    torch.nn.init.normal_(other.encoder.conv_in.weight)
+    tp.save(other, tmp_path / "stage.safetensors")
+    copied = replace(with_cache(short, "off"), first_stage=str(tmp_path / "stage.safetensors"))
+    run(copied, tmp_path / "s")
+    tp.save(tp.load(first_stage), tmp_path / "stage.safetensors")
+    with pytest.raises(UserError, match=r"the pictures in .* or the first stage changed since the run in"):
+        run(copied, tmp_path / "s")

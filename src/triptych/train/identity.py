@@ -81,8 +81,9 @@ def require_same(out: Path, was: Said, now: Said) -> None:
         return
     name, before, after = found
     if name == "fingerprint":
+        more = " or the first stage" if "first_stage" in now else ""
         raise UserError(
-            f"the pictures in {now.get('data')} changed since the run in {out} began; give another --out"
+            f"the pictures in {now.get('data')}{more} changed since the run in {out} began; give another --out"
         )
     raise UserError(
         f"{out} holds a run with {name} {before!r}, and {after!r} was asked for; "

@@ -70,8 +70,6 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
     parts = prepare(config)
     said = {**to_json(config), "fingerprint": parts.fingerprint}
     say_dtype(parts.dtype, parts.device)
-    if parts.begin is not None:
-        parts.begin(out)
 
     def keep_best(net: Network, figures: dict[str, float]) -> None:
         whole = parts.task.product(copy.deepcopy(net))
@@ -80,6 +78,8 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
         weights.save(whole, out / "model.safetensors")
 
     with claimed(out, said):
+        if parts.begin is not None:
+            parts.begin(out)
         outcome = fit(
             parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
             out, identity_of(said), keep_best, parts.device, parts.autocast, parts.opponent,
