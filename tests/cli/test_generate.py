@@ -95,7 +95,7 @@ def places(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     """Files are read as ever, each once: most of a tiny model's time is its loading."""
-    load = weights.load
+    load = tp.load  # kept by the package when it is first asked for: not to be what stands here for a while
     monkeypatch.setattr(
         weights,
         "load",
