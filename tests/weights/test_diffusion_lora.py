@@ -138,6 +138,19 @@ def test_a_dit_has_no_loras(tmp_path):
             tp.export(net, path, form)
 
 
+@pytest.mark.parametrize("form", ["compvis", "diffusers"])
+def test_what_reads_pictures_has_no_place_in_others_files(form, tmp_path):
+    from triptych.models.image_tokens_config import ImageTokensConfig
+    from triptych.models.vit_config import SIZES as VITS
+
+    seen = ImageTokensConfig(backbone=replace(VITS["vit-ti16"], num_classes=0), width=768)
+    with torch.device("meta"):
+        net = build(replace(SIZES["sd1"], text=seen))
+    with pytest.raises(UserError, match=r"reader of pictures|what reads pictures"):
+        tp.export(net, tmp_path / "it", form)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_order_of_files_does_not_matter(net, tmp_path):
     for name in "abc":
         save_kohya(net, tmp_path / f"{name}.safetensors", halves())

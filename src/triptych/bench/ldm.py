@@ -181,7 +181,7 @@ def steps(
             sides["diffusers"] = lambda: their_call(x, t, context).sample
         row = compare_seconds(sides, TOLERANCES[label], plan)
     with blank():
-        outline = UNet(config.unet)
+        outline = UNet(config.unet)  # type: ignore[arg-type]  # the plan's is one
         given = torch.empty(x.shape), torch.empty(2), torch.empty(context.shape)
     return noted(row, "compiled" if compiled else "eager", label, flops(outline, *given), peaks)
 

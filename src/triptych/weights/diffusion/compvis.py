@@ -12,6 +12,7 @@ from triptych.errors import UserError
 from triptych.models import latent_diffusion_config
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.image_tokens_config import ImageTokensConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import BESIDE, Beside, LatentDiffusionConfig, MapConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
@@ -193,7 +194,7 @@ def _whole(
     ), facts
 
 
-def _kind(config: TextConfig | ClassTokenConfig | None) -> str:
+def _kind(config: TextConfig | ClassTokenConfig | ImageTokensConfig | None) -> str:
     if config is None:
         return "none"
     return config.kind if isinstance(config, TextConfig) else "class"
@@ -284,6 +285,8 @@ def draft(net: LatentDiffusion) -> Draft:
         raise UserError(f"{TITLE} has no place for a tiny autoencoder; choose triptych's own format")
     if not isinstance(config.unet, UNetConfig):
         raise UserError(f"{TITLE} has no place for a DiT; choose diffusers' or triptych's own format")
+    if isinstance(config.text, ImageTokensConfig):
+        raise UserError(f"{TITLE} has no place for what reads pictures; choose triptych's own format")
     if config.process.schedule == "flow":
         raise UserError(f"{TITLE} cannot say a flow; choose triptych's own format")
     layout = unet.CompVis(len(config.unet.multipliers), config.unet.depth)

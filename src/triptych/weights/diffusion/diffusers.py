@@ -10,6 +10,7 @@ from triptych.diffusion.config import DIFFUSERS_PREDICTIONS, DIFFUSERS_SCHEDULES
 from triptych.errors import UserError
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.autoencoder_config import AutoencoderConfig, FirstStageConfig, TinyAutoencoderConfig
+from triptych.models.image_tokens_config import ImageTokensConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.text_config import ClassTokenConfig, TextConfig
@@ -382,9 +383,10 @@ def draft(net: LatentDiffusion) -> Draft:
     if not isinstance(config.unet, UNetConfig):
         raise UserError(f"{TITLE} has no pipeline with a DiT and these parts; choose another format")
     reader = config.text
-    if isinstance(reader, ClassTokenConfig) or config.beside in ("depth", "map"):
+    if isinstance(reader, ClassTokenConfig | ImageTokensConfig) or config.beside in ("depth", "map"):
         what = "a map of classes" if config.map is not None else "depth without its estimator"
         what = "a table of classes" if isinstance(reader, ClassTokenConfig) else what
+        what = "a reader of pictures" if isinstance(reader, ImageTokensConfig) else what
         raise UserError(f"{TITLE} has no pipeline with {what}; choose another format")
     old = reader is None or reader.kind == "ldm-bert"
     stage_at, reader_at = ("vqvae", "bert") if old else ("vae", "text_encoder")
