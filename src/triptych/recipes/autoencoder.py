@@ -38,7 +38,7 @@ def autoencoder() -> CompressConfig:
 
 
 def autoencoder_emoji() -> CompressConfig:
-    """The first stage of the shipped model: the built-in drawings at 64 px, latents of 8 x 8.
+    """The first stage of `latent_diffusion_emoji`: the built-in drawings at 64 px, latents of 8 x 8.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train autoencoder_emoji --data emoji:EMOJI --out runs/autoencoder_emoji

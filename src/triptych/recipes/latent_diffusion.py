@@ -29,7 +29,7 @@ def latent_diffusion() -> SecondStageConfig:
 
 
 def latent_diffusion_emoji() -> SecondStageConfig:
-    """The shipped text-to-image model: built-in drawings at 64 px, on latents of 8 x 8 or 16 x 16.
+    """A small text-to-image model of the built-in drawings at 64 px, on latents of 8 x 8 or 16 x 16.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train latent_diffusion_emoji --data emoji:EMOJI --first-stage A --out runs/latent_diffusion_emoji
