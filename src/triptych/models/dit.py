@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from triptych.card import Card
 from triptych.errors import UserError
 from triptych.layers.attention import Attention
-from triptych.layers.cross_attention import Context, CrossAttention, ProjectedContext
+from triptych.layers.cross_attention import Context, CrossAttention
 from triptych.layers.linear import linear
 from triptych.layers.mlp import Mlp
 from triptych.layers.patch import PatchEmbed
 from triptych.layers.position import sincos_positions
 from triptych.layers.timestep import TimeEmbedding
 from triptych.models.dit_config import DiTConfig
-from triptych.network import Network
+from triptych.models.prompted import Prompted
 
 FREQUENCIES = 256  # numbers that stand for a time, before the MLP
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
         return z + gate2 * self.mlp(self.norm2(z) * (1 + scale2) + shift2)
 
 
-class DiT(Network):
+class DiT(Prompted):
     """Noisy latents of any height and width, a time, a prompt or a class give what the network predicts: the noise, v,
     x0 or a flow. The same call as `UNet`'s.
 
@@ -79,8 +79,7 @@ class DiT(Network):
         self.modulation = nn.Linear(dim, (6 if single else 6 * depth + 2) * dim)         # every block's in one product
         if single:
             self.table = nn.Parameter(torch.empty(1, 6 * depth + 2, dim))
-        for place, part in enumerate(self._crosses()):
-            part.place = place
+        self._number_crosses()
         self.initialise()
 
     def initialise(self) -> None:
@@ -107,16 +106,6 @@ class DiT(Network):
     def blocks(self) -> list[nn.Module]:
         """The blocks in order: what checkpointing, compiling and sharding are applied to."""
         return list(self.encoder)
-
-    def project_context(self, context: Float[Tensor, "b m width"]) -> ProjectedContext:
-        """The prompt's keys and values for every cross-attention. `forward` takes them in place of `context`.
-
-        Raises:
-            UserError: the network takes no prompt, or one of another width.
-        """
-        self._check_context(context)
-        pairs = [part.project(context) for part in self._crosses()]
-        return ProjectedContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
     def forward(
         self,
@@ -176,32 +165,15 @@ class DiT(Network):
         x = rearrange(z, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=p, q=p)
         return x[:, : self.config.out_channels, : size[0], : size[1]]
 
-    def _crosses(self) -> list[CrossAttention]:
-        return [part for part in self.modules() if isinstance(part, CrossAttention)]
-
     def _check(self, x: Tensor, context: Context | None, labels: Tensor | None) -> None:
         config = self.config
-        if x.shape[1] != config.in_channels:
-            raise UserError(f"latents have {x.shape[1]} channels, the network takes {config.in_channels}")
-        if context is not None:
-            self._check_context(context)
-        elif config.context_dim:
-            raise UserError(f"the network looks at a prompt: give `context`, (B, tokens, {config.context_dim})")
+        self._check_inputs(x, context)
         if labels is None and config.num_classes:
             raise UserError(f"the network takes `labels`: one of {config.num_classes} classes for each of the latents")
         if labels is not None and not config.num_classes:
             raise UserError("the network takes no labels; leave them out")
         if labels is not None and labels.shape != x.shape[:1]:
             raise UserError(f"labels are {tuple(labels.shape)}, the network takes {tuple(x.shape[:1])}")
-
-    def _check_context(self, context: Context) -> None:
-        if not self.config.context_dim:
-            raise UserError("the network takes no prompt; leave `context` out")
-        if isinstance(context, Tensor) and context.shape[-1] != self.config.context_dim:
-            raise UserError(
-                f"the prompt's tokens are {context.shape[-1]} wide, the network takes {self.config.context_dim}; "
-                "encode the prompt with the text encoder that belongs to it"
-            )
 
 
 def norm(config: DiTConfig) -> nn.LayerNorm:

@@ -12,15 +12,13 @@ from triptych.card import Card
 from triptych.errors import UserError
 from triptych.layers.cross_attention import (
     Context,
-    CrossAttention,
-    ProjectedContext,
     SpatialAttention,
     SpatialTransformer,
 )
 from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, by_pixel, silu
 from triptych.layers.timestep import TimeEmbedding
+from triptych.models.prompted import Prompted
 from triptych.models.unet_config import Level, UNetConfig, levels
-from triptych.network import Network
 
 
 class TimedBlock(ResnetBlock):
@@ -150,7 +148,7 @@ class Up(nn.Module):
         return self.upsample(x, time, size) if isinstance(self.upsample, TimedBlock) else self.upsample(x, size)
 
 
-class UNet(Network):
+class UNet(Prompted):
     """Noisy latents of any height and width, a time and a prompt give what the network predicts: the noise, v or x0.
 
     ```python
@@ -178,8 +176,7 @@ class UNet(Network):
         self.up = nn.ModuleList(Up(config, level) for level in up)
         self.norm = nn.GroupNorm(config.groups, config.width, eps=1e-5)
         self.out = Conv(config.width, config.out_channels)
-        for place, part in enumerate(self._crosses()):
-            part.place = place
+        self._number_crosses()
         self.initialise()
 
     def initialise(self) -> None:
@@ -205,16 +202,6 @@ class UNet(Network):
     def blocks(self) -> list[nn.Module]:
         """The blocks in the order in which they run: what checkpointing, compiling and sharding are applied to."""
         return [part for part in self.modules() if isinstance(part, UNetBlock)]
-
-    def project_context(self, context: Float[Tensor, "b m width"]) -> ProjectedContext:
-        """The prompt's keys and values for every cross-attention. `forward` takes them in place of `context`.
-
-        Raises:
-            UserError: the network takes no prompt, or one of another width.
-        """
-        self._check_context(context)
-        pairs = [part.project(context) for part in self._crosses()]
-        return ProjectedContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
     def forward(
         self,
@@ -246,17 +233,9 @@ class UNet(Network):
             x = level(x, skips, time, context)
         return self.out(silu(self.norm(x))).contiguous()                                 # b o h w
 
-    def _crosses(self) -> list[CrossAttention]:
-        return [part for part in self.modules() if isinstance(part, CrossAttention)]
-
     def _check(self, x: Tensor, context: Context | None, labels: Tensor | None) -> None:
         config = self.config
-        if x.shape[1] != config.in_channels:
-            raise UserError(f"latents have {x.shape[1]} channels, the network takes {config.in_channels}")
-        if context is not None:
-            self._check_context(context)
-        elif config.context_dim:
-            raise UserError(f"the network looks at a prompt: give `context`, (B, tokens, {config.context_dim})")
+        self._check_inputs(x, context)
         if labels is None and (config.num_classes or config.vector_dim):
             what = f"one of {config.num_classes} classes" if config.num_classes else f"a vector of {config.vector_dim}"
             raise UserError(f"the network takes `labels`: {what} for each of the latents")
@@ -266,12 +245,3 @@ class UNet(Network):
             shape = (x.shape[0], config.vector_dim) if config.vector_dim else (x.shape[0],)
             if labels.shape != shape:
                 raise UserError(f"labels are {tuple(labels.shape)}, the network takes {shape}")
-
-    def _check_context(self, context: Context) -> None:
-        if not self.config.context_dim:
-            raise UserError("the network takes no prompt; leave `context` out")
-        if isinstance(context, Tensor) and context.shape[-1] != self.config.context_dim:
-            raise UserError(
-                f"the prompt's tokens are {context.shape[-1]} wide, the network takes {self.config.context_dim}; "
-                "encode the prompt with the text encoder that belongs to it"
-            )

@@ -9,12 +9,12 @@ import pytest
 BEGIN = """
 import torch
 from torch.export import Dim, export
-from triptych.models.dit import DiT
+from triptych.models.registry import build
 from triptych.models.dit_config import DiTConfig
+from triptych.models.unet_config import UNetConfig
 
 torch.manual_seed(0)
-net = DiT(DiTConfig(latent_size=(8, 8), patch_size=2, width=24, depth=2, heads=2, mlp_dim=40, context_dim=12))
-net = net.eval().requires_grad_(False)
+net = build({config}).eval().requires_grad_(False)
 for parameter in net.parameters():
     torch.nn.init.normal_(parameter, std=0.1)
 
@@ -24,6 +24,11 @@ def given(b, h, w, l):
 def close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 """
+
+NETS = {
+    "unet": "UNetConfig(width=16, multipliers=(1, 2), depth=1, attention_factors=(1,), heads=2, context_dim=12, groups=8)",  # noqa: E501
+    "dit": "DiTConfig(latent_size=(8, 8), patch_size=2, width=24, depth=2, heads=2, mlp_dim=40, context_dim=12)",
+}
 
 COMPILE = """
 compiled = torch.compile(net, fullgraph=True, backend="aot_eager")  # fullgraph: a break is an error
@@ -43,7 +48,9 @@ for many in ((1, 8, 8, 77), (3, 32, 20, 7)):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("script", [COMPILE, EXPORT], ids=["compile", "export"])
-def test_tracing(script):
-    done = subprocess.run([sys.executable, "-c", BEGIN + script], capture_output=True, text=True)
+def test_tracing(script, net):
+    begin = BEGIN.replace("{config}", NETS[net])
+    done = subprocess.run([sys.executable, "-c", begin + script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

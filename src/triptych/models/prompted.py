@@ -1,0 +1,49 @@
+"""What the UNet and the DiT share: a denoiser that may look at a prompt, by cross-attention."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from triptych.errors import UserError
+from triptych.layers.cross_attention import Context, CrossAttention, ProjectedContext
+from triptych.network import Network
+
+
+class Prompted(Network):
+    """A denoiser whose config has `in_channels` and `context_dim`, 0 where it takes no prompt."""
+
+    def project_context(self, context: Float[Tensor, "b m width"]) -> ProjectedContext:
+        """The prompt's keys and values for every cross-attention. `forward` takes them in place of `context`.
+
+        Raises:
+            UserError: the network takes no prompt, or one of another width.
+        """
+        self._check_context(context)
+        pairs = [part.project(context) for part in self._crosses()]
+        return ProjectedContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+
+    def _crosses(self) -> list[CrossAttention]:
+        return [part for part in self.modules() if isinstance(part, CrossAttention)]
+
+    def _number_crosses(self) -> None:
+        """Tell each cross-attention which of the projected keys and values are its own."""
+        for place, part in enumerate(self._crosses()):
+            part.place = place
+
+    def _check_inputs(self, x: Tensor, context: Context | None) -> None:
+        """Raises a `UserError` if channels or prompt are not those that the network takes."""
+        config = self.config
+        if x.shape[1] != config.in_channels:
+            raise UserError(f"latents have {x.shape[1]} channels, the network takes {config.in_channels}")
+        if context is not None:
+            self._check_context(context)
+        elif config.context_dim:
+            raise UserError(f"the network looks at a prompt: give `context`, (B, tokens, {config.context_dim})")
+
+    def _check_context(self, context: Context) -> None:
+        if not self.config.context_dim:
+            raise UserError("the network takes no prompt; leave `context` out")
+        if isinstance(context, Tensor) and context.shape[-1] != self.config.context_dim:
+            raise UserError(
+                f"the prompt's tokens are {context.shape[-1]} wide, the network takes {self.config.context_dim}; "
+                "encode the prompt with the text encoder that belongs to it"
+            )
