@@ -17,7 +17,7 @@ from triptych.models.text import add_embedding
 from triptych.models.unet_config import UNetConfig
 from triptych.weights import inspect, load
 from triptych.weights.diffusion import compvis, schedule
-from triptych.weights.diffusion.diffusers import read_process
+from triptych.weights.diffusion.diffusers_settings import read_process
 from triptych.weights.formats import Hints, drafted, shapes_of
 from triptych.weights.rules import plan
 from triptych.weights.sameness import comparable

@@ -15,7 +15,7 @@ from triptych.models.registry import build
 from triptych.models.text_config import TextConfig
 from triptych.models.unet_config import UNetConfig
 from triptych.weights import load
-from triptych.weights.diffusion.diffusers import process_settings, read_process
+from triptych.weights.diffusion.diffusers_settings import process_settings, read_process
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what importing it deprecates is its own affair
