@@ -46,17 +46,21 @@ def autoencoder_emoji() -> CompressConfig:
     return replace(
         autoencoder(),
         data="emoji",
-        loading=DataConfig(batch_size=32, eval_batch_size=64, workers=0, load_size=(64, 64)),
+        model_args=("width=32", "patch=2", "multipliers=[1,2,4]", "depth=1", "latent_channels=8", "groups=8"),
+        kl=0.02,
+        discriminator=DiscriminatorConfig(channels=32, layers=2, weight=0.2, start=0.6, lr=5e-4),
+        loading=DataConfig(batch_size=16, eval_batch_size=64, workers=0, load_size=(64, 64)),
         augment=AugmentConfig(
             crop_scale=(1.0, 1.0),
             crop_ratio=(1.0, 1.0),
-            random_background=0.4,
+            random_background=0.1,
             brightness=0.1,
             contrast=0.1,
             saturation=0.2,
             hue=0.05,
         ),
-        loop=LoopConfig(epochs=60, ema=0.998, eval_every=5, save_every=300),
+        optim=OptimConfig(lr=1e-3, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
+        loop=LoopConfig(epochs=34, ema=0.999, eval_every=4, save_every=300),
     )
 
 
