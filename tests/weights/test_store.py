@@ -146,3 +146,25 @@ def test_inspect_says_what_it_is(tiny, tmp_path):
 def test_only_our_networks_are_saved(tmp_path):
     with pytest.raises(UserError, match="Linear is no network of this package"):
         save(torch.nn.Linear(2, 2), tmp_path / "x.safetensors")
+
+
+def test_shards_hold_no_more_than_asked_and_come_back_bit_for_bit(tiny, same_state, tmp_path):
+    net = tiny()
+    largest = max(t.nbytes for t in net.state_dict().values())
+    save(net, tmp_path / "model.safetensors")  # an earlier, whole one, which readers would take first
+    save(net, tmp_path / "model.safetensors", max_shard_size=largest)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2 and shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
+    for shard in shards:
+        assert sum(t.nbytes for t in load_file(shard).values()) <= largest
+    for place in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        again = load(place)
+        assert again.config == net.config
+        same_state(again, net)
+
+
+def test_a_small_network_asked_to_be_in_shards_is_one_file(tiny, same_state, tmp_path):
+    net = tiny()
+    save(net, tmp_path / "model.safetensors", max_shard_size=10**9)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    same_state(load(tmp_path), net)

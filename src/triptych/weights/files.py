@@ -323,6 +323,7 @@ def _sharded(index: Path) -> Contents:
                 f"{index.parent / name} does not hold what {index.name} says ({odd[0]}); fetch both again"
             )
         whole.entries |= shard.entries
+        whole.metadata |= shard.metadata
     whole.notes.append(f"{len(files)} shards")
     return whole
 

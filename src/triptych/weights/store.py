@@ -21,7 +21,7 @@ from triptych.weights import families
 from triptych.weights.files import Checkpoint
 from triptych.weights.formats import Reading, shapes_of, state
 from triptych.weights.rules import same
-from triptych.weights.writers import write_safetensors
+from triptych.weights.writers import write_shards
 
 if TYPE_CHECKING:
     from triptych.models.text import TextEncoder
@@ -30,7 +30,12 @@ KEY = "triptych"
 VERSION = 1
 
 
-def save(net: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+def save(
+    net: nn.Module,
+    path: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | None = None,
+) -> None:
     """Write a network as one .safetensors file; `load` gives it back bit for bit.
 
     Args:
@@ -38,6 +43,9 @@ def save(net: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None
         path: the file to make or replace; it appears whole or not at all.
         dtype: a smaller type to keep the floating numbers in, such as torch.float16. Loading gives them
             back in the network's own type, rounded; without it nothing is rounded.
+        max_shard_size: bytes of tensors a file, at most. What needs more than one lies in `path`'s folder as
+            model-00001-of-00002.safetensors and so on beside model.safetensors.index.json, and none is at `path`:
+            load the folder, or the index.
 
     Raises:
         UserError: the file cannot be written.
@@ -54,7 +62,7 @@ def save(net: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None
         said["tokenizer"] = text.tokenizer.to_json()
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    write_safetensors(path, tensors, {KEY: json.dumps(said, sort_keys=True)})
+    write_shards(path, tensors, {KEY: json.dumps(said, sort_keys=True)}, max_shard_size)
 
 
 def is_ours(checkpoint: Checkpoint) -> bool:

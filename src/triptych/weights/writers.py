@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import BinaryIO
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triptych.weights.safetensors_file import DTYPES
-from triptych.writing import write_atomically
+from triptych.writing import write_atomically, write_text_atomically
 
 Path = str | os.PathLike[str]
 
@@ -41,6 +42,31 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
             file.write(as_bytes(tensors[name]).numpy().data)
 
     write_atomically(path, write)
+
+
+def write_shards(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], most: int | None = None
+) -> None:
+    """One .safetensors file; or, where the tensors take more than `most` bytes, shards of them in order, the first
+    with the metadata, and at last their index. A tensor that is larger by itself has its own shard."""
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in tensors.items():
+        held = sum(other.nbytes for other in shards[-1].values())
+        if most is not None and shards[-1] and held + tensor.nbytes > most:
+            shards.append({})
+        shards[-1][name] = tensor
+    if len(shards) == 1:
+        write_safetensors(path, tensors, metadata)
+        return
+    whole, places = pathlib.Path(path), {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{whole.stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(whole.with_name(name), shard, metadata if number == 1 else {})
+        places |= dict.fromkeys(shard, name)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+    write_text_atomically(whole.with_name(f"{whole.name}.index.json"), json.dumps(index, indent=1) + "\n")
+    whole.unlink(missing_ok=True)  # of an earlier save, which readers would take first
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
