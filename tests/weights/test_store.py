@@ -154,7 +154,8 @@ def test_shards_hold_no_more_than_asked_and_come_back_bit_for_bit(tiny, same_sta
     save(net, tmp_path / "model.safetensors")  # an earlier, whole one, which readers would take first
     save(net, tmp_path / "model.safetensors", max_shard_size=largest)
     shards = sorted(tmp_path.glob("*.safetensors"))
-    assert len(shards) > 2 and shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert len(shards) > 2
+    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
     for shard in shards:
         assert sum(t.nbytes for t in load_file(shard).values()) <= largest
     for place in (tmp_path, tmp_path / "model.safetensors.index.json"):
