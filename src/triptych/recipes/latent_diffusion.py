@@ -53,5 +53,5 @@ def latent_diffusion_emoji() -> SecondStageConfig:
         loading=DataConfig(batch_size=64, workers=0, eval_fraction=0.03),
         augment=replace(STILL, flip=0.0),  # clocks and letters are no longer themselves in a mirror
         optim=OptimConfig(lr=7e-4, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=160, ema=0.999, eval_every=10, save_every=300),
+        loop=LoopConfig(epochs=140, ema=0.999, eval_every=10, save_every=300),
     )
