@@ -38,7 +38,7 @@ def latent_diffusion_emoji() -> SecondStageConfig:
     """
     return SecondStageConfig(
         model="unet-emoji",
-        model_args=("attention_factors=[1,2]",),
+        model_args=("multipliers=[1,2]", "attention_factors=[1,2]"),
         text=CaptionConfig(vocabulary=2048, length=20, width=128, depth=4, head_dim=32),
         process=ProcessConfig(schedule="flow", prediction="flow"),
         noise=NoiseConfig(times="logit_normal"),
@@ -53,5 +53,5 @@ def latent_diffusion_emoji() -> SecondStageConfig:
         loading=DataConfig(batch_size=64, workers=0, eval_fraction=0.03),
         augment=replace(STILL, flip=0.0),  # clocks and letters are no longer themselves in a mirror
         optim=OptimConfig(lr=7e-4, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
-        loop=LoopConfig(epochs=140, ema=0.999, eval_every=10, save_every=300),
+        loop=LoopConfig(epochs=130, ema=0.999, eval_every=10, save_every=300),
     )
