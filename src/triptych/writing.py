@@ -32,12 +32,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
         os.chmod(beside, 0o666 & ~_umask())  # mkstemp makes a private file; a result is an ordinary one
         os.replace(beside, path)
         beside = None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as problem:
-        remedy = (
-            "free space or choose another place" if problem.errno == errno.ENOSPC else "choose another place"
-        )
-        raise UserError(f"cannot write {path}: {problem.strerror or problem}; {remedy}") from problem
+        raise unwritable(path, problem) from problem
     finally:
         if beside is not None and os.path.exists(beside):
             os.unlink(beside)
@@ -48,13 +45,20 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def unwritable(path: str | os.PathLike[str], problem: OSError) -> UserError:
+    """What to say where the disk refused to write `path`."""
+    full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free space or choose another place" if full else "choose another place"
+    return UserError(f"cannot write {path}: {problem.strerror or problem}; {remedy}")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable; a file system that cannot sync a folder is left to its own care."""
     try:
         handle = os.open(folder, os.O_RDONLY)

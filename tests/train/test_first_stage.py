@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import triptych as tp
+from tests.train.cutting import cut_after, final
 from triptych.cli import main
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.images import decode, resize_crop
@@ -26,7 +27,6 @@ from triptych.train.first_stage_config import (
 )
 from triptych.train.latents import measure_latents
 from triptych.train.loop import endless
-from triptych.train.state import load_newest
 
 TINY = ("width=8", "groups=4", "multipliers=[1,2]", "depth=1", "latent_channels=4", "middle_attention=false")
 
@@ -72,18 +72,6 @@ def vq(config) -> CompressConfig:
 
 def first_batch(parts, progress=1.0):
     return {**next(endless(parts.train)), "seed": (0, 0, 0), "progress": progress}
-
-
-def cut_after(monkeypatch, steps):
-    """Let the next run be interrupted once it has made `steps` steps."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def interrupts():
-        asked = []
-        yield lambda: asked.append(1) or len(asked) > steps
-
-    monkeypatch.setattr(loop, "_interrupts", interrupts)
 
 
 def grads(net):
@@ -197,9 +185,7 @@ def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
         cut_after(patch, cut)
         assert not run(made, tmp_path / "cut").finished
     assert run(made, tmp_path / "cut").finished
-    (one, facts, _), (other, others, _) = (
-        load_newest(tmp_path / n / "checkpoints") for n in ("whole", "cut")
-    )
+    (one, facts), (other, others) = final(tmp_path / "whole"), final(tmp_path / "cut")
     assert facts == others
     assert one.keys() == other.keys()
     assert any(name.startswith("opponent.optimizer.") for name in one)
@@ -252,9 +238,9 @@ def test_both_networks_learn_at_each_step_from_the_start_on(config, tmp_path):
         active = (row["step"] - 0.5) / steps >= 0.3
         assert ("fooled" in row) == ("discriminator" in row) == ("opponent_grad_norm" in row) == active
         assert row["grad_norm"] > 0
-    tensors = load_newest(tmp_path / "checkpoints")[0]
+    tensors = final(tmp_path)[0]
     assert not torch.equal(tensors["opponent.net.conv_in.weight"], start["conv_in.weight"])
-    assert tensors["opponent.optimizer.0.step"] == sum("fooled" in row for row in rows)
+    assert tensors["opponent.optimizer.conv_in.weight.step"] == sum("fooled" in row for row in rows)
 
 
 def test_the_loss_is_its_definition_and_so_is_its_gradient(config):

@@ -12,40 +12,9 @@ import torch
 from safetensors import safe_open
 
 import triptych as tp
+from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
 from triptych.errors import UserError
-from triptych.train import dry_run, evaluate, loop, run
-from triptych.train.state import checkpoints, load_newest, save_checkpoint
-
-
-def final(folder):
-    tensors, facts, _ = load_newest(folder / "checkpoints")
-    return tensors, facts
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def learnt(row):
-    """A row without what a clock measured."""
-    return {k: v for k, v in row.items() if k not in ("images_per_second", "waiting")}
-
-
-def cut_after(monkeypatch, steps):
-    """Let the next run be interrupted once it has made `steps` steps."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def interrupts():
-        asked = []
-
-        def came():
-            asked.append(1)
-            return len(asked) > steps
-
-        yield came
-
-    monkeypatch.setattr(loop, "_interrupts", interrupts)
+from triptych.train import dry_run, evaluate, run
 
 
 def test_it_learns_and_leaves_a_run_that_loads(config, tmp_path):
@@ -83,28 +52,6 @@ def test_rows_after_the_checkpoint_are_done_again_not_kept_twice(config, tmp_pat
         log.write(json.dumps({"step": 10_000, "loss": 1.0}) + "\n" + '{"step": 3')
     run(config, tmp_path)
     assert rows(tmp_path) == before
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over(config, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        cut_after(patch, 2)
-        run(config, tmp_path)
-    with monkeypatch.context() as patch:
-        cut_after(patch, 2)
-        run(config, tmp_path)
-    newest, _older = checkpoints(tmp_path / "checkpoints")
-    data = bytearray(newest.read_bytes())
-    data[-20] ^= 1
-    newest.write_bytes(data)
-    capsys.readouterr()
-    run(config, tmp_path)
-    said = capsys.readouterr().err
-    assert "is damaged (the checksum of" in said
-    assert "going on from step 2" in said
-    for path in checkpoints(tmp_path / "checkpoints"):
-        path.write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
-        run(config, tmp_path)
 
 
 def test_another_config_is_refused_and_harmless_changes_are_not(short, tmp_path):
@@ -169,14 +116,6 @@ def test_both_heads_of_a_distilled_network_learn(short, tmp_path):
     assert after["head_distill.weight"].abs().sum() > 0
 
 
-def test_a_later_damaged_checkpoint_makes_room_first(tmp_path):
-    for step in (450, 500):
-        save_checkpoint(tmp_path, step, {"a": torch.zeros(3)}, {}, keep=2)
-    (tmp_path / "step-000000500.safetensors").write_bytes(b"broken")
-    save_checkpoint(tmp_path, 460, {"a": torch.ones(3)}, {}, keep=1)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000460.safetensors"]
-
-
 def test_a_run_s_own_data_under_another_name_is_still_its_own(short, tmp_path):
     run(short, tmp_path)
     assert evaluate(tmp_path, short.data + "/", workers=0)["count"] == 8
@@ -218,7 +157,7 @@ def test_sigterm_to_the_whole_group_saves_and_ends(pictures, tmp_path):
     assert process.wait(60) == 130, said
     process.stderr.close()
     assert "the same command goes on" in said
-    assert len(checkpoints(tmp_path / "r" / "checkpoints")) == 1
+    assert len(steps_kept(tmp_path / "r")) == 1
 
 
 def test_accumulation_of_two_halves_is_one_batch(config, tmp_path):
@@ -375,4 +314,4 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(config,
     monkeypatch.setattr(Classify, "loss", broken)
     with pytest.raises(UserError, match="loss is nan at step 5"):
         run(config, tmp_path)
-    assert checkpoints(tmp_path / "checkpoints") == []
+    assert steps_kept(tmp_path) == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.train.test_run import cut_after, final
+from tests.train.cutting import cut_after, final
 
 import triptych as tp
 from triptych.data.config import DataConfig

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import triptych as tp
+from tests.train.cutting import cut_after, final
 from triptych.card import Card, Preprocess
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.feeding import Passes
@@ -30,7 +31,6 @@ from triptych.train.config import (
 )
 from triptych.train.optim import layers_of
 from triptych.train.segment import build_network
-from triptych.train.state import load_newest
 from triptych.train.tasks import pixel_loss, random_squares
 
 SMALL = ("embed_dim=16", "depths=[1,2]", "num_heads=[1,2]", "window=4", "stem_widths=[8]", "patch_size=2")
@@ -258,18 +258,12 @@ def test_evaluation_is_told_what_masks_leave_out(shapes):
 
 
 def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(config, tmp_path, monkeypatch):
-    @contextlib.contextmanager
-    def interrupts():
-        asked = []
-        yield lambda: asked.append(1) or len(asked) > 3
-
     run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_interrupts", interrupts)
+        cut_after(patch, 3)
         assert not run(config, tmp_path / "cut").finished
     assert run(config, tmp_path / "cut").finished
-    one, _, _ = load_newest(tmp_path / "whole" / "checkpoints")
-    other, _, _ = load_newest(tmp_path / "cut" / "checkpoints")
+    (one, _), (other, _) = final(tmp_path / "whole"), final(tmp_path / "cut")
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 

@@ -1,6 +1,7 @@
 """What a run says: JSON lines always, a progress line on a terminal, plain lines elsewhere, tensorboard if asked."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,23 +21,33 @@ class RunLog:
         total: steps of the whole run.
         resumed: rows after this step belong to work that was lost and is done again; they are taken out.
         every: seconds between lines on the screen.
+        evaluated: the same for rows of evaluations, where the run was cut off in one.
     """
 
-    def __init__(self, folder: Path, total: int, resumed: int, every: float, tensorboard: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        total: int,
+        resumed: int,
+        every: float,
+        tensorboard: bool = False,
+        evaluated: int | None = None,
+    ):
         self.path, self.total, self.every = folder / "log.jsonl", total, every
         self.board = _tensorboard(folder, resumed) if tensorboard else None
-        self._drop_after(resumed)
+        self._drop_after(resumed, resumed if evaluated is None else evaluated)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self.progress, self.bar = _progress(total, resumed)
         self.said = time.monotonic()
 
-    def _drop_after(self, step: int) -> None:
+    def _drop_after(self, step: int, evaluated: int) -> None:
         if not self.path.exists():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                row = json.loads(line)
+                if row["step"] <= (evaluated if "eval" in row else step):
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # the half line of a killed run
@@ -55,6 +66,10 @@ class RunLog:
             for row in rows:
                 for name, value in _scalars(row):
                     self.board.add_scalar(name, value, row["step"])
+
+    def sync(self) -> None:
+        """What was written outlasts the machine: before a checkpoint that counts on it."""
+        os.fsync(self.file.fileno())
 
     def due(self) -> bool:
         """Whether the screen waits for a line."""

@@ -5,9 +5,9 @@ cut off and started again does what it would have done.
 """
 
 import contextlib
+import functools
 import math
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +20,15 @@ import torch
 from triptych.data.loader import Loader
 from triptych.errors import UserError
 from triptych.network import Network
+from triptych.train.checkpoints import Checkpoints, Facts
 from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.ema import Ema
 from triptych.train.identity import require_same
+from triptych.train.interrupts import interrupts
 from triptych.train.log import RunLog
 from triptych.train.opponent import Opponent
 from triptych.train.optim import lr_at, make_optimizer, set_lr
-from triptych.train.state import Facts, gather, load_newest, save_checkpoint, scatter
+from triptych.train.state import gather, scatter
 from triptych.train.tasks import Batch, Task
 
 FLUSH_STEPS = 50  # losses stay on the device this long, so that it need not wait for the processor
@@ -80,12 +82,19 @@ def fit(
     optimizer = make_optimizer(net, optim)
     ema = Ema(net, config.ema) if config.ema else None
     measured = ema.net if ema else net
-    step, best, notes = _resume(out, identity, net, ema, optimizer, opponent, train)
+    checkpoints = Checkpoints(out / "checkpoints", config.keep)
+    step, evaluated, best, notes = _resume(checkpoints, out, identity, net, ema, optimizer, opponent, train)
     batches = endless(train)
     pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
     clock, waited = time.monotonic(), 0.0
     eval_steps = max(1, round(config.eval_every * len(train) / config.accumulate))
     saved, seen, meter_seen = time.monotonic(), 0, 0
+
+    def images_at(step: int) -> int:
+        return step * config.accumulate * batch_size
+
+    def epoch_at(step: int) -> float:
+        return step * config.accumulate / len(train)
 
     def flush(log: RunLog) -> None:
         log.write([_as_row(row, tensors) for row, tensors in pending])
@@ -93,13 +102,16 @@ def fit(
 
     def save(log: RunLog) -> None:
         flush(log)
-        facts = {"identity": identity, "step": step, "loader": train.state_dict(), "best": best}
-        tensors = gather(net, ema, optimizer, opponent)
-        save_checkpoint(out / "checkpoints", step, tensors, facts, config.keep)
+        log.sync()
+        facts = {
+            "identity": identity, "step": step, "evaluated": evaluated, "loader": train.state_dict(), "best": best
+        }  # fmt: skip
+        checkpoints.save(step, gather(net, ema, optimizer, opponent), facts)
 
     with (
-        RunLog(out, total, step, config.log_every, config.tensorboard) as log,
-        _interrupts() as interrupted,
+        contextlib.closing(checkpoints),
+        RunLog(out, total, step, config.log_every, config.tensorboard, evaluated) as log,
+        interrupts() as interrupted,
         torch.random.fork_rng(),
     ):
         for note in notes:
@@ -107,7 +119,29 @@ def fit(
         if total < FEW_STEPS and step == 0:
             log.say(f"only {total} steps in all: raise --loop.epochs, or lower --loading.batch-size")
         training(net)
-        while step < total and not interrupted():
+        while True:
+            # Once in a while, between two steps.
+            if step and step != evaluated and (step % eval_steps == 0 or step == total):
+                figures = interrupted.breakable(lambda: _evaluate(task, measured, evaluate, autocast))
+                if figures is not None:
+                    log.write([{"step": step, "images": images_at(step), "eval": figures}])
+                    if not best or task.rank(figures) > task.rank(best):
+                        best = {**figures, "step": step}
+                        keep_best(measured, figures)
+                    log.say(_scores(epoch_at(step), figures, best["step"] == step))
+                    if illustrate is not None:
+                        interrupted.breakable(functools.partial(illustrate, step))
+                if interrupted.broke:  # it is done again when the run goes on
+                    break
+                evaluated = step
+                training(net)
+                clock, waited = time.monotonic(), 0.0
+            if not checkpoints.busy and time.monotonic() - saved > config.save_every:
+                save(log)
+                saved = time.monotonic()
+            if step >= total or interrupted():
+                break
+
             # One step: forward and backward over the batches of the step, then the update.
             progress = (step + 0.5) / total  # its middle: no step is at zero
             lr = lr_at(progress, optim)
@@ -137,46 +171,26 @@ def fit(
             step += 1
             if ema:
                 ema.update(net, step)
-            images = step * config.accumulate * batch_size
-            row = {"step": step, "images": images, "epoch": step * config.accumulate / len(train), "lr": lr}
+            row = {"step": step, "images": images_at(step), "epoch": epoch_at(step), "lr": lr}
             pending.append((row, logs))
-
-            # Once in a while.
-            evaluating = step % eval_steps == 0 or step == total
-            if log.due() or evaluating or len(pending) >= FLUSH_STEPS:
+            showing = log.due() or step % eval_steps == 0 or step == total
+            if showing or len(pending) >= FLUSH_STEPS:
                 elapsed = time.monotonic() - clock
-                pending[-1][0].update(
-                    images_per_second=(seen - meter_seen) / elapsed, waiting=waited / elapsed
-                )
+                pending[-1][0].update(images_per_second=(seen - meter_seen) / elapsed, waiting=waited / elapsed)
                 last = pending[-1]
                 flush(log)
-                if log.due() or evaluating:
+                if showing:
                     log.show(step, _words(_as_row(*last)))
                 clock, waited, meter_seen = time.monotonic(), 0.0, seen
-            if evaluating:
-                figures = _evaluate(task, measured, evaluate, autocast)
-                log.write([{"step": step, "images": images, "eval": figures}])
-                if not best or task.rank(figures) > task.rank(best):
-                    best = {**figures, "step": step}
-                    keep_best(measured, figures)
-                scores = "  ".join(
-                    f"{name} {value:.4f}" for name, value in figures.items() if name != "count"
-                )
-                log.say(f"epoch {row['epoch']:.2f}: {scores}" + ("  (best)" if best["step"] == step else ""))
-                if illustrate is not None:
-                    illustrate(step)
-                training(net)
-                clock, waited = time.monotonic(), 0.0
-            if time.monotonic() - saved > config.save_every:
-                save(log)
-                saved = time.monotonic()
         save(log)
+        checkpoints.wait()
         for name, why in train.bad.items():
             log.say(f"left out: {name}: {why}")
-    return Outcome(step, step >= total, best, task.headline)
+    return Outcome(step, step >= total and evaluated == step, best, task.headline)
 
 
 def _resume(
+    checkpoints: Checkpoints,
     out: Path,
     identity: Facts,
     net: Network,
@@ -184,21 +198,29 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     opponent: Opponent | None,
     loader: Loader,
-) -> tuple[int, dict[str, float], list[str]]:
-    found = load_newest(out / "checkpoints")
+) -> tuple[int, int, dict[str, float], list[str]]:
+    """Step, step of the last evaluation, its best figures, and what to say."""
+    checkpoints.tidy()
+    found = checkpoints.newest()
     if found is None:
-        return 0, {}, []
-    tensors, facts, notes = found
+        return 0, 0, {}, []
+    checkpoint, notes = found
+    facts = checkpoint.facts
     require_same(out, facts["identity"], identity)
-    scatter(tensors, net, ema, optimizer, opponent)
+    scatter(checkpoint, net, ema, optimizer, opponent)
     loader.load_state_dict(facts["loader"])
-    return facts["step"], facts["best"], [*notes, f"going on from step {facts['step']}"]
+    return facts["step"], facts["evaluated"], facts["best"], [*notes, f"going on from step {facts['step']}"]
 
 
 def _evaluate(task: Task, net: Network, loader: Loader, autocast: Any) -> dict[str, float]:
     net.eval()
     with autocast():
         return dict(task.evaluate(net, loader))
+
+
+def _scores(epoch: float, figures: dict[str, float], best: bool) -> str:
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name != "count")
+    return f"epoch {epoch:.2f}: {scores}" + ("  (best)" if best else "")
 
 
 def training(net: Network) -> None:
@@ -255,27 +277,6 @@ def _words(row: dict[str, Any]) -> str:
         f"epoch {row['epoch']:.2f}  loss {row['loss']:.3f}  {row.get('images_per_second', 0):.0f} images/s  "
         f"waiting {row.get('waiting', 0):.0%}"
     )
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came; the second SIGINT interrupts at once."""
-    came = []
-
-    def note(number: int, _frame: Any) -> None:
-        if came and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: the caller's business
-        before = {}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def peak_memory(device: torch.device) -> int:
