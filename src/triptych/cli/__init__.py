@@ -83,5 +83,7 @@ def _run(args: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print("triptych: " + " ".join(message.split()), file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # of a process that torchrun started
+    of = "" if rank == "0" else f" (process {rank})"
+    print(f"triptych{of}: " + " ".join(message.split()), file=sys.stderr)
     return 2

@@ -63,6 +63,10 @@ def train(args: Sequence[str]) -> int:
         from triptych.train import run
 
         outcome = run(command.config, command.out)  # type: ignore[arg-type]
+    import os
+
+    if os.environ.get("RANK", "0") != "0":  # of torchrun's; the first one says how it ended
+        return 0 if outcome.finished else 130
     if command.json:
         print_json(
             {

@@ -12,7 +12,7 @@ processor's cache.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Integer, UInt8
 from torch import Tensor
 
+from triptych import shares
 from triptych.data.backgrounds import draw_background, over, paint
 from triptych.data.colour import draw_colour, jitter
 from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, Colour
@@ -61,14 +62,25 @@ def draw(
     # A stream for each idea: turning one off leaves the others' draws as they were.
     place, colour, behind, rubber, blend = np.random.default_rng(_entropy(seed)).spawn(5)
     ratios = None if aspect is None else np.asarray(torch.as_tensor(aspect).cpu(), dtype=float)
+    share = shares.current()
+    rows = slice(0, count) if share is None else slice(share.first, share.first + count)
+    whole = count if share is None else share.whole
+    if ratios is not None and share is not None:  # those of other processes' pictures have no part in ours
+        ratios = np.pad(ratios, (rows.start, whole - rows.stop), constant_values=1.0)
     drawn = (
-        geometry(count, config, place, ratios),
-        draw_colour(count, config, colour),
-        *draw_background(count, config, behind),
-        *draw_erasing(count, config, rubber),
-        *draw_mixing(count, config, blend),
+        geometry(whole, config, place, ratios),
+        draw_colour(whole, config, colour),
+        *draw_background(whole, config, behind),
+        *draw_erasing(whole, config, rubber),
+        *draw_mixing(whole, config, blend),
     )
-    return Draws(*(_tensor(values, device) for values in drawn))
+    found = Draws(*(_tensor(values, device) for values in drawn))[rows]
+    if share is None:
+        return found
+    # Pictures are mixed with others of the same process: the shift to the partner is drawn, and taken within its rows.
+    at = torch.arange(count, device=device)
+    shift = (found.partner - at - rows.start - 1) % whole % max(1, count - 1) + 1
+    return replace(found, partner=(at + shift) % count)
 
 
 @torch.no_grad()
@@ -215,7 +227,8 @@ def rand_augment(
     from kornia.augmentation.auto import RandAugment
 
     policy = RandAugment(n=config.rand_augment, m=config.rand_augment_magnitude)  # type: ignore[arg-type]
-    rng = np.random.default_rng([*_entropy(seed), 1])
+    share = shares.current()
+    rng = np.random.default_rng([*_entropy(seed), 1, *([] if share is None else [share.first])])
     order = torch.from_numpy(rng.permutation(len(x))).to(x.device)
     out = torch.empty_like(x)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):

@@ -90,7 +90,7 @@ class DataConfig:
     """How files become uint8 batches."""
 
     batch_size: int = 64
-    """Images in a training batch."""
+    """Images in a training batch, of all processes together."""
     eval_batch_size: int | None = None
     """Images in an evaluation batch; none means as in training."""
     workers: int = 2

@@ -46,8 +46,6 @@ def make_loader(
     train: bool,
     seed: int = 0,
     batch_size: int | None = None,
-    rank: int = 0,
-    world: int = 1,
     smallest: tuple[int, int] | None = None,
     order: "OrderLike | None" = None,
 ) -> "Loader":
@@ -61,8 +59,6 @@ def make_loader(
         train: a new order each epoch and only full batches, or the source's order and all of it.
         seed: with the epoch's number, it fixes the order.
         batch_size: instead of the one in `config`.
-        rank, world: this process's number among those that train together; each gets its share of each batch
-            of `batch_size * world`.
         smallest: height and width; a picture that is smaller counts as damaged, instead of being enlarged.
         order: which examples are in which batch, instead of what these say.
 
@@ -80,7 +76,7 @@ def make_loader(
     )
     if batch_size is None:
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
-    order = order or Order(len(source), batch_size, seed, shuffle=train, rank=rank, world=world)
+    order = order or Order(len(source), batch_size, seed, shuffle=train)
     cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
     return Loader(pictures, order, _processes(config), cached, config.on_bad_image)
 
@@ -120,27 +116,41 @@ class OrderLike(Protocol):
 class Order:
     """Which examples are in which batch: a function of (seed, epoch) alone."""
 
-    def __init__(
-        self, count: int, batch_size: int, seed: int, *, shuffle: bool, rank: int = 0, world: int = 1
-    ):
+    def __init__(self, count: int, batch_size: int, seed: int, *, shuffle: bool):
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        batches = self.count / (self.batch_size * self.world)
+        batches = self.count / self.batch_size
         return max(1, math.floor(batches)) if self.shuffle else math.ceil(batches)
 
-    def batches(self, epoch: int) -> list[np.ndarray]:
-        """The indices in each batch of this process; all full when shuffling, else every index once."""
-        whole = self.batch_size * self.world
-        rows = np.arange(self.count)
+    def batches(self, epoch: int, /) -> list[np.ndarray]:
+        """The indices in each batch; all full when shuffling, else every index once."""
+        size, rows = self.batch_size, np.arange(self.count)
         if self.shuffle:
             rng = np.random.default_rng([self.seed % 2**64, epoch])
             rows = rng.permutation(self.count)
-            while len(rows) < whole:  # fewer examples than one batch: they come again
+            while len(rows) < size:  # fewer examples than one batch: they come again
                 rows = np.concatenate([rows, rng.permutation(self.count)])
-        return [rows[i * whole : (i + 1) * whole][self.rank :: self.world] for i in range(len(self))]
+        return [rows[i * size : (i + 1) * size] for i in range(len(self))]
+
+
+class Divided:
+    """One process's part of an order that `world` processes share: of each batch the `rank`-th of as many runs of rows,
+    or whole batches in turn."""
+
+    def __init__(self, order: OrderLike, rank: int, world: int, within: bool):
+        self.order, self.rank, self.world, self.within = order, rank, world, within
+
+    def __len__(self) -> int:
+        count = len(self.order)
+        return count if self.within else len(range(self.rank, count, self.world))
+
+    def batches(self, epoch: int, /) -> list[np.ndarray]:
+        every = self.order.batches(epoch)
+        if self.within:
+            return [np.array_split(rows, self.world)[self.rank] for rows in every]
+        return every[self.rank :: self.world]
 
 
 class Pictures(Dataset):
@@ -266,7 +276,7 @@ class Loader(StatefulDataLoader):
     ):
         self.bad: dict[str, str] = {}
         self.epoch = 0
-        self._order, self._on_bad_image = order, on_bad_image
+        self._order, self._on_bad_image, self._in_step = order, on_bad_image, False
         self._done = self._resume_at = 0  # batches
         self._cache = _Cache(pictures) if cached and isinstance(pictures, Pictures) else None
         self._plan: list[list[int]] = []  # of this epoch: the rows that each request asks the workers for
@@ -288,6 +298,11 @@ class Loader(StatefulDataLoader):
         """Batches in an epoch."""
         return len(self._order)
 
+    def divide(self, rank: int, world: int, within: bool) -> None:
+        """Give process `rank` of `world` its part from now on (`Divided`). Within batches, those of which it has no
+        picture come too, empty, so that all processes count alike."""
+        self._order, self._in_step = Divided(self._order, rank, world, within), within
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self._done, self._resume_at = self._resume_at, 0
         batches = self._order.batches(self.epoch)[self._done :]
@@ -301,7 +316,7 @@ class Loader(StatefulDataLoader):
                 if self._cache is not None:
                     batch = self._cache.batch(rows, absent, batch)
                 self._done += 1
-                if batch["id"]:
+                if batch["id"] or self._in_step:
                     yield batch
             next(fetched, None)  # lets the workers end
         except BaseException:

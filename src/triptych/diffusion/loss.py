@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from triptych import shares
 from triptych.diffusion.config import NoiseConfig, Prediction
 from triptych.diffusion.process import Process
 
@@ -57,8 +58,11 @@ def draw_times(
     together they are spread evenly over it, which takes chance out of the mean (Kingma et al. 2021, Appendix I.1)."""
     device = generator.device
     start = torch.rand((), generator=generator, device=device)
-    order = torch.randperm(count, generator=generator, device=device)
-    u = (order + start) / count  # in [0, 1), one in each 1 / count of it
+
+    def spread(n: int) -> Tensor:
+        return (torch.randperm(n, generator=generator, device=device) + start) / n
+
+    u = shares.drawn(count, spread)  # in [0, 1), one in each 1 / count of it
     if config.times == "logit_normal":
         quantile = math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-6, 1 - 1e-6))
         u = torch.sigmoid(config.logit_mean + config.logit_std * quantile)
@@ -70,10 +74,15 @@ def draw_times(
 
 def draw_noise(x0: Float[Tensor, "b c *s"], config: NoiseConfig, generator: torch.Generator) -> Tensor:
     """Standard normal noise like x0, and the offset of each channel."""
-    eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+
+    def normal(*shape: int) -> Tensor:
+        return shares.drawn(
+            len(x0), lambda n: torch.randn((n, *shape), generator=generator, device=x0.device)
+        )
+
+    eps = normal(*x0.shape[1:])
     if config.offset:
-        shape = (*x0.shape[:2], *[1] * (x0.ndim - 2))
-        eps = eps + config.offset * torch.randn(shape, generator=generator, device=x0.device)
+        eps = eps + config.offset * normal(x0.shape[1], *[1] * (x0.ndim - 2))
     return eps
 
 

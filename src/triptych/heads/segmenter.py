@@ -16,6 +16,7 @@ from triptych.heads.fpn import Fpn
 from triptych.heads.unet_decoder import UNetDecoder
 from triptych.heads.upernet import UPerNet
 from triptych.layers.initial import fill
+from triptych.layers.residual import Dropout2d
 from triptych.network import Network
 
 
@@ -55,7 +56,7 @@ class Segmenter(Network):
                 "several; there is one, so leave it at 0"
             )
         self.decoder = make_decoder(config.head, channels, config.in_channels)
-        self.dropout = nn.Dropout2d(config.head.dropout)
+        self.dropout = Dropout2d(config.head.dropout)
         self.classifier = nn.Conv2d(self.decoder.channels, config.num_classes, 1)  # type: ignore[arg-type]
         self.aux = None
         if config.head.aux_width:

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from triptych.layers.eager import derives_forwards
 from triptych.layers.linear import has_amx, linear, one_call
+from triptych.layers.residual import Dropout
 
 Rotate = Callable[[Tensor], Tensor]  # turns queries and keys (B, heads, N, d) by their positions
 
@@ -153,7 +154,7 @@ class Attention(nn.Module):
         self.q_norm = nn.LayerNorm(dim // heads, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads, eps=eps) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.tap: Callable[[Tensor], None] | None = None  # set by layers.capture
 
     def fill(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triptych.layers.attention import Attention, attention
 from triptych.layers.linear import linear, one_call
+from triptych.layers.residual import Dropout
 
 
 class ProjectedContext(NamedTuple):
@@ -65,7 +66,7 @@ class GEGLU(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, 2 * hidden)
         self.fc2 = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         if one_call(x, self.fc1.weight) and not self.training:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.layers.linear import linear
+from triptych.layers.residual import Dropout
 
 
 class Mlp(nn.Module):
@@ -27,7 +28,7 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.approximate: Literal["none", "tanh"] = approximate
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         x = self.dropout(linear(x, self.fc1.weight, self.fc1.bias, gelu=self.approximate))
@@ -42,7 +43,7 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(dim, hidden)
         self.up = nn.Linear(dim, hidden)
         self.down = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))

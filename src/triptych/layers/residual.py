@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from triptych import shares
+
 
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016): in training a sample's whole branch is dropped with probability
@@ -16,11 +18,31 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        mask = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) < keep
+        ones = (1,) * (x.ndim - 1)
+        mask = shares.drawn(len(x), lambda n: torch.rand((n, *ones), device=x.device)) < keep
         return x * (mask.to(x.dtype) / keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
+
+
+class Dropout(nn.Dropout):
+    """Dropout (Srivastava et al. 2014) whose zeros belong to a sample's place in the batch, whoever works on it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0 or shares.current() is None:
+            return super().forward(x)
+        return x * shares.drawn(len(x), lambda n: super(Dropout, self).forward(x.new_ones(n, *x.shape[1:])))
+
+
+class Dropout2d(nn.Dropout2d):
+    """`Dropout` of whole channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0 or shares.current() is None:
+            return super().forward(x)
+        ones = (1,) * (x.ndim - 2)
+        return x * shares.drawn(len(x), lambda n: super(Dropout2d, self).forward(x.new_ones(n, x.shape[1], *ones)))
 
 
 class LayerScale(nn.Module):

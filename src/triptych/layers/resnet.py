@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.layers.linear import has_amx, one_call
+from triptych.layers.residual import Dropout
 
 Kept = dict[tuple[int, ...], Tensor]  # weights as a processor takes them, by place and size of map
 
@@ -156,7 +157,7 @@ class ResnetBlock(nn.Module):
         if time_dim is not None:
             self.time = nn.Linear(time_dim, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = Conv(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 

@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from triptych import shares
 from triptych.card import Card, Preprocess
 from triptych.errors import UserError
 from triptych.layers.cross_attention import SpatialAttention
@@ -327,7 +328,8 @@ class Autoencoder(FirstStage):
             return mean
         if noise is None:
             device = mean.device if generator is None else generator.device
-            noise = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype).to(mean.device)
+            like: dict[str, Any] = {"generator": generator, "device": device, "dtype": mean.dtype}
+            noise = shares.drawn(len(mean), lambda n: torch.randn((n, *mean.shape[1:]), **like)).to(mean.device)
         return mean + torch.exp(0.5 * logvar) * noise
 
     def quantize(self, latents: Latents) -> tuple[Latents, Int[Tensor, "b h w"]]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.layers.initial import fill
+from triptych.layers.norm import BatchNorm
 from triptych.network import Network
 
 
@@ -31,7 +32,7 @@ class Discriminator(Network):
         for i, (inputs, width) in enumerate(pairwise(widths)):
             stride = 2 if i < layers - 1 else 1
             self.convs.append(nn.Conv2d(inputs, width, 4, stride, 1, bias=False))
-            self.norms.append(nn.BatchNorm2d(width))
+            self.norms.append(BatchNorm(width))
         self.conv_out = nn.Conv2d(widths[-1], 1, 4, 1, 1)
         self.initialise()
 

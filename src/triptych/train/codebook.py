@@ -6,6 +6,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from triptych import shares
 from triptych.models.autoencoder import Autoencoder
 from triptych.train.first_stage_config import CodebookConfig
 
@@ -41,7 +42,7 @@ class Codebook(nn.Module):
         loss = self.config.commitment * F.mse_loss(z.float(), entries.detach())
         if self.config.update == "gradient":
             loss = loss + F.mse_loss(entries, z.detach().float())
-        used = torch.bincount(indices.flatten(), minlength=len(self.counts)).float()
+        used = shares.summed(torch.bincount(indices.flatten(), minlength=len(self.counts)).float())
         logs = {"perplexity": perplexity(used), "codes_used": (used > 0).float().mean()}
         if learn:
             logs["codes_revived"] = self._remember(net, z.detach().float(), indices, used)
@@ -54,18 +55,30 @@ class Codebook(nn.Module):
         weight = net.codebook.weight
         self.counts.lerp_(used, 1 - d)
         if self.config.update == "ema":
-            self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, indices.flatten(), flat), 1 - d)
+            sums = torch.zeros_like(self.sums).index_add_(0, indices.flatten(), flat)
+            self.sums.lerp_(shares.summed(sums), 1 - d)
             # Laplace's rule keeps the counts of rare entries from zero, and their sum.
             total = self.counts.sum()
             counts = (self.counts + 1e-5) / (total + len(self.counts) * 1e-5) * total
             weight.copy_(self.sums / counts[:, None])
         dead = self.counts < self.config.revive_below
         if dead.any():
-            # torch's own stream: the loop seeds it by the step.
-            chosen = flat[torch.randint(len(flat), (int(dead.sum()),), device="cpu").to(flat.device)]
+            chosen = _any(flat, int(dead.sum()), len(z))
             weight[dead] = chosen.to(weight)
             self.sums[dead], self.counts[dead] = chosen, 1.0
         return dead.float().mean()
+
+
+def _any(flat: Float[Tensor, "n c"], count: int, pictures: int) -> Float[Tensor, "count c"]:
+    """Any of the latents of a batch, by torch's own stream, which the loop seeds by the step: of all processes' where
+    several share the batch, each of which adds those that it has to zeros."""
+    share, each = shares.current(), len(flat) // pictures
+    whole, first = (len(flat), 0) if share is None else (share.whole * each, share.first * each)
+    at = torch.randint(whole, (count,), device="cpu").to(flat.device) - first
+    if share is None:
+        return flat[at]
+    mine = (at >= 0) & (at < len(flat)) & (share.weight > 0)
+    return shares.summed(torch.where(mine[:, None], flat[at.clamp(0, len(flat) - 1)], 0.0))
 
 
 def perplexity(used: Float[Tensor, "k"]) -> Float[Tensor, ""]:

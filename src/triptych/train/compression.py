@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych import shares
 from triptych.data.augment import augment
 from triptych.data.augment import prepare as prepared
 from triptych.data.config import AugmentConfig
@@ -90,7 +91,10 @@ class Compress:
         if self.takes_part(batch):
             assert self.discriminator is not None
             fooled = fool(self.discriminator(seen).float(), self.how.discriminator)
-            (push,) = torch.autograd.grad(fooled, seen)
+            # Batch norms let a picture feel what is said of those of other processes, each by its weight; this one's
+            # is left for the loop to give.
+            (push,) = torch.autograd.grad(fooled * shares.weight(), seen)
+            push = push / (shares.weight() or 1.0)
             weight = torch.tensor(self.how.discriminator.weight)
             if self.how.discriminator.adaptive:
                 last = model.autoencoder.decoder.conv_out.weight
@@ -154,9 +158,12 @@ class Compress:
         """Figures of reconstructions from the posterior's means, their distance as a set, and of a VQ how the codebook
         is used. The first pictures are kept for `illustrate`, scale and shift of the latents for `product`."""
         metrics, moments = ReconstructionMetrics(self.distance), LatentMoments(net)
+        metrics.dist_sync_fn = shares.gathered
         sets = None if self.extractor is None else ReconstructionDistance(self.extractor)
         device = next(net.parameters()).device
-        how, used, self.shown = net.card.preprocess, None, None
+        how, self.shown = net.card.preprocess, None
+        vq = isinstance(net, Autoencoder) and net.config.kind == "vq"
+        used = torch.zeros(net.config.codebook_size if vq else 0, device=device)
         for batch in loader:
             images = prepared(batch["image"].to(device), how.mean, how.std, how.background)
             net._check_images(images)
@@ -167,18 +174,17 @@ class Compress:
             metrics.update(images, made)
             if sets is not None:
                 sets.update(images, made)
-            if isinstance(net, Autoencoder) and net.config.kind == "vq":
-                counts = torch.bincount(
-                    net.quantize(latents)[1].flatten(), minlength=net.config.codebook_size
-                )
-                used = counts.float() if used is None else used + counts
+            if isinstance(net, Autoencoder) and vq:
+                used += torch.bincount(net.quantize(latents)[1].flatten(), minlength=len(used))
             if self.shown is None:
                 self.shown = images[:SHOWN].cpu(), made[:SHOWN].cpu()
-        if self.shown is None:
+        if not any(shares.pooled(self.shown is not None)):
             raise UserError("no held-out image could be measured: all are damaged, or smaller than the crop")
+        moments.pool()
         self.normalisation = moments.compute(self.how.scale_per_channel)
         figures = metrics.compute() | ({} if sets is None else sets.compute())
-        if used is not None:
+        if vq:
+            used = torch.stack(shares.pooled(used.cpu())).sum(0)
             figures["perplexity"] = float(perplexity(used))
             figures["codes_used"] = float((used > 0).float().mean())
         return figures
@@ -218,6 +224,7 @@ def adaptive_weight(made: Images, last: Tensor, pull: Images, push: Images) -> S
         made: reconstructions, with their graph.
         pull, push: gradients of the two at `made`.
     """
-    (one,) = torch.autograd.grad(made, last, pull, retain_graph=True)
-    (other,) = torch.autograd.grad(made, last, push, retain_graph=True)
+    (one,) = torch.autograd.grad(made, last, pull * shares.weight(), retain_graph=True)
+    (other,) = torch.autograd.grad(made, last, push * shares.weight(), retain_graph=True)
+    one, other = (shares.summed(each) / shares.world.size for each in (one, other))
     return (one.float().norm() / (other.float().norm() + 1e-4)).clamp(0, MOST)

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from triptych import shares
 from triptych.card import Preprocess
 from triptych.data.augment import prepare
 from triptych.data.config import DataConfig
@@ -106,7 +107,7 @@ class Captions:
 
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
         at = np.asarray(rows, np.int64)
-        which = 0 if rng is None else (rng.random(len(at)) * self.count[at]).astype(np.int64)
+        which = 0 if rng is None else (shares.drawn(len(at), rng.random) * self.count[at]).astype(np.int64)
         return self.numbers[self.first[at] + which]
 
     def context(self, reader: TextEncoder, chosen: Chosen) -> Float[Tensor, "b n d"]:

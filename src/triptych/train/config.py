@@ -51,6 +51,11 @@ class LoopConfig:
     """bf16 autocasts products; auto does so where the hardware multiplies bf16 natively."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the fastest there is."""
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """What the processes that torchrun started do: ddp, a replica each; fsdp, a shard each of parameters and optimiser;
+    auto is ddp if there are several."""
+    recompute: bool = False
+    """Keep no activations inside the blocks and compute them again for the gradient: less memory, a third more time."""
     compile: bool = False
     """Compile each block with torch.compile."""
     ema: float = 0.0

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych import shares
 from triptych.card import Card
 from triptych.data.augment import augment, prepare
 from triptych.data.config import AugmentConfig
@@ -84,7 +85,7 @@ class Denoise:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         rng, generator = streams(batch["seed"], batch["label"].device)
         chosen = self.said.choose(batch["row"], rng)
-        chosen = np.where(rng.random(len(chosen)) < self.drop, self.said.nothing, chosen)
+        chosen = np.where(shares.drawn(len(chosen), rng.random) < self.drop, self.said.nothing, chosen)
         x0 = self.latents(batch, rng, generator)
         return self.error(model, x0, self.said, chosen, generator), {}
 
@@ -108,7 +109,8 @@ class Denoise:
             mean, std = batch["mean"], batch.get("std")  # b ways c h w
             way = torch.zeros(len(mean), dtype=torch.int64)
             if rng is not None:
-                way = torch.from_numpy((rng.random(len(mean)) < self.config.flip).astype(np.int64))
+                flipped = shares.drawn(len(mean), rng.random) < self.config.flip
+                way = torch.from_numpy(flipped.astype(np.int64))
             at = torch.arange(len(mean), device=mean.device), way.to(mean.device)
             z = mean[at].float()
             return z if std is None or rng is None else z + std[at].float() * normal(z, generator)
@@ -133,14 +135,15 @@ class Denoise:
         total, count = 0.0, 0
         for i, batch in enumerate(loader):
             batch: Batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            _, generator = streams((0, i), device)
+            _, generator = streams((0, batch.get("number", i)), device)
             x0 = self.latents(batch, None, generator)
             chosen = self.said_held.choose(batch["row"], None)
             total += self.error(model, x0, self.said_held, chosen, generator).item() * len(x0)
             count += len(x0)
+        total, count = shares.totalled(total, count)
         yield "loss", total / count
-        yield "count", count
-        if self.samples.count:
+        yield "count", int(count)
+        if self.samples.count and shares.world.rank == 0:
             how = self.samples
             self.painted = paint(self.product(model), how.prompts, how.count, how.steps, how.guidance)
 
@@ -179,4 +182,6 @@ def streams(seed: Sequence[int], device: torch.device) -> tuple[np.random.Genera
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers of a tensor's shape."""
-    return torch.randn(like.shape, generator=generator, device=like.device)
+    return shares.drawn(
+        len(like), lambda n: torch.randn((n, *like.shape[1:]), generator=generator, device=like.device)
+    )

@@ -30,6 +30,10 @@ def prepare(config: CompressConfig) -> Parts:
     loading = config.loading
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
     net = build_network(config)
+    if net.codebook is not None and config.loop.parallel == "fsdp":
+        raise UserError(
+            "a codebook is written to while it learns, which FSDP's shards are not; give --loop.parallel ddp"
+        )
     how = net.card.preprocess
     smallest = None if config.enlarge else how.size
     train = make_loader(source, loading, how, train=True, seed=config.loop.seed, smallest=smallest)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from triptych import shares
 from triptych.card import Card
 from triptych.data.augment import prepare
 from triptych.data.config import DataConfig
@@ -23,8 +24,8 @@ from triptych.data.sources import Source, Subset
 from triptych.errors import UserError
 from triptych.hardware import placed
 from triptych.metrics.classification import ClassificationMetrics
-from triptych.metrics.frechet import frechet_distance
-from triptych.metrics.generation import GenerationMetrics
+from triptych.metrics.frechet import Moments, frechet_distance
+from triptych.metrics.generation import GenerationMetrics, Statistics
 from triptych.metrics.kernel import kernel_distance
 from triptych.models.image_tokens_config import ImageTokensConfig
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig
@@ -185,13 +186,22 @@ class ReconstructionDistance:
     def compute(self) -> dict[str, float]:
         """The Fréchet and the exact kernel distance, "frechet" and "kernel"; nothing of a single pair. Sets that are
         pairs have no floor: of perfect reconstructions the first is 0 however few they are, the second below."""
-        made, real = (self.metrics.sides[side].compute() for side in (False, True))
+        made, real = (self._side(side) for side in (False, True))
         if real.moments.count < 2:
             return {}
         return {
             "frechet": frechet_distance(real.moments, made.moments),
             "kernel": kernel_distance(real.features, made.features),
         }
+
+    def _side(self, real: bool) -> Statistics:
+        """Of all processes, some of which may have seen nothing."""
+        if shares.world.size == 1:
+            return self.metrics.sides[real].compute()
+        mine = self.metrics.sides.get(real)
+        kept = shares.pooled([] if mine is None else [part.cpu() for part in mine.kept])
+        features = torch.cat([part for parts in kept for part in parts])
+        return Statistics(Moments.of(features), features)
 
 
 class Faithfulness:

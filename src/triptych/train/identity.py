@@ -14,7 +14,7 @@ Said = dict[str, Any]  # a config as JSON, and the fingerprint of its data
 # What may change from one call to the next without making it another run.
 FREE = {
     "": ("features",),
-    "loop": ("log_every", "save_every", "keep", "device", "tensorboard"),
+    "loop": ("log_every", "save_every", "keep", "device", "tensorboard", "parallel", "recompute"),
     "loading": ("workers", "cache", "eval_batch_size"),
     "cache": ("folder", "shard", "batch_size"),
     "samples": ("count", "prompts", "steps", "guidance"),

@@ -24,6 +24,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from triptych import shares
 from triptych.config import to_json
 from triptych.data.augment import prepare
 from triptych.data.config import DataConfig
@@ -136,12 +137,17 @@ class LatentCache(Dataset):
         Raises:
             UserError: it holds the latents of another first stage, of other data or another size.
         """
-        claim(folder, self.about)
+        if shares.world.rank == 0:
+            claim(folder, self.about)
+        shares.barrier()
         parts = [range(i, min(i + self.shard, len(self))) for i in range(0, len(self), self.shard)]
         paths = [folder / f"{i:05d}.safetensors" for i in range(len(parts))]
         missing = [i for i, path in enumerate(paths) if not _intact(path)]
-        if missing:
-            self._encode_shards([(parts[i], paths[i]) for i in missing])
+        shares.barrier()  # all have looked
+        mine = missing[shares.world.rank :: shares.world.size]
+        if mine:
+            self._encode_shards([(parts[i], paths[i]) for i in mine])
+        shares.barrier()  # all have written
         self._open(paths)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from triptych import shares
 from triptych.data.augment import prepare
 from triptych.models.autoencoder import Autoencoder, FirstStage
 
@@ -36,6 +37,13 @@ class LatentMoments:
         self.total = self.total + z.sum((0, 2, 3)).cpu()
         self.squares = self.squares + z.square().sum((0, 2, 3)).cpu() + spread
         self.count += len(z) * z.shape[2] * z.shape[3]
+
+    def pool(self) -> None:
+        """Take what all processes have accumulated."""
+        every = shares.pooled((self.count, self.total, self.squares))
+        self.count, self.total, self.squares = (
+            sum(parts[1:], parts[0]) for parts in zip(*every, strict=True)
+        )
 
     def compute(self, per_channel: bool = False) -> Normalisation:
         """Scale and shift; of each channel by itself if asked, instead of one number for all."""

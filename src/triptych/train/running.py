@@ -1,5 +1,6 @@
 """From a config to a trained network in a folder: a family's `prepare` builds the parts, the loop trains them."""
 
+import contextlib
 import copy
 import functools
 import importlib
@@ -20,11 +21,13 @@ from triptych.hardware import choose_device, choose_dtype, flushed_denormals, sa
 from triptych.layers.low_rank import merge_low_rank
 from triptych.metrics.cost import count_macs, count_parameters
 from triptych.network import Network
+from triptych.shares import World
 from triptych.train.identity import claimed, identity_of
 from triptych.train.kinds import KINDS, RunConfig
 from triptych.train.loop import Outcome, endless, fit, peak_memory, training
 from triptych.train.opponent import Opponent
 from triptych.train.optim import make_optimizer
+from triptych.train.parallel import Alone, joined, prepare_blocks, team_of
 from triptych.train.tasks import Task
 
 
@@ -66,10 +69,16 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
     Raises:
         UserError: data, weights or config that do not fit together; a folder with another run in it.
     """
-    out = Path(out)
+    with joined(config.loop, config.loading.batch_size) as world:
+        return _run(config, Path(out), world)
+
+
+def _run(config: RunConfig, out: Path, world: World) -> Outcome:
     parts = prepare(config)
+    team = team_of(world, config.loop, parts.device, parts.dtype)
     said = {**to_json(config), "fingerprint": parts.fingerprint}
-    say_dtype(parts.dtype, parts.device)
+    if team.first:
+        say_dtype(parts.dtype, parts.device)
 
     def keep_best(net: Network, figures: dict[str, float]) -> None:
         whole = parts.task.product(copy.deepcopy(net))
@@ -77,15 +86,16 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
         whole.card = replace(whole.card, figures={name: float(value) for name, value in figures.items()})
         weights.save(whole, out / "model.safetensors")
 
-    with claimed(out, said):
+    with claimed(out, said) if team.first else contextlib.nullcontext():
+        team.agree()  # none goes on before the folder is claimed
         if parts.begin is not None:
             parts.begin(out)
         outcome = fit(
             parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
             out, identity_of(said), keep_best, parts.device, parts.autocast, parts.opponent,
-            functools.partial(parts.illustrate, out) if parts.illustrate else None,
+            functools.partial(parts.illustrate, out) if parts.illustrate else None, team,
         )  # fmt: skip
-    if outcome.finished and parts.finish is not None:
+    if outcome.finished and parts.finish is not None and team.first:
         parts.finish(out)
     return outcome
 
@@ -107,9 +117,7 @@ def placed_parts(
     """`Parts` with the network on its device, compiled if asked, and the precision chosen."""
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
     net.to(device)
-    if config.loop.compile:
-        for block in net.blocks():
-            block.compile()
+    prepare_blocks(net, config.loop)
     dtype = choose_dtype(None if config.loop.precision == "auto" else config.loop.precision, device)
     autocast = functools.partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)
     return Parts(config, net, task, train, evaluate, device, dtype, autocast, fingerprint, images)
@@ -134,7 +142,7 @@ def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
     optimizer = make_optimizer(parts.net, config.optim)
     training(parts.net)
     times = []
-    batch = next(endless(parts.train))
+    batch = next(endless(parts.train, Alone()))
     for step in range(steps):
         start = time.monotonic()
         batch = {

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from triptych import shares
 from triptych.card import Card
 from triptych.data.augment import augment, augment_pair, prepare
 from triptych.data.config import AugmentConfig
@@ -101,6 +102,7 @@ class Classify:
         """All of `ClassificationMetrics.compute`, arrays too."""
         device = next(model.parameters()).device
         metrics = ClassificationMetrics(self.num_classes, self.card.groupings).to(device)
+        metrics.dist_sync_fn = shares.gathered
         how = self.card.preprocess
         for batch in loader:
             images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
@@ -161,8 +163,8 @@ class Segment:
         if aux is not None and self.weights.aux:
             loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights)
         known = masks != void_of(self.num_classes)
-        right = ((logits.argmax(1) == masks) & known).sum() / known.sum().clamp(min=1)
-        return loss, {"train_pixels": right.detach()}
+        right = shares.summed(((logits.argmax(1) == masks) & known).sum())
+        return loss, {"train_pixels": right / shares.summed(known.sum()).clamp(min=1)}
 
     def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
         for name, value in self.measure(model, loader).items():
@@ -180,6 +182,7 @@ class Segment:
         """All of `SegmentationMetrics.compute`, arrays too, on pictures and masks at the size the network is fed."""
         device = next(model.parameters()).device
         metrics = SegmentationMetrics(self.num_classes, void_of(self.num_classes)).to(device)
+        metrics.dist_sync_fn = shares.gathered
         how = self.card.preprocess
         for batch in loader:
             images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
@@ -214,10 +217,11 @@ class Segment:
 def pixel_loss(
     logits: Float[Tensor, "b k h w"], masks: Int[Tensor, "b h w"], weights: LossConfig
 ) -> Float[Tensor, ""]:
-    """The weighted sum of `LossConfig` over the pixels of known class (`data.masks.void_of`); 0 where there is none."""
+    """The weighted sum of `LossConfig` over the pixels of known class (`data.masks.void_of`); 0 where there is none.
+    Of a batch that several processes share it is that of the whole, in each of them."""
     K = logits.shape[1]
     known = masks != void_of(K)
-    count = known.sum().clamp(min=1)
+    count = shares.summed(known.sum()).clamp(min=1)
     logs = logits.log_softmax(dim=1)
     target = masks.masked_fill(~known, 0)
     right = logs.gather(1, target[:, None]).squeeze(1)  # b h w: log of the probability of the true class
@@ -225,18 +229,19 @@ def pixel_loss(
     if weights.cross_entropy:
         smooth = weights.label_smoothing
         each = -(1 - smooth) * right - smooth * logs.mean(dim=1)
-        loss = loss + weights.cross_entropy * each.masked_fill(~known, 0.0).sum() / count
+        loss = loss + weights.cross_entropy * shares.summed(each.masked_fill(~known, 0.0).sum()) / count
     if weights.focal:
         # 1 - p, never 0: below gamma = 1 the slope of its power has no end there, though the loss is flat.
         wrong = (-right.expm1()).clamp(min=torch.finfo(right.dtype).tiny)
         each = -(wrong**weights.focal_gamma) * right
-        loss = loss + weights.focal * each.masked_fill(~known, 0.0).sum() / count
+        loss = loss + weights.focal * shares.summed(each.masked_fill(~known, 0.0).sum()) / count
     if weights.dice:
         # Sums of each class over all pixels, without a map that says for each class where it is.
         hits = right.new_zeros(K).index_add(0, target.flatten(), (right.exp() * known).flatten())
-        shares = torch.einsum("bkhw,bhw->k", logs.exp(), known.to(logs))
-        truth = target[known].bincount(minlength=K)
-        dice = (2 * hits + 1) / (shares + truth + 1)
+        guessed = torch.einsum("bkhw,bhw->k", logs.exp(), known.to(logs))
+        hits, guessed = shares.summed(hits), shares.summed(guessed)
+        truth = shares.summed(target[known].bincount(minlength=K))
+        dice = (2 * hits + 1) / (guessed + truth + 1)
         there = truth > 0
         loss = loss + weights.dice * (1 - dice).masked_fill(~there, 0.0).sum() / there.sum().clamp(min=1)
     return loss
@@ -271,10 +276,11 @@ class MaskedPixels:
         total, count = 0.0, 0
         for i, batch in enumerate(loader):
             images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
-            total += self.error(model, images, (0, i)).item() * len(images)
+            total += self.error(model, images, (0, batch.get("number", i))).item() * len(images)
             count += len(images)
+        total, count = shares.totalled(total, count)
         yield "loss", total / count
-        yield "count", count
+        yield "count", int(count)
 
     def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
         return (-figures["loss"],)
@@ -290,7 +296,7 @@ def random_squares(
     """True in the hidden squares, the same number in each image; a function of `seed` alone."""
     b, (rows, columns) = images.shape[0], (images.shape[-2] // side, images.shape[-1] // side)
     rng = np.random.default_rng([n % 2**64 for n in seed])
-    order = rng.random((b, rows * columns)).argsort(axis=1)
+    order = shares.drawn(b, lambda n: rng.random((n, rows * columns))).argsort(axis=1)
     hidden = torch.from_numpy(order < math.ceil(ratio * rows * columns)).view(b, rows, columns)
     hidden = hidden.to(images.device).repeat_interleave(side, 1).repeat_interleave(side, 2)
     return F.pad(hidden, (0, images.shape[-1] - columns * side, 0, images.shape[-2] - rows * side))

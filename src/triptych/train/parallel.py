@@ -1,0 +1,365 @@
+"""Several processes that train one network: who they are, how the network is spread over them, and what they agree on.
+
+torchrun starts the processes; DDP, or FSDP2's `fully_shard`, exchanges gradients. A batch is that of one process, cut
+into as many runs of rows; whatever is drawn for it is drawn for all of it (`triptych.shares`). The loop talks to a
+`Team`: `Alone` does nothing in any of its methods.
+"""
+
+import contextlib
+import copy
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from triptych import shares
+from triptych.data.loader import Loader
+from triptych.errors import UserError
+from triptych.network import Network
+from triptych.shares import Share, World
+from triptych.train.config import LoopConfig
+from triptych.train.ema import Ema
+from triptych.train.opponent import Opponent
+from triptych.train.tasks import Batch, Task
+
+Logs = dict[str, Tensor]
+Learn = Callable[[Batch], tuple[Tensor, Logs]]
+PATIENCE = timedelta(hours=2)  # for the process that evaluates, encodes or writes longest
+
+
+class Alone:
+    """One process, and what all teams can be asked for."""
+
+    rank, size = 0, 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def divide(self, train: Loader, evaluate: Loader) -> None:
+        """Leave each loader this process's part."""
+
+    def place(self, net: Network, ema: Ema | None, task: Task, opponent: Opponent | None) -> Learn:
+        """Spread the networks over the processes, before optimisers are made; gives the loss of a batch."""
+        return functools.partial(task.loss, net)
+
+    def batches(self, loader: Loader) -> Iterable[Batch]:
+        """An epoch. No process is ahead of another."""
+        return loader
+
+    def share(self, batch: Batch, last: bool) -> contextlib.AbstractContextManager[None]:
+        """What the passes over a batch run in; `last` of those whose gradients are summed into one step."""
+        return contextlib.nullcontext()
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Which of them any process raises."""
+        return flags
+
+    def means(self, logs: Sequence[Logs]) -> Sequence[Logs]:
+        """Numbers of several steps, each the mean over the processes."""
+        return logs
+
+    def whole(self, net: Network) -> contextlib.AbstractContextManager[Network]:
+        """A network with all its parameters in this process, to be evaluated or kept."""
+        return contextlib.nullcontext(net)
+
+    def evaluated(self, loader: Loader) -> Iterable[Batch]:
+        """This process's batches of an evaluation, each with its "number" among all."""
+        return loader
+
+    def merged(self, found: Mapping[str, str]) -> dict[str, str]:
+        """What all processes found."""
+        return dict(found)
+
+
+class Together(Alone):
+    """Processes under torchrun.
+
+    Args:
+        sharded: FSDP2 instead of DDP.
+        device: of this process.
+        dtype: that products are computed in.
+    """
+
+    def __init__(self, world: World, sharded: bool, device: torch.device, dtype: torch.dtype):
+        self.rank, self.size, self.sharded = world.rank, world.size, sharded
+        self.device, self.dtype, self.control = device, dtype, world.control
+        self.replicas: list[Any] = []  # under DDP
+        self.shards: list[Any] = []  # roots under FSDP2
+        self.shells: dict[int, Network] = {}
+        self.before: Batch | None = None
+        # DDP says so of a network that does use all of its parameters.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+
+    def divide(self, train: Loader, evaluate: Loader) -> None:
+        train.divide(self.rank, self.size, within=True)
+        evaluate.divide(self.rank, self.size, within=False)
+
+    def place(self, net: Network, ema: Ema | None, task: Task, opponent: Opponent | None) -> Learn:
+        if opponent is not None:  # small: a replica each
+            loss = opponent.loss
+            opponent.net.requires_grad_(True)
+            opponent.loss = self._replicated(_Pass(opponent.net, lambda _net, batch: loss(batch)))
+            opponent.net.requires_grad_(False)
+        step = _Pass(net, task.loss)
+        if not self.sharded:
+            # Some networks have parameters that a task does not use: a distillation token, say.
+            return self._replicated(step, find_unused_parameters=True)
+        self._shard(net, step)
+        if ema is not None:
+            self._shard(ema.net, ema.net)
+        self.shards.append(step)
+        return functools.partial(_through, step, step)
+
+    def _replicated(self, step: "_Pass", **how: Any) -> Learn:
+        from torch.nn.parallel import DistributedDataParallel
+
+        made = DistributedDataParallel(step, broadcast_buffers=False, **how)
+        self.replicas.append(made)
+        return functools.partial(_through, step, made)
+
+    def _shard(self, net: Network, root: nn.Module) -> None:
+        """Each block a group of its own, which is gathered when it runs, and one for the rest.
+
+        On CUDA blocks are gathered and computed in the run's precision. What is outside of them stays in fp32, as do
+        gradients on their way, the residual stream, and under autocast the statistics of norms and all losses. A CPU's
+        norms take no bf16 weights beside fp32, so there it is autocast alone that makes bf16.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        for name, parameter in net.named_parameters():
+            if parameter.ndim == 0 and parameter.requires_grad:
+                raise UserError(
+                    f"{name} is a single number, which FSDP cannot shard; give --loop.parallel ddp"
+                )
+            parameter.data = parameter.data.contiguous()
+        self.shells[id(net)] = _shell(net)
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        half = self.dtype if self.device.type == "cuda" and self.dtype != torch.float32 else None
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for block in net.blocks():
+            if any(True for _ in block.parameters()):
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+        numbers = {parameter for parameter in net.parameters() if parameter.ndim == 0}
+        fully_shard(root, mesh=mesh, ignored_params=numbers)
+
+    def batches(self, loader: Loader) -> Iterator[Batch]:
+        for batch in loader:
+            counts = self._counts(len(batch["id"]))
+            whole = sum(counts)
+            if whole == 0:
+                continue
+            mine, first = counts[self.rank], sum(counts[: self.rank])
+            if mine == 0:
+                batch, first = self._stand_in(), 0
+            share = Share(first, max(mine, 1), whole, mine * self.size / whole)
+            self.before = batch = {**batch, "share": share}
+            yield batch
+
+    def _counts(self, mine: int) -> list[int]:
+        import torch.distributed as dist
+
+        found = torch.zeros(self.size, dtype=torch.int64)
+        found[self.rank] = mine
+        dist.all_reduce(found, group=self.control)
+        return found.tolist()
+
+    def _stand_in(self) -> Batch:
+        """A picture of before, for a process whose own are all damaged: it takes part, and does not count."""
+        if self.before is None:
+            raise UserError(
+                "none of the first pictures of a process could be read; take the damaged ones out"
+            )
+        return {k: v[:1] if isinstance(v, Tensor | list) else v for k, v in self.before.items()}
+
+    @contextlib.contextmanager
+    def share(self, batch: Batch, last: bool) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(shares.sharing(batch["share"]))
+            for made in self.shards:
+                made.set_requires_gradient_sync(last)
+            for made in self.replicas if not last else []:
+                stack.enter_context(made.no_sync())
+            yield
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        return tuple(n > 0 for n in shares.totalled(0.0, *map(float, flags)))[1:]
+
+    def means(self, logs: Sequence[Logs]) -> Sequence[Logs]:
+        import torch.distributed as dist
+
+        if not logs:
+            return logs
+        numbers = torch.stack([_plain(n).float() for row in logs for n in row.values()])
+        dist.all_reduce(numbers)
+        values = iter((numbers / self.size).unbind())
+        return [{name: next(values) for name in row} for row in logs]
+
+    @contextlib.contextmanager
+    def whole(self, net: Network) -> Iterator[Network]:
+        if not self.sharded:
+            yield net
+            return
+        shell = self.shells[id(net)]
+        for name, parameter in net.named_parameters():
+            _put(shell, name, nn.Parameter(_plain(parameter.detach()), requires_grad=False))
+        for mine, its in zip(shell.buffers(), net.buffers(), strict=True):
+            mine.copy_(its)
+        try:
+            yield shell
+        finally:
+            for name, parameter in list(shell.named_parameters()):
+                _put(shell, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+    def evaluated(self, loader: Loader) -> Iterator[Batch]:
+        for i, batch in enumerate(loader):
+            yield {**batch, "number": i * self.size + self.rank}
+
+    def merged(self, found: Mapping[str, str]) -> dict[str, str]:
+        return {name: why for part in shares.pooled(dict(found)) for name, why in part.items()}
+
+
+class _Pass(nn.Module):
+    """A loss as the forward pass of a module: DDP and FSDP see where it begins and ends, whatever parts of the network
+    a task calls. The batch is no argument, which they would copy, and tasks leave things in it."""
+
+    def __init__(self, net: nn.Module, loss: Callable[[Any, Batch], tuple[Tensor | None, Logs]]):
+        super().__init__()
+        self.net, self.loss = net, loss
+        self.batch: Batch = {}
+
+    def forward(self) -> tuple[Tensor | None, Logs]:
+        return self.loss(self.net, self.batch)
+
+
+def _through(step: _Pass, made: nn.Module, batch: Batch) -> Any:
+    step.batch = batch
+    return made()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+
+
+def _shell(net: Network) -> Network:
+    """A copy of a network without its parameters' memory."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in net.parameters()
+    }
+    return copy.deepcopy(net, memo)
+
+
+def _put(net: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(net.get_submodule(owner), leaf, parameter)
+
+
+class Recomputed:
+    """A block's forward pass whose activations are not kept but computed again when the gradient comes (Chen et al.
+    2016), with the same chance."""
+
+    def __init__(self, forward: Callable[..., Any]):
+        self.forward = forward
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **named)
+        return checkpoint(self.forward, *args, use_reentrant=False, **named)
+
+
+def prepare_blocks(net: Network, config: LoopConfig) -> None:
+    """What is done to each block before the network is spread: activations are recomputed, then it is compiled."""
+    for block in net.blocks():
+        if config.recompute:
+            block.forward = Recomputed(block.forward)
+        if config.compile:
+            block.compile()
+
+
+@contextlib.contextmanager
+def joined(config: LoopConfig, batch_size: int) -> Iterator[World]:
+    """Meet the other processes, if torchrun started any; this one has its device from then on.
+
+    Raises:
+        UserError: what `processes` refuses, or another process ended.
+    """
+    size = processes(config, batch_size, os.environ)
+    if size is None:
+        yield shares.world
+        return
+    import torch.distributed as dist
+
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    if cuda:
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"this is process {local + 1} of a machine with {torch.cuda.device_count()} GPUs; start one a GPU, "
+                "or give --loop.device cpu"
+            )
+        torch.cuda.set_device(local)
+    mine = not dist.is_initialized()
+    if mine:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    shares.world.rank, shares.world.size = rank, size
+    shares.world.control, shares.world.saving = (
+        dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)
+    )
+    try:
+        yield shares.world
+    except RuntimeError as problem:
+        if "Connection closed by peer" in str(problem) or "Connection reset" in str(problem):
+            raise UserError(
+                "another process of this run ended; it says why, or its machine does"
+            ) from problem
+        raise
+    finally:
+        shares.world.rank, shares.world.size, shares.world.control, shares.world.saving = 0, 1, None, None
+        if mine:
+            dist.destroy_process_group()
+
+
+def processes(config: LoopConfig, batch_size: int, environment: Mapping[str, str]) -> int | None:
+    """How many train together, by what torchrun says; None for a process alone, without `torch.distributed`.
+
+    Raises:
+        UserError: a way to train together and no others, others and no way, or a batch that cannot be divided.
+    """
+    size = int(environment.get("WORLD_SIZE", "1")) if "RANK" in environment else 0
+    if config.parallel in ("ddp", "fsdp") and not size:
+        raise UserError(
+            f"--loop.parallel {config.parallel} needs processes to train together; start them with torchrun "
+            "--nproc-per-node N -m triptych train ..., or leave it out"
+        )
+    if size <= 1 and config.parallel in ("auto", "none"):
+        return None
+    if config.parallel == "none":
+        raise UserError(
+            f"torchrun started {size} processes and --loop.parallel is none; give ddp or fsdp, or leave it out"
+        )
+    if batch_size % size:
+        near = max(1, round(batch_size / size)) * size
+        raise UserError(
+            f"the batch of {batch_size} cannot be divided among {size} processes; give --loading.batch-size {near}"
+        )
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"--loop.device is {config.device} for {size} processes; give cpu, or cuda for one GPU each"
+        )
+    return size
+
+
+def team_of(world: World, config: LoopConfig, device: torch.device, dtype: torch.dtype) -> Alone:
+    """The processes as the loop speaks to them."""
+    if world.control is None:
+        return Alone()
+    return Together(world, config.parallel == "fsdp", device, dtype)
