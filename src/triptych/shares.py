@@ -2,8 +2,8 @@
 
 What is drawn for a batch is drawn for all of it, by every process alike, and each keeps the rows of its own pictures:
 so a sample's noise, crop and dropped paths depend on its place in the batch and not on how many processes share it.
-What is a sum over the batch (the statistics of a batch norm, the pixels of a class) is summed over all processes. Outside of
-`sharing`, as in every run of one process, `drawn` draws and `summed` is the identity.
+What is a sum over the batch (the statistics of a batch norm, the pixels of a class) is summed over all processes.
+Outside of `sharing`, as in every run of one process, `drawn` draws and `summed` is the identity.
 """
 
 import contextlib

@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
 
+from triptych import shares
 from triptych.errors import UserError
 from triptych.writing import sync_folder, unwritable, write_text_atomically
 
@@ -136,7 +137,11 @@ class Checkpoints:
         warnings.filterwarnings("ignore", message=ALONE)
         with _refusing(path):
             started = dcp.async_save(
-                dict(tensors), storage_writer=writer, async_stager=self._stager, no_dist=_alone()
+                dict(tensors),
+                storage_writer=writer,
+                async_stager=self._stager,
+                process_group=shares.world.saving,  # its own: it talks while the loop does
+                no_dist=_alone(),
             )
         assert isinstance(started, Future)  # staged by now: the stager is not asynchronous
         self._saving = started

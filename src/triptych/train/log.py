@@ -101,6 +101,23 @@ class RunLog:
             self.board.close()
 
 
+class NoLog:
+    """Of a process that leaves the talking to the first."""
+
+    def write(self, rows: list[Row]) -> None: ...
+    def sync(self) -> None: ...
+    def show(self, step: int, words: str) -> None: ...
+    def say(self, words: str) -> None: ...
+
+    def due(self) -> bool:
+        return False
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *_problem: object) -> None: ...
+
+
 def _progress(total: int, done: int) -> tuple[Any, Any]:
     if not sys.stderr.isatty():
         return None, None

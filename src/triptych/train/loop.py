@@ -10,13 +10,14 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from triptych import shares
 from triptych.data.loader import Loader
 from triptych.errors import UserError
 from triptych.network import Network
@@ -25,13 +26,16 @@ from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.ema import Ema
 from triptych.train.identity import require_same
 from triptych.train.interrupts import interrupts
-from triptych.train.log import RunLog
+from triptych.train.log import NoLog, RunLog
 from triptych.train.opponent import Opponent
 from triptych.train.optim import lr_at, make_optimizer, set_lr
+from triptych.train.parallel import Alone
 from triptych.train.state import gather, scatter
 from triptych.train.tasks import Batch, Task
 
 FLUSH_STEPS = 50  # losses stay on the device this long, so that it need not wait for the processor
+
+T = TypeVar("T")
 
 FEW_STEPS = 50  # fewer teach little, and the user had better know
 
@@ -64,6 +68,7 @@ def fit(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
     opponent: Opponent | None = None,
     illustrate: Callable[[int], None] | None = None,
+    team: Alone | None = None,
 ) -> Outcome:
     """Train `net` to the end of `config.epochs`, from the newest checkpoint in `out` if there is one.
 
@@ -74,20 +79,26 @@ def fit(
         autocast: makes the context that forward passes run in.
         opponent: learns on the same batches, after `net`'s loss on each.
         illustrate: called with the step after each evaluation.
+        team: the processes that train together; all of them call this, and the first one writes.
 
     Raises:
         UserError: the loss is not finite, or the checkpoint in `out` is of another run.
     """
+    team = team or Alone()
     total = max(1, math.ceil(config.epochs * len(train) / config.accumulate))
-    optimizer = make_optimizer(net, optim)
+    eval_steps = max(1, round(config.eval_every * len(train) / config.accumulate))
     ema = Ema(net, config.ema) if config.ema else None
     measured = ema.net if ema else net
+    team.divide(train, evaluate)
+    learn = team.place(net, ema, task, opponent)
+    optimizer = make_optimizer(net, optim)
     checkpoints = Checkpoints(out / "checkpoints", config.keep)
-    step, evaluated, best, notes = _resume(checkpoints, out, identity, net, ema, optimizer, opponent, train)
-    batches = endless(train)
+    step, evaluated, best, notes = _resume(
+        checkpoints, out, identity, net, ema, optimizer, opponent, train, team
+    )
+    batches = endless(train, team)
     pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
     clock, waited = time.monotonic(), 0.0
-    eval_steps = max(1, round(config.eval_every * len(train) / config.accumulate))
     saved, seen, meter_seen = time.monotonic(), 0, 0
 
     def images_at(step: int) -> int:
@@ -96,11 +107,14 @@ def fit(
     def epoch_at(step: int) -> float:
         return step * config.accumulate / len(train)
 
-    def flush(log: RunLog) -> None:
-        log.write([_as_row(row, tensors) for row, tensors in pending])
+    def flush(log: RunLog | NoLog) -> dict[str, Any]:
+        means = team.means([tensors for _, tensors in pending])
+        rows = [_as_row(row, tensors) for (row, _), tensors in zip(pending, means, strict=True)]
+        log.write(rows)
         pending.clear()
+        return rows[-1] if rows else {}
 
-    def save(log: RunLog) -> None:
+    def save(log: RunLog | NoLog) -> None:
         flush(log)
         log.sync()
         facts = {
@@ -110,7 +124,9 @@ def fit(
 
     with (
         contextlib.closing(checkpoints),
-        RunLog(out, total, step, config.log_every, config.tensorboard, evaluated) as log,
+        RunLog(out, total, step, config.log_every, config.tensorboard, evaluated)
+        if team.first
+        else NoLog() as log,
         interrupts() as interrupted,
         torch.random.fork_rng(),
     ):
@@ -118,28 +134,36 @@ def fit(
             log.say(note)
         if total < FEW_STEPS and step == 0:
             log.say(f"only {total} steps in all: raise --loop.epochs, or lower --loading.batch-size")
+        # Several processes evaluate to the end: one that broke off would leave the others waiting for its part.
+        breakable = interrupted.breakable if team.size == 1 else _to_the_end
         training(net)
         while True:
             # Once in a while, between two steps.
             if step and step != evaluated and (step % eval_steps == 0 or step == total):
-                figures = interrupted.breakable(lambda: _evaluate(task, measured, evaluate, autocast))
-                if figures is not None:
-                    log.write([{"step": step, "images": images_at(step), "eval": figures}])
-                    if not best or task.rank(figures) > task.rank(best):
-                        best = {**figures, "step": step}
-                        keep_best(measured, figures)
-                    log.say(_scores(epoch_at(step), figures, best["step"] == step))
-                    if illustrate is not None:
-                        interrupted.breakable(functools.partial(illustrate, step))
+                with team.whole(measured) as whole:
+                    figures = breakable(
+                        functools.partial(_evaluate, task, whole, team.evaluated(evaluate), autocast)
+                    )
+                    if figures is not None:
+                        log.write([{"step": step, "images": images_at(step), "eval": figures}])
+                        if not best or task.rank(figures) > task.rank(best):
+                            best = {**figures, "step": step}
+                            if team.first:
+                                keep_best(whole, figures)
+                        log.say(_scores(epoch_at(step), figures, best["step"] == step))
+                        if illustrate is not None and team.first:
+                            breakable(functools.partial(illustrate, step))
                 if interrupted.broke:  # it is done again when the run goes on
                     break
                 evaluated = step
                 training(net)
                 clock, waited = time.monotonic(), 0.0
-            if not checkpoints.busy and time.monotonic() - saved > config.save_every:
+            late = not checkpoints.busy and time.monotonic() - saved > config.save_every
+            ending, late, due = team.agree(interrupted(), late and team.first, log.due())
+            if late:
                 save(log)
                 saved = time.monotonic()
-            if step >= total or interrupted():
+            if step >= total or ending:
                 break
 
             # One step: forward and backward over the batches of the step, then the update.
@@ -154,14 +178,16 @@ def fit(
                 batch["seed"] = (config.seed, step, part)
                 batch["progress"] = progress
                 torch.manual_seed(_stream(config.seed, step, part))
-                with autocast():
-                    loss, found = task.loss(net, batch)
-                (loss / config.accumulate).backward()
-                if opponent is not None:
-                    found = {**found, **opponent.learn(batch, 1 / config.accumulate, autocast)}
+                with team.share(batch, last=part == config.accumulate - 1):
+                    weight = shares.weight()
+                    with autocast():
+                        loss, found = learn(batch)
+                    (loss * weight / config.accumulate).backward()
+                    if opponent is not None:
+                        found = {**found, **opponent.learn(batch, weight / config.accumulate, autocast)}
                 for name, value in {"loss": loss.detach(), **found}.items():
-                    logs[name] = logs.get(name, 0) + value / config.accumulate
-                seen += len(batch["label"])
+                    logs[name] = logs.get(name, 0) + value * weight / config.accumulate
+                seen += batch["share"].whole if "share" in batch else len(batch["label"])
             learning = [p for p in net.parameters() if p.requires_grad]
             logs["grad_norm"] = torch.nn.utils.clip_grad_norm_(learning, optim.clip or math.inf)
             optimizer.step()
@@ -173,18 +199,19 @@ def fit(
                 ema.update(net, step)
             row = {"step": step, "images": images_at(step), "epoch": epoch_at(step), "lr": lr}
             pending.append((row, logs))
-            showing = log.due() or step % eval_steps == 0 or step == total
+            showing = due or step % eval_steps == 0 or step == total
             if showing or len(pending) >= FLUSH_STEPS:
                 elapsed = time.monotonic() - clock
-                pending[-1][0].update(images_per_second=(seen - meter_seen) / elapsed, waiting=waited / elapsed)
-                last = pending[-1]
-                flush(log)
+                pending[-1][0].update(
+                    images_per_second=(seen - meter_seen) / elapsed, waiting=waited / elapsed
+                )
+                last = flush(log)
                 if showing:
-                    log.show(step, _words(_as_row(*last)))
+                    log.show(step, _words(last))
                 clock, waited, meter_seen = time.monotonic(), 0.0, seen
         save(log)
         checkpoints.wait()
-        for name, why in train.bad.items():
+        for name, why in team.merged(train.bad).items():
             log.say(f"left out: {name}: {why}")
     return Outcome(step, step >= total and evaluated == step, best, task.headline)
 
@@ -198,9 +225,12 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     opponent: Opponent | None,
     loader: Loader,
+    team: Alone,
 ) -> tuple[int, int, dict[str, float], list[str]]:
     """Step, step of the last evaluation, its best figures, and what to say."""
-    checkpoints.tidy()
+    if team.first:
+        checkpoints.tidy()
+    team.agree()  # so that none reads before
     found = checkpoints.newest()
     if found is None:
         return 0, 0, {}, []
@@ -212,7 +242,7 @@ def _resume(
     return facts["step"], facts["evaluated"], facts["best"], [*notes, f"going on from step {facts['step']}"]
 
 
-def _evaluate(task: Task, net: Network, loader: Loader, autocast: Any) -> dict[str, float]:
+def _evaluate(task: Task, net: Network, loader: Iterable[Batch], autocast: Any) -> dict[str, float]:
     net.eval()
     with autocast():
         return dict(task.evaluate(net, loader))
@@ -221,6 +251,10 @@ def _evaluate(task: Task, net: Network, loader: Loader, autocast: Any) -> dict[s
 def _scores(epoch: float, figures: dict[str, float], best: bool) -> str:
     scores = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name != "count")
     return f"epoch {epoch:.2f}: {scores}" + ("  (best)" if best else "")
+
+
+def _to_the_end(work: Callable[[], T]) -> T | None:
+    return work()
 
 
 def training(net: Network) -> None:
@@ -232,7 +266,7 @@ def training(net: Network) -> None:
             part.eval()
 
 
-def endless(loader: Loader) -> Iterator[Batch]:
+def endless(loader: Loader, team: Alone) -> Iterator[Batch]:
     """Epoch after epoch.
 
     Raises:
@@ -240,7 +274,7 @@ def endless(loader: Loader) -> Iterator[Batch]:
     """
     while True:
         read = False
-        for batch in loader:
+        for batch in team.batches(loader):
             read = True
             yield batch
         if not read and loader.bad:  # without any bad, a run was gone on from at an epoch's very end
