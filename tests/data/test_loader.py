@@ -15,7 +15,7 @@ from triptych.data import loader as module
 from triptych.data.config import DataConfig
 from triptych.data.example import Example
 from triptych.data.images import Resize, decode, resize_crop
-from triptych.data.loader import Loader, Order, make_loader
+from triptych.data.loader import Divided, Loader, Order, make_loader
 from triptych.errors import UserError
 
 SIZE = Resize(size=(7, 5))
@@ -98,30 +98,47 @@ def test_evaluation_follows_the_preprocessing():
 # --------------------------------------------------------------------------------------------------- order
 
 
-@given(
-    count=st.integers(1, 60),
-    size=st.integers(1, 20),
-    world=st.integers(1, 4),
-    shuffle=st.booleans(),
-    epoch=st.integers(0, 5),
-)
+@given(count=st.integers(1, 60), size=st.integers(1, 20), shuffle=st.booleans(), epoch=st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
-def test_orders(count, size, world, shuffle, epoch):
-    parts = [Order(count, size, 3, shuffle=shuffle, rank=r, world=world).batches(epoch) for r in range(world)]
-    again = Order(count, size, 3, shuffle=shuffle, rank=0, world=world)
-    assert len(again) == len(parts[0])
-    assert all(np.array_equal(a, b) for a, b in zip(parts[0], again.batches(epoch), strict=True))
-    rows = np.concatenate([batch for part in parts for batch in part])
+def test_orders(count, size, shuffle, epoch):
+    batches = Order(count, size, 3, shuffle=shuffle).batches(epoch)
+    again = Order(count, size, 3, shuffle=shuffle)
+    assert len(again) == len(batches)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again.batches(epoch), strict=True))
+    rows = np.concatenate(batches)
     if not shuffle:
         assert sorted(rows) == list(range(count))
     else:
-        assert all(len(batch) == size for part in parts for batch in part)
+        assert all(len(batch) == size for batch in batches)
         seen = np.bincount(rows, minlength=count)
-        if count >= size * world:
+        if count >= size:
             assert seen.max() == 1  # every one at most once, all but the uneven rest
-            assert count - seen.sum() < size * world
+            assert count - seen.sum() < size
         else:
             assert seen.max() - seen.min() <= 1  # a set smaller than a batch comes again
+
+
+@given(count=st.integers(1, 60), size=st.integers(1, 20), world=st.integers(1, 4), shuffle=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_processes_share_each_batch_or_take_turns(count, size, world, shuffle):
+    order = Order(count, size, 3, shuffle=shuffle)
+    whole = order.batches(1)
+    parts = [Divided(order, rank, world, within=True) for rank in range(world)]
+    assert {len(part) for part in parts} == {len(order)}
+    for batch, *shares in zip(whole, *(part.batches(1) for part in parts), strict=True):
+        assert np.array_equal(np.concatenate(shares), batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    turns = [Divided(order, rank, world, within=False) for rank in range(world)]
+    assert [len(turn) for turn in turns] == [len(turn.batches(1)) for turn in turns]
+    for number, batch in enumerate(whole):
+        assert np.array_equal(turns[number % world].batches(1)[number // world], batch)
+
+
+def test_a_divided_loader_gives_empty_batches_too():
+    """Or processes would no longer count alike."""
+    loader = loader_of(Numbers(5), train=False, batch_size=2)
+    loader.divide(1, 2, within=True)
+    assert [len(batch["id"]) for batch in loader] == [1, 1, 0]
 
 
 def test_epochs_and_seeds_differ():

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,20 @@ def python(code: str, *arguments: str | Path) -> Process:
     return run([sys.executable, "-c", PRELUDE + code, *map(str, arguments)])
 
 
-def run(command: list[str]) -> Process:
-    """Run a command to its end.
+def run(command: list[str], environment: Mapping[str, str] | None = None) -> Process:
+    """Run a command to its end, with more in its environment.
 
     Raises:
         RuntimeError: it failed; with the last line that it printed.
     """
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | QUIET, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **QUIET, **(environment or {})},
+        check=False,
+    )
     seconds = time.perf_counter() - start
     if done.returncode:
         printed = (done.stderr or done.stdout).strip().splitlines() or ["nothing printed"]

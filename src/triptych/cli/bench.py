@@ -21,7 +21,9 @@ class Bench:
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm"], tyro.conf.Positional, tyro.conf.arg(metavar="vit|swin|ldm")
+        Literal["vit", "swin", "ldm", "parallel"],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="vit|swin|ldm|parallel"),
     ]
     """What to measure."""
     out: Path | None = None
@@ -41,9 +43,9 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import ldm, report, swin, vit
+        from triptych.bench import ldm, parallel, report, swin, vit
 
-        suite = {"vit": vit, "swin": swin, "ldm": ldm}[self.suite]
+        suite = {"vit": vit, "swin": swin, "ldm": ldm, "parallel": parallel}[self.suite]
         plan = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL
         if self.compiled:
             plan = replace(plan, compiled=True)

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch import Tensor
 
 from triptych.network import Network
 
@@ -21,6 +22,12 @@ class Ema:
     @torch.no_grad()
     def update(self, net: Network, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - decay)
+        mine, its = ([_shard(p) for p in one.parameters()] for one in (self.net, net))
+        torch._foreach_lerp_(mine, its, 1 - decay)
         for mine, its in zip(self.net.buffers(), net.buffers(), strict=True):
             mine.copy_(its)
+
+
+def _shard(parameter: Tensor) -> Tensor:
+    """This process's part of it: both networks are divided alike."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter  # type: ignore[operator]

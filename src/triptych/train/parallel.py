@@ -198,7 +198,9 @@ class Together(Alone):
 
         if not logs:
             return logs
-        numbers = torch.stack([_plain(n).float() for row in logs for n in row.values()])
+        numbers = torch.stack(
+            [_plain(n).to(self.device, torch.float32) for row in logs for n in row.values()]
+        )
         dist.all_reduce(numbers)
         values = iter((numbers / self.size).unbind())
         return [{name: next(values) for name in row} for row in logs]

@@ -1,0 +1,48 @@
+"""Runs by several processes: `torchrun tests/train/team.py JOBS`, where JOBS is a pickled list of `Job`."""
+
+import os
+import pickle
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Job:
+    config: Any
+    out: Path
+    cut: int | None = None
+    """Steps after which it is interrupted."""
+    dies: int | None = None
+    """Steps after which the last process is killed, the first time."""
+
+
+def main(jobs: list[Job]) -> None:
+    import torch.distributed as dist
+
+    from triptych.train import run
+    from triptych.train.interrupts import Interrupts
+
+    dist.init_process_group("gloo")  # once for all runs
+    asked = Interrupts.__call__
+    for job in jobs:
+        steps: list[int] = []
+        died = job.out.with_suffix(".died")
+
+        def came(self: Interrupts, job: Job = job, steps: list[int] = steps, died: Path = died) -> bool:
+            steps.append(1)
+            if job.dies is not None and len(steps) > job.dies and dist.get_rank() == 1 and not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return asked(self) or (job.cut is not None and len(steps) > job.cut and dist.get_rank() == 1)
+
+        Interrupts.__call__ = came  # type: ignore[method-assign]
+        run(job.config, job.out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.modules["tests.train.team"] = sys.modules["__main__"]  # what the jobs were pickled as
+    main(pickle.loads(Path(sys.argv[1]).read_bytes()))
