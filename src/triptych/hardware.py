@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import functools
 import logging
+import time
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -85,6 +87,36 @@ def placed(net: N, device: torch.device, dtype: torch.dtype) -> N:
         there = p.device == device and p.dtype == dtype
         memo[id(p)] = p if there else nn.Parameter(p.detach().to(device, dtype), requires_grad=False)
     return copy.deepcopy(net, memo).to(device, dtype).eval()
+
+
+@functools.cache
+def product_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOP/s of the fastest square matrix product found in about so many seconds: 2 n^3 operations in the least time.
+
+    Measured once a process. What else runs on the machine meanwhile lowers it.
+    """
+    wait = (
+        torch.cuda.synchronize
+        if device.type == "cuda"
+        else torch.mps.synchronize
+        if device.type == "mps"
+        else None
+    )
+    generator = torch.Generator(device).manual_seed(0)  # torch's own stream is left where it is
+    best, start = 0.0, time.perf_counter()
+    for n in (512, 1024, 2048, 4096, 8192)[2 * (device.type == "cuda") :]:
+        a, b = (torch.rand(n, n, device=device, generator=generator).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        for _ in range(5):
+            before = time.perf_counter()
+            torch.mm(a, b, out=out)
+            if wait is not None:
+                wait()
+            now = time.perf_counter()
+            best = max(best, 2 * n**3 / (now - before))
+            if now - start > seconds / 4:  # the next side takes eight times as long as this one
+                return best
+    return best
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from triptych.train.checkpoints import Checkpoints
 from triptych.train.interrupts import Interrupts
+from triptych.train.meter import MEASURED
 
 
 def cut_after(monkeypatch, steps: int) -> None:
@@ -41,4 +42,4 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def learnt(row: dict[str, Any]) -> dict[str, Any]:
     """A row without what a clock measured."""
-    return {k: v for k, v in row.items() if k not in ("images_per_second", "waiting")}
+    return {k: v for k, v in row.items() if k not in MEASURED}

@@ -8,22 +8,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from tests.train.cutting import cut_after, final, rows, steps_kept
+
 from triptych.errors import UserError
 from triptych.train import run
 from triptych.train.checkpoints import Checkpoints, checked
 
 
 def tensors(value=0.0):
-    return {"a": torch.full((3, 4), value), "b.step": torch.tensor(value), "c": torch.full((5,), value).bfloat16()}
+    return {
+        "a": torch.full((3, 4), value),
+        "b.step": torch.tensor(value),
+        "c": torch.full((5,), value).bfloat16(),
+    }
 
 
 def saved(folder, *steps, keep=2):
     kept = Checkpoints(folder, keep)
     for step in steps:
         kept.save(step, tensors(float(step)), {"step": step})
-    kept.close()
+    kept.wait()
     return kept
 
 
@@ -38,14 +42,20 @@ def test_what_was_saved_is_read_and_the_last_are_kept(tmp_path):
     assert notes == []
     assert (checkpoint.step, checkpoint.facts) == (7, {"step": 7, "best": {"top1": 0.1 + 0.2}})
     read = checkpoint.read()
-    assert {name: (t.dtype, t.shape) for name, t in read.items()} == {n: (t.dtype, t.shape) for n, t in made.items()}
+    assert {name: (t.dtype, t.shape) for name, t in read.items()} == {
+        n: (t.dtype, t.shape) for n, t in made.items()
+    }
     assert all((t == 1).all() for t in read.values())
     for step in (8, 9, 10):
         kept.save(step, made, {"step": step})
     kept.close()
     assert [path.name for path in (tmp_path / "c").iterdir() if path.name[0] == "."] == []
     assert [path.name for path in kept.paths()] == ["step-000000010", "step-000000009"]
-    assert sorted(path.name for path in kept.paths()[0].iterdir()) == [".metadata", "__0_0.distcp", "facts.json"]
+    assert sorted(path.name for path in kept.paths()[0].iterdir()) == [
+        ".metadata",
+        "__0_0.distcp",
+        "facts.json",
+    ]
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "facts.json"])
@@ -63,7 +73,9 @@ def test_one_bit_is_found_in_every_file(tmp_path, name):
     path.unlink()
     assert kept.newest()[0].step == 1
     shutil.rmtree(kept.paths()[1])
-    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged; remove that folder to begin again"):
+    with pytest.raises(
+        UserError, match=r"every checkpoint in .* is damaged; remove that folder to begin again"
+    ):
         kept.newest()
 
 
@@ -93,7 +105,9 @@ def test_half_a_checkpoint_is_none_and_is_tidied_away(tmp_path):
 
 def test_checkpoints_of_the_earlier_format_are_refused(tmp_path):
     (tmp_path / "step-000000450.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"earlier version of triptych; finish that run with it, or give another --out"):
+    with pytest.raises(
+        UserError, match=r"earlier version of triptych; finish that run with it, or give another --out"
+    ):
         Checkpoints(tmp_path, 2).newest()
 
 
@@ -111,7 +125,9 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, what, small_files):
     """In the middle of a tensor, or between two."""
     kept = saved(tmp_path, 5)
     kept.save(6, what, {})
-    with pytest.raises(UserError, match=r"cannot write .*step-000000006: File too large; choose another place"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*step-000000006: File too large; choose another place"
+    ):
         kept.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]
     assert kept.newest()[0].step == 5
@@ -121,10 +137,10 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, what, small_files):
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "c").write_text("a file")
-    kept = Checkpoints(tmp_path / "c", 2)
-    with pytest.raises(UserError, match=r"cannot write .*c/step-000000006: Not a directory; choose another place"):
-        kept.save(6, tensors(), {})
-        kept.wait()
+    with pytest.raises(
+        UserError, match=r"cannot write .*c/step-000000006: Not a directory; choose another place"
+    ):
+        saved(tmp_path / "c", 6)
     with pytest.raises(UserError, match=r"the run's folder .*gone is no longer there"):
         Checkpoints(tmp_path / "gone" / "checkpoints", 2).save(6, tensors(), {})
 
@@ -143,7 +159,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(config, tmp_path, m
     capsys.readouterr()
     run(config, tmp_path / "r")
     said = capsys.readouterr().err
-    assert "step-000000004 is damaged (the checksum of __0_0.distcp differs); going on from the one before" in said
+    assert (
+        "step-000000004 is damaged (the checksum of __0_0.distcp differs); going on from the one before"
+        in said
+    )
     assert "going on from step 2" in said
     (one, _), (other, _) = final(tmp_path / "whole"), final(tmp_path / "r")
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -181,7 +200,9 @@ def test_a_run_that_is_cut_off_in_an_evaluation_does_it_again(config, tmp_path, 
     assert evaluations[0] == evaluations[1]
 
 
-def test_a_save_that_fails_ends_the_run_in_one_line_and_keeps_the_one_before(config, tmp_path, monkeypatch, request):
+def test_a_save_that_fails_ends_the_run_in_one_line_and_keeps_the_one_before(
+    config, tmp_path, monkeypatch, request
+):
     with monkeypatch.context() as patch:
         cut_after(patch, 2)
         run(config, tmp_path)
@@ -190,4 +211,7 @@ def test_a_save_that_fails_ends_the_run_in_one_line_and_keeps_the_one_before(con
     with pytest.raises(UserError, match=r"cannot write .*step-00000000\d: File too large"):
         run(often, tmp_path)
     assert steps_kept(tmp_path) == [2]
-    assert json.loads((tmp_path / "checkpoints" / "step-000000002" / "facts.json").read_text())["facts"]["step"] == 2
+    assert (
+        json.loads((tmp_path / "checkpoints" / "step-000000002" / "facts.json").read_text())["facts"]["step"]
+        == 2
+    )

@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tests.train.cutting import cut_after, final
 
 import triptych as tp
-from tests.train.cutting import cut_after, final
 from triptych.cli import main
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.images import decode, resize_crop
 from triptych.errors import UserError
-from triptych.train import dry_run, evaluate, loop, run
+from triptych.train import dry_run, evaluate, run
 from triptych.train.compression import adaptive_weight, fool
 from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.first_stage import prepare

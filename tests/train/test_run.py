@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
 
 import triptych as tp
-from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
 from triptych.errors import UserError
 from triptych.train import dry_run, evaluate, run
 

@@ -1,6 +1,5 @@
 """Segmentation and masked pre-training: their losses, their runs, and what they leave behind."""
 
-import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tests.train.cutting import cut_after, final
 
 import triptych as tp
-from tests.train.cutting import cut_after, final
 from triptych.card import Card, Preprocess
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.feeding import Passes
@@ -20,7 +19,7 @@ from triptych.heads.segmenter import Segmenter
 from triptych.metrics.segmentation import SegmentationMetrics
 from triptych.models.swin import Swin
 from triptych.recipes import recipe
-from triptych.train import dry_run, evaluate, loop, run
+from triptych.train import dry_run, evaluate, run
 from triptych.train.config import (
     ClassifyConfig,
     LoopConfig,

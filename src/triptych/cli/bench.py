@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -17,13 +17,13 @@ class Bench:
     """Measure speed, loading and starting beside a peer with the same weights, in turn, in one run.
 
     A suite takes ten to thirty minutes; let nothing else run meanwhile. Peers that are not installed are left out,
-    and named.
+    and named. `resume` has no peer: it kills training runs, compares them with unbroken ones, and times checkpoints.
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm", "parallel"],
+        Literal["vit", "swin", "ldm", "parallel", "resume"],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|parallel"),
+        tyro.conf.arg(metavar="vit|swin|ldm|parallel|resume"),
     ]
     """What to measure."""
     out: Path | None = None
@@ -43,10 +43,11 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import ldm, parallel, report, swin, vit
+        from triptych.bench import ldm, parallel, report, resume, swin, vit
 
-        suite = {"vit": vit, "swin": swin, "ldm": ldm, "parallel": parallel}[self.suite]
-        plan = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL
+        suites = {"vit": vit, "swin": swin, "ldm": ldm, "parallel": parallel, "resume": resume}
+        suite = suites[self.suite]
+        plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL
         if self.compiled:
             plan = replace(plan, compiled=True)
         flags = [f"--{name}" for name in ("quick", "short", "compiled") if getattr(self, name)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,19 @@ class TableSource:
             digest.update(repr((self.legend.classes, self._sizes(self.columns.mask))).encode())
             digest.update(self.legend.table.tobytes())
         return digest.hexdigest()[:32]
+
+    def contents(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """The name of each example, and what else the fingerprint is of: label, caption, sizes in bytes."""
+        count = len(self)
+        names = self.table[ID][:] if ID in self.table.features else [f"row {row}" for row in range(count)]
+        columns: list[Any] = [[None] * count if self.labels is None else self.labels.tolist()]
+        caption = self.columns.caption
+        columns.append(self.table[caption][:] if caption in self.table.features else [None] * count)
+        columns.append(self._sizes(self.columns.image))
+        if self.legend is not None and self.columns.mask is not None:
+            columns.append(self._sizes(self.columns.mask))
+        for name, *known in zip(names, *columns, strict=True):
+            yield name, tuple(known)
 
     def _sizes(self, column: str) -> list[int | None]:
         import pyarrow

@@ -65,7 +65,9 @@ class Checkpoint:
 
     def read(self) -> dict[str, Tensor]:
         """All its tensors, on the processor."""
-        tensors = {name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in self.shapes().items()}
+        tensors = {
+            name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in self.shapes().items()
+        }
         self.read_into(tensors)
         return tensors
 
@@ -80,7 +82,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
         cuda = torch.cuda.is_available()
-        self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))  # keeps its buffers for the next
+        self._stager = DefaultStager(
+            StagingOptions(cuda, False, False, cuda)
+        )  # keeps its buffers for the next
         self._saving: Future[Any] | None = None
         self._part: Path | None = None
 
@@ -107,7 +111,9 @@ class Checkpoints:
             except (ValueError, KeyError, TypeError, OSError) as problem:
                 damaged.append(f"{path} is damaged ({problem}); going on from the one before")
         if damaged:
-            raise UserError(f"every checkpoint in {self.folder} is damaged; remove that folder to begin again")
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged; remove that folder to begin again"
+            )
         if any(self.folder.glob("step-*.safetensors")):
             raise UserError(
                 f"the checkpoints in {self.folder} are of an earlier version of triptych; finish that run with it, or "
@@ -130,7 +136,9 @@ class Checkpoints:
             files = json.loads((path / FACTS).read_text(encoding="utf-8"))["files"]
             return write_text_atomically(path / FACTS, _facts_text(facts, files))
         if not self.folder.parent.is_dir():
-            raise UserError(f"the run's folder {self.folder.parent} is no longer there, and what it has learnt is lost")
+            raise UserError(
+                f"the run's folder {self.folder.parent} is no longer there, and what it has learnt is lost"
+            )
         self._part = self.folder / f".{path.name}.part"
         writer = _Writer(self._part, lambda sums: self._commit(path, facts, sums))
         # For good: the warning comes from DCP's thread, which `catch_warnings` around this call may not outlive.
@@ -238,7 +246,10 @@ class _Writer(dcp.FileSystemWriter):
         sums = {name: summed(Path(self.path) / name) for name in names}
         told: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
         told.set_result(
-            [_Summed(r.index, r.size_in_bytes, r.storage_data, sums[r.storage_data.relative_path]) for r in results]
+            [
+                _Summed(r.index, r.size_in_bytes, r.storage_data, sums[r.storage_data.relative_path])
+                for r in results
+            ]
         )
         return told
 
@@ -301,5 +312,7 @@ def _causes(problem: BaseException) -> Iterator[BaseException]:
             yield from _causes(failure)
         return
     yield problem
-    if problem.__context__ is not None:  # torch's zip writer fails of its own once the file under it has failed
+    if (
+        problem.__context__ is not None
+    ):  # torch's zip writer fails of its own once the file under it has failed
         yield from _causes(problem.__context__)

@@ -70,6 +70,9 @@ class LoopConfig:
     """Seconds between checkpoints; one is also written at the end and at an interrupt."""
     keep: int = 2
     """Checkpoints kept; the best weights are kept beside them."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do about a loss or a gradient that is no number: stop, or leave that step's update out. Either way the
+    run's folder gets what it was made of."""
     tensorboard: bool = False
     """Also write tensorboard events into the run's folder (pip install 'triptych[track]')."""
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,15 @@ Said = dict[str, Any]  # a config as JSON, and the fingerprint of its data
 # What may change from one call to the next without making it another run.
 FREE = {
     "": ("features",),
-    "loop": ("log_every", "save_every", "keep", "device", "tensorboard", "parallel", "recompute"),
+    "loop": (
+        *("log_every", "save_every", "keep", "device", "tensorboard", "on_nonfinite"),
+        *("parallel", "recompute"),
+    ),
     "loading": ("workers", "cache", "eval_batch_size"),
     "cache": ("folder", "shard", "batch_size"),
     "samples": ("count", "prompts", "steps", "guidance"),
 }
+EXAMPLES = "examples.json.gz"
 MADE = ("model.safetensors", "log.jsonl", "checkpoints")  # what a run leaves, besides its config
 
 
@@ -33,8 +37,11 @@ def identity_of(said: Said) -> Said:
     }
 
 
-def claim(out: Path, said: Said) -> None:
+def claim(out: Path, said: Said, changed: Callable[[], str] = str) -> None:
     """Make `out` the folder of this run by writing its config.json.
+
+    Args:
+        changed: called where the data is not what it was; says in what.
 
     Raises:
         UserError: it is the folder of another run, or of something else.
@@ -49,18 +56,18 @@ def claim(out: Path, said: Said) -> None:
             was = None
         if not isinstance(was, dict) or "fingerprint" not in was:
             raise UserError(f"{path} is not of a training run; give another --out")
-        require_same(out, identity_of(was), identity_of(said))
+        require_same(out, identity_of(was), identity_of(said), changed)
     elif any((out / name).exists() for name in MADE):
         raise UserError(f"{out} holds files of something else and no config.json; give another --out")
     write_text_atomically(path, json.dumps(said, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def claimed(out: Path, said: Said) -> Iterator[None]:
+def claimed(out: Path, said: Said, changed: Callable[[], str] = str) -> Iterator[None]:
     """`claim` for as long as a run goes on, and for good once it has left anything. One that is refused before, at its
     first batch perhaps, gives the folder up, so that the corrected command may have it."""
     was_there, was_claimed = out.exists(), (out / "config.json").exists()
-    claim(out, said)
+    claim(out, said, changed)
     try:
         yield
     except Exception:
@@ -68,13 +75,14 @@ def claimed(out: Path, said: Said) -> Iterator[None]:
         learnt = any((out / name).exists() for name in MADE if name != log.name)
         if not (was_claimed or learnt or (log.exists() and log.stat().st_size)):
             log.unlink(missing_ok=True)
+            (out / EXAMPLES).unlink(missing_ok=True)
             (out / "config.json").unlink()
             if not was_there and not any(out.iterdir()):
                 out.rmdir()
         raise
 
 
-def require_same(out: Path, was: Said, now: Said) -> None:
+def require_same(out: Path, was: Said, now: Said, changed: Callable[[], str] = str) -> None:
     """Refuse to go on with another run's state; the message names the first difference."""
     found = difference(was, now)
     if found is None:
@@ -82,8 +90,10 @@ def require_same(out: Path, was: Said, now: Said) -> None:
     name, before, after = found
     if name == "fingerprint":
         more = " or the first stage" if "first_stage" in now else ""
+        what = changed()
         raise UserError(
-            f"the pictures in {now.get('data')}{more} changed since the run in {out} began; give another --out"
+            f"the pictures in {now.get('data')}{more} changed since the run in {out} began"
+            f"{': ' if what else ''}{what}; bring them back to go on, or give another --out"
         )
     raise UserError(
         f"{out} holds a run with {name} {before!r}, and {after!r} was asked for; "

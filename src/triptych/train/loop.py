@@ -7,8 +7,6 @@ cut off and started again does what it would have done.
 import contextlib
 import functools
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,19 +22,20 @@ from triptych.network import Network
 from triptych.train.checkpoints import Checkpoints, Facts
 from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.ema import Ema
+from triptych.train.guards import Guard, ids_of, nonfinite, numbers
 from triptych.train.identity import require_same
 from triptych.train.interrupts import interrupts
 from triptych.train.log import NoLog, RunLog
+from triptych.train.meter import Meter, words
 from triptych.train.opponent import Opponent
 from triptych.train.optim import lr_at, make_optimizer, set_lr
 from triptych.train.parallel import Alone
 from triptych.train.state import gather, scatter
 from triptych.train.tasks import Batch, Task
 
-FLUSH_STEPS = 50  # losses stay on the device this long, so that it need not wait for the processor
-
 T = TypeVar("T")
 
+REPORT_STEPS = 50  # between figures of speed in the log
 FEW_STEPS = 50  # fewer teach little, and the user had better know
 
 
@@ -69,6 +68,7 @@ def fit(
     opponent: Opponent | None = None,
     illustrate: Callable[[int], None] | None = None,
     team: Alone | None = None,
+    meter: Meter | None = None,
 ) -> Outcome:
     """Train `net` to the end of `config.epochs`, from the newest checkpoint in `out` if there is one.
 
@@ -80,9 +80,10 @@ def fit(
         opponent: learns on the same batches, after `net`'s loss on each.
         illustrate: called with the step after each evaluation.
         team: the processes that train together; all of them call this, and the first one writes.
+        meter: counts what the log says of speed.
 
     Raises:
-        UserError: the loss is not finite, or the checkpoint in `out` is of another run.
+        UserError: the loss is not finite, the checkpoint in `out` is of another run, or cannot be written.
     """
     team = team or Alone()
     total = max(1, math.ceil(config.epochs * len(train) / config.accumulate))
@@ -93,13 +94,13 @@ def fit(
     learn = team.place(net, ema, task, opponent)
     optimizer = make_optimizer(net, optim)
     checkpoints = Checkpoints(out / "checkpoints", config.keep)
+    guard = Guard(out, config.on_nonfinite, team.rank if team.size > 1 else None)
+    meter = meter or Meter(device)
     step, evaluated, best, notes = _resume(
-        checkpoints, out, identity, net, ema, optimizer, opponent, train, team
+        checkpoints, out, identity, net, ema, optimizer, opponent, train, team, guard
     )
     batches = endless(train, team)
-    pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
-    clock, waited = time.monotonic(), 0.0
-    saved, seen, meter_seen = time.monotonic(), 0, 0
+    saved = time.monotonic()
 
     def images_at(step: int) -> int:
         return step * config.accumulate * batch_size
@@ -107,20 +108,18 @@ def fit(
     def epoch_at(step: int) -> float:
         return step * config.accumulate / len(train)
 
-    def flush(log: RunLog | NoLog) -> dict[str, Any]:
-        means = team.means([tensors for _, tensors in pending])
-        rows = [_as_row(row, tensors) for (row, _), tensors in zip(pending, means, strict=True)]
-        log.write(rows)
-        pending.clear()
-        return rows[-1] if rows else {}
-
     def save(log: RunLog | NoLog) -> None:
-        flush(log)
         log.sync()
         facts = {
-            "identity": identity, "step": step, "evaluated": evaluated, "loader": train.state_dict(), "best": best
-        }  # fmt: skip
-        checkpoints.save(step, gather(net, ema, optimizer, opponent), facts)
+            "identity": identity,
+            "step": step,
+            "evaluated": evaluated,
+            "loader": train.state_dict(),
+            "best": best,
+            "guard": guard.state_dict(),
+        }
+        with meter.spending("saving"):
+            checkpoints.save(step, gather(net, ema, optimizer, opponent), facts)
 
     with (
         contextlib.closing(checkpoints),
@@ -137,10 +136,11 @@ def fit(
         # Several processes evaluate to the end: one that broke off would leave the others waiting for its part.
         breakable = interrupted.breakable if team.size == 1 else _to_the_end
         training(net)
+        meter.restart()
         while True:
             # Once in a while, between two steps.
             if step and step != evaluated and (step % eval_steps == 0 or step == total):
-                with team.whole(measured) as whole:
+                with meter.apart(), team.whole(measured) as whole:
                     figures = breakable(
                         functools.partial(_evaluate, task, whole, team.evaluated(evaluate), autocast)
                     )
@@ -157,7 +157,6 @@ def fit(
                     break
                 evaluated = step
                 training(net)
-                clock, waited = time.monotonic(), 0.0
             late = not checkpoints.busy and time.monotonic() - saved > config.save_every
             ending, late, due = team.agree(interrupted(), late and team.first, log.due())
             if late:
@@ -170,13 +169,14 @@ def fit(
             progress = (step + 0.5) / total  # its middle: no step is at zero
             lr = lr_at(progress, optim)
             set_lr(optimizer, lr)
-            logs: dict[str, torch.Tensor] = {}
+            terms: dict[str, torch.Tensor] = {}
+            parts: list[Batch] = []
             for part in range(config.accumulate):
-                before = time.monotonic()
-                batch = _to(next(batches), device)
-                waited += time.monotonic() - before
+                with meter.spending("waiting"):
+                    batch = _to(next(batches), device)
                 batch["seed"] = (config.seed, step, part)
                 batch["progress"] = progress
+                parts.append(dict(batch))  # without what tasks leave in it
                 torch.manual_seed(_stream(config.seed, step, part))
                 with team.share(batch, last=part == config.accumulate - 1):
                     weight = shares.weight()
@@ -186,29 +186,48 @@ def fit(
                     if opponent is not None:
                         found = {**found, **opponent.learn(batch, weight / config.accumulate, autocast)}
                 for name, value in {"loss": loss.detach(), **found}.items():
-                    logs[name] = logs.get(name, 0) + value * weight / config.accumulate
-                seen += batch["share"].whole if "share" in batch else len(batch["label"])
+                    terms[name] = terms.get(name, 0) + value * weight / config.accumulate
+                meter.images += batch["share"].whole if "share" in batch else len(batch["label"])
             learning = [p for p in net.parameters() if p.requires_grad]
-            logs["grad_norm"] = torch.nn.utils.clip_grad_norm_(learning, optim.clip or math.inf)
-            optimizer.step()
+            terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(learning, optim.clip or math.inf)
+            if opponent is not None:
+                terms |= opponent.clip()
+            # This waits for the device, so that nothing wrong is learnt; all processes see the same.
+            values = numbers(team.means([terms])[0])
+            finite = guard.finite(step + 1, values, [net, *([opponent.net] if opponent else [])], parts)
+            if finite:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if opponent is not None:
-                logs |= opponent.step(progress)
+                opponent.step(progress, finite)
             step += 1
-            if ema:
+            if ema and finite:
                 ema.update(net, step)
+
+            # What is told of it.
             row = {"step": step, "images": images_at(step), "epoch": epoch_at(step), "lr": lr}
-            pending.append((row, logs))
-            showing = due or step % eval_steps == 0 or step == total
-            if showing or len(pending) >= FLUSH_STEPS:
-                elapsed = time.monotonic() - clock
-                pending[-1][0].update(
-                    images_per_second=(seen - meter_seen) / elapsed, waiting=waited / elapsed
+            if finite:
+                row |= values
+                height = guard.spike(values["loss"])
+                if height is not None:
+                    row |= {"spike": height, "ids": ids_of(parts)}
+                    log.say(f"step {step}: the loss jumped to {values['loss']:.4g}, {height:.0f} deviations up; "
+                            "its examples are in log.jsonl")  # fmt: skip
+            else:
+                wrong = nonfinite(values)
+                row |= {"skipped": wrong, "ids": ids_of(parts)}
+                log.say(
+                    f"step {step} is skipped: {', '.join(wrong)} not finite; see nonfinite-step-{step}.json"
                 )
-                last = flush(log)
-                if showing:
-                    log.show(step, _words(last))
-                clock, waited, meter_seen = time.monotonic(), 0.0, seen
+            due = due or step % eval_steps == 0 or step == total
+            if due or step % REPORT_STEPS == 0:
+                speed = meter.report()
+                row |= speed
+                if due:
+                    log.show(step, f"epoch {row['epoch']:.2f}  loss {values['loss']:.3f}  {words(speed)}")
+                if line := meter.starving(speed):
+                    log.say(line)
+            log.write([row])
         save(log)
         checkpoints.wait()
         for name, why in team.merged(train.bad).items():
@@ -226,6 +245,7 @@ def _resume(
     opponent: Opponent | None,
     loader: Loader,
     team: Alone,
+    guard: Guard,
 ) -> tuple[int, int, dict[str, float], list[str]]:
     """Step, step of the last evaluation, its best figures, and what to say."""
     if team.first:
@@ -239,6 +259,7 @@ def _resume(
     require_same(out, facts["identity"], identity)
     scatter(checkpoint, net, ema, optimizer, opponent)
     loader.load_state_dict(facts["loader"])
+    guard.load_state_dict(facts["guard"])
     return facts["step"], facts["evaluated"], facts["best"], [*notes, f"going on from step {facts['step']}"]
 
 
@@ -293,29 +314,3 @@ def _stream(*numbers: int) -> int:
     import numpy as np
 
     return int(np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0])
-
-
-def _as_row(row: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    numbers = {name: float(value) for name, value in tensors.items()}
-    for name in ("loss", "grad_norm", "opponent_grad_norm"):
-        if not math.isfinite(numbers.get(name, 0.0)):
-            raise UserError(
-                f"{name} is {numbers[name]} at step {row['step']}; start again into another --out with a lower "
-                "--optim.lr, or with --loop.precision fp32"
-            )
-    return row | numbers
-
-
-def _words(row: dict[str, Any]) -> str:
-    return (
-        f"epoch {row['epoch']:.2f}  loss {row['loss']:.3f}  {row.get('images_per_second', 0):.0f} images/s  "
-        f"waiting {row.get('waiting', 0):.0%}"
-    )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the highest: the device's own account on CUDA, else the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

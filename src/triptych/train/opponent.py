@@ -48,13 +48,17 @@ class Opponent:
             self.net.requires_grad_(False)
         return logs
 
-    def step(self, progress: float) -> dict[str, Tensor]:
-        """Update it at a share of the run, if it learnt since the last time."""
+    def clip(self) -> dict[str, Tensor]:
+        """Clip the gradient, if it learnt since the last time, and say its norm."""
         if not self.learnt:
             return {}
-        self.learnt = False
-        set_lr(self.optimizer, lr_at(progress, self.optim))
         norm = torch.nn.utils.clip_grad_norm_(list(self.net.parameters()), self.optim.clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return {"opponent_grad_norm": norm}
+
+    def step(self, progress: float, update: bool = True) -> None:
+        """Update it at a share of the run, if it learnt since the last time; or forget the gradient."""
+        if self.learnt and update:
+            set_lr(self.optimizer, lr_at(progress, self.optim))
+            self.optimizer.step()
+        self.learnt = False
+        self.optimizer.zero_grad(set_to_none=True)

@@ -15,16 +15,18 @@ import torch
 from triptych import weights
 from triptych.card import Preprocess
 from triptych.config import to_json
+from triptych.data import manifest
 from triptych.data.config import AugmentConfig
 from triptych.data.loader import Loader
-from triptych.hardware import choose_device, choose_dtype, flushed_denormals, say_dtype
+from triptych.hardware import choose_device, choose_dtype, flushed_denormals, product_peak, say_dtype
 from triptych.layers.low_rank import merge_low_rank
 from triptych.metrics.cost import count_macs, count_parameters
 from triptych.network import Network
 from triptych.shares import World
-from triptych.train.identity import claimed, identity_of
+from triptych.train.identity import EXAMPLES, claimed, identity_of
 from triptych.train.kinds import KINDS, RunConfig
-from triptych.train.loop import Outcome, endless, fit, peak_memory, training
+from triptych.train.loop import Outcome, endless, fit, training
+from triptych.train.meter import Meter, peak_memory
 from triptych.train.opponent import Opponent
 from triptych.train.optim import make_optimizer
 from triptych.train.parallel import Alone, joined, prepare_blocks, team_of
@@ -63,8 +65,9 @@ class Parts:
 def run(config: RunConfig, out: str | Path) -> Outcome:
     """Train as `config` says into the folder `out`; called again with the same arguments it goes on.
 
-    The folder holds config.json, log.jsonl, checkpoints/, and model.safetensors: the best weights so far (the
-    moving average's, if there is one), which `triptych.load(out)` reads.
+    The folder holds config.json, examples.json.gz (which pictures it learns from), log.jsonl, checkpoints/, and
+    model.safetensors: the best weights so far (the moving average's, if there is one), which `triptych.load(out)`
+    reads.
 
     Raises:
         UserError: data, weights or config that do not fit together; a folder with another run in it.
@@ -86,14 +89,21 @@ def _run(config: RunConfig, out: Path, world: World) -> Outcome:
         whole.card = replace(whole.card, figures={name: float(value) for name, value in figures.items()})
         weights.save(whole, out / "model.safetensors")
 
-    with claimed(out, said) if team.first else contextlib.nullcontext():
+    def changed() -> str:
+        return manifest.changes(out / EXAMPLES, manifest.manifest(parts.train.dataset))
+
+    flops = 0.0 if parts.device.type == "mps" else 6.0 * macs_of(parts)
+    meter = Meter(parts.device, flops, lambda: team.size * product_peak(parts.device, parts.dtype))
+    with claimed(out, said, changed) if team.first else contextlib.nullcontext():
+        if team.first and not (out / EXAMPLES).exists():
+            manifest.write(out / EXAMPLES, manifest.manifest(parts.train.dataset))
         team.agree()  # none goes on before the folder is claimed
         if parts.begin is not None:
             parts.begin(out)
         outcome = fit(
             parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
             out, identity_of(said), keep_best, parts.device, parts.autocast, parts.opponent,
-            functools.partial(parts.illustrate, out) if parts.illustrate else None, team,
+            functools.partial(parts.illustrate, out) if parts.illustrate else None, team, meter,
         )  # fmt: skip
     if outcome.finished and parts.finish is not None and team.first:
         parts.finish(out)
@@ -134,11 +144,19 @@ def prepared_as(augment: AugmentConfig, how: Preprocess) -> AugmentConfig:
     )
 
 
+def macs_of(parts: Parts) -> int:
+    """Multiply-accumulates of one forward pass for one image of the run's size."""
+    if parts.macs is not None:
+        return parts.macs()
+    whole = parts.task.product(copy.deepcopy(parts.net))
+    merge_low_rank(whole)
+    return count_macs(whole, (1, 3, *parts.net.card.preprocess.size))
+
+
 @flushed_denormals()
 def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
     """What the run would be: sizes, cost, and time and memory estimated from `steps` real steps. Writes nothing."""
     parts = prepare(config)
-    height, width = parts.net.card.preprocess.size
     optimizer = make_optimizer(parts.net, config.optim)
     training(parts.net)
     times = []
@@ -163,7 +181,6 @@ def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
         times.append(time.monotonic() - start)
     whole = parts.task.product(copy.deepcopy(parts.net))
     merge_low_rank(whole)
-    macs = count_macs(whole, (1, 3, height, width)) if parts.macs is None else parts.macs()
     total = config.loop.epochs * len(parts.train)
     return {
         "config": to_json(replace(config, augment=parts.task.config)),
@@ -175,7 +192,7 @@ def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
         "classes": len(parts.net.card.classes or ()),
         "parameters": count_parameters(whole),
         "parameters_trained": count_parameters(parts.net, trainable=True),
-        "flops_per_image": 2 * macs,
+        "flops_per_image": 2 * macs_of(parts),
         "steps": round(total / config.loop.accumulate),
         "seconds_per_step": sorted(times)[len(times) // 2] * config.loop.accumulate,
         "hours": sorted(times)[len(times) // 2] * total / 3600,

@@ -48,14 +48,14 @@ def scatter(
     if mine != theirs:
         name = min(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
         raise UserError(
-            f"{checkpoint.path} has {theirs.get(name, 'nothing')} for {name}, and this run {mine.get(name, 'nothing')}; "
-            "go on with the version of triptych that began the run, or give another --out"
+            f"{checkpoint.path} has {theirs.get(name, 'nothing')} for {name}, and this run "
+            f"{mine.get(name, 'nothing')}; go on with the version of triptych that began the run, or give another --out"
         )
     checkpoint.read_into({name: tensor.detach() for name, tensor in tensors.items()})
 
 
 def _make_room(optimizer: torch.optim.Optimizer, net: nn.Module, shapes: dict, prefix: str) -> None:
-    """Give the optimiser the state that a checkpoint has for it, yet to be filled: it makes its own at its first step."""
+    """Give the optimiser the state that a checkpoint has for it, yet to be filled: its own it makes at the first step."""
     parameters = dict(net.named_parameters())
     for name, kind in shapes.items():
         if not name.startswith(prefix):
