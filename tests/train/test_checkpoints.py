@@ -95,6 +95,20 @@ def test_the_same_step_again_has_new_facts_and_the_same_tensors(tmp_path):
     assert os.stat(kept.paths()[0] / "__0_0.distcp").st_mtime_ns == before
 
 
+def test_an_index_that_would_run_something_is_refused(tmp_path):
+    import pickle
+
+    class Ill:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path}/ran",))
+
+    checkpoint, _ = saved(tmp_path / "c", 5).newest()
+    (checkpoint.path / ".metadata").write_bytes(pickle.dumps(Ill()))
+    with pytest.raises(pickle.UnpicklingError, match="which no index does"):
+        checkpoint.read()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_half_a_checkpoint_is_none_and_is_tidied_away(tmp_path):
     kept = saved(tmp_path, 5)
     shutil.copytree(kept.paths()[0], tmp_path / ".step-000000006.part")

@@ -47,9 +47,9 @@ def kill_often(
 ) -> Killed:
     """Start a run of `steps` steps, kill it with SIGKILL, start it again: `kills` times, and then to its end.
 
-    The moments are spread over the whole run: each kill comes some random number of steps after what the log had at the
-    one before. Some come within a step or whatever follows it, some as soon as a checkpoint is being written, some while
-    the run is still finding out where it was.
+    The moments are spread over the whole run: each kill comes some random number of steps after what the log had at
+    the one before. Some come within a step or whatever follows it, some as soon as a checkpoint is being written, some
+    while the run is still finding out where it was.
 
     Raises:
         RuntimeError: the run ended before it was killed that often, or failed.

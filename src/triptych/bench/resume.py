@@ -126,11 +126,11 @@ def resumed(plan: Plan, folder: Path) -> Table:
         Column(key="rows apart", heading="that differ", form="d"),
     ]
     says = (
-        "Each run once unbroken, and once killed with SIGKILL at random moments, the same command given again each time: "
-        "within steps, while a checkpoint is being written, and while starting. Compared at the end: every tensor of the "
-        "last checkpoint (weights, their moving average, both moments of every optimiser), every logged number that no "
+        "Each run once unbroken, and once killed with SIGKILL at random moments, the same command again each time: "
+        "within steps, while a checkpoint is being written, and while starting. Compared at the end: every tensor of "
+        "the last checkpoint (weights, their average, both moments of every optimiser), every logged number that no "
         "clock measured, data position, best figures, and the bytes of model.safetensors. fp32 on the processor, two "
-        "workers that decode, a checkpoint as often as the disk allows; the same number of threads throughout."
+        "workers that decode, a checkpoint as often as the disk allows, the same number of threads throughout."
     )
     return Table(title="Killed and resumed", says=says, columns=columns, rows=rows)
 
@@ -323,10 +323,10 @@ def saving(plan: Plan, folder: Path) -> Table:
         Column(key="waited ratio", heading="waited for / without", form=".3f"),
     ]
     says = (
-        f"The mean of {plan.steps} training steps, after the first of which a checkpoint is made: none; copied, and written "
-        "while the next steps run, as a run does; written before the next step. Weights, average and both moments, with "
-        "checksums and synced. On a processor the writing takes its time from the steps, and a checkpoint every twelfth "
-        "step is many: a run makes one in five minutes."
+        f"The mean of {plan.steps} training steps, after the first of which a checkpoint is made: none; copied, and "
+        "written while the next steps run, as a run does; written before the next step. Weights, average and both "
+        "moments, with checksums and synced. On a processor the writing takes its time from the steps. A checkpoint in "
+        f"every {plan.steps} steps is many: a run makes one in five minutes."
     )
     return Table(title="What a checkpoint costs", says=says, columns=columns, rows=rows)
 

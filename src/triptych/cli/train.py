@@ -43,6 +43,9 @@ def train(args: Sequence[str]) -> int:
         for name in RECIPES:
             print(f"  {name:<{width}}  {(recipe(name).__doc__ or '').splitlines()[0]}")
         print("\ntriptych train RECIPE --help lists every flag. The same command again resumes.")
+        print(
+            "Exit code 130: SIGINT or SIGTERM came, and a checkpoint was written. 2: a mistake, or a full disk."
+        )
         return 0
     from triptych.cli.parsing import logged_to_stderr, parse
 

@@ -16,6 +16,7 @@ name is whole, unless the disk has damaged it since, which the sums tell; and wh
 
 import contextlib
 import json
+import pickle
 import re
 import shutil
 import warnings
@@ -30,7 +31,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
 
@@ -42,6 +43,12 @@ Facts = dict[str, Any]  # what is not a tensor, as JSON
 Sums = dict[str, dict[str, int]]  # of each file
 
 FACTS = "facts.json"
+PLAIN = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *(("pathlib", f"{kind}Path") for kind in ("Posix", "Windows", "")),
+    *(("pathlib._local", f"{kind}Path") for kind in ("Posix", "Windows", "")),
+}
 ALONE = "torch.distributed is disabled"  # the start of a warning of DCP
 
 
@@ -55,13 +62,13 @@ class Checkpoint:
 
     def shapes(self) -> dict[str, TensorStorageMetadata]:
         """Size and dtype of every tensor in it, as `.size` and `.properties.dtype`."""
-        found = dcp.FileSystemReader(self.path).read_metadata().state_dict_metadata
+        found = _Reader(self.path).read_metadata().state_dict_metadata
         return {name: kind for name, kind in found.items() if isinstance(kind, TensorStorageMetadata)}
 
     def read_into(self, tensors: dict[str, Tensor]) -> None:
         """Fill `tensors`, which are of the sizes in it and may be sharded; every process of a run calls it."""
         with _quietly():
-            dcp.load(tensors, storage_reader=dcp.FileSystemReader(self.path), no_dist=_alone())
+            dcp.load(tensors, storage_reader=_Reader(self.path), no_dist=_alone())
 
     def read(self) -> dict[str, Tensor]:
         """All its tensors, on the processor."""
@@ -260,6 +267,30 @@ class _Writer(dcp.FileSystemWriter):
             assert isinstance(result, _Summed)
             sums[result.storage_data.relative_path] = result.sums
         self.commit(sums)
+
+
+class _Reader(dcp.FileSystemReader):
+    """DCP's own, but the index, which is a pickle, runs nothing."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _Index(file).load()
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+class _Index(pickle.Unpickler):
+    """Makes what an index is made of: DCP's own dataclasses, sizes, dtypes, paths."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        plain = (module, name) in PLAIN or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        )
+        if plain or (module.startswith("torch.distributed.checkpoint.") and "." not in name):
+            found = super().find_class(module, name)
+            if plain or isinstance(found, type):
+                return found
+        raise pickle.UnpicklingError(f"its index names {module}.{name}, which no index does")
 
 
 def _facts_text(facts: Facts, files: Sums) -> str:

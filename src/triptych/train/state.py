@@ -55,7 +55,7 @@ def scatter(
 
 
 def _make_room(optimizer: torch.optim.Optimizer, net: nn.Module, shapes: dict, prefix: str) -> None:
-    """Give the optimiser the state that a checkpoint has for it, yet to be filled: its own it makes at the first step."""
+    """Give the optimiser the state that a checkpoint has for it, yet to be filled: it makes its own when it steps."""
     parameters = dict(net.named_parameters())
     for name, kind in shapes.items():
         if not name.startswith(prefix):
