@@ -149,7 +149,6 @@ def macs_of(parts: Parts) -> int:
     if parts.macs is not None:
         return parts.macs()
     whole = parts.task.product(copy.deepcopy(parts.net))
-    merge_low_rank(whole)
     return count_macs(whole, (1, 3, *parts.net.card.preprocess.size))
 
 
