@@ -34,7 +34,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_what_it_was_made_of(config,
     often = replace(config, loop=replace(config.loop, save_every=0.0))
     with pytest.raises(
         UserError,
-        match=r"loss is nan at step 5 \(with grad_norm\), on .*png, .*nonfinite-step-5.json. Go on with",
+        match=r"loss is nan at step 5 \(with grad_norm\), on .*png .*; all is in .*nonfinite-step-5.json. Go on with",
     ):
         run(often, tmp_path)
     assert max(steps_kept(tmp_path)) <= 4

@@ -99,12 +99,13 @@ class TableSource:
         names = self.table[ID][:] if ID in self.table.features else [f"row {row}" for row in range(count)]
         columns: list[Any] = [[None] * count if self.labels is None else self.labels.tolist()]
         caption = self.columns.caption
-        columns.append(self.table[caption][:] if caption in self.table.features else [None] * count)
+        known = caption is not None and caption in self.table.features
+        columns.append(self.table[caption][:] if known else [None] * count)
         columns.append(self._sizes(self.columns.image))
         if self.legend is not None and self.columns.mask is not None:
             columns.append(self._sizes(self.columns.mask))
-        for name, *known in zip(names, *columns, strict=True):
-            yield name, tuple(known)
+        for name, *cells in zip(names, *columns, strict=True):
+            yield name, tuple(cells)
 
     def _sizes(self, column: str) -> list[int | None]:
         import pyarrow

@@ -287,12 +287,13 @@ def training(net: Network) -> None:
             part.eval()
 
 
-def endless(loader: Loader, team: Alone) -> Iterator[Batch]:
+def endless(loader: Loader, team: Alone | None = None) -> Iterator[Batch]:
     """Epoch after epoch.
 
     Raises:
         UserError: an epoch without a single image that could be read.
     """
+    team = team or Alone()
     while True:
         read = False
         for batch in team.batches(loader):
