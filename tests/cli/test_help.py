@@ -22,8 +22,9 @@ LEARNING = """
     --augment.mean --augment.std
     --optim.lr --optim.final-lr --optim.warmup --optim.weight-decay --optim.betas --optim.layer-decay
     --optim.clip
-    --loop.epochs --loop.accumulate --loop.precision --loop.device --loop.compile --loop.ema --loop.seed
-    --loop.log-every --loop.eval-every --loop.save-every --loop.keep --loop.tensorboard
+    --loop.epochs --loop.accumulate --loop.precision --loop.device --loop.parallel --loop.recompute
+    --loop.compile --loop.ema --loop.seed --loop.log-every --loop.eval-every --loop.save-every --loop.keep
+    --loop.on-nonfinite --loop.tensorboard
 """
 FLAGS = {
     "bench": "--out --quick --short --compiled --json",
