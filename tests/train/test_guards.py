@@ -42,7 +42,8 @@ def test_a_loss_that_is_no_number_stops_the_run_with_what_it_was_made_of(config,
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     about = json.loads((tmp_path / "nonfinite-step-5.json").read_text())
     assert about["terms"] == {"loss": "nan", "grad_norm": "nan"}
-    assert "head.weight" in about["gradients"]
+    assert len(about["gradients"]) == 20 < about["gradients_in_all"]
+    assert "patch.proj.weight" in about["gradients"]
     (batch,) = about["batches"]
     assert batch["seed"] == [0, 4, 0]
     assert len(batch["ids"]) == len(batch["rows"]) == 8
