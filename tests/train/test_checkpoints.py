@@ -31,6 +31,12 @@ def saved(folder, *steps, keep=2):
     return kept
 
 
+def newest(kept):
+    found = kept.newest()
+    assert found is not None
+    return found
+
+
 def test_what_was_saved_is_read_and_the_last_are_kept(tmp_path):
     made = tensors(1.0)
     kept = Checkpoints(tmp_path / "c", keep=2)
@@ -38,7 +44,7 @@ def test_what_was_saved_is_read_and_the_last_are_kept(tmp_path):
     for tensor in made.values():
         tensor.fill_(9.0)  # training goes on; what was saved is what it was
     kept.wait()
-    checkpoint, notes = kept.newest()
+    checkpoint, notes = newest(kept)
     assert notes == []
     assert (checkpoint.step, checkpoint.facts) == (7, {"step": 7, "best": {"top1": 0.1 + 0.2}})
     read = checkpoint.read()
@@ -65,13 +71,13 @@ def test_one_bit_is_found_in_every_file(tmp_path, name):
     data = bytearray(path.read_bytes())
     for at in (0, len(data) // 2, len(data) - 3):
         path.write_bytes(data[:at] + bytes([data[at] ^ 2]) + data[at + 1 :])
-        checkpoint, notes = kept.newest()
+        checkpoint, notes = newest(kept)
         assert checkpoint.step == 1
         assert [note.startswith(f"{path.parent} is damaged (") for note in notes] == [True]
     path.write_bytes(data)
-    assert kept.newest()[0].step == 2
+    assert newest(kept)[0].step == 2
     path.unlink()
-    assert kept.newest()[0].step == 1
+    assert newest(kept)[0].step == 1
     shutil.rmtree(kept.paths()[1])
     with pytest.raises(
         UserError, match=r"every checkpoint in .* is damaged; remove that folder to begin again"
@@ -102,7 +108,7 @@ def test_an_index_that_would_run_something_is_refused(tmp_path):
         def __reduce__(self):
             return (os.system, (f"touch {tmp_path}/ran",))
 
-    checkpoint, _ = saved(tmp_path / "c", 5).newest()
+    checkpoint, _ = newest(saved(tmp_path / "c", 5))
     (checkpoint.path / ".metadata").write_bytes(pickle.dumps(Ill()))
     with pytest.raises(pickle.UnpicklingError, match="which no index does"):
         checkpoint.read()
@@ -112,7 +118,7 @@ def test_an_index_that_would_run_something_is_refused(tmp_path):
 def test_half_a_checkpoint_is_none_and_is_tidied_away(tmp_path):
     kept = saved(tmp_path, 5)
     shutil.copytree(kept.paths()[0], tmp_path / ".step-000000006.part")
-    assert kept.newest()[0].step == 5
+    assert newest(kept)[0].step == 5
     kept.tidy()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]
 
@@ -144,7 +150,7 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, what, small_files):
     ):
         kept.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]
-    assert kept.newest()[0].step == 5
+    assert newest(kept)[0].step == 5
     kept.save(7, tensors(), {})
     kept.wait()
 
