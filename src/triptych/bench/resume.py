@@ -50,7 +50,9 @@ class Plan:
     """Of each run."""
     pictures: int = 40
     """Of each of four classes."""
-    epochs: float = 4.0
+    epochs: float = 12.0
+    save_every: float = 0.2
+    """Seconds between checkpoints."""
     runs: tuple[str, ...] = ()
     """Which, by name; none is all."""
     saved: str = "vit-s16"
@@ -68,6 +70,7 @@ QUICK = Plan(
     kills=2,
     pictures=16,
     epochs=2.0,
+    save_every=0.0,
     runs=("ViT, classification",),
     saved="vit-ti16",
     changes=(
@@ -130,7 +133,7 @@ def resumed(plan: Plan, folder: Path) -> Table:
         "within steps, while a checkpoint is being written, and while starting. Compared at the end: every tensor of "
         "the last checkpoint (weights, their average, both moments of every optimiser), every logged number that no "
         "clock measured, data position, best figures, and the bytes of model.safetensors. fp32 on the processor, two "
-        "workers that decode, a checkpoint as often as the disk allows, the same number of threads throughout."
+        f"workers that decode, a checkpoint every {plan.save_every} s, the same number of threads throughout."
     )
     return Table(title="Killed and resumed", says=says, columns=columns, rows=rows)
 
@@ -182,7 +185,12 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
     stage = create("kl-f8", image_size=16, latent_channels=2, scale=2.0, **SMALL_STAGE)
     weights.save(stage, folder / "stage.safetensors")
     loop = LoopConfig(
-        epochs=plan.epochs, ema=0.9, precision="fp32", device="cpu", save_every=0.0, eval_every=0.7
+        epochs=plan.epochs,
+        ema=0.9,
+        precision="fp32",
+        device="cpu",
+        save_every=plan.save_every,
+        eval_every=0.7,
     )
     shared: dict[str, Any] = {
         "loading": DataConfig(batch_size=8, workers=2, cache="off", eval_fraction=0.2),
