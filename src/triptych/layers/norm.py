@@ -27,7 +27,7 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         kind, x = x.dtype, x.float()
-        # A process without a picture of its own has a stand-in, which does not count.
+        # A process whose pictures are all damaged is lent one, which does not count.
         counted, each = float(share.weight > 0), x.shape[2] * x.shape[3]
         n = share.whole * each
         mean = shares.summed(x.sum((0, 2, 3)) * counted) / n

@@ -162,8 +162,8 @@ class Compress:
         sets = None if self.extractor is None else ReconstructionDistance(self.extractor)
         device = next(net.parameters()).device
         how, self.shown = net.card.preprocess, None
-        vq = isinstance(net, Autoencoder) and net.config.kind == "vq"
-        used = torch.zeros(net.config.codebook_size if vq else 0, device=device)
+        vq = net if isinstance(net, Autoencoder) and net.config.kind == "vq" else None
+        used = torch.zeros(0 if vq is None else vq.config.codebook_size, device=device)
         for batch in loader:
             images = prepared(batch["image"].to(device), how.mean, how.std, how.background)
             net._check_images(images)
@@ -174,8 +174,8 @@ class Compress:
             metrics.update(images, made)
             if sets is not None:
                 sets.update(images, made)
-            if isinstance(net, Autoencoder) and vq:
-                used += torch.bincount(net.quantize(latents)[1].flatten(), minlength=len(used))
+            if vq is not None:
+                used += torch.bincount(vq.quantize(latents)[1].flatten(), minlength=len(used))
             if self.shown is None:
                 self.shown = images[:SHOWN].cpu(), made[:SHOWN].cpu()
         if not any(shares.pooled(self.shown is not None)):
@@ -183,7 +183,7 @@ class Compress:
         moments.pool()
         self.normalisation = moments.compute(self.how.scale_per_channel)
         figures = metrics.compute() | ({} if sets is None else sets.compute())
-        if vq:
+        if vq is not None:
             used = torch.stack(shares.pooled(used.cpu())).sum(0)
             figures["perplexity"] = float(perplexity(used))
             figures["codes_used"] = float((used > 0).float().mean())

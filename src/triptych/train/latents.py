@@ -1,5 +1,6 @@
 """The scale and shift of a first stage's latents, measured over data (Rombach et al. 2022, Appendix G)."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,9 +42,9 @@ class LatentMoments:
     def pool(self) -> None:
         """Take what all processes have accumulated."""
         every = shares.pooled((self.count, self.total, self.squares))
-        self.count, self.total, self.squares = (
-            sum(parts[1:], parts[0]) for parts in zip(*every, strict=True)
-        )
+        self.count = sum(count for count, _, _ in every)
+        self.total = functools.reduce(torch.add, [total for _, total, _ in every])
+        self.squares = functools.reduce(torch.add, [squares for _, _, squares in every])
 
     def compute(self, per_channel: bool = False) -> Normalisation:
         """Scale and shift; of each channel by itself if asked, instead of one number for all."""

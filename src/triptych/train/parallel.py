@@ -94,9 +94,11 @@ class Together(Alone):
         self.replicas: list[Any] = []  # under DDP
         self.shards: list[Any] = []  # roots under FSDP2
         self.shells: dict[int, Network] = {}
-        self.before: Batch | None = None
-        # DDP says so of a network that does use all of its parameters.
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        self.replica: Any = None  # of what is learnt
+        self.last = True
+        # DDP's words on a name that all versions know, and on memory formats that it copes with.
+        for words in (".*broadcast_buffers. is deprecated", "Grad strides do not match bucket view strides"):
+            warnings.filterwarnings("ignore", message=words)
 
     def divide(self, train: Loader, evaluate: Loader) -> None:
         train.divide(self.rank, self.size, within=True)
@@ -106,24 +108,32 @@ class Together(Alone):
         if opponent is not None:  # small: a replica each
             loss = opponent.loss
             opponent.net.requires_grad_(True)
-            opponent.loss = self._replicated(_Pass(opponent.net, lambda _net, batch: loss(batch)))
+            of_opponent = _Pass(opponent.net, lambda _net, batch: loss(batch))
+            opponent.loss = functools.partial(_through, of_opponent, self._replicated(of_opponent))
             opponent.net.requires_grad_(False)
         step = _Pass(net, task.loss)
         if not self.sharded:
-            # Some networks have parameters that a task does not use: a distillation token, say.
-            return self._replicated(step, find_unused_parameters=True)
+            return functools.partial(self._learn, step)
         self._shard(net, step)
         if ema is not None:
             self._shard(ema.net, ema.net)
         self.shards.append(step)
         return functools.partial(_through, step, step)
 
-    def _replicated(self, step: "_Pass", **how: Any) -> Learn:
+    def _learn(self, step: "_Pass", batch: Batch) -> tuple[Tensor, Logs]:
+        """A pass under DDP, which is made at the first one: it wants to know whether a task leaves parameters out (an
+        auxiliary head without weight, say), and looks for them at every step if it does."""
+        if self.replica is None:
+            self.replica = self._replicated(step, find_unused_parameters=leaves_out(step, batch))
+            with contextlib.nullcontext() if self.last else self.replica.no_sync():
+                return _through(step, self.replica, batch)
+        return _through(step, self.replica, batch)
+
+    def _replicated(self, step: "_Pass", **how: Any) -> Any:
         from torch.nn.parallel import DistributedDataParallel
 
-        made = DistributedDataParallel(step, broadcast_buffers=False, **how)
-        self.replicas.append(made)
-        return functools.partial(_through, step, made)
+        self.replicas.append(DistributedDataParallel(step, broadcast_buffers=False, **how))
+        return self.replicas[-1]
 
     def _shard(self, net: Network, root: nn.Module) -> None:
         """Each block a group of its own, which is gathered when it runs, and one for the rest.
@@ -158,11 +168,10 @@ class Together(Alone):
             if whole == 0:
                 continue
             mine, first = counts[self.rank], sum(counts[: self.rank])
-            if mine == 0:
-                batch, first = self._stand_in(), 0
-            share = Share(first, max(mine, 1), whole, mine * self.size / whole)
-            self.before = batch = {**batch, "share": share}
-            yield batch
+            if 0 in counts:
+                lent = self._lent(batch, counts.index(max(counts)))
+                batch, first = (batch, first) if mine else (lent, 0)
+            yield {**batch, "share": Share(first, max(mine, 1), whole, mine * self.size / whole)}
 
     def _counts(self, mine: int) -> list[int]:
         import torch.distributed as dist
@@ -172,16 +181,17 @@ class Together(Alone):
         dist.all_reduce(found, group=self.control)
         return found.tolist()
 
-    def _stand_in(self) -> Batch:
-        """A picture of before, for a process whose own are all damaged: it takes part, and does not count."""
-        if self.before is None:
-            raise UserError(
-                "none of the first pictures of a process could be read; take the damaged ones out"
-            )
-        return {k: v[:1] if isinstance(v, Tensor | list) else v for k, v in self.before.items()}
+    def _lent(self, batch: Batch, giver: int) -> Batch:
+        """A picture of another process, for those whose own are all damaged: they take part, and do not count."""
+        import torch.distributed as dist
+
+        lent: list[Any] = [{k: v[:1] if isinstance(v, Tensor | list) else v for k, v in batch.items()}]
+        dist.broadcast_object_list(lent, giver, self.control)
+        return lent[0]
 
     @contextlib.contextmanager
     def share(self, batch: Batch, last: bool) -> Iterator[None]:
+        self.last = last
         with contextlib.ExitStack() as stack:
             stack.enter_context(shares.sharing(batch["share"]))
             for made in self.shards:
@@ -245,6 +255,23 @@ class _Pass(nn.Module):
 def _through(step: _Pass, made: nn.Module, batch: Batch) -> Any:
     step.batch = batch
     return made()
+
+
+def leaves_out(step: _Pass, batch: Batch) -> bool:
+    """Whether a loss does not depend on all parameters that learn. The pass leaves no trace."""
+    before = {name: tensor.clone() for name, tensor in step.net.state_dict().items()}
+    step.batch = dict(batch)
+    with torch.random.fork_rng():
+        loss, _ = step()
+    used, seen, ways = set(), set(), [loss.grad_fn]
+    while ways:
+        node = ways.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            used.add(id(getattr(node, "variable", None)))
+            ways += [way for way, _ in node.next_functions]
+    step.net.load_state_dict(before)
+    return any(p.requires_grad and id(p) not in used for p in step.net.parameters())
 
 
 def _plain(tensor: Tensor) -> Tensor:
