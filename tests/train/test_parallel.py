@@ -242,10 +242,14 @@ def test_two_processes_log_what_one_does(alone, together, name, other):
         assert one.keys() == two.keys()
         for key in one:
             a, b = (row[key] if key == "eval" else {key: row[key]} for row in (one, two))
-            assert a == pytest.approx(b, abs=1e-5, rel=1e-4 if key == "eval" or "norm" in key else 1e-5), (
-                one,
-                two,
+            loose = {
+                "frechet",
+                "kernel",
+            } & a.keys()  # of pictures rounded to 8 bits: now and then another level
+            assert {k: v for k, v in a.items() if k not in loose} == pytest.approx(
+                {k: v for k, v in b.items() if k not in loose}, abs=1e-5, rel=1e-5
             )
+            assert all(a[k] == pytest.approx(b[k], rel=0.01) for k in loose)
 
 
 def test_two_processes_that_were_cut_off_do_what_they_would_have_done(together):

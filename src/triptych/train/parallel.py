@@ -95,6 +95,7 @@ class Together(Alone):
         self.shards: list[Any] = []  # roots under FSDP2
         self.shells: dict[int, Network] = {}
         self.replica: Any = None  # of what is learnt
+        self.nets: list[nn.Module] = []
         self.last = True
         # DDP's words on a name that all versions know, and on memory formats that it copes with.
         for words in (".*broadcast_buffers. is deprecated", "Grad strides do not match bucket view strides"):
@@ -113,6 +114,7 @@ class Together(Alone):
             opponent.net.requires_grad_(False)
         step = _Pass(net, task.loss)
         if not self.sharded:
+            self.nets = [net, *([opponent.net] if opponent else [])]
             return functools.partial(self._learn, step)
         self._shard(net, step)
         if ema is not None:
@@ -124,7 +126,7 @@ class Together(Alone):
         """A pass under DDP, which is made at the first one: it wants to know whether a task leaves parameters out (an
         auxiliary head without weight, say), and looks for them at every step if it does."""
         if self.replica is None:
-            self.replica = self._replicated(step, find_unused_parameters=leaves_out(step, batch))
+            self.replica = self._replicated(step, find_unused_parameters=leaves_out(step, batch, self.nets))
             with contextlib.nullcontext() if self.last else self.replica.no_sync():
                 return _through(step, self.replica, batch)
         return _through(step, self.replica, batch)
@@ -257,9 +259,9 @@ def _through(step: _Pass, made: nn.Module, batch: Batch) -> Any:
     return made()
 
 
-def leaves_out(step: _Pass, batch: Batch) -> bool:
-    """Whether a loss does not depend on all parameters that learn. The pass leaves no trace."""
-    before = {name: tensor.clone() for name, tensor in step.net.state_dict().items()}
+def leaves_out(step: _Pass, batch: Batch, nets: Sequence[nn.Module]) -> bool:
+    """Whether a loss does not depend on all parameters that learn. The pass leaves no trace in `nets`."""
+    before = [{name: tensor.clone() for name, tensor in net.state_dict().items()} for net in nets]
     step.batch = dict(batch)
     with torch.random.fork_rng():
         loss, _ = step()
@@ -270,7 +272,8 @@ def leaves_out(step: _Pass, batch: Batch) -> bool:
             seen.add(node)
             used.add(id(getattr(node, "variable", None)))
             ways += [way for way, _ in node.next_functions]
-    step.net.load_state_dict(before)
+    for net, state in zip(nets, before, strict=True):
+        net.load_state_dict(state)
     return any(p.requires_grad and id(p) not in used for p in step.net.parameters())
 
 
