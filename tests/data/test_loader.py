@@ -338,13 +338,14 @@ def test_an_empty_source_is_refused():
         loader_of(Numbers(0))
 
 
-def test_ranks_share_each_batch():
-    config = DataConfig(batch_size=3, workers=0)
-    alone = make_loader(Numbers(25), config, SIZE, train=True, batch_size=6)
-    parts = [make_loader(Numbers(25), config, SIZE, train=True, rank=r, world=2) for r in range(2)]
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_processes_share_each_batch(cache):
+    alone, *parts = (loader_of(Numbers(25, damaged=(3,)), batch_size=6, cache=cache) for _ in range(3))
+    for rank, part in enumerate(parts):
+        part.divide(rank, 2, within=True)
     assert len(parts[0]) == math.floor(25 / 6)
     for whole, a, b in zip(ids(alone), ids(parts[0]), ids(parts[1]), strict=True):
-        assert sorted(whole) == sorted(a + b)
+        assert whole == a + b
 
 
 # --------------------------------------------------------------------------------------------------- masks

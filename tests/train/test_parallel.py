@@ -20,6 +20,7 @@ from triptych.data.config import AugmentConfig, DataConfig
 from triptych.diffusion.config import NoiseConfig
 from triptych.errors import UserError
 from triptych.heads.config import HeadConfig
+from triptych.layers.norm import BatchNorm
 from triptych.train import run
 from triptych.train.config import ClassifyConfig, LoopConfig, LossConfig, OptimConfig, SegmentConfig
 from triptych.train.first_stage_config import (
@@ -28,7 +29,7 @@ from triptych.train.first_stage_config import (
     DiscriminatorConfig,
     PerceptualConfig,
 )
-from triptych.train.parallel import processes
+from triptych.train.parallel import Pass, leaves_out, processes
 from triptych.train.running import prepare
 from triptych.train.second_stage_config import (
     CaptionConfig,
@@ -131,7 +132,7 @@ def configs(data, tmp_path_factory):
         ),
         image_size=(16, 16),
         head=HeadConfig(kind="unet", width=16, image_width=8, aux_width=8, dropout=0.1),
-        loss=LossConfig(dice=0.5, focal=0.3),
+        loss=LossConfig(dice=0.5, focal=0.3, aux=0.0),  # a head that no loss looks at
         loading=replace(LOADING, batch_size=4),
         augment=AugmentConfig(crop_scale=(0.7, 1.0), brightness=0.1),
         optim=OptimConfig(lr=2e-3, warmup=0.1),
@@ -296,6 +297,18 @@ def test_activations_that_are_computed_again_change_nothing(configs, alone, tmp_
     for name in ("vit", "swin"):
         run(by(configs[name], "auto", recompute=True), tmp_path / name)
         assert list(map(learnt, rows(tmp_path / name))) == list(map(learnt, rows(alone / name)))
+
+
+def test_parameters_that_are_left_out_are_found_without_a_trace():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), BatchNorm(4), torch.nn.Linear(2, 2))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    step = Pass(net, lambda net, batch: (net[1](net[0](batch["image"])).square().mean(), {}))
+    batch = {"image": torch.randn(2, 3, 5, 5)}
+    torch.manual_seed(1)
+    assert leaves_out(step, batch, [net])
+    net[2].requires_grad_(False)
+    assert not leaves_out(step, batch, [net])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
 TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}

@@ -98,7 +98,7 @@ class Compress:
             weight = torch.tensor(self.how.discriminator.weight)
             if self.how.discriminator.adaptive:
                 last = model.autoencoder.decoder.conv_out.weight
-                weight = weight * adaptive_weight(made, last, pull, push)
+                weight = weight * adaptive_weight(made, last, pull * shares.weight(), push * shares.weight())
             pull, loss = pull + weight * push, loss + weight * fooled.detach()
             logs |= {"fooled": fooled.detach(), "adaptive": weight}
         batch["real"], batch["made"] = images, made.detach()
@@ -224,7 +224,7 @@ def adaptive_weight(made: Images, last: Tensor, pull: Images, push: Images) -> S
         made: reconstructions, with their graph.
         pull, push: gradients of the two at `made`.
     """
-    (one,) = torch.autograd.grad(made, last, pull * shares.weight(), retain_graph=True)
-    (other,) = torch.autograd.grad(made, last, push * shares.weight(), retain_graph=True)
+    (one,) = torch.autograd.grad(made, last, pull, retain_graph=True)
+    (other,) = torch.autograd.grad(made, last, push, retain_graph=True)
     one, other = (shares.summed(each) / shares.world.size for each in (one, other))
     return (one.float().norm() / (other.float().norm() + 1e-4)).clamp(0, MOST)

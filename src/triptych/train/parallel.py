@@ -109,10 +109,10 @@ class Together(Alone):
         if opponent is not None:  # small: a replica each
             loss = opponent.loss
             opponent.net.requires_grad_(True)
-            of_opponent = _Pass(opponent.net, lambda _net, batch: loss(batch))
+            of_opponent = Pass(opponent.net, lambda _net, batch: loss(batch))
             opponent.loss = functools.partial(_through, of_opponent, self._replicated(of_opponent))
             opponent.net.requires_grad_(False)
-        step = _Pass(net, task.loss)
+        step = Pass(net, task.loss)
         if not self.sharded:
             self.nets = [net, *([opponent.net] if opponent else [])]
             return functools.partial(self._learn, step)
@@ -122,7 +122,7 @@ class Together(Alone):
         self.shards.append(step)
         return functools.partial(_through, step, step)
 
-    def _learn(self, step: "_Pass", batch: Batch) -> tuple[Tensor, Logs]:
+    def _learn(self, step: "Pass", batch: Batch) -> tuple[Tensor, Logs]:
         """A pass under DDP, which is made at the first one: it wants to know whether a task leaves parameters out (an
         auxiliary head without weight, say), and looks for them at every step if it does."""
         if self.replica is None:
@@ -131,7 +131,7 @@ class Together(Alone):
                 return _through(step, self.replica, batch)
         return _through(step, self.replica, batch)
 
-    def _replicated(self, step: "_Pass", **how: Any) -> Any:
+    def _replicated(self, step: "Pass", **how: Any) -> Any:
         from torch.nn.parallel import DistributedDataParallel
 
         self.replicas.append(DistributedDataParallel(step, broadcast_buffers=False, **how))
@@ -241,7 +241,7 @@ class Together(Alone):
         return {name: why for part in shares.pooled(dict(found)) for name, why in part.items()}
 
 
-class _Pass(nn.Module):
+class Pass(nn.Module):
     """A loss as the forward pass of a module: DDP and FSDP see where it begins and ends, whatever parts of the network
     a task calls. The batch is no argument, which they would copy, and tasks leave things in it."""
 
@@ -254,12 +254,12 @@ class _Pass(nn.Module):
         return self.loss(self.net, self.batch)
 
 
-def _through(step: _Pass, made: nn.Module, batch: Batch) -> Any:
+def _through(step: Pass, made: nn.Module, batch: Batch) -> Any:
     step.batch = batch
     return made()
 
 
-def leaves_out(step: _Pass, batch: Batch, nets: Sequence[nn.Module]) -> bool:
+def leaves_out(step: Pass, batch: Batch, nets: Sequence[nn.Module]) -> bool:
     """Whether a loss does not depend on all parameters that learn. The pass leaves no trace in `nets`."""
     before = [{name: tensor.clone() for name, tensor in net.state_dict().items()} for net in nets]
     step.batch = dict(batch)
