@@ -88,13 +88,18 @@ def compare_seconds(
         UnequalError: the sides do not compute the same.
     """
     apart = check_equal({name: work() for name, work in sides.items()}, tolerance)
+    return in_turn(sides, effort) | {"apart": apart if len(sides) > 1 else None}
+
+
+def in_turn(sides: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, Any]:
+    """Seconds of every side, ours over each other's, and what other programs took meanwhile."""
     times = {name: timed(work) for name, work in sides.items()}
     done = interleave(times, effort.rounds, effort.seconds, patience=effort.patience)
     row: dict[str, Any] = {name: Spread.of(taken) for name, taken in done.found.items()}
     row |= {
         f"ratio to {name}": ratio(done.found["ours"], t) for name, t in done.found.items() if name != "ours"
     }
-    return row | {"others": done.others, "apart": apart if len(sides) > 1 else None}
+    return row | {"others": done.others}
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from triptych.bench.forward import (
 )
 from triptych.bench.others import Others
 from triptych.bench.pictures import painting, starting
+from triptych.bench.readers import diffusers_part
 from triptych.bench.report import Column, Report, Table
 from triptych.layers.resnet import packed
 from triptych.models.latent_diffusion import LatentDiffusion
@@ -176,7 +177,7 @@ def steps(
         call = torch.compile(ours) if compiled else ours
         sides: dict[str, Callable[[], Tensor]] = {"ours": lambda: call(x, t, once)}
         if there:
-            theirs = peers.diffusers_part(folder / "diffusers", "unet", dtype)
+            theirs = diffusers_part(folder / "diffusers", "unet", dtype)
             their_call: Any = torch.compile(theirs) if compiled else theirs
             sides["diffusers"] = lambda: their_call(x, t, context).sample
         row = compare_seconds(sides, TOLERANCES[label], plan)
@@ -194,7 +195,7 @@ def decoding(plan: Plan, label: str, folder: Path, there: bool, peaks: Mapping[s
     ours: Any = loaded(folder).autoencoder.to(dtype)
     sides: dict[str, Callable[[], Tensor]] = {"ours": lambda: ours.decode(z)}
     if there:
-        theirs = peers.diffusers_part(folder / "diffusers", "vae", dtype)
+        theirs = diffusers_part(folder / "diffusers", "vae", dtype)
         sides["diffusers"] = lambda: theirs.decode(z / theirs.config.scaling_factor).sample
     row = compare_seconds(sides, TOLERANCES[label], plan)
     with blank():

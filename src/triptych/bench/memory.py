@@ -97,6 +97,6 @@ def row(runs: dict[str, list[Process]]) -> dict[str, Any]:
     ):
         found = {who: [value(done.said) for done in all_of] for who, all_of in runs.items()}
         made |= {what + who: Spread.of(values) for who, values in found.items()}
-        if len(found) > 1:
-            made[what + "ratio"] = ratio(found["ours"], found["transformers"])
+        for other in found.keys() - {"ours"}:
+            made[what + "ratio"] = ratio(found["ours"], found[other])
     return made

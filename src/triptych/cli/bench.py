@@ -14,16 +14,16 @@ from triptych.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure speed, loading and starting beside a peer with the same weights, in turn, in one run.
+    """Measure speed, loading, starting and learning beside a peer with the same weights, in turn, in one run.
 
     A suite takes ten to thirty minutes; let nothing else run meanwhile. Peers that are not installed are left out,
     and named. `resume` has no peer: it kills training runs, compares them with unbroken ones, and times checkpoints.
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm", "parallel", "resume"],
+        Literal["vit", "swin", "ldm", "train", "parallel", "resume"],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|parallel|resume"),
+        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume"),
     ]
     """What to measure."""
     out: Path | None = None
@@ -43,9 +43,9 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import ldm, parallel, report, resume, swin, vit
+        from triptych.bench import ldm, parallel, report, resume, swin, train, vit
 
-        suites = {"vit": vit, "swin": swin, "ldm": ldm, "parallel": parallel, "resume": resume}
+        suites = {"vit": vit, "swin": swin, "ldm": ldm, "train": train, "parallel": parallel, "resume": resume}
         suite = suites[self.suite]
         plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL
         if self.compiled:
