@@ -101,9 +101,10 @@ def latents_and_pictures(plan: LoopPlan, model: Path) -> Table:
     table = Table(
         title="Latents and pictures",
         says=(
-            f"Pictures a second at {plan.pixels} px, by the model whose steps are measured above. Kept: each picture and "
-            "its mirror image go into the latent cache of `triptych train`, loading and writing included; beside the "
-            f"encoder alone on batches that are ready. Learnt from: a small UNet on kept latents, beside encoding each time. "
+            f"Pictures a second at {plan.pixels} px, by the model whose steps are measured above. Kept: each picture "
+            "and its mirror image go into the latent cache of `triptych train`, loading and writing included; beside "
+            "the encoder alone on batches that are ready. Learnt from: a small UNet on kept latents, beside encoding "
+            "each time. "
             f"Painted: {plan.paint_steps} steps with guidance and the decoder, four at a time, bf16."
         ),
         columns=[

@@ -212,8 +212,8 @@ def steps(
     table = Table(
         title=title,
         says=(
-            "Seconds of one step on inputs that stay the same: forward pass, loss, backward pass, clipped gradient, fused "
-            "AdamW. One plain loop for all sides, weights in fp32 and equal at the start; bf16 is by autocast. "
+            "Seconds of one step on inputs that stay the same: forward pass, loss, backward pass, clipped gradient, "
+            "fused AdamW. One plain loop for all sides, weights in fp32 and equal at the start; bf16 is by autocast. "
             f"Losses and gradient norms of the first {FIRST} steps checked equal. {how}"
         ),
         columns=[

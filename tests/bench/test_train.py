@@ -1,0 +1,138 @@
+"""The suite in its quick form on tiny networks; its figures mean nothing, their being there does."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from triptych.bench import loops, train
+from triptych.bench.forward import DTYPES
+from triptych.bench.learning import learner
+from triptych.bench.processes import Process
+from triptych.bench.timing import UnequalError
+from triptych.cli import main
+
+PEAKS = {"fp32": 1e12, "bf16": 1e12}
+
+
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory):
+    return train.diffusion_tasks(train.QUICK, tmp_path_factory.mktemp("diffusion"), ("diffusers",))
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    return train.classifier_tasks(train.QUICK, tmp_path_factory.mktemp("classifiers"), ("transformers",))
+
+
+@pytest.mark.parametrize("peer", ["diffusers", "transformers"])
+def test_steps_beside_a_peer(peer, request):
+    tasks = request.getfixturevalue("diffusion" if peer == "diffusers" else "classifiers")
+    table = train.steps("", tasks, (peer, "timm"), train.QUICK, PEAKS)
+    assert [(row["network"], row["dtype"]) for row in table.rows] == [
+        (task.name, label) for task in tasks for label in DTYPES
+    ]
+    for row in table.rows:
+        assert row["ours"].low > 0
+        assert row[f"ratio to {peer}"].median > 0
+        assert 0 < row["utilisation"] < 1
+        assert 0 < row["apart"] <= train.TOLERANCES[row["dtype"]]
+        assert {column.key for column in table.columns} == set(row)
+
+
+def test_ours_is_measured_where_no_peer_is(diffusion):
+    alone = [replace(task, there=()) for task in diffusion[:1]]
+    table = train.steps("", alone, ("diffusers",), train.QUICK, PEAKS)
+    assert "diffusers" not in {column.key for column in table.columns}
+    assert [row["apart"] for row in table.rows] == [None, None]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_wrong_gradient_shows(diffusion, number):
+    """Also where the first loss is the right one."""
+    task = diffusion[number]
+    sides = [learner(task.what, "ours", task.folder, task.size, torch.bfloat16) for _ in range(2)]
+    sides[1].learning[-1].register_hook(lambda grad: 3 * grad)
+    firsts = {str(i): torch.stack([side() for _ in range(train.FIRST)]) for i, side in enumerate(sides)}
+    assert firsts["0"][0, 0] == firsts["1"][0, 0]
+    with pytest.raises(UnequalError):
+        train.alike(firsts, train.TOLERANCES["bf16"])
+
+
+def test_loss_and_norm_are_each_measured_by_their_own_size():
+    loss_apart = {"a": torch.tensor([[0.1, 100.0]]), "b": torch.tensor([[0.2, 100.0]])}
+    assert train.alike(loss_apart, 0.6) == pytest.approx(0.5)
+    with pytest.raises(UnequalError):
+        train.alike(loss_apart, 0.4)
+
+
+def test_memory_of_both_sides(monkeypatch, diffusion):
+    asked = []
+
+    def measured(code, what, who, folder, dtype, threads, *size):
+        asked.append((what, who, size))
+        first = 1.0 if who == "ours" else 1.2
+        return Process(
+            1.0,
+            {"before": 1e9, "peak": 2e9 if who == "ours" else 3e9, "firsts": [[first, 2.0], [1.0, 2.0]]},
+        )
+
+    monkeypatch.setattr(train, "python", measured)
+    with pytest.raises(UnequalError):
+        train.memory(diffusion[1:], 1)
+    monkeypatch.setattr(train, "TOLERANCES", {"bf16": 0.5})
+    asked.clear()
+    table = train.memory([*diffusion, replace(diffusion[0], there=())], 2)
+    assert asked[:4] == [("unet", who, ("2", "77", "32")) for who in ("ours", "diffusers")] * 2
+    assert [row["peer"] for row in table.rows] == ["diffusers", "diffusers", None]
+    row = table.rows[0]
+    assert (row["ratio"].median, row["grown ratio"].median) == (pytest.approx(2 / 3), 0.5)
+    assert {column.key for column in table.columns} == set(row)
+
+
+def test_what_the_loop_adds_and_the_cache_saves(diffusion):
+    model = diffusion[0].folder / "model.safetensors"
+    table = loops.whole_loops(train.QUICK.loops, model)
+    assert len(table.rows) == 3
+    for row in table.rows:
+        assert row["ours"].low > 0
+        assert row["ratio"].median > 0
+        assert 0 <= row["waiting"].median < 1
+        assert {column.key for column in table.columns} == set(row)
+    table = loops.latents_and_pictures(train.QUICK.loops, model)
+    assert [row["what"] for row in table.rows] == ["kept as latents", "learnt from", "painted"]
+    for row in table.rows[:2]:
+        assert row["ratio"].median == pytest.approx(row["other"].median / row["ours"].median)
+    assert table.rows[2]["ours"].low > 0
+
+
+def test_seconds_of_a_run_are_those_of_its_log(monkeypatch):
+    """The first steps, which open the data, do not count; a row without a speed is one step of many."""
+
+    def trained(config, out):
+        out.mkdir()
+        speeds = [{}, {"images_per_second": 1.0, "waiting": 0.9}, {}]
+        speeds += [{"images_per_second": 8.0, "waiting": 0.1}, {"images_per_second": 4.0, "waiting": 0.3}]
+        (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in speeds))
+
+    monkeypatch.setattr(loops, "train", trained)
+    plan = replace(train.QUICK.loops, batch=8)
+    waited = []
+    assert loops.whole(loops.classification(plan, "data"), waited) == pytest.approx(1.5)
+    assert waited == [pytest.approx(0.2)]
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path, capsys):
+    assert main(["bench", "train", "--quick", "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["train"] == said
+    assert [table["title"] for table in said["tables"]][1:] == [
+        "A step of latent diffusion",
+        "A step of a classifier",
+        "Memory of a step",
+        "The whole loop",
+        "Latents and pictures",
+    ]
+    assert "| UNet" in (tmp_path / "benchmarks.md").read_text()
