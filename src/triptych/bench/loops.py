@@ -21,7 +21,7 @@ from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.sources import open_source
 from triptych.models.autoencoder import FirstStage
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.pipelines import DiffusionPipeline
+from triptych.pipelines.diffuse import DiffusionPipeline
 from triptych.train.config import ClassifyConfig, LoopConfig
 from triptych.train.latent_cache import LatentCache
 from triptych.train.loop import FLUSH_STEPS
