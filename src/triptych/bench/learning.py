@@ -72,17 +72,16 @@ def _autoencoder(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dty
     """Encode, draw from the posterior, decode: L1, and the divergence from a standard normal."""
     net = _part(who, folder, "vae")
     batch, pixels = size
-    images, noise = torch.rand(batch, 3, pixels, pixels) * 2 - 1, None
+    images = torch.rand(batch, 3, pixels, pixels) * 2 - 1
 
     def loss() -> Tensor:
-        nonlocal noise
         if who == "ours":
             mean, logvar = net.posterior(images)
         else:
             posterior = net.encode(images).latent_dist
             mean, logvar = posterior.mean, posterior.logvar
-        noise = torch.randn(mean.shape) if noise is None else noise
-        z = mean + torch.exp(0.5 * logvar) * noise.to(mean.dtype)
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1), dtype=mean.dtype)
+        z = mean + torch.exp(0.5 * logvar) * noise
         made = net.render(z) if who == "ours" else net.decode(z).sample
         mean, logvar = mean.float(), logvar.float()
         bound = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1).mean()

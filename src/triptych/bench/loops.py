@@ -46,9 +46,9 @@ class LoopPlan:
     """Changes to ViT-Ti/16."""
     unet: tuple[str, ...] = ()
     """Changes to unet-emoji."""
-    windows: int = 2
+    windows: int = 1
     """Times `FLUSH_STEPS` steps that are measured of a run, after the first ones."""
-    rounds: int = 3
+    rounds: int = 2
     paint_steps: int = 10
 
 
