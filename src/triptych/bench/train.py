@@ -24,6 +24,7 @@ from triptych.hardware import flushed_denormals
 from triptych.models import autoencoder_config, swin_config, unet_config, vit_config
 from triptych.models.latent_diffusion_config import SIZES, LatentDiffusionConfig
 from triptych.models.swin import Swin
+from triptych.models.text_config import TextConfig
 from triptych.network import Network
 from triptych.weights import export, save
 
@@ -46,7 +47,7 @@ class Classifier:
     """Fields of its config that are changed."""
 
 
-# A text-to-image model of 60 million weights for 128 px: latents of 32 x 32, prompts of 77 tokens.
+# A text-to-image model for 128 px: 45 million weights in the UNet, latents of 32 x 32, prompts of 77 tokens.
 MIDDLE = replace(
     SIZES["sd1"],
     unet=replace(
@@ -160,7 +161,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> 
 def diffusion_tasks(plan: Plan, folder: Path, there: Sequence[str]) -> list[Task]:
     """The UNet and the autoencoder, written for each side."""
     folder, config, text = folder / "ldm", plan.config, plan.config.text
-    assert text is not None
+    assert isinstance(text, TextConfig)
     beside = tuple(name for name in there if name == "diffusers")
     folder.mkdir()
     ldm.write(config, folder, bool(beside))
@@ -189,7 +190,7 @@ def classifier_tasks(plan: Plan, folder: Path, there: Sequence[str]) -> list[Tas
         beside = tuple(name for name in there if name in peers.FORMATS)
         write(net, here, beside)
         pixels = net.config.image_size[0]
-        macs = (swin_config if isinstance(net, Swin) else vit_config).macs(net.config)
+        macs = swin_config.macs(net.config) if isinstance(net, Swin) else vit_config.macs(net.config)
         name = f"{asked.name}, {pixels} px, batch {asked.batch}"
         tasks.append(Task(name, "classifier", here, (asked.batch, pixels), asked.batch * macs, beside))
     return tasks
