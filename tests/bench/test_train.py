@@ -12,6 +12,8 @@ from triptych.bench.learning import learner
 from triptych.bench.processes import Process
 from triptych.bench.timing import UnequalError
 from triptych.cli import main
+from triptych.train import loop
+from triptych.train.loop import Outcome
 
 PEAKS = {"fp32": 1e12, "bf16": 1e12}
 
@@ -96,7 +98,9 @@ def test_memory_of_both_sides(monkeypatch, diffusion):
     assert {column.key for column in table.columns} == set(row)
 
 
-def test_what_the_loop_adds_and_the_cache_saves(diffusion):
+def test_what_the_loop_adds_and_the_cache_saves(diffusion, monkeypatch):
+    monkeypatch.setattr(loop, "FLUSH_STEPS", 4)
+    monkeypatch.setattr(loops, "FLUSH_STEPS", 4)
     model = diffusion[0].folder / "model.safetensors"
     table = loops.whole_loops(train.QUICK.loops, model)
     assert len(table.rows) == 3
@@ -120,12 +124,15 @@ def test_seconds_of_a_run_are_those_of_its_log(monkeypatch):
         speeds = [{}, {"images_per_second": 1.0, "waiting": 0.9}, {}]
         speeds += [{"images_per_second": 8.0, "waiting": 0.1}, {"images_per_second": 4.0, "waiting": 0.3}]
         (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in speeds))
+        return Outcome(150, config.loop.seed == 0, {})
 
     monkeypatch.setattr(loops, "train", trained)
-    plan = replace(train.QUICK.loops, batch=8)
+    config = loops.classification(replace(train.QUICK.loops, batch=8), "data")
     waited = []
-    assert loops.whole(loops.classification(plan, "data"), waited) == pytest.approx(1.5)
+    assert loops.whole(config, waited) == pytest.approx(1.5)
     assert waited == [pytest.approx(0.2)]
+    with pytest.raises(KeyboardInterrupt):
+        loops.whole(replace(config, loop=replace(config.loop, seed=1)))
 
 
 @pytest.mark.slow

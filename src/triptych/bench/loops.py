@@ -224,7 +224,8 @@ def loop(plan: LoopPlan) -> LoopConfig:
 def whole(config: RunConfig, waited: list[float] | None = None) -> float:
     """Seconds a step of a run, by its own account, after the first `FLUSH_STEPS`; and the share it waited."""
     with tempfile.TemporaryDirectory() as place:
-        train(config, Path(place) / "run")
+        if not train(config, Path(place) / "run").finished:
+            raise KeyboardInterrupt  # which the run took for a wish to go on later
         lines = (Path(place) / "run" / "log.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "images_per_second" in row][1:]
     if waited is not None:

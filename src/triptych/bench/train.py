@@ -91,7 +91,7 @@ FULL = Plan()
 QUICK = Plan(
     config=ldm.TINY,
     unet_batch=2,
-    autoencoder=(2, 64),
+    autoencoder=(2, 32),
     classifiers=(
         Classifier(name="vit-ti16", batch=2, changes=vit.TINY),
         Classifier(name="swin-t", batch=2, changes=(*swin.TINY, ("image_size", 56))),
