@@ -8,14 +8,6 @@ import torch
 from triptych.bench.timing import Spread, UnequalError, check_equal, interleave, ratio, timed
 
 
-def test_sides_take_turns():
-    order = []
-    sides = {name: (lambda name=name: order.append(name) or len(order)) for name in "AB"}
-    found = interleave(sides, rounds=3, warmup=1)
-    assert order == ["A", "B"] * 4
-    assert found.found == {"A": [3, 5, 7], "B": [4, 6, 8]}
-
-
 @pytest.fixture
 def shares(monkeypatch):
     """What others take in each round, and a clock that goes on by a second whenever it is read."""
@@ -23,6 +15,14 @@ def shares(monkeypatch):
     monkeypatch.setattr("triptych.bench.timing.time.perf_counter", lambda: next(now))
     monkeypatch.setattr("triptych.bench.timing.Others.share", lambda self: given.pop(0) if given else None)
     return given
+
+
+def test_sides_take_turns(shares):
+    order = []
+    sides = {name: (lambda name=name: order.append(name) or len(order)) for name in "AB"}
+    found = interleave(sides, rounds=3, warmup=1)
+    assert order == ["A", "B"] * 4
+    assert found.found == {"A": [3, 5, 7], "B": [4, 6, 8]}
 
 
 def test_rounds_go_on_until_the_time_is_up(shares):
