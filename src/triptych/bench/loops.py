@@ -42,7 +42,7 @@ class LoopPlan:
     batch: int = 32
     pixels: int = 64
     """Of a side, for both networks."""
-    vit: tuple[str, ...] = ("patch_size=8",)
+    vit: tuple[str, ...] = ()
     """Changes to ViT-Ti/16."""
     unet: tuple[str, ...] = ()
     """Changes to unet-emoji."""

@@ -141,7 +141,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> 
         folder = Path(place)
         diffusion, classifiers = diffusion_tasks(plan, folder, there), classifier_tasks(plan, folder, there)
         # The programs come first: they are best measured while this one is small.
-        held = memory([*diffusion, *classifiers], min(plan.rounds, 2))
+        held = memory([*diffusion, *classifiers])
         peaks, limits = measure_peaks(plan)
         report.tables = [
             limits,
@@ -266,7 +266,7 @@ say(before=before, peak=memory()[1], firsts=firsts)
 """
 
 
-def memory(tasks: Sequence[Task], rounds: int) -> Table:
+def memory(tasks: Sequence[Task], rounds: int = 1) -> Table:
     """The first two steps of each task in processes of their own, in bf16, beside the first peer that is there.
 
     Raises:
