@@ -99,8 +99,8 @@ def test_memory_of_both_sides(monkeypatch, diffusion):
 
 
 def test_what_the_loop_adds_and_the_cache_saves(diffusion, monkeypatch):
-    monkeypatch.setattr(loop, "FLUSH_STEPS", 4)
-    monkeypatch.setattr(loops, "FLUSH_STEPS", 4)
+    monkeypatch.setattr(loop, "REPORT_STEPS", 4)
+    monkeypatch.setattr(loops, "REPORT_STEPS", 4)
     model = diffusion[0].folder / "model.safetensors"
     table = loops.whole_loops(train.QUICK.loops, model)
     assert len(table.rows) == 3

@@ -24,7 +24,7 @@ from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.diffuse import DiffusionPipeline
 from triptych.train.config import ClassifyConfig, LoopConfig
 from triptych.train.latent_cache import LatentCache
-from triptych.train.loop import FLUSH_STEPS
+from triptych.train.loop import REPORT_STEPS
 from triptych.train.running import Parts, RunConfig, prepare
 from triptych.train.running import run as train
 from triptych.train.second_stage_config import LatentCacheConfig, SamplesConfig, SecondStageConfig
@@ -47,7 +47,7 @@ class LoopPlan:
     unet: tuple[str, ...] = ()
     """Changes to unet-emoji."""
     windows: int = 1
-    """Times `FLUSH_STEPS` steps that are measured of a run, after the first ones."""
+    """Times `REPORT_STEPS` steps that are measured of a run, after the first ones."""
     rounds: int = 2
     paint_steps: int = 10
 
@@ -85,7 +85,7 @@ def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
             sides: dict[str, Callable[[], float]] = {
                 "ours": lambda config=config, waited=waited: whole(config, waited),
                 "plain": lambda plain=plain: (
-                    timed(lambda: [plain() for _ in range(FLUSH_STEPS // 2)])() / (FLUSH_STEPS // 2)
+                    timed(lambda: [plain() for _ in range(REPORT_STEPS // 2)])() / (REPORT_STEPS // 2)
                 ),
             }
             done = interleave(sides, plan.rounds, warmup=0).found
@@ -216,13 +216,13 @@ def loading(plan: LoopPlan) -> DataConfig:
 
 def loop(plan: LoopPlan) -> LoopConfig:
     """Long enough for the windows, with one evaluation, at the end."""
-    steps = FLUSH_STEPS * (1 + plan.windows)
+    steps = REPORT_STEPS * (1 + plan.windows)
     batches = (plan.pictures - max(1, round(0.05 * plan.pictures))) // plan.batch
     return LoopConfig(epochs=steps / max(batches, 1), ema=0.999, eval_every=1e9, log_every=1e9)
 
 
 def whole(config: RunConfig, waited: list[float] | None = None) -> float:
-    """Seconds a step of a run, by its own account, after the first `FLUSH_STEPS`; and the share it waited."""
+    """Seconds a step of a run, by its own account, after the first `REPORT_STEPS`; and the share it waited."""
     with tempfile.TemporaryDirectory() as place:
         if not train(config, Path(place) / "run").finished:
             raise KeyboardInterrupt  # which the run took for a wish to go on later

@@ -45,7 +45,14 @@ class Bench:
             raise UserError("--quick and --short are two plans; give one of them")
         from triptych.bench import ldm, parallel, report, resume, swin, train, vit
 
-        suites = {"vit": vit, "swin": swin, "ldm": ldm, "train": train, "parallel": parallel, "resume": resume}
+        suites = {
+            "vit": vit,
+            "swin": swin,
+            "ldm": ldm,
+            "train": train,
+            "parallel": parallel,
+            "resume": resume,
+        }
         suite = suites[self.suite]
         plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL
         if self.compiled:
