@@ -11,7 +11,8 @@ from triptych.cli import VERBS, main
 # Changing a flag is changing what people typed into their scripts: change it here too, and in CHANGELOG.
 LEARNING = """
     --loading.batch-size --loading.eval-batch-size --loading.workers --loading.load-size --loading.cache
-    --loading.on-bad-image --loading.keep-alpha --loading.eval-fraction --loading.image-column
+    --loading.on-bad-image --loading.keep-alpha --loading.stream --loading.shuffle-buffer --loading.lanes
+    --loading.eval-fraction --loading.image-column
     --loading.label-column --loading.caption-column --loading.mask-column
     --loading.ignore-index --loading.reduce-zero-label
     --augment.image-size --augment.crop-scale --augment.crop-ratio --augment.flip --augment.degrees

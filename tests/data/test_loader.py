@@ -2,6 +2,8 @@
 
 import io
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -411,3 +413,20 @@ def test_an_example_without_its_mask_is_told():
 def test_sources_without_masks_give_none():
     assert "mask" not in next(iter(loader_of(Numbers(4), train=False)))
     assert "mask" not in next(iter(loader_of(Numbers(4), train=False, cache="on")))
+
+
+def test_a_program_may_end_before_its_loader():
+    """Workers outlive a SIGTERM, which is how the interpreter ends those that are left."""
+    program = """
+from test_loader import Numbers, loader_of
+loader = loader_of(Numbers(12), workers=1)
+print(len(list(loader)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=Path(__file__).parent,
+    )
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr

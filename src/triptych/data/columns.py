@@ -135,6 +135,12 @@ def _can_be_label(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype.rstrip("0123456789") in kinds
 
 
+def need_label(column: str, features: "Features") -> None:
+    """Raises a `UserError` for a column that cannot hold labels."""
+    if not _can_be_label(features[column]):
+        raise UserError(f"column {column} holds {features[column]}, and labels must be whole numbers or text")
+
+
 def read_labels(
     tables: "dict[str, Dataset]", column: str
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray | None]]:
@@ -154,8 +160,7 @@ def read_labels(
         feature = table.features.get(column)
         if feature is None:
             continue
-        if not _can_be_label(feature):
-            raise UserError(f"column {column} holds {feature}, and labels must be whole numbers or text")
+        need_label(column, table.features)
         if isinstance(feature, datasets.ClassLabel):
             names = names or feature.names
         values = list(table[column][:])

@@ -103,6 +103,12 @@ class DataConfig:
     """A damaged image is left out and listed at the end, or stops the run."""
     keep_alpha: bool = False
     """Keep the alpha of users' images, for random backgrounds; otherwise they are shown on white."""
+    stream: bool = False
+    """Read tar shards, parquet or a folder of millions in place, nearly in the order in which they lie."""
+    shuffle_buffer: int = 8192
+    """Of a stream, examples that are shuffled among each other at a time."""
+    lanes: int = 32
+    """Of a stream, places that are read side by side; a multiple of processes times workers is read best."""
     eval_fraction: float = 0.1
     """Share held back for evaluation where the data has no split of its own."""
     image_column: str | None = None
@@ -120,7 +126,7 @@ class DataConfig:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What opening the data is told: which column is what, and which numbers of masks are no class."""
+        """What opening the data is told: which column is what, which numbers of masks are no class, how it is read."""
         names = (
             "image_column",
             "label_column",
@@ -128,6 +134,7 @@ class DataConfig:
             "mask_column",
             "ignore_index",
             "reduce_zero_label",
+            "stream",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -137,6 +144,8 @@ class DataConfig:
         _need(self.workers >= 0, self, "workers", "at least 0")
         _need(self.load_size is None or min(self.load_size) >= 1, self, "load_size", "a height and a width")
         _need(0 <= self.ignore_index < 2**16, self, "ignore_index", "from 0 to 65535")
+        _need(self.shuffle_buffer >= 1, self, "shuffle_buffer", "at least 1")
+        _need(self.lanes >= 1, self, "lanes", "at least 1")
         _need(0 < self.eval_fraction < 1, self, "eval_fraction", "between 0 and 1")
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from PIL.Image import Image as PILImage
 
+from triptych.errors import UserError
+
 Image: TypeAlias = np.ndarray | PILImage | bytes | str | PathLike[str]
 """One picture before decoding: uint8 (H, W, 3 or 4), a PIL image, an encoded file's bytes, or its path."""
 
@@ -41,3 +43,7 @@ class Example:
     id: str
     mask: np.ndarray | None = None
     boxes: tuple[Box, ...] | None = None
+
+
+class Gone(UserError):
+    """What examples lie in is there no more, or no more what it was: it is not one damaged picture, to be left out."""

@@ -110,9 +110,13 @@ def captions_beside(paths: list[str]) -> list[list[str] | None]:
     found: list[list[str] | None] = []
     for path in paths:
         text = texts.get(os.path.splitext(path)[0])
-        lines = [] if text is None else [line.strip() for line in read_text(Path(text)).splitlines()]
-        found.append([line for line in lines if line] if text is not None else None)
+        found.append(None if text is None else lines_of(Path(text)))
     return found
+
+
+def lines_of(text: Path) -> list[str]:
+    """The captions in a file of them: its lines, without the empty ones."""
+    return [line.strip() for line in read_text(text).splitlines() if line.strip()]
 
 
 def _is_utf8(path: Path) -> bool:

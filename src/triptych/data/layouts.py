@@ -46,7 +46,7 @@ def _read_folder(folder: Path, image_column: str | None, mask_column: str | None
     folder = root_of(folder)
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return read_saved(folder)
-    if not (metadata_file(folder) or _data_files(folder)) and (pairs := read_pairs(folder)):
+    if not (metadata_file(folder) or data_files(folder)) and (pairs := read_pairs(folder)):
         return pairs
     splits = split_folders(folder) or {"": folder}
     images: dict[str, Path] = {}
@@ -54,7 +54,7 @@ def _read_folder(folder: Path, image_column: str | None, mask_column: str | None
     for split, below in splits.items():
         if metadata := metadata_file(below):
             tables[split] = read_metadata(metadata, f"{below.name}/" if split else "", mask_column)
-        elif files := _data_files(below):
+        elif files := data_files(below):
             read = _read_files(files, image_column, mask_column)
             if split:
                 tables[split] = next(iter(read.values()))
@@ -65,7 +65,7 @@ def _read_folder(folder: Path, image_column: str | None, mask_column: str | None
     return {**tables, **(read_images(images) if images else {})}
 
 
-def _data_files(folder: Path) -> list[Path]:
+def data_files(folder: Path) -> list[Path]:
     """Its shards or parquet files, or those in its folder data/, as hub repositories have them."""
     for where in (folder, folder / "data"):
         files = [path for path in visible(where) if path.is_file()] if where.is_dir() else []
@@ -75,8 +75,9 @@ def _data_files(folder: Path) -> list[Path]:
     return []
 
 
-def _read_files(files: list[Path], image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
-    """Shards or parquet files, in splits if every name begins with one: train-00000-of-00002.parquet."""
+def grouped(files: list[Path]) -> tuple[str, dict[str, list[Path]]]:
+    """The suffix of shards or parquet files, and the files in splits, if every name begins with one:
+    train-00000-of-00002.parquet."""
     suffixes = {path.suffix.lower() for path in files}
     if suffixes not in ({".tar"}, {".parquet"}):
         raise UserError(
@@ -85,8 +86,11 @@ def _read_files(files: list[Path], image_column: str | None, mask_column: str | 
     groups: dict[str, list[Path]] = {}
     for path in files:
         groups.setdefault(split_of_file(path), []).append(path)
-    if "" in groups:
-        groups = {"": files}
-    if suffixes == {".parquet"}:
+    return suffixes.pop(), {"": files} if "" in groups else groups
+
+
+def _read_files(files: list[Path], image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
+    suffix, groups = grouped(files)
+    if suffix == ".parquet":
         return {split: read_parquet(paths) for split, paths in groups.items()}
     return {split: read_shards(paths, image_column, mask_column) for split, paths in groups.items()}

@@ -4,11 +4,13 @@ A training picture is squashed whole to one size; the batch carries its aspect, 
 every picture is decoded to one fixed tensor, which can be kept, and no part of it is lost before the crop.
 """
 
+import atexit
 import math
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,14 +19,17 @@ import torch
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from triptych.data.bijection import permuted
 from triptych.data.config import DataConfig
-from triptych.data.example import Example
+from triptych.data.example import Example, Gone
 from triptych.data.feeding import Passes, feed
 from triptych.data.images import Resize, ResizeLike, decode_turned, laid, resize_crop
+from triptych.data.lanes import Batches, LaneOrder
 from triptych.data.masks import followed, mask_type, void_of
 from triptych.errors import UserError
 
 CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
+HELD = 1 << 20  # rows whose order is held in memory; of more it is computed, batch by batch
 
 Batch = dict[str, Any]
 
@@ -76,9 +81,18 @@ def make_loader(
     )
     if batch_size is None:
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
+    workers = _processes(config)
+    if order is None and config.stream and train:
+        bounds, hold = (getattr(source, name, None) for name in ("bounds", "hold"))
+        if bounds is None or hold is None:
+            raise UserError(
+                "this source is no stream; open it with stream=True, or leave --loading.stream out"
+            )
+        order = LaneOrder(bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
+        hold(order.held(workers), order.window)
     order = order or Order(len(source), batch_size, seed, shuffle=train)
     cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
-    return Loader(pictures, order, _processes(config), cached, config.on_bad_image)
+    return Loader(pictures, order, workers, cached, config.on_bad_image)
 
 
 def make_whole_loader(
@@ -110,7 +124,7 @@ class OrderLike(Protocol):
     """Which examples are in which batch of an epoch: a function of the epoch alone."""
 
     def __len__(self) -> int: ...
-    def batches(self, epoch: int, /) -> list[np.ndarray]: ...
+    def batches(self, epoch: int, /) -> Sequence[np.ndarray]: ...
 
 
 class Order:
@@ -124,15 +138,23 @@ class Order:
         batches = self.count / self.batch_size
         return max(1, math.floor(batches)) if self.shuffle else math.ceil(batches)
 
-    def batches(self, epoch: int, /) -> list[np.ndarray]:
+    def batches(self, epoch: int, /) -> Sequence[np.ndarray]:
         """The indices in each batch; all full when shuffling, else every index once."""
-        size, rows = self.batch_size, np.arange(self.count)
-        if self.shuffle:
+        size = self.batch_size
+        rows: np.ndarray | None = None
+        if self.shuffle and self.count <= HELD:
             rng = np.random.default_rng([self.seed % 2**64, epoch])
             rows = rng.permutation(self.count)
             while len(rows) < size:  # fewer examples than one batch: they come again
                 rows = np.concatenate([rows, rng.permutation(self.count)])
-        return [rows[i * size : (i + 1) * size] for i in range(len(self))]
+
+        def batch(number: int) -> np.ndarray:
+            if rows is not None:
+                return rows[number * size : (number + 1) * size]
+            places = np.arange(number * size, min((number + 1) * size, self.count))
+            return permuted(places, self.count, self.seed, epoch) if self.shuffle else places
+
+        return Batches(batch, range(len(self)))
 
 
 class Divided:
@@ -146,10 +168,12 @@ class Divided:
         count = len(self.order)
         return count if self.within else len(range(self.rank, count, self.world))
 
-    def batches(self, epoch: int, /) -> list[np.ndarray]:
+    def batches(self, epoch: int, /) -> Sequence[np.ndarray]:
         every = self.order.batches(epoch)
         if self.within:
-            return [np.array_split(rows, self.world)[self.rank] for rows in every]
+            return Batches(
+                lambda number: np.array_split(every[number], self.world)[self.rank], range(len(every))
+            )
         return every[self.rank :: self.world]
 
 
@@ -184,6 +208,8 @@ class Pictures(Dataset):
                 example = self.source[row]
                 name = example.id
                 good.append((row, example, *self._picture(example)))
+            except Gone as problem:  # as words: an error of a worker comes with its traceback
+                return {**NOTHING, "gone": str(problem)}
             except UserError as problem:
                 bad[name] = str(problem)
         labels = [-1 if e.label is None else e.label for _, e, *_ in good]
@@ -263,7 +289,8 @@ class Loader(StatefulDataLoader):
     the order is a function of (seed, epoch): torchdata's own state would fix the number of workers.
 
     Raises (while iterating):
-        UserError: a damaged image, where `on_bad_image` is "fail"; names the file.
+        UserError: a damaged image, where `on_bad_image` is "fail"; what the examples lie in is missing or has changed;
+            names the file.
     """
 
     def __init__(
@@ -279,15 +306,18 @@ class Loader(StatefulDataLoader):
         self._order, self._on_bad_image, self._in_step = order, on_bad_image, False
         self._done = self._resume_at = 0  # batches
         self._cache = _Cache(pictures) if cached and isinstance(pictures, Pictures) else None
-        self._plan: list[list[int]] = []  # of this epoch: the rows that each request asks the workers for
+        self._plan = _Plan()
+        # A batch of a stream is made by all workers together, so that each reads parts of the data of its own.
+        self._shares = max(1, workers) if isinstance(order, LaneOrder) and self._cache is None else 1
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message=".*set_vital"
             )  # torchdata 0.11 calls what torch deprecates
             super().__init__(
                 pictures,
-                batch_sampler=self._plan,
+                batch_sampler=self._plan,  # type: ignore[arg-type]
                 num_workers=workers,
+                prefetch_factor=2 * self._shares if workers else None,
                 collate_fn=_as_it_is,  # type: ignore[arg-type]
                 worker_init_fn=_outlive_sigterm,
                 generator=torch.Generator(),  # else the workers' seed is drawn from the global stream
@@ -307,11 +337,16 @@ class Loader(StatefulDataLoader):
         self._done, self._resume_at = self._resume_at, 0
         batches = self._order.batches(self.epoch)[self._done :]
         missing = batches if self._cache is None else [self._cache.missing(rows) for rows in batches]
-        self._plan[:] = [rows.tolist() for rows in missing if len(rows)]
-        fetched = super().__iter__() if self._plan else iter(())
+        self._plan.requests = _requests(missing, self._shares)
+        before = self._iterator
+        fetched = super().__iter__() if any(map(len, missing)) else iter(())
+        if fetched is not before and hasattr(fetched, "_shutdown_workers"):
+            atexit.register(_end_workers, weakref.ref(fetched))
         try:
             for rows, absent in zip(batches, missing, strict=True):
-                batch = next(fetched) if len(absent) else NOTHING
+                batch = self._next(fetched) if len(absent) else NOTHING
+                if "gone" in batch:
+                    raise UserError(batch["gone"])
                 self._note_bad(batch["bad"])
                 if self._cache is not None:
                     batch = self._cache.batch(rows, absent, batch)
@@ -327,6 +362,11 @@ class Loader(StatefulDataLoader):
             del fetched
             raise
         self.epoch, self._done = self.epoch + 1, 0
+
+    def _next(self, fetched: Iterator[Batch]) -> Batch:
+        """A batch that was fetched, put together if several workers made it."""
+        parts = [next(fetched) for _ in range(self._shares)]
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _note_bad(self, bad: dict[str, str]) -> None:
         if bad and self._on_bad_image == "fail":
@@ -346,6 +386,35 @@ class Loader(StatefulDataLoader):
             )
         self.epoch, self._resume_at = state_dict["epoch"], state_dict["batch"]
         self._done = self._resume_at
+
+
+class _Plan:
+    """What the workers are asked for, request by request: made as they go."""
+
+    requests: Callable[[], Iterator[np.ndarray]] = staticmethod(lambda: iter(()))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (rows.tolist() for rows in self.requests())
+
+
+def _requests(batches: Sequence[np.ndarray], shares: int) -> Callable[[], Iterator[np.ndarray]]:
+    """What is asked for of each batch, in as many parts as workers share it."""
+    return lambda: (part for rows in batches if len(rows) for part in np.array_split(rows, shares))
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    """One batch of several, one after the other."""
+    if gone := [part for part in parts if "gone" in part]:
+        return gone[0]
+    batch: Batch = {}
+    for name, first in parts[0].items():
+        if isinstance(first, torch.Tensor):
+            batch[name] = torch.cat([part[name] for part in parts])
+        elif isinstance(first, dict):
+            batch[name] = {key: value for part in parts for key, value in part[name].items()}
+        else:
+            batch[name] = [value for part in parts for value in part[name]]
+    return batch
 
 
 class _Cache:
@@ -401,3 +470,10 @@ def _outlive_sigterm(_worker: int) -> None:
     """A SIGTERM to the whole group (slurm, systemd, timeout) is the main process's to answer: it saves, then ends the
     workers. Torch's own handler would end them at once and break the step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_workers(iterator: "weakref.ref[Any]") -> None:
+    """At the interpreter's end, of a loader that is still there: it would send SIGTERM and wait for ever."""
+    found = iterator()
+    if found is not None:
+        found._shutdown_workers()

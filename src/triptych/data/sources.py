@@ -16,6 +16,7 @@ from triptych.data.legends import legend_of
 from triptych.data.mask_folders import root_of
 from triptych.data.masks import Colour, Legend, WrongKind
 from triptych.data.splits import choose_split, held_back
+from triptych.data.streaming import OpenedStream
 from triptych.data.table_source import TableSource, mask_in, rows_without
 from triptych.errors import UserError
 
@@ -78,6 +79,7 @@ def open_source(
     mask_column: str | None = None,
     ignore_index: int = 255,
     reduce_zero_label: bool = False,
+    stream: bool = False,
 ) -> Source:
     """The pictures that `spec` names.
 
@@ -94,6 +96,8 @@ def open_source(
             whose name does not tell.
         ignore_index: a number in masks that is no class, as 255 never is.
         reduce_zero_label: 0 in masks is no class, and 1 is the first.
+        stream: tar shards, parquet or a folder of pictures are indexed on disk and read in place, so that memory does
+            not grow with their number. The first examples of shards tell which columns there are.
 
     The classes of masks are named by a classes.txt (one a line, from 0), labels.json or id2label.json in the folder.
     Without one all masks are read once, for the largest number in them.
@@ -103,9 +107,10 @@ def open_source(
             out of range, images without masks, masks in colours. Damaged pictures are found when they are decoded.
     """
     if is_built_in(spec):
+        _need_files(spec, stream)
         return _open_built_in(spec, split)
     asked = (image_column, label_column, caption_column, mask_column)
-    return _Opened(spec, asked, ignore_index, reduce_zero_label).source(split)
+    return _open(spec, asked, ignore_index, reduce_zero_label, stream).source(split)
 
 
 def train_and_eval(
@@ -119,24 +124,29 @@ def train_and_eval(
     mask_column: str | None = None,
     ignore_index: int = 255,
     reduce_zero_label: bool = False,
+    stream: bool = False,
 ) -> tuple[Source, Source]:
     """What to train on and what to evaluate on: the data's own split, else a seeded one, even over classes.
 
     Args:
-        spec, image_column, label_column, caption_column, mask_column, ignore_index, reduce_zero_label: as in
+        spec, image_column, label_column, caption_column, mask_column, ignore_index, reduce_zero_label, stream: as in
             `open_source`.
-        eval_fraction: share held back where the data has no split of its own; at least one example.
+        eval_fraction: share held back where the data has no split of its own; at least one example. Of a stream it is
+            one of each n neighbours, n being the nearest to 1 / eval_fraction.
         seed: of that choice.
 
     Raises:
         UserError: as `open_source`; a single picture.
     """
     if is_built_in(spec):
+        _need_files(spec, stream)
         return _open_built_in(spec, "train"), _open_built_in(spec, "eval")
     asked = (image_column, label_column, caption_column, mask_column)
-    opened = _Opened(spec, asked, ignore_index, reduce_zero_label)
-    if "train" in opened.tables and ("val" in opened.tables or "test" in opened.tables):
+    opened = _open(spec, asked, ignore_index, reduce_zero_label, stream)
+    if "train" in opened.splits and ("val" in opened.splits or "test" in opened.splits):
         return opened.source("train"), opened.source("eval")
+    if isinstance(opened, OpenedStream):
+        return opened.held_back(eval_fraction, seed)
     whole = opened.source(None)
     if len(whole) < 2:
         raise UserError(
@@ -146,6 +156,12 @@ def train_and_eval(
     return Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held))
 
 
+def _open(
+    spec: Spec, asked: tuple[str | None, ...], ignore_index: int, reduce_zero_label: bool, stream: bool
+) -> "_Opened | OpenedStream":
+    return (OpenedStream if stream else _Opened)(spec, asked, ignore_index, reduce_zero_label)
+
+
 class _Opened:
     """What `spec` names, read once for all of its splits."""
 
@@ -153,24 +169,24 @@ class _Opened:
         self.spec, self.asked = spec, asked
         self.ignore_index, self.reduce_zero_label = ignore_index, reduce_zero_label
         image_column, _, _, mask_column = asked
-        self.tables = read_tables(spec, image_column, mask_column)
+        self.splits = read_tables(spec, image_column, mask_column)
         path = Path(spec).expanduser().absolute()
         self.root = root_of(path) if path.is_dir() else path.parent
         self._legends: dict[str, Legend] = {}
 
     def source(self, split: str | None) -> TableSource:
-        chosen = choose_split(os.fspath(self.spec), list(self.tables), split)
-        table = self.tables[chosen]
+        chosen = choose_split(os.fspath(self.spec), list(self.splits), split)
+        table = self.splits[chosen]
         if len(table) == 0:
             where = f" in its split {chosen}" if chosen else ""
             raise UserError(f"{os.fspath(self.spec)} holds no images{where}")
         image, label, caption, mask = self.asked
         if ID in table.features:  # of our own readers, which call the pictures "image"
             image = "image"
-        if mask not in table.features and any(mask in other.features for other in self.tables.values()):
+        if mask not in table.features and any(mask in other.features for other in self.splits.values()):
             mask = None  # a test set may lack what training sets have
         columns = find_columns(table.features, image, label, caption, mask)
-        classes, labels = read_labels(self.tables, columns.label) if columns.label else (None, {})
+        classes, labels = read_labels(self.splits, columns.label) if columns.label else (None, {})
         name = os.path.basename(os.path.normpath(self.spec)) + (f"/{chosen}" if chosen else "")
         legend = self._legend(chosen, columns.mask) if columns.mask else None
         source = TableSource(table, columns, classes, labels.get(chosen), legend, name, self.root)
@@ -185,14 +201,14 @@ class _Opened:
 
     def _legend(self, split: str, column: str) -> Legend | None:
         """What masks mean, the same for all splits; None for a split that has none."""
-        lacking = rows_without(self.tables[split], column)
-        count = len(self.tables[split])
+        lacking = rows_without(self.splits[split], column)
+        count = len(self.splits[split])
         if len(lacking) == count:
             return None
         if len(lacking):
             raise UserError(
                 f"{len(lacking)} of {count} examples have no mask in column {column}, the first being "
-                f"{name_of_row(self.tables[split], int(lacking[0]))}; give them masks or remove them"
+                f"{name_of_row(self.splits[split], int(lacking[0]))}; give them masks or remove them"
             )
         if column not in self._legends:
             self._legends[column] = legend_of(
@@ -201,7 +217,7 @@ class _Opened:
         return self._legends[column]
 
     def _masks(self, column: str) -> Iterator[tuple[bytes | str, str]]:
-        for table in self.tables.values():
+        for table in self.splits.values():
             if column in table.features:
                 cells = table.select_columns(column)
                 for row in set(range(len(table))).difference(rows_without(table, column)):
@@ -211,6 +227,13 @@ class _Opened:
 def is_built_in(spec: Spec) -> bool:
     """Whether `spec` names "emoji" or "scenes", and nothing on disk is called so."""
     return os.fspath(spec).partition(":")[0] in ("emoji", "scenes") and not Path(spec).exists()
+
+
+def _need_files(spec: Spec, stream: bool) -> None:
+    if stream:
+        raise UserError(
+            f"{os.fspath(spec)} is built in, and only files are streamed; leave --loading.stream out"
+        )
 
 
 def _open_built_in(spec: Spec, split: str | None) -> Source:

@@ -58,11 +58,11 @@ class TableSource:
         name = self.columns.caption
         if name is None or name not in self.table.features:
             return None
-        return [_captions(cell) for cell in self.table[name][:]]
+        return [captions_in(cell) for cell in self.table[name][:]]
 
     def __getitem__(self, index: int, /) -> Example:
         row = self.table[int(index)]
-        captions = _captions(row.get(self.columns.caption)) if self.columns.caption else ()
+        captions = captions_in(row.get(self.columns.caption)) if self.columns.caption else ()
         image, path = picture_in(row[self.columns.image], self.root)
         name = row.get(ID) or (f"{self.name}/{index}" + (f" ({path})" if path else ""))
         return Example(
@@ -134,7 +134,7 @@ class TableSource:
         return f"<{self.name}: {len(self)} images{f' of {len(classes)} classes' if classes else ''}>"
 
 
-def _captions(cell: Any) -> tuple[str, ...]:
+def captions_in(cell: Any) -> tuple[str, ...]:
     """A cell holds one caption, several in a list, or none."""
     cells = cell if isinstance(cell, list) else [cell]
     return tuple(str(one) for one in cells if one is not None)
