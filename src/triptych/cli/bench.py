@@ -21,11 +21,11 @@ class Bench:
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm", "train", "parallel", "resume"],
+        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data"],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume"),
+        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data"),
     ]
-    """What to measure."""
+    """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files."""
     out: Path | None = None
     """Folder for benchmarks.md and benchmarks.json; sections of other suites in it stay. Else printed only."""
     quick: bool = False
@@ -43,7 +43,7 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import ldm, parallel, report, resume, swin, train, vit
+        from triptych.bench import data, ldm, parallel, report, resume, swin, train, vit
 
         suites = {
             "vit": vit,
@@ -52,6 +52,7 @@ class Bench:
             "train": train,
             "parallel": parallel,
             "resume": resume,
+            "data": data,
         }
         suite = suites[self.suite]
         plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL
