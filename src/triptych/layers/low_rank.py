@@ -11,17 +11,30 @@ from triptych.errors import UserError
 
 
 class LowRank(nn.Module):
-    """W + (alpha / r) B A, Section 4.1: A random, B zero, so that the start is W itself. alpha is 2 r here."""
+    """W + (alpha / r) B A, Section 4.1: A random, B zero, so that the start is W itself.
 
-    def __init__(self, weight: Float[Tensor, "o i"], rank: int):
+    Args:
+        weight: W, which is not kept.
+        scale: alpha / r.
+        parts: layers that W is made of, one below the other, such as queries, keys and values: each has an A and a B of
+            its own.
+    """
+
+    def __init__(self, weight: Float[Tensor, "o i"], rank: int, scale: float = 2.0, parts: int = 1):
         super().__init__()
         outputs, inputs = weight.shape
-        self.a = nn.Parameter(torch.empty(rank, inputs))
+        self.rank, self.scale, self.parts = rank, scale, parts
+        self.a = nn.Parameter(torch.empty(parts * rank, inputs))
         self.b = nn.Parameter(torch.zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, weight: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
-        return weight + 2.0 * (self.b @ self.a)
+        delta = [b @ a for a, b in self.pairs()]
+        return weight + self.scale * (delta[0] if self.parts == 1 else torch.cat(delta))
+
+    def pairs(self) -> list[tuple[Float[Tensor, "r i"], Float[Tensor, "rows r"]]]:
+        """A and B of each part."""
+        return list(zip(self.a.chunk(self.parts), self.b.chunk(self.parts), strict=True))
 
 
 def add_low_rank(net: nn.Module, rank: int) -> None:

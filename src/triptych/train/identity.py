@@ -23,7 +23,8 @@ FREE = {
     "samples": ("count", "prompts", "steps", "guidance"),
 }
 EXAMPLES = "examples.json.gz"
-MADE = ("model.safetensors", "log.jsonl", "checkpoints")  # what a run leaves, besides its config
+# What a run leaves, besides its config.
+MADE = ("model.safetensors", "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
 
 
 def identity_of(said: Said) -> Said:

@@ -16,6 +16,7 @@ NO_DECAY = (
     "positions",
     "probe",
     "mask_token",
+    "vectors",
     "bias_table",
     "scale",
     "codebook.weight",

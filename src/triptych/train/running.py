@@ -57,6 +57,8 @@ class Parts:
     """What learns against the network, on the same batches."""
     illustrate: Callable[[Path, int], None] | None = None
     """Called with the run's folder and the step after each evaluation."""
+    keep: Callable[[Network, dict[str, float], Path], None] | None = None
+    """Writes the best network so far, of these figures, into the run's folder, where that is no model.safetensors."""
     finish: Callable[[Path], None] | None = None
     """Called with the run's folder once all steps are done, also when the same command is given again."""
 
@@ -84,6 +86,8 @@ def _run(config: RunConfig, out: Path, world: World) -> Outcome:
         say_dtype(parts.dtype, parts.device)
 
     def keep_best(net: Network, figures: dict[str, float]) -> None:
+        if parts.keep is not None:
+            return parts.keep(net, figures, out)
         whole = parts.task.product(copy.deepcopy(net))
         merge_low_rank(whole)
         whole.card = replace(whole.card, figures={name: float(value) for name, value in figures.items()})

@@ -14,7 +14,7 @@ from triptych import weights
 from triptych.card import Card, Preprocess
 from triptych.data.sources import Source, Subset, is_built_in, open_source, train_and_eval
 from triptych.data.splits import held_back
-from triptych.diffusion.config import known
+from triptych.diffusion.config import ProcessConfig, known
 from triptych.errors import UserError
 from triptych.hardware import choose_device
 from triptych.metrics.cost import count_macs
@@ -48,6 +48,7 @@ from triptych.train.latent_loaders import fill, latent_loader, picture_loader
 from triptych.train.networks import origin, parsed
 from triptych.train.running import Parts, placed_parts, prepared_as
 from triptych.train.second_stage_config import SamplesConfig, SecondStageConfig, still
+from triptych.train.tuning import Tune, metadata, naming, teach, tuning_of
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def prepare(config: SecondStageConfig) -> Parts:
     """Open the data and the first stage, build what learns, and place it."""
     source, held_out = open_data(config)
     first_stage, start = open_first_stage(config)
-    size = config.image_size or first_stage.config.image_size
+    size = config.image_size or (first_stage if start is None else start).config.image_size
     latent = latent_size(config, first_stage, size)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
@@ -67,26 +68,34 @@ def prepare(config: SecondStageConfig) -> Parts:
         autoencoder=first_stage.config,  # type: ignore[arg-type]
         unet=denoiser.config,
         text=None if reader is None else reader.config,
-        process=config.process if start is None else start.config.process,
+        process=process_of(config, start),
     )
     how = replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop")
     classes = source.classes if config.condition == "class" else None
     card = replace(Card(preprocess=how, classes=classes), **origin(config))
-    net = SecondStage(model, denoiser, text)
-    net.card = card
+    whole = SecondStage(model, denoiser, text)
+    whole.card = card
     augment = prepared_as(config.augment, how)
-    task = Denoise(
+    parts_of_task = (
         augment, config.noise, model, first_stage, frozen, said, said_held, config.drop_condition, card,
         samples_of(config, said_held),
         config.buckets > 1,
     )  # fmt: skip
+    net: Network = whole
+    if config.train == "all":
+        task = Denoise(*parts_of_task)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.loop.seed)
+            net = tuning_of(config, whole)
+        task = Tune(*parts_of_task, base=whole, about=metadata(config, whole, len(source), size))
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
-    for part in (first_stage, frozen):
-        if part is not None:
-            part.to(device).float()
+    still_parts = [part for part in (first_stage, frozen, *([] if net is whole else [whole])) if part is not None]
+    for part in still_parts:
+        part.to(device).float()
     cached = config.cache.use == "on" or (config.cache.use == "auto" and still(config.augment))
     make = latent_loader if cached else picture_loader
-    data = fingerprint(source, first_stage, frozen)
+    data = fingerprint(source, still_parts)
     parts = placed_parts(
         config,
         net,
@@ -97,7 +106,8 @@ def prepare(config: SecondStageConfig) -> Parts:
         (len(source), len(held_out)),
     )
     parts.illustrate = task.illustrate
-    parts.macs = functools.partial(denoiser_macs, net)
+    parts.macs = functools.partial(denoiser_macs, whole)
+    parts.keep = task.keep if isinstance(task, Tune) else None
     if cached:
         parts.begin = functools.partial(fill, config.cache.folder, parts.train, parts.evaluate)
     return parts
@@ -126,7 +136,7 @@ def open_first_stage(config: SecondStageConfig) -> tuple[FirstStage, LatentDiffu
     """The autoencoder, and the model to start from if one is named, whose autoencoder it is unless another is named."""
     start: Any = None
     if config.init is not None:
-        start = weights.load(config.init).float()
+        start = weights.load(config.init, prediction=config.prediction).float()
         if not isinstance(start, LatentDiffusion):
             raise UserError(
                 f"init {config.init} is a {type(start).__name__}; give a latent diffusion model to start from"
@@ -154,6 +164,13 @@ def open_first_stage(config: SecondStageConfig) -> tuple[FirstStage, LatentDiffu
     return loaded, start
 
 
+def process_of(config: SecondStageConfig, start: LatentDiffusion | None) -> ProcessConfig:
+    """The model's own to start from, which may be asked to end in pure noise (Lin et al. 2023); else the config's."""
+    if start is None or not config.process.zero_terminal_snr:
+        return config.process if start is None else start.config.process
+    return replace(start.config.process, zero_terminal_snr=True)
+
+
 def latent_size(config: SecondStageConfig, first_stage: FirstStage, size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the latents."""
     factor = first_stage.config.factor
@@ -176,7 +193,12 @@ def denoiser_of(
     """The denoiser to train: by name with random weights, or loaded."""
     width = 0 if reader is None else reader.config.width
     if start is not None:
-        if start.config.unet.context_dim != width or start.config.beside != "nothing":
+        if start.config.beside != "nothing":
+            raise UserError(
+                f"init {config.init} takes {start.config.beside} beside its latents, which there is nothing of to learn "
+                "from; start from a model that paints from its prompt alone"
+            )
+        if start.config.unet.context_dim != width:
             raise UserError(
                 f"init {config.init} reads a condition of width {start.config.unet.context_dim}, and condition "
                 f"{config.condition!r} gives {width}; start from a model of the same kind"
@@ -226,18 +248,31 @@ def condition_of(
         return _class_condition(config, source, held_out, start)
     if config.condition == "image":
         return _image_condition(config, source, held_out, start)
+    text: Any = None if start is None else start.text
+    if config.train == "words":
+        text = teach(text, config.word, config.init)
+        sayings = [naming(one, config.word) for one in (source, held_out)]
+        of = (text.tokenizer, text.config.length, text.config.pad)
+        return text, None, Captions(sayings[0], *of), Captions(sayings[1], *of)
     sayings = [captions(one, config.data) for one in (source, held_out)]
-    if config.text.encoder is not None:
-        encoder = text_encoder(config.text.encoder).eval().requires_grad_(False)
+    encoder = text_encoder(config.text.encoder) if config.text.encoder is not None else text
+    if isinstance(encoder, TextEncoder) and not learns(config, encoder):
+        encoder = encoder.eval().requires_grad_(False)
         said, held = (FrozenCaptions(one, encoder) for one in sayings)
         return None, encoder, said, held
-    text: Any = None if start is None else start.text
     if text is None:
         text = _own_text(config, [text for texts in sayings[0] for text in texts])
     if not isinstance(text, TextEncoder):
         raise UserError(f"init {config.init} reads no captions; give another --condition")
     of = (text.tokenizer, text.config.length, text.config.pad)
     return text, None, Captions(sayings[0], *of), Captions(sayings[1], *of)
+
+
+def learns(config: SecondStageConfig, encoder: TextEncoder) -> bool:
+    """Whether a text encoder that is there already learns with the rest."""
+    if config.text.encoder is not None:
+        return False
+    return config.text.train == "on" or (config.text.train == "auto" and encoder.config.kind == "ldm-bert")
 
 
 def _class_condition(
@@ -336,9 +371,8 @@ def text_encoder(source: str) -> TextEncoder:
     return loaded
 
 
-def fingerprint(source: Source, first_stage: FirstStage, frozen: Network | None) -> str:
+def fingerprint(source: Source, frozen: Sequence[Network]) -> str:
     """Of all that is read and does not learn."""
-    parts = [source.fingerprint, encoder_hash(first_stage)]
-    if frozen is not None:
-        parts.append(encoder_hash(frozen.backbone if isinstance(frozen, ImageTokens) else frozen))
+    parts = [source.fingerprint]
+    parts += [encoder_hash(one.backbone if isinstance(one, ImageTokens) else one) for one in frozen]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]

@@ -30,6 +30,8 @@ class CaptionConfig:
     """Blocks."""
     head_dim: int = 32
     """Width of a head."""
+    train: Literal["auto", "on", "off"] = "auto"
+    """Whether it learns, too: auto is that of the paper's kind, and not a CLIP. With `train lora` by low-rank updates."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -40,6 +42,46 @@ class CaptionConfig:
         need(self.depth >= 1, self, "depth", "at least 1")
         need(self.head_dim >= 1, self, "head_dim", "at least 1")
         need(self.width >= 1 and self.width % self.head_dim == 0, self, "width", "a multiple of head_dim")
+        need(
+            self.encoder is None or self.train != "on", self, "train", "left out where encoder names a frozen one"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates of the denoiser's attention (Hu et al. 2021), for `train lora`."""
+
+    rank: int = 16
+    """Of each update."""
+    alpha: float = 16.0
+    """Each is multiplied by alpha / rank."""
+    feed_forward: bool = False
+    """Also update the MLPs between the attentions."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        need(self.rank >= 1, self, "rank", "at least 1")
+        need(self.alpha > 0, self, "alpha", "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordConfig:
+    """A word that a text encoder learns (Gal et al. 2023, textual inversion), for `train words`."""
+
+    name: str = ""
+    """What prompts will call it, such as <toy>."""
+    like: str = ""
+    """A word to start from, such as toy."""
+    vectors: int = 1
+    """Vectors that it stands for; each takes a token's room in a prompt."""
+    templates: tuple[str, ...] = ()
+    """What pictures are called whose captions do not name it; {} is the word. None takes `a photo of a {}` and the
+    like; of a style that would be `a painting in the style of {}`."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        need(self.vectors >= 1, self, "vectors", "at least 1")
+        need(all("{}" in one for one in self.templates), self, "templates", "texts that each hold {} for the word")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +144,17 @@ class SecondStageConfig:
     model_args: tuple[str, ...] = ()
     """Changes to the named denoiser: width=96 multipliers=[1,2,3]."""
     init: str | None = None
-    """Start from the denoiser and the text encoder of this latent diffusion model: a RUN, file or hub id."""
+    """Start from the denoiser and the text encoder of this latent diffusion model: a RUN, file or hub id. Its process is
+    kept, too; `process` can only ask it to end in pure noise."""
+    prediction: Literal["eps", "v"] | None = None
+    """What the denoiser of `init` predicts, where the file does not say (Stable Diffusion 2)."""
+    train: Literal["all", "lora", "words"] = "all"
+    """All of the denoiser; low-rank updates of its attention, which go into lora.safetensors; or a word of its text
+    encoder alone, which goes into word.safetensors."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    word: WordConfig = field(default_factory=WordConfig)
     image_size: tuple[int, int] | None = None
-    """Height and width to train at; none means the first stage's own."""
+    """Height and width to train at; none means those of `init`, or the first stage's own."""
     buckets: int = 1
     """Shapes that pictures are sorted into by their aspect, each of about the area of image_size; a batch is of one. 1
     cuts the middle out of every picture."""
@@ -125,6 +175,18 @@ class SecondStageConfig:
         check(self)
         need(self.buckets >= 1, self, "buckets", "at least 1")
         need(0 <= self.drop_condition < 1, self, "drop_condition", "from 0 to below 1")
+        if self.init is None and self.prediction is not None:
+            raise UserError("prediction is of a model to start from; --process.prediction says it of a new one")
+        if self.text.train == "off" and self.text.encoder is None and self.init is None:
+            raise UserError(
+                "text.train is off, and a text encoder of random weights has nothing to say; name one with text.encoder"
+            )
+        if self.train != "all" and self.init is None:
+            raise UserError(f"train={self.train} changes a model that is there; name it with init")
+        if self.train != "all" and self.loop.compile:
+            raise UserError(f"train={self.train} cannot be compiled block by block; leave loop.compile out")
+        if self.train == "words" and self.condition != "text":
+            raise UserError(f"train=words is of what reads captions, and condition is {self.condition!r}; give text")
         if self.cache.use == "on" and not still(self.augment):
             raise UserError(
                 "cache.use is on, and latents are kept of pictures that are mirrored at most; leave augmentation out, "

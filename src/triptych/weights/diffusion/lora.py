@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.models.latent_diffusion import LatentDiffusion
+from triptych.models.latent_diffusion_config import LatentDiffusionConfig
 from triptych.models.text_config import TextConfig
 from triptych.models.unet_config import UNetConfig
 from triptych.weights.diffusion import text, unet
@@ -176,15 +177,39 @@ def lora_hash(path: Source) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def layer_names(config: LatentDiffusionConfig) -> dict[str, tuple[str, ...]]:
+    """Our weights, "unet.middle.transformer.blocks.0.attn.qkv.weight" -> the layers that each is made of, one below the
+    other, in the names that `save_kohya` takes.
+
+    Raises:
+        UserError: it has a DiT.
+    """
+    denoiser = _unet_of(config)
+    layout = unet.Diffusers(len(denoiser.multipliers), denoiser.depth)
+    rules = inside(unet.table(denoiser, layout), "unet.", "unet.")
+    if isinstance(config.text, TextConfig) and config.text.causal:
+        rules += inside(text.table(config.text, text.HF), "text_encoder.text_model.", "text.")
+    return {
+        one.ours[0]: tuple(name.removesuffix(".weight") for name in one.theirs)
+        for one in rules
+        if one.ours and one.ours[0].endswith(".weight")
+    }
+
+
+def _unet_of(config: LatentDiffusionConfig) -> UNetConfig:
+    if not isinstance(config.unet, UNetConfig):
+        raise UserError("these LoRAs are changes to a UNet, and this model has a DiT")
+    return config.unet
+
+
 def _places(net: LatentDiffusion) -> dict[str, Place]:
     """A LoRA's name of a layer, with every separator an underscore -> where its weight lies."""
     config = net.config
-    if not isinstance(config.unet, UNetConfig):
-        raise UserError("these LoRAs are changes to a UNet, and this model has a DiT")
-    count, depth = len(config.unet.multipliers), config.unet.depth
+    denoiser = _unet_of(config)
+    count, depth = len(denoiser.multipliers), denoiser.depth
     tables: list[tuple[str, list[Rule], str]] = []
     for layout in (unet.CompVis(count, depth), unet.Diffusers(count, depth)):
-        rules = unet.table(config.unet, layout)
+        rules = unet.table(denoiser, layout)
         tables += [(prefix, rules, "unet.") for prefix in ("lora_unet_", "unet_", "base_model_model_")]
     if net.text is not None and isinstance(config.text, TextConfig) and config.text.causal:
         for inner in ("text_model.", ""):
@@ -317,7 +342,10 @@ def _product(down: Sequence[int], up: Sequence[int], mid: Sequence[int] | None) 
 
 
 def save_kohya(
-    net: LatentDiffusion, path: Source, layers: Mapping[str, tuple[Tensor, Tensor, float]]
+    net: LatentDiffusion,
+    path: Source,
+    layers: Mapping[str, tuple[Tensor, Tensor, float]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a LoRA in kohya's names.
 
@@ -326,6 +354,7 @@ def save_kohya(
         path: the .safetensors to make or replace.
         layers: diffusers' name of a layer ("unet.mid_block.attentions.0.proj_in", "text_encoder.text_model...") ->
             down (r, i), up (o, r) and alpha.
+        metadata: more of what kohya's scripts say of a file, by their keys (ss_*).
 
     Raises:
         UserError: the network has no such layer.
@@ -340,4 +369,4 @@ def save_kohya(
         tensors[f"{flat}.lora_down.weight"] = down
         tensors[f"{flat}.lora_up.weight"] = up
         tensors[f"{flat}.alpha"] = torch.tensor(alpha)
-    write_safetensors(path, tensors, {"ss_network_module": "networks.lora"})
+    write_safetensors(path, tensors, {"ss_network_module": "networks.lora", **(metadata or {})})
