@@ -83,11 +83,12 @@ class Generate:
     from_: Annotated[Path | None, said("PNG", name="from")] = None
     """A picture of this program or of AUTOMATIC1111's web UI, to make again."""
     lora: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], said("FILE[:WEIGHT]")]] = ()
-    """A LoRA's file, or its name in --lora-dir; once for each. <lora:NAME:WEIGHT> in the prompt does the same."""
+    """A LoRA's file or RUN, or its name in --lora-dir; once for each. <lora:NAME:WEIGHT> in the prompt is the same."""
     lora_dir: Annotated[Path | None, said("DIR", "beside the model")] = None
     """Where LoRAs are found by name."""
     embedding: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], said("FILE[:WORD]")]] = ()
-    """A word of textual inversion that the prompt may use; once for each. Its own name if none is given."""
+    """A word of textual inversion that the prompt may use, or the RUN that learned it; once for each. Its own name if
+    none is given."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE-or-DIR")] = Path("generated")
     """A .png, .jpg or .webp file, or a folder, in which files are numbered on."""
     strip: Annotated[Path | None, said("PNG")] = None
@@ -271,9 +272,9 @@ def lora_weight(words: str) -> tuple[str, float]:
     """ "style.safetensors:0.8" -> the file, or a name, and the weight."""
     name, _, weight = words.rpartition(":")
     if not name or Path(words).exists():
-        return words, 1.0
+        return learned_in(words, "lora"), 1.0
     try:
-        return name, float(weight)
+        return learned_in(name, "lora"), float(weight)
     except ValueError:
         if Path(name).exists():
             raise UserError(
@@ -290,8 +291,15 @@ def word_file(words: str) -> tuple[str, str]:
     if file and not Path(words).exists() and Path(file).exists():
         if not word.strip():
             raise UserError(f"--embedding {words}: no word stands behind the colon; write FILE:WORD")
-        return word.strip(), file
-    return read_embedding(words)[0], words
+        return word.strip(), learned_in(file, "word")
+    file = learned_in(words, "word")
+    return read_embedding(file)[0], file
+
+
+def learned_in(place: str, what: str) -> str:
+    """The file in a RUN that learned a LoRA or a word; anything else is taken as it is."""
+    file = Path(place) / f"{what}.safetensors"
+    return str(file) if file.is_file() else place
 
 
 class Watch:

@@ -42,6 +42,9 @@ def described(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     for note in found["notes"]:
         yield "", note
+    if (adapter := found.get("adapter")) is not None:
+        yield from adapter_lines(adapter)
+        return
     if found["format"] is None:
         yield "format", f"unknown; looks like {found['looks_like']}"
         return
@@ -76,6 +79,20 @@ def described(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "", ""
     for fact, origin in source.items():
         yield f"{fact} from", origin
+
+
+def adapter_lines(adapter: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lines of a LoRA."""
+    titles = {"unet": "of the UNet", "text": "of the text encoder", "other": "of another part"}
+    yield (
+        "format",
+        "LoRA, low-rank updates of another model; paint with both: generate --model MODEL --lora FILE",
+    )
+    yield "rank", ", ".join(map(str, adapter["ranks"]))
+    yield "alpha", ", ".join(f"{alpha:g}" for alpha in adapter["alphas"]) or "that of the rank"
+    yield "changes", ", ".join(f"{n} layers {titles[part]}" for part, n in adapter["layers"].items() if n)
+    for key, value in adapter["said"].items():
+        yield key, shortened(value)
 
 
 def multiply_accumulates(config: Any, closed: int | None) -> int | None:

@@ -31,6 +31,9 @@ RECIPES = {
     "autoencoder_vq_f4": "triptych.recipes.autoencoder",
     "latent_diffusion": "triptych.recipes.latent_diffusion",
     "latent_diffusion_emoji": "triptych.recipes.latent_diffusion",
+    "sd_full": "triptych.recipes.stable_diffusion",
+    "sd_lora": "triptych.recipes.stable_diffusion",
+    "sd_words": "triptych.recipes.stable_diffusion",
 }
 
 

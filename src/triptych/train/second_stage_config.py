@@ -31,7 +31,7 @@ class CaptionConfig:
     head_dim: int = 32
     """Width of a head."""
     train: Literal["auto", "on", "off"] = "auto"
-    """Whether it learns, too: auto is that of the paper's kind, and not a CLIP. With `train lora` by low-rank updates."""
+    """Whether it learns: auto is that of the paper's kind, and not a CLIP. With `train lora` by low-rank updates."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -43,7 +43,10 @@ class CaptionConfig:
         need(self.head_dim >= 1, self, "head_dim", "at least 1")
         need(self.width >= 1 and self.width % self.head_dim == 0, self, "width", "a multiple of head_dim")
         need(
-            self.encoder is None or self.train != "on", self, "train", "left out where encoder names a frozen one"
+            self.encoder is None or self.train != "on",
+            self,
+            "train",
+            "left out where encoder names a frozen one",
         )
 
 
@@ -81,7 +84,12 @@ class WordConfig:
     def __post_init__(self) -> None:
         check(self)
         need(self.vectors >= 1, self, "vectors", "at least 1")
-        need(all("{}" in one for one in self.templates), self, "templates", "texts that each hold {} for the word")
+        need(
+            all("{}" in one for one in self.templates),
+            self,
+            "templates",
+            "texts that each hold {} for the word",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +152,8 @@ class SecondStageConfig:
     model_args: tuple[str, ...] = ()
     """Changes to the named denoiser: width=96 multipliers=[1,2,3]."""
     init: str | None = None
-    """Start from the denoiser and the text encoder of this latent diffusion model: a RUN, file or hub id. Its process is
-    kept, too; `process` can only ask it to end in pure noise."""
+    """Start from the denoiser and the text encoder of this latent diffusion model: a RUN, file or hub id. Its process
+    is kept, too; `process` can only ask it to end in pure noise."""
     prediction: Literal["eps", "v"] | None = None
     """What the denoiser of `init` predicts, where the file does not say (Stable Diffusion 2)."""
     train: Literal["all", "lora", "words"] = "all"
@@ -176,7 +184,9 @@ class SecondStageConfig:
         need(self.buckets >= 1, self, "buckets", "at least 1")
         need(0 <= self.drop_condition < 1, self, "drop_condition", "from 0 to below 1")
         if self.init is None and self.prediction is not None:
-            raise UserError("prediction is of a model to start from; --process.prediction says it of a new one")
+            raise UserError(
+                "prediction is of a model to start from; --process.prediction says it of a new one"
+            )
         if self.text.train == "off" and self.text.encoder is None and self.init is None:
             raise UserError(
                 "text.train is off, and a text encoder of random weights has nothing to say; name one with text.encoder"
@@ -186,7 +196,9 @@ class SecondStageConfig:
         if self.train != "all" and self.loop.compile:
             raise UserError(f"train={self.train} cannot be compiled block by block; leave loop.compile out")
         if self.train == "words" and self.condition != "text":
-            raise UserError(f"train=words is of what reads captions, and condition is {self.condition!r}; give text")
+            raise UserError(
+                f"train=words is of what reads captions, and condition is {self.condition!r}; give text"
+            )
         if self.cache.use == "on" and not still(self.augment):
             raise UserError(
                 "cache.use is on, and latents are kept of pictures that are mirrored at most; leave augmentation out, "

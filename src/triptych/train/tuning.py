@@ -12,34 +12,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.data.sources import Source
 from triptych.errors import UserError
 from triptych.layers.low_rank import LowRank
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.text import TextEncoder, add_embedding
+from triptych.models.text import TextEncoder
 from triptych.models.text_config import TextConfig
 from triptych.models.unet_config import UNetConfig
 from triptych.network import Network
 from triptych.train.conditions import Chosen, Condition
 from triptych.train.denoise import Denoise, SecondStage
-from triptych.train.second_stage_config import SecondStageConfig, WordConfig
+from triptych.train.second_stage_config import SecondStageConfig
 from triptych.weights import save_embedding
 from triptych.weights.diffusion.lora import layer_names, save_kohya
 
 LORA, WORD = "lora.safetensors", "word.safetensors"
-# What a picture without a caption of its own is called; one is drawn at each step (Gal et al. 2023, Section 4).
-TEMPLATES = (
-    "a photo of a {}",
-    "a rendering of a {}",
-    "a close-up photo of a {}",
-    "a good photo of a {}",
-    "a cropped photo of the {}",
-    "a bright photo of the {}",
-    "a dark photo of the {}",
-    "a photo of my {}",
-    "a photo of one {}",
-    "a depiction of a {}",
-)
 
 
 class Tuning(Network):
@@ -68,14 +54,18 @@ class LowRankTuning(Tuning):
         super().__init__()
         self.config, self.card, self.alpha = base.config, base.card, alpha
         names = layer_names(base.config)
-        wanted = r"\.(attn|cross)\.(qkv|q|kv|proj)\.weight" + (r"|\.mlp\.fc[12]\.weight" if feed_forward else "")
+        wanted = r"\.(attn|cross)\.(qkv|q|kv|proj)\.weight" + (
+            r"|\.mlp\.fc[12]\.weight" if feed_forward else ""
+        )
         self.names = {
             name: names[name]
             for name, weight in base.named_parameters()
             if name in names and weight.ndim == 2 and re.search(f"({wanted})$", name) and _is_read(name, base)
         }
         if not self.names:
-            raise UserError("the denoiser has no attention, whose products low-rank updates are of; train all of it")
+            raise UserError(
+                "the denoiser has no attention, whose products low-rank updates are of; train all of it"
+            )
         self.updates = nn.ModuleDict(
             {
                 name.replace(".", "/"): LowRank(base.get_parameter(name), rank, alpha / rank, len(theirs))
@@ -142,8 +132,13 @@ class Tune(Denoise):
         chosen: Chosen,
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        with wearing(self.base, model.tensors(self.base)):
+        with wearing(self.base, self.changed(model)):
             return super().error(self.base, x0, said, chosen, generator)
+
+    def changed(self, net: Tuning) -> dict[str, Tensor]:
+        """What `net` makes of the weights of the model, in fp32: updates are small beside them."""
+        with torch.autocast(next(self.base.parameters()).device.type, enabled=False):
+            return net.tensors(self.base)
 
     @torch.no_grad()
     def product(self, net: Tuning) -> LatentDiffusion:
@@ -151,12 +146,12 @@ class Tune(Denoise):
         whole = super().product(self.base)
         own = {id(tensor): tensor for tensor in itertools.chain(whole.parameters(), whole.buffers())}
         whole = copy.deepcopy(whole, own)
-        for name, tensor in net.tensors(self.base).items():
+        for name, tensor in self.changed(net).items():
             owner, _, leaf = name.rpartition(".")
             whole.get_submodule(owner)._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
         return whole
 
-    def keep(self, net: Tuning, figures: dict[str, float], out: Path) -> None:
+    def keep(self, net: Any, figures: dict[str, float], out: Path) -> None:
         """Write what was learned into the run's folder."""
         net.save(self.product(net), out, self.about)
 
@@ -191,7 +186,9 @@ def tuning_of(config: SecondStageConfig, base: SecondStage) -> Tuning:
     return LowRankTuning(base, lora.rank, lora.alpha, lora.feed_forward)
 
 
-def metadata(config: SecondStageConfig, base: SecondStage, pictures: int, size: tuple[int, int]) -> dict[str, str]:
+def metadata(
+    config: SecondStageConfig, base: SecondStage, pictures: int, size: tuple[int, int]
+) -> dict[str, str]:
     """What kohya's scripts say of a LoRA, of this run; web UIs show it, and tell by ss_v2 which models it is for."""
     said = {
         "ss_sd_model_name": Path(str(config.init)).name,
@@ -205,33 +202,3 @@ def metadata(config: SecondStageConfig, base: SecondStage, pictures: int, size: 
         version = "sd_v1" if width == 768 else "sd_v2" + ("_v" if guesses == "v" else "")
         said |= {"ss_v2": str(width == 1024), "ss_base_model_version": version}
     return said
-
-
-def teach(text: Any, word: WordConfig, init: str | None) -> TextEncoder:
-    """The text encoder with the word to be learned, which is like the word to start from at first.
-
-    Raises:
-        UserError: it reads no text, a name is missing, or the word is known already.
-    """
-    if not isinstance(text, TextEncoder):
-        raise UserError(f"train=words is of what reads captions, and init {init} reads none; start from another")
-    name, like = word.name.strip(), word.like.strip()
-    if not name or not like:
-        missing = "--word.name '<toy>'" if not name else "--word.like toy"
-        raise UserError(f"train=words learns a new word from one that is known; add {missing}, for example")
-    if len(text.tokenizer.ids(name)) == 1 and name not in text.tokenizer.added:
-        raise UserError(f"the word {name!r} is in the vocabulary already; choose another name, such as <my-{name}>")
-    known = text.tokenizer.ids(like)
-    if not known:
-        raise UserError(f"word.like is {like!r}, which the text encoder does not read; give another word")
-    rows = [known[i % len(known)] for i in range(word.vectors)]
-    add_embedding(text, name, text.tokens.weight[rows].detach())
-    return text
-
-
-def naming(source: Source, word: WordConfig) -> list[tuple[str, ...]]:
-    """All that each example may be called: its captions that name the word, else the templates."""
-    name = word.name.strip()
-    usual = tuple(one.replace("{}", name) for one in word.templates or TEMPLATES)
-    found = source.captions or [()] * len(source)
-    return [tuple(text for text in texts if name.lower() in text.lower()) or usual for texts in found]

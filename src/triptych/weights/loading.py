@@ -17,6 +17,7 @@ from triptych.models.latent_diffusion_config import LatentDiffusionConfig, repla
 from triptych.network import Network, blank
 from triptych.weights import families, store
 from triptych.weights.adapt import fine_tuning_head, resize_positions, resize_windows, windows_in
+from triptych.weights.diffusion.lora import UP, layers_in, lora_facts
 from triptych.weights.files import Checkpoint, open_checkpoint
 from triptych.weights.formats import Format, Hints, Names, Reading, Weights, shapes_of
 from triptych.weights.known import FORMATS
@@ -169,6 +170,8 @@ def recognise(names: Names) -> Format | None:
 
 def looks_like(names: Names) -> str:
     """A guess at a foreign checkpoint, in words."""
+    if layers_in(names.shapes) and any(map(names.any, UP)):
+        return "a LoRA, which changes another model: give that one, and this with --lora"
     for part, what in _FAMILIAR:
         if any(part in name for name in names.shapes):
             return what
@@ -237,7 +240,8 @@ def inspect(source: Source) -> dict[str, Any]:
     Returns:
         path, container, tensors, bytes, dtype, notes; and where it is a network we know: format, family,
         config, parameters, classes (number and names), preprocess, facts (where each came from), fits
-        (None, or why not); else format None and looks_like.
+        (None, or why not); else format None and looks_like, or for a LoRA adapter: ranks, alphas, how many layers of
+        what it changes, and what its file says of itself.
 
     Raises:
         UserError: nothing there, or no checkpoint.
@@ -258,7 +262,8 @@ def inspect(source: Source) -> dict[str, Any]:
     }
     names = Names(checkpoint)
     if not store.is_ours(checkpoint) and recognise(names) is None:
-        return found | {"looks_like": looks_like(names)}
+        adapter = lora_facts(checkpoint)
+        return found | ({"adapter": adapter} if adapter else {"looks_like": looks_like(names)})
     reading, chosen, _ = read(checkpoint, Hints())
     with blank():
         net = families.build(reading.config)

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,11 +243,7 @@ def _pieces(file: Path, places: Mapping[str, Place], parameters: Mapping[str, Te
     checkpoint = open_checkpoint(file)
     shapes, left = checkpoint.shapes, set(checkpoint.entries)
     said = _alphas(file, checkpoint)
-    layers: dict[str, str] = {}
-    for name in checkpoint.entries:
-        ending = next((e for e in DOWN if name.endswith(e)), None)
-        if ending is not None:
-            layers[name] = name.removesuffix(ending)
+    layers = layers_in(shapes)
     if not layers:
         raise UserError(f"{file} is no LoRA: no name ends in {', '.join(DOWN[:2])}; give a LoRA's file")
     found, strangers = [], []
@@ -284,6 +280,35 @@ def _pieces(file: Path, places: Mapping[str, Place], parameters: Mapping[str, Te
             f"{file} is a LoRA {kind} {', '.join(map(legible, names[:3]))}{more}; give one made for this model"
         )
     return found
+
+
+def layers_in(names: Iterable[str]) -> dict[str, str]:
+    """Of a LoRA's tensors the lower halves -> the layers that they change."""
+    ending = {name: next((e for e in DOWN if name.endswith(e)), None) for name in names}
+    return {name: name.removesuffix(end) for name, end in ending.items() if end is not None}
+
+
+def lora_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What a LoRA is: plain values, for `triptych info`. None if the file is none.
+
+    Returns:
+        ranks and alphas, each different one; layers by what they are of (unet, text, other); said, its ss_* metadata.
+    """
+    layers, shapes = layers_in(checkpoint.entries), checkpoint.shapes
+    if not layers or not all(any(base + e in shapes for e in UP) for base in layers.values()):
+        return None
+    counts = dict.fromkeys(("unet", "text", "other"), 0)
+    for base in layers.values():
+        text = re.match(r"(lora_te\d?|text_encoder(_2)?|te\d?)[._]", base)
+        counts["text" if text else "unet" if re.match(r"(lora_)?unet[._]", base) else "other"] += 1
+    alphas = [checkpoint.read(name) for name in checkpoint.entries if name.endswith(".alpha")]
+    return {
+        "kind": "lora",
+        "ranks": sorted({shapes[down][0] for down in layers if shapes[down]}),
+        "alphas": sorted({float(alpha.float().reshape(-1)[0]) for alpha in alphas if alpha.numel()}),
+        "layers": counts,
+        "said": {key: value for key, value in sorted(checkpoint.metadata.items()) if key.startswith("ss_")},
+    }
 
 
 def _scale(checkpoint: Checkpoint, alpha: str, rank: int) -> float:
