@@ -48,10 +48,9 @@ FLAGS = {
     "train latent-diffusion": f"""
         --out --dry-run --json
         --data --first-stage --condition --image-encoder --model --model-args --init --prediction --train
-        --lora.rank --lora.alpha --lora.feed-forward
-        --word.name --word.like --word.vectors --word.templates
         --image-size --buckets --drop-condition
         --text.encoder --text.vocabulary --text.length --text.width --text.depth --text.head-dim --text.train
+        --lora.rank --lora.alpha --lora.feed-forward --word.name --word.like --word.vectors --word.templates
         --process.schedule --process.beta-start --process.beta-end --process.steps --process.zero-terminal-snr
         --process.prediction
         --noise.times --noise.logit-mean --noise.logit-std --noise.min-snr --noise.offset

@@ -159,8 +159,6 @@ class SecondStageConfig:
     train: Literal["all", "lora", "words"] = "all"
     """All of the denoiser; low-rank updates of its attention, which go into lora.safetensors; or a word of its text
     encoder alone, which goes into word.safetensors."""
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    word: WordConfig = field(default_factory=WordConfig)
     image_size: tuple[int, int] | None = None
     """Height and width to train at; none means those of `init`, or the first stage's own."""
     buckets: int = 1
@@ -170,6 +168,8 @@ class SecondStageConfig:
     """Share of pictures whose condition is left out, so that guidance has something to be guided away from (Ho and
     Salimans 2022)."""
     text: CaptionConfig = field(default_factory=CaptionConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    word: WordConfig = field(default_factory=WordConfig)
     process: ProcessConfig = field(default_factory=ProcessConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     cache: LatentCacheConfig = field(default_factory=LatentCacheConfig)
