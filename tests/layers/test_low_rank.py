@@ -9,7 +9,7 @@ from torch import nn
 from triptych.errors import UserError
 from triptych.layers.attention import Attention
 from triptych.layers.cross_attention import TransformerBlock
-from triptych.layers.low_rank import add_low_rank, merge_low_rank
+from triptych.layers.low_rank import LowRank, add_low_rank, merge_low_rank
 from triptych.models.registry import create
 from triptych.models.text import TextAttention
 from triptych.models.text_config import TextConfig
@@ -62,6 +62,17 @@ def test_the_update_has_the_rank(net):
     lora = net[0].qkv.parametrizations.weight[0]
     torch.testing.assert_close(update, 2 * lora.b @ lora.a)
     assert torch.linalg.matrix_rank(update, tol=1e-5) == 2
+
+
+def test_parts_of_a_product_have_updates_of_their_own():
+    weight = torch.randn(6, 4)
+    update = LowRank(weight, rank=1, scale=0.5, parts=3)
+    assert torch.equal(update(weight), weight)
+    nn.init.normal_(update.b)
+    assert (update.a.shape, update.b.shape) == ((3, 4), (6, 1))
+    for part, rows in enumerate((slice(0, 2), slice(2, 4), slice(4, 6))):
+        delta = 0.5 * update.b[rows] @ update.a[part : part + 1]
+        torch.testing.assert_close(update(weight)[rows] - weight[rows], delta)
 
 
 def test_merging_changes_no_output_and_no_names(net):

@@ -117,7 +117,7 @@ class Tune(Denoise):
 
     Args:
         base: the whole of that model but its first stage; on the run's device.
-        said: what the files are to say of the run.
+        about: what the files are to say of the run.
     """
 
     def __init__(self, *how: Any, base: SecondStage, about: Mapping[str, str]):
