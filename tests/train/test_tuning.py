@@ -76,7 +76,7 @@ def filled(config):
         for parameter in part.parameters(recurse=False):
             fan = parameter[0].numel() if parameter.ndim > 1 else 100
             torch.nn.init.normal_(parameter, std=fan**-0.5)
-        if isinstance(part, torch.nn.LayerNorm | torch.nn.GroupNorm):
+        if isinstance(part, torch.nn.LayerNorm | torch.nn.GroupNorm) and part.weight is not None:
             torch.nn.init.normal_(part.weight, mean=1.0, std=0.1)
     return net.eval()
 
