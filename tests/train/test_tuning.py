@@ -21,6 +21,7 @@ from triptych.models.autoencoder_config import AutoencoderConfig
 from triptych.models.dit_config import DiTConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import SIZES, LatentDiffusionConfig
+from triptych.models.text import TextEncoder
 from triptych.models.text_config import TextConfig
 from triptych.models.unet_config import UNetConfig
 from triptych.train import dry_run, run
@@ -437,3 +438,91 @@ def first_stages(tmp_path_factory):
     for name, kind in kinds.items():
         tp.save(filled(kind), folder / f"{name}.safetensors")
     return [folder / f"{name}.safetensors" for name in ("stage", *kinds)]
+
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 220), "yellow": (230, 210, 40)}
+
+
+def squares(folder, colours, said):
+    """Six noisy squares of each colour, with what each is called."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in colours:
+        for i in range(6):
+            pixels = np.clip(np.array(COLOURS[name]) + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}{i}.png")
+            (folder / f"{name}{i}.txt").write_text(said.format(name))
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
+    """A model learns four colours by their names. Shown red ones, a word that began as blue becomes red, and so does
+    what a LoRA makes of blue; without it, blue is blue."""
+    torch.manual_seed(0)
+    stage = filled(SD).autoencoder
+    colours = torch.tensor(list(COLOURS.values())).div(127.5).sub(1)[:, :, None, None]
+    images = (colours.repeat_interleave(8, 0) + 0.06 * torch.randn(32, 3, 16, 16)).clamp(-1, 1)
+    optimizer = torch.optim.Adam(stage.parameters(), lr=3e-3)
+    for _ in range(150):
+        mean, logvar = stage.posterior(images)
+        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        loss = (stage.render(z) - images).abs().mean() + 1e-4 * (mean**2 + logvar.exp() - logvar).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        mean = stage.posterior(images)[0]
+    stage.config = replace(stage.config, scale=1 / mean.std().item(), shift=mean.mean().item())
+    tp.save(stage, tmp_path / "stage.safetensors")
+    tp.save(TextEncoder(replace(SD.text, width=32)), tmp_path / "clip.safetensors")
+    whole = {
+        "samples": SamplesConfig(count=0),
+        "augment": replace(STILL, flip=0.0),
+        "loading": DataConfig(batch_size=20, workers=0, eval_fraction=0.1),
+    }
+    learning = LoopConfig(epochs=300, eval_every=300, precision="fp32", device="cpu")
+    base = SecondStageConfig(
+        data=squares(tmp_path / "all", COLOURS, "a {} square"),
+        first_stage=str(tmp_path / "stage.safetensors"),
+        model="unet-emoji",
+        model_args=(
+            "width=16",
+            "multipliers=[1,2]",
+            "depth=1",
+            "attention_factors=[1,2]",
+            "groups=8",
+            "head_dim=8",
+        ),
+        text=CaptionConfig(encoder=str(tmp_path / "clip.safetensors")),
+        optim=OptimConfig(lr=3e-3),
+        loop=replace(learning, ema=0.99),
+        **whole,
+    )
+    run(base, tmp_path / "base")
+    tuned = SecondStageConfig(
+        data=squares(tmp_path / "red", ["red"], "a blue square"),
+        init=str(tmp_path / "base"),
+        train="lora",
+        lora=LoraConfig(rank=4, alpha=4.0),
+        optim=OptimConfig(lr=1e-2, weight_decay=0.0),
+        loop=replace(learning, epochs=200, eval_every=200),
+        **{**whole, "loading": replace(whole["loading"], batch_size=5)},
+    )
+    run(tuned, tmp_path / "lora")
+    word = WordConfig(name="<mine>", like="blue", templates=("a {} square",))
+    run(replace(tuned, train="words", word=word), tmp_path / "word")
+    pipe = tp.DiffusionPipeline(tmp_path / "base", dtype="fp32")
+
+    def seen(prompt, **worn):
+        """The colour that each of three pictures is nearest to."""
+        found = pipe.text_to_image(prompt, steps=10, guidance=1.5, count=3, progress=False, **worn)
+        means = [np.asarray(image).reshape(-1, 3).mean(0) for image in found]
+        return [min(COLOURS, key=lambda name: np.abs(mean - COLOURS[name]).sum()) for mean in means]
+
+    for name in COLOURS:
+        assert seen(f"a {name} square") == [name] * 3
+    assert seen("a blue square", loras={tmp_path / "lora" / "lora.safetensors": 1.0}) == ["red"] * 3
+    assert (
+        seen("a <mine> square", embeddings={"<mine>": tmp_path / "word" / "word.safetensors"}) == ["red"] * 3
+    )
