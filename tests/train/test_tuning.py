@@ -440,7 +440,7 @@ def first_stages(tmp_path_factory):
     return [folder / f"{name}.safetensors" for name in ("stage", *kinds)]
 
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 220), "yellow": (230, 210, 40)}
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 220)}
 
 
 def squares(folder, colours, said):
@@ -457,12 +457,12 @@ def squares(folder, colours, said):
 
 @pytest.mark.slow
 def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
-    """A model learns four colours by their names. Shown red ones, a word that began as blue becomes red, and so does
+    """A model learns three colours by their names. Shown red ones, a word that began as blue becomes red, and so does
     what a LoRA makes of blue; without it, blue is blue."""
     torch.manual_seed(0)
     stage = filled(SD).autoencoder
     colours = torch.tensor(list(COLOURS.values())).div(127.5).sub(1)[:, :, None, None]
-    images = (colours.repeat_interleave(8, 0) + 0.06 * torch.randn(32, 3, 16, 16)).clamp(-1, 1)
+    images = (colours.repeat_interleave(8, 0) + 0.06 * torch.randn(24, 3, 16, 16)).clamp(-1, 1)
     optimizer = torch.optim.Adam(stage.parameters(), lr=3e-3)
     for _ in range(150):
         mean, logvar = stage.posterior(images)
@@ -475,11 +475,14 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
         mean = stage.posterior(images)[0]
     stage.config = replace(stage.config, scale=1 / mean.std().item(), shift=mean.mean().item())
     tp.save(stage, tmp_path / "stage.safetensors")
-    tp.save(TextEncoder(replace(SD.text, width=32)), tmp_path / "clip.safetensors")
+    encoder = TextEncoder(replace(SD.text, width=32))
+    torch.nn.init.normal_(encoder.tokens.weight, std=0.2)  # words that are far from each other
+    tp.save(encoder, tmp_path / "clip.safetensors")
     whole = {
         "samples": SamplesConfig(count=0),
+        "drop_condition": 0.0,
         "augment": replace(STILL, flip=0.0),
-        "loading": DataConfig(batch_size=20, workers=0, eval_fraction=0.1),
+        "loading": DataConfig(batch_size=16, workers=0, eval_fraction=0.1),
     }
     learning = LoopConfig(epochs=300, eval_every=300, precision="fp32", device="cpu")
     base = SecondStageConfig(
@@ -516,7 +519,7 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
 
     def seen(prompt, **worn):
         """The colour that each of three pictures is nearest to."""
-        found = pipe.text_to_image(prompt, steps=10, guidance=1.5, count=3, progress=False, **worn)
+        found = pipe.text_to_image(prompt, steps=10, guidance=1.0, count=3, progress=False, **worn)
         means = [np.asarray(image).reshape(-1, 3).mean(0) for image in found]
         return [min(COLOURS, key=lambda name: np.abs(mean - COLOURS[name]).sum()) for mean in means]
 
