@@ -498,8 +498,9 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
             "head_dim=8",
         ),
         text=CaptionConfig(encoder=str(tmp_path / "clip.safetensors")),
+        process=ProcessConfig(schedule="flow", prediction="flow"),
         optim=OptimConfig(lr=3e-3),
-        loop=replace(learning, ema=0.99),
+        loop=replace(learning, epochs=400, eval_every=400, ema=0.98),
         **whole,
     )
     run(base, tmp_path / "base")
