@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from tests.train.test_run import cut_after, final
+from tests.train.cutting import cut_after, final
 
 import triptych as tp
 from triptych.data.config import DataConfig
@@ -247,16 +247,31 @@ def test_a_loras_start_is_the_model_and_all_of_it_gets_a_gradient(config):
     """With the second halves at zero; moved, every half of every update has a gradient."""
     parts = prepare(config("lora"))
     batch = {**next(iter(parts.train)), "seed": (0, 1, 0)}
-    bare = super(type(parts.task), parts.task).error
-    worn = parts.task.loss(parts.net, batch)[0].detach()
-    parts.task.error = lambda model, *rest: bare(parts.task.base, *rest)
-    assert torch.equal(parts.task.loss(parts.net, batch)[0].detach(), worn)
+    plain = super(type(parts.task), parts.task).error
+    parts.task.error = lambda model, *rest: plain(parts.task.base, *rest)
+    bare = parts.task.loss(parts.net, batch)[0].detach()
     del parts.task.error
+    assert torch.equal(parts.task.loss(parts.net, batch)[0].detach(), bare)
     for update in parts.net.updates.values():
         torch.nn.init.normal_(update.b)
     parts.task.loss(parts.net, batch)[0].backward()
     assert [name for name, p in parts.net.named_parameters() if p.grad is None or not p.grad.any()] == []
+    parts.task.product(parts.net)
     assert not any(p.requires_grad or p.grad is not None for p in parts.task.base.parameters())
+
+
+def test_blocks_that_are_computed_again_wear_the_same_updates(config):
+    """Activations that are not kept give the same gradient: the model is not bare yet when it is asked for."""
+    grads = []
+    for recompute in (False, True):
+        loop = LoopConfig(precision="fp32", device="cpu", recompute=recompute)
+        parts = prepare(config("lora", loop=loop))
+        torch.manual_seed(3)
+        for update in parts.net.updates.values():
+            torch.nn.init.normal_(update.b)
+        parts.task.loss(parts.net, {**next(iter(parts.train)), "seed": (0, 1, 0)})[0].backward()
+        grads.append([p.grad for p in parts.net.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
 def test_diffusers_unet_with_the_file_is_ours(config, sd, tmp_path):

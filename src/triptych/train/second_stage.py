@@ -32,6 +32,7 @@ from triptych.train.denoise import Denoise, SecondStage
 from triptych.train.latent_cache import encoder_hash
 from triptych.train.latent_loaders import fill, latent_loader, picture_loader
 from triptych.train.networks import origin, parsed
+from triptych.train.parallel import prepare_blocks
 from triptych.train.running import Parts, placed_parts, prepared_as
 from triptych.train.second_stage_conditions import condition_of
 from triptych.train.second_stage_config import SamplesConfig, SecondStageConfig, still
@@ -73,6 +74,7 @@ def prepare(config: SecondStageConfig) -> Parts:
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
             net = tuning_of(config, whole)
+        prepare_blocks(whole, config.loop)
         task = Tune(*parts_of_task, base=whole, about=metadata(config, whole, len(source), size))
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
     still_parts = [

@@ -1,10 +1,9 @@
 """Fine-tuning a latent diffusion model by little: low-rank updates of some weights, or the rows of a new word."""
 
-import contextlib
 import copy
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,8 @@ class WordTuning(Tuning):
 
 
 class Tune(Denoise):
-    """`Denoise` of a model that stays as it is but for what a `Tuning` makes of some of its weights.
+    """`Denoise` of a model that stays as it is but for what a `Tuning` makes of some of its weights. It wears these
+    from one loss to the next, since blocks may be computed again when the gradient comes.
 
     Args:
         base: the whole of that model but its first stage; on the run's device.
@@ -123,6 +123,7 @@ class Tune(Denoise):
     def __init__(self, *how: Any, base: SecondStage, about: Mapping[str, str]):
         super().__init__(*how)
         self.base, self.about = base.eval().requires_grad_(False), about
+        self.bare: dict[str, Any] = {}  # its own weights, where it wears others
 
     def error(
         self,
@@ -132,23 +133,26 @@ class Tune(Denoise):
         chosen: Chosen,
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        with wearing(self.base, self.changed(model)):
-            return super().error(self.base, x0, said, chosen, generator)
+        self.bare = put(self.base, self.changed(model))
+        return super().error(self.base, x0, said, chosen, generator)
 
     def changed(self, net: Tuning) -> dict[str, Tensor]:
-        """What `net` makes of the weights of the model, in fp32: updates are small beside them."""
+        """What `net` makes of the weights of the model, which is bare then; in fp32: updates are small beside them."""
+        put(self.base, self.bare)
+        self.bare = {}
         with torch.autocast(next(self.base.parameters()).device.type, enabled=False):
             return net.tensors(self.base)
 
     @torch.no_grad()
     def product(self, net: Tuning) -> LatentDiffusion:
         """The whole model, changed. It shares every weight that stays as it is."""
+        changed = {
+            name: nn.Parameter(tensor, requires_grad=False) for name, tensor in self.changed(net).items()
+        }
         whole = super().product(self.base)
         own = {id(tensor): tensor for tensor in itertools.chain(whole.parameters(), whole.buffers())}
         whole = copy.deepcopy(whole, own)
-        for name, tensor in self.changed(net).items():
-            owner, _, leaf = name.rpartition(".")
-            whole.get_submodule(owner)._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        put(whole, changed)
         return whole
 
     def keep(self, net: Any, figures: dict[str, float], out: Path) -> None:
@@ -156,18 +160,14 @@ class Tune(Denoise):
         net.save(self.product(net), out, self.about)
 
 
-@contextlib.contextmanager
-def wearing(net: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """The network with these tensors in the place of its parameters of those names, and as it was afterwards."""
-    places = [(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tensors]
-    before = [part._parameters[leaf] for part, leaf in places]
-    try:
-        for (part, leaf), tensor in zip(places, tensors.values(), strict=True):
-            part._parameters[leaf] = tensor  # type: ignore[assignment]
-        yield
-    finally:
-        for (part, leaf), parameter in zip(places, before, strict=True):
-            part._parameters[leaf] = parameter
+def put(net: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a network these tensors in the place of its parameters of those names. Returns what was there."""
+    before = {}
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        parameters = net.get_submodule(owner)._parameters
+        before[name], parameters[leaf] = parameters[leaf], tensor
+    return before
 
 
 def tuning_of(config: SecondStageConfig, base: SecondStage) -> Tuning:
