@@ -125,6 +125,11 @@ def barrier() -> None:
     totalled(0.0)
 
 
+def total(x: Tensor) -> Tensor:
+    """The sum over all processes, whatever they work on; without a gradient."""
+    return _all_reduced(x)
+
+
 def _all_reduced(x: Tensor, group: Any = None) -> Tensor:
     import torch.distributed as dist
 

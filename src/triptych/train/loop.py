@@ -29,7 +29,7 @@ from triptych.train.log import NoLog, RunLog
 from triptych.train.meter import Meter, words
 from triptych.train.opponent import Opponent
 from triptych.train.optim import lr_at, make_optimizer, set_lr
-from triptych.train.parallel import Alone
+from triptych.train.parallel import Alone, clip
 from triptych.train.state import gather, scatter
 from triptych.train.tasks import Batch, Task
 
@@ -189,7 +189,7 @@ def fit(
                     terms[name] = terms.get(name, 0) + value * weight / config.accumulate
                 meter.images += batch["share"].whole if "share" in batch else len(batch["label"])
             learning = [p for p in net.parameters() if p.requires_grad]
-            terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(learning, optim.clip or math.inf)
+            terms["grad_norm"] = clip(learning, optim.clip or math.inf)
             if opponent is not None:
                 terms |= opponent.clip()
             # This waits for the device, so that nothing wrong is learnt; all processes see the same.

@@ -26,11 +26,12 @@ NO_DECAY = (
 def make_optimizer(net: Network, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over what learns in `net`, a group for each (layer, decayed or not); each group has its `scale`."""
     depth, layers, ends = len(net.blocks()), layers_of(net), tuple(f".{end}" for end in NO_DECAY)
-    groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[int, bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and not f".{name}".endswith(ends)
-            groups.setdefault((layers[name], decayed), []).append(parameter)
+            sharded = hasattr(parameter, "full_tensor")  # a fused step takes no others beside
+            groups.setdefault((layers[name], decayed, sharded), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
@@ -38,7 +39,7 @@ def make_optimizer(net: Network, config: OptimConfig) -> torch.optim.AdamW:
                 "weight_decay": config.weight_decay if decayed else 0.0,
                 "scale": config.layer_decay ** (depth + 1 - layer),
             }
-            for (layer, decayed), parameters in sorted(groups.items())
+            for (layer, decayed, _), parameters in sorted(groups.items())
         ],
         lr=config.lr,
         betas=config.betas,

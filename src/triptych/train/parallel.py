@@ -93,6 +93,7 @@ class Together(Alone):
         self.device, self.dtype, self.control = device, dtype, world.control
         self.replicas: list[Any] = []  # under DDP
         self.shards: list[Any] = []  # roots under FSDP2
+        self.numbers: list[Tensor] = []  # which FSDP2 leaves as they are
         self.shells: dict[int, Network] = {}
         self.replica: Any = None  # of what is learnt
         self.nets: list[nn.Module] = []
@@ -147,11 +148,7 @@ class Together(Alone):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        for name, parameter in net.named_parameters():
-            if parameter.ndim == 0 and parameter.requires_grad:
-                raise UserError(
-                    f"{name} is a single number, which FSDP cannot shard; give --loop.parallel ddp"
-                )
+        for parameter in net.parameters():
             parameter.data = parameter.data.contiguous()
         self.shells[id(net)] = _shell(net)
         mesh = init_device_mesh(self.device.type, (self.size,))
@@ -160,7 +157,9 @@ class Together(Alone):
         for block in net.blocks():
             if any(True for _ in block.parameters()):
                 fully_shard(block, mesh=mesh, mp_policy=policy)
+        # A single number cannot be sharded: every process has it, and its gradient is averaged in `share`.
         numbers = {parameter for parameter in net.parameters() if parameter.ndim == 0}
+        self.numbers += [parameter for parameter in numbers if parameter.requires_grad]
         fully_shard(root, mesh=mesh, ignored_params=numbers)
 
     def batches(self, loader: Loader) -> Iterator[Batch]:
@@ -201,6 +200,9 @@ class Together(Alone):
             for made in self.replicas if not last else []:
                 stack.enter_context(made.no_sync())
             yield
+        for number in self.numbers if last else []:
+            if number.grad is not None:
+                number.grad = shares.total(number.grad) / self.size
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         return tuple(n > 0 for n in shares.totalled(0.0, *map(float, flags)))[1:]
@@ -275,6 +277,22 @@ def leaves_out(step: Pass, batch: Batch, nets: Sequence[nn.Module]) -> bool:
     for net, state in zip(nets, before, strict=True):
         net.load_state_dict(state)
     return any(p.requires_grad and id(p) not in used for p in step.net.parameters())
+
+
+def clip(parameters: Sequence[Tensor], most: float) -> Tensor:
+    """The norm of all gradients together, sharded or not, which are then no longer than `most`."""
+    sharded = [p for p in parameters if hasattr(p, "full_tensor")]
+    if not sharded:
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+    plain = [p for p in parameters if not hasattr(p, "full_tensor")]
+    norms = [
+        _plain(torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]))
+        for part in (sharded, plain)
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    for part in (sharded, plain):
+        torch.nn.utils.clip_grads_with_norm_(part, most, norm)
+    return norm
 
 
 def _plain(tensor: Tensor) -> Tensor:
