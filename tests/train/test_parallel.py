@@ -184,7 +184,9 @@ def configs(data, tmp_path_factory):
         "ldm": ldm,
         "pictures": replace(ldm, cache=LatentCacheConfig(use="off"), condition="class", buckets=2),
         # Of two pictures, one damaged: a process has none.
-        "pairs": replace(vit, loading=replace(LOADING, batch_size=2), loop=replace(LOOP, epochs=1)),
+        "pairs": replace(
+            vit, head=None, loading=replace(LOADING, batch_size=2), loop=replace(LOOP, epochs=1)
+        ),
     }
 
 
@@ -249,7 +251,7 @@ def test_two_processes_log_what_one_does(alone, together, name, other):
                 "kernel",
             } & a.keys()  # of pictures rounded to 8 bits: now and then another level
             assert {k: v for k, v in a.items() if k not in loose} == pytest.approx(
-                {k: v for k, v in b.items() if k not in loose}, abs=1e-5, rel=1e-5
+                {k: v for k, v in b.items() if k not in loose}, abs=1e-5, rel=1e-4 if "norm" in key else 1e-5
             )
             assert all(a[k] == pytest.approx(b[k], rel=0.01) for k in loose)
 
