@@ -287,7 +287,7 @@ def test_checkpoints_of_shards_hold_what_those_of_one_process_hold(alone, togeth
 
 def test_a_process_that_dies_is_started_again_and_the_run_goes_on(configs, alone, tmp_path):
     config = by(configs["vit"], "fsdp", save_every=0.0)
-    said = torchrun([Job(config, tmp_path / "r", dies=5)], tmp_path, "--max-restarts", "1")
+    said = torchrun([Job(config, tmp_path / "r", dies=5)], tmp_path, "--max-restarts", "3")
     assert (tmp_path / "r.died").exists()
     assert "going on from step" in said
     for one, two in zip(rows(alone / "vit"), rows(tmp_path / "r"), strict=True):
