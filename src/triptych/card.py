@@ -49,6 +49,8 @@ class Card:
     """Red, green and blue (0 to 255) that each class is drawn in, by index; none leaves the choice to the pipeline."""
     groupings: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Coarser namings: {"group": the group of each class}; scored beside the classes."""
+    guidance: float | None = None
+    """How closely a painter follows its prompt if nobody says; none is 7.5, of classes 1.5."""
     source: str = ""
     """Where preprocessing and names come from: the file itself, or the convention that stood in."""
     license: str | None = None

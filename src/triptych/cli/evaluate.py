@@ -78,7 +78,7 @@ class Evaluate:
     """Which looks in painted pictures for the class that they were to show; "none" for none."""
     steps: int = 30
     """Of the sampler."""
-    guidance: Annotated[float | None, said("FLOAT", "7.5, of classes 1.5")] = None
+    guidance: Annotated[float | None, said("FLOAT", "the model's own, mostly 7.5, of classes 1.5")] = None
     """How closely to follow the caption or the class."""
     sampler: str = "dpm++2m"
     """As in generate."""

@@ -69,7 +69,7 @@ class DiffusionPipeline(Painter):
         prompt: str,
         negative: str = "",
         steps: int = 30,
-        guidance: float = 7.5,
+        guidance: float | None = None,
         seed: int = 0,
         count: int = 1,
         size: int | tuple[int, int] | None = None,
@@ -85,7 +85,7 @@ class DiffusionPipeline(Painter):
             negative: what to be guided away from.
             steps: of the sampler, from 1.
             guidance: how far to go from the negative prompt's answer to the prompt's and beyond; 1 is the prompt
-                alone, which takes half the time.
+                alone, which takes half the time. None is what the model's card says, for most nothing, then 7.5.
             seed: from 0 to 2^32 - 1.
             count: pictures.
             size: height and width in pixels, multiples of the autoencoder's factor (8), or one number; the model's own

@@ -181,7 +181,7 @@ def _guidance(net: LatentDiffusion, settings: Settings) -> float:
     kind = reads(net.config)
     free = kind == "prompts" or (kind == "classes" and net.config.classes.null_class)  # type: ignore[union-attr]
     if settings.guidance is None:
-        usual = UPSCALING if settings.task == "upscale" else GUIDANCE[kind]
+        usual = UPSCALING if settings.task == "upscale" else net.card.guidance or GUIDANCE[kind]
         return usual if free else 1.0
     if settings.guidance != 1 and not free:
         what = "has no class that stands for none" if kind == "classes" else "takes neither prompt nor class"

@@ -58,7 +58,10 @@ def prepare(config: SecondStageConfig) -> Parts:
     )
     how = replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop")
     classes = source.classes if config.condition == "class" else None
-    card = replace(Card(preprocess=how, classes=classes), **origin(config))
+    guidance = (
+        config.samples.guidance if start is None else start.card.guidance
+    )  # as it was looked at, it is used
+    card = replace(Card(preprocess=how, classes=classes, guidance=guidance), **origin(config))
     whole = SecondStage(model, denoiser, text)
     whole.card = card
     augment = prepared_as(config.augment, how)
