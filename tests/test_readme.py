@@ -40,10 +40,18 @@ def places(tmp_path) -> dict[str, str]:
         colours = np.where(mask[..., None] > 0, (230, 200, 40), (20, 40, 90)).astype(np.uint8)
         Image.fromarray(colours).save(pairs / "images" / f"{i}.png")
         Image.fromarray(mask).save(pairs / "masks" / f"{i}.png")
+    captioned = tmp_path / "captioned"
+    captioned.mkdir()
+    for i in range(40):
+        colour = (200, 30, 30) if i % 2 else (30, 40, 200)
+        noisy = np.clip(np.array(colour) + rng.normal(0, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(captioned / f"{i}.png")
+        (captioned / f"{i}.txt").write_text("a red square" if i % 2 else "a blue square")
     checkpoint = tmp_path / "vit.safetensors"
     tp.save(tp.create("vit-ti16", depth=1, num_classes=3), checkpoint)
-    at = {name: str(tmp_path / name.lower()) for name in ("RUN", "EXPLAINED", "EXPORTED", "PARSER", "PARSED")}
-    at["PAIRS"] = str(pairs)
+    names = ("RUN", "EXPLAINED", "EXPORTED", "PARSER", "PARSED", "A", "B", "PAINTED")
+    at = {name: str(tmp_path / name.lower()) for name in names}
+    at |= {"PAIRS": str(pairs), "CAPTIONED": str(captioned)}
     return at | {"DIR": str(folder), "IMAGE": str(folder / "red" / "0.png"), "CHECKPOINT": str(checkpoint)}
 
 
@@ -64,6 +72,10 @@ def test_commands(block, places, monkeypatch, capsys):
         assert words[0] == "triptych"
         if words[1] == "train":
             words += ["--loop.epochs", "4", "--loading.workers", "0"]
+        if words[2] == "latent-diffusion":
+            words += ["--model", "unet-emoji", "--samples.count", "1", "--samples.steps", "2"]
+        if words[1] == "generate" or "--samples" in words:
+            words += ["--steps", "2"]
         assert main(words[1:]) == 0, (line, capsys.readouterr().err)
         assert capsys.readouterr().out.strip(), line
 

@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 ASSET = ROOT / "src/triptych/assets/ldm_emoji"
 LICENSE = "Apache-2.0; drawings it was trained on: MIT, Apache-2.0 and CC BY 4.0, see NOTICE"
 SEER = "vit-emoji"
-SAMPLES, BATCH, TIMED = 2000, 64, 7
+SAMPLES, BATCH, TIMED = 1000, 64, 7
 
 
 def main(run: str) -> None:
@@ -58,7 +58,7 @@ def main(run: str) -> None:
     facts = (
         f"{SAMPLES:,} pictures painted from captions of the shipped training drawings, at the default settings, beside "
         f"all of these; torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} threads"
+        f"threads: {torch.get_num_threads()}"
     )
     net.card = replace(net.card, figures={k: float(f"{v:.4g}") for k, v in figures.items()}, notes=facts)
     keep(net)

@@ -310,7 +310,7 @@ def test_a_file_that_does_not_say_what_it_predicts(places, tmp_path, capsys):
 
 
 MISTAKES = [
-    ("apple", "no model was named"),
+    ("", "ldm-emoji reads prompts, and none was given"),
     ("apple --model {t}/none.safetensors", "none.safetensors"),
     ("apple --model vit-emoji", "ViT, which makes no pictures"),
     ("--model {m}/text.safetensors", "reads prompts, and none was given"),

@@ -276,8 +276,18 @@ def test_demo_on_a_network_of_the_built_in_names(parser, tmp_path, capsys):
     net.card = replace(net.card, classes=names, preprocess=Preprocess(size=(64, 64), crop=1.0))
     tp.save(net, tmp_path / "net.safetensors")
     out = tmp_path / "triptych.png"
-    args = ("demo", "--model", tmp_path / "net.safetensors", "--parser", parser, "--out", out, "--json")
-    found = json.loads(said(capsys, *args))
+    args = (
+        "demo",
+        "--model",
+        tmp_path / "net.safetensors",
+        "--parser",
+        parser,
+        "--painter",
+        "",
+        "--out",
+        out,
+    )
+    found = json.loads(said(capsys, *args, "--json"))
     assert len(found["see"]) == 10
     assert len(found["see"][0]["top"]) == 5
     assert len(found["parse"]) == 2

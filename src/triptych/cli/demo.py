@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.cli.output import SHIPPED, SHIPPED_PARSER, print_json
+from triptych.cli.output import SHIPPED, SHIPPED_PAINTER, SHIPPED_PARSER, print_json
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Demo:
     """Put shipped drawings of a style never trained on through the shipped networks, and draw what they see in them.
 
     Writes a sheet. See: each picture, its five most probable names, and its attention rollout. Parse: scenes of such
-    drawings, the class of every pixel, and what one point attends to through its windows. Paint, with --painter: what
-    latent diffusion makes of prompts, and how the first picture comes out of noise.
+    drawings, the class of every pixel, and what one point attends to through its windows. Paint: what latent diffusion
+    makes of prompts, and how the first picture comes out of noise.
     """
 
     out: Path = Path("triptych.png")
@@ -53,8 +53,8 @@ class Demo:
     """Another classifier of the same drawings: a file, or a RUN folder."""
     parser: str = SHIPPED_PARSER
     """Another segmenter of the same scenes."""
-    painter: str = ""
-    """A latent diffusion model that reads prompts, such as a RUN of `latent_diffusion_emoji`: a third panel."""
+    painter: str = SHIPPED_PAINTER
+    """Another latent diffusion model that reads prompts, such as a RUN of `latent_diffusion_emoji`; "" for none."""
     json: bool = False
     """Print the names and probabilities, the scores of the scenes, and the prompts, as JSON."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from triptych.cli.output import print_json
+from triptych.cli.output import SHIPPED_PAINTER, print_json
 from triptych.cli.parsing import height_width
 from triptych.errors import UserError
 
@@ -42,7 +42,7 @@ class Generate:
 
     prompt: Annotated[str | None, tyro.conf.Positional, said("[PROMPT]")] = None
     """What to paint; (word:1.3) weighs. Not for models that take a class or nothing."""
-    model: Annotated[str, said("STR")] = ""
+    model: Annotated[str, said("STR", f"{SHIPPED_PAINTER}, or that of --from")] = ""
     """A latent diffusion model's file, folder, hub id or name, or a RUN folder."""
     negative: Annotated[str | None, said("TEXT", "none")] = None
     """What to keep away from."""
@@ -50,7 +50,7 @@ class Generate:
     """Of the first picture; each further one has one more."""
     steps: Annotated[int | None, said("INT", "30")] = None
     """Of the sampler."""
-    guidance: Annotated[float | None, said("FLOAT", "7.5, of classes 1.5")] = None
+    guidance: Annotated[float | None, said("FLOAT", "the model's own, mostly 7.5, of classes 1.5")] = None
     """How closely to follow the prompt or the class; 1 is the prompt alone."""
     count: int = 1
     """How many pictures."""
@@ -220,16 +220,11 @@ class Generate:
     def _model(self, settings: "Settings") -> str:
         if self.model:
             return self.model
-        if settings.model and Path(settings.model).exists():
+        if not settings.model:
+            return SHIPPED_PAINTER
+        if settings.model == SHIPPED_PAINTER or Path(settings.model).exists():
             return settings.model
-        if settings.model:
-            raise UserError(
-                f"the model that made it, {settings.model}, is not there; name one with --model FILE"
-            )
-        raise UserError(
-            "no model was named, and none that paints is shipped; give --model FILE (a Stable Diffusion or latent "
-            "diffusion checkpoint), a folder or a hub id"
-        )
+        raise UserError(f"the model that made it, {settings.model}, is not there; name one with --model FILE")
 
     def _task(self, settings: "Settings", pipe: "DiffusionPipeline") -> "Settings":
         """The task that flags and model come to."""

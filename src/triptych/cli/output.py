@@ -11,6 +11,7 @@ T = TypeVar("T")
 
 SHIPPED = "vit-emoji"  # what verbs that see use without --model
 SHIPPED_PARSER = "swin-scenes"  # what verbs that parse use
+SHIPPED_PAINTER = "ldm-emoji"  # what verbs that paint use
 
 
 def print_json(value: Any, indent: int | None = None) -> None:

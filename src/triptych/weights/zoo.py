@@ -12,8 +12,12 @@ from triptych.errors import UserError
 from triptych.weights.files import PIPELINE, SUFFIXES, UNUSED, read_json
 from triptych.weights.legible import legible
 
-SHIPPED = {"vit-emoji": "vit_emoji.safetensors", "swin-scenes": "swin_scenes.safetensors"}
-"""Name -> file in the package's assets."""
+SHIPPED = {
+    "vit-emoji": "vit_emoji.safetensors",
+    "swin-scenes": "swin_scenes.safetensors",
+    "ldm-emoji": "ldm_emoji",
+}
+"""Name -> file or folder in the package's assets."""
 
 # What is asked of the hub, in this order, until weights are found: the safest and most common first.
 _BESIDE = ["config.json", "preprocessor_config.json", PIPELINE]
