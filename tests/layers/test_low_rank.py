@@ -1,5 +1,6 @@
 """Low-rank updates: the start is the base, only the factors learn, merging changes no output."""
 
+import copy
 import functools
 
 import pytest
@@ -158,3 +159,15 @@ def test_every_attention_learns_and_merges(kind):
 def test_a_network_without_attention_is_refused():
     with pytest.raises(UserError, match="ConvNet has no attention"):
         add_low_rank(create("convnet-unet", widths=(4, 8)), 2)
+
+
+def test_merging_a_copy_leaves_what_it_is_a_copy_of_alone():
+    """Each evaluation of a run merges a copy of the network that goes on learning."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    torch.nn.utils.parametrize.register_parametrization(net[0], "weight", LowRank(net[0].weight, 2))
+    x = torch.randn(3, 4)
+    for _ in range(2):
+        merged = copy.deepcopy(net)
+        merge_low_rank(merged)
+        assert type(merged[0]) is torch.nn.Linear
+        torch.testing.assert_close(merged(x), net(x))

@@ -59,7 +59,10 @@ def add_low_rank(net: nn.Module, rank: int) -> None:
 
 
 def merge_low_rank(net: nn.Module) -> None:
-    """Write the updates into the weights; `net` is then an ordinary network again."""
+    """Write the updates into the weights; `net` is then an ordinary network again, and what it is a copy of is not."""
     for part in list(net.modules()):
         if isinstance(part, nn.Linear) and parametrize.is_parametrized(part, "weight"):
+            # Copies share the class that was made for the part, and removing takes the weight out of that class.
+            own = {k: v for k, v in vars(type(part)).items() if k not in ("__dict__", "__weakref__")}
+            part.__class__ = type(type(part).__name__, type(part).__bases__, own)
             parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
