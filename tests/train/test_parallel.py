@@ -268,7 +268,9 @@ def test_two_processes_that_were_cut_off_do_what_they_would_have_done(together):
 def test_shards_leave_a_whole_model(alone, together, name):
     mine, theirs = tp.load(alone / name.split("-")[0]), tp.load(together / name)
     assert mine.state_dict().keys() == theirs.state_dict().keys()
-    assert mine.card == theirs.card or name == "vit-fsdp"
+    assert replace(mine.card, figures={}) == replace(theirs.card, figures={})
+    if name == "ldm-fsdp":
+        assert mine.card.figures == pytest.approx(theirs.card.figures, rel=1e-5)
     for key, tensor in mine.state_dict().items():
         torch.testing.assert_close(theirs.state_dict()[key], tensor, atol=2e-4, rtol=1e-3)
 
