@@ -35,6 +35,9 @@ def latent_diffusion_emoji() -> SecondStageConfig:
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train latent_diffusion_emoji --data emoji:EMOJI --first-stage A --out runs/latent_diffusion_emoji
+
+    Broken off at 680,000 latents, 122 epochs: subgroup found in 0.53 of samples (0.98 of real ones), Frechet distance
+    0.94 in vit-emoji's features (0.33 of as many perfect ones). The table in the README is of it.
     """
     return SecondStageConfig(
         model="unet-emoji",
