@@ -17,7 +17,8 @@ from triptych.data import loader as module
 from triptych.data.config import DataConfig
 from triptych.data.example import Example
 from triptych.data.images import Resize, decode, resize_crop
-from triptych.data.loader import Divided, Loader, Order, make_loader
+from triptych.data.loader import Loader, make_loader
+from triptych.data.orders import Divided, Order
 from triptych.errors import UserError
 
 SIZE = Resize(size=(7, 5))

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych.data import loader as module
+from triptych.data import orders as module
 from triptych.data import parquet_rows, places
 from triptych.data.bijection import permuted
 from triptych.data.config import DataConfig
 from triptych.data.images import Resize
 from triptych.data.lanes import LaneOrder
-from triptych.data.loader import Divided, Order, make_loader
+from triptych.data.loader import make_loader
+from triptych.data.orders import Divided, Order
 from triptych.data.parquet_rows import ParquetRows
 from triptych.data.shards import members
 from triptych.data.sources import open_source, train_and_eval

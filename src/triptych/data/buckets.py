@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from triptych.data.images import size_of
-from triptych.data.loader import Batch
+from triptych.data.pictures import Batch
 from triptych.data.sources import Source
 from triptych.errors import UserError
 

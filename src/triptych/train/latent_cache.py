@@ -28,7 +28,8 @@ from triptych import shares
 from triptych.config import to_json
 from triptych.data.augment import prepare
 from triptych.data.config import DataConfig
-from triptych.data.loader import Batch, make_loader
+from triptych.data.loader import make_loader
+from triptych.data.pictures import Batch
 from triptych.data.sources import Source, Subset
 from triptych.errors import UserError
 from triptych.models.autoencoder import FirstStage

@@ -10,7 +10,8 @@ import numpy as np
 
 from triptych.card import Preprocess
 from triptych.data.buckets import Bucketed, BucketOrder, Shape, bucket_shapes, sort_into
-from triptych.data.loader import Loader, Order, make_loader
+from triptych.data.loader import Loader, make_loader
+from triptych.data.orders import Order
 from triptych.data.sources import Source, Subset
 from triptych.models.autoencoder import FirstStage
 from triptych.train.latent_cache import LatentCache
