@@ -30,7 +30,7 @@ class Share:
 
 @dataclass
 class World:
-    """Who trains together; set by `triptych.train.parallel`."""
+    """Who trains together; set by `triptych.train.joining`."""
 
     rank: int = 0
     size: int = 1

@@ -29,7 +29,8 @@ from triptych.train.first_stage_config import (
     DiscriminatorConfig,
     PerceptualConfig,
 )
-from triptych.train.parallel import Pass, leaves_out, processes
+from triptych.train.joining import processes
+from triptych.train.parallel import Pass, leaves_out
 from triptych.train.running import prepare
 from triptych.train.second_stage_config import (
     CaptionConfig,

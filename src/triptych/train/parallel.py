@@ -8,10 +8,8 @@ into as many runs of rows; whatever is drawn for it is drawn for all of it (`tri
 import contextlib
 import copy
 import functools
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from triptych import shares
 from triptych.data.loader import Loader
-from triptych.errors import UserError
 from triptych.network import Network
 from triptych.shares import Share, World
 from triptych.train.config import LoopConfig
@@ -30,7 +27,6 @@ from triptych.train.tasks import Batch, Task
 
 Logs = dict[str, Tensor]
 Learn = Callable[[Batch], tuple[Tensor, Logs]]
-PATIENCE = timedelta(hours=2)  # for the process that evaluates, encodes or writes longest
 
 
 class Alone:
@@ -333,79 +329,6 @@ def prepare_blocks(net: Network, config: LoopConfig) -> None:
             block.forward = Recomputed(block.forward)
         if config.compile:
             block.compile()
-
-
-@contextlib.contextmanager
-def joined(config: LoopConfig, batch_size: int) -> Iterator[World]:
-    """Meet the other processes, if torchrun started any; this one has its device from then on.
-
-    Raises:
-        UserError: what `processes` refuses, or another process ended.
-    """
-    size = processes(config, batch_size, os.environ)
-    if size is None:
-        yield shares.world
-        return
-    import torch.distributed as dist
-
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    if cuda:
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"this is process {local + 1} of a machine with {torch.cuda.device_count()} GPUs; start one a GPU, "
-                "or give --loop.device cpu"
-            )
-        torch.cuda.set_device(local)
-    mine = not dist.is_initialized()
-    if mine:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-    shares.world.rank, shares.world.size = rank, size
-    shares.world.control, shares.world.saving = (
-        dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)
-    )
-    try:
-        yield shares.world
-    except RuntimeError as problem:
-        if "Connection closed by peer" in str(problem) or "Connection reset" in str(problem):
-            raise UserError(
-                "another process of this run ended; it says why, or its machine does"
-            ) from problem
-        raise
-    finally:
-        shares.world.rank, shares.world.size, shares.world.control, shares.world.saving = 0, 1, None, None
-        if mine:
-            dist.destroy_process_group()
-
-
-def processes(config: LoopConfig, batch_size: int, environment: Mapping[str, str]) -> int | None:
-    """How many train together, by what torchrun says; None for a process alone, without `torch.distributed`.
-
-    Raises:
-        UserError: a way to train together and no others, others and no way, or a batch that cannot be divided.
-    """
-    size = int(environment.get("WORLD_SIZE", "1")) if "RANK" in environment else 0
-    if config.parallel in ("ddp", "fsdp") and not size:
-        raise UserError(
-            f"--loop.parallel {config.parallel} needs processes to train together; start them with torchrun "
-            "--nproc-per-node N -m triptych train ..., or leave it out"
-        )
-    if size <= 1 and config.parallel in ("auto", "none"):
-        return None
-    if config.parallel == "none":
-        raise UserError(
-            f"torchrun started {size} processes and --loop.parallel is none; give ddp or fsdp, or leave it out"
-        )
-    if batch_size % size:
-        near = max(1, round(batch_size / size)) * size
-        raise UserError(
-            f"the batch of {batch_size} cannot be divided among {size} processes; give --loading.batch-size {near}"
-        )
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise UserError(
-            f"--loop.device is {config.device} for {size} processes; give cpu, or cuda for one GPU each"
-        )
-    return size
 
 
 def team_of(world: World, config: LoopConfig, device: torch.device, dtype: torch.dtype) -> Alone:

@@ -24,12 +24,13 @@ from triptych.metrics.cost import count_macs, count_parameters
 from triptych.network import Network
 from triptych.shares import World
 from triptych.train.identity import EXAMPLES, claimed, identity_of
+from triptych.train.joining import joined
 from triptych.train.kinds import KINDS, RunConfig
 from triptych.train.loop import Outcome, endless, fit, training
 from triptych.train.meter import Meter, peak_memory
 from triptych.train.opponent import Opponent
 from triptych.train.optim import make_optimizer
-from triptych.train.parallel import Alone, joined, prepare_blocks, team_of
+from triptych.train.parallel import Alone, prepare_blocks, team_of
 from triptych.train.tasks import Task
 
 
