@@ -22,11 +22,10 @@ def manifest(dataset: Any) -> Manifest:
     """
     source = _whole(dataset)
     told = getattr(source, "contents", None)
-    few = told is not None and len(source) <= MOST
-    return {
-        "count": len(source),
-        "examples": {n: zlib.crc32(repr(c).encode()) for n, c in told()} if few else None,
-    }
+    examples = None
+    if told is not None and len(source) <= MOST:
+        examples = {name: zlib.crc32(repr(cells).encode()) for name, cells in told()}
+    return {"count": len(source), "examples": examples}
 
 
 def write(path: Path, found: Manifest) -> None:

@@ -99,8 +99,10 @@ class TableSource:
         names = self.table[ID][:] if ID in self.table.features else [f"row {row}" for row in range(count)]
         columns: list[Any] = [[None] * count if self.labels is None else self.labels.tolist()]
         caption = self.columns.caption
-        known = caption is not None and caption in self.table.features
-        columns.append(self.table[caption][:] if known else [None] * count)
+        if caption is not None and caption in self.table.features:
+            columns.append(self.table[caption][:])
+        else:
+            columns.append([None] * count)
         columns.append(self._sizes(self.columns.image))
         if self.legend is not None and self.columns.mask is not None:
             columns.append(self._sizes(self.columns.mask))

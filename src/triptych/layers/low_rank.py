@@ -64,5 +64,5 @@ def merge_low_rank(net: nn.Module) -> None:
         if isinstance(part, nn.Linear) and parametrize.is_parametrized(part, "weight"):
             # Copies share the class that was made for the part, and removing takes the weight out of that class.
             own = {k: v for k, v in vars(type(part)).items() if k not in ("__dict__", "__weakref__")}
-            part.__class__ = type(type(part).__name__, type(part).__bases__, own)
+            part.__class__ = type(type(part).__name__, type(part).__bases__, own)  # type: ignore[assignment]
             parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
