@@ -24,8 +24,9 @@ def main(jobs: list[Job]) -> None:
 
     from triptych.train import run
     from triptych.train.interrupts import Interrupts
+    from triptych.train.joining import meet
 
-    dist.init_process_group("gloo")  # once for all runs
+    meet("gloo")  # once for all runs
     asked = Interrupts.__call__
     for job in jobs:
         steps: list[int] = []

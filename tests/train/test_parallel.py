@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from triptych.train.first_stage_config import (
     DiscriminatorConfig,
     PerceptualConfig,
 )
-from triptych.train.joining import processes
+from triptych.train.joining import _this_start, processes
 from triptych.train.parallel import Pass, leaves_out
 from triptych.train.running import prepare
 from triptych.train.second_stage_config import (
@@ -48,7 +49,7 @@ CUT = 3  # steps
 def torchrun(jobs: list[Job], folder: Path, *flags: str) -> str:
     """Two processes do the jobs; gives what they said."""
     (folder / "jobs").write_bytes(pickle.dumps(jobs))
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *flags]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *flags]
     source, root = Path(tp.__file__).parents[1], Path(__file__).parents[2]
     done = subprocess.run(
         [*line, team.__file__, str(folder / "jobs")], capture_output=True, text=True, timeout=600,
@@ -290,13 +291,24 @@ def test_checkpoints_of_shards_hold_what_those_of_one_process_hold(alone, togeth
 
 def test_a_process_that_dies_is_started_again_and_the_run_goes_on(configs, alone, tmp_path):
     config = by(configs["vit"], "fsdp", save_every=0.0)
-    said = torchrun([Job(config, tmp_path / "r", dies=5)], tmp_path, "--max-restarts", "3")
+    said = torchrun([Job(config, tmp_path / "r", dies=5)], tmp_path, "--max-restarts", "1")
     assert (tmp_path / "r.died").exists()
     assert "going on from step" in said
     for one, two in zip(rows(alone / "vit"), rows(tmp_path / "r"), strict=True):
         assert one["step"] == two["step"]
         if "loss" in one:
             assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
+
+
+def test_a_start_is_not_taken_for_an_earlier_one_of_the_same_store():
+    store = torch.distributed.HashStore()
+    found = []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            names = set(pool.map(lambda rank: _this_start(store, rank, 3), (1, 2, 0)))
+        assert len(names) == 1
+        found += names
+    assert len(set(found)) == 3
 
 
 def test_activations_that_are_computed_again_change_nothing(configs, alone, tmp_path):

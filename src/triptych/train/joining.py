@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -39,7 +42,7 @@ def joined(config: LoopConfig, batch_size: int) -> Iterator[World]:
         torch.cuda.set_device(local)
     mine = not dist.is_initialized()
     if mine:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        meet("cpu:gloo,cuda:nccl" if cuda else "gloo")
     shares.world.rank, shares.world.size = rank, size
     shares.world.control, shares.world.saving = (
         dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)
@@ -56,6 +59,47 @@ def joined(config: LoopConfig, batch_size: int) -> Iterator[World]:
         shares.world.rank, shares.world.size, shares.world.control, shares.world.saving = 0, 1, None, None
         if mine:
             dist.destroy_process_group()
+
+
+def meet(backend: str) -> None:
+    """`torch.distributed.init_process_group` for processes that torchrun started, the first time or again.
+
+    The agent of torchrun keeps its store when it starts them again, and with it the addresses of the dead, which the
+    living would wait for (PyTorch 2.11 to 2.13). So what each start writes there has a prefix of its own.
+    """
+    import torch.distributed as dist
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=PATIENCE))
+    store = dist.PrefixStore(_this_start(store, rank, size), store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+
+
+def _this_start(store: Any, rank: int, size: int) -> str:
+    """A name that the processes of this start have agreed on, and none before had.
+
+    Each other one leaves a number that nobody else has, and waits for an answer to it. The first answers whatever it
+    finds, which may be of an earlier start, until all say that they know the name.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"triptych/{rank}", mine)
+        name = store.get(f"triptych/{mine}").decode()
+        store.set(f"triptych/{name}/{rank}", "")
+        return name
+    missing, answered = set(range(1, size)), {}
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while missing := {other for other in missing if not store.check([f"triptych/{mine}/{other}"])}:
+        if time.monotonic() > end:
+            raise UserError(f"of {size} processes {len(missing)} did not come; see what they say")
+        for other in missing:
+            if store.check([f"triptych/{other}"]):
+                number = store.get(f"triptych/{other}").decode()
+                if answered.get(other) != number:
+                    store.set(f"triptych/{number}", mine)
+                    answered[other] = number
+        time.sleep(0.01)
+    return mine
 
 
 def processes(config: LoopConfig, batch_size: int, environment: Mapping[str, str]) -> int | None:
