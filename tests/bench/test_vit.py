@@ -46,6 +46,7 @@ def test_ours_is_measured_where_no_peer_is():
         "copy of 4 MiB",
     ]
     assert [column.key for column in images.columns] == [
+        "mode",
         "network",
         "dtype",
         "batch",
@@ -55,7 +56,7 @@ def test_ours_is_measured_where_no_peer_is():
         "others",
     ]
     assert [column.key for column in loaded.columns] == ["what", "ours"]
-    assert [row["what"] for row in started.rows][-1] == "import to first result"
+    assert [row["what"] for row in started.rows][-1] == "import to first result, vit-ti16"
     assert {"processor", "cores", "versions", "taken by others"} <= set(report.machine)
     json.dumps(report.as_json(), allow_nan=False)
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from triptych.bench.processes import Process, python, run
 from triptych.bench.report import Column, Table
 from triptych.bench.timing import Spread, check_equal, interleave, ratio
 from triptych.card import Preprocess
-from triptych.models.vit import ViT
+from triptych.network import Network
 from triptych.weights import export, save
 
 log = logging.getLogger(__name__)
@@ -33,44 +34,58 @@ say(guesses={guess["label"]: guess["score"] for guess in found})
 """
 
 
-def starting(net: ViT, folder: Path, there: tuple[str, ...], rounds: int, patience: float = 0.0) -> Table:
+def starting(
+    networks: Mapping[str, Network], folder: Path, there: tuple[str, ...], rounds: int, patience: float = 0.0
+) -> Table:
     """Whole programs, from start to exit, beside the same of transformers.
+
+    Args:
+        networks: name -> a classifier, whose first result is waited for.
 
     Raises:
         UnequalError: the first results differ.
     """
-    classes = tuple(f"class {i}" for i in range(net.config.num_classes))
-    # Squashed from a picture of that very size: no rounding of a crop can tell the two apart.
-    size = net.config.image_size
-    net.card = replace(net.card, classes=classes, preprocess=Preprocess(size=size, mode="squash", crop=1.0))
-    model, picture = folder / "model.safetensors", folder / "picture.png"
-    save(net, model)
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(picture)
     command = [sys.executable, "-m", "triptych"]
+    peer = "transformers" in there
     tasks: list[tuple[str, dict[str, Any]]] = [
         ("the bare interpreter", {"ours": lambda: python("")}),
         ("import the package", {"ours": lambda: python("import triptych")}),
         ("triptych --help", {"ours": lambda: run([*command, "--help"])}),
         ("triptych classify --help", {"ours": lambda: run([*command, "classify", "--help"])}),
-        ("import to first result", {"ours": lambda: python(OURS, model, picture)}),
     ]
-    if "transformers" in there:
-        export(net, folder / "hf", "hf")
+    if peer:
         tasks[1][1]["transformers"] = lambda: python("import transformers")
-        tasks[4][1]["transformers"] = lambda: python(THEIRS, folder / "hf", picture)
+    for name, net in networks.items():
+        tasks.append((f"import to first result, {name}", first(name, net, folder, peer)))
     warmup = min(rounds - 1, 1)
     rows = [row(what, interleave(sides, rounds, 0.0, warmup, patience).found) for what, sides in tasks]
     columns = [Column(key="what", heading="whole process, s"), Column(key="ours", heading="ours", form=".2f")]
-    if "transformers" in there:
+    if peer:
         columns.append(Column(key="transformers", heading="transformers", form=".2f"))
         columns.append(Column(key="ratio", heading="ours / transformers", form=".2f"))
     says = (
         "From the start of the interpreter to its exit, files in the system's cache. The first result is the top 5 of "
-        "one PNG, from ViT-Ti/16 in fp32 on disk: `ClassificationPipeline` beside transformers' image-classification "
+        "one PNG, from a network in fp32 on disk: `ClassificationPipeline` beside transformers' image-classification "
         "`pipeline`, their classes and probabilities checked equal."
     )
     return Table(title="Starting", says=says, columns=columns, rows=rows)
+
+
+def first(name: str, net: Any, folder: Path, peer: bool) -> dict[str, Any]:
+    """Programs that classify one picture with a network."""
+    classes = tuple(f"class {i}" for i in range(net.config.num_classes))
+    # Squashed from a picture of that very size: no rounding of a crop can tell the two apart.
+    size = net.config.image_size
+    net.card = replace(net.card, classes=classes, preprocess=Preprocess(size=size, mode="squash", crop=1.0))
+    model, picture = folder / f"{name}.safetensors", folder / f"{name}.png"
+    save(net, model)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(picture)
+    sides = {"ours": lambda: python(OURS, model, picture)}
+    if peer:
+        export(net, folder / name, "hf")
+        sides["transformers"] = lambda: python(THEIRS, folder / name, picture)
+    return sides
 
 
 def row(what: str, runs: dict[str, list[Process]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`triptych bench vit`: how fast it runs, loads and starts."""
 
+import contextlib
 import itertools
 import logging
 import tempfile
@@ -12,12 +13,23 @@ import torch
 from torch import nn
 
 from triptych.bench import machine, peers
-from triptych.bench.forward import DTYPES, HOW, TOLERANCES, Effort, beside, compare, measure_peaks
+from triptych.bench.forward import (
+    DTYPES,
+    HOW,
+    TOLERANCES,
+    Effort,
+    Forward,
+    beside,
+    compare,
+    frozen,
+    measure_peaks,
+)
 from triptych.bench.loading import loading
 from triptych.bench.others import Others
 from triptych.bench.report import Column, Report, Table
 from triptych.bench.starting import starting
 from triptych.models.registry import create
+from triptych.models.swin import Swin
 from triptych.models.vit import ViT
 from triptych.models.vit_config import macs
 
@@ -32,8 +44,10 @@ class Plan(Effort):
     batches: tuple[int, ...] = (1, 8)
     changes: tuple[tuple[str, Any], ...] = ()
     """Fields of the networks' configs that are changed: (("depth", 2), ...)."""
+    compiled: tuple[str, ...] = ("vit-b16",)
+    """Those that are compiled too, which takes half a minute for each side, precision and batch."""
     loaded: str = "vit-l16"
-    started: str = "vit-ti16"
+    started: tuple[str, ...] = ("vit-ti16", "swin-t")
 
 
 TINY = (
@@ -49,7 +63,9 @@ QUICK = Plan(
     networks=("vit-ti16",),
     batches=(2,),
     changes=TINY,
+    compiled=(),
     loaded="vit-ti16",
+    started=("vit-ti16",),
     rounds=1,
     seconds=0.0,
     patience=0.0,
@@ -68,13 +84,22 @@ def run(plan: Plan = FULL, command: str = "triptych bench vit --out docs") -> Re
     report.notes += [f"{name} is not measured: {missing}." for name, missing in known.items() if missing]
     with tempfile.TemporaryDirectory() as folder:
         # The programs come first: they are best measured while this one is small.
-        started = starting(make(plan, plan.started), Path(folder), there, plan.rounds, plan.patience)
+        networks = {name: make(plan, name) for name in plan.started}
+        started = starting(networks, Path(folder), there, plan.rounds, plan.patience)
     with tempfile.TemporaryDirectory() as folder:
         loaded = loading(
             plan.loaded, make(plan, plan.loaded), Path(folder), there, max(plan.rounds // 2, 1), plan.patience
         )
     peaks, limits = measure_peaks(plan)
-    report.tables = [limits, throughput(plan, there, peaks), loaded, started]
+    speed = throughput(plan, there, peaks)
+    if plan.compiled:
+        from torch._dynamo.exc import BackendCompilerFailed
+
+        try:
+            speed.rows += throughput(plan, there, peaks, compiled=True).rows
+        except BackendCompilerFailed as problem:
+            report.notes.append(f"Not all compiled is measured: {str(problem).splitlines()[0]}")
+    report.tables = [limits, speed, loaded, started]
     share = others.share()
     facts["taken by others"] = (
         "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
@@ -82,40 +107,50 @@ def run(plan: Plan = FULL, command: str = "triptych bench vit --out docs") -> Re
     return report
 
 
-def make(plan: Plan, name: str) -> ViT:
+def make(plan: Plan, name: str) -> Any:
     """A network of the plan, with random weights; its head's too, which else start at zero and hide all errors."""
     torch.manual_seed(0)
     net = create(name, **dict(plan.changes))
-    assert isinstance(net, ViT)
+    assert isinstance(net, ViT | Swin)
     assert isinstance(net.head, nn.Linear)
     nn.init.trunc_normal_(net.head.weight, std=0.02)
     return net.eval()
 
 
-def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float]) -> Table:
+def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compiled: bool = False) -> Table:
     """Images a second of each network, precision and batch, beside each peer that is there."""
     table = Table(
         title="Images a second",
-        says=f"Eager forward passes, weights and inputs random. {HOW}",
+        says=f"Forward passes, weights and inputs random. Compiled is `torch.compile` with weights frozen. {HOW}",
         columns=[
+            Column(key="mode", heading="mode"),
             Column(key="network", heading="network"),
             Column(key="dtype", heading="precision"),
             Column(key="batch", heading="batch", form="d"),
             *beside(tuple(there)),
         ],
     )
-    for network, (label, dtype) in itertools.product(plan.networks, DTYPES.items()):
+    mode, networks = ("compiled", plan.compiled) if compiled else ("eager", plan.networks)
+    for network, (label, dtype) in itertools.product(networks, DTYPES.items()):
         net = make(plan, network)
         theirs = peers.build(net, dtype, tuple(there))
         net = net.to(dtype)
         for batch in plan.batches:
-            sides = {"ours": net, **theirs}
-            row = compare(sides, images(net, batch, dtype), TOLERANCES[label], plan)
-            best = 2 * macs(net.config) * row["ours"].median
-            row |= {"network": network, "dtype": label, "batch": batch, "utilisation": best / peaks[label]}
+            sides: dict[str, Forward] = {"ours": net, **theirs}
+            with frozen() if compiled else contextlib.nullcontext():
+                called = {who: torch.compile(side) for who, side in sides.items()} if compiled else sides
+                row = compare(called, images(net, batch, dtype), TOLERANCES[label], plan)
+            used = 2 * macs(net.config) * row["ours"].median / peaks[label]
+            row |= {
+                "mode": mode,
+                "network": network,
+                "dtype": label,
+                "batch": batch,
+                "utilisation": used,
+            }
             table.rows.append(row)
             said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
-            log.info("%s, %s, batch %d: images/s %s", network, label, batch, said)
+            log.info("%s, %s, %s, batch %d: images/s %s", mode, network, label, batch, said)
     return table
 
 
