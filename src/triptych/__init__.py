@@ -3,8 +3,9 @@
 Importing this package imports nothing heavy: each public name is fetched when it is first used.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from triptych.lazy import public
 
 __version__ = "0.1.0"
 
@@ -43,13 +44,4 @@ if TYPE_CHECKING:
     from triptych.weights import save as save
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'triptych' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+__getattr__, __dir__ = public(__name__, _PUBLIC)

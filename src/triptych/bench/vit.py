@@ -154,7 +154,7 @@ def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compil
     return table
 
 
-def images(net: ViT, batch: int, dtype: torch.dtype) -> torch.Tensor:
+def images(net: ViT | Swin, batch: int, dtype: torch.dtype) -> torch.Tensor:
     """Random images of the network's own size."""
     shape = (batch, net.config.in_channels, *net.config.image_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)

@@ -21,9 +21,9 @@ class Bench:
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data"],
+        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data", "sweep"],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data"),
+        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep"),
     ]
     """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files."""
     out: Path | None = None
@@ -43,7 +43,7 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import data, ldm, parallel, report, resume, swin, train, vit
+        from triptych.bench import data, ldm, parallel, report, resume, sweep, swin, train, vit
 
         suites = {
             "vit": vit,
@@ -53,6 +53,7 @@ class Bench:
             "parallel": parallel,
             "resume": resume,
             "data": data,
+            "sweep": sweep,
         }
         suite = suites[self.suite]
         plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL

@@ -13,7 +13,7 @@ from triptych.network import Network
 from triptych.weights import store
 from triptych.weights.families import TITLES, family_of
 from triptych.weights.formats import Draft, Format, Hints, drafted
-from triptych.weights.known import FORMATS
+from triptych.weights.known import known
 from triptych.weights.sameness import Said, aside, hints_in, shapes_to_tell, told, unsaid
 from triptych.weights.writers import write_npz, write_safetensors, write_torch
 from triptych.writing import write_text_atomically
@@ -30,7 +30,7 @@ ENDINGS = {
 
 def formats(family: str | None = None) -> list[str]:
     """Names that `export` takes, for networks of a family or for all."""
-    return ["triptych", *dict.fromkeys(known.name for known in FORMATS if family in (None, known.family))]
+    return ["triptych", *dict.fromkeys(f.name for f in known() if family in (None, f.family))]
 
 
 def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
@@ -74,14 +74,14 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
 
 def _format(net: nn.Module, name: str) -> Format:
     """The format of that name for a network's family."""
-    named = [known for known in FORMATS if known.name == name]
+    named = [format for format in known() if format.name == name]
     if not named:
         raise UserError(f"no format is called {name!r}; choose one of {', '.join(formats())}")
     family = family_of(getattr(net, "config", None))
-    for known in named:
-        if known.family == family:
-            return known
-    held = " or ".join(TITLES[known.family] for known in named)
+    for format in named:
+        if format.family == family:
+            return format
+    held = " or ".join(TITLES[format.family] for format in named)
     possible = f"choose one of {', '.join(formats(family))}" if family else "give a network of this package"
     raise UserError(f"{name} holds {held}, not {type(net).__name__}; {possible}")
 

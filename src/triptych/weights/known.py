@@ -1,9 +1,15 @@
 """Every published format that is read and written; the first that recognises a file reads it."""
 
-from triptych.weights.diffusion import FORMATS as DIFFUSION
-from triptych.weights.segmenter import FORMATS as SEGMENTER
-from triptych.weights.swin import FORMATS as SWIN
-from triptych.weights.vit import FORMATS as VIT
+import importlib
+from collections.abc import Iterator
+
+from triptych.weights.formats import Format
 
 # Those with a backbone inside come first: the backbone's own names are among theirs.
-FORMATS = (*SEGMENTER, *SWIN, *VIT, *DIFFUSION)
+PACKAGES = ("segmenter", "swin", "vit", "diffusion")
+
+
+def known() -> Iterator[Format]:
+    """All formats; a package's tables are imported when it is its turn."""
+    for package in PACKAGES:
+        yield from importlib.import_module(f"triptych.weights.{package}").FORMATS

@@ -17,10 +17,9 @@ from triptych.models.latent_diffusion_config import LatentDiffusionConfig, repla
 from triptych.network import Network, blank
 from triptych.weights import families, store
 from triptych.weights.adapt import fine_tuning_head, resize_positions, resize_windows, windows_in
-from triptych.weights.diffusion.lora import UP, layers_in, lora_facts
 from triptych.weights.files import Checkpoint, open_checkpoint
 from triptych.weights.formats import Format, Hints, Names, Reading, Weights, shapes_of
-from triptych.weights.known import FORMATS
+from triptych.weights.known import known
 from triptych.weights.legible import legible
 from triptych.weights.rules import Rule, plan, slab
 from triptych.weights.sameness import Said, aside, hints_in, told
@@ -128,7 +127,7 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
     if found is None:
         raise UserError(
             f"{checkpoint.path} is no network of a known format: it looks like {looks_like(names)}; "
-            f"known are {', '.join(f.title for f in FORMATS)}"
+            f"known are {', '.join(f.title for f in known())}"
         )
     weights, said = _said_aside(checkpoint)
     try:
@@ -165,11 +164,13 @@ def _said_aside(checkpoint: Checkpoint) -> tuple[Path, Said]:
 
 def recognise(names: Names) -> Format | None:
     """The first format whose names these are."""
-    return next((known for known in FORMATS if known.recognises(names)), None)
+    return next((format for format in known() if format.recognises(names)), None)
 
 
 def looks_like(names: Names) -> str:
     """A guess at a foreign checkpoint, in words."""
+    from triptych.weights.diffusion.lora import UP, layers_in  # with all tables of diffusion
+
     if layers_in(names.shapes) and any(map(names.any, UP)):
         return "a LoRA, which changes another model: give that one, and this with --lora"
     for part, what in _FAMILIAR:
@@ -262,6 +263,8 @@ def inspect(source: Source) -> dict[str, Any]:
     }
     names = Names(checkpoint)
     if not store.is_ours(checkpoint) and recognise(names) is None:
+        from triptych.weights.diffusion.lora import lora_facts
+
         adapter = lora_facts(checkpoint)
         return found | ({"adapter": adapter} if adapter else {"looks_like": looks_like(names)})
     reading, chosen, _ = read(checkpoint, Hints())
