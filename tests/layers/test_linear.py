@@ -12,9 +12,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from triptych.layers import linear as linear_module
 from triptych.layers.attention import Attention, attention, in_slabs
 from triptych.layers.cross_attention import GEGLU
-from triptych.layers.linear import _native, linear, one_call
+from triptych.layers.linear import _native, _wide, keeping, linear, one_call
 from triptych.layers.mlp import Mlp
 from triptych.layers.window import WindowAttention
 
@@ -204,3 +205,26 @@ def test_attention_module_on_both_paths():
         rounded = copy.deepcopy(part).bfloat16()(x.bfloat16())
     torch.testing.assert_close(fast, slow.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rounded.float(), slow.detach(), atol=2e-2, rtol=5e-2)
+
+
+def test_weights_that_are_kept_are_the_same_weights():
+    """Whole ones and views; those of another network, and of fp32, are left alone."""
+    net, other = nn.Linear(24, 36).bfloat16(), nn.Linear(24, 36).bfloat16()
+    x = torch.randn(5, 24).bfloat16()
+    single = nn.Linear(24, 36)
+    upper = net.weight.detach()[:12]
+    with torch.inference_mode(), keeping(net), keeping(single):
+        found = [linear(x, net.weight, net.bias, "none") for _ in range(2)]
+        torch.testing.assert_close(found[0], slow(x, net.weight, net.bias, "none"), **CLOSE[torch.bfloat16])
+        assert torch.equal(*found)
+        torch.testing.assert_close(linear(x, upper), F.linear(x, upper), **CLOSE[torch.bfloat16])
+        torch.testing.assert_close(
+            linear(x, other.weight), F.linear(x, other.weight), **CLOSE[torch.bfloat16]
+        )
+        linear(x.float(), single.weight)
+        fast = torch.bfloat16 in _native() and _wide()
+        assert [len(kept.laid) for kept in linear_module._kept] == [2 * fast, 0]
+    assert linear_module._kept == []
+    with torch.no_grad():
+        net.weight.zero_()
+        assert not linear(x, net.weight).any()

@@ -42,6 +42,8 @@ HOW = (
     "worst one kept is said."
 )
 
+LAID = "Ours runs as in its pipelines: the weights were laid out for the processor once, before."
+
 
 def measure_peaks(effort: Effort) -> tuple[dict[str, float], Table]:
     """FLOP/s of the best product in each precision, and the table of the machine's limits."""

@@ -1,6 +1,5 @@
 """`triptych bench swin`: how fast it runs, what memory that takes, and how both grow with the number of pixels."""
 
-import contextlib
 import itertools
 import logging
 import tempfile
@@ -16,6 +15,7 @@ from triptych.bench import machine, peers
 from triptych.bench.forward import (
     DTYPES,
     HOW,
+    LAID,
     TOLERANCES,
     Effort,
     Forward,
@@ -28,6 +28,7 @@ from triptych.bench.memory import memory
 from triptych.bench.others import Others
 from triptych.bench.report import Column, Report, Table
 from triptych.bench.scaling import scaling
+from triptych.layers.resnet import packed
 from triptych.models.registry import create
 from triptych.models.swin import Swin
 from triptych.models.swin_config import macs, maps_at
@@ -135,8 +136,8 @@ def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compil
     table = Table(
         title="Images a second",
         says=(
-            f"Forward passes of {plan.network}, weights and inputs random. Compiled is `torch.compile` with weights "
-            f"frozen, for each side, shape and precision anew. {HOW} timm rolls its maps before it pads them: where "
+            f"Forward passes of {plan.network}, weights and inputs random. {LAID} Compiled is `torch.compile` with "
+            f"weights frozen, for each side, shape and precision anew. {HOW} timm rolls its maps before it pads them: where "
             "maps are padded it computes something else, and is left out."
         ),
         columns=[
@@ -157,7 +158,7 @@ def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compil
         sides: dict[str, Forward] = {"ours": net.to(dtype), **theirs}
         for batch in plan.batches:
             x = images(net, size, batch, dtype)
-            with frozen() if compiled else contextlib.nullcontext():
+            with frozen() if compiled else packed(net):
                 called = {who: torch.compile(side) for who, side in sides.items()} if compiled else sides
                 row = compare(called, x, TOLERANCES[label], plan)
             used = 2 * macs(net.config, size) * row["ours"].median / peaks[label]

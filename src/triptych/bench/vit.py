@@ -1,6 +1,5 @@
 """`triptych bench vit`: how fast it runs, loads and starts."""
 
-import contextlib
 import itertools
 import logging
 import tempfile
@@ -16,6 +15,7 @@ from triptych.bench import machine, peers
 from triptych.bench.forward import (
     DTYPES,
     HOW,
+    LAID,
     TOLERANCES,
     Effort,
     Forward,
@@ -28,6 +28,7 @@ from triptych.bench.loading import loading
 from triptych.bench.others import Others
 from triptych.bench.report import Column, Report, Table
 from triptych.bench.starting import starting
+from triptych.layers.resnet import packed
 from triptych.models.registry import create
 from triptych.models.swin import Swin
 from triptych.models.vit import ViT
@@ -121,7 +122,10 @@ def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compil
     """Images a second of each network, precision and batch, beside each peer that is there."""
     table = Table(
         title="Images a second",
-        says=f"Forward passes, weights and inputs random. Compiled is `torch.compile` with weights frozen. {HOW}",
+        says=(
+            f"Forward passes, weights and inputs random. {LAID} Compiled is `torch.compile` with weights frozen. "
+            f"{HOW}"
+        ),
         columns=[
             Column(key="mode", heading="mode"),
             Column(key="network", heading="network"),
@@ -137,7 +141,7 @@ def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compil
         net = net.to(dtype)
         for batch in plan.batches:
             sides: dict[str, Forward] = {"ours": net, **theirs}
-            with frozen() if compiled else contextlib.nullcontext():
+            with frozen() if compiled else packed(net):
                 called = {who: torch.compile(side) for who, side in sides.items()} if compiled else sides
                 row = compare(called, images(net, batch, dtype), TOLERANCES[label], plan)
             used = 2 * macs(net.config) * row["ours"].median / peaks[label]

@@ -1,6 +1,8 @@
 """x W^T + b, and GELU with it, in as few passes over memory as the processor has a call for."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from triptych.layers.eager import plain
 
 Gelu = Literal["none", "tanh"]  # the forms of GELU, as `F.gelu` names them
+
+_kept: list["Kept"] = []  # of the blocks of `keeping` that run
 
 WORTH = 10**8  # multiply-accumulates from which the call gains more than it costs to make
 
@@ -31,6 +35,8 @@ def linear(
     """
     alone = one_call(x, weight)
     if alone and _wide() and x.numel() * weight.shape[0] >= WORTH:
+        for kept in _kept:
+            weight = kept(weight)
         if times is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, times, weight, bias, "mul")
         form = ("gelu", [], gelu) if gelu else ("none", [], "")
@@ -39,6 +45,45 @@ def linear(
     if times is not None:
         return x.mul_(times) if alone else x * times
     return F.gelu(x, approximate=gelu) if gelu else x
+
+
+class Kept:
+    """Weights of a network in oneDNN's own order, made when they are first asked for."""
+
+    def __init__(self, net: nn.Module):
+        self.net = net  # while it is held, no other weight has their place in memory
+        self.places = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+        self.laid: dict[tuple[int, torch.Size], Tensor] = {}
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The weight in that order; as it is where it is not of the network, or in fp32, which gains nothing."""
+        if weight.dtype != torch.bfloat16 or weight.is_mkldnn:
+            return weight
+        if weight.untyped_storage().data_ptr() not in self.places:
+            return weight
+        key = (weight.data_ptr(), weight.shape)
+        if key not in self.laid:
+            self.laid[key] = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
+        return self.laid[key]
+
+
+_ROWS = 1024  # that the order is made for; it hardly matters
+
+
+@contextlib.contextmanager
+def keeping(net: nn.Module) -> Iterator[None]:
+    """Put the weights of `net`'s linear layers into the processor's order once, not at every call, while the block
+    runs; they must not change meanwhile.
+
+    On x86 with instructions for bf16, in bf16 and without gradients; else nothing happens. Products of 197 rows with
+    ViT-B's weights took 0.8 of the time on one core with AMX, of 1,576 rows 0.9. It costs their memory again.
+    """
+    kept = Kept(net)
+    _kept.append(kept)
+    try:
+        yield
+    finally:
+        _kept.remove(kept)
 
 
 def one_call(x: Tensor, weight: Tensor) -> bool:
