@@ -109,7 +109,7 @@ def batch(plan: Plan, there: Sequence[str], peak: float) -> Table:
         title="Batch",
         says=(
             f"Images a second in bf16, eager, weights and inputs random, outputs checked equal. {LAID} "
-            "Utilisation is 2 x MACs x images/s over the measured peak of bf16: how many images at once fill the processor."
+            "Utilisation is 2 x MACs x images/s over the measured peak of bf16: how many fill the processor."
         ),
         columns=[
             Column(key="network", heading="network"),

@@ -137,8 +137,8 @@ def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compil
         title="Images a second",
         says=(
             f"Forward passes of {plan.network}, weights and inputs random. {LAID} Compiled is `torch.compile` with "
-            f"weights frozen, for each side, shape and precision anew. {HOW} timm rolls its maps before it pads them: where "
-            "maps are padded it computes something else, and is left out."
+            f"weights frozen, for each side, shape and precision anew. {HOW} timm rolls its maps before it pads them: "
+            "where maps are padded it computes something else, and is left out."
         ),
         columns=[
             Column(key="mode", heading="mode"),
