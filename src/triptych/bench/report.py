@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from triptych.bench.targets import judged
 from triptych.bench.timing import Spread
 from triptych.plots import style
 from triptych.writing import write_text_atomically
@@ -17,6 +18,13 @@ Written by `triptych bench`, never by hand; the same figures are in `benchmarks.
 one machine: ours and the peer's in turn, A B A B, on the same inputs with equal weights and outputs checked equal.
 A figure is the median, with the least and the greatest in brackets. A ratio is ours over theirs, taken round by
 round; of times and of memory less than 1 is better.
+"""
+
+AIMS = """## Targets
+
+Ratios of time, ours over theirs, less is better; or a share of the processor's measured peak. Each is the median of the
+last run of its suite, below. Of two peers for one network either target is enough. Why one is missed: see the section
+`profile`, which says where the time goes.
 """
 
 
@@ -81,9 +89,13 @@ def write(report: Report, folder: Path) -> list[Path]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         style.save(figure, folder / name)
     write_text_atomically(data, json.dumps(sections, indent=1, ensure_ascii=False) + "\n")
-    write_text_atomically(
-        page, HEADER + "".join("\n" + markdown(sections[name]) for name in sorted(sections))
-    )
+    aims = grid(["target", "asked", "measured", ""], judged(sections), [False, True, True, False])
+    parts = [
+        HEADER,
+        "\n".join(["", AIMS, *aims, ""]),
+        *("\n" + markdown(sections[name]) for name in sorted(sections)),
+    ]
+    write_text_atomically(page, "".join(parts))
     return [data, page, *(folder / name for name in report.pictures)]
 
 

@@ -21,9 +21,9 @@ class Bench:
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data", "sweep"],
+        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data", "sweep", "profile"],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep"),
+        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile"),
     ]
     """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files."""
     out: Path | None = None
@@ -43,7 +43,7 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import data, ldm, parallel, report, resume, sweep, swin, train, vit
+        from triptych.bench import data, ldm, parallel, profile, report, resume, sweep, swin, train, vit
 
         suites = {
             "vit": vit,
@@ -54,6 +54,7 @@ class Bench:
             "resume": resume,
             "data": data,
             "sweep": sweep,
+            "profile": profile,
         }
         suite = suites[self.suite]
         plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL

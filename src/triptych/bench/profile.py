@@ -1,0 +1,146 @@
+"""`triptych bench profile`: where the time of a forward pass and of a step of learning goes."""
+
+import logging
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.bench import machine, swin, train, vit
+from triptych.bench.forward import DTYPES, Effort, measure_peaks
+from triptych.bench.learning import learner
+from triptych.bench.others import Others
+from triptych.bench.report import Column, Report, Table
+from triptych.bench.swin import Plan as SwinPlan
+from triptych.bench.train import Plan as TrainPlan
+from triptych.bench.vit import Plan as ViTPlan
+from triptych.layers.resnet import packed
+from triptych.models import swin_config, vit_config
+
+log = logging.getLogger(__name__)
+
+# Kinds of operators, by the first pattern that their names match.
+KINDS = (
+    ("attention", "scaled_dot_product|flash_attention"),
+    ("optimiser", "fused_adamw|_foreach"),
+    ("products", r"::(mm|addmm|bmm|baddbmm|matmul)$|linear|convolution|conv2d"),
+    ("norms, softmax", "norm|softmax"),
+    ("copies", "copy|::cat$|roll|index|::stack$|fill|zero|::empty|::clone$|resize"),
+    ("by element", "aten::|mkldnn::"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Effort):
+    """What is profiled."""
+
+    vit: ViTPlan = field(default_factory=lambda: ViTPlan(networks=("vit-b16",)))
+    swin: SwinPlan = field(default_factory=SwinPlan)
+    train: TrainPlan = field(default_factory=TrainPlan)
+    batch: int = 8
+    passes: int = 3
+    rounds: int = 5
+    patience: float = 20.0
+    sides: tuple[int, ...] = (1024, 2048)
+
+
+FULL = Plan()
+QUICK = Plan(
+    vit=vit.QUICK,
+    swin=swin.QUICK,
+    train=train.QUICK,
+    batch=2,
+    passes=1,
+    rounds=1,
+    patience=0.0,
+    sides=(256,),
+    copied=2**22,
+)
+
+
+def run(plan: Plan = FULL, command: str = "triptych bench profile --out docs") -> Report:
+    """Profile everything in the plan. Nothing else should run meanwhile."""
+    others = Others()
+    facts = machine.describe()
+    report = Report(suite="profile", command=command, machine=facts)
+    peaks, limits = measure_peaks(plan)
+    kinds = [name for name, _ in KINDS]
+    table = Table(
+        title="Where the time goes",
+        says=(
+            "Shares of PyTorch's operators in the seconds of one call, by their own time in torch.profiler, which "
+            "slows many small ones; the rest is Python and waiting. Utilisation is that of the whole call, as in the "
+            "other sections; of products that of their own time: where it is near 100% only fewer products would help."
+        ),
+        columns=[
+            Column(key="what", heading="call"),
+            Column(key="dtype", heading="precision"),
+            Column(key="seconds", heading="s", form=".3g"),
+            *(Column(key=name, heading=name, form=".0%") for name in (*kinds, "rest")),
+            Column(key="utilisation", heading="utilisation", form=".0%"),
+            Column(key="of products", heading="of products", form=".0%"),
+        ],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for what, label, call, flops in calls(plan, Path(folder)):
+            seconds, own = profiled(call, plan.passes)
+            shares = {name: own[name] / seconds for name in kinds}
+            row: dict[str, Any] = {"what": what, "dtype": label, "seconds": seconds, **shares}
+            row["rest"] = max(0.0, 1 - sum(shares.values()))
+            row["utilisation"] = flops / seconds / peaks[label]
+            multiplied = own["products"] + own["attention"]
+            row["of products"] = flops / multiplied / peaks[label] if multiplied else None
+            table.rows.append(row)
+            log.info("%s, %s: %s", what, label, {name: f"{share:.0%}" for name, share in shares.items()})
+    report.tables = [limits, table]
+    share = others.share()
+    facts["taken by others"] = (
+        "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
+    )
+    return report
+
+
+def calls(plan: Plan, folder: Path) -> Iterator[tuple[str, str, Callable[[], object], float]]:
+    """What is profiled: its name, precision, a call of it, and the FLOPs of one."""
+    for label, dtype in DTYPES.items():
+        forwards: list[tuple[str, Any, Any]] = [
+            (plan.vit.networks[0], vit.make(plan.vit, plan.vit.networks[0]), vit_config.macs),
+            (plan.swin.network, swin.make(plan.swin), swin_config.macs),
+        ]
+        for name, net, macs in forwards:
+            net = net.to(dtype)
+            x = vit.images(net, plan.batch, dtype)
+
+            @torch.inference_mode()
+            def forward(net: Any = net, x: Any = x) -> object:
+                return net(x)
+
+            with packed(net):
+                yield f"{name}, {plan.batch} images", label, forward, 2.0 * plan.batch * macs(net.config)
+    tasks = [*train.diffusion_tasks(plan.train, folder, ()), *train.classifier_tasks(plan.train, folder, ())]
+    for task in tasks:
+        for label, dtype in DTYPES.items():
+            step = learner(task.what, "ours", task.folder, task.size, dtype)
+            yield f"a step of learning: {task.name}", label, step, 6.0 * task.macs
+
+
+def profiled(call: Callable[[], object], passes: int) -> tuple[float, Counter[str]]:
+    """Seconds of a call, and of each kind of operators in one."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        start = time.perf_counter()
+        for _ in range(passes):
+            call()
+        seconds = (time.perf_counter() - start) / passes
+    own: Counter[str] = Counter()
+    for event in profile.key_averages():
+        kind = next((name for name, pattern in KINDS if re.search(pattern, event.key)), None)
+        if kind is not None:
+            own[kind] += event.self_cpu_time_total / 1e6 / passes
+    return seconds, own

@@ -1,0 +1,133 @@
+"""What the package sets out to reach, beside what was measured: the page's first table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FORWARD, STEP, CLASSIFIER = "Images a second", "A step of latent diffusion", "A step of a classifier"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure in a suite's table, and its bound."""
+
+    what: str
+    suite: str
+    table: str
+    row: Mapping[str, Any]
+    """What tells the row from others."""
+    key: str
+    bound: float
+    most: bool = True
+    """Whether the bound is the most that it may be, or the least."""
+
+
+def _eager(network: str, batch: int, peer: str, bound: float, suite: str, mode: str = "eager") -> Target:
+    row = {"mode": mode, "network": network, "size": "224 x 224", "dtype": "bf16", "batch": batch}
+    if suite == "vit":
+        del row["size"]
+    else:
+        del row["network"]
+    return Target(
+        f"{network} {mode}, bf16, batch {batch}, over {peer}", suite, FORWARD, row, f"ratio to {peer}", bound
+    )
+
+
+def _learning(table: str, network: str, peer: str) -> list[Target]:
+    return [
+        Target(
+            f"step of learning, {network}, {dtype}, over {peer}",
+            "train",
+            table,
+            {"network": network, "dtype": dtype},
+            f"ratio to {peer}",
+            0.9,
+        )
+        for dtype in ("fp32", "bf16")
+    ]
+
+
+TARGETS = (
+    *(
+        _eager("vit-b16", batch, peer, bound, "vit")
+        for batch in (1, 8)
+        for peer, bound in (("transformers", 0.85), ("timm", 0.95))
+    ),
+    Target(
+        "vit-b16 compiled, bf16, batch 8, of the peak",
+        "vit",
+        FORWARD,
+        {"mode": "compiled", "network": "vit-b16", "dtype": "bf16", "batch": 8},
+        "utilisation",
+        0.8,
+        most=False,
+    ),
+    *(
+        _eager("swin-t", batch, peer, bound, "swin")
+        for batch in (1, 8)
+        for peer, bound in (("transformers", 0.65), ("timm", 0.8))
+    ),
+    *(_eager("swin-t", batch, "timm", 0.97, "swin", "compiled") for batch in (1, 8)),
+    *(
+        Target(
+            f"Stable Diffusion 1's UNet {mode}, bf16, over diffusers",
+            "ldm",
+            "A step of the denoiser",
+            {"mode": mode, "dtype": "bf16"},
+            "ratio to diffusers",
+            bound,
+        )
+        for mode, bound in (("eager", 0.8), ("compiled", 0.85))
+    ),
+    Target(
+        "a picture by its prompt, over diffusers",
+        "ldm",
+        "A whole picture",
+        {"what": "prompt to picture, s"},
+        "ratio",
+        0.35,
+    ),
+    *(
+        Target(f"{what}, over transformers", "vit", "Starting", {"what": what}, "ratio", 0.3)
+        for what in (
+            "import the package",
+            "import to first result, vit-ti16",
+            "import to first result, swin-t",
+        )
+    ),
+    *(
+        Target(f"{what}, over diffusers", "ldm", "Starting", {"what": what}, "ratio to diffusers", 0.3)
+        for what in ("import the pipeline", "import to first step, a tiny one")
+    ),
+    *_learning(STEP, "UNet, 32 x 32, batch 4", "diffusers"),
+    *_learning(STEP, "autoencoder, 64 px, batch 4", "diffusers"),
+    *_learning(CLASSIFIER, "vit-s16, 224 px, batch 8", "transformers"),
+    *_learning(CLASSIFIER, "swin-t, 224 px, batch 4", "transformers"),
+)
+
+
+def measured(target: Target, sections: Mapping[str, Any]) -> float | None:
+    """The median in the last run of its suite; None where that did not measure it."""
+    for table in sections.get(target.suite, {}).get("tables", ()):
+        for row in table["rows"] if table["title"] == target.table else ():
+            if all(row.get(key) == value for key, value in target.row.items()):
+                found = row.get(target.key)
+                return found["median"] if isinstance(found, Mapping) else found
+    return None
+
+
+def judged(sections: Mapping[str, Any]) -> list[list[str]]:
+    """Every target as cells: what, its bound, what was measured, and whether that is within it."""
+    rows = []
+    for target in TARGETS:
+        found = measured(target, sections)
+        good = found is not None and (found <= target.bound if target.most else found >= target.bound)
+        rows.append(
+            [
+                target.what,
+                f"{'at most' if target.most else 'at least'} {target.bound:.2f}",
+                "-" if found is None else f"{found:.2f}",
+                "not measured" if found is None else "met" if good else "missed",
+            ]
+        )
+    return rows
