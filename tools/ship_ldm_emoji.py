@@ -3,7 +3,9 @@
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train autoencoder_emoji --data emoji:EMOJI --out runs/autoencoder_emoji
     triptych train latent_diffusion_emoji --data emoji:EMOJI --first-stage runs/autoencoder_emoji --out runs/ldm_emoji
-    python tools/ship_ldm_emoji.py runs/ldm_emoji
+    triptych train latent_diffusion_emoji --data emoji:EMOJI --first-stage runs/autoencoder_emoji \\
+        --init runs/ldm_emoji --optim.lr 5e-4 --loop.epochs 140 --loop.seed 1 --out runs/ldm_emoji_longer
+    python tools/ship_ldm_emoji.py runs/ldm_emoji_longer
 
 Weights are kept as fp16 in two files; the figures are of what is kept. Reconstructions are of Twemoji, a drawing style
 that is not among the training styles. Samples are painted from the captions of the shipped training drawings and
@@ -151,14 +153,24 @@ def table(net: Any, figures: dict[str, float], facts: str, run: str) -> None:
     ):
         lines.append(f"| {words} | {figures[name]:.3g} |")
     millions = sum(p.numel() for p in net.parameters()) / 1e6
-    steps = (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    seen = max(row.get("images", 0) for row in map(json.loads, steps))
+    latents = seen(Path(run))
     lines += [
         "",
-        f"{millions:.2f} million parameters, {size / 1e6:.1f} MB as fp16; the second stage saw {seen:,} latents. "
+        f"{millions:.2f} million parameters, {size / 1e6:.1f} MB as fp16; the second stage saw {latents:,} latents. "
         f"{int(figures['held_back_count'])} drawings were held back. {facts}.",
     ]
     write_table("ship_ldm_emoji.py", lines)
+
+
+def seen(run: Path) -> int:
+    """Latents that the weights were learnt from, in this run and in the one that it started from."""
+    steps = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    start = json.loads((run / "config.json").read_text(encoding="utf-8"))["init"]
+    before = 0
+    if start:
+        first = Path(start)
+        before = seen(first if first.is_dir() else first.parent)
+    return before + max(row.get("images", 0) for row in map(json.loads, steps))
 
 
 if __name__ == "__main__":
