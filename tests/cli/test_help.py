@@ -37,14 +37,14 @@ FLAGS = {
     " --flip --caption-column --samples --extractor --reference --classifier --steps --guidance --sampler --seed"
     " --out --json",
     "explain": "IMAGE --model --out --point --size --json",
-    "generate": "[PROMPT] --model --negative --seed --steps --guidance --count --size --sampler --spacing --rescale"
-    " --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
-    " --embedding --out --strip --preview --batch-size --prediction --dtype --json",
+    "generate": "[PROMPT] --prompts --model --negative --seed --steps --guidance --count --size --sampler --spacing"
+    " --rescale --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
+    " --embedding --out --skip-existing --strip --preview --batch-size --prediction --dtype --json",
     "info": "FILE --json",
     "list": "[PATTERN] --json",
     "plot": "RUN --out",
-    "segment": "IMAGE... --model --out --size --window --overlap --scales --flip --dtype --batch-size --workers"
-    " --on-bad-image --json",
+    "segment": "IMAGE... --model --out --write --skip-existing --size --window --overlap --scales --flip --dtype"
+    " --batch-size --workers --on-bad-image --json",
     "train latent-diffusion": f"""
         --out --dry-run --json
         --data --first-stage --condition --image-encoder --model --model-args --init --prediction --train

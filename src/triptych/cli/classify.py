@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from triptych.cli.output import SHIPPED, print_json, shortened, waiting
+from triptych.cli.output import SHIPPED, Workers, print_json, shortened, waiting
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,23 +26,23 @@ class Classify:
     """How many classes to name."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision; auto takes bf16 where the hardware multiplies it natively."""
-    batch_size: int = 16
+    batch_size: int = 64
     """Images a forward pass."""
-    workers: int = 2
-    """Threads that read ahead."""
+    workers: Workers = None
+    """Processes that read ahead; 0 reads in between."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Stop at an image that cannot be read, or leave it out and say so."""
     json: bool = False
     """Print one JSON object an image, a line each."""
 
     def run(self) -> int:
+        from triptych.data.workers import usual
         from triptych.pipelines.classify import ClassificationPipeline
 
         files = image_files(self.images)
         dtype = None if self.dtype == "auto" else self.dtype
-        pipe = ClassificationPipeline(
-            self.model, None, dtype, self.batch_size, self.workers, self.on_bad_image
-        )
+        workers = usual() if self.workers is None else self.workers
+        pipe = ClassificationPipeline(self.model, None, dtype, self.batch_size, workers, self.on_bad_image)
         found = pipe.stream(files, self.top)
         if len(files) > self.batch_size and not sys.stdout.isatty():  # else the results are the progress
             found = waiting(found, len(files), "classifying")

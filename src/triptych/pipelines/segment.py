@@ -136,7 +136,7 @@ class SegmentationPipeline(PicturePipeline):
     def stream(
         self, pictures: Iterable[Picture], passes: Passes | None = None, confidence: bool = False
     ) -> Iterator[Segmentation]:
-        """Results in the order of the pictures; a few pictures, and two that each of `workers` reads ahead, are held."""
+        """Results in the order of the pictures; a few pictures, and two that each worker read ahead, are held."""
         passes = passes or Passes()
         passes.fit(self.least)
         # A picture a request: they travel whole, and may be large.
