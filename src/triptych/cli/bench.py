@@ -21,11 +21,12 @@ class Bench:
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data", "sweep", "profile"],
+        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data", "sweep", "profile", "bulk"],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile"),
+        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|bulk"),
     ]
-    """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files."""
+    """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files; bulk is
+    folders of up to 100,000 pictures beside the network alone."""
     out: Path | None = None
     """Folder for benchmarks.md and benchmarks.json; sections of other suites in it stay. Else printed only."""
     quick: bool = False
@@ -43,7 +44,7 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import data, ldm, parallel, profile, report, resume, sweep, swin, train, vit
+        from triptych.bench import bulk, data, ldm, parallel, profile, report, resume, sweep, swin, train, vit
 
         suites = {
             "vit": vit,
@@ -55,6 +56,7 @@ class Bench:
             "data": data,
             "sweep": sweep,
             "profile": profile,
+            "bulk": bulk,
         }
         suite = suites[self.suite]
         plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL
