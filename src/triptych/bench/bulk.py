@@ -236,9 +236,9 @@ def beside(place: Path, plan: Plan) -> Table:
         UnequalError: they give other classes or probabilities.
     """
     torch.manual_seed(0)
-    net: Any = create("vit-ti16", num_classes=10, image_size=SIDE, patch_size=8)
+    net = create("vit-ti16", num_classes=10, image_size=SIDE, patch_size=8)
     assert isinstance(net, ViT)
-    torch.nn.init.normal_(net.head.weight, std=0.2)
+    torch.nn.init.normal_(net.head.weight, std=0.2)  # type: ignore[arg-type]
     preprocess = Preprocess(size=(SIDE, SIDE), mode="squash", crop=1.0)
     net.card = replace(net.card, classes=tuple(f"class {i}" for i in range(10)), preprocess=preprocess)
     save(net, place / "beside.safetensors")

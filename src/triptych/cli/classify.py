@@ -75,12 +75,12 @@ def show(one: "Classification") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
-    console.print(Text(one.source, style="bold"), soft_wrap=True)
+    lines = [Text(one.source, style="bold")]
     names = [shortened(guess.name) for guess in one]
     wide = max(map(len, names))
     for i, guess in enumerate(one):
         line = Text(f"  {guess.probability:6.1%}  ", style="bold" if i == 0 else "")
         line.append(f"{names[i]:<{wide}}  ")
         line.append("━" * max(1, round(24 * guess.probability)), style="blue" if i == 0 else "bright_black")
-        console.print(line, soft_wrap=True)
+        lines.append(line)
+    Console(highlight=False).print(Text("\n").join(lines), soft_wrap=True)
