@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 DIFFERENT = 256  # pictures, each there many times
 SIDE = 64
 FOLDER = 1_000  # files of a folder
+APART = {"fp32": 1e-4, "bf16": 5e-2}  # how far rounding takes probabilities apart, in units of the largest
 
 FOLDERS = """
 import json, multiprocessing
@@ -252,7 +253,7 @@ def beside(place: Path, plan: Plan) -> Table:
         ).said
         asked = (place / "hf", folder, str(batch), str(workers), plan.dtype)
         theirs = python(THEIRS, *asked).said
-        check_first(ours["first"], theirs["first"], 2e-2 if plan.dtype == "bf16" else 1e-4)
+        check_first(ours["first"], theirs["first"], APART[plan.dtype])
         rows.append(
             {
                 "workers": workers,
