@@ -107,7 +107,7 @@ def unseen(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
     return picture_grid(
         blocks,
         "Unseen combinations",
-        "Above, concepts in a style that has no drawing of them; below, what nobody drew. Seeds 0 to 3, none chosen",
+        "Above, concepts in styles without them; below, what nobody drew. Seeds 0 to 3",
         row_words=asked,
         beside=3.2,
     )
