@@ -38,6 +38,7 @@ FLAGS = {
     " --out --json",
     "explain": "IMAGE --model --out --point --size --json",
     "generate": "[PROMPT] --model --negative --seed --steps --guidance --count --size --sampler --spacing --rescale"
+    " --merge-tokens --deep-cache --decoder"
     " --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
     " --embedding --out --strip --preview --batch-size --prediction --dtype --json",
     "info": "FILE --json",

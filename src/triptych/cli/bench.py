@@ -18,12 +18,13 @@ class Bench:
 
     A suite takes ten to thirty minutes; let nothing else run meanwhile. Peers that are not installed are left out,
     and named. `resume` has no peer: it kills training runs, compares them with unbroken ones, and times checkpoints.
+    `approximate` measures opt-in approximations beside the exact network.
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data", "sweep", "profile"],
+        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data", "sweep", "profile", "approximate"],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile"),
+        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|approximate"),
     ]
     """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files."""
     out: Path | None = None
@@ -43,7 +44,7 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import data, ldm, parallel, profile, report, resume, sweep, swin, train, vit
+        from triptych.bench import approximate, data, ldm, parallel, profile, report, resume, sweep, swin, train, vit
 
         suites = {
             "vit": vit,
@@ -55,6 +56,7 @@ class Bench:
             "data": data,
             "sweep": sweep,
             "profile": profile,
+            "approximate": approximate,
         }
         suite = suites[self.suite]
         plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL

@@ -44,8 +44,8 @@ class DiffusionPipeline(Painter):
     seed + k alone: `count=4` gives what four calls with seed, seed + 1, ... give, bit for bit. With a larger
     `batch_size` the kernels may add in another order, which moves a pixel by 1 of 255 now and then.
 
-    What every task takes besides its own arguments is in `How`: spacing, rescale, interval, apg, loras, embeddings,
-    tiling, tiled_decode, batch_size, preview, progress, cancel, finished.
+    What every task takes besides its own arguments is in `How`: spacing, rescale, interval, apg, merge_tokens,
+    deep_cache, decoder, loras, embeddings, tiling, tiled_decode, batch_size, preview, progress, cancel, finished.
 
     Args:
         ldm: a `LatentDiffusion`, or what `tp.load` takes.
@@ -433,7 +433,7 @@ def _split(how: How) -> tuple[dict[str, Any], dict[str, Any]]:
             look[name] = {os.fspath(key): value for key, value in look[name].items()}
     if "embeddings" in look:
         look["embeddings"] = {word: os.fspath(file) for word, file in look["embeddings"].items()}
-    for name, plain in (("tiling", tiling_of), ("apg", apg_of)):
+    for name, plain in (("tiling", tiling_of), ("apg", apg_of), ("decoder", os.fspath)):
         if name in look:
             look[name] = plain(look[name])
     return look, run

@@ -26,8 +26,10 @@ from triptych.diffusion.samplers import sampler
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
 from triptych.layers.resnet import packed, seamless
+from triptych.models.approximate import deep_cached, merged_tokens
 from triptych.models.autoencoder import FirstStage
 from triptych.models.latent_diffusion import LatentDiffusion
+from triptych.network import Network
 from triptych.pipelines import infotext
 from triptych.pipelines.adapters import Adapters
 from triptych.pipelines.jobs import Job, check_task, prepare
@@ -77,6 +79,7 @@ class Painter:
         if glance is not None:
             small: Any = placed(glance, self.device, self.dtype)
             self.glance = Rendering(small)
+        self._decoders: dict[str, tuple[str, Rendering]] = {}  # by file
         self._encoded: dict[tuple[str, ...], Tensor] = {}
         self._adapters = Adapters(self.net, Path(lora_dir) if lora_dir is not None else self._beside())
 
@@ -130,9 +133,10 @@ class Painter:
         given = {"image": image, "mask": mask, "depth": depth, "map": map}
         if self._adapters.wear(dressed):
             self._encoded = {}
+        digest, _ = self._decoder(asked.decoder)
         with torch.inference_mode():
             job = prepare(self.net, self.rendering, self._encode, each, given, self._noise(latents, each))
-            worn = self._adapters.hashes(dressed)
+            worn = self._adapters.hashes(dressed) | ({"decoder": digest} if digest else {})
             job = replace(job, each=[replace(one, hashes=one.hashes | worn) for one in job.each])
             self._compare(asked, job.each[0])
             return self._run(job, batch_size, preview, progress, cancel, finished)
@@ -157,7 +161,11 @@ class Painter:
         ):
             for first in range(0, len(job.each), batch_size):
                 rows = slice(first, first + batch_size)
-                latents, stopped = self._sample(job, rows, tick, preview, cancel)
+                with (
+                    merged_tokens(self.net.unet, job.each[0].merge_tokens),
+                    deep_cached(self.net.unet, job.each[0].deep_cache),
+                ):
+                    latents, stopped = self._sample(job, rows, tick, preview, cancel)
                 for settings, one in zip(job.each[rows], latents, strict=True):
                     images.append(self._picture(job, replace(settings, stopped_at=stopped), one))
                     if finished is not None:
@@ -252,7 +260,8 @@ class Painter:
 
     def _picture(self, job: Job, settings: Settings, latents: Tensor) -> Image.Image:
         """Bytes, with what made them in `info`."""
-        pixels = self.rendering.pixels(latents[None], settings.tiled_decode, settings.tiling)
+        _, rendering = self._decoder(settings.decoder)
+        pixels = rendering.pixels(latents[None], settings.tiled_decode, settings.tiling)
         made = picture(pixels if job.canvas is None else job.canvas.finished(pixels))
         settings = replace(
             settings,
@@ -264,6 +273,31 @@ class Painter:
         )
         made.info.update(to_json(settings) | {"parameters": infotext.parameters(settings)})
         return made
+
+    def _decoder(self, file: str) -> tuple[str, Rendering]:
+        """The first stage in a file, and what tells it from another; the model's own for none.
+
+        Raises:
+            UserError: it cannot be read, or is not on the model's latents.
+        """
+        if not file:
+            return "", self.rendering
+        if file not in self._decoders:
+            from triptych.weights import load
+
+            net: Any = load(file)
+            if not isinstance(net, FirstStage):
+                raise UserError(
+                    f"the decoder {file} is a {type(net).__name__}; give an autoencoder, such as TAESD's"
+                )
+            own, other = self.config.autoencoder, net.config
+            if (own.latent_channels, own.factor) != (other.latent_channels, other.factor):
+                raise UserError(
+                    f"the decoder {file} is on {other.latent_channels} channels of 1/{other.factor}, the model on "
+                    f"{own.latent_channels} of 1/{own.factor}; give one that was made for its latents"
+                )
+            self._decoders[file] = fingerprint(net)[:12], Rendering(placed(net, self.device, self.dtype))
+        return self._decoders[file]
 
     def _encode(self, prompts: tuple[str, ...]) -> Tensor:
         """The contexts of prompts, one row each."""
@@ -303,9 +337,9 @@ class Painter:
             log.warning("it was made in %s, this is %s: pixels may differ", asked.dtype, self.dtype_name)
 
 
-def fingerprint(net: LatentDiffusion) -> str:
-    """Hexadecimal digits that another model has not: SHA-256 of its config and the names, the shapes and the first 256
-    numbers of its parameters. It takes milliseconds, where a hash of the file takes seconds."""
+def fingerprint(net: Network) -> str:
+    """Hexadecimal digits that another network has not: SHA-256 of its config and the names, the shapes and the first
+    256 numbers of its parameters. It takes milliseconds, where a hash of the file takes seconds."""
     digest = hashlib.sha256(json.dumps(to_json(net.config), sort_keys=True).encode())
     for name, parameter in net.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
