@@ -26,6 +26,8 @@ class Classify:
     """How many classes to name."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision; auto takes bf16 where the hardware multiplies it natively."""
+    compile: bool = False
+    """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
     batch_size: int = 16
     """Images a forward pass."""
     workers: int = 2
@@ -41,7 +43,7 @@ class Classify:
         files = image_files(self.images)
         dtype = None if self.dtype == "auto" else self.dtype
         pipe = ClassificationPipeline(
-            self.model, None, dtype, self.batch_size, self.workers, self.on_bad_image
+            self.model, None, dtype, self.batch_size, self.workers, self.on_bad_image, self.compile
         )
         found = pipe.stream(files, self.top)
         if len(files) > self.batch_size and not sys.stdout.isatty():  # else the results are the progress

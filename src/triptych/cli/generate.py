@@ -107,6 +107,8 @@ class Generate:
     """What the UNet predicts, where the model's file does not say (Stable Diffusion 2)."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision; auto takes bf16 where the hardware multiplies it natively, and with --from that of the file."""
+    compile: bool = False
+    """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
     json: bool = False
     """Print all that made the pictures, and their files, as JSON."""
 
@@ -117,7 +119,12 @@ class Generate:
 
         dtype = (settings.dtype or None) if self.dtype == "auto" else self.dtype
         pipe = DiffusionPipeline(
-            self._model(settings), None, dtype, lora_dir=self.lora_dir, prediction=self.prediction
+            self._model(settings),
+            None,
+            dtype,
+            lora_dir=self.lora_dir,
+            prediction=self.prediction,
+            compile=self.compile,
         )
         settings = self._task(settings, pipe)
         watch = Watch(self.strip, self.preview)

@@ -59,6 +59,8 @@ class DiffusionPipeline(Painter):
         glance: a small autoencoder on the same latents (TAESD), for previews.
         lora_dir: where `<lora:name:0.8>` in a prompt is looked for; None is the folder that the model lies in.
         prediction: "eps" or "v", of a file that does not say (Stable Diffusion 2), as `tp.load` takes it.
+        compile: `torch.compile` each block of the denoiser at the first step; what it makes is kept on disk for the
+            next process. See `triptych.compiling` for when it pays. Pixels may differ from those without.
 
     Raises:
         UserError: it is no latent diffusion model, or an argument is out of its range.

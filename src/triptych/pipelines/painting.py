@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from triptych import __version__
+from triptych.compiling import compile_blocks
 from triptych.config import to_json
 from triptych.diffusion.conditioning import masked
 from triptych.diffusion.config import Prediction
@@ -55,6 +56,7 @@ class Painter:
         glance: FirstStage | None = None,
         lora_dir: str | Path | None = None,
         prediction: Prediction | None = None,
+        compile: bool = False,
     ) -> None:
         self.source = "" if isinstance(ldm, nn.Module) else os.fspath(ldm)
         net: Any = ldm
@@ -73,6 +75,9 @@ class Painter:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.net: Any = placed(net, self.device, self.dtype)
+        self.compiled = compile
+        if compile:
+            compile_blocks(self.net)
         self.card, self.config = self.net.card, self.net.config
         self.low_memory = low_memory
         self.rendering = self.glance = Rendering(self.net.autoencoder)
@@ -133,6 +138,10 @@ class Painter:
         given = {"image": image, "mask": mask, "depth": depth, "map": map}
         if self._adapters.wear(dressed):
             self._encoded = {}
+        if self.compiled and (asked.merge_tokens or asked.deep_cache > 1):
+            raise UserError(
+                "merge_tokens and deep_cache change a network that compile has fixed; give one or the other"
+            )
         digest, _ = self._decoder(asked.decoder)
         with torch.inference_mode():
             job = prepare(self.net, self.rendering, self._encode, each, given, self._noise(latents, each))
@@ -155,7 +164,7 @@ class Painter:
         tiling = job.each[0].tiling
         batches = -(-len(job.each) // batch_size)
         with (
-            nullcontext() if self.low_memory else packed(self.net.unet),
+            nullcontext() if self.low_memory or self.compiled else packed(self.net.unet),
             seamless(self.net.unet, x="x" in tiling, y="y" in tiling),
             ticking(progress, batches * (len(job.levels) - 1), "painting") as tick,
         ):
