@@ -18,13 +18,25 @@ class Bench:
 
     A suite takes ten to thirty minutes; let nothing else run meanwhile. Peers that are not installed are left out,
     and named. `resume` has no peer: it kills training runs, compares them with unbroken ones, and times checkpoints.
-    `approximate` measures opt-in approximations beside the exact network.
+    `approximate` and `int8` measure opt-in approximations, and integer weights, beside the exact network.
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data", "sweep", "profile", "approximate"],
+        Literal[
+            "vit",
+            "swin",
+            "ldm",
+            "train",
+            "parallel",
+            "resume",
+            "data",
+            "sweep",
+            "profile",
+            "approximate",
+            "int8",
+        ],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|approximate"),
+        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|approximate|int8"),
     ]
     """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files."""
     out: Path | None = None
@@ -44,7 +56,20 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import approximate, data, ldm, parallel, profile, report, resume, sweep, swin, train, vit
+        from triptych.bench import (
+            approximate,
+            data,
+            int8,
+            ldm,
+            parallel,
+            profile,
+            report,
+            resume,
+            sweep,
+            swin,
+            train,
+            vit,
+        )
 
         suites = {
             "vit": vit,
@@ -57,6 +82,7 @@ class Bench:
             "sweep": sweep,
             "profile": profile,
             "approximate": approximate,
+            "int8": int8,
         }
         suite = suites[self.suite]
         plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL
