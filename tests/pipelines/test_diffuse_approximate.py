@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tests.pipelines.conftest import CONFIGS, scrambled
 
 import triptych as tp
+from triptych import compiling
 from triptych.errors import UserError
 from triptych.models.autoencoder_config import TinyAutoencoderConfig
 from triptych.models.registry import build
@@ -91,3 +93,17 @@ def test_what_does_not_fit_is_said(pipe, tiny, tmp_path):
     }.items():
         with pytest.raises(UserError, match=words):
             pipe.text_to_image("an apple", **how, **CALL)
+
+
+def test_what_is_compiled_is_not_changed(pipe, monkeypatch):
+    done = []
+    monkeypatch.setattr(compiling, "_check_compiler", lambda: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: done.append(part))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    compiled = DiffusionPipeline(pipe.net, dtype="fp32", compile=True)
+    assert done == compiled.net.unet.blocks()
+    for how in ({"merge_tokens": 0.5}, {"deep_cache": 2}):
+        with pytest.raises(UserError, match="give one or the other"):
+            compiled.text_to_image("an apple", **how, **CALL)
+    plain = array(pipe.text_to_image("an apple", **CALL))  # nothing was compiled: the same network
+    assert np.array_equal(array(compiled.text_to_image("an apple", **CALL)), plain)
