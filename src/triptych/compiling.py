@@ -16,9 +16,10 @@ def compile_blocks(net: nn.Module) -> None:
     What inductor makes goes into a folder of ours (`cache_folder`), so that the next process only reads it, unless
     TORCHINDUCTOR_CACHE_DIR names another. A new size of image, batch or precision is compiled anew.
 
-    It pays for many passes of one size: a server, a large folder, a long training. On one core of a Xeon with AMX, in
-    bf16, beside our eager path, which has the fast calls already, a step is between 0.8 and 1.15 of the time, and the
-    first call takes a minute or more (10 s from the cache), so that few pictures are the slower ones with it.
+    It pays for many passes of one size, on GPUs above all, and where norms and activations are much of the time. On a
+    processor our eager path has the fast calls already: on one busy core of a Xeon with AMX, in bf16, a pass of a small
+    UNet took 0.8 to 0.9 of its eager time, of a ViT 1.06 to 1.14, so that a ViT is better left as it is there. The
+    first call took 105 s for a ViT-B/16 and 350 s for the UNet's nine kinds of block; from the cache 10 and 33 s.
 
     Raises:
         UserError: there is no C++ compiler.

@@ -90,6 +90,12 @@ def test_in_a_pipeline():
         assert torch.equal(found, made(x))
 
 
+def test_it_is_not_saved(tmp_path):
+    pytest.importorskip("torchao")
+    with pytest.raises(UserError, match="save the network that it was made of"):
+        tp.save(tp.quantize(NETS["vit"]()), tmp_path / "x.safetensors")
+
+
 def test_what_does_not_go_is_said(monkeypatch):
     net = NETS["vit"]()
     with pytest.raises(UserError, match="kind is 'int4'"):
