@@ -42,7 +42,7 @@ class Plan(Effort):
     caches: tuple[int, ...] = (2, 3, 5)
     model: str = "ldm-emoji"
     """That paints the pictures."""
-    pictures: int = 4
+    pictures: int = 2
     """Of each prompt."""
     prompts: tuple[str, ...] = PROMPTS
     steps: int = 30
