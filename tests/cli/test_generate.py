@@ -23,7 +23,9 @@ from triptych.models.latent_diffusion_config import LatentDiffusionConfig, MapCo
 from triptych.models.registry import build
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.unet_config import UNetConfig
+from triptych.pipelines.diffuse import seeded
 from triptych.pipelines.infotext import read
+from triptych.pipelines.settings import Settings
 
 STAGE = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 1, 1), depth=1, latent_channels=4, groups=4)
 UNET = UNetConfig(
@@ -428,3 +430,62 @@ def test_the_demo_paints_its_prompts_and_the_way_of_the_first(places):
     assert {card.image.shape for card in panel.cards} == {(32, 32, 3)}
     assert len(panel.frames) == len(panel.labels) == 8
     assert np.array_equal(panel.frames[-1], panel.cards[0].image)
+
+
+def test_prompts_of_a_file_are_those_of_single_commands(places, tmp_path, capsys):
+    """Each of its pictures, in batches with others, and in a run that goes on where another stopped."""
+    file = tmp_path / "prompts.txt"
+    long = " ".join(["apple"] * 90)  # of two chunks: never in a batch with the others
+    file.write_text(f"a red apple\n\n  a blue owl\n{long}\na fox\n")
+    args = ("generate", "--model", str(places / "text.safetensors"), "--steps", "2", "--dtype", "fp32")
+    many = (*args, "--prompts", str(file), "--seed", "5", "--count", "2", "--batch-size", "3", "--json")
+    assert main([*many, "--out", str(tmp_path / "many")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["seed"] for one in found] == list(range(5, 13))
+    assert [one["prompt"] for one in found] == [
+        p for p in ("a red apple", "a blue owl", long, "a fox") for _ in "ab"
+    ]
+    for one in (found[0], found[3], found[5], found[6]):
+        alone = tmp_path / "alone.png"
+        assert main([*args, one["prompt"], "--seed", str(one["seed"]), "--out", str(alone)]) == 0
+        with Image.open(alone) as a, Image.open(one["file"]) as b:
+            assert np.abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 1
+    capsys.readouterr()
+    for one in (found[2], found[7]):
+        os.unlink(one["file"])
+    assert main([*many, "--out", str(tmp_path / "many"), "--skip-existing"]) == 0
+    said = capsys.readouterr()
+    assert [one["seed"] for one in json.loads(said.out)] == [7, 12]
+    assert "6 of 8 are there already" in said.err
+    assert main([*many, "--out", str(tmp_path / "many"), "--skip-existing", "--guidance", "3"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 8  # other pictures than those
+
+
+def test_pictures_that_are_not_kept(places):
+    pipe = tp.DiffusionPipeline(tp.load(places / "text.safetensors"), dtype="fp32")
+    settings = seeded([Settings(prompt="a red apple", steps=2, seed=3)], 5)
+    kept, given = pipe.make(settings, batch_size=2), []
+    assert pipe.make(settings, batch_size=2, finished=given.append, keep=False) == []
+    assert [one.tobytes() for one in given] == [one.tobytes() for one in kept]
+    some = pipe.make(settings, wanted=lambda one: one.seed % 2 == 0 and one.weights == pipe.weights)
+    assert [one.info["seed"] for one in some] == [4, 6]
+    for one, other in zip(some, (kept[1], kept[3]), strict=True):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("--prompts {t}/none.txt", "none.txt cannot be read (No such file"),
+        ("--prompts {t}/empty.txt", "empty.txt holds no prompt"),
+        ("--prompts {t}/bytes.txt", "bytes.txt cannot be read (no UTF-8 text)"),
+        ("owl --prompts {t}/good.txt", "beside a prompt or --class"),
+    ],
+)
+def test_mistakes_about_a_file_of_prompts(places, tmp_path, capsys, typed, named):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    (tmp_path / "good.txt").write_text("an owl")
+    args = typed.format(t=tmp_path).split()
+    assert main(["generate", *args, "--model", str(places / "text.safetensors")]) == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]

@@ -37,15 +37,15 @@ FLAGS = {
     " --flip --caption-column --samples --extractor --reference --classifier --steps --guidance --sampler --seed"
     " --out --json",
     "explain": "IMAGE --model --out --point --size --json",
-    "generate": "[PROMPT] --model --negative --seed --steps --guidance --count --size --sampler --spacing --rescale"
-    " --merge-tokens --deep-cache --decoder"
+    "generate": "[PROMPT] --prompts --model --negative --seed --steps --guidance --count --size --sampler --spacing"
+    " --rescale --merge-tokens --deep-cache --decoder"
     " --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
-    " --embedding --out --strip --preview --batch-size --prediction --dtype --compile --json",
+    " --embedding --out --skip-existing --strip --preview --batch-size --prediction --dtype --compile --json",
     "info": "FILE --json",
     "list": "[PATTERN] --json",
     "plot": "RUN --out",
-    "segment": "IMAGE... --model --out --size --window --overlap --scales --flip --dtype --compile --batch-size"
-    " --workers --on-bad-image --json",
+    "segment": "IMAGE... --model --out --write --skip-existing --size --window --overlap --scales --flip --dtype"
+    " --compile --batch-size --workers --on-bad-image --json",
     "train latent-diffusion": f"""
         --out --dry-run --json
         --data --first-stage --condition --image-encoder --model --model-args --init --prediction --train

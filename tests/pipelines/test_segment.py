@@ -20,7 +20,7 @@ from triptych.heads.strips import Held, Sliding, enlarged
 from triptych.pipelines.palette import FIRST, GROUND, colours_of, far_apart, oklab
 from triptych.pipelines.pixels import normalised
 from triptych.pipelines.segment import SegmentationPipeline
-from triptych.pipelines.segmentation import Segmentation
+from triptych.pipelines.segmentation import Segmentation, _boxes
 
 NAMES = ("background", "cat", "dog")
 rng = np.random.default_rng(0)
@@ -431,3 +431,17 @@ def test_the_wrong_kind_of_network(net, tmp_path):
     folder.mkdir()
     with pytest.raises(tp.UserError, match="no images below it"):
         SegmentationPipeline(net)(folder)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (13, 40), (5, 140_000), (3, 300_000)])
+def test_boxes_are_those_of_each_class_by_itself(size):
+    """In bands of many rows, of one, and where a row is longer than a band."""
+    labels = np.random.default_rng(0).choice(
+        np.array([0, 2, 3, 300], np.uint16), size, p=[0.01, 0.9, 0.08, 0.01]
+    )
+    labels[:, : size[1] // 3] = 2
+    left, top, right, bottom = _boxes(labels, 301)
+    for index in np.unique(labels):
+        rows, columns = np.nonzero(labels == index)
+        assert (top[index], bottom[index]) == (rows.min(), rows.max() + 1)
+        assert (left[index], right[index]) == (columns.min(), columns.max() + 1)

@@ -32,13 +32,15 @@ class Bench:
             "data",
             "sweep",
             "profile",
+            "bulk",
             "approximate",
             "int8",
         ],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|approximate|int8"),
+        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|bulk|approximate|int8"),
     ]
-    """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files."""
+    """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files; bulk is
+    folders of up to 100,000 pictures beside the network alone."""
     out: Path | None = None
     """Folder for benchmarks.md and benchmarks.json; sections of other suites in it stay. Else printed only."""
     quick: bool = False
@@ -58,6 +60,7 @@ class Bench:
             raise UserError("--quick and --short are two plans; give one of them")
         from triptych.bench import (
             approximate,
+            bulk,
             data,
             int8,
             ldm,
@@ -81,6 +84,7 @@ class Bench:
             "data": data,
             "sweep": sweep,
             "profile": profile,
+            "bulk": bulk,
             "approximate": approximate,
             "int8": int8,
         }

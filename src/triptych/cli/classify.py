@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from triptych.cli.output import SHIPPED, print_json, shortened, waiting
+from triptych.cli.output import SHIPPED, Workers, print_json, shortened, waiting
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,22 +28,24 @@ class Classify:
     """Precision; auto takes bf16 where the hardware multiplies it natively."""
     compile: bool = False
     """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
-    batch_size: int = 16
+    batch_size: int = 64
     """Images a forward pass."""
-    workers: int = 2
-    """Threads that read ahead."""
+    workers: Workers = None
+    """Processes that read ahead; 0 reads in between."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Stop at an image that cannot be read, or leave it out and say so."""
     json: bool = False
     """Print one JSON object an image, a line each."""
 
     def run(self) -> int:
+        from triptych.data.workers import usual
         from triptych.pipelines.classify import ClassificationPipeline
 
         files = image_files(self.images)
         dtype = None if self.dtype == "auto" else self.dtype
+        workers = usual() if self.workers is None else self.workers
         pipe = ClassificationPipeline(
-            self.model, None, dtype, self.batch_size, self.workers, self.on_bad_image, self.compile
+            self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
         )
         found = pipe.stream(files, self.top)
         if len(files) > self.batch_size and not sys.stdout.isatty():  # else the results are the progress
@@ -77,12 +79,12 @@ def show(one: "Classification") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
-    console.print(Text(one.source, style="bold"), soft_wrap=True)
+    lines = [Text(one.source, style="bold")]
     names = [shortened(guess.name) for guess in one]
     wide = max(map(len, names))
     for i, guess in enumerate(one):
         line = Text(f"  {guess.probability:6.1%}  ", style="bold" if i == 0 else "")
         line.append(f"{names[i]:<{wide}}  ")
         line.append("━" * max(1, round(24 * guess.probability)), style="blue" if i == 0 else "bright_black")
-        console.print(line, soft_wrap=True)
+        lines.append(line)
+    Console(highlight=False).print(Text("\n").join(lines), soft_wrap=True)

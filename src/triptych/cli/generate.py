@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from triptych.cli.output import SHIPPED_PAINTER, print_json
+from triptych.cli.output import SHIPPED_PAINTER, json_text
 from triptych.cli.parsing import height_width
 from triptych.errors import UserError
 
@@ -42,6 +42,8 @@ class Generate:
 
     prompt: Annotated[str | None, tyro.conf.Positional, said("[PROMPT]")] = None
     """What to paint; (word:1.3) weighs. Not for models that take a class or nothing."""
+    prompts: Annotated[Path | None, said("FILE")] = None
+    """A file with a prompt a line instead; --count pictures of each, all with seeds of their own."""
     model: Annotated[str, said("STR", f"{SHIPPED_PAINTER}, or that of --from")] = ""
     """A latent diffusion model's file, folder, hub id or name, or a RUN folder."""
     negative: Annotated[str | None, said("TEXT", "none")] = None
@@ -97,6 +99,8 @@ class Generate:
     none is given."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE-or-DIR")] = Path("generated")
     """A .png, .jpg or .webp file, or a folder, in which files are numbered on."""
+    skip_existing: bool = False
+    """Leave out pictures that are in --out, made in just this way: so a run goes on where it was stopped."""
     strip: Annotated[Path | None, said("PNG")] = None
     """Also draw what the network saw in the first picture, step after step."""
     preview: Annotated[Path | None, said("PNG")] = None
@@ -116,6 +120,7 @@ class Generate:
         settings = self._settings()
         self._check(settings)
         from triptych.pipelines.diffuse import DiffusionPipeline, seeded
+        from triptych.pipelines.made import among, made_in
 
         dtype = (settings.dtype or None) if self.dtype == "auto" else self.dtype
         pipe = DiffusionPipeline(
@@ -127,41 +132,58 @@ class Generate:
             compile=self.compile,
         )
         settings = self._task(settings, pipe)
-        watch = Watch(self.strip, self.preview)
-        kept: list[tuple[Path, Any]] = []
+        every = seeded([replace(settings, prompt=words) for words in self._prompts(settings)], self.count)
+        known = made_in(self.out) if self.skip_existing else frozenset()
+        watch, shown = Watch(self.strip, self.preview), Shown(self.json, self.strip is not None)
 
         def keep(one: Any) -> None:
-            kept.append((pipe.save([one], self._place(one.info["seed"]))[0], one))
+            shown.add(pipe.save([one], self._place(one.info["seed"], len(every)))[0], one)
 
         started = time.perf_counter()
         try:
             with stopping() as stopped:
-                images = pipe.make(
-                    seeded([settings], self.count),
-                    image=None if self.init is None else str(self.init),
-                    mask=None if self.mask is None else str(self.mask),
-                    depth=None if self.depth is None else str(self.depth),
-                    map=None if self.map is None else str(self.map),
-                    batch_size=self.batch_size,
-                    preview=watch if self.strip or self.preview else None,
-                    cancel=stopped,
-                    finished=keep,
-                )
+                for some in pipe.alike(every, self.batch_size):
+                    pipe.make(
+                        some,
+                        image=None if self.init is None else str(self.init),
+                        mask=None if self.mask is None else str(self.mask),
+                        depth=None if self.depth is None else str(self.depth),
+                        map=None if self.map is None else str(self.map),
+                        batch_size=self.batch_size,
+                        preview=watch if self.strip or self.preview else None,
+                        cancel=stopped,
+                        finished=keep,
+                        wanted=lambda one: not among(one, known),
+                        keep=False,
+                    )
+                    if stopped():
+                        break
             seconds = time.perf_counter() - started
         finally:  # what was kept is said of a run that fails as well
-            if self.json and kept:
-                print_json([{"file": str(file), **one.info} for file, one in kept], indent=1)
-            elif not self.json:
-                for file, one in kept:
-                    print(f"{file}: {one.width}x{one.height}, seed {one.info['seed']}")
-        if self.strip is not None:
-            watch.draw(images[0])
+            shown.end()
+        if shown.first is not None:
+            watch.draw(shown.first)
+        if known and shown.count < len(every) and not stopped():
+            print(f"{len(every) - shown.count} of {len(every)} are there already", file=sys.stderr)
         if not self.json:
             print(f"{seconds:.1f} s", file=sys.stderr)
         if stopped():
-            at = images[-1].info["stopped_at"]
-            print(f"stopped{f' at step {at}' if at else ''}, {len(images)} of {self.count}", file=sys.stderr)
+            at = shown.stopped_at
+            print(f"stopped{f' at step {at}' if at else ''}, {shown.count} of {len(every)}", file=sys.stderr)
         return 130 if stopped() else 0
+
+    def _prompts(self, settings: "Settings") -> list[str]:
+        """Those of the file, or the one."""
+        if self.prompts is None:
+            return [settings.prompt]
+        try:
+            lines = [line.strip() for line in self.prompts.read_text("utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as problem:
+            why = getattr(problem, "strerror", None) or "no UTF-8 text"
+            raise UserError(f"--prompts {self.prompts} cannot be read ({why}); name a text file") from None
+        if not any(lines):
+            raise UserError(f"--prompts {self.prompts} holds no prompt; write one a line")
+        return [line for line in lines if line]
 
     def _settings(self) -> "Settings":
         """Those of --from, with what the flags say."""
@@ -208,6 +230,10 @@ class Generate:
             raise UserError("--mask says where to paint on a picture; name that with --init IMAGE")
         if self.strength is not None and self.init is None and self.from_ is None:
             raise UserError("--strength is of a picture to start from; name that with --init IMAGE")
+        if self.prompts is not None and (self.prompt is not None or self.class_ is not None):
+            raise UserError("--prompts is given beside a prompt or --class; give one of them")
+        if self.prompts is not None:
+            self._prompts(settings)
         if self.class_ is not None and self.prompt is not None:
             raise UserError("a prompt and --class are both given; a model takes one or the other")
         if self.count < 1 or self.batch_size < 1:
@@ -227,10 +253,10 @@ class Generate:
 
             canvas(str(self.init), 1, mask=None if self.mask is None else str(self.mask))
 
-    def _place(self, seed: int) -> Path:
+    def _place(self, seed: int, count: int) -> Path:
         """Where the picture of a seed goes: of several each has a file of its own."""
         out = self.out
-        alone = self.count == 1 or not out.suffix or out.is_dir()
+        alone = count == 1 or not out.suffix or out.is_dir()
         return out if alone else out.with_name(f"{out.stem}-{seed}{out.suffix}")
 
     def _model(self, settings: "Settings") -> str:
@@ -257,7 +283,7 @@ class Generate:
             return replace(settings, task="layout")
         if pipe.config.beside == "map" or self.map is not None:
             return replace(settings, task="semantic")
-        asked = self.prompt is not None or self.init is not None or self.from_ is not None
+        asked = any(one is not None for one in (self.prompt, self.prompts, self.init, self.from_))
         if asked or settings.task == "upscale":
             return settings
         if kind == "prompts":
@@ -311,6 +337,30 @@ def learned_in(place: str, what: str) -> str:
     """The file in a RUN that learned a LoRA or a word; anything else is taken as it is."""
     file = Path(place) / f"{what}.safetensors"
     return str(file) if file.is_file() else place
+
+
+class Shown:
+    """Says of each picture, once it is written, where it is: a line, or an element of a JSON array. Holds none but the
+    first, if that is asked for."""
+
+    def __init__(self, json: bool, first: bool):
+        self.json, self.wanted = json, first
+        self.first: Any = None
+        self.count, self.stopped_at = 0, None
+
+    def add(self, file: Path, one: Any) -> None:
+        if self.json:
+            before = ",\n" if self.count else "[\n"
+            print(before + json_text({"file": str(file), **one.info}, indent=1), end="", flush=True)
+        else:
+            print(f"{file}: {one.width}x{one.height}, seed {one.info['seed']}\n", end="", flush=True)
+        self.count, self.stopped_at = self.count + 1, one.info["stopped_at"]
+        if self.wanted and self.first is None:
+            self.first = one
+
+    def end(self) -> None:
+        if self.json:
+            print("\n]" if self.count else "[]", flush=True)
 
 
 class Watch:

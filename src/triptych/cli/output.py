@@ -5,7 +5,9 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import tyro
 
 T = TypeVar("T")
 
@@ -13,10 +15,23 @@ SHIPPED = "vit-emoji"  # what verbs that see use without --model
 SHIPPED_PARSER = "swin-scenes"  # what verbs that parse use
 SHIPPED_PAINTER = "ldm-emoji"  # what verbs that paint use
 
+Workers = Annotated[
+    int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: a core's each but one, at most 8)")
+]
+
 
 def print_json(value: Any, indent: int | None = None) -> None:
-    """Strict JSON on stdout: what is not a number becomes null, arrays become lists."""
-    print(json.dumps(plain(value), ensure_ascii=False, indent=indent), flush=True)
+    """Strict JSON on stdout, in one piece, so that an interrupt leaves whole lines."""
+    sys.stdout.write(json_text(value, indent) + "\n")
+    sys.stdout.flush()
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: what is not a number becomes null, arrays become lists."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(plain(value), ensure_ascii=False, indent=indent)
 
 
 def plain(value: Any) -> Any:

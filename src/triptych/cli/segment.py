@@ -2,18 +2,24 @@
 
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from triptych.cli.output import SHIPPED_PARSER, percent, print_json, shortened, waiting
+from triptych.cli.output import SHIPPED_PARSER, Workers, percent, print_json, shortened, waiting
 from triptych.cli.parsing import height_width
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from triptych.pipelines.segmentation import Segmentation
+
+Part = Literal["overlay", "labels", "legend", "json"]
+ENDS = {"overlay": ".overlay.png", "labels": ".labels.png", "legend": ".legend.png", "json": ".json"}
+SEVERAL = 32  # pictures of which all is written
+ALL = f"(default: all; of more than {SEVERAL} pictures labels json)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +27,8 @@ class Segment:
     """Parse pictures: the class of every pixel.
 
     Writes of each image NAME.overlay.png, NAME.labels.png (a pixel's value is the index of its class), NAME.legend.png
-    and NAME.json with the area, share and box of each class. Pictures below a folder keep their place below --out.
+    and NAME.json with the area, share and box of each class. Pictures below a folder keep their place below --out. Of
+    more than 32 pictures only labels and json are written, unless --write says what: a legend takes a second.
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
@@ -30,6 +37,10 @@ class Segment:
     """A segmenter's file, folder, hub id or name, or a RUN folder."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("parsed")
     """Folder to write into."""
+    write: Annotated[tuple[Part, ...], tyro.conf.arg(metavar="PART...", help_behavior_hint=ALL)] = ()
+    """What to write of each picture, of overlay, labels, legend and json."""
+    skip_existing: bool = False
+    """Leave out pictures of which all that is there: so a run goes on where it was stopped."""
     size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Resize pictures to this shorter side, their aspect kept, instead of as the model's card says."""
     window: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
@@ -46,8 +57,8 @@ class Segment:
     """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
     batch_size: int = 4
     """Pictures or windows a forward pass."""
-    workers: int = 2
-    """Threads that read ahead."""
+    workers: Workers = None
+    """Processes that read ahead; 0 reads in between."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Stop at an image that cannot be read, or leave it out and say so."""
     json: bool = False
@@ -55,16 +66,25 @@ class Segment:
 
     def run(self) -> int:
         from triptych.data.feeding import Passes
+        from triptych.data.workers import usual
         from triptych.pipelines.segment import SegmentationPipeline
 
         files = destinations(self.images)
+        parts = self.write or (ENDS if len(files) <= SEVERAL else ("labels", "json"))
+        if self.skip_existing:
+            every = len(files)
+            files = {file: place for file, place in files.items() if not there(self.out / place, parts)}
+            print(f"{every - len(files)} of {every} are there already", file=sys.stderr)
+            if not files:
+                return 0
         window = height_width(self.window, "window") if self.window else None
         passes = Passes(
             size=self.size, window=window, overlap=self.overlap, scales=self.scales, flip=self.flip
         )
         dtype = None if self.dtype == "auto" else self.dtype
+        workers = usual() if self.workers is None else self.workers
         pipe = SegmentationPipeline(
-            self.model, None, dtype, self.batch_size, self.workers, self.on_bad_image, compile=self.compile
+            self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
         )
         found = pipe.stream(files, passes)
         if len(files) > 1 and not (
@@ -73,24 +93,26 @@ class Segment:
             found = waiting(found, len(files), "parsing")
         for one in found:
             place = self.out / files[Path(one.source)]
-            written = [str(path) for path in write(one, place)]
+            written = [str(path) for path in written_parts(one, place, parts)]
             if self.json:
                 print_json(one.to_json() | {"files": written})
             else:
                 areas = [f"{shortened(area.name)} {percent(area.share)}" for area in one.areas[:6]]
                 more = [f"{len(one.areas) - 6} more"] if len(one.areas) > 6 else []
-                print(f"{one.source}: {', '.join(areas + more)}", flush=True)
+                print(f"{one.source}: {', '.join(areas + more)}\n", end="", flush=True)  # whole lines
         if len(pipe.skipped) == len(files):
             raise UserError(f"none of the {len(files)} images could be read; see the lines above")
         if pipe.skipped:
             print(f"{len(pipe.skipped)} of {len(files)} images could not be read", file=sys.stderr)
         if not self.json:
             name = files[next(iter(files))].name if len(files) == 1 else "NAME"
-            print(f"{self.out}: {', '.join(f'{name}.{end}' for end in ENDS)}")
+            print(f"{self.out}: {', '.join(name + ENDS[part] for part in ENDS if part in parts)}")
         return 0
 
 
-ENDS = ("overlay.png", "labels.png", "legend.png", "json")
+def there(place: Path, parts: Collection[str]) -> bool:
+    """Whether all that is written of a picture is there."""
+    return all(place.with_name(place.name + ENDS[part]).exists() for part in parts)
 
 
 def destinations(named: tuple[str, ...]) -> dict[Path, Path]:
@@ -123,17 +145,23 @@ def destinations(named: tuple[str, ...]) -> dict[Path, Path]:
     return made
 
 
-def write(one: "Segmentation", place: Path) -> list[Path]:
-    """The files of one picture; `place` is their folder and the beginning of their names."""
-    import numpy as np
+def written_parts(one: "Segmentation", place: Path, parts: Collection[str]) -> list[Path]:
+    """Writes of one picture its `parts`; `place` is their folder and the beginning of their names."""
+    legend = []
+    if "legend" in parts:
+        import numpy as np
 
-    from triptych.plots import style
-    from triptych.plots.parse import Entry, parse_figure
+        from triptych.plots import style
+        from triptych.plots.parse import Entry, parse_figure
 
-    written = one.save(place.parent, place.name)
-    entries = [
-        Entry(shortened(area.name), one.colours[area.index].tolist(), area.share) for area in one.areas
-    ]
-    legend = place.with_name(f"{place.name}.legend.png")
-    style.save(parse_figure(one.image, np.asarray(one.overlay()), entries, Path(one.source).name), legend)
-    return [*written[:2], legend, *written[2:]]
+        entries = [
+            Entry(shortened(area.name), one.colours[area.index].tolist(), area.share) for area in one.areas
+        ]
+        legend = [place.with_name(place.name + ENDS["legend"])]
+        page = parse_figure(one.image, np.asarray(one.overlay()), entries, Path(one.source).name)
+        style.save(page, legend[0])
+    # What can be made again need not be on the disk before the next one is begun.
+    saved = one.save(place.parent, place.name, [part for part in parts if part != "legend"], durable=False)
+    return sorted(
+        [*saved, *legend], key=lambda path: list(ENDS.values()).index(path.name.removeprefix(place.name))
+    )

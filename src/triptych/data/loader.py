@@ -1,10 +1,6 @@
 """From a source to uint8 batches: workers decode (`pictures`), small sets stay in memory, passes resume."""
 
-import atexit
-import os
-import signal
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +16,7 @@ from triptych.data.images import Resize, ResizeLike
 from triptych.data.lanes import LaneOrder
 from triptych.data.orders import Divided, Order, OrderLike
 from triptych.data.pictures import NOTHING, Batch, Pictures, SourceLike, Wholes
+from triptych.data.workers import begun, cores, end_at_exit
 from triptych.errors import UserError
 
 CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
@@ -90,7 +87,7 @@ def make_whole_loader(
 
 
 def _processes(config: DataConfig) -> int:
-    return min(config.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 64)
+    return min(config.workers, cores())
 
 
 def _has_alpha(source: SourceLike) -> bool:
@@ -143,12 +140,8 @@ class Loader(StatefulDataLoader):
             super().__init__(
                 pictures,
                 batch_sampler=self._plan,  # type: ignore[arg-type]
-                num_workers=workers,
-                prefetch_factor=2 * self._shares if workers else None,
-                collate_fn=_as_it_is,  # type: ignore[arg-type]
-                worker_init_fn=_outlive_sigterm,
-                generator=torch.Generator(),  # else the workers' seed is drawn from the global stream
                 persistent_workers=workers > 0 and not cached,  # with a cache one epoch is all they do
+                **begun(workers, 2 * self._shares),
             )
 
     def __len__(self) -> int:
@@ -167,8 +160,8 @@ class Loader(StatefulDataLoader):
         self._plan.requests = _requests(missing, self._shares)
         before = self._iterator
         fetched = super().__iter__() if any(map(len, missing)) else iter(())
-        if fetched is not before and hasattr(fetched, "_shutdown_workers"):
-            atexit.register(_end_workers, weakref.ref(fetched))
+        if fetched is not before:
+            end_at_exit(fetched)
         try:
             for rows, absent in zip(batches, missing, strict=True):
                 batch = self._next(fetched) if len(absent) else NOTHING
@@ -287,20 +280,3 @@ class _Cache:
             "bad": fetched["bad"],
         }
         return {**batch, "mask": self.masks[keep]} if len(self.masks) else batch
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _outlive_sigterm(_worker: int) -> None:
-    """A SIGTERM to the whole group (slurm, systemd, timeout) is the main process's to answer: it saves, then ends the
-    workers. Torch's own handler would end them at once and break the step."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _end_workers(iterator: "weakref.ref[Any]") -> None:
-    """At the interpreter's end, of a loader that is still there: it would send SIGTERM and wait for ever."""
-    found = iterator()
-    if found is not None:
-        found._shutdown_workers()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from triptych.card import Preprocess
 from triptych.errors import UserError
 from triptych.hardware import say_dtype
 from triptych.heads.segmenter import Segmenter
 from triptych.pipelines.pipeline import PicturePipeline, batches
-from triptych.pipelines.pixels import Picture, fitted, name_of, normalised
+from triptych.pipelines.pixels import Picture, batched, fitted, name_of
 from triptych.pipelines.results import Classification, Guess
 
 
@@ -33,7 +35,7 @@ class ClassificationPipeline(PicturePipeline):
         dtype: "fp32", "bf16", "fp16"; None takes bf16 where the hardware multiplies it natively, and logs it
             once.
         batch_size: images a forward pass.
-        workers: threads that read and resize ahead; 0 does it in between.
+        workers: processes that read and resize ahead; 0 does it in between.
         on_bad_image: "fail" raises at the first image that cannot be read; "skip" leaves it out of the
             results, logs it, and lists it in `skipped`. A single image always raises.
         compile: `torch.compile` each block at the first images; what it makes is kept on disk for the next process. See
@@ -77,16 +79,15 @@ class ClassificationPipeline(PicturePipeline):
         _check(top)
         return self.answer(
             images,
-            lambda one: self._name(self.logits(self._tensor(one)[None]), [name_of(one)], top)[0],
+            lambda one: self._seen([(name_of(one), self._fitting(one))], top)[0],
             lambda many: self.stream(many, top),
         )
 
     def stream(self, pictures: Iterable[Picture], top: int = 5) -> Iterator[Classification]:
-        """Results in the order of the pictures; at most a batch, and what `workers` read ahead, are held."""
+        """Results in the order of the pictures; a batch, and two that each of `workers` reads ahead, are held."""
         _check(top)
-        for batch in batches(self.readable(pictures, self._tensor), self.batch_size):
-            names, tensors = zip(*batch, strict=True)
-            yield from self._name(self.logits(torch.stack(tensors)), names, top)
+        for batch in batches(self.readable(pictures, self._fitting, self.batch_size), self.batch_size):
+            yield from self._seen(batch, top)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -94,9 +95,14 @@ class ClassificationPipeline(PicturePipeline):
         say_dtype(self.dtype, self.device)
         return self.net(images.to(self.device, self.dtype)).float().cpu()
 
-    def _tensor(self, picture: Picture) -> Tensor:
-        return normalised(
-            fitted(picture, self.card.preprocess), self.card.preprocess, self.config.in_channels
+    @property
+    def _fitting(self) -> "_Fitting":
+        return _Fitting(self.card.preprocess)
+
+    def _seen(self, batch: list[tuple[str, np.ndarray]], top: int) -> list[Classification]:
+        names, pixels = zip(*batch, strict=True)
+        return self._name(
+            self.logits(batched(pixels, self.card.preprocess, self.config.in_channels)), names, top
         )
 
     def _name(self, logits: Tensor, sources: Sequence[str], top: int) -> list[Classification]:
@@ -106,6 +112,16 @@ class ClassificationPipeline(PicturePipeline):
             Classification(tuple(Guess(classes[i], i, p) for i, p in zip(row_i, row_p, strict=True)), source)
             for row_i, row_p, source in zip(indices.tolist(), probabilities.tolist(), sources, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """`fitted` as a card says; goes to other processes."""
+
+    preprocess: Preprocess
+
+    def __call__(self, picture: Picture) -> np.ndarray:
+        return fitted(picture, self.preprocess)
 
 
 def _check(top: int) -> None:

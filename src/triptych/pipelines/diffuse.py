@@ -1,9 +1,11 @@
 """Prompts, classes and pictures in, pictures out: the tasks of a latent diffusion model."""
 
 import difflib
+import itertools
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SAMPLER = "dpm++2m"
 # Of `How`: what leaves the picture as it is.
+TAG = re.compile(r"<lora:[^<>]*>")
 RUNNING = ("batch_size", "preview", "progress", "cancel", "finished")
 
 
@@ -396,6 +399,23 @@ class DiffusionPipeline(Painter):
         if not 0 <= index < count:
             raise UserError(f"class {index} is not from 0 to {count - 1}")
         return replace(settings, label=index, class_name=names[index] if index < len(names) else None)
+
+    def alike(self, every: Sequence[Settings], batch_size: int) -> Iterator[list[Settings]]:
+        """Runs of settings that `make` paints at once: those of one prompt, or as many as a batch of prompts whose
+        contexts are of one length and that ask for the same LoRAs."""
+        chunks = getattr(self.net.text, "chunks", None)
+        if chunks is None or len({one.prompt for one in every}) < 2:
+            yield list(every)
+            return
+
+        def kind(one: Settings) -> Any:
+            if one.embeddings:  # words of many tokens: their prompts' lengths are known later
+                return one.prompt
+            return chunks(TAG.sub("", one.prompt)), sorted(TAG.findall(one.prompt))
+
+        for _, run in itertools.groupby(every, kind):
+            while some := list(itertools.islice(run, batch_size)):
+                yield some
 
     @staticmethod
     def save(images: Sequence[Image.Image], out: str | os.PathLike[str]) -> list[Path]:

@@ -116,10 +116,16 @@ class Painter:
         progress: Waiting = True,
         cancel: Callable[[], bool] | None = None,
         finished: Callable[[Image.Image], object] | None = None,
+        wanted: Callable[[Settings], bool] | None = None,
+        keep: bool = True,
     ) -> list[Image.Image]:
         """Pictures that differ in seed, and in class or prompt, alone: what all tasks come down to.
 
-        Arguments as in `How`.
+        Arguments as in `How`, and
+
+        Args:
+            wanted: whether to make a picture, from all that would be in its `info`.
+            keep: return the pictures. Otherwise they are `finished`'s alone, and memory does not grow with them.
 
         Raises:
             UserError: settings, model and what is given do not go together.
@@ -148,37 +154,42 @@ class Painter:
             worn = self._adapters.hashes(dressed) | ({"decoder": digest} if digest else {})
             job = replace(job, each=[replace(one, hashes=one.hashes | worn) for one in job.each])
             self._compare(asked, job.each[0])
-            return self._run(job, batch_size, preview, progress, cancel, finished)
+            rows = [i for i, one in enumerate(job.each) if wanted is None or wanted(self._signed(one))]
+            return self._run(job, rows, batch_size, preview, progress, cancel, finished, keep)
 
     def _run(
         self,
         job: Job,
+        every: list[int],
         batch_size: int,
         preview: Callable[[Preview], object] | None,
         progress: Waiting,
         cancel: Callable[[], bool] | None,
         finished: Callable[[Image.Image], object] | None,
+        keep: bool,
     ) -> list[Image.Image]:
         """Batch by batch through the sampler, picture by picture through the decoder."""
         images: list[Image.Image] = []
         tiling = job.each[0].tiling
-        batches = -(-len(job.each) // batch_size)
+        batches = -(-len(every) // batch_size)
         with (
             nullcontext() if self.low_memory or self.compiled else packed(self.net.unet),
             seamless(self.net.unet, x="x" in tiling, y="y" in tiling),
             ticking(progress, batches * (len(job.levels) - 1), "painting") as tick,
         ):
-            for first in range(0, len(job.each), batch_size):
-                rows = slice(first, first + batch_size)
+            for first in range(0, len(every), batch_size):
+                rows = every[first : first + batch_size]
                 with (
                     merged_tokens(self.net.unet, job.each[0].merge_tokens),
                     deep_cached(self.net.unet, job.each[0].deep_cache),
                 ):
                     latents, stopped = self._sample(job, rows, tick, preview, cancel)
-                for settings, one in zip(job.each[rows], latents, strict=True):
-                    images.append(self._picture(job, replace(settings, stopped_at=stopped), one))
+                for row, one in zip(rows, latents, strict=True):
+                    made = self._picture(job, replace(job.each[row], stopped_at=stopped), one)
+                    if keep:
+                        images.append(made)
                     if finished is not None:
-                        finished(images[-1])
+                        finished(made)
                 if cancel is not None and cancel():
                     break
         return images
@@ -186,13 +197,13 @@ class Painter:
     def _sample(
         self,
         job: Job,
-        rows: slice,
+        rows: list[int],
         tick: Callable[[], None],
         preview: Callable[[Preview], object] | None,
         cancel: Callable[[], bool] | None,
     ) -> tuple[Tensor, int | None]:
         """Latents of some of the pictures, and the step at which they were stopped, if they were."""
-        settings, seeds = job.each[0], [one.seed for one in job.each[rows]]
+        settings, seeds = job.each[0], [job.each[row].seed for row in rows]
         levels = job.levels
         if job.start is None:
             noise = draw(seeds, job.shape, device=self.device)
@@ -235,7 +246,7 @@ class Painter:
                 )
         return x, stopped
 
-    def _denoiser(self, job: Job, rows: slice, seeds: Sequence[int]) -> Denoiser:
+    def _denoiser(self, job: Job, rows: list[int], seeds: Sequence[int]) -> Denoiser:
         """The network under the job's conditions, guided."""
         settings, count = job.each[0], len(seeds)
         beside = None if job.beside is None else job.beside(seeds).to(self.device).expand(count, -1, -1, -1)
@@ -243,7 +254,7 @@ class Painter:
         def under(context: Tensor | None, times: int) -> Denoiser:
             labels = None
             if job.labels is not None:
-                first = torch.tensor(job.labels)[rows if len(job.labels) > 1 else slice(1)].expand(count)
+                first = torch.tensor(job.labels)[rows if len(job.labels) > 1 else [0]].expand(count)
                 rest = first if job.no_label is None else torch.full_like(first, job.no_label)
                 labels = torch.cat([first, *[rest] * (times - 1)]).to(self.device)
             more = None if beside is None else beside.repeat(times, 1, 1, 1)
@@ -272,7 +283,13 @@ class Painter:
         _, rendering = self._decoder(settings.decoder)
         pixels = rendering.pixels(latents[None], settings.tiled_decode, settings.tiling)
         made = picture(pixels if job.canvas is None else job.canvas.finished(pixels))
-        settings = replace(
+        settings = self._signed(settings)
+        made.info.update(to_json(settings) | {"parameters": infotext.parameters(settings)})
+        return made
+
+    def _signed(self, settings: Settings) -> Settings:
+        """With what they are made by."""
+        return replace(
             settings,
             dtype=self.dtype_name,
             model=self.source,
@@ -280,8 +297,6 @@ class Painter:
             weights=self.weights,
             made_by=f"triptych {__version__}",
         )
-        made.info.update(to_json(settings) | {"parameters": infotext.parameters(settings)})
-        return made
 
     def _decoder(self, file: str) -> tuple[str, Rendering]:
         """The first stage in a file, and what tells it from another; the model's own for none.

@@ -3,11 +3,10 @@
 import itertools
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from triptych.compiling import compile_blocks
+from triptych.data.workers import ahead
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed
 from triptych.pipelines.pixels import Picture, images_below, name_of
@@ -34,7 +34,7 @@ class PicturePipeline:
         dtype: "fp32", "bf16", "fp16"; None takes bf16 where the hardware multiplies it natively, and logs it
             once.
         batch_size: images a forward pass.
-        workers: threads that read and resize ahead; 0 does it in between.
+        workers: processes that read and resize ahead; 0 does it in between.
         on_bad_image: "fail" raises at the first image that cannot be read; "skip" leaves it out of the
             results, logs it, and lists it in `skipped`. A single image always raises.
         compile: `torch.compile` each block at the first images; see `triptych.compiling` for when it pays.
@@ -100,17 +100,16 @@ class PicturePipeline:
         found = many(images)
         return list(found) if isinstance(images, list | tuple) else found
 
-    def readable(self, pictures: Iterable[Picture], read: Callable[[Picture], A]) -> Iterator[tuple[str, A]]:
-        """Name and `read` of each picture in order; `workers` threads read ahead, and no further than needed."""
-
-        def tried(picture: Picture) -> tuple[str, A | UserError]:
-            try:
-                return name_of(picture), read(picture)
-            except UserError as problem:
-                return name_of(picture), problem
-
+    def readable(
+        self, pictures: Iterable[Picture], read: Callable[[Picture], A], size: int
+    ) -> Iterator[tuple[str, A]]:
+        """Name and `read` of each picture in order; `workers` processes read ahead, `size` pictures a request, and no
+        further than needed."""
+        tried = _Tried(read)
+        # Paths and bytes are read in the workers; opened images and arrays are here, and stay.
+        asked = (one if isinstance(one, str | os.PathLike | bytes) else tried(one) for one in pictures)
         self.skipped = []
-        for name, found in _ahead(tried, pictures, self.workers):
+        for name, found in ahead(tried, asked, size, self.workers):
             if not isinstance(found, UserError):
                 yield name, found
             elif self.on_bad_image == "fail":
@@ -120,26 +119,26 @@ class PicturePipeline:
                 self.skipped.append(name)
 
 
+@dataclass(frozen=True)
+class _Tried(Generic[A]):
+    """A picture's name with what is read of it, or with why it cannot be; such a pair as it is. Runs in workers."""
+
+    read: Callable[[Picture], A]
+
+    def __call__(self, picture: Picture | tuple[str, A | UserError]) -> tuple[str, A | UserError]:
+        if isinstance(picture, tuple):
+            return picture
+        try:
+            return name_of(picture), self.read(picture)
+        except UserError as problem:
+            return name_of(picture), problem
+
+
 def batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
     """Lists of `size` items, the last one shorter."""
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
-
-
-def _ahead(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
-    """`map` in order with a few results made ahead by threads; nothing runs ahead without bound."""
-    if workers == 0:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _some(items: Iterator[A], otherwise: str) -> Iterator[A]:

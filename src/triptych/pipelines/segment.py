@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from triptych.card import Preprocess
 from triptych.data.feeding import Passes, Piece, feed
 from triptych.errors import UserError
 from triptych.hardware import say_dtype
@@ -18,7 +19,7 @@ from triptych.heads.strips import Strip, parsed, strips_of
 from triptych.network import Network
 from triptych.pipelines.palette import colours_of
 from triptych.pipelines.pipeline import PicturePipeline, batches
-from triptych.pipelines.pixels import Picture, name_of, normalised, whole
+from triptych.pipelines.pixels import Picture, batched, name_of, whole
 from triptych.pipelines.segmentation import Segmentation
 
 
@@ -28,6 +29,19 @@ class _Read:
 
     pixels: UInt8[np.ndarray, "H W 3"]
     fed: list[Piece]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """From a picture to what is read of it; goes to other processes."""
+
+    preprocess: Preprocess
+    passes: Passes
+    least: int
+
+    def __call__(self, picture: Picture) -> _Read:
+        pixels = whole(picture, self.preprocess)
+        return _Read(pixels, feed(pixels, self.preprocess, self.passes, self.least))
 
 
 class SegmentationPipeline(PicturePipeline):
@@ -116,20 +130,19 @@ class SegmentationPipeline(PicturePipeline):
         passes.fit(self.least)
         return self.answer(
             images,
-            lambda one: self._parse([(name_of(one), self._read(one, passes))], passes, confidence)[0],
+            lambda one: self._parse([(name_of(one), self._reading(passes)(one))], passes, confidence)[0],
             lambda many: self.stream(many, passes, confidence),
         )
 
     def stream(
         self, pictures: Iterable[Picture], passes: Passes | None = None, confidence: bool = False
     ) -> Iterator[Segmentation]:
-        """Results in the order of the pictures; a few pictures, and what `workers` read ahead, are held."""
+        """Results in the order of the pictures; a few pictures, and two that each worker read ahead, are held."""
         passes = passes or Passes()
         passes.fit(self.least)
-        for some in batches(
-            self.readable(pictures, lambda one: self._read(one, passes)),
-            max(1, self.batch_size // passes.count),
-        ):
+        # A picture a request: they travel whole, and may be large.
+        read = self.readable(pictures, self._reading(passes), 1)
+        for some in batches(read, max(1, self.batch_size // passes.count)):
             yield from self._parse(some, passes, confidence)
 
     @torch.inference_mode()
@@ -145,12 +158,10 @@ class SegmentationPipeline(PicturePipeline):
         return made
 
     def _run(self, pieces: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "n k h w"]:
-        how, channels = self.card.preprocess, self.config.in_channels
-        return self.logits(torch.stack([normalised(piece, how, channels) for piece in pieces]))
+        return self.logits(batched(pieces, self.card.preprocess, self.config.in_channels))
 
-    def _read(self, picture: Picture, passes: Passes) -> _Read:
-        pixels = whole(picture, self.card.preprocess)
-        return _Read(pixels, feed(pixels, self.card.preprocess, passes, self.least))
+    def _reading(self, passes: Passes) -> "_Reading":
+        return _Reading(self.card.preprocess, passes, self.least)
 
     def _parse(self, some: list[tuple[str, _Read]], passes: Passes, confidence: bool) -> list[Segmentation]:
         fed = [read.fed for _, read in some]

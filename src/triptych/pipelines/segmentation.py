@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,9 @@ from PIL import Image
 from triptych.errors import UserError
 from triptych.pipelines.palette import is_ground
 from triptych.writing import write_atomically, write_text_atomically
+
+ENDINGS = {"overlay": ".overlay.png", "labels": ".labels.png", "json": ".json"}
+PARTS = tuple(ENDINGS)
 
 
 class Area(NamedTuple):
@@ -126,13 +130,21 @@ class Segmentation:
             ],
         }
 
-    def save(self, where: str | os.PathLike[str], name: str | None = None) -> list[Path]:
+    def save(
+        self,
+        where: str | os.PathLike[str],
+        name: str | None = None,
+        parts: Sequence[str] = PARTS,
+        durable: bool = True,
+    ) -> list[Path]:
         """Write the labels into a .png file, the areas into a .json file, or into a folder all there is:
-        NAME.labels.png, NAME.overlay.png and NAME.json.
+        NAME.overlay.png, NAME.labels.png and NAME.json, in this order.
 
         Args:
             where: ends in .png or .json, or is a folder, which is made.
             name: NAME; that of the picture's file if left out.
+            parts: which of "overlay", "labels" and "json" a folder gets.
+            durable: as in `triptych.writing.write_atomically`.
 
         Returns:
             the files.
@@ -141,18 +153,19 @@ class Segmentation:
             UserError: the place cannot be written.
         """
         where = Path(where)
-        if where.suffix.lower() == ".png":
-            _write_png(self.label_image(), where)
-            return [where]
-        if where.suffix.lower() == ".json":
-            write_text_atomically(where, self._json_text())
-            return [where]
-        name = name or Path(self.source).stem or "image"
-        labels, overlay, areas = (where / f"{name}.{end}" for end in ("labels.png", "overlay.png", "json"))
-        _write_png(self.label_image(), labels)
-        _write_png(self.overlay(), overlay)
-        write_text_atomically(areas, self._json_text())
-        return [overlay, labels, areas]
+        if where.suffix.lower() in (".png", ".json"):
+            name, parts = where.name, ("labels" if where.suffix.lower() == ".png" else "json",)
+            places = {parts[0]: where}
+        else:
+            name = name or Path(self.source).stem or "image"
+            places = {part: where / f"{name}{ENDINGS[part]}" for part in PARTS}
+        for part in (part for part in PARTS if part in parts):
+            if part == "json":
+                write_text_atomically(places[part], self._json_text(), durable)
+            else:
+                image = self.label_image() if part == "labels" else self.overlay()
+                _write_png(image, places[part], durable)
+        return [places[part] for part in PARTS if part in parts]
 
     def _json_text(self) -> str:
         return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
@@ -163,25 +176,31 @@ class Segmentation:
         return f"<{self.source + ': ' if self.source else ''}{words}{more}>"
 
 
-def _write_png(image: Image.Image, path: Path) -> None:
+def _write_png(image: Image.Image, path: Path, durable: bool) -> None:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    write_atomically(path, lambda file: file.write(buffer.getvalue()), durable)
 
 
 def _boxes(labels: Integer[np.ndarray, "H W"], count: int) -> tuple[np.ndarray, ...]:
     """First column and row of each class, and the ones after its last."""
-    H, W = labels.shape
-    left, top = np.full(count, W), np.full(count, H)
-    right, bottom = np.zeros(count, int), np.zeros(count, int)
-    for y in range(H):
-        here = np.flatnonzero(np.bincount(labels[y], minlength=count))
-        top[here], bottom[here] = np.minimum(top[here], y), y + 1
-    columns = np.ascontiguousarray(labels.T)
-    for x in range(W):
-        here = np.flatnonzero(np.bincount(columns[x], minlength=count))
-        left[here], right[here] = np.minimum(left[here], x), x + 1
+    (left, right), (top, bottom) = _ends(np.ascontiguousarray(labels.T), count), _ends(labels, count)
     return left, top, right, bottom
+
+
+def _ends(labels: Integer[np.ndarray, "H W"], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each class, and the one after its last."""
+    H, W = labels.shape
+    first, last = np.full(count, H), np.zeros(count, int)
+    step = max(1, 2**18 // W)  # rows counted at once: the numbers made of them stay in the cache
+    for y in range(0, H, step):
+        band = labels[y : y + step]
+        places = band + (np.arange(len(band)) * count)[:, None]
+        there = np.bincount(places.ravel(), minlength=len(band) * count).reshape(len(band), count) > 0
+        here = there.any(0)
+        first[here] = np.minimum(first[here], y + there[:, here].argmax(0))
+        last[here] = y + len(band) - there[::-1, here].argmax(0)
+    return first, last
 
 
 def _rim(labels: Integer[np.ndarray, "H W"], wide: int) -> np.ndarray:
