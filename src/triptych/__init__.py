@@ -16,6 +16,7 @@ _PUBLIC = {
     "load": "triptych.weights",
     "save": "triptych.weights",
     "export": "triptych.weights",
+    "quantize": "triptych.weights",
     "load_lora": "triptych.weights",
     "load_embedding": "triptych.weights",
     "ClassificationPipeline": "triptych.pipelines.classify",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from triptych.weights import load as load
     from triptych.weights import load_embedding as load_embedding
     from triptych.weights import load_lora as load_lora
+    from triptych.weights import quantize as quantize
     from triptych.weights import save as save
 
 

@@ -17,9 +17,10 @@ from triptych import weights
 from triptych.cli import main
 from triptych.cli.generate import stopping
 from triptych.errors import UserError
-from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.latent_diffusion_config import LatentDiffusionConfig, MapConfig
+from triptych.models.registry import build
 from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.unet_config import UNetConfig
 from triptych.pipelines.diffuse import seeded
@@ -32,7 +33,7 @@ UNET = UNetConfig(
     width=16,
     multipliers=(1, 2),
     depth=1,
-    attention_factors=(),
+    attention_factors=(2,),
     heads=2,
     context_dim=24,
     groups=8,
@@ -170,6 +171,21 @@ def test_a_lora_and_a_word(places, tmp_path):
     assert np.array_equal(pixels(tmp_path / "word2.png"), pixels(tmp_path / "word.png"))
     run(places, tmp_path, "my-owl --out {t}/unknown.png" + common)
     assert not np.array_equal(pixels(tmp_path / "unknown.png"), pixels(tmp_path / "word.png"))
+
+
+def test_approximations_are_in_the_file(places, tmp_path):
+    tp.save(build(TinyAutoencoderConfig(width=8, levels=3, depth=1)), tmp_path / "tiny.safetensors")
+    typed = "apple --model {m}/text.safetensors --steps 4 --size 32x32 --out {t}/"
+    run(places, tmp_path, typed + "exact.png")
+    run(places, tmp_path, typed + "made.png --merge-tokens 0.5 --deep-cache 2 --decoder {t}/tiny.safetensors")
+    settings = read(tmp_path / "made.png")
+    assert (settings.merge_tokens, settings.deep_cache) == (0.5, 2)
+    assert settings.decoder == str(tmp_path / "tiny.safetensors")
+    run(places, tmp_path, "--from {t}/made.png --out {t}/again.png")
+    assert np.array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "made.png"))
+    run(places, tmp_path, "--from {t}/exact.png --merge-tokens 0 --deep-cache 1 --out {t}/zero.png")
+    assert np.array_equal(pixels(tmp_path / "zero.png"), pixels(tmp_path / "exact.png"))
+    assert not np.array_equal(pixels(tmp_path / "made.png"), pixels(tmp_path / "exact.png"))
 
 
 def test_from_the_web_uis_text(places, tmp_path):

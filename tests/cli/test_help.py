@@ -29,22 +29,23 @@ LEARNING = """
 """
 FLAGS = {
     "bench": "--out --quick --short --compiled --json",
-    "classify": "IMAGE... --model --top --dtype --batch-size --workers --on-bad-image --json",
+    "classify": "IMAGE... --model --top --dtype --compile --batch-size --workers --on-bad-image --json",
     "convert": "SRC DST --format --prediction --json",
     "demo": "--out --model --parser --painter --json",
-    "evaluate": "[MODEL-or-RUN] --data --split --batch-size --workers --dtype --on-bad-image --image-column"
-    " --label-column --mask-column --ignore-index --reduce-zero-label --size --window --overlap --scales"
+    "evaluate": "[MODEL-or-RUN] --data --split --batch-size --workers --dtype --compile --on-bad-image"
+    " --image-column --label-column --mask-column --ignore-index --reduce-zero-label --size --window --overlap --scales"
     " --flip --caption-column --samples --extractor --reference --classifier --steps --guidance --sampler --seed"
     " --out --json",
     "explain": "IMAGE --model --out --point --size --json",
     "generate": "[PROMPT] --prompts --model --negative --seed --steps --guidance --count --size --sampler --spacing"
-    " --rescale --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
-    " --embedding --out --skip-existing --strip --preview --batch-size --prediction --dtype --json",
+    " --rescale --merge-tokens --deep-cache --decoder"
+    " --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
+    " --embedding --out --skip-existing --strip --preview --batch-size --prediction --dtype --compile --json",
     "info": "FILE --json",
     "list": "[PATTERN] --json",
     "plot": "RUN --out",
     "segment": "IMAGE... --model --out --write --skip-existing --size --window --overlap --scales --flip --dtype"
-    " --batch-size --workers --on-bad-image --json",
+    " --compile --batch-size --workers --on-bad-image --json",
     "train latent-diffusion": f"""
         --out --dry-run --json
         --data --first-stage --condition --image-encoder --model --model-args --init --prediction --train

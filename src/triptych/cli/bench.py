@@ -18,12 +18,26 @@ class Bench:
 
     A suite takes ten to thirty minutes; let nothing else run meanwhile. Peers that are not installed are left out,
     and named. `resume` has no peer: it kills training runs, compares them with unbroken ones, and times checkpoints.
+    `approximate` and `int8` measure opt-in approximations, and integer weights, beside the exact network.
     """
 
     suite: Annotated[
-        Literal["vit", "swin", "ldm", "train", "parallel", "resume", "data", "sweep", "profile", "bulk"],
+        Literal[
+            "vit",
+            "swin",
+            "ldm",
+            "train",
+            "parallel",
+            "resume",
+            "data",
+            "sweep",
+            "profile",
+            "bulk",
+            "approximate",
+            "int8",
+        ],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|bulk"),
+        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|bulk|approximate|int8"),
     ]
     """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files; bulk is
     folders of up to 100,000 pictures beside the network alone."""
@@ -44,7 +58,21 @@ class Bench:
                 raise UserError(f"--{name} is of the suite ldm; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import bulk, data, ldm, parallel, profile, report, resume, sweep, swin, train, vit
+        from triptych.bench import (
+            approximate,
+            bulk,
+            data,
+            int8,
+            ldm,
+            parallel,
+            profile,
+            report,
+            resume,
+            sweep,
+            swin,
+            train,
+            vit,
+        )
 
         suites = {
             "vit": vit,
@@ -57,6 +85,8 @@ class Bench:
             "sweep": sweep,
             "profile": profile,
             "bulk": bulk,
+            "approximate": approximate,
+            "int8": int8,
         }
         suite = suites[self.suite]
         plan: Any = suite.QUICK if self.quick else ldm.SHORT if self.short else suite.FULL

@@ -26,6 +26,8 @@ class Classify:
     """How many classes to name."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision; auto takes bf16 where the hardware multiplies it natively."""
+    compile: bool = False
+    """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
     batch_size: int = 64
     """Images a forward pass."""
     workers: Workers = None
@@ -42,7 +44,9 @@ class Classify:
         files = image_files(self.images)
         dtype = None if self.dtype == "auto" else self.dtype
         workers = usual() if self.workers is None else self.workers
-        pipe = ClassificationPipeline(self.model, None, dtype, self.batch_size, workers, self.on_bad_image)
+        pipe = ClassificationPipeline(
+            self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
+        )
         found = pipe.stream(files, self.top)
         if len(files) > self.batch_size and not sys.stdout.isatty():  # else the results are the progress
             found = waiting(found, len(files), "classifying")

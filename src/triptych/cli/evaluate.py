@@ -43,6 +43,8 @@ class Evaluate:
     """Processes that read and decode."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of products; auto takes bf16 where the hardware multiplies it natively."""
+    compile: bool = False
+    """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
     on_bad_image: Literal["fail", "skip"] = "skip"
     """Stop at an image that cannot be read, or leave it out and say so."""
     image_column: str | None = None
@@ -120,6 +122,7 @@ class Evaluate:
             reduce_zero_label=self.reduce_zero_label or None,
             passes=None if passes == Passes() else passes,
             dtype=None if self.dtype == "auto" else self.dtype,
+            compile=self.compile,
             extractor=self.extractor or None,
             progress=lambda batches, total: waiting(batches, total, "evaluating"),
         )

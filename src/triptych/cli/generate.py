@@ -64,6 +64,12 @@ class Generate:
     """Which levels of noise it visits, such as karras."""
     rescale: Annotated[float | None, said("FLOAT", "0")] = None
     """How much of the contrast that guidance adds to take back, 0 to 1."""
+    merge_tokens: Annotated[float | None, said("FLOAT", "0")] = None
+    """Share of the finest attention's tokens to merge, up to 0.75: faster on large maps, and another picture."""
+    deep_cache: Annotated[int | None, said("INT", "1")] = None
+    """Compute the deep part of the UNet at each n-th step only: faster, and another picture."""
+    decoder: Annotated[str | None, said("FILE", "the model's own")] = None
+    """A small autoencoder on the same latents (TAESD) to decode with: faster, and softer."""
     class_: Annotated[str | None, said("NAME-or-NUMBER", name="class")] = None
     """The class to paint, of a model that takes one."""
     init: Annotated[Path | None, said("IMAGE")] = None
@@ -105,6 +111,8 @@ class Generate:
     """What the UNet predicts, where the model's file does not say (Stable Diffusion 2)."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision; auto takes bf16 where the hardware multiplies it natively, and with --from that of the file."""
+    compile: bool = False
+    """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
     json: bool = False
     """Print all that made the pictures, and their files, as JSON."""
 
@@ -116,7 +124,12 @@ class Generate:
 
         dtype = (settings.dtype or None) if self.dtype == "auto" else self.dtype
         pipe = DiffusionPipeline(
-            self._model(settings), None, dtype, lora_dir=self.lora_dir, prediction=self.prediction
+            self._model(settings),
+            None,
+            dtype,
+            lora_dir=self.lora_dir,
+            prediction=self.prediction,
+            compile=self.compile,
         )
         settings = self._task(settings, pipe)
         every = seeded([replace(settings, prompt=words) for words in self._prompts(settings)], self.count)
@@ -190,6 +203,9 @@ class Generate:
             "sampler": self.sampler,
             "spacing": self.spacing,
             "rescale": self.rescale,
+            "merge_tokens": self.merge_tokens,
+            "deep_cache": self.deep_cache,
+            "decoder": self.decoder,
             "strength": self.strength,
             "noise_level": self.noise_level,
             "size": height_width(self.size) if self.size else None,

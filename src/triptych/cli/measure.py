@@ -88,7 +88,9 @@ def of_model(args: "Evaluate") -> dict[str, Any]:
 
     count = int(args.samples or SAMPLES)
     source, loading = opened(args)
-    pipe = DiffusionPipeline(args.model, None, None if args.dtype == "auto" else args.dtype)
+    pipe = DiffusionPipeline(
+        args.model, None, None if args.dtype == "auto" else args.dtype, compile=args.compile
+    )
     size = height_width(args.size) if args.size else None
     extractor = open_extractor(args.extractor or SHIPPED, picture=size or pipe.config.image_size)
     asked = ask(pipe.config, pipe.card, source, count, args.seed)

@@ -53,6 +53,8 @@ class Segment:
     """Average with the mirrored picture."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision; auto takes bf16 where the hardware multiplies it natively."""
+    compile: bool = False
+    """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
     batch_size: int = 4
     """Pictures or windows a forward pass."""
     workers: Workers = None
@@ -81,7 +83,9 @@ class Segment:
         )
         dtype = None if self.dtype == "auto" else self.dtype
         workers = usual() if self.workers is None else self.workers
-        pipe = SegmentationPipeline(self.model, None, dtype, self.batch_size, workers, self.on_bad_image)
+        pipe = SegmentationPipeline(
+            self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
+        )
         found = pipe.stream(files, passes)
         if len(files) > 1 and not (
             sys.stdout.isatty() and not self.json

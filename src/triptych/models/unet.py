@@ -222,16 +222,25 @@ class UNet(Prompted):
             UserError: channels, prompt or labels are not those that the network takes.
         """
         self._check(x, context, labels)
-        time = self.time(t)                                                              # b 4C
-        if labels is not None:
-            time = time + (self.label(labels) if self.config.num_classes else self.vector(labels))
+        time = self.embed(t, labels)                                                     # b 4C
         skips = [self.input(by_pixel(x, self.input.weight))]                             # b C h w
         for level in self.down:
             skips += level(skips[-1], time, context)
         x = self.middle(skips[-1], time, context)                                        # b C_last rows columns
         for level in self.up:
             x = level(x, skips, time, context)
-        return self.out(silu(self.norm(x))).contiguous()                                 # b o h w
+        return self.predict(x)                                                           # b o h w
+
+    def embed(self, t: Shaped[Tensor, "b"], labels: Shaped[Tensor, "b *vector"] | None) -> Float[Tensor, "b width"]:
+        """What every residual block is told: the time, and the class or the vector with it."""
+        time = self.time(t)
+        if labels is None:
+            return time
+        return time + (self.label(labels) if self.config.num_classes else self.vector(labels))
+
+    def predict(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        """The prediction from the last block's map."""
+        return self.out(silu(self.norm(x))).contiguous()
 
     def _check(self, x: Tensor, context: Context | None, labels: Tensor | None) -> None:
         config = self.config

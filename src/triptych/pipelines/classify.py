@@ -38,6 +38,8 @@ class ClassificationPipeline(PicturePipeline):
         workers: processes that read and resize ahead; 0 does it in between.
         on_bad_image: "fail" raises at the first image that cannot be read; "skip" leaves it out of the
             results, logs it, and lists it in `skipped`. A single image always raises.
+        compile: `torch.compile` each block at the first images; what it makes is kept on disk for the next process. See
+            `triptych.compiling` for when it pays.
 
     Raises:
         UserError: the network has no classes, or an argument is out of its range.

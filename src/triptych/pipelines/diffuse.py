@@ -47,8 +47,8 @@ class DiffusionPipeline(Painter):
     seed + k alone: `count=4` gives what four calls with seed, seed + 1, ... give, bit for bit. With a larger
     `batch_size` the kernels may add in another order, which moves a pixel by 1 of 255 now and then.
 
-    What every task takes besides its own arguments is in `How`: spacing, rescale, interval, apg, loras, embeddings,
-    tiling, tiled_decode, batch_size, preview, progress, cancel, finished.
+    What every task takes besides its own arguments is in `How`: spacing, rescale, interval, apg, merge_tokens,
+    deep_cache, decoder, loras, embeddings, tiling, tiled_decode, batch_size, preview, progress, cancel, finished.
 
     Args:
         ldm: a `LatentDiffusion`, or what `tp.load` takes.
@@ -62,6 +62,8 @@ class DiffusionPipeline(Painter):
         glance: a small autoencoder on the same latents (TAESD), for previews.
         lora_dir: where `<lora:name:0.8>` in a prompt is looked for; None is the folder that the model lies in.
         prediction: "eps" or "v", of a file that does not say (Stable Diffusion 2), as `tp.load` takes it.
+        compile: `torch.compile` each block of the denoiser at the first step; what it makes is kept on disk for the
+            next process. See `triptych.compiling` for when it pays. Pixels may differ from those without.
 
     Raises:
         UserError: it is no latent diffusion model, or an argument is out of its range.
@@ -453,7 +455,7 @@ def _split(how: How) -> tuple[dict[str, Any], dict[str, Any]]:
             look[name] = {os.fspath(key): value for key, value in look[name].items()}
     if "embeddings" in look:
         look["embeddings"] = {word: os.fspath(file) for word, file in look["embeddings"].items()}
-    for name, plain in (("tiling", tiling_of), ("apg", apg_of)):
+    for name, plain in (("tiling", tiling_of), ("apg", apg_of), ("decoder", os.fspath)):
         if name in look:
             look[name] = plain(look[name])
     return look, run

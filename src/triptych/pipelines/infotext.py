@@ -107,6 +107,7 @@ def parameters(settings: Settings) -> str:
         "Denoising strength": f"{settings.strength:g}" if start_from_picture else None,
         "RNG": "CPU",
         "Tiling": "True" if settings.tiling else None,
+        "Token merging ratio": f"{settings.merge_tokens:g}" if settings.merge_tokens else None,
         "Lora hashes": ", ".join(f"{name}: {_lora_hash(settings, name)}" for name in loras) or None,
         "Version": settings.made_by or None,
     }
@@ -353,6 +354,7 @@ _READ: dict[str, Callable[[str], dict[str, Any]]] = {
     "size": _size,
     "denoising strength": _number("strength", 0, 1),
     "tiling": _tiling,
+    "token merging ratio": _number("merge_tokens", 0, 0.75),
 }
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from triptych import __version__
+from triptych.compiling import compile_blocks
 from triptych.config import to_json
 from triptych.diffusion.conditioning import masked
 from triptych.diffusion.config import Prediction
@@ -26,8 +27,10 @@ from triptych.diffusion.samplers import sampler
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed, say_dtype
 from triptych.layers.resnet import packed, seamless
+from triptych.models.approximate import deep_cached, merged_tokens
 from triptych.models.autoencoder import FirstStage
 from triptych.models.latent_diffusion import LatentDiffusion
+from triptych.network import Network
 from triptych.pipelines import infotext
 from triptych.pipelines.adapters import Adapters
 from triptych.pipelines.jobs import Job, check_task, prepare
@@ -53,6 +56,7 @@ class Painter:
         glance: FirstStage | None = None,
         lora_dir: str | Path | None = None,
         prediction: Prediction | None = None,
+        compile: bool = False,
     ) -> None:
         self.source = "" if isinstance(ldm, nn.Module) else os.fspath(ldm)
         net: Any = ldm
@@ -71,12 +75,16 @@ class Painter:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.net: Any = placed(net, self.device, self.dtype)
+        self.compiled = compile
+        if compile:
+            compile_blocks(self.net)
         self.card, self.config = self.net.card, self.net.config
         self.low_memory = low_memory
         self.rendering = self.glance = Rendering(self.net.autoencoder)
         if glance is not None:
             small: Any = placed(glance, self.device, self.dtype)
             self.glance = Rendering(small)
+        self._decoders: dict[str, tuple[str, Rendering]] = {}  # by file
         self._encoded: dict[tuple[str, ...], Tensor] = {}
         self._adapters = Adapters(self.net, Path(lora_dir) if lora_dir is not None else self._beside())
 
@@ -136,9 +144,14 @@ class Painter:
         given = {"image": image, "mask": mask, "depth": depth, "map": map}
         if self._adapters.wear(dressed):
             self._encoded = {}
+        if self.compiled and (asked.merge_tokens or asked.deep_cache > 1):
+            raise UserError(
+                "merge_tokens and deep_cache change a network that compile has fixed; give one or the other"
+            )
+        digest, _ = self._decoder(asked.decoder)
         with torch.inference_mode():
             job = prepare(self.net, self.rendering, self._encode, each, given, self._noise(latents, each))
-            worn = self._adapters.hashes(dressed)
+            worn = self._adapters.hashes(dressed) | ({"decoder": digest} if digest else {})
             job = replace(job, each=[replace(one, hashes=one.hashes | worn) for one in job.each])
             self._compare(asked, job.each[0])
             rows = [i for i, one in enumerate(job.each) if wanted is None or wanted(self._signed(one))]
@@ -160,13 +173,17 @@ class Painter:
         tiling = job.each[0].tiling
         batches = -(-len(every) // batch_size)
         with (
-            nullcontext() if self.low_memory else packed(self.net.unet),
+            nullcontext() if self.low_memory or self.compiled else packed(self.net.unet),
             seamless(self.net.unet, x="x" in tiling, y="y" in tiling),
             ticking(progress, batches * (len(job.levels) - 1), "painting") as tick,
         ):
             for first in range(0, len(every), batch_size):
                 rows = every[first : first + batch_size]
-                latents, stopped = self._sample(job, rows, tick, preview, cancel)
+                with (
+                    merged_tokens(self.net.unet, job.each[0].merge_tokens),
+                    deep_cached(self.net.unet, job.each[0].deep_cache),
+                ):
+                    latents, stopped = self._sample(job, rows, tick, preview, cancel)
                 for row, one in zip(rows, latents, strict=True):
                     made = self._picture(job, replace(job.each[row], stopped_at=stopped), one)
                     if keep:
@@ -263,7 +280,8 @@ class Painter:
 
     def _picture(self, job: Job, settings: Settings, latents: Tensor) -> Image.Image:
         """Bytes, with what made them in `info`."""
-        pixels = self.rendering.pixels(latents[None], settings.tiled_decode, settings.tiling)
+        _, rendering = self._decoder(settings.decoder)
+        pixels = rendering.pixels(latents[None], settings.tiled_decode, settings.tiling)
         made = picture(pixels if job.canvas is None else job.canvas.finished(pixels))
         settings = self._signed(settings)
         made.info.update(to_json(settings) | {"parameters": infotext.parameters(settings)})
@@ -279,6 +297,31 @@ class Painter:
             weights=self.weights,
             made_by=f"triptych {__version__}",
         )
+
+    def _decoder(self, file: str) -> tuple[str, Rendering]:
+        """The first stage in a file, and what tells it from another; the model's own for none.
+
+        Raises:
+            UserError: it cannot be read, or is not on the model's latents.
+        """
+        if not file:
+            return "", self.rendering
+        if file not in self._decoders:
+            from triptych.weights import load
+
+            net: Any = load(file)
+            if not isinstance(net, FirstStage):
+                raise UserError(
+                    f"the decoder {file} is a {type(net).__name__}; give an autoencoder, such as TAESD's"
+                )
+            own, other = self.config.autoencoder, net.config
+            if (own.latent_channels, own.factor) != (other.latent_channels, other.factor):
+                raise UserError(
+                    f"the decoder {file} is on {other.latent_channels} channels of 1/{other.factor}, the model on "
+                    f"{own.latent_channels} of 1/{own.factor}; give one that was made for its latents"
+                )
+            self._decoders[file] = fingerprint(net)[:12], Rendering(placed(net, self.device, self.dtype))
+        return self._decoders[file]
 
     def _encode(self, prompts: tuple[str, ...]) -> Tensor:
         """The contexts of prompts, one row each."""
@@ -318,9 +361,9 @@ class Painter:
             log.warning("it was made in %s, this is %s: pixels may differ", asked.dtype, self.dtype_name)
 
 
-def fingerprint(net: LatentDiffusion) -> str:
-    """Hexadecimal digits that another model has not: SHA-256 of its config and the names, the shapes and the first 256
-    numbers of its parameters. It takes milliseconds, where a hash of the file takes seconds."""
+def fingerprint(net: Network) -> str:
+    """Hexadecimal digits that another network has not: SHA-256 of its config and the names, the shapes and the first
+    256 numbers of its parameters. It takes milliseconds, where a hash of the file takes seconds."""
     digest = hashlib.sha256(json.dumps(to_json(net.config), sort_keys=True).encode())
     for name, parameter in net.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

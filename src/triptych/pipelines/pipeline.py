@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from triptych.compiling import compile_blocks
 from triptych.data.workers import ahead
 from triptych.errors import UserError
 from triptych.hardware import choose_device, choose_dtype, placed
@@ -36,6 +37,7 @@ class PicturePipeline:
         workers: processes that read and resize ahead; 0 does it in between.
         on_bad_image: "fail" raises at the first image that cannot be read; "skip" leaves it out of the
             results, logs it, and lists it in `skipped`. A single image always raises.
+        compile: `torch.compile` each block at the first images; see `triptych.compiling` for when it pays.
 
     Raises:
         UserError: an argument is out of its range.
@@ -49,6 +51,7 @@ class PicturePipeline:
         batch_size: int = 16,
         workers: int = 0,
         on_bad_image: Literal["skip", "fail"] = "fail",
+        compile: bool = False,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise UserError(f"batch_size {batch_size} must be at least 1 and workers {workers} at least 0")
@@ -63,6 +66,8 @@ class PicturePipeline:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.net: Any = placed(net, self.device, self.dtype)
+        if compile:
+            compile_blocks(self.net)
         self.card = self.net.card
         self.config = self.net.config
         self.batch_size, self.workers, self.on_bad_image = batch_size, workers, on_bad_image

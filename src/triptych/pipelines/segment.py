@@ -64,7 +64,7 @@ class SegmentationPipeline(PicturePipeline):
     Args:
         net: a `Segmenter`, or what `tp.load` takes. Or any module with `config.num_classes` and `card` that turns
             normalised images (B, C, H, W) into logits (B, classes, H, W).
-        device, dtype, workers, on_bad_image: as in `ClassificationPipeline`.
+        device, dtype, workers, on_bad_image, compile: as in `ClassificationPipeline`.
         batch_size: pictures, or windows, a forward pass.
         colours: red, green and blue of each class, from 0 to 255; ours if left out.
 
@@ -81,8 +81,9 @@ class SegmentationPipeline(PicturePipeline):
         workers: int = 0,
         on_bad_image: Literal["skip", "fail"] = "fail",
         colours: Sequence[Sequence[int]] | None = None,
+        compile: bool = False,
     ) -> None:
-        super().__init__(net, device, dtype, batch_size, workers, on_bad_image)
+        super().__init__(net, device, dtype, batch_size, workers, on_bad_image, compile)
         self.colours = colours_of(self.classes, colours or self.card.colours)
         # Below one patch there is nothing to see.
         self.least = self.net.backbone.strides[0] if isinstance(self.net, Segmenter) else 1

@@ -1,6 +1,7 @@
 """What makes a picture of a latent diffusion model, as plain values that travel in its file. Imports no torch."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
@@ -37,6 +38,14 @@ class How(TypedDict, total=False):
     """Guide only where sigma / alpha is above the first and up to the second (Kynkäänniemi et al. 2024)."""
     apg: bool | Mapping[str, float] | None
     """Adaptive projected guidance (Sadat et al. 2024): True, or its `eta`, `threshold` and `momentum`."""
+    merge_tokens: float
+    """Share of the finest self-attention's tokens to merge, 0 to 0.75 (token merging, Bolya and Hoffman 2023): faster
+    on large maps, and another picture. 0.5 is the paper's usual; see `triptych.models.approximate`."""
+    deep_cache: int
+    """Compute the deep part of the UNet at each n-th pass only (DeepCache, Ma et al. 2023): faster, and another
+    picture; 3 is a good start."""
+    decoder: str | os.PathLike[str]
+    """File of another autoencoder on the same latents, such as TAESD's, that decodes in place of the model's own."""
     tiling: str | tuple[bool, bool]
     """Seamless pictures: "x" joins left to right, "y" top to bottom, "xy" both; or a pair of booleans."""
     loras: Mapping[str, float]
@@ -88,6 +97,10 @@ class Settings:
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
     apg: dict[str, float] | None = None
+    merge_tokens: float = 0.0
+    deep_cache: int = 1
+    decoder: str = ""
+    """File of the autoencoder that decoded; "" is the model's own."""
     tiling: Tiling = ""
     tiled_decode: bool | Literal["auto"] = "auto"
     feather: float = 0.0
@@ -129,6 +142,10 @@ class Settings:
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise UserError(f"guidance is {self.guidance}, which must be a number such as 7.5")
         self._check_guidance()
+        if not 0 <= self.merge_tokens <= 0.75:
+            raise UserError(f"merge_tokens is {self.merge_tokens}, which must be from 0 (off) to 0.75")
+        if self.deep_cache < 1:
+            raise UserError(f"deep_cache is {self.deep_cache}, which must be at least 1 (off)")
         if not 0 <= self.strength <= 1:
             raise UserError(
                 f"strength is {self.strength}, which must be from 0 (the picture as it is) to 1 (all new)"

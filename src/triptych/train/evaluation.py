@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from triptych import weights
+from triptych.compiling import compile_blocks
 from triptych.config import from_json
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.feeding import Passes
@@ -49,6 +50,7 @@ def evaluate(
     passes: Passes | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    compile: bool = False,
     extractor: str | Network | None = None,
     progress: Callable[[Iterable[Batch], int], Iterable[Batch]] | None = None,
 ) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def evaluate(
             `DataConfig`; none means the run's own.
         passes: of a segmenter, at which size and scales pictures are looked at, in which windows, mirrored or not; none
             is once, as the card says.
+        compile: `torch.compile` each block of a classifier or a segmenter; see `triptych.compiling`.
         extractor: of an autoencoder, in whose features sets are compared, as `open_extractor` takes it; none means the
             run's own, else vit-emoji.
         progress: given the batches and their number, hands them on; for a progress bar.
@@ -151,6 +154,8 @@ def evaluate(
     groupings = card.groupings or (dict(source.groupings) if classes == known else {})
     say_dtype(precision, where)
     net = placed(net, where, torch.float32)
+    if compile:
+        compile_blocks(net)
 
     if parsing:
         assert isinstance(net, Segmenter)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from triptych import shares
+from triptych.compiling import compile_blocks
 from triptych.data.loader import Loader
 from triptych.network import Network
 from triptych.shares import Share, World
@@ -327,8 +328,8 @@ def prepare_blocks(net: Network, config: LoopConfig) -> None:
     for block in net.blocks():
         if config.recompute:
             block.forward = Recomputed(block.forward)
-        if config.compile:
-            block.compile()
+    if config.compile:
+        compile_blocks(net)
 
 
 def team_of(world: World, config: LoopConfig, device: torch.device, dtype: torch.dtype) -> Alone:

@@ -17,6 +17,7 @@ _PUBLIC = {
     "load_embedding": "triptych.weights.diffusion.embeddings",
     "load_lora": "triptych.weights.diffusion.lora",
     "map_head": "triptych.weights.adapt",
+    "quantize": "triptych.weights.quantizing",
     "resize_positions": "triptych.weights.adapt",
     "resize_windows": "triptych.weights.adapt",
     "save": "triptych.weights.store",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from triptych.weights.exporting import formats as formats
     from triptych.weights.loading import inspect as inspect
     from triptych.weights.loading import load as load
+    from triptych.weights.quantizing import quantize as quantize
     from triptych.weights.store import save as save
 
 

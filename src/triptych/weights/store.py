@@ -48,8 +48,10 @@ def save(
             load the folder, or the index.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or the network is quantised.
     """
+    if any(hasattr(parameter, "tensor_data_names") for parameter in net.parameters()):  # a name of torchao's
+        raise UserError("a quantised network cannot be saved; save the network that it was made of")
     tensors = state(net)
     said = {
         "version": VERSION,
