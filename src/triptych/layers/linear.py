@@ -52,7 +52,8 @@ class Kept:
 
     def __init__(self, net: nn.Module):
         self.net = net  # while it is held, no other weight has their place in memory
-        self.places = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+        plain = [p for p in net.parameters() if type(p) is nn.Parameter]  # quantised ones have no storage
+        self.places = {parameter.untyped_storage().data_ptr() for parameter in plain}
         self.laid: dict[tuple[int, torch.Size], Tensor] = {}
 
     def __call__(self, weight: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from triptych.card import Preprocess
 from triptych.errors import UserError
 from triptych.hardware import say_dtype
 from triptych.heads.segmenter import Segmenter
+from triptych.layers.linear import keeping
 from triptych.pipelines.pipeline import PicturePipeline, batches
 from triptych.pipelines.pixels import Picture, batched, fitted, name_of
 from triptych.pipelines.results import Classification, Guess
@@ -86,8 +87,9 @@ class ClassificationPipeline(PicturePipeline):
     def stream(self, pictures: Iterable[Picture], top: int = 5) -> Iterator[Classification]:
         """Results in the order of the pictures; a batch, and two that each of `workers` reads ahead, are held."""
         _check(top)
-        for batch in batches(self.readable(pictures, self._fitting, self.batch_size), self.batch_size):
-            yield from self._seen(batch, top)
+        with keeping(self.net):
+            for batch in batches(self.readable(pictures, self._fitting, self.batch_size), self.batch_size):
+                yield from self._seen(batch, top)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from triptych.errors import UserError
 from triptych.hardware import say_dtype
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.strips import Strip, parsed, strips_of
+from triptych.layers.linear import keeping
 from triptych.network import Network
 from triptych.pipelines.palette import colours_of
 from triptych.pipelines.pipeline import PicturePipeline, batches
@@ -142,8 +143,9 @@ class SegmentationPipeline(PicturePipeline):
         passes.fit(self.least)
         # A picture a request: they travel whole, and may be large.
         read = self.readable(pictures, self._reading(passes), 1)
-        for some in batches(read, max(1, self.batch_size // passes.count)):
-            yield from self._parse(some, passes, confidence)
+        with keeping(self.net):
+            for some in batches(read, max(1, self.batch_size // passes.count)):
+                yield from self._parse(some, passes, confidence)
 
     @torch.inference_mode()
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
