@@ -21,6 +21,7 @@ from triptych.models.registry import create
 from triptych.network import Network
 from triptych.pipelines.classify import ClassificationPipeline
 from triptych.pipelines.pipeline import batches
+from triptych.pipelines.pixels import batched, fitted
 from triptych.train import evaluate
 from triptych.weights import load, quantize
 from triptych.weights.quantizing import KINDS
@@ -145,8 +146,9 @@ def accuracy(plan: Plan) -> Table:
     source = emoji.emoji("test")
     logits = {}
     for form, pipe in pipes.items():
-        pictures = (pipe._tensor(source[i].image) for i in range(0, len(source), plan.every))
-        logits[form] = torch.cat([pipe.logits(torch.stack(some)) for some in batches(pictures, 64)])
+        fed = (fitted(source[i].image, exact.card.preprocess) for i in range(0, len(source), plan.every))
+        seen = [pipe.logits(batched(some, exact.card.preprocess)) for some in batches(fed, 64)]
+        logits[form] = torch.cat(seen)
     for form, net in forms.items():
         found = evaluate(net, "emoji", dtype="fp32", workers=0) if plan.accuracy else {}
         apart = (logits[form] - logits["fp32"]).abs().mean() / logits["fp32"].abs().mean()

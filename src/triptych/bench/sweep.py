@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.bench import machine, peers
 from triptych.bench.forward import (
+    LAID,
     TOLERANCES,
     Effort,
     Forward,

@@ -44,7 +44,7 @@ def quantize(net: N, kind: Kind = "int8") -> N:
         raise UserError(f"kind is {kind!r}, which must be one of {', '.join(KINDS)}")
     with quiet():
         try:
-            from torchao import quantization as ao
+            from torchao import quantization as ao  # type: ignore[import-not-found]
         except ImportError as problem:
             raise UserError(
                 "integer weights need torchao, which is not installed: pip install 'triptych[int8]'"
