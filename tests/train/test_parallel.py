@@ -1,9 +1,11 @@
 """Two processes do what one does: DDP and FSDP2 over gloo, for every kind of run, through checkpoints and deaths."""
 
+import io
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +84,15 @@ def data(tmp_path_factory) -> dict[str, Path]:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "masked" / "images" / f"{i}.png")
         Image.fromarray(mask).save(folder / "masked" / "masks" / f"{i}.png")
     (folder / "masked" / "classes.txt").write_text("ground\nsquare\n")
-    return {"named": folder / "named", "masked": folder / "masked"}
+    (folder / "shards").mkdir()
+    for number, part in enumerate(("blue", "red")):
+        with tarfile.open(folder / "shards" / f"part-{number}.tar", "w") as tar:
+            for i in range(12):
+                tar.add(folder / "named" / part / f"{i}.png", f"{part}-{i:02}.png")
+                label = tarfile.TarInfo(f"{part}-{i:02}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(str(number).encode()))
+    return {name: folder / name for name in ("named", "masked", "shards")}
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +195,7 @@ def configs(data, tmp_path_factory):
         ),
         "ldm": ldm,
         "pictures": replace(ldm, cache=LatentCacheConfig(use="off"), condition="class", buckets=2),
+        "stream": replace(vit, data=str(data["shards"]), loading=replace(LOADING, stream=True, lanes=4)),
         # Of two pictures, one damaged: a process has none.
         "pairs": replace(
             vit, head=None, loading=replace(LOADING, batch_size=2), loop=replace(LOOP, epochs=1)
@@ -230,7 +241,7 @@ def together(configs, tmp_path_factory):
     return folder
 
 
-NAMES = ("vit", "swin", "kl", "vq", "ldm", "pictures", "pairs")
+NAMES = ("vit", "swin", "kl", "vq", "ldm", "pictures", "stream", "pairs")
 
 
 @pytest.mark.parametrize(
