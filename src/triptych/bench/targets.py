@@ -96,7 +96,7 @@ TARGETS = (
         )
     ),
     *(
-        Target(f"{what}, over diffusers", "ldm", "Starting", {"what": what}, "ratio to diffusers", 0.3)
+        Target(f"{what}, over diffusers", "ldm", "Starting", {"what": what}, "ratio", 0.3)
         for what in ("import the pipeline", "import to first step, a tiny one")
     ),
     *_learning(STEP, "UNet, 32 x 32, batch 4", "diffusers"),
