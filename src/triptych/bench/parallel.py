@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 class Plan:
     """What is trained, and for how long."""
 
-    flags: tuple[str, ...] = ("--loop.epochs", "4")
+    flags: tuple[str, ...] = ("--loop.epochs", "1")
     rounds: int = 3
-    patience: float = 300.0
+    patience: float = 60.0
     """Seconds to wait, over all, for rounds that other programs left alone."""
 
 
