@@ -31,10 +31,12 @@ def linear(
     With AVX-512 and without gradients a large one is one oneDNN call: its fp32 product is up to a fifth faster than
     the one that `F.linear` takes (measured on Zen 4), and what follows is done while a tile is still in the cache.
     Everywhere else, and where somebody traces, compiles, exports, counts, maps or derives forwards, it is what it says;
-    with AVX2 alone the call would be the slower one (Zen 3: products by a tenth, with GELU by half).
+    with AVX2 alone the call would be the slower one (Zen 3: products by a tenth, with GELU by half), and so it is for
+    an fp32 product that nothing follows where there is AMX, which is Intel's (1,576 rows: by a twentieth).
     """
     alone = one_call(x, weight)
-    if alone and _wide() and x.numel() * weight.shape[0] >= WORTH:
+    followed = gelu is not None or times is not None or x.dtype != torch.float32 or not has_amx()
+    if alone and followed and _wide() and x.numel() * weight.shape[0] >= WORTH:
         for kept in _kept:
             weight = kept(weight)
         if times is not None:
