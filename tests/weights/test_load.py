@@ -11,8 +11,9 @@ import triptych as tp
 from triptych.errors import UserError
 from triptych.layers.position import resample_positions
 from triptych.models.registry import config_for, create
-from triptych.weights import export, fine_tuning_head, formats, inspect, load, resize_positions, save
+from triptych.weights import export, fine_tuning_head, inspect, load, resize_positions, save
 from triptych.weights.conventions import imagenet_names
+from triptych.weights.exporting import formats
 
 # Formats -> what of ours they can say, as changes to a small network.
 SAYS = {

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from triptych.card import Card, Preprocess
 from triptych.errors import UserError
 from triptych.models.registry import config_for
-from triptych.weights import export, formats, inspect, load, save
+from triptych.weights import export, inspect, load, save
+from triptych.weights.exporting import formats
 from triptych.weights.families import from_json, to_json
 
 BACKBONE = {

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from triptych.errors import UserError
 from triptych.models.registry import config_for
 from triptych.models.swin_config import with_window
-from triptych.weights import export, formats, inspect, load, map_head, resize_windows, save
+from triptych.weights import export, inspect, load, map_head, resize_windows, save
 from triptych.weights.conventions import imagenet_1k_in_22k, imagenet_names
+from triptych.weights.exporting import formats
 from triptych.weights.families import build
 
 V2 = {"version": 2}

@@ -35,8 +35,7 @@ def linear(
     an fp32 product that nothing follows where there is AMX, which is Intel's (1,576 rows: by a twentieth).
     """
     alone = one_call(x, weight)
-    followed = gelu is not None or times is not None or x.dtype != torch.float32 or not has_amx()
-    if alone and followed and _wide() and x.numel() * weight.shape[0] >= WORTH:
+    if alone and _pays(x, gelu is not None or times is not None) and x.numel() * weight.shape[0] >= WORTH:
         for kept in _kept:
             weight = kept(weight)
         if times is not None:
@@ -103,6 +102,11 @@ def one_call(x: Tensor, weight: Tensor) -> bool:
         and type(weight) in (Tensor, nn.Parameter)
         and x.numel() > 0
     )
+
+
+def _pays(x: Tensor, followed: bool) -> bool:
+    """Whether the call is the faster one for large products on this processor."""
+    return _wide() and (followed or x.dtype != torch.float32 or not has_amx())
 
 
 @functools.cache

@@ -11,7 +11,6 @@ from triptych.lazy import public
 _PUBLIC = {
     "export": "triptych.weights.exporting",
     "fine_tuning_head": "triptych.weights.adapt",
-    "formats": "triptych.weights.exporting",
     "inspect": "triptych.weights.loading",
     "load": "triptych.weights.loading",
     "load_embedding": "triptych.weights.diffusion.embeddings",
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from triptych.weights.diffusion.embeddings import save_embedding as save_embedding
     from triptych.weights.diffusion.lora import load_lora as load_lora
     from triptych.weights.exporting import export as export
-    from triptych.weights.exporting import formats as formats
     from triptych.weights.loading import inspect as inspect
     from triptych.weights.loading import load as load
     from triptych.weights.quantizing import quantize as quantize
