@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import triptych as tp
-from triptych.cli.generate import Watch
+from triptych.cli.watching import Watch
 from triptych.data.emoji import EmojiSource, emoji
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.settings import Settings

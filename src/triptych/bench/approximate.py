@@ -64,10 +64,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench approximate --out docs
         "self-attentions, deep cache (Ma et al. 2023), guidance in an interval (Kynkäänniemi et al. 2024), TAESD in "
         "place of the decoder. At zero strength each is exact to the bit."
     ]
-    share = others.share()
-    facts["taken by others"] = (
-        "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
-    )
+    facts["taken by others"] = others.said()
     return report
 
 

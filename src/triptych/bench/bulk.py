@@ -54,15 +54,6 @@ def alone():
         pipe.logits(images)
     return (time.perf_counter() - start) / times / batch
 
-def own(pid):
-    "Bytes that a process shares with none."
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            parts = dict(line.split(":") for line in file if ":" in line and line.startswith("Private"))
-    except OSError:
-        return 0
-    return sum(int(part.split()[0]) * 1024 for part in parts.values())
-
 network, private, seen, first = [alone()], 0, 0, []
 forget_peak()
 before, start = memory()[0], time.perf_counter()
@@ -177,10 +168,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench bulk --out docs") -> R
         if known.get("transformers", "") is None:
             report.tables.append(beside(Path(place), plan))
         report.tables.append(painting(Path(place), plan))
-    share = others.share()
-    facts["taken by others"] = (
-        "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
-    )
+    facts["taken by others"] = others.said()
     return report
 
 

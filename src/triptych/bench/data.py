@@ -35,15 +35,6 @@ from triptych.data.images import Resize
 from triptych.data.loader import make_loader
 from triptych.data.sources import train_and_eval
 
-def own(pid):
-    "Bytes that a process shares with none."
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            parts = dict(line.split(":") for line in file if ":" in line and line.startswith("Private"))
-    except OSError:
-        return 0
-    return sum(int(part.split()[0]) * 1024 for part in parts.values())
-
 forget_peak()
 before, start = memory()[0], time.perf_counter()
 train, held = train_and_eval(spec, 0.1, stream=stream)

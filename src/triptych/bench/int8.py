@@ -62,10 +62,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench int8 --out docs") -> R
         "int8 is `triptych.quantize`: the weights of the blocks' linear layers as integers, one scale a row, through "
         f"torchao {machine.version_of('torchao')}; dynamic makes integers of activations too. Its gain is memory."
     ]
-    share = others.share()
-    facts["taken by others"] = (
-        "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
-    )
+    facts["taken by others"] = others.said()
     return report
 
 

@@ -115,10 +115,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench ldm --out docs") -> Re
         for label in plan.dtypes if plan.compiled else ():
             step.rows.append(steps(plan, label, folder, there, peaks, compiled=True))
     report.tables = [limits, step, decode, painted, started]
-    share = others.share()
-    facts["taken by others"] = (
-        "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
-    )
+    facts["taken by others"] = others.said()
     return report
 
 

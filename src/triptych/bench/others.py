@@ -21,6 +21,11 @@ class Others:
             return None
         return max(0.0, (now[0] - self.start[0]) / (now[1] - self.start[1]))
 
+    def said(self) -> str:
+        """The share in words, for a report of the machine."""
+        share = self.share()
+        return "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
+
 
 def _busy() -> tuple[float, float] | None:
     """Seconds that all processors have worked for others than this program and its children, and seconds that

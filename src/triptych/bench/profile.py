@@ -99,10 +99,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench profile --out docs") -
             table.rows.append(row)
             log.info("%s, %s: %s", what, label, {name: f"{share:.0%}" for name, share in shares.items()})
     report.tables = [limits, table]
-    share = others.share()
-    facts["taken by others"] = (
-        "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
-    )
+    facts["taken by others"] = others.said()
     return report
 
 

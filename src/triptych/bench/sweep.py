@@ -97,10 +97,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench sweep --out docs") -> 
     for table, counted in zip(report.tables[1:], ("images in a batch", "tokens", "steps"), strict=True):
         table.picture = f"images/sweep_{table.title.lower()}.png"
         report.pictures[table.picture] = drawn(table, counted)
-    share = others.share()
-    facts["taken by others"] = (
-        "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
-    )
+    facts["taken by others"] = others.said()
     return report
 
 

@@ -151,10 +151,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> 
             whole_loops(plan.loops, folder / "ldm" / "model.safetensors"),
             latents_and_pictures(plan.loops, folder / "ldm" / "model.safetensors"),
         ]
-    share = others.share()
-    facts["taken by others"] = (
-        "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
-    )
+    facts["taken by others"] = others.said()
     return report
 
 

@@ -101,10 +101,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench vit --out docs") -> Re
         except BackendCompilerFailed as problem:
             report.notes.append(f"Not all compiled is measured: {str(problem).splitlines()[0]}")
     report.tables = [limits, speed, loaded, started]
-    share = others.share()
-    facts["taken by others"] = (
-        "unknown" if share is None else f"{share:.0%} of the processors, over the whole run"
-    )
+    facts["taken by others"] = others.said()
     return report
 
 

@@ -203,7 +203,7 @@ def painted(model: str) -> "PaintPanel":
     """The third panel: a picture for each prompt, all made at once, and the first one's way out of noise."""
     import numpy as np
 
-    from triptych.cli.generate import Watch
+    from triptych.cli.watching import Watch
     from triptych.pipelines.diffuse import DiffusionPipeline
     from triptych.pipelines.settings import Settings
     from triptych.plots.paint import Painted, PaintPanel
