@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triptych.layers.attention import Attention, attention
 from triptych.layers.linear import linear, one_call
+from triptych.layers.norm import GroupNorm
 from triptych.layers.residual import Dropout
 
 
@@ -128,7 +129,7 @@ class SpatialTransformer(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.blocks = nn.ModuleList(
             TransformerBlock(channels, context_dim, heads, cross_only, dropout) for _ in range(depth)
@@ -149,7 +150,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, groups: int = 32, eps: float = 1e-5):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm = GroupNorm(groups, channels, eps=eps)
         self.attn = Attention(channels, heads)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

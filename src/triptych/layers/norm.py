@@ -1,4 +1,7 @@
-"""Batch norm that a batch of one does not stop, and whose batch may be shared by several processes."""
+"""Batch norm that a batch of one does not stop, and whose batch may be shared by several processes; and group norm with
+a quick gradient."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych import shares
+from triptych.layers.eager import plain
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -40,3 +44,67 @@ class BatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_((var * n / (n - 1)).to(self.running_var), rate)
         gain = (var + self.eps).rsqrt() * self.weight
         return (centred * gain[:, None, None] + self.bias[:, None, None]).to(kind)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm (Wu and He 2018) with a gradient that is quick also where a processor learns in bf16 from maps that
+    have the channels of a pixel side by side. PyTorch's own takes 14 ms there for 4 maps of 64 x 64 and 64 channels,
+    this one 2, where the convolution beside it takes 5 (one core with AMX)."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        mixed = x.dtype == torch.bfloat16 and self.weight.dtype == torch.float32
+        by_pixel = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        if plain() and mixed and by_pixel and x.device.type == "cpu" and x.requires_grad:
+            return _ByPixel.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-any-return]
+        return super().forward(x)
+
+
+class _ByPixel(torch.autograd.Function):
+    """Group norm of maps in `torch.channels_last`, with the gradient in sums over pixels.
+
+    With x^ = (x - m) r and means over a group, dx = r (g dy - mean(g dy) - x^ mean(g dy x^)): a sum of dy, x and 1 with
+    a factor for each channel, and all that the factors need of the pixels is their sums of dy and of dy x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        b, c, h, w = x.shape
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, b, c, h * w, groups, eps)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.groups, ctx.eps = groups, eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        (b, c, h, w), groups = x.shape, ctx.groups
+        if torch.is_grad_enabled():  # this gradient is to be derived in its turn, and mean and rstd are no functions
+            wanted = [p for p, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if need]
+            y = F.group_norm(x, groups, weight, bias, ctx.eps)
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            return *(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None
+
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        x, dy = (t.permute(0, 2, 3, 1).reshape(b, h * w, c) for t in (x, dy))           # b n c
+        mean, rstd = (t.view(b, groups, 1) for t in (mean, rstd))
+        alone, along = (_over_pixels(t).view(b, groups, -1) for t in (dy, dy * x))       # b g c/g
+        along = (along - mean * alone) * rstd                                            # of dy x^
+        gain = weight.view(1, groups, -1)
+        each = h * w * (c // groups)
+        by_dy = (rstd * gain).reshape(b, 1, c)
+        by_x = -(gain * along).sum(2, keepdim=True) / each * rstd.square()               # b g 1
+        by_one = -(gain * alone).sum(2, keepdim=True) / each * rstd - by_x * mean
+        by_x, by_one = (t.repeat_interleave(c // groups, 1).view(b, 1, c) for t in (by_x, by_one))
+        by_dy, by_x, by_one = (t.to(x.dtype) for t in (by_dy, by_x, by_one))
+        dx = torch.addcmul(torch.addcmul(by_one, x, by_x), dy, by_dy)
+        dx = dx.view(b, h, w, c).permute(0, 3, 1, 2)
+        return dx, along.sum(0).view(c), alone.sum(0).view(c), None, None
+
+
+def _over_pixels(x: Float[Tensor, "b n c"]) -> Float[Tensor, "b c"]:
+    """Sums in fp32. PyTorch's of bf16 is six times as fast without being asked for fp32, which it adds up in, too; so
+    that only sums of 64 pixels each are rounded."""
+    b, n, c = x.shape
+    if n % 64:
+        return x.sum(1, dtype=torch.float32)
+    return x.view(-1, 64, c).sum(1).view(b, n // 64, c).sum(1, dtype=torch.float32)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych.layers.eager import plain
 from triptych.layers.linear import has_amx, keeping, one_call
+from triptych.layers.norm import GroupNorm
 from triptych.layers.residual import Dropout
 
 Kept = dict[tuple[int, ...], Tensor]  # weights as a processor takes them, by place and size of map
@@ -66,13 +68,18 @@ def _few(x: Tensor) -> int:
     return 1 if x.dtype == torch.bfloat16 and has_amx() else 4
 
 
-def by_pixel(x: Float[Tensor, "b i h w"], weight: Tensor) -> Float[Tensor, "b i h w"]:
+def by_pixel(x: Float[Tensor, "b i h w"], weight: Tensor, learning: bool = False) -> Float[Tensor, "b i h w"]:
     """The same map, the channels of a pixel side by side (`torch.channels_last`) where what follows is faster so.
 
     That is in bf16 with AMX, whose convolutions turn every map so, and back (a third of their time at 64 x 64 and 320
     channels); attention then takes the map as tokens without a copy. Convolutions, norms and sums keep the order.
+
+    Args:
+        learning: for a network of large maps, whose steps of learning on a processor are faster so, too: an
+            autoencoder's took 0.91 of the time in bf16 and 0.94 in fp32, a UNet's on latents as long as before.
     """
-    if x.dtype == torch.bfloat16 and one_call(x, weight) and has_amx():
+    at_work = x.dtype == torch.bfloat16 and one_call(x, weight) and has_amx()
+    if at_work or (learning and x.device.type == "cpu" and torch.is_grad_enabled() and plain()):
         return x.contiguous(memory_format=torch.channels_last)
     return x
 
@@ -154,11 +161,11 @@ class ResnetBlock(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = Conv(in_channels, out_channels)
         if time_dim is not None:
             self.time = nn.Linear(time_dim, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.dropout = Dropout(dropout)
         self.conv2 = Conv(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)

@@ -16,6 +16,7 @@ from triptych.card import Card, Preprocess
 from triptych.errors import UserError
 from triptych.layers.cross_attention import SpatialAttention
 from triptych.layers.initial import fill
+from triptych.layers.norm import GroupNorm
 from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, by_pixel, seamless, silu
 from triptych.layers.tiling import in_tiles
 from triptych.models.autoencoder_config import AutoencoderConfig, FirstStageConfig
@@ -225,11 +226,12 @@ class Encoder(nn.Module):
             halve = Downsample(width, after=True) if i < len(widths) - 1 else nn.Identity()
             self.down.append(Level(config, inputs, width, config.depth, 2**i in config.attention_factors, halve))
         self.middle = Middle(config, widths[-1])
-        self.norm = nn.GroupNorm(config.groups, widths[-1], eps=EPS)
+        self.norm = GroupNorm(config.groups, widths[-1], eps=EPS)
         self.conv_out = Conv(widths[-1], config.encoder_channels)
 
     def forward(self, images: Images) -> Float[Tensor, "b moments h w"]:
-        x = self.conv_in(by_pixel(self.fold(images), self.conv_in.weight))               # b widths[0] H/p W/p
+        x = by_pixel(self.fold(images), self.conv_in.weight, learning=True)
+        x = self.conv_in(x)                                                              # b widths[0] H/p W/p
         for level in self.down:
             x = level(x)                                                                 # b widths[i] H/p2^i W/p2^i
         x = self.middle(x)                                                               # b widths[-1] H/f W/f
@@ -248,12 +250,13 @@ class Decoder(nn.Module):
         for i, (inputs, width) in reversed(list(enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)))):
             double = Upsample(width) if i else nn.Identity()
             self.up.append(Level(config, inputs, width, config.depth + 1, 2**i in config.attention_factors, double))
-        self.norm = nn.GroupNorm(config.groups, widths[0], eps=EPS)
+        self.norm = GroupNorm(config.groups, widths[0], eps=EPS)
         self.conv_out = Conv(widths[0], config.out_channels * config.patch**2)
         self.unfold = nn.PixelShuffle(config.patch) if config.patch > 1 else nn.Identity()
 
     def forward(self, z: Latents) -> Images:
-        x = self.middle(self.conv_in(by_pixel(z, self.conv_in.weight)))                  # b widths[-1] h w
+        z = by_pixel(z, self.conv_in.weight, learning=True)
+        x = self.middle(self.conv_in(z))                                                 # b widths[-1] h w
         for level in self.up:
             x = level(x)                                                                 # b widths[i] H/p2^i W/p2^i
         return self.unfold(self.conv_out(silu(self.norm(x)))).contiguous()               # b 3 H W

@@ -15,6 +15,7 @@ from triptych.layers.cross_attention import (
     SpatialAttention,
     SpatialTransformer,
 )
+from triptych.layers.norm import GroupNorm
 from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, by_pixel, silu
 from triptych.layers.timestep import TimeEmbedding
 from triptych.models.prompted import Prompted
@@ -174,7 +175,7 @@ class UNet(Prompted):
         self.down = nn.ModuleList(Down(config, level) for level in down)
         self.middle = Middle(config, middle)
         self.up = nn.ModuleList(Up(config, level) for level in up)
-        self.norm = nn.GroupNorm(config.groups, config.width, eps=1e-5)
+        self.norm = GroupNorm(config.groups, config.width, eps=1e-5)
         self.out = Conv(config.width, config.out_channels)
         self._number_crosses()
         self.initialise()
