@@ -22,7 +22,7 @@ def programs(monkeypatch):
         return Process(1.0, said | {"first": [{"a": 0.75, "b": 0.25}]})
 
     monkeypatch.setattr(bulk, "python", python)
-    monkeypatch.setattr(peers, "available", lambda names: dict.fromkeys(names))
+    monkeypatch.setattr(peers, "present", lambda names: (names, []))
     return asked
 
 

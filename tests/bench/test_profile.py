@@ -47,8 +47,48 @@ def test_targets_are_held_to_the_median():
     assert {cells[3] for cells in judged({})} == {"not measured"}
 
 
+def test_either_of_two_peers_is_enough():
+    over = {t.peer: t for t in TARGETS if t.what.startswith("vit-b16 eager, bf16, batch 8")}
+    compiled = next(t for t in TARGETS if t.what.startswith("vit-b16 compiled"))
+
+    def verdicts(transformers, timm):
+        """Of the row's two targets, where the third, of another row, is missed."""
+        row = {**over["timm"].row, "ratio to transformers": transformers, "ratio to timm": timm}
+        rows = [row, {**compiled.row, compiled.key: 0.1}]
+        sections = {"vit": {"tables": [{"title": compiled.table, "rows": rows}]}}
+        found = {cells[0]: cells[3] for cells in judged(sections)}
+        assert found.pop(compiled.what) == "missed"
+        pair = [found.pop(over[peer].what) for peer in ("transformers", "timm")]
+        assert set(found.values()) == {"not measured"}
+        return pair
+
+    assert verdicts(0.8, 0.9) == ["met", "met"]
+    assert verdicts(0.9, 0.9) == ["met over timm", "met"]
+    assert verdicts(0.8, 1.0) == ["met", "met over transformers"]
+    assert verdicts(0.8, None) == ["met", "met over transformers"]
+    assert verdicts(0.9, 1.0) == ["missed", "missed"]
+    assert verdicts(0.9, None) == ["missed", "not measured"]
+
+
+def without_timm(section):
+    return any(note.startswith("timm is not measured") for note in section["notes"])
+
+
+def not_compiled(section):
+    return "--compiled" not in section["command"]
+
+
+# The targets that a recorded run of their suite may lack, and how its record says that it does.
+LACKING = {
+    "vit-b16 eager, bf16, batch 1, over timm": without_timm,
+    "vit-b16 eager, bf16, batch 8, over timm": without_timm,
+    "Stable Diffusion 1's UNet compiled, bf16, over diffusers": not_compiled,
+}
+
+
 def test_targets_name_rows_that_suites_write():
-    """What was recorded holds most of them: a renamed column or row would leave its target unmeasured."""
+    """A renamed column or row would leave its target unmeasured."""
     recorded = json.loads((Path(__file__).parents[2] / "docs" / "benchmarks.json").read_text())
-    missing = [t.what for t in TARGETS if measured(t, recorded) is None]
-    assert len(missing) < len(TARGETS) / 2, missing
+    missing = {t.what: recorded[t.suite] for t in TARGETS if measured(t, recorded) is None}
+    assert set(missing) <= set(LACKING)
+    assert all(LACKING[what](section) for what, section in missing.items())

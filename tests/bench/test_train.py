@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from triptych.bench import loops, train
+from triptych.bench import loops, readers, train
 from triptych.bench.forward import DTYPES
 from triptych.bench.learning import learner
 from triptych.bench.processes import Process
@@ -14,6 +14,7 @@ from triptych.bench.timing import UnequalError
 from triptych.cli import main
 from triptych.train import loop
 from triptych.train.loop import Outcome
+from triptych.weights import load
 
 PEAKS = {"fp32": 1e12, "bf16": 1e12}
 
@@ -48,6 +49,21 @@ def test_ours_is_measured_where_no_peer_is(diffusion):
     table = train.steps("", alone, ("diffusers",), train.QUICK, PEAKS)
     assert "diffusers" not in {column.key for column in table.columns}
     assert [row["apart"] for row in table.rows] == [None, None]
+
+
+def test_a_reader_that_draws_numbers_changes_no_inputs(classifiers, monkeypatch):
+    """timm's fills a network with random numbers before it loads it."""
+    task = classifiers[0]
+
+    def drawing(folder, dtype):
+        torch.randn(7)
+        return load(task.folder / "model.safetensors").float()
+
+    monkeypatch.setattr(readers, "timm_network", drawing)
+    ours, theirs = (
+        learner(task.what, who, task.folder, task.size, torch.float32)() for who in ("ours", "timm")
+    )
+    assert torch.equal(ours, theirs)
 
 
 def test_a_wrong_gradient_shows(diffusion):

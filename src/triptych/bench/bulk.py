@@ -147,8 +147,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench bulk --out docs") -> R
     """Make the folders, and read each in fresh processes. Nothing else should run meanwhile."""
     others, facts = Others(), machine.describe()
     report = Report(suite="bulk", command=command, machine=facts)
-    known = peers.available(plan.peers)
-    report.notes += [f"{name} is not measured: {missing}." for name, missing in known.items() if missing]
+    there, report.notes = peers.present(plan.peers)
     seen, parsed = [], []
     with tempfile.TemporaryDirectory(prefix="triptych-bench-") as place:
         for count in sorted({count for count, _ in (*plan.classify, *plan.segment)}):
@@ -165,7 +164,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench bulk --out docs") -> R
             table("Seeing", "vit-emoji", plan.batches[0], "a line of JSON each is", seen),
             table("Parsing", "swin-scenes", plan.batches[1], "labels and JSON of each are", parsed),
         ]
-        if known.get("transformers", "") is None:
+        if "transformers" in there:
             report.tables.append(beside(Path(place), plan))
         report.tables.append(painting(Path(place), plan))
     facts["taken by others"] = others.said()

@@ -80,9 +80,8 @@ def run(plan: Plan = FULL, command: str = "triptych bench ldm --out docs") -> Re
     others = Others()
     facts = machine.describe()
     report = Report(suite="ldm", command=command, machine=facts)
-    known = peers.available(plan.peers)
-    there = all(missing is None for missing in known.values())
-    report.notes += [f"{name} is not measured: {missing}." for name, missing in known.items() if missing]
+    found, report.notes = peers.present(plan.peers)
+    there = found == plan.peers
     if there and machine.version_of("accelerate") is None:
         report.notes.append(
             "accelerate is not installed: diffusers fills its networks with random numbers before it loads them."

@@ -101,6 +101,11 @@ def _classifier(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dtyp
     return Learner(net, lambda: F.cross_entropy(forward(images).float(), labels), dtype)
 
 
+# Readers may fill networks with random numbers before they load them; the inputs are the same on all sides nonetheless.
+_undrawn = torch.random.fork_rng(devices=[])
+
+
+@_undrawn
 def _part(who: str, folder: Path, part: str) -> Any:
     """The UNet or the autoencoder of a latent diffusion model."""
     if who != "ours":
@@ -111,6 +116,7 @@ def _part(who: str, folder: Path, part: str) -> Any:
     return net.unet if part == "unet" else net.autoencoder
 
 
+@_undrawn
 def _named_classifier(who: str, folder: Path) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     if who == "transformers":
         from triptych.bench.readers import transformers_network

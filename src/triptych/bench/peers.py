@@ -3,26 +3,33 @@
 import contextlib
 import importlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from triptych.bench import alone
 from triptych.bench.forward import Forward
 from triptych.bench.readers import timm_network, transformers_network
 from triptych.network import Network
 from triptych.weights import export
 
 
-def available(names: tuple[str, ...]) -> dict[str, str | None]:
-    """Peer -> None if it can be imported, else why not, in one line."""
-    found: dict[str, str | None] = {}
+def present(names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Those of the named peers that can be imported, and what a report has to say of the others: a sentence each."""
+    there, notes = [], []
     for name in names:
         try:
-            importlib.import_module(name)
-            found[name] = None
+            _, why = alone.timm() if name == "timm" else (importlib.import_module(name), None)
         except ImportError as problem:
-            found[name] = str(problem).splitlines()[0]
-    return found
+            notes.append(f"{name} is not measured: {str(problem).splitlines()[0]}.")
+            continue
+        there.append(name)
+        if why:
+            notes.append(
+                f"{name} was imported with a stand-in for torchvision ({why}), "
+                "which its networks' forward passes do not touch."
+            )
+    return tuple(there), notes
 
 
 def transformers_classifier(net: Network, dtype: torch.dtype) -> Forward:

@@ -1,12 +1,13 @@
-"""Networks of other libraries, read from folders of theirs by their own readers, quietly. Nothing of ours is imported:
-a program that measures a peer's memory holds the peer alone."""
+"""Networks of other libraries, read from folders of theirs by their own readers, quietly. Nothing of ours is imported
+but `alone`, which is as bare: a program that measures a peer's memory holds the peer alone."""
 
 import contextlib
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from triptych.bench import alone
 
 
 def transformers_network(folder: str | Path, dtype: torch.dtype) -> Any:
@@ -24,9 +25,10 @@ def transformers_network(folder: str | Path, dtype: torch.dtype) -> Any:
 
 
 def timm_network(folder: str | Path, dtype: torch.dtype) -> Any:
-    """timm's network in one of its folders."""
-    timm = importlib.import_module("timm")  # not a dependency of ours, not even of the tests
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(dtype)
+    """timm's network in one of its folders, without the stochastic depth that its Swin otherwise has in training."""
+    timm, _ = alone.timm()  # not a dependency of ours, not even of the tests
+    net = timm.create_model(f"local-dir:{folder}", pretrained=True, drop_path_rate=0.0)
+    return net.eval().to(dtype)
 
 
 def diffusers_part(folder: Path, part: str, dtype: torch.dtype) -> Any:

@@ -23,8 +23,8 @@ round; of times and of memory less than 1 is better.
 AIMS = """## Targets
 
 Ratios of time, ours over theirs, less is better; or a share of the processor's measured peak. Each is the median of the
-last run of its suite, below. Of two peers for one network either target is enough. Why one is missed: see the section
-`profile`, which says where the time goes.
+last run of its suite, below. Of two peers for one network either target is enough: where only one is met, the other's
+verdict says over whom. Why one is missed: see the section `profile`, which says where the time goes.
 """
 
 

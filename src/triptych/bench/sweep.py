@@ -89,9 +89,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench sweep --out docs") -> 
     others = Others()
     facts = machine.describe()
     report = Report(suite="sweep", command=command, machine=facts)
-    known = peers.available(plan.peers)
-    there = tuple(name for name, missing in known.items() if missing is None)
-    report.notes += [f"{name} is not measured: {missing}." for name, missing in known.items() if missing]
+    there, report.notes = peers.present(plan.peers)
     peaks, limits = measure_peaks(plan)
     report.tables = [limits, batch(plan, there, peaks["bf16"]), tokens(plan), steps(plan)]
     for table, counted in zip(report.tables[1:], ("images in a batch", "tokens", "steps"), strict=True):

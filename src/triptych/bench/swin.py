@@ -80,9 +80,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench swin --out docs") -> R
     others = Others()
     facts = machine.describe()
     report = Report(suite="swin", command=command, machine=facts)
-    known = peers.available(plan.peers)
-    there = tuple(name for name, missing in known.items() if missing is None)
-    report.notes += [f"{name} is not measured: {missing}." for name, missing in known.items() if missing]
+    there, report.notes = peers.present(plan.peers)
     # The programs come first: they are best measured while this one is small.
     networks = {name: dict(changes) for name, changes in plan.scaled}
     grown, exponents = scaling(networks, plan.sides_px, min(plan.rounds, 2), plan.seconds / 2, plan.patience)

@@ -134,9 +134,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> 
     others = Others()
     facts = machine.describe()
     report = Report(suite="train", command=command, machine=facts)
-    known = peers.available(plan.peers)
-    there = tuple(name for name, missing in known.items() if missing is None)
-    report.notes += [f"{name} is not measured: {missing}." for name, missing in known.items() if missing]
+    there, report.notes = peers.present(plan.peers)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         diffusion, classifiers = diffusion_tasks(plan, folder, there), classifier_tasks(plan, folder, there)

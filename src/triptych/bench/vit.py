@@ -80,9 +80,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench vit --out docs") -> Re
     others = Others()
     facts = machine.describe()
     report = Report(suite="vit", command=command, machine=facts)
-    known = peers.available(plan.peers)
-    there = tuple(name for name, missing in known.items() if missing is None)
-    report.notes += [f"{name} is not measured: {missing}." for name, missing in known.items() if missing]
+    there, report.notes = peers.present(plan.peers)
     with tempfile.TemporaryDirectory() as folder:
         # The programs come first: they are best measured while this one is small.
         networks = {name: make(plan, name) for name in plan.started}
