@@ -7,9 +7,12 @@ try:
 except ImportError:  # Windows
     resource = None
 
+STAT = "/proc/stat"  # ticks of each processor since the start, by what it did
+
 
 class Others:
-    """What share of the processors other programs took since this was made: their work is measured as ours."""
+    """What share of the processors that this program may run on other programs took since this was made: their work is
+    measured as ours."""
 
     def __init__(self) -> None:
         self.start = _busy()
@@ -28,17 +31,22 @@ class Others:
 
 
 def _busy() -> tuple[float, float] | None:
-    """Seconds that all processors have worked for others than this program and its children, and seconds that
-    they have been there."""
+    """Seconds that the processors have worked for others than this program and its children, and seconds that they have
+    been there."""
     if resource is None:
         return None
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    wanted = {f"cpu{core}" for core in cores}
     try:
-        with open("/proc/stat") as file:
-            ticks = [int(word) for word in file.readline().split()[1:9]]
-    except (OSError, ValueError):
+        with open(STAT) as file:
+            rows = [line.split() for line in file if line.startswith("cpu")]
+        ticks = [
+            sum(map(int, column)) for column in zip(*(r[1:9] for r in rows if r[0] in wanted), strict=True)
+        ]
+        idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
+    except (OSError, ValueError, IndexError):
         return None
     hertz = os.sysconf("SC_CLK_TCK")
-    idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
     own = sum(
         u.ru_utime + u.ru_stime
         for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
