@@ -9,7 +9,7 @@ import torch
 from triptych.bench import loops, readers, train
 from triptych.bench.forward import DTYPES
 from triptych.bench.learning import learner
-from triptych.bench.processes import Process
+from triptych.bench.processes import Process, python
 from triptych.bench.timing import UnequalError
 from triptych.cli import main
 from triptych.train import loop
@@ -32,9 +32,10 @@ def classifiers(tmp_path_factory):
 @pytest.mark.parametrize("peer", ["diffusers", "transformers"])
 def test_steps_beside_a_peer(peer, request):
     tasks = request.getfixturevalue("diffusion" if peer == "diffusers" else "classifiers")
-    table = train.steps("", tasks, (peer, "timm"), train.QUICK, PEAKS)
-    assert [(row["network"], row["dtype"]) for row in table.rows] == [
-        (task.name, label) for task in tasks for label in DTYPES
+    table = train.table_of("", tasks, (peer, "timm"))
+    table.rows = train.steps(tasks, train.QUICK, PEAKS)
+    assert [(row["network"], row["mode"], row["dtype"]) for row in table.rows] == [
+        (task.name, "eager", label) for task in tasks for label in DTYPES
     ]
     for row in table.rows:
         assert row["ours"].low > 0
@@ -46,9 +47,8 @@ def test_steps_beside_a_peer(peer, request):
 
 def test_ours_is_measured_where_no_peer_is(diffusion):
     alone = [replace(task, there=()) for task in diffusion[:1]]
-    table = train.steps("", alone, ("diffusers",), train.QUICK, PEAKS)
-    assert "diffusers" not in {column.key for column in table.columns}
-    assert [row["apart"] for row in table.rows] == [None, None]
+    assert "diffusers" not in {column.key for column in train.table_of("", alone, ("diffusers",)).columns}
+    assert [row["apart"] for row in train.steps(alone, train.QUICK, PEAKS)] == [None, None]
 
 
 def test_a_reader_that_draws_numbers_changes_no_inputs(classifiers, monkeypatch):
@@ -143,7 +143,7 @@ def test_seconds_of_a_run_are_those_of_its_log(monkeypatch):
         return Outcome(150, config.loop.seed == 0, {})
 
     monkeypatch.setattr(loops, "train", trained)
-    config = loops.classification(replace(train.QUICK.loops, batch=8), "data")
+    config = loops.classification(replace(train.QUICK.loops, batch=8), Path("data"))
     waited = []
     assert loops.whole(config, waited) == pytest.approx(1.5)
     assert waited == [pytest.approx(0.2)]
@@ -164,3 +164,20 @@ def test_the_whole_command(tmp_path, capsys):
         "Latents and pictures",
     ]
     assert "| UNet" in (tmp_path / "benchmarks.md").read_text()
+
+
+COMPILED = """
+from pathlib import Path
+from triptych.bench import train
+tasks = train.classifier_tasks(train.QUICK, Path(sys.argv[1]), ("transformers",))[:1]
+rows = train.steps(tasks, train.QUICK, {"fp32": 1e12, "bf16": 1e12}, compiled=True)
+say(rows=[(row["mode"], row["dtype"], row["apart"]) for row in rows])
+"""
+
+
+@pytest.mark.slow
+def test_compiled(tmp_path):
+    """In a process without the shape checks, which cannot be traced."""
+    ((mode, dtype, apart),) = python(COMPILED, tmp_path).said["rows"]
+    assert (mode, dtype) == ("compiled", "bf16")
+    assert apart < 5e-2

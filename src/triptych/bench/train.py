@@ -1,6 +1,7 @@
 """`triptych bench train`: steps of learning beside the same networks of diffusers and transformers, and what the whole
 loop adds to them."""
 
+import itertools
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from triptych.bench.others import Others
 from triptych.bench.processes import Process, python
 from triptych.bench.report import Column, Report, Table
 from triptych.bench.timing import check_equal
+from triptych.compiling import compile_blocks
 from triptych.hardware import flushed_denormals
 from triptych.models import autoencoder_config, swin_config, unet_config, vit_config
 from triptych.models.latent_diffusion_config import SIZES, LatentDiffusionConfig
@@ -79,6 +81,8 @@ class Plan(Effort):
         Classifier(name="vit-s16", batch=8),
         Classifier(name="swin-t", batch=4),
     )
+    compiled: bool = False
+    """Steps of compiled networks in bf16 too, which takes minutes for each side."""
     loops: LoopPlan = field(default_factory=LoopPlan)
     rounds: int = 5
     seconds: float = 5.0
@@ -113,6 +117,9 @@ QUICK = Plan(
 )
 
 
+DIFFUSION, CLASSIFIER = "A step of latent diffusion", "A step of a classifier"
+
+
 @dataclass(frozen=True)
 class Task:
     """A network and its loss, of which a step is measured."""
@@ -143,12 +150,17 @@ def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> 
         peaks, limits = measure_peaks(plan)
         report.tables = [
             limits,
-            steps("A step of latent diffusion", diffusion, ("diffusers",), plan, peaks),
-            steps("A step of a classifier", classifiers, ("transformers", "timm"), plan, peaks),
+            table_of(DIFFUSION, diffusion, ("diffusers",)),
+            table_of(CLASSIFIER, classifiers, ("transformers", "timm")),
             held,
             whole_loops(plan.loops, folder / "ldm" / "model.safetensors"),
             latents_and_pictures(plan.loops, folder / "ldm" / "model.safetensors"),
         ]
+        for table, tasks in zip(report.tables[1:3], (diffusion, classifiers), strict=True):
+            table.rows += steps(tasks, plan, peaks)
+        # What is compiled comes last: it leaves the process larger.
+        for table, tasks in zip(report.tables[1:3], (diffusion, classifiers), strict=True):
+            table.rows += steps(tasks, plan, peaks, compiled=True) if plan.compiled else []
     facts["taken by others"] = others.said()
     return report
 
@@ -199,40 +211,49 @@ def write(net: Network, folder: Path, beside: Sequence[str]) -> None:
         export(net, folder / peers.FORMATS[name], peers.FORMATS[name])
 
 
-def steps(
-    title: str, tasks: Sequence[Task], named: Sequence[str], plan: Plan, peaks: Mapping[str, float]
-) -> Table:
-    """Seconds of a step of each task in each precision, beside each peer that is there."""
-    there = tuple(name for name in named if any(name in task.there for task in tasks))
+def table_of(title: str, tasks: Sequence[Task], named: Sequence[str]) -> Table:
+    """Without rows, beside each of the named peers that is there."""
     how = HOW.replace("2 x MACs x images/s", "3 x 2 x MACs of the forward pass / seconds")
-    table = Table(
+    return Table(
         title=title,
         says=(
             "Seconds of one step on inputs that stay the same: forward pass, loss, backward pass, clipped gradient, "
             "fused AdamW. One plain loop for all sides, weights in fp32 and equal at the start; bf16 is by autocast. "
-            f"Losses and gradient norms of the first {FIRST} steps checked equal. {how}"
+            "Compiled is `torch.compile`: of each of our blocks, as `triptych train --loop.compile` does, and of the "
+            f"whole of a peer's network. Losses and gradient norms of the first {FIRST} steps checked equal. {how}"
         ),
         columns=[
             Column(key="network", heading="network"),
+            Column(key="mode", heading="mode"),
             Column(key="dtype", heading="precision"),
-            *beside(there),
+            *beside(tuple(name for name in named if any(name in task.there for task in tasks))),
         ],
     )
-    for task in tasks:
-        for label, dtype in DTYPES.items():
-            sides = {
-                who: learner(task.what, who, task.folder, task.size, dtype) for who in ("ours", *task.there)
-            }
-            firsts = {who: torch.stack([step() for _ in range(FIRST)]) for who, step in sides.items()}
-            apart = alike(firsts, TOLERANCES[label])
-            row = in_turn(sides, plan)
-            used = 6 * task.macs / row["ours"].median / peaks[label]
-            row |= {"network": task.name, "dtype": label, "utilisation": used}
-            row["apart"] = apart if len(sides) > 1 else None
-            table.rows.append(row)
-            said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
-            log.info("%s, %s: seconds %s", task.name, label, said)
-    return table
+
+
+def steps(
+    tasks: Sequence[Task], plan: Plan, peaks: Mapping[str, float], compiled: bool = False
+) -> list[dict[str, Any]]:
+    """Seconds of a step of each task in each precision, beside each peer that is there. Compiled are those in bf16
+    whose network is called as a whole, which an autoencoder's is not."""
+    chosen = [task for task in tasks if not compiled or task.what != "autoencoder"]
+    rows = []
+    for task, (label, dtype) in itertools.product(chosen, DTYPES.items()):
+        if compiled and label != "bf16":
+            continue
+        sides = {who: learner(task.what, who, task.folder, task.size, dtype) for who in ("ours", *task.there)}
+        for who, side in sides.items() if compiled else ():
+            compile_blocks(side.net) if who == "ours" else side.net.compile()
+        firsts = {who: torch.stack([step() for _ in range(FIRST)]) for who, step in sides.items()}
+        apart = alike(firsts, TOLERANCES[label])
+        row = in_turn(sides, plan)
+        used = 6 * task.macs / row["ours"].median / peaks[label]
+        row |= {"network": task.name, "mode": "compiled" if compiled else "eager", "dtype": label}
+        row |= {"utilisation": used, "apart": apart if len(sides) > 1 else None}
+        rows.append(row)
+        said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
+        log.info("%s, %s, %s: seconds %s", task.name, row["mode"], label, said)
+    return rows
 
 
 def alike(firsts: Mapping[str, Tensor], tolerance: float) -> float:

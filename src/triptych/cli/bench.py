@@ -48,14 +48,14 @@ class Bench:
     short: bool = False
     """ldm: bf16 alone, few rounds, and pictures of a tenth of the steps."""
     compiled: bool = False
-    """ldm: compiled networks too, which takes minutes more. The other suites always measure what they compile."""
+    """ldm and train: compiled networks too, which takes many minutes more. Others always measure what they compile."""
     json: bool = False
     """Print everything as JSON."""
 
     def run(self) -> int:
-        for name in ("short", "compiled"):
-            if getattr(self, name) and self.suite != "ldm":
-                raise UserError(f"--{name} is of the suite ldm; leave it out")
+        for name, suites in {"short": ["ldm"], "compiled": ["ldm", "train"]}.items():
+            if getattr(self, name) and self.suite not in suites:
+                raise UserError(f"--{name} is of {' and '.join(suites)}, not of {self.suite}; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
         from triptych.bench import (
