@@ -10,13 +10,15 @@ from triptych.cli import main
 
 def test_every_call_is_taken_apart(tmp_path):
     assert main(["bench", "profile", "--quick", "--out", str(tmp_path)]) == 0
-    _, table = json.loads((tmp_path / "benchmarks.json").read_text())["profile"]["tables"]
+    _, table, attention = json.loads((tmp_path / "benchmarks.json").read_text())["profile"]["tables"]
     assert len(table["rows"]) == 12
     for row in table["rows"]:
         shares = [row[name] for name, _ in profile.KINDS] + [row["rest"]]
         assert all(0 <= share <= 1.1 for share in shares)
         assert 0.95 < sum(shares) < 1.2
         assert 0 < row["utilisation"] < row["of products"]
+    (row,) = attention["rows"]
+    assert all(row[way]["median"] > 0 for way in ("ours", "plain", "slabs", "softmax"))
     assert "## Targets" in (tmp_path / "benchmarks.md").read_text()
 
 

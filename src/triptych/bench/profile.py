@@ -1,4 +1,5 @@
-"""`triptych bench profile`: where the time of a forward pass and of a step of learning goes."""
+"""`triptych bench profile`: where the time of a forward pass and of a step of learning goes, and what other ways to
+attend would take."""
 
 import logging
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from triptych.bench import machine, swin, train, vit
+from triptych.bench.attending import SHAPES, Shape, attending
 from triptych.bench.forward import DTYPES, Effort, measure_peaks
 from triptych.bench.learning import learner
 from triptych.bench.others import Others
@@ -44,6 +46,9 @@ class Plan(Effort):
     swin: SwinPlan = field(default_factory=SwinPlan)
     train: TrainPlan = field(default_factory=TrainPlan)
     batch: int = 8
+    attention: dict[str, Shape] = field(default_factory=lambda: SHAPES)
+    compiled: bool = True
+    """Compile attention too."""
     passes: int = 3
     rounds: int = 5
     patience: float = 20.0
@@ -56,8 +61,11 @@ QUICK = Plan(
     swin=swin.QUICK,
     train=train.QUICK,
     batch=2,
+    attention={"tiny": (2, 2, 64, 16)},
+    compiled=False,
     passes=1,
     rounds=1,
+    seconds=0.0,
     patience=0.0,
     sides=(256,),
     copied=2**22,
@@ -98,7 +106,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench profile --out docs") -
             row["of products"] = flops / multiplied / peaks[label] if multiplied else None
             table.rows.append(row)
             log.info("%s, %s: %s", what, label, {name: f"{share:.0%}" for name, share in shares.items()})
-    report.tables = [limits, table]
+    report.tables = [limits, table, attending(plan.attention, plan.compiled, plan)]
     facts["taken by others"] = others.said()
     return report
 

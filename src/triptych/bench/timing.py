@@ -31,6 +31,14 @@ class Spread:
         values = sorted(values)
         return cls(statistics.median(values), values[0], values[-1])
 
+    def scaled(self, by: float) -> "Spread":
+        """In another unit; `by` is positive."""
+        return Spread(by * self.median, by * self.low, by * self.high)
+
+    def inverted(self) -> "Spread":
+        """Of a ratio, that of the other way round."""
+        return Spread(1 / self.median, 1 / self.high, 1 / self.low)
+
 
 def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
     """`work` as a measurement: the seconds that a call of it takes."""
