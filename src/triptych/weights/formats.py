@@ -58,7 +58,8 @@ class Reading:
 
     family: str
     config: Any
-    rules: list[Rule]
+    rules: list[Rule] | None
+    """None where the file names its tensors as the network does."""
     card: Card
     facts: dict[str, str] = field(default_factory=dict)
     """Where each thing that shapes cannot tell came from: {"num_heads": "config.json", ...}."""

@@ -21,7 +21,7 @@ from triptych.weights.files import Checkpoint, open_checkpoint
 from triptych.weights.formats import Format, Hints, Names, Reading, Weights, shapes_of
 from triptych.weights.known import known
 from triptych.weights.legible import legible
-from triptych.weights.rules import Rule, plan, slab
+from triptych.weights.rules import Rule, plan, same, slab
 from triptych.weights.sameness import Said, aside, hints_in, told
 from triptych.weights.zoo import locate
 
@@ -91,7 +91,7 @@ def load(
         raise UserError(f"{checkpoint.path} is {kind}, which has no windows; leave window out")
     with blank():
         net = families.build(reading.config)
-    fill(net, checkpoint, reading.rules, f"{checkpoint.path} read as {chosen}", dtype)
+    fill(net, checkpoint, rules_for(net, reading), f"{checkpoint.path} read as {chosen}", dtype)
     if reading.finish is not None:
         reading.finish(net)
     origin = (
@@ -177,6 +177,11 @@ def looks_like(names: Names) -> str:
         if any(part in name for name in names.shapes):
             return what
     return f"{len(names.shapes)} tensors such as {', '.join(legible(name, 80) for name in list(names.shapes)[:3])}"
+
+
+def rules_for(net: nn.Module, reading: Reading) -> Sequence[Rule]:
+    """How the tensors of a checkpoint become those of the network of its config."""
+    return [same(name, name) for name in shapes_of(net)] if reading.rules is None else reading.rules
 
 
 def fill(
@@ -271,7 +276,7 @@ def inspect(source: Source) -> dict[str, Any]:
     with blank():
         net = families.build(reading.config)
     try:
-        plan(reading.rules, checkpoint.shapes, shapes_of(net), str(checkpoint.path))
+        plan(rules_for(net, reading), checkpoint.shapes, shapes_of(net), str(checkpoint.path))
         misfit = None
     except UserError as problem:
         misfit = str(problem)

@@ -16,11 +16,9 @@ from torch import nn
 from triptych.card import Card
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
-from triptych.network import blank
 from triptych.weights import families
 from triptych.weights.files import Checkpoint
-from triptych.weights.formats import Reading, shapes_of, state
-from triptych.weights.rules import same
+from triptych.weights.formats import Reading, state
 from triptych.weights.writers import write_shards
 
 if TYPE_CHECKING:
@@ -96,10 +94,8 @@ def read(checkpoint: Checkpoint) -> tuple[Reading, torch.dtype]:
         config, card = families.from_json(family, config_json), from_json(Card, card_json)
     except UserError as problem:
         raise UserError(f"{checkpoint.path}: {problem}") from problem
-    with blank():
-        names = shapes_of(families.build(config))
     facts: dict[str, str] = dict.fromkeys(("config", "preprocess", "classes"), "the file itself")
-    reading = Reading(family, config, [same(name, name) for name in names], card, facts)
+    reading = Reading(family, config, None, card, facts)
     if "tokenizer" in said:
         reading.finish = functools.partial(_give_tokenizer, said["tokenizer"])
     return reading, dtype
