@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from triptych.errors import UserError
 
@@ -73,6 +73,14 @@ def native_bf16(device: torch.device) -> str | None:
         return None
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return next((name.upper() for name in ("amx_bf16", "avx512_bf16", "bf16") if has.get(name)), None)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the processor's on `device`, without waiting for what is queued there. A copy from memory that is not
+    pinned has to wait, whatever it is asked for, once it is larger than the driver's own buffer."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def placed(net: N, device: torch.device, dtype: torch.dtype) -> N:

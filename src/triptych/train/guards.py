@@ -3,13 +3,13 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych import shares
 from triptych.errors import UserError
@@ -25,7 +25,7 @@ NAMED = 20  # names that are written of many
 
 
 class Guard:
-    """Looks at each step's numbers before its update is made.
+    """Looks at each step's numbers, once they are there; the update waits for `skipped` alone.
 
     Its state belongs to the checkpoint: whether a loss is a spike depends on those before it.
 
@@ -48,24 +48,24 @@ class Guard:
         self.losses, self.skipped = list(state["losses"]), state["skipped"]
 
     def finite(
-        self, step: int, terms: dict[str, float], nets: Sequence[nn.Module], batches: Sequence[Batch]
+        self, step: int, terms: dict[str, float], gradients: Sequence[str], batches: Sequence[Batch]
     ) -> bool:
-        """Whether the step's update may be made.
+        """Whether the step's update was made: what `skipped` made of the same numbers.
 
         Args:
             terms: the loss, what it was added up from, and norms of gradients.
-            nets: with the gradients of this step.
+            gradients: names of the parameters whose gradients are not finite.
             batches: that it was made of.
 
         Raises:
             UserError: something is not finite, and the run is to stop; it names what, where, and what was written.
         """
         wrong = nonfinite(terms)
-        if not any(name == "loss" or name.endswith("grad_norm") for name in wrong):
+        if not any(map(_decides, wrong)):
             self.skipped = 0
             return True
         self.skipped += 1
-        path = self._write(step, {name: terms[name] for name in wrong}, nets, batches)
+        path = self._write(step, {name: terms[name] for name in wrong}, gradients, batches)
         first = f"{wrong[0]} is {terms[wrong[0]]} at step {step}"
         if self.on_nonfinite == "skip" and self.skipped < IN_A_ROW:
             return False
@@ -93,21 +93,15 @@ class Guard:
         return height if height > SPIKE else None
 
     def _write(
-        self, step: int, wrong: dict[str, float], nets: Sequence[nn.Module], batches: Sequence[Batch]
+        self, step: int, wrong: dict[str, float], gradients: Sequence[str], batches: Sequence[Batch]
     ) -> Path:
         """Which terms and gradients, of which examples; and the batches' tensors beside it."""
         of = "" if self.rank is None else f"-rank-{self.rank}"
         path = self.folder / f"nonfinite-step-{step}{of}.json"
-        gradients = [
-            name
-            for net in nets
-            for name, parameter in net.named_parameters()
-            if parameter.grad is not None and not _mine(parameter.grad).isfinite().all()
-        ]
         about = {
             "step": step,
             "terms": {name: str(value) for name, value in wrong.items()},
-            "gradients": gradients[:NAMED],
+            "gradients": list(gradients[:NAMED]),
             "gradients_in_all": len(gradients),
             "batches": [
                 {"seed": list(batch["seed"]), "ids": batch["id"], "rows": batch.get("row")}
@@ -126,9 +120,48 @@ class Guard:
         return path
 
 
-def _mine(tensor: Tensor) -> Tensor:
-    """This process's shard."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+def skipped(terms: Mapping[str, Tensor]) -> Tensor:
+    """1 if the loss or a norm of gradients is infinite or no number, else 0: in fp32 and on their device, where it can
+    be acted on by `optim.update` before anybody here knows."""
+    deciding = [_number(value) for name, value in terms.items() if _decides(name)]
+    return (~torch.stack(deciding).isfinite().all()).float()
+
+
+def _decides(name: str) -> bool:
+    return name == "loss" or name.endswith("grad_norm")
+
+
+class Numbers:
+    """A step's numbers on their way from the device: nobody waits for them before they are read.
+
+    Args:
+        terms: as `Guard.finite` takes them.
+        gradients: names of parameters, and the norms of their gradients.
+    """
+
+    def __init__(self, terms: Mapping[str, Tensor], gradients: Sequence[tuple[str, Tensor]]):
+        self.terms, self.gradients = list(terms), [name for name, _ in gradients]
+        values = torch.stack([*map(_number, terms.values()), *(_number(norm) for _, norm in gradients)])
+        self.values = values.to("cpu", non_blocking=True)  # which pins the memory that it copies to
+        self.come = None if values.device.type == "cpu" else torch.Event(values.device)
+        if self.come is not None:
+            self.come.record()
+
+    def wait(self) -> None:
+        """Until the device has got as far as here."""
+        if self.come is not None:
+            self.come.synchronize()
+
+    def read(self) -> tuple[dict[str, float], list[str]]:
+        """The terms, and the names of gradients that are not finite."""
+        self.wait()
+        values, count = self.values.tolist(), len(self.terms)
+        norms = zip(self.gradients, values[count:], strict=True)
+        return dict(zip(self.terms, values[:count], strict=True)), [n for n, v in norms if not math.isfinite(v)]
+
+
+def _number(value: Tensor) -> Tensor:
+    return value.detach().float().reshape(())
 
 
 def ids_of(batches: Iterable[Batch]) -> list[str]:
@@ -139,9 +172,3 @@ def ids_of(batches: Iterable[Batch]) -> list[str]:
 def nonfinite(terms: dict[str, float]) -> list[str]:
     """Names of those that are infinite or no number."""
     return [name for name, value in terms.items() if not math.isfinite(value)]
-
-
-def numbers(terms: dict[str, Tensor]) -> dict[str, float]:
-    """All of them in one transfer, which waits for the device once."""
-    values = torch.stack([value.detach().float().reshape(()) for value in terms.values()]).tolist()
-    return dict(zip(terms, values, strict=True))

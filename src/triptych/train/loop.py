@@ -18,20 +18,22 @@ import torch
 from triptych import shares
 from triptych.data.loader import Loader
 from triptych.errors import UserError
+from triptych.hardware import sent
 from triptych.network import Network
 from triptych.train.checkpoints import Checkpoints, Facts
 from triptych.train.config import LoopConfig, OptimConfig
 from triptych.train.ema import Ema
-from triptych.train.guards import Guard, ids_of, nonfinite, numbers
+from triptych.train.guards import Guard, Numbers, skipped
 from triptych.train.identity import require_same
 from triptych.train.interrupts import interrupts
 from triptych.train.log import NoLog, RunLog
-from triptych.train.meter import Meter, words
+from triptych.train.meter import Meter
 from triptych.train.opponent import Opponent
-from triptych.train.optim import lr_at, make_optimizer, set_lr
-from triptych.train.parallel import Alone, clip
+from triptych.train.optim import clip, lr_at, make_optimizer, set_lr, update
+from triptych.train.parallel import Alone
 from triptych.train.state import gather, scatter
 from triptych.train.tasks import Batch, Task
+from triptych.train.telling import Step, Teller
 
 T = TypeVar("T")
 
@@ -108,7 +110,8 @@ def fit(
     def epoch_at(step: int) -> float:
         return step * config.accumulate / len(train)
 
-    def save(log: RunLog | NoLog) -> None:
+    def save(log: RunLog | NoLog, told: Teller) -> None:
+        told.settle()
         log.sync()
         facts = {
             "identity": identity,
@@ -126,6 +129,7 @@ def fit(
         RunLog(out, total, step, config.log_every, config.tensorboard, evaluated)
         if team.first
         else NoLog() as log,
+        Teller(log, guard, meter, team.size == 1) as told,
         interrupts() as interrupted,
         torch.random.fork_rng(),
     ):
@@ -160,7 +164,7 @@ def fit(
             late = not checkpoints.busy and time.monotonic() - saved > config.save_every
             ending, late, due = team.agree(interrupted(), late and team.first, log.due())
             if late:
-                save(log)
+                save(log, told)
                 saved = time.monotonic()
             if step >= total or ending:
                 break
@@ -188,47 +192,33 @@ def fit(
                 for name, value in {"loss": loss.detach(), **found}.items():
                     terms[name] = terms.get(name, 0) + value * weight / config.accumulate
                 meter.images += batch["share"].whole if "share" in batch else len(batch["label"])
-            learning = [p for p in net.parameters() if p.requires_grad]
-            terms["grad_norm"] = clip(learning, optim.clip or math.inf)
+            terms["grad_norm"], norms = clip(net, optim.clip or math.inf)
             if opponent is not None:
-                terms |= opponent.clip()
-            # This waits for the device, so that nothing wrong is learnt; all processes see the same.
-            values = numbers(team.means([terms])[0])
-            finite = guard.finite(step + 1, values, [net, *([opponent.net] if opponent else [])], parts)
-            if finite:
-                optimizer.step()
+                found, more = opponent.clip()
+                terms, norms = terms | found, norms + more
+            terms = dict(team.means([terms])[0])  # so that all processes decide alike
+            # The device decides whether the step is finite, and nobody waits for it: its numbers are read when the next
+            # step has got as far as here.
+            bad, numbers = skipped(terms), Numbers(terms, norms)
+            told.settle()
+            update(optimizer, bad)
             optimizer.zero_grad(set_to_none=True)
             if opponent is not None:
-                opponent.step(progress, finite)
+                opponent.step(progress, bad)
             step += 1
-            if ema and finite:
-                ema.update(net, step)
+            if ema:
+                ema.update(net, step, bad)
 
             # What is told of it.
             row = {"step": step, "images": images_at(step), "epoch": epoch_at(step), "lr": lr}
-            if finite:
-                row |= values
-                height = guard.spike(values["loss"])
-                if height is not None:
-                    row |= {"spike": height, "ids": ids_of(parts)}
-                    log.say(f"step {step}: the loss jumped to {values['loss']:.4g}, {height:.0f} deviations up; "
-                            "its examples are in log.jsonl")  # fmt: skip
-            else:
-                wrong = nonfinite(values)
-                row |= {"skipped": wrong, "ids": ids_of(parts)}
-                log.say(
-                    f"step {step} is skipped: {', '.join(wrong)} not finite; see nonfinite-step-{step}.json"
-                )
             due = due or step % eval_steps == 0 or step == total
-            if due or step % REPORT_STEPS == 0:
-                speed = meter.report()
-                row |= speed
-                if due:
-                    log.show(step, f"epoch {row['epoch']:.2f}  loss {values['loss']:.3f}  {words(speed)}")
-                if line := meter.starving(speed):
-                    log.say(line)
-            log.write([row])
-        save(log)
+            if due:
+                numbers.wait()  # what stands on the screen is of work that is done
+            speed = meter.report() if due or step % REPORT_STEPS == 0 else {}
+            told.last = Step(row, numbers, parts, speed, shown=due)
+            if due:
+                told.settle()
+        save(log, told)
         checkpoints.wait()
         for name, why in team.merged(train.bad).items():
             log.say(f"left out: {name}: {why}")
@@ -305,8 +295,9 @@ def endless(loader: Loader, team: Alone | None = None) -> Iterator[Batch]:
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, but for what numpy's draws depend on."""
     return {
-        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+        k: sent(v, device) if isinstance(v, torch.Tensor) and k != "aspect" else v for k, v in batch.items()
     }
 
 

@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from triptych.network import Network
 from triptych.train.config import OptimConfig
-from triptych.train.optim import lr_at, make_optimizer, set_lr
+from triptych.train.optim import clip, lr_at, make_optimizer, set_lr, update
 
 Batch = dict[str, Any]
 
@@ -48,17 +47,18 @@ class Opponent:
             self.net.requires_grad_(False)
         return logs
 
-    def clip(self) -> dict[str, Tensor]:
-        """Clip the gradient, if it learnt since the last time, and say its norm."""
+    def clip(self) -> tuple[dict[str, Tensor], list[tuple[str, Tensor]]]:
+        """Clip the gradient, if it learnt since the last time, and say its norm, and that of each parameter."""
         if not self.learnt:
-            return {}
-        norm = torch.nn.utils.clip_grad_norm_(list(self.net.parameters()), self.optim.clip or math.inf)
-        return {"opponent_grad_norm": norm}
+            return {}, []
+        norm, each = clip(self.net, self.optim.clip or math.inf)
+        return {"opponent_grad_norm": norm}, each
 
-    def step(self, progress: float, update: bool = True) -> None:
-        """Update it at a share of the run, if it learnt since the last time; or forget the gradient."""
-        if self.learnt and update:
+    def step(self, progress: float, skipped: Tensor) -> None:
+        """Update it at a share of the run, if it learnt since the last time, unless `skipped` (as in `optim.update`) is
+        1; and forget the gradient."""
+        if self.learnt:
             set_lr(self.optimizer, lr_at(progress, self.optim))
-            self.optimizer.step()
+            update(self.optimizer, skipped)
         self.learnt = False
         self.optimizer.zero_grad(set_to_none=True)

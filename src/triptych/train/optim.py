@@ -1,8 +1,10 @@
-"""Parameter groups, the optimiser and its schedule."""
+"""Parameter groups, the optimiser, its schedule, and the norms of gradients."""
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from triptych.network import Network
 from triptych.train.config import OptimConfig
@@ -76,3 +78,35 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give each group its share of `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
+
+
+def update(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
+    """A step of the optimiser, which leaves everything as it is where `skipped` (fp32, on its device) is 1: weights,
+    moments, and counts of steps. It is what `torch.amp.GradScaler` does to those that can be told so, and fused ones
+    can; nobody waits for the device to say which it was."""
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def clip(net: nn.Module, most: float) -> tuple[Tensor, list[tuple[str, Tensor]]]:
+    """The norm of all gradients together, sharded or not, which are then no longer than `most`; and that of each, with
+    its parameter's name: of a sharded one that of this process's part.
+
+    It is `torch.nn.utils.clip_grad_norm_`, which does not give the norm of each.
+    """
+    learning = [(name, p) for name, p in net.named_parameters() if p.grad is not None]
+    sharded = [(name, p) for name, p in learning if hasattr(p, "full_tensor")]
+    whole = [(name, p) for name, p in learning if not hasattr(p, "full_tensor")]
+    norms: list[Any] = []
+    each: list[tuple[str, Tensor]] = []
+    for part in filter(None, (sharded, whole)):  # no product takes both
+        found: list[Any] = torch._foreach_norm([p.grad for _, p in part])
+        norms.append(torch.linalg.vector_norm(torch.stack(found)))
+        each += [(name, norm) for (name, _), norm in zip(part, found, strict=True)]
+    norm = norms[0]
+    if sharded:
+        norm = torch.linalg.vector_norm(torch.stack([norms[0].full_tensor(), *norms[1:]]))
+        each = [(name, n.to_local() if hasattr(n, "to_local") else n) for name, n in each]  # type: ignore[operator]
+    for part in filter(None, (sharded, whole)):
+        torch.nn.utils.clip_grads_with_norm_([p for _, p in part], most, norm)
+    return norm, each

@@ -276,22 +276,6 @@ def leaves_out(step: Pass, batch: Batch, nets: Sequence[nn.Module]) -> bool:
     return any(p.requires_grad and id(p) not in used for p in step.net.parameters())
 
 
-def clip(parameters: Sequence[Tensor], most: float) -> Tensor:
-    """The norm of all gradients together, sharded or not, which are then no longer than `most`."""
-    sharded = [p for p in parameters if hasattr(p, "full_tensor")]
-    if not sharded:
-        return torch.nn.utils.clip_grad_norm_(parameters, most)
-    plain = [p for p in parameters if not hasattr(p, "full_tensor")]
-    norms = [
-        _plain(torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]))
-        for part in (sharded, plain)
-    ]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
-    for part in (sharded, plain):
-        torch.nn.utils.clip_grads_with_norm_(part, most, norm)
-    return norm
-
-
 def _plain(tensor: Tensor) -> Tensor:
     """All of a sharded tensor."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]

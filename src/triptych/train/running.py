@@ -180,7 +180,7 @@ def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
         optimizer.zero_grad()
         if parts.opponent is not None:
             parts.opponent.learn(batch, 1.0, parts.autocast)
-            parts.opponent.step(0.5)
+            parts.opponent.step(0.5, torch.zeros((), device=parts.device))
         loss.item()  # waits for the device
         times.append(time.monotonic() - start)
     whole = parts.task.product(copy.deepcopy(parts.net))
