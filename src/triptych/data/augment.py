@@ -28,6 +28,7 @@ from triptych.data.geometry import geometry, warp, warp_mask
 from triptych.data.masks import IGNORED, VALUES
 from triptych.data.rectangles import draw_erasing, draw_mixing, erase, mix
 from triptych.errors import UserError
+from triptych.hardware import sent
 
 # Float pixels worked on at a time on a CPU: 2 and 4 MB were alike, the whole batch took twice as long.
 PIECE_BYTES = 2 << 20
@@ -61,6 +62,7 @@ def draw(
     """The numbers behind `augment` with the same arguments. The device has no part in them."""
     # A stream for each idea: turning one off leaves the others' draws as they were.
     place, colour, behind, rubber, blend = np.random.default_rng(_entropy(seed)).spawn(5)
+    device = torch.device(device)
     ratios = None if aspect is None else np.asarray(torch.as_tensor(aspect).cpu(), dtype=float)
     share = shares.current()
     rows = slice(0, count) if share is None else slice(share.first, share.first + count)
@@ -229,7 +231,7 @@ def rand_augment(
     policy = RandAugment(n=config.rand_augment, m=config.rand_augment_magnitude)  # type: ignore[arg-type]
     share = shares.current()
     rng = np.random.default_rng([*_entropy(seed), 1, *([] if share is None else [share.first])])
-    order = torch.from_numpy(rng.permutation(len(x))).to(x.device)
+    order = sent(torch.from_numpy(rng.permutation(len(x))), x.device)
     out = torch.empty_like(x)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         # Not torch.manual_seed: that reaches the devices which fork_rng was not told to keep.
@@ -257,10 +259,10 @@ def _entropy(seed: int | Sequence[int]) -> list[int]:
     return [len(numbers), *(word for number in numbers for word in divmod(number, 2**32))]
 
 
-def _tensor(values: np.ndarray, device: torch.device | str) -> Tensor:
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
     dtype = torch.int64 if values.dtype.kind == "i" else torch.float32
-    return torch.from_numpy(np.ascontiguousarray(values)).to(dtype).to(device)
+    return sent(torch.from_numpy(np.ascontiguousarray(values)).to(dtype), device)
 
 
 def _column(values: Colour, device: torch.device) -> Float[Tensor, "3 1 1"]:
-    return torch.tensor(values, device=device).view(3, 1, 1)
+    return sent(torch.tensor(values), device).view(3, 1, 1)

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triptych.data.config import AugmentConfig
+from triptych.hardware import sent
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's "L"
 YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
@@ -31,7 +32,7 @@ def jitter(x: Float[Tensor, "B C H W"], colour: Float[Tensor, "B 4"]) -> Float[T
     """
     b, f, s, angle = colour[:, :, None, None].unbind(1)  # each (B, 1, 1)
     count, has_alpha = len(x), x.shape[1] == 4
-    luma = torch.tensor(LUMA, device=x.device)
+    luma = sent(torch.tensor(LUMA), x.device)
     pixels = x.flatten(2)  # (B, C, N)
     total = pixels.sum(-1)  # (B, C)
     weight = total[:, 3].clamp_min(1e-6) if has_alpha else pixels.shape[-1]
@@ -49,8 +50,10 @@ def jitter(x: Float[Tensor, "B C H W"], colour: Float[Tensor, "B 4"]) -> Float[T
 
 def _hue(angle: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B 3 3"]:
     """Turn of the (I, Q) plane by the angle; luma stays."""
-    to_yiq = torch.tensor(YIQ, device=angle.device, dtype=torch.float32)
+    to_yiq = torch.tensor(YIQ, dtype=torch.float32)
+    to_rgb = torch.linalg.inv(to_yiq)  # which waits for a device to say whether there is one
+    to_yiq, to_rgb = (sent(matrix, angle.device) for matrix in (to_yiq, to_rgb))
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     rows = [[zero + 1, zero, zero], [zero, cos, -sin], [zero, sin, cos]]
     turn = torch.cat([torch.cat(row, -1) for row in rows], -2)
-    return torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    return to_rgb @ turn @ to_yiq

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from triptych import shares
 from triptych.card import Card, Preprocess
 from triptych.errors import UserError
+from triptych.hardware import sent
 from triptych.layers.cross_attention import SpatialAttention
 from triptych.layers.initial import fill
 from triptych.layers.norm import GroupNorm
@@ -170,7 +171,9 @@ class FirstStage(Network):
 
 
 def _by_channel(value: float | tuple[float, ...], like: Tensor) -> float | Tensor:
-    return like.new_tensor(value)[:, None, None] if isinstance(value, tuple) else value
+    if not isinstance(value, tuple):
+        return value
+    return sent(torch.tensor(value, dtype=like.dtype), like.device)[:, None, None]
 
 
 class Level(nn.Module):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych.hardware import sent
 from triptych.layers.initial import fill
 
 # Channels of the 3x3 convolutions of each of the five levels; between two levels the map is halved by its maxima.
@@ -58,7 +59,7 @@ class Lpips(nn.Module):
 
     def features(self, images: Images) -> list[Float[Tensor, "b c rows columns"]]:
         """Maps of unit length at each place, of images in [-1, 1]."""
-        shift, scale = (images.new_tensor(v)[:, None, None] for v in (SHIFT, SCALE))
+        shift, scale = sent(torch.tensor((SHIFT, SCALE), dtype=images.dtype), images.device)[..., None, None]
         return [unit(x) for x in self.vgg((images - shift) / scale)]
 
     def forward(self, images: Images, others: Images) -> Float[Tensor, "b"]:

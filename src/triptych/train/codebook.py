@@ -3,10 +3,11 @@
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from triptych import shares
+from triptych.hardware import sent
 from triptych.models.autoencoder import Autoencoder
 from triptych.train.first_stage_config import CodebookConfig
 
@@ -42,7 +43,9 @@ class Codebook(nn.Module):
         loss = self.config.commitment * F.mse_loss(z.float(), entries.detach())
         if self.config.update == "gradient":
             loss = loss + F.mse_loss(entries, z.detach().float())
-        used = shares.summed(torch.bincount(indices.flatten(), minlength=len(self.counts)).float())
+        each = torch.ones_like(indices.flatten(), dtype=torch.int32)
+        count = each.new_zeros(len(self.counts)).index_add_(0, indices.flatten(), each)
+        used = shares.summed(count.float())
         logs = {"perplexity": perplexity(used), "codes_used": (used > 0).float().mean()}
         if learn:
             logs["codes_revived"] = self._remember(net, z.detach().float(), indices, used)
@@ -53,6 +56,8 @@ class Codebook(nn.Module):
         """N <- d N + (1 - d) n,  m <- d m + (1 - d) sum z,  e = m / N (van den Oord et al. 2017, Appendix A.1)."""
         flat, d = rearrange(z, "b c h w -> (b h w) c"), self.config.decay
         weight = net.codebook.weight
+        # What is no number leaves its entry where it is: the step is not made, and the codebook must outlast it.
+        flat = torch.where(flat.isfinite(), flat, weight[indices.flatten()].to(flat))
         self.counts.lerp_(used, 1 - d)
         if self.config.update == "ema":
             sums = torch.zeros_like(self.sums).index_add_(0, indices.flatten(), flat)
@@ -62,19 +67,23 @@ class Codebook(nn.Module):
             counts = (self.counts + 1e-5) / (total + len(self.counts) * 1e-5) * total
             weight.copy_(self.sums / counts[:, None])
         dead = self.counts < self.config.revive_below
-        if dead.any():
-            chosen = _any(flat, int(dead.sum()), len(z))
-            weight[dead] = chosen.to(weight)
-            self.sums[dead], self.counts[dead] = chosen, 1.0
+        # For all entries, alive or dead: to know how many are dead would be to wait for the device.
+        chosen = _any(flat, dead, len(z))
+        weight.copy_(torch.where(dead[:, None], chosen.to(weight), weight))
+        self.sums.copy_(torch.where(dead[:, None], chosen, self.sums))
+        self.counts.masked_fill_(dead, 1.0)
         return dead.float().mean()
 
 
-def _any(flat: Float[Tensor, "n c"], count: int, pictures: int) -> Float[Tensor, "count c"]:
-    """Any of the latents of a batch, by torch's own stream, which the loop seeds by the step: of all processes' where
-    several share the batch, each of which adds those that it has to zeros."""
+def _any(flat: Float[Tensor, "n c"], dead: Bool[Tensor, "k"], pictures: int) -> Float[Tensor, "k c"]:
+    """Any latent of a batch for each dead entry: one after another from torch's own stream, which the loop seeds by the
+    step, and which is left where it is. Of all processes' where several share the batch, each of which adds those that
+    it has to zeros."""
     share, each = shares.current(), len(flat) // pictures
     whole, first = (len(flat), 0) if share is None else (share.whole * each, share.first * each)
-    at = torch.randint(whole, (count,), device="cpu").to(flat.device) - first
+    stream = torch.Generator().set_state(torch.get_rng_state())
+    drawn = sent(torch.randint(whole, dead.shape, generator=stream), flat.device)
+    at = drawn[(dead.cumsum(0) - 1).clamp(min=0)] - first
     if share is None:
         return flat[at]
     mine = (at >= 0) & (at < len(flat)) & (share.weight > 0)

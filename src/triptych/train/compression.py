@@ -95,7 +95,7 @@ class Compress:
             # is left for the loop to give.
             (push,) = torch.autograd.grad(fooled * shares.weight(), seen)
             push = push / (shares.weight() or 1.0)
-            weight = torch.tensor(self.how.discriminator.weight)
+            weight = torch.full((), self.how.discriminator.weight, device=made.device)
             if self.how.discriminator.adaptive:
                 last = model.autoencoder.decoder.conv_out.weight
                 weight = weight * adaptive_weight(made, last, pull * shares.weight(), push * shares.weight())

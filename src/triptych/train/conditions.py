@@ -17,6 +17,7 @@ from triptych.data.config import DataConfig
 from triptych.data.loader import make_loader
 from triptych.data.sources import Source, Subset
 from triptych.errors import UserError
+from triptych.hardware import sent
 from triptych.models.image_tokens import TokenProjection
 from triptych.models.text import ClassToken, TextEncoder
 from triptych.models.tokenizers import Tokenizer
@@ -77,7 +78,7 @@ class Classes:
         return self.labels[np.asarray(rows, np.int64)]
 
     def context(self, reader: ClassToken, chosen: Chosen) -> Float[Tensor, "b 1 d"]:
-        return reader(torch.from_numpy(chosen).to(reader.classes.weight.device))
+        return reader(sent(torch.from_numpy(chosen), reader.classes.weight.device))
 
 
 class Captions:
@@ -114,8 +115,8 @@ class Captions:
         """Each different caption of the batch is read once."""
         each, back = np.unique(chosen, return_inverse=True)
         device = reader.positions.device
-        read = reader.encode_tokens(self.tokens[each].to(device, torch.int64))
-        return read[torch.from_numpy(back).to(device)]
+        read = reader.encode_tokens(sent(self.tokens[each].long(), device))
+        return read[sent(torch.from_numpy(back), device)]
 
 
 class FrozenCaptions(Captions):
@@ -138,7 +139,7 @@ class FrozenCaptions(Captions):
         if len(missing):
             kept[missing] = super().context(self.encoder, missing).to(kept)
             self.has[missing] = True
-        return kept[torch.from_numpy(chosen)].to(self.encoder.positions.device, torch.float32)
+        return sent(kept[torch.from_numpy(chosen)], self.encoder.positions.device).float()
 
 
 class FrozenImages:
@@ -167,7 +168,7 @@ class FrozenImages:
 
     def context(self, reader: TokenProjection, chosen: Chosen) -> Float[Tensor, "b n d"]:
         seen = self.features(np.where(chosen == self.nothing, 0, chosen))
-        none = torch.from_numpy(chosen == self.nothing).to(seen.device)[:, None, None]
+        none = sent(torch.from_numpy(chosen == self.nothing), seen.device)[:, None, None]
         return torch.where(none, reader.nothing(seen.shape[1]).to(seen.dtype), reader(seen))
 
     @torch.no_grad()
@@ -179,14 +180,14 @@ class FrozenImages:
         if len(missing):
             fresh = self._see(missing)
             if self.kept is None and len(self.source) * fresh[0].numel() * 2 > KEPT_BYTES:
-                return fresh[torch.from_numpy(back).to(device)].float()
+                return fresh[sent(torch.from_numpy(back), device)].float()
             kept = self.kept
             if kept is None:
                 kept = self.kept = torch.zeros(len(self.source), *fresh.shape[1:], dtype=torch.float16)
             kept[missing] = fresh.to(kept)
             self.has[missing] = True
         assert self.kept is not None
-        return self.kept[rows].to(device, torch.float32)
+        return sent(self.kept[rows], device).float()
 
     def _see(self, rows: Chosen) -> Float[Tensor, "b n c"]:
         device = next(self.backbone.parameters()).device

@@ -17,6 +17,7 @@ from triptych.data.config import AugmentConfig
 from triptych.diffusion.config import NoiseConfig
 from triptych.diffusion.loss import diffusion_loss
 from triptych.diffusion.process import Process
+from triptych.hardware import sent
 from triptych.models.autoencoder import FirstStage
 from triptych.models.image_tokens import ImageTokens, TokenProjection
 from triptych.models.latent_diffusion import LatentDiffusion
@@ -111,7 +112,7 @@ class Denoise:
             if rng is not None:
                 flipped = shares.drawn(len(mean), rng.random) < self.config.flip
                 way = torch.from_numpy(flipped.astype(np.int64))
-            at = torch.arange(len(mean), device=mean.device), way.to(mean.device)
+            at = torch.arange(len(mean), device=mean.device), sent(way, mean.device)
             z = mean[at].float()
             return z if std is None or rng is None else z + std[at].float() * normal(z, generator)
         with torch.autocast(batch["image"].device.type, enabled=False):

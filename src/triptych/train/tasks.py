@@ -16,6 +16,7 @@ from triptych.data.augment import augment, augment_pair, prepare
 from triptych.data.config import AugmentConfig
 from triptych.data.feeding import Passes
 from triptych.data.masks import void_of
+from triptych.hardware import sent
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.strips import parsed, strips_of
 from triptych.metrics.classification import ClassificationMetrics
@@ -136,7 +137,8 @@ class Teacher:
         now, then = card.preprocess, self.net.card.preprocess
         self.net.to(images.device)
         if (now.mean, now.std) != (then.mean, then.std):
-            columns = [images.new_tensor(v)[:, None, None] for v in (now.mean, now.std, then.mean, then.std)]
+            rows = torch.tensor((now.mean, now.std, then.mean, then.std))
+            columns = sent(rows, images.device)[:, :, None, None]
             images = (images * columns[1] + columns[0] - columns[2]) / columns[3]
         if images.shape[-2:] != then.size:
             images = F.interpolate(images, size=then.size, mode="bicubic", antialias=True)
@@ -240,7 +242,8 @@ def pixel_loss(
         hits = right.new_zeros(K).index_add(0, target.flatten(), (right.exp() * known).flatten())
         guessed = torch.einsum("bkhw,bhw->k", logs.exp(), known.to(logs))
         hits, guessed = shares.summed(hits), shares.summed(guessed)
-        truth = shares.summed(target[known].bincount(minlength=K))
+        counted = known.flatten().int()
+        truth = shares.summed(counted.new_zeros(K).index_add(0, target.flatten(), counted))
         dice = (2 * hits + 1) / (guessed + truth + 1)
         there = truth > 0
         loss = loss + weights.dice * (1 - dice).masked_fill(~there, 0.0).sum() / there.sum().clamp(min=1)
@@ -298,5 +301,5 @@ def random_squares(
     rng = np.random.default_rng([n % 2**64 for n in seed])
     order = shares.drawn(b, lambda n: rng.random((n, rows * columns))).argsort(axis=1)
     hidden = torch.from_numpy(order < math.ceil(ratio * rows * columns)).view(b, rows, columns)
-    hidden = hidden.to(images.device).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    hidden = sent(hidden, images.device).repeat_interleave(side, 1).repeat_interleave(side, 2)
     return F.pad(hidden, (0, images.shape[-1] - columns * side, 0, images.shape[-2] - rows * side))
