@@ -50,9 +50,8 @@ def jitter(x: Float[Tensor, "B C H W"], colour: Float[Tensor, "B 4"]) -> Float[T
 
 def _hue(angle: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B 3 3"]:
     """Turn of the (I, Q) plane by the angle; luma stays."""
-    to_yiq = torch.tensor(YIQ, dtype=torch.float32)
-    to_rgb = torch.linalg.inv(to_yiq)  # which waits for a device to say whether there is one
-    to_yiq, to_rgb = (sent(matrix, angle.device) for matrix in (to_yiq, to_rgb))
+    to_yiq = sent(torch.tensor(YIQ, dtype=torch.float32), angle.device)
+    to_rgb, _ = torch.linalg.inv_ex(to_yiq)  # `inv` waits to hear that there is one
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     rows = [[zero + 1, zero, zero], [zero, cos, -sin], [zero, sin, cos]]
     turn = torch.cat([torch.cat(row, -1) for row in rows], -2)

@@ -157,7 +157,9 @@ class Numbers:
         self.wait()
         values, count = self.values.tolist(), len(self.terms)
         norms = zip(self.gradients, values[count:], strict=True)
-        return dict(zip(self.terms, values[:count], strict=True)), [n for n, v in norms if not math.isfinite(v)]
+        return dict(zip(self.terms, values[:count], strict=True)), [
+            n for n, v in norms if not math.isfinite(v)
+        ]
 
 
 def _number(value: Tensor) -> Tensor:

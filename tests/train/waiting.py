@@ -1,0 +1,141 @@
+"""What a step would wait for a device by, seen without one."""
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from triptych.data import augment
+from triptych.train import guards, loop
+from triptych.train.meter import Meter
+
+# Operations whose result, or its shape, the host has to know. `_linalg_check_errors` asks whether a matrix is singular.
+ASKING = {
+    "_local_scalar_dense", "nonzero", "nonzero_numpy", "nonzero_static", "masked_select", "equal", "is_nonzero",
+    "bincount", "histc", "unique_dim", "_unique", "_unique2", "unique_consecutive", "_linalg_check_errors",
+}  # fmt: skip
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+COPYING = {"_to_copy", "copy_"}
+
+
+class Waits(TorchDispatchMode):
+    """Notes what would wait, while `on`, taking the tensors of `device` for those of a device: operations that ask for
+    a number or a shape, and, where it is another one than the processor, copies to and from there that are not
+    `non_blocking`."""
+
+    def __init__(self, device: str):
+        super().__init__()
+        self.device, self.on = device, False
+        self.found: list[str] = []
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if self.on and any(isinstance(arg, Tensor) and arg.device.type == self.device for arg in args):
+            self.seen += 1
+            if name in ASKING or (name == "repeat_interleave" and func._overloadname == "Tensor"):
+                self.note(name)
+            if name in INDEXING and any(
+                i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+            ):
+                self.note(f"{name} by booleans")
+        out = func(*args, **kwargs)
+        if self.on and name in COPYING:
+            there, here = (args[0], args[1]) if name == "copy_" else (out, args[0])
+            asked = args[2] if name == "copy_" and len(args) > 2 else kwargs.get("non_blocking", False)
+            if (there.device.type == "cpu") != (here.device.type == "cpu") and not asked:
+                self.note(f"{name} from {here.device} to {there.device}")
+        return out
+
+    def note(self, what: str) -> None:
+        self.found.append(what)
+
+    @contextlib.contextmanager
+    def off(self) -> Any:
+        before, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = before
+
+
+def watch_calls(patch: pytest.MonkeyPatch, waits: Waits) -> None:
+    """Note calls, too, that reach no operation where a tensor is on the processor, and tensors made of numbers
+    elsewhere, which are copied there."""
+    for name in ("tolist", "numpy", "cpu", "__array__"):
+        patch.setattr(Tensor, name, _asking(waits, name, getattr(Tensor, name)))
+    for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (Tensor, "new_tensor")):
+        patch.setattr(owner, name, _making(waits, name, getattr(owner, name)))
+
+
+def _asking(waits: Waits, name: str, real: Any) -> Any:
+    def asked(self: Tensor, *args: Any) -> Any:
+        if waits.on and self.device.type == waits.device:
+            waits.note(f"Tensor.{name}")
+        return real(self, *args)
+
+    return asked
+
+
+def _making(waits: Waits, name: str, real: Any) -> Any:
+    def made(*args: Any, **kwargs: Any) -> Any:
+        tensor = real(*args, **kwargs)
+        if waits.on and tensor.device.type != "cpu":
+            waits.note(f"{name} on {tensor.device}")
+        return tensor
+
+    return made
+
+
+def suspend(patch: pytest.MonkeyPatch, waits: Waits, owner: Any, name: str) -> None:
+    """Let a function that works on the processor alone be none of the watch's business."""
+    real = getattr(owner, name)
+
+    def apart(*args: Any, **kwargs: Any) -> Any:
+        with waits.off():
+            return real(*args, **kwargs)
+
+    patch.setattr(owner, name, apart)
+
+
+def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
+    """Switch the watch on from the moment a step has its batch until it is left to be told; gives the steps made."""
+    sent, step, spending, read = loop._to, loop.Step, Meter.spending, guards.Numbers.read
+    made: list[int] = []
+    newest: list[guards.Numbers] = []
+
+    def begun(*args: Any) -> Any:
+        batch = sent(*args)
+        waits.on = True
+        return batch
+
+    def left(row: Any, *args: Any, **kwargs: Any) -> Any:
+        waits.on = False
+        made.append(row["step"])
+        return step(row, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def spent(self: Meter, on: str) -> Any:
+        with waits.off() if on == "waiting" and waits.on else contextlib.nullcontext(), spending(self, on):
+            yield
+
+    class Numbers(guards.Numbers):
+        def __init__(self, *args: Any):
+            super().__init__(*args)
+            newest[:] = [self]
+
+        def read(self) -> Any:
+            assert not waits.on or newest != [self], "read before the next step was queued"
+            with waits.off():
+                return read(self)
+
+    patch.setattr(loop, "_to", begun)
+    patch.setattr(loop, "Step", left)
+    patch.setattr(loop, "Numbers", Numbers)
+    patch.setattr(Meter, "spending", spent)
+    suspend(patch, waits, augment, "draw")  # by numpy, of what stays on the processor
+    return made
