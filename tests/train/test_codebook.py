@@ -70,3 +70,17 @@ def test_entries_that_nobody_uses_are_put_on_latents():
 def test_perplexity_is_the_number_of_entries_used_evenly():
     torch.testing.assert_close(perplexity(torch.tensor([4.0, 4.0, 4.0, 0.0])), torch.tensor(3.0))
     torch.testing.assert_close(perplexity(torch.tensor([9.0, 0.0])), torch.tensor(1.0))
+
+
+def test_latents_that_are_no_number_teach_the_codebook_nothing():
+    """The step is not made, and the run goes on with entries that are numbers."""
+    for kind in ("ema", "gradient"):
+        net = vq()
+        book = Codebook(net, CodebookConfig(update=kind, revive_below=0.9, decay=0.5))
+        z = torch.randn(2, 3, 4, 4)
+        z[0, :, 0, 0] = float("nan")
+        z[1, 0, 1, 1] = float("inf")
+        _, loss, _ = book.loss(net, z, learn=True)
+        assert not loss.isfinite()
+        for tensor in (net.codebook.weight, book.sums, book.counts):
+            assert tensor.isfinite().all()

@@ -6,7 +6,8 @@ import torch
 import triptych as tp
 from triptych.train.config import OptimConfig
 from triptych.train.ema import Ema
-from triptych.train.optim import layers_of, lr_at, make_optimizer, set_lr
+from triptych.train.optim import clip, layers_of, lr_at, make_optimizer, set_lr, update
+from triptych.train.state import gather
 
 
 def tiny(**changes):
@@ -107,3 +108,60 @@ def test_ema_is_its_recursion():
         expected = decay * expected + (1 - decay) * net.head.bias.detach()
     torch.testing.assert_close(ema.net.head.bias, expected)
     assert not any(p.requires_grad for p in ema.net.parameters())
+
+
+@pytest.mark.parametrize("begun", [0, 3])
+def test_a_step_that_is_skipped_leaves_everything_as_it_is(begun):
+    """To the bit: weights, moments, counts of steps, averages and their buffers, also where nothing is a number."""
+    net = tp.create(
+        "vit-ti16", depth=1, embed_dim=24, mlp_dim=48, image_size=16, stem="conv", stem_widths=(8,), patch_size=4,
+        num_classes=5,
+    )  # fmt: skip
+    optimizer, ema, no = make_optimizer(net, OptimConfig()), Ema(net, 0.9), torch.zeros(())
+    images = torch.randn(4, 3, 16, 16)
+
+    def step(skipped, number, factor=1.0):
+        (net(images).logsumexp(1).mean() * factor).backward()
+        clip(net, 1.0)
+        update(optimizer, skipped)
+        optimizer.zero_grad()
+        ema.update(net, number, skipped)
+
+    def state():
+        return {
+            name: tensor.clone()
+            for name, tensor in gather(net, ema, optimizer).items()
+            if not (name.startswith("net.") and "running" in name) and "tracked" not in name  # the forward pass's
+        } | {f"average of {name}": buffer.clone() for name, buffer in ema.net.named_buffers()}
+
+    for number in range(begun):
+        step(no, number)
+    before = state()
+    step(torch.ones(()), begun, math.nan)
+    after = state()
+    assert before.keys() <= after.keys()
+    for name, tensor in after.items():
+        expected = before[name] if name in before else torch.zeros_like(tensor)
+        assert tensor.numpy().tobytes() == expected.numpy().tobytes(), name
+    step(no, begun + 1)
+    found = state()
+    assert not torch.equal(found["net.head.weight"], before["net.head.weight"])
+    assert found["optimizer.head.weight.step"] == begun + 1
+
+
+@pytest.mark.parametrize("most", [math.inf, 0.01, 1e3])
+def test_clipping_is_pytorch_s_and_says_whose_gradient_is_how_long(most):
+    net, twin = tiny(), tiny()
+    twin.load_state_dict(net.state_dict())
+    frozen = "head.bias"
+    for one in (net, twin):
+        one.get_parameter(frozen).requires_grad_(False)
+        one(torch.ones(2, 3, *one.config.image_size)).square().sum().backward()
+    expected = {name: p.grad.norm() for name, p in net.named_parameters() if p.grad is not None}
+    norm, each = clip(net, most)
+    assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(twin.parameters(), most))
+    for mine, its in zip(net.parameters(), twin.parameters(), strict=True):
+        assert (mine.grad is None) == (its.grad is None)
+        assert mine.grad is None or torch.equal(mine.grad, its.grad)
+    assert frozen not in dict(each)
+    assert dict(each) == {name: pytest.approx(float(length), rel=1e-5) for name, length in expected.items()}

@@ -1,0 +1,213 @@
+"""A step whose numbers are read when the next is on its way is the step that was waited for."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
+from tests.train.test_parallel import configs, data  # noqa: F401 - fixtures
+
+from triptych.errors import UserError
+from triptych.train import loop, opponent, run
+from triptych.train.compression import Compress
+from triptych.train.ema import Ema
+from triptych.train.first_stage_config import CodebookConfig, DiscriminatorConfig
+from triptych.train.guards import Numbers
+from triptych.train.tasks import Classify, Segment
+from triptych.train.telling import Teller
+
+KINDS = ("vit", "swin", "kl", "vq")
+
+
+@pytest.fixture
+def kinds(configs):  # noqa: F811
+    """Batch norms, accumulation over two batches, an opponent, a codebook that a forward pass moves: with averages of
+    the weights all of them, and steps to leave out."""
+    vq = replace(
+        configs["vq"],
+        codebook=CodebookConfig(update="ema", revive_below=0.9, decay=0.7),
+        discriminator=DiscriminatorConfig(channels=4, layers=1, start=0.3, adaptive=False),
+    )
+    found = {**configs, "kl": replace(configs["kl"], features=None), "vq": vq}
+    return {
+        name: replace(found[name], loop=replace(found[name].loop, on_nonfinite="skip", epochs=3))
+        for name in KINDS
+    }
+
+
+def spoil(monkeypatch, *steps):
+    """Let the loss of these steps, counted from 0, be no number."""
+    for task in (Classify, Segment, Compress):
+
+        def broken(self, model, batch, sound=task.loss):
+            loss, logs = sound(self, model, batch)
+            return (loss * math.nan if batch["seed"][1] in steps else loss), logs
+
+        monkeypatch.setattr(task, "loss", broken)
+
+
+def wait(monkeypatch):
+    """Let every step be waited for: what is not finite is seen before anything is updated, and then nothing is."""
+
+    def update(optimizer, skipped):
+        if not skipped:
+            optimizer.found_inf = None
+            optimizer.step()
+
+    def average(self, net, step, skipped):
+        if skipped:
+            return
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mine, its in zip(self.net.parameters(), net.parameters(), strict=True):
+                mine.lerp_(its, share)
+            for mine, its in zip(self.net.buffers(), net.buffers(), strict=True):
+                mine.copy_(its)
+
+    class AtOnce(Teller):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "last" and value is not None:
+                self.settle()
+
+    for module in (loop, opponent):
+        monkeypatch.setattr(module, "update", update)
+    monkeypatch.setattr(Ema, "update", average)
+    monkeypatch.setattr(loop, "Teller", AtOnce)
+
+
+def same(one, other):
+    (tensors, facts), (others, other_facts) = final(one), final(other)
+    assert facts == other_facts
+    assert tensors.keys() == others.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
+    assert list(map(learnt, rows(one))) == list(map(learnt, rows(other)))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_steps_that_are_told_of_late_are_those_that_were_waited_for(kinds, tmp_path, monkeypatch, name):
+    spoil(monkeypatch, 1, 3, 4)
+    with monkeypatch.context() as patch:
+        wait(patch)
+        run(kinds[name], tmp_path / "waited")
+    run(kinds[name], tmp_path / "late")
+    same(tmp_path / "waited", tmp_path / "late")
+    told = [row for row in rows(tmp_path / "late") if "eval" not in row]
+    assert [row["step"] for row in told if "skipped" in row] == [2, 4, 5]
+    for number in (2, 4, 5):
+        one, other = (tmp_path / run / f"nonfinite-step-{number}.json" for run in ("waited", "late"))
+        assert one.read_text() == other.read_text()
+        assert one.with_suffix(".safetensors").read_bytes() == other.with_suffix(".safetensors").read_bytes()
+
+
+def test_a_run_cut_off_after_a_step_that_was_left_out_goes_on_alike(kinds, tmp_path, monkeypatch):
+    """The last step is settled before the checkpoint is made: the count of steps left out in a row is in it."""
+    spoil(monkeypatch, 1, 3, 4)
+    run(kinds["vit"], tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        cut_after(patch, 5)
+        run(kinds["vit"], tmp_path / "cut")
+    assert final(tmp_path / "cut")[1]["guard"]["skipped"] == 2
+    assert rows(tmp_path / "cut")[-1]["step"] == 5
+    run(kinds["vit"], tmp_path / "cut")
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.fixture
+def stopping(configs):  # noqa: F811
+    vit = configs["vit"]
+    return replace(vit, loop=replace(vit.loop, save_every=0.0))
+
+
+def one_gradient(monkeypatch, step, then=lambda: None):
+    """Let the gradient of one parameter, and nothing else, be no number at this step; and at the next one do this."""
+    sound = Classify.loss
+
+    def broken(self, model, batch):
+        loss, logs = sound(self, model, batch)
+        if batch["seed"][1] == step:
+            gone = (model.norm.bias - model.norm.bias.detach()).abs().sqrt().sum()  # of slope 0 / 0 at 0
+            loss = loss + gone
+        if batch["seed"][1] == step + 1:
+            then()
+        return loss, logs
+
+    monkeypatch.setattr(Classify, "loss", broken)
+
+
+@pytest.mark.parametrize("log_every", [0.0, 1e9])
+def test_a_run_stops_at_the_right_step_and_names_the_gradient(stopping, tmp_path, monkeypatch, log_every):
+    """Whether the step was settled at once, for the screen, or late; and what is saved has learnt nothing of it."""
+    loop_of = replace(stopping.loop, log_every=log_every)
+    one_gradient(monkeypatch, 4)
+    with pytest.raises(UserError, match=r"grad_norm is nan at step 5, on .*png"):
+        run(replace(stopping, loop=loop_of), tmp_path)
+    about = json.loads((tmp_path / "nonfinite-step-5.json").read_text())
+    assert about["terms"] == {"grad_norm": "nan"}
+    assert about["gradients"] == ["norm.bias"]
+    assert about["gradients_in_all"] == 1
+    assert about["batches"][0]["seed"] == [0, 4, 0]
+    kept = load_file(tmp_path / "nonfinite-step-5.safetensors")
+    assert kept["0.image"].shape[0] == len(about["batches"][0]["ids"])
+    assert rows(tmp_path)[-1]["step"] == 4
+    assert max(steps_kept(tmp_path)) <= 4
+    tensors, facts = final(tmp_path)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert facts["guard"]["skipped"] == 0
+    assert not list(tmp_path.glob("nonfinite-step-6*"))
+
+
+def test_of_two_bad_steps_the_first_stops_the_run(stopping, tmp_path, monkeypatch):
+    spoil(monkeypatch, 4, 5)
+    with pytest.raises(UserError, match="loss is nan at step 5 "):
+        run(stopping, tmp_path)
+
+
+def test_a_failure_in_the_next_step_hides_no_bad_one(stopping, tmp_path, monkeypatch):
+    def fail():
+        raise ValueError("the next step")
+
+    one_gradient(monkeypatch, 4, fail)
+    with pytest.raises(UserError, match="grad_norm is nan at step 5"):
+        run(stopping, tmp_path)
+
+
+def test_a_failure_loses_no_row(stopping, tmp_path, monkeypatch):
+    def fail():
+        raise ValueError("the next step")
+
+    one_gradient(monkeypatch, 4, fail)
+    with pytest.raises(ValueError, match="the next step"):
+        run(replace(stopping, loop=replace(stopping.loop, on_nonfinite="skip")), tmp_path)
+    assert rows(tmp_path)[-1]["skipped"] == ["grad_norm"]
+
+
+def test_numbers_are_read_when_the_next_step_has_been_queued(stopping, tmp_path, monkeypatch):
+    """After its backward pass and before its update: in that order."""
+    order = []
+    read, update = Numbers.read, loop.update
+
+    def noted(what, real):
+        def call(*args):
+            order.append(what)
+            return real(*args)
+
+        return call
+
+    class Made(Numbers):
+        def __init__(self, *args):
+            order.append("queued")
+            super().__init__(*args)
+
+    monkeypatch.setattr(loop, "Numbers", Made)
+    monkeypatch.setattr(Numbers, "read", noted("read", read))
+    monkeypatch.setattr(loop, "update", noted("update", update))
+    quiet = replace(stopping.loop, save_every=1e9, epochs=1)
+    run(replace(stopping, loop=quiet), tmp_path)
+    steps = order.count("queued")
+    assert steps >= 3
+    middle = ["queued", "read", "update"] * (steps - 1)
+    assert order == ["queued", "update", *middle, "read"]
