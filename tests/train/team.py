@@ -17,10 +17,14 @@ class Job:
     """Steps after which it is interrupted."""
     dies: int | None = None
     """Steps after which the last process is killed, the first time."""
+    spoilt: tuple[int, ...] = ()
+    """Steps, from 0, at which the last process's loss is no number."""
 
 
 def main(jobs: list[Job]) -> None:
     import torch.distributed as dist
+    from pytest import MonkeyPatch
+    from tests.train.spoiling import spoil
 
     from triptych.train import run
     from triptych.train.interrupts import Interrupts
@@ -40,7 +44,9 @@ def main(jobs: list[Job]) -> None:
             return asked(self) or (job.cut is not None and len(steps) > job.cut and dist.get_rank() == 1)
 
         Interrupts.__call__ = came  # type: ignore[method-assign]
-        run(job.config, job.out)
+        with MonkeyPatch.context() as patch:
+            spoil(patch, *(job.spoilt if dist.get_rank() == 1 else ()))
+            run(job.config, job.out)
     dist.destroy_process_group()
 
 

@@ -1,22 +1,21 @@
 """A step whose numbers are read when the next is on its way is the step that was waited for."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
+from tests.train.spoiling import spoil
 from tests.train.test_parallel import configs, data  # noqa: F401 - fixtures
 
 from triptych.errors import UserError
 from triptych.train import loop, opponent, run
-from triptych.train.compression import Compress
 from triptych.train.ema import Ema
 from triptych.train.first_stage_config import CodebookConfig, DiscriminatorConfig
 from triptych.train.guards import Numbers
-from triptych.train.tasks import Classify, Segment
+from triptych.train.tasks import Classify
 from triptych.train.telling import Teller
 
 KINDS = ("vit", "swin", "kl", "vq")
@@ -36,17 +35,6 @@ def kinds(configs):  # noqa: F811
         name: replace(found[name], loop=replace(found[name].loop, on_nonfinite="skip", epochs=3))
         for name in KINDS
     }
-
-
-def spoil(monkeypatch, *steps):
-    """Let the loss of these steps, counted from 0, be no number."""
-    for task in (Classify, Segment, Compress):
-
-        def broken(self, model, batch, sound=task.loss):
-            loss, logs = sound(self, model, batch)
-            return (loss * math.nan if batch["seed"][1] in steps else loss), logs
-
-        monkeypatch.setattr(task, "loss", broken)
 
 
 def wait(monkeypatch):

@@ -1,6 +1,7 @@
 """Two processes do what one does: DDP and FSDP2 over gloo, for every kind of run, through checkpoints and deaths."""
 
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from tests.train import team
 from tests.train.cutting import cut_after, final, learnt, rows
+from tests.train.spoiling import spoil
 from tests.train.team import Job
 
 import triptych as tp
@@ -46,6 +48,8 @@ LOADING = DataConfig(batch_size=6, workers=0, eval_fraction=0.2, eval_batch_size
 LOOP = LoopConfig(epochs=2, ema=0.9, precision="fp32", device="cpu")
 STAGE = ("width=8", "groups=4", "multipliers=[1,2]", "depth=1", "latent_channels=4", "middle_attention=false")
 CUT = 3  # steps
+SPOILT = (1, 3, 4)  # steps, from 0
+SPOILT_RUNS = [("vit", "ddp"), ("vit", "fsdp"), ("kl", "ddp")]
 
 
 def torchrun(jobs: list[Job], folder: Path, *flags: str) -> str:
@@ -234,6 +238,10 @@ def together(configs, tmp_path_factory):
         Job(by(configs["vit"], "fsdp"), folder / "ddp-then-fsdp"),
         Job(by(configs["kl"], "ddp"), folder / "kl-ddp-twice", cut=CUT),
         Job(by(configs["kl"], "ddp"), folder / "kl-ddp-twice"),
+        *(
+            Job(by(configs[name], way, on_nonfinite="skip"), folder / f"{name}-{way}-spoilt", spoilt=SPOILT)
+            for name, way in SPOILT_RUNS
+        ),
     ]
     torchrun(jobs, folder)
     assert rows(folder / "fsdp-then-one")[-1]["step"] == CUT
@@ -275,6 +283,32 @@ def test_two_processes_that_were_cut_off_do_what_they_would_have_done(together):
     assert one.keys() == other.keys()
     assert facts == others
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize(("name", "way"), SPOILT_RUNS)
+def test_a_step_that_one_process_spoils_is_skipped_by_all(
+    configs, together, tmp_path, monkeypatch, name, way
+):
+    spoil(monkeypatch, *SPOILT)
+    run(by(configs[name], "auto", on_nonfinite="skip"), tmp_path)
+    found = together / f"{name}-{way}-spoilt"
+    mine, theirs = rows(tmp_path), rows(found)
+    assert [row["step"] for row in theirs if "skipped" in row] == [step + 1 for step in SPOILT]
+    for one, two in zip(mine, theirs, strict=True):
+        assert one.keys() == two.keys()
+        assert sorted(one.get("ids", ())) == sorted(two.get("ids", ()))
+        assert one.get("loss", 0.0) == pytest.approx(two.get("loss", 0.0), rel=1e-5)
+    (tensors, facts), (others, other_facts) = final(tmp_path), final(found)
+    assert facts["guard"]["skipped"] == other_facts["guard"]["skipped"]
+    for key, tensor in tensors.items():
+        torch.testing.assert_close(others[key], tensor, atol=2e-4, rtol=1e-3)
+    steps = [key for key in tensors if key.endswith(".step")]
+    assert all(torch.equal(tensors[key], others[key]) for key in steps)
+    for step in SPOILT:
+        for rank in (0, 1):
+            about = json.loads((found / f"nonfinite-step-{step + 1}-rank-{rank}.json").read_text())
+            assert about["terms"]["loss"] == "nan"
+            assert about["gradients"]
 
 
 @pytest.mark.parametrize("name", ["vit-fsdp", "ldm-fsdp"])

@@ -1,0 +1,19 @@
+"""Losses that are no number, at some steps."""
+
+import math
+
+from pytest import MonkeyPatch
+
+from triptych.train.compression import Compress
+from triptych.train.tasks import Classify, Segment
+
+
+def spoil(patch: MonkeyPatch, *steps: int) -> None:
+    """Let the loss of these steps, counted from 0, be no number."""
+    for task in (Classify, Segment, Compress):
+
+        def broken(self, model, batch, sound=task.loss):
+            loss, logs = sound(self, model, batch)
+            return (loss * math.nan if batch["seed"][1] in steps else loss), logs
+
+        patch.setattr(task, "loss", broken)
