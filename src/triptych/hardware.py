@@ -76,11 +76,13 @@ def native_bf16(device: torch.device) -> str | None:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the processor's on `device`, without waiting for what is queued there. A copy from memory that is not
-    pinned has to wait, whatever it is asked for, once it is larger than the driver's own buffer."""
+    """A tensor of the processor's on `device`; on CUDA without waiting for what is queued there. A copy from memory
+    that is not pinned has to wait, whatever it is asked for, once it is larger than the driver's own buffer."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(
+        device, non_blocking=device.type != "mps"
+    )  # which may read memory that has been freed by then
 
 
 def placed(net: N, device: torch.device, dtype: torch.dtype) -> N:

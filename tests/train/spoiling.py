@@ -2,13 +2,13 @@
 
 import math
 
-from pytest import MonkeyPatch
+import pytest
 
 from triptych.train.compression import Compress
 from triptych.train.tasks import Classify, Segment
 
 
-def spoil(patch: MonkeyPatch, *steps: int) -> None:
+def spoil(patch: pytest.MonkeyPatch, *steps: int) -> None:
     """Let the loss of these steps, counted from 0, be no number."""
     for task in (Classify, Segment, Compress):
 

@@ -22,8 +22,8 @@ class Job:
 
 
 def main(jobs: list[Job]) -> None:
+    import pytest
     import torch.distributed as dist
-    from pytest import MonkeyPatch
     from tests.train.spoiling import spoil
 
     from triptych.train import run
@@ -44,7 +44,7 @@ def main(jobs: list[Job]) -> None:
             return asked(self) or (job.cut is not None and len(steps) > job.cut and dist.get_rank() == 1)
 
         Interrupts.__call__ = came  # type: ignore[method-assign]
-        with MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             spoil(patch, *(job.spoilt if dist.get_rank() == 1 else ()))
             run(job.config, job.out)
     dist.destroy_process_group()

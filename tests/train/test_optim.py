@@ -131,7 +131,8 @@ def test_a_step_that_is_skipped_leaves_everything_as_it_is(begun):
         return {
             name: tensor.clone()
             for name, tensor in gather(net, ema, optimizer).items()
-            if not (name.startswith("net.") and "running" in name) and "tracked" not in name  # the forward pass's
+            if not (name.startswith("net.") and "running" in name)
+            and "tracked" not in name  # the forward pass's
         } | {f"average of {name}": buffer.clone() for name, buffer in ema.net.named_buffers()}
 
     for number in range(begun):

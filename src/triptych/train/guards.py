@@ -141,14 +141,15 @@ class Numbers:
 
     def __init__(self, terms: Mapping[str, Tensor], gradients: Sequence[tuple[str, Tensor]]):
         self.terms, self.gradients = list(terms), [name for name, _ in gradients]
-        values = torch.stack([*map(_number, terms.values()), *(_number(norm) for _, norm in gradients)])
-        self.values = values.to("cpu", non_blocking=True)  # which pins the memory that it copies to
-        self.come = None if values.device.type == "cpu" else torch.Event(values.device)
-        if self.come is not None:
+        values = torch.stack([*map(_number, terms.values()), *(norm for _, norm in gradients)])
+        self.values, self.come = values, None
+        if values.is_cuda:  # elsewhere they are fetched when they are read
+            self.values = values.to("cpu", non_blocking=True)  # which pins the memory that it copies to
+            self.come = torch.cuda.Event()
             self.come.record()
 
     def wait(self) -> None:
-        """Until the device has got as far as here."""
+        """Until a GPU has got as far as here."""
         if self.come is not None:
             self.come.synchronize()
 

@@ -94,19 +94,21 @@ def clip(net: nn.Module, most: float) -> tuple[Tensor, list[tuple[str, Tensor]]]
 
     It is `torch.nn.utils.clip_grad_norm_`, which does not give the norm of each.
     """
-    learning = [(name, p) for name, p in net.named_parameters() if p.grad is not None]
-    sharded = [(name, p) for name, p in learning if hasattr(p, "full_tensor")]
-    whole = [(name, p) for name, p in learning if not hasattr(p, "full_tensor")]
+    sharded: list[tuple[str, nn.Parameter]] = []
+    whole: list[tuple[str, nn.Parameter]] = []
+    for name, p in net.named_parameters():
+        if p.grad is not None:
+            (sharded if hasattr(p, "full_tensor") else whole).append((name, p))
     norms: list[Any] = []
-    each: list[tuple[str, Tensor]] = []
-    for part in filter(None, (sharded, whole)):  # no product takes both
-        found: list[Any] = torch._foreach_norm([p.grad for _, p in part])
+    each: list[tuple[str, Any]] = []
+    for part in filter(None, (sharded, whole)):  # no operation takes both
+        found = torch._foreach_norm([p.grad for _, p in part])  # type: ignore[misc]
         norms.append(torch.linalg.vector_norm(torch.stack(found)))
         each += [(name, norm) for (name, _), norm in zip(part, found, strict=True)]
     norm = norms[0]
     if sharded:
         norm = torch.linalg.vector_norm(torch.stack([norms[0].full_tensor(), *norms[1:]]))
-        each = [(name, n.to_local() if hasattr(n, "to_local") else n) for name, n in each]  # type: ignore[operator]
+        each = [(name, n.to_local() if hasattr(n, "to_local") else n) for name, n in each]
     for part in filter(None, (sharded, whole)):
         torch.nn.utils.clip_grads_with_norm_([p for _, p in part], most, norm)
     return norm, each

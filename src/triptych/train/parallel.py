@@ -202,6 +202,7 @@ class Together(Alone):
                 number.grad = shares.total(number.grad) / self.size
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
+        # Between processors, as all of `totalled` and `pooled`: what is queued on the devices is not waited for.
         return tuple(n > 0 for n in shares.totalled(0.0, *map(float, flags)))[1:]
 
     def means(self, logs: Sequence[Logs]) -> Sequence[Logs]:
