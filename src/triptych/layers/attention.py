@@ -37,7 +37,7 @@ def attention(
     if tap is None:
         if slabs_pay(q, k):
             return in_slabs(q, k, v, bias, scale)
-        if plain_pays(q, k):
+        if plain_pays(q, k, bias):
             return plain(q, k, v, bias, scale)
         # The fused kernels have no derivative forwards.
         with sdpa_kernel(SDPBackend.MATH) if derives_forwards() else contextlib.nullcontext():
@@ -48,11 +48,12 @@ def attention(
     return weights.to(v.dtype) @ v
 
 
-def plain_pays(q: Tensor, k: Tensor) -> bool:
-    """Whether `plain` is faster than the fused kernel: where a processor learns in bf16, and tokens are few."""
+def plain_pays(q: Tensor, k: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether `plain` is faster than what PyTorch takes: where a processor learns and tokens are few, in bf16, or a bias
+    of which no fused kernel gives the gradient."""
     return (
         not torch.compiler.is_compiling()
-        and q.dtype == k.dtype == torch.bfloat16
+        and (q.dtype == k.dtype == torch.bfloat16 or (bias is not None and bias.requires_grad))
         and q.device.type == "cpu"
         and torch.is_grad_enabled()
         and (q.requires_grad or k.requires_grad)
@@ -74,7 +75,8 @@ def plain(
 
     PyTorch's fused kernel for processors takes its gradient a head at a time, with more to set up than to compute:
     forward and backward of 768 heads of 16 tokens, 32 wide, were 89 ms with it and 9 ms so; of 64 tokens 96 and 22 ms
-    for 384 heads; of 256 tokens 20 and 10 ms for 24 (bf16 with AMX, one core). In fp32 the two are alike.
+    for 384 heads; of 256 tokens 20 and 10 ms for 24 (bf16 with AMX, one core). In fp32 the two are alike, but where the
+    bias learns PyTorch does the same with passes more: a twentieth of a step of Swin-T.
     """
     logits = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-2, -1)
     return torch.softmax(logits if bias is None else logits + bias.to(logits.dtype), dim=-1) @ v

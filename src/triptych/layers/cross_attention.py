@@ -71,7 +71,8 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         if one_call(x, self.fc1.weight) and not self.training:
-            return self.in_slabs(x.flatten(0, 1), _COLUMN // x.element_size()).view_as(x)
+            rows = max(1, _SLAB // (self.fc2.in_features * x.element_size()))
+            return self.in_slabs(x.flatten(0, 1), rows).view_as(x)
         value, gate = linear(x, self.fc1.weight, self.fc1.bias).chunk(2, dim=-1)         # b n hidden
         return linear(self.dropout(value * F.gelu(gate)), self.fc2.weight, self.fc2.bias)
 
@@ -87,7 +88,7 @@ class GEGLU(nn.Module):
         return out
 
 
-_COLUMN = 4096  # bytes of one channel at a time
+_SLAB = 5 * 2**20  # bytes of what is between
 
 
 class TransformerBlock(nn.Module):

@@ -6,7 +6,7 @@ quantity is a function of the map's size: forward changes no state.
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -239,7 +239,7 @@ class WindowAttention(nn.Module):
         if self.split_bias:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         if order is not None and not len(order.padding):
-            x = x.index_select(1, order.taken.flatten()).unflatten(1, order.taken.shape)
+            x = _Permuted.apply(x, order.taken.flatten(), order.back).unflatten(1, order.taken.shape)
         qkv = linear(x, self.qkv.weight, bias)                                           # b n m 3D
         if order is not None and len(order.padding):  # gathered after the product, which zeros need not: it is the bias
             qkv = qkv.index_select(1, order.taken.flatten())
@@ -267,9 +267,25 @@ class WindowAttention(nn.Module):
         x = attention(q, k, v, tap, added, scale)                                        # bn h m d, or b nh m d
         x = x.reshape(batch, windows, self.heads, *x.shape[2:])
         x = rearrange(x, "b n h m d -> b n m (h d)")
-        if order is not None:
+        if order is not None and len(order.padding):
             x = x.flatten(1, 2).index_select(1, order.back)                              # b cells d
+        elif order is not None:
+            x = _Permuted.apply(x.flatten(1, 2), order.back, order.taken.flatten())      # b cells d
         return linear(x, self.proj.weight, self.proj.bias)
+
+
+class _Permuted(torch.autograd.Function):
+    """The cells `x` (b, cells, d) in another order, each once, so that their gradient is a gather, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taken: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(taken, back)
+        return x.index_select(1, taken)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        taken, back = ctx.saved_tensors
+        return _Permuted.apply(dy, back, taken), None, None
 
 
 def attend(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) -> Float[Tensor, "b h w d"]:
@@ -283,10 +299,12 @@ def attend(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) ->
         shift = (shift_along(height, h), shift_along(width, w))
     if any(shift):
         mask = kept(shift_mask, rows, columns, (h, w), shift, x.device, x.dtype)
-    if x.device.type == "cpu" and not torch.is_grad_enabled() and plain():
+    if x.device.type == "cpu" and plain():
         # One gather in and one out take a fifth of the time of roll and partition (Zen 3), and padding has no products.
+        # The gradient of a gather adds up, slowly; only where nothing is padding is it a gather, too.
         order = kept(order_of, height, width, rows, columns, (h, w), shift)
-        return attn(x.flatten(1, 2), mask, order).unflatten(1, (height, width))
+        if not len(order.padding) or not torch.is_grad_enabled():
+            return attn(x.flatten(1, 2), mask, order).unflatten(1, (height, width))
     x = pad_to_multiple(x, attn.window, (1, 2))
     if any(shift):
         x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))

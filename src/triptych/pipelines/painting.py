@@ -75,7 +75,9 @@ class Painter:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         # A network that was just loaded is nobody else's.
-        self.net: Any = net.to(self.device, self.dtype) if self.source else placed(net, self.device, self.dtype)
+        self.net: Any = (
+            net.to(self.device, self.dtype) if self.source else placed(net, self.device, self.dtype)
+        )
         self.compiled = compile
         if compile:
             compile_blocks(self.net)

@@ -66,7 +66,9 @@ class PicturePipeline:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         # A network that was just loaded is nobody else's.
-        self.net: Any = net.to(self.device, self.dtype) if self.source else placed(net, self.device, self.dtype)
+        self.net: Any = (
+            net.to(self.device, self.dtype) if self.source else placed(net, self.device, self.dtype)
+        )
         if compile:
             compile_blocks(self.net)
         self.card = self.net.card
