@@ -49,8 +49,8 @@ def attention(
 
 
 def plain_pays(q: Tensor, k: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether `plain` is faster than what PyTorch takes: where a processor learns and tokens are few, in bf16, or with a
-    bias of which no fused kernel gives the gradient."""
+    """Whether `plain` is faster than what PyTorch takes: where a processor learns and tokens are few, in bf16 or with a
+    bias that learns, of which no fused kernel gives the gradient."""
     return (
         not torch.compiler.is_compiling()
         and (q.dtype == k.dtype == torch.bfloat16 or (bias is not None and bias.requires_grad))
