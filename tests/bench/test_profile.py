@@ -11,7 +11,7 @@ from triptych.cli import main
 def test_every_call_is_taken_apart(tmp_path):
     assert main(["bench", "profile", "--quick", "--out", str(tmp_path)]) == 0
     _, table, attention = json.loads((tmp_path / "benchmarks.json").read_text())["profile"]["tables"]
-    assert len(table["rows"]) == 12
+    assert len(table["rows"]) == 16
     for row in table["rows"]:
         shares = [row[name] for name, _ in profile.KINDS] + [row["rest"]]
         assert all(0 <= share <= 1.1 for share in shares)

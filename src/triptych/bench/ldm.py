@@ -159,10 +159,7 @@ def steps(
 ) -> dict[str, Any]:
     """Seconds of a pass of the UNet."""
     dtype, config = DTYPES[label], plan.config
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, config.unet.in_channels, *config.unet.latent_size, generator=generator).to(dtype)
-    context = torch.randn(2, config.text.length, config.unet.context_dim, generator=generator).to(dtype)  # type: ignore[union-attr]
-    t = torch.tensor([501, 501])
+    x, t, context = given(config, dtype)
     with ExitStack() as stack:
         if compiled:
             stack.enter_context(frozen())
@@ -177,27 +174,50 @@ def steps(
             their_call: Any = torch.compile(theirs) if compiled else theirs
             sides["diffusers"] = lambda: their_call(x, t, context).sample
         row = compare_seconds(sides, TOLERANCES[label], plan)
+    return noted(row, "compiled" if compiled else "eager", label, step_flops(config), peaks)
+
+
+def given(config: LatentDiffusionConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Two latents, their time, and a prompt of each."""
+    text = config.text
+    assert text is not None
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, config.unet.in_channels, *config.unet.latent_size, generator=generator).to(dtype)
+    context = torch.randn(2, text.length, config.unet.context_dim, generator=generator).to(dtype)  # type: ignore[union-attr]
+    return x, torch.tensor([501, 501]), context
+
+
+def step_flops(config: LatentDiffusionConfig) -> float:
+    """Of a pass of the UNet over what is `given`."""
     with blank():
         outline = UNet(config.unet)  # type: ignore[arg-type]  # the plan's is one
-        given = torch.empty(x.shape), torch.empty(2), torch.empty(context.shape)
-    return noted(row, "compiled" if compiled else "eager", label, flops(outline, *given), peaks)
+    return flops(outline, *(like.to("meta") for like in given(config, torch.float32)))
+
+
+def latent(config: LatentDiffusionConfig, dtype: torch.dtype) -> Tensor:
+    """Of one picture."""
+    shape = (1, config.autoencoder.latent_channels, *config.unet.latent_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def decode_flops(config: LatentDiffusionConfig) -> float:
+    """Of the decoder's pass over one latent."""
+    with blank():
+        outline: Any = LatentDiffusion(config).autoencoder
+    return flops(outline.decoder, latent(config, torch.float32).to("meta"))
 
 
 def decoding(plan: Plan, label: str, folder: Path, there: bool, peaks: Mapping[str, float]) -> dict[str, Any]:
     """Seconds of a pass of the autoencoder's decoder."""
-    dtype, config = DTYPES[label], plan.config
-    shape = (1, config.autoencoder.latent_channels, *config.unet.latent_size)
-    z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    dtype = DTYPES[label]
+    z = latent(plan.config, dtype)
     ours: Any = loaded(folder).autoencoder.to(dtype)
     sides: dict[str, Callable[[], Tensor]] = {"ours": lambda: ours.decode(z)}
     if there:
         theirs = diffusers_part(folder / "diffusers", "vae", dtype)
         sides["diffusers"] = lambda: theirs.decode(z / theirs.config.scaling_factor).sample
     row = compare_seconds(sides, TOLERANCES[label], plan)
-    with blank():
-        outline = type(ours)(config.autoencoder)
-        count = flops(outline.decoder, torch.empty(z.shape))
-    return noted(row, "eager", label, count, peaks)
+    return noted(row, "eager", label, decode_flops(plan.config), peaks)
 
 
 def noted(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from triptych.bench import machine, swin, train, vit
+from triptych.bench import ldm, machine, swin, train, vit
 from triptych.bench.attending import SHAPES, Shape, attending
 from triptych.bench.forward import DTYPES, Effort, measure_peaks
 from triptych.bench.learning import learner
@@ -24,6 +24,7 @@ from triptych.bench.train import Plan as TrainPlan
 from triptych.bench.vit import Plan as ViTPlan
 from triptych.layers.resnet import packed
 from triptych.models import swin_config, vit_config
+from triptych.models.latent_diffusion_config import SIZES, LatentDiffusionConfig
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Plan(Effort):
 
     vit: ViTPlan = field(default_factory=lambda: ViTPlan(networks=("vit-b16",)))
     swin: SwinPlan = field(default_factory=SwinPlan)
+    ldm: LatentDiffusionConfig = SIZES["sd1"]
     train: TrainPlan = field(default_factory=TrainPlan)
     batch: int = 8
     attention: dict[str, Shape] = field(default_factory=lambda: SHAPES)
@@ -59,6 +61,7 @@ FULL = Plan()
 QUICK = Plan(
     vit=vit.QUICK,
     swin=swin.QUICK,
+    ldm=ldm.TINY,
     train=train.QUICK,
     batch=2,
     attention={"tiny": (2, 2, 64, 16)},
@@ -128,11 +131,34 @@ def calls(plan: Plan, folder: Path) -> Iterator[tuple[str, str, Callable[[], obj
 
             with packed(net):
                 yield f"{name}, {plan.batch} images", label, forward, 2.0 * plan.batch * macs(net.config)
+    yield from painting(plan.ldm)
     tasks = [*train.diffusion_tasks(plan.train, folder, ()), *train.classifier_tasks(plan.train, folder, ())]
     for task in tasks:
         for label, dtype in DTYPES.items():
             step = learner(task.what, "ours", task.folder, task.size, dtype)
             yield f"a step of learning: {task.name}", label, step, 6.0 * task.macs
+
+
+def painting(config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Callable[[], object], float]]:
+    """The same of what a picture is made by: a step of the denoiser, as guidance takes it, and the decoder."""
+    step, decode = ldm.step_flops(config), ldm.decode_flops(config)
+    for label, dtype in DTYPES.items():
+        net: Any = ldm.make(config).to(dtype)
+        (x, t, context), z = ldm.given(config, dtype), ldm.latent(config, dtype)
+        with torch.inference_mode():
+            once = net.unet.project_context(context)
+
+        @torch.inference_mode()
+        def denoise(net: Any = net, x: Any = x, t: Any = t, once: Any = once) -> object:
+            return net.unet(x, t, once)
+
+        @torch.inference_mode()
+        def decoded(net: Any = net, z: Any = z) -> object:
+            return net.autoencoder.decode(z)
+
+        with packed(net.unet):
+            yield "a pass of the UNet, two latents", label, denoise, step
+        yield "a decoder's, one picture", label, decoded, decode
 
 
 def profiled(call: Callable[[], object], passes: int) -> tuple[float, Counter[str]]:
