@@ -80,18 +80,22 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     that is not pinned has to wait, whatever it is asked for, once it is larger than the driver's own buffer."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(
-        device, non_blocking=device.type != "mps"
-    )  # which may read memory that has been freed by then
+    # Not on MPS, which may read memory that has been freed by then.
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
-def placed(net: N, device: torch.device, dtype: torch.dtype) -> N:
+def placed(net: N, device: torch.device, dtype: torch.dtype, shared: bool = True) -> N:
     """`net` ready to run: in evaluation mode, on `device`, in `dtype`; the caller's own network stays as it
     is.
 
     Parameters already there are shared, not copied; others are converted one by one, so that no second copy
     in the old precision is ever held.
+
+    Args:
+        shared: somebody else holds the network; else it is changed itself, which is quicker.
     """
+    if not shared:
+        return net.to(device, dtype).eval()
     memo: dict[int, object] = {}
     for p in net.parameters():
         there = p.device == device and p.dtype == dtype
@@ -113,6 +117,8 @@ def product_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5)
         else None
     )
     generator = torch.Generator(device).manual_seed(0)  # torch's own stream is left where it is
+    if wait is not None:
+        wait()  # for what is queued, which is not measured
     best, start = 0.0, time.perf_counter()
     for n in (512, 1024, 2048, 4096, 8192)[2 * (device.type == "cuda") :]:
         a, b = (torch.rand(n, n, device=device, generator=generator).to(dtype) for _ in range(2))

@@ -24,7 +24,7 @@ def norm_of(channels, kind=GroupNorm, dtype=torch.float32):
     return norm
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 32, 5, 7), (1, 64, 16, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 32, 5, 7), (1, 64, 16, 16), (5, 32, 64, 64)], ids=str)
 def test_gradients_are_those_of_the_definition(shape):
     norm, exact = norm_of(shape[1]), norm_of(shape[1], nn.GroupNorm, torch.float64)
     exact.load_state_dict(norm.state_dict())
@@ -33,8 +33,13 @@ def test_gradients_are_those_of_the_definition(shape):
     assert type(y.grad_fn).__name__ == "_ByPixelBackward"
     assert torch.equal(y, F.group_norm(x, 8, norm.weight, norm.bias))
     found = gradients(norm, x, dy)
-    for mine, right in zip(found, gradients(exact, x.double(), dy.double()), strict=True):
-        assert (mine.double() - right).norm() < 1e-2 * right.norm()
+    dx, *weights = gradients(exact, x.double(), dy.double())
+    assert (found[0].double() - dx).norm() < 3e-3 * dx.norm()
+    for mine, right in zip(found[1:], weights, strict=True):
+        assert (mine.double() - right).norm() < 1e-5 * right.norm()
+    # What stands before sums it over pixels: no error may be the same in all of them.
+    mine, right = (d.double().sum((0, 2, 3)) for d in (found[0], dx))
+    assert (mine - right).norm() < 1e-2 * right.norm()
     assert found[0].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -72,9 +77,9 @@ def test_the_gradient_is_derived_in_its_turn():
         assert (mine - right).float().norm() < 2e-2 * right.float().norm()
 
 
-def test_maps_that_are_traced_go_through_pytorch():
+@pytest.mark.parametrize("asked", [lambda f: f, torch.func.grad], ids=["vmap", "vmap of grad"])
+def test_maps_that_are_traced_go_through_pytorch(asked):
     """Where a rule for it is asked of every operation."""
-    norm, x = norm_of(16), maps((2, 2, 16, 4, 4), torch.bfloat16, torch.contiguous_format)
-    x = x.transpose(2, 4)
-    found = torch.func.vmap(torch.func.grad(lambda x: norm(x).float().pow(3).sum()))(x.transpose(2, 4))
-    assert found.shape == x.transpose(2, 4).shape
+    norm, x = norm_of(16), maps((3, 32, 4, 4), torch.bfloat16).view(3, 2, 16, 4, 4)
+    found = torch.func.vmap(asked(lambda x: norm(x).float().pow(3).sum()))(x)
+    assert len(found) == 3

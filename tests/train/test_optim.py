@@ -103,7 +103,7 @@ def test_ema_is_its_recursion():
     for step in range(1, 40):
         with torch.no_grad():
             net.head.bias.copy_(torch.randn(5))
-        ema.update(net, step)
+        ema.update(net, step, torch.zeros(()))
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * net.head.bias.detach()
     torch.testing.assert_close(ema.net.head.bias, expected)

@@ -59,9 +59,8 @@ class _Placeholder(type):
 
 
 def _placeholder(owner: str, name: str) -> _Placeholder:
-    if name.startswith(
-        "_"
-    ):  # Python's own questions, such as for `__iter__`, and versions that nobody can know
+    # Python's own questions, such as for `__iter__`, and versions that nobody can know.
+    if name.startswith("_"):
         raise AttributeError(f"the placeholder of {owner} has no {name}")
     return _Placeholder(name, (), {"__module__": owner})
 

@@ -285,7 +285,7 @@ def saving(plan: Plan, folder: Path) -> Table:
         net(images).logsumexp(1).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        ema.update(net, 1000)
+        ema.update(net, 1000, torch.zeros(()))
 
     def steps(how: str) -> float:
         """Seconds a step; what is still being written afterwards is waited for, uncounted."""

@@ -238,12 +238,12 @@ def steps(
     whose network is called as a whole, which an autoencoder's is not."""
     chosen = [task for task in tasks if not compiled or task.what != "autoencoder"]
     rows = []
-    for task, (label, dtype) in itertools.product(chosen, DTYPES.items()):
-        if compiled and label != "bf16":
-            continue
+    for task, label in itertools.product(chosen, ["bf16"] if compiled else DTYPES):
+        dtype = DTYPES[label]
         sides = {who: learner(task.what, who, task.folder, task.size, dtype) for who in ("ours", *task.there)}
-        for who, side in sides.items() if compiled else ():
-            compile_blocks(side.net) if who == "ours" else side.net.compile()
+        if compiled:
+            for who, side in sides.items():
+                compile_blocks(side.net) if who == "ours" else side.net.compile()
         firsts = {who: torch.stack([step() for _ in range(FIRST)]) for who, step in sides.items()}
         apart = alike(firsts, TOLERANCES[label])
         row = in_turn(sides, plan)

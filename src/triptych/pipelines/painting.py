@@ -74,10 +74,7 @@ class Painter:
         self.weights = fingerprint(net)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        # A network that was just loaded is nobody else's.
-        self.net: Any = (
-            net.to(self.device, self.dtype) if self.source else placed(net, self.device, self.dtype)
-        )
+        self.net: Any = placed(net, self.device, self.dtype, shared=not self.source)
         self.compiled = compile
         if compile:
             compile_blocks(self.net)

@@ -65,10 +65,7 @@ class PicturePipeline:
         self.check(net)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        # A network that was just loaded is nobody else's.
-        self.net: Any = (
-            net.to(self.device, self.dtype) if self.source else placed(net, self.device, self.dtype)
-        )
+        self.net: Any = placed(net, self.device, self.dtype, shared=not self.source)
         if compile:
             compile_blocks(self.net)
         self.card = self.net.card

@@ -20,14 +20,13 @@ class Ema:
         self.net = copy.deepcopy(net).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, net: Network, step: int, skipped: Tensor | None = None) -> None:
+    def update(self, net: Network, step: int, skipped: Tensor) -> None:
         """After a step of the optimiser; where `skipped` (as in `optim.update`) is 1, everything stays as it is.
 
         At once, before a forward pass moves buffers or a codebook, and so without knowing: the device decides.
         """
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         mine, its = ([_shard(p) for p in one.parameters()] for one in (self.net, net))
-        skipped = torch.zeros((), device=mine[0].device) if skipped is None else skipped
         torch._foreach_lerp_(mine, its, [share * (1 - skipped)] * len(mine))
         for mine, its in zip(self.net.buffers(), net.buffers(), strict=True):
             mine.copy_(torch.where(skipped > 0, mine, its))

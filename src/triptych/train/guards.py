@@ -146,7 +146,7 @@ class Numbers:
         if values.is_cuda:  # elsewhere they are fetched when they are read
             self.values = values.to("cpu", non_blocking=True)  # which pins the memory that it copies to
             self.come = torch.cuda.Event()
-            self.come.record()
+            self.come.record(torch.cuda.current_stream(values.device))
 
     def wait(self) -> None:
         """Until a GPU has got as far as here."""
