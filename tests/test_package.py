@@ -81,3 +81,17 @@ def test_every_name_for_type_checkers_is_public():
     block = text.split("if TYPE_CHECKING:")[1].split("def __getattr__")[0]
     named = {line.split(" as ")[1].strip() for line in block.splitlines() if " as " in line}
     assert named | {"__version__"} == set(tp.__all__)
+
+
+def test_the_collector_is_left_out_of_imports_and_back_after_them():
+    names = "import gc, triptych.lazy as lazy\n"
+    watch = "ran = []\ngc.callbacks.append(lambda phase, info: ran.append(info))\n"
+    imports = (
+        "import triptych as tp\ntp.ClassificationPipeline\nassert not ran, len(ran)\nassert gc.isenabled()\n"
+    )
+    kept = "loop = []\nloop.append(loop)\ndel loop\nassert gc.collect() and gc.get_freeze_count() == 0\n"
+    assert "torch" in imported_by(names + watch + imports + kept)
+    off = "gc.disable()\nimport triptych as tp\ntp.create\nassert not gc.isenabled()\n"
+    imported_by(names + off)
+    frozen = "gc.freeze()\nimport triptych as tp\ntp.create\nassert gc.get_freeze_count()\n"
+    imported_by(names + frozen)

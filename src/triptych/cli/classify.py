@@ -38,8 +38,8 @@ class Classify:
     """Print one JSON object an image, a line each."""
 
     def run(self) -> int:
+        from triptych import ClassificationPipeline
         from triptych.data.workers import usual
-        from triptych.pipelines.classify import ClassificationPipeline
 
         files = image_files(self.images)
         dtype = None if self.dtype == "auto" else self.dtype

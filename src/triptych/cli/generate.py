@@ -118,7 +118,8 @@ class Generate:
     def run(self) -> int:
         settings = self._settings()
         self._check(settings)
-        from triptych.pipelines.diffuse import DiffusionPipeline, seeded
+        from triptych import DiffusionPipeline
+        from triptych.pipelines.diffuse import seeded
         from triptych.pipelines.made import among, made_in
 
         dtype = (settings.dtype or None) if self.dtype == "auto" else self.dtype

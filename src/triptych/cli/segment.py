@@ -65,9 +65,9 @@ class Segment:
     """Print one JSON object an image, a line each."""
 
     def run(self) -> int:
+        from triptych import SegmentationPipeline
         from triptych.data.feeding import Passes
         from triptych.data.workers import usual
-        from triptych.pipelines.segment import SegmentationPipeline
 
         files = destinations(self.images)
         parts = self.write or (ENDS if len(files) <= SEVERAL else ("labels", "json"))
