@@ -33,10 +33,11 @@ def compile_blocks(net: nn.Module) -> None:
     import torch._dynamo.config as config
 
     blocks = net.blocks() if isinstance(net, Network) else [net]
-    # A UNet has more kinds of block than dynamo compiles versions of one function; it would leave the others be.
-    config.recompile_limit = max(config.recompile_limit, 8 + len(blocks))
+    # A UNet has more kinds of block, on maps of more sizes, than dynamo compiles versions of one function; it would
+    # leave the others be. It would also make the second size general, and inductor fails at the gradients of some.
+    config.recompile_limit = max(config.recompile_limit, 8 * (1 + len(blocks)))
     for block in blocks:
-        block.compile()
+        block.compile(dynamic=False)
 
 
 def cache_folder() -> Path:
