@@ -45,7 +45,7 @@ def _learning(table: str, network: str, peer: str) -> list[Target]:
             f"step of learning, {network}, {dtype}, over {peer}",
             "train",
             table,
-            {"network": network, "dtype": dtype},
+            {"network": network, "mode": "eager", "dtype": dtype},
             f"ratio to {peer}",
             0.9,
         )
