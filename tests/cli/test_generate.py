@@ -1,5 +1,6 @@
 """`triptych generate`: files, the same pixels from them, and mistakes in one line."""
 
+import copy
 import json
 import os
 import signal
@@ -102,7 +103,7 @@ def loaded_once(monkeypatch):
     monkeypatch.setattr(
         weights,
         "load",
-        lambda source, prediction=None: (
+        lambda source, prediction=None: copy.deepcopy(  # a pipeline changes what it has loaded itself
             LOADED.get((source, prediction))
             or LOADED.setdefault((source, prediction), load(source, prediction=prediction))
         ),

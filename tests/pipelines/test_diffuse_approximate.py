@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_said(pipe, tiny, tmp_path):
 def test_what_is_compiled_is_not_changed(pipe, monkeypatch):
     done = []
     monkeypatch.setattr(compiling, "_check_compiler", lambda: None)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda part: done.append(part))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **_how: done.append(part))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     compiled = DiffusionPipeline(pipe.net, dtype="fp32", compile=True)
     assert done == compiled.net.unet.blocks()
