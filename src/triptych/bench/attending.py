@@ -39,10 +39,10 @@ def attending(shapes: dict[str, Shape], compiled: bool, effort: Effort) -> Table
         title="Ways to attend",
         says=(
             "Self-attention in bf16, without a bias, of queries, keys and values as one product leaves them. Seconds "
-            "over those of PyTorch's fused kernel, which computes its exponentials with fewer digits: of attention as "
-            "product, softmax and product, over everything or over as many rows as keep their logits in the cache; and "
-            "of `flex_attention`, compiled. The last column is PyTorch's softmax of as many logits alone: where it is "
-            "near 1 or above, no exponential that PyTorch has makes attention faster. Outputs checked equal."
+            "over those of PyTorch's fused kernel: of attention as product, softmax and product, over everything or "
+            "over as many rows as keep their logits in the cache; and of `flex_attention`, compiled. The last column "
+            "is PyTorch's softmax of as many logits alone: where it is near 1 or above, no exponential that PyTorch "
+            "has makes attention faster. Outputs checked equal."
         ),
         columns=[
             Column(key="what", heading="attention"),
