@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triptych.data import augment
+from triptych.layers import window
 from triptych.train import guards, loop
 from triptych.train.meter import Meter
 
@@ -138,4 +139,5 @@ def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
     patch.setattr(loop, "Numbers", Numbers)
     patch.setattr(Meter, "spending", spent)
     suspend(patch, waits, augment, "draw")  # by numpy, of what stays on the processor
+    suspend(patch, waits, window, "order_of")  # which maps on the processor alone are gathered by
     return made
