@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.card import Card, Preprocess
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
-from triptych.models.vit_config import SIZES, ViTConfig
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.vit import SIZES, ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)

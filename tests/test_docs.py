@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from triptych.diffusion.config import ProcessConfig, usual_spacing
-from triptych.models import swin_config, vit_config
+from triptych.models.configs import swin as swin_config
+from triptych.models.configs import vit as vit_config
 from triptych.models.registry import config_for
-from triptych.pipelines import infotext
+from triptych.pipelines.diffusion import image_metadata
 from triptych.recipes import RECIPES
-from triptych.weights.known import known
+from triptych.weights.mapping.registry import known
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -84,7 +85,7 @@ def test_the_table_of_samplers():
     rows = re.findall(
         r"^\| `([\w+-]+)` \| \d \| \d \| ([\w ]+) \| `([\w-]+)` \| \w+ \| ([^|]+) \|$", PAINT, re.MULTILINE
     )
-    assert {name: title for name, _, _, title in rows} == infotext.SAMPLERS
+    assert {name: title for name, _, _, title in rows} == image_metadata.SAMPLERS
     for name, _, levels, _ in rows:
         assert usual_spacing(name, ProcessConfig()) == levels
 

@@ -11,7 +11,7 @@ from triptych.network import blank
 BUILD = """
 import sys
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import SIZES
+from triptych.models.configs.latent_diffusion import SIZES
 from triptych.network import blank
 with blank():
     net = LatentDiffusion(SIZES["ldm-cin256"])

@@ -27,7 +27,7 @@ def test_importing_the_package_imports_nothing_heavy():
     modules = imported_by("import triptych")
     assert "triptych" in modules
     assert not modules & HEAVY
-    assert {name for name in modules if name.startswith("triptych.")} == {"triptych.lazy"}
+    assert {name for name in modules if name.startswith("triptych.")} == {"triptych.lazy_imports"}
 
 
 def test_help_imports_nothing_heavy():
@@ -84,7 +84,7 @@ def test_every_name_for_type_checkers_is_public():
 
 
 def test_the_collector_is_left_out_of_imports_and_back_after_them():
-    names = "import gc, triptych.lazy as lazy\n"
+    names = "import gc, triptych.lazy_imports as lazy\n"
     watch = "ran = []\ngc.callbacks.append(lambda phase, info: ran.append(info))\n"
     imports = (
         "import triptych as tp\ntp.ClassificationPipeline\nassert not ran, len(ran)\nassert gc.isenabled()\n"

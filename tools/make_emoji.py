@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 
 from emoji_concepts import GROUPS, Package, concept_of, read_concepts, read_names, slug
 from emoji_styles import LABELS, SHIPPED, STYLES, Style
-from triptych.writing import write_atomically, write_text_atomically
+from triptych.atomic_write import write_atomically, write_text_atomically
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE.parent / "src" / "triptych" / "assets" / "emoji"

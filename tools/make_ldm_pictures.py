@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import triptych as tp
-from triptych.cli.watching import Watch
-from triptych.data.emoji import EmojiSource, emoji
+from triptych.cli.generate_output import Watch
+from triptych.data.builtin.emoji import EmojiSource, emoji
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.pipelines.settings import Settings
+from triptych.pipelines.diffusion.settings import Settings
 from triptych.plots import style
+from triptych.plots.denoising_strip import denoising_strip
 from triptych.plots.grid import picture_grid
-from triptych.plots.strip import denoising_strip
 
 Pixels = np.ndarray
 BATCH = 32

@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import triptych as tp
-from triptych.data.scenes import scenes
+from triptych.data.builtin.scenes import scenes
 from triptych.layers.window import shift_along, shift_mask, sources, windows_along
 from triptych.models.swin import Swin
-from triptych.pipelines.segment import SegmentationPipeline
-from triptych.pipelines.windows import backbone_of
+from triptych.pipelines.explain.swin_windows import backbone_of
+from triptych.pipelines.segmentation import SegmentationPipeline
 from triptych.plots import style
 from triptych.plots.explanation import explanation_figures
-from triptych.plots.parse import Entry, parse_figure
-from triptych.plots.partition import cyclic_shift, hierarchy, position_bias
+from triptych.plots.segmentation import Entry, parse_figure
+from triptych.plots.swin_partition import cyclic_shift, hierarchy, position_bias
 
 LIGHT = 190_000  # bytes; a heavier picture gives up colours, then dots
 SCENE = 15

@@ -17,10 +17,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 import triptych as tp
-from triptych.data.emoji import emoji
+from triptych.data.builtin.emoji import emoji
 from triptych.layers.position import resample_positions
 from triptych.models.vit import ViT
-from triptych.pipelines.explain import Explanation
+from triptych.pipelines.explain.vit import Explanation
 from triptych.plots import style
 from triptych.plots.attention import attention_distance, attention_heads
 from triptych.plots.embedding import position_similarity

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.writing import write_text_atomically
+from triptych.atomic_write import write_text_atomically
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -26,18 +26,18 @@ import torch
 
 import triptych as tp
 from readme_tables import write_table
-from triptych.cli.measure import painted
+from triptych.atomic_write import write_text_atomically
+from triptych.cli.evaluate_generation import painted
 from triptych.config import from_json
 from triptych.data.config import DataConfig
-from triptych.data.sources import Source, open_source
+from triptych.data.open import Source, open_source
+from triptych.evaluation.feature_extractor import open_extractor
+from triptych.evaluation.generation import Faithfulness, ask, evaluate_generation
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.train import evaluate
-from triptych.train.features import open_extractor
-from triptych.train.generation import Faithfulness, ask, evaluate_generation
-from triptych.train.second_stage import open_data
-from triptych.train.second_stage_config import SecondStageConfig
-from triptych.weights.families import to_json
-from triptych.writing import write_text_atomically
+from triptych.train.configs.second_stage import SecondStageConfig
+from triptych.train.second_stage.build import open_data
+from triptych.weights.mapping.families import to_json
 
 ROOT = Path(__file__).parents[1]
 ASSET = ROOT / "src/triptych/assets/ldm_emoji"

@@ -22,10 +22,10 @@ import torch
 
 import triptych as tp
 from readme_tables import write_table
+from triptych.atomic_write import write_text_atomically
 from triptych.metrics.cost import count_macs, count_parameters
 from triptych.train import evaluate
-from triptych.weights.families import to_json
-from triptych.writing import write_text_atomically
+from triptych.weights.mapping.families import to_json
 
 ROOT = Path(__file__).parents[1]
 ASSET = ROOT / "src/triptych/assets/swin_scenes.safetensors"

@@ -20,11 +20,11 @@ import torch
 
 import triptych as tp
 from readme_tables import write_table
+from triptych.atomic_write import write_text_atomically
 from triptych.config import to_json
-from triptych.data.emoji import EmojiSource, emoji
+from triptych.data.builtin.emoji import EmojiSource, emoji
 from triptych.data.images import resize_crop
 from triptych.train import evaluate
-from triptych.writing import write_text_atomically
 
 ROOT = Path(__file__).parents[1]
 ASSET = ROOT / "src/triptych/assets/vit_emoji.safetensors"

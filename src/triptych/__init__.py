@@ -5,7 +5,7 @@ Importing this package imports nothing heavy: each public name is fetched when i
 
 from typing import TYPE_CHECKING
 
-from triptych.lazy import public
+from triptych.lazy_imports import public
 
 __version__ = "0.1.0"
 
@@ -19,10 +19,10 @@ _PUBLIC = {
     "quantize": "triptych.weights",
     "load_lora": "triptych.weights",
     "load_embedding": "triptych.weights",
-    "ClassificationPipeline": "triptych.pipelines.classify",
-    "SegmentationPipeline": "triptych.pipelines.segment",
-    "DiffusionPipeline": "triptych.pipelines.diffuse",
-    "explain": "triptych.pipelines.explain",
+    "ClassificationPipeline": "triptych.pipelines.classification",
+    "SegmentationPipeline": "triptych.pipelines.segmentation",
+    "DiffusionPipeline": "triptych.pipelines.diffusion.pipeline",
+    "explain": "triptych.pipelines.explain.vit",
     "capture": "triptych.layers.capture",
     "UserError": "triptych.errors",
 }
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from triptych.layers.capture import capture as capture
     from triptych.models.registry import create as create
     from triptych.models.registry import list_models as list_models
-    from triptych.pipelines.classify import ClassificationPipeline as ClassificationPipeline
-    from triptych.pipelines.diffuse import DiffusionPipeline as DiffusionPipeline
-    from triptych.pipelines.explain import explain as explain
-    from triptych.pipelines.segment import SegmentationPipeline as SegmentationPipeline
+    from triptych.pipelines.classification import ClassificationPipeline as ClassificationPipeline
+    from triptych.pipelines.diffusion.pipeline import DiffusionPipeline as DiffusionPipeline
+    from triptych.pipelines.explain.vit import explain as explain
+    from triptych.pipelines.segmentation import SegmentationPipeline as SegmentationPipeline
     from triptych.weights import export as export
     from triptych.weights import load as load
     from triptych.weights import load_embedding as load_embedding

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from triptych.card import Card
+from triptych.model_card import Card
 
 
 class Network(nn.Module):

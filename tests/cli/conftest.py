@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import triptych as tp
-from triptych.card import Card, Preprocess
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
+from triptych.model_card import Card, Preprocess
 
 NAMES = ("cat", "dog", "fox", "owl")
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def parser(tmp_path_factory):
     """A segmenter with the classes of `scenes`, on a Swin, of 32 x 32 pixels."""
-    from triptych.data.scenes import scenes
+    from triptych.data.builtin.scenes import scenes
 
     torch.manual_seed(0)
     names = scenes("test", 1).mask_classes
@@ -52,7 +52,7 @@ def parser(tmp_path_factory):
 @pytest.fixture(scope="session")
 def masked(tmp_path_factory):
     """images and masks of four scenes, 48 x 40 pixels, with the classes' names."""
-    from triptych.data.scenes import scenes
+    from triptych.data.builtin.scenes import scenes
 
     folder = tmp_path_factory.mktemp("masked")
     for part in ("images", "masks"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych import hardware
+from triptych import device as hardware
 from triptych.cli import main
 
 # What is typed, and what the line must name.

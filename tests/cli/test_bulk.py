@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import triptych as tp
-from triptych.bench.processes import python
-from triptych.card import Preprocess
+from triptych.bench.harness.subprocesses import python
 from triptych.cli import main, segment
-from triptych.pipelines.pixels import images_below
+from triptych.model_card import Preprocess
+from triptych.pipelines.image_input import images_below
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import triptych as tp
-from triptych import compiling
+from triptych import torch_compile
 from triptych.cli import main
+from triptych.models.configs.unet import UNetConfig
 from triptych.models.unet import UNet
-from triptych.models.unet_config import UNetConfig
 
 TWICE = """
 import json, torch, triptych as tp
@@ -60,7 +60,7 @@ def test_no_compiler_is_one_line(model, pictures, capsys):
 def noted(monkeypatch):
     """Which modules were compiled; nothing is."""
     done = []
-    monkeypatch.setattr(compiling, "_check_compiler", lambda: None)
+    monkeypatch.setattr(torch_compile, "_check_compiler", lambda: None)
     monkeypatch.setattr(nn.Module, "compile", lambda part, **_how: done.append(part))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     return done
@@ -69,12 +69,12 @@ def noted(monkeypatch):
 def test_every_block_and_no_limit_below_their_number(noted):
     net = UNet(UNetConfig(width=8, multipliers=(1, 1, 1), depth=2, groups=4, heads=2))
     with torch._dynamo.config.patch(recompile_limit=8):
-        compiling.compile_blocks(net)
+        torch_compile.compile_blocks(net)
         assert torch._dynamo.config.recompile_limit >= len(net.blocks()) > 8
     assert noted == net.blocks()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"  # the user's own stays
     single = nn.Linear(1, 1)
-    compiling.compile_blocks(single)
+    torch_compile.compile_blocks(single)
     assert noted[-1] is single
 
 
@@ -90,8 +90,8 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.delenv("TRIPTYCH_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert str(compiling.cache_folder()) == "/home/someone/.cache/triptych"
+    assert str(torch_compile.cache_folder()) == "/home/someone/.cache/triptych"
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert str(compiling.cache_folder()) == "/cache/triptych"
+    assert str(torch_compile.cache_folder()) == "/cache/triptych"
     monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path))
-    assert compiling.cache_folder() == tmp_path
+    assert torch_compile.cache_folder() == tmp_path

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import triptych as tp
-from triptych.card import Preprocess
 from triptych.cli import main
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
+from triptych.model_card import Preprocess
 from triptych.plots import style
 
 FILES = {"point.png", "rollout.png", "pyramid.png", "filters.png", "explanation.json", "explanation.npz"}

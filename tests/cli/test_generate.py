@@ -18,15 +18,15 @@ from triptych import weights
 from triptych.cli import main
 from triptych.cli.generate import stopping
 from triptych.errors import UserError
-from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
+from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, MapConfig
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig, MapConfig
 from triptych.models.registry import build
-from triptych.models.text_config import ClassTokenConfig, TextConfig
-from triptych.models.unet_config import UNetConfig
-from triptych.pipelines.diffuse import seeded
-from triptych.pipelines.infotext import read
-from triptych.pipelines.settings import Settings
+from triptych.pipelines.diffusion.image_metadata import read
+from triptych.pipelines.diffusion.pipeline import seeded
+from triptych.pipelines.diffusion.settings import Settings
 
 STAGE = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 1, 1), depth=1, latent_channels=4, groups=4)
 UNET = UNetConfig(
@@ -270,7 +270,7 @@ def test_strip_and_preview(places, tmp_path):
 
 
 def test_one_interrupt_stops_at_the_step(places, tmp_path, capsys, monkeypatch):
-    from triptych.pipelines.painting import Painter
+    from triptych.pipelines.diffusion.sampling_loop import Painter
 
     make = Painter.make
 
@@ -290,7 +290,7 @@ def test_one_interrupt_stops_at_the_step(places, tmp_path, capsys, monkeypatch):
 
 
 def test_what_is_finished_is_kept_whatever_comes_next(places, tmp_path, capsys, monkeypatch):
-    from triptych.pipelines.painting import Painter
+    from triptych.pipelines.diffusion.sampling_loop import Painter
 
     sample, calls = Painter._sample, []
 

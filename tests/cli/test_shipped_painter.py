@@ -11,8 +11,8 @@ import triptych as tp
 from triptych.cli import main
 from triptych.cli.demo import PROMPTS
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.pipelines.settings import Settings
-from triptych.weights import zoo
+from triptych.pipelines.diffusion.settings import Settings
+from triptych.weights import hub
 
 ASKED = (
     "red apple",
@@ -47,7 +47,7 @@ def test_what_was_asked_for_is_found_in_the_pictures(pipe):
 
 def test_its_card_and_files_are_as_small_as_said(pipe):
     assert isinstance(pipe.net, LatentDiffusion)
-    files = list(zoo.locate("ldm-emoji").iterdir())
+    files = list(hub.locate("ldm-emoji").iterdir())
     assert max(file.stat().st_size for file in files) <= 12_000_000
     assert sum(file.stat().st_size for file in files) <= 20_000_000
     figures = pipe.card.figures

@@ -10,14 +10,14 @@ from PIL import Image
 
 import triptych as tp
 from triptych.cli import main
-from triptych.cli.networks import describe
+from triptych.cli.model_summary import describe
 from triptych.cli.output import count
 from triptych.cli.segment import destinations
 from triptych.metrics.cost import count_macs, count_parameters
-from triptych.models.convnet_config import ConvNetConfig
+from triptych.models.configs.convnet import ConvNetConfig
 from triptych.models.registry import build, config_for
 from triptych.plots import style
-from triptych.weights import zoo
+from triptych.weights import hub
 
 
 @pytest.fixture(autouse=True)
@@ -121,9 +121,9 @@ def test_segmented_files_never_cover_each_other(parser, pictures, tmp_path, caps
     }
 
 
-@pytest.mark.skipif("swin-scenes" not in zoo.SHIPPED, reason="asset missing: swin_scenes.safetensors")
+@pytest.mark.skipif("swin-scenes" not in hub.SHIPPED, reason="asset missing: swin_scenes.safetensors")
 def test_segment_with_the_shipped_parser(tmp_path, capsys):
-    from triptych.data.scenes import scenes
+    from triptych.data.builtin.scenes import scenes
 
     source = scenes("test")
     right = []
@@ -229,7 +229,7 @@ def test_evaluate(model, labelled, tmp_path, capsys):
 @pytest.mark.parametrize("data", ["scenes", "folder"])
 def test_evaluate_a_segmenter(parser, masked, tmp_path, capsys, data, monkeypatch):
     if data == "scenes":
-        monkeypatch.setattr("triptych.data.scenes.COUNTS", {"train": 4, "test": 4})
+        monkeypatch.setattr("triptych.data.builtin.scenes.COUNTS", {"train": 4, "test": 4})
     args = ("evaluate", parser, "--data", "scenes" if data == "scenes" else masked, "--workers", 0)
     found = json.loads(said(capsys, *args, "--out", tmp_path, "--json"))
     assert found["task"] == "segmentation"
@@ -268,8 +268,8 @@ def test_plot(tmp_path, capsys):
 def test_demo_on_a_network_of_the_built_in_names(parser, tmp_path, capsys):
     from dataclasses import replace
 
-    from triptych.card import Preprocess
-    from triptych.data.emoji import emoji
+    from triptych.data.builtin.emoji import emoji
+    from triptych.model_card import Preprocess
 
     names = emoji("test").classes
     net = tp.create("vit-emoji", depth=1, embed_dim=24, num_heads=3, mlp_dim=24, num_classes=len(names))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from triptych.data.images import decode
-from triptych.data.sources import open_source
+from triptych.data.open import open_source
 from triptych.errors import UserError
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from triptych.data.config import DataConfig
 from triptych.data.images import UPRIGHT, Resize
-from triptych.data.loader import make_loader
+from triptych.data.loading.loader import make_loader
 from triptych.data.masks import read_values
-from triptych.data.sources import open_source, train_and_eval
+from triptych.data.open import open_source, train_and_eval
 from triptych.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from triptych.diffusion.guidance import guided, projected, within
-from triptych.diffusion.levels import spaced_levels
 from triptych.diffusion.process import denoiser
 from triptych.diffusion.samplers import SAMPLERS
+from triptych.diffusion.schedule import spaced_levels
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from triptych.diffusion.levels import spaced_levels
 from triptych.diffusion.noise import PURPOSES, draw, image_seeds, noise_for
 from triptych.diffusion.process import denoiser
 from triptych.diffusion.samplers import SAMPLERS
+from triptych.diffusion.schedule import spaced_levels
 from triptych.errors import UserError
 
 SHAPE = (4, 6, 5)

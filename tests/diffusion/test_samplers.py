@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from triptych.diffusion.levels import CLEAN, from_strength, spaced_levels
 from triptych.diffusion.process import denoiser
 from triptych.diffusion.samplers import SAMPLERS, ddim, euler, sampler
+from triptych.diffusion.schedule import CLEAN, from_strength, spaced_levels
 
 # diffusers hands a tensor to np.array, which numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from triptych.kernels.linear import _native, has_amx
 from triptych.layers import resnet
-from triptych.layers.linear import _native, has_amx
 from triptych.layers.resnet import (
     Conv,
     Downsample,

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from triptych.kernels.constant_cache import Kept
 from triptych.layers import attention as attention_module
 from triptych.layers import window as window_module
 from triptych.layers.attention import in_slabs, slabs_pay
 from triptych.layers.capture import capture
-from triptych.layers.kept import Kept
 from triptych.layers.window import WindowAttention, attend, shift_mask
 
 V1 = {"cosine": False, "bias": "qkv"}
@@ -185,7 +185,7 @@ def test_a_window_in_slabs_still_shows_its_weights(slabs):
 
 
 def test_slabs_are_for_bf16_without_gradients(monkeypatch):
-    monkeypatch.setattr("triptych.layers.linear._native", lambda: {torch.float32, torch.bfloat16})
+    monkeypatch.setattr("triptych.kernels.linear._native", lambda: {torch.float32, torch.bfloat16})
     monkeypatch.setattr(attention_module, "has_amx", lambda: False)
     q = torch.randn(1, 2, 3, 4).bfloat16()
     assert not slabs_pay(q, q)

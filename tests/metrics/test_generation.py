@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triptych.errors import UserError
-from triptych.metrics import kernel
-from triptych.metrics.frechet import FeatureMoments, Moments, frechet_distance, sampling_floor
+from triptych.metrics import kernel_distance as kernel
+from triptych.metrics.frechet_distance import FeatureMoments, Moments, frechet_distance, sampling_floor
 from triptych.metrics.generation import (
     Extracted,
     FeatureStatistics,
@@ -25,8 +25,8 @@ from triptych.metrics.generation import (
     Statistics,
     generation_figures,
 )
-from triptych.metrics.kernel import kernel_distance, kernel_distance_of_subsets
-from triptych.metrics.neighbours import density_coverage, precision_recall
+from triptych.metrics.kernel_distance import kernel_distance, kernel_distance_of_subsets
+from triptych.metrics.precision_recall import density_coverage, precision_recall
 
 
 def sets(n, m, d, rank, seed):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
-from triptych.models.vit_config import ViTConfig
 
 SMALL = ViTConfig(
     image_size=(32, 48), patch_size=8, embed_dim=24, depth=3, num_heads=2, mlp_dim=40, num_classes=5

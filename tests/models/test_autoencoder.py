@@ -18,7 +18,7 @@ from triptych.layers.capture import capture
 from triptych.layers.cross_attention import SpatialAttention
 from triptych.layers.resnet import ResnetBlock, seamless
 from triptych.models.autoencoder import Autoencoder, FirstStage
-from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
+from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 
 KL = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 2, 3), depth=1, latent_channels=4, groups=4)

@@ -10,7 +10,7 @@ from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.metrics.cost import count_macs
 from triptych.models.autoencoder import Autoencoder
-from triptych.models.autoencoder_config import (
+from triptych.models.configs.autoencoder import (
     SIZES,
     AutoencoderConfig,
     TinyAutoencoderConfig,

@@ -7,7 +7,7 @@ from torch import nn
 from triptych.errors import UserError
 from triptych.layers.resnet import seamless
 from triptych.models.autoencoder import Autoencoder
-from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
+from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 
 CONFIG = AutoencoderConfig(

@@ -15,12 +15,12 @@ from triptych.errors import UserError
 from triptych.layers.capture import capture
 from triptych.layers.position import sincos_positions
 from triptych.metrics.cost import count_parameters
-from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.configs.autoencoder import AutoencoderConfig
+from triptych.models.configs.dit import SIZES, DiTConfig, macs, parameters
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.dit import DiT
-from triptych.models.dit_config import SIZES, DiTConfig, macs, parameters
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
-from triptych.models.text_config import ClassTokenConfig, TextConfig
 
 TINY = DiTConfig(latent_size=(8, 8), patch_size=2, width=24, depth=3, heads=2, mlp_dim=40)
 FORMS = {

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from triptych.layers.position import resample_positions
+from triptych.models.configs.swin import SwinConfig
+from triptych.models.configs.vit import grid_at
 from triptych.models.registry import create
 from triptych.models.swin import Swin
-from triptych.models.swin_config import SwinConfig
-from triptych.models.vit_config import grid_at
 
 SIDE = st.integers(1, 50)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import triptych as tp
-from triptych.card import Card, Preprocess
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.swin import SwinConfig, fitting, with_window
+from triptych.models.configs.vit import SIZES, ViTConfig
 from triptych.models.registry import config_for
-from triptych.models.swin_config import SwinConfig, fitting, with_window
-from triptych.models.vit_config import SIZES, ViTConfig
 
 
 def test_names_match_shell_patterns():

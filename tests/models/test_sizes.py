@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from triptych.metrics.cost import count_macs, count_parameters
-from triptych.models import swin_config
+from triptych.models.configs import swin as swin_config
+from triptych.models.configs.vit import SIZES, grid_at, macs, parameters
 from triptych.models.registry import build, config_for
 from triptych.models.vit import ViT
-from triptych.models.vit_config import SIZES, grid_at, macs, parameters
 
 # Parameters and GMACs at 224 and 384, 1000 classes: vit_jax/models_test.py, torchvision and timm agree on them.
 TABLE = {

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.card import Card
 from triptych.errors import UserError
 from triptych.layers.capture import capture
 from triptych.layers.residual import DropPath
 from triptych.layers.window import WindowAttention, attend
 from triptych.metrics.cost import count_macs, count_parameters
+from triptych.model_card import Card
+from triptych.models.configs.swin import SwinConfig, macs, maps_at, parameters, windows_of
 from triptych.models.registry import create
 from triptych.models.swin import PatchMerging, Stage, Swin
-from triptych.models.swin_config import SwinConfig, macs, maps_at, parameters, windows_of
 
 SMALL = SwinConfig(
     image_size=(24, 36),

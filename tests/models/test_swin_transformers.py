@@ -7,9 +7,9 @@ from transformers import SwinBackbone, SwinConfig, Swinv2Config
 from transformers import SwinForImageClassification as HFSwin
 from transformers import Swinv2ForImageClassification as HFSwinv2
 
+from triptych.models.configs.swin import SwinConfig as Config
+from triptych.models.configs.swin import windows_of
 from triptych.models.swin import Swin
-from triptych.models.swin_config import SwinConfig as Config
-from triptych.models.swin_config import windows_of
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 STAGES = ((2, 2, 1), (2, 4, 4))  # depths and heads

@@ -11,10 +11,10 @@ from torch import nn
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.layers.capture import capture
-from triptych.models.prompts import pack, parse
+from triptych.models.configs.text import CLASS_SIZES, SIZES, ClassTokenConfig, TextConfig, parameters
 from triptych.models.text import ClassToken, TextEncoder, add_embedding, emphasise
-from triptych.models.text_config import CLASS_SIZES, SIZES, ClassTokenConfig, TextConfig, parameters
-from triptych.models.tokenizers import clip_tokenizer, train_tokenizer
+from triptych.models.tokenization.prompt_syntax import pack, parse
+from triptych.models.tokenization.tokenizer import clip_tokenizer, train_tokenizer
 
 # Figures of the published checkpoints, counted in their files.
 COUNTS = {

@@ -13,12 +13,12 @@ with warnings.catch_warnings():
     from diffusers import UNet2DConditionModel, UNet2DModel
 
 from triptych.errors import UserError
+from triptych.kernels.linear import one_call
 from triptych.layers.capture import capture
-from triptych.layers.linear import one_call
 from triptych.layers.resnet import Conv, packed, seamless
 from triptych.models import unet as unet_module
+from triptych.models.configs.unet import UNetConfig
 from triptych.models.unet import UNet
-from triptych.models.unet_config import UNetConfig
 
 TINY = UNetConfig(
     latent_size=(16, 16),

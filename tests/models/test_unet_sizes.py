@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.metrics.cost import count_parameters
+from triptych.models.configs.unet import SIZES, UNetConfig, macs, parameters
 from triptych.models.unet import UNet
-from triptych.models.unet_config import SIZES, UNetConfig, macs, parameters
 
 # Counted from the code and the configs that came with the checkpoints.
 TABLE = {

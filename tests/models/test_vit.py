@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.card import Card
 from triptych.errors import UserError
 from triptych.layers.capture import capture
 from triptych.layers.residual import DropPath
+from triptych.model_card import Card
 from triptych.models.vit import Block, CosineHead, MlpHead, ViT
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from triptych.diffusion.config import ProcessConfig
-from triptych.models.autoencoder_config import AutoencoderConfig
+from triptych.models.configs.autoencoder import AutoencoderConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, MapConfig
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig, MapConfig
-from triptych.models.text_config import ClassTokenConfig, TextConfig
-from triptych.models.unet_config import UNetConfig
 
 KL = AutoencoderConfig(
     kind="kl", width=8, multipliers=(1, 2, 3), depth=1, latent_channels=4, groups=4, scale=0.5

@@ -17,9 +17,9 @@ from triptych.plots.attention import (
     rollout_overlay,
 )
 from triptych.plots.confusion import confusion
+from triptych.plots.demo_sheet import Seen, SeePanel, demo_sheet
 from triptych.plots.embedding import patch_filters, position_similarity
 from triptych.plots.explanation import explanation_figures
-from triptych.plots.sheet import Seen, SeePanel, demo_sheet
 
 rng = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.train.config import ClassifyConfig, LoopConfig, OptimConfig
+from triptych.train.configs.base import ClassifyConfig, LoopConfig, OptimConfig
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from triptych.train.checkpoints import Checkpoints
-from triptych.train.interrupts import Interrupts
-from triptych.train.meter import MEASURED
+from triptych.train.monitoring.signals import Interrupts
+from triptych.train.monitoring.throughput import MEASURED
 
 
 def cut_after(monkeypatch, steps: int) -> None:

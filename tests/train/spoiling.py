@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from triptych.train.compression import Compress
-from triptych.train.tasks import Classify, Segment
+from triptych.train.first_stage.task import Compress
+from triptych.train.task import Classify, Segment
 
 
 def spoil(patch: pytest.MonkeyPatch, *steps: int) -> None:

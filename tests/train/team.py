@@ -27,8 +27,8 @@ def main(jobs: list[Job]) -> None:
     from tests.train.spoiling import spoil
 
     from triptych.train import run
-    from triptych.train.interrupts import Interrupts
-    from triptych.train.joining import meet
+    from triptych.train.distributed.process_group import meet
+    from triptych.train.monitoring.signals import Interrupts
 
     meet("gloo")  # once for all runs
     asked = Interrupts.__call__

@@ -7,16 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
+from tests.train.distributed.test_parallelize import configs, data  # noqa: F401 - fixtures
 from tests.train.spoiling import spoil
-from tests.train.test_parallel import configs, data  # noqa: F401 - fixtures
 
 from triptych.errors import UserError
-from triptych.train import loop, opponent, run
+from triptych.train import adversary, loop, run
+from triptych.train.configs.first_stage import CodebookConfig, DiscriminatorConfig
 from triptych.train.ema import Ema
-from triptych.train.first_stage_config import CodebookConfig, DiscriminatorConfig
-from triptych.train.guards import Numbers
-from triptych.train.tasks import Classify
-from triptych.train.telling import Teller
+from triptych.train.monitoring.anomalies import Numbers
+from triptych.train.monitoring.step_reporter import Teller
+from triptych.train.task import Classify
 
 KINDS = ("vit", "swin", "kl", "vq")
 
@@ -61,7 +61,7 @@ def wait(monkeypatch):
             if name == "last" and value is not None:
                 self.settle()
 
-    for module in (loop, opponent):
+    for module in (loop, adversary):
         monkeypatch.setattr(module, "update", update)
     monkeypatch.setattr(Ema, "update", average)
     monkeypatch.setattr(loop, "Teller", AtOnce)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import triptych as tp
-from triptych.train.config import OptimConfig
+from triptych.train.configs.base import OptimConfig
 from triptych.train.ema import Ema
 from triptych.train.optim import clip, layers_of, lr_at, make_optimizer, set_lr, update
 from triptych.train.state import gather

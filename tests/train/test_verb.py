@@ -11,7 +11,7 @@ from PIL import Image
 from triptych.cli import main
 from triptych.config import from_json, to_json
 from triptych.recipes import RECIPES, recipe
-from triptych.train.config import ClassifyConfig
+from triptych.train.configs.base import ClassifyConfig
 
 
 def flags(help_text: str) -> set[str]:

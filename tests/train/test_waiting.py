@@ -6,19 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.test_parallel import configs, data  # noqa: F401 - fixtures
+from tests.train.distributed.test_parallelize import configs, data  # noqa: F401 - fixtures
 from tests.train.waiting import Waits, watch_calls, watch_steps
 
 import triptych as tp
-from triptych.data import augment
+from triptych.data.augment import batch as augment
 from triptych.data.config import AugmentConfig
-from triptych.layers import eager
-from triptych.train import denoise, loop, run, tasks
-from triptych.train.config import PretrainConfig
-from triptych.train.first_stage_config import CodebookConfig, DiscriminatorConfig
-from triptych.train.guards import skipped
+from triptych.kernels import dispatch
+from triptych.train import loop, run
+from triptych.train import task as tasks
+from triptych.train.configs.base import PretrainConfig
+from triptych.train.configs.first_stage import CodebookConfig, DiscriminatorConfig
+from triptych.train.monitoring.anomalies import skipped
 from triptych.train.optim import clip
-from triptych.train.running import prepare
+from triptych.train.runner import prepare
+from triptych.train.second_stage import task as denoise
 
 KINDS = ("vit", "taught", "swin", "simmim", "kl", "vq", "ldm", "pictures")
 
@@ -74,7 +76,7 @@ def without_checks(labels, classes):
 def waits(request, monkeypatch):
     found = Waits(request.param)
     watch_calls(monkeypatch, found)
-    monkeypatch.setattr(eager, "_get_current_dispatch_mode", lambda: None)  # it traces nothing
+    monkeypatch.setattr(dispatch, "_get_current_dispatch_mode", lambda: None)  # it traces nothing
     monkeypatch.setattr(augment.F, "one_hot", without_checks)
     return found
 

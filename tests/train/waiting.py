@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from triptych.data import augment
+from triptych.data.augment import batch as augment
 from triptych.layers import window
-from triptych.train import guards, loop
-from triptych.train.meter import Meter
+from triptych.train import loop
+from triptych.train.monitoring import anomalies
+from triptych.train.monitoring.throughput import Meter
 
 # Operations whose result, or its shape, the host has to know. `_linalg_check_errors` asks whether a matrix is singular.
 ASKING = {
@@ -105,9 +106,9 @@ def suspend(patch: pytest.MonkeyPatch, waits: Waits, owner: Any, name: str) -> N
 
 def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
     """Switch the watch on from the moment a step has its batch until it is left to be told; gives the steps made."""
-    sent, step, spending, read = loop._to, loop.Step, Meter.spending, guards.Numbers.read
+    sent, step, spending, read = loop._to, loop.Step, Meter.spending, anomalies.Numbers.read
     made: list[int] = []
-    newest: list[guards.Numbers] = []
+    newest: list[anomalies.Numbers] = []
 
     def begun(*args: Any) -> Any:
         batch = sent(*args)
@@ -124,7 +125,7 @@ def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
         with waits.off() if on == "waiting" and waits.on else contextlib.nullcontext(), spending(self, on):
             yield
 
-    class Numbers(guards.Numbers):
+    class Numbers(anomalies.Numbers):
         def __init__(self, *args: Any):
             super().__init__(*args)
             newest[:] = [self]

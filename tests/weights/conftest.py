@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from triptych.heads.config import HeadConfig, SegmenterConfig
-from triptych.models import latent_diffusion_config
-from triptych.models.dit_config import DiTConfig
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.models.configs import latent_diffusion as latent_diffusion_config
+from triptych.models.configs.dit import DiTConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
+from triptych.models.configs.swin import SwinConfig, windows_of
+from triptych.models.configs.text import ClassTokenConfig
+from triptych.models.configs.vit import ViTConfig
 from triptych.models.registry import build
-from triptych.models.swin_config import SwinConfig, windows_of
-from triptych.models.text_config import ClassTokenConfig
-from triptych.models.vit_config import ViTConfig
-from triptych.weights import families
+from triptych.weights.mapping import families
 
 
 @pytest.fixture

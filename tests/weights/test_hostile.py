@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from triptych.errors import UserError
 from triptych.weights import load
-from triptych.weights.files import open_checkpoint
-from triptych.weights.pickles import Call, Name, walk
+from triptych.weights.files.checkpoint import open_checkpoint
+from triptych.weights.files.safe_unpickle import Call, Name, walk
 
 ran: list[str] = []
 

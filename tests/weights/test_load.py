@@ -12,8 +12,8 @@ from triptych.errors import UserError
 from triptych.layers.position import resample_positions
 from triptych.models.registry import config_for, create
 from triptych.weights import export, fine_tuning_head, inspect, load, resize_positions, save
-from triptych.weights.conventions import imagenet_names
 from triptych.weights.exporting import formats
+from triptych.weights.mapping.defaults import imagenet_names
 
 # Formats -> what of ours they can say, as changes to a small network.
 SAYS = {

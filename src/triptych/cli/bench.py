@@ -58,7 +58,8 @@ class Bench:
                 raise UserError(f"--{name} is of {' and '.join(suites)}, not of {self.suite}; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
-        from triptych.bench import (
+        from triptych.bench.harness import report
+        from triptych.bench.suites import (
             approximate,
             bulk,
             data,
@@ -66,7 +67,6 @@ class Bench:
             ldm,
             parallel,
             profile,
-            report,
             resume,
             sweep,
             swin,

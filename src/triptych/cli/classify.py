@@ -11,7 +11,7 @@ from triptych.cli.output import SHIPPED, Workers, print_json, shortened, waiting
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.pipelines.results import Classification
+    from triptych.pipelines.classification_result import Classification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Classify:
 
     def run(self) -> int:
         from triptych import ClassificationPipeline
-        from triptych.data.workers import usual
+        from triptych.data.loading.workers import usual
 
         files = image_files(self.images)
         dtype = None if self.dtype == "auto" else self.dtype
@@ -61,7 +61,7 @@ class Classify:
 
 def image_files(named: tuple[str, ...]) -> list[Path]:
     """The named files, and all images below the named folders."""
-    from triptych.pipelines.pixels import images_below
+    from triptych.pipelines.image_input import images_below
 
     if not named:
         raise UserError("no image was named; give image files or folders: triptych classify IMAGE...")

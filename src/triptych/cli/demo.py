@@ -10,8 +10,8 @@ from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from triptych.network import Network
-    from triptych.plots.paint import PaintPanel
-    from triptych.plots.sheet import ParsePanel, SeePanel
+    from triptych.plots.demo_samples import PaintPanel
+    from triptych.plots.demo_sheet import ParsePanel, SeePanel
 
 # Two of most groups, by their names; drawn by a hand that no training picture is by.
 SHOWN = (
@@ -60,7 +60,7 @@ class Demo:
 
     def run(self) -> int:
         from triptych.plots import style
-        from triptych.plots.sheet import demo_sheet
+        from triptych.plots.demo_sheet import demo_sheet
 
         started = time.perf_counter()
         classifier, parser = seer(self.model), parser_of(self.parser)
@@ -93,7 +93,7 @@ class Demo:
 
 def seer(model: str) -> "Network":
     """The classifier, if it names emoji."""
-    from triptych.data.emoji import emoji
+    from triptych.data.builtin.emoji import emoji
     from triptych.weights import load
 
     net = load(model)
@@ -104,8 +104,8 @@ def seer(model: str) -> "Network":
 
 def parser_of(model: str) -> Any:
     """A pipeline of the segmenter, if it parses scenes."""
-    from triptych.data.scenes import scenes
-    from triptych.pipelines.segment import SegmentationPipeline
+    from triptych.data.builtin.scenes import scenes
+    from triptych.pipelines.segmentation import SegmentationPipeline
 
     pipe = SegmentationPipeline(model, dtype="fp32")
     if set(pipe.classes) != set(scenes("test", 1).mask_classes):
@@ -115,9 +115,9 @@ def parser_of(model: str) -> Any:
 
 def seen(net: "Network") -> tuple["SeePanel", int]:
     """The first panel, and how many names there are to choose from."""
-    from triptych.data.emoji import emoji
-    from triptych.pipelines.explain import explain
-    from triptych.plots.sheet import Seen, SeePanel
+    from triptych.data.builtin.emoji import emoji
+    from triptych.pipelines.explain.vit import explain
+    from triptych.plots.demo_sheet import Seen, SeePanel
 
     source, cards = emoji("test"), []
     first = {source.classes[label]: i for i, label in reversed(list(enumerate(source.labels)))}
@@ -133,9 +133,9 @@ def parsed(pipe: Any) -> tuple["ParsePanel", list[dict[str, Any]]]:
     import numpy as np
     import torch
 
-    from triptych.data.scenes import scenes
+    from triptych.data.builtin.scenes import scenes
     from triptych.metrics.segmentation import SegmentationMetrics
-    from triptych.plots.sheet import Parsed, ParsePanel
+    from triptych.plots.demo_sheet import Parsed, ParsePanel
 
     source = scenes("test")
     names = source.mask_classes
@@ -178,8 +178,8 @@ def middle_of_the_largest(scene: Any) -> tuple[float, float]:
 def looked(pipe: Any, image: Any, point: tuple[float, float]) -> dict[str, Any]:
     """What a point attends to in the first blocks of each stage; nothing of a network without windows."""
     from triptych.models.swin import Swin
-    from triptych.pipelines.explain import explain
-    from triptych.plots.sheet import Looked
+    from triptych.pipelines.explain.vit import explain
+    from triptych.plots.demo_sheet import Looked
 
     if not isinstance(getattr(pipe.net, "backbone", None), Swin):
         return {}
@@ -203,10 +203,10 @@ def painted(model: str) -> "PaintPanel":
     """The third panel: a picture for each prompt, all made at once, and the first one's way out of noise."""
     import numpy as np
 
-    from triptych.cli.watching import Watch
-    from triptych.pipelines.diffuse import DiffusionPipeline
-    from triptych.pipelines.settings import Settings
-    from triptych.plots.paint import Painted, PaintPanel
+    from triptych.cli.generate_output import Watch
+    from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
+    from triptych.pipelines.diffusion.settings import Settings
+    from triptych.plots.demo_samples import Painted, PaintPanel
 
     pipe = DiffusionPipeline(model, dtype="fp32")
     watch = Watch(Path("strip"), None)  # keeps frames; nothing is written

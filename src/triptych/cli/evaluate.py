@@ -92,16 +92,16 @@ class Evaluate:
     """Print what metrics.json holds."""
 
     def run(self) -> int:
-        from triptych.cli import measure
+        from triptych.cli import evaluate_generation
 
-        family = measure.family(self)
-        if family in measure.FAMILIES:
-            return measure.run(self, family)
+        family = evaluate_generation.family(self)
+        if family in evaluate_generation.FAMILIES:
+            return evaluate_generation.run(self, family)
         if self.samples:
             raise UserError(
                 f"{self.model} makes no pictures; leave --samples out, or name a latent diffusion model"
             )
-        from triptych.data.feeding import Passes
+        from triptych.data.loading.test_time_views import Passes
         from triptych.train import evaluate
 
         window = height_width(self.window, "window") if self.window else None
@@ -226,9 +226,9 @@ def by_group(
 
 
 def write(figures: dict[str, Any], found: dict[str, Any], out: Path) -> None:
+    from triptych.atomic_write import write_text_atomically
     from triptych.plots import style
     from triptych.plots.confusion import confusion
-    from triptych.writing import write_text_atomically
 
     write_text_atomically(
         out / "metrics.json", json.dumps(plain(figures), indent=1, ensure_ascii=False) + "\n"

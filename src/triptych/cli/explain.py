@@ -33,7 +33,7 @@ class Explain:
     """Print guesses, rollout, distances and the files as JSON."""
 
     def run(self) -> int:
-        from triptych.pipelines.explain import explain
+        from triptych.pipelines.explain.vit import explain
         from triptych.plots import style
         from triptych.plots.explanation import explanation_figures
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from triptych.cli.generate_output import Shown, Watch
 from triptych.cli.output import SHIPPED_PAINTER
 from triptych.cli.parsing import height_width
-from triptych.cli.watching import Shown, Watch
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.pipelines.diffuse import DiffusionPipeline
-    from triptych.pipelines.settings import Settings
+    from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
+    from triptych.pipelines.diffusion.settings import Settings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -119,8 +119,8 @@ class Generate:
         settings = self._settings()
         self._check(settings)
         from triptych import DiffusionPipeline
-        from triptych.pipelines.diffuse import seeded
-        from triptych.pipelines.made import among, made_in
+        from triptych.pipelines.diffusion.existing_images import among, made_in
+        from triptych.pipelines.diffusion.pipeline import seeded
 
         dtype = (settings.dtype or None) if self.dtype == "auto" else self.dtype
         pipe = DiffusionPipeline(
@@ -187,13 +187,13 @@ class Generate:
 
     def _settings(self) -> "Settings":
         """Those of --from, with what the flags say."""
-        from triptych.pipelines.settings import Settings, tiling_of
+        from triptych.pipelines.diffusion.settings import Settings, tiling_of
 
         settings = Settings()
         if self.from_ is not None:
-            from triptych.pipelines import infotext
+            from triptych.pipelines.diffusion import image_metadata
 
-            settings = infotext.read(self.from_)
+            settings = image_metadata.read(self.from_)
         flags: dict[str, Any] = {
             "prompt": self.prompt,
             "negative": self.negative,
@@ -249,7 +249,7 @@ class Generate:
             if place is not None:
                 writable(place)
         if self.init is not None:
-            from triptych.pipelines.canvas import canvas
+            from triptych.pipelines.diffusion.canvas import canvas
 
             canvas(str(self.init), 1, mask=None if self.mask is None else str(self.mask))
 
@@ -270,7 +270,7 @@ class Generate:
 
     def _task(self, settings: "Settings", pipe: "DiffusionPipeline") -> "Settings":
         """The task that flags and model come to."""
-        from triptych.pipelines.jobs import reads
+        from triptych.pipelines.diffusion.prepare import reads
 
         kind = reads(pipe.config)
         if pipe.config.beside == "image":
@@ -322,7 +322,7 @@ def lora_weight(words: str) -> tuple[str, float]:
 
 def word_file(words: str) -> tuple[str, str]:
     """ "cat.pt:<my-cat>" -> the word, by default the file's own, and the file."""
-    from triptych.weights.diffusion.embeddings import read_embedding
+    from triptych.weights.diffusion.textual_inversion import read_embedding
 
     file, _, word = words.rpartition(":")
     if file and not Path(words).exists() and Path(file).exists():

@@ -48,8 +48,8 @@ def described(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if found["format"] is None:
         yield "format", f"unknown; looks like {found['looks_like']}"
         return
-    from triptych.cli.networks import describe
-    from triptych.weights.families import from_json
+    from triptych.cli.model_summary import describe
+    from triptych.weights.mapping.families import from_json
 
     config, source = from_json(found["family"], found["config"]), found["facts"]
     known = describe(config)
@@ -103,7 +103,7 @@ def multiply_accumulates(config: Any, closed: int | None) -> int | None:
         return closed
     from triptych.metrics.cost import count_macs
     from triptych.network import blank
-    from triptych.weights.families import build
+    from triptych.weights.mapping.families import build
 
     with blank():
         net = build(config)

@@ -14,7 +14,7 @@ from triptych.cli.parsing import height_width
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.pipelines.segmentation import Segmentation
+    from triptych.pipelines.segmentation_result import Segmentation
 
 Part = Literal["overlay", "labels", "legend", "json"]
 ENDS = {"overlay": ".overlay.png", "labels": ".labels.png", "legend": ".legend.png", "json": ".json"}
@@ -66,8 +66,8 @@ class Segment:
 
     def run(self) -> int:
         from triptych import SegmentationPipeline
-        from triptych.data.feeding import Passes
-        from triptych.data.workers import usual
+        from triptych.data.loading.test_time_views import Passes
+        from triptych.data.loading.workers import usual
 
         files = destinations(self.images)
         parts = self.write or (ENDS if len(files) <= SEVERAL else ("labels", "json"))
@@ -119,7 +119,7 @@ def destinations(named: tuple[str, ...]) -> dict[Path, Path]:
     """Every image file that was named, or lies below a named folder -> its place below --out, without an ending. Two of
     one name in one place are told apart by their own endings, else by a number.
     """
-    from triptych.pipelines.pixels import images_below
+    from triptych.pipelines.image_input import images_below
 
     if not named:
         raise UserError(
@@ -152,7 +152,7 @@ def written_parts(one: "Segmentation", place: Path, parts: Collection[str]) -> l
         import numpy as np
 
         from triptych.plots import style
-        from triptych.plots.parse import Entry, parse_figure
+        from triptych.plots.segmentation import Entry, parse_figure
 
         entries = [
             Entry(shortened(area.name), one.colours[area.index].tolist(), area.share) for area in one.areas

@@ -11,7 +11,7 @@ import tyro
 
 from triptych.cli.output import count, print_json
 from triptych.errors import UserError
-from triptych.train.kinds import RunConfig
+from triptych.train.configs.registry import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

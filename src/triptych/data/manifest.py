@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from triptych.writing import write_atomically
+from triptych.atomic_write import write_atomically
 
 MOST = 1_000_000  # examples that are written one by one; of more there is their number
 NAMED = 3

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from triptych.diffusion.config import known
-from triptych.diffusion.levels import Levels
 from triptych.diffusion.noise import Noise
 from triptych.diffusion.process import Denoiser, Level
+from triptych.diffusion.schedule import Levels
 
 
 class Step(NamedTuple):

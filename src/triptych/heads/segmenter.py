@@ -8,15 +8,15 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
 from triptych.heads.blocks import ConvNorm, Pyramid, resize
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.fpn import Fpn
 from triptych.heads.unet_decoder import UNetDecoder
 from triptych.heads.upernet import UPerNet
-from triptych.layers.initial import fill
+from triptych.layers.initialization import fill
 from triptych.layers.residual import Dropout2d
+from triptych.model_card import Card, Preprocess
 from triptych.network import Network
 
 

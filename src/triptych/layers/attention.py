@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from triptych.layers.eager import derives_forwards
-from triptych.layers.linear import has_amx, linear, one_call
+from triptych.kernels.dispatch import derives_forwards
+from triptych.kernels.linear import has_amx, linear, one_call
 from triptych.layers.residual import Dropout
 
 Rotate = Callable[[Tensor], Tensor]  # turns queries and keys (B, heads, N, d) by their positions

@@ -9,8 +9,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych.kernels.linear import linear, one_call
 from triptych.layers.attention import Attention, attention
-from triptych.layers.linear import linear, one_call
 from triptych.layers.norm import GroupNorm
 from triptych.layers.residual import Dropout
 

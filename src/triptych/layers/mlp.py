@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.layers.linear import linear
+from triptych.kernels.linear import linear
 from triptych.layers.residual import Dropout
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.layers.eager import plain
-from triptych.layers.linear import has_amx, keeping, one_call
+from triptych.kernels.dispatch import plain
+from triptych.kernels.linear import has_amx, keeping, one_call
 from triptych.layers.norm import GroupNorm
 from triptych.layers.residual import Dropout
 

@@ -14,10 +14,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from triptych.kernels.constant_cache import kept
+from triptych.kernels.dispatch import plain
+from triptych.kernels.linear import linear
 from triptych.layers.attention import attention, slabs_pay
-from triptych.layers.eager import plain
-from triptych.layers.kept import kept
-from triptych.layers.linear import linear
 from triptych.layers.padding import pad_to_multiple, side_of
 
 Window = tuple[int, int]  # height, width in cells of the map

@@ -1,7 +1,7 @@
 """Figures of generated pictures beside real ones, in the features of a network that is passed in.
 
 Nothing here knows what that network is, how pictures were prepared for it, or which pictures they are; without these
-three a figure says nothing, so whoever keeps one keeps them with it (`triptych.train.references` does).
+three a figure says nothing, so whoever keeps one keeps them with it (`triptych.evaluation.reference_statistics` does).
 """
 
 import logging
@@ -16,9 +16,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from triptych.errors import UserError
-from triptych.metrics.frechet import FeatureMoments, Moments, frechet_distance, sampling_floor
-from triptych.metrics.kernel import kernel_distance, kernel_distance_of_subsets
-from triptych.metrics.neighbours import density_coverage, precision_recall
+from triptych.metrics.frechet_distance import FeatureMoments, Moments, frechet_distance, sampling_floor
+from triptych.metrics.kernel_distance import kernel_distance, kernel_distance_of_subsets
+from triptych.metrics.precision_recall import density_coverage, precision_recall
 
 log = logging.getLogger(__name__)
 

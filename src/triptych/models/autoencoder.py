@@ -11,16 +11,16 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from triptych import shares
-from triptych.card import Card, Preprocess
+from triptych import distributed
+from triptych.device import sent
 from triptych.errors import UserError
-from triptych.hardware import sent
 from triptych.layers.cross_attention import SpatialAttention
-from triptych.layers.initial import fill
+from triptych.layers.initialization import fill
 from triptych.layers.norm import GroupNorm
 from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, by_pixel, seamless, silu
 from triptych.layers.tiling import in_tiles
-from triptych.models.autoencoder_config import AutoencoderConfig, FirstStageConfig
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.autoencoder import AutoencoderConfig, FirstStageConfig
 from triptych.network import Network
 
 Images = Float[Tensor, "b channels height width"]
@@ -335,7 +335,7 @@ class Autoencoder(FirstStage):
         if noise is None:
             device = mean.device if generator is None else generator.device
             like: dict[str, Any] = {"generator": generator, "device": device, "dtype": mean.dtype}
-            noise = shares.drawn(len(mean), lambda n: torch.randn((n, *mean.shape[1:]), **like)).to(mean.device)
+            noise = distributed.drawn(len(mean), lambda n: torch.randn((n, *mean.shape[1:]), **like)).to(mean.device)
         return mean + torch.exp(0.5 * logvar) * noise
 
     def quantize(self, latents: Latents) -> tuple[Latents, Int[Tensor, "b h w"]]:

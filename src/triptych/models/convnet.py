@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
-from triptych.layers.initial import fill
+from triptych.layers.initialization import fill
 from triptych.layers.norm import BatchNorm
-from triptych.models.convnet_config import ConvNetConfig
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.convnet import ConvNetConfig
 from triptych.network import Network
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.layers.initial import fill
+from triptych.layers.initialization import fill
 from triptych.layers.norm import BatchNorm
 from triptych.network import Network
 

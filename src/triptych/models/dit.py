@@ -8,17 +8,17 @@ from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from triptych.card import Card
 from triptych.errors import UserError
+from triptych.kernels.linear import linear
 from triptych.layers.attention import Attention
 from triptych.layers.cross_attention import Context, CrossAttention
-from triptych.layers.linear import linear
 from triptych.layers.mlp import Mlp
 from triptych.layers.patch import PatchEmbed
 from triptych.layers.position import sincos_positions
 from triptych.layers.timestep import TimeEmbedding
-from triptych.models.dit_config import DiTConfig
-from triptych.models.prompted import Prompted
+from triptych.model_card import Card
+from triptych.models.configs.dit import DiTConfig
+from triptych.models.denoiser import Prompted
 
 FREQUENCIES = 256  # numbers that stand for a time, before the MLP
 

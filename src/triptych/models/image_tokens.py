@@ -7,8 +7,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.card import Card
-from triptych.models.image_tokens_config import ImageTokensConfig
+from triptych.model_card import Card
+from triptych.models.configs.image_tokens import ImageTokensConfig
 from triptych.models.registry import build
 from triptych.network import Network
 

@@ -6,22 +6,22 @@ from typing import Any
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from triptych.card import Card, Preprocess
-from triptych.diffusion.conditioning import concatenated
+from triptych.diffusion.inpainting import concatenated
 from triptych.diffusion.process import Denoiser, Process, denoiser
 from triptych.errors import UserError
+from triptych.model_card import Card, Preprocess
 from triptych.models.autoencoder import Autoencoder, FirstStage
-from triptych.models.autoencoder_config import AutoencoderConfig
-from triptych.models.conditions import MapEncoder
+from triptych.models.configs.autoencoder import AutoencoderConfig
+from triptych.models.configs.image_tokens import ImageTokensConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
+from triptych.models.configs.text import TextConfig
+from triptych.models.configs.unet import UNetConfig
 from triptych.models.dit import DiT
 from triptych.models.image_tokens import ImageTokens
-from triptych.models.image_tokens_config import ImageTokensConfig
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
+from triptych.models.spatial_conditions import MapEncoder
 from triptych.models.text import ClassToken, TextEncoder
-from triptych.models.text_config import TextConfig
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.models.unet import UNet
-from triptych.models.unet_config import UNetConfig
 from triptych.network import Network
 
 HALF = (0.5, 0.5, 0.5)  # images are in [-1, 1]

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.hardware import sent
-from triptych.layers.initial import fill
+from triptych.device import sent
+from triptych.layers.initialization import fill
 
 # Channels of the 3x3 convolutions of each of the five levels; between two levels the map is halved by its maxima.
 LEVELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -8,23 +8,21 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import UserError
-from triptych.models import (
-    autoencoder_config,
-    convnet_config,
-    dit_config,
-    latent_diffusion_config,
-    swin_config,
-    text_config,
-    vit_config,
-)
-from triptych.models.autoencoder_config import AutoencoderConfig, TinyAutoencoderConfig
-from triptych.models.convnet_config import ConvNetConfig
-from triptych.models.dit_config import DiTConfig
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
-from triptych.models.swin_config import SwinConfig, fitting, windows_of
-from triptych.models.text_config import ClassTokenConfig, TextConfig
-from triptych.models.unet_config import UNetConfig
-from triptych.models.vit_config import ViTConfig
+from triptych.models.configs import autoencoder as autoencoder_config
+from triptych.models.configs import convnet as convnet_config
+from triptych.models.configs import dit as dit_config
+from triptych.models.configs import latent_diffusion as latent_diffusion_config
+from triptych.models.configs import swin as swin_config
+from triptych.models.configs import text as text_config
+from triptych.models.configs import vit as vit_config
+from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
+from triptych.models.configs.convnet import ConvNetConfig
+from triptych.models.configs.dit import DiTConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
+from triptych.models.configs.swin import SwinConfig, fitting, windows_of
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.models.configs.unet import UNetConfig
+from triptych.models.configs.vit import ViTConfig
 
 if TYPE_CHECKING:
     from triptych.network import Network

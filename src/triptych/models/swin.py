@@ -9,15 +9,15 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
-from triptych.layers.initial import fill
+from triptych.layers.initialization import fill
 from triptych.layers.mlp import Mlp
 from triptych.layers.padding import pad_to_multiple
 from triptych.layers.patch import ConvStem, PatchEmbed
 from triptych.layers.residual import DropPath
 from triptych.layers.window import Window, WindowAttention, attend
-from triptych.models.swin_config import SwinConfig
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.swin import SwinConfig
 from triptych.network import Network
 
 

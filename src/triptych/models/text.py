@@ -11,15 +11,15 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from triptych.card import Card
 from triptych.errors import UserError
+from triptych.kernels.linear import linear
 from triptych.layers.attention import attention
-from triptych.layers.initial import fill
-from triptych.layers.linear import linear
+from triptych.layers.initialization import fill
 from triptych.layers.mlp import Mlp
-from triptych.models.prompts import Chunk, pack, parse
-from triptych.models.text_config import ClassTokenConfig, TextConfig
-from triptych.models.tokenizers import Tokenizer, clip_tokenizer
+from triptych.model_card import Card
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.models.tokenization.prompt_syntax import Chunk, pack, parse
+from triptych.models.tokenization.tokenizer import Tokenizer, clip_tokenizer
 from triptych.network import Network
 
 log = logging.getLogger(__name__)

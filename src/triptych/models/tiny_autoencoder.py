@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from triptych.layers.resnet import Conv
 from triptych.models.autoencoder import FirstStage, Images, Latents
-from triptych.models.autoencoder_config import TinyAutoencoderConfig
+from triptych.models.configs.autoencoder import TinyAutoencoderConfig
 
 
 class TinyBlock(nn.Module):

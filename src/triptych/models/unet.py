@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from triptych.card import Card
 from triptych.errors import UserError
 from triptych.layers.cross_attention import (
     Context,
@@ -18,8 +17,9 @@ from triptych.layers.cross_attention import (
 from triptych.layers.norm import GroupNorm
 from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, by_pixel, silu
 from triptych.layers.timestep import TimeEmbedding
-from triptych.models.prompted import Prompted
-from triptych.models.unet_config import Level, UNetConfig, levels
+from triptych.model_card import Card
+from triptych.models.configs.unet import Level, UNetConfig, levels
+from triptych.models.denoiser import Prompted
 
 
 class TimedBlock(ResnetBlock):

@@ -11,15 +11,15 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
 from triptych.layers.attention import Attention, AttentionPool, Rotate
-from triptych.layers.initial import fill
+from triptych.layers.initialization import fill
 from triptych.layers.mlp import Mlp, SwiGLU
 from triptych.layers.patch import ConvStem, PatchEmbed, ResNetStem
 from triptych.layers.position import RotaryPositions, resample_positions, sincos_positions
 from triptych.layers.residual import DropPath, LayerScale
-from triptych.models.vit_config import ViTConfig
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.vit import ViTConfig
 from triptych.network import Network
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from triptych.data.legends import CITYSCAPES
+from triptych.data.sources.label_maps import CITYSCAPES
 from triptych.errors import UserError
 
 GROUND = (58, 66, 77)

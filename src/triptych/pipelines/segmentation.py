@@ -1,218 +1,196 @@
-"""What a segmenter says of a picture: a class for each pixel, and what can be made of that."""
+"""Pictures in, a class for each pixel out."""
 
-import io
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
-from PIL import Image
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
+from triptych.data.loading.test_time_views import Passes, Piece, feed
+from triptych.device import say_dtype
 from triptych.errors import UserError
-from triptych.pipelines.palette import is_ground
-from triptych.writing import write_atomically, write_text_atomically
-
-ENDINGS = {"overlay": ".overlay.png", "labels": ".labels.png", "json": ".json"}
-PARTS = tuple(ENDINGS)
-
-
-class Area(NamedTuple):
-    """One class that occurs in a picture, and where."""
-
-    name: str
-    index: int
-    pixels: int
-    share: float
-    """Of the picture's pixels, from 0 to 1."""
-    box: tuple[int, int, int, int]
-    """The least box that holds all of them: left, top, and right, bottom, which are not in it."""
+from triptych.heads.segmenter import Segmenter
+from triptych.heads.sliding_window import Strip, parsed, strips_of
+from triptych.kernels.linear import keeping
+from triptych.model_card import Preprocess
+from triptych.network import Network
+from triptych.pipelines.base import PicturePipeline, batches
+from triptych.pipelines.image_input import Picture, batched, name_of, whole
+from triptych.pipelines.palette import colours_of
+from triptych.pipelines.segmentation_result import Segmentation
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Segmentation:
-    """The parse of one picture, at the picture's own size."""
+@dataclass(frozen=True)
+class _Read:
+    """A picture, and what of it is fed."""
 
-    labels: Integer[np.ndarray, "H W"]
-    """Index of each pixel's class: uint8, or uint16 with more than 256 classes."""
-    classes: tuple[str, ...]
-    """Name of each class, by index."""
-    colours: UInt8[np.ndarray, "classes 3"]
-    """Its red, green and blue."""
-    image: UInt8[np.ndarray, "H W 3"]
-    """The picture, upright."""
-    confidence: Float[np.ndarray, "H W"] | None = None
-    """Probability of each pixel's class, where it was asked for."""
-    source: str = ""
-    """The file, or what else the picture came from."""
+    pixels: UInt8[np.ndarray, "H W 3"]
+    fed: list[Piece]
 
-    @cached_property
-    def areas(self) -> tuple[Area, ...]:
-        """The classes that occur, the largest first."""
-        H, W = self.labels.shape
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
-        left, top, right, bottom = _boxes(self.labels, len(self.classes))
-        found = [
-            Area(
-                self.classes[i],
-                int(i),
-                int(counts[i]),
-                int(counts[i]) / (H * W),
-                (int(left[i]), int(top[i]), int(right[i]), int(bottom[i])),
-            )
-            for i in np.flatnonzero(counts)
-        ]
-        return tuple(sorted(found, key=lambda area: -area.pixels))
 
-    @property
-    def shares(self) -> dict[str, float]:
-        """Name of each class that occurs -> its share of the pixels, the largest first."""
-        return {area.name: area.share for area in self.areas}
+@dataclass(frozen=True)
+class _Reading:
+    """From a picture to what is read of it; goes to other processes."""
 
-    def mask(self, name: str | int) -> np.ndarray:
-        """True where a class is, by its name or index.
+    preprocess: Preprocess
+    passes: Passes
+    least: int
 
-        Raises:
-            UserError: there is no such class.
-        """
-        index = self.classes.index(name) if name in self.classes else name
-        if not isinstance(index, int) or not 0 <= index < len(self.classes):
-            known = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
-            raise UserError(f"no class is called {name!r}; there are {known}")
-        return self.labels == index
+    def __call__(self, picture: Picture) -> _Read:
+        pixels = whole(picture, self.preprocess)
+        return _Read(pixels, feed(pixels, self.preprocess, self.passes, self.least))
 
-    def overlay(self, strength: float = 0.6) -> Image.Image:
-        """The picture in grey with each class in its colour over it and a line around it; "background" is only paler.
+
+class SegmentationPipeline(PicturePipeline):
+    """A segmenter with what surrounds it: reading, resizing, windows, scales, batching, names, colours.
+
+    ```python
+    pipe = tp.SegmentationPipeline(net)             # or a name, a file, a RUN folder, a hub id
+    found = pipe("street.jpg")                      # <street.jpg: road 34.1%, building 22.0%, sky 15.3%>
+    found.labels, found.areas, found.overlay()
+    pipe("large.jpg", window=(512, 512))            # a window slides over the picture at its own size
+    pipe("street.jpg", scales=(0.5, 1.0, 1.5), flip=True)
+    for found in pipe("folder/"): found.save("parsed")
+    ```
+
+    Without further words a picture of whatever size is looked at once, whole, at the size that the card names; nothing
+    of it is cut off. A card that squashes gets it squashed; one that crops gets the whole picture with its shorter side
+    as before the crop, and one that pads gets it inside its padding. So detail of a large picture is lost, as in
+    training; `size` looks closer, and `window` at every pixel, in bounded memory.
+
+    Args:
+        net: a `Segmenter`, or what `tp.load` takes. Or any module with `config.num_classes` and `card` that turns
+            normalised images (B, C, H, W) into logits (B, classes, H, W).
+        device, dtype, workers, on_bad_image, compile: as in `ClassificationPipeline`.
+        batch_size: pictures, or windows, a forward pass.
+        colours: red, green and blue of each class, from 0 to 255; ours if left out.
+
+    Raises:
+        UserError: the network is a classifier, or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module | str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        batch_size: int = 4,
+        workers: int = 0,
+        on_bad_image: Literal["skip", "fail"] = "fail",
+        colours: Sequence[Sequence[int]] | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(net, device, dtype, batch_size, workers, on_bad_image, compile)
+        self.colours = colours_of(self.classes, colours or self.card.colours)
+        # Below one patch there is nothing to see.
+        self.least = self.net.backbone.strides[0] if isinstance(self.net, Segmenter) else 1
+
+    def check(self, net: Any) -> None:
+        named, kind = self.source or "the network", type(net).__name__
+        if isinstance(net, Network) and not isinstance(net, Segmenter):
+            if getattr(net.config, "num_classes", 0):
+                raise UserError(
+                    f"{named} is a classifier ({kind}), which names whole pictures; use ClassificationPipeline or "
+                    "`triptych classify`, or give a segmenter"
+                )
+            raise UserError(f"{named} is a {kind}, which gives no class for each pixel; give a segmenter")
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        size: int | tuple[int, int] | None = None,
+        window: int | tuple[int, int] | None = None,
+        overlap: float = 0.5,
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+        confidence: bool = False,
+    ) -> Any:
+        """Parse one picture, several, or a stream of them.
 
         Args:
-            strength: how much of the colour, from 0 to 1.
+            images: one picture (path, bytes of a file, PIL image, uint8 array) gives a `Segmentation`; a list or tuple
+                gives a list; the path of a folder (everything below it) and any other iterable give an iterator that
+                reads a few at a time.
+            size: resize the picture, its aspect kept, to this shorter side in pixels, or to fit into (height, width).
+            window: slide a window of (height, width) pixels, or of this side, over the picture: over one of its own
+                size, unless `size` is given. Logits are blended where windows overlap.
+            overlap: of neighbouring windows, at least, as a share of the window.
+            scales: look at the picture at each of these relative sizes; probabilities are averaged.
+            flip: average with the mirrored picture, too.
+            confidence: keep the probability of each pixel's class.
 
         Raises:
-            UserError: `strength` is outside of that.
+            UserError: a picture cannot be read; a folder has none; an argument is out of its range.
         """
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength is {strength}, which must be from 0 to 1")
-        grey = Image.fromarray(self.image).convert("L").convert("RGB")
-        tint = Image.fromarray(self.colours[self.labels])
-        thing = np.array([not is_ground(name) for name in self.classes])[self.labels]
-        shown = np.array(Image.blend(grey, tint, strength))
-        if not thing.all():
-            faded = Image.blend(grey, Image.new("RGB", grey.size, "white"), 0.6 * strength)
-            shown[~thing] = np.asarray(faded)[~thing]
-        rim = _rim(self.labels, max(1, round(max(self.labels.shape) / 700))) & thing
-        shown[rim] = self.colours[self.labels[rim]]
-        return Image.fromarray(shown)
+        passes = Passes(size=size, window=window, overlap=overlap, scales=scales, flip=flip)
+        passes.fit(self.least)
+        return self.answer(
+            images,
+            lambda one: self._parse([(name_of(one), self._reading(passes)(one))], passes, confidence)[0],
+            lambda many: self.stream(many, passes, confidence),
+        )
 
-    def label_image(self) -> Image.Image:
-        """The labels as a picture whose pixel values are the class indices: with a palette of the classes' colours
-        (mode P), or 16-bit grey (mode I;16) for more than 256 classes."""
-        if len(self.classes) > 256:
-            return Image.fromarray(self.labels.astype(np.uint16))
-        made = Image.fromarray(self.labels.astype(np.uint8)).convert("P")
-        made.putpalette(self.colours.ravel().tolist())
+    def stream(
+        self, pictures: Iterable[Picture], passes: Passes | None = None, confidence: bool = False
+    ) -> Iterator[Segmentation]:
+        """Results in the order of the pictures; a few pictures, and two that each worker read ahead, are held."""
+        passes = passes or Passes()
+        passes.fit(self.least)
+        # A picture a request: they travel whole, and may be large.
+        read = self.readable(pictures, self._reading(passes), 1)
+        with keeping(self.net):
+            for some in batches(read, max(1, self.batch_size // passes.count)):
+                yield from self._parse(some, passes, confidence)
+
+    @torch.inference_mode()
+    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Normalised images to logits in fp32, on the pipeline's device."""
+        say_dtype(self.dtype, self.device)
+        made = self.net(images.to(self.device, self.dtype)).float()
+        expected = (len(images), self.config.num_classes, *images.shape[-2:])
+        if made.shape != expected:
+            raise UserError(
+                f"the network gives {tuple(made.shape)} for images of {tuple(images.shape)}, not {expected}"
+            )
         return made
 
-    def to_json(self) -> dict[str, Any]:
-        """Size and areas as plain values."""
-        height, width = self.labels.shape
-        return {
-            "image": self.source,
-            "height": height,
-            "width": width,
-            "classes": len(self.classes),
-            "areas": [
-                {**area._asdict(), "box": list(area.box), "colour": self.colours[area.index].tolist()}
-                for area in self.areas
-            ],
-        }
+    def _run(self, pieces: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "n k h w"]:
+        return self.logits(batched(pieces, self.card.preprocess, self.config.in_channels))
 
-    def save(
-        self,
-        where: str | os.PathLike[str],
-        name: str | None = None,
-        parts: Sequence[str] = PARTS,
-        durable: bool = True,
-    ) -> list[Path]:
-        """Write the labels into a .png file, the areas into a .json file, or into a folder all there is:
-        NAME.overlay.png, NAME.labels.png and NAME.json, in this order.
+    def _reading(self, passes: Passes) -> "_Reading":
+        return _Reading(self.card.preprocess, passes, self.least)
 
-        Args:
-            where: ends in .png or .json, or is a folder, which is made.
-            name: NAME; that of the picture's file if left out.
-            parts: which of "overlay", "labels" and "json" a folder gets.
-            durable: as in `triptych.writing.write_atomically`.
+    def _parse(self, some: list[tuple[str, _Read]], passes: Passes, confidence: bool) -> list[Segmentation]:
+        fed = [read.fed for _, read in some]
+        strips = strips_of(self._run, fed, passes.window_size, passes.overlap, passes.flip, self.batch_size)
+        return [
+            self._finish(name, read, made, confidence)
+            for (name, read), made in zip(some, strips, strict=True)
+        ]
 
-        Returns:
-            the files.
-
-        Raises:
-            UserError: the place cannot be written.
-        """
-        where = Path(where)
-        if where.suffix.lower() in (".png", ".json"):
-            name, parts = where.name, ("labels" if where.suffix.lower() == ".png" else "json",)
-            places = {parts[0]: where}
-        else:
-            name = name or Path(self.source).stem or "image"
-            places = {part: where / f"{name}{ENDINGS[part]}" for part in PARTS}
-        for part in (part for part in PARTS if part in parts):
-            if part == "json":
-                write_text_atomically(places[part], self._json_text(), durable)
-            else:
-                image = self.label_image() if part == "labels" else self.overlay()
-                _write_png(image, places[part], durable)
-        return [places[part] for part in PARTS if part in parts]
-
-    def _json_text(self) -> str:
-        return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
-
-    def __repr__(self) -> str:
-        words = ", ".join(f"{area.name} {area.share:.1%}" for area in self.areas[:5])
-        more = f", {len(self.areas) - 5} more" if len(self.areas) > 5 else ""
-        return f"<{self.source + ': ' if self.source else ''}{words}{more}>"
-
-
-def _write_png(image: Image.Image, path: Path, durable: bool) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    write_atomically(path, lambda file: file.write(buffer.getvalue()), durable)
-
-
-def _boxes(labels: Integer[np.ndarray, "H W"], count: int) -> tuple[np.ndarray, ...]:
-    """First column and row of each class, and the ones after its last."""
-    (left, right), (top, bottom) = _ends(np.ascontiguousarray(labels.T), count), _ends(labels, count)
-    return left, top, right, bottom
-
-
-def _ends(labels: Integer[np.ndarray, "H W"], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each class, and the one after its last."""
-    H, W = labels.shape
-    first, last = np.full(count, H), np.zeros(count, int)
-    step = max(1, 2**18 // W)  # rows counted at once: the numbers made of them stay in the cache
-    for y in range(0, H, step):
-        band = labels[y : y + step]
-        places = band + (np.arange(len(band)) * count)[:, None]
-        there = np.bincount(places.ravel(), minlength=len(band) * count).reshape(len(band), count) > 0
-        here = there.any(0)
-        first[here] = np.minimum(first[here], y + there[:, here].argmax(0))
-        last[here] = y + len(band) - there[::-1, here].argmax(0)
-    return first, last
-
-
-def _rim(labels: Integer[np.ndarray, "H W"], wide: int) -> np.ndarray:
-    """True within `wide` pixels of another class."""
-    rim = np.zeros(labels.shape, bool)
-    for axis in (0, 1):
-        n = labels.shape[axis]
-        for step in range(1, min(wide, n - 1) + 1):
-            before = labels.take(range(n - step), axis) != labels.take(range(step, n), axis)
-            low = [slice(None), slice(None)]
-            high = [slice(None), slice(None)]
-            low[axis], high[axis] = slice(0, n - step), slice(step, n)
-            rim[tuple(low)] |= before
-            rim[tuple(high)] |= before
-    return rim
+    @torch.inference_mode()
+    def _finish(self, name: str, read: _Read, strips: list[Strip], confidence: bool) -> Segmentation:
+        H, W = read.pixels.shape[:2]
+        count = self.config.num_classes
+        labels = np.empty((H, W), np.uint8 if count <= 256 else np.uint16)
+        sure = np.empty((H, W), np.float32) if confidence else None
+        first = 0
+        for label, best in parsed(strips, (H, W), count, confidence):
+            last = first + len(label)
+            labels[first:last] = label.cpu().numpy()
+            if sure is not None and best is not None:
+                sure[first:last] = best.cpu().numpy()
+            first = last
+        return Segmentation(
+            labels=labels,
+            classes=self.classes,
+            colours=self.colours,
+            image=read.pixels,
+            confidence=sure,
+            source=name,
+        )

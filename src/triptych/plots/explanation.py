@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from triptych.plots.attention import attention_distance, attention_heads, rollout_overlay
 from triptych.plots.embedding import patch_filters, position_similarity
-from triptych.plots.pyramid import feature_pyramid
-from triptych.plots.windows import gathered, point_attention
+from triptych.plots.swin_attention import gathered, point_attention
+from triptych.plots.swin_pyramid import feature_pyramid
 
 
 def explanation_figures(

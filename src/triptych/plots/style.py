@@ -15,7 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from triptych.writing import write_atomically
+from triptych.atomic_write import write_atomically
 
 INK, SOFT, FAINT, LINE, PAPER = "#16202c", "#5b6775", "#a3adb8", "#e6eaee", "#ffffff"
 BLUE, ORANGE, TEAL, VIOLET, RED = "#2563eb", "#f08c1d", "#0f9d8a", "#7c4ddb", "#dc3d43"

@@ -4,8 +4,8 @@ score."""
 from dataclasses import replace
 
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.train.config import LoopConfig, OptimConfig
-from triptych.train.first_stage_config import (
+from triptych.train.configs.base import LoopConfig, OptimConfig
+from triptych.train.configs.first_stage import (
     CodebookConfig,
     CompressConfig,
     DiscriminatorConfig,

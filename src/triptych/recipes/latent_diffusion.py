@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from triptych.data.config import DataConfig
 from triptych.diffusion.config import NoiseConfig, ProcessConfig
-from triptych.train.config import LoopConfig, OptimConfig
-from triptych.train.second_stage_config import STILL, CaptionConfig, SamplesConfig, SecondStageConfig
+from triptych.train.configs.base import LoopConfig, OptimConfig
+from triptych.train.configs.second_stage import STILL, CaptionConfig, SamplesConfig, SecondStageConfig
 
 
 def latent_diffusion() -> SecondStageConfig:

@@ -7,14 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from triptych.train.evaluation import evaluate as evaluate
-    from triptych.train.running import dry_run as dry_run
-    from triptych.train.running import run as run
+    from triptych.evaluation.evaluate import evaluate as evaluate
+    from triptych.train.runner import dry_run as dry_run
+    from triptych.train.runner import run as run
 
 _PUBLIC = {
-    "run": "triptych.train.running",
-    "dry_run": "triptych.train.running",
-    "evaluate": "triptych.train.evaluation",
+    "run": "triptych.train.runner",
+    "dry_run": "triptych.train.runner",
+    "evaluate": "triptych.evaluation.evaluate",
 }
 
 

@@ -35,9 +35,9 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
 
-from triptych import shares
+from triptych import distributed
+from triptych.atomic_write import sync_folder, unwritable, write_text_atomically
 from triptych.errors import UserError
-from triptych.writing import sync_folder, unwritable, write_text_atomically
 
 Facts = dict[str, Any]  # what is not a tensor, as JSON
 Sums = dict[str, dict[str, int]]  # of each file
@@ -155,7 +155,7 @@ class Checkpoints:
                 dict(tensors),
                 storage_writer=writer,
                 async_stager=self._stager,
-                process_group=shares.world.saving,  # its own: it talks while the loop does
+                process_group=distributed.world.saving,  # its own: it talks while the loop does
                 no_dist=_alone(),
             )
         assert isinstance(started, Future)  # staged by now: the stager is not asynchronous

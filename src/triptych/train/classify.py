@@ -6,17 +6,17 @@ from typing import Any
 import torch
 
 from triptych import weights
-from triptych.data.loader import make_loader
-from triptych.data.sources import train_and_eval
+from triptych.data.loading.loader import make_loader
+from triptych.data.open import train_and_eval
 from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
-from triptych.layers.low_rank import add_low_rank
+from triptych.layers.lora import add_low_rank
 from triptych.models.registry import build, config_for
 from triptych.network import Network
-from triptych.train.config import ClassifyConfig
-from triptych.train.networks import freeze, origin, parsed, set_drop_path, started_from
-from triptych.train.running import Parts, placed_parts, prepared_as
-from triptych.train.tasks import Classify, Teacher
+from triptych.train.configs.base import ClassifyConfig
+from triptych.train.runner import Parts, placed_parts, prepared_as
+from triptych.train.task import Classify, Teacher
+from triptych.train.tasks.initial_network import freeze, origin, parsed, set_drop_path, started_from
 
 
 def prepare(config: ClassifyConfig) -> Parts:

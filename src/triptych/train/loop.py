@@ -15,25 +15,25 @@ from typing import Any, TypeVar
 
 import torch
 
-from triptych import shares
-from triptych.data.loader import Loader
+from triptych import distributed
+from triptych.data.loading.loader import Loader
+from triptych.device import sent
 from triptych.errors import UserError
-from triptych.hardware import sent
 from triptych.network import Network
+from triptych.train.adversary import Opponent
 from triptych.train.checkpoints import Checkpoints, Facts
-from triptych.train.config import LoopConfig, OptimConfig
+from triptych.train.configs.base import LoopConfig, OptimConfig
+from triptych.train.distributed.parallelize import Alone
 from triptych.train.ema import Ema
-from triptych.train.guards import Guard, Numbers, skipped
-from triptych.train.identity import require_same
-from triptych.train.interrupts import interrupts
-from triptych.train.log import NoLog, RunLog
-from triptych.train.meter import Meter
-from triptych.train.opponent import Opponent
+from triptych.train.monitoring.anomalies import Guard, Numbers, skipped
+from triptych.train.monitoring.log import NoLog, RunLog
+from triptych.train.monitoring.signals import interrupts
+from triptych.train.monitoring.step_reporter import Step, Teller
+from triptych.train.monitoring.throughput import Meter
 from triptych.train.optim import clip, lr_at, make_optimizer, set_lr, update
-from triptych.train.parallel import Alone
+from triptych.train.run_folder import require_same
 from triptych.train.state import gather, scatter
-from triptych.train.tasks import Batch, Task
-from triptych.train.telling import Step, Teller
+from triptych.train.task import Batch, Task
 
 T = TypeVar("T")
 
@@ -183,7 +183,7 @@ def fit(
                 parts.append(dict(batch))  # without what tasks leave in it
                 torch.manual_seed(_stream(config.seed, step, part))
                 with team.share(batch, last=part == config.accumulate - 1):
-                    weight = shares.weight()
+                    weight = distributed.weight()
                     with autocast():
                         loss, found = learn(batch)
                     (loss * weight / config.accumulate).backward()

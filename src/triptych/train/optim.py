@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.network import Network
-from triptych.train.config import OptimConfig
+from triptych.train.configs.base import OptimConfig
 
 # Ends of the names of parameters of two or more axes that decay does no good: they add to the stream, they multiply
 # nothing; and a codebook's entries, of which those that nobody uses would all be drawn to zero.

@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from triptych.data.loader import make_loader
-from triptych.data.sources import train_and_eval
+from triptych.data.loading.loader import make_loader
+from triptych.data.open import train_and_eval
 from triptych.errors import UserError
-from triptych.heads.masked import MaskedImageModel
+from triptych.heads.simmim import MaskedImageModel
 from triptych.models.registry import build, config_for
-from triptych.train.config import PretrainConfig
-from triptych.train.networks import origin, parsed, set_drop_path, started_from
-from triptych.train.running import Parts, placed_parts, prepared_as
-from triptych.train.tasks import MaskedPixels
+from triptych.train.configs.base import PretrainConfig
+from triptych.train.runner import Parts, placed_parts, prepared_as
+from triptych.train.task import MaskedPixels
+from triptych.train.tasks.initial_network import origin, parsed, set_drop_path, started_from
 
 
 def prepare(config: PretrainConfig) -> Parts:

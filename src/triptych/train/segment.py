@@ -6,19 +6,19 @@ from typing import Any
 import torch
 
 from triptych import weights
-from triptych.card import Card, Preprocess
-from triptych.data.loader import make_loader
-from triptych.data.sources import train_and_eval
+from triptych.data.loading.loader import make_loader
+from triptych.data.open import train_and_eval
 from triptych.errors import UserError
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter, quarters
+from triptych.model_card import Card, Preprocess
 from triptych.models.registry import build, config_for
 from triptych.models.swin import Swin
 from triptych.network import Network
-from triptych.train.config import SegmentConfig
-from triptych.train.networks import freeze, origin, parsed, set_drop_path
-from triptych.train.running import Parts, placed_parts, prepared_as
-from triptych.train.tasks import Segment
+from triptych.train.configs.base import SegmentConfig
+from triptych.train.runner import Parts, placed_parts, prepared_as
+from triptych.train.task import Segment
+from triptych.train.tasks.initial_network import freeze, origin, parsed, set_drop_path
 
 
 def prepare(config: SegmentConfig) -> Parts:

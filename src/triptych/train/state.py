@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from triptych.errors import UserError
+from triptych.train.adversary import Opponent
 from triptych.train.checkpoints import Checkpoint
 from triptych.train.ema import Ema
-from triptych.train.opponent import Opponent
 
 
 def gather(

@@ -5,39 +5,39 @@ Read `rules.py` first (what a table of names is), then `vit/timm.py` (one table)
 
 from typing import TYPE_CHECKING
 
-from triptych.lazy import public
+from triptych.lazy_imports import public
 
 # A ViT is loaded without the tables of Stable Diffusion.
 _PUBLIC = {
     "export": "triptych.weights.exporting",
-    "fine_tuning_head": "triptych.weights.adapt",
+    "fine_tuning_head": "triptych.weights.resize",
     "inspect": "triptych.weights.loading",
     "load": "triptych.weights.loading",
-    "load_embedding": "triptych.weights.diffusion.embeddings",
+    "load_embedding": "triptych.weights.diffusion.textual_inversion",
     "load_lora": "triptych.weights.diffusion.lora",
-    "map_head": "triptych.weights.adapt",
-    "quantize": "triptych.weights.quantizing",
-    "resize_positions": "triptych.weights.adapt",
-    "resize_windows": "triptych.weights.adapt",
-    "save": "triptych.weights.store",
-    "save_embedding": "triptych.weights.diffusion.embeddings",
+    "map_head": "triptych.weights.resize",
+    "quantize": "triptych.weights.quantization",
+    "resize_positions": "triptych.weights.resize",
+    "resize_windows": "triptych.weights.resize",
+    "save": "triptych.weights.native",
+    "save_embedding": "triptych.weights.diffusion.textual_inversion",
 }
 
 __all__ = [*_PUBLIC]
 
 if TYPE_CHECKING:
-    from triptych.weights.adapt import fine_tuning_head as fine_tuning_head
-    from triptych.weights.adapt import map_head as map_head
-    from triptych.weights.adapt import resize_positions as resize_positions
-    from triptych.weights.adapt import resize_windows as resize_windows
-    from triptych.weights.diffusion.embeddings import load_embedding as load_embedding
-    from triptych.weights.diffusion.embeddings import save_embedding as save_embedding
     from triptych.weights.diffusion.lora import load_lora as load_lora
+    from triptych.weights.diffusion.textual_inversion import load_embedding as load_embedding
+    from triptych.weights.diffusion.textual_inversion import save_embedding as save_embedding
     from triptych.weights.exporting import export as export
     from triptych.weights.loading import inspect as inspect
     from triptych.weights.loading import load as load
-    from triptych.weights.quantizing import quantize as quantize
-    from triptych.weights.store import save as save
+    from triptych.weights.native import save as save
+    from triptych.weights.quantization import quantize as quantize
+    from triptych.weights.resize import fine_tuning_head as fine_tuning_head
+    from triptych.weights.resize import map_head as map_head
+    from triptych.weights.resize import resize_positions as resize_positions
+    from triptych.weights.resize import resize_windows as resize_windows
 
 
 __getattr__, __dir__ = public(__name__, _PUBLIC)

@@ -8,15 +8,15 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from triptych.atomic_write import write_text_atomically
 from triptych.errors import UserError
 from triptych.network import Network
-from triptych.weights import store
-from triptych.weights.families import TITLES, family_of
-from triptych.weights.formats import Draft, Format, Hints, drafted
-from triptych.weights.known import known
-from triptych.weights.sameness import Said, aside, hints_in, shapes_to_tell, told, unsaid
-from triptych.weights.writers import write_npz, write_safetensors, write_torch
-from triptych.writing import write_text_atomically
+from triptych.weights import native
+from triptych.weights.files.write import write_npz, write_safetensors, write_torch
+from triptych.weights.mapping.families import TITLES, family_of
+from triptych.weights.mapping.format import Draft, Format, Hints, drafted
+from triptych.weights.mapping.registry import known
+from triptych.weights.mapping.round_trip import Said, aside, hints_in, shapes_to_tell, told, unsaid
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
     path = Path(path)
     if format == "triptych":
         target = path if path.suffix == ".safetensors" else path / "model.safetensors"
-        store.save(net, target)
+        native.save(net, target)
         return target
     known = _format(net, format)
     net = cast(Network, net)

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from triptych.config import to_json
 from triptych.diffusion.config import Prediction
 from triptych.errors import UserError
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig, replaced_size
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, replaced_size
 from triptych.network import Network, blank
-from triptych.weights import families, store
-from triptych.weights.adapt import fine_tuning_head, resize_positions, resize_windows, windows_in
-from triptych.weights.files import Checkpoint, open_checkpoint
-from triptych.weights.formats import Format, Hints, Names, Reading, Weights, shapes_of
-from triptych.weights.known import known
-from triptych.weights.legible import legible
-from triptych.weights.rules import Rule, plan, same, slab
-from triptych.weights.sameness import Said, aside, hints_in, told
-from triptych.weights.zoo import locate
+from triptych.weights import native
+from triptych.weights.files.checkpoint import Checkpoint, open_checkpoint
+from triptych.weights.files.sanitize import legible
+from triptych.weights.hub import locate
+from triptych.weights.mapping import families
+from triptych.weights.mapping.format import Format, Hints, Names, Reading, Weights, shapes_of
+from triptych.weights.mapping.registry import known
+from triptych.weights.mapping.round_trip import Said, aside, hints_in, told
+from triptych.weights.mapping.rules import Rule, plan, same, slab
+from triptych.weights.resize import fine_tuning_head, resize_positions, resize_windows, windows_in
 
 Source = str | os.PathLike[str]
 
@@ -117,11 +118,11 @@ def predicting(config: LatentDiffusionConfig, prediction: Prediction) -> LatentD
 
 def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtype | None]:
     """What a checkpoint is, its format's name, and the type its numbers are loaded in, if not their own."""
-    if store.is_ours(checkpoint) and hints.weights != "ema":
-        reading, dtype = store.read(checkpoint)
+    if native.is_ours(checkpoint) and hints.weights != "ema":
+        reading, dtype = native.read(checkpoint)
         return reading, "triptych", dtype
     names = Names(checkpoint)
-    found = None if store.is_ours(checkpoint) else recognise(names)
+    found = None if native.is_ours(checkpoint) else recognise(names)
     if hints.weights == "ema" and (found is None or found.name != "compvis"):
         raise UserError(f"{checkpoint.path} holds no averaged weights beside its own; leave weights out")
     if found is None:
@@ -267,7 +268,7 @@ def inspect(source: Source) -> dict[str, Any]:
         "format": None,
     }
     names = Names(checkpoint)
-    if not store.is_ours(checkpoint) and recognise(names) is None:
+    if not native.is_ours(checkpoint) and recognise(names) is None:
         from triptych.weights.diffusion.lora import lora_facts
 
         adapter = lora_facts(checkpoint)

@@ -7,10 +7,10 @@ import torch
 
 from triptych.errors import UserError
 from triptych.models.lpips import LEVELS, Lpips
-from triptych.weights.files import open_checkpoint
+from triptych.weights.files.checkpoint import open_checkpoint
+from triptych.weights.hub import locate
 from triptych.weights.loading import fill
-from triptych.weights.rules import Rule, drop, each, rule, same
-from triptych.weights.zoo import locate
+from triptych.weights.mapping.rules import Rule, drop, each, rule, same
 
 # 1x1 convolutions to one channel, without bias <-> a weight for each channel.
 HEAD = each(lambda t: t.reshape(-1), lambda t: t[None, :, None, None])

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.models import autoencoder_config
-from triptych.models.autoencoder_config import AutoencoderConfig, FirstStageConfig, TinyAutoencoderConfig
-from triptych.weights.diffusion.tables import ONE_BY_ONE, fused, halves_of, layer, matrix
-from triptych.weights.formats import Names
-from triptych.weights.rules import Rule, drop, same
+from triptych.models.configs import autoencoder as autoencoder_config
+from triptych.models.configs.autoencoder import AutoencoderConfig, FirstStageConfig, TinyAutoencoderConfig
+from triptych.weights.diffusion.rule_helpers import ONE_BY_ONE, fused, halves_of, layer, matrix
+from triptych.weights.mapping.format import Names
+from triptych.weights.mapping.rules import Rule, drop, same
 
 
 @dataclass(frozen=True, kw_only=True)

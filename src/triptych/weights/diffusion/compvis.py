@@ -6,26 +6,26 @@ from typing import Any
 
 import torch
 
-from triptych.card import Card, Preprocess
 from triptych.diffusion.config import ProcessConfig
 from triptych.errors import UserError
-from triptych.models import latent_diffusion_config
+from triptych.model_card import Card, Preprocess
 from triptych.models.autoencoder import Autoencoder
-from triptych.models.autoencoder_config import AutoencoderConfig
-from triptych.models.image_tokens_config import ImageTokensConfig
+from triptych.models.configs import latent_diffusion as latent_diffusion_config
+from triptych.models.configs.autoencoder import AutoencoderConfig
+from triptych.models.configs.image_tokens import ImageTokensConfig
+from triptych.models.configs.latent_diffusion import BESIDE, Beside, LatentDiffusionConfig, MapConfig
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import BESIDE, Beside, LatentDiffusionConfig, MapConfig
-from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.models.unet import UNet
-from triptych.models.unet_config import UNetConfig
-from triptych.weights.conventions import HALF
 from triptych.weights.diffusion import autoencoder, schedule, text, unet
 from triptych.weights.diffusion.compvis_config import ModelYaml, read_yaml
-from triptych.weights.diffusion.tables import inside, number, shortest
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.rules import Rule, drop, same, to_theirs
-from triptych.weights.sameness import checked, comparable
+from triptych.weights.diffusion.rule_helpers import inside, number, shortest
+from triptych.weights.mapping.defaults import HALF
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked, comparable
+from triptych.weights.mapping.rules import Rule, drop, same, to_theirs
 
 TITLE = "CompVis (Stable Diffusion and LDM in one file)"
 UNET, STAGE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."

@@ -8,7 +8,7 @@ from typing import Any
 
 from triptych.diffusion.config import COMPVIS_SCHEDULES, Prediction, ProcessConfig
 from triptych.errors import UserError
-from triptych.weights.legible import legible
+from triptych.weights.files.sanitize import legible
 
 PREDICTIONS: dict[str, Prediction] = {"eps": "eps", "v": "v", "x0": "x0"}
 LARGEST = 2**20  # bytes

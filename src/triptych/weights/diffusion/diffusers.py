@@ -5,22 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
+from triptych.model_card import Card, Preprocess
 from triptych.models.autoencoder import Autoencoder
-from triptych.models.autoencoder_config import AutoencoderConfig
-from triptych.models.image_tokens_config import ImageTokensConfig
+from triptych.models.configs.autoencoder import AutoencoderConfig
+from triptych.models.configs.image_tokens import ImageTokensConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
-from triptych.models.text_config import ClassTokenConfig, TextConfig
 from triptych.models.tiny_autoencoder import TinyAutoencoder
-from triptych.models.tokenizer_files import load_tokenizer, save_tokenizer
+from triptych.models.tokenization.files import load_tokenizer, save_tokenizer
 from triptych.models.unet import UNet
-from triptych.models.unet_config import UNetConfig
-from triptych.weights.conventions import HALF
 from triptych.weights.diffusion import autoencoder, text, unet
 from triptych.weights.diffusion.compvis import beside_of, stage_reading, unet_reading
-from triptych.weights.diffusion.diffusers_settings import (
+from triptych.weights.diffusion.diffusers_config import (
     READERS,
     STAGES,
     TITLE,
@@ -33,10 +32,11 @@ from triptych.weights.diffusion.diffusers_settings import (
     text_settings,
     unet_settings,
 )
-from triptych.weights.diffusion.tables import inside
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, Settings, state
-from triptych.weights.rules import drop, to_theirs
-from triptych.weights.sameness import checked
+from triptych.weights.diffusion.rule_helpers import inside
+from triptych.weights.mapping.defaults import HALF
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, Settings, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import drop, to_theirs
 
 
 def recognises(names: Names) -> bool:

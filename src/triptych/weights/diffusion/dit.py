@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.card import Card
 from triptych.errors import UserError
 from triptych.layers.position import sincos_positions
+from triptych.model_card import Card
+from triptych.models.configs.dit import SIZES, DiTConfig
 from triptych.models.dit import DiT
-from triptych.models.dit_config import SIZES, DiTConfig
-from triptych.weights.diffusion.tables import fused, layer
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, Settings, state
-from triptych.weights.rules import Operation, Rule, drop, expand, joined, rule, same, to_theirs
-from triptych.weights.sameness import checked
+from triptych.weights.diffusion.rule_helpers import fused, layer
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, Settings, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import Operation, Rule, drop, expand, joined, rule, same, to_theirs
 
 AUTHORS, DIFFUSERS = "the authors' DiT", "diffusers (a DiT)"
 

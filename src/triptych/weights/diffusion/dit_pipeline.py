@@ -1,17 +1,17 @@
 """diffusers' folder of a DiT: transformer, vae, scheduler, and the names of the classes in its model_index.json."""
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
-from triptych.models.autoencoder_config import AutoencoderConfig
-from triptych.models.dit_config import DiTConfig
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.autoencoder import AutoencoderConfig
+from triptych.models.configs.dit import DiTConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
-from triptych.weights.conventions import HALF
 from triptych.weights.diffusion import autoencoder, diffusers, dit
-from triptych.weights.diffusion.tables import inside
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, Settings, state
-from triptych.weights.rules import to_theirs
-from triptych.weights.sameness import checked
+from triptych.weights.diffusion.rule_helpers import inside
+from triptych.weights.mapping.defaults import HALF
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, Settings, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import to_theirs
 
 TITLE = "diffusers (a DiT's folder)"
 

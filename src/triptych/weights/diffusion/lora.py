@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from triptych.errors import UserError
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
+from triptych.models.configs.text import TextConfig
+from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.latent_diffusion_config import LatentDiffusionConfig
-from triptych.models.text_config import TextConfig
-from triptych.models.unet_config import UNetConfig
 from triptych.weights.diffusion import text, unet
-from triptych.weights.diffusion.tables import inside
-from triptych.weights.files import SUFFIXES, Checkpoint, open_checkpoint
-from triptych.weights.legible import legible
-from triptych.weights.rules import Rule
-from triptych.weights.writers import write_safetensors
+from triptych.weights.diffusion.rule_helpers import inside
+from triptych.weights.files.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
+from triptych.weights.files.sanitize import legible
+from triptych.weights.files.write import write_safetensors
+from triptych.weights.mapping.rules import Rule
 
 Source = str | os.PathLike[str]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from triptych.diffusion.config import ProcessConfig, Schedule
 from triptych.diffusion.process import betas
 from triptych.errors import UserError
-from triptych.weights.diffusion.tables import shortest
-from triptych.weights.formats import Names
-from triptych.weights.rules import Rule, drop
+from triptych.weights.diffusion.rule_helpers import shortest
+from triptych.weights.mapping.format import Names
+from triptych.weights.mapping.rules import Rule, drop
 
 ALPHAS = (
     "betas",

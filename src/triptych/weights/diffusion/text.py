@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.models import text_config
-from triptych.models.text_config import ClassTokenConfig, TextConfig
-from triptych.weights.diffusion.tables import fused, layer
-from triptych.weights.formats import Names
-from triptych.weights.rules import Rule, drop, same
+from triptych.models.configs import text as text_config
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.weights.diffusion.rule_helpers import fused, layer
+from triptych.weights.mapping.format import Names
+from triptych.weights.mapping.rules import Rule, drop, same
 
 QKV = ("q", "k", "v")
 

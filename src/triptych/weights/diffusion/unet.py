@@ -5,11 +5,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from triptych.errors import UserError
-from triptych.models import unet_config
-from triptych.models.unet_config import Level, UNetConfig, levels
-from triptych.weights.diffusion.tables import ALONG, ONE_BY_ONE, by_head, fused, halves_of, layer, matrix
-from triptych.weights.formats import Hints, Names
-from triptych.weights.rules import Rule, same, then
+from triptych.models.configs import unet as unet_config
+from triptych.models.configs.unet import Level, UNetConfig, levels
+from triptych.weights.diffusion.rule_helpers import (
+    ALONG,
+    ONE_BY_ONE,
+    by_head,
+    fused,
+    halves_of,
+    layer,
+    matrix,
+)
+from triptych.weights.mapping.format import Hints, Names
+from triptych.weights.mapping.rules import Rule, same, then
 
 
 class Layout(ABC):

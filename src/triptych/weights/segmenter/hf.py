@@ -2,25 +2,25 @@
 
 from typing import Any
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
 from triptych.heads.config import SegmenterConfig
 from triptych.heads.segmenter import Segmenter
-from triptych.weights.conventions import (
+from triptych.model_card import Card, Preprocess
+from triptych.weights.mapping.defaults import (
     class_names,
     from_id2label,
     from_processor,
     to_id2label,
     to_processor,
 )
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.rules import to_theirs, within
-from triptych.weights.sameness import checked
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import to_theirs, within
 from triptych.weights.segmenter import upernet
 from triptych.weights.segmenter.upernet import Layout, read_head, swin_in, table
 from triptych.weights.swin import hf
-from triptych.weights.swin.layout import inside
-from triptych.weights.swin.layout import table as backbone_table
+from triptych.weights.swin.key_layout import inside
+from triptych.weights.swin.key_layout import table as backbone_table
 
 TITLE = "transformers (UperNet)"
 HEAD = Layout(norm="batch_norm", classifier="classifier")

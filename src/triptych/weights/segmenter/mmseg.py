@@ -7,19 +7,19 @@ mmsegmentation merges patches with nn.Unfold, so that its norm and reduction hav
 from dataclasses import replace
 from typing import Any
 
-from triptych.card import Card, Preprocess
 from triptych.heads.config import SegmenterConfig
 from triptych.heads.segmenter import Segmenter
-from triptych.weights.conventions import class_names, describe
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.rules import to_theirs, within
-from triptych.weights.sameness import checked
+from triptych.model_card import Card, Preprocess
+from triptych.weights.mapping.defaults import class_names, describe
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import to_theirs, within
 from triptych.weights.segmenter.upernet import Layout, read_head, recognises, swin_in, table
-from triptych.weights.swin.layout import Layout as BackboneLayout
-from triptych.weights.swin.layout import inside
-from triptych.weights.swin.layout import table as backbone_table
+from triptych.weights.swin.infer_config import Said, read_sizes, single
+from triptych.weights.swin.key_layout import Layout as BackboneLayout
+from triptych.weights.swin.key_layout import inside
+from triptych.weights.swin.key_layout import table as backbone_table
 from triptych.weights.swin.microsoft import MICROSOFT
-from triptych.weights.swin.sizes import Said, read_sizes, single
 
 HEAD = Layout(norm="bn", classifier="conv_seg")
 MMSEG = BackboneLayout(

@@ -6,9 +6,9 @@ from typing import Any
 from triptych.errors import UserError
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
-from triptych.models.swin_config import SwinConfig
-from triptych.weights.formats import Names
-from triptych.weights.rules import Rule, expand, same
+from triptych.models.configs.swin import SwinConfig
+from triptych.weights.mapping.format import Names
+from triptych.weights.mapping.rules import Rule, expand, same
 
 USUAL = (1, 2, 3, 6)
 """Sides of the pooled grids, which no tensor tells."""

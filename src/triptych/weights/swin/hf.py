@@ -7,11 +7,11 @@ written, which every version reads.
 from dataclasses import replace
 from typing import Any
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.swin import SwinConfig, windows_of
 from triptych.models.swin import Swin
-from triptych.models.swin_config import SwinConfig, windows_of
-from triptych.weights.conventions import (
+from triptych.weights.mapping.defaults import (
     class_names,
     from_id2label,
     from_processor,
@@ -19,11 +19,11 @@ from triptych.weights.conventions import (
     to_id2label,
     to_processor,
 )
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.rules import Rule, drop, to_theirs
-from triptych.weights.sameness import checked
-from triptych.weights.swin.layout import Layout, classifier, inside, table
-from triptych.weights.swin.sizes import Said, read_sizes, single, stages_of
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import Rule, drop, to_theirs
+from triptych.weights.swin.infer_config import Said, read_sizes, single, stages_of
+from triptych.weights.swin.key_layout import Layout, classifier, inside, table
 
 TITLE = "transformers"
 HEAD = "classifier"

@@ -8,16 +8,16 @@ smaller one, as built (microsoft/SimMIM#30).
 from dataclasses import replace
 from typing import Any
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.swin import maps_at, windows_of
 from triptych.models.swin import Swin
-from triptych.models.swin_config import maps_at, windows_of
-from triptych.weights.conventions import class_names, describe, imagenet_style, pair
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.rules import drop, to_theirs
-from triptych.weights.sameness import checked
-from triptych.weights.swin.layout import Layout, classifier, inside, table
-from triptych.weights.swin.sizes import Said, read_sizes, single, stages_of
+from triptych.weights.mapping.defaults import class_names, describe, imagenet_style, pair
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import drop, to_theirs
+from triptych.weights.swin.infer_config import Said, read_sizes, single, stages_of
+from triptych.weights.swin.key_layout import Layout, classifier, inside, table
 
 TITLE = "Microsoft Swin-Transformer (.pth)"
 

@@ -3,11 +3,11 @@
 import re
 from typing import Any
 
-from triptych.card import Card
 from triptych.errors import UserError
+from triptych.model_card import Card
+from triptych.models.configs.swin import SwinConfig, windows_of
 from triptych.models.swin import Swin
-from triptych.models.swin_config import SwinConfig, windows_of
-from triptych.weights.conventions import (
+from triptych.weights.mapping.defaults import (
     class_names,
     from_label_names,
     from_pretrained_cfg,
@@ -15,11 +15,11 @@ from triptych.weights.conventions import (
     pair,
     to_pretrained_cfg,
 )
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.rules import to_theirs
-from triptych.weights.sameness import checked
-from triptych.weights.swin.layout import Layout, classifier, table
-from triptych.weights.swin.sizes import Said, fitted, read_sizes, stages_of
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import to_theirs
+from triptych.weights.swin.infer_config import Said, fitted, read_sizes, stages_of
+from triptych.weights.swin.key_layout import Layout, classifier, table
 
 TITLE = "timm"
 HEAD = "head.fc"

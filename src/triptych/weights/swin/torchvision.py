@@ -1,16 +1,16 @@
 """torchvision's SwinTransformer, of both versions: all steps are numbered in `features`, a stage's blocks at the odd
 ones. Version 2's bias of keys is there, and made zero whenever the network runs; it is dropped here."""
 
-from triptych.card import Card
 from triptych.errors import UserError
+from triptych.model_card import Card
+from triptych.models.configs.swin import SwinConfig
 from triptych.models.swin import Swin
-from triptych.models.swin_config import SwinConfig
-from triptych.weights.conventions import class_names, describe, imagenet_style
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.rules import to_theirs
-from triptych.weights.sameness import checked
-from triptych.weights.swin.layout import Layout, classifier, table
-from triptych.weights.swin.sizes import Said, read_sizes
+from triptych.weights.mapping.defaults import class_names, describe, imagenet_style
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import to_theirs
+from triptych.weights.swin.infer_config import Said, read_sizes
+from triptych.weights.swin.key_layout import Layout, classifier, table
 
 TITLE = "torchvision"
 TORCHVISION = Layout(

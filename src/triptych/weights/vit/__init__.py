@@ -1,8 +1,8 @@
 """The Vision Transformer's published formats, a file each; the first that recognises a file reads it."""
 
-from triptych.weights.vit.dialects import DEIT_FORMAT, DINOV2_FORMAT, DINOV3_FORMAT, TIMM_FORMAT
 from triptych.weights.vit.google import BIG_VISION_FORMAT, PAPER_FORMAT
 from triptych.weights.vit.hf import FORMAT as HF_FORMAT
+from triptych.weights.vit.timm_variants import DEIT_FORMAT, DINOV2_FORMAT, DINOV3_FORMAT, TIMM_FORMAT
 from triptych.weights.vit.torchvision import FORMAT as TORCHVISION_FORMAT
 
 FORMATS = (

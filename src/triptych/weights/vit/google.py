@@ -8,12 +8,13 @@ epsilon is 1e-6.
 import math
 from dataclasses import dataclass
 
-from triptych.card import Card
+from triptych.model_card import Card
+from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
-from triptych.models.vit_config import ViTConfig
-from triptych.weights.conventions import class_names, describe, half_style, square_grid
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.rules import (
+from triptych.weights.mapping.defaults import class_names, describe, half_style, square_grid
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import (
     CONCATENATE,
     HWIO,
     TRANSPOSE,
@@ -26,7 +27,6 @@ from triptych.weights.rules import (
     then,
     to_theirs,
 )
-from triptych.weights.sameness import checked
 
 
 @dataclass(frozen=True)

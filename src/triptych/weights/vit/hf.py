@@ -7,11 +7,11 @@ read, the first is written, which every version reads.
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.card import Card, Preprocess
 from triptych.errors import UserError
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
-from triptych.models.vit_config import ViTConfig
-from triptych.weights.conventions import (
+from triptych.weights.mapping.defaults import (
     class_names,
     from_id2label,
     from_processor,
@@ -21,11 +21,11 @@ from triptych.weights.conventions import (
     pair,
     to_processor,
 )
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state, zeros
-from triptych.weights.rules import CONCATENATE, Rule, drop, expand, rule, same, to_theirs
-from triptych.weights.sameness import checked
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state, zeros
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import CONCATENATE, Rule, drop, expand, rule, same, to_theirs
 from triptych.weights.vit import hf_config
-from triptych.weights.vit.sizes import learned_grid
+from triptych.weights.vit.position_grid import learned_grid
 from triptych.weights.vit.timm import PACKED
 
 TITLE = "transformers"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from triptych.models.vit_config import ViTConfig
-from triptych.weights.formats import zeros
-from triptych.weights.rules import WITHOUT_KEYS, Operation, Rule, drop, expand, make, rule, same
+from triptych.models.configs.vit import ViTConfig
+from triptych.weights.mapping.format import zeros
+from triptych.weights.mapping.rules import WITHOUT_KEYS, Operation, Rule, drop, expand, make, rule, same
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
-from triptych.models.vit_config import ViTConfig
-from triptych.weights.conventions import to_pretrained_cfg
+from triptych.weights.mapping.defaults import to_pretrained_cfg
 
 HYBRIDS = {
     (): "vit_tiny_r_s16_p8_224",

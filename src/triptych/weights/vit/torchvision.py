@@ -1,13 +1,13 @@
 """torchvision's VisionTransformer: `nn.MultiheadAttention`, a class token, learned positions."""
 
-from triptych.card import Card
+from triptych.model_card import Card
+from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
-from triptych.models.vit_config import ViTConfig
-from triptych.weights.conventions import class_names, describe, heads_of, imagenet_style
-from triptych.weights.formats import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.rules import Rule, expand, same, to_theirs
-from triptych.weights.sameness import checked
-from triptych.weights.vit.sizes import learned_grid
+from triptych.weights.mapping.defaults import class_names, describe, heads_of, imagenet_style
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import Rule, expand, same, to_theirs
+from triptych.weights.vit.position_grid import learned_grid
 
 TITLE = "torchvision"
 

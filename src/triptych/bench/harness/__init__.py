@@ -1,0 +1,1 @@
+"""Timing, machine description, reports and targets of benchmarks."""

@@ -1,0 +1,108 @@
+"""The machine that a figure was measured on, and the best it can do."""
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from triptych import __version__
+from triptych.bench.harness.timing import interleave, timed
+
+# Sides of the products that the peak is sought among; large ones suit some libraries, cache-sized ones others.
+SIDES = (1024, 2048, 4096)
+COPIED = 2**28  # bytes: many times what any cache holds
+
+
+def describe() -> dict[str, str]:
+    """Processor, cores, what it can do, memory, and the versions of what runs on it."""
+    return {
+        "processor": _processor(),
+        "cores": f"{len(_cores())} ({torch.get_num_threads()} threads used)",
+        "capabilities": ", ".join(capabilities()) or "none known",
+        "memory": f"{_memory() / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "versions": ", ".join(
+            f"{name} {version}"
+            for name, version in (
+                ("triptych", __version__),
+                *(
+                    (name, version_of(name))
+                    for name in ("torch", "transformers", "timm", "diffusers", "safetensors")
+                ),
+            )
+            if version
+        ),
+    }
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a distribution; None if there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def capabilities() -> list[str]:
+    """The instruction sets that matrix products use, where torch can tell."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    wanted = (
+        "avx2",
+        "avx512",
+        "avx512_vnni",
+        "avx512_bf16",
+        "amx_bf16",
+        "amx_tile",
+        "neon",
+        "sve",
+        "sme",
+        "bf16",
+    )
+    return [name for name in wanted if has.get(name)]
+
+
+def product_peak(
+    dtype: torch.dtype, sides: Sequence[int] = SIDES, rounds: int = 7, patience: float = 0.0
+) -> float:
+    """FLOP/s of the fastest square matrix product found: 2 n^3 operations in the least time."""
+    best = 0.0
+    for n in sides:
+        a, b = (torch.randn(n, n).to(dtype) for _ in range(2))
+        out = torch.empty(n, n, dtype=dtype)
+        times = interleave(
+            {"product": timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))}, rounds, patience=patience
+        )
+        best = max(best, 2 * n**3 / min(times.found["product"]))
+    return best
+
+
+def copy_peak(size: int = COPIED, rounds: int = 7, patience: float = 0.0) -> float:
+    """Bytes/s of the fastest copy found; each byte is read once and written once, and counted twice."""
+    source, target = torch.ones(size // 4), torch.empty(size // 4)
+    times = interleave({"copy": timed(lambda: target.copy_(source))}, rounds, patience=patience)
+    return 2 * size / min(times.found["copy"])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    said = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(said, platform.machine())
+
+
+def _cores() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0

@@ -1,0 +1,97 @@
+"""Ways to compute attention in bf16 on a processor, beside the fused kernel that the layers call: what another one, or
+cheaper exponentials, would save."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triptych.bench.harness.forward import TOLERANCES, Effort, in_turn
+from triptych.bench.harness.report import Column, Table
+from triptych.bench.harness.timing import check_equal
+from triptych.layers.attention import in_slabs, plain
+
+log = logging.getLogger(__name__)
+
+Shape = tuple[int, int, int, int]  # images or windows, heads, tokens, width of a head
+
+SHAPES: dict[str, Shape] = {
+    "Stable Diffusion 1, 64 x 64, two latents": (2, 8, 4096, 40),
+    "the same, 32 x 32": (2, 8, 1024, 80),
+    "vit-b16, 224 px, 8 images": (8, 12, 197, 64),
+    "swin-t's first windows, 8 images": (512, 3, 49, 32),
+}
+WAYS = {"plain": "product, softmax, product", "slabs": "the same, in the cache", "flex": "flex, compiled"}
+
+
+@torch.inference_mode()
+def attending(shapes: dict[str, Shape], compiled: bool, effort: Effort) -> Table:
+    """Milliseconds of the fused kernel, and over it the other ways and a softmax of as many logits.
+
+    Raises:
+        UnequalError: two ways do not give the same.
+    """
+    ways = {key: heading for key, heading in WAYS.items() if compiled or key != "flex"}
+    table = Table(
+        title="Ways to attend",
+        says=(
+            "Self-attention in bf16, without a bias, of queries, keys and values as one product leaves them. Seconds "
+            "over those of PyTorch's fused kernel: of attention as product, softmax and product, over everything or "
+            "over as many rows as keep their logits in the cache; and of `flex_attention`, compiled. The last column "
+            "is PyTorch's softmax of as many logits alone: where it is near 1 or above, no exponential that PyTorch "
+            "has makes attention faster. Outputs checked equal."
+        ),
+        columns=[
+            Column(key="what", heading="attention"),
+            Column(key="tokens", heading="tokens", form="d"),
+            Column(key="width", heading="width", form="d"),
+            Column(key="ours", heading="fused, ms", form=".3g"),
+            *(Column(key=key, heading=f"{heading} / fused", form=".2f") for key, heading in ways.items()),
+            Column(key="softmax", heading="softmax / fused", form=".2f"),
+            Column(key="others", heading="others took", form=".0%"),
+        ],
+    )
+    for what, shape in shapes.items():
+        q, k, v = drawn(shape)
+        sides: dict[str, Callable[[], Tensor]] = {
+            "ours": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
+            "plain": lambda q=q, k=k, v=v: plain(q, k, v),
+            "slabs": lambda q=q, k=k, v=v: in_slabs(q, k, v),
+        }
+        if compiled:
+            flex = compiled_flex()
+            sides["flex"] = lambda q=q, k=k, v=v, flex=flex: flex(q, k, v)
+        check_equal({name: side() for name, side in sides.items()}, TOLERANCES["bf16"])
+        logits = torch.randn(4096, shape[2]).bfloat16()  # as many as stay near
+        times = shape[0] * shape[1] * shape[2] / len(logits)
+        sides["softmax"] = lambda logits=logits: logits.softmax(-1)
+        found = in_turn(sides, effort)
+        row: dict[str, Any] = {"what": what, "tokens": shape[2], "width": shape[3], "others": found["others"]}
+        row["ours"] = found["ours"].scaled(1000)
+        row |= {key: found[f"ratio to {key}"].inverted() for key in ways}
+        row["softmax"] = found["ratio to softmax"].inverted().scaled(times)
+        table.rows.append(row)
+        log.info("%s: fused %.3g ms", what, row["ours"].median)
+    if compiled:
+        torch.compiler.reset()
+    return table
+
+
+def drawn(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values side by side in memory."""
+    b, heads, n, d = shape
+    qkv = torch.randn(b, n, 3, heads, d, generator=torch.Generator().manual_seed(0)).bfloat16()
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def compiled_flex() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """For the next size it is given; what it was for another would make it general, and slow."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    torch.compiler.reset()
+    made: Any = torch.compile(flex_attention)
+    return made

@@ -1,0 +1,104 @@
+"""What it costs to start: an import, a page of help, a first result."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from triptych.bench.harness.report import Column, Table
+from triptych.bench.harness.subprocesses import Process, python, run
+from triptych.bench.harness.timing import Spread, check_equal, interleave, ratio
+from triptych.model_card import Preprocess
+from triptych.network import Network
+from triptych.weights import export, save
+
+log = logging.getLogger(__name__)
+
+OURS = """
+import triptych as tp
+pipe = tp.ClassificationPipeline(sys.argv[1], dtype="fp32")
+found = pipe(sys.argv[2], top=5)
+say(guesses={guess.name: guess.probability for guess in found})
+"""
+THEIRS = """
+from transformers import pipeline
+pipe = pipeline("image-classification", model=sys.argv[1])
+found = pipe(sys.argv[2], top_k=5)
+say(guesses={guess["label"]: guess["score"] for guess in found})
+"""
+
+
+def starting(
+    networks: Mapping[str, Network], folder: Path, there: tuple[str, ...], rounds: int, patience: float = 0.0
+) -> Table:
+    """Whole programs, from start to exit, beside the same of transformers.
+
+    Args:
+        networks: name -> a classifier, whose first result is waited for.
+
+    Raises:
+        UnequalError: the first results differ.
+    """
+    command = [sys.executable, "-m", "triptych"]
+    peer = "transformers" in there
+    tasks: list[tuple[str, dict[str, Any]]] = [
+        ("the bare interpreter", {"ours": lambda: python("")}),
+        ("import torch, nothing of ours", {"ours": lambda: python("import torch")}),
+        ("import the package", {"ours": lambda: python("import triptych")}),
+        ("triptych --help", {"ours": lambda: run([*command, "--help"])}),
+        ("triptych classify --help", {"ours": lambda: run([*command, "classify", "--help"])}),
+    ]
+    if peer:
+        tasks[2][1]["transformers"] = lambda: python("import transformers")
+    for name, net in networks.items():
+        tasks.append((f"import to first result, {name}", first(name, net, folder, peer)))
+    warmup = min(rounds - 1, 1)
+    rows = [row(what, interleave(sides, rounds, 0.0, warmup, patience).found) for what, sides in tasks]
+    columns = [Column(key="what", heading="whole process, s"), Column(key="ours", heading="ours", form=".2f")]
+    if peer:
+        columns.append(Column(key="transformers", heading="transformers", form=".2f"))
+        columns.append(Column(key="ratio", heading="ours / transformers", form=".2f"))
+    says = (
+        "From the start of the interpreter to its exit, files in the system's cache. The first result is the top 5 of "
+        "one PNG, from a network in fp32 on disk: `ClassificationPipeline` beside transformers' image-classification "
+        "`pipeline`, their classes and probabilities checked equal. PyTorch's own import is in both: no first result "
+        "can be sooner."
+    )
+    return Table(title="Starting", says=says, columns=columns, rows=rows)
+
+
+def first(name: str, net: Any, folder: Path, peer: bool) -> dict[str, Any]:
+    """Programs that classify one picture with a network."""
+    classes = tuple(f"class {i}" for i in range(net.config.num_classes))
+    # Squashed from a picture of that very size: no rounding of a crop can tell the two apart.
+    size = net.config.image_size
+    net.card = replace(net.card, classes=classes, preprocess=Preprocess(size=size, mode="squash", crop=1.0))
+    model, picture = folder / f"{name}.safetensors", folder / f"{name}.png"
+    save(net, model)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(picture)
+    sides = {"ours": lambda: python(OURS, model, picture)}
+    if peer:
+        export(net, folder / name, "hf")
+        sides["transformers"] = lambda: python(THEIRS, folder / name, picture)
+    return sides
+
+
+def row(what: str, runs: dict[str, list[Process]]) -> dict[str, Any]:
+    """A task's seconds; where programs said what they found, only if they found the same."""
+    guesses = {who: done[0].said["guesses"] for who, done in runs.items() if "guesses" in done[0].said}
+    if len(guesses) > 1:
+        names = sorted({name for found in guesses.values() for name in found})
+        check_equal({who: torch.tensor([g.get(n, 0.0) for n in names]) for who, g in guesses.items()}, 1e-3)
+    seconds = {who: [done.seconds for done in all_of] for who, all_of in runs.items()}
+    made: dict[str, Any] = {"what": what, **{who: Spread.of(values) for who, values in seconds.items()}}
+    if len(seconds) > 1:
+        made["ratio"] = ratio(seconds["ours"], seconds["transformers"])
+    log.info("%s: %s", what, ", ".join(f"{who} {made[who].median:.2f} s" for who in seconds))
+    return made

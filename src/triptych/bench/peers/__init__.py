@@ -1,0 +1,1 @@
+"""Reference implementations that the suites compare with."""

@@ -1,0 +1,62 @@
+"""The same network in other libraries: our weights exported in their format, read by their own readers."""
+
+import contextlib
+import importlib
+import tempfile
+from collections.abc import Callable, Sequence
+
+import torch
+
+from triptych.bench.harness.forward import Forward
+from triptych.bench.peers import timm_import
+from triptych.bench.peers.readers import timm_network, transformers_network
+from triptych.network import Network
+from triptych.weights import export
+
+
+def present(names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Those of the named peers that can be imported, and what a report has to say of the others: a sentence each."""
+    there, notes = [], []
+    for name in names:
+        try:
+            _, why = timm_import.timm() if name == "timm" else (importlib.import_module(name), None)
+        except ImportError as problem:
+            notes.append(f"{name} is not measured: {str(problem).splitlines()[0]}.")
+            continue
+        there.append(name)
+        if why:
+            notes.append(
+                f"{name} was imported with a stand-in for torchvision ({why}), "
+                "which its networks' forward passes do not touch."
+            )
+    return tuple(there), notes
+
+
+def transformers_classifier(net: Network, dtype: torch.dtype) -> Forward:
+    """Their classifier of the same family, images (B, C, H, W) to logits."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(net, folder, "hf")
+        theirs = transformers_network(folder, dtype)
+    return lambda images: theirs(images).logits
+
+
+def timm_classifier(net: Network, dtype: torch.dtype) -> Forward:
+    """timm's network of the same family."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(net, folder, "timm")
+        return timm_network(folder, dtype)
+
+
+PEERS: dict[str, Callable[[Network, torch.dtype], Forward]] = {
+    "transformers": transformers_classifier,
+    "timm": timm_classifier,
+}
+
+
+FORMATS = {"transformers": "hf", "timm": "timm"}  # as `triptych.export` names them
+
+
+def build(net: Network, dtype: torch.dtype, names: tuple[str, ...]) -> dict[str, Forward]:
+    """The network of each named peer with the weights of `net`, in `dtype`, quietly."""
+    with contextlib.redirect_stderr(None):
+        return {name: PEERS[name](net, dtype) for name in names}

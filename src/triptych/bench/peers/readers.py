@@ -1,0 +1,42 @@
+"""Networks of other libraries, read from folders of theirs by their own readers, quietly. Nothing of ours is imported
+but `alone`, which is as bare: a program that measures a peer's memory holds the peer alone."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.bench.peers import timm_import
+
+
+def transformers_network(folder: str | Path, dtype: torch.dtype) -> Any:
+    """Their classifier in one of their folders, with the fused attention kernel."""
+    from transformers import AutoModelForImageClassification
+    from transformers.utils import logging as said
+
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    with contextlib.redirect_stderr(None):
+        theirs = AutoModelForImageClassification.from_pretrained(
+            folder, attn_implementation="sdpa", dtype=dtype
+        )
+    return theirs.eval()
+
+
+def timm_network(folder: str | Path, dtype: torch.dtype) -> Any:
+    """timm's network in one of its folders, without the stochastic depth that its Swin otherwise has in training."""
+    timm, _ = timm_import.timm()  # not a dependency of ours, not even of the tests
+    net = timm.create_model(f"local-dir:{folder}", pretrained=True, drop_path_rate=0.0)
+    return net.eval().to(dtype)
+
+
+def diffusers_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """The "unet" or the "vae" of a folder of diffusers."""
+    import diffusers
+    from diffusers.utils import logging as said
+
+    said.set_verbosity_error()
+    kind: Any = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+    with contextlib.redirect_stderr(None):
+        return kind.from_pretrained(folder / part, torch_dtype=dtype).eval()

@@ -1,0 +1,328 @@
+"""`triptych bench bulk`: folders of small pictures seen and parsed, beside the network alone; many painted."""
+
+import io
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from triptych.bench.harness import machine
+from triptych.bench.harness.cpu_contention import Others
+from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.subprocesses import Process, python
+from triptych.bench.harness.timing import Spread, check_equal
+from triptych.bench.peers import build as peers
+from triptych.data.builtin.scenes import scenes
+from triptych.data.images import decode
+from triptych.model_card import Preprocess
+from triptych.models.registry import create
+from triptych.models.vit import ViT
+from triptych.weights import export, save
+
+log = logging.getLogger(__name__)
+
+DIFFERENT = 256  # pictures, each there many times
+SIDE = 64
+FOLDER = 1_000  # files of a folder
+APART = {"fp32": 1e-4, "bf16": 5e-2}  # how far rounding takes probabilities apart, in units of the largest
+
+FOLDERS = """
+import json, multiprocessing
+from pathlib import Path
+import numpy as np
+import triptych as tp
+from triptych.pipelines.image_input import batched
+
+task, model, folder, out, batch, workers, count, dtype = sys.argv[1:]
+batch, workers, count = int(batch), int(workers), int(count)
+kinds = {"classify": tp.ClassificationPipeline, "segment": tp.SegmentationPipeline}
+pipe = kinds[task](model, dtype=dtype, batch_size=batch, workers=workers)
+how = pipe.card.preprocess
+pixels = np.random.default_rng(0).integers(0, 256, (batch, *how.size, 3), dtype=np.uint8)
+images = batched(list(pixels), how, pipe.config.in_channels)
+pipe.logits(images)
+
+def alone():
+    "Seconds a picture of the network, on tensors that are there."
+    times = max(1, min(count, 1024) // batch)
+    start = time.perf_counter()
+    for _ in range(times):
+        pipe.logits(images)
+    return (time.perf_counter() - start) / times / batch
+
+network, private, seen, first = [alone()], 0, 0, []
+forget_peak()
+before, start = memory()[0], time.perf_counter()
+with open(out + ".jsonl", "w") as lines:
+    for one in pipe(folder):
+        if task == "segment":
+            one.save(out, str(seen), ("labels", "json"), durable=False)
+        lines.write(json.dumps(one.to_json()) + "\\n")
+        if seen < 64 and task == "classify":
+            first.append({guess.name: guess.probability for guess in one})
+        seen += 1
+        if seen % (count // 4) == 0:
+            private = max([private, *(own(child.pid) for child in multiprocessing.active_children())])
+seconds = (time.perf_counter() - start) / seen
+peak = memory()[1]
+network.append(alone())
+say(network=network, seconds=seconds, before=before, peak=peak, private=private, seen=seen, first=first)
+"""
+
+THEIRS = """
+import torch
+from pathlib import Path
+from transformers import pipeline
+
+model, folder, batch, workers, dtype = sys.argv[1:]
+files = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+pipe = pipeline("image-classification", model=model, dtype=dtype)
+run = lambda files: pipe(files, batch_size=int(batch), num_workers=int(workers), top_k=5)
+run(files[: int(batch)])
+forget_peak()
+before, start = memory()[0], time.perf_counter()
+found = run(files)
+seconds = (time.perf_counter() - start) / len(files)
+say(seconds=seconds, before=before, peak=memory()[1],
+    first=[{guess["label"]: guess["score"] for guess in one} for one in found[:64]])
+"""
+
+PAINTED = """
+import triptych as tp
+from triptych.pipelines.diffusion.pipeline import seeded
+from triptych.pipelines.diffusion.settings import Settings
+
+model, out, count, batch, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+pipe = tp.DiffusionPipeline(model)
+settings = Settings(prompt="a red apple", steps=steps)
+pipe.make(seeded([settings], batch), batch_size=batch, progress=False)
+forget_peak()
+before, start = memory()[0], time.perf_counter()
+keep = lambda one: pipe.save([one], out)
+pipe.make(seeded([settings], count), batch_size=batch, progress=False, finished=keep, keep=False)
+say(seconds=(time.perf_counter() - start) / count, before=before, peak=memory()[1])
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How many pictures, and how they are read."""
+
+    classify: tuple[tuple[int, tuple[int, ...]], ...] = (
+        (1_000, (0, 1, 2)),
+        (10_000, (0, 1, 2)),
+        (100_000, (1,)),
+    )
+    """Pictures, and the numbers of workers they are read with."""
+    segment: tuple[tuple[int, tuple[int, ...]], ...] = ((1_000, (0, 1, 2)), (5_000, (1,)))
+    batches: tuple[int, int] = (64, 16)
+    """Pictures of a forward pass of the classifier, and of the parser."""
+    beside: int = 1_000
+    """Pictures for ours beside a peer's."""
+    paint: tuple[tuple[int, int], ...] = ((8, 1), (40, 1), (8, 8), (40, 8))
+    """Pictures, and how many of them in a batch."""
+    steps: int = 30
+    dtype: str = "bf16"
+    peers: tuple[str, ...] = ("transformers",)
+
+
+FULL = Plan()
+QUICK = Plan(
+    classify=((40, (0, 1)),),
+    segment=((8, (1,)),),
+    batches=(8, 4),
+    beside=8,
+    paint=((2, 2),),
+    steps=2,
+    dtype="fp32",
+)
+
+
+def run(plan: Plan = FULL, command: str = "triptych bench bulk --out docs") -> Report:
+    """Make the folders, and read each in fresh processes. Nothing else should run meanwhile."""
+    others, facts = Others(), machine.describe()
+    report = Report(suite="bulk", command=command, machine=facts)
+    there, report.notes = peers.present(plan.peers)
+    seen, parsed = [], []
+    with tempfile.TemporaryDirectory(prefix="triptych-bench-") as place:
+        for count in sorted({count for count, _ in (*plan.classify, *plan.segment)}):
+            folder = Path(place) / "pictures"
+            make(folder, count)  # more of them, in the same place
+            for task, model, rows in (("classify", "vit-emoji", seen), ("segment", "swin-scenes", parsed)):
+                for workers in dict(getattr(plan, task)).get(count, ()):
+                    batch = plan.batches[task == "segment"]
+                    with tempfile.TemporaryDirectory(dir=place) as out:
+                        told = folders(task, model, folder, Path(out) / "made", batch, workers, count, plan)
+                    rows.append(row(count, workers, told))
+                    log.info("%s, %d pictures, %d workers: %s", task, count, workers, rows[-1])
+        report.tables = [
+            table("Seeing", "vit-emoji", plan.batches[0], "a line of JSON each is", seen),
+            table("Parsing", "swin-scenes", plan.batches[1], "labels and JSON of each are", parsed),
+        ]
+        if "transformers" in there:
+            report.tables.append(beside(Path(place), plan))
+        report.tables.append(painting(Path(place), plan))
+    facts["taken by others"] = others.said()
+    return report
+
+
+def folders(
+    task: str, model: str | Path, folder: Path, out: Path, batch: int, workers: int, count: int, plan: Plan
+) -> Process:
+    """A folder through one of our pipelines."""
+    told = python(FOLDERS, task, model, folder, out, *map(str, (batch, workers, count)), plan.dtype)
+    if told.said["seen"] != count:
+        raise RuntimeError(f"{task} gave {told.said['seen']} results for {count} pictures")
+    return told
+
+
+def row(count: int, workers: int, told: Process) -> dict[str, Any]:
+    """Of a run: images/s, of the network beside it before and after, and memory."""
+    said = told.said
+    network = Spread.of(1 / seconds for seconds in said["network"])
+    return {
+        "count": count,
+        "workers": workers,
+        "network": network,
+        "folder": 1 / said["seconds"],
+        "ratio": Spread.of(seconds / said["seconds"] for seconds in said["network"]),
+        "peak": said["peak"] / 2**20,
+        "grown": (said["peak"] - said["before"]) / 2**20,
+        "private": said["private"] / 2**20 if workers else None,
+    }
+
+
+def table(title: str, model: str, batch: int, written: str, rows: list[dict[str, Any]]) -> Table:
+    columns = [
+        Column(key="count", heading="pictures", form=",d"),
+        Column(key="workers", heading="workers", form="d"),
+        Column(key="network", heading="network alone, images/s", form=".0f"),
+        Column(key="folder", heading="folder, images/s", form=".0f"),
+        Column(key="ratio", heading="folder / network", form=".2f"),
+        Column(key="peak", heading="peak, MiB", form=".0f"),
+        Column(key="grown", heading="of it for the folder, MiB", form=".0f"),
+        Column(key="private", heading="a worker's own, MiB", form=".0f"),
+    ]
+    says = (
+        f"A folder of PNGs and JPEGs of {SIDE} pixels through {model} in batches of {batch}, each run in a fresh "
+        f"process; {written} written. The network alone is given one batch of tensors again and again, before and "
+        "after; the ratio is of speeds, more is better. Peaks are the operating system's (VmHWM); a worker's own "
+        "memory is what it shares with no process."
+    )
+    return Table(title=f"{title} a folder", says=says, columns=columns, rows=rows)
+
+
+def beside(place: Path, plan: Plan) -> Table:
+    """A folder through our pipeline and through transformers', with the same random weights.
+
+    Raises:
+        UnequalError: they give other classes or probabilities.
+    """
+    torch.manual_seed(0)
+    net = create("vit-ti16", num_classes=10, image_size=SIDE, patch_size=8)
+    assert isinstance(net, ViT)
+    torch.nn.init.normal_(net.head.weight, std=0.2)  # type: ignore[arg-type]
+    preprocess = Preprocess(size=(SIDE, SIDE), mode="squash", crop=1.0)
+    net.card = replace(net.card, classes=tuple(f"class {i}" for i in range(10)), preprocess=preprocess)
+    save(net, place / "beside.safetensors")
+    export(net, place / "hf", "hf")
+    folder, count, batch = place / "few", plan.beside, plan.batches[0]
+    make(folder, count)
+    rows = []
+    for workers in (0, 1):
+        ours = folders(
+            "classify", place / "beside.safetensors", folder, place / "made", batch, workers, count, plan
+        ).said
+        asked = (place / "hf", folder, str(batch), str(workers), plan.dtype)
+        theirs = python(THEIRS, *asked).said
+        check_first(ours["first"], theirs["first"], APART[plan.dtype])
+        rows.append(
+            {
+                "workers": workers,
+                "network": Spread.of(1 / seconds for seconds in ours["network"]),
+                "ours": 1 / ours["seconds"],
+                "transformers": 1 / theirs["seconds"],
+                "ratio": ours["seconds"] / theirs["seconds"],
+            }
+        )
+        log.info("beside transformers, %d workers: %s", workers, rows[-1])
+    columns = [
+        Column(key="workers", heading="workers", form="d"),
+        Column(key="network", heading="our network alone, images/s", form=".0f"),
+        Column(key="ours", heading="ours, images/s", form=".0f"),
+        Column(key="transformers", heading="transformers, images/s", form=".0f"),
+        Column(key="ratio", heading="time, ours / transformers", form=".2f"),
+    ]
+    says = (
+        f"{count:,} of the same pictures, named by ViT-Ti/8 with random weights of {SIDE} pixels in {plan.dtype}, in "
+        f"batches of {batch}: `ClassificationPipeline` beside transformers' image-classification `pipeline` over a "
+        "list of the files, with as many workers. The probabilities of the first pictures' best classes are checked "
+        "equal."
+    )
+    return Table(title="A folder beside transformers", says=says, columns=columns, rows=rows)
+
+
+def check_first(
+    ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]], tolerance: float
+) -> None:
+    """The best class of each of ours has the same probability in theirs."""
+    best = [max(one, key=one.__getitem__) for one in ours]
+    sides = {
+        who: torch.tensor([one.get(name, 0.0) for one, name in zip(found, best, strict=True)])
+        for who, found in (("ours", ours), ("transformers", theirs))
+    }
+    check_equal(sides, tolerance)
+
+
+def painting(place: Path, plan: Plan) -> Table:
+    """Pictures of the shipped painter."""
+    rows = []
+    for count, batch in plan.paint:
+        with tempfile.TemporaryDirectory(dir=place) as out:
+            said = python(PAINTED, "ldm-emoji", out, *map(str, (count, batch, plan.steps))).said
+        rows.append(
+            {
+                "count": count,
+                "batch": batch,
+                "seconds": said["seconds"],
+                "peak": said["peak"] / 2**20,
+                "grown": (said["peak"] - said["before"]) / 2**20,
+            }
+        )
+        log.info("%d pictures in batches of %d: %s", count, batch, rows[-1])
+    columns = [
+        Column(key="count", heading="pictures", form=",d"),
+        Column(key="batch", heading="batch", form="d"),
+        Column(key="seconds", heading="seconds a picture", form=".2f"),
+        Column(key="peak", heading="peak, MiB", form=".0f"),
+        Column(key="grown", heading="of it for the pictures, MiB", form=".0f"),
+    ]
+    says = (
+        f"Pictures of one prompt by ldm-emoji, {plan.steps} steps, each written when it is there; after one batch that "
+        "does not count. In fresh processes."
+    )
+    return Table(title="Painting many", says=says, columns=columns, rows=rows)
+
+
+def make(folder: Path, count: int) -> None:
+    """Pictures 0 to `count`, of which those that are there stay."""
+    source = scenes("test", DIFFERENT, (SIDE, SIDE))
+    kinds = (("JPEG", "jpg"), ("PNG", "png"))
+    known: list[tuple[bytes, str]] = []
+    for i in range(min(count, DIFFERENT)):
+        file, (kind, ending) = io.BytesIO(), kinds[i % 2]
+        Image.fromarray(decode(source[i].image)).save(file, kind)
+        known.append((file.getvalue(), ending))
+    for number in range(count):
+        content, ending = known[number % len(known)]
+        path = folder / f"{number // FOLDER:04d}" / f"{number:07d}.{ending}"
+        if number % FOLDER == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_bytes(content)

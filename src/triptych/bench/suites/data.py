@@ -1,0 +1,181 @@
+"""`triptych bench data`: memory and time against the number of examples, of streams read in place."""
+
+import io
+import logging
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from triptych.bench.harness import machine
+from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.subprocesses import python
+
+log = logging.getLogger(__name__)
+
+DIFFERENT = 256  # pictures, of one pixel
+GROUP = 5_000  # rows of a row group
+SHARD = 10_000  # examples of a tar
+CLASSES = 100
+
+MEASURE = """
+os.environ["HF_DATASETS_CACHE"], spec, stream, workers = sys.argv[1:]
+stream, workers = stream == "stream", int(workers)
+from pathlib import Path
+import datasets
+import pyarrow.parquet
+from triptych.data.config import DataConfig
+from triptych.data.images import Resize
+from triptych.data.loading.loader import make_loader
+from triptych.data.open import train_and_eval
+
+forget_peak()
+before, start = memory()[0], time.perf_counter()
+train, held = train_and_eval(spec, 0.1, stream=stream)
+train.fingerprint
+opened, indexed = time.perf_counter() - start, memory()[1]
+config = DataConfig(batch_size=256, workers=workers, cache="off", stream=stream)
+loader = make_loader(train, config, Resize(size=(4, 4)), train=True)
+start, seen, private = time.perf_counter(), 0, 0
+for batch in loader:
+    seen += len(batch["id"])
+    if seen >= 20 * 256:
+        import multiprocessing
+        private = max([own(child.pid) for child in multiprocessing.active_children()], default=0)
+        break
+disk = sum(file.stat().st_size for file in Path(sys.argv[1]).glob("triptych/*/*"))
+say(count=len(train) + len(held), opened=opened, before=before, indexed=indexed, peak=memory()[1], private=private,
+    batches=time.perf_counter() - start, disk=disk)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How many examples, by what they lie in."""
+
+    parquet: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    tar: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    """A kibibyte an example is the least that a tar takes."""
+    folder: tuple[int, ...] = (10_000, 100_000)
+    held: int = 1_000_000
+    """The most that is also opened without streaming."""
+
+
+FULL = Plan()
+QUICK = Plan(parquet=(300, 600), tar=(300,), folder=(300,), held=500)
+
+
+def run(plan: Plan = FULL, command: str = "triptych bench data --out docs") -> Report:
+    """Make synthetic sets of each size, and open and read each in fresh processes."""
+    makers = {"parquet": make_parquet, "tar": make_tar, "folder": make_folder}
+    rows = []
+    for kind, make in makers.items():
+        for count in getattr(plan, kind):
+            with tempfile.TemporaryDirectory(prefix="triptych-bench-") as folder:
+                rows.append(measured(kind, count, make, Path(folder), plan))
+                log.info("%s of %s: %s", kind, f"{count:,}", rows[-1])
+    return Report(suite="data", command=command, machine=machine.describe(), tables=[table(rows)])
+
+
+def measured(
+    kind: str, count: int, make: Callable[[Path, int], None], folder: Path, plan: Plan
+) -> dict[str, Any]:
+    """A row of the table."""
+    make(folder / "set", count)
+    cache = folder / "cache"
+    first = python(MEASURE, cache, folder / "set", "stream", "0").said
+    again = python(MEASURE, cache, folder / "set", "stream", "2").said
+    row = {
+        "kind": kind,
+        "count": first["count"],
+        "index": first["opened"],
+        "open": again["opened"],
+        "disk": first["disk"] / 2**20,
+        "making": first["indexed"] / 2**20,
+        "reading": again["peak"] / 2**20,
+        "grown": (max(first["peak"], again["peak"]) - first["before"]) / 2**20,
+        "worker": again["private"] / 2**20,
+        "whole": None,
+    }
+    if count <= plan.held:
+        whole = python(MEASURE, folder / "other", folder / "set", "whole", "0").said
+        row["whole"] = (whole["peak"] - whole["before"]) / 2**20
+    shutil.rmtree(folder / "set")
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    columns = [
+        Column(key="kind", heading="in"),
+        Column(key="count", heading="examples", form=",d"),
+        Column(key="index", heading="index, s", form=".1f"),
+        Column(key="open", heading="open again, s", form=".2f"),
+        Column(key="disk", heading="index on disk, MiB", form=".1f"),
+        Column(key="making", heading="peak, indexing, MiB", form=".0f"),
+        Column(key="reading", heading="peak, reading, MiB", form=".0f"),
+        Column(key="grown", heading="of it above imports, MiB", form=".0f"),
+        Column(key="worker", heading="a worker's own, MiB", form=".0f"),
+        Column(key="whole", heading="not streamed, above imports, MiB", form=".0f"),
+    ]
+    says = (
+        "Pictures of one pixel, labelled, opened with `stream=True`, a tenth held back, then 20 shuffled batches of "
+        f"256; in fresh processes. Row groups of {GROUP:,}, shards of {SHARD:,}. Peaks are the operating system's "
+        "(VmHWM): of the process that indexes and reads by itself, and of one that finds the index made and reads with "
+        "two workers, whose own memory is what they share with nobody. The last column is the same without streaming; "
+        "for parquet it counts what is mapped of the copy in the cache of `datasets`, too."
+    )
+    return Table(title="Memory against the number of examples", says=says, columns=columns, rows=rows)
+
+
+def pictures() -> list[bytes]:
+    found = []
+    for value in range(DIFFERENT):
+        file = io.BytesIO()
+        Image.new("L", (1, 1), value).save(file, "PNG")
+        found.append(file.getvalue())
+    return found
+
+
+def make_parquet(folder: Path, count: int) -> None:
+    """One file of row groups."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir()
+    known = pyarrow.array(pictures(), pyarrow.binary())
+    schema = pyarrow.schema({"image": pyarrow.binary(), "label": pyarrow.int32()})
+    with pyarrow.parquet.ParquetWriter(folder / "all.parquet", schema, use_dictionary=False) as writer:
+        for start in range(0, count, GROUP):
+            rows = np.arange(start, min(start + GROUP, count))
+            columns = [known.take(pyarrow.array(rows % DIFFERENT)), pyarrow.array(rows % CLASSES, "int32")]
+            writer.write_table(pyarrow.table(columns, schema=schema), row_group_size=GROUP)
+
+
+def make_tar(folder: Path, count: int) -> None:
+    """Shards of key.png and key.cls."""
+    folder.mkdir()
+    known = pictures()
+    for number, start in enumerate(range(0, count, SHARD)):
+        with open(folder / f"{number:05d}.tar", "wb") as file:
+            for row in range(start, min(start + SHARD, count)):
+                for end, content in (("png", known[row % DIFFERENT]), ("cls", b"%d" % (row % CLASSES))):
+                    member = tarfile.TarInfo(f"{row:08d}.{end}")
+                    member.size = len(content)
+                    file.write(member.tobuf(tarfile.USTAR_FORMAT) + content.ljust(512, b"\0"))
+            file.write(b"\0" * 1024)
+
+
+def make_folder(folder: Path, count: int) -> None:
+    """Class folders of 1,000 files and less."""
+    known = pictures()
+    for row in range(count):
+        place = folder / f"{row % CLASSES:03d}" / f"{row // CLASSES // 1000:03d}"
+        if row // CLASSES % 1000 == 0:
+            place.mkdir(parents=True, exist_ok=True)
+        (place / f"{row:08d}.png").write_bytes(known[row % DIFFERENT])

@@ -1,0 +1,156 @@
+"""`triptych bench int8`: integer weights beside bf16 and fp32: time, memory, and what accuracy they cost."""
+
+import copy
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from triptych.bench.harness import machine
+from triptych.bench.harness.cpu_contention import Others
+from triptych.bench.harness.forward import Effort
+from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.suites.approximate import compare
+from triptych.data.builtin import emoji
+from triptych.models.registry import create
+from triptych.network import Network
+from triptych.pipelines.base import batches
+from triptych.pipelines.classification import ClassificationPipeline
+from triptych.pipelines.image_input import batched, fitted
+from triptych.torch_compile import compile_blocks
+from triptych.train import evaluate
+from triptych.weights import load, quantize
+from triptych.weights.quantization import KINDS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Effort):
+    """What is measured, and for how long."""
+
+    networks: tuple[str, ...] = ("vit-s16", "vit-b16", "swin-t")
+    compiled: tuple[str, ...] = ("vit-s16",)
+    """Those of them that are measured compiled, too."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Fields of the networks' configs that are changed."""
+    batch: int = 4
+    rounds: int = 5
+    model: str = "vit-emoji"
+    """Whose accuracy is measured, on the split of the built-in data that it did not learn from."""
+    every: int = 1
+    """Of how many pictures one is looked at where logits are compared."""
+    accuracy: bool = True
+
+
+FULL = Plan()
+TINY = (("depth", 2), ("embed_dim", 48), ("num_heads", 3), ("mlp_dim", 96), ("image_size", 32))
+QUICK = Plan(networks=("vit-s16",), compiled=(), changes=TINY, batch=2, rounds=1, every=100, accuracy=False)
+
+
+def run(plan: Plan = FULL, command: str = "triptych bench int8 --out docs") -> Report:
+    """Measure everything in the plan. Nothing else should run meanwhile."""
+    others = Others()
+    facts = machine.describe()
+    report = Report(suite="int8", command=command, machine=facts)
+    report.tables = [speed(plan), accuracy(plan)]
+    report.notes = [
+        "int8 is `triptych.quantize`: the weights of the blocks' linear layers as integers, one scale a row, through "
+        f"torchao {machine.version_of('torchao')}; dynamic makes integers of activations too. Its gain is memory."
+    ]
+    facts["taken by others"] = others.said()
+    return report
+
+
+def make(name: str, **changes: Any) -> Network:
+    """A network with random weights, none of them zero."""
+    torch.manual_seed(0)
+    net = create(name, **changes).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return net
+
+
+def megabytes(net: nn.Module) -> float:
+    """Of all weights, scales included, as a file of them would hold."""
+    total = 0
+    for parameter in net.parameters():
+        held = getattr(parameter, "tensor_data_names", None)
+        total += sum(getattr(parameter, name).nbytes for name in held) if held else parameter.nbytes
+    return total / 1e6
+
+
+@torch.inference_mode()
+def speed(plan: Plan) -> Table:
+    """Seconds of a pass of each network in each form, over those of bf16."""
+    made = Table(
+        title="Speed and memory",
+        says=f"Seconds of a pass over {plan.batch} images, weights and inputs random. Ratios are to bf16, eager.",
+        columns=[
+            Column(key="network", heading="network"),
+            Column(key="what", heading="form"),
+            Column(key="seconds", heading="seconds", form=".3g"),
+            Column(key="ratio", heading="time / bf16", form=".2f"),
+            Column(key="megabytes", heading="weights, MB", form=".1f"),
+        ],
+    )
+    for name in plan.networks:
+        exact = make(name, **dict(plan.changes))
+        bf16 = copy.deepcopy(exact).bfloat16()
+        forms: dict[str, Network] = {"bf16": bf16, "fp32": exact}
+        forms |= {f"bf16, {kind}": quantize(bf16, kind) for kind in KINDS}  # type: ignore[arg-type]
+        if name in plan.compiled:
+            for form in ("bf16", *(f"bf16, {kind}" for kind in KINDS)):
+                forms[f"{form}, compiled"] = again = copy.deepcopy(forms[form])
+                compile_blocks(again)
+        size = exact.config.image_size
+        x = torch.randn(plan.batch, 3, *size, generator=torch.Generator().manual_seed(1))
+        sides: dict[str, Callable[[], object]] = {
+            form: functools.partial(net, x if form == "fp32" else x.bfloat16()) for form, net in forms.items()
+        }
+        for work in sides.values():
+            work()  # compiles
+        for row in compare(sides, plan.rounds, {}):
+            made.rows.append(row | {"network": name, "megabytes": megabytes(forms[row["what"]])})
+    return made
+
+
+def accuracy(plan: Plan) -> Table:
+    """What of `plan.model` integers cost, in fp32, so that nothing but them differs."""
+    made = Table(
+        title=f"Accuracy of {plan.model}",
+        says=(
+            "In fp32 on the emoji it did not learn from. The difference of logits is the mean over the mean of the "
+            "exact ones' size."
+        ),
+        columns=[
+            Column(key="what", heading="form"),
+            Column(key="top1", heading="top-1", form=".2%"),
+            Column(key="group", heading="group", form=".2%"),
+            Column(key="same", heading="same first class", form=".2%"),
+            Column(key="apart", heading="difference of logits", form=".2%"),
+            Column(key="megabytes", heading="weights, MB", form=".1f"),
+        ],
+    )
+    exact = load(plan.model)
+    forms: dict[str, Network] = {"fp32": exact} | {kind: quantize(exact, kind) for kind in KINDS}  # type: ignore[arg-type]
+    pipes = {form: ClassificationPipeline(net, dtype="fp32") for form, net in forms.items()}
+    source = emoji.emoji("test")
+    logits = {}
+    for form, pipe in pipes.items():
+        fed = (fitted(source[i].image, exact.card.preprocess) for i in range(0, len(source), plan.every))
+        seen = [pipe.logits(batched(some, exact.card.preprocess)) for some in batches(fed, 64)]
+        logits[form] = torch.cat(seen)
+    for form, net in forms.items():
+        found = evaluate(net, "emoji", dtype="fp32", workers=0) if plan.accuracy else {}
+        apart = (logits[form] - logits["fp32"]).abs().mean() / logits["fp32"].abs().mean()
+        same = (logits[form].argmax(1) == logits["fp32"].argmax(1)).float().mean()
+        row = {"what": form, "top1": found.get("top1"), "group": found.get("group")}
+        made.rows.append(row | {"apart": float(apart), "same": float(same), "megabytes": megabytes(net)})
+        log.info("%s: top-1 %s, logits %.2g apart", form, found.get("top1"), float(apart))
+    return made

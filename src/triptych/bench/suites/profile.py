@@ -1,0 +1,179 @@
+"""`triptych bench profile`: where the time of a forward pass and of a step of learning goes, and what other ways to
+attend would take."""
+
+import logging
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.bench.harness import machine
+from triptych.bench.harness.cpu_contention import Others
+from triptych.bench.harness.forward import DTYPES, Effort, measure_peaks
+from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.measurements.attention_kernels import SHAPES, Shape, attending
+from triptych.bench.measurements.train_step import learner
+from triptych.bench.suites import ldm, swin, train, vit
+from triptych.bench.suites.swin import Plan as SwinPlan
+from triptych.bench.suites.train import Plan as TrainPlan
+from triptych.bench.suites.vit import Plan as ViTPlan
+from triptych.layers.resnet import packed
+from triptych.models.configs import swin as swin_config
+from triptych.models.configs import vit as vit_config
+from triptych.models.configs.latent_diffusion import SIZES, LatentDiffusionConfig
+
+log = logging.getLogger(__name__)
+
+# Kinds of operators, by the first pattern that their names match.
+KINDS = (
+    ("attention", "scaled_dot_product|flash_attention"),
+    ("optimiser", "fused_adamw|_foreach"),
+    ("products", r"::(mm|addmm|bmm|baddbmm|matmul)$|linear|convolution|conv2d"),
+    ("norms, softmax", "norm|softmax"),
+    ("copies", "copy|::cat$|roll|index|::stack$|fill|zero|::empty|::clone$|resize"),
+    ("by element", "aten::|mkldnn::"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Effort):
+    """What is profiled."""
+
+    vit: ViTPlan = field(default_factory=lambda: ViTPlan(networks=("vit-b16",)))
+    swin: SwinPlan = field(default_factory=SwinPlan)
+    ldm: LatentDiffusionConfig = SIZES["sd1"]
+    train: TrainPlan = field(default_factory=TrainPlan)
+    batch: int = 8
+    attention: dict[str, Shape] = field(default_factory=lambda: SHAPES)
+    compiled: bool = True
+    """Compile attention too."""
+    passes: int = 3
+    rounds: int = 5
+    patience: float = 20.0
+    sides: tuple[int, ...] = (1024, 2048)
+
+
+FULL = Plan()
+QUICK = Plan(
+    vit=vit.QUICK,
+    swin=swin.QUICK,
+    ldm=ldm.TINY,
+    train=train.QUICK,
+    batch=2,
+    attention={"tiny": (2, 2, 64, 16)},
+    compiled=False,
+    passes=1,
+    rounds=1,
+    seconds=0.0,
+    patience=0.0,
+    sides=(256,),
+    copied=2**22,
+)
+
+
+def run(plan: Plan = FULL, command: str = "triptych bench profile --out docs") -> Report:
+    """Profile everything in the plan. Nothing else should run meanwhile."""
+    others = Others()
+    facts = machine.describe()
+    report = Report(suite="profile", command=command, machine=facts)
+    peaks, limits = measure_peaks(plan)
+    kinds = [name for name, _ in KINDS]
+    table = Table(
+        title="Where the time goes",
+        says=(
+            "Shares of PyTorch's operators in the seconds of one call, by their own time in torch.profiler, which "
+            "slows many small ones; the rest is Python and waiting. Utilisation is that of the whole call, as in the "
+            "other sections; of products that of their own time: where it is near 100% only fewer products would help."
+        ),
+        columns=[
+            Column(key="what", heading="call"),
+            Column(key="dtype", heading="precision"),
+            Column(key="seconds", heading="s", form=".3g"),
+            *(Column(key=name, heading=name, form=".0%") for name in (*kinds, "rest")),
+            Column(key="utilisation", heading="utilisation", form=".0%"),
+            Column(key="of products", heading="of products", form=".0%"),
+        ],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for what, label, call, flops in calls(plan, Path(folder)):
+            seconds, own = profiled(call, plan.passes)
+            shares = {name: own[name] / seconds for name in kinds}
+            row: dict[str, Any] = {"what": what, "dtype": label, "seconds": seconds, **shares}
+            row["rest"] = max(0.0, 1 - sum(shares.values()))
+            row["utilisation"] = flops / seconds / peaks[label]
+            multiplied = own["products"] + own["attention"]
+            row["of products"] = flops / multiplied / peaks[label] if multiplied else None
+            table.rows.append(row)
+            log.info("%s, %s: %s", what, label, {name: f"{share:.0%}" for name, share in shares.items()})
+    report.tables = [limits, table, attending(plan.attention, plan.compiled, plan)]
+    facts["taken by others"] = others.said()
+    return report
+
+
+def calls(plan: Plan, folder: Path) -> Iterator[tuple[str, str, Callable[[], object], float]]:
+    """What is profiled: its name, precision, a call of it, and the FLOPs of one."""
+    for label, dtype in DTYPES.items():
+        forwards: list[tuple[str, Any, Any]] = [
+            (plan.vit.networks[0], vit.make(plan.vit, plan.vit.networks[0]), vit_config.macs),
+            (plan.swin.network, swin.make(plan.swin), swin_config.macs),
+        ]
+        for name, net, macs in forwards:
+            net = net.to(dtype)
+            x = vit.images(net, plan.batch, dtype)
+
+            @torch.inference_mode()
+            def forward(net: Any = net, x: Any = x) -> object:
+                return net(x)
+
+            with packed(net):
+                yield f"{name}, {plan.batch} images", label, forward, 2.0 * plan.batch * macs(net.config)
+    yield from painting(plan.ldm)
+    tasks = [*train.diffusion_tasks(plan.train, folder, ()), *train.classifier_tasks(plan.train, folder, ())]
+    for task in tasks:
+        for label, dtype in DTYPES.items():
+            step = learner(task.what, "ours", task.folder, task.size, dtype)
+            yield f"a step of learning: {task.name}", label, step, 6.0 * task.macs
+
+
+def painting(config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Callable[[], object], float]]:
+    """The same of what a picture is made by: a step of the denoiser, as guidance takes it, and the decoder."""
+    step, decode = ldm.step_flops(config), ldm.decode_flops(config)
+    for label, dtype in DTYPES.items():
+        net: Any = ldm.make(config).to(dtype)
+        (x, t, context), z = ldm.given(config, dtype), ldm.latent(config, dtype)
+        with torch.inference_mode():
+            once = net.unet.project_context(context)
+
+        @torch.inference_mode()
+        def denoise(net: Any = net, x: Any = x, t: Any = t, once: Any = once) -> object:
+            return net.unet(x, t, once)
+
+        @torch.inference_mode()
+        def decoded(net: Any = net, z: Any = z) -> object:
+            return net.autoencoder.decode(z)
+
+        with packed(net.unet):
+            yield "a pass of the UNet, two latents", label, denoise, step
+        yield "a decoder's, one picture", label, decoded, decode
+
+
+def profiled(call: Callable[[], object], passes: int) -> tuple[float, Counter[str]]:
+    """Seconds of a call, and of each kind of operators in one."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        start = time.perf_counter()
+        for _ in range(passes):
+            call()
+        seconds = (time.perf_counter() - start) / passes
+    own: Counter[str] = Counter()
+    for event in profile.key_averages():
+        kind = next((name for name, pattern in KINDS if re.search(pattern, event.key)), None)
+        if kind is not None:
+            own[kind] += event.self_cpu_time_total / 1e6 / passes
+    return seconds, own

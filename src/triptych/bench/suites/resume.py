@@ -1,0 +1,345 @@
+"""`triptych bench resume`: whether a killed run ends where an unbroken one does, and what a checkpoint costs."""
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from triptych import weights
+from triptych.bench.harness import machine
+from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.timing import Spread, UnequalError, interleave, ratio
+from triptych.bench.measurements.kill_and_resume import Process, apart, kill_often, step_of
+from triptych.config import to_json
+from triptych.data.config import AugmentConfig, DataConfig
+from triptych.heads.config import HeadConfig
+from triptych.models.registry import create
+from triptych.train.checkpoints import Checkpoints
+from triptych.train.configs.base import ClassifyConfig, LoopConfig, OptimConfig, SegmentConfig
+from triptych.train.configs.first_stage import CompressConfig, DiscriminatorConfig, PerceptualConfig
+from triptych.train.configs.registry import RunConfig
+from triptych.train.configs.second_stage import (
+    CaptionConfig,
+    LatentCacheConfig,
+    SamplesConfig,
+    SecondStageConfig,
+)
+from triptych.train.ema import Ema
+from triptych.train.optim import make_optimizer
+from triptych.train.state import gather
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How often, and for how long."""
+
+    kills: int = 10
+    """Of each run."""
+    pictures: int = 40
+    """Of each of four classes."""
+    epochs: float = 12.0
+    save_every: float = 0.2
+    """Seconds between checkpoints."""
+    runs: tuple[str, ...] = ()
+    """Which, by name; none is all."""
+    saved: str = "vit-s16"
+    """Whose checkpoints are timed."""
+    changes: tuple[tuple[str, Any], ...] = (("num_classes", 1000),)
+    batch: int = 16
+    steps: int = 12
+    """In which one checkpoint is made."""
+    rounds: int = 5
+    patience: float = 120.0
+
+
+FULL = Plan()
+QUICK = Plan(
+    kills=2,
+    pictures=16,
+    epochs=2.0,
+    save_every=0.0,
+    runs=("ViT, classification",),
+    saved="vit-ti16",
+    changes=(
+        ("depth", 2),
+        ("embed_dim", 48),
+        ("num_heads", 3),
+        ("mlp_dim", 96),
+        ("image_size", 32),
+        ("num_classes", 4),
+    ),
+    batch=2,
+    steps=2,
+    rounds=1,
+    patience=0.0,
+)
+
+COLOURS = {"blue": (30, 40, 200), "green": (40, 190, 40), "red": (200, 30, 30), "yellow": (220, 200, 40)}
+SMALL_STAGE = {"width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4, "middle_attention": False}
+
+
+def run(plan: Plan, command: str) -> Report:
+    """Everything in the plan.
+
+    Raises:
+        UnequalError: a killed run ended elsewhere than the unbroken one.
+    """
+    report = Report(suite="resume", command=command, machine=machine.describe())
+    with tempfile.TemporaryDirectory() as folder:
+        report.tables.append(resumed(plan, Path(folder)))
+    with tempfile.TemporaryDirectory() as folder:
+        report.tables.append(saving(plan, Path(folder)))
+    return report
+
+
+def resumed(plan: Plan, folder: Path) -> Table:
+    """Each kind of run left alone, and killed; compared bit for bit."""
+    rows = []
+    rng = np.random.default_rng(0)
+    for name, config in configs(plan, folder).items():
+        if plan.runs and name not in plan.runs:
+            continue
+        here = folder / str(len(rows))
+        here.mkdir()
+        rows.append({"run": name, **survived(config, here, plan.kills, rng)})
+        log.info("%s: %s", name, rows[-1])
+    columns = [
+        Column(key="run", heading="run"),
+        Column(key="steps", heading="steps", form="d"),
+        Column(key="kills", heading="kills survived", form="d"),
+        Column(key="in a checkpoint", heading="of them while writing a checkpoint", form="d"),
+        Column(key="at the start", heading="while starting", form="d"),
+        Column(key="lost", heading="steps made twice", form="d"),
+        Column(key="tensors", heading="tensors compared", form="d"),
+        Column(key="difference", heading="greatest difference", form="g"),
+        Column(key="rows", heading="log rows compared", form="d"),
+        Column(key="rows apart", heading="that differ", form="d"),
+    ]
+    says = (
+        "Each run once unbroken, and once killed with SIGKILL at random moments, the same command again each time: "
+        "within steps, while a checkpoint is being written, and while starting. Compared at the end: every tensor of "
+        "the last checkpoint (weights, their average, both moments of every optimiser), every logged number that no "
+        "clock measured, data position, best figures, and the bytes of model.safetensors. fp32 on the processor, two "
+        f"workers that decode, a checkpoint every {plan.save_every} s, the same number of threads throughout."
+    )
+    return Table(title="Killed and resumed", says=says, columns=columns, rows=rows)
+
+
+def survived(
+    config: RunConfig,
+    folder: Path,
+    kills: int,
+    rng: np.random.Generator,
+    start: Callable[[Path, Path], Process] | None = None,
+) -> dict[str, Any]:
+    """A row of the table: one run unbroken and one killed, in `folder`.
+
+    Args:
+        start: begins a run of a config's file in a folder; by default in a fresh interpreter.
+
+    Raises:
+        UnequalError: they end apart.
+    """
+    begin, said = start or _interpreter, folder / "config.json"
+    said.write_text(json.dumps(to_json(config)))
+    whole, killed = folder / "whole", folder / "killed"
+    if begin(said, whole).wait() != 0:
+        raise RuntimeError(f"the unbroken run failed; see {folder}/run.log")
+    steps = step_of(whole)
+    befell = kill_often(lambda: begin(said, killed), killed, steps, kills, rng)
+    found = apart(whole, killed)
+    if found["difference"] or found["rows apart"] or not (found["facts"] and found["kept"]):
+        raise UnequalError(
+            f"a run that was killed {kills} times ended elsewhere than an unbroken one: {found}"
+        )
+    return {"steps": steps, "kills": kills, **befell.kills, "lost": befell.lost, **found}
+
+
+def _interpreter(config: Path, out: Path) -> Process:
+    with open(config.parent / "run.log", "ab") as told:
+        return subprocess.Popen(
+            [sys.executable, "-m", "triptych.bench.measurements.kill_and_resume", str(config), str(out)],
+            stdout=told,
+            stderr=told,
+        )
+
+
+def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
+    """The runs, on pictures that are drawn into `folder`."""
+    pictures, masked = draw(folder, plan.pictures)
+    eye = create(
+        "vit-ti16", patch_size=8, image_size=16, depth=2, embed_dim=24, num_heads=2, mlp_dim=48, num_classes=0
+    )
+    weights.save(eye, folder / "eye.safetensors")
+    stage = create("kl-f8", image_size=16, latent_channels=2, scale=2.0, **SMALL_STAGE)
+    weights.save(stage, folder / "stage.safetensors")
+    loop = LoopConfig(
+        epochs=plan.epochs,
+        ema=0.9,
+        precision="fp32",
+        device="cpu",
+        save_every=plan.save_every,
+        eval_every=0.7,
+    )
+    shared: dict[str, Any] = {
+        "loading": DataConfig(batch_size=8, workers=2, cache="off", eval_fraction=0.2),
+        "loop": loop,
+    }
+    latent = SecondStageConfig(
+        data=str(pictures),
+        first_stage=str(folder / "stage.safetensors"),
+        condition="text",
+        model="unet-emoji",
+        model_args=("width=8", "groups=4", "multipliers=[1,2]", "depth=1", "head_dim=8"),
+        text=CaptionConfig(vocabulary=300, width=16, depth=1, head_dim=8, length=12),
+        samples=SamplesConfig(count=0),
+        optim=OptimConfig(lr=2e-3),
+        **shared,
+    )
+    return {
+        "ViT, classification": ClassifyConfig(
+            data=str(pictures),
+            model="vit-ti16",
+            model_args=("depth=2", "embed_dim=24", "mlp_dim=48", "patch_size=8", "dropout=0.1"),
+            image_size=(16, 16),
+            drop_path=0.2,
+            augment=AugmentConfig(brightness=0.1, mixup=0.2, erasing=0.2),
+            optim=OptimConfig(lr=3e-3),
+            **shared,
+        ),
+        "Swin, segmentation": SegmentConfig(
+            data=str(masked),
+            model="swin-emoji",
+            model_args=(
+                "embed_dim=16",
+                "depths=[1,2]",
+                "num_heads=[1,2]",
+                "window=4",
+                "stem_widths=[8]",
+                "patch_size=2",
+            ),
+            image_size=(32, 32),
+            head=HeadConfig(kind="unet", width=16, image_width=8, aux_width=8),
+            augment=AugmentConfig(crop_scale=(0.7, 1.0), brightness=0.1),
+            optim=OptimConfig(lr=5e-3),
+            **shared,
+        ),
+        "autoencoder, with a GAN": CompressConfig(
+            data=str(pictures),
+            model_args=tuple(f"{k}={json.dumps(v)}" for k, v in SMALL_STAGE.items()),
+            image_size=(16, 16),
+            perceptual=PerceptualConfig(model=str(folder / "eye.safetensors"), weight=0.3),
+            discriminator=DiscriminatorConfig(channels=4, layers=1, start=0.3),
+            features=None,
+            optim=OptimConfig(lr=3e-3, betas=(0.5, 0.9)),
+            **shared,
+        ),
+        "latent diffusion, on a cache": replace(latent, cache=LatentCacheConfig(use="on")),
+        "latent diffusion, on images": replace(latent, cache=LatentCacheConfig(use="off")),
+    }
+
+
+def draw(folder: Path, each: int) -> tuple[Path, Path]:
+    """Noisy squares: a folder of class folders with captions, and one of images and masks."""
+    pictures, masked = folder / "pictures", folder / "masked"
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (masked / name).mkdir(parents=True)
+    (masked / "classes.txt").write_text("ground\nsquare\n")
+    for name, colour in COLOURS.items():
+        (pictures / name).mkdir(parents=True)
+        for i in range(each):
+            mask = np.zeros((32, 32), np.uint8)
+            y, x = rng.integers(2, 16, 2)
+            mask[y : y + 12, x : x + 12] = 1
+            noisy = np.where(mask[..., None] > 0, colour, (60, 60, 60)) + rng.normal(0, 20, (32, 32, 3))
+            image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+            image.save(pictures / name / f"{i}.png")
+            (pictures / name / f"{i}.txt").write_text(f"a {name} square\n")
+            image.save(masked / "images" / f"{name}-{i}.png")
+            Image.fromarray(mask).save(masked / "masks" / f"{name}-{i}.png")
+    return pictures, masked
+
+
+def saving(plan: Plan, folder: Path) -> Table:
+    """Steps among which a checkpoint is made, beside steps without one."""
+    net = create(plan.saved, **dict(plan.changes)).train()
+    ema = Ema(net, 0.999)
+    optimizer = make_optimizer(net, OptimConfig())
+    size = net.config.image_size
+    images = torch.randn(plan.batch, 3, *size, generator=torch.Generator().manual_seed(0))
+    kept, written, number = Checkpoints(folder / "checkpoints", 1), [], 0
+
+    def step() -> None:
+        net(images).logsumexp(1).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(net, 1000, torch.zeros(()))
+
+    def steps(how: str) -> float:
+        """Seconds a step; what is still being written afterwards is waited for, uncounted."""
+        nonlocal number
+        start = time.perf_counter()
+        for i in range(plan.steps):
+            step()
+            if i == 0 and how != "none":
+                number += 1
+                began = time.perf_counter()
+                kept.save(number, gather(net, ema, optimizer), {"step": number})
+                if how == "waited for":
+                    kept.wait()
+                    written.append(time.perf_counter() - began)
+        seconds = (time.perf_counter() - start) / plan.steps
+        kept.wait()
+        return 1e3 * seconds
+
+    hows = ("none", "asynchronous", "waited for")
+    times = interleave(
+        {how: lambda how=how: steps(how) for how in hows}, plan.rounds, patience=plan.patience
+    ).found
+    megabytes = _bytes(gather(net, ema, optimizer)) / 1e6
+    kept.close()
+    rows = [
+        {
+            "network": f"{plan.saved}, batch {plan.batch}",
+            "megabytes": megabytes,
+            "written": Spread.of(written[-plan.rounds :]),
+            **{how: Spread.of(times[how]) for how in hows},
+            "asynchronous ratio": ratio(times["asynchronous"], times["none"]),
+            "waited ratio": ratio(times["waited for"], times["none"]),
+        }
+    ]
+    columns = [
+        Column(key="network", heading="network"),
+        Column(key="megabytes", heading="checkpoint, MB", form=".0f"),
+        Column(key="written", heading="seconds to write it", form=".2f"),
+        Column(key="none", heading="ms a step without", form=".1f"),
+        Column(key="asynchronous", heading="written meanwhile", form=".1f"),
+        Column(key="waited for", heading="waited for", form=".1f"),
+        Column(key="asynchronous ratio", heading="meanwhile / without", form=".3f"),
+        Column(key="waited ratio", heading="waited for / without", form=".3f"),
+    ]
+    says = (
+        f"The mean of {plan.steps} training steps, after the first of which a checkpoint is made: none; copied, and "
+        "written while the next steps run, as a run does; written before the next step. Weights, average and both "
+        "moments, with checksums and synced. On a processor the writing takes its time from the steps. A checkpoint in "
+        f"every {plan.steps} steps is many: a run makes one in five minutes."
+    )
+    return Table(title="What a checkpoint costs", says=says, columns=columns, rows=rows)
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

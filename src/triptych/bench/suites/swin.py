@@ -1,0 +1,194 @@
+"""`triptych bench swin`: how fast it runs, what memory that takes, and how both grow with the number of pixels."""
+
+import itertools
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from triptych.bench.harness import machine
+from triptych.bench.harness.cpu_contention import Others
+from triptych.bench.harness.forward import (
+    DTYPES,
+    HOW,
+    LAID,
+    TOLERANCES,
+    Effort,
+    Forward,
+    beside,
+    compare,
+    frozen,
+    measure_peaks,
+)
+from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.measurements.peak_memory import memory
+from triptych.bench.measurements.scaling import scaling
+from triptych.bench.peers import build as peers
+from triptych.layers.resnet import packed
+from triptych.models.configs.swin import macs, maps_at
+from triptych.models.registry import create
+from triptych.models.swin import Swin
+from triptych.plots.scaling import Curve
+from triptych.plots.scaling import scaling as drawn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Effort):
+    """What is measured, and for how long."""
+
+    network: str = "swin-t"
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Fields of the network's config that are changed."""
+    sizes: tuple[tuple[int, int], ...] = ((224, 224), (256, 256))
+    """Maps of whole windows, and maps that are padded to them."""
+    batches: tuple[int, ...] = (1, 8)
+    compiled: tuple[tuple[int, int], ...] = ((224, 224),)
+    """The sizes that are compiled for, which takes about a minute for each side, precision and batch."""
+    scaled: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (("swin-t", ()), ("vit-s16", ()))
+    sides_px: tuple[int, ...] = (224, 448, 672, 896, 1120, 1344)
+    rounds: int = 5
+    seconds: float = 5.0
+    patience: float = 30.0
+    sides: tuple[int, ...] = (1024, 2048)
+
+
+TINY = (("embed_dim", 16), ("depths", (2, 2)), ("num_heads", (1, 2)), ("window", 7), ("num_classes", 10))
+FULL = Plan()
+QUICK = Plan(
+    changes=(*TINY, ("image_size", 56)),
+    sizes=((56, 56), (64, 72)),
+    batches=(2,),
+    compiled=(),
+    scaled=(("swin-t", TINY), ("vit-s16", (("depth", 1), ("embed_dim", 48), ("num_heads", 3)))),
+    sides_px=(32, 64),
+    rounds=1,
+    seconds=0.0,
+    patience=0.0,
+    sides=(256,),
+    copied=2**22,
+)
+
+
+def run(plan: Plan = FULL, command: str = "triptych bench swin --out docs") -> Report:
+    """Measure everything in the plan. Nothing else should run meanwhile."""
+    others = Others()
+    facts = machine.describe()
+    report = Report(suite="swin", command=command, machine=facts)
+    there, report.notes = peers.present(plan.peers)
+    # The programs come first: they are best measured while this one is small.
+    networks = {name: dict(changes) for name, changes in plan.scaled}
+    grown, exponents = scaling(networks, plan.sides_px, min(plan.rounds, 2), plan.seconds / 2, plan.patience)
+    report.pictures[exponents.picture] = picture(grown, exponents, tuple(networks))
+    with tempfile.TemporaryDirectory() as folder:
+        batch = max(plan.batches)
+        held = memory(
+            plan.network,
+            make(plan),
+            Path(folder),
+            there,
+            plan.sizes,
+            batch,
+            DTYPES,
+            TOLERANCES,
+            min(plan.rounds, 2),
+        )
+    peaks, limits = measure_peaks(plan)
+    speed = throughput(plan, there, peaks)
+    if plan.compiled:
+        from torch._dynamo.exc import BackendCompilerFailed
+
+        try:
+            speed.rows += throughput(plan, there, peaks, compiled=True).rows
+        except BackendCompilerFailed as problem:
+            report.notes.append(f"Not all compiled is measured: {str(problem).splitlines()[0]}")
+    report.tables = [limits, speed, held, grown, exponents]
+    facts["taken by others"] = others.said()
+    return report
+
+
+def make(plan: Plan) -> Swin:
+    """The network of the plan, with random weights. Those of attention and of the head are larger than a network
+    starts with: else the branches are faint, positions fainter, logits zero, and all errors hidden."""
+    torch.manual_seed(0)
+    net = create(plan.network, **dict(plan.changes))
+    assert isinstance(net, Swin)
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias_table"):
+            nn.init.normal_(parameter)
+        elif name.endswith(("attn.qkv.weight", "attn.proj.weight", "head.weight")):
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    return net.eval()
+
+
+def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compiled: bool = False) -> Table:
+    """Images a second at each size, in each precision and batch, beside each peer that is there."""
+    table = Table(
+        title="Images a second",
+        says=(
+            f"Forward passes of {plan.network}, weights and inputs random. {LAID} Compiled is `torch.compile` with "
+            f"weights frozen, for each side, shape and precision anew. {HOW} timm rolls its maps before it pads them: "
+            "where maps are padded it computes something else, and is left out."
+        ),
+        columns=[
+            Column(key="mode", heading="mode"),
+            Column(key="size", heading="size"),
+            Column(key="dtype", heading="precision"),
+            Column(key="batch", heading="batch", form="d"),
+            *beside(tuple(there)),
+        ],
+    )
+    mode = "compiled" if compiled else "eager"
+    for (label, dtype), size in itertools.product(DTYPES.items(), plan.compiled if compiled else plan.sizes):
+        net = make(plan)
+        maps = zip(maps_at(net.config, size), net.config.window, strict=True)
+        padded = any(map[axis] % window[axis] for map, window in maps for axis in (0, 1))
+        # Each size has peers of its own: transformers' Swin may stay changed by a size that it has seen.
+        theirs = peers.build(net, dtype, tuple(name for name in there if name != "timm" or not padded))
+        sides: dict[str, Forward] = {"ours": net.to(dtype), **theirs}
+        for batch in plan.batches:
+            x = images(net, size, batch, dtype)
+            with frozen() if compiled else packed(net):
+                called = {who: torch.compile(side) for who, side in sides.items()} if compiled else sides
+                row = compare(called, x, TOLERANCES[label], plan)
+            used = 2 * macs(net.config, size) * row["ours"].median / peaks[label]
+            row |= {
+                "mode": mode,
+                "size": f"{size[0]} x {size[1]}",
+                "dtype": label,
+                "batch": batch,
+                "utilisation": used,
+            }
+            table.rows.append(row)
+            said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
+            log.info("%s, %d x %d, %s, batch %d: images/s %s", mode, *size, label, batch, said)
+    return table
+
+
+def images(net: Swin, size: tuple[int, int], batch: int, dtype: torch.dtype) -> torch.Tensor:
+    """Random images."""
+    shape = (batch, net.config.in_channels, *size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def picture(grown: Table, exponents: Table, networks: Sequence[str]) -> Any:
+    """The growth, drawn."""
+    known = {row["network"]: row for row in exponents.rows}
+    panels = {
+        title: {
+            name: Curve(
+                values=[row[f"{name} {what}"].median for row in grown.rows], exponent=known[name][what]
+            )
+            for name in networks
+        }
+        for title, what in (("seconds an image", "seconds"), ("memory of a forward pass, GB", "memory"))
+    }
+    sides = [row["side"] for row in grown.rows]
+    below = "one image in fp32, on a processor; exponents are fitted over all sizes"
+    return drawn(sides, panels, "Time and memory against pixels", below)

@@ -1,0 +1,325 @@
+"""`triptych bench train`: steps of learning beside the same networks of diffusers and transformers, and what the whole
+loop adds to them."""
+
+import itertools
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.bench.harness import machine
+from triptych.bench.harness.cpu_contention import Others
+from triptych.bench.harness.forward import DTYPES, HOW, Effort, beside, in_turn, measure_peaks
+from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.subprocesses import Process, python
+from triptych.bench.harness.timing import check_equal
+from triptych.bench.measurements.peak_memory import row as memory_row
+from triptych.bench.measurements.train_loop import LoopPlan, latents_and_pictures, whole_loops
+from triptych.bench.measurements.train_step import learner
+from triptych.bench.peers import build as peers
+from triptych.bench.suites import ldm, swin, vit
+from triptych.device import flushed_denormals
+from triptych.models.configs import autoencoder as autoencoder_config
+from triptych.models.configs import swin as swin_config
+from triptych.models.configs import unet as unet_config
+from triptych.models.configs import vit as vit_config
+from triptych.models.configs.latent_diffusion import SIZES, LatentDiffusionConfig
+from triptych.models.configs.text import TextConfig
+from triptych.models.swin import Swin
+from triptych.network import Network
+from triptych.torch_compile import compile_blocks
+from triptych.weights import export, save
+
+log = logging.getLogger(__name__)
+
+FIRST = 3  # steps whose losses and gradients are compared
+# How far rounding takes them apart. The later ones come of weights that were updated by almost the sign of a gradient.
+TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
+
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A classifier whose step is measured."""
+
+    name: str
+    batch: int
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Fields of its config that are changed."""
+
+
+# A text-to-image model for 128 px: 45 million weights in the UNet, latents of 32 x 32, prompts of 77 tokens.
+MIDDLE = replace(
+    SIZES["sd1"],
+    unet=replace(
+        SIZES["sd1"].unet,
+        latent_size=(32, 32),
+        width=128,
+        multipliers=(1, 2, 3),
+        depth=1,
+        attention_factors=(2, 4),
+        context_dim=512,
+    ),
+    autoencoder=replace(
+        SIZES["sd1"].autoencoder, image_size=(128, 128), width=64, multipliers=(1, 2, 4), depth=1
+    ),
+    text=replace(SIZES["sd1"].text, width=512, depth=2, heads=8, mlp_dim=1024),  # type: ignore[arg-type]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Effort):
+    """What is measured, and for how long."""
+
+    config: LatentDiffusionConfig = MIDDLE
+    unet_batch: int = 4
+    autoencoder: tuple[int, int] = (4, 64)
+    """Pictures of a step, and pixels of a side."""
+    classifiers: tuple[Classifier, ...] = (
+        Classifier(name="vit-ti16", batch=8),
+        Classifier(name="vit-s16", batch=8),
+        Classifier(name="swin-t", batch=4),
+    )
+    compiled: bool = False
+    """Steps of compiled classifiers in bf16 too, which takes minutes for each side."""
+    loops: LoopPlan = field(default_factory=LoopPlan)
+    rounds: int = 5
+    seconds: float = 5.0
+    patience: float = 20.0
+    sides: tuple[int, ...] = (1024, 2048)
+    peers: tuple[str, ...] = ("diffusers", "transformers", "timm")
+
+
+FULL = Plan()
+QUICK = Plan(
+    config=ldm.TINY,
+    unet_batch=2,
+    autoencoder=(2, 32),
+    classifiers=(
+        Classifier(name="vit-ti16", batch=2, changes=vit.TINY),
+        Classifier(name="swin-t", batch=2, changes=(*swin.TINY, ("image_size", 56))),
+    ),
+    loops=LoopPlan(
+        pictures=24,
+        batch=4,
+        vit=("depth=1", "embed_dim=48", "num_heads=3", "mlp_dim=96"),
+        unet=("width=16", "multipliers=[1,2]", "groups=8", "head_dim=8"),
+        pixels=32,
+        rounds=1,
+        paint_steps=2,
+    ),
+    rounds=1,
+    seconds=0.0,
+    patience=0.0,
+    sides=(256,),
+    copied=2**22,
+)
+
+
+DIFFUSION, CLASSIFIER = "A step of latent diffusion", "A step of a classifier"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network and its loss, of which a step is measured."""
+
+    name: str
+    what: str
+    """As `learner` names it."""
+    folder: Path
+    size: Size
+    macs: int
+    """Of the forward pass of a step."""
+    there: tuple[str, ...]
+    """Peers that have the same network."""
+
+
+@flushed_denormals()
+def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> Report:
+    """Measure everything in the plan. Nothing else should run meanwhile."""
+    others = Others()
+    facts = machine.describe()
+    report = Report(suite="train", command=command, machine=facts)
+    there, report.notes = peers.present(plan.peers)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        diffusion, classifiers = diffusion_tasks(plan, folder, there), classifier_tasks(plan, folder, there)
+        # The programs come first: they are best measured while this one is small.
+        held = memory([*diffusion, *classifiers])
+        peaks, limits = measure_peaks(plan)
+        report.tables = [
+            limits,
+            table_of(DIFFUSION, diffusion, ("diffusers",)),
+            table_of(CLASSIFIER, classifiers, ("transformers", "timm")),
+            held,
+            whole_loops(plan.loops, folder / "ldm" / "model.safetensors"),
+            latents_and_pictures(plan.loops, folder / "ldm" / "model.safetensors"),
+        ]
+        for table, tasks in zip(report.tables[1:3], (diffusion, classifiers), strict=True):
+            table.rows += steps(tasks, plan, peaks)
+        # What is compiled comes last: it leaves the process larger.
+        if plan.compiled:
+            from torch._dynamo.exc import BackendCompilerFailed
+
+            try:
+                report.tables[2].rows += steps(classifiers, plan, peaks, compiled=True)
+            except BackendCompilerFailed as problem:
+                report.notes.append(f"Not all compiled is measured: {str(problem).splitlines()[0]}")
+    facts["taken by others"] = others.said()
+    return report
+
+
+def diffusion_tasks(plan: Plan, folder: Path, there: Sequence[str]) -> list[Task]:
+    """The UNet and the autoencoder, written for each side."""
+    folder, config, text = folder / "ldm", plan.config, plan.config.text
+    assert isinstance(text, TextConfig)
+    beside = tuple(name for name in there if name == "diffusers")
+    folder.mkdir()
+    ldm.write(config, folder, bool(beside))
+    rows, columns = config.unet.latent_size
+    batch, pixels = plan.autoencoder
+    unet = plan.unet_batch, text.length, text.width
+    unet_macs = plan.unet_batch * unet_config.macs(config.unet, tokens=text.length)  # type: ignore[arg-type]
+    macs = batch * autoencoder_config.macs(config.autoencoder, (pixels, pixels))
+    return [
+        Task(f"UNet, {rows} x {columns}, batch {unet[0]}", "unet", folder, unet, unet_macs, beside),
+        Task(
+            f"autoencoder, {pixels} px, batch {batch}", "autoencoder", folder, plan.autoencoder, macs, beside
+        ),
+    ]
+
+
+def classifier_tasks(plan: Plan, folder: Path, there: Sequence[str]) -> list[Task]:
+    """The classifiers, written for each side."""
+    tasks = []
+    for asked in plan.classifiers:
+        if asked.name.startswith("swin"):
+            net: Any = swin.make(replace(swin.FULL, network=asked.name, changes=asked.changes))
+        else:
+            net = vit.make(replace(vit.FULL, changes=asked.changes), asked.name)
+        here = folder / asked.name
+        beside = tuple(name for name in there if name in peers.FORMATS)
+        write(net, here, beside)
+        pixels = net.config.image_size[0]
+        macs = swin_config.macs(net.config) if isinstance(net, Swin) else vit_config.macs(net.config)
+        name = f"{asked.name}, {pixels} px, batch {asked.batch}"
+        tasks.append(Task(name, "classifier", here, (asked.batch, pixels), asked.batch * macs, beside))
+    return tasks
+
+
+def write(net: Network, folder: Path, beside: Sequence[str]) -> None:
+    """The same weights as a file of ours, and as a folder of each peer."""
+    folder.mkdir()
+    save(net, folder / "model.safetensors")
+    for name in beside:
+        export(net, folder / peers.FORMATS[name], peers.FORMATS[name])
+
+
+def table_of(title: str, tasks: Sequence[Task], named: Sequence[str]) -> Table:
+    """Without rows, beside each of the named peers that is there."""
+    how = HOW.replace("2 x MACs x images/s", "3 x 2 x MACs of the forward pass / seconds")
+    return Table(
+        title=title,
+        says=(
+            "Seconds of one step on inputs that stay the same: forward pass, loss, backward pass, clipped gradient, "
+            "fused AdamW. One plain loop for all sides, weights in fp32 and equal at the start; bf16 is by autocast. "
+            "Compiled is `torch.compile`: of each of our blocks, as `triptych train --loop.compile` does, and of the "
+            f"whole of a peer's network. Losses and gradient norms of the first {FIRST} steps checked equal. {how}"
+        ),
+        columns=[
+            Column(key="network", heading="network"),
+            Column(key="mode", heading="mode"),
+            Column(key="dtype", heading="precision"),
+            *beside(tuple(name for name in named if any(name in task.there for task in tasks))),
+        ],
+    )
+
+
+def steps(
+    tasks: Sequence[Task], plan: Plan, peaks: Mapping[str, float], compiled: bool = False
+) -> list[dict[str, Any]]:
+    """Seconds of a step of each task in each precision, beside each peer that is there; compiled in bf16 alone.
+
+    Only classifiers have a peer to compile: an autoencoder is not called as a whole, and diffusers' UNet has gradients
+    half as long when PyTorch 2.13 compiles it under autocast as when it does not (ours has the same).
+    """
+    rows = []
+    for task, label in itertools.product(tasks, ["bf16"] if compiled else DTYPES):
+        dtype = DTYPES[label]
+        sides = {who: learner(task.what, who, task.folder, task.size, dtype) for who in ("ours", *task.there)}
+        if compiled:
+            for who, side in sides.items():
+                compile_blocks(side.net) if who == "ours" else side.net.compile()
+        firsts = {who: torch.stack([step() for _ in range(FIRST)]) for who, step in sides.items()}
+        apart = alike(firsts, TOLERANCES[label])
+        row = in_turn(sides, plan)
+        used = 6 * task.macs / row["ours"].median / peaks[label]
+        row |= {"network": task.name, "mode": "compiled" if compiled else "eager", "dtype": label}
+        row |= {"utilisation": used, "apart": apart if len(sides) > 1 else None}
+        rows.append(row)
+        said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
+        log.info("%s, %s, %s: seconds %s", task.name, row["mode"], label, said)
+    return rows
+
+
+def alike(firsts: Mapping[str, Tensor], tolerance: float) -> float:
+    """How far apart losses and gradient norms are, each in units of its own largest; a column each.
+
+    Raises:
+        UnequalError: further than `tolerance`.
+    """
+    (count,) = {found.shape[1] for found in firsts.values()}
+    return max(
+        check_equal({who: found[:, i] for who, found in firsts.items()}, tolerance) for i in range(count)
+    )
+
+
+STEPS = """
+import torch
+from triptych.bench.measurements.train_step import learner
+what, who, folder, dtype, threads, *size = sys.argv[1:]
+torch.set_num_threads(int(threads))
+step = learner(what, who, folder, tuple(map(int, size)), getattr(torch, dtype))
+sum(float(p.sum()) for p in step.net.parameters())
+forget_peak()
+before = memory()[0]
+firsts = [step().tolist() for _ in range(2)]
+say(before=before, peak=memory()[1], firsts=firsts)
+"""
+
+
+def memory(tasks: Sequence[Task], rounds: int = 1) -> Table:
+    """The first two steps of each task in processes of their own, in bf16, beside the first peer that is there.
+
+    Raises:
+        UnequalError: losses or gradients differ.
+    """
+    table = Table(
+        title="Memory of a step",
+        says=(
+            "Two steps in a fresh process, bf16 by autocast: the process's peak (VmHWM), and how far above what was "
+            "resident before the first, with the weights in memory. The optimiser's moments are in both."
+        ),
+        columns=[Column(key="network", heading="network"), Column(key="peer", heading="beside")],
+    )
+    for what, unit in (("", "peak, GB"), ("grown ", "grown, GB")):
+        for who in ("ours", "theirs"):
+            table.columns.append(Column(key=what + who, heading=f"{who} {unit}", form=".3f"))
+        table.columns.append(Column(key=what + "ratio", heading="ours / theirs", form=".2f"))
+    for task in tasks:
+        named = {"ours": "ours"} | dict(zip(("theirs",), task.there, strict=False))
+        runs: dict[str, list[Process]] = {side: [] for side in named}
+        for side, who in [*named.items()] * rounds:
+            asked = (task.what, who, task.folder, "bfloat16", str(torch.get_num_threads()))
+            runs[side].append(python(STEPS, *asked, *map(str, task.size)))
+        alike({side: torch.tensor(done[0].said["firsts"]) for side, done in runs.items()}, TOLERANCES["bf16"])
+        peer = task.there[0] if task.there else None
+        table.rows.append({"network": task.name, "peer": peer, **memory_row(runs)})
+        log.info("%s: peak %s", task.name, {side: table.rows[-1][side].median for side in runs})
+    return table

@@ -1,0 +1,58 @@
+"""Brightness, contrast, saturation and hue as one affine map of colour a sample."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from triptych.data.config import AugmentConfig
+from triptych.device import sent
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's "L"
+YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+
+
+def draw_colour(count: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """(B, 4): the factors of brightness, contrast and saturation, and the angle of hue in radians."""
+    factors = [
+        rng.uniform(max(0.0, 1 - strength), 1 + strength, count)
+        for strength in (config.brightness, config.contrast, config.saturation)
+    ]
+    angle = rng.uniform(-2 * np.pi * config.hue, 2 * np.pi * config.hue, count)
+    factors[2] *= rng.random(count) >= config.grayscale
+    return np.stack([*factors, angle], -1)
+
+
+def jitter(x: Float[Tensor, "B C H W"], colour: Float[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
+    """The colours of RGB or premultiplied RGBA, from 0 to 1, changed and clamped once.
+
+    The composition is Karras et al. 2020, "Training GANs with limited data", appendix B; brightness, contrast
+    and saturation are torchvision's, without its clamp after each step; hue turns the chroma plane of YIQ. In
+    premultiplied RGBA the map's offset is multiplied by alpha, so that the map is one 3x4 matrix.
+    """
+    b, f, s, angle = colour[:, :, None, None].unbind(1)  # each (B, 1, 1)
+    count, has_alpha = len(x), x.shape[1] == 4
+    luma = sent(torch.tensor(LUMA), x.device)
+    pixels = x.flatten(2)  # (B, C, N)
+    total = pixels.sum(-1)  # (B, C)
+    weight = total[:, 3].clamp_min(1e-6) if has_alpha else pixels.shape[-1]
+    grey = (total[:, :3] @ luma / weight)[:, None, None]  # mean luma of what is there
+
+    saturate = s * torch.eye(3, device=x.device) + (1 - s) * luma.expand(3, 3)
+    m = _hue(angle) @ saturate * (b * f)  # (B, 3, 3)
+    offset = ((1 - f) * b * grey).expand(count, 3, 1)  # a grey, which saturation and hue leave as it is
+    if has_alpha:
+        alpha = pixels[:, 3:]
+        rgb = torch.bmm(torch.cat([m, offset], -1), pixels).clamp_min_(0)
+        return torch.cat([torch.minimum(rgb, alpha), alpha], 1).view(x.shape)
+    return torch.baddbmm(offset, m, pixels).clamp_(0, 1).view(x.shape)
+
+
+def _hue(angle: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B 3 3"]:
+    """Turn of the (I, Q) plane by the angle; luma stays."""
+    to_yiq = sent(torch.tensor(YIQ, dtype=torch.float32), angle.device)
+    to_rgb, _ = torch.linalg.inv_ex(to_yiq)  # `inv` waits to hear that there is one
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    rows = [[zero + 1, zero, zero], [zero, cos, -sin], [zero, sin, cos]]
+    turn = torch.cat([torch.cat(row, -1) for row in rows], -2)
+    return to_rgb @ turn @ to_yiq

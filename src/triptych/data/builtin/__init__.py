@@ -1,0 +1,1 @@
+"""The built-in emoji images and the scenes composed of them."""

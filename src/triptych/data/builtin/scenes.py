@@ -1,0 +1,191 @@
+"""The built-in set for dense prediction: emoji drawings pasted on procedural pictures, with exact masks.
+
+A scene is a function of (split, seed, index) alone, and made when it is asked for: 128 x 128 pixels in about
+3 ms on one core, so a training run need not see one twice. Training scenes are of the training styles and test
+scenes of the held-out one, as for `emoji`: the test asks whether a network knows food from an animal in a hand
+that it never saw.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from os import PathLike
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from triptych.data.builtin.emoji import EmojiSource, emoji, with_article
+from triptych.data.builtin.procedural_backgrounds import backdrop
+from triptych.data.example import Box, Example
+from triptych.errors import UserError
+
+RECIPE = 1  # counts the changes of how scenes look: part of the fingerprint
+COUNTS = {"train": 20_000, "test": 500}
+FEWEST, MOST = 2, 6  # drawings in a scene
+SIDE = (0.24, 0.62)  # of a drawing's cell, in shorter sides of the scene
+DEGREES = 30
+VISIBLE = 0.6  # share of each drawing that stays inside the frame and uncovered
+TRIES = 40  # places tried in a scene
+
+
+class SceneSource:
+    """Scenes as a sequence of `Example`s. Small to pickle.
+
+    Attributes:
+        name: "scenes-train"; mask_classes: "background", then the six groups of the emoji.
+        classes, labels: None, a scene as a whole has no class.
+    """
+
+    classes = labels = mask_colours = None
+
+    def __init__(self, drawings: EmojiSource, count: int, size: tuple[int, int], seed: int):
+        self.drawings, self.count, self.size, self.seed = drawings, count, size, seed
+        self.name = f"scenes-{drawings.split}"
+        self.groupings: dict[str, tuple[str, ...]] = {}
+        groups = tuple(dict.fromkeys(drawings.groupings["group"]))
+        self.mask_classes = ("background", *groups)
+        group_of = np.array([groups.index(group) for group in drawings.groupings["group"]])[drawings.labels]
+        self._by_group = [np.flatnonzero(group_of == group) for group in range(len(groups))]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int, /) -> Example:
+        """Scene `index`: uint8 image (h, w, 3), mask (h, w), a box a drawing, and a caption from left to right."""
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} scenes, asked for number {index}")
+        index %= len(self)
+        # The split is part of the seed, or training would show the test scenes' backgrounds.
+        rng = np.random.default_rng([self.seed % 2**64, self.drawings.split == "test", index])
+        canvas = Image.fromarray(backdrop(rng, self.size))
+        mask, boxes, names = self._paste(canvas, rng)
+        return Example(np.array(canvas), None, _sentence(names), f"{self.name}/{index}", mask, boxes)
+
+    @property
+    def captions(self) -> list[tuple[str, ...]]:
+        """The sentence of each scene, which has to be made for it."""
+        return [(example.caption or "",) for example in (self[i] for i in range(len(self)))]
+
+    def _paste(
+        self, canvas: Image.Image, rng: np.random.Generator
+    ) -> tuple[UInt8[np.ndarray, "h w"], tuple[Box, ...], list[str]]:
+        """Puts drawings on the canvas, the later over the earlier: mask, and boxes and names from left to right."""
+        owner = np.zeros(self.size, np.uint8)  # 0, or the number of the drawing that is seen here
+        labels, names = [0], ["background"]
+        whole, seen = np.zeros(MOST + 1, int), np.zeros(MOST + 1, int)  # pixels of each drawing
+        wanted = int(rng.integers(FEWEST, MOST + 1))
+        for _ in range(TRIES):
+            number = len(names)
+            if number > wanted:
+                break
+            sprite, label, name = self._sprite(rng)
+            top, left = (_start(side, sprite.width, rng) for side in self.size)
+            here = owner[max(top, 0) : top + sprite.height, max(left, 0) : left + sprite.width]
+            # A pixel belongs to what covers at least half of it.
+            solid = np.asarray(sprite.getchannel("A")) >= 128
+            covered = solid[max(-top, 0) :, max(-left, 0) :][: here.shape[0], : here.shape[1]]
+            still = seen - np.bincount(here[covered], minlength=MOST + 1)
+            still[0], still[number], whole[number] = 0, covered.sum(), solid.sum()
+            if still[number] == 0 or (still[: number + 1] < VISIBLE * whole[: number + 1]).any():
+                continue
+            here[covered], seen = number, still
+            canvas.paste(sprite, (left, top), sprite)
+            labels.append(label)
+            names.append(name)
+        boxes = [_box(owner == number, label) for number, label in enumerate(labels)][1:]
+        order = sorted(range(len(boxes)), key=lambda i: boxes[i].x0 + boxes[i].x1)
+        mask = np.array(labels, np.uint8).take(owner)
+        return mask, tuple(boxes[i] for i in order), [names[i + 1] for i in order]
+
+    def _sprite(self, rng: np.random.Generator) -> tuple[Image.Image, int, str]:
+        """A drawing, turned, and its class and name. The groups are drawn equally often."""
+        group = int(rng.integers(len(self._by_group)))
+        members = self._by_group[group]
+        drawing = self.drawings[int(members[rng.integers(len(members))])]
+        assert drawing.label is not None
+        name = self.drawings.classes[drawing.label]
+        return _turned(np.asarray(drawing.image), rng, min(self.size)), group + 1, name
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        hands = ", ".join(style.name for style in self.drawings.styles)
+        return f"<{self.name}: {len(self)} scenes of {height} x {width} with drawings by {hands}>"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the drawings and of all that a scene depends on."""
+        asked = (self.drawings.fingerprint, self.count, self.size, self.seed, RECIPE)
+        return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]
+
+
+def scenes(
+    split: str = "train",
+    count: int | None = None,
+    size: tuple[int, int] = (128, 128),
+    root: str | PathLike[str] | None = None,
+    seed: int = 0,
+) -> SceneSource:
+    """Scenes of 2 to 6 emoji drawings, which may hide parts of each other, with the class of every pixel.
+
+    Args:
+        split: "train", or "test" (also "val" or "eval"), whose drawing style was never trained on.
+        count: scenes; None is 20,000 to train on, too many for the loader's cache so that most are new when a
+            short run ends, and 500 to test on.
+        size: height and width in pixels, at least 32. Drawings are of 64 pixels, and blur when blown up.
+        root: a folder of `tools/make_emoji.py` with more styles, as for `emoji`.
+        seed: other scenes; scene k of a seed is the same whatever the count.
+
+    Raises:
+        UserError: an unknown split, a count or size that is too small, or a `root` without the data.
+    """
+    named = {"val": "test", "eval": "test"}.get(split, split)
+    if named not in ("train", "test"):
+        raise UserError(f"unknown split {split!r} of scenes; choose train or test")
+    if count is not None and count < 1:
+        raise UserError(f"count is {count}; scenes need at least 1")
+    if min(size) < 32:
+        raise UserError(f"size is {size[0]} x {size[1]}; scenes need at least 32 pixels along each side")
+    return SceneSource(emoji(named, root=root), count or COUNTS[named], size, seed)
+
+
+def _turned(drawing: UInt8[np.ndarray, "c c 4"], rng: np.random.Generator, unit: int) -> Image.Image:
+    """The drawing at a random size, turned and perhaps mirrored, as square RGBA."""
+    cell = len(drawing)
+    side = unit * np.exp(rng.uniform(*np.log(SIDE)))
+    angle = np.radians(rng.uniform(-DEGREES, DEGREES))
+    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    # A transparent rim, so that drawings that fill their cell get smooth edges.
+    rimmed = np.zeros((cell + 4, cell + 4, 4), np.uint8)
+    rimmed[2:-2, 2:-2] = drawing
+    picture = Image.fromarray(rimmed).convert("RGBa")  # colours times alpha, which may be interpolated
+    if side < 0.6 * cell:  # bilinear interpolation looks at 2 x 2 pixels only
+        picture = picture.reduce(2)
+    pixels = picture.width * cell / (cell + 4) / side  # of the picture, in one of the scene
+    cos, sin = np.cos(angle) * pixels, np.sin(angle) * pixels
+    extent = int(np.ceil(side * (abs(np.cos(angle)) + abs(np.sin(angle))))) + 2
+    middle, to = extent / 2, picture.width / 2
+    a, b, c, d = mirror * cos, mirror * sin, -sin, cos
+    matrix = (a, b, to - middle * (a + b), c, d, to - middle * (c + d))
+    resampling = Image.Resampling.BILINEAR if pixels > 0.8 else Image.Resampling.BICUBIC
+    return picture.transform((extent, extent), Image.Transform.AFFINE, matrix, resampling).convert("RGBA")
+
+
+def _start(side: int, extent: int, rng: np.random.Generator) -> int:
+    """Where along a side of the scene a sprite begins: up to a quarter of it hangs out."""
+    return int(rng.integers(-extent // 4, max(side - extent * 3 // 4, 1 - extent // 4)))
+
+
+def _box(seen: np.ndarray, label: int) -> Box:
+    y, x = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    return Box(label, int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1)
+
+
+def _sentence(names: list[str]) -> str:
+    """ "a red apple, an owl and scissors"."""
+    things = [with_article(name) for name in names]
+    return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)

@@ -1,0 +1,1 @@
+"""Batches from sources: order, buckets, worker processes, collation."""

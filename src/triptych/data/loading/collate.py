@@ -1,0 +1,128 @@
+"""From examples to one decoded batch: what a loader's workers do.
+
+A training picture is squashed whole to one size; the batch carries its aspect, and `augment` crops in it. So
+every picture is decoded to one fixed tensor, which can be kept, and no part of it is lost before the crop.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from triptych.data.example import Example, Gone
+from triptych.data.images import Resize, ResizeLike, decode_turned, laid, resize_crop
+from triptych.data.loading.test_time_views import Passes, feed
+from triptych.data.masks import followed, mask_type, void_of
+from triptych.errors import UserError
+
+Batch = dict[str, Any]
+
+NOTHING: Batch = {"id": [], "row": [], "caption": [], "bad": {}}  # what was fetched when nothing had to be
+
+
+class SourceLike(Protocol):
+    """What a loader needs of a source: `triptych.data.open` and `triptych.data.builtin.emoji` have it."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+class Pictures(Dataset):
+    """Asked for indices, gives their decoded batch. Runs in the workers."""
+
+    def __init__(
+        self,
+        source: SourceLike,
+        resize: Resize,
+        alpha: bool,
+        fast: bool,
+        smallest: tuple[int, int] | None = None,
+    ):
+        self.source, self.resize, self.alpha, self.smallest = source, resize, alpha, smallest
+        classes = getattr(source, "mask_classes", None)
+        self.masked = classes is not None
+        self.mask_type, self.void = mask_type(len(classes or ())), void_of(len(classes or ()))
+        # Reduced decoding is not bit for bit: not in evaluation. Nor does it tell the size that a mask must have.
+        self.at_least = resize.size if fast and not self.masked else None
+        self.shape = (4 if alpha else 3, *resize.size)
+        each = self.shape[0] + self.masked * np.dtype(self.mask_type).itemsize
+        self.nbytes = len(source) * each * math.prod(resize.size)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of `Loader`, and "row", the index of each image in it. Damaged ones are only in "bad"."""
+        bad: dict[str, str] = {}
+        good: list[tuple[int, Example, Any, Any, float]] = []
+        for row in map(int, indices):
+            name = f"example {row}"
+            try:
+                example = self.source[row]
+                name = example.id
+                good.append((row, example, *self._picture(example)))
+            except Gone as problem:  # as words: an error of a worker comes with its traceback
+                return {**NOTHING, "gone": str(problem)}
+            except UserError as problem:
+                bad[name] = str(problem)
+        labels = [-1 if e.label is None else e.label for _, e, *_ in good]
+        batch = {
+            "image": self._together([image for _, _, image, _, _ in good], self.shape, np.uint8),
+            "label": torch.tensor(labels, dtype=torch.int64),
+            "caption": [e.caption for _, e, *_ in good],
+            "id": [e.id for _, e, *_ in good],
+            "aspect": torch.tensor([aspect for *_, aspect in good], dtype=torch.float32),
+            "row": [row for row, *_ in good],
+            "bad": bad,
+        }
+        if self.masked:
+            masks = [mask for *_, mask, _ in good]
+            batch["mask"] = self._together(masks, self.shape[1:], self.mask_type)
+        return batch
+
+    def _together(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
+        stacked = np.stack(arrays) if arrays else np.empty((0, *shape), dtype)
+        return torch.from_numpy(np.ascontiguousarray(stacked))
+
+    def _picture(self, example: Example) -> tuple[Any, Any, float]:
+        """Uint8 (C, h, w), its mask (h, w) where there are masks, and width over height before it was resized."""
+        array, mask = self._decoded(example)
+        if self.smallest is not None and any(a < b for a, b in zip(array.shape, self.smallest, strict=False)):
+            (tall, wide), (height, width) = array.shape[:2], self.smallest
+            raise UserError(
+                f"{example.id} is {wide} x {tall} pixels, smaller than the crop of {width} x {height}; "
+                "take larger pictures, a smaller --image-size, or --enlarge"
+            )
+        aspect = array.shape[1] / array.shape[0]
+        r = self.resize
+        array = resize_crop(array, r.size, r.crop, r.mode, r.interpolation, r.background)
+        if mask is not None:
+            mask = resize_crop(mask, r.size, r.crop, r.mode, "nearest", (self.void,))
+        return array.transpose(2, 0, 1), mask, aspect
+
+    def _decoded(self, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
+        """The whole picture, and its mask where there are masks."""
+        array, turn = decode_turned(example.image, self.alpha, name=example.id, at_least=self.at_least)
+        if not self.masked:
+            return array, None
+        if example.mask is None:
+            raise UserError(f"{example.id} has no mask; give it one or leave it out")
+        return array, followed(example.mask, turn, (array.shape[0], array.shape[1]), example.id)
+
+
+class Wholes(Pictures):
+    """Of each picture all that is fed to a segmenter, as `feed` makes it; and its mask at its own size. Lists, since no
+    two need be of one size."""
+
+    def __init__(self, source: SourceLike, how: ResizeLike, passes: Passes, least: int):
+        resize = Resize(**{name: getattr(how, name) for name in Resize.__dataclass_fields__})
+        super().__init__(source, resize, alpha=tuple(resize.background) != (255, 255, 255), fast=False)
+        self.passes, self.least = passes, least
+
+    def _together(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
+        return arrays  # not tensors: each would hold a file open on its way out of a worker
+
+    def _picture(self, example: Example) -> tuple[Any, Any, float]:
+        array, mask = self._decoded(example)
+        array = laid(array, self.resize.background)
+        return feed(array, self.resize, self.passes, self.least), mask, array.shape[1] / array.shape[0]

@@ -1,0 +1,282 @@
+"""From a source to uint8 batches: workers decode (`pictures`), small sets stay in memory, passes resume."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from triptych.data.config import DataConfig
+from triptych.data.images import Resize, ResizeLike
+from triptych.data.loading.batch_order import Divided, Order, OrderLike
+from triptych.data.loading.collate import NOTHING, Batch, Pictures, SourceLike, Wholes
+from triptych.data.loading.stream_order import LaneOrder
+from triptych.data.loading.test_time_views import Passes
+from triptych.data.loading.workers import begun, cores, end_at_exit
+from triptych.errors import UserError
+
+CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
+
+
+def make_loader(
+    source: SourceLike,
+    config: DataConfig,
+    preprocess: ResizeLike,
+    *,
+    train: bool,
+    seed: int = 0,
+    batch_size: int | None = None,
+    smallest: tuple[int, int] | None = None,
+    order: OrderLike | None = None,
+) -> "Loader":
+    """A loader over `source`; see `Loader` for what it yields.
+
+    Args:
+        source: the examples.
+        config: batch size, workers, cache, what to do about damaged images.
+        preprocess: a model card's `Preprocess` or a `Resize`. Evaluation follows it; training takes its size
+            and interpolation, and loads at `config.load_size`, else 8/7 of the size, rounded.
+        train: a new order each epoch and only full batches, or the source's order and all of it.
+        seed: with the epoch's number, it fixes the order.
+        batch_size: instead of the one in `config`.
+        smallest: height and width; a picture that is smaller counts as damaged, instead of being enlarged.
+        order: which examples are in which batch, instead of what these say.
+
+    Raises:
+        UserError: an empty source.
+    """
+    if len(source) == 0:
+        raise UserError("the data holds no images; give a source with at least one")
+    resize = Resize(**{name: getattr(preprocess, name) for name in Resize.__dataclass_fields__})
+    if train:
+        height, width = config.load_size or tuple(round(side * 8 / 7) for side in resize.size)
+        resize = replace(resize, size=(height, width), crop=1.0, mode="squash")
+    pictures = Pictures(
+        source, resize, config.keep_alpha or _has_alpha(source), fast=train, smallest=smallest
+    )
+    if batch_size is None:
+        batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
+    workers = _processes(config)
+    if order is None and config.stream and train:
+        bounds, hold = (getattr(source, name, None) for name in ("bounds", "hold"))
+        if bounds is None or hold is None:
+            raise UserError(
+                "this source is no stream; open it with stream=True, or leave --loading.stream out"
+            )
+        order = LaneOrder(bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
+        hold(order.held(workers), order.window)
+    order = order or Order(len(source), batch_size, seed, shuffle=train)
+    cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
+    return Loader(pictures, order, workers, cached, config.on_bad_image)
+
+
+def make_whole_loader(
+    source: SourceLike, config: DataConfig, how: ResizeLike, passes: Passes, least: int, batch_size: int
+) -> "Loader":
+    """A loader for the evaluation of a segmenter: as `make_loader`'s, but with whole pictures and masks.
+
+    In its batches "image" is a list of what `triptych.data.loading.test_time_views.feed` makes of each picture, and
+    "mask" one of masks at their own sizes.
+    """
+    order = Order(len(source), batch_size, 0, shuffle=False)
+    return Loader(Wholes(source, how, passes, least), order, _processes(config), False, config.on_bad_image)
+
+
+def _processes(config: DataConfig) -> int:
+    return min(config.workers, cores())
+
+
+def _has_alpha(source: SourceLike) -> bool:
+    """Whether all batches are RGBA: only for sources of RGBA arrays, such as the emoji."""
+    try:
+        image = source[0].image
+    except UserError:
+        return False
+    return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] == 4
+
+
+class Loader(StatefulDataLoader):
+    """Iterating is one epoch; the next iteration is the next.
+
+    A batch is a dict: "image" uint8 (b, 3 or 4, h, w); "mask" (b, h, w) where the source has masks, the class of each
+    pixel, and the void (`triptych.data.masks`) where it is unknown or beside the picture; "label" int64 (b,), -1
+    where there is none; "caption" and "id", lists; "row", a list, the index of each in the source; "aspect" float32
+    (b,), width over height of each picture before it was squashed; "bad", the damaged images left out of this batch,
+    as {id: why}. b is short of the batch size by the damaged ones, and at the end of an evaluation.
+
+    `bad` gathers those dicts. `state_dict()` within the loop says how far it came; after `load_state_dict()`
+    the next iteration gives exactly the batches that were still to come. The state is two integers, because
+    the order is a function of (seed, epoch): torchdata's own state would fix the number of workers.
+
+    Raises (while iterating):
+        UserError: a damaged image, where `on_bad_image` is "fail"; what the examples lie in is missing or has changed;
+            names the file.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures | Dataset[Any],
+        order: OrderLike,
+        workers: int,
+        cached: bool,
+        on_bad_image: str,
+    ):
+        self.bad: dict[str, str] = {}
+        self.epoch = 0
+        self._order, self._on_bad_image, self._in_step = order, on_bad_image, False
+        self._done = self._resume_at = 0  # batches
+        self._cache = _Cache(pictures) if cached and isinstance(pictures, Pictures) else None
+        self._plan = _Plan()
+        # A batch of a stream is made by all workers together, so that each reads parts of the data of its own.
+        self._shares = max(1, workers) if isinstance(order, LaneOrder) and self._cache is None else 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=".*set_vital"
+            )  # torchdata 0.11 calls what torch deprecates
+            super().__init__(
+                pictures,
+                batch_sampler=self._plan,  # type: ignore[arg-type]
+                persistent_workers=workers > 0 and not cached,  # with a cache one epoch is all they do
+                **begun(workers, 2 * self._shares),
+            )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._order)
+
+    def divide(self, rank: int, world: int, within: bool) -> None:
+        """Give process `rank` of `world` its part from now on (`Divided`). Within batches, those of which it has no
+        picture come too, empty, so that all processes count alike."""
+        self._order, self._in_step = Divided(self._order, rank, world, within), within
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self._done, self._resume_at = self._resume_at, 0
+        batches = self._order.batches(self.epoch)[self._done :]
+        missing = batches if self._cache is None else [self._cache.missing(rows) for rows in batches]
+        self._plan.requests = _requests(missing, self._shares)
+        before = self._iterator
+        fetched = super().__iter__() if any(map(len, missing)) else iter(())
+        if fetched is not before:
+            end_at_exit(fetched)
+        try:
+            for rows, absent in zip(batches, missing, strict=True):
+                batch = self._next(fetched) if len(absent) else NOTHING
+                if "gone" in batch:
+                    raise UserError(batch["gone"])
+                self._note_bad(batch["bad"])
+                if self._cache is not None:
+                    batch = self._cache.batch(rows, absent, batch)
+                self._done += 1
+                if batch["id"] or self._in_step:
+                    yield batch
+            next(fetched, None)  # lets the workers end
+        except BaseException:
+            # Broken off: end the workers here. Left to the garbage collector, which may close their queues
+            # first, they are not told, and waited for 5 s each.
+            if self._iterator is fetched:
+                self._iterator = None
+            del fetched
+            raise
+        self.epoch, self._done = self.epoch + 1, 0
+
+    def _next(self, fetched: Iterator[Batch]) -> Batch:
+        """A batch that was fetched, put together if several workers made it."""
+        parts = [next(fetched) for _ in range(self._shares)]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _note_bad(self, bad: dict[str, str]) -> None:
+        if bad and self._on_bad_image == "fail":
+            raise UserError(f"{next(iter(bad.values()))}, or set on_bad_image to skip")
+        self.bad.update(bad)
+
+    def state_dict(self) -> dict[str, int]:
+        """How far it came: the epoch, and the batches of it that were given out."""
+        return {"epoch": self.epoch, "batch": self._done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The next iteration goes on from there, whatever the number of workers."""
+        if not 0 <= state_dict["batch"] <= len(self):
+            raise UserError(
+                f"the state is at batch {state_dict['batch']} of an epoch of {len(self)}; "
+                "resume with the data and batch size that it was made with"
+            )
+        self.epoch, self._resume_at = state_dict["epoch"], state_dict["batch"]
+        self._done = self._resume_at
+
+
+class _Plan:
+    """What the workers are asked for, request by request: made as they go."""
+
+    requests: Callable[[], Iterator[np.ndarray]] = staticmethod(lambda: iter(()))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (rows.tolist() for rows in self.requests())
+
+
+def _requests(batches: Sequence[np.ndarray], shares: int) -> Callable[[], Iterator[np.ndarray]]:
+    """What is asked for of each batch, in as many parts as workers share it."""
+    return lambda: (part for rows in batches if len(rows) for part in np.array_split(rows, shares))
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    """One batch of several, one after the other."""
+    if gone := [part for part in parts if "gone" in part]:
+        return gone[0]
+    batch: Batch = {}
+    for name, first in parts[0].items():
+        if isinstance(first, torch.Tensor):
+            batch[name] = torch.cat([part[name] for part in parts])
+        elif isinstance(first, dict):
+            batch[name] = {key: value for part in parts for key, value in part[name].items()}
+        else:
+            batch[name] = [value for part in parts for value in part[name]]
+    return batch
+
+
+class _Cache:
+    """Decoded examples by row, filled as they come."""
+
+    def __init__(self, pictures: Pictures):
+        count = len(pictures.source)
+        self.images = torch.empty(count, *pictures.shape, dtype=torch.uint8)  # pages are taken when written
+        masks = np.empty((count * pictures.masked, *pictures.shape[1:]), pictures.mask_type)
+        self.masks = torch.from_numpy(masks)
+        self.labels = torch.empty(count, dtype=torch.int64)
+        self.aspects = torch.empty(count)
+        self.captions: list[str | None] = [None] * count
+        self.ids = [""] * count
+        self.seen = np.zeros(count, bool)
+        self.good = np.zeros(count, bool)
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        return np.unique(rows[~self.seen[rows]])
+
+    def batch(self, rows: np.ndarray, absent: np.ndarray, fetched: Batch) -> Batch:
+        """The batch of `rows`, after what was fetched for the absent ones among them is kept."""
+        at = fetched["row"]
+        if at:
+            self.images[at], self.labels[at] = fetched["image"], fetched["label"]
+            self.aspects[at] = fetched["aspect"]
+            if len(self.masks):
+                self.masks[at] = fetched["mask"]
+        for row, caption, name in zip(at, fetched["caption"], fetched["id"], strict=True):
+            self.captions[row], self.ids[row] = caption, name
+        self.seen[absent] = True
+        self.good[at] = True
+
+        rows = rows[self.good[rows]]
+        keep = torch.from_numpy(rows)
+        batch = {
+            "image": self.images[keep],
+            "label": self.labels[keep],
+            "caption": [self.captions[row] for row in rows],
+            "id": [self.ids[row] for row in rows],
+            "aspect": self.aspects[keep],
+            "row": rows.tolist(),
+            "bad": fetched["bad"],
+        }
+        return {**batch, "mask": self.masks[keep]} if len(self.masks) else batch

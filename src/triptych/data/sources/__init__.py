@@ -1,0 +1,1 @@
+"""Readers of dataset layouts: folders, masks, tables, tar shards."""

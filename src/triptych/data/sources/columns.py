@@ -1,0 +1,210 @@
+"""Which column of a table holds the images, the labels and the captions, and what the labels are called."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from triptych.data.sources.folders import ID, MASK_NAMES
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+IMAGE_NAMES = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "pixels",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "file_name",
+    "path",
+)
+LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "target", "cls")
+CAPTION_NAMES = ("caption", "captions", "text", "txt", "description", "prompt")
+MOST_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; None where there is none."""
+
+    image: str
+    label: str | None
+    caption: str | None
+    mask: str | None = None
+
+
+def find_columns(
+    features: "Features",
+    image: str | None = None,
+    label: str | None = None,
+    caption: str | None = None,
+    mask: str | None = None,
+) -> Columns:
+    """The columns asked for, else those whose type or name tells.
+
+    Raises:
+        UserError: no such column, none that could hold images, or several that could; names those there are.
+    """
+    mask = _mask_column(features, image, mask)
+    images = [name for name in _image_columns(features) if name != mask]
+    return Columns(
+        image=_one("image", images, image, features, IMAGE_NAMES[:1]) or _no_image(features),
+        mask=mask,
+        label=_one(
+            "label", [n for n in _label_columns(features) if n != mask], label, features, LABEL_NAMES[:1]
+        ),
+        # Several captions are no mistake of a person who trains a classifier: the best known name wins.
+        caption=_one("caption", [n for n in CAPTION_NAMES if n in features][:1], caption, features, ()),
+    )
+
+
+def _one(
+    what: str, candidates: list[str], asked: str | None, features: "Features", first: tuple[str, ...]
+) -> str | None:
+    there = ", ".join(name for name in features if name != ID)
+    if asked is not None:
+        if asked not in features:
+            raise UserError(f"there is no column {asked!r} for the {what}; the data has {there}")
+        return asked
+    for name in first:
+        if name in candidates:
+            return name
+    if len(candidates) > 1:
+        several = ", ".join(candidates)
+        raise UserError(f"any of the columns {several} could hold the {what}; choose one with {what}_column")
+    return candidates[0] if candidates else None
+
+
+def _mask_column(features: "Features", image: str | None, asked: str | None) -> str | None:
+    """Asked for, else of pictures and called so, beside another that holds the images."""
+    pictures = [name for name in _image_columns(features) if name != image]
+    if asked is None:
+        called = [name for name in MASK_NAMES if name in pictures]
+        return called[0] if called and (image is not None or len(pictures) > len(called)) else None
+    mask = _one("mask", [], asked, features, ())
+    if mask not in pictures and not _can_be_path(features[mask]):
+        raise UserError(f"column {mask} holds {features[mask]}, and masks must be pictures or names of files")
+    return mask
+
+
+def _no_image(features: "Features") -> str:
+    there = ", ".join(name for name in features if name != ID)
+    raise UserError(f"no column holds images; the data has {there}; name the one that does with image_column")
+
+
+def _image_columns(features: "Features") -> list[str]:
+    import datasets
+
+    sure, likely = [], []
+    for name, feature in features.items():
+        is_struct = isinstance(feature, dict) and "bytes" in feature
+        is_bytes = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+        if isinstance(feature, datasets.Image) or is_struct or is_bytes:
+            sure.append(name)
+        elif name.lower() in IMAGE_NAMES and _can_be_path(feature):
+            likely.append(name)
+    return sure or likely
+
+
+def _can_be_path(feature: object) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Value) and "string" in feature.dtype
+
+
+def _label_columns(features: "Features") -> list[str]:
+    import datasets
+
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    named = [name for name in features if name.lower() in LABEL_NAMES and _can_be_label(features[name])]
+    return typed + [name for name in named if name not in typed]
+
+
+def _can_be_label(feature: object) -> bool:
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    kinds = ("int", "uint", "string", "large_string", "bool")
+    return isinstance(feature, datasets.Value) and feature.dtype.rstrip("0123456789") in kinds
+
+
+def need_label(column: str, features: "Features") -> None:
+    """Raises a `UserError` for a column that cannot hold labels."""
+    if not _can_be_label(features[column]):
+        raise UserError(f"column {column} holds {features[column]}, and labels must be whole numbers or text")
+
+
+def read_labels(
+    tables: "dict[str, Dataset]", column: str
+) -> tuple[tuple[str, ...], dict[str, np.ndarray | None]]:
+    """Class names, the same for all splits, and the class index (int64) of each row.
+
+    Text is sorted into classes. Whole numbers are indices, of classes called "0", "1" and so on unless the
+    data names them. A split whose every label is -1, the hub's way to hide a test set's, has none.
+
+    Raises:
+        UserError: labels of a wrong kind, missing, negative, or beyond the named classes; says which row.
+    """
+    import datasets
+
+    cells: dict[str, list] = {}
+    names: list[str] = []
+    for split, table in tables.items():
+        feature = table.features.get(column)
+        if feature is None:
+            continue
+        need_label(column, table.features)
+        if isinstance(feature, datasets.ClassLabel):
+            names = names or feature.names
+        values = list(table[column][:])
+        if any(value != -1 for value in values):
+            cells[split] = values
+            _need_all(values, column, table)
+    every = {value for values in cells.values() for value in values}
+    is_text = any(isinstance(value, str) for value in every)
+    if is_text and not names:
+        names = sorted(map(str, every))
+    index = {name: i for i, name in enumerate(names)} if is_text else {}
+    indices: dict[str, np.ndarray | None] = dict.fromkeys(tables)
+    for split, values in cells.items():
+        indices[split] = np.array([index[v] if is_text else int(v) for v in values], dtype=np.int64)
+        names = names or [str(i) for i in range(_count(every, column))]
+        _need_in_range(indices[split], names, column, tables[split])
+    return tuple(names), indices
+
+
+def _need_all(values: list, column: str, table: "Dataset") -> None:
+    missing = [row for row, value in enumerate(values) if value is None or value == ""]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(values)} examples have no label in column {column}, the first being "
+            f"{name_of_row(table, missing[0])}; label them or remove them"
+        )
+
+
+def _need_in_range(indices: np.ndarray | None, names: list[str], column: str, table: "Dataset") -> None:
+    assert indices is not None
+    wrong = np.flatnonzero((indices < 0) | (indices >= len(names)))
+    if len(wrong):
+        raise UserError(
+            f"label {indices[wrong[0]]} of {name_of_row(table, int(wrong[0]))} in column {column} is out of range: "
+            f"there are {len(names)} classes, numbered from 0; correct it"
+        )
+
+
+def _count(labels: set, column: str) -> int:
+    most = max(map(int, labels))
+    if most >= MOST_CLASSES:
+        raise UserError(f"column {column} goes up to {most}; number the classes from 0, or use their names")
+    return max(1, most + 1)
+
+
+def name_of_row(table: "Dataset", row: int) -> str:
+    return table[row][ID] if ID in table.features else f"row {row}"

@@ -1,0 +1,96 @@
+"""How the data that a user names is laid out: which reader it needs, and which splits it has."""
+
+import glob
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triptych.data.sources.folders import metadata_file, read_images, read_metadata, visible
+from triptych.data.sources.mask_folders import read_pairs, root_of
+from triptych.data.sources.parquet_and_hub import HUB_ID, read_hub, read_parquet, read_saved
+from triptych.data.sources.splits import split_folders, split_of_file
+from triptych.data.sources.tar import read_shards
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Spec = str | os.PathLike[str]
+
+
+def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = None) -> "dict[str, Dataset]":
+    """Tables by split; the split of data without splits is called ""."""
+    path = Path(spec).expanduser().absolute()
+    if path.is_dir():
+        return _read_folder(path, image_column, mask_column)
+    if path.is_file():
+        if path.suffix.lower() == ".parquet":
+            return {"": read_parquet([path])}
+        if path.suffix.lower() in (".jsonl", ".csv"):
+            return {"": read_metadata(path, mask_column=mask_column)}
+        if ".tar" in path.suffixes or path.suffix == ".tgz":
+            return {"": read_shards([path], image_column, mask_column)}
+        raise UserError(
+            f"{path} is a file of no known kind; give a folder, or a .tar, .parquet, .jsonl or .csv"
+        )
+    if found := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
+        return _read_files(found, image_column, mask_column)
+    if HUB_ID.fullmatch(os.fspath(spec)):
+        return read_hub(os.fspath(spec))
+    raise UserError(
+        f"{os.fspath(spec)} does not exist; give a folder with pictures, or a hub id such as org/name"
+    )
+
+
+def _read_folder(folder: Path, image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
+    folder = root_of(folder)
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return read_saved(folder)
+    if not (metadata_file(folder) or data_files(folder)) and (pairs := read_pairs(folder)):
+        return pairs
+    splits = split_folders(folder) or {"": folder}
+    images: dict[str, Path] = {}
+    tables: dict[str, Any] = {}
+    for split, below in splits.items():
+        if metadata := metadata_file(below):
+            tables[split] = read_metadata(metadata, f"{below.name}/" if split else "", mask_column)
+        elif files := data_files(below):
+            read = _read_files(files, image_column, mask_column)
+            if split:
+                tables[split] = next(iter(read.values()))
+            else:
+                tables.update(read)
+        else:
+            images[split] = below
+    return {**tables, **(read_images(images) if images else {})}
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Its shards or parquet files, or those in its folder data/, as hub repositories have them."""
+    for where in (folder, folder / "data"):
+        files = [path for path in visible(where) if path.is_file()] if where.is_dir() else []
+        for suffix in (".parquet", ".tar"):
+            if found := [path for path in files if path.suffix.lower() == suffix]:
+                return found
+    return []
+
+
+def grouped(files: list[Path]) -> tuple[str, dict[str, list[Path]]]:
+    """The suffix of shards or parquet files, and the files in splits, if every name begins with one:
+    train-00000-of-00002.parquet."""
+    suffixes = {path.suffix.lower() for path in files}
+    if suffixes not in ({".tar"}, {".parquet"}):
+        raise UserError(
+            f"{files[0]} and the like end in {', '.join(sorted(suffixes))}; use only .tar or only .parquet"
+        )
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        groups.setdefault(split_of_file(path), []).append(path)
+    return suffixes.pop(), {"": files} if "" in groups else groups
+
+
+def _read_files(files: list[Path], image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
+    suffix, groups = grouped(files)
+    if suffix == ".parquet":
+        return {split: read_parquet(paths) for split, paths in groups.items()}
+    return {split: read_shards(paths, image_column, mask_column) for split, paths in groups.items()}

@@ -1,0 +1,268 @@
+"""What the numbers in a user's masks mean: known data sets, names in a file beside the data, else what is found.
+
+Known are ADE20K as of the scene parsing benchmark (0 is "other", 150 classes from 1), Cityscapes (`labelIds`, of which
+19 are trained on, or `labelTrainIds`) and PASCAL VOC.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from triptych.data.masks import (
+    IGNORED,
+    MOST_CLASSES,
+    OUTSIDE,
+    VALUES,
+    Colour,
+    Legend,
+    WrongKind,
+    plain_table,
+    read_palette,
+    read_values,
+    table_of,
+)
+from triptych.data.sources.folders import read_text
+from triptych.errors import UserError
+
+Cell = tuple[bytes | str, str]
+"""A mask's file or bytes, and its name."""
+
+NAME_FILES = ("classes.txt", "class_names.txt", "labels.json", "id2label.json")
+ADE20K = "ADEChallengeData2016"
+
+# Cordts et al. 2016; github.com/mcordts/cityscapesScripts, helpers/labels.py: id, name, colour of the trained ones.
+CITYSCAPES: tuple[tuple[int, str, Colour], ...] = (
+    (7, "road", (128, 64, 128)),
+    (8, "sidewalk", (244, 35, 232)),
+    (11, "building", (70, 70, 70)),
+    (12, "wall", (102, 102, 156)),
+    (13, "fence", (190, 153, 153)),
+    (17, "pole", (153, 153, 153)),
+    (19, "traffic light", (250, 170, 30)),
+    (20, "traffic sign", (220, 220, 0)),
+    (21, "vegetation", (107, 142, 35)),
+    (22, "terrain", (152, 251, 152)),
+    (23, "sky", (70, 130, 180)),
+    (24, "person", (220, 20, 60)),
+    (25, "rider", (255, 0, 0)),
+    (26, "car", (0, 0, 142)),
+    (27, "truck", (0, 0, 70)),
+    (28, "bus", (0, 60, 100)),
+    (31, "train", (0, 80, 100)),
+    (32, "motorcycle", (0, 0, 230)),
+    (33, "bicycle", (119, 11, 32)),
+)
+
+# Everingham et al. 2010. Its own pictures are called so; people lay their own out like it, with other classes.
+VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *(
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+)
+VOC_PICTURE = re.compile(r"VOC20\d\d/.*/(20\d\d_)?\d{6}\.png")
+
+
+def legend_of(
+    cells: Callable[[], Iterable[Cell]],
+    folder: Path,
+    ignore_index: int = IGNORED,
+    reduce_zero_label: bool = False,
+) -> Legend:
+    """The legend of all masks of a data set.
+
+    Without names, or with two at most, all masks are read once: their largest number is the last class, and masks
+    of nothing but 0 and 255 are taken for background and foreground. More than 255 classes need names, or the number
+    of an instance would pass for a class.
+
+    Args:
+        cells: gives the masks of all splits, anew each time.
+        folder: of the data; a file with the classes' names may lie in it.
+        ignore_index: a number that is no class, beside 255. Where classes are named beyond number 255, that is one
+            like the others, and 65535 none.
+        reduce_zero_label: 0 is no class, 1 the first.
+
+    Raises:
+        UserError: masks in colours, numbers beyond 254 without names, a file of names that cannot be read.
+    """
+    first = next(iter(cells()))
+    if known := _known(Path(first[1]), folder):
+        known = _without(known, ignore_index)
+        return known if known.colours else _coloured(known, first)
+    named = read_names(folder)
+    if named is not None and len(named) > 2:
+        legend = _named(named, ignore_index, reduce_zero_label)
+    else:
+        found = _scan(cells())
+        if not found:
+            read_values(*first)  # says why it cannot be read
+        if found <= {0, IGNORED} and IGNORED in found and ignore_index == IGNORED and not reduce_zero_label:
+            table = np.full_like(plain_table(1), OUTSIDE)
+            table[[0, IGNORED]] = 0, 1
+            two = (
+                tuple(named.values())
+                if named is not None and len(named) == 2
+                else ("background", "foreground")
+            )
+            legend = Legend(two, table)
+        elif named is not None:
+            legend = _named(named, ignore_index, reduce_zero_label)
+        else:
+            legend = _unnamed(found - {IGNORED, ignore_index}, ignore_index, reduce_zero_label, first[1])
+    return _coloured(legend, first)
+
+
+def _known(mask: Path, folder: Path) -> Legend | None:
+    """By the file's name, which the data set's own tools gave it."""
+    names, colours = tuple(name for _, name, _ in CITYSCAPES), tuple(colour for *_, colour in CITYSCAPES)
+    if mask.stem.endswith("_labelTrainIds"):
+        return Legend(names, plain_table(len(names)), colours)
+    if mask.stem.endswith("_labelIds"):
+        return Legend(names, table_of([number for number, *_ in CITYSCAPES]), colours)
+    if ADE20K in mask.parts or mask.name.startswith(("ADE_train_", "ADE_val_")):
+        names = _object_names(folder / "objectInfo150.txt") or tuple(f"class {i}" for i in range(150))
+        return Legend(names, plain_table(len(names), reduce_zero_label=True))
+    if VOC_PICTURE.search(mask.as_posix()) and read_names(folder) is None:
+        return Legend(VOC, plain_table(len(VOC)))
+    return None
+
+
+def _without(legend: Legend, number: int) -> Legend:
+    """The legend where a number is ignored, and its class, if it is that of one, is none."""
+    k, table = int(legend.table[number]), legend.table.copy()
+    table[number] = IGNORED
+    if not 0 <= k < len(legend.classes):
+        return replace(legend, table=table)
+    table[(table > k) & (table < IGNORED)] -= 1
+    colours = legend.colours and (*legend.colours[:k], *legend.colours[k + 1 :])
+    return Legend((*legend.classes[:k], *legend.classes[k + 1 :]), table, colours)
+
+
+def _object_names(file: Path) -> tuple[str, ...] | None:
+    """The first name of each class in ADE20K's own table: "wall", "building, edifice", ..."""
+    if not file.is_file():
+        return None
+    rows = [line.split("\t") for line in read_text(file).splitlines()[1:] if line.strip()]
+    return tuple(row[-1].partition(",")[0].strip() for row in rows)
+
+
+def read_names(folder: Path) -> dict[int, str] | None:
+    """Names by number from classes.txt (one a line, from 0), labels.json (a list, or an object either way round) or
+    id2label.json; None where there is no such file.
+
+    Raises:
+        UserError: a file that cannot be read, or one name for two classes.
+    """
+    file = next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
+    if file is None:
+        return None
+    if file.suffix == ".txt":
+        names = dict(enumerate(line.strip() for line in read_text(file).splitlines() if line.strip()))
+    else:
+        names = _json_names(file)
+    if not names:
+        raise UserError(f"{file} names no classes; write one name a line, or remove it")
+    if len(set(names.values())) < len(names):
+        twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
+        raise UserError(f"{file} names two classes {twice!r}; give each its own name")
+    return names
+
+
+def _json_names(file: Path) -> dict[int, str]:
+    try:
+        content = json.loads(read_text(file))
+        if isinstance(content, list):
+            return dict(enumerate(map(str, content)))
+        pairs = [(k, v) if str(k).lstrip("-").isdecimal() else (v, k) for k, v in content.items()]
+        return {number: str(name) for number, name in sorted((int(k), v) for k, v in pairs) if number >= 0}
+    except (ValueError, TypeError, AttributeError) as problem:
+        raise UserError(
+            f'{file} cannot be read ({problem}); write ["name", ...] or {{"0": "name", ...}}'
+        ) from problem
+
+
+def _named(names: dict[int, str], ignore_index: int, reduce_zero_label: bool) -> Legend:
+    """The numbers of the names are those of the classes that remain: with `reduce_zero_label` 0 names number 1."""
+    first = int(reduce_zero_label)
+    last = max(names) + first
+    void = {IGNORED, ignore_index}
+    if last > IGNORED:  # of so many, that is one like the others if it has a name
+        void = {*(void - {IGNORED}), VALUES - 1}
+    numbers = [n + first for n in names if n + first not in void]
+    if not 0 < len(numbers) <= MOST_CLASSES or max(numbers) >= VALUES:
+        raise UserError(
+            f"{len(numbers)} classes are named, up to number {max(names)}; name 1 to {MOST_CLASSES}, below {VALUES - 1}"
+        )
+    void = {*void, *range(first), *({IGNORED} - set(numbers))}
+    return Legend(tuple(names[n - first] for n in numbers), table_of(numbers, OUTSIDE, void))
+
+
+def _unnamed(found: set[int], ignore_index: int, reduce_zero_label: bool, example: str) -> Legend:
+    count = max(found, default=-1) + 1 - reduce_zero_label
+    if count < 1:
+        raise UserError(
+            f"the masks, such as {example}, hold no class; give masks that number the classes from 0"
+        )
+    if count > IGNORED:
+        raise UserError(
+            f"the masks, such as {example}, go up to {max(found)}, and class numbers without names to {IGNORED - 1} at "
+            "most; number the classes from 0, or name more of them in a classes.txt"
+        )
+    return _named({i: f"class {i}" for i in range(count)}, ignore_index, reduce_zero_label)
+
+
+def _coloured(legend: Legend, first: Cell) -> Legend:
+    """With the palette of the first mask, where it has one."""
+    try:
+        palette = read_palette(*first)
+    except WrongKind:
+        raise
+    except UserError:
+        return legend  # a damaged mask is told of when its turn comes
+    numbers = [int(np.flatnonzero(legend.table == k)[0]) for k in range(len(legend.classes))]
+    if palette is None or max(numbers) >= len(palette):
+        return legend
+    return replace(legend, colours=tuple(palette[number] for number in numbers))
+
+
+def _scan(cells: Iterable[Cell]) -> set[int]:
+    """The numbers that occur in any mask that can be read."""
+    found: set[int] = set()
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
+        for part in _batched(cells, 256):
+            for values in pool.map(_numbers, part):
+                found |= values
+    return found
+
+
+def _numbers(cell: Cell) -> set[int]:
+    try:
+        values = read_values(*cell)
+    except WrongKind:
+        raise
+    except UserError:
+        return set()  # told of when its turn comes
+    if int(values.max(initial=0)) < VALUES:
+        return set(np.flatnonzero(np.bincount(values.ravel())).tolist())
+    return set(np.unique(values).tolist())
+
+
+def _batched(cells: Iterable[Cell], size: int) -> Iterator[list[Cell]]:
+    remaining = iter(cells)
+    while part := list(islice(remaining, size)):
+        yield part

@@ -1,0 +1,153 @@
+"""Folders of images beside folders of masks, paired by their names: `images` and `masks`, mmsegmentation's, ADE20K,
+Cityscapes, PASCAL VOC."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triptych.data.sources.folders import ID, images_below, read_text, table, visible
+from triptych.data.sources.label_maps import ADE20K
+from triptych.data.sources.splits import SPLITS, split_folders
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "leftimg8bit")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "gt", "gtfine")
+# Of PASCAL VOC; the second has SBD's masks too, and is a copy of the first otherwise.
+VOC_IMAGES, VOC_MASKS = "JPEGImages", ("SegmentationClass", "SegmentationClassAug")
+# What is added to the name of an image for that of its mask. Cityscapes' images have an ending of their own.
+ENDINGS = (
+    *("_mask", "-mask", "_masks", "_label", "_labels", "_seg", "_gt", "_L"),
+    *("_gtFine_labelTrainIds", "_gtFine_labelIds"),
+)
+IMAGE_ENDING = "_leftImg8bit"
+
+
+def root_of(folder: Path) -> Path:
+    """The folder itself, or the ADE20K or the PASCAL VOC in it."""
+    if (folder / ADE20K).is_dir():
+        return folder / ADE20K
+    within = [path for path in visible(folder) if (path / VOC_IMAGES).is_dir()]
+    if len(within) > 1:
+        raise UserError(f"{folder} holds {' and '.join(path.name for path in within)}; name one of them")
+    return within[0] if within else folder
+
+
+def read_pairs(folder: Path) -> "dict[str, Dataset] | None":
+    """Tables by split of images and their masks; None where the folder is not laid out so.
+
+    Splits may lie above or below: train/images or images/train, whose masks may be in one folder. A split without any
+    masks has none in its table.
+
+    Raises:
+        UserError: an image without mask, or with two; names it.
+    """
+    if (voc := _read_voc(folder)) is not None:
+        return voc
+    sides = _sides_by_split(folder)
+    if sides is None or not any(masks is not None for _, masks in sides.values()):
+        return None
+    return {split: _pair(images, masks, folder) for split, (images, masks) in sides.items()}
+
+
+def _sides_by_split(folder: Path) -> dict[str, tuple[Path, Path | None]] | None:
+    if (images := _child(folder, IMAGE_FOLDERS)) is not None:
+        masks = _child(folder, MASK_FOLDERS)
+        if masks is None:
+            return None
+        if splits := split_folders(images):
+            masked = split_folders(masks)
+            return {split: (path, masked.get(split) if masked else masks) for split, path in splits.items()}
+        return {"": (images, masks)}
+    sides = {}
+    for split, below in split_folders(folder).items():
+        images = _child(below, IMAGE_FOLDERS)
+        if images is None:
+            return None
+        sides[split] = (images, _child(below, MASK_FOLDERS))
+    return sides or None
+
+
+def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
+    """PASCAL VOC: the splits are lists of names in ImageSets/Segmentation."""
+    mask_folders = [folder / name for name in VOC_MASKS if (folder / name).is_dir()]
+    if not (mask_folders and (folder / VOC_IMAGES).is_dir()):
+        return None
+    images = {Path(parts[-1]).stem: path for path, parts in images_below(folder / VOC_IMAGES)}
+    masks = {name: path for below in reversed(mask_folders) for name, path in _by_name(below).items()}
+    lists = folder / "ImageSets" / "Segmentation"
+    splits = {"": sorted(images.keys() & masks.keys())}
+    if lists.is_dir() and (files := [path for path in visible(lists) if path.suffix == ".txt"]):
+        splits = {SPLITS.get(file.stem, file.stem): _listed(file) for file in files}
+    found = {}
+    for split, names in splits.items():
+        where = f"of the split {split}" if split else "here"
+        if not names:
+            raise UserError(f"{folder} holds no images {where} that have masks; add them")
+        if lacking := next((name for name in names if name not in images), None):
+            raise UserError(
+                f"{folder / VOC_IMAGES} has no image {lacking} {where}; add it or take it off the list"
+            )
+        columns = {"image": [images[name] for name in names], ID: [f"{VOC_IMAGES}/{name}" for name in names]}
+        if any(name in masks for name in names):  # the test set's are not published
+            if lacking := next((name for name in names if name not in masks), None):
+                raise UserError(
+                    f"{mask_folders[0]} has no mask of {lacking} {where}; add it or take it off the list"
+                )
+            columns["mask"] = [masks[name] for name in names]
+        found[split] = table(columns, masks="mask" if "mask" in columns else None)
+    return found
+
+
+def _listed(file: Path) -> list[str]:
+    """Names of images, one a line; of lines with paths of image and mask, the image's."""
+    return [Path(line.split()[0]).stem for line in read_text(file).splitlines() if line.strip()]
+
+
+def _child(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first folder of these names, in whatever case, that holds pictures."""
+    there = {path.name.lower(): path for path in visible(folder) if path.is_dir()}
+    found = (there[name] for name in names if name in there)
+    return next((path for path in found if next(images_below(path), None)), None)
+
+
+def _pair(images: Path, masks: Path | None, root: Path) -> "Dataset":
+    pictures = list(images_below(images))
+    if not pictures:
+        raise UserError(f"{images} holds no images (.jpg, .png, .webp ...); put them there or remove it")
+    columns: dict[str, list[str]] = {
+        "image": [path for path, _ in pictures],
+        ID: ["/".join((*images.relative_to(root).parts, *parts)) for _, parts in pictures],
+    }
+    if masks is None:
+        return table(columns)
+    found = _by_name(masks)
+    columns["mask"] = of_images = [_mask_of(parts, found) for _, parts in pictures]
+    if lacking := [path for (path, _), mask in zip(pictures, of_images, strict=True) if not mask]:
+        raise UserError(
+            f"{len(lacking)} of {len(pictures)} images have no mask of their name in {masks}, the first being "
+            f"{lacking[0]}; add the masks or remove the images"
+        )
+    return table(columns, masks="mask")
+
+
+def _mask_of(parts: tuple[str, ...], masks: dict[str, str]) -> str:
+    """The mask of an image, "" if there is none."""
+    *folders, name = parts
+    stem = Path(name).stem
+    names = [stem, *(stem.removesuffix(IMAGE_ENDING) + ending for ending in ENDINGS)]
+    return next((masks[key] for key in ("/".join((*folders, name)) for name in names) if key in masks), "")
+
+
+def _by_name(folder: Path) -> dict[str, str]:
+    """Masks by their place below the folder, without suffix. Where Cityscapes has both kinds, the train ids."""
+    found: dict[str, str] = {}
+    for path, parts in images_below(folder):
+        key = "/".join((*parts[:-1], Path(parts[-1]).stem))
+        if key in found:
+            raise UserError(f"{found[key]} and {path} are masks of one image; remove one of them")
+        found[key] = path
+    if any(key.endswith("_labelTrainIds") for key in found):
+        found = {key: path for key, path in found.items() if not key.endswith("_labelIds")}
+    return found

@@ -1,0 +1,130 @@
+"""Parquet files and datasets on the Hugging Face hub, as tables of `datasets`, pictures undecoded."""
+
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triptych.data.sources.splits import SPLITS
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", re.ASCII)
+REACH_SECONDS = 5
+
+
+def read_parquet(files: list[Path]) -> "Dataset":
+    """The table of some parquet files, mapped from the cache that `datasets` keeps, renewed when they change.
+
+    Raises:
+        UserError: a file that is missing or not parquet; files that do not agree in their columns.
+    """
+    import datasets
+
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} does not exist; check the path")
+        with file.open("rb") as opened:
+            if opened.read(4) != b"PAR1":
+                raise UserError(f"{file} is not a parquet file; copy or convert it again")
+    with _quiet():
+        try:
+            whole = datasets.Dataset.from_parquet([str(file) for file in files])
+        except Exception as problem:
+            reason = _first_line(problem.__cause__ or problem)
+            raise UserError(
+                f"{files[0]} cannot be read as parquet ({reason}); copy or convert it again"
+            ) from problem
+        assert isinstance(whole, datasets.Dataset)
+        return undecoded(whole)
+
+
+def read_saved(folder: Path) -> "dict[str, Dataset]":
+    """The tables of a folder that `save_to_disk` of `datasets` wrote."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as problem:
+        raise UserError(f"{folder} cannot be read ({_first_line(problem)}); save it again") from problem
+    return _by_split(saved)
+
+
+def read_hub(name: str) -> "dict[str, Dataset]":
+    """The tables of a hub dataset, "org/name" or "org/name:config", from the cache if it was downloaded.
+
+    Raises:
+        UserError: it does not exist, cannot be reached, or needs another config.
+    """
+    import datasets
+    from datasets import config as settings
+
+    path, _, config = name.partition(":")
+    reachable = _can_reach(settings.HF_ENDPOINT)
+    offline = settings.HF_HUB_OFFLINE
+    with _quiet():
+        try:
+            # Left to itself, an unreachable hub is tried for 23 s, a warning each time, before the cache is.
+            settings.HF_HUB_OFFLINE = offline or not reachable
+            return _by_split(datasets.load_dataset(path, config or None))
+        except Exception as problem:
+            if not reachable:
+                where = f"the hub {settings.HF_ENDPOINT} cannot be reached and it is not in the cache"
+                raise UserError(
+                    f"{name} is no file or folder here, {where}; check path or network"
+                ) from problem
+            raise UserError(f"{name} cannot be loaded from the hub ({_first_line(problem)})") from problem
+        finally:
+            settings.HF_HUB_OFFLINE = offline
+
+
+def _can_reach(endpoint: str) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=REACH_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _by_split(loaded: object) -> "dict[str, Dataset]":
+    import datasets
+
+    if isinstance(loaded, datasets.Dataset):
+        return {"": undecoded(loaded)}
+    assert isinstance(loaded, datasets.DatasetDict)
+    return {SPLITS.get(str(split).lower(), str(split)): undecoded(table) for split, table in loaded.items()}
+
+
+def undecoded(table: "Dataset") -> "Dataset":
+    """The same table, whose images come as bytes or paths: they are decoded in the workers, by our rules."""
+    import datasets
+
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image) and feature.decode:
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of `datasets`: ours are the only ones."""
+    import datasets
+
+    were_on = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
+            datasets.enable_progress_bars()
+
+
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).strip() or type(problem).__name__).split("\n")[0]

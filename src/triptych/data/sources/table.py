@@ -1,0 +1,173 @@
+"""A table of `datasets` as a source of examples, and how its cells name pictures."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from triptych.data.example import Example
+from triptych.data.masks import Legend
+from triptych.data.sources.columns import Columns
+from triptych.data.sources.folders import ID
+from triptych.data.sources.tar import MARK, read_member
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class TableSource:
+    """A table of `datasets` as a `Source`. Pictures come undecoded, bytes or a path; masks are read.
+
+    Attributes:
+        name: what was opened, and its split.
+        classes: name of each class, None where nothing is labelled.
+        mask_classes: name of each class of the masks, None where there are no masks.
+        mask_colours: RGB of each, where the masks have a palette.
+        groupings: coarser names of the classes; none here.
+        labels: int64 (n,), None where nothing is labelled.
+        columns: which column is what.
+    """
+
+    def __init__(
+        self,
+        table: "Dataset",
+        columns: Columns,
+        classes: tuple[str, ...] | None,
+        labels: np.ndarray | None,
+        legend: Legend | None,
+        name: str,
+        root: Path,
+    ):
+        self.table, self.columns, self.name, self.root = table, columns, name, root
+        self.classes = classes if labels is not None else None
+        self.labels = labels
+        self.legend = legend
+        self.mask_classes = None if legend is None else legend.classes
+        self.mask_colours = None if legend is None else legend.colours
+        self.groupings: dict[str, tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def captions(self) -> list[tuple[str, ...]] | None:
+        """All captions of each example, of which `Example.caption` is the first; None where no column holds any."""
+        name = self.columns.caption
+        if name is None or name not in self.table.features:
+            return None
+        return [captions_in(cell) for cell in self.table[name][:]]
+
+    def __getitem__(self, index: int, /) -> Example:
+        row = self.table[int(index)]
+        captions = captions_in(row.get(self.columns.caption)) if self.columns.caption else ()
+        image, path = picture_in(row[self.columns.image], self.root)
+        name = row.get(ID) or (f"{self.name}/{index}" + (f" ({path})" if path else ""))
+        return Example(
+            image=image,
+            label=None if self.labels is None else int(self.labels[index]),
+            caption=captions[0] if captions else None,
+            id=name,
+            mask=self._mask(row, name),
+        )
+
+    def _mask(self, row: dict[str, Any], name: str) -> np.ndarray | None:
+        if self.legend is None or self.columns.mask is None:
+            return None
+        return self.legend.read(*mask_in(row[self.columns.mask], self.root, name))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of names, labels, captions, what masks mean and the files' sizes in bytes; none is read."""
+        digest = hashlib.sha256(repr((len(self), self.classes)).encode())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        for name in (ID, self.columns.caption):
+            if name is not None and name in self.table.features:
+                digest.update(repr(self.table[name][:]).encode())
+        digest.update(repr(self._sizes(self.columns.image)).encode())
+        if self.legend is not None and self.columns.mask is not None:
+            digest.update(repr((self.legend.classes, self._sizes(self.columns.mask))).encode())
+            digest.update(self.legend.table.tobytes())
+        return digest.hexdigest()[:32]
+
+    def contents(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """The name of each example, and what else the fingerprint is of: label, caption, sizes in bytes."""
+        count = len(self)
+        names = self.table[ID][:] if ID in self.table.features else [f"row {row}" for row in range(count)]
+        columns: list[Any] = [[None] * count if self.labels is None else self.labels.tolist()]
+        caption = self.columns.caption
+        if caption is not None and caption in self.table.features:
+            columns.append(self.table[caption][:])
+        else:
+            columns.append([None] * count)
+        columns.append(self._sizes(self.columns.image))
+        if self.legend is not None and self.columns.mask is not None:
+            columns.append(self._sizes(self.columns.mask))
+        for name, *cells in zip(names, *columns, strict=True):
+            yield name, tuple(cells)
+
+    def _sizes(self, column: str) -> list[int | None]:
+        import pyarrow
+        from pyarrow import compute  # its functions are made at run time, unseen by type checkers
+
+        cells = self.table.data.column(column)
+        paths = [None] * len(cells)
+        if pyarrow.types.is_struct(cells.type):
+            paths = compute.struct_field(cells, "path").to_pylist()  # type: ignore[attr-defined]
+            cells = compute.struct_field(cells, "bytes")  # type: ignore[attr-defined]
+        elif pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type):
+            return [self._size(path) for path in cells.to_pylist()]
+        sizes = compute.binary_length(cells).to_pylist()  # type: ignore[attr-defined]
+        return [self._size(path) if size is None else size for size, path in zip(sizes, paths, strict=True)]
+
+    def _size(self, path: str | None) -> int | None:
+        if path is not None and MARK in path:
+            return int(path.rpartition("+")[2])
+        try:
+            return None if path is None else os.stat(self.root / path).st_size
+        except OSError:
+            return None
+
+    def __repr__(self) -> str:
+        classes = self.classes or self.mask_classes
+        return f"<{self.name}: {len(self)} images{f' of {len(classes)} classes' if classes else ''}>"
+
+
+def captions_in(cell: Any) -> tuple[str, ...]:
+    """A cell holds one caption, several in a list, or none."""
+    cells = cell if isinstance(cell, list) else [cell]
+    return tuple(str(one) for one in cells if one is not None)
+
+
+def picture_in(cell: Any, root: Path) -> tuple[bytes | str, str | None]:
+    """Bytes or a path of the picture that a cell holds or names, and what it was called."""
+    content = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None
+    path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+    if content is not None:
+        return content, path
+    if path is None:
+        return b"", None  # refused by `decode`, as an empty file is
+    if MARK in path:
+        return read_member(path), None
+    return str(root / path), path
+
+
+def mask_in(cell: Any, root: Path, example: str) -> tuple[bytes | str, str]:
+    """The same for a mask, and what errors should call it."""
+    content, path = picture_in(cell, root)
+    return content, content if isinstance(content, str) else path or f"the mask of {example}"
+
+
+def rows_without(table: "Dataset", column: str) -> np.ndarray:
+    """Which rows of a column neither hold nor name a picture; the pictures are not read."""
+    import pyarrow
+    from pyarrow import compute
+
+    cells = table.data.column(column)
+    if pyarrow.types.is_struct(cells.type):
+        parts = [compute.struct_field(cells, part) for part in ("bytes", "path")]  # type: ignore[attr-defined]
+        return np.flatnonzero(np.logical_and(*(part.is_null().to_numpy() for part in parts)))
+    return np.flatnonzero(cells.is_null().to_numpy())

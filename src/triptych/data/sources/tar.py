@@ -1,0 +1,212 @@
+"""Tar shards in the webdataset layout: files that share a name up to its first dot are one example.
+
+The shards are read once for where each picture lies, and pictures are read from there when they are asked
+for. `datasets` has a reader too, but it copies every byte to its cache, wants the same suffixes throughout a
+set, and stops at the first surprise; here .jpg beside .png is fine and the table is all that is kept.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from triptych.data.disk_index import Known
+from triptych.data.example import Gone
+from triptych.data.sources.folders import ID, SUFFIXES, table
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TEXT = ("txt", "text", "caption")
+NUMBER = ("cls", "cls2", "index")
+SMALL = 1 << 20  # bytes; labels and captions are smaller
+
+
+def read_shards(
+    shards: list[Path], image_field: str | None = None, mask_field: str | None = None
+) -> "Dataset":
+    """The table of some shards: "image" says where the bytes lie; .cls, .txt and .json become columns.
+
+    The top-level values of a .json are columns by their own names.
+
+    Args:
+        shards: uncompressed tar files.
+        image_field: which file of an example is the picture, "jpg" or "seg.png", where there are several.
+        mask_field: which file of an example is the mask, "seg.png".
+
+    Raises:
+        UserError: a damaged, compressed or foreign shard, no pictures, unreadable labels.
+    """
+    examples: list[dict[str, Any]] = []
+    for shard in shards:
+        examples.extend(_examples(shard, image_field, mask_field))
+    if not examples:
+        raise UserError(
+            f"{shards[0]} holds no images; a shard holds key.jpg beside key.cls, key.txt or key.json"
+        )
+    names = dict.fromkeys(name for example in examples for name in example)
+    masks = mask_field if mask_field in names else None
+    return table({name: [example.get(name) for example in examples] for name in names}, masks=masks)
+
+
+class Member(NamedTuple):
+    """A file in a shard: name, and where its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def members(shard: Path) -> Iterator[Member]:
+    """The ordinary files in an uncompressed tar, of which the headers alone are read.
+
+    Raises:
+        UserError: the shard is damaged, cut short, compressed, or no tar.
+    """
+    known = Known.of(shard)
+    archive = None
+    at = 0
+    try:
+        with open(shard, "rb", buffering=1 << 16) as file:
+            while True:
+                file.seek(at)
+                header = file.read(512)
+                if len(header) < 512:
+                    raise tarfile.ReadError("it ends without an end mark, cut short perhaps")
+                if not header.strip(b"\0"):
+                    return
+                found = _plain(header)
+                if found is None:  # a folder, a link, a long name: rare, and the library knows them all
+                    archive = archive or tarfile.open(shard, "r:")  # noqa: SIM115
+                    member, after = _library(archive, at)
+                    if member is None:
+                        raise tarfile.ReadError(f"its header at byte {at} is damaged")
+                    plain, name, offset, size = (
+                        member.isfile(),
+                        member.name,
+                        member.offset_data,
+                        member.size,
+                    )
+                else:
+                    plain, (name, size), offset = True, found, at + 512
+                    after = offset + -(-size // 512) * 512
+                if offset + size > known.size:
+                    raise tarfile.ReadError(f"it is cut short in {name}")
+                if plain:
+                    yield Member(name, offset, size)
+                at = after
+    except (tarfile.TarError, OSError) as problem:
+        raise UserError(
+            f"{shard} is no intact uncompressed tar ({problem}); copy or unpack it again"
+        ) from problem
+    finally:
+        if archive is not None:
+            archive.close()
+
+
+def _plain(header: bytes) -> tuple[str, int] | None:
+    """Name and size of an ordinary file with a short name; None for all else, damage included."""
+    if header[156:157] not in (b"0", b"\0"):
+        return None
+    try:
+        total = int(header[148:156].strip(b" \0"), 8)
+        size = int(header[124:136].strip(b" \0"), 8)
+        name = header[:100].partition(b"\0")[0].decode()
+        if header[257:263] == b"ustar\0" and (prefix := header[345:500].partition(b"\0")[0]):
+            name = f"{prefix.decode()}/{name}"
+    except ValueError:
+        return None
+    return (
+        (name, size) if total == sum(header) - sum(header[148:156]) + 256 and not name.endswith("/") else None
+    )
+
+
+def _library(archive: Any, at: int) -> tuple[tarfile.TarInfo | None, int]:
+    """What `tarfile` reads at that place, and where the next header is."""
+    archive.firstmember, archive.offset = None, at
+    archive.members.clear()  # it would hold every one
+    if at == 0:
+        archive.fileobj.seek(0)
+    return archive.next(), archive.offset
+
+
+def _examples(shard: Path, image_field: str | None, mask_field: str | None) -> list[dict[str, Any]]:
+    examples: dict[str, dict[str, Any]] = {}
+    for member in members(shard):
+        _add(examples, shard, member, image_field, mask_field)
+    return [example for example in examples.values() if "image" in example]
+
+
+def _add(
+    examples: dict[str, dict[str, Any]],
+    shard: Path,
+    member: Member,
+    image_field: str | None,
+    mask_field: str | None,
+) -> None:
+    folder, _, name = member.name.rpartition("/")
+    stem, _, field = name.partition(".")
+    if not stem or not field:
+        return
+    suffix = field.rpartition(".")[2].lower()
+    key = f"{shard.name}/{folder + '/' if folder else ''}{stem}"
+    example = examples.setdefault(key, {ID: key})
+    place = f"{shard}{MARK}{member.offset}+{member.size}"
+    if field == mask_field:
+        example[field] = place
+    elif f".{suffix}" in SUFFIXES if image_field is None else field == image_field:
+        if "image" in example:
+            raise UserError(
+                f"{key} in {shard} has several images; name the one to use, such as image_column={field}"
+            )
+        example["image"] = place
+    elif suffix in (*TEXT, *NUMBER, "json") and member.size <= SMALL:
+        try:
+            example.update(values_in(field, suffix, read_member(place).decode()))
+        except UserError:
+            raise
+        except ValueError as problem:
+            raise UserError(f"{member.name} in {shard} cannot be read ({problem}); repair it") from problem
+
+
+def values_in(field: str, suffix: str, content: str) -> dict[str, Any]:
+    """The columns that a file of labels or captions holds.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if suffix in NUMBER:
+        return {field: int(content)}
+    if suffix in TEXT:
+        return {field: content.strip()}
+    values = json.loads(content)
+    if not isinstance(values, dict):
+        return {field: values}
+    taken = (ID, "image")
+    return {
+        name: value for name, value in values.items() if isinstance(value, str | int) and name not in taken
+    }
+
+
+MARK = "::tar@"
+
+
+def read_member(place: str) -> bytes:
+    """The bytes at a place that `read_shards` noted.
+
+    Raises:
+        Gone: the shard is missing or shorter than it was.
+    """
+    shard, _, where = place.rpartition(MARK)
+    offset, size = map(int, where.split("+"))
+    try:
+        with open(shard, "rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+    except OSError as problem:
+        raise Gone(f"{shard} cannot be read ({problem.strerror}); it was there before") from problem
+    if len(content) < size:
+        raise Gone(f"{shard} has become shorter since it was opened; start again")
+    return content

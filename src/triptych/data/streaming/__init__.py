@@ -1,0 +1,1 @@
+"""Sources read in order, in place, in constant memory."""

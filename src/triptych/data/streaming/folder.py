@@ -1,0 +1,117 @@
+"""A folder of pictures as rows on disk: walked each time, since nothing else tells whether it changed, but not held."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from triptych.data.disk_index import Files, Index, Known, Lines, Numbering, Records
+from triptych.data.sources.columns import Columns
+from triptych.data.sources.folders import ID, SUFFIXES, lines_of
+from triptych.data.streaming.source import Cells
+from triptych.errors import UserError
+
+RUN = 256  # pictures in a run: neighbours in a folder
+ROW = np.dtype([("name", "<i8"), ("name_size", "<i4"), ("caption", "<i4")])
+TEXTS = ("", ".txt", ".caption")  # what stands beside a picture, by number; .txt stands above .caption
+
+
+class Picture(NamedTuple):
+    """A file: its parts below the folder, which of TEXTS lies beside it, and bytes of both."""
+
+    parts: tuple[str, ...]
+    text: int
+    size: int
+
+
+def pictures_below(folder: Path) -> Iterator[Picture]:
+    """Every picture, in sorted order; of the names only those of one folder at a time are held."""
+
+    def refuse(problem: OSError) -> None:
+        raise UserError(f"{folder} cannot be read ({problem.strerror}); check its permissions") from problem
+
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        below = Path(root).relative_to(folder).parts
+        texts = {name for name in names if name.lower().endswith(TEXTS[1:])}
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() not in SUFFIXES or name.startswith("."):
+                continue
+            text = next((i for i, end in enumerate(TEXTS) if i and stem + end in texts), 0)
+            files = [name, stem + TEXTS[text]] if text else [name]
+            size = sum(os.stat(os.path.join(root, one)).st_size for one in files)
+            yield Picture((*below, name), text, size)
+
+
+class FolderRows:
+    """The pictures below a folder, the first folder on the way to each being its class.
+
+    Raises:
+        UserError: no pictures, some beside class folders, names that are not UTF-8.
+    """
+
+    names: tuple[str, ...] | None = None
+
+    def __init__(self, folder: Path, prefix: str):
+        self.folder, self.prefix = folder, prefix
+        index = Index(["folder", str(folder)])
+        about = index.renewed(("rows", "names", "labels"), self._make)
+        if not about["count"]:
+            raise UserError(
+                f"{folder} holds no images (.jpg, .png, .webp ...); give class folders, .tar or .parquet files"
+            )
+        self._records = Records(index.path("rows"), ROW)
+        self._names = Files([Known.of(index.path("names"))])
+        self.labels_file = index.path("labels")
+        self.numbering: dict[str, Any] | None = about["numbering"]
+        self.fingerprint: str = about["fingerprint"]
+        labelled = None if self.numbering is None else "label"
+        self.columns = Columns("image", labelled, "caption" if about["captions"] else None)
+        count = len(self._records)
+        self.bounds = np.array([*range(0, count, RUN), count], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def hold(self, rows: int, window: int) -> None:
+        """Nothing need be held: each picture is a file."""
+
+    def cells(self, row: int) -> Cells:
+        record = self._records[row]
+        name = self._names.read(0, int(record["name"]), int(record["name_size"])).decode()
+        path = os.path.join(self.folder, name)
+        text = TEXTS[record["caption"]]
+        caption = lines_of(Path(os.path.splitext(path)[0] + text)) if text else None
+        return Cells(path, self.prefix + name, caption)
+
+    def _make(self, rows: BinaryIO, names: BinaryIO, labels: BinaryIO) -> dict[str, Any]:
+        lines, numbering, digest = Lines(names), Numbering(labels, ID), hashlib.sha256()
+        count = captions = 0
+        stray = ""
+        for picture in pictures_below(self.folder):
+            name = "/".join(picture.parts)
+            try:
+                place = lines.add(name)
+            except UnicodeEncodeError as problem:
+                raise UserError(f"{name!r} has a name that is not UTF-8; rename it") from problem
+            rows.write(np.array([(*place, picture.text)], ROW).tobytes())
+            digest.update(f"{name}\n{picture.text} {picture.size}\n".encode())
+            count, captions = count + 1, captions + (picture.text > 0)
+            if len(picture.parts) > 1:
+                numbering.add([picture.parts[0]], str)
+            elif not stray:
+                stray = name
+            if stray and numbering.count:
+                raise UserError(
+                    f"{self.folder / stray} lies beside class folders; move it into one of them, or out"
+                )
+        return {
+            "count": count,
+            "captions": captions,
+            "numbering": numbering.about if numbering.count else None,
+            "fingerprint": digest.hexdigest()[:32],
+        }

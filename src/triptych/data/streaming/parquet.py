@@ -1,0 +1,210 @@
+"""Parquet files read in place, a stretch of a row group at a time: nothing is copied to a cache first.
+
+`datasets` streams parquet as well, but on resuming it drops what its shuffle buffer held, and its order depends on the
+number of workers.
+"""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from triptych.data.disk_index import Index, Known, Numbering
+from triptych.data.example import Gone
+from triptych.data.sources.columns import Columns, find_columns, need_label
+from triptych.data.streaming.source import Cells
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+BLOCK = 64  # rows that are decoded together
+PAGES = 1 << 20  # bytes of a column that are read ahead
+OPEN = 32  # files at a time
+
+
+class ParquetRows:
+    """The rows of some parquet files. Those that were read lately are held, so that what is shuffled within a window is
+    decoded once.
+
+    Args:
+        files: parquet files of the same columns.
+        asked: the columns of image, label, caption and mask, where the user named them.
+        name: what the rows are called by.
+
+    Raises:
+        UserError: a file that is no parquet or has other columns, columns as in `find_columns`, labels of a wrong kind.
+    """
+
+    def __init__(self, files: Sequence[Path], asked: tuple[str | None, ...], name: str):
+        import datasets
+
+        self.files, self.name = [Known.of(file) for file in files], name
+        self.hold(4096, 256)
+        self._forget()
+        schema = self._file(0).schema_arrow
+        features = datasets.Features.from_arrow_schema(schema)
+        image, label, caption, mask = asked
+        self.columns: Columns = find_columns(features, image, label, caption, mask)
+        self.names: tuple[str, ...] | None = None
+        if self.columns.label is not None:
+            need_label(self.columns.label, features)
+            kind = features[self.columns.label]
+            self.names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+        index = Index(["parquet", self.files, self.columns.label])
+        about = index.made(("labels",), lambda labels: self._make(labels, schema))
+        self.labels_file = index.path("labels")
+        self.numbering: dict[str, Any] | None = about["numbering"]
+        self.fingerprint: str = about["fingerprint"]
+        self._groups = [
+            (file, group) for file, count in enumerate(about["groups"]) for group in range(len(count))
+        ]
+        counts = [count for counts in about["groups"] for count in counts]
+        self.bounds = np.cumsum([0, *counts], dtype=np.int64)
+        used = (self.columns.image, self.columns.caption, self.columns.mask)
+        self._used = [column for column in dict.fromkeys(used) if column is not None]
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    def hold(self, rows: int, window: int) -> None:
+        """How many decoded rows to hold, in windows of how many that are read in any order."""
+        self._limit, self._window, self._places = rows, window // BLOCK + 2, rows // window + 2
+
+    def cells(self, row: int) -> Cells:
+        group = int(np.searchsorted(self.bounds, row, side="right")) - 1
+        block, at = divmod(row - int(self.bounds[group]), BLOCK)
+        table = self._block(group, block)
+        image, caption, mask = (
+            None if column is None else table.column(column)[at].as_py()
+            for column in (self.columns.image, self.columns.caption, self.columns.mask)
+        )
+        path = image.get("path") if isinstance(image, dict) else image if isinstance(image, str) else None
+        return Cells(image, f"{self.name}/{row}" + (f" ({path})" if path else ""), caption, mask)
+
+    def _block(self, group: int, number: int) -> "pyarrow.Table":
+        if self._process != os.getpid():
+            self._forget()  # a worker's: open files and what was read are its parent's
+        if (group, number) in self._blocks:
+            self._blocks.move_to_end((group, number))
+            return self._blocks[group, number]
+        for passed, table in self._advance(group, number):
+            self._blocks[group, passed] = table
+        found = self._blocks[group, number]
+        while len(self._blocks) > max(self._limit // BLOCK, self._window):
+            self._blocks.popitem(last=False)
+        return found
+
+    def _advance(self, group: int, number: int) -> "list[tuple[int, pyarrow.Table]]":
+        """That block and those of its window before it, by going on from the nearest one before that was read last."""
+        import pyarrow
+
+        at = max((there for of, there in self._cursors if of == group and there <= number), default=0)
+        blocks = self._cursors.pop((group, at), None) or self._read(group)
+        known = self.files[self._groups[group][0]]
+        found: list[tuple[int, Any]] = []
+        try:
+            known.check(os.stat(known.path))
+            for passed in range(at, number + 1):
+                table = next(blocks)
+                if number - passed < self._window:
+                    found.append((passed, table))
+        except StopIteration:
+            raise Gone(f"{known.path} has fewer rows than it had; start again") from None
+        except (OSError, pyarrow.ArrowException) as problem:
+            why = getattr(problem, "strerror", None) or str(problem).split("\n")[0]
+            raise Gone(f"{known.path} cannot be read ({why}); it is damaged, or gone since") from problem
+        self._cursors[group, number + 1] = blocks
+        if len(self._cursors) > self._places:
+            self._cursors.popitem(last=False)
+        return found
+
+    def _read(self, group: int) -> "Iterator[pyarrow.Table]":
+        """A row group in blocks."""
+        import pyarrow
+
+        file, number = self._groups[group]
+        batches = self._file(file).iter_batches(
+            batch_size=BLOCK, row_groups=[number], columns=self._used, use_threads=False
+        )
+        rest: list[Any] = []
+        for batch in batches:  # of fewer rows where the file's own pieces end
+            rest.append(batch)
+            while sum(map(len, rest)) >= BLOCK:
+                table = pyarrow.Table.from_batches(rest)
+                yield table.slice(0, BLOCK)
+                rest = table.slice(BLOCK).to_batches()
+        if rest:
+            yield pyarrow.Table.from_batches(rest)
+
+    def _file(self, number: int) -> "pyarrow.parquet.ParquetFile":
+        import pyarrow.parquet
+
+        opened = self._open.pop(number, None)
+        if opened is None:
+            path = self.files[number].path
+            try:
+                opened = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=PAGES)
+            except FileNotFoundError as problem:
+                raise Gone(f"{path} cannot be read ({problem.strerror}); it was there before") from problem
+            except (OSError, pyarrow.ArrowException) as problem:
+                why = str(problem).split("\n")[0]
+                raise UserError(
+                    f"{path} cannot be read as parquet ({why}); copy or convert it again"
+                ) from problem
+        self._open[number] = opened
+        if len(self._open) > OPEN:
+            self._open.popitem(last=False)
+        return opened
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._cursors: OrderedDict[tuple[int, int], Any] = OrderedDict()  # by row group and next block
+        self._blocks: OrderedDict[tuple[int, int], Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        blank = {"_process": 0, "_open": None, "_cursors": None, "_blocks": None}
+        return {**self.__dict__, **blank}
+
+    def _make(self, labels: BinaryIO, schema: "pyarrow.Schema") -> dict[str, Any]:
+        column = self.columns.label
+        digest, groups = hashlib.sha256(), []
+        numbering = Numbering(labels, column or "")
+        for number, known in enumerate(self.files):
+            file = self._file(number)
+            if file.schema_arrow.names != schema.names:
+                raise UserError(
+                    f"{known.path} has the columns {', '.join(file.schema_arrow.names)}, and {self.files[0].path} "
+                    f"{', '.join(schema.names)}; give files that agree"
+                )
+            counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            sizes = [file.metadata.row_group(i).total_byte_size for i in range(len(counts))]
+            digest.update(repr((Path(known.path).name, known.size, counts, sizes)).encode())
+            groups.append(counts)
+            if column is not None:
+                self._number(file, column, numbering)
+        digest.update(repr((schema.names, list(numbering.known))).encode() + numbering.digest.digest())
+        return {
+            "groups": groups,
+            "numbering": numbering.about if column is not None else None,
+            "fingerprint": digest.hexdigest()[:32],
+        }
+
+    def _number(self, file: Any, column: str, numbering: Numbering) -> None:
+        import pyarrow
+
+        for batch in file.iter_batches(batch_size=1 << 16, columns=[column], use_threads=False):
+            cells, first = batch.column(0), numbering.count
+
+            def name(i: int, first: int = first) -> str:
+                return f"row {first + i}"
+
+            whole = pyarrow.types.is_integer(cells.type) and not cells.null_count
+            values = cells.to_numpy() if whole else cells.to_pylist()
+            numbering.add(values, name)

@@ -1,0 +1,195 @@
+"""A source too large to hold: examples are read where they lie, and what is known of all of them stays on disk."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, overload
+
+import numpy as np
+
+from triptych.atomic_write import write_atomically
+from triptych.data.disk_index import Records
+from triptych.data.example import Example
+from triptych.data.loading.permutation import drawn
+from triptych.data.masks import Colour, Legend
+from triptych.data.sources.columns import Columns
+from triptych.data.sources.table import captions_in, mask_in, picture_in
+
+CHUNK = 1 << 20  # labels at a time
+NUMBER = np.dtype("<i4")
+
+
+class Cells(NamedTuple):
+    """What is read of an example, as `picture_in`, `captions_in` and `mask_in` take it."""
+
+    image: Any
+    name: str
+    caption: Any = None
+    mask: Any = None
+
+
+class Rows(Protocol):
+    """The examples of some files by number, and what an index knows of them."""
+
+    columns: Columns
+    bounds: np.ndarray
+    """int64 (runs + 1,): where each stretch that is read one after the other begins, and the number of rows."""
+    numbering: dict[str, Any] | None
+    """What `places.Numbering` said of the labels; None without any."""
+    names: tuple[str, ...] | None
+    """The classes, where the files themselves say them."""
+    labels_file: Path
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+    def cells(self, row: int, /) -> Cells: ...
+    def hold(self, rows: int, window: int, /) -> None: ...
+
+
+class StreamSource:
+    """Examples of `Rows` as a `Source`; see `triptych.data.open`. Nothing grows with their number but files.
+
+    Attributes:
+        bounds: where each run of rows begins, and the number of rows; for `data.loading.stream_order.LaneOrder`.
+        fingerprint: hex digest of names, labels and where everything lies, sizes included; pictures are not read.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        classes: tuple[str, ...] | None,
+        labels: Path | None,
+        legend: Legend | None,
+        name: str,
+        root: Path,
+    ):
+        self._rows, self.name, self.root, self.legend = rows, name, root, legend
+        self.classes = classes if labels is not None else None
+        self._labels_file = labels
+        self._label = None if labels is None else Records(labels, NUMBER)
+        self.mask_classes: tuple[str, ...] | None = None if legend is None else legend.classes
+        self.mask_colours: tuple[Colour, ...] | None = None if legend is None else legend.colours
+        self.groupings: dict[str, tuple[str, ...]] = {}
+        self.bounds, self.hold = rows.bounds, rows.hold
+        self.fingerprint = hashlib.sha256(repr((rows.fingerprint, self.classes)).encode()).hexdigest()[:32]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 (n,), mapped from its file; None where nothing is labelled."""
+        return None if self._labels_file is None else np.memmap(self._labels_file, NUMBER, "r")
+
+    @property
+    def captions(self) -> "Sequence[tuple[str, ...]] | None":
+        """All that each example may be called, read when it is asked for; None where no column holds any."""
+        if self._rows.columns.caption is None:
+            return None
+        return _Captions(lambda row: captions_in(self._rows.cells(row).caption), range(len(self)))
+
+    def __getitem__(self, index: int, /) -> Example:
+        cells = self._rows.cells(int(index))
+        captions = captions_in(cells.caption)
+        mask = None
+        if self.legend is not None and cells.mask is not None:
+            mask = self.legend.read(*mask_in(cells.mask, self.root, cells.name))
+        return Example(
+            image=picture_in(cells.image, self.root)[0],
+            label=None if self._label is None else int(self._label[int(index)]),
+            caption=captions[0] if captions else None,
+            id=cells.name,
+            mask=mask,
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: a stream of {len(self)} images>"
+
+
+class Every:
+    """Of each `step` neighbours in a stream one, drawn by `seed`, or all others: a split that takes no memory.
+
+    Being spread evenly, it has of every class its share, however the data is sorted.
+    """
+
+    def __init__(self, source: StreamSource, step: int, seed: int, *, others: bool = False):
+        self.source, self.step, self.seed, self.others = source, step, seed, others
+        self.classes, self.groupings = source.classes, source.groupings
+        self.mask_classes, self.mask_colours = source.mask_classes, source.mask_colours
+        self.hold = source.hold
+        self.bounds = self._below(source.bounds)
+
+    def _below(self, row: Any) -> Any:
+        """How many of these come before a row of the source."""
+        block, at = np.divmod(row, self.step)
+        taken = block + (drawn(block, self.step, self.seed) < at)
+        return row - taken if self.others else taken
+
+    def row(self, index: Any) -> Any:
+        """The row of the source."""
+        if not self.others:
+            return index * self.step + drawn(index, self.step, self.seed)
+        block, at = np.divmod(index, self.step - 1)
+        return block * self.step + at + (at >= drawn(block, self.step, self.seed))
+
+    def __len__(self) -> int:
+        return int(self._below(len(self.source)))
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.source[int(self.row(int(index)))]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        whole = self.source.labels
+        return None if whole is None else whole[self.row(np.arange(len(self)))]
+
+    @property
+    def captions(self) -> "Sequence[tuple[str, ...]] | None":
+        """All that each example may be called."""
+        whole = self.source.captions
+        return None if whole is None else _Captions(lambda i: whole[int(self.row(i))], range(len(self)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the source, and of which examples these are."""
+        which = (self.source.fingerprint, self.step, self.seed, self.others)
+        return hashlib.sha256(repr(which).encode()).hexdigest()[:32]
+
+
+class _Captions(Sequence[tuple[str, ...]]):
+    def __init__(self, read: Callable[[int], tuple[str, ...]], rows: range):
+        self.read, self.rows = read, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Captions": ...
+    def __getitem__(self, index: int | slice) -> "tuple[str, ...] | _Captions":
+        if isinstance(index, slice):
+            return _Captions(self.read, self.rows[index])
+        return self.read(self.rows[index])
+
+
+def numbered(rows: Rows, classes: tuple[str, ...]) -> Path:
+    """The file of class indices of all rows: as they were noted, or where text turned up in another order than that of
+    `classes`, written once beside them."""
+    assert rows.numbering is not None
+    index = {name: i for i, name in enumerate(classes)}
+    found = [index[name] for name in rows.numbering["names"]]
+    if found == list(range(len(found))):
+        return rows.labels_file
+    digest = hashlib.sha256(repr((rows.fingerprint, classes)).encode()).hexdigest()[:16]
+    path = rows.labels_file.with_name(f"labels-{digest}.bin")
+    if not path.exists():
+        table = np.array(found, NUMBER)
+
+        def write(file: Any) -> None:
+            with open(rows.labels_file, "rb") as noted:
+                while content := noted.read(CHUNK * NUMBER.itemsize):
+                    file.write(table[np.frombuffer(content, NUMBER)].tobytes())
+
+        write_atomically(path, write)
+    return path

@@ -1,0 +1,224 @@
+"""Tar shards whose examples are found by an index on disk: 52 bytes and a name each, of which nothing is held."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from triptych.data.disk_index import Files, Index, Known, Lines, Numbering, Records
+from triptych.data.sources.columns import Columns, find_columns
+from triptych.data.sources.folders import ID, SUFFIXES, table
+from triptych.data.sources.tar import NUMBER, SMALL, TEXT, Member, members, values_in
+from triptych.data.streaming.source import Cells
+from triptych.errors import UserError
+
+RUN = 256  # examples that are read one after the other, before another place of the data has its turn
+FIRST = 1000  # examples that tell which files and columns there are
+ROW = np.dtype(
+    [
+        *(("shard", "<i4"), ("name", "<i8"), ("name_size", "<i4")),
+        *((what + end, kind) for what in ("image", "text", "mask") for end, kind in (("", "<i8"), ("_size", "<u4"))),
+    ]
+)  # fmt: skip
+
+
+class Group(NamedTuple):
+    """The files of an example, by what follows the first dot of their names."""
+
+    key: str
+    files: dict[str, Member]
+
+
+def groups(shard: Path) -> Iterator[Group]:
+    """The examples of a shard in the webdataset layout: files that follow one another, of the same name up to its first
+    dot."""
+    found: Group | None = None
+    for member in members(shard):
+        folder, _, name = member.name.rpartition("/")
+        stem, _, field = name.partition(".")
+        if not stem or not field:
+            continue
+        key = f"{folder}/{stem}" if folder else stem
+        if found is None or found.key != key:
+            if found is not None:
+                yield found
+            found = Group(key, {})
+        found.files[field] = member
+    if found is not None:
+        yield found
+
+
+class _Fields(NamedTuple):
+    """Which file of an example holds what, and the columns within."""
+
+    columns: Columns
+    label: str | None
+    caption: str | None
+
+
+class TarRows:
+    """The examples of some shards, each read from its place.
+
+    Args:
+        shards: uncompressed tar files in the webdataset layout, the files of each example one behind the other.
+        asked: the columns of image, label, caption and mask, where the user named them.
+
+    Raises:
+        UserError: a damaged shard, no pictures, ambiguous or unknown columns, labels that cannot be read.
+    """
+
+    def __init__(self, shards: Sequence[Path], asked: tuple[str | None, ...]):
+        self.files = [Known.of(shard) for shard in shards]
+        self.shards, self.asked = list(shards), asked
+        self._handles = Files(self.files)
+        index = Index(["tar", self.files, asked])
+        about = index.made(("rows", "names", "labels"), self._make)
+        self._records = Records(index.path("rows"), ROW)
+        self._names = Files([Known.of(index.path("names"))])
+        self.labels_file = index.path("labels")
+        self.columns = Columns(**about["columns"])
+        self._label, self._caption = about["label"], about["caption"]
+        self.numbering: dict[str, Any] | None = about["numbering"]
+        self.names: tuple[str, ...] | None = None
+        self.fingerprint: str = about["fingerprint"]
+        starts = [
+            start + piece
+            for start, count in zip(np.cumsum([0, *about["counts"]]), about["counts"], strict=False)
+            for piece in range(0, count, RUN)
+        ]
+        self.bounds = np.array([*starts, len(self._records)], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def cells(self, row: int) -> Cells:
+        record = self._records[row]
+        shard = int(record["shard"])
+        key = self._names.read(0, int(record["name"]), int(record["name_size"])).decode()
+        name = f"{self.shards[shard].name}/{key}"
+        image = self._handles.read(shard, int(record["image"]), int(record["image_size"]))
+        caption = None
+        if self._caption is not None and record["text_size"]:
+            caption = self._value(shard, Member(name, int(record["text"]), int(record["text_size"])))
+        mask = None
+        if record["mask_size"]:
+            mask = self._handles.read(shard, int(record["mask"]), int(record["mask_size"]))
+        return Cells(image, name, caption, mask)
+
+    def hold(self, rows: int, window: int) -> None:
+        """Nothing need be held: each example is read by itself."""
+
+    def _value(self, shard: int, member: Member) -> Any:
+        return self._read(self._handles.read, shard, self._caption, member).get(self.columns.caption or "")
+
+    def _read(self, read: Callable[..., bytes], shard: int, field: str, member: Member) -> dict[str, Any]:
+        suffix = field.rpartition(".")[2].lower()
+        if member.size > SMALL or suffix not in (*TEXT, *NUMBER, "json"):
+            return {}
+        try:
+            return values_in(field, suffix, read(shard, member.offset, member.size).decode())
+        except UserError:
+            raise
+        except ValueError as problem:
+            where = f"{member.name} in {self.shards[shard]}"
+            raise UserError(f"{where} cannot be read ({problem}); repair it") from problem
+
+    def _make(self, rows: BinaryIO, names: BinaryIO, labels: BinaryIO) -> dict[str, Any]:
+        fields = self._fields()
+        lines, digest, counts = Lines(names), hashlib.sha256(), []
+        numbering = Numbering(labels, fields.columns.label or "")
+        for number, shard in enumerate(self.shards):
+            count = 0
+            examples = (group for group in groups(shard) if self._image(group, fields.columns.image))
+            while part := list(itertools.islice(examples, 4096)):
+                packed = np.zeros(len(part), ROW)
+                for i, group in enumerate(part):
+                    packed[i] = self._row(number, group, fields, lines)
+                if fields.label is not None:
+                    values = [self._label_of(number, group, fields) for group in part]
+                    numbering.add(values, lambda i, part=part, shard=shard: f"{shard.name}/{part[i].key}")
+                rows.write(content := packed.tobytes())
+                digest.update(content)
+                digest.update("\n".join(group.key for group in part).encode())
+                count += len(part)
+            counts.append(count)
+        digest.update(repr((fields.columns, list(numbering.known))).encode())
+        digest.update(numbering.digest.digest())
+        columns = {name: getattr(fields.columns, name) for name in ("image", "label", "caption", "mask")}
+        return {
+            "counts": counts,
+            "columns": columns,
+            "label": fields.label,
+            "caption": fields.caption,
+            "numbering": numbering.about if fields.label is not None else None,
+            "fingerprint": digest.hexdigest()[:32],
+        }
+
+    def _row(self, shard: int, group: Group, fields: _Fields, lines: Lines) -> tuple[int, ...]:
+        image = self._image(group, fields.columns.image)
+        assert image is not None
+        text = group.files.get(fields.caption or "")
+        mask = group.files.get(fields.columns.mask or "")
+        found = [shard, *lines.add(group.key)]
+        for member in (image, text, mask):
+            found += [0, 0] if member is None else [member.offset, member.size]
+        return tuple(found)
+
+    def _image(self, group: Group, column: str) -> Member | None:
+        if column != "image":
+            return group.files.get(column)
+        mask = self.asked[3]
+        found = [
+            field
+            for field in group.files
+            if field != mask and f".{field.rpartition('.')[2].lower()}" in SUFFIXES
+        ]
+        if len(found) > 1:
+            raise UserError(
+                f"{group.key} has several images; name the one to use, such as image_column={found[1]}"
+            )
+        return group.files[found[0]] if found else None
+
+    def _label_of(self, shard: int, group: Group, fields: _Fields) -> Any:
+        member = group.files.get(fields.label or "")
+        if member is None:
+            return None
+        return self._read(self._handles.read, shard, fields.label or "", member).get(
+            fields.columns.label or ""
+        )
+
+    def _fields(self) -> _Fields:
+        """What the first examples have; the others must have it too."""
+        image, label, caption, mask = self.asked
+        examples: list[dict[str, Any]] = []
+        held: dict[str, str] = {}  # which file each column was found in
+        for number, shard in enumerate(self.shards):
+            for group in itertools.islice(groups(shard), FIRST - len(examples)):
+                if self._image(group, image or "image") is None:
+                    continue
+                example: dict[str, Any] = {ID: group.key, "image": "a picture"}
+                for field, member in group.files.items():
+                    if field == mask:
+                        example[field] = "a mask"
+                    for name, value in self._read(self._handles.read, number, field, member).items():
+                        example[name] = value
+                        held.setdefault(name, field)
+                examples.append(example)
+            if len(examples) >= FIRST:
+                break
+        if not examples:
+            raise UserError(
+                f"{self.shards[0]} holds no images; a shard holds key.jpg beside key.cls, key.txt or key.json"
+            )
+        names = dict.fromkeys(name for example in examples for name in example)
+        masks = mask if mask in names else None
+        features = table({name: [one.get(name) for one in examples] for name in names}, masks=masks).features
+        columns = find_columns(features, "image", label, caption, masks)
+        return _Fields(
+            Columns(image or "image", columns.label, columns.caption, columns.mask),
+            held.get(columns.label or ""),
+            held.get(columns.caption or ""),
+        )

@@ -1,0 +1,1 @@
+"""Fast paths for CPUs: private PyTorch calls, each with a twin in public PyTorch."""

@@ -1,0 +1,1 @@
+"""Configs of networks. Nothing here imports torch."""

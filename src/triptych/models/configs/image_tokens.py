@@ -1,0 +1,29 @@
+"""A picture as a prompt, as data. Imports no torch."""
+
+from dataclasses import dataclass
+
+from triptych.config import check
+from triptych.errors import UserError
+from triptych.models.configs.swin import SwinConfig
+from triptych.models.configs.vit import ViTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTokensConfig:
+    """A picture as a prompt: a token for each cell of a ViT's or Swin's last map. Checked when made."""
+
+    backbone: ViTConfig | SwinConfig
+    width: int = 256
+    """Of a token."""
+    size: tuple[int, int] = (224, 224)
+    """Height and width that the backbone is fed."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Of what it is fed, of values from 0 to 1."""
+
+    def __post_init__(self):
+        check(self)
+        if self.width < 1 or min(self.size) < 1 or min(self.std) <= 0:
+            raise UserError(
+                f"width is {self.width}, size {self.size} and std {self.std}, which must all be positive"
+            )

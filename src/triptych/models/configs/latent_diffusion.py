@@ -1,0 +1,165 @@
+"""A latent diffusion model as data: the configs of its parts. Imports no torch."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from triptych.config import check
+from triptych.diffusion.config import ProcessConfig
+from triptych.errors import UserError
+from triptych.models.configs import autoencoder as autoencoder_config
+from triptych.models.configs import dit as dit_config
+from triptych.models.configs import text as text_config
+from triptych.models.configs import unet as unet_config
+from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
+from triptych.models.configs.dit import DiTConfig
+from triptych.models.configs.image_tokens import ImageTokensConfig
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.models.configs.unet import UNetConfig
+
+Beside = Literal["nothing", "mask+masked", "masked+mask", "depth", "image", "map"]
+
+# What is laid beside the noisy latents -> channels of it, in channels of the latents and others.
+BESIDE: dict[Beside, tuple[int, int]] = {
+    "nothing": (0, 0),
+    "mask+masked": (1, 1),
+    "masked+mask": (1, 1),
+    "depth": (0, 1),
+    "image": (0, 3),
+    "map": (0, 0),  # and those of its own config
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapConfig:
+    """What reads a map of classes. Checked when made."""
+
+    num_classes: int
+    channels: int = 3
+    """Beside the latents."""
+
+    def __post_init__(self):
+        check(self)
+        if not 1 <= self.num_classes <= 255 or self.channels < 1:
+            raise UserError(
+                f"a map has {self.num_classes} classes and {self.channels} channels; needed are 1 to 255, and 1 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentDiffusionConfig:
+    """The parts of a latent diffusion model (Rombach et al. 2022, Figure 3). Checked when made."""
+
+    autoencoder: AutoencoderConfig | TinyAutoencoderConfig
+    unet: UNetConfig | DiTConfig
+    """The denoiser, of either kind."""
+    text: TextConfig | ClassTokenConfig | ImageTokensConfig | None = None
+    """What reads the prompt, the class, or a picture to be like; none in an unconditional model."""
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    beside: Beside = "nothing"
+    """Further input channels of the denoiser: a mask and the masked picture's latents (Stable Diffusion), the same in
+    the other order (the paper's inpainting), a depth map, a small picture to be upscaled, or a map of classes."""
+    map: MapConfig | None = None
+    """Of beside="map"."""
+    low_process: ProcessConfig | None = None
+    """Upscaling: the process whose noise is added to the small picture; its time is the UNet's label."""
+
+    def __post_init__(self):
+        check(self)
+        latents = self.autoencoder.latent_channels
+        name = "UNet" if isinstance(self.unet, UNetConfig) else "DiT"
+        times, more = BESIDE[self.beside]
+        if (self.map is None) != (self.beside != "map"):
+            raise UserError(f"beside is {self.beside!r} and map {self.map}; a map's config goes with beside='map'")
+        more += 0 if self.map is None else self.map.channels
+        if self.unet.in_channels != latents * (1 + times) + more or self.unet.out_channels != latents:
+            raise UserError(
+                f"the {name} takes {self.unet.in_channels} channels and gives {self.unet.out_channels}; latents of "
+                f"{latents} with beside={self.beside!r} need {latents * (1 + times) + more} and {latents}"
+            )
+        width = 0 if self.text is None else self.text.width
+        if self.unet.context_dim != width:
+            raise UserError(f"the {name} reads tokens of {self.unet.context_dim} channels, the text part gives {width}")
+
+    @property
+    def classes(self) -> ClassTokenConfig | DiTConfig | None:
+        """What knows classes, in a model that paints those: a token for each, or a DiT's modulation."""
+        if self.text is None:
+            return self.unet if isinstance(self.unet, DiTConfig) and self.unet.num_classes else None
+        return self.text if isinstance(self.text, ClassTokenConfig) else None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that it was trained on."""
+        height, width = self.unet.latent_size
+        return height * self.autoencoder.factor, width * self.autoencoder.factor
+
+
+def replaced_size(config: LatentDiffusionConfig, image_size: tuple[int, int]) -> LatentDiffusionConfig:
+    """The config for another size of pictures; weights do not depend on it."""
+    factor = config.autoencoder.factor
+    latent = (image_size[0] // factor, image_size[1] // factor)
+    return replace(config, unet=replace(config.unet, latent_size=latent))
+
+
+def _ldm(stage: str, unet: str, last_beta: float, **more) -> LatentDiffusionConfig:
+    """A model of the paper: its betas rise from 0.0015, its KL latents are scaled by a number in the checkpoint."""
+    process = ProcessConfig(beta_start=0.0015, beta_end=last_beta)
+    stages, unets = autoencoder_config.SIZES, unet_config.SIZES
+    return LatentDiffusionConfig(**{"autoencoder": stages[stage], "unet": unets[unet], "process": process, **more})
+
+
+def _sd(unet: str, text: str, prediction: Literal["eps", "v"] = "eps", **more) -> LatentDiffusionConfig:
+    """A Stable Diffusion."""
+    return LatentDiffusionConfig(
+        **{
+            "autoencoder": autoencoder_config.SIZES["sd-vae"],
+            "unet": unet_config.SIZES[unet],
+            "text": text_config.SIZES[text],
+            "process": ProcessConfig(prediction=prediction),
+            **more,
+        }
+    )
+
+
+def _dit(name: str, side: int) -> LatentDiffusionConfig:
+    """A model of the DiT paper, on Stable Diffusion's latents of square pictures."""
+    return LatentDiffusionConfig(
+        autoencoder=autoencoder_config.SIZES["sd-vae"],
+        unet=replace(dit_config.SIZES[name], latent_size=(side // 8, side // 8)),
+        process=ProcessConfig(schedule="linear", beta_start=0.0001, beta_end=0.02),
+    )
+
+
+CLASSES = text_config.CLASS_SIZES
+
+SIZES: dict[str, LatentDiffusionConfig] = {
+    "sd1": _sd("sd1", "clip-l"),
+    "sd1-inpaint": _sd("sd1-inpaint", "clip-l", beside="mask+masked"),
+    "sd2": _sd("sd2", "openclip-h", "v"),
+    "sd2-base": _sd("sd2-base", "openclip-h"),
+    "sd2-inpaint": _sd("sd2-inpaint", "openclip-h", beside="mask+masked"),
+    "sd2-depth": _sd("sd2-depth", "openclip-h", beside="depth"),
+    "sd-x4-upscaler": _sd(
+        "x4-upscaler",
+        "openclip-h",
+        "v",
+        autoencoder=autoencoder_config.SIZES["sd-x4-vae"],
+        beside="image",
+        # What its CompVis config calls linear in either place, and its diffusers folder scaled_linear.
+        process=ProcessConfig(beta_start=0.0001, beta_end=0.02, prediction="v"),
+        low_process=ProcessConfig(beta_start=0.0001, beta_end=0.02),
+    ),
+    "ldm-celeba": _ldm("vq-f4", "celeba", 0.0195),
+    "ldm-ffhq": _ldm("vq-f4", "ffhq", 0.0195),
+    "ldm-bedrooms": _ldm("vq-f4", "bedrooms", 0.0195),
+    "ldm-churches": _ldm("kl-f8", "churches", 0.0155),
+    "ldm-cin256": _ldm("vq-f8", "cin256", 0.0195, text=CLASSES["cin256"]),
+    "ldm-cin256-v2": _ldm("vq-f4", "cin256-v2", 0.0195, text=CLASSES["cin256-v2"]),
+    "ldm-txt2img-1p4b": _sd("txt2img-1p4B", "ldm-bert"),
+    "ldm-layout": _ldm("vq-f4", "layout", 0.0205, text=text_config.SIZES["ldm-layout-text"]),
+    "ldm-semantic": _ldm("vq-f4", "semantic", 0.0205, beside="map", map=MapConfig(num_classes=182)),
+    "ldm-inpainting": _ldm("vq-f4-noattn", "inpainting-big", 0.0205, beside="masked+mask"),
+    "ldm-bsr-sr": _ldm("vq-f4", "bsr-sr", 0.0155, beside="image"),
+    "dit-xl2-256": _dit("dit-xl2", 256),
+    "dit-xl2-512": _dit("dit-xl2", 512),
+}

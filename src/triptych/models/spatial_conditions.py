@@ -1,0 +1,71 @@
+"""Conditions that are neither text nor class, as networks take them: a map of classes, and boxes as tokens."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Integer
+from torch import Tensor, nn
+
+from triptych.errors import UserError
+from triptych.models.configs.latent_diffusion import MapConfig
+from triptych.models.configs.text import TextConfig
+
+NO_CLASS = 255  # what nobody knows
+
+Box = tuple[int, float, float, float, float]
+"""Class, left, top, right, bottom, as shares of the picture's width and height."""
+
+
+class MapEncoder(nn.Module):
+    """A map of classes at the size of the latents, mixed to a few channels (Rombach et al. 2022, Section 4.3.1).
+
+    CompVis' SpatialRescaler halves a one-hot map again and again, then mixes its channels. Both are linear, so that
+    mixing first is the same, in a hundredth of the memory.
+    """
+
+    def __init__(self, config: MapConfig):
+        super().__init__()
+        self.mix = nn.Conv2d(config.num_classes, config.channels, 1, bias=False)
+
+    def forward(self, classes: Integer[Tensor, "b H W"], factor: int) -> Float[Tensor, "b channels h w"]:
+        """
+        Args:
+            classes: of each pixel, from 0; 255 is none.
+            factor: pixels for a latent.
+        """
+        known = classes != NO_CLASS
+        x = F.embedding(classes.long() * known, self.mix.weight.flatten(1).T)            # b H W channels
+        x = (x * known[..., None]).permute(0, 3, 1, 2)                                   # b channels H W
+        return F.avg_pool2d(x, factor)
+
+
+def box_tokens(config: TextConfig, boxes: Sequence[Box]) -> Int[Tensor, "1 n"]:
+    """Boxes as the tokens of a layout (Rombach et al. 2022, Appendix C), as the builder in CompVis' taming-transformers
+    writes them: of each box the class, then the cells of its top left and its bottom right corner; empty boxes; the
+    corners of the crop, which is all of the picture. The paper's text names the class last.
+
+    A picture has floor(sqrt(vocabulary))^2 cells, 90 x 90 of 8,192; the last token is that of empty boxes.
+
+    Raises:
+        UserError: too many boxes, a class that is no token, or corners outside the picture.
+    """
+    most, none, side = (config.length - 2) // 3, config.vocab_size - 1, math.isqrt(config.vocab_size)
+    if len(boxes) > most:
+        raise UserError(f"{len(boxes)} boxes are given, this model reads up to {most}")
+
+    def cell(x: float, y: float) -> int:
+        return round(y * (side - 1)) * side + round(x * (side - 1))
+
+    tokens: list[int] = []
+    for label, left, top, right, bottom in boxes:
+        if not 0 <= label < none:
+            raise UserError(f"a box has class {label}, which must be from 0 to {none - 1}")
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise UserError(
+                f"a box is {left}, {top}, {right}, {bottom}, which must be left, top, right and bottom from 0 to 1"
+            )
+        tokens += [label, cell(left, top), cell(right, bottom)]
+    tokens += [none] * (3 * most - len(tokens)) + [cell(0.0, 0.0), cell(1.0, 1.0)]
+    return torch.tensor([tokens + [none] * (config.length - len(tokens))])

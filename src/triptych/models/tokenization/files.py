@@ -1,0 +1,200 @@
+"""Tokenizers from files and to files: vocab.txt, tokenizer.json, and the `tokenizer` folder of a published model."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from triptych.atomic_write import write_text_atomically
+from triptych.errors import UserError
+from triptych.models.tokenization.tokenizer import (
+    BERT_END,
+    BERT_START,
+    CLIP_END,
+    CLIP_START,
+    PAD,
+    Tokenizer,
+    bert_tokenizer,
+    clip_backend,
+    clip_tokenizer,
+    clip_vocabulary,
+)
+
+# Start and end of a text, where nothing but the vocabulary tells; and padding.
+FRAMES = ((CLIP_START, CLIP_END), (BERT_START, BERT_END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|endoftext|>",) * 2)
+PADS = (PAD, "<pad>", "<|pad|>")
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """A tokenizer from what is on the disk.
+
+    Args:
+        path: BERT's vocab.txt, a tokenizer.json, or a folder with one of them or with CLIP's vocab.json and merges.txt;
+            a diffusers model's folder stands for its `tokenizer`.
+
+    Raises:
+        UserError: nothing of the kind is there, or it is damaged.
+    """
+    path = Path(path)
+    if (path / "tokenizer").is_dir():
+        path = path / "tokenizer"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a vocab.txt, a tokenizer.json, or a tokenizer's folder")
+    try:
+        return _from_folder(path) if path.is_dir() else _from_file(path, _said(path.parent))
+    except UserError:
+        raise
+    except Exception as problem:  # the Rust library raises nothing narrower, and a file may hold anything
+        reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+        raise UserError(f"{path} cannot be read as a tokenizer ({reason}); get it again") from problem
+
+
+def save_tokenizer(
+    tokenizer: Tokenizer, folder: str | os.PathLike[str], pad: int | None = None, length: int = 77
+) -> None:
+    """Write a tokenizer as the folder that transformers and diffusers read.
+
+    Args:
+        pad: the token behind a text's end, where the network has another than the tokenizer.
+        length: tokens of a text with its start and end.
+
+    An added token of several vectors becomes `token`, `token_1`, `token_2`, ..., as diffusers has them.
+    """
+    folder = Path(folder)
+    model = json.loads(tokenizer.backend.to_str())["model"]
+    start, end, named = tokenizer.frame
+    named = named if pad is None else tokenizer.backend.id_to_token(pad)
+    frame = {"pad_token": named}
+    if model["type"] == "WordPiece":
+        vocabulary = sorted(model["vocab"], key=model["vocab"].get)
+        files = {"vocab.txt": "".join(f"{token}\n" for token in vocabulary)}
+        frame |= {"cls_token": start, "sep_token": end, "unk_token": model["unk_token"]}
+        kind = {"tokenizer_class": "BertTokenizer", "do_lower_case": _lowercases(tokenizer)}
+    elif _is_clip(model):
+        merges = "".join(f"{a} {b}\n" for a, b in map(_merge, model["merges"]))
+        files = {"vocab.json": json.dumps(model["vocab"], ensure_ascii=False), "merges.txt": f"#version: 0.2\n{merges}"}
+        frame |= {"bos_token": start, "eos_token": end, "unk_token": end}
+        kind = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
+    else:
+        files = {"tokenizer.json": tokenizer.backend.to_str(pretty=True)}
+        frame |= {"bos_token": start, "eos_token": end}
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    added = {f"{name}_{k}" if k else name: i for name, rows in tokenizer.added.items() for k, i in enumerate(rows)}
+    about = {**kind, **frame, "model_max_length": length}
+    if added:
+        plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": False}
+        about["added_tokens_decoder"] = {str(i): {"content": name, **plain} for name, i in added.items()}
+        files["added_tokens.json"] = json.dumps(added, indent=2, ensure_ascii=False)
+    files["special_tokens_map.json"] = json.dumps(frame, indent=2, ensure_ascii=False)
+    files["tokenizer_config.json"] = json.dumps(about, indent=2, ensure_ascii=False)
+    for name, text in files.items():
+        write_text_atomically(folder / name, text)
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    said = _said(folder)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        vocabulary = _object(folder / "vocab.json")
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [line for line in lines if line and not line.startswith("#version")]
+        if any(token.endswith("</w>") for token in vocabulary):  # else those of another kind of byte pairs
+            return _clip(vocabulary, merges, said)
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (folder / name).is_file():
+            return _from_file(folder / name, said)
+    raise UserError(
+        f"{folder} holds no tokenizer; it needs CLIP's vocab.json and merges.txt, a tokenizer.json, or a vocab.txt"
+    )
+
+
+def _from_file(path: Path, said: dict[str, Any]) -> Tokenizer:
+    if path.suffix == ".json":
+        return _from_json(path, said)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    vocabulary = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    return bert_tokenizer(vocabulary, bool(said.get("do_lower_case", True)))
+
+
+def _from_json(path: Path, said: dict[str, Any]) -> Tokenizer:
+    """A file of the `tokenizers` library. CLIP's is cut in our way: some files call "!" special, since it pads."""
+    content = _object(path)
+    model, tokens = content["model"], content.get("added_tokens") or []
+    known = len(model["vocab"])
+    mine = [token for token in tokens if token["id"] >= known and not token["special"]]
+    said = {**said, "added": {**{token["content"]: token["id"] for token in mine}, **said["added"]}}
+    if _is_clip(model):
+        return _clip(model["vocab"], model["merges"], said)
+    content["added_tokens"] = [token for token in tokens if token not in mine]
+    backend = Backend.from_str(json.dumps(content))
+    backend.no_truncation()
+    backend.no_padding()
+    names = backend.get_vocab()
+    frame = next((pair for pair in (_frame_of(said), *FRAMES) if all(name in names for name in pair)), None)
+    if frame is None:
+        raise UserError(f"{path} does not tell the start and end of a text; put its tokenizer_config.json beside it")
+    pad = next((name for name in (said.get("pad_token"), *PADS) if name in names), None)
+    return Tokenizer(backend, frame[0], frame[1], pad, _added(said, known))
+
+
+def _clip(vocabulary: dict[str, int], merges: Sequence[Any], said: dict[str, Any]) -> Tokenizer:
+    pairs = [_merge(merge) for merge in merges]
+    shipped = (vocabulary, pairs) == clip_vocabulary()
+    backend = clip_tokenizer().backend if shipped else clip_backend(vocabulary, pairs)
+    start, end = _frame_of({"bos_token": CLIP_START, "eos_token": CLIP_END, **said})
+    return Tokenizer(backend, start, end, said.get("pad_token"), _added(said, len(vocabulary)))
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """What stands beside a vocabulary: names of the tokens around a text, and the tokens added behind it."""
+    said: dict[str, Any] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):  # where they differ, as in SD 2, the latter holds
+        if (folder / name).is_file():
+            for key, value in _object(folder / name).items():
+                said[key] = value["content"] if isinstance(value, dict) and "content" in value else value
+    added = {token["content"]: int(i) for i, token in (said.get("added_tokens_decoder") or {}).items()}
+    if (folder / "added_tokens.json").is_file():
+        added |= _object(folder / "added_tokens.json")
+    return {key: value for key, value in said.items() if value is not None} | {"added": added}
+
+
+def _frame_of(said: Mapping[str, Any]) -> tuple[str, str]:
+    start = said.get("bos_token") or said.get("cls_token") or ""
+    return str(start), str(said.get("eos_token") or said.get("sep_token") or "")
+
+
+def _added(said: Mapping[str, Any], known: int) -> dict[str, list[int]]:
+    """Added tokens with their rows: `token`, `token_1`, `token_2` in a row are one."""
+    added: dict[str, list[int]] = {}
+    name = None
+    for token, i in sorted(said["added"].items(), key=lambda item: item[1]):
+        if i < known:
+            continue
+        if name is not None and token == f"{name}_{len(added[name])}" and i == added[name][-1] + 1:
+            added[name].append(i)
+        else:
+            name, added[token] = token, [i]
+    return added
+
+
+def _is_clip(model: Mapping[str, Any]) -> bool:
+    return model.get("type") == "BPE" and model.get("end_of_word_suffix") == "</w>"
+
+
+def _merge(merge: Any) -> tuple[str, str]:
+    a, b = merge.split(" ") if isinstance(merge, str) else merge
+    return a, b
+
+
+def _lowercases(tokenizer: Tokenizer) -> bool:
+    normalizer = json.loads(tokenizer.backend.to_str()).get("normalizer") or {}
+    return bool(normalizer.get("lowercase", True))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object; get it again")
+    return value

@@ -1,0 +1,131 @@
+"""Pictures in, names and probabilities out."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from triptych.device import say_dtype
+from triptych.errors import UserError
+from triptych.heads.segmenter import Segmenter
+from triptych.kernels.linear import keeping
+from triptych.model_card import Preprocess
+from triptych.pipelines.base import PicturePipeline, batches
+from triptych.pipelines.classification_result import Classification, Guess
+from triptych.pipelines.image_input import Picture, batched, fitted, name_of
+
+
+class ClassificationPipeline(PicturePipeline):
+    """A classifier with what surrounds it: reading, resizing, normalising, batching, naming.
+
+    ```python
+    pipe = tp.ClassificationPipeline(net)           # or a name, a file, a RUN folder, a hub id
+    pipe("cat.jpg", top=3)                          # <cat.jpg: tabby 0.81, tiger cat 0.12, lynx 0.02>
+    pipe(["a.png", pil_image, array, open("b.jpg", "rb").read()])      # a list of them
+    for found in pipe("folder/"): ...               # one after another, memory flat
+    ```
+
+    Args:
+        net: a network with `card` (which holds preprocessing and class names), or what `tp.load` takes.
+        device: None takes CUDA, then MPS, then the processor.
+        dtype: "fp32", "bf16", "fp16"; None takes bf16 where the hardware multiplies it natively, and logs it
+            once.
+        batch_size: images a forward pass.
+        workers: processes that read and resize ahead; 0 does it in between.
+        on_bad_image: "fail" raises at the first image that cannot be read; "skip" leaves it out of the
+            results, logs it, and lists it in `skipped`. A single image always raises.
+        compile: `torch.compile` each block at the first images; what it makes is kept on disk for the next process. See
+            `triptych.torch_compile` for when it pays.
+
+    Raises:
+        UserError: the network has no classes, or an argument is out of its range.
+    """
+
+    def check(self, net: Any) -> None:
+        if isinstance(net, Segmenter):
+            raise UserError(
+                f"{self.source or 'the network'} is a segmenter, which names pixels; use SegmentationPipeline or "
+                "`triptych segment`, or give a classifier"
+            )
+        if not getattr(net.config, "num_classes", 0):
+            raise UserError(
+                "the network has no classes; tp.load(source, num_classes=N) gives it a head to train"
+            )
+
+    @overload
+    def __call__(self, images: bytes | Image.Image | np.ndarray, top: int = 5) -> Classification: ...
+    @overload
+    def __call__(self, images: str | os.PathLike[str], top: int = 5) -> Any: ...
+    @overload
+    def __call__(self, images: Sequence[Picture], top: int = 5) -> list[Classification]: ...
+    @overload
+    def __call__(self, images: Iterable[Picture], top: int = 5) -> Iterator[Classification]: ...
+    def __call__(self, images: Any, top: int = 5) -> Any:
+        """Classify one image, several, or a stream of them.
+
+        Args:
+            images: one picture (path, bytes of a file, PIL image, uint8 array) gives a `Classification`; a
+                list or tuple gives a list; the path of a folder (everything below it) and any other iterable
+                give an iterator that reads one batch at a time.
+            top: how many classes, best first; fewer if the network has fewer.
+
+        Raises:
+            UserError: an image cannot be read; a folder has none; `top` is below 1.
+        """
+        _check(top)
+        return self.answer(
+            images,
+            lambda one: self._seen([(name_of(one), self._fitting(one))], top)[0],
+            lambda many: self.stream(many, top),
+        )
+
+    def stream(self, pictures: Iterable[Picture], top: int = 5) -> Iterator[Classification]:
+        """Results in the order of the pictures; a batch, and two that each of `workers` reads ahead, are held."""
+        _check(top)
+        with keeping(self.net):
+            for batch in batches(self.readable(pictures, self._fitting, self.batch_size), self.batch_size):
+                yield from self._seen(batch, top)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) to logits (B, classes), fp32 on the processor."""
+        say_dtype(self.dtype, self.device)
+        return self.net(images.to(self.device, self.dtype)).float().cpu()
+
+    @property
+    def _fitting(self) -> "_Fitting":
+        return _Fitting(self.card.preprocess)
+
+    def _seen(self, batch: list[tuple[str, np.ndarray]], top: int) -> list[Classification]:
+        names, pixels = zip(*batch, strict=True)
+        return self._name(
+            self.logits(batched(pixels, self.card.preprocess, self.config.in_channels)), names, top
+        )
+
+    def _name(self, logits: Tensor, sources: Sequence[str], top: int) -> list[Classification]:
+        probabilities, indices = logits.softmax(1).topk(min(top, logits.shape[1]), dim=1)
+        classes = self.classes
+        return [
+            Classification(tuple(Guess(classes[i], i, p) for i, p in zip(row_i, row_p, strict=True)), source)
+            for row_i, row_p, source in zip(indices.tolist(), probabilities.tolist(), sources, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """`fitted` as a card says; goes to other processes."""
+
+    preprocess: Preprocess
+
+    def __call__(self, picture: Picture) -> np.ndarray:
+        return fitted(picture, self.preprocess)
+
+
+def _check(top: int) -> None:
+    if top < 1:
+        raise UserError(f"top is {top}, which must be at least 1")

@@ -1,0 +1,1 @@
+"""The pipeline of a latent diffusion model: tasks, sampling loop, image metadata."""

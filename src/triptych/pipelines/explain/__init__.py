@@ -1,0 +1,1 @@
+"""Explanations of classifiers: attention, windows, filters."""

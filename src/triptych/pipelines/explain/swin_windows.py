@@ -1,0 +1,193 @@
+"""Where the windows of a Swin stand in the picture, and what the attention inside them says of it.
+
+`capture` gives the attention of a block as (windows, heads, cells, cells) of the padded and rolled map. Here every
+weight goes back to the cell that it belongs to. Padding is no part of the picture: what is paid to it is left out, and
+the rest made to sum to 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from triptych.errors import UserError
+from triptych.heads.segmenter import Segmenter
+from triptych.layers.window import places, shift_along, sources, windows_along
+from triptych.models.configs.swin import maps_at
+from triptych.models.swin import Swin
+from triptych.pipelines.explain.result import Point, check_point
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockWindows:
+    """How one block cuts its map into windows."""
+
+    name: str
+    """Of its attention, as `capture` has it."""
+    stage: int
+    """From 0."""
+    size: tuple[int, int]
+    """Rows and columns of the map."""
+    stride: int
+    """Pixels from one cell to the next."""
+    window: tuple[int, int]
+    shift: tuple[int, int]
+    """Cells that the map is rolled by, up and to the left; (0, 0) is W-MSA."""
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """How many in a column, and in a row."""
+        return windows_along(self.size[0], self.window[0]), windows_along(self.size[1], self.window[1])
+
+    def sources(self) -> Int[Tensor, "n m"]:
+        """The cell of the map, row by row, that each place of each window shows; H * W for padding."""
+        return sources(*self.size, *self.windows, self.window, self.shift)
+
+    def places(self) -> Int[Tensor, "h w"]:
+        """Each cell's place in the list of all windows' cells."""
+        return places(*self.size, *self.windows, self.window, self.shift)
+
+    def cell(self, point: Point) -> tuple[int, int]:
+        """Row and column of the cell that a point lies in."""
+        return int(point[1] // self.stride), int(point[0] // self.stride)
+
+    def borders(self) -> tuple[list[int], list[int]]:
+        """Where regions that do not see each other part, in pixels: of rows, and of columns, ends not counted."""
+        return tuple(
+            [side * self.stride for side in range(shift or window, size, window)]
+            for size, window, shift in zip(self.size, self.window, self.shift, strict=True)
+        )  # type: ignore[return-value]
+
+
+def backbone_of(net: nn.Module) -> tuple[str, nn.Module]:
+    """The backbone of a segmenter, or the network itself; with what stands before its parts' names."""
+    return ("backbone.", net.backbone) if isinstance(net, Segmenter) else ("", net)
+
+
+def block_windows(net: nn.Module, image_size: tuple[int, int]) -> list[BlockWindows]:
+    """Every block of a Swin, or of a segmenter's Swin, on images of height and width `image_size`.
+
+    Raises:
+        UserError: neither of them.
+    """
+    before, swin = backbone_of(net)
+    if not isinstance(swin, Swin):
+        raise UserError(f"{type(swin).__name__} has no windows; give a Swin, or a segmenter on one")
+    found = []
+    for s, size in enumerate(maps_at(swin.config, image_size)):
+        blocks: Any = swin.stages[s].blocks
+        for b, block in enumerate(blocks):
+            window: tuple[int, int] = block.attn.window
+            shift = (shift_along(size[0], window[0]), shift_along(size[1], window[1]))
+            found.append(
+                BlockWindows(
+                    name=f"{before}stages.{s}.blocks.{b}.attn",
+                    stage=s,
+                    size=size,
+                    stride=swin.config.strides[s],
+                    window=window,
+                    shift=shift if block.shifted else (0, 0),
+                )
+            )
+    return found
+
+
+def window_attention_at(
+    maps: Mapping[str, Tensor], net: nn.Module, image_size: tuple[int, int], block: int, point: Point
+) -> Float[np.ndarray, "h w"]:
+    """What the cell at a point attends to in one block, on that block's map; zero outside its window, sums to 1.
+
+    ```python
+    with tp.capture(net) as maps:
+        net(x)                                             # (1, 3, 128, 128)
+    light = window_attention_at(maps, net, (128, 128), -1, (40, 90))
+    ```
+
+    Args:
+        maps: what `capture` collected; the first image is looked at, and the mean of the heads taken.
+        net: a Swin, or a segmenter on one.
+        image_size: height and width of the images that the network was given.
+        block: from 0 over all stages; negative ones count from the last.
+        point: x and y in pixels of those images.
+
+    Raises:
+        UserError: no Swin, a point outside the image, or no such block.
+    """
+    blocks = block_windows(net, image_size)
+    if not -len(blocks) <= block < len(blocks):
+        raise UserError(f"block is {block}; the network has {len(blocks)}, counted from 0")
+    check_point(point, image_size)
+    weights, _ = attention_at(maps[blocks[block].name][0], blocks[block], point)
+    return weights.mean(0).cpu().numpy()
+
+
+def attention_at(
+    weights: Float[Tensor, "n heads m m"], block: BlockWindows, point: Point
+) -> tuple[Float[Tensor, "heads h w"], Float[Tensor, " heads"]]:
+    """What each head of the cell at a point attends to, on the map; and the share that went to padding."""
+    row, column = block.cell(point)
+    n, m = divmod(int(block.places()[row, column]), weights.shape[-1])
+    source = block.sources()[n].to(weights.device)
+    real = source < block.size[0] * block.size[1]
+    seen = weights[n, :, m, real]  # heads, real
+    cells = seen.new_zeros(len(seen), block.size[0] * block.size[1])
+    cells[:, source[real]] = _whole(seen)
+    return cells.unflatten(1, block.size), 1 - seen.sum(-1)
+
+
+# Rollout (Abnar and Zuidema 2020, Equation 1) in a hierarchy. Of the product of all blocks' matrices a few rows are
+# wanted, so these are pulled through the network from its end, and no matrix between whole maps is formed.
+
+
+def rollout(
+    attention: Sequence[Float[Tensor, "n heads m m"]],
+    blocks: Sequence[BlockWindows],
+    rows: Float[Tensor, "r h w"],
+) -> Float[Tensor, "r rows columns"]:
+    """How much each cell of the first map flows into what `rows` read of the last one.
+
+    Args:
+        attention: of the blocks, for one image.
+        blocks: all up to the map that is read; fewer than the network has for the map of an earlier stage.
+        rows: shares of that map's cells, each row summing to 1. A cell itself is a row of zeros and a one.
+
+    Returns:
+        rows that sum to 1, on the map of the first block.
+    """
+    for weights, block in zip(reversed(attention), reversed(blocks), strict=True):
+        if rows.shape[1:] != block.size:
+            rows = before_merging(rows, block.size)
+        rows = before_block(rows, weights, block)
+    return rows
+
+
+def before_block(
+    rows: Float[Tensor, "r h w"], weights: Float[Tensor, "n heads m m"], block: BlockWindows
+) -> Float[Tensor, "r h w"]:
+    """rows (0.5 A + 0.5 I): A is the mean of the heads, I the residual connection."""
+    source = block.sources().to(rows.device)  # n m
+    real = source < block.size[0] * block.size[1]
+    A = _whole(weights.to(rows) * real[:, None, None, :]).mean(1)  # n m m
+    cells = F.pad(rows.flatten(1), (0, 1))  # r hw+1: padding has nothing
+    pulled = torch.einsum("rnq,nqk->rnk", cells[:, source], A).flatten(1)  # r nm
+    back = pulled[:, block.places().to(rows.device)]  # r h w
+    return 0.5 * back + 0.5 * rows
+
+
+def before_merging(rows: Float[Tensor, "r h w"], size: tuple[int, int]) -> Float[Tensor, "r rows columns"]:
+    """What is read of a merged cell is read evenly of the four that it was made of, or of those that are no padding."""
+    height, width = rows.shape[1:]
+    tall, wide = torch.full((height, 1), 2.0), torch.full((1, width), 2.0)
+    tall[-1], wide[:, -1] = 2 - size[0] % 2, 2 - size[1] % 2
+    rows = rows / (tall * wide).to(rows)
+    return rows.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, : size[0], : size[1]]
+
+
+def _whole(shares: Tensor) -> Tensor:
+    """Made to sum to 1 along the last axis; what is all 0 stays so."""
+    return shares / shares.sum(-1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)

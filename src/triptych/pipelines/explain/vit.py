@@ -1,0 +1,223 @@
+"""Why a network said what it said; of a Vision Transformer every head, rollout, distances, positions, filters.
+
+A network without a head, such as masked pre-training leaves, says nothing: it is looked into all the same.
+
+The network runs as it is; `capture` makes its attention show the probabilities that the fused kernel hides. All
+figures are for one image. A ViT's are for the tokens that the head reads: the class token, both tokens of a distilled
+DeiT, the mean of the patches, or the probe of attention pooling; or for the patch at a point. A Swin's are in
+`explain_swin`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from triptych.errors import UserError
+from triptych.heads.segmenter import Segmenter
+from triptych.layers.capture import capture
+from triptych.models.swin import Swin
+from triptych.models.vit import ViT
+from triptych.pipelines.base import PicturePipeline
+from triptych.pipelines.explain.filters import first_filters, position_similarity
+from triptych.pipelines.explain.result import Explained, Point, best, landed, size_of
+from triptych.pipelines.explain.swin import SwinExplanation, explain_swin, what_is_seen
+from triptych.pipelines.explain.swin_windows import backbone_of
+from triptych.pipelines.image_input import Picture, fitted, name_of, normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation(Explained):
+    """What `explain` found in a ViT; patches are laid out in their grid (h, w)."""
+
+    heads: Float[np.ndarray, "blocks heads h w"]
+    """Attention that the tokens of `readout` pay to each patch; with attention pooling the probe's maps come
+    last."""
+    rollout: Float[np.ndarray, "h w"]
+    """Attention rollout; sums to 1."""
+    distances: Float[np.ndarray, "blocks heads"]
+    """Mean attention distance, pixels."""
+    filters: Float[np.ndarray, "n p q c"]
+    """Principal components of the first projection of pixels, by falling share of the variance."""
+    filter_share: Float[np.ndarray, " n"]
+    """That share, from 0 to 1."""
+    positions: Float[np.ndarray, "h2 w2 h2 w2"] | None
+    """Cosine similarity of each position's embedding to every other; None if the network has no positions."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        named = {name: getattr(self, name) for name in ("image", "heads", "rollout", "distances", "filters")}
+        named["filter_share"] = self.filter_share
+        if self.point is not None:
+            named["point"] = np.array(self.point, np.float32)
+        return named if self.positions is None else named | {"positions": self.positions}
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {
+            "rollout": np.round(self.rollout, 6).tolist(),
+            "mean_attention_distance_px": np.round(self.distances, 3).tolist(),
+        }
+
+
+@overload
+def explain(
+    net: ViT, image: Picture, size: tuple[int, int] | None = None, top: int = 5, point: Point | None = None
+) -> Explanation: ...
+@overload
+def explain(
+    net: Swin,
+    image: Picture,
+    size: tuple[int, int] | None = None,
+    top: int = 5,
+    point: Point | None = None,
+) -> SwinExplanation: ...
+@overload
+def explain(
+    net: nn.Module | str | Path,
+    image: Picture,
+    size: tuple[int, int] | None = None,
+    top: int = 5,
+    point: Point | None = None,
+) -> Any: ...
+def explain(
+    net: nn.Module | str | Path,
+    image: Picture,
+    size: tuple[int, int] | None = None,
+    top: int = 5,
+    point: Point | None = None,
+) -> Any:
+    """Look into a ViT, a Swin, or a segmenter on one of them while it looks at an image.
+
+    Args:
+        net: a network with `card`, or what `tp.load` takes; left as it is. It runs in fp32.
+        image: path, bytes of a file, PIL image or uint8 array.
+        size: height and width in pixels to feed instead of the card's; they need not be equal.
+        top: classes to name; of a network without a head there are none.
+        point: x and y in pixels of the image. Of a ViT, the patch there is looked at instead of what the head reads; of
+            a Swin, the cell there in every block. By default that in the middle, for a Swin and for a segmenter.
+
+    Returns:
+        an `Explanation` of a ViT, a `SwinExplanation` of a Swin, whether alone or in a segmenter.
+
+    Raises:
+        UserError: another network, not an image, or a point that the network does not see.
+    """
+    if not isinstance(net, nn.Module):
+        from triptych.weights import load
+
+        net = load(net)
+    _, backbone = backbone_of(net)
+    if not isinstance(backbone, ViT | Swin):
+        on = f" on a {type(backbone).__name__}" if isinstance(net, Segmenter) else ""
+        raise UserError(
+            f"explain looks into ViTs, Swins and segmenters on them; this is a {type(net).__name__}{on}"
+        )
+    with torch.device("cpu"):  # all of it runs there, whatever the default device
+        looked = explain_swin if isinstance(backbone, Swin) else explain_vit
+        return looked(net, image, size, top, point)
+
+
+def explain_vit(
+    net: nn.Module, image: Picture, size: tuple[int, int] | None, top: int, point: Point | None
+) -> Explanation:
+    """`explain` for a ViT or a segmenter on one; see there."""
+    pipe = PicturePipeline(net, device="cpu", dtype="fp32")
+    vit: Any = backbone_of(pipe.net)[1]
+    config, picture = vit.config, size_of(image)
+    preprocess = what_is_seen(pipe.net, picture, size)
+    pixels = fitted(image, preprocess)
+    at = None if point is None else landed(point, picture, preprocess)
+    if at is None and isinstance(net, Segmenter):  # its head reads every patch
+        at = preprocess.size[1] / 2, preprocess.size[0] / 2
+    x = normalised(pixels, preprocess, config.in_channels)[None]
+    with torch.inference_mode(), capture(pipe.net) as maps:
+        logits = pipe.net(x)[0]
+    attention = [weights[0] for name, weights in maps.items() if name != "pool"]  # L of (heads, N, N)
+    probe = maps["pool"][0, :, 0] if "pool" in maps and at is None else None  # heads, N
+    grid = (-(-x.shape[-2] // config.stride), -(-x.shape[-1] // config.stride))
+    if at is None:
+        read, words = readout(config, attention[0].shape[-1], probe)
+    else:
+        row, column = int(at[1] // config.stride), int(at[0] // config.stride)
+        read = torch.zeros(attention[0].shape[-1])
+        read[config.prefix + row * grid[1] + column] = 1
+        words = f"patch at x = {at[0]:g}, y = {at[1]:g}"
+    heads = [torch.einsum("n,hnm->hm", read, A) for A in attention]
+    if probe is not None:  # what the blocks' tokens have in common, then what the probe asks of each
+        heads.append(probe)
+    components, share = first_filters(vit)
+    return Explanation(
+        source=name_of(image),
+        classification=best(logits, at, pipe.classes, top, name_of(image)),
+        image=pixels,
+        readout=words,
+        point=at,
+        heads=np.stack([_on_grid(A[:, config.prefix :], grid) for A in heads]),
+        rollout=_on_grid(attention_rollout(attention, read)[config.prefix :], grid, total=1.0),
+        distances=np.stack(
+            [attention_distance(A, grid, config.stride, config.prefix).numpy() for A in attention]
+        ),
+        filters=components,
+        filter_share=share,
+        positions=position_similarity(vit),
+    )
+
+
+def readout(
+    config: Any, tokens: int, probe: Float[Tensor, "heads n"] | None
+) -> tuple[Float[Tensor, " n"], str]:
+    """How much each token counts in what the head reads (sums to 1), and that in words."""
+    first = torch.zeros(tokens)
+    first[0] = 1
+    patches = torch.zeros(tokens)
+    patches[config.prefix :] = 1 / (tokens - config.prefix)
+    if probe is not None:
+        return probe.mean(0), "attention pooling"
+    if config.distill_token:
+        first[:2] = 0.5
+        return first, "class and distillation tokens"
+    return {
+        "token": (first, "class token"),
+        "mean": (patches, "mean of patches"),
+        "token+mean": ((first + patches) / 2, "class token and mean of patches"),
+    }[config.pool]
+
+
+def attention_rollout(
+    attention: list[Float[Tensor, "heads n n"]], read: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """How much each input token flows into what is read, after all blocks (Abnar and Zuidema 2020, Equation 1).
+
+    A~(l_i) = A(l_i) A~(l_{i-1}), with A = 0.5 W + 0.5 I for the residual connection and W the mean of the heads. Only
+    the read row is wanted, so it is pulled through the blocks from the last to the first: products of a vector and a
+    matrix instead of matrices.
+    """
+    row = read
+    for W in reversed(attention):
+        row = 0.5 * row @ W.mean(0) + 0.5 * row
+    return row
+
+
+def attention_distance(
+    attention: Float[Tensor, "heads n n"], grid: tuple[int, int], stride: int, prefix: int
+) -> Float[Tensor, " heads"]:
+    """Mean distance in pixels between a patch and what it attends to, weighted by the attention (ViT, D.7).
+
+    Tokens that are no patches have no place: they are left out and the weights of the rest made to sum to 1.
+    """
+    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    place = torch.stack([y.flatten(), x.flatten()], dim=1).float() * stride  # n 2
+    between = torch.cdist(place, place)
+    A = attention[:, prefix:, prefix:]
+    A = A / A.sum(-1, keepdim=True).clamp_min(1e-12)
+    return (A * between).sum(-1).mean(-1)
+
+
+def _on_grid(values: Tensor, grid: tuple[int, int], total: float | None = None) -> np.ndarray:
+    if total is not None:
+        values = values * (total / values.sum())
+    return rearrange(values, "... (h w) -> ... h w", h=grid[0], w=grid[1]).float().numpy()

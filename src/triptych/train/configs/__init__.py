@@ -1,0 +1,1 @@
+"""Configs of training runs. Nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""Process groups, and how a run is spread over them."""

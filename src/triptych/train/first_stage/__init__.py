@@ -1,0 +1,1 @@
+"""Train an autoencoder, the first stage of latent diffusion."""

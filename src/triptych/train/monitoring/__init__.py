@@ -1,0 +1,1 @@
+"""What a run reports: log, throughput, anomalies, signals, image grids."""

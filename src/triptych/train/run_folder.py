@@ -1,0 +1,113 @@
+"""Which run a folder belongs to: the same command goes on, another one is refused before anything is written."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from triptych.atomic_write import write_text_atomically
+from triptych.errors import UserError
+
+Said = dict[str, Any]  # a config as JSON, and the fingerprint of its data
+
+# What may change from one call to the next without making it another run.
+FREE = {
+    "": ("features",),
+    "loop": (
+        *("log_every", "save_every", "keep", "device", "tensorboard", "on_nonfinite"),
+        *("parallel", "recompute"),
+    ),
+    "loading": ("workers", "cache", "eval_batch_size"),
+    "cache": ("folder", "shard", "batch_size"),
+    "samples": ("count", "prompts", "steps", "guidance"),
+}
+EXAMPLES = "examples.json.gz"
+# What a run leaves, besides its config.
+MADE = ("model.safetensors", "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
+
+
+def identity_of(said: Said) -> Said:
+    """`said` without what is free to change."""
+    return {
+        name: {k: v for k, v in value.items() if k not in FREE.get(name, ())}
+        if isinstance(value, dict)
+        else value
+        for name, value in said.items()
+        if name not in FREE[""]
+    }
+
+
+def claim(out: Path, said: Said, changed: Callable[[], str] = str) -> None:
+    """Make `out` the folder of this run by writing its config.json.
+
+    Args:
+        changed: called where the data is not what it was; says in what.
+
+    Raises:
+        UserError: it is the folder of another run, or of something else.
+    """
+    path = out / "config.json"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, and a folder for the run is needed; give another --out")
+    if path.exists():
+        try:
+            was = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            was = None
+        if not isinstance(was, dict) or "fingerprint" not in was:
+            raise UserError(f"{path} is not of a training run; give another --out")
+        require_same(out, identity_of(was), identity_of(said), changed)
+    elif any((out / name).exists() for name in MADE):
+        raise UserError(f"{out} holds files of something else and no config.json; give another --out")
+    write_text_atomically(path, json.dumps(said, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def claimed(out: Path, said: Said, changed: Callable[[], str] = str) -> Iterator[None]:
+    """`claim` for as long as a run goes on, and for good once it has left anything. One that is refused before, at its
+    first batch perhaps, gives the folder up, so that the corrected command may have it."""
+    was_there, was_claimed = out.exists(), (out / "config.json").exists()
+    claim(out, said, changed)
+    try:
+        yield
+    except Exception:
+        log = out / "log.jsonl"
+        learnt = any((out / name).exists() for name in MADE if name != log.name)
+        if not (was_claimed or learnt or (log.exists() and log.stat().st_size)):
+            log.unlink(missing_ok=True)
+            (out / EXAMPLES).unlink(missing_ok=True)
+            (out / "config.json").unlink()
+            if not was_there and not any(out.iterdir()):
+                out.rmdir()
+        raise
+
+
+def require_same(out: Path, was: Said, now: Said, changed: Callable[[], str] = str) -> None:
+    """Refuse to go on with another run's state; the message names the first difference."""
+    found = difference(was, now)
+    if found is None:
+        return
+    name, before, after = found
+    if name == "fingerprint":
+        more = " or the first stage" if "first_stage" in now else ""
+        what = changed()
+        raise UserError(
+            f"the pictures in {now.get('data')}{more} changed since the run in {out} began"
+            f"{': ' if what else ''}{what}; bring them back to go on, or give another --out"
+        )
+    raise UserError(
+        f"{out} holds a run with {name} {before!r}, and {after!r} was asked for; "
+        "give the same command to go on, or another --out"
+    )
+
+
+def difference(was: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two configs differ: its dotted name, and both values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted({*was, *now}, key=lambda key: (key == "fingerprint", key)):
+            found = difference(was.get(key), now.get(key), f"{name}.{key}" if name else key)
+            if found is not None:
+                return found
+        return None
+    return None if was == now else (name, was, now)

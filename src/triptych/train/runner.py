@@ -1,0 +1,205 @@
+"""From a config to a trained network in a folder: a family's `prepare` builds the parts, the loop trains them."""
+
+import contextlib
+import copy
+import functools
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych import weights
+from triptych.config import to_json
+from triptych.data import manifest
+from triptych.data.config import AugmentConfig
+from triptych.data.loading.loader import Loader
+from triptych.device import choose_device, choose_dtype, flushed_denormals, product_peak, say_dtype
+from triptych.distributed import World
+from triptych.layers.lora import merge_low_rank
+from triptych.metrics.cost import count_macs, count_parameters
+from triptych.model_card import Preprocess
+from triptych.network import Network
+from triptych.train.adversary import Opponent
+from triptych.train.configs.registry import KINDS, RunConfig
+from triptych.train.distributed.parallelize import Alone, prepare_blocks, team_of
+from triptych.train.distributed.process_group import joined
+from triptych.train.loop import Outcome, endless, fit, training
+from triptych.train.monitoring.throughput import Meter, peak_memory
+from triptych.train.optim import make_optimizer
+from triptych.train.run_folder import EXAMPLES, claimed, identity_of
+from triptych.train.task import Task
+
+
+@dataclass
+class Parts:
+    """What a run is made of, built and placed."""
+
+    config: RunConfig
+    net: Network
+    task: Task
+    train: Loader
+    evaluate: Loader
+    device: torch.device
+    dtype: torch.dtype
+    """That products are computed in."""
+    autocast: Any
+    fingerprint: str
+    images: tuple[int, int]
+    """To train and to evaluate on."""
+    macs: Callable[[], int] | None = None
+    """Multiply-accumulates for one image, where the product of the task does not map images to something."""
+    begin: Callable[[Path], None] | None = None
+    """Called with the run's folder before the first step."""
+    opponent: Opponent | None = None
+    """What learns against the network, on the same batches."""
+    illustrate: Callable[[Path, int], None] | None = None
+    """Called with the run's folder and the step after each evaluation."""
+    keep: Callable[[Network, dict[str, float], Path], None] | None = None
+    """Writes the best network so far, of these figures, into the run's folder, where that is no model.safetensors."""
+    finish: Callable[[Path], None] | None = None
+    """Called with the run's folder once all steps are done, also when the same command is given again."""
+
+
+@flushed_denormals()
+def run(config: RunConfig, out: str | Path) -> Outcome:
+    """Train as `config` says into the folder `out`; called again with the same arguments it goes on.
+
+    The folder holds config.json, examples.json.gz (which pictures it learns from), log.jsonl, checkpoints/, and
+    model.safetensors: the best weights so far (the moving average's, if there is one), which `triptych.load(out)`
+    reads.
+
+    Raises:
+        UserError: data, weights or config that do not fit together; a folder with another run in it.
+    """
+    with joined(config.loop, config.loading.batch_size) as world:
+        return _run(config, Path(out), world)
+
+
+def _run(config: RunConfig, out: Path, world: World) -> Outcome:
+    parts = prepare(config)
+    team = team_of(world, config.loop, parts.device, parts.dtype)
+    said = {**to_json(config), "fingerprint": parts.fingerprint}
+    if team.first:
+        say_dtype(parts.dtype, parts.device)
+
+    def keep_best(net: Network, figures: dict[str, float]) -> None:
+        if parts.keep is not None:
+            return parts.keep(net, figures, out)
+        whole = parts.task.product(copy.deepcopy(net))
+        merge_low_rank(whole)
+        whole.card = replace(whole.card, figures={name: float(value) for name, value in figures.items()})
+        weights.save(whole, out / "model.safetensors")
+
+    def changed() -> str:
+        return manifest.changes(out / EXAMPLES, manifest.manifest(parts.train.dataset))
+
+    flops = 0.0 if parts.device.type == "mps" else 6.0 * macs_of(parts)
+    meter = Meter(parts.device, flops, lambda: team.size * product_peak(parts.device, parts.dtype))
+    with claimed(out, said, changed) if team.first else contextlib.nullcontext():
+        if team.first and not (out / EXAMPLES).exists():
+            manifest.write(out / EXAMPLES, manifest.manifest(parts.train.dataset))
+        team.agree()  # none goes on before the folder is claimed
+        if parts.begin is not None:
+            parts.begin(out)
+        outcome = fit(
+            parts.net, parts.task, parts.train, parts.evaluate, config.loop, config.optim, config.loading.batch_size,
+            out, identity_of(said), keep_best, parts.device, parts.autocast, parts.opponent,
+            functools.partial(parts.illustrate, out) if parts.illustrate else None, team, meter,
+        )  # fmt: skip
+    if outcome.finished and parts.finish is not None and team.first:
+        parts.finish(out)
+    return outcome
+
+
+def prepare(config: RunConfig) -> Parts:
+    """The parts of a run of whatever kind."""
+    return importlib.import_module(KINDS[type(config)]).prepare(config)
+
+
+def placed_parts(
+    config: RunConfig,
+    net: Network,
+    task: Task,
+    train: Loader,
+    evaluate: Loader,
+    fingerprint: str,
+    images: tuple[int, int],
+) -> Parts:
+    """`Parts` with the network on its device, compiled if asked, and the precision chosen."""
+    device = choose_device(None if config.loop.device == "auto" else config.loop.device)
+    net.to(device)
+    prepare_blocks(net, config.loop)
+    dtype = choose_dtype(None if config.loop.precision == "auto" else config.loop.precision, device)
+    autocast = functools.partial(torch.autocast, device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return Parts(config, net, task, train, evaluate, device, dtype, autocast, fingerprint, images)
+
+
+def prepared_as(augment: AugmentConfig, how: Preprocess) -> AugmentConfig:
+    """The augmentation for a network that is fed as its card says."""
+    return replace(
+        augment,
+        image_size=how.size,
+        mean=how.mean,
+        std=how.std,
+        background=tuple(map(float, how.background)),
+    )
+
+
+def macs_of(parts: Parts) -> int:
+    """Multiply-accumulates of one forward pass for one image of the run's size."""
+    if parts.macs is not None:
+        return parts.macs()
+    whole = parts.task.product(copy.deepcopy(parts.net))
+    return count_macs(whole, (1, 3, *parts.net.card.preprocess.size))
+
+
+@flushed_denormals()
+def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
+    """What the run would be: sizes, cost, and time and memory estimated from `steps` real steps. Writes nothing."""
+    parts = prepare(config)
+    optimizer = make_optimizer(parts.net, config.optim)
+    training(parts.net)
+    times = []
+    batch = next(endless(parts.train, Alone()))
+    for step in range(steps):
+        start = time.monotonic()
+        batch = {
+            **batch,
+            "seed": (config.loop.seed, step, 0),
+            "progress": 1.0,
+        }  # with all that joins in later
+        batch = {k: v.to(parts.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        with parts.autocast():
+            loss, _ = parts.task.loss(parts.net, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if parts.opponent is not None:
+            parts.opponent.learn(batch, 1.0, parts.autocast)
+            parts.opponent.step(0.5, torch.zeros((), device=parts.device))
+        loss.item()  # waits for the device
+        times.append(time.monotonic() - start)
+    whole = parts.task.product(copy.deepcopy(parts.net))
+    merge_low_rank(whole)
+    total = config.loop.epochs * len(parts.train)
+    return {
+        "config": to_json(replace(config, augment=parts.task.config)),
+        "network": to_json(parts.net.config),
+        "images": {
+            "train": parts.images[0],
+            "evaluation": parts.images[1],
+        },
+        "classes": len(parts.net.card.classes or ()),
+        "parameters": count_parameters(whole),
+        "parameters_trained": count_parameters(parts.net, trainable=True),
+        "flops_per_image": 2 * macs_of(parts),
+        "steps": round(total / config.loop.accumulate),
+        "seconds_per_step": sorted(times)[len(times) // 2] * config.loop.accumulate,
+        "hours": sorted(times)[len(times) // 2] * total / 3600,
+        "peak_memory_bytes": peak_memory(parts.device),
+        "device": str(parts.device),
+    }

@@ -1,0 +1,1 @@
+"""Train a denoiser on latents, the second stage of latent diffusion."""

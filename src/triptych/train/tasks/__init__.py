@@ -1,0 +1,1 @@
+"""Training tasks: classification, segmentation, masked image modeling."""

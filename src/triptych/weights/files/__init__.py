@@ -1,0 +1,1 @@
+"""Checkpoint containers: safetensors, PyTorch zips, npz; read without running pickles."""

@@ -1,0 +1,1 @@
+"""Tables that map foreign state dict keys to ours and back."""

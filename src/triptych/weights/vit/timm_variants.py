@@ -1,0 +1,286 @@
+"""Reading and writing what `timm.py` tabulates: timm itself, and Facebook's DeiT, DINOv2 and DINOv3 files."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.model_card import Card, Preprocess
+from triptych.models.configs.vit import ViTConfig
+from triptych.models.vit import ViT
+from triptych.weights.mapping.defaults import (
+    class_names,
+    from_label_names,
+    from_pretrained_cfg,
+    half_style,
+    heads_of,
+    imagenet_style,
+    pair,
+)
+from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
+from triptych.weights.mapping.round_trip import checked
+from triptych.weights.mapping.rules import to_theirs
+from triptych.weights.vit import timm_config
+from triptych.weights.vit.position_grid import learned_grid
+from triptych.weights.vit.timm import UNUSED, Layout, table
+
+TIMM = Layout()
+TIMM_DINOV3 = Layout(scale="gamma_{1,2}", swiglu="split")
+DEIT = Layout(scale="gamma_{1,2}")
+DINOV2 = Layout(registers="register_tokens", swiglu="w12", mask_token=2)
+DINOV3 = Layout(registers="storage_tokens", swiglu="w123", masked_bias=True, mask_token=2)
+
+# timm's SigLIP ports with the tanh form of GELU; the older ones keep the exact form.
+_TANH = re.compile(
+    r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip|vit_large_patch16_siglip_(gap_)?512"
+)
+
+
+def recognises(names: Names) -> bool:
+    return (
+        "patch_embed.proj.weight" in names
+        and "blocks.0.norm1.weight" in names
+        and "blocks.0.attn.proj.weight" in names
+    )
+
+
+def layout_of(names: Names) -> Layout:
+    """The dialect, by its own names."""
+    mask = len(names.shapes.get("mask_token", ()))
+    if "storage_tokens" in names or names.starts("rope_embed."):
+        base = DINOV3
+    elif "mask_token" in names and "pos_embed" in names and names.any(".ls1.gamma"):
+        base = DINOV2
+    elif names.any(".gamma_1"):
+        base = DEIT if "pos_embed" in names else TIMM_DINOV3
+    else:
+        base = TIMM
+    swiglu = next(
+        (
+            kind
+            for kind, key in (("w12", "w12"), ("w123", "w1"), ("split", "fc1_g"))
+            if names.any(f"mlp.{key}.weight")
+        ),
+        "packed",
+    )
+    return Layout(
+        registers=base.registers,
+        distill_head=base.distill_head,
+        scale=base.scale,
+        swiglu=swiglu,
+        masked_bias=names.any("attn.qkv.bias_mask"),
+        patch_bias="patch_embed.proj.bias" in names,
+        mask_token=mask,
+    )
+
+
+def read(names: Names, hints: Hints) -> Reading:
+    layout, settings = layout_of(names), names.settings.get("config", {})
+    architecture = settings.get("architecture") if isinstance(settings.get("architecture"), str) else ""
+    args = settings.get("model_args") or {}
+    cfg = settings.get("pretrained_cfg") or (settings if "input_size" in settings else {})
+    if "quickgelu" in architecture or args.get("act_layer", "gelu") not in ("gelu", "gelu_tanh"):
+        act = args.get("act_layer", "quick_gelu")
+        raise UserError(
+            f"{names.path}: config.json says {architecture} with act_layer {act!r}; needed is gelu(_tanh)"
+        )
+    width, channels, patch, _ = names.shape("patch_embed.proj.weight", 4)
+    facts: dict[str, str] = {}
+    heads, facts["num_heads"] = _heads(names, width, architecture, args)
+    root, depths = _stem(names)
+    stride = patch * (4 * 2 ** max(len(depths) - 1, 0) if root else 1)
+    rotary = "pos_embed" not in names and (
+        layout.registers == "storage_tokens" or names.any(".gamma_1") or "dinov3" in architecture
+    )
+    class_token, distilled = "cls_token" in names, "dist_token" in names
+    registers = names.shape(layout.registers, 3)[1] if layout.registers in names else 0
+    norm_after = "fc_norm.weight" in names
+    pool, facts["pool"] = _pool(names, settings, norm_after, class_token)
+    configured = pair(args.get("img_size")) or pair(cfg.get("input_size"))
+    image_size, placed = hints.image_size or configured or (224, 224), True
+    if "pos_embed" in names:
+        placed = _placed(names, int(class_token) + int(distilled), stride, configured, hints)
+        prefix = int(class_token) + int(distilled) if placed else 0
+        image_size, facts["image_size"] = learned_grid(names, "pos_embed", prefix, stride, configured, hints)
+    hidden, swiglu = _mlp(names, layout)
+    classes = names.shape("head.weight", 2)[0] if "head.weight" in names else 0
+    tanh = bool(_TANH.match(architecture)) or args.get("act_layer") == "gelu_tanh"
+    facts["mlp"] = "architecture in config.json" if architecture else "convention: the exact GELU"
+    pre_norm = "norm_pre.weight" in names
+    eps = 1e-5 if rotary or pre_norm else 1e-6
+    facts["norm_eps"] = f"convention: {eps:g}"
+    if rotary:
+        facts["rotary_base"] = "convention: DINOv3's 100"
+    config = ViTConfig(
+        image_size=image_size,
+        patch_size=patch,
+        in_channels=root[1] if root else channels,
+        embed_dim=width,
+        depth=names.count("blocks.{i}."),
+        num_heads=heads,
+        mlp_dim=hidden,
+        num_classes=classes,
+        stem="resnet" if root else "patch",
+        stem_widths=(root[0],) if root else (),
+        stem_depths=depths,
+        class_token=class_token,
+        distill_token=distilled,
+        registers=registers,
+        position="learned" if "pos_embed" in names else ("rotary" if rotary else "none"),
+        prefix_positions=placed,
+        pool=pool,
+        norm_after_pool=norm_after,
+        pre_norm=pre_norm,
+        mlp="swiglu" if swiglu else ("gelu_tanh" if tanh else "gelu"),
+        qkv_bias=_bias(names, layout),
+        qk_norm=names.any("attn.q_norm.weight"),
+        layer_scale=1e-5 if names.any("gamma_1") or names.any("ls1.gamma") else None,
+        norm_eps=eps,
+    )
+    preprocess, facts["preprocess"] = from_pretrained_cfg(cfg, _convention(names, layout, config))
+    labels, facts["classes"] = class_names(classes, from_label_names(settings, cfg), "config.json")
+    card = Card(
+        preprocess=preprocess,
+        classes=labels,
+        license=cfg.get("license") if isinstance(cfg.get("license"), str) else None,
+    )
+    return Reading("vit", config, [*table(config, layout), *UNUSED], card, facts)
+
+
+def _heads(names: Names, width: int, architecture: str, args: dict[str, Any]) -> tuple[int, str]:
+    if isinstance(args.get("num_heads"), int):
+        return args["num_heads"], "model_args in config.json"
+    if "blocks.0.attn.q_norm.weight" in names:
+        return width // names.shape("blocks.0.attn.q_norm.weight", 1)[0], "shape of q_norm"
+    if "giantopt" in architecture:
+        return 16, "architecture in config.json"
+    if "storage_tokens" in names or "dinov3" in architecture:
+        # DINOv3 keeps to 64 channels a head where Google's H has 80; the 7B has 128.
+        return (32 if width == 4096 else width // 64), "convention: DINOv3's heads"
+    return heads_of(width)
+
+
+def _stem(names: Names) -> tuple[tuple[int, int] | None, tuple[int, ...]]:
+    """(width of the root, image channels) and units a stage of a hybrid."""
+    backbone = "patch_embed.backbone."
+    root = next((n for n in (f"{backbone}stem.conv.weight", f"{backbone}conv.weight") if n in names), None)
+    if root is None:
+        return None, ()
+    depths = []
+    while count := names.count(f"{backbone}stages.{len(depths)}.blocks.{{i}}."):
+        depths.append(count)
+    width, channels, _, _ = names.shape(root, 4)
+    return (width, channels), tuple(depths)
+
+
+def _pool(names: Names, settings: dict[str, Any], norm_after: bool, class_token: bool) -> tuple[Any, str]:
+    if "attn_pool.latent" in names:
+        return "attention", "names"
+    said = settings.get("global_pool") or (settings.get("model_args") or {}).get("global_pool")
+    if said in ("token", "avg"):
+        return ("token" if said == "token" else "mean"), "config.json"
+    if said:
+        raise UserError(f"{names.path}: config.json says global_pool {said!r}; needed is token, avg or map")
+    if norm_after:
+        return "mean", "convention: fc_norm follows mean pooling"
+    return ("token" if class_token else "mean"), "convention: the class token where there is one"
+
+
+def _placed(names: Names, prefix: int, stride: int, configured: tuple[int, int] | None, hints: Hints) -> bool:
+    """Whether the class token has a position: tried with one first, then (DeiT-III, registers) without."""
+    if prefix == 0:
+        return True
+    try:
+        learned_grid(names, "pos_embed", prefix, stride, configured, hints)
+    except UserError:
+        return False
+    return True
+
+
+def _mlp(names: Names, layout: Layout) -> tuple[int, bool]:
+    """Hidden width, and whether it is SwiGLU."""
+    b = "blocks.0.mlp."
+    if layout.swiglu == "w12":
+        return names.shape(f"{b}w12.weight", 2)[0] // 2, True
+    if layout.swiglu in ("w123", "split"):
+        return names.shape(f"{b}{'w1' if layout.swiglu == 'w123' else 'fc1_g'}.weight", 2)[0], True
+    rows, columns = names.shape(f"{b}fc1.weight", 2)[0], names.shape(f"{b}fc2.weight", 2)[1]
+    return columns, rows == 2 * columns
+
+
+def _bias(names: Names, layout: Layout) -> Any:
+    if layout.masked_bias or names.any("attn.q_bias"):
+        return "qv"
+    return "qkv" if names.any("attn.qkv.bias") else "none"
+
+
+def _convention(names: Names, layout: Layout, config: ViTConfig) -> Preprocess:
+    """How pictures were prepared, where nothing says so."""
+    if (
+        layout.registers in ("register_tokens", "storage_tokens")
+        or layout.mask_token
+        or config.position == "rotary"
+    ):
+        return imagenet_style((224, 224), 0.875, "bicubic")
+    size, whole = config.image_size, min(config.image_size) > 224
+    published_by_facebook = names.container == "pickle" and any("'model'" in note for note in names.notes)
+    if config.distill_token or config.layer_scale is not None or published_by_facebook:
+        return imagenet_style(size, 1.0 if whole else 0.875, "bicubic")
+    return half_style(size, crop=1.0 if whole else 0.9, interpolation="bicubic")
+
+
+def _timm_layout(config: ViTConfig) -> Layout:
+    return TIMM_DINOV3 if config.position == "rotary" else Layout(patch_bias=not config.pre_norm)
+
+
+def _writer(
+    title: str,
+    layout: Callable[[ViTConfig], Layout],
+    settings: Callable[[ViT], dict[str, Any]],
+    nest: str | None = None,
+):
+    def draft(net: ViT) -> Draft:
+        config = net.config
+        tensors = to_theirs(
+            table(config, layout(config)), state(net), f"{title} has no place for all of this network"
+        )
+        found = settings(net)
+        return checked(Draft(tensors, {"config": found} if found else {}, nest), net, read, title)
+
+    return draft
+
+
+def _nothing(net: ViT) -> dict[str, Any]:
+    return {}
+
+
+TIMM_FORMAT = Format(
+    "timm", "vit", "timm", "folder", recognises, read, _writer("timm", _timm_layout, timm_config.settings)
+)
+DEIT_FORMAT = Format(
+    "deit",
+    "vit",
+    "Facebook DeiT (.pth)",
+    "torch",
+    lambda names: recognises(names) and names.any(".gamma_1") and "pos_embed" in names,
+    read,
+    _writer("DeiT", lambda config: DEIT, _nothing, nest="model"),
+)
+DINOV2_FORMAT = Format(
+    "dinov2",
+    "vit",
+    "Facebook DINOv2 (.pth)",
+    "torch",
+    lambda names: recognises(names) and "mask_token" in names and "pos_embed" in names,
+    read,
+    _writer("DINOv2", lambda config: DINOV2, _nothing),
+)
+DINOV3_FORMAT = Format(
+    "dinov3",
+    "vit",
+    "Facebook DINOv3 (.pth)",
+    "torch",
+    lambda names: recognises(names) and ("storage_tokens" in names or names.starts("rope_embed.")),
+    read,
+    _writer("DINOv3", lambda config: DINOV3, _nothing),
+)

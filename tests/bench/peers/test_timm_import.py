@@ -1,0 +1,175 @@
+"""timm where torchvision cannot be imported: small packages of these names, each tried in a process of its own."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from triptych.bench.harness.forward import TOLERANCES
+from triptych.bench.harness.subprocesses import python
+from triptych.bench.harness.timing import check_equal
+from triptych.bench.peers import build as peers
+from triptych.bench.suites import swin, train, vit
+
+TIMM = """
+import torchvision.transforms as T
+import torchvision.transforms.functional as F
+from torchvision import datasets
+from torchvision.ops.misc import FrozenBatchNorm2d
+from torchvision.transforms import InterpolationMode
+
+class Pipeline(T.Compose):
+    sizes: "T.Resize | None" = None
+
+NAMES = {InterpolationMode.NEAREST: "nearest", InterpolationMode.BICUBIC: "bicubic"}
+MODES = {name: mode for mode, name in NAMES.items()}
+frozen = isinstance(NAMES, FrozenBatchNorm2d)
+"""
+
+USE = """
+sys.path.insert(0, sys.argv[1])
+{before}
+from triptych.bench import alone
+found, why = alone.timm()
+assert alone.timm() == (found, why)
+assert sys.modules["timm"] is found
+{after}
+say(why=why, left=[name for name in sys.modules if name.startswith("torchvision")])
+"""
+
+
+def used(folder, after="", before=""):
+    return python(USE.format(before=before, after=after), folder).said
+
+
+def package(folder, name, text):
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(text)
+
+
+@pytest.fixture
+def place(tmp_path):
+    package(tmp_path, "timm", TIMM)
+    return tmp_path
+
+
+# As if it were not installed, also where it is.
+ABSENT = """
+import importlib.machinery as machinery
+find = machinery.PathFinder.find_spec
+machinery.PathFinder.find_spec = lambda name, *rest: None if name == "torchvision" else find(name, *rest)
+"""
+
+
+def test_placeholders_stand_in_and_are_gone(place):
+    after = """
+assert found.frozen is False
+assert found.NAMES[found.MODES["bicubic"]] == "bicubic" and len(found.NAMES) == 2
+import importlib.util
+try:
+    import torchvision
+except ModuleNotFoundError:
+    assert importlib.util.find_spec("torchvision") is None
+else:
+    raise AssertionError("it is still there")
+"""
+    assert used(place, after, ABSENT) == {"why": "No module named 'torchvision'", "left": []}
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("found.T.Compose([])", "torchvision.transforms.Compose"),
+        ("found.F.resize(None, 8)", "torchvision.transforms.functional.resize"),
+        ("found.datasets.CIFAR10('data', train=True)", "torchvision.datasets.CIFAR10"),
+        ("found.InterpolationMode.NEAREST()", "torchvision.transforms.InterpolationMode.NEAREST"),
+        ("found.Pipeline([])", "timm.Pipeline"),
+    ],
+)
+def test_a_placeholder_that_is_used_raises(place, call, name):
+    with pytest.raises(
+        RuntimeError, match=f"RuntimeError: {name} is used, but torchvision cannot be imported"
+    ):
+        used(place, call, ABSENT)
+
+
+def test_a_torchvision_that_works_is_preferred(place):
+    package(place, "torchvision", "from torchvision import datasets, ops, transforms")
+    package(place / "torchvision", "datasets", "")
+    package(place / "torchvision", "ops", "")
+    (place / "torchvision" / "ops" / "misc.py").write_text("class FrozenBatchNorm2d: pass")
+    modes = "class InterpolationMode:\n    NEAREST, BICUBIC = 1, 2\n"
+    package(place / "torchvision", "transforms", modes + "class Compose(list): pass")
+    (place / "torchvision" / "transforms" / "functional.py").write_text("")
+    said = used(place, "assert found.Pipeline([1]) == [1] and found.MODES == {'nearest': 1, 'bicubic': 2}")
+    assert said["why"] is None
+    assert "torchvision.transforms.functional" in said["left"]
+
+
+def test_a_torchvision_for_another_torch(place):
+    """What it leaves behind when its import fails is gone too."""
+    package(place, "torchvision", "from torchvision import extension\nraise RuntimeError('no operator nms')")
+    (place / "torchvision" / "extension.py").write_text("")
+    assert used(place) == {"why": "no operator nms", "left": []}
+
+
+def test_what_was_in_its_place_is_again(place):
+    """None is how a program says that a module must not be imported."""
+    after = "assert sys.modules['torchvision'] is None"
+    said = used(place, after, "sys.modules['torchvision'] = None")
+    assert said == {
+        "why": "import of torchvision halted; None in sys.modules",
+        "left": ["torchvision"],
+    }
+
+
+NOTES = """
+sys.path.insert(0, sys.argv[1])
+from triptych.bench import peers
+there, notes = peers.present(("timm", "no_such_library"))
+say(there=there, notes=notes, left=[name for name in sys.modules if name.startswith(("timm", "torchvision"))])
+"""
+
+
+def test_the_report_says_so(place):
+    said = python(ABSENT + NOTES, place).said
+    assert said["there"] == ["timm"]
+    assert said["notes"] == [
+        "timm was imported with a stand-in for torchvision (No module named 'torchvision'), which its networks' "
+        "forward passes do not touch.",
+        "no_such_library is not measured: No module named 'no_such_library'.",
+    ]
+
+
+def test_timm_is_left_out_where_names_are_not_enough(place):
+    (place / "timm" / "data.py").write_text(TIMM + "NAMES = [mode.value for mode in InterpolationMode]")
+    (place / "timm" / "__init__.py").write_text("from timm import data")
+    said = python(ABSENT + NOTES, place).said
+    assert (said["there"], said["left"]) == ([], [])
+    assert said["notes"][0] == (
+        "timm is not measured: No module named 'torchvision', and timm needs more of it than names: "
+        "'_Placeholder' object is not iterable."
+    )
+
+
+installed = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+
+
+@installed
+def test_timms_networks_are_ours():
+    """A ViT, and a Swin on maps of whole windows, where timm is right."""
+    there, _ = peers.present(("timm",))
+    assert there == ("timm",)
+    for net in (vit.make(vit.QUICK, "vit-ti16"), swin.make(swin.QUICK)):
+        images = torch.randn(2, 3, *net.config.image_size)
+        (theirs,) = peers.build(net, torch.float32, there).values()
+        with torch.inference_mode():
+            check_equal({"ours": net(images), "timm": theirs(images)}, TOLERANCES["fp32"])
+
+
+@installed
+def test_timms_networks_learn_as_ours(tmp_path):
+    """Losses and gradients of the first steps; `steps` raises where they differ."""
+    tasks = train.classifier_tasks(train.QUICK, tmp_path, ("timm",))
+    table = train.steps("", tasks, ("timm",), train.QUICK, {"fp32": 1e12, "bf16": 1e12})
+    assert [row["ratio to timm"].median > 0 for row in table.rows] == [True] * 4

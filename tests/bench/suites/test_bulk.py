@@ -1,0 +1,72 @@
+"""The tables of the suite, of programs that are not run; that they run is `triptych bench bulk --quick`'s to show."""
+
+import pytest
+
+from triptych.bench.harness.report import markdown
+from triptych.bench.harness.subprocesses import Process
+from triptych.bench.harness.timing import UnequalError
+from triptych.bench.peers import build as peers
+from triptych.bench.suites import bulk
+from triptych.data.images import decode
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """What was asked for, and what each program says: the network takes 10 ms before and 8 after, a folder 12."""
+    asked = []
+
+    def python(code, *arguments):
+        asked.append((code, [str(one) for one in arguments]))
+        said = {"seconds": 0.012, "before": 2**20, "peak": 3 * 2**20}
+        if code == bulk.FOLDERS:
+            said |= {"network": [0.01, 0.008], "private": 2**21, "seen": int(arguments[6])}
+        return Process(1.0, said | {"first": [{"a": 0.75, "b": 0.25}]})
+
+    monkeypatch.setattr(bulk, "python", python)
+    monkeypatch.setattr(peers, "present", lambda names: (names, []))
+    return asked
+
+
+def test_every_run_of_the_plan_is_a_row(programs):
+    report = bulk.run(bulk.QUICK)
+    seen, parsed, beside, painted = report.tables
+    assert [(row["count"], row["workers"]) for row in seen.rows] == [(40, 0), (40, 1)]
+    assert [(row["count"], row["workers"]) for row in parsed.rows] == [(8, 1)]
+    assert seen.rows[0]["private"] is None
+    assert seen.rows[1]["private"] == 2
+    assert seen.rows[1]["folder"] == pytest.approx(1 / 0.012)
+    assert seen.rows[1]["ratio"].low == pytest.approx(8 / 12)
+    assert seen.rows[1]["ratio"].high == pytest.approx(10 / 12)
+    assert (seen.rows[1]["peak"], seen.rows[1]["grown"]) == (3, 2)
+    assert [row["ratio"] for row in beside.rows] == [1.0, 1.0]
+    assert [(row["count"], row["batch"]) for row in painted.rows] == [(2, 2)]
+    for table in report.tables:
+        assert {column.key for column in table.columns} == set(table.rows[0])
+    assert "### Painting many" in markdown(report.as_json())
+    assert len(programs) == 3 + 2 * 2 + 1
+
+
+def test_other_probabilities_are_told():
+    ours = [{"a": 0.7, "b": 0.3}]
+    bulk.check_first(ours, [{"b": 0.3, "a": 0.7}], 1e-3)
+    for theirs in ({"a": 0.3, "b": 0.7}, {"b": 0.9}):
+        with pytest.raises(UnequalError):
+            bulk.check_first(ours, [theirs], 1e-3)
+
+
+def test_a_missing_result_is_told(programs, monkeypatch, tmp_path):
+    said = {"seen": 7}
+    monkeypatch.setattr(bulk, "python", lambda *_: Process(1.0, said))
+    with pytest.raises(RuntimeError, match="7 results for 8 pictures"):
+        bulk.folders("classify", "vit-emoji", tmp_path, tmp_path, 4, 0, 8, bulk.QUICK)
+
+
+def test_pictures_are_made_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "FOLDER", 3)
+    bulk.make(tmp_path, 4)
+    (tmp_path / "0000" / "0000001.png").write_bytes(b"kept")
+    bulk.make(tmp_path, 8)
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+    assert [file[:12] for file in files] == [f"{i // 3:04d}/{i:07d}" for i in range(8)]
+    assert (tmp_path / "0000" / "0000001.png").read_bytes() == b"kept"
+    assert decode(tmp_path / "0002" / "0000006.jpg").shape == (bulk.SIDE, bulk.SIDE, 3)

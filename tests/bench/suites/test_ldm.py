@@ -1,0 +1,101 @@
+"""The suite in its quick form on a tiny latent diffusion model; its figures mean nothing, their being there does."""
+
+import json
+
+import pytest
+import torch
+
+from triptych.bench.harness.forward import DTYPES, TOLERANCES
+from triptych.bench.harness.subprocesses import Process
+from triptych.bench.harness.timing import UnequalError
+from triptych.bench.measurements import image_generation
+from triptych.bench.suites import ldm
+from triptych.cli import main
+
+PEAKS = {"fp32": 1e12, "bf16": 1e12}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ldm")
+    ldm.write(ldm.TINY, path, True)
+    return path
+
+
+@pytest.mark.parametrize("measure", [ldm.steps, ldm.decoding])
+def test_beside_diffusers(folder, measure):
+    for label in DTYPES:
+        row = measure(ldm.QUICK, label, folder, True, PEAKS)
+        assert (row["mode"], row["dtype"]) == ("eager", label)
+        assert row["ours"].low > 0
+        assert row["ratio to diffusers"].median > 0
+        assert 0 < row["utilisation"] < 1
+        assert row["apart"] <= TOLERANCES[label]
+        assert {column.key for column in ldm.table("", "", True).columns} == set(row)
+
+
+@pytest.mark.parametrize(
+    "part", ["down.0.blocks.0.transformer.blocks.0.cross.proj.weight", "middle.res2.conv2.bias"]
+)
+def test_a_wrong_weight_shows(folder, part, monkeypatch):
+    """No branch is so faint that an error in it hides below the tolerance, not even that of bf16."""
+    right = ldm.loaded
+
+    def wrong(folder):
+        net = right(folder)
+        parameter = dict(net.unet.named_parameters())[part]
+        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        return net
+
+    monkeypatch.setattr(ldm, "loaded", wrong)
+    with pytest.raises(UnequalError):
+        ldm.steps(ldm.QUICK, "bf16", folder, True, PEAKS)
+
+
+def test_operations_are_those_of_a_convolution():
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1, device="meta")
+    assert ldm.flops(conv, torch.empty(2, 3, 7, 8, device="meta")) == 2 * 2 * 7 * 8 * 5 * 3 * 9
+
+
+def test_programs_and_what_becomes_of_what_they_say(monkeypatch, tmp_path):
+    asked = []
+
+    def measured(code, path=None, given="{}"):
+        asked.append((None if path is None else path.name, json.loads(given)))
+        ours = code == image_generation.OURS
+        said = {"load": 1.0, "image": 10.0 if ours else 40.0, "peak": 4e9 if ours else 8e9}
+        return Process(2.0 if ours or "triptych" in code else 8.0, said)
+
+    monkeypatch.setattr(image_generation, "python", measured)
+    table = image_generation.painting(tmp_path, True, (3, 5), rounds=1)
+    assert asked == [
+        ("model.safetensors", {"first": False, "steps": 3}),
+        ("diffusers", {"first": False, "num_inference_steps": 5}),
+        ("model.safetensors", {"first": False, "steps": 3, "low_memory": True}),
+    ]
+    assert [row.get("ratio") and row["ratio"].median for row in table.rows] == [1.0, 0.25, 0.5, None]
+    asked.clear()
+    table = image_generation.starting({"a": tmp_path, "b": tmp_path}, True, 1)
+    assert asked[2:4] == [("model.safetensors", {"first": True}), ("diffusers", {"first": True})]
+    assert [row["ratio"].median for row in table.rows] == [0.25] * 3
+
+
+@pytest.mark.parametrize("flag", ["--short", "--compiled"])
+def test_flags_of_one_suite(flag, capsys):
+    assert main(["bench", "vit", flag]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path, capsys):
+    """With programs of both sides, each of which paints a picture and stops another after its first step."""
+    assert main(["bench", "ldm", "--quick", "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["ldm"] == said
+    assert [table["title"] for table in said["tables"]][1:] == [
+        "A step of the denoiser",
+        "Decoding",
+        "A whole picture",
+        "Starting",
+    ]
+    assert all(row["ratio"] for row in said["tables"][-1]["rows"])

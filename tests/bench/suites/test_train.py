@@ -1,0 +1,204 @@
+"""The suite in its quick form on tiny networks; its figures mean nothing, their being there does."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from triptych.bench.harness.forward import DTYPES
+from triptych.bench.harness.subprocesses import Process, python
+from triptych.bench.harness.timing import UnequalError
+from triptych.bench.measurements import train_loop
+from triptych.bench.measurements.train_step import learner
+from triptych.bench.peers import readers
+from triptych.bench.suites import train
+from triptych.cli import main
+from triptych.train import loop
+from triptych.train.loop import Outcome
+from triptych.weights import load
+
+PEAKS = {"fp32": 1e12, "bf16": 1e12}
+
+
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory):
+    return train.diffusion_tasks(train.QUICK, tmp_path_factory.mktemp("diffusion"), ("diffusers",))
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    return train.classifier_tasks(train.QUICK, tmp_path_factory.mktemp("classifiers"), ("transformers",))
+
+
+@pytest.mark.parametrize("peer", ["diffusers", "transformers"])
+def test_steps_beside_a_peer(peer, request):
+    tasks = request.getfixturevalue("diffusion" if peer == "diffusers" else "classifiers")
+    table = train.table_of("", tasks, (peer, "timm"))
+    table.rows = train.steps(tasks, train.QUICK, PEAKS)
+    assert [(row["network"], row["mode"], row["dtype"]) for row in table.rows] == [
+        (task.name, "eager", label) for task in tasks for label in DTYPES
+    ]
+    for row in table.rows:
+        assert row["ours"].low > 0
+        assert row[f"ratio to {peer}"].median > 0
+        assert 0 < row["utilisation"] < 1
+        assert 0 < row["apart"] <= train.TOLERANCES[row["dtype"]]
+        assert {column.key for column in table.columns} == set(row)
+
+
+def test_ours_is_measured_where_no_peer_is(diffusion):
+    alone = [replace(task, there=()) for task in diffusion[:1]]
+    assert "diffusers" not in {column.key for column in train.table_of("", alone, ("diffusers",)).columns}
+    assert [row["apart"] for row in train.steps(alone, train.QUICK, PEAKS)] == [None, None]
+
+
+def test_a_reader_that_draws_numbers_changes_no_inputs(classifiers, monkeypatch):
+    """timm's fills a network with random numbers before it loads it."""
+    task = classifiers[0]
+
+    def drawing(folder, dtype):
+        torch.randn(7)
+        return load(task.folder / "model.safetensors").float()
+
+    monkeypatch.setattr(readers, "timm_network", drawing)
+    ours, theirs = (
+        learner(task.what, who, task.folder, task.size, torch.float32)() for who in ("ours", "timm")
+    )
+    assert torch.equal(ours, theirs)
+
+
+def test_a_wrong_gradient_shows(diffusion):
+    """Where the first loss is the right one."""
+    task = diffusion[0]
+    right, wrong = (learner(task.what, "ours", task.folder, task.size, torch.bfloat16) for _ in range(2))
+    loss = wrong.loss
+
+    def steeper():
+        found = loss()
+        return found.detach() + 1.2 * (found - found.detach())
+
+    wrong.loss = steeper
+    firsts = {str(i): step()[None] for i, step in enumerate((right, wrong))}
+    assert firsts["0"][0, 0] == firsts["1"][0, 0]
+    with pytest.raises(UnequalError):
+        train.alike(firsts, train.TOLERANCES["bf16"])
+
+
+def test_loss_and_norm_are_each_measured_by_their_own_size():
+    loss_apart = {"a": torch.tensor([[0.1, 100.0]]), "b": torch.tensor([[0.2, 100.0]])}
+    assert train.alike(loss_apart, 0.6) == pytest.approx(0.5)
+    with pytest.raises(UnequalError):
+        train.alike(loss_apart, 0.4)
+
+
+def test_memory_of_both_sides(monkeypatch, diffusion):
+    asked = []
+
+    def measured(code, what, who, folder, dtype, threads, *size):
+        asked.append((what, who, size))
+        first = 1.0 if who == "ours" else 1.2
+        return Process(
+            1.0,
+            {"before": 1e9, "peak": 2e9 if who == "ours" else 3e9, "firsts": [[first, 2.0], [1.0, 2.0]]},
+        )
+
+    monkeypatch.setattr(train, "python", measured)
+    with pytest.raises(UnequalError):
+        train.memory(diffusion[1:], 1)
+    monkeypatch.setattr(train, "TOLERANCES", {"bf16": 0.5})
+    asked.clear()
+    table = train.memory([*diffusion, replace(diffusion[0], there=())], 2)
+    assert asked[:4] == [("unet", who, ("2", "77", "32")) for who in ("ours", "diffusers")] * 2
+    assert [row["peer"] for row in table.rows] == ["diffusers", "diffusers", None]
+    row = table.rows[0]
+    assert (row["ratio"].median, row["grown ratio"].median) == (pytest.approx(2 / 3), 0.5)
+    assert {column.key for column in table.columns} == set(row)
+
+
+def test_what_the_loop_adds_and_the_cache_saves(diffusion, monkeypatch):
+    monkeypatch.setattr(loop, "REPORT_STEPS", 4)
+    monkeypatch.setattr(train_loop, "REPORT_STEPS", 4)
+    model = diffusion[0].folder / "model.safetensors"
+    table = train_loop.whole_loops(train.QUICK.loops, model)
+    assert len(table.rows) == 3
+    for row in table.rows:
+        assert row["ours"].low > 0
+        assert row["ratio"].median > 0
+        assert 0 <= row["waiting"].median < 1
+        assert {column.key for column in table.columns} == set(row)
+    table = train_loop.latents_and_pictures(train.QUICK.loops, model)
+    assert [row["what"] for row in table.rows] == ["kept as latents", "learnt from", "painted"]
+    for row in table.rows[:2]:
+        assert row["ratio"].median == pytest.approx(row["other"].median / row["ours"].median)
+    assert table.rows[2]["ours"].low > 0
+
+
+def test_seconds_of_a_run_are_those_of_its_log(monkeypatch):
+    """The first steps, which open the data, do not count; a row without a speed is one step of many."""
+
+    def trained(config, out):
+        out.mkdir()
+        speeds = [{}, {"images_per_second": 1.0, "waiting": 0.9}, {}]
+        speeds += [{"images_per_second": 8.0, "waiting": 0.1}, {"images_per_second": 4.0, "waiting": 0.3}]
+        (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in speeds))
+        return Outcome(150, config.loop.seed == 0, {})
+
+    monkeypatch.setattr(train_loop, "train", trained)
+    config = train_loop.classification(replace(train.QUICK.loops, batch=8), Path("data"))
+    waited = []
+    assert train_loop.whole(config, waited) == pytest.approx(1.5)
+    assert waited == [pytest.approx(0.2)]
+    with pytest.raises(KeyboardInterrupt):
+        train_loop.whole(replace(config, loop=replace(config.loop, seed=1)))
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path, capsys):
+    assert main(["bench", "train", "--quick", "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["train"] == said
+    assert [table["title"] for table in said["tables"]][1:] == [
+        "A step of latent diffusion",
+        "A step of a classifier",
+        "Memory of a step",
+        "The whole loop",
+        "Latents and pictures",
+    ]
+    assert "| UNet" in (tmp_path / "benchmarks.md").read_text()
+
+
+COMPILED = """
+from pathlib import Path
+from triptych.bench import train
+tasks = train.classifier_tasks(train.QUICK, Path(sys.argv[1]), ("transformers",))[:1]
+rows = train.steps(tasks, train.QUICK, {"fp32": 1e12, "bf16": 1e12}, compiled=True)
+say(rows=[(row["mode"], row["dtype"], row["apart"]) for row in rows])
+"""
+UNET = """
+from pathlib import Path
+import torch
+from triptych.bench import train
+from triptych.bench.measurements.train_step import learner
+from triptych.torch_compile import compile_blocks
+task = train.diffusion_tasks(train.QUICK, Path(sys.argv[1]), ())[0]
+eager, compiled = (learner(task.what, "ours", task.folder, task.size, torch.bfloat16) for _ in range(2))
+compile_blocks(compiled.net)
+say(steps=[[step().tolist() for _ in range(2)] for step in (eager, compiled)])
+"""
+
+
+@pytest.mark.slow
+def test_compiled(tmp_path):
+    """In a process without the shape checks, which cannot be traced."""
+    ((mode, dtype, apart),) = python(COMPILED, tmp_path).said["rows"]
+    assert (mode, dtype) == ("compiled", "bf16")
+    assert apart < 5e-2
+
+
+@pytest.mark.slow
+def test_blocks_of_a_unet_are_compiled_for_maps_of_several_sizes_and_learn_as_before(tmp_path):
+    eager, compiled = python(UNET, tmp_path).said["steps"]
+    assert np.allclose(eager, compiled, rtol=1e-2)

@@ -1,0 +1,106 @@
+"""The suite in its quick form on tiny networks; its figures mean nothing, their being there does."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from triptych.bench.harness import machine, subprocesses
+from triptych.bench.harness.cpu_contention import Others
+from triptych.bench.harness.timing import UnequalError
+from triptych.bench.measurements.load_time import loading
+from triptych.bench.peers import build as peers
+from triptych.bench.suites import vit
+from triptych.cli import main
+
+
+def test_throughput_beside_transformers():
+    table = vit.throughput(vit.QUICK, ("transformers",), {"fp32": 1e12, "bf16": 1e12})
+    assert [(row["network"], row["dtype"], row["batch"]) for row in table.rows] == [
+        ("vit-ti16", "fp32", 2),
+        ("vit-ti16", "bf16", 2),
+    ]
+    for row in table.rows:
+        assert row["ours"].low > 0
+        assert row["ratio to transformers"].median > 0
+        assert 0 < row["utilisation"] < 1
+        assert row["apart"] <= vit.TOLERANCES[row["dtype"]]
+    assert {column.key for column in table.columns} == set(table.rows[0])
+
+
+def test_another_network_is_refused():
+    net = vit.make(vit.QUICK, "vit-ti16")
+    theirs = peers.build(net, torch.float32, ("transformers",))
+    net.norm.bias.data.add_(0.1)
+    with pytest.raises(UnequalError, match="ours and transformers are"):
+        vit.compare({"ours": net, **theirs}, vit.images(net, 2, torch.float32), 1e-5, vit.QUICK)
+
+
+def test_ours_is_measured_where_no_peer_is():
+    plan = replace(vit.QUICK, peers=("no_such_library",))
+    report = vit.run(plan, "triptych bench vit --quick")
+    assert report.notes == ["no_such_library is not measured: No module named 'no_such_library'."]
+    limits, images, loaded, started = report.tables
+    assert [row["what"] for row in limits.rows] == [
+        "matrix product, fp32",
+        "matrix product, bf16",
+        "copy of 4 MiB",
+    ]
+    assert [column.key for column in images.columns] == [
+        "mode",
+        "network",
+        "dtype",
+        "batch",
+        "ours",
+        "utilisation",
+        "apart",
+        "others",
+    ]
+    assert [column.key for column in loaded.columns] == ["what", "ours"]
+    assert [row["what"] for row in started.rows][-1] == "import to first result, vit-ti16"
+    assert {"processor", "cores", "versions", "taken by others"} <= set(report.machine)
+    json.dumps(report.as_json(), allow_nan=False)
+
+
+def test_memory_is_of_the_program_itself():
+    """A large parent does not count: `ru_maxrss` would begin at its size."""
+    ballast = bytearray(b"x" * 300_000_000)
+    done = subprocesses.python("held = bytearray(b'x' * 50_000_000)\nsay(now=memory()[0], peak=memory()[1])")
+    assert len(ballast) > 50_000_000 < done.said["peak"] < 200_000_000
+    assert done.said["now"] <= done.said["peak"]
+    assert 0 < done.seconds < 60
+
+
+def test_a_program_that_fails_is_named():
+    with pytest.raises(RuntimeError, match=r"ended with 1: ZeroDivisionError"):
+        subprocesses.python("1 / 0")
+
+
+def test_peaks_and_versions():
+    assert machine.product_peak(torch.float32, (64,), 2) > 1e6
+    assert machine.copy_peak(2**16, 2) > 1e6
+    share = Others().share()
+    assert share is None or 0 <= share <= 1
+    assert machine.version_of("torch") == torch.__version__
+    assert machine.version_of("no-such-distribution") is None
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path, capsys):
+    """With transformers' processes too, which take their time to start."""
+    assert main(["bench", "vit", "--quick", "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["vit"] == said
+    assert "| vit-ti16" in (tmp_path / "benchmarks.md").read_text()
+
+
+@pytest.mark.slow
+def test_loading_beside_transformers(tmp_path):
+    table = loading("vit-ti16", vit.make(vit.QUICK, "vit-ti16"), tmp_path, ("transformers",), 1)
+    assert [column.key for column in table.columns] == ["what", "ours", "transformers", "ratio"]
+
+
+def test_mistakes_are_one_line(capsys):
+    assert main(["bench", "cnn"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

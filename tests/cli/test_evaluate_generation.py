@@ -1,0 +1,216 @@
+"""`triptych evaluate` of what makes pictures: the pictures that `generate` would paint, measured beside the data."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import triptych as tp
+from triptych import weights
+from triptych.cli import main
+from triptych.evaluation.feature_extractor import open_extractor
+from triptych.evaluation.reference_statistics import read
+from triptych.models.configs.autoencoder import AutoencoderConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
+from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.models.configs.unet import UNetConfig
+from triptych.models.latent_diffusion import LatentDiffusion
+
+STAGE = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 1, 1), depth=1, latent_channels=4, groups=4)
+UNET = UNetConfig(
+    latent_size=(8, 8), width=16, multipliers=(1, 2), depth=1, attention_factors=(), heads=2, groups=8
+)
+READING = replace(UNET, context_dim=24)
+TEXT = TextConfig(kind="clip", vocab_size=49408, width=24, depth=1, heads=2, mlp_dim=24, pad=49407)
+CLASSES = ClassTokenConfig(num_classes=4, width=24)
+CONFIGS = {
+    "text": LatentDiffusionConfig(autoencoder=STAGE, unet=READING, text=TEXT),
+    "classes": LatentDiffusionConfig(autoencoder=STAGE, unet=READING, text=CLASSES),
+    "free": LatentDiffusionConfig(autoencoder=STAGE, unet=replace(UNET, context_dim=0)),
+}
+CAPTIONS = ("a red fox", "an owl (asleep) [1.3]", "cat " * 90, "BREAK a dog")
+LOADED: dict = {}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Tiny models, a folder with captions, and one of pictures that somebody made."""
+    folder = tmp_path_factory.mktemp("measured")
+    for name, config in CONFIGS.items():
+        torch.manual_seed(1)
+        net = LatentDiffusion(config)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
+        if name == "classes":
+            net.card = replace(net.card, classes=("cat", "dog", "fox", "owl"))
+        tp.save(net, folder / f"{name}.safetensors")
+    rng = np.random.default_rng(0)
+    for where, count in (("data", 9), ("made", 8)):
+        (folder / where).mkdir()
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(
+                folder / where / f"{i}.png"
+            )
+    lines = [{"file_name": f"{i}.png", "text": CAPTIONS[i % 4]} for i in range(9)]
+    (folder / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Files are read as ever, each once; statistics are not kept from one test to the next."""
+    load = tp.load  # kept by the package when it is first asked for: not to be what stands here for a while
+    monkeypatch.setattr(
+        weights,
+        "load",
+        lambda source, **how: LOADED.get(str(source)) or LOADED.setdefault(str(source), load(source, **how)),
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def measured(capsys, *args):
+    assert main(["evaluate", *map(str, args), "--workers", "0", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *args):
+    assert main(["evaluate", *map(str, args)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_pictures_of_captions_are_those_that_generate_paints(places, model, tmp_path, capsys, monkeypatch):
+    """One by one, from the seeds that follow the first one, the captions taken as they stand."""
+    from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
+
+    painted = []
+    make = DiffusionPipeline.make
+
+    def spy(self, each, **how):
+        made = make(self, each, **how)
+        painted.extend(made)
+        return made
+
+    args = (places / "text.safetensors", "--data", places / "data", "--samples", 6, "--extractor", model)
+    args = (*args, "--steps", 2, "--guidance", 2, "--seed", 5, "--dtype", "fp32", "--batch-size", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionPipeline, "make", spy)
+        found = measured(capsys, *args, "--out", tmp_path / "out")
+    assert [one.info["seed"] for one in painted] == list(range(5, 11))
+    assert {one.info["prompt"] for one in painted} == {
+        "a red fox", r"an owl \(asleep\) \[1.3\]", "cat " * 90, r"BREA\K a dog"
+    }  # fmt: skip
+    pipe = DiffusionPipeline(str(places / "text.safetensors"), dtype="fp32")
+    for one in painted:
+        how = {name: one.info[name] for name in ("prompt", "seed", "steps", "guidance")}
+        (alone,) = pipe.text_to_image(**how)
+        assert np.abs(np.asarray(alone).astype(int) - np.asarray(one)).max() <= 1
+    assert found["task"] == "generation"
+    assert (found["count"], found["real_count"], found["steps"], found["seed"]) == (6, 9, 2, 5)
+    assert found["identity"]["preparation"]["picture"] == [32, 32]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == found
+    assert "faithfulness" not in found
+
+    # The same figures from the files of the same pictures, whoever made them
+    folder = tmp_path / "painted"
+    pipe.save(painted, folder)
+    again = measured(capsys, "--samples", folder, "--data", places / "data", "--extractor", model)
+    for name in ("frechet", "kernel_exact", "precision"):
+        assert again[name] == pytest.approx(found[name], rel=1e-5)  # the batches were others
+    assert again["protocol"] == found["protocol"]
+
+
+def test_pictures_of_classes_show_the_datas_classes(places, model, labelled, capsys):
+    args = (
+        places / "classes.safetensors",
+        "--data",
+        labelled,
+        "--samples",
+        6,
+        "--steps",
+        1,
+        "--extractor",
+        model,
+    )
+    found = measured(capsys, *args, "--classifier", model)
+    shares = found["faithfulness"]
+    assert shares.keys() == {"generated", "real"}
+    assert 0 <= shares["generated"]["top1"] <= 1
+    assert "inception_score" in found
+    assert "faithfulness" not in measured(capsys, *args, "--classifier", "none")
+
+
+def test_a_model_of_neither_needs_pictures_alone(places, model, pictures, tmp_path, capsys):
+    file = tmp_path / "real.safetensors"
+    args = ("--samples", 4, "--steps", 1, "--extractor", model, "--reference", file)
+    found = measured(capsys, places / "free.safetensors", "--data", pictures, *args)
+    assert read(file).identity == found["identity"]
+    # With the file no data is needed, and what was prepared otherwise is refused
+    again = measured(capsys, places / "free.safetensors", *args)
+    assert again["frechet"] == found["frechet"]
+    line = refused(capsys, places / "free.safetensors", *args, "--size", "40x32")
+    assert "picture [32, 32], and this is [32, 40]" in line
+
+
+def test_folders_are_compared_at_the_size_that_all_samples_have(places, model, pictures, tmp_path, capsys):
+    args = ("--samples", places / "made", "--data", pictures, "--extractor", model)
+    found = measured(capsys, *args)
+    assert (found["count"], found["real_count"]) == (8, 5)
+    assert found["identity"]["preparation"]["picture"] == [40, 36]
+    extractor = open_extractor(str(model), picture=(40, 36), device="cpu")
+    assert found["identity"]["extractor"] == extractor.identity["extractor"]
+    Image.new("L", (9, 9)).save(tmp_path / "grey.png")
+    Image.new("RGBA", (8, 9)).save(tmp_path / "clear.png")
+    args = ("--samples", tmp_path, "--data", pictures, "--extractor", model)
+    assert measured(capsys, *args)["identity"]["preparation"]["picture"] is None
+    assert measured(capsys, *args, "--size", "20x30")["identity"]["preparation"]["picture"] == [30, 20]
+
+
+def test_the_same_pictures_are_at_no_distance(pictures, model, capsys):
+    found = measured(capsys, "--samples", pictures, "--data", pictures, "--extractor", model)
+    assert found["frechet"] < 1e-6
+    assert found["kernel_exact"] < 0
+    assert (
+        main(["evaluate", "--samples", str(pictures), "--data", str(pictures), "--extractor", str(model)])
+        == 0
+    )
+    out = capsys.readouterr().out
+    for words in ("Fréchet distance", "of perfect ones, at this count", "kernel distance", "±", "protocol"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("{f}/text.safetensors --samples 3", "no data was named; give --data, a folder of real pictures"),
+        ("{f}/text.safetensors --samples 1 --data {f}/data", "samples is 1"),
+        ("{f}/text.safetensors --samples {f}/made --data {f}/data", "give one of the two"),
+        ("{f}/text.safetensors --samples 3 --data {f}/made", "3 of 3 pictures of the data have no caption"),
+        (
+            "{f}/text.safetensors --samples 3 --data {f}/data --extractor {f}/free.safetensors",
+            "from a ViT or a Swin",
+        ),
+        (
+            "{f}/free.safetensors --samples 3 --data {f}/data --extractor inception",
+            "pip install torch-fidelity",
+        ),
+        ("{f}/free.safetensors --samples 3 --data {f}/data --sampler best", "no sampler is called 'best'"),
+        ("{f}/free.safetensors --samples 3 --data {f}/data --steps 0", "steps is 0"),
+        ("{f}/free.safetensors --samples 3 --data {f}/data --size 33x33", "must be multiples of 4"),
+        ("{f}/free.safetensors --samples 3 --data {f}/data --classifier {m}", "leave --classifier out"),
+        (
+            "{f}/free.safetensors --samples 3 --data {f}/data --reference {m}",
+            "no file of reference statistics",
+        ),
+        ("--samples {f}/nowhere --data {f}/data", "neither a number nor a folder"),
+        ("--samples {f}/made", "no data was named"),
+        ("--samples 30 --data {f}/data", "needs MODEL-or-RUN"),
+        ("{m} --samples 30 --data {f}/data", "makes no pictures"),
+    ],
+)
+def test_mistakes_are_one_line(places, model, args, words, capsys):
+    assert words in refused(capsys, *args.format(f=places, m=model).split(), "--workers", 0)

@@ -1,0 +1,109 @@
+"""Approximations in a pipeline: nothing at zero strength, recorded, made again, the same for any batch, gone after."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.pipelines.conftest import CONFIGS, scrambled
+
+import triptych as tp
+from triptych import torch_compile
+from triptych.errors import UserError
+from triptych.models.configs.autoencoder import TinyAutoencoderConfig
+from triptych.models.registry import build
+from triptych.pipelines.diffusion.image_metadata import parse, read
+from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
+
+CALL = {"steps": 4, "guidance": 2.0, "size": 32, "progress": False}
+BOTH = {"merge_tokens": 0.5, "deep_cache": 2}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    config = CONFIGS["text"]
+    return DiffusionPipeline(
+        scrambled(replace(config, unet=replace(config.unet, attention_factors=(1, 2)))), dtype="fp32"
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A small first stage on the model's latents."""
+    path = tmp_path_factory.mktemp("tiny") / "taesd.safetensors"
+    tp.save(build(TinyAutoencoderConfig(width=8, levels=3, depth=1)), path)
+    return path
+
+
+def array(images, k=0):
+    return np.asarray(images[k]).astype(int)
+
+
+def test_nothing_at_zero_strength_and_nothing_left_behind(pipe):
+    exact = array(pipe.text_to_image("an apple", **CALL))
+    zero = pipe.text_to_image("an apple", merge_tokens=0.0, deep_cache=1, decoder="", **CALL)
+    assert np.array_equal(array(zero), exact)
+    for one in ({"merge_tokens": 0.5}, {"deep_cache": 2}):
+        assert not np.array_equal(array(pipe.text_to_image("an apple", **one, **CALL)), exact)
+        assert np.array_equal(array(pipe.text_to_image("an apple", **CALL)), exact)
+
+
+def test_recorded_and_made_again(pipe, tiny, tmp_path):
+    made = pipe.text_to_image("an apple", decoder=tiny, **BOTH, **CALL)
+    (path,) = pipe.save(made, tmp_path / "a.png")
+    settings = read(path)
+    assert (settings.merge_tokens, settings.deep_cache, settings.decoder) == (0.5, 2, str(tiny))
+    assert len(settings.hashes["decoder"]) == 12
+    assert np.array_equal(array(pipe.again(path, progress=False)), array(made))
+    assert not np.array_equal(
+        array(pipe.again(path, progress=False)), array(pipe.text_to_image("an apple", **CALL))
+    )
+    assert parse(made[0].info["parameters"]).merge_tokens == 0.5
+
+
+def test_picture_k_is_its_own_in_any_batch(pipe):
+    """The second picture of a call, whose batch is another, whatever came before."""
+    several = pipe.text_to_image(
+        "an apple", count=3, seed=4, batch_size=2, interval=(0.5, 5.0), **BOTH, **CALL
+    )
+    for k in range(3):
+        alone = pipe.text_to_image("an apple", seed=4 + k, interval=(0.5, 5.0), **BOTH, **CALL)
+        assert np.abs(array(several, k) - array(alone)).max() <= 1
+    one_by_one = pipe.text_to_image("an apple", count=2, seed=5, interval=(0.5, 5.0), **BOTH, **CALL)
+    assert np.array_equal(array(one_by_one, 1), array(alone))
+
+
+def test_another_decoder_decodes(pipe, tiny):
+    latents = pipe.text_to_image("an apple", decoder=tiny, **CALL)
+    small = tp.load(tiny)
+    beside = DiffusionPipeline(pipe.net, dtype="fp32")
+    beside.rendering = type(beside.rendering)(small)
+    assert np.array_equal(array(latents), array(beside.text_to_image("an apple", **CALL)))
+
+
+def test_what_does_not_fit_is_said(pipe, tiny, tmp_path):
+    tp.save(build(TinyAutoencoderConfig(width=8, levels=4, depth=1)), tmp_path / "f8.safetensors")
+    tp.save(pipe.net.unet, tmp_path / "unet.safetensors")
+    for words, how in {
+        "merge_tokens is 0.9": {"merge_tokens": 0.9},
+        "deep_cache is 0": {"deep_cache": 0},
+        "4 channels of 1/8, the model on 4 of 1/4": {"decoder": tmp_path / "f8.safetensors"},
+        "is a UNet; give an autoencoder": {"decoder": tmp_path / "unet.safetensors"},
+        "nothing.safetensors": {"decoder": tmp_path / "nothing.safetensors"},
+    }.items():
+        with pytest.raises(UserError, match=words):
+            pipe.text_to_image("an apple", **how, **CALL)
+
+
+def test_what_is_compiled_is_not_changed(pipe, monkeypatch):
+    done = []
+    monkeypatch.setattr(torch_compile, "_check_compiler", lambda: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **_how: done.append(part))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    compiled = DiffusionPipeline(pipe.net, dtype="fp32", compile=True)
+    assert done == compiled.net.unet.blocks()
+    for how in ({"merge_tokens": 0.5}, {"deep_cache": 2}):
+        with pytest.raises(UserError, match="give one or the other"):
+            compiled.text_to_image("an apple", **how, **CALL)
+    plain = array(pipe.text_to_image("an apple", **CALL))  # nothing was compiled: the same network
+    assert np.array_equal(array(compiled.text_to_image("an apple", **CALL)), plain)

@@ -1,0 +1,218 @@
+"""One image, a list, a folder, a stream: the same answers, in order, and nothing held that is not needed."""
+
+import io
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import triptych as tp
+from triptych import device as hardware
+from triptych.model_card import Card, Preprocess
+from triptych.pipelines.classification import ClassificationPipeline
+from triptych.pipelines.image_input import fitted, images_below, normalised
+
+NAMES = ("cat", "dog", "fox", "owl")
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    net = tp.create("vit-ti16", depth=2, embed_dim=48, num_heads=3, mlp_dim=96, num_classes=4, image_size=32)
+    torch.nn.init.normal_(net.head.weight)
+    net.card = Card(preprocess=Preprocess(size=(32, 32), crop=1.0, mode="squash"), classes=NAMES)
+    return net
+
+
+@pytest.fixture(scope="module")
+def pipe(net):
+    return ClassificationPipeline(net, dtype="fp32", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    (folder / "b").mkdir()
+    for i in range(11):
+        size = (int(rng.integers(20, 60)), int(rng.integers(20, 60)), 3)
+        path = folder / ("b" if i > 7 else ".") / f"{i:02d}.png"
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(path)
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / ".hidden.png").write_text("not a picture either")
+    return folder
+
+
+def test_result(pipe, folder):
+    found = pipe(folder / "00.png", top=3)
+    assert [guess.name for guess in found] == [NAMES[guess.index] for guess in found]
+    assert len(found) == 3
+    assert found[0] == (found.name, found.label, found.probability)
+    assert found[0].probability >= found[1].probability >= found[2].probability > 0
+    assert found.source == str(folder / "00.png")
+    assert repr(found).startswith(f"<{found.source}: {found.name} 0.")
+    assert found.to_json()["top"][0]["name"] == found.name
+
+
+def test_logits_are_the_networks(net, pipe, folder):
+    """The pipeline adds nothing: by hand, from the pixels."""
+    x = normalised(fitted(folder / "00.png", net.card.preprocess), net.card.preprocess)[None]
+    with torch.inference_mode():
+        expected = net.eval()(x).softmax(1)[0]
+    found = pipe(folder / "00.png", top=4)
+    for name, index, probability in found:
+        assert NAMES[index] == name
+        assert probability == pytest.approx(expected[index].item(), abs=1e-6)
+
+
+def test_every_kind_of_picture(pipe, folder):
+    path = folder / "00.png"
+    data = path.read_bytes()
+    array = np.asarray(Image.open(path))
+    kinds = [path, str(path), data, Image.open(io.BytesIO(data)), array]
+    found = pipe(kinds)
+    assert isinstance(found, list)
+    for one in found:
+        assert one.label == pipe(path).label
+        assert one.probability == pytest.approx(pipe(path).probability, abs=1e-6)
+    assert pipe(array).source == "array"
+    assert pipe(array[..., 0])[0]  # grey
+
+
+def test_list_folder_and_stream_agree(pipe, folder):
+    files = list(images_below(folder))
+    assert [file.name for file in files] == [f"{i:02d}.png" for i in range(11)]
+    single = [pipe(file) for file in files]
+    for found in (pipe(files), list(pipe(folder)), list(pipe(iter(files))), list(pipe(str(folder)))):
+        assert [one.source for one in found] == [one.source for one in single]
+        for one, other in zip(found, single, strict=True):
+            assert [guess.index for guess in one] == [guess.index for guess in other]
+            np.testing.assert_allclose(
+                [g.probability for g in one], [g.probability for g in other], atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(net, pipe, folder, workers):
+    pictures = [*images_below(folder), (folder / "03.png").read_bytes(), np.full((9, 7, 3), 9, np.uint8)]
+    pictures.insert(2, Image.open(folder / "05.png"))
+    read = ClassificationPipeline(net, dtype="fp32", batch_size=4, workers=workers)
+    assert list(read(iter(pictures))) == list(pipe(iter(pictures)))
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 4), (2, 5 * 4)])
+def test_a_stream_is_read_as_it_is_asked_for(net, workers, ahead):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield np.zeros((8, 8, 3), np.uint8)
+
+    found = ClassificationPipeline(net, dtype="fp32", batch_size=4, workers=workers)(endless())
+    assert taken == 0
+    next(found)
+    assert taken <= ahead + 1
+    found.close()
+
+
+def test_bad_images_fail_or_are_skipped(net, folder, caplog):
+    pictures = [folder / "00.png", folder / "notes.txt", b"", folder / "01.png"]
+    with pytest.raises(tp.UserError, match=r"notes\.txt"):
+        ClassificationPipeline(net)(pictures)
+    pipe = ClassificationPipeline(net, on_bad_image="skip")
+    with caplog.at_level(logging.WARNING, logger="triptych"):
+        found = pipe(pictures)
+    assert [one.source for one in found] == [str(folder / "00.png"), str(folder / "01.png")]
+    assert pipe.skipped == [str(folder / "notes.txt"), "bytes"]
+    assert "notes.txt" in caplog.text
+    with pytest.raises(tp.UserError, match=r"notes\.txt"):
+        pipe(folder / "notes.txt")
+
+
+def test_the_callers_network_stays_as_it_is(net):
+    net.train()
+    pipe = ClassificationPipeline(net, dtype="bf16")
+    pipe(np.zeros((8, 8, 3), np.uint8))
+    assert net.training
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert {p.dtype for p in pipe.net.parameters()} == {torch.bfloat16}
+    shared = ClassificationPipeline(net, device="cpu", dtype="fp32")
+    assert shared.net.head.weight is net.head.weight
+    assert not shared.net.training
+
+
+def test_bf16_says_nearly_the_same(net, folder):
+    fp32 = ClassificationPipeline(net, device="cpu", dtype="fp32")(folder / "03.png", top=4)
+    bf16 = ClassificationPipeline(net, device="cpu", dtype="bf16")(folder / "03.png", top=4)
+    by_index = {guess.index: guess.probability for guess in fp32}
+    for guess in bf16:
+        assert guess.probability == pytest.approx(by_index[guess.index], abs=0.05)
+
+
+def test_precision_follows_the_hardware_and_is_said_once(monkeypatch, caplog):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(hardware, "_SAID", set())
+    with caplog.at_level(logging.INFO, logger="triptych"):
+        monkeypatch.setattr(hardware, "native_bf16", lambda device: "AMX_BF16")
+        assert hardware.choose_dtype(None, cpu) == torch.bfloat16
+        assert caplog.text == ""  # said when the work begins
+        hardware.say_dtype(torch.bfloat16, cpu)
+        hardware.say_dtype(torch.bfloat16, cpu)
+    assert caplog.text.count("bf16 on cpu (native bf16: AMX_BF16)") == 1
+    monkeypatch.setattr(hardware, "native_bf16", lambda device: None)
+    assert hardware.choose_dtype(None, cpu) == torch.float32
+    assert hardware.choose_dtype("bf16", cpu) == torch.bfloat16
+
+
+def test_background_under_alpha():
+    clear = np.zeros((16, 16, 4), np.uint8)
+    for ground in ((255, 255, 255), (10, 20, 30)):
+        preprocess = Preprocess(size=(8, 8), crop=1.0, background=ground)
+        assert (fitted(clear, preprocess) == np.array(ground)).all()
+
+
+def test_grey_network_takes_colour_pictures():
+    net = tp.create(
+        "vit-ti16",
+        depth=1,
+        embed_dim=24,
+        num_heads=3,
+        mlp_dim=24,
+        in_channels=1,
+        num_classes=2,
+        image_size=16,
+    )
+    net.card = replace(net.card, preprocess=Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3))
+    assert ClassificationPipeline(net)(np.full((9, 9, 3), 77, np.uint8))[0].name.startswith("class ")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net, f: ClassificationPipeline(net, device="cuda:99"), "cuda:99"),
+        (lambda net, f: ClassificationPipeline(net, dtype="fp7"), "'fp7'"),
+        (lambda net, f: ClassificationPipeline(net, batch_size=0), "batch_size 0"),
+        (lambda net, f: ClassificationPipeline(net, on_bad_image="maybe"), "'maybe'"),
+        (lambda net, f: ClassificationPipeline(net)(f / "00.png", top=0), "top is 0"),
+        (lambda net, f: ClassificationPipeline(net)(f / "nowhere.png"), "nowhere.png does not exist"),
+        (lambda net, f: ClassificationPipeline(net)(np.zeros((4, 4), np.float32)), "float32"),
+        (lambda net, f: ClassificationPipeline(net)(f / "empty"), "no images"),
+        (
+            lambda net, f: ClassificationPipeline(tp.create("dinov2-s14", depth=1, num_classes=0)),
+            "no classes",
+        ),
+    ],
+)
+def test_mistakes_are_named(net, folder, call, message):
+    (folder / "empty").mkdir(exist_ok=True)
+    with pytest.raises(tp.UserError, match=message):
+        call(net, folder)
+
+
+def test_one_pixel(pipe):
+    assert len(pipe(np.zeros((1, 1, 3), np.uint8))) == 4
