@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.config import from_json, to_json
-from triptych.errors import UserError
+from triptych.config import from_json, need_at_least, need_fraction, to_json
+from triptych.errors import ConfigError, TriptychError
 from triptych.model_card import Card, Preprocess
 from triptych.models.configs.vit import SIZES, ViTConfig
 
@@ -109,15 +109,15 @@ def test_what_is_left_out_is_the_default():
     ],
 )
 def test_what_is_wrong_is_named(changes, said):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ConfigError) as caught:
         from_json(Outer, {"count": 1} | changes)
     assert said in str(caught.value)
 
 
 def test_a_missing_field_and_a_list_for_a_config():
-    with pytest.raises(UserError, match="Outer lacks the field 'count'"):
+    with pytest.raises(ConfigError, match="Outer lacks the field 'count'"):
         from_json(Outer, {})
-    with pytest.raises(UserError, match="which must be an object"):
+    with pytest.raises(ConfigError, match="which must be an object"):
         from_json(Outer, [1])
 
 
@@ -129,10 +129,30 @@ def test_whole_numbers_may_stand_for_fractions():
 
 def test_a_config_is_checked_on_its_way_in():
     data = to_json(SIZES["vit-b16"]) | {"num_heads": 7}
-    with pytest.raises(UserError, match="no multiple of num_heads 7"):
+    with pytest.raises(TriptychError, match="no multiple of num_heads 7"):
         from_json(ViTConfig, data)
 
 
 def test_what_json_cannot_hold_is_refused():
     with pytest.raises(TypeError, match="set"):
         to_json(replace(Outer(count=1), anything={1, 2}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    rate: float | None = 0.5
+    sides: tuple[int | tuple[int, int], ...] = (1, (2, 3))
+
+
+def test_fields_are_held_to_ranges():
+    need_at_least(Limits(), 0.5, "rate", "sides")
+    need_at_least(Limits(rate=None, sides=()), 1, "rate", "sides")
+    with pytest.raises(ConfigError, match=r"Limits.sides is \(1, \(2, 0\)\), which must be at least 1"):
+        need_at_least(Limits(sides=(1, (2, 0))), 1, "sides")
+    need_fraction(Limits(rate=1.0), "rate")
+    need_fraction(Limits(rate=None), "rate", below_one=True)
+    for rate in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="from 0 to 1"):
+            need_fraction(Limits(rate=rate), "rate")
+    with pytest.raises(ConfigError, match=r"Limits.rate is 1.0, which must be from 0 to below 1"):
+        need_fraction(Limits(rate=1.0), "rate", below_one=True)

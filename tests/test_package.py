@@ -27,7 +27,7 @@ def test_importing_the_package_imports_nothing_heavy():
     modules = imported_by("import triptych")
     assert "triptych" in modules
     assert not modules & HEAVY
-    assert {name for name in modules if name.startswith("triptych.")} == {"triptych.lazy_imports"}
+    assert {name for name in modules if name.startswith("triptych.")} == {"triptych.lazy_imports", "triptych.version"}
 
 
 def test_help_imports_nothing_heavy():
@@ -45,7 +45,8 @@ def test_listing_models_needs_no_torch():
 def test_public_names_resolve():
     for name in tp.__all__:
         assert getattr(tp, name) is not None, name
-    assert issubclass(tp.UserError, ValueError)
+    assert issubclass(tp.TriptychError, ValueError)
+    assert tp.UserError is tp.TriptychError
     assert callable(tp.load)
     assert callable(tp.save)
     assert callable(tp.export)

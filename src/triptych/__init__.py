@@ -6,8 +6,7 @@ Importing this package imports nothing heavy: each public name is fetched when i
 from typing import TYPE_CHECKING
 
 from triptych.lazy_imports import public
-
-__version__ = "0.1.0"
+from triptych.version import __version__ as __version__
 
 # Public name -> the module that holds it.
 _PUBLIC = {
@@ -24,12 +23,24 @@ _PUBLIC = {
     "DiffusionPipeline": "triptych.pipelines.diffusion.pipeline",
     "explain": "triptych.pipelines.explain.vit",
     "capture": "triptych.layers.capture",
+    "TriptychError": "triptych.errors",
+    "ConfigError": "triptych.errors",
+    "DataError": "triptych.errors",
+    "CheckpointError": "triptych.errors",
+    "DeviceError": "triptych.errors",
+    "StorageError": "triptych.errors",
     "UserError": "triptych.errors",
 }
 
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
+    from triptych.errors import CheckpointError as CheckpointError
+    from triptych.errors import ConfigError as ConfigError
+    from triptych.errors import DataError as DataError
+    from triptych.errors import DeviceError as DeviceError
+    from triptych.errors import StorageError as StorageError
+    from triptych.errors import TriptychError as TriptychError
     from triptych.errors import UserError as UserError
     from triptych.layers.capture import capture as capture
     from triptych.models.registry import create as create

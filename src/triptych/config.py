@@ -1,14 +1,13 @@
 """Configs are frozen dataclasses; here is their way to JSON and back, strict in both directions."""
 
 import dataclasses
-import difflib
 import functools
 import numbers
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError, TriptychError, did_you_mean
 
 T = TypeVar("T")
 
@@ -29,7 +28,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json`. Unknown or missing fields and wrong types are one `UserError`."""
+    """The inverse of `to_json`. Unknown or missing fields and wrong types are one `ConfigError`."""
     return _build(cls, data, cls.__name__)
 
 
@@ -37,7 +36,7 @@ def check(config: Any) -> None:
     """Hold every field of a dataclass to its type, from its `__post_init__`. Lists become tuples.
 
     Raises:
-        UserError: a field's value is not of its type, or not one of its literals.
+        ConfigError: a field's value is not of its type, or not one of its literals.
     """
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
@@ -47,18 +46,58 @@ def check(config: Any) -> None:
         try:
             plain = to_json(value)
         except TypeError as problem:
-            raise UserError(f"{where} is {value!r}: {problem}") from problem
+            raise ConfigError(f"{where} is {value!r}: {problem}") from problem
         object.__setattr__(config, name, _build(hint, plain, where))
 
 
-def need(fine: bool, config: object, name: str, what: str) -> None:
-    """Hold a field to a condition, in words: `need(self.lr > 0, self, "lr", "positive")`.
+def need(condition: bool, config: object, name: str, requirement: str) -> None:
+    """Require a condition of a field, from a config's `__post_init__`.
+
+    ```python
+    need(self.lr > 0, self, "lr", "positive")       # OptimizerConfig.lr is -1.0, which must be positive
+    ```
+
+    Args:
+        condition: whether the field's value is valid.
+        name: the field.
+        requirement: what the value must be, in words.
 
     Raises:
-        UserError: it is not `fine`.
+        ConfigError: `condition` is false.
     """
-    if not fine:
-        raise UserError(f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {what}")
+    if not condition:
+        raise ConfigError(
+            f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {requirement}"
+        )
+
+
+def need_at_least(config: object, minimum: float, *names: str) -> None:
+    """Require that each of the named fields is at least `minimum`; of a tuple, each of its entries.
+
+    Fields that are None (their default is chosen elsewhere) and empty tuples pass.
+
+    Raises:
+        ConfigError: a field is smaller.
+    """
+    for name in names:
+        value = getattr(config, name)
+        need(value is None or _smallest(value) >= minimum, config, name, f"at least {minimum}")
+
+
+def need_fraction(config: object, *names: str, below_one: bool = False) -> None:
+    """Require that each of the named fields is in [0, 1], or in [0, 1) if `below_one`. Fields that are None pass.
+
+    Raises:
+        ConfigError: a field is outside.
+    """
+    for name in names:
+        value = getattr(config, name)
+        fits = value is None or 0 <= value < 1 or (value == 1 and not below_one)
+        need(fits, config, name, "from 0 to below 1" if below_one else "from 0 to 1")
+
+
+def _smallest(value: Any) -> float:
+    return min(map(_smallest, value), default=float("inf")) if isinstance(value, tuple) else value
 
 
 @functools.cache
@@ -74,24 +113,24 @@ def _build(hint: Any, data: Any, where: str) -> Any:
         return _build_union(get_args(hint), data, where)
     if origin is Literal:
         if data not in get_args(hint):
-            raise UserError(
+            raise ConfigError(
                 f"{where} is {data!r}, which must be one of {', '.join(map(repr, get_args(hint)))}"
             )
         return data
     if origin is tuple:
         inner = get_args(hint)
         if not isinstance(data, list | tuple):
-            raise UserError(f"{where} is {data!r}, which must be a list")
+            raise ConfigError(f"{where} is {data!r}, which must be a list")
         if len(inner) == 2 and inner[1] is Ellipsis:
             return tuple(_build(inner[0], item, f"{where}[{i}]") for i, item in enumerate(data))
         if len(data) != len(inner):
-            raise UserError(f"{where} has {len(data)} values, which must be {len(inner)}")
+            raise ConfigError(f"{where} has {len(data)} values, which must be {len(inner)}")
         return tuple(
             _build(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(inner, data, strict=True))
         )
     if origin is dict:
         if not isinstance(data, dict):
-            raise UserError(f"{where} is {data!r}, which must be an object")
+            raise ConfigError(f"{where} is {data!r}, which must be an object")
         return {key: _build(get_args(hint)[1], item, f"{where}.{key}") for key, item in data.items()}
     if dataclasses.is_dataclass(hint):
         return _build_dataclass(hint, data, where)
@@ -100,7 +139,7 @@ def _build(hint: Any, data: Any, where: str) -> Any:
     if hint is type(None):
         hint = types.NoneType
     if not isinstance(data, hint) or (hint is int and isinstance(data, bool)):
-        raise UserError(f"{where} is {data!r}, which must be {getattr(hint, '__name__', hint)}")
+        raise ConfigError(f"{where} is {data!r}, which must be {getattr(hint, '__name__', hint)}")
     return data
 
 
@@ -109,24 +148,21 @@ def _build_union(options: tuple[Any, ...], data: Any, where: str) -> Any:
     for option in options:
         try:
             return _build(option, data, where)
-        except UserError as problem:
+        except TriptychError as problem:
             problems.append(str(problem))
-    raise UserError(problems[0])
+    raise ConfigError(problems[0])
 
 
 def _build_dataclass(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
-        raise UserError(f"{where} is {data!r}, which must be an object")
+        raise ConfigError(f"{where} is {data!r}, which must be an object")
     hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            raise UserError(
-                f"{where} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise ConfigError(f"{where} has no field {key!r}{did_you_mean(key, fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in data:
-            raise UserError(f"{where} lacks the field {name!r}")
+            raise ConfigError(f"{where} lacks the field {name!r}")
     return cls(**{key: _build(hints[key], item, f"{where}.{key}") for key, item in data.items()})

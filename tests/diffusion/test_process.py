@@ -14,13 +14,12 @@ from triptych.diffusion.config import (
     SAMPLERS,
     SPACINGS,
     ProcessConfig,
-    known,
     usual_spacing,
 )
 from triptych.diffusion.process import Process, betas, denoiser, from_x0, target, to_x0
 from triptych.diffusion.samplers import SAMPLERS as FUNCTIONS
 from triptych.diffusion.samplers import sampler
-from triptych.errors import UserError
+from triptych.errors import UserError, require_known
 
 KINDS = [
     {"prediction": "eps"},
@@ -217,7 +216,7 @@ def test_an_unknown_sampler_names_the_near_ones(name, near):
     assert repr(name) in str(raised.value)
     with pytest.raises(UserError):
         usual_spacing(name, ProcessConfig())
-    assert known("ddim", SAMPLERS, "sampler") == "ddim"
+    assert require_known("ddim", SAMPLERS, "sampler") == "ddim"
 
 
 def test_the_names_need_no_torch():

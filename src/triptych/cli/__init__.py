@@ -5,13 +5,12 @@ Nothing heavy is imported here: `triptych --help` reads a table, `triptych VERB 
 tyro, and torch comes in when a verb runs.
 """
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError, TriptychError, near_names
 
 # Verb -> its module, the class or function in it, and what `triptych --help` says of it.
 VERBS: dict[str, tuple[str, str, str]] = {
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(args)
-    except UserError as problem:
+    except TriptychError as problem:
         return _fail(str(problem))
     except SystemExit as stop:  # tyro, after printing help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -60,15 +59,15 @@ def _run(args: list[str]) -> int:
         print(USAGE, "", *(f"  {verb:<{width}}  {words}" for verb, (_, _, words) in VERBS.items()), sep="\n")
         return 0
     if args[0] == "--version":
-        from triptych import __version__
+        from triptych.version import __version__
 
         print(f"triptych {__version__}")
         return 0
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.5)
+        near = near_names(verb, VERBS, limit=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(VERBS)}"
-        raise UserError(f"no verb is called {verb!r}; {hint}")
+        raise ConfigError(f"no verb is called {verb!r}; {hint}")
     module, name, _ = VERBS[verb]
     target = getattr(importlib.import_module(f"triptych.cli.{module}"), name)
     if not isinstance(

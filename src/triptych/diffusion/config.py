@@ -1,13 +1,11 @@
 """A diffusion process as data, and the names that samplers and spacings go by. Imports no torch, so that every
 `--help` answers at once."""
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from triptych.config import check, need
-from triptych.errors import UserError
+from triptych.errors import UserError, require_known
 
 Schedule = Literal["linear", "scaled_linear", "cosine", "flow"]
 Prediction = Literal["eps", "v", "x0", "flow"]
@@ -128,27 +126,13 @@ SPACINGS: dict[str, str] = {
 }
 
 
-def known(name: str, names: Iterable[str], what: str) -> str:
-    """`name` itself, if it is one of `names`.
-
-    Raises:
-        UserError: it is not; near names are listed. `what` says what it should have been ("sampler").
-    """
-    names = list(names)
-    if name not in names:
-        near = difflib.get_close_matches(name.lower().replace(" ", "-"), names, n=3, cutoff=0.4)
-        hint = f"near names: {', '.join(near)}" if near else f"there are {', '.join(names)}"
-        raise UserError(f"no {what} is called {name!r}; {hint}")
-    return name
-
-
 def usual_spacing(sampler: str, config: ProcessConfig) -> str:
     """The spacing that goes with a sampler when none is asked for.
 
     It is the one that the sampler's counterpart in diffusers has for Stable Diffusion. A schedule that ends in pure
     noise has to be entered at its very end (Lin et al. 2023, Section 3.3).
     """
-    known(sampler, SAMPLERS, "sampler")
+    require_known(sampler, SAMPLERS, "sampler")
     if sampler == "lcm":
         return "lcm"
     if config.ends_in_noise:

@@ -19,10 +19,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from triptych.diffusion.config import known
 from triptych.diffusion.noise import Noise
 from triptych.diffusion.process import Denoiser, Level
 from triptych.diffusion.schedule import Levels
+from triptych.errors import require_known
 
 
 class Step(NamedTuple):
@@ -193,7 +193,7 @@ def sampler(name: str) -> Sampler:
     Raises:
         UserError: there is none; near names are listed.
     """
-    return SAMPLERS[known(name, SAMPLERS, "sampler")]
+    return SAMPLERS[require_known(name, SAMPLERS, "sampler")]
 
 
 def _walk(levels: Levels) -> Iterator[tuple[int, Level, Level]]:

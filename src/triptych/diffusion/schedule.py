@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from triptych.diffusion.config import SPACINGS, known
+from triptych.diffusion.config import SPACINGS
 from triptych.diffusion.process import Level, Process
-from triptych.errors import UserError
+from triptych.errors import UserError, require_known
 
 Levels = tuple[Level, ...]
 
@@ -43,7 +43,7 @@ def spaced_levels(
     Raises:
         UserError: an unknown spacing (near names are listed), steps out of range, a shift without flow.
     """
-    known(spacing, SPACINGS, "spacing")
+    require_known(spacing, SPACINGS, "spacing")
     most = _lcm_count(process) if spacing == "lcm" else process.config.steps - ("multistep" in spacing)
     if not 1 <= steps <= most:
         raise UserError(f"steps is {steps}, which must be from 1 to {most} with the spacing {spacing!r}")

@@ -1,13 +1,12 @@
 """From a name to a network. Torch is imported when one is built, not before."""
 
-import difflib
 import fnmatch
 import importlib
 import numbers
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from triptych.errors import UserError
+from triptych.errors import UserError, did_you_mean, near_names
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs import convnet as convnet_config
 from triptych.models.configs import dit as dit_config
@@ -77,22 +76,16 @@ def config_for(name: str, **changes: Any) -> Config:
         UserError: the name is unknown (near names are listed), or a field is.
     """
     if name not in SIZES:
-        near = difflib.get_close_matches(name, SIZES, n=4, cutoff=0.4)
-        raise UserError(
-            f"no model is called {name!r}; "
-            + (f"near names: {', '.join(near)}; " if near else "")
-            + "`triptych list` shows all"
-        )
+        near = near_names(name, SIZES, limit=4)
+        hint = f"near names: {', '.join(near)}; " if near else ""
+        raise UserError(f"no model is called {name!r}; {hint}`triptych list` shows all")
     if isinstance(changes.get("image_size"), numbers.Integral):
         changes["image_size"] = (changes["image_size"], changes["image_size"])
     known = [field.name for field in fields(SIZES[name])]
     for key in changes:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise UserError(
-                f"{name} has no field {key!r}"
-                + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
-            )
+            hint = did_you_mean(key, known) or f"; it has {', '.join(known)}"
+            raise UserError(f"{name} has no field {key!r}{hint}")
     base = SIZES[name]
     depths = changes.get("depths", getattr(base, "depths", None))
     if "window" in changes and isinstance(base, SwinConfig) and isinstance(depths, tuple | list):

@@ -1,11 +1,10 @@
 """Recipes by name. A recipe is a function that returns a whole config; its docstring has the command and the score."""
 
-import difflib
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import require_known
 
 # Name -> the module that holds the function of that name.
 RECIPES = {
@@ -41,11 +40,7 @@ def recipe(name: str) -> Callable[[], Any]:
     """The recipe of that name; hyphens stand for underscores.
 
     Raises:
-        UserError: there is none; near names are listed.
+        ConfigError: `name` is unknown; the message lists similar names.
     """
-    name = name.replace("-", "_")
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-        hint = f"near names: {', '.join(near)}" if near else f"there are {', '.join(RECIPES)}"
-        raise UserError(f"no recipe is called {name!r}; {hint}")
+    name = require_known(name.replace("-", "_"), RECIPES, "recipe")
     return getattr(importlib.import_module(RECIPES[name]), name)

@@ -1,6 +1,5 @@
 """From what a user writes to a place on disk: a path, the name of a shipped model, or a hub id."""
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import UserError, did_you_mean
 from triptych.weights.files.checkpoint import PIPELINE, SUFFIXES, UNUSED, read_json
 from triptych.weights.files.sanitize import legible
 
@@ -64,13 +63,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
     )
     if not looks_like_path and _HUB_ID.fullmatch(text.removeprefix("hf-hub:")):
         return _from_hub(text.removeprefix("hf-hub:"))
-    near = difflib.get_close_matches(text, SHIPPED, n=1)
-    hint = (
-        f"did you mean {near[0]!r}?"
-        if near
-        else f"give a path, {', '.join(map(repr, SHIPPED))} or a hub id owner/name"
-    )
-    raise UserError(f"no file or folder {text}; {hint}")
+    hint = did_you_mean(text, SHIPPED) or f"; give a path, {', '.join(map(repr, SHIPPED))} or a hub id owner/name"
+    raise UserError(f"no file or folder {text}{hint}")
 
 
 def _from_hub(text: str) -> Path:

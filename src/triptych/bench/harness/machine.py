@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from triptych import __version__
 from triptych.bench.harness.timing import interleave, timed
+from triptych.version import __version__
 
 # Sides of the products that the peak is sought among; large ones suit some libraries, cache-sized ones others.
 SIDES = (1024, 2048, 4096)

@@ -7,7 +7,6 @@ files.
     train: fluent-3d (MIT), noto, noto-v1 (Apache-2.0)        test: twemoji (CC BY 4.0)
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from triptych.data.example import Example
-from triptych.errors import UserError
+from triptych.errors import UserError, near_names
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "emoji"
 SPLITS = ("train", "test", "all")
@@ -196,7 +195,7 @@ def _choose(
     known = {s.name: s for s in styles}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
+            near = near_names(name, known) or list(known)
             raise UserError(f"unknown emoji style {name!r} in {root}; did you mean {' or '.join(near)}?")
         if split not in ("all", known[name].split):
             raise UserError(

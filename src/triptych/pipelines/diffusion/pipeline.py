@@ -1,6 +1,5 @@
 """Prompts, classes and pictures in, pictures out: the tasks of a latent diffusion model."""
 
-import difflib
 import itertools
 import logging
 import os
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from triptych.diffusion.noise import image_seeds
-from triptych.errors import UserError
+from triptych.errors import UserError, did_you_mean, near_names_hint
 from triptych.models.spatial_conditions import Box
 from triptych.pipelines.diffusion import image_metadata
 from triptych.pipelines.diffusion.prepare import check_task
@@ -438,8 +437,7 @@ def found(name: str, names: Sequence[str], count: int) -> int:
     if wanted.isdecimal():
         return int(wanted)
     single = [one.strip() for known in names for one in known.split(",")]
-    near = difflib.get_close_matches(wanted, single, n=3, cutoff=0.5)
-    hint = f"near names: {', '.join(near)}" if near else f"give a number from 0 to {count - 1}"
+    hint = near_names_hint(wanted, single, otherwise=f"give a number from 0 to {count - 1}")
     raise UserError(f"no class is called {name!r}; {hint}")
 
 
@@ -447,8 +445,7 @@ def _split(how: How) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a picture looks like, and what leaves it as it is."""
     for name in how:
         if name not in How.__annotations__:
-            near = difflib.get_close_matches(name, How.__annotations__, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(How.__annotations__)}"
+            hint = did_you_mean(name, How.__annotations__) or f"; there are {', '.join(How.__annotations__)}"
             raise TypeError(f"no argument is called {name!r}{hint}")
     run = {name: value for name, value in how.items() if name in RUNNING}
     look: dict[str, Any] = {name: value for name, value in how.items() if name not in RUNNING}

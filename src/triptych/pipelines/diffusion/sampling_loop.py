@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from triptych import __version__
 from triptych.config import to_json
 from triptych.device import choose_device, choose_dtype, placed, say_dtype
 from triptych.diffusion.config import Prediction
@@ -38,6 +37,7 @@ from triptych.pipelines.diffusion.progress import Waiting, ticking
 from triptych.pipelines.diffusion.settings import Settings
 from triptych.pipelines.image_input import Picture
 from triptych.torch_compile import compile_blocks
+from triptych.version import __version__
 
 log = logging.getLogger(__name__)
 

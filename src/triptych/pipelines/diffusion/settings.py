@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from triptych.config import check
-from triptych.diffusion.config import SAMPLERS, SPACINGS, known
-from triptych.errors import UserError
+from triptych.diffusion.config import SAMPLERS, SPACINGS
+from triptych.errors import UserError, require_known
 
 Task = Literal[
     "text_to_image",
@@ -128,9 +128,9 @@ class Settings:
         for name in ("prompt", "negative"):
             if any("\ud800" <= letter <= "\udfff" for letter in getattr(self, name)):
                 raise UserError(f"{name} holds bytes that are no UTF-8 text; write it in UTF-8")
-        known(self.sampler, SAMPLERS, "sampler")
+        require_known(self.sampler, SAMPLERS, "sampler")
         if self.spacing is not None:
-            known(self.spacing, SPACINGS, "spacing")
+            require_known(self.spacing, SPACINGS, "spacing")
         if self.steps < 1:
             raise UserError(f"steps is {self.steps}, which must be at least 1")
         if not 0 <= self.seed < SEEDS:

@@ -13,8 +13,8 @@ from triptych import weights
 from triptych.data.open import Source, Subset, is_built_in, open_source, train_and_eval
 from triptych.data.sources.splits import held_back
 from triptych.device import choose_device
-from triptych.diffusion.config import ProcessConfig, known
-from triptych.errors import UserError
+from triptych.diffusion.config import ProcessConfig
+from triptych.errors import UserError, require_known
 from triptych.metrics.cost import count_macs
 from triptych.model_card import Card
 from triptych.models.autoencoder import FirstStage
@@ -219,7 +219,7 @@ def denoiser_of(
 def denoiser_named(name: str) -> UNetConfig | DiTConfig:
     """The config of a denoiser by name."""
     sizes = {**unet_config.SIZES, **dit_config.SIZES}
-    return sizes[known(name, sizes, "denoiser")]
+    return sizes[require_known(name, sizes, "denoiser")]
 
 
 def denoiser_macs(net: SecondStage) -> int:

@@ -9,7 +9,6 @@ A LoRA names layers as diffusers (or, in some of kohya's, CompVis) does; the tab
 parameters, or which third of one, each is.
 """
 
-import difflib
 import hashlib
 import json
 import math
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import UserError, near_names_hint
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.models.configs.text import TextConfig
 from triptych.models.configs.unet import UNetConfig
@@ -159,10 +158,8 @@ def find_lora(name: str, folder: Source) -> Path:
     lower = {stem.lower(): path for stem, path in files.items()}
     if (found := files.get(name) or lower.get(name.lower())) is not None:
         return found
-    near = [lower[one].stem for one in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
-    hint = (
-        f"near names: {', '.join(near)}" if near else f"it holds {', '.join(list(files)[::-1][:6]) or 'none'}"
-    )
+    contents = f"it holds {', '.join(list(files)[::-1][:6]) or 'none'}"
+    hint = near_names_hint(name, files, otherwise=contents)
     raise UserError(
         f"no LoRA is called {name!r} in {here}; {hint}; --lora-dir (lora_dir=) names another folder"
     )
