@@ -17,7 +17,7 @@ PATHS = ("src", "tests", "tools", "examples", "docs", "README.md", "CONTRIBUTING
 
 # Names of variables, arguments, attributes, functions, classes and modules.
 IDENTIFIERS = frozenset(
-    "told tell tells said say says found made how asked asks there beside whole wholes kept keeping anew "
+    "told tell tells said say says found made how asked asks there beside whole wholes kept keeping anew "  # noqa: SIM905
     "learn learns learnt learned given taken kind kinds one_of every each_of nobody somebody "
     "colour colours grey normalise normalised initialise initialised picture pictures painted painting "
     "chance opponent teller".split()
