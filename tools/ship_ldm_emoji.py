@@ -30,7 +30,8 @@ from triptych.atomic_write import write_text_atomically
 from triptych.cli.evaluate_generation import painted
 from triptych.config import from_json
 from triptych.data.config import DataConfig
-from triptych.data.open import Source, open_source
+from triptych.data.open import open_source
+from triptych.data.source import Source
 from triptych.evaluation.feature_extractor import open_extractor
 from triptych.evaluation.generation import Faithfulness, ask, evaluate_generation
 from triptych.models.latent_diffusion import LatentDiffusion

@@ -67,7 +67,7 @@ def pairs(tmp_path, png):
 def test_images_and_masks(pairs, values):
     source = open_source(pairs(mask(0, 1), mask(3, 0, 255), mask()))
     assert source.mask_classes == ("class 0", "class 1", "class 2", "class 3")
-    assert source.classes is source.labels is source.mask_colours is None
+    assert source.classes is source.labels is source.mask_colors is None
     assert values(source) == [0, 1, 2]
     assert [head(source, i) for i in range(3)] == [[0, 1, 0], [3, 0, 255], [0, 0, 0]]
     assert source[1].mask.dtype == np.uint8
@@ -191,9 +191,9 @@ def test_a_palette_gives_colours(pairs):
     palette = [10, 20, 30, 40, 50, 60, 70, 80, 90]
     source = open_source(pairs(mask(1, 2, mode="P", palette=palette)))
     assert head(source) == [1, 2, 0]
-    assert source.mask_colours == ((10, 20, 30), (40, 50, 60), (70, 80, 90))
+    assert source.mask_colors == ((10, 20, 30), (40, 50, 60), (70, 80, 90))
     shifted = open_source(pairs(mask(1, 2, mode="P", palette=palette)), reduce_zero_label=True)
-    assert shifted.mask_colours == ((40, 50, 60), (70, 80, 90))
+    assert shifted.mask_colors == ((40, 50, 60), (70, 80, 90))
 
 
 def test_what_is_left_out(pairs):
@@ -261,13 +261,13 @@ def test_cityscapes(tmp_path, png, kinds):
         write(tmp_path / "gtFine" / split / city / f"{frame}_gtFine_color.png", png())
         write(tmp_path / "gtFine" / split / city / f"{frame}_gtFine_polygons.json", "{}")
     train, held = train_and_eval(tmp_path)
-    assert len(train.mask_classes) == len(train.mask_colours) == 19
+    assert len(train.mask_classes) == len(train.mask_colors) == 19
     assert (train.mask_classes[0], train.mask_classes[18]) == ("road", "bicycle")
-    assert train.mask_colours[0] == (128, 64, 128)
+    assert train.mask_colors[0] == (128, 64, 128)
     assert head(train, count=4) == head(held, count=4) == [0, 18, 255, 255]
     assert held[0].id == "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png"
     roadless = open_source(tmp_path, ignore_index=numbers[kinds[-1]][0])
-    assert (roadless.mask_classes[0], roadless.mask_colours[0]) == ("sidewalk", (244, 35, 232))
+    assert (roadless.mask_classes[0], roadless.mask_colors[0]) == ("sidewalk", (244, 35, 232))
     assert head(roadless, count=4) == [255, 17, 255, 255]
 
 
@@ -390,7 +390,7 @@ def test_pascal_voc(voc, values, inside):
     assert (values(train), values(held)) == ([0], [1])
     assert (head(train), head(held)) == ([20, 255, 0], [19, 255, 0])
     assert train.mask_classes[::20] == ("background", "tvmonitor")
-    assert train.mask_colours[20] == (20, 235, 7)
+    assert train.mask_colors[20] == (20, 235, 7)
     assert train[0].id == "JPEGImages/2007_000032"
     assert values(open_source(spec, "trainval")) == [0, 1]
     assert open_source(spec, "test").mask_classes is None
@@ -400,7 +400,7 @@ def test_pascal_voc(voc, values, inside):
         20,
         [19, 255, 255],
     )
-    assert things.mask_colours[0] == (1, 254, 7)
+    assert things.mask_colors[0] == (1, 254, 7)
 
 
 def test_your_own_data_laid_out_as_pascal_voc(voc, tmp_path, refusal, png):

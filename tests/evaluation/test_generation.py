@@ -10,7 +10,8 @@ from PIL import Image
 import triptych as tp
 from triptych.data.builtin.emoji import emoji
 from triptych.data.config import DataConfig
-from triptych.data.open import Subset, open_source
+from triptych.data.open import open_source
+from triptych.data.source import Subset
 from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import open_extractor
 from triptych.evaluation.generation import Asked, ReconstructionDistance, ask, evaluate_generation

@@ -14,7 +14,8 @@ import triptych as tp
 from triptych.data.builtin.emoji import emoji
 from triptych.data.config import DataConfig
 from triptych.data.images import resize_crop
-from triptych.data.open import Subset, open_source
+from triptych.data.open import open_source
+from triptych.data.source import Subset
 from triptych.errors import UserError
 from triptych.evaluation import reference_statistics
 from triptych.evaluation.feature_extractor import Preparation, open_extractor, weights_hash

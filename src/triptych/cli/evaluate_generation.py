@@ -15,7 +15,7 @@ from triptych.errors import UserError
 if TYPE_CHECKING:
     from triptych.cli.evaluate import Evaluate
     from triptych.data.config import DataConfig
-    from triptych.data.open import Source
+    from triptych.data.source import Source
     from triptych.evaluation.generation import Asked
     from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 

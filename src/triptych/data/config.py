@@ -8,7 +8,7 @@ from triptych.errors import UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Colour = tuple[float, float, float]
+RGB = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,11 @@ class AugmentConfig:
     """Share of the target spread evenly over all classes."""
     random_background: float = 0.8
     """Probability that an image with alpha goes over a random colour, gradient or noise."""
-    background: Colour = (255.0, 255.0, 255.0)
+    background: RGB = (255.0, 255.0, 255.0)
     """What an image with alpha is shown on otherwise: red, green, blue from 0 to 255."""
-    mean: Colour = IMAGENET_MEAN
+    mean: RGB = IMAGENET_MEAN
     """Mean that normalisation takes away, of values from 0 to 1."""
-    std: Colour = IMAGENET_STD
+    std: RGB = IMAGENET_STD
     """Standard deviation that normalisation divides by."""
 
     def __post_init__(self) -> None:

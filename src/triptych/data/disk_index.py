@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from triptych.atomic_write import write_atomically, write_text_atomically
-from triptych.data.example import Gone
+from triptych.data.example import SourceChangedError
 from triptych.errors import UserError
 
 VERSION = 1
@@ -35,14 +35,14 @@ class Known(NamedTuple):
 
     def check(self, stat: os.stat_result) -> None:
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise Gone(f"{self.path} has changed since it was opened; start again")
+            raise SourceChangedError(f"{self.path} has changed since it was opened; start again")
 
 
 class Files:
     """Files that are read at places, a few open at a time.
 
     Raises (while reading):
-        Gone: a file that is missing, or is not what it was.
+        SourceChangedError: a file that is missing, or is not what it was.
     """
 
     def __init__(self, files: Sequence[Known]):
@@ -60,9 +60,9 @@ class Files:
             content = os.pread(handle, size, offset)  # has no position that processes could fight over
         except OSError as problem:
             why = problem.strerror
-            raise Gone(f"{known.path} cannot be read ({why}); it was there before") from problem
+            raise SourceChangedError(f"{known.path} cannot be read ({why}); it was there before") from problem
         if len(content) < size:
-            raise Gone(f"{known.path} has become shorter since it was opened; start again")
+            raise SourceChangedError(f"{known.path} has become shorter since it was opened; start again")
         if len(self._open) > OPEN:
             os.close(self._open.popitem(last=False)[1])
         return content

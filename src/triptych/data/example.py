@@ -1,20 +1,25 @@
-"""What every source of images hands out."""
+"""What a source hands out (`Example`) and what a loader hands out (`Batch`)."""
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 from PIL.Image import Image as PILImage
 
 from triptych.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from triptych.distributed import Share
+
 Image: TypeAlias = np.ndarray | PILImage | bytes | str | PathLike[str]
-"""One picture before decoding: uint8 (H, W, 3 or 4), a PIL image, an encoded file's bytes, or its path."""
+"""An image before decoding: uint8 (H, W, 3 or 4), a PIL image, the bytes of an encoded file, or its path."""
 
 
 class Box(NamedTuple):
-    """Where a thing is: the pixels x0 <= x < x1, y0 <= y < y1, and the class it belongs to."""
+    """Bounding box of an object: the pixels x0 <= x < x1, y0 <= y < y1, and its class."""
 
     label: int
     x0: int
@@ -25,16 +30,16 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One picture and what is known of it.
+    """One image with its annotations.
 
     Attributes:
-        image: see `Image`; `triptych.data.images.decode` makes an array of any of them.
-        label: index into the source's `classes`, None where the source has no labels.
-        caption: what the picture shows, in words, None where nobody said.
-        id: names the example within its source; the same from run to run.
-        mask: the class of each pixel (H, W): indices into the source's `mask_classes`, and the void of as many
-            (`triptych.data.masks`) where nobody knows. None where the source has no masks.
-        boxes: where each thing is, one whose class is in `mask_classes`; None where nobody said.
+        image: see `Image`; `triptych.data.images.decode` turns any of them into an array.
+        label: index into the source's `classes`; None if the source has no labels.
+        caption: text that describes the image; None if there is none.
+        id: name of the example, unique within its source and the same in every run.
+        mask: class of each pixel (H, W): indices into the source's `mask_classes`, and `masks.void_of` that many
+            classes where the class is unknown. None if the source has no masks.
+        boxes: bounding boxes, whose labels are indices into `mask_classes`; None if there are none.
     """
 
     image: Image
@@ -45,5 +50,51 @@ class Example:
     boxes: tuple[Box, ...] | None = None
 
 
-class Gone(UserError):
-    """What examples lie in is there no more, or no more what it was: it is not one damaged picture, to be left out."""
+class Batch(TypedDict):
+    """A batch of b examples: a plain dict, which the loader creates and the training loop extends.
+
+    b is the batch size minus the damaged images; the last batch of an evaluation may be smaller.
+    """
+
+    # Set by `triptych.data.loading.loader.Loader`.
+    image: "Tensor"
+    """uint8 (b, 3 or 4, H, W), RGB or RGBA. In the batches of `make_full_image_loader` a list with the views of each
+    image (`triptych.data.loading.test_time_views`); missing from the batches of a latent cache."""
+    label: "Tensor"
+    """int64 (b,): index into the source's `classes`; -1 if there is no label."""
+    caption: list[str | None]
+    """Caption of each example."""
+    id: list[str]
+    """Name of each example."""
+    row: list[int]
+    """Index of each example in the source."""
+    aspect: "Tensor"
+    """float32 (b,): width over height of each image before it was resized to the size of the batch."""
+    bad: dict[str, str]
+    """Damaged images that were left out of this batch: {id: reason}."""
+    mask: NotRequired["Tensor"]
+    """uint8 or int32 (b, H, W): class of each pixel, and `masks.void_of` where it is unknown or outside of the image;
+    only if the source has masks. In the batches of `make_full_image_loader` a list of arrays (H, W)."""
+    gone: NotRequired[str]
+    """Why a file of the source can no longer be read. From a worker process to the loader, which raises it as an error;
+    such a batch has no other key that can be used."""
+
+    # Set by a cache of latents, in place of "image" and "aspect".
+    mean: NotRequired["Tensor"]
+    """(b, views, c, h, w): scaled latents, of the image and, if there are two views, of its mirror image."""
+    std: NotRequired["Tensor"]
+    """(b, views, c, h, w): standard deviation of the scaled latents; only of a KL-regularized autoencoder."""
+
+    # Set by the training loop.
+    seed: NotRequired[tuple[int, ...]]
+    """Seed of everything random about this batch, such as (seed of the run, step)."""
+    progress: NotRequired[float]
+    """Fraction of the training that is done, from 0 to 1."""
+    share: NotRequired["Share"]
+    """Which part of the batch of all processes this one is."""
+    number: NotRequired[int]
+    """Number of the batch within an evaluation that is divided among processes."""
+
+
+class SourceChangedError(UserError):
+    """A file of the source has gone or changed since it was opened, so this is more than one damaged image to skip."""

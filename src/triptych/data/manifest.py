@@ -1,68 +1,66 @@
-"""Which examples a run learns from, by name: so that a set that changed can be told by what changed."""
+"""List of the examples that a run trains on, so that a later run can say how the data has changed."""
 
 import gzip
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from triptych.atomic_write import write_atomically
+from triptych.data.source import Source, full_source
 
-MOST = 1_000_000  # examples that are written one by one; of more there is their number
-NAMED = 3
-
-Manifest = dict[str, Any]
+MAX_LISTED = 1_000_000  # examples; of larger sources only the number is stored
+MAX_NAMED = 3  # examples that a message names
 
 
-def manifest(dataset: Any) -> Manifest:
-    """{"count": n, "examples": {name: a sum of its label, caption and size in bytes}}; none where a source has none.
+class Manifest(TypedDict):
+    """What a source holds."""
 
-    Args:
-        dataset: a source, or what a loader asks for batches. Of a part of a source it is the whole source's.
-    """
-    source = _whole(dataset)
-    told = getattr(source, "contents", None)
+    count: int
+    """Number of examples."""
+    examples: dict[str, int] | None
+    """CRC-32 of label, caption and size in bytes of each example, by name; None if the source cannot list them."""
+
+
+def list_examples(source: Source) -> Manifest:
+    """The manifest of a source; of a part of a source (`Subset`) it is that of the full one."""
+    source = full_source(source)
+    contents = source.contents() if len(source) <= MAX_LISTED else None
     examples = None
-    if told is not None and len(source) <= MOST:
-        examples = {name: zlib.crc32(repr(cells).encode()) for name, cells in told()}
+    if contents is not None:
+        examples = {name: zlib.crc32(repr(cells).encode()) for name, cells in contents}
     return {"count": len(source), "examples": examples}
 
 
-def write(path: Path, found: Manifest) -> None:
-    """Keep it, compressed."""
-    data = gzip.compress(json.dumps(found).encode(), mtime=0)
+def write(path: Path, manifest: Manifest) -> None:
+    """Write a manifest as compressed JSON."""
+    data = gzip.compress(json.dumps(manifest).encode(), mtime=0)
     write_atomically(path, lambda file: file.write(data))
 
 
-def changes(path: Path, now: Manifest) -> str:
-    """In words, how `now` differs from what was written there: "2 are gone (a, b), 1 is new (c)"."""
+def describe_changes(path: Path, current: Manifest) -> str:
+    """Describe how `current` differs from the manifest in a file: "2 are gone (a, b), 1 is new (c)".
+
+    Returns:
+        The description; "" if nothing changed or the file cannot be read.
+    """
     try:
-        was = json.loads(gzip.decompress(path.read_bytes()))
-        before, after = was["examples"], now["examples"]
+        previous = json.loads(gzip.decompress(path.read_bytes()))
+        before, after = previous["examples"], current["examples"]
     except (OSError, ValueError, KeyError, EOFError, zlib.error):
         return ""
     if before is None or after is None:
-        return f"{was['count']:,} examples then, {now['count']:,} now" if was["count"] != now["count"] else ""
-    found = {
+        counts = previous["count"], current["count"]
+        return f"{counts[0]:,} examples then, {counts[1]:,} now" if counts[0] != counts[1] else ""
+    changes = {
         "gone": [name for name in before if name not in after],
         "new": [name for name in after if name not in before],
         "not as before": [name for name in after if name in before and after[name] != before[name]],
     }
     parts = [
-        f"{len(names):,} {'is' if len(names) == 1 else 'are'} {how} "
-        f"({', '.join(sorted(names)[:NAMED])}{' ...' if len(names) > NAMED else ''})"
-        for how, names in found.items()
+        f"{len(names):,} {'is' if len(names) == 1 else 'are'} {change} "
+        f"({', '.join(sorted(names)[:MAX_NAMED])}{' ...' if len(names) > MAX_NAMED else ''})"
+        for change, names in changes.items()
         if names
     ]
     return ", ".join(parts)
-
-
-def _whole(dataset: Any) -> Any:
-    """What lies under loaders' datasets, buckets and subsets."""
-    while True:
-        if isinstance(getattr(dataset, "parts", None), dict):
-            dataset = next(iter(dataset.parts.values()))
-        elif hasattr(dataset, "source"):
-            dataset = dataset.source
-        else:
-            return dataset

@@ -23,7 +23,7 @@ VALUES = 1 << 16  # that a mask of 16 bits can hold
 MOST_CLASSES = VALUES - 1  # the last number is their void
 OUTSIDE = -1
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 def void_of(count: int) -> int:
@@ -36,7 +36,7 @@ def mask_type(count: int) -> type[np.integer]:
     return np.uint8 if count <= IGNORED else np.int32
 
 
-class WrongKind(UserError):
+class MaskFormatError(UserError):
     """A mask whose numbers cannot be classes, as likely are all masks beside it."""
 
 
@@ -53,7 +53,7 @@ class Legend:
 
     classes: tuple[str, ...]
     table: Integer[np.ndarray, "65536"]
-    colours: tuple[Colour, ...] | None = None
+    colours: tuple[Color, ...] | None = None
 
     def read(self, source: bytes | str | os.PathLike[str], name: str) -> Integer[np.ndarray, "H W"]:
         """The classes of a mask's pixels.
@@ -72,7 +72,7 @@ class Legend:
     def _refuse(self, value: int, name: str) -> None:
         classes = np.flatnonzero((self.table != OUTSIDE) & (self.table != void_of(len(self.classes))))
         known = f"{classes[0]}..{classes[-1]}" if len(classes) else "none"
-        raise WrongKind(
+        raise MaskFormatError(
             f"{name} holds {value}, and the numbers of the {len(self.classes)} classes are {known}; correct the "
             "mask, name all classes in a classes.txt, or choose the value to leave out with ignore_index"
         )
@@ -135,7 +135,7 @@ def read_values(source: bytes | str | os.PathLike[str], name: str) -> Integer[np
     return values
 
 
-def read_palette(source: bytes | str | os.PathLike[str], name: str) -> list[Colour] | None:
+def read_palette(source: bytes | str | os.PathLike[str], name: str) -> list[Color] | None:
     """The colours of a mask with a palette, by index; None for others."""
     with reading(name):
         image = _open_mask(source, name)
@@ -146,11 +146,11 @@ def read_palette(source: bytes | str | os.PathLike[str], name: str) -> list[Colo
 def _open_mask(source: bytes | str | os.PathLike[str], name: str) -> Image.Image:
     image = open_image(source, name)
     if image.format in ("JPEG", "MPO"):
-        raise WrongKind(
+        raise MaskFormatError(
             f"{name} is a JPEG, which blurs the class numbers of a mask; save the masks as PNG, from the original"
         )
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-        raise WrongKind(
+        raise MaskFormatError(
             f"{name} is {image.mode}, and a mask holds one class number a pixel (mode L or P); turn its colours "
             "into numbers and save them with Image.fromarray(numbers.astype('uint8'))"
         )

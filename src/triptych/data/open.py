@@ -1,15 +1,13 @@
 """Where pictures come from: one call opens a folder, metadata, shards, parquet, a hub id, or a built-in set."""
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from triptych.data.example import Example
-from triptych.data.masks import Colour, Legend, WrongKind
+from triptych.data.masks import Legend, MaskFormatError
+from triptych.data.source import Source, Subset
 from triptych.data.sources.columns import find_columns, name_of_row, read_labels
 from triptych.data.sources.detect import Spec, read_tables
 from triptych.data.sources.folders import ID
@@ -19,54 +17,6 @@ from triptych.data.sources.splits import choose_split, held_back
 from triptych.data.sources.table import TableSource, mask_in, rows_without
 from triptych.data.streaming.open import OpenedStream
 from triptych.errors import UserError
-
-
-class Source(Protocol):
-    """Examples by index, and what is known of all of them. `emoji` and `scenes` return one as well."""
-
-    @property
-    def classes(self) -> tuple[str, ...] | None: ...
-    @property
-    def mask_classes(self) -> tuple[str, ...] | None: ...
-    @property
-    def mask_colours(self) -> tuple[Colour, ...] | None: ...
-    @property
-    def groupings(self) -> dict[str, tuple[str, ...]]: ...
-    @property
-    def labels(self) -> np.ndarray | None: ...
-    @property
-    def captions(self) -> Sequence[tuple[str, ...]] | None: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Example: ...
-
-
-class Subset:
-    """Some of a source's examples, in a given order."""
-
-    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
-        self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
-        self.classes, self.groupings = source.classes, source.groupings
-        self.mask_classes, self.mask_colours = source.mask_classes, source.mask_colours
-        self.labels = None if source.labels is None else source.labels[self.indices]
-
-    @property
-    def captions(self) -> Sequence[tuple[str, ...]] | None:
-        """All that each example may be called."""
-        whole = self.source.captions
-        return None if whole is None else [whole[i] for i in self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int, /) -> Example:
-        return self.source[int(self.indices[index])]
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the source, and of which examples these are."""
-        return hashlib.sha256(self.source.fingerprint.encode() + self.indices.tobytes()).hexdigest()[:32]
 
 
 def open_source(
@@ -193,7 +143,7 @@ class _Opened:
         if legend is not None:
             try:
                 source[0]
-            except WrongKind:
+            except MaskFormatError:
                 raise  # now, not one by one
             except UserError:
                 pass

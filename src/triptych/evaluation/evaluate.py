@@ -16,7 +16,8 @@ from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.loading.loader import Loader, make_loader, make_whole_loader
 from triptych.data.loading.test_time_views import Passes
 from triptych.data.masks import mask_type, void_of
-from triptych.data.open import Source, open_source, train_and_eval
+from triptych.data.open import open_source, train_and_eval
+from triptych.data.source import Source
 from triptych.device import choose_device, choose_dtype, placed, say_dtype
 from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import open_extractor

@@ -19,7 +19,7 @@ from triptych.data.config import DataConfig
 from triptych.data.example import Image
 from triptych.data.images import decode, resize_crop
 from triptych.data.loading.loader import make_loader
-from triptych.data.open import Source, Subset
+from triptych.data.source import Source, Subset
 from triptych.device import placed
 from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import Extractor, eight_bits

@@ -19,7 +19,7 @@ from triptych.atomic_write import write_atomically
 from triptych.data.config import DataConfig
 from triptych.data.images import Resize
 from triptych.data.loading.loader import make_loader
-from triptych.data.open import Source, Subset
+from triptych.data.source import Source, Subset
 from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import Extractor, Prepared
 from triptych.metrics.frechet_distance import Moments

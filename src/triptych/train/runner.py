@@ -95,13 +95,13 @@ def _run(config: RunConfig, out: Path, world: World) -> Outcome:
         weights.save(whole, out / "model.safetensors")
 
     def changed() -> str:
-        return manifest.changes(out / EXAMPLES, manifest.manifest(parts.train.dataset))
+        return manifest.describe_changes(out / EXAMPLES, manifest.list_examples(parts.train.source))
 
     flops = 0.0 if parts.device.type == "mps" else 6.0 * macs_of(parts)
     meter = Meter(parts.device, flops, lambda: team.size * product_peak(parts.device, parts.dtype))
     with claimed(out, said, changed) if team.first else contextlib.nullcontext():
         if team.first and not (out / EXAMPLES).exists():
-            manifest.write(out / EXAMPLES, manifest.manifest(parts.train.dataset))
+            manifest.write(out / EXAMPLES, manifest.list_examples(parts.train.source))
         team.agree()  # none goes on before the folder is claimed
         if parts.begin is not None:
             parts.begin(out)

@@ -31,7 +31,7 @@ def prepare(config: SegmentConfig) -> Parts:
             f"{config.data} has no masks, and segmentation needs them; name --loading.mask-column"
         )
     net = build_network(config, classes)
-    net.card = replace(net.card, colours=source.mask_colours)
+    net.card = replace(net.card, colours=source.mask_colors)
     how = net.card.preprocess
     return placed_parts(
         config,

@@ -14,7 +14,8 @@ from triptych.data.builtin import scenes as module
 from triptych.data.builtin.emoji import ASSETS, emoji
 from triptych.data.builtin.procedural_backgrounds import backdrop
 from triptych.data.builtin.scenes import FEWEST, MOST, _sentence, scenes
-from triptych.data.open import Subset, open_source, train_and_eval
+from triptych.data.open import open_source, train_and_eval
+from triptych.data.source import Subset
 from triptych.errors import UserError
 
 GROUPS = ("smileys-emotion", "animals-nature", "food-drink", "travel-places", "activities", "objects")

@@ -19,12 +19,13 @@ from triptych.data.images import Resize, decode, resize_crop
 from triptych.data.loading import loader as module
 from triptych.data.loading.batch_order import Divided, Order
 from triptych.data.loading.loader import Loader, make_loader
+from triptych.data.source import Source
 from triptych.errors import UserError
 
 SIZE = Resize(size=(7, 5))
 
 
-class Numbers:
+class Numbers(Source):
     """n grey pictures, the i-th of value i; the damaged ones are cut short."""
 
     def __init__(self, count: int, damaged: tuple[int, ...] = (), labelled: bool = True, size=(6, 9)):

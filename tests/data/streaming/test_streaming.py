@@ -132,7 +132,7 @@ def test_one_of_n_is_held_back(count, step, seed):
     step = min(step, count)
 
     class Whole(list):
-        classes = groupings = mask_classes = mask_colours = hold = None
+        classes = groupings = mask_classes = mask_colors = hold = None
         bounds = np.array([0, count // 3, count // 2, count])
 
     whole = Whole(range(count))
@@ -152,7 +152,7 @@ def test_one_of_n_is_held_back(count, step, seed):
 
 def test_what_is_held_back_has_every_class():
     class Whole(list):
-        classes = groupings = mask_classes = mask_colours = hold = None
+        classes = groupings = mask_classes = mask_colors = hold = None
         bounds = np.array([0, 20_000])
 
     held = Every(Whole(range(20_000)), 10, 0)
@@ -169,7 +169,7 @@ def same(spec, splits=(None, "eval"), **columns) -> None:
     for split in splits:
         table, stream = (open_source(spec, split, stream=way, **columns) for way in (False, True))
         assert len(table) == len(stream)
-        for name in ("classes", "mask_classes", "mask_colours"):
+        for name in ("classes", "mask_classes", "mask_colors"):
             assert getattr(table, name) == getattr(stream, name)
         assert (stream.labels is None) == (table.labels is None)
         if table.labels is not None:

@@ -25,7 +25,7 @@ from triptych.data.augment.alpha_background import draw_background, over, paint
 from triptych.data.augment.color import draw_colour, jitter
 from triptych.data.augment.geometry import geometry, warp, warp_mask
 from triptych.data.augment.mixing import draw_erasing, draw_mixing, erase, mix
-from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, Colour
+from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD, RGB, AugmentConfig
 from triptych.data.masks import IGNORED, VALUES
 from triptych.device import sent
 from triptych.errors import UserError
@@ -191,9 +191,9 @@ def _change(
 @torch.no_grad()
 def prepare(
     images: UInt8[Tensor, "B C H W"],
-    mean: Colour = IMAGENET_MEAN,
-    std: Colour = IMAGENET_STD,
-    background: Colour = (255.0, 255.0, 255.0),
+    mean: RGB = IMAGENET_MEAN,
+    std: RGB = IMAGENET_STD,
+    background: RGB = (255.0, 255.0, 255.0),
 ) -> Float[Tensor, "B 3 H W"]:
     """Evaluation: alpha over the background, normalised. The size stays; the loader has seen to it."""
     x = as_float(images)
@@ -202,7 +202,7 @@ def prepare(
     return normalise(x, mean, std)
 
 
-def normalise(x: Float[Tensor, "B 3 H W"], mean: Colour, std: Colour) -> Float[Tensor, "B 3 H W"]:
+def normalise(x: Float[Tensor, "B 3 H W"], mean: RGB, std: RGB) -> Float[Tensor, "B 3 H W"]:
     """(x - mean) / std in place, with x from 0 to 1."""
     return x.sub_(_column(mean, x.device)).div_(_column(std, x.device))
 
@@ -264,5 +264,5 @@ def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
     return sent(torch.from_numpy(np.ascontiguousarray(values)).to(dtype), device)
 
 
-def _column(values: Colour, device: torch.device) -> Float[Tensor, "3 1 1"]:
+def _column(values: RGB, device: torch.device) -> Float[Tensor, "3 1 1"]:
     return sent(torch.tensor(values), device).view(3, 1, 1)

@@ -22,7 +22,7 @@ from PIL import Image
 from triptych.data.example import Example
 from triptych.errors import UserError, near_names
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets" / "emoji"
+ASSETS = Path(__file__).resolve().parents[2] / "assets" / "emoji"
 SPLITS = ("train", "test", "all")
 Split = Literal["train", "test", "all"]
 
@@ -62,7 +62,7 @@ class EmojiSource:
         labels: int64 (n,), the class of each example; concepts: one `Concept` a class; styles: the chosen.
     """
 
-    mask_classes = mask_colours = None
+    mask_classes = mask_colors = None
 
     def __init__(
         self, root: Path, split: Split, styles: Sequence[str] | None, background: tuple[int, int, int] | None
@@ -124,6 +124,9 @@ class EmojiSource:
             digest.update(style.name.encode() + _atlas_path(self.root, style.name).read_bytes())
         digest.update(repr((self.split, self.background)).encode())
         return digest.hexdigest()[:32]
+
+    def contents(self) -> None:
+        """None: what is built in does not change."""
 
     def _picture(self, style: Style, cell: int) -> np.ndarray:
         atlas, size = _decode_atlas(self.root, style.name), self._cell

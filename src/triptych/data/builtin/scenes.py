@@ -37,7 +37,7 @@ class SceneSource:
         classes, labels: None, a scene as a whole has no class.
     """
 
-    classes = labels = mask_colours = None
+    classes = labels = mask_colors = None
 
     def __init__(self, drawings: EmojiSource, count: int, size: tuple[int, int], seed: int):
         self.drawings, self.count, self.size, self.seed = drawings, count, size, seed
@@ -121,6 +121,9 @@ class SceneSource:
         """Hex digest of the drawings and of all that a scene depends on."""
         asked = (self.drawings.fingerprint, self.count, self.size, self.seed, RECIPE)
         return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]
+
+    def contents(self) -> None:
+        """None: what is built in does not change."""
 
 
 def scenes(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from triptych.data.example import Batch
 from triptych.data.images import size_of
-from triptych.data.loading.collate import Batch
-from triptych.data.open import Source
+from triptych.data.source import Source
 from triptych.errors import UserError
 
 Shape = tuple[int, int]
@@ -96,6 +96,11 @@ class Bucketed(Dataset[Any]):
             rows = np.flatnonzero(buckets == number)
             self.rows[number], self.place[rows] = rows, np.arange(len(rows))
             self.parts[number] = make(number, rows)
+
+    @property
+    def source(self) -> Source:
+        """The source of one of the parts."""
+        return next(iter(self.parts.values())).source
 
     def __len__(self) -> int:
         return len(self.buckets)

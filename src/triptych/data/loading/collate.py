@@ -12,22 +12,32 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from triptych.data.example import Example, Gone
+from triptych.data.example import Batch, Example, SourceChangedError
 from triptych.data.images import Resize, ResizeLike, decode_turned, laid, resize_crop
 from triptych.data.loading.test_time_views import Passes, feed
 from triptych.data.masks import followed, mask_type, void_of
+from triptych.data.source import Source
 from triptych.errors import UserError
 
-Batch = dict[str, Any]
 
-NOTHING: Batch = {"id": [], "row": [], "caption": [], "bad": {}}  # what was fetched when nothing had to be
+class BatchDataset(Protocol):
+    """What a loader asks for batches of examples of `source`."""
 
-
-class SourceLike(Protocol):
-    """What a loader needs of a source: `triptych.data.open` and `triptych.data.builtin.emoji` have it."""
-
+    @property
+    def source(self) -> Source: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Example: ...
+    def __getitems__(self, indices: Sequence[int], /) -> Batch: ...
+
+
+def empty_batch(gone: str | None = None) -> Batch:
+    """A batch of no examples, without images; `gone` says why the source can no longer be read."""
+    batch: Batch = {
+        "image": torch.empty(0), "label": torch.empty(0), "aspect": torch.empty(0),
+        "caption": [], "id": [], "row": [], "bad": {},
+    }  # fmt: skip
+    if gone is not None:
+        batch["gone"] = gone
+    return batch
 
 
 class Pictures(Dataset):
@@ -35,14 +45,14 @@ class Pictures(Dataset):
 
     def __init__(
         self,
-        source: SourceLike,
+        source: Source,
         resize: Resize,
         alpha: bool,
         fast: bool,
         smallest: tuple[int, int] | None = None,
     ):
         self.source, self.resize, self.alpha, self.smallest = source, resize, alpha, smallest
-        classes = getattr(source, "mask_classes", None)
+        classes = source.mask_classes
         self.masked = classes is not None
         self.mask_type, self.void = mask_type(len(classes or ())), void_of(len(classes or ()))
         # Reduced decoding is not bit for bit: not in evaluation. Nor does it tell the size that a mask must have.
@@ -61,12 +71,12 @@ class Pictures(Dataset):
                 example = self.source[row]
                 name = example.id
                 good.append((row, example, *self._picture(example)))
-            except Gone as problem:  # as words: an error of a worker comes with its traceback
-                return {**NOTHING, "gone": str(problem)}
+            except SourceChangedError as problem:  # as words: an error of a worker comes with its traceback
+                return empty_batch(gone=str(problem))
             except UserError as problem:
                 bad[name] = str(problem)
         labels = [-1 if e.label is None else e.label for _, e, *_ in good]
-        batch = {
+        batch: Batch = {
             "image": self._together([image for _, _, image, _, _ in good], self.shape, np.uint8),
             "label": torch.tensor(labels, dtype=torch.int64),
             "caption": [e.caption for _, e, *_ in good],
@@ -114,7 +124,7 @@ class Wholes(Pictures):
     """Of each picture all that is fed to a segmenter, as `feed` makes it; and its mask at its own size. Lists, since no
     two need be of one size."""
 
-    def __init__(self, source: SourceLike, how: ResizeLike, passes: Passes, least: int):
+    def __init__(self, source: Source, how: ResizeLike, passes: Passes, least: int):
         resize = Resize(**{name: getattr(how, name) for name in Resize.__dataclass_fields__})
         super().__init__(source, resize, alpha=tuple(resize.background) != (255, 255, 255), fast=False)
         self.passes, self.least = passes, least

@@ -3,27 +3,28 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from triptych.data.config import DataConfig
+from triptych.data.example import Batch
 from triptych.data.images import Resize, ResizeLike
 from triptych.data.loading.batch_order import Divided, Order, OrderLike
-from triptych.data.loading.collate import NOTHING, Batch, Pictures, SourceLike, Wholes
+from triptych.data.loading.collate import BatchDataset, Pictures, Wholes, empty_batch
 from triptych.data.loading.stream_order import LaneOrder
 from triptych.data.loading.test_time_views import Passes
 from triptych.data.loading.workers import begun, cores, end_at_exit
+from triptych.data.source import Source, Streamable
 from triptych.errors import UserError
 
 CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
 
 
 def make_loader(
-    source: SourceLike,
+    source: Source,
     config: DataConfig,
     preprocess: ResizeLike,
     *,
@@ -62,20 +63,19 @@ def make_loader(
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
     workers = _processes(config)
     if order is None and config.stream and train:
-        bounds, hold = (getattr(source, name, None) for name in ("bounds", "hold"))
-        if bounds is None or hold is None:
+        if not isinstance(source, Streamable):
             raise UserError(
                 "this source is no stream; open it with stream=True, or leave --loading.stream out"
             )
-        order = LaneOrder(bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
-        hold(order.held(workers), order.window)
+        order = LaneOrder(source.bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
+        source.hold(order.held(workers), order.window)
     order = order or Order(len(source), batch_size, seed, shuffle=train)
     cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
     return Loader(pictures, order, workers, cached, config.on_bad_image)
 
 
 def make_whole_loader(
-    source: SourceLike, config: DataConfig, how: ResizeLike, passes: Passes, least: int, batch_size: int
+    source: Source, config: DataConfig, how: ResizeLike, passes: Passes, least: int, batch_size: int
 ) -> "Loader":
     """A loader for the evaluation of a segmenter: as `make_loader`'s, but with whole pictures and masks.
 
@@ -90,7 +90,7 @@ def _processes(config: DataConfig) -> int:
     return min(config.workers, cores())
 
 
-def _has_alpha(source: SourceLike) -> bool:
+def _has_alpha(source: Source) -> bool:
     """Whether all batches are RGBA: only for sources of RGBA arrays, such as the emoji."""
     try:
         image = source[0].image
@@ -102,15 +102,10 @@ def _has_alpha(source: SourceLike) -> bool:
 class Loader(StatefulDataLoader):
     """Iterating is one epoch; the next iteration is the next.
 
-    A batch is a dict: "image" uint8 (b, 3 or 4, h, w); "mask" (b, h, w) where the source has masks, the class of each
-    pixel, and the void (`triptych.data.masks`) where it is unknown or beside the picture; "label" int64 (b,), -1
-    where there is none; "caption" and "id", lists; "row", a list, the index of each in the source; "aspect" float32
-    (b,), width over height of each picture before it was squashed; "bad", the damaged images left out of this batch,
-    as {id: why}. b is short of the batch size by the damaged ones, and at the end of an evaluation.
-
-    `bad` gathers those dicts. `state_dict()` within the loop says how far it came; after `load_state_dict()`
-    the next iteration gives exactly the batches that were still to come. The state is two integers, because
-    the order is a function of (seed, epoch): torchdata's own state would fix the number of workers.
+    It yields `triptych.data.example.Batch`. `bad` collects the damaged images of all batches. `state_dict()` within the
+    loop is the position in the epoch; after `load_state_dict()` the next iteration yields exactly the batches that were
+    still to come. The state is two integers, because the order is a function of (seed, epoch): torchdata's own state
+    would fix the number of workers.
 
     Raises (while iterating):
         UserError: a damaged image, where `on_bad_image` is "fail"; what the examples lie in is missing or has changed;
@@ -119,7 +114,7 @@ class Loader(StatefulDataLoader):
 
     def __init__(
         self,
-        pictures: Pictures | Dataset[Any],
+        dataset: BatchDataset,
         order: OrderLike,
         workers: int,
         cached: bool,
@@ -129,7 +124,7 @@ class Loader(StatefulDataLoader):
         self.epoch = 0
         self._order, self._on_bad_image, self._in_step = order, on_bad_image, False
         self._done = self._resume_at = 0  # batches
-        self._cache = _Cache(pictures) if cached and isinstance(pictures, Pictures) else None
+        self._cache = _Cache(dataset) if cached and isinstance(dataset, Pictures) else None
         self._plan = _Plan()
         # A batch of a stream is made by all workers together, so that each reads parts of the data of its own.
         self._shares = max(1, workers) if isinstance(order, LaneOrder) and self._cache is None else 1
@@ -138,11 +133,16 @@ class Loader(StatefulDataLoader):
                 "ignore", message=".*set_vital"
             )  # torchdata 0.11 calls what torch deprecates
             super().__init__(
-                pictures,
+                dataset,  # type: ignore[arg-type]
                 batch_sampler=self._plan,  # type: ignore[arg-type]
                 persistent_workers=workers > 0 and not cached,  # with a cache one epoch is all they do
                 **begun(workers, 2 * self._shares),
             )
+
+    @property
+    def source(self) -> Source:
+        """What the batches hold examples of."""
+        return cast(BatchDataset, self.dataset).source
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -164,7 +164,7 @@ class Loader(StatefulDataLoader):
             end_at_exit(fetched)
         try:
             for rows, absent in zip(batches, missing, strict=True):
-                batch = self._next(fetched) if len(absent) else NOTHING
+                batch = self._next(fetched) if len(absent) else empty_batch()
                 if "gone" in batch:
                     raise UserError(batch["gone"])
                 self._note_bad(batch["bad"])
@@ -222,19 +222,19 @@ def _requests(batches: Sequence[np.ndarray], shares: int) -> Callable[[], Iterat
     return lambda: (part for rows in batches if len(rows) for part in np.array_split(rows, shares))
 
 
-def _joined(parts: list[Batch]) -> Batch:
+def _joined(parts: "list[Any]") -> Batch:
     """One batch of several, one after the other."""
     if gone := [part for part in parts if "gone" in part]:
         return gone[0]
-    batch: Batch = {}
-    for name, first in parts[0].items():
+    batch: dict[str, Any] = {}
+    for name, first in cast(dict[str, Any], parts[0]).items():
         if isinstance(first, torch.Tensor):
             batch[name] = torch.cat([part[name] for part in parts])
         elif isinstance(first, dict):
             batch[name] = {key: value for part in parts for key, value in part[name].items()}
         else:
             batch[name] = [value for part in parts for value in part[name]]
-    return batch
+    return cast(Batch, batch)
 
 
 class _Cache:
@@ -270,7 +270,7 @@ class _Cache:
 
         rows = rows[self.good[rows]]
         keep = torch.from_numpy(rows)
-        batch = {
+        batch: Batch = {
             "image": self.images[keep],
             "label": self.labels[keep],
             "caption": [self.captions[row] for row in rows],
@@ -279,4 +279,6 @@ class _Cache:
             "row": rows.tolist(),
             "bad": fetched["bad"],
         }
-        return {**batch, "mask": self.masks[keep]} if len(self.masks) else batch
+        if len(self.masks):
+            batch["mask"] = self.masks[keep]
+        return batch

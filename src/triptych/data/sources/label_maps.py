@@ -19,9 +19,9 @@ from triptych.data.masks import (
     MOST_CLASSES,
     OUTSIDE,
     VALUES,
-    Colour,
+    Color,
     Legend,
-    WrongKind,
+    MaskFormatError,
     plain_table,
     read_palette,
     read_values,
@@ -37,7 +37,7 @@ NAME_FILES = ("classes.txt", "class_names.txt", "labels.json", "id2label.json")
 ADE20K = "ADEChallengeData2016"
 
 # Cordts et al. 2016; github.com/mcordts/cityscapesScripts, helpers/labels.py: id, name, colour of the trained ones.
-CITYSCAPES: tuple[tuple[int, str, Colour], ...] = (
+CITYSCAPES: tuple[tuple[int, str, Color], ...] = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
     (11, "building", (70, 70, 70)),
@@ -230,7 +230,7 @@ def _coloured(legend: Legend, first: Cell) -> Legend:
     """With the palette of the first mask, where it has one."""
     try:
         palette = read_palette(*first)
-    except WrongKind:
+    except MaskFormatError:
         raise
     except UserError:
         return legend  # a damaged mask is told of when its turn comes
@@ -253,7 +253,7 @@ def _scan(cells: Iterable[Cell]) -> set[int]:
 def _numbers(cell: Cell) -> set[int]:
     try:
         values = read_values(*cell)
-    except WrongKind:
+    except MaskFormatError:
         raise
     except UserError:
         return set()  # told of when its turn comes

@@ -25,7 +25,7 @@ class TableSource:
         name: what was opened, and its split.
         classes: name of each class, None where nothing is labelled.
         mask_classes: name of each class of the masks, None where there are no masks.
-        mask_colours: RGB of each, where the masks have a palette.
+        mask_colors: RGB of each, where the masks have a palette.
         groupings: coarser names of the classes; none here.
         labels: int64 (n,), None where nothing is labelled.
         columns: which column is what.
@@ -46,7 +46,7 @@ class TableSource:
         self.labels = labels
         self.legend = legend
         self.mask_classes = None if legend is None else legend.classes
-        self.mask_colours = None if legend is None else legend.colours
+        self.mask_colors = None if legend is None else legend.colours
         self.groupings: dict[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:

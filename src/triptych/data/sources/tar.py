@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from triptych.data.disk_index import Known
-from triptych.data.example import Gone
+from triptych.data.example import SourceChangedError
 from triptych.data.sources.folders import ID, SUFFIXES, table
 from triptych.errors import UserError
 
@@ -197,7 +197,7 @@ def read_member(place: str) -> bytes:
     """The bytes at a place that `read_shards` noted.
 
     Raises:
-        Gone: the shard is missing or shorter than it was.
+        SourceChangedError: the shard is missing or shorter than it was.
     """
     shard, _, where = place.rpartition(MARK)
     offset, size = map(int, where.split("+"))
@@ -206,7 +206,7 @@ def read_member(place: str) -> bytes:
             file.seek(offset)
             content = file.read(size)
     except OSError as problem:
-        raise Gone(f"{shard} cannot be read ({problem.strerror}); it was there before") from problem
+        raise SourceChangedError(f"{shard} cannot be read ({problem.strerror}); it was there before") from problem
     if len(content) < size:
-        raise Gone(f"{shard} has become shorter since it was opened; start again")
+        raise SourceChangedError(f"{shard} has become shorter since it was opened; start again")
     return content

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from triptych.data.disk_index import Index, Known, Numbering
-from triptych.data.example import Gone
+from triptych.data.example import SourceChangedError
 from triptych.data.sources.columns import Columns, find_columns, need_label
 from triptych.data.streaming.source import Cells
 from triptych.errors import UserError
@@ -115,10 +115,10 @@ class ParquetRows:
                 if number - passed < self._window:
                     found.append((passed, table))
         except StopIteration:
-            raise Gone(f"{known.path} has fewer rows than it had; start again") from None
+            raise SourceChangedError(f"{known.path} has fewer rows than it had; start again") from None
         except (OSError, pyarrow.ArrowException) as problem:
             why = getattr(problem, "strerror", None) or str(problem).split("\n")[0]
-            raise Gone(f"{known.path} cannot be read ({why}); it is damaged, or gone since") from problem
+            raise SourceChangedError(f"{known.path} cannot be read ({why}); it is damaged, or gone since") from problem
         self._cursors[group, number + 1] = blocks
         if len(self._cursors) > self._places:
             self._cursors.popitem(last=False)
@@ -151,7 +151,8 @@ class ParquetRows:
             try:
                 opened = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=PAGES)
             except FileNotFoundError as problem:
-                raise Gone(f"{path} cannot be read ({problem.strerror}); it was there before") from problem
+                reason = problem.strerror
+                raise SourceChangedError(f"{path} cannot be read ({reason}); it was there before") from problem
             except (OSError, pyarrow.ArrowException) as problem:
                 why = str(problem).split("\n")[0]
                 raise UserError(

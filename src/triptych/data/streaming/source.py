@@ -11,7 +11,7 @@ from triptych.atomic_write import write_atomically
 from triptych.data.disk_index import Records
 from triptych.data.example import Example
 from triptych.data.loading.permutation import drawn
-from triptych.data.masks import Colour, Legend
+from triptych.data.masks import Color, Legend
 from triptych.data.sources.columns import Columns
 from triptych.data.sources.table import captions_in, mask_in, picture_in
 
@@ -68,7 +68,7 @@ class StreamSource:
         self._labels_file = labels
         self._label = None if labels is None else Records(labels, NUMBER)
         self.mask_classes: tuple[str, ...] | None = None if legend is None else legend.classes
-        self.mask_colours: tuple[Colour, ...] | None = None if legend is None else legend.colours
+        self.mask_colors: tuple[Color, ...] | None = None if legend is None else legend.colours
         self.groupings: dict[str, tuple[str, ...]] = {}
         self.bounds, self.hold = rows.bounds, rows.hold
         self.fingerprint = hashlib.sha256(repr((rows.fingerprint, self.classes)).encode()).hexdigest()[:32]
@@ -102,6 +102,9 @@ class StreamSource:
             mask=mask,
         )
 
+    def contents(self) -> None:
+        """None: only the fingerprint says whether the data changed."""
+
     def __repr__(self) -> str:
         return f"<{self.name}: a stream of {len(self)} images>"
 
@@ -115,7 +118,7 @@ class Every:
     def __init__(self, source: StreamSource, step: int, seed: int, *, others: bool = False):
         self.source, self.step, self.seed, self.others = source, step, seed, others
         self.classes, self.groupings = source.classes, source.groupings
-        self.mask_classes, self.mask_colours = source.mask_classes, source.mask_colours
+        self.mask_classes, self.mask_colors = source.mask_classes, source.mask_colors
         self.hold = source.hold
         self.bounds = self._below(source.bounds)
 
@@ -154,6 +157,9 @@ class Every:
         """Of the source, and of which examples these are."""
         which = (self.source.fingerprint, self.step, self.seed, self.others)
         return hashlib.sha256(repr(which).encode()).hexdigest()[:32]
+
+    def contents(self) -> None:
+        """None, as of the full stream."""
 
 
 class _Captions(Sequence[tuple[str, ...]]):

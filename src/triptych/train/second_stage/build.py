@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from triptych import weights
-from triptych.data.open import Source, Subset, is_built_in, open_source, train_and_eval
+from triptych.data.open import is_built_in, open_source, train_and_eval
+from triptych.data.source import Source, Subset
 from triptych.data.sources.splits import held_back
 from triptych.device import choose_device
 from triptych.diffusion.config import ProcessConfig

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from triptych import weights
-from triptych.data.open import Source
+from triptych.data.source import Source
 from triptych.errors import UserError
 from triptych.model_card import Preprocess
 from triptych.models.configs.image_tokens import ImageTokensConfig

@@ -14,7 +14,7 @@ from triptych import distributed
 from triptych.data.augment.batch import prepare
 from triptych.data.config import DataConfig
 from triptych.data.loading.loader import make_loader
-from triptych.data.open import Source, Subset
+from triptych.data.source import Source, Subset
 from triptych.device import sent
 from triptych.errors import UserError
 from triptych.model_card import Preprocess

@@ -29,9 +29,9 @@ from triptych.atomic_write import write_atomically, write_text_atomically
 from triptych.config import to_json
 from triptych.data.augment.batch import prepare
 from triptych.data.config import DataConfig
-from triptych.data.loading.collate import Batch
+from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
-from triptych.data.open import Source, Subset
+from triptych.data.source import Source, Subset
 from triptych.errors import UserError
 from triptych.models.autoencoder import FirstStage
 from triptych.network import Network

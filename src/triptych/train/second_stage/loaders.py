@@ -11,7 +11,7 @@ import numpy as np
 from triptych.data.loading.aspect_buckets import Bucketed, BucketOrder, Shape, bucket_shapes, sort_into
 from triptych.data.loading.batch_order import Order
 from triptych.data.loading.loader import Loader, make_loader
-from triptych.data.open import Source, Subset
+from triptych.data.source import Source, Subset
 from triptych.model_card import Preprocess
 from triptych.models.autoencoder import FirstStage
 from triptych.train.configs.second_stage import SecondStageConfig, still

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from triptych.data.open import Source
+from triptych.data.source import Source
 from triptych.errors import UserError
 from triptych.models.text import TextEncoder, add_embedding
 from triptych.train.configs.second_stage import WordConfig
