@@ -1,4 +1,4 @@
-"""Make docs/images/ldm_*.png, the pictures of docs/latent-diffusion.md, with the package itself.
+"""Make docs/images/ldm_*.png, the pictures of docs/papers/latent-diffusion.md, with the package itself.
 
     python tools/make_ldm_pictures.py EMOJI                     # of the shipped painter
     python tools/make_ldm_pictures.py EMOJI --model RUN         # of another one trained on the drawings

@@ -1,4 +1,4 @@
-"""Make docs/images/swin_*.png, the pictures of docs/swin.md, with the package itself.
+"""Make docs/images/swin_*.png, the pictures of docs/papers/swin.md, with the package itself.
 
     python tools/make_swin_pictures.py                      # of the shipped parser
     python tools/make_swin_pictures.py --model RUN          # of another segmenter on a Swin

@@ -1,4 +1,4 @@
-"""Make docs/images/vit_*.png, the pictures of docs/vit.md, with the package itself.
+"""Make docs/images/vit_*.png, the pictures of docs/papers/vit.md, with the package itself.
 
     python tools/make_vit_pictures.py                      # of the shipped network
     python tools/make_vit_pictures.py --model RUN          # of another one; without positions it has no such picture
