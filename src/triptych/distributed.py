@@ -18,34 +18,36 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """Rows `first` to `first + count` of a batch of `whole`."""
 
-    first: int
+    start: int
     count: int
-    whole: int
+    total: int
     weight: float
     """Of this process's mean over its rows: the mean over processes of weighted means is that over the batch."""
 
 
 @dataclass
-class World:
+class ProcessGroup:
     """Who trains together; set by `triptych.train.distributed.process_group`."""
 
     rank: int = 0
     size: int = 1
-    control: Any = None
+    cpu_group: Any = None
     """The process group that numbers on the processor are agreed in."""
-    saving: Any = None
+    checkpoint_group: Any = None
     """The one that checkpoints are written in, meanwhile."""
 
 
-world = World()
-_share: Share | None = None  # of the module and not of the thread: CUDA's backward passes run in another one
+world = ProcessGroup()
+_share: BatchShard | None = (
+    None  # of the module and not of the thread: CUDA's backward passes run in another one
+)
 
 
 @contextlib.contextmanager
-def sharing(share: Share | None) -> Iterator[None]:
+def use_shard(share: BatchShard | None) -> Iterator[None]:
     """What runs inside sees the rows of `share` alone."""
     global _share
     before, _share = _share, share
@@ -55,17 +57,17 @@ def sharing(share: Share | None) -> Iterator[None]:
         _share = before
 
 
-def current() -> Share | None:
+def current_shard() -> BatchShard | None:
     """The share of the batch that is being worked on; None of a whole one."""
     return _share
 
 
-def weight() -> float:
+def shard_weight() -> float:
     """What this process's mean over its rows is to be multiplied by."""
     return 1.0 if _share is None else _share.weight
 
 
-def drawn(count: int, draw: Callable[[int], T]) -> T:
+def draw_rows(count: int, draw: Callable[[int], T]) -> T:
     """This process's rows of `draw(rows of the whole batch)`, whose first axis are rows.
 
     Args:
@@ -76,7 +78,7 @@ def drawn(count: int, draw: Callable[[int], T]) -> T:
     if share is None or count % share.count:
         return draw(count)
     each = count // share.count
-    return draw(share.whole * each)[share.first * each :][:count]  # type: ignore[index]
+    return draw(share.total * each)[share.start * each :][:count]  # type: ignore[index]
 
 
 class _Sum(torch.autograd.Function):
@@ -91,38 +93,38 @@ class _Sum(torch.autograd.Function):
         return _all_reduced(grads[0])
 
 
-def summed(x: Tensor) -> Tensor:
+def sum_over_batch(x: Tensor) -> Tensor:
     """The sum over all processes that share the batch; x, where none does."""
     return x if _share is None else _Sum.apply(x)  # type: ignore[return-value]
 
 
-def totalled(*numbers: float) -> tuple[float, ...]:
+def all_sum(*numbers: float) -> tuple[float, ...]:
     """Each number summed over all processes, in fp64; outside of a batch, such as for the figures of an evaluation."""
     if world.size == 1:
         return numbers
-    return tuple(_all_reduced(torch.tensor(numbers, dtype=torch.float64), world.control).tolist())
+    return tuple(_all_reduced(torch.tensor(numbers, dtype=torch.float64), world.cpu_group).tolist())
 
 
-def gathered(tensor: Tensor, group: Any = None) -> list[Tensor]:
+def gather_tensors(tensor: Tensor, group: Any = None) -> list[Tensor]:
     """The tensors of all processes but the empty ones, for torchmetrics' `dist_sync_fn`: its own wants every process to
     have some samples."""
-    return [part.to(tensor.device) for part in pooled(tensor.detach().cpu()) if part.numel()] or [tensor]
+    return [part.to(tensor.device) for part in all_gather(tensor.detach().cpu()) if part.numel()] or [tensor]
 
 
-def pooled(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """What every process has of something, tensors on the processor; to be called by all."""
     if world.size == 1:
         return [value]
     import torch.distributed as dist
 
     found: list[Any] = [None] * world.size
-    dist.all_gather_object(found, value, world.control)
+    dist.all_gather_object(found, value, world.cpu_group)
     return found
 
 
 def barrier() -> None:
     """Wait for all processes."""
-    totalled(0.0)
+    all_sum(0.0)
 
 
 def total(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from triptych.train.checkpoints import Checkpoints
 from triptych.train.monitoring.signals import Interrupts
-from triptych.train.monitoring.throughput import MEASURED
+from triptych.train.monitoring.throughput import MEASURED_FIELDS
 
 
 def cut_after(monkeypatch, steps: int) -> None:
@@ -17,8 +17,8 @@ def cut_after(monkeypatch, steps: int) -> None:
 
     def came(self):
         asked.append(1)
-        self.came = len(asked) > steps
-        return self.came
+        self.received = len(asked) > steps
+        return self.received
 
     monkeypatch.setattr(Interrupts, "__call__", came)
 
@@ -42,4 +42,4 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def learnt(row: dict[str, Any]) -> dict[str, Any]:
     """A row without what a clock measured."""
-    return {k: v for k, v in row.items() if k not in MEASURED}
+    return {k: v for k, v in row.items() if k not in MEASURED_FIELDS}

@@ -27,10 +27,10 @@ def main(jobs: list[Job]) -> None:
     from tests.train.spoiling import spoil
 
     from triptych.train import run
-    from triptych.train.distributed.process_group import meet
+    from triptych.train.distributed.process_group import init_process_group
     from triptych.train.monitoring.signals import Interrupts
 
-    meet("gloo")  # once for all runs
+    init_process_group("gloo")  # once for all runs
     asked = Interrupts.__call__
     for job in jobs:
         steps: list[int] = []

@@ -12,7 +12,7 @@ from tests.train.cutting import cut_after, final, rows, steps_kept
 
 from triptych.errors import UserError
 from triptych.train import run
-from triptych.train.checkpoints import Checkpoints, checked
+from triptych.train.checkpoints import Checkpoints, verify
 
 
 def tensors(value=0.0):
@@ -97,7 +97,7 @@ def test_the_same_step_again_has_new_facts_and_the_same_tensors(tmp_path):
     before = os.stat(kept.paths()[0] / "__0_0.distcp").st_mtime_ns
     kept.save(5, tensors(5.0), {"step": 5, "evaluated": 5})
     kept.wait()
-    assert checked(kept.paths()[0]) == {"step": 5, "evaluated": 5}
+    assert verify(kept.paths()[0]) == {"step": 5, "evaluated": 5}
     assert os.stat(kept.paths()[0] / "__0_0.distcp").st_mtime_ns == before
 
 
@@ -194,11 +194,11 @@ def test_a_run_that_is_cut_off_in_an_evaluation_does_it_again(config, tmp_path, 
     from triptych.train.task import Classify
 
     run(config, tmp_path / "whole")
-    sound, breakable, found = Classify.evaluate, Interrupts.breakable, []
+    sound, breakable, found = Classify.evaluate, Interrupts.abortable, []
 
     def signalled(self, model, loader):
         for figure in sound(self, model, loader):
-            found[-1].note(15)
+            found[-1].handle(15)
             yield figure
 
     def listening(self, work):
@@ -207,7 +207,7 @@ def test_a_run_that_is_cut_off_in_an_evaluation_does_it_again(config, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(Classify, "evaluate", signalled)
-        patch.setattr(Interrupts, "breakable", listening)
+        patch.setattr(Interrupts, "abortable", listening)
         for step in (4, 4):
             assert not run(config, tmp_path / "cut").finished
             assert steps_kept(tmp_path / "cut") == [step]

@@ -14,8 +14,8 @@ from triptych.errors import UserError
 from triptych.train import adversary, loop, run
 from triptych.train.configs.first_stage import CodebookConfig, DiscriminatorConfig
 from triptych.train.ema import Ema
-from triptych.train.monitoring.anomalies import Numbers
-from triptych.train.monitoring.step_reporter import Teller
+from triptych.train.monitoring.anomalies import PendingMetrics
+from triptych.train.monitoring.step_reporter import StepReporter
 from triptych.train.task import Classify
 
 KINDS = ("vit", "swin", "kl", "vq")
@@ -55,16 +55,16 @@ def wait(monkeypatch):
             for mine, its in zip(self.net.buffers(), net.buffers(), strict=True):
                 mine.copy_(its)
 
-    class AtOnce(Teller):
+    class AtOnce(StepReporter):
         def __setattr__(self, name, value):
             super().__setattr__(name, value)
-            if name == "last" and value is not None:
-                self.settle()
+            if name == "pending" and value is not None:
+                self.flush()
 
     for module in (loop, adversary):
         monkeypatch.setattr(module, "update", update)
     monkeypatch.setattr(Ema, "update", average)
-    monkeypatch.setattr(loop, "Teller", AtOnce)
+    monkeypatch.setattr(loop, "StepReporter", AtOnce)
 
 
 def same(one, other):
@@ -176,7 +176,7 @@ def test_a_failure_loses_no_row(stopping, tmp_path, monkeypatch):
 def test_numbers_are_read_when_the_next_step_has_been_queued(stopping, tmp_path, monkeypatch):
     """After its backward pass and before its update: in that order."""
     order = []
-    read, update = Numbers.read, loop.update
+    read, update = PendingMetrics.read, loop.update
 
     def noted(what, real):
         def call(*args):
@@ -185,13 +185,13 @@ def test_numbers_are_read_when_the_next_step_has_been_queued(stopping, tmp_path,
 
         return call
 
-    class Made(Numbers):
+    class Made(PendingMetrics):
         def __init__(self, *args):
             order.append("queued")
             super().__init__(*args)
 
-    monkeypatch.setattr(loop, "Numbers", Made)
-    monkeypatch.setattr(Numbers, "read", noted("read", read))
+    monkeypatch.setattr(loop, "PendingMetrics", Made)
+    monkeypatch.setattr(PendingMetrics, "read", noted("read", read))
     monkeypatch.setattr(loop, "update", noted("update", update))
     quiet = replace(stopping.loop, save_every=1e9, epochs=1)
     run(replace(stopping, loop=quiet), tmp_path)

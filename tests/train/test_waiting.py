@@ -17,7 +17,7 @@ from triptych.train import loop, run
 from triptych.train import task as tasks
 from triptych.train.configs.base import PretrainConfig
 from triptych.train.configs.first_stage import CodebookConfig, DiscriminatorConfig
-from triptych.train.monitoring.anomalies import skipped
+from triptych.train.monitoring.anomalies import nonfinite_flag
 from triptych.train.optim import clip
 from triptych.train.runner import prepare
 from triptych.train.second_stage import task as denoise
@@ -131,8 +131,8 @@ def passes(config, folder, waits, monkeypatch):
     what goes there is seen on its way. The second is watched: the first makes tables that are kept there (Swin's
     windows, the process of a diffusion model)."""
     parts = prepare(replace(config, loop=replace(config.loop, precision="fp32")))
-    if parts.begin is not None:
-        parts.begin(folder)
+    if parts.on_start is not None:
+        parts.on_start(folder)
     meta, streams, task = torch.device("meta"), denoise.streams, vars(parts.task)
     others = [
         task.get(name) for name in ("first_stage", "frozen_text", "distance", "discriminator", "teacher")
@@ -147,18 +147,18 @@ def passes(config, folder, waits, monkeypatch):
     monkeypatch.setattr(
         denoise, "streams", lambda seed, device: (streams(seed, torch.device("cpu"))[0], Drawn)
     )
-    batches = iter(parts.train)
+    batches = iter(parts.train_loader)
     for step in range(2):
         batch = next(batches)
         with waits:
             waits.on = step > 0
-            batch = loop._to(batch, meta) | {"seed": (0, step, 0), "progress": 1.0}
+            batch = loop.to_device(batch, meta) | {"seed": (0, step, 0), "progress": 1.0}
             loss, logs = parts.task.loss(parts.net, batch)
             loss.backward()
-            if parts.opponent is not None:
-                logs |= parts.opponent.learn(batch, 1.0, contextlib.nullcontext)
+            if parts.adversary is not None:
+                logs |= parts.adversary.backward(batch, 1.0, contextlib.nullcontext)
             norm, _ = clip(parts.net, 1.0)
-            assert skipped({"loss": loss, **logs, "grad_norm": norm}).device == meta
+            assert nonfinite_flag({"loss": loss, **logs, "grad_norm": norm}).device == meta
             waits.on = False
 
 

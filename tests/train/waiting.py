@@ -12,7 +12,7 @@ from triptych.data.augment import batch as augment
 from triptych.layers import window
 from triptych.train import loop
 from triptych.train.monitoring import anomalies
-from triptych.train.monitoring.throughput import Meter
+from triptych.train.monitoring.throughput import Throughput
 
 # Operations whose result, or its shape, the host has to know. `_linalg_check_errors` asks whether a matrix is singular.
 ASKING = {
@@ -106,9 +106,14 @@ def suspend(patch: pytest.MonkeyPatch, waits: Waits, owner: Any, name: str) -> N
 
 def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
     """Switch the watch on from the moment a step has its batch until it is left to be told; gives the steps made."""
-    sent, step, spending, read = loop._to, loop.Step, Meter.spending, anomalies.Numbers.read
+    sent, step, spending, read = (
+        loop.to_device,
+        loop.StepRecord,
+        Throughput.timed,
+        anomalies.PendingMetrics.read,
+    )
     made: list[int] = []
-    newest: list[anomalies.Numbers] = []
+    newest: list[anomalies.PendingMetrics] = []
 
     def begun(*args: Any) -> Any:
         batch = sent(*args)
@@ -121,11 +126,11 @@ def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
         return step(row, *args, **kwargs)
 
     @contextlib.contextmanager
-    def spent(self: Meter, on: str) -> Any:
+    def spent(self: Throughput, on: str) -> Any:
         with waits.off() if on == "waiting" and waits.on else contextlib.nullcontext(), spending(self, on):
             yield
 
-    class Numbers(anomalies.Numbers):
+    class Numbers(anomalies.PendingMetrics):
         def __init__(self, *args: Any):
             super().__init__(*args)
             newest[:] = [self]
@@ -135,10 +140,10 @@ def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
             with waits.off():
                 return read(self)
 
-    patch.setattr(loop, "_to", begun)
-    patch.setattr(loop, "Step", left)
-    patch.setattr(loop, "Numbers", Numbers)
-    patch.setattr(Meter, "spending", spent)
+    patch.setattr(loop, "to_device", begun)
+    patch.setattr(loop, "StepRecord", left)
+    patch.setattr(loop, "PendingMetrics", Numbers)
+    patch.setattr(Throughput, "timed", spent)
     suspend(patch, waits, augment, "draw")  # by numpy, of what stays on the processor
     suspend(patch, waits, window, "order_of")  # which maps on the processor alone are gathered by
     return made

@@ -12,7 +12,7 @@ from triptych.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from triptych.distributed import Share
+    from triptych.distributed import BatchShard
 
 Image: TypeAlias = np.ndarray | PILImage | bytes | str | PathLike[str]
 """An image before decoding: uint8 (H, W, 3 or 4), a PIL image, the bytes of an encoded file, or its path."""
@@ -90,7 +90,7 @@ class Batch(TypedDict):
     """Seed of everything random about this batch, such as (seed of the run, step)."""
     progress: NotRequired[float]
     """Fraction of the training that is done, from 0 to 1."""
-    share: NotRequired["Share"]
+    share: NotRequired["BatchShard"]
     """Which part of the batch of all processes this one is."""
     number: NotRequired[int]
     """Number of the batch within an evaluation that is divided among processes."""

@@ -62,7 +62,7 @@ def draw_times(
     def spread(n: int) -> Tensor:
         return (torch.randperm(n, generator=generator, device=device) + start) / n
 
-    u = distributed.drawn(count, spread)  # in [0, 1), one in each 1 / count of it
+    u = distributed.draw_rows(count, spread)  # in [0, 1), one in each 1 / count of it
     if config.times == "logit_normal":
         quantile = math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-6, 1 - 1e-6))
         u = torch.sigmoid(config.logit_mean + config.logit_std * quantile)
@@ -76,7 +76,7 @@ def draw_noise(x0: Float[Tensor, "b c *s"], config: NoiseConfig, generator: torc
     """Standard normal noise like x0, and the offset of each channel."""
 
     def normal(*shape: int) -> Tensor:
-        return distributed.drawn(
+        return distributed.draw_rows(
             len(x0), lambda n: torch.randn((n, *shape), generator=generator, device=x0.device)
         )
 

@@ -199,7 +199,7 @@ class ReconstructionDistance:
         if distributed.world.size == 1:
             return self.metrics.sides[real].compute()
         mine = self.metrics.sides.get(real)
-        kept = distributed.pooled([] if mine is None else [part.cpu() for part in mine.kept])
+        kept = distributed.all_gather([] if mine is None else [part.cpu() for part in mine.kept])
         features = torch.cat([part for parts in kept for part in parts])
         return Statistics(Moments.of(features), features)
 

@@ -41,7 +41,7 @@ class LatentMoments:
 
     def pool(self) -> None:
         """Take what all processes have accumulated."""
-        every = distributed.pooled((self.count, self.total, self.squares))
+        every = distributed.all_gather((self.count, self.total, self.squares))
         self.count = sum(count for count, _, _ in every)
         self.total = functools.reduce(torch.add, [total for _, total, _ in every])
         self.squares = functools.reduce(torch.add, [squares for _, _, squares in every])

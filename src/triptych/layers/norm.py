@@ -20,23 +20,23 @@ class BatchNorm(nn.BatchNorm2d):
     SyncBatchNorm does so on CUDA alone."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        share = distributed.current() if self.training else None
-        whole = x.shape[0] if share is None else share.whole
+        share = distributed.current_shard() if self.training else None
+        whole = x.shape[0] if share is None else share.total
         if self.training and whole * x.shape[2] * x.shape[3] == 1:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x) if share is None else self._shared(x, share)
 
-    def _shared(self, x: Float[Tensor, "b c h w"], share: distributed.Share) -> Float[Tensor, "b c h w"]:
+    def _shared(self, x: Float[Tensor, "b c h w"], share: distributed.BatchShard) -> Float[Tensor, "b c h w"]:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         kind, x = x.dtype, x.float()
         # A process whose pictures are all damaged is lent one, which does not count.
         counted, each = float(share.weight > 0), x.shape[2] * x.shape[3]
-        n = share.whole * each
-        mean = distributed.summed(x.sum((0, 2, 3)) * counted) / n
+        n = share.total * each
+        mean = distributed.sum_over_batch(x.sum((0, 2, 3)) * counted) / n
         centred = x - mean[:, None, None]
-        var = distributed.summed(centred.square().sum((0, 2, 3)) * counted) / n
+        var = distributed.sum_over_batch(centred.square().sum((0, 2, 3)) * counted) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             rate = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)

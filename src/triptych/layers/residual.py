@@ -19,7 +19,7 @@ class DropPath(nn.Module):
             return x
         keep = 1.0 - self.rate
         ones = (1,) * (x.ndim - 1)
-        mask = distributed.drawn(len(x), lambda n: torch.rand((n, *ones), device=x.device)) < keep
+        mask = distributed.draw_rows(len(x), lambda n: torch.rand((n, *ones), device=x.device)) < keep
         return x * (mask.to(x.dtype) / keep)
 
     def extra_repr(self) -> str:
@@ -30,19 +30,22 @@ class Dropout(nn.Dropout):
     """Dropout (Srivastava et al. 2014) whose zeros belong to a sample's place in the batch, whoever works on it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0.0 or distributed.current() is None:
+        if not self.training or self.p == 0.0 or distributed.current_shard() is None:
             return super().forward(x)
-        return x * distributed.drawn(len(x), lambda n: super(Dropout, self).forward(x.new_ones(n, *x.shape[1:])))
+        return x * distributed.draw_rows(len(x), lambda n: super(Dropout, self).forward(x.new_ones(n, *x.shape[1:])))
 
 
 class Dropout2d(nn.Dropout2d):
     """`Dropout` of whole channels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0.0 or distributed.current() is None:
+        if not self.training or self.p == 0.0 or distributed.current_shard() is None:
             return super().forward(x)
         ones = (1,) * (x.ndim - 2)
-        return x * distributed.drawn(len(x), lambda n: super(Dropout2d, self).forward(x.new_ones(n, x.shape[1], *ones)))
+        mask = distributed.draw_rows(
+            len(x), lambda n: super(Dropout2d, self).forward(x.new_ones(n, x.shape[1], *ones))
+        )
+        return x * mask
 
 
 class LayerScale(nn.Module):

@@ -335,7 +335,8 @@ class Autoencoder(FirstStage):
         if noise is None:
             device = mean.device if generator is None else generator.device
             like: dict[str, Any] = {"generator": generator, "device": device, "dtype": mean.dtype}
-            noise = distributed.drawn(len(mean), lambda n: torch.randn((n, *mean.shape[1:]), **like)).to(mean.device)
+            noise = distributed.draw_rows(len(mean), lambda n: torch.randn((n, *mean.shape[1:]), **like))
+            noise = noise.to(mean.device)
         return mean + torch.exp(0.5 * logvar) * noise
 
     def quantize(self, latents: Latents) -> tuple[Latents, Int[Tensor, "b h w"]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from triptych.data.config import DataConfig
 from triptych.diffusion.config import NoiseConfig, ProcessConfig
 from triptych.train.configs.base import LoopConfig, OptimConfig
-from triptych.train.configs.second_stage import STILL, CaptionConfig, SamplesConfig, SecondStageConfig
+from triptych.train.configs.second_stage import FLIP_ONLY, CaptionConfig, SamplesConfig, SecondStageConfig
 
 
 def latent_diffusion() -> SecondStageConfig:
@@ -58,7 +58,7 @@ def latent_diffusion_emoji() -> SecondStageConfig:
             )
         ),
         loading=DataConfig(batch_size=64, workers=0, eval_fraction=0.03),
-        augment=replace(STILL, flip=0.0),  # clocks and letters are no longer themselves in a mirror
+        augment=replace(FLIP_ONLY, flip=0.0),  # clocks and letters are no longer themselves in a mirror
         optim=OptimConfig(lr=7e-4, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
         loop=LoopConfig(epochs=130, ema=0.999, eval_every=10, save_every=300),
     )

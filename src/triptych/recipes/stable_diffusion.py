@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from triptych.data.config import DataConfig
 from triptych.train.configs.base import LoopConfig, OptimConfig
-from triptych.train.configs.second_stage import STILL, SamplesConfig, SecondStageConfig
+from triptych.train.configs.second_stage import FLIP_ONLY, SamplesConfig, SecondStageConfig
 
 SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SAMPLES = SamplesConfig(count=4, steps=25, guidance=7.5)
@@ -46,7 +46,7 @@ def sd_lora() -> SecondStageConfig:
         init=SD1,
         train="lora",
         samples=SAMPLES,
-        augment=replace(STILL, flip=0.0),
+        augment=replace(FLIP_ONLY, flip=0.0),
         loading=DataConfig(batch_size=4, eval_fraction=0.1),
         optim=OptimConfig(lr=1e-4, warmup=0.05, weight_decay=0.01),
         loop=LoopConfig(epochs=100, eval_every=20),
@@ -69,7 +69,7 @@ def sd_words() -> SecondStageConfig:
         train="words",
         drop_condition=0.0,
         samples=SAMPLES,
-        augment=replace(STILL, flip=0.0),
+        augment=replace(FLIP_ONLY, flip=0.0),
         loading=DataConfig(batch_size=1, eval_fraction=0.01),
         optim=OptimConfig(lr=5e-3, final_lr=0.1, warmup=0.0, weight_decay=0.0),
         loop=LoopConfig(epochs=600, eval_every=100),

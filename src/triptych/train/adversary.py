@@ -13,7 +13,7 @@ from triptych.train.optim import clip, lr_at, make_optimizer, set_lr, update
 Batch = dict[str, Any]
 
 
-class Opponent:
+class Adversary:
     """A network, its optimiser, and its loss on a batch that the first network's loss has just been taken of.
 
     Outside of `learn` its parameters want no gradient, so that the first network's step leaves none there.
@@ -34,7 +34,7 @@ class Opponent:
         net.requires_grad_(False)
         self.learnt = False
 
-    def learn(self, batch: Batch, share: float, autocast: Any) -> dict[str, Tensor]:
+    def backward(self, batch: Batch, share: float, autocast: Any) -> dict[str, Tensor]:
         """Add the gradient of its loss on a batch, times `share`, and say what to log."""
         self.net.requires_grad_(True)
         try:

@@ -53,7 +53,7 @@ ALONE = "torch.distributed is disabled"  # the start of a warning of DCP
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class RunCheckpoint:
     """One that is whole."""
 
     path: Path
@@ -105,7 +105,7 @@ class Checkpoints:
         for rest in self.folder.glob(".step-*"):
             shutil.rmtree(rest, ignore_errors=True)
 
-    def newest(self) -> tuple[Checkpoint, list[str]] | None:
+    def newest(self) -> tuple[RunCheckpoint, list[str]] | None:
         """The newest checkpoint whose sums agree, and a line for each that was passed over; None if there is none.
 
         Raises:
@@ -114,7 +114,7 @@ class Checkpoints:
         damaged = []
         for path in self.paths():
             try:
-                return Checkpoint(path, int(path.name.removeprefix("step-")), checked(path)), damaged
+                return RunCheckpoint(path, int(path.name.removeprefix("step-")), verify(path)), damaged
             except (ValueError, KeyError, TypeError, OSError) as problem:
                 damaged.append(f"{path} is damaged ({problem}); going on from the one before")
         if damaged:
@@ -139,7 +139,7 @@ class Checkpoints:
         self.wait()
         path = self.folder / f"step-{step:09d}"
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-            checked(path)
+            verify(path)
             files = json.loads((path / FACTS).read_text(encoding="utf-8"))["files"]
             return write_text_atomically(path / FACTS, _facts_text(facts, files))
         if not self.folder.parent.is_dir():
@@ -155,7 +155,7 @@ class Checkpoints:
                 dict(tensors),
                 storage_writer=writer,
                 async_stager=self._stager,
-                process_group=distributed.world.saving,  # its own: it talks while the loop does
+                process_group=distributed.world.checkpoint_group,  # its own: it talks while the loop does
                 no_dist=_alone(),
             )
         assert isinstance(started, Future)  # staged by now: the stager is not asynchronous
@@ -209,7 +209,7 @@ class Checkpoints:
             _remove(old)
 
 
-def checked(path: Path) -> Facts:
+def verify(path: Path) -> Facts:
     """The facts of a checkpoint whose sums agree.
 
     Raises:
@@ -219,12 +219,12 @@ def checked(path: Path) -> Facts:
     if zlib.crc32(_plain(said["facts"], said["files"])) != said["crc32"]:
         raise ValueError(f"the checksum of {FACTS} differs")
     for name, sums in said["files"].items():
-        if summed(path / name) != sums:
+        if file_checksum(path / name) != sums:
             raise ValueError(f"the checksum of {name} differs")
     return said["facts"]
 
 
-def summed(path: Path) -> dict[str, int]:
+def file_checksum(path: Path) -> dict[str, int]:
     """Length and checksum of a file."""
     length = crc = 0
     with open(path, "rb") as file:
@@ -250,7 +250,7 @@ class _Writer(dcp.FileSystemWriter):
     def write_data(self, plan: Any, planner: Any) -> torch.futures.Future[list[WriteResult]]:
         results = super().write_data(plan, planner).wait()
         names = {result.storage_data.relative_path for result in results}
-        sums = {name: summed(Path(self.path) / name) for name in names}
+        sums = {name: file_checksum(Path(self.path) / name) for name in names}
         told: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
         told.set_result(
             [
@@ -262,7 +262,7 @@ class _Writer(dcp.FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
-        sums: Sums = {".metadata": summed(Path(self.path) / ".metadata")}
+        sums: Sums = {".metadata": file_checksum(Path(self.path) / ".metadata")}
         for result in (one for of_process in results for one in of_process):
             assert isinstance(result, _Summed)
             sums[result.storage_data.relative_path] = result.sums

@@ -14,12 +14,12 @@ from triptych.layers.lora import add_low_rank
 from triptych.models.registry import build, config_for
 from triptych.network import Network
 from triptych.train.configs.base import ClassifyConfig
-from triptych.train.runner import Parts, placed_parts, prepared_as
+from triptych.train.runner import Run, make_run, match_preprocessing
 from triptych.train.task import Classify, Teacher
 from triptych.train.tasks.initial_network import freeze, origin, parsed, set_drop_path, started_from
 
 
-def prepare(config: ClassifyConfig) -> Parts:
+def prepare(config: ClassifyConfig) -> Run:
     """Open the data, build the network, and place it."""
     loading = config.loading
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
@@ -34,11 +34,11 @@ def prepare(config: ClassifyConfig) -> Parts:
         )
     net = build_network(config, classes, dict(source.groupings))
     how = net.card.preprocess
-    return placed_parts(
+    return make_run(
         config,
         net,
         Classify(
-            prepared_as(config.augment, how),
+            match_preprocessing(config.augment, how),
             net.card,
             len(classes),
             config.loss,

@@ -20,16 +20,16 @@ from triptych.data.loading.loader import Loader
 from triptych.device import sent
 from triptych.errors import UserError
 from triptych.network import Network
-from triptych.train.adversary import Opponent
+from triptych.train.adversary import Adversary
 from triptych.train.checkpoints import Checkpoints, Facts
 from triptych.train.configs.base import LoopConfig, OptimConfig
-from triptych.train.distributed.parallelize import Alone
+from triptych.train.distributed.parallelize import SingleProcess
 from triptych.train.ema import Ema
-from triptych.train.monitoring.anomalies import Guard, Numbers, skipped
-from triptych.train.monitoring.log import NoLog, RunLog
+from triptych.train.monitoring.anomalies import AnomalyDetector, PendingMetrics, nonfinite_flag
+from triptych.train.monitoring.log import NullLog, RunLog
 from triptych.train.monitoring.signals import interrupts
-from triptych.train.monitoring.step_reporter import Step, Teller
-from triptych.train.monitoring.throughput import Meter
+from triptych.train.monitoring.step_reporter import StepRecord, StepReporter
+from triptych.train.monitoring.throughput import Throughput
 from triptych.train.optim import clip, lr_at, make_optimizer, set_lr, update
 from triptych.train.run_folder import require_same
 from triptych.train.state import gather, scatter
@@ -67,10 +67,10 @@ def fit(
     keep_best: Callable[[Network, dict[str, float]], None],
     device: torch.device,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
-    opponent: Opponent | None = None,
+    opponent: Adversary | None = None,
     illustrate: Callable[[int], None] | None = None,
-    team: Alone | None = None,
-    meter: Meter | None = None,
+    team: SingleProcess | None = None,
+    meter: Throughput | None = None,
 ) -> Outcome:
     """Train `net` to the end of `config.epochs`, from the newest checkpoint in `out` if there is one.
 
@@ -87,7 +87,7 @@ def fit(
     Raises:
         UserError: the loss is not finite, the checkpoint in `out` is of another run, or cannot be written.
     """
-    team = team or Alone()
+    team = team or SingleProcess()
     total = max(1, math.ceil(config.epochs * len(train) / config.accumulate))
     eval_steps = max(1, round(config.eval_every * len(train) / config.accumulate))
     ema = Ema(net, config.ema) if config.ema else None
@@ -96,12 +96,12 @@ def fit(
     learn = team.place(net, ema, task, opponent)
     optimizer = make_optimizer(net, optim)
     checkpoints = Checkpoints(out / "checkpoints", config.keep)
-    guard = Guard(out, config.on_nonfinite, team.rank if team.size > 1 else None)
-    meter = meter or Meter(device)
+    guard = AnomalyDetector(out, config.on_nonfinite, team.rank if team.size > 1 else None)
+    meter = meter or Throughput(device)
     step, evaluated, best, notes = _resume(
         checkpoints, out, identity, net, ema, optimizer, opponent, train, team, guard
     )
-    batches = endless(train, team)
+    batches = endless_batches(train, team)
     saved = time.monotonic()
 
     def images_at(step: int) -> int:
@@ -110,8 +110,8 @@ def fit(
     def epoch_at(step: int) -> float:
         return step * config.accumulate / len(train)
 
-    def save(log: RunLog | NoLog, told: Teller) -> None:
-        told.settle()
+    def save(log: RunLog | NullLog, told: StepReporter) -> None:
+        told.flush()
         log.sync()
         facts = {
             "identity": identity,
@@ -121,30 +121,30 @@ def fit(
             "best": best,
             "guard": guard.state_dict(),
         }
-        with meter.spending("saving"):
+        with meter.timed("saving"):
             checkpoints.save(step, gather(net, ema, optimizer, opponent), facts)
 
     with (
         contextlib.closing(checkpoints),
         RunLog(out, total, step, config.log_every, config.tensorboard, evaluated)
         if team.first
-        else NoLog() as log,
-        Teller(log, guard, meter, team.size == 1) as told,
+        else NullLog() as log,
+        StepReporter(log, guard, meter, team.size == 1) as told,
         interrupts() as interrupted,
         torch.random.fork_rng(),
     ):
         for note in notes:
-            log.say(note)
+            log.message(note)
         if total < FEW_STEPS and step == 0:
-            log.say(f"only {total} steps in all: raise --loop.epochs, or lower --loading.batch-size")
+            log.message(f"only {total} steps in all: raise --loop.epochs, or lower --loading.batch-size")
         # Several processes evaluate to the end: one that broke off would leave the others waiting for its part.
-        breakable = interrupted.breakable if team.size == 1 else _to_the_end
-        training(net)
+        breakable = interrupted.abortable if team.size == 1 else _to_the_end
+        set_train_mode(net)
         meter.restart()
         while True:
             # Once in a while, between two steps.
             if step and step != evaluated and (step % eval_steps == 0 or step == total):
-                with meter.apart(), team.whole(measured) as whole:
+                with meter.paused(), team.whole(measured) as whole:
                     figures = breakable(
                         functools.partial(_evaluate, task, whole, team.evaluated(evaluate), autocast)
                     )
@@ -154,13 +154,13 @@ def fit(
                             best = {**figures, "step": step}
                             if team.first:
                                 keep_best(whole, figures)
-                        log.say(_scores(epoch_at(step), figures, best["step"] == step))
+                        log.message(_scores(epoch_at(step), figures, best["step"] == step))
                         if illustrate is not None and team.first:
                             breakable(functools.partial(illustrate, step))
-                if interrupted.broke:  # it is done again when the run goes on
+                if interrupted.aborted:  # it is done again when the run goes on
                     break
                 evaluated = step
-                training(net)
+                set_train_mode(net)
             late = not checkpoints.busy and time.monotonic() - saved > config.save_every
             ending, late, due = team.agree(interrupted(), late and team.first, log.due())
             if late:
@@ -176,19 +176,19 @@ def fit(
             terms: dict[str, torch.Tensor] = {}
             parts: list[Batch] = []
             for part in range(config.accumulate):
-                with meter.spending("waiting"):
-                    batch = _to(next(batches), device)
+                with meter.timed("waiting"):
+                    batch = to_device(next(batches), device)
                 batch["seed"] = (config.seed, step, part)
                 batch["progress"] = progress
                 parts.append(dict(batch))  # without what tasks leave in it
                 torch.manual_seed(_stream(config.seed, step, part))
                 with team.share(batch, last=part == config.accumulate - 1):
-                    weight = distributed.weight()
+                    weight = distributed.shard_weight()
                     with autocast():
                         loss, found = learn(batch)
                     (loss * weight / config.accumulate).backward()
                     if opponent is not None:
-                        found = {**found, **opponent.learn(batch, weight / config.accumulate, autocast)}
+                        found = {**found, **opponent.backward(batch, weight / config.accumulate, autocast)}
                 for name, value in {"loss": loss.detach(), **found}.items():
                     terms[name] = terms.get(name, 0) + value * weight / config.accumulate
                 meter.images += batch["share"].whole if "share" in batch else len(batch["label"])
@@ -199,8 +199,8 @@ def fit(
             terms = dict(team.means([terms])[0])  # so that all processes decide alike
             # The device decides whether the step is finite, and nobody waits for it: its numbers are read when the next
             # step has got as far as here.
-            bad, numbers = skipped(terms), Numbers(terms, norms)
-            told.settle()
+            bad, numbers = nonfinite_flag(terms), PendingMetrics(terms, norms)
+            told.flush()
             update(optimizer, bad)
             optimizer.zero_grad(set_to_none=True)
             if opponent is not None:
@@ -215,13 +215,13 @@ def fit(
             if due:
                 numbers.wait()  # what stands on the screen is of work that is done
             speed = meter.report() if due or step % REPORT_STEPS == 0 else {}
-            told.last = Step(row, numbers, parts, speed, shown=due)
+            told.pending = StepRecord(row, numbers, parts, speed, shown=due)
             if due:
-                told.settle()
+                told.flush()
         save(log, told)
         checkpoints.wait()
         for name, why in team.merged(train.bad).items():
-            log.say(f"left out: {name}: {why}")
+            log.message(f"left out: {name}: {why}")
     return Outcome(step, step >= total and evaluated == step, best, task.headline)
 
 
@@ -232,10 +232,10 @@ def _resume(
     net: Network,
     ema: Ema | None,
     optimizer: torch.optim.Optimizer,
-    opponent: Opponent | None,
+    opponent: Adversary | None,
     loader: Loader,
-    team: Alone,
-    guard: Guard,
+    team: SingleProcess,
+    guard: AnomalyDetector,
 ) -> tuple[int, int, dict[str, float], list[str]]:
     """Step, step of the last evaluation, its best figures, and what to say."""
     if team.first:
@@ -268,7 +268,7 @@ def _to_the_end(work: Callable[[], T]) -> T | None:
     return work()
 
 
-def training(net: Network) -> None:
+def set_train_mode(net: Network) -> None:
     """Training mode for what learns. A frozen part runs as in evaluation: its statistics stay and it drops nothing."""
     net.train()
     for part in net.modules():
@@ -277,13 +277,13 @@ def training(net: Network) -> None:
             part.eval()
 
 
-def endless(loader: Loader, team: Alone | None = None) -> Iterator[Batch]:
+def endless_batches(loader: Loader, team: SingleProcess | None = None) -> Iterator[Batch]:
     """Epoch after epoch.
 
     Raises:
         UserError: an epoch without a single image that could be read.
     """
-    team = team or Alone()
+    team = team or SingleProcess()
     while True:
         read = False
         for batch in team.batches(loader):
@@ -294,7 +294,7 @@ def endless(loader: Loader, team: Alone | None = None) -> Iterator[Batch]:
             raise UserError(f"no training image could be read; the first: {first}")
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device, but for what numpy's draws depend on."""
     return {
         k: sent(v, device) if isinstance(v, torch.Tensor) and k != "aspect" else v for k, v in batch.items()

@@ -11,21 +11,23 @@ from triptych.errors import UserError
 from triptych.heads.simmim import MaskedImageModel
 from triptych.models.registry import build, config_for
 from triptych.train.configs.base import PretrainConfig
-from triptych.train.runner import Parts, placed_parts, prepared_as
+from triptych.train.runner import Run, make_run, match_preprocessing
 from triptych.train.task import MaskedPixels
 from triptych.train.tasks.initial_network import origin, parsed, set_drop_path, started_from
 
 
-def prepare(config: PretrainConfig) -> Parts:
+def prepare(config: PretrainConfig) -> Run:
     """Open the data, build the network, and place it."""
     loading = config.loading
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
     net = build_network(config)
     how = net.card.preprocess
-    return placed_parts(
+    return make_run(
         config,
         net,
-        MaskedPixels(prepared_as(config.augment, how), net.card, config.mask_patch, config.mask_ratio),
+        MaskedPixels(
+            match_preprocessing(config.augment, how), net.card, config.mask_patch, config.mask_ratio
+        ),
         make_loader(source, loading, how, train=True, seed=config.loop.seed),
         make_loader(held_out, loading, how, train=False),
         source.fingerprint,

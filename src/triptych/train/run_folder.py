@@ -9,10 +9,10 @@ from typing import Any
 from triptych.atomic_write import write_text_atomically
 from triptych.errors import UserError
 
-Said = dict[str, Any]  # a config as JSON, and the fingerprint of its data
+ConfigDict = dict[str, Any]  # a config as JSON, and the fingerprint of its data
 
 # What may change from one call to the next without making it another run.
-FREE = {
+CHANGEABLE = {
     "": ("features",),
     "loop": (
         *("log_every", "save_every", "keep", "device", "tensorboard", "on_nonfinite"),
@@ -24,21 +24,21 @@ FREE = {
 }
 EXAMPLES = "examples.json.gz"
 # What a run leaves, besides its config.
-MADE = ("model.safetensors", "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
+OUTPUTS = ("model.safetensors", "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
 
 
-def identity_of(said: Said) -> Said:
+def resume_identity(said: ConfigDict) -> ConfigDict:
     """`said` without what is free to change."""
     return {
-        name: {k: v for k, v in value.items() if k not in FREE.get(name, ())}
+        name: {k: v for k, v in value.items() if k not in CHANGEABLE.get(name, ())}
         if isinstance(value, dict)
         else value
         for name, value in said.items()
-        if name not in FREE[""]
+        if name not in CHANGEABLE[""]
     }
 
 
-def claim(out: Path, said: Said, changed: Callable[[], str] = str) -> None:
+def claim(out: Path, said: ConfigDict, changed: Callable[[], str] = str) -> None:
     """Make `out` the folder of this run by writing its config.json.
 
     Args:
@@ -57,14 +57,14 @@ def claim(out: Path, said: Said, changed: Callable[[], str] = str) -> None:
             was = None
         if not isinstance(was, dict) or "fingerprint" not in was:
             raise UserError(f"{path} is not of a training run; give another --out")
-        require_same(out, identity_of(was), identity_of(said), changed)
-    elif any((out / name).exists() for name in MADE):
+        require_same(out, resume_identity(was), resume_identity(said), changed)
+    elif any((out / name).exists() for name in OUTPUTS):
         raise UserError(f"{out} holds files of something else and no config.json; give another --out")
     write_text_atomically(path, json.dumps(said, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def claimed(out: Path, said: Said, changed: Callable[[], str] = str) -> Iterator[None]:
+def claim_folder(out: Path, said: ConfigDict, changed: Callable[[], str] = str) -> Iterator[None]:
     """`claim` for as long as a run goes on, and for good once it has left anything. One that is refused before, at its
     first batch perhaps, gives the folder up, so that the corrected command may have it."""
     was_there, was_claimed = out.exists(), (out / "config.json").exists()
@@ -73,7 +73,7 @@ def claimed(out: Path, said: Said, changed: Callable[[], str] = str) -> Iterator
         yield
     except Exception:
         log = out / "log.jsonl"
-        learnt = any((out / name).exists() for name in MADE if name != log.name)
+        learnt = any((out / name).exists() for name in OUTPUTS if name != log.name)
         if not (was_claimed or learnt or (log.exists() and log.stat().st_size)):
             log.unlink(missing_ok=True)
             (out / EXAMPLES).unlink(missing_ok=True)
@@ -83,7 +83,7 @@ def claimed(out: Path, said: Said, changed: Callable[[], str] = str) -> Iterator
         raise
 
 
-def require_same(out: Path, was: Said, now: Said, changed: Callable[[], str] = str) -> None:
+def require_same(out: Path, was: ConfigDict, now: ConfigDict, changed: Callable[[], str] = str) -> None:
     """Refuse to go on with another run's state; the message names the first difference."""
     found = difference(was, now)
     if found is None:

@@ -16,12 +16,12 @@ from triptych.models.registry import build, config_for
 from triptych.models.swin import Swin
 from triptych.network import Network
 from triptych.train.configs.base import SegmentConfig
-from triptych.train.runner import Parts, placed_parts, prepared_as
+from triptych.train.runner import Run, make_run, match_preprocessing
 from triptych.train.task import Segment
 from triptych.train.tasks.initial_network import freeze, origin, parsed, set_drop_path
 
 
-def prepare(config: SegmentConfig) -> Parts:
+def prepare(config: SegmentConfig) -> Run:
     """Open the data, build the network, and place it."""
     loading = config.loading
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
@@ -33,10 +33,10 @@ def prepare(config: SegmentConfig) -> Parts:
     net = build_network(config, classes)
     net.card = replace(net.card, colours=source.mask_colors)
     how = net.card.preprocess
-    return placed_parts(
+    return make_run(
         config,
         net,
-        Segment(prepared_as(config.augment, how), net.card, len(classes), config.loss),
+        Segment(match_preprocessing(config.augment, how), net.card, len(classes), config.loss),
         make_loader(source, loading, how, train=True, seed=config.loop.seed),
         make_loader(held_out, loading, how, train=False),
         source.fingerprint,

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from triptych.errors import UserError
-from triptych.train.adversary import Opponent
-from triptych.train.checkpoints import Checkpoint
+from triptych.train.adversary import Adversary
+from triptych.train.checkpoints import RunCheckpoint
 from triptych.train.ema import Ema
 
 
 def gather(
-    net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer, opponent: Opponent | None = None
+    net: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer, opponent: Adversary | None = None
 ) -> dict[str, Tensor]:
     """Every tensor of the run: "net.NAME", "ema.NAME", "optimizer.NAME.exp_avg" of the parameter NAME, and the same of
     an opponent under "opponent.". They are the run's own, not copies."""
@@ -27,11 +27,11 @@ def gather(
 
 
 def scatter(
-    checkpoint: Checkpoint,
+    checkpoint: RunCheckpoint,
     net: nn.Module,
     ema: Ema | None,
     optimizer: torch.optim.Optimizer,
-    opponent: Opponent | None = None,
+    opponent: Adversary | None = None,
 ) -> None:
     """Put every tensor of a checkpoint where `gather` found it.
 

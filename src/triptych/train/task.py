@@ -103,7 +103,7 @@ class Classify:
         """All of `ClassificationMetrics.compute`, arrays too."""
         device = next(model.parameters()).device
         metrics = ClassificationMetrics(self.num_classes, self.card.groupings).to(device)
-        metrics.dist_sync_fn = distributed.gathered
+        metrics.dist_sync_fn = distributed.gather_tensors
         how = self.card.preprocess
         for batch in loader:
             images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
@@ -165,8 +165,8 @@ class Segment:
         if aux is not None and self.weights.aux:
             loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights)
         known = masks != void_of(self.num_classes)
-        right = distributed.summed(((logits.argmax(1) == masks) & known).sum())
-        return loss, {"train_pixels": right / distributed.summed(known.sum()).clamp(min=1)}
+        right = distributed.sum_over_batch(((logits.argmax(1) == masks) & known).sum())
+        return loss, {"train_pixels": right / distributed.sum_over_batch(known.sum()).clamp(min=1)}
 
     def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
         for name, value in self.measure(model, loader).items():
@@ -184,7 +184,7 @@ class Segment:
         """All of `SegmentationMetrics.compute`, arrays too, on pictures and masks at the size the network is fed."""
         device = next(model.parameters()).device
         metrics = SegmentationMetrics(self.num_classes, void_of(self.num_classes)).to(device)
-        metrics.dist_sync_fn = distributed.gathered
+        metrics.dist_sync_fn = distributed.gather_tensors
         how = self.card.preprocess
         for batch in loader:
             images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
@@ -223,7 +223,7 @@ def pixel_loss(
     Of a batch that several processes share it is that of the whole, in each of them."""
     K = logits.shape[1]
     known = masks != void_of(K)
-    count = distributed.summed(known.sum()).clamp(min=1)
+    count = distributed.sum_over_batch(known.sum()).clamp(min=1)
     logs = logits.log_softmax(dim=1)
     target = masks.masked_fill(~known, 0)
     right = logs.gather(1, target[:, None]).squeeze(1)  # b h w: log of the probability of the true class
@@ -231,19 +231,22 @@ def pixel_loss(
     if weights.cross_entropy:
         smooth = weights.label_smoothing
         each = -(1 - smooth) * right - smooth * logs.mean(dim=1)
-        loss = loss + weights.cross_entropy * distributed.summed(each.masked_fill(~known, 0.0).sum()) / count
+        loss = (
+            loss
+            + weights.cross_entropy * distributed.sum_over_batch(each.masked_fill(~known, 0.0).sum()) / count
+        )
     if weights.focal:
         # 1 - p, never 0: below gamma = 1 the slope of its power has no end there, though the loss is flat.
         wrong = (-right.expm1()).clamp(min=torch.finfo(right.dtype).tiny)
         each = -(wrong**weights.focal_gamma) * right
-        loss = loss + weights.focal * distributed.summed(each.masked_fill(~known, 0.0).sum()) / count
+        loss = loss + weights.focal * distributed.sum_over_batch(each.masked_fill(~known, 0.0).sum()) / count
     if weights.dice:
         # Sums of each class over all pixels, without a map that says for each class where it is.
         hits = right.new_zeros(K).index_add(0, target.flatten(), (right.exp() * known).flatten())
         guessed = torch.einsum("bkhw,bhw->k", logs.exp(), known.to(logs))
-        hits, guessed = distributed.summed(hits), distributed.summed(guessed)
+        hits, guessed = distributed.sum_over_batch(hits), distributed.sum_over_batch(guessed)
         counted = known.flatten().int()
-        truth = distributed.summed(counted.new_zeros(K).index_add(0, target.flatten(), counted))
+        truth = distributed.sum_over_batch(counted.new_zeros(K).index_add(0, target.flatten(), counted))
         dice = (2 * hits + 1) / (guessed + truth + 1)
         there = truth > 0
         loss = loss + weights.dice * (1 - dice).masked_fill(~there, 0.0).sum() / there.sum().clamp(min=1)
@@ -281,7 +284,7 @@ class MaskedPixels:
             images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
             total += self.error(model, images, (0, batch.get("number", i))).item() * len(images)
             count += len(images)
-        total, count = distributed.totalled(total, count)
+        total, count = distributed.all_sum(total, count)
         yield "loss", total / count
         yield "count", int(count)
 
@@ -299,7 +302,7 @@ def random_squares(
     """True in the hidden squares, the same number in each image; a function of `seed` alone."""
     b, (rows, columns) = images.shape[0], (images.shape[-2] // side, images.shape[-1] // side)
     rng = np.random.default_rng([n % 2**64 for n in seed])
-    order = distributed.drawn(b, lambda n: rng.random((n, rows * columns))).argsort(axis=1)
+    order = distributed.draw_rows(b, lambda n: rng.random((n, rows * columns))).argsort(axis=1)
     hidden = torch.from_numpy(order < math.ceil(ratio * rows * columns)).view(b, rows, columns)
     hidden = sent(hidden, images.device).repeat_interleave(side, 1).repeat_interleave(side, 2)
     return F.pad(hidden, (0, images.shape[-1] - columns * side, 0, images.shape[-2] - rows * side))

@@ -41,7 +41,7 @@ from triptych.train.configs.second_stage import (
     SecondStageConfig,
 )
 from triptych.train.distributed.parallelize import Pass, leaves_out
-from triptych.train.distributed.process_group import _this_start, processes
+from triptych.train.distributed.process_group import _this_start, world_size
 from triptych.train.runner import prepare
 
 LOADING = DataConfig(batch_size=6, workers=0, eval_fraction=0.2, eval_batch_size=2)
@@ -403,14 +403,14 @@ TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 )
 def test_what_cannot_be_is_told_in_a_line(how, batch, environment, words):
     with pytest.raises(UserError, match=words):
-        processes(LoopConfig(**how), batch, environment)
+        world_size(LoopConfig(**how), batch, environment)
 
 
 def test_one_process_needs_no_team():
     one = {"RANK": "0", "WORLD_SIZE": "1"}
-    assert processes(LoopConfig(), 7, {}) is processes(LoopConfig(), 7, one) is None
-    assert processes(LoopConfig(parallel="fsdp"), 7, one) == 1
-    assert processes(LoopConfig(), 8, TWO) == processes(LoopConfig(parallel="fsdp"), 8, TWO) == 2
+    assert world_size(LoopConfig(), 7, {}) is world_size(LoopConfig(), 7, one) is None
+    assert world_size(LoopConfig(parallel="fsdp"), 7, one) == 1
+    assert world_size(LoopConfig(), 8, TWO) == world_size(LoopConfig(parallel="fsdp"), 8, TWO) == 2
 
 
 def test_shards_have_no_codebook_to_write_to(configs, tmp_path):

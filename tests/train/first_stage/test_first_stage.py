@@ -26,7 +26,7 @@ from triptych.train.configs.first_stage import (
 )
 from triptych.train.first_stage.build import prepare
 from triptych.train.first_stage.task import adaptive_weight, fool
-from triptych.train.loop import endless
+from triptych.train.loop import endless_batches
 
 TINY = ("width=8", "groups=4", "multipliers=[1,2]", "depth=1", "latent_channels=4", "middle_attention=false")
 
@@ -71,7 +71,7 @@ def vq(config) -> CompressConfig:
 
 
 def first_batch(parts, progress=1.0):
-    return {**next(endless(parts.train)), "seed": (0, 0, 0), "progress": progress}
+    return {**next(endless_batches(parts.train)), "seed": (0, 0, 0), "progress": progress}
 
 
 def grads(net):
@@ -86,7 +86,7 @@ def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path, cap
     assert net.config.image_size == (16, 16)
     assert len(net.config.scale) == len(net.config.shift) == 4
     parts = prepare(long)
-    source = parts.train.dataset.source
+    source = parts.train_loader.dataset.source
     pixels = [resize_crop(decode(source[i].image), (16, 16)) for i in range(len(source))]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1
     z = net.encode(images, sample=True, generator=torch.Generator().manual_seed(0))
@@ -119,7 +119,7 @@ def test_reconstructions_are_compared_in_the_features_that_are_named(config, loo
     torch.manual_seed(0)
     net = tp.create("kl-f4", width=8, groups=4, multipliers=(1, 2), depth=1, image_size=16)
     tp.save(net, tmp_path / "a.safetensors")
-    source = prepare(config).train.dataset.source
+    source = prepare(config).train_loader.dataset.source
     for side in ("real", "made"):
         (tmp_path / side).mkdir()
     for i in range(len(source)):
@@ -160,13 +160,13 @@ def test_a_run_that_is_broken_off_leaves_measured_latents_too(per_channel, confi
         cut_after(patch, 7)
         assert not run(config, tmp_path).finished
     net, parts = tp.load(tmp_path), prepare(config)
-    held_out = measure_latents(net, parts.evaluate, per_channel)
+    held_out = measure_latents(net, parts.eval_loader, per_channel)
     torch.testing.assert_close((net.config.scale, net.config.shift), held_out, rtol=1e-5, atol=1e-6)
     assert np.ndim(net.config.scale) == int(per_channel)
     assert parts.net.autoencoder.config.scale == 1
     assert run(config, tmp_path).finished
     net = tp.load(tmp_path)
-    assert net.config.scale != measure_latents(net, parts.evaluate, per_channel)[0]
+    assert net.config.scale != measure_latents(net, parts.eval_loader, per_channel)[0]
 
 
 @pytest.mark.parametrize(("kind", "cut"), [("kl", 2), ("kl", 7), ("vq", 5), ("ema", 3)])
@@ -216,12 +216,12 @@ def test_the_perceptual_distance_moves_the_autoencoder(config):
 def test_neither_step_leaves_a_gradient_in_the_other_network(config):
     parts = prepare(config)
     batch = first_batch(parts)
-    opponent = parts.opponent
+    opponent = parts.adversary
     parts.task.loss(parts.net, batch)[0].backward()
     assert all(p.grad is None for p in opponent.net.parameters())
     before = grads(parts.net)
     assert len(before) == len(list(parts.net.autoencoder.parameters()))
-    opponent.learn(batch, 1.0, parts.autocast)
+    opponent.backward(batch, 1.0, parts.autocast)
     assert all(p.grad is not None for p in opponent.net.parameters())
     after = grads(parts.net)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -229,7 +229,7 @@ def test_neither_step_leaves_a_gradient_in_the_other_network(config):
 
 def test_both_networks_learn_at_each_step_from_the_start_on(config, tmp_path):
     """Not at alternate batches; and what is written of the discriminator is what it became."""
-    start = prepare(config).opponent.net.state_dict()
+    start = prepare(config).adversary.net.state_dict()
     run(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]
@@ -311,7 +311,7 @@ def test_the_discriminator_comes_in_at_a_step_or_a_share_of_the_run(config):
     late = prepare(replace(config, discriminator=replace(config.discriminator, start=6))).task
     assert late.start == 6 / steps
     none = prepare(replace(config, discriminator=replace(config.discriminator, weight=0.0)))
-    assert none.opponent is None
+    assert none.adversary is None
     assert none.task.discriminator is None
 
 

@@ -14,7 +14,7 @@ from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
 
 from triptych.errors import UserError
 from triptych.train import run
-from triptych.train.monitoring.anomalies import LEAST, Guard
+from triptych.train.monitoring.anomalies import LEAST, AnomalyDetector
 from triptych.train.task import Classify
 
 
@@ -92,7 +92,7 @@ def test_skipping_may_be_asked_for_when_the_run_has_stopped(config, tmp_path, mo
 
 def test_a_spike_stands_out_of_the_spread_of_those_before_it(tmp_path):
     rng = np.random.default_rng(0)
-    guard, other = Guard(tmp_path, "stop"), Guard(tmp_path, "stop")
+    guard, other = AnomalyDetector(tmp_path, "stop"), AnomalyDetector(tmp_path, "stop")
     losses = 2.0 + 0.1 * rng.standard_normal(400)
     assert [guard.spike(loss) for loss in losses] == [None] * 400  # one in 10^23 of a normal distribution
     assert guard.spike(2.5) is None
@@ -100,8 +100,8 @@ def test_a_spike_stands_out_of_the_spread_of_those_before_it(tmp_path):
     other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     assert guard.spike(4.2) == other.spike(4.2) is not None
     assert guard.spike(0.0) is None  # lower is no alarm
-    assert Guard(tmp_path, "stop").spike(1e9) is None
-    flat = Guard(tmp_path, "stop")
+    assert AnomalyDetector(tmp_path, "stop").spike(1e9) is None
+    flat = AnomalyDetector(tmp_path, "stop")
     for _ in range(LEAST):
         assert flat.spike(1.0) is None
     assert flat.spike(1.005) is None  # without any spread a thousandth of the loss is one deviation

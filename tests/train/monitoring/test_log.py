@@ -13,7 +13,7 @@ def test_rows_are_json_lines_and_the_screen_gets_plain_ones(tmp_path, capsys):
         log.write([{"step": 1, "loss": 0.5}, {"step": 2, "eval": {"top1": 0.25}}])
         assert log.due()
         log.show(2, "loss 0.5")
-        log.say("[1/2] done")
+        log.message("[1/2] done")
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
         {"step": 1, "loss": 0.5},
         {"step": 2, "eval": {"top1": 0.25}},

@@ -27,7 +27,7 @@ from triptych.models.text import TextEncoder
 from triptych.train import dry_run, run
 from triptych.train.configs.base import LoopConfig, OptimConfig
 from triptych.train.configs.second_stage import (
-    STILL,
+    FLIP_ONLY,
     CaptionConfig,
     LoraConfig,
     SamplesConfig,
@@ -114,7 +114,7 @@ def config(sd, toys):
                 "train": train,
                 "noise": NoiseConfig(min_snr=5.0, offset=0.1),
                 "samples": SamplesConfig(count=2, steps=2, guidance=2.0),
-                "augment": replace(STILL, flip=0.0),
+                "augment": replace(FLIP_ONLY, flip=0.0),
                 "loading": DataConfig(batch_size=4, workers=0, eval_fraction=0.2),
                 "optim": OptimConfig(lr=1e-2, weight_decay=0.0),
                 "loop": LoopConfig(epochs=2, precision="fp32", device="cpu"),
@@ -170,7 +170,7 @@ def test_a_clip_learns_only_if_asked(config, sd):
     names = {name.split(".")[0] for name, _ in parts.net.named_parameters()}
     assert names == {"unet", "text"}
     assert all(p.requires_grad for p in parts.net.parameters())
-    batch = {**next(iter(parts.train)), "seed": (0, 1, 0)}
+    batch = {**next(iter(parts.train_loader)), "seed": (0, 1, 0)}
     parts.task.loss(parts.net, batch)[0].backward()
     assert parts.net.text.encoder[0].attn.qkv.weight.grad.any()
     assert {name.split(".")[0] for name, _ in prepare(config("all")).net.named_parameters()} == {"unet"}
@@ -245,7 +245,7 @@ def test_what_a_lora_learns_is_in_its_file_and_nowhere_else(config, sd, tmp_path
 def test_a_loras_start_is_the_model_and_all_of_it_gets_a_gradient(config):
     """With the second halves at zero; moved, every half of every update has a gradient."""
     parts = prepare(config("lora"))
-    batch = {**next(iter(parts.train)), "seed": (0, 1, 0)}
+    batch = {**next(iter(parts.train_loader)), "seed": (0, 1, 0)}
     plain = super(type(parts.task), parts.task).error
     parts.task.error = lambda model, *rest: plain(parts.task.base, *rest)
     bare = parts.task.loss(parts.net, batch)[0].detach()
@@ -268,7 +268,7 @@ def test_blocks_that_are_computed_again_wear_the_same_updates(config):
         torch.manual_seed(3)
         for update in parts.net.updates.values():
             torch.nn.init.normal_(update.b)
-        parts.task.loss(parts.net, {**next(iter(parts.train)), "seed": (0, 1, 0)})[0].backward()
+        parts.task.loss(parts.net, {**next(iter(parts.train_loader)), "seed": (0, 1, 0)})[0].backward()
         grads.append([p.grad for p in parts.net.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
@@ -376,7 +376,7 @@ def test_pictures_are_called_by_captions_that_name_the_word_else_by_templates(co
     rows = {
         row: {said.texts[k] for k in said.numbers[said.first[row] :][: said.count[row]]} for row in range(8)
     }
-    source = parts.train.dataset.source
+    source = parts.train_loader.dataset.source
     for row, texts in rows.items():
         own = {text for text in source.captions[row] if "<Toy>" in text}
         assert texts == own or (not own and "a photo of a <toy>" in texts and len(texts) == 10)
@@ -497,7 +497,7 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
     whole = {
         "samples": SamplesConfig(count=0),
         "drop_condition": 0.0,
-        "augment": replace(STILL, flip=0.0),
+        "augment": replace(FLIP_ONLY, flip=0.0),
         "loading": DataConfig(batch_size=16, workers=0, eval_fraction=0.1),
     }
     learning = LoopConfig(epochs=300, eval_every=300, precision="fp32", device="cpu")

@@ -17,7 +17,7 @@ from triptych.errors import UserError
 from triptych.train import run
 from triptych.train.configs.base import LoopConfig, OptimConfig
 from triptych.train.configs.second_stage import (
-    STILL,
+    FLIP_ONLY,
     CaptionConfig,
     LatentCacheConfig,
     SamplesConfig,
@@ -117,7 +117,7 @@ def test_a_batch_is_of_one_bucket(config, shapes):
     config = replace(config, data=str(shapes), condition="class", buckets=3)
     for use, name, wanted in (("on", "mean", (8, 6, 11)), ("off", "image", (16, 12, 22))):
         square, short, long = wanted
-        loader = prepare(with_cache(config, use)).train
+        loader = prepare(with_cache(config, use)).train_loader
         seen = {tuple(batch[name].shape[-2:]) for batch in loader}
         assert seen == {(square, square), (short, long), (long, short)}
 
@@ -147,7 +147,7 @@ def test_first_stage_does_not_learn_and_everything_else_does(config):
     assert not any(p.requires_grad for p in parts.task.first_stage.parameters())
     names = {name.split(".")[0] for name, _ in parts.net.named_parameters()}
     assert names == {"unet", "text"}
-    batch = {**next(iter(parts.train)), "seed": (0, 1, 0)}
+    batch = {**next(iter(parts.train_loader)), "seed": (0, 1, 0)}
     torch.nn.init.normal_(parts.net.unet.out.weight)  # it begins as a constant 0, which stops every gradient
     for part in parts.net.unet.modules():
         for end in ("conv2", "proj_out"):
@@ -159,7 +159,7 @@ def test_first_stage_does_not_learn_and_everything_else_does(config):
 
 def test_the_loss_is_a_function_of_the_seed_alone(config):
     parts = prepare(config)
-    batch = next(iter(parts.train))
+    batch = next(iter(parts.train_loader))
     torch.nn.init.normal_(parts.net.unet.out.weight)
     losses = []
     for seed in ((0, 1, 0), (0, 1, 0), (0, 2, 0)):
@@ -171,7 +171,7 @@ def test_the_loss_is_a_function_of_the_seed_alone(config):
 def test_latents_of_a_cache_are_those_of_the_pictures(config):
     one, other = prepare(with_cache(config, "on")), prepare(with_cache(config, "off"))
     generator = torch.Generator()
-    kept, made = (next(iter(parts.evaluate)) for parts in (one, other))
+    kept, made = (next(iter(parts.eval_loader)) for parts in (one, other))
     assert kept["row"] == made["row"]
     from_cache = one.task.latents(kept, None, generator.manual_seed(0))
     from_pixels = other.task.latents(made, None, generator.manual_seed(0))
@@ -183,7 +183,7 @@ def test_the_share_of_dropped_conditions_and_each_of_several_captions(config):
     said = parts.task.said
     seen = []
     parts.task.error = lambda model, x0, said, chosen, generator: seen.append(chosen)
-    batch = next(iter(parts.train))
+    batch = next(iter(parts.train_loader))
     for step in range(200):
         parts.task.loss(parts.net, {**batch, "seed": (0, step, 0)})
     chosen = np.concatenate(seen)
@@ -277,7 +277,7 @@ def test_a_model_can_be_gone_on_from(config, tmp_path):
 
 def test_of_emoji_some_drawings_of_known_concepts_are_held_back(config):
     parts = prepare(replace(config, data="emoji", image_size=(16, 16)))
-    train, held = parts.train.dataset.source, parts.evaluate.dataset.source
+    train, held = parts.train_loader.dataset.source, parts.eval_loader.dataset.source
     assert set(held.labels) <= set(train.labels)
     assert {style.name for style in held.source.styles} == {"fluent-3d", "noto", "noto-v1"}
     assert "an owl" in {text for texts in train.captions for text in texts}
@@ -385,7 +385,7 @@ def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
             text=CaptionConfig(vocabulary=300, width=32, depth=2, head_dim=16),
             process=ProcessConfig(schedule="flow", prediction="flow"),
             samples=SamplesConfig(count=0),
-            augment=replace(STILL, flip=0.0),
+            augment=replace(FLIP_ONLY, flip=0.0),
             loading=DataConfig(batch_size=16, workers=0, eval_fraction=0.25),
             optim=OptimConfig(lr=2e-3),
             loop=LoopConfig(epochs=400, ema=0.99, eval_every=400, precision="fp32", device="cpu"),

@@ -17,7 +17,7 @@ from torch import Tensor
 from triptych.config import from_json
 from triptych.train.checkpoints import Checkpoints
 from triptych.train.configs.registry import kind_of
-from triptych.train.monitoring.throughput import MEASURED
+from triptych.train.monitoring.throughput import MEASURED_FIELDS
 
 KINDS = ("in a step", "in a checkpoint", "in a step", "in a checkpoint", "at the start")
 POLL = 0.001  # seconds between looks at a run
@@ -148,7 +148,7 @@ def final(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def learnt(run: Path) -> list[dict[str, Any]]:
     """A run's log without what a clock measured."""
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
+    return [{k: v for k, v in row.items() if k not in MEASURED_FIELDS} for row in rows]
 
 
 def again(config: Path, out: Path) -> None:

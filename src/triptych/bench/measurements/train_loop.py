@@ -25,7 +25,7 @@ from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 from triptych.train.configs.base import ClassifyConfig, LoopConfig
 from triptych.train.configs.second_stage import LatentCacheConfig, SamplesConfig, SecondStageConfig
 from triptych.train.loop import REPORT_STEPS
-from triptych.train.runner import Parts, RunConfig, prepare
+from triptych.train.runner import Run, RunConfig, prepare
 from triptych.train.runner import run as train
 from triptych.train.second_stage.latent_cache import LatentCache
 from triptych.weights import load
@@ -237,7 +237,7 @@ def mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def plain_loop(parts: Parts, batch: int) -> Learner:
+def plain_loop(parts: Run, batch: int) -> Learner:
     """A step of the network of a run, on a batch that is ready."""
     net: Any = parts.net
     generator = torch.Generator().manual_seed(1)

@@ -64,9 +64,9 @@ def draw(
     place, colour, behind, rubber, blend = np.random.default_rng(_entropy(seed)).spawn(5)
     device = torch.device(device)
     ratios = None if aspect is None else np.asarray(torch.as_tensor(aspect).cpu(), dtype=float)
-    share = distributed.current()
-    rows = slice(0, count) if share is None else slice(share.first, share.first + count)
-    whole = count if share is None else share.whole
+    share = distributed.current_shard()
+    rows = slice(0, count) if share is None else slice(share.start, share.start + count)
+    whole = count if share is None else share.total
     if ratios is not None and share is not None:  # those of other processes' pictures have no part in ours
         ratios = np.pad(ratios, (rows.start, whole - rows.stop), constant_values=1.0)
     drawn = (
@@ -229,8 +229,8 @@ def rand_augment(
     from kornia.augmentation.auto import RandAugment
 
     policy = RandAugment(n=config.rand_augment, m=config.rand_augment_magnitude)  # type: ignore[arg-type]
-    share = distributed.current()
-    rng = np.random.default_rng([*_entropy(seed), 1, *([] if share is None else [share.first])])
+    share = distributed.current_shard()
+    rng = np.random.default_rng([*_entropy(seed), 1, *([] if share is None else [share.start])])
     order = sent(torch.from_numpy(rng.permutation(len(x))), x.device)
     out = torch.empty_like(x)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):

@@ -10,7 +10,7 @@ from triptych.train.configs.second_stage import SecondStageConfig
 RunConfig = ClassifyConfig | SegmentConfig | PretrainConfig | CompressConfig | SecondStageConfig
 
 # Kind of config -> the module whose `prepare` builds its parts.
-KINDS: dict[type, str] = {
+RUN_MODULES: dict[type, str] = {
     ClassifyConfig: "triptych.train.classify",
     SegmentConfig: "triptych.train.segment",
     PretrainConfig: "triptych.train.pretrain",
@@ -21,5 +21,5 @@ KINDS: dict[type, str] = {
 
 def kind_of(said: dict[str, Any]) -> type:
     """The kind of a config that was written as JSON: the one whose fields are most like these."""
-    names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in KINDS}
-    return min(KINDS, key=lambda kind: len(names[kind] ^ said.keys()))
+    names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in RUN_MODULES}
+    return min(RUN_MODULES, key=lambda kind: len(names[kind] ^ said.keys()))

@@ -9,7 +9,7 @@ from triptych.diffusion.config import NoiseConfig, ProcessConfig
 from triptych.errors import UserError
 from triptych.train.configs.base import LoopConfig, OptimConfig
 
-STILL = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.5, random_background=0.0)
+FLIP_ONLY = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.5, random_background=0.0)
 """Whole pictures, mirrored now and then: what a latent cache can hold."""
 
 
@@ -175,7 +175,7 @@ class SecondStageConfig:
     cache: LatentCacheConfig = field(default_factory=LatentCacheConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     loading: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = STILL
+    augment: AugmentConfig = FLIP_ONLY
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -199,18 +199,18 @@ class SecondStageConfig:
             raise UserError(
                 f"train=words is of what reads captions, and condition is {self.condition!r}; give text"
             )
-        if self.cache.use == "on" and not still(self.augment):
+        if self.cache.use == "on" and not flips_only(self.augment):
             raise UserError(
                 "cache.use is on, and latents are kept of pictures that are mirrored at most; leave augmentation out, "
                 "or set cache.use to off"
             )
-        if self.buckets > 1 and not still(self.augment):
+        if self.buckets > 1 and not flips_only(self.augment):
             raise UserError(
                 f"buckets is {self.buckets}, and buckets keep pictures whole; leave augmentation out but for flip"
             )
 
 
-def still(augment: AugmentConfig) -> bool:
+def flips_only(augment: AugmentConfig) -> bool:
     """Whether a picture is no more than mirrored, so that its latents can be kept."""
     same = (
         "image_size",
@@ -225,6 +225,6 @@ def still(augment: AugmentConfig) -> bool:
     )
     return all(
         getattr(augment, name) == value
-        for name, value in vars(STILL).items()
+        for name, value in vars(FLIP_ONLY).items()
         if name not in (*same, "rand_augment_magnitude")
     )

@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from triptych import distributed
 from triptych.data.loading.loader import Loader
-from triptych.distributed import Share, World
+from triptych.distributed import BatchShard, ProcessGroup
 from triptych.network import Network
 from triptych.torch_compile import compile_blocks
-from triptych.train.adversary import Opponent
+from triptych.train.adversary import Adversary
 from triptych.train.configs.base import LoopConfig
 from triptych.train.ema import Ema
 from triptych.train.task import Batch, Task
@@ -30,7 +30,7 @@ Logs = dict[str, Tensor]
 Learn = Callable[[Batch], tuple[Tensor, Logs]]
 
 
-class Alone:
+class SingleProcess:
     """One process, and what all teams can be asked for."""
 
     rank, size = 0, 1
@@ -43,7 +43,7 @@ class Alone:
     def divide(self, train: Loader, evaluate: Loader) -> None:
         """Leave each loader this process's part."""
 
-    def place(self, net: Network, ema: Ema | None, task: Task, opponent: Opponent | None) -> Learn:
+    def place(self, net: Network, ema: Ema | None, task: Task, opponent: Adversary | None) -> Learn:
         """Spread the networks over the processes, before optimisers are made; gives the loss of a batch."""
         return functools.partial(task.loss, net)
 
@@ -76,7 +76,7 @@ class Alone:
         return dict(found)
 
 
-class Together(Alone):
+class MultiProcess(SingleProcess):
     """Processes under torchrun.
 
     Args:
@@ -85,9 +85,9 @@ class Together(Alone):
         dtype: that products are computed in.
     """
 
-    def __init__(self, world: World, sharded: bool, device: torch.device, dtype: torch.dtype):
+    def __init__(self, world: ProcessGroup, sharded: bool, device: torch.device, dtype: torch.dtype):
         self.rank, self.size, self.sharded = world.rank, world.size, sharded
-        self.device, self.dtype, self.control = device, dtype, world.control
+        self.device, self.dtype, self.control = device, dtype, world.cpu_group
         self.replicas: list[Any] = []  # under DDP
         self.shards: list[Any] = []  # roots under FSDP2
         self.numbers: list[Tensor] = []  # which FSDP2 leaves as they are
@@ -103,7 +103,7 @@ class Together(Alone):
         train.divide(self.rank, self.size, within=True)
         evaluate.divide(self.rank, self.size, within=False)
 
-    def place(self, net: Network, ema: Ema | None, task: Task, opponent: Opponent | None) -> Learn:
+    def place(self, net: Network, ema: Ema | None, task: Task, opponent: Adversary | None) -> Learn:
         if opponent is not None:  # small: a replica each
             loss = opponent.loss
             opponent.net.requires_grad_(True)
@@ -169,7 +169,7 @@ class Together(Alone):
             if 0 in counts:
                 lent = self._lent(batch, counts.index(max(counts)))
                 batch, first = (batch, first) if mine else (lent, 0)
-            yield {**batch, "share": Share(first, max(mine, 1), whole, mine * self.size / whole)}
+            yield {**batch, "share": BatchShard(first, max(mine, 1), whole, mine * self.size / whole)}
 
     def _counts(self, mine: int) -> list[int]:
         import torch.distributed as dist
@@ -191,7 +191,7 @@ class Together(Alone):
     def share(self, batch: Batch, last: bool) -> Iterator[None]:
         self.last = last
         with contextlib.ExitStack() as stack:
-            stack.enter_context(distributed.sharing(batch["share"]))
+            stack.enter_context(distributed.use_shard(batch["share"]))
             for made in self.shards:
                 made.set_requires_gradient_sync(last)
             for made in self.replicas if not last else []:
@@ -203,7 +203,7 @@ class Together(Alone):
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         # Between processors, as all of `totalled` and `pooled`: what is queued on the devices is not waited for.
-        return tuple(n > 0 for n in distributed.totalled(0.0, *map(float, flags)))[1:]
+        return tuple(n > 0 for n in distributed.all_sum(0.0, *map(float, flags)))[1:]
 
     def means(self, logs: Sequence[Logs]) -> Sequence[Logs]:
         import torch.distributed as dist
@@ -238,7 +238,7 @@ class Together(Alone):
             yield {**batch, "number": i * self.size + self.rank}
 
     def merged(self, found: Mapping[str, str]) -> dict[str, str]:
-        return {name: why for part in distributed.pooled(dict(found)) for name, why in part.items()}
+        return {name: why for part in distributed.all_gather(dict(found)) for name, why in part.items()}
 
 
 class Pass(nn.Module):
@@ -317,8 +317,10 @@ def prepare_blocks(net: Network, config: LoopConfig) -> None:
         compile_blocks(net)
 
 
-def team_of(world: World, config: LoopConfig, device: torch.device, dtype: torch.dtype) -> Alone:
+def team_of(
+    world: ProcessGroup, config: LoopConfig, device: torch.device, dtype: torch.dtype
+) -> SingleProcess:
     """The processes as the loop speaks to them."""
-    if world.control is None:
-        return Alone()
-    return Together(world, config.parallel == "fsdp", device, dtype)
+    if world.cpu_group is None:
+        return SingleProcess()
+    return MultiProcess(world, config.parallel == "fsdp", device, dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from triptych import distributed
-from triptych.distributed import World
+from triptych.distributed import ProcessGroup
 from triptych.errors import UserError
 from triptych.train.configs.base import LoopConfig
 
@@ -19,13 +19,13 @@ PATIENCE = timedelta(hours=2)  # for the process that evaluates, encodes or writ
 
 
 @contextlib.contextmanager
-def joined(config: LoopConfig, batch_size: int) -> Iterator[World]:
+def join_processes(config: LoopConfig, batch_size: int) -> Iterator[ProcessGroup]:
     """Meet the other processes, if torchrun started any; this one has its device from then on.
 
     Raises:
         UserError: what `processes` refuses, or another process ended.
     """
-    size = processes(config, batch_size, os.environ)
+    size = world_size(config, batch_size, os.environ)
     if size is None:
         yield distributed.world
         return
@@ -42,9 +42,9 @@ def joined(config: LoopConfig, batch_size: int) -> Iterator[World]:
         torch.cuda.set_device(local)
     mine = not dist.is_initialized()
     if mine:
-        meet("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     distributed.world.rank, distributed.world.size = rank, size
-    distributed.world.control, distributed.world.saving = (
+    distributed.world.cpu_group, distributed.world.checkpoint_group = (
         dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)
     )
     try:
@@ -59,14 +59,14 @@ def joined(config: LoopConfig, batch_size: int) -> Iterator[World]:
         (
             distributed.world.rank,
             distributed.world.size,
-            distributed.world.control,
-            distributed.world.saving,
+            distributed.world.cpu_group,
+            distributed.world.checkpoint_group,
         ) = 0, 1, None, None
         if mine:
             dist.destroy_process_group()
 
 
-def meet(backend: str) -> None:
+def init_process_group(backend: str) -> None:
     """`torch.distributed.init_process_group` for processes that torchrun started, the first time or again.
 
     The agent of torchrun keeps its store when it starts them again, and with it the addresses of the dead, which the
@@ -107,7 +107,7 @@ def _this_start(store: Any, rank: int, size: int) -> str:
     return mine
 
 
-def processes(config: LoopConfig, batch_size: int, environment: Mapping[str, str]) -> int | None:
+def world_size(config: LoopConfig, batch_size: int, environment: Mapping[str, str]) -> int | None:
     """How many train together, by what torchrun says; None for a process alone, without `torch.distributed`.
 
     Raises:

@@ -18,14 +18,14 @@ from triptych.evaluation.perceptual_distance import make_distance
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.discriminator import Discriminator
 from triptych.models.registry import build, config_for
-from triptych.train.adversary import Opponent
+from triptych.train.adversary import Adversary
 from triptych.train.configs.first_stage import CompressConfig
 from triptych.train.first_stage.task import Compress, Compression
-from triptych.train.runner import Parts, placed_parts, prepared_as
+from triptych.train.runner import Run, make_run, match_preprocessing
 from triptych.train.tasks.initial_network import origin, parsed
 
 
-def prepare(config: CompressConfig) -> Parts:
+def prepare(config: CompressConfig) -> Run:
     """Open the data, build the networks, and place them."""
     loading = config.loading
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
@@ -43,7 +43,7 @@ def prepare(config: CompressConfig) -> Parts:
     discriminator = make_discriminator(config, device)
     task = Compress(
         config,
-        prepared_as(config.augment, how),
+        match_preprocessing(config.augment, how),
         make_distance(config.perceptual, device),
         discriminator,
         steps,
@@ -51,14 +51,14 @@ def prepare(config: CompressConfig) -> Parts:
     )
     # Convolutions are a third faster so; the maps of an autoencoder that learns are in this order anyhow.
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parts = placed_parts(
+    parts = make_run(
         config, net, task, train, evaluate, source.fingerprint, (len(source), len(held_out))
     )  # fmt: skip
     if discriminator is not None:
         optim = replace(config.optim, lr=config.discriminator.lr or config.optim.lr, layer_decay=1.0)
-        parts.opponent = Opponent(discriminator, optim, task.against)
-    parts.illustrate = task.illustrate
-    parts.finish = functools.partial(
+        parts.adversary = Adversary(discriminator, optim, task.against)
+    parts.on_evaluation = task.illustrate
+    parts.on_finish = functools.partial(
         finish, parts, make_loader(source, loading, how, train=False, smallest=smallest)
     )
     return parts
@@ -107,7 +107,7 @@ def make_discriminator(config: CompressConfig, device: torch.device) -> Discrimi
         return Discriminator(said.channels, said.layers).to(device)
 
 
-def finish(parts: Parts, pictures: Loader, out: Path) -> None:
+def finish(parts: Run, pictures: Loader, out: Path) -> None:
     """Give the kept weights the scale and shift that their latents have over the training pictures. Until then they
     have those over the held-out pictures, which each evaluation measures."""
     config = parts.config

@@ -45,7 +45,7 @@ class Codebook(nn.Module):
             loss = loss + F.mse_loss(entries, z.detach().float())
         each = torch.ones_like(indices.flatten(), dtype=torch.int32)
         count = each.new_zeros(len(self.counts)).index_add_(0, indices.flatten(), each)
-        used = distributed.summed(count.float())
+        used = distributed.sum_over_batch(count.float())
         logs = {"perplexity": perplexity(used), "codes_used": (used > 0).float().mean()}
         if learn:
             logs["codes_revived"] = self._remember(net, z.detach().float(), indices, used)
@@ -61,7 +61,7 @@ class Codebook(nn.Module):
         self.counts.lerp_(used, 1 - d)
         if self.config.update == "ema":
             sums = torch.zeros_like(self.sums).index_add_(0, indices.flatten(), flat)
-            self.sums.lerp_(distributed.summed(sums), 1 - d)
+            self.sums.lerp_(distributed.sum_over_batch(sums), 1 - d)
             # Laplace's rule keeps the counts of rare entries from zero, and their sum.
             total = self.counts.sum()
             counts = (self.counts + 1e-5) / (total + len(self.counts) * 1e-5) * total
@@ -79,15 +79,15 @@ def _any(flat: Float[Tensor, "n c"], dead: Bool[Tensor, "k"], pictures: int) -> 
     """Any latent of a batch for each dead entry: one after another from torch's own stream, which the loop seeds by the
     step, and which is left where it is. Of all processes' where several share the batch, each of which adds those that
     it has to zeros."""
-    share, each = distributed.current(), len(flat) // pictures
-    whole, first = (len(flat), 0) if share is None else (share.whole * each, share.first * each)
+    share, each = distributed.current_shard(), len(flat) // pictures
+    whole, first = (len(flat), 0) if share is None else (share.total * each, share.start * each)
     stream = torch.Generator().set_state(torch.get_rng_state())
     drawn = sent(torch.randint(whole, dead.shape, generator=stream), flat.device)
     at = drawn[(dead.cumsum(0) - 1).clamp(min=0)] - first
     if share is None:
         return flat[at]
     mine = (at >= 0) & (at < len(flat)) & (share.weight > 0)
-    return distributed.summed(torch.where(mine[:, None], flat[at.clamp(0, len(flat) - 1)], 0.0))
+    return distributed.sum_over_batch(torch.where(mine[:, None], flat[at.clamp(0, len(flat) - 1)], 0.0))
 
 
 def perplexity(used: Float[Tensor, "k"]) -> Float[Tensor, ""]:

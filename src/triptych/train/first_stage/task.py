@@ -24,7 +24,7 @@ from triptych.models.discriminator import Discriminator
 from triptych.network import Network
 from triptych.train.configs.first_stage import CompressConfig, DiscriminatorConfig
 from triptych.train.first_stage.codebook import Codebook, perplexity
-from triptych.train.monitoring.image_grid import beside, save_picture
+from triptych.train.monitoring.image_grid import make_grid, save_png
 
 Batch = dict[str, Any]
 Images = Float[Tensor, "b 3 h w"]
@@ -93,13 +93,13 @@ class Compress:
             fooled = fool(self.discriminator(seen).float(), self.how.discriminator)
             # Batch norms let a picture feel what is said of those of other processes, each by its weight; this one's
             # is left for the loop to give.
-            (push,) = torch.autograd.grad(fooled * distributed.weight(), seen)
-            push = push / (distributed.weight() or 1.0)
+            (push,) = torch.autograd.grad(fooled * distributed.shard_weight(), seen)
+            push = push / (distributed.shard_weight() or 1.0)
             weight = torch.full((), self.how.discriminator.weight, device=made.device)
             if self.how.discriminator.adaptive:
                 last = model.autoencoder.decoder.conv_out.weight
                 weight = weight * adaptive_weight(
-                    made, last, pull * distributed.weight(), push * distributed.weight()
+                    made, last, pull * distributed.shard_weight(), push * distributed.shard_weight()
                 )
             pull, loss = pull + weight * push, loss + weight * fooled.detach()
             logs |= {"fooled": fooled.detach(), "adaptive": weight}
@@ -160,7 +160,7 @@ class Compress:
         """Figures of reconstructions from the posterior's means, their distance as a set, and of a VQ how the codebook
         is used. The first pictures are kept for `illustrate`, scale and shift of the latents for `product`."""
         metrics, moments = ReconstructionMetrics(self.distance), LatentMoments(net)
-        metrics.dist_sync_fn = distributed.gathered
+        metrics.dist_sync_fn = distributed.gather_tensors
         sets = None if self.extractor is None else ReconstructionDistance(self.extractor)
         device = next(net.parameters()).device
         how, self.shown = net.card.preprocess, None
@@ -180,13 +180,13 @@ class Compress:
                 used += torch.bincount(vq.quantize(latents)[1].flatten(), minlength=len(used))
             if self.shown is None:
                 self.shown = images[:SHOWN].cpu(), made[:SHOWN].cpu()
-        if not any(distributed.pooled(self.shown is not None)):
+        if not any(distributed.all_gather(self.shown is not None)):
             raise UserError("no held-out image could be measured: all are damaged, or smaller than the crop")
         moments.pool()
         self.normalisation = moments.compute(self.how.scale_per_channel)
         figures = metrics.compute() | ({} if sets is None else sets.compute())
         if vq is not None:
-            used = torch.stack(distributed.pooled(used.cpu())).sum(0)
+            used = torch.stack(distributed.all_gather(used.cpu())).sum(0)
             figures["perplexity"] = float(perplexity(used))
             figures["codes_used"] = float((used > 0).float().mean())
         return figures
@@ -210,7 +210,7 @@ class Compress:
     def illustrate(self, folder: Path, step: int) -> None:
         """`folder`/reconstructions/step-N.png: pictures above, what the autoencoder makes of them below."""
         if self.shown is not None:
-            save_picture(folder / "reconstructions" / f"step-{step:09d}.png", beside(*self.shown))
+            save_png(folder / "reconstructions" / f"step-{step:09d}.png", make_grid(*self.shown))
 
 
 def fool(logits: Float[Tensor, "b 1 h w"], config: DiscriminatorConfig) -> Scalar:
@@ -228,5 +228,5 @@ def adaptive_weight(made: Images, last: Tensor, pull: Images, push: Images) -> S
     """
     (one,) = torch.autograd.grad(made, last, pull, retain_graph=True)
     (other,) = torch.autograd.grad(made, last, push, retain_graph=True)
-    one, other = (distributed.summed(each) / distributed.world.size for each in (one, other))
+    one, other = (distributed.sum_over_batch(each) / distributed.world.size for each in (one, other))
     return (one.float().norm() / (other.float().norm() + 1e-4)).clamp(0, MOST)

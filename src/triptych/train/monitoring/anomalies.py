@@ -24,7 +24,7 @@ IN_A_ROW = 10  # steps without a finite gradient, after which skipping more teac
 NAMED = 20  # names that are written of many
 
 
-class Guard:
+class AnomalyDetector:
     """Looks at each step's numbers, once they are there; the update waits for `skipped` alone.
 
     Its state belongs to the checkpoint: whether a loss is a spike depends on those before it.
@@ -60,7 +60,7 @@ class Guard:
         Raises:
             UserError: something is not finite, and the run is to stop; it names what, where, and what was written.
         """
-        wrong = nonfinite(terms)
+        wrong = nonfinite_names(terms)
         if not any(map(_decides, wrong)):
             self.skipped = 0
             return True
@@ -120,7 +120,7 @@ class Guard:
         return path
 
 
-def skipped(terms: Mapping[str, Tensor]) -> Tensor:
+def nonfinite_flag(terms: Mapping[str, Tensor]) -> Tensor:
     """1 if the loss or a norm of gradients is infinite or no number, else 0: in fp32 and on their device, where it can
     be acted on by `optim.update` before anybody here knows."""
     deciding = [_number(value) for name, value in terms.items() if _decides(name)]
@@ -131,7 +131,7 @@ def _decides(name: str) -> bool:
     return name == "loss" or name.endswith("grad_norm")
 
 
-class Numbers:
+class PendingMetrics:
     """A step's numbers on their way from the device: nobody waits for them before they are read.
 
     Args:
@@ -167,13 +167,15 @@ def _number(value: Tensor) -> Tensor:
     return value.detach().float().reshape(())
 
 
-def ids_of(batches: Iterable[Batch]) -> list[str]:
+def example_ids(batches: Iterable[Batch]) -> list[str]:
     """Names of all examples of a step, of all processes, which all call this."""
     return [
-        name for part in distributed.pooled([n for batch in batches for n in batch["id"]]) for name in part
+        name
+        for part in distributed.all_gather([n for batch in batches for n in batch["id"]])
+        for name in part
     ]
 
 
-def nonfinite(terms: dict[str, float]) -> list[str]:
+def nonfinite_names(terms: dict[str, float]) -> list[str]:
     """Names of those that are infinite or no number."""
     return [name for name, value in terms.items() if not math.isfinite(value)]

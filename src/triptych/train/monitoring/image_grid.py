@@ -12,7 +12,7 @@ from triptych.atomic_write import write_atomically
 GAP = 2  # white pixels between two pictures
 
 
-def beside(*rows: Float[Tensor, "b 3 h w"]) -> Image.Image:
+def make_grid(*rows: Float[Tensor, "b 3 h w"]) -> Image.Image:
     """Rows of images in [-1, 1], one below the other, as a picture."""
     count, _, height, width = rows[0].shape
     sheet = np.full((len(rows) * (height + GAP) - GAP, count * (width + GAP) - GAP, 3), 255, np.uint8)
@@ -24,6 +24,6 @@ def beside(*rows: Float[Tensor, "b 3 h w"]) -> Image.Image:
     return Image.fromarray(sheet)
 
 
-def save_picture(path: Path, picture: Image.Image) -> None:
+def save_png(path: Path, picture: Image.Image) -> None:
     """A PNG, whole or not at all."""
     write_atomically(path, lambda file: picture.save(file, format="PNG"))

@@ -83,7 +83,7 @@ class RunLog:
         else:
             print(f"step {step}/{self.total}  {words}", file=sys.stderr, flush=True)
 
-    def say(self, words: str) -> None:
+    def message(self, words: str) -> None:
         """A line that stays."""
         if self.progress is not None:
             self.progress.console.print(words, highlight=False, markup=False, soft_wrap=True)
@@ -101,7 +101,7 @@ class RunLog:
             self.board.close()
 
 
-class NoLog:
+class NullLog:
     """Of a process that leaves the talking to the first."""
 
     def write(self, rows: list[Row]) -> None: ...
@@ -112,7 +112,7 @@ class NoLog:
     def due(self) -> bool:
         return False
 
-    def __enter__(self) -> "NoLog":
+    def __enter__(self) -> "NullLog":
         return self
 
     def __exit__(self, *_problem: object) -> None: ...

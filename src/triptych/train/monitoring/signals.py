@@ -12,32 +12,32 @@ class Interrupts:
     """Whether one came. A run asks between two steps; what takes longer than a step is `breakable`."""
 
     def __init__(self) -> None:
-        self.came = self.broke = False
+        self.received = self.aborted = False
         self._at_once = False
 
     def __call__(self) -> bool:
-        return self.came
+        return self.received
 
-    def note(self, number: int, _frame: Any = None) -> None:
+    def handle(self, number: int, _frame: Any = None) -> None:
         """A signal: the second SIGINT interrupts at once, as it does in every program."""
-        if self.came and number == signal.SIGINT:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.came = True
+        self.received = True
         if self._at_once:
             self._at_once = False  # a second one must not break what the first one's way out does
             raise _BrokenOff
 
-    def breakable(self, work: Callable[[], T]) -> T | None:
+    def abortable(self, work: Callable[[], T]) -> T | None:
         """What `work` gives; a signal breaks it off, or keeps it from beginning, and `broke` says so."""
         try:
             self._at_once = True
-            if self.came:
+            if self.received:
                 raise _BrokenOff
             result = work()
             self._at_once = False
             return result
         except _BrokenOff:
-            self._at_once, self.broke = False, True
+            self._at_once, self.aborted = False, True
             return None
         except BaseException:
             self._at_once = False
@@ -53,7 +53,7 @@ def interrupts() -> Iterator[Interrupts]:
     """Listen to both signals inside the block, in the main thread; elsewhere they are the caller's business."""
     found = Interrupts()
     try:
-        before = {number: signal.signal(number, found.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, found.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:
         before = {}
     try:

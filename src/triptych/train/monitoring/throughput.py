@@ -12,10 +12,10 @@ import torch
 STARVED = 0.3  # share of the time spent waiting for data that is worth a line
 
 # What a row of the log has from a clock or an account: two runs that learn the same differ here alone.
-MEASURED = ("images_per_second", "waiting", "saving", "mfu", "peak_memory")
+MEASURED_FIELDS = ("images_per_second", "waiting", "saving", "mfu", "peak_memory")
 
 
-class Meter:
+class Throughput:
     """Counts from one report to the next; evaluations and pictures are left out of it.
 
     Args:
@@ -36,7 +36,7 @@ class Meter:
         self.began, self.images, self.spent = time.monotonic(), 0, {"waiting": 0.0, "saving": 0.0}
 
     @contextlib.contextmanager
-    def spending(self, on: str) -> Iterator[None]:
+    def timed(self, on: str) -> Iterator[None]:
         """The block's time is spent on "waiting" or "saving"."""
         start = time.monotonic()
         yield
@@ -45,7 +45,7 @@ class Meter:
     def report(self) -> dict[str, Any]:
         """Images/s, shares of the time, MFU, and bytes at the highest; then it begins anew."""
         if self.flops and self._peak is not None and not self.peak:
-            with self.apart():
+            with self.paused():
                 self.peak = self._peak()
         elapsed = max(time.monotonic() - self.began, 1e-9)
         speed = self.images / elapsed
@@ -60,13 +60,13 @@ class Meter:
         return found
 
     @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """The block's time does not count."""
         start = time.monotonic()
         yield
         self.began += time.monotonic() - start
 
-    def starving(self, found: dict[str, Any]) -> str | None:
+    def starvation_warning(self, found: dict[str, Any]) -> str | None:
         """A line, once, where the data does not keep up."""
         if self.told or found["waiting"] < STARVED:
             return None
@@ -77,7 +77,7 @@ class Meter:
         )
 
 
-def words(found: dict[str, Any]) -> str:
+def format_speed(found: dict[str, Any]) -> str:
     """A report for the progress line."""
     parts = [f"{found['images_per_second']:.0f} images/s"]
     if "mfu" in found:

@@ -29,9 +29,9 @@ from triptych.models.image_tokens import ImageTokens
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.registry import build
 from triptych.network import Network
-from triptych.train.configs.second_stage import SamplesConfig, SecondStageConfig, still
+from triptych.train.configs.second_stage import SamplesConfig, SecondStageConfig, flips_only
 from triptych.train.distributed.parallelize import prepare_blocks
-from triptych.train.runner import Parts, placed_parts, prepared_as
+from triptych.train.runner import Run, make_run, match_preprocessing
 from triptych.train.second_stage.build_conditions import condition_of
 from triptych.train.second_stage.conditions import Condition
 from triptych.train.second_stage.finetune import Tune, metadata, tuning_of
@@ -41,7 +41,7 @@ from triptych.train.second_stage.task import Denoise, SecondStage
 from triptych.train.tasks.initial_network import origin, parsed
 
 
-def prepare(config: SecondStageConfig) -> Parts:
+def prepare(config: SecondStageConfig) -> Run:
     """Open the data and the first stage, build what learns, and place it."""
     source, held_out = open_data(config)
     first_stage, start = open_first_stage(config)
@@ -66,7 +66,7 @@ def prepare(config: SecondStageConfig) -> Parts:
     card = replace(Card(preprocess=how, classes=classes, guidance=guidance), **origin(config))
     whole = SecondStage(model, denoiser, text)
     whole.card = card
-    augment = prepared_as(config.augment, how)
+    augment = match_preprocessing(config.augment, how)
     parts_of_task = (
         augment, config.noise, model, first_stage, frozen, said, said_held, config.drop_condition, card,
         samples_of(config, said_held),
@@ -87,10 +87,10 @@ def prepare(config: SecondStageConfig) -> Parts:
     ]
     for part in still_parts:
         part.to(device).float()
-    cached = config.cache.use == "on" or (config.cache.use == "auto" and still(config.augment))
+    cached = config.cache.use == "on" or (config.cache.use == "auto" and flips_only(config.augment))
     make = latent_loader if cached else picture_loader
     data = fingerprint(source, still_parts)
-    parts = placed_parts(
+    parts = make_run(
         config,
         net,
         task,
@@ -99,11 +99,11 @@ def prepare(config: SecondStageConfig) -> Parts:
         data,
         (len(source), len(held_out)),
     )
-    parts.illustrate = task.illustrate
+    parts.on_evaluation = task.illustrate
     parts.macs = functools.partial(denoiser_macs, whole)
-    parts.keep = task.keep if isinstance(task, Tune) else None
+    parts.save_best = task.keep if isinstance(task, Tune) else None
     if cached:
-        parts.begin = functools.partial(fill, config.cache.folder, parts.train, parts.evaluate)
+        parts.on_start = functools.partial(fill, config.cache.folder, parts.train_loader, parts.eval_loader)
     return parts
 
 

@@ -109,7 +109,9 @@ class Captions:
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
         at = np.asarray(rows, np.int64)
         which = (
-            0 if rng is None else (distributed.drawn(len(at), rng.random) * self.count[at]).astype(np.int64)
+            0
+            if rng is None
+            else (distributed.draw_rows(len(at), rng.random) * self.count[at]).astype(np.int64)
         )
         return self.numbers[self.first[at] + which]
 

@@ -14,7 +14,7 @@ from triptych.data.loading.loader import Loader, make_loader
 from triptych.data.source import Source, Subset
 from triptych.model_card import Preprocess
 from triptych.models.autoencoder import FirstStage
-from triptych.train.configs.second_stage import SecondStageConfig, still
+from triptych.train.configs.second_stage import SecondStageConfig, flips_only
 from triptych.train.second_stage.latent_cache import LatentCache
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def picture_loader(
             return make_loader(part, loading, replace(how, size=shape), train=False).dataset
 
         return _bucketed(config, source, first_stage, how, train, decoded, loading.workers)
-    if loading.load_size is None and still(config.augment):
+    if loading.load_size is None and flips_only(config.augment):
         loading = replace(loading, load_size=how.size)
     return make_loader(source, loading, how, train=train, seed=config.loop.seed)
 

@@ -86,7 +86,9 @@ class Denoise:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         rng, generator = streams(batch["seed"], batch["label"].device)
         chosen = self.said.choose(batch["row"], rng)
-        chosen = np.where(distributed.drawn(len(chosen), rng.random) < self.drop, self.said.nothing, chosen)
+        chosen = np.where(
+            distributed.draw_rows(len(chosen), rng.random) < self.drop, self.said.nothing, chosen
+        )
         x0 = self.latents(batch, rng, generator)
         return self.error(model, x0, self.said, chosen, generator), {}
 
@@ -110,7 +112,7 @@ class Denoise:
             mean, std = batch["mean"], batch.get("std")  # b ways c h w
             way = torch.zeros(len(mean), dtype=torch.int64)
             if rng is not None:
-                flipped = distributed.drawn(len(mean), rng.random) < self.config.flip
+                flipped = distributed.draw_rows(len(mean), rng.random) < self.config.flip
                 way = torch.from_numpy(flipped.astype(np.int64))
             at = torch.arange(len(mean), device=mean.device), sent(way, mean.device)
             z = mean[at].float()
@@ -141,7 +143,7 @@ class Denoise:
             chosen = self.said_held.choose(batch["row"], None)
             total += self.error(model, x0, self.said_held, chosen, generator).item() * len(x0)
             count += len(x0)
-        total, count = distributed.totalled(total, count)
+        total, count = distributed.all_sum(total, count)
         yield "loss", total / count
         yield "count", int(count)
         if self.samples.count and distributed.world.rank == 0:
@@ -183,6 +185,6 @@ def streams(seed: Sequence[int], device: torch.device) -> tuple[np.random.Genera
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers of a tensor's shape."""
-    return distributed.drawn(
+    return distributed.draw_rows(
         len(like), lambda n: torch.randn((n, *like.shape[1:]), generator=generator, device=like.device)
     )
