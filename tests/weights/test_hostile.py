@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from triptych.errors import UserError
 from triptych.weights import load
-from triptych.weights.files.checkpoint import open_checkpoint
-from triptych.weights.files.safe_unpickle import Call, Name, walk
+from triptych.weights.files.opening import open_checkpoint
+from triptych.weights.files.safe_unpickle import RecordedCall, parse_pickle
 
 ran: list[str] = []
 
@@ -120,29 +120,29 @@ def opcodes(*parts: bytes) -> bytes:
         opcodes(b"cbuiltins\nobject\n", b")\x81", b"}b"),  # NEWOBJ, BUILD
         opcodes(b"ccollections\nOrderedDict\n", b")R", b"}X\x0c\x00\x00\x00__setstate__cos\nsystem\nsb"),
         opcodes(b"ctorch._utils\n_rebuild_tensor_v2\n", b"}X\x01\x00\x00\x00xK\x01sb"),  # state on a function
-        opcodes(b"ctriptych.weights.pickles\nwalk\n", b"X\x01\x00\x00\x00x\x85R"),
+        opcodes(b"ctriptych.weights.files.safe_unpickle\nparse_pickle\n", b"X\x01\x00\x00\x00x\x85R"),
         opcodes(
             b"cbuiltins\ngetattr\n", b"cos\nfoo\nX\x06\x00\x00\x00system\x86R", b"X\x01\x00\x00\x00x\x85R"
         ),
     ],
 )
 def test_handmade_programs_are_only_described(program):
-    value = walk(io.BytesIO(program))
-    assert isinstance(value, Call | Name | dict)
+    value = parse_pickle(io.BytesIO(program))
+    assert isinstance(value, RecordedCall | GlobalName | dict)
 
 
 def test_extensions_and_foreign_buffers_are_refused():
     for program in (opcodes(b"\x82\x01"), b"\x80\x05\x97."):
-        with pytest.raises(Exception, match="no checkpoint has"):
-            walk(io.BytesIO(program))
+        with pytest.raises(Exception, match="no checkpoint contains"):
+            parse_pickle(io.BytesIO(program))
 
 
 def test_deep_nesting_and_self_reference_end(tmp_path):
     deep = b"\x80\x02" + b")" + b"\x85" * 20_000 + b"."
-    walk(io.BytesIO(deep))
+    parse_pickle(io.BytesIO(deep))
     as_key = b"\x80\x02}" + b")" + b"\x85" * 20_000 + b"K\x01s."
-    assert walk(io.BytesIO(as_key)) == {}
-    loop = walk(io.BytesIO(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."))
+    assert parse_pickle(io.BytesIO(as_key)) == {}
+    loop = parse_pickle(io.BytesIO(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."))
     assert loop["a"] is loop
     (tmp_path / "a.pth").write_bytes(zipped(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."))
     with pytest.raises(UserError, match="holds no tensors"):
@@ -193,7 +193,7 @@ def tensor_program(numel: int, offset: int, size: tuple, stride: tuple) -> bytes
 def test_tensors_that_reach_outside_are_refused(tmp_path, arguments, data):
     path = tmp_path / "model.pth"
     path.write_bytes(zipped(tensor_program(*arguments), {"0": b"\0" * data}))
-    with pytest.raises(UserError, match=r"model\.pth is not a whole pickle checkpoint"):
+    with pytest.raises(UserError, match=r"model\.pth is not a valid pickle checkpoint"):
         open_checkpoint(path)
 
 

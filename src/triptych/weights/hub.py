@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError, did_you_mean
-from triptych.weights.files.checkpoint import PIPELINE, SUFFIXES, UNUSED, read_json
-from triptych.weights.files.sanitize import legible
+from triptych.weights.files.folder import PIPELINE, SUFFIXES, UNUSED, read_json
+from triptych.weights.files.sanitize import printable
 
 SHIPPED = {
     "vit-emoji": "vit_emoji.safetensors",
@@ -63,7 +63,10 @@ def locate(source: str | os.PathLike[str]) -> Path:
     )
     if not looks_like_path and _HUB_ID.fullmatch(text.removeprefix("hf-hub:")):
         return _from_hub(text.removeprefix("hf-hub:"))
-    hint = did_you_mean(text, SHIPPED) or f"; give a path, {', '.join(map(repr, SHIPPED))} or a hub id owner/name"
+    hint = (
+        did_you_mean(text, SHIPPED)
+        or f"; give a path, {', '.join(map(repr, SHIPPED))} or a hub id owner/name"
+    )
     raise UserError(f"no file or folder {text}{hint}")
 
 
@@ -101,7 +104,7 @@ def _fetched(text: str, repo: str, revision: str, patterns: list[str]) -> Path:
         raise UserError(f"the hub's {repo} has no revision {revision!r}; check the name") from problem
     except Exception as problem:  # whatever HTTP library is underneath, its errors have no common base
         if isinstance(problem, errors.HfHubHTTPError) and not isinstance(problem, FileNotFoundError):
-            reason = legible(problem) or type(problem).__name__
+            reason = printable(problem) or type(problem).__name__
             raise UserError(f"the hub refused {repo}: {reason}; try again later or give a file") from problem
         raise UserError(_OUT_OF_REACH.format(text)) from problem
 

@@ -16,8 +16,9 @@ from triptych.errors import UserError
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, replaced_size
 from triptych.network import Network, blank
 from triptych.weights import native
-from triptych.weights.files.checkpoint import Checkpoint, open_checkpoint
-from triptych.weights.files.sanitize import legible
+from triptych.weights.files.checkpoint import CheckpointFile
+from triptych.weights.files.opening import open_checkpoint
+from triptych.weights.files.sanitize import printable
 from triptych.weights.hub import locate
 from triptych.weights.mapping import families
 from triptych.weights.mapping.format import Format, Hints, Names, Reading, Weights, shapes_of
@@ -116,7 +117,7 @@ def predicting(config: LatentDiffusionConfig, prediction: Prediction) -> LatentD
     return replace(config, process=replace(config.process, prediction=prediction))
 
 
-def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtype | None]:
+def read(checkpoint: CheckpointFile, hints: Hints) -> tuple[Reading, str, torch.dtype | None]:
     """What a checkpoint is, its format's name, and the type its numbers are loaded in, if not their own."""
     if native.is_ours(checkpoint) and hints.weights != "ema":
         reading, dtype = native.read(checkpoint)
@@ -145,11 +146,12 @@ def read(checkpoint: Checkpoint, hints: Hints) -> tuple[Reading, str, torch.dtyp
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as problem:
         # Only the JSON beside the file is free-form enough to break a reader.
         raise UserError(
-            f"{checkpoint.path} read as {found.title}: its config.json is damaged ({legible(problem)}); fetch it again"
+            f"{checkpoint.path} read as {found.title}: its config.json is damaged "
+            f"({printable(problem)}); fetch it again"
         ) from problem
 
 
-def _said_aside(checkpoint: Checkpoint) -> tuple[Path, Said]:
+def _said_aside(checkpoint: CheckpointFile) -> tuple[Path, Said]:
     """The file of the weights, and what `export` put beside it; nothing where there is no such JSON."""
     files = {entry.path for entry in checkpoint.entries.values()}
     weights = files.pop() if len(files) == 1 else checkpoint.path
@@ -177,7 +179,7 @@ def looks_like(names: Names) -> str:
     for part, what in _FAMILIAR:
         if any(part in name for name in names.shapes):
             return what
-    return f"{len(names.shapes)} tensors such as {', '.join(legible(name, 80) for name in list(names.shapes)[:3])}"
+    return f"{len(names.shapes)} tensors such as {', '.join(printable(name, 80) for name in list(names.shapes)[:3])}"
 
 
 def rules_for(net: nn.Module, reading: Reading) -> Sequence[Rule]:
@@ -186,7 +188,11 @@ def rules_for(net: nn.Module, reading: Reading) -> Sequence[Rule]:
 
 
 def fill(
-    net: nn.Module, checkpoint: Checkpoint, rules: Sequence[Rule], what: str, dtype: torch.dtype | None = None
+    net: nn.Module,
+    checkpoint: CheckpointFile,
+    rules: Sequence[Rule],
+    what: str,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Give every parameter of a network built on the meta device its tensor, one at a time.
 
@@ -203,7 +209,7 @@ def fill(
         if step.restore is not None:
             made: tuple[Tensor, ...] = (step.restore(),)
         else:
-            made = step.operation.forward(checkpoint.lend([slab(name) for name in step.theirs]))
+            made = step.operation.forward(checkpoint.borrow([slab(name) for name in step.theirs]))
         for name, tensor in zip(step.ours, made, strict=True):
             owner, _, leaf = name.rpartition(".")
             module = net.get_submodule(owner)
@@ -215,7 +221,7 @@ def fill(
                 raise UserError(
                     f"{what}: {', '.join(step.theirs)} holds {tensor.dtype}; needed are floating numbers"
                 )
-            module._parameters[leaf] = nn.Parameter(_own(tensor.to(widest), checkpoint.lent_pages))
+            module._parameters[leaf] = nn.Parameter(_own(tensor.to(widest), checkpoint.borrowed_from_file))
     left = [name for name, t in (*net.named_parameters(), *net.named_buffers()) if t.is_meta]
     if left:
         raise RuntimeError(f"{type(net).__name__} keeps {left} outside its state; build them at forward")
@@ -227,7 +233,7 @@ def _own(tensor: Tensor, pages: bool) -> Tensor:
     return tensor if pages or tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _widest(checkpoint: Checkpoint, steps: Sequence[Rule], parameters: dict[str, Any]) -> torch.dtype:
+def _widest(checkpoint: CheckpointFile, steps: Sequence[Rule], parameters: dict[str, Any]) -> torch.dtype:
     """The one type that all parameters get: their own, or where a file mixes several the widest."""
     kinds = {
         checkpoint.entries[slab(name)[0]].dtype

@@ -7,7 +7,7 @@ import torch
 
 from triptych.errors import UserError
 from triptych.models.lpips import LEVELS, Lpips
-from triptych.weights.files.checkpoint import open_checkpoint
+from triptych.weights.files.opening import open_checkpoint
 from triptych.weights.hub import locate
 from triptych.weights.loading import fill
 from triptych.weights.mapping.rules import Rule, drop, each, rule, same

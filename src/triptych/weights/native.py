@@ -16,7 +16,7 @@ from torch import nn
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.model_card import Card
-from triptych.weights.files.checkpoint import Checkpoint
+from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.write import write_shards
 from triptych.weights.mapping import families
 from triptych.weights.mapping.format import Reading, state
@@ -65,12 +65,12 @@ def save(
     write_shards(path, tensors, {KEY: json.dumps(said, sort_keys=True)}, max_shard_size)
 
 
-def is_ours(checkpoint: Checkpoint) -> bool:
+def is_ours(checkpoint: CheckpointFile) -> bool:
     """Whether `save` wrote it."""
     return KEY in checkpoint.metadata
 
 
-def read(checkpoint: Checkpoint) -> tuple[Reading, torch.dtype]:
+def read(checkpoint: CheckpointFile) -> tuple[Reading, torch.dtype]:
     """What our own file says it is, and the type that its numbers are loaded in.
 
     Raises:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from triptych.errors import UserError
-from triptych.weights.files.checkpoint import open_checkpoint
+from triptych.weights.files.opening import open_checkpoint
 
 TENSORS = {
     "matrix": torch.arange(12.0).view(3, 4),
@@ -117,7 +117,7 @@ def test_a_shared_prefix_is_taken_off(tmp_path):
     torch.save({"state_dict": {"module.a": torch.ones(1), "module.b": torch.ones(2)}}, tmp_path / "a.pth")
     checkpoint = open_checkpoint(tmp_path / "a.pth")
     check(checkpoint, {"a": torch.ones(1), "b": torch.ones(2)})
-    assert checkpoint.notes[-1] == "prefix 'module.' taken off every name"
+    assert checkpoint.notes[-1] == "prefix 'module.' removed from every key"
 
 
 def test_safetensors(tmp_path):

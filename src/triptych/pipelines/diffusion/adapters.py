@@ -11,7 +11,7 @@ from triptych.models.tokenization.prompt_syntax import extract_loras
 from triptych.pipelines.diffusion.settings import Settings
 from triptych.weights.diffusion.lora import Applied, find_lora, load_lora, lora_hash
 from triptych.weights.diffusion.textual_inversion import load_embedding
-from triptych.weights.files.checkpoint import SUFFIXES
+from triptych.weights.files.folder import SUFFIXES
 
 
 class Adapters:

@@ -8,7 +8,7 @@ from typing import Any
 
 from triptych.diffusion.config import COMPVIS_SCHEDULES, Prediction, ProcessConfig
 from triptych.errors import UserError
-from triptych.weights.files.sanitize import legible
+from triptych.weights.files.sanitize import printable
 
 PREDICTIONS: dict[str, Prediction] = {"eps": "eps", "v": "v", "x0": "x0"}
 LARGEST = 2**20  # bytes
@@ -38,7 +38,7 @@ class ModelYaml:
                 return {}
             if not isinstance(found, dict):
                 raise UserError(
-                    f"{self.path} says {'.'.join(way)} is {legible(found, 40)}, which must hold values"
+                    f"{self.path} says {'.'.join(way)} is {printable(found, 40)}, which must hold values"
                 )
         return found
 
@@ -48,7 +48,7 @@ class ModelYaml:
             return None
         if not isinstance(said, str) or said not in PREDICTIONS:
             raise UserError(
-                f"{self.path} says parameterization {legible(said, 40)!r}; known are {', '.join(PREDICTIONS)}"
+                f"{self.path} says parameterization {printable(said, 40)!r}; known are {', '.join(PREDICTIONS)}"
             )
         return PREDICTIONS[said]
 
@@ -69,7 +69,7 @@ class ModelYaml:
             schedule = said["beta_schedule"]
             if not isinstance(schedule, str) or schedule not in COMPVIS_SCHEDULES:
                 raise UserError(
-                    f"{self.path} says beta_schedule {legible(schedule, 40)!r}; known are "
+                    f"{self.path} says beta_schedule {printable(schedule, 40)!r}; known are "
                     f"{', '.join(COMPVIS_SCHEDULES)}"
                 )
             more["schedule"] = COMPVIS_SCHEDULES[schedule]
@@ -116,7 +116,7 @@ class ModelYaml:
         except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not math.isfinite(value):
-            raise UserError(f"{self.path} says {name} {legible(said[name], 40)!r}, which must be a number")
+            raise UserError(f"{self.path} says {name} {printable(said[name], 40)!r}, which must be a number")
         return value
 
 
@@ -139,7 +139,7 @@ def read_yaml(path: Path | None) -> ModelYaml:
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         where = getattr(problem, "problem", None) or problem
         raise UserError(
-            f"{path} is no YAML of plain values ({legible(where, 80)}); fetch it again or remove it"
+            f"{path} is no YAML of plain values ({printable(where, 80)}); fetch it again or remove it"
         ) from problem
     except OSError as problem:
         raise UserError(f"cannot read {path}: {problem.strerror}; check its permissions") from problem

@@ -29,8 +29,10 @@ from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.weights.diffusion import text, unet
 from triptych.weights.diffusion.rule_helpers import inside
-from triptych.weights.files.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
-from triptych.weights.files.sanitize import legible
+from triptych.weights.files.checkpoint import CheckpointFile
+from triptych.weights.files.folder import SUFFIXES
+from triptych.weights.files.opening import open_checkpoint
+from triptych.weights.files.sanitize import printable
 from triptych.weights.files.write import write_safetensors
 from triptych.weights.mapping.rules import Rule
 
@@ -62,7 +64,7 @@ class Piece:
     """What one layer of a file adds; its numbers are read when they are needed."""
 
     place: Place
-    checkpoint: Checkpoint = field(repr=False)
+    checkpoint: CheckpointFile = field(repr=False)
     down: str
     up: str
     mid: str | None
@@ -247,7 +249,7 @@ def _pieces(file: Path, places: Mapping[str, Place], parameters: Mapping[str, Te
     for down, base in layers.items():
         up = next((base + e for e in UP if base + e in left), None)
         if up is None:
-            raise UserError(f"{file} has {legible(down)} and not the other half; fetch it again")
+            raise UserError(f"{file} has {printable(down)} and not the other half; fetch it again")
         mid = base + MID if base + MID in left else None
         alpha = next((n for n in (f"{base}.alpha", f"{base}_lora.alpha") if n in left), None)
         left -= {down, up, mid, alpha}
@@ -260,7 +262,7 @@ def _pieces(file: Path, places: Mapping[str, Place], parameters: Mapping[str, Te
         if made is None or made[:2] != needed[:2] or math.prod(made) != math.prod(needed):
             shown = f"{list(shapes[up])} x {list(shapes[down])}"
             raise UserError(
-                f"{file} is a LoRA of another family: {legible(base)} is {shown}, the layer here is {list(needed)}"
+                f"{file} is a LoRA of another family: {printable(base)} is {shown}, the layer here is {list(needed)}"
             )
         rank = shapes[down][0]
         scale = _scale(checkpoint, alpha, rank) if alpha else said(base, rank)
@@ -274,7 +276,7 @@ def _pieces(file: Path, places: Mapping[str, Place], parameters: Mapping[str, Te
             else "with more than this triptych merges: nothing reads"
         )
         raise UserError(
-            f"{file} is a LoRA {kind} {', '.join(map(legible, names[:3]))}{more}; give one made for this model"
+            f"{file} is a LoRA {kind} {', '.join(map(printable, names[:3]))}{more}; give one made for this model"
         )
     return found
 
@@ -285,7 +287,7 @@ def layers_in(names: Iterable[str]) -> dict[str, str]:
     return {name: name.removesuffix(end) for name, end in ending.items() if end is not None}
 
 
-def lora_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def lora_facts(checkpoint: CheckpointFile) -> dict[str, Any] | None:
     """What a LoRA is: plain values, for `triptych info`. None if the file is none.
 
     Returns:
@@ -308,14 +310,14 @@ def lora_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
     }
 
 
-def _scale(checkpoint: Checkpoint, alpha: str, rank: int) -> float:
+def _scale(checkpoint: CheckpointFile, alpha: str, rank: int) -> float:
     value = checkpoint.read(alpha).float().reshape(-1)
     if value.numel() != 1 or not value.isfinite().all():
-        raise UserError(f"{checkpoint.path} has {legible(alpha)} that is no number; fetch it again")
+        raise UserError(f"{checkpoint.path} has {printable(alpha)} that is no number; fetch it again")
     return float(value[0]) / rank
 
 
-def _alphas(file: Path, checkpoint: Checkpoint) -> Any:
+def _alphas(file: Path, checkpoint: CheckpointFile) -> Any:
     """(layer, rank) -> alpha / rank as PEFT's config says it, in the header or in adapter_config.json; else 1."""
     configs: list[tuple[str, Any]] = []
     try:
@@ -330,7 +332,7 @@ def _alphas(file: Path, checkpoint: Checkpoint) -> Any:
         known = [(prefix, _peft(config)) for prefix, config in configs]
     except (ValueError, TypeError, AttributeError, RecursionError) as problem:
         raise UserError(
-            f"{file}: the config of its adapter is damaged ({legible(problem)}); fetch it again"
+            f"{file}: the config of its adapter is damaged ({printable(problem)}); fetch it again"
         ) from problem
 
     def scale(base: str, rank: int) -> float:

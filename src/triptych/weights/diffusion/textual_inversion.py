@@ -8,7 +8,7 @@ from torch import Tensor
 from triptych.errors import UserError
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.text import TextEncoder, add_embedding
-from triptych.weights.files.checkpoint import open_checkpoint
+from triptych.weights.files.opening import open_checkpoint
 from triptych.weights.files.write import write_safetensors
 
 

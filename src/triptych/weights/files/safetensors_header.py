@@ -1,4 +1,4 @@
-"""The safetensors header. The format's own library validates it; the places of the tensors are read here."""
+"""The header of a .safetensors file: validated by the safetensors library, then parsed for the tensors' offsets."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from triptych.weights.files.tensor_entry import Broken, Contents, Entry
+from triptych.weights.files.tensor_entry import DamagedFileError, FileContents, TensorEntry
 
 DTYPES = {
     "F64": torch.float64,
@@ -27,17 +27,17 @@ DTYPES = {
 }
 
 
-def read_table(path: Path) -> Contents:
-    """Names, shapes and places of the tensors in a .safetensors file.
+def read_table(path: Path) -> FileContents:
+    """Return names, shapes and locations of the tensors in a .safetensors file.
 
     Raises:
-        Broken: the header is not valid (the library checks lengths, overlaps and gaps), or a type unknown.
+        DamagedFileError: the header is invalid (the library checks lengths, overlaps and gaps), or a dtype is unknown.
     """
     try:
         with safe_open(path, "pt"):
             pass
     except (SafetensorError, ValueError) as problem:
-        raise Broken(str(problem).splitlines()[0]) from problem
+        raise DamagedFileError(str(problem).splitlines()[0]) from problem
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -46,7 +46,7 @@ def read_table(path: Path) -> Contents:
     for name, tensor in header.items():
         dtype = DTYPES.get(tensor["dtype"])
         if dtype is None:
-            raise Broken(f"{name} has type {tensor['dtype']}, which PyTorch cannot hold")
+            raise DamagedFileError(f"{name} has type {tensor['dtype']}, which PyTorch cannot hold")
         start = 8 + length + tensor["data_offsets"][0]
-        entries[name] = Entry(path, start, tuple(tensor["shape"]), dtype)
-    return Contents(entries, "safetensors", metadata=metadata)
+        entries[name] = TensorEntry(path, start, tuple(tensor["shape"]), dtype)
+    return FileContents(entries, "safetensors", metadata=metadata)

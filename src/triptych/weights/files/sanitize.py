@@ -1,7 +1,10 @@
-"""Text out of a file that nobody vouches for, before a person sees it."""
+"""Text from untrusted files, made safe to print."""
 
 
-def legible(text: object, length: int = 200) -> str:
-    """Text that came out of a file, fit for one line on a terminal."""
+def printable(text: object, length: int = 200) -> str:
+    """Return `text` as one printable line of at most `length` characters.
+
+    White space becomes single spaces, and control characters (terminal escapes among them) become question marks.
+    """
     line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
     return line if len(line) <= length else line[:length] + "..."

@@ -1,4 +1,4 @@
-"""One tensor's place in a file: where its bytes are and how to read them."""
+"""The location of one tensor in a file, and how to read it."""
 
 import math
 from collections.abc import Callable
@@ -12,21 +12,21 @@ from torch import Tensor
 Shape = tuple[int, ...]
 
 
-class Broken(Exception):
-    """A reader's complaint about a file; `open_checkpoint` adds the name and the remedy."""
+class DamagedFileError(Exception):
+    """Raised by readers of single files; `open_checkpoint` turns it into a `CheckpointError` that names the file."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor that has not been read yet."""
 
     path: Path
     offset: int
-    """First byte in the file."""
+    """Position of the first byte in the file."""
     shape: Shape
     dtype: torch.dtype
     strides: Shape | None = None
-    """In elements, where the tensor does not lie row by row."""
+    """In elements; None if the tensor is contiguous."""
     unpack: Callable[[], Tensor] | None = None
     """Reads a tensor whose bytes are compressed."""
 
@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def mappable(self) -> bool:
-        """Whether the file's bytes are the tensor's, aligned."""
+        """Whether the bytes in the file are those of the tensor, aligned."""
         return (
             self.unpack is None
             and self.strides is None
@@ -48,42 +48,42 @@ class Entry:
             and self.offset % self.dtype.itemsize == 0
         )
 
-    def read(self, slab: int | None = None, into: Tensor | None = None) -> Tensor:
-        """The tensor, or slab number `slab` of its first axis, in memory of its own.
+    def read(self, index: int | None = None, into: Tensor | None = None) -> Tensor:
+        """Read the tensor, or the slice `tensor[index]`, into memory of its own.
 
         Args:
-            into: bytes to read to instead, if they are enough; what is returned then lives there.
+            into: uint8 buffer to read into. It is used if it is large enough, and the result is then a view of it.
         """
         if self.unpack is not None:
-            whole = self.unpack()
-            return whole if slab is None else whole[slab].clone()
+            tensor = self.unpack()
+            return tensor if index is None else tensor[index].clone()
         if self.strides is not None:
             span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-            flat = self._numbers(self.offset, span if self.numel else 0, None)
-            whole = flat.as_strided(self.shape, self.strides).contiguous()
-            return whole if slab is None else whole[slab].clone()
+            flat = self._read_elements(self.offset, span if self.numel else 0, None)
+            tensor = flat.as_strided(self.shape, self.strides).contiguous()
+            return tensor if index is None else tensor[index].clone()
         shape, offset = self.shape, self.offset
-        if slab is not None:
+        if index is not None:
             shape = shape[1:]
-            offset += slab * math.prod(shape) * self.dtype.itemsize
-        return self._numbers(offset, math.prod(shape), into).view(shape)
+            offset += index * math.prod(shape) * self.dtype.itemsize
+        return self._read_elements(offset, math.prod(shape), into).view(shape)
 
-    def _numbers(self, offset: int, count: int, into: Tensor | None) -> Tensor:
+    def _read_elements(self, offset: int, count: int, into: Tensor | None) -> Tensor:
         size = count * self.dtype.itemsize
         raw = torch.empty(size, dtype=torch.uint8) if into is None or into.numel() < size else into[:size]
         buffer = memoryview(raw.numpy().data)
         with self.path.open("rb") as file:
             file.seek(offset)
             while buffer:
-                got = file.readinto(buffer)
-                if not got:
-                    raise Broken(f"{self.path} ends inside a tensor")
-                buffer = buffer[got:]
+                count_read = file.readinto(buffer)
+                if not count_read:
+                    raise DamagedFileError(f"{self.path} ends inside a tensor")
+                buffer = buffer[count_read:]
         return raw.view(self.dtype)
 
 
-def contiguous(shape: Shape, strides: Shape) -> bool:
-    """Whether strides are those of a tensor that lies row by row."""
+def is_contiguous(shape: Shape, strides: Shape) -> bool:
+    """Return whether strides are those of a contiguous (row-major) tensor."""
     step = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1 and stride != step:
@@ -93,11 +93,12 @@ def contiguous(shape: Shape, strides: Shape) -> bool:
 
 
 @dataclass
-class Contents:
-    """What a reader found in one file."""
+class FileContents:
+    """The tensors and metadata of one file. What each reader returns."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
     container: str
+    """safetensors, pickle or npz."""
     metadata: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)

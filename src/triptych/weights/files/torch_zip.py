@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, today's zip or the older form, as a table of tensors."""
+"""Files written by `torch.save`, in the zip form of today or the older one, as a table of tensors."""
 
 import io
 import itertools
@@ -9,137 +9,151 @@ from typing import Any
 
 import torch
 
-from triptych.weights.files.safe_unpickle import Call, Storage, View, walk
-from triptych.weights.files.tensor_entry import Broken, Contents, Entry, contiguous
-from triptych.weights.files.zip_members import Member, open_zip
+from triptych.weights.files.safe_unpickle import RecordedCall, StorageRef, TensorView, parse_pickle
+from triptych.weights.files.tensor_entry import DamagedFileError, FileContents, TensorEntry, is_contiguous
+from triptych.weights.files.zip_members import Member, list_members
 
 MAX_PICKLE = 2**27
-"""Bytes of opcodes; the largest published checkpoint has a few megabytes of them."""
+"""Largest pickle that is read, in bytes. Published checkpoints have a few megabytes of opcodes."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
+Parsed = tuple[Any, dict[str, int], dict[str, int]]
+"""The pickled value; of each storage, by key, its offset in the file and its number of bytes."""
 
-def read_table(path: Path) -> Contents:
-    """Names, shapes and places of the tensors in what `torch.save` wrote, today's zip or the older form.
 
-    Tensors one level down get their dict's name in front, `model/head.weight`.
+def read_table(path: Path) -> FileContents:
+    """Return names, shapes and locations of the tensors in a file written by `torch.save`.
+
+    Tensors in a dict inside the saved dict get its key in front: `model/head.weight`.
 
     Raises:
-        Broken: cut short, damaged, or a TorchScript archive.
+        DamagedFileError: truncated, damaged, or a TorchScript archive.
     """
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
-    value, places, lengths = _zipped(path) if zipped else _legacy(path)
-    views = dict(_views(value))
+    value, offsets, sizes = _parse_zip(path) if zipped else _parse_legacy(path)
     entries = {}
-    for name, view in views.items():
-        key, size = view.storage.key, view.dtype.itemsize
+    for name, view in dict(_tensor_views(value)).items():
+        key, itemsize = view.storage.key, view.dtype.itemsize
         unit = view.storage.dtype.itemsize if view.storage.dtype is not None else 1
-        if key not in places or lengths[key] < view.storage.numel * unit:
-            raise Broken(f"the numbers of {name} are missing or cut short")
-        strides = None if contiguous(view.shape, view.strides) else view.strides
-        entries[name] = Entry(path, places[key] + view.offset * size, view.shape, view.dtype, strides)
-    return Contents(entries, "pickle", settings=_settings(value))
+        if key not in offsets or sizes[key] < view.storage.numel * unit:
+            raise DamagedFileError(f"the numbers of {name} are missing or truncated")
+        strides = None if is_contiguous(view.shape, view.strides) else view.strides
+        entries[name] = TensorEntry(
+            path, offsets[key] + view.offset * itemsize, view.shape, view.dtype, strides
+        )
+    return FileContents(entries, "pickle", settings=_plain_settings(value))
 
 
-def _views(value: Any) -> Iterator[tuple[str, View]]:
+# ------------------------------------------------------------------------------------------------- tensors
+
+
+def _tensor_views(value: Any) -> Iterator[tuple[str, TensorView]]:
     if any(key == "_parameters" for key, _ in _attributes(value)):
-        yield from _of_module(value, "", set())
+        yield from _module_state(value, "", set())
         return
     for key, item in _attributes(value):
         if any(name == "_parameters" for name, _ in _attributes(item)):
-            yield from _of_module(item, f"{key}/", set())
-        if isinstance(item, View):
+            yield from _module_state(item, f"{key}/", set())
+        if isinstance(item, TensorView):
             yield key, item
             continue
-        for inner, deeper in _attributes(item):
-            if isinstance(deeper, View):
-                yield f"{key}/{inner}", deeper
+        for inner_key, inner in _attributes(item):
+            if isinstance(inner, TensorView):
+                yield f"{key}/{inner_key}", inner
 
 
-def _of_module(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, View]]:
-    """The tensors of a whole pickled network, under the names its state_dict would give them."""
-    if id(module) in seen or len(prefix) > 1000:
+def _module_state(module: Any, prefix: str, visited: set[int]) -> Iterator[tuple[str, TensorView]]:
+    """Yield the tensors of a pickled nn.Module under the keys of its state dict."""
+    if id(module) in visited or len(prefix) > 1000:
         return
-    seen.add(id(module))
+    visited.add(id(module))
     fields = dict(_attributes(module))
-    for kind in ("_parameters", "_buffers"):
-        yield from (
-            (prefix + name, item) for name, item in _attributes(fields.get(kind)) if isinstance(item, View)
-        )
+    for group in ("_parameters", "_buffers"):
+        for name, item in _attributes(fields.get(group)):
+            if isinstance(item, TensorView):
+                yield prefix + name, item
     for name, child in _attributes(fields.get("_modules")):
-        yield from _of_module(child, f"{prefix}{name}.", seen)
+        yield from _module_state(child, f"{prefix}{name}.", visited)
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Named values of a dict; of a pickled module or other object, its items and those of its state."""
-    if isinstance(value, Call):
+    """Yield the items of a dict with string keys; of a pickled object, its items and the attributes in its state."""
+    if isinstance(value, RecordedCall):
         yield from ((key, item) for key, item in value.items.items() if isinstance(key, str))
         value = value.state
     if isinstance(value, dict):
         yield from ((key, item) for key, item in value.items() if isinstance(key, str))
 
 
-_PLAIN = (str, int, float, bool)
-_BESIDE = ("args", "config", "hyper_parameters", "meta")
-"""Where training scripts keep what they ran with."""
-_MOST = 2**17
-"""Values that are read of it."""
+# ------------------------------------------------------------------------------------------------ settings
+
+_SCALARS = (str, int, float, bool)
+_SETTINGS_KEYS = ("args", "config", "hyper_parameters", "meta")
+"""Where training scripts store their arguments."""
+_MAX_VALUES = 2**17
+"""Number of values that are read of these."""
 
 
-def _settings(value: Any) -> dict[str, Any]:
-    """Plain settings that lie beside the weights: `arch`, `epoch`; `args` as a dict or a namespace, `config` as a dict
-    of whatever kind, their parts too."""
-    found: dict[str, Any] = {}
-    left = [_MOST]
+def _plain_settings(value: Any) -> dict[str, Any]:
+    """Return the plain values stored next to the weights.
+
+    These are scalars at the top level (`arch`, `epoch`), and the nested values of `_SETTINGS_KEYS`, whether stored as
+    a dict, a namespace or a config object.
+    """
+    settings: dict[str, Any] = {}
+    budget = [_MAX_VALUES]
     for key, item in _attributes(value):
-        if isinstance(item, _PLAIN):
-            found[key] = item
-        elif key in _BESIDE:
-            found[key] = {k: v for k, inner in _attributes(item) if (v := _plain(inner, 4, left)) is not None}
-    return found
+        if isinstance(item, _SCALARS):
+            settings[key] = item
+        elif key in _SETTINGS_KEYS:
+            inner = ((name, _plain(inner, 4, budget)) for name, inner in _attributes(item))
+            settings[key] = {name: plain for name, plain in inner if plain is not None}
+    return settings
 
 
-def _plain(value: Any, depth: int, left: list[int]) -> Any:
-    """A value as strings, numbers, lists and dicts of such, so deep; none where there is nothing of that kind."""
-    left[0] -= 1
-    if isinstance(value, _PLAIN) or depth == 0 or left[0] < 0:
-        return value if isinstance(value, _PLAIN) else None
+def _plain(value: Any, depth: int, budget: list[int]) -> Any:
+    """Return a value as nested scalars, lists and dicts, at most `depth` levels; None if it is nothing of that kind."""
+    budget[0] -= 1
+    if isinstance(value, _SCALARS) or depth == 0 or budget[0] < 0:
+        return value if isinstance(value, _SCALARS) else None
     if isinstance(value, list | tuple):
-        made = [_plain(item, depth - 1, left) for item in itertools.islice(value, max(left[0], 0))]
-        return made if made and all(item is not None for item in made) else None
-    inside = {
-        key: made
-        for key, item in itertools.islice(_attributes(value), max(left[0], 0))
-        if (made := _plain(item, depth - 1, left)) is not None
+        items = [_plain(item, depth - 1, budget) for item in itertools.islice(value, max(budget[0], 0))]
+        return items if items and all(item is not None for item in items) else None
+    inner = {
+        key: plain
+        for key, item in itertools.islice(_attributes(value), max(budget[0], 0))
+        if (plain := _plain(item, depth - 1, budget)) is not None
     }
-    return inside or None
+    return inner or None
 
 
-def _zipped(path: Path) -> tuple[Any, dict[str, int], dict[str, int]]:
-    members = {member.name: member for member in open_zip(path)}
-    pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
-    if len(pickled) != 1:
-        raise Broken("it is a zip archive without PyTorch's data.pkl")
-    root = pickled[0].removesuffix("data.pkl")
+# ---------------------------------------------------------------------------------------------- containers
+
+
+def _parse_zip(path: Path) -> Parsed:
+    members = {member.name: member for member in list_members(path)}
+    pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise DamagedFileError("it is a zip archive without PyTorch's data.pkl")
+    root = pickles[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in members:
-        raise Broken("it is a TorchScript program; load it with torch.jit and save its state_dict")
+        raise DamagedFileError("it is a TorchScript program; load it with torch.jit and save its state_dict")
     if any(member.compressed for member in members.values()):
-        raise Broken("its members are compressed, as PyTorch never writes them")
-    if (
-        _content(path, members.get(f"{root}byteorder")).strip() not in (b"", b"little")
-        or sys.byteorder != "little"
-    ):
-        raise Broken("its byte order is not this machine's")
-    if members[pickled[0]].size > MAX_PICKLE:
-        raise Broken(f"its pickle has more than {MAX_PICKLE} bytes")
-    value = walk(io.BytesIO(_content(path, members[pickled[0]])))
+        raise DamagedFileError("its members are compressed, which PyTorch never does")
+    byteorder = _read_member(path, members.get(f"{root}byteorder")).strip()
+    if byteorder not in (b"", b"little") or sys.byteorder != "little":
+        raise DamagedFileError("its byte order differs from this machine's")
+    if members[pickles[0]].size > MAX_PICKLE:
+        raise DamagedFileError(f"its pickle has more than {MAX_PICKLE} bytes")
+    value = parse_pickle(io.BytesIO(_read_member(path, members[pickles[0]])))
     data = {
         name.removeprefix(f"{root}data/"): m for name, m in members.items() if name.startswith(f"{root}data/")
     }
     return value, {key: m.offset for key, m in data.items()}, {key: m.size for key, m in data.items()}
 
 
-def _content(path: Path, member: Member | None) -> bytes:
+def _read_member(path: Path, member: Member | None) -> bytes:
     if member is None:
         return b""
     with path.open("rb") as file:
@@ -147,27 +161,32 @@ def _content(path: Path, member: Member | None) -> bytes:
         return file.read(member.size)
 
 
-def _legacy(path: Path) -> tuple[Any, dict[str, int], dict[str, int]]:
-    """Before PyTorch 1.6: magic, version, machine, the value, the storages' keys, then their numbers."""
-    size = path.stat().st_size
+def _parse_legacy(path: Path) -> Parsed:
+    """Parse the form before PyTorch 1.6: magic, version, machine, value, keys of the storages, their numbers."""
+    file_size = path.stat().st_size
     with path.open("rb") as file:
-        if walk(file) != _LEGACY_MAGIC:
-            raise Broken("it is a plain pickle, not a PyTorch checkpoint")
-        walk(file)  # protocol version
-        machine = walk(file)
+        if parse_pickle(file) != _LEGACY_MAGIC:
+            raise DamagedFileError("it is a plain pickle, not a PyTorch checkpoint")
+        parse_pickle(file)  # protocol version
+        machine = parse_pickle(file)
         if isinstance(machine, dict) and machine.get("little_endian") is False:
-            raise Broken("its byte order is not this machine's")
-        storages: dict[str, Storage] = {}
-        value, keys = walk(file, storages), walk(file)
+            raise DamagedFileError("its byte order differs from this machine's")
+        storages: dict[str, StorageRef] = {}
+        value, keys = parse_pickle(file, storages), parse_pickle(file)
         if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
-            raise Broken("its list of storages is damaged")
+            raise DamagedFileError("its list of storages is damaged")
         units = {key: (storage.dtype or torch.uint8).itemsize for key, storage in storages.items()}
-        places, lengths = {}, {}
+        offsets, sizes = {}, {}
         for key in map(str, keys):
             count = file.read(8)
             numel = int.from_bytes(count, "little", signed=True)
-            if len(count) < 8 or numel < 0 or key not in units or file.tell() + numel * units[key] > size:
-                raise Broken(f"the numbers of storage {key} are missing or cut short")
-            places[key], lengths[key] = file.tell(), numel * units[key]
+            if (
+                len(count) < 8
+                or numel < 0
+                or key not in units
+                or file.tell() + numel * units[key] > file_size
+            ):
+                raise DamagedFileError(f"the numbers of storage {key} are missing or truncated")
+            offsets[key], sizes[key] = file.tell(), numel * units[key]
             file.seek(numel * units[key], 1)
-    return value, places, lengths
+    return value, offsets, sizes

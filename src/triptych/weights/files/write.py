@@ -1,4 +1,4 @@
-"""Tensors to files, each whole or not at all, one tensor in memory at a time."""
+"""Write tensors to files atomically, with at most one tensor copied in memory at a time."""
 
 import json
 import os
@@ -17,18 +17,18 @@ Path = str | os.PathLike[str]
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A .safetensors file: eight bytes of length, a JSON header, the tensors' bytes.
+    """Write a .safetensors file: eight bytes of length, a JSON header, the bytes of the tensors.
 
-    Widest types come first, as the format's own library lays them out, so that every tensor is aligned.
+    The widest dtypes come first, as in files of the safetensors library, so that every tensor is aligned.
     """
-    kinds = {dtype: name for name, dtype in DTYPES.items()}
+    dtype_names = {dtype: name for name, dtype in DTYPES.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in order:
         start, end = end, end + tensors[name].nbytes
         header[name] = {
-            "dtype": kinds[tensors[name].dtype],
+            "dtype": dtype_names[tensors[name].dtype],
             "shape": list(tensors[name].shape),
             "data_offsets": [start, end],
         }
@@ -45,37 +45,39 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
 
 def write_shards(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], most: int | None = None
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], max_bytes: int | None = None
 ) -> None:
-    """One .safetensors file; or, where the tensors take more than `most` bytes, shards of them in order, the first
-    with the metadata, and at last their index. A tensor that is larger by itself has its own shard."""
+    """Write one .safetensors file, or shards and their index if the tensors take more than `max_bytes`.
+
+    The first shard has the metadata. A tensor larger than `max_bytes` gets a shard of its own.
+    """
     shards: list[dict[str, Tensor]] = [{}]
     for name, tensor in tensors.items():
-        held = sum(other.nbytes for other in shards[-1].values())
-        if most is not None and shards[-1] and held + tensor.nbytes > most:
+        shard_bytes = sum(other.nbytes for other in shards[-1].values())
+        if max_bytes is not None and shards[-1] and shard_bytes + tensor.nbytes > max_bytes:
             shards.append({})
         shards[-1][name] = tensor
     if len(shards) == 1:
         write_safetensors(path, tensors, metadata)
         return
-    whole, places = pathlib.Path(path), {}
+    single, weight_map = pathlib.Path(path), {}
     for number, shard in enumerate(shards, 1):
-        name = f"{whole.stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(whole.with_name(name), shard, metadata if number == 1 else {})
-        places |= dict.fromkeys(shard, name)
+        name = f"{single.stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(single.with_name(name), shard, metadata if number == 1 else {})
+        weight_map |= dict.fromkeys(shard, name)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-    write_text_atomically(whole.with_name(f"{whole.name}.index.json"), json.dumps(index, indent=1) + "\n")
-    whole.unlink(missing_ok=True)  # of an earlier save, which readers would take first
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    write_text_atomically(single.with_name(f"{single.name}.index.json"), json.dumps(index, indent=1) + "\n")
+    single.unlink(missing_ok=True)  # left by an earlier save; readers would prefer it
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """A tensor's bytes in order."""
+    """Return the bytes of a tensor in row-major order, as uint8 on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A .npz file, uncompressed; bfloat16 as two opaque bytes, as JAX's checkpoints have it."""
+    """Write an uncompressed .npz file. bfloat16 is stored as two opaque bytes, as in JAX's checkpoints."""
     arrays = {name: _array(tensor) for name, tensor in tensors.items()}
     write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))  # type: ignore[arg-type]
 
@@ -90,10 +92,15 @@ def _array(tensor: Tensor) -> np.ndarray:
 def write_torch(
     path: Path,
     tensors: Mapping[str, Tensor],
-    nest: str | None = None,
-    beside: Mapping[str, object] | None = None,
+    wrapper_key: str | None = None,
+    extras: Mapping[str, object] | None = None,
 ) -> None:
-    """What `torch.save` writes for a dict of tensors, under one more key where a publisher has it, beside others."""
-    plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    value = {**(beside or {}), nest: plain} if nest else plain
+    """Write a dict of tensors with `torch.save`.
+
+    Args:
+        wrapper_key: key to store the dict under, such as "state_dict"; None stores the tensors at the top level.
+        extras: values stored next to `wrapper_key`.
+    """
+    state_dict = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    value = {**(extras or {}), wrapper_key: state_dict} if wrapper_key else state_dict
     write_atomically(path, lambda file: torch.save(value, file))

@@ -14,8 +14,8 @@ from triptych.diffusion.config import Prediction
 from triptych.errors import UserError
 from triptych.model_card import Card
 from triptych.models.configs.unet import UNetConfig
-from triptych.weights.files.checkpoint import Checkpoint
-from triptych.weights.files.tensor_entry import Entry, Shape
+from triptych.weights.files.checkpoint import CheckpointFile
+from triptych.weights.files.tensor_entry import Shape, TensorEntry
 from triptych.weights.mapping.rules import Rule
 
 Settings = dict[str, Any]
@@ -103,7 +103,7 @@ class Format:
 class Names:
     """The names and shapes of a checkpoint, with the questions that every reader asks of them."""
 
-    def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor] | None = None):
+    def __init__(self, checkpoint: CheckpointFile, tensors: Mapping[str, Tensor] | None = None):
         self._read: Callable[[str], Tensor] = checkpoint.read if tensors is None else tensors.__getitem__
         self.path = checkpoint.path
         self.settings = checkpoint.settings
@@ -162,9 +162,9 @@ class Names:
 
 def drafted(draft: Draft, path: Path, container: str) -> Names:
     """A draft as its reader would find it on disk."""
-    entries = {name: Entry(path, 0, tuple(t.shape), t.dtype) for name, t in draft.tensors.items()}
+    entries = {name: TensorEntry(path, 0, tuple(t.shape), t.dtype) for name, t in draft.tensors.items()}
     settings = draft.settings | ({"inside": draft.beside} if draft.beside else {})
-    return Names(Checkpoint(path, entries, container, settings=settings), draft.tensors)
+    return Names(CheckpointFile(path, entries, container, settings=settings), draft.tensors)
 
 
 def state(net: nn.Module) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from triptych.errors import UserError
-from triptych.weights.files.sanitize import legible
+from triptych.weights.files.sanitize import printable
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -162,7 +162,7 @@ class _Offenders:
     found: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
-        self.found.setdefault(kind, []).append(legible(name))
+        self.found.setdefault(kind, []).append(printable(name))
 
     def raise_any(self, what: str, remedy: str, shown: int = 4) -> None:
         if not self.found:
