@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from triptych.data.images import FILTERS, MAX_PIXELS, decode, resize_crop
+from triptych.data.images import MAX_PIXELS, RESAMPLING_FILTERS, decode, resize_crop
 from triptych.errors import UserError
 
 RED = (200, 30, 10)
@@ -214,15 +214,15 @@ def test_every_way_to_hand_a_picture_over(tmp_path: Path):
 
 def test_a_jpeg_is_decoded_no_larger_than_needed():
     content = encoded(noise((640, 320)), "JPEG")
-    assert decode(content, at_least=(50, 60)).shape == (80, 160, 3)
-    assert decode(content, at_least=(300, 300)).shape == (320, 640, 3)
-    assert decode(content, at_least=(5000, 300)).shape == (320, 640, 3)
+    assert decode(content, min_size=(50, 60)).shape == (80, 160, 3)
+    assert decode(content, min_size=(300, 300)).shape == (320, 640, 3)
+    assert decode(content, min_size=(5000, 300)).shape == (320, 640, 3)
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = decode(encoded(noise((640, 320)), "JPEG", exif=exif), at_least=(150, 50))
+    turned = decode(encoded(noise((640, 320)), "JPEG", exif=exif), min_size=(150, 50))
     assert turned.shape == (160, 80, 3)
     held = Image.open(io.BytesIO(content))
-    assert decode(held, at_least=(50, 60)).shape == (320, 640, 3)  # a caller's image is not changed
+    assert decode(held, min_size=(50, 60)).shape == (320, 640, 3)  # a caller's image is not changed
 
 
 # ------------------------------------------------------------------------------------------------- bad files
@@ -307,7 +307,7 @@ def test_damaged_files_are_refused_or_decoded_never_worse(cut, at, byte, kind):
     out=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     crop=st.floats(0.2, 1.0),
     mode=st.sampled_from(["crop", "squash", "pad"]),
-    interpolation=st.sampled_from(list(FILTERS)),
+    interpolation=st.sampled_from(list(RESAMPLING_FILTERS)),
     channels=st.sampled_from([3, 4]),
 )
 @settings(max_examples=150, deadline=None)

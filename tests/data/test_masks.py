@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from triptych.data.config import DataConfig
-from triptych.data.images import UPRIGHT, Resize
+from triptych.data.images import UNDO_ORIENTATION, Resize
 from triptych.data.loading.loader import make_loader
-from triptych.data.masks import read_values
+from triptych.data.masks import read_mask
 from triptych.data.open import open_source, train_and_eval
 from triptych.errors import UserError
 
@@ -434,7 +434,7 @@ def turned_photo(folder: Path, turn: int, size: tuple[int, int], mask_upright: b
     height, width = size
     upright = np.repeat(np.repeat([[0, 1], [2, 3]], height // 2, 0), width // 2, 1).astype(np.uint8)
     undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-    back = undo.get(turn, UPRIGHT.get(turn))  # the others are their own reverse
+    back = undo.get(turn, UNDO_ORIENTATION.get(turn))  # the others are their own reverse
     shown = Image.fromarray(upright * 60)
     stored = shown if back is None else shown.transpose(back)
     exif = Image.Exif()
@@ -489,7 +489,7 @@ def test_a_turned_photo_and_a_mask_of_another_size_or_turned_itself(tmp_path, re
     file = io.BytesIO()
     Image.new("L", (64, 48)).save(file, "PNG", exif=exif)
     with pytest.raises(UserError, match=r"m is a mask stored turned \(EXIF orientation 6\)"):
-        read_values(file.getvalue(), "m")
+        read_mask(file.getvalue(), "m")
 
 
 # --------------------------------------------------------------------------------------------------- wrong
@@ -597,7 +597,7 @@ def test_bad_numbers(tmp_path):
     file = io.BytesIO()
     image.save(file, "TIFF")
     with pytest.raises(UserError, match="x holds -3"):
-        read_values(file.getvalue(), "x")
+        read_mask(file.getvalue(), "x")
 
 
 # -------------------------------------------------------------------------------------------------- loading

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import triptych as tp
-from triptych.data.loading.test_time_views import Passes, fed_sizes
+from triptych.data.loading.test_time_views import ViewOptions, view_sizes
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import Held, Sliding, enlarged
@@ -134,9 +134,9 @@ def test_whole_picture_as_by_hand(net, pipe):
 )
 def test_what_is_fed(shape, how, passes, inner, outer):
     made = Preprocess(**{"size": (32, 32), "crop": 1.0, "mode": "squash", **how})
-    assert fed_sizes(shape, made, Passes(**passes), 1.0, 4) == (inner, outer)
+    assert view_sizes(shape, made, ViewOptions(**passes), 1.0, 4) == (inner, outer)
     if min(inner) > 4:
-        doubled = fed_sizes(shape, made, Passes(**passes), 2.0, 4)
+        doubled = view_sizes(shape, made, ViewOptions(**passes), 2.0, 4)
         assert doubled == (tuple(2 * n for n in inner), tuple(2 * n for n in outer))
 
 

@@ -39,11 +39,11 @@ class Classify:
 
     def run(self) -> int:
         from triptych import ClassificationPipeline
-        from triptych.data.loading.workers import usual
+        from triptych.data.loading.workers import default_workers
 
         files = image_files(self.images)
         dtype = None if self.dtype == "auto" else self.dtype
-        workers = usual() if self.workers is None else self.workers
+        workers = default_workers() if self.workers is None else self.workers
         pipe = ClassificationPipeline(
             self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
         )

@@ -101,11 +101,11 @@ class Evaluate:
             raise UserError(
                 f"{self.model} makes no pictures; leave --samples out, or name a latent diffusion model"
             )
-        from triptych.data.loading.test_time_views import Passes
+        from triptych.data.loading.test_time_views import ViewOptions
         from triptych.train import evaluate
 
         window = height_width(self.window, "window") if self.window else None
-        passes = Passes(
+        passes = ViewOptions(
             size=self.shorter_side(), window=window, overlap=self.overlap, scales=self.scales, flip=self.flip
         )
         found = evaluate(
@@ -120,7 +120,7 @@ class Evaluate:
             mask_column=self.mask_column,
             ignore_index=self.ignore_index,
             reduce_zero_label=self.reduce_zero_label or None,
-            passes=None if passes == Passes() else passes,
+            passes=None if passes == ViewOptions() else passes,
             dtype=None if self.dtype == "auto" else self.dtype,
             compile=self.compile,
             extractor=self.extractor or None,

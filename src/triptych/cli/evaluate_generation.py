@@ -214,8 +214,8 @@ def classifier_of(args: "Evaluate", source: "Source | None", asked: Sequence["As
 
 def sizes(files: Sequence[Path]) -> tuple[int, int] | None:
     """The height and width that all pictures have; None where they differ."""
+    from triptych.data.images import image_errors as reading_file
     from triptych.data.images import open_image
-    from triptych.data.images import reading as reading_file
 
     found = set()
     for file in files:

@@ -66,8 +66,8 @@ class Segment:
 
     def run(self) -> int:
         from triptych import SegmentationPipeline
-        from triptych.data.loading.test_time_views import Passes
-        from triptych.data.loading.workers import usual
+        from triptych.data.loading.test_time_views import ViewOptions
+        from triptych.data.loading.workers import default_workers
 
         files = destinations(self.images)
         parts = self.write or (ENDS if len(files) <= SEVERAL else ("labels", "json"))
@@ -78,11 +78,11 @@ class Segment:
             if not files:
                 return 0
         window = height_width(self.window, "window") if self.window else None
-        passes = Passes(
+        passes = ViewOptions(
             size=self.size, window=window, overlap=self.overlap, scales=self.scales, flip=self.flip
         )
         dtype = None if self.dtype == "auto" else self.dtype
-        workers = usual() if self.workers is None else self.workers
+        workers = default_workers() if self.workers is None else self.workers
         pipe = SegmentationPipeline(
             self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
         )

@@ -14,11 +14,11 @@ from triptych.atomic_write import write_atomically, write_text_atomically
 from triptych.data.example import SourceChangedError
 from triptych.errors import UserError
 
-VERSION = 1
-OPEN = 32  # files at a time
+INDEX_VERSION = 1
+MAX_OPEN_FILES = 32  # files at a time
 
 
-class Known(NamedTuple):
+class FileStamp(NamedTuple):
     """A file as it was when it was indexed."""
 
     path: str
@@ -26,7 +26,7 @@ class Known(NamedTuple):
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> "Known":
+    def of(cls, path: Path) -> "FileStamp":
         try:
             stat = path.stat()
         except OSError as problem:
@@ -38,14 +38,14 @@ class Known(NamedTuple):
             raise SourceChangedError(f"{self.path} has changed since it was opened; start again")
 
 
-class Files:
+class FileReader:
     """Files that are read at places, a few open at a time.
 
     Raises (while reading):
         SourceChangedError: a file that is missing, or is not what it was.
     """
 
-    def __init__(self, files: Sequence[Known]):
+    def __init__(self, files: Sequence[FileStamp]):
         self.files = files
         self._open: OrderedDict[int, int] = OrderedDict()
 
@@ -63,7 +63,7 @@ class Files:
             raise SourceChangedError(f"{known.path} cannot be read ({why}); it was there before") from problem
         if len(content) < size:
             raise SourceChangedError(f"{known.path} has become shorter since it was opened; start again")
-        if len(self._open) > OPEN:
+        if len(self._open) > MAX_OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])
         return content
 
@@ -75,12 +75,12 @@ class Files:
             os.close(handle)
 
 
-class Records:
+class RecordFile:
     """Rows of a fixed size in a file."""
 
     def __init__(self, path: Path, dtype: np.dtype):
-        self.dtype, known = dtype, Known.of(path)
-        self._files, self._count = Files([known]), known.size // dtype.itemsize
+        self.dtype, known = dtype, FileStamp.of(path)
+        self._files, self._count = FileReader([known]), known.size // dtype.itemsize
 
     def __len__(self) -> int:
         return self._count
@@ -90,7 +90,7 @@ class Records:
         return np.frombuffer(self._files.read(0, row * size, size), self.dtype)[0]
 
 
-class Index:
+class DiskIndex:
     """A folder of what was found out about some files: `about`, as JSON, and parts that are read where they lie.
 
     It lies in the cache of `datasets`, under a name that is a function of what it was made of: changed files have
@@ -100,7 +100,7 @@ class Index:
     def __init__(self, asked: Any):
         from datasets import config as settings
 
-        digest = hashlib.sha256(json.dumps([VERSION, asked]).encode()).hexdigest()[:32]
+        digest = hashlib.sha256(json.dumps([INDEX_VERSION, asked]).encode()).hexdigest()[:32]
         self.folder = Path(settings.HF_DATASETS_CACHE) / "triptych" / digest
 
     def path(self, name: str) -> Path:
@@ -146,13 +146,13 @@ class Index:
         return about
 
 
-class Lines:
+class TextWriter:
     """Texts one behind the other in a file, and where each lies: to be written, row by row, with what else is known."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.at = file, 0
 
-    def add(self, text: str) -> tuple[int, int]:
+    def append(self, text: str) -> tuple[int, int]:
         content = text.encode()
         place = (self.at, len(content))
         self.file.write(content)
@@ -160,7 +160,7 @@ class Lines:
         return place
 
 
-class Numbering:
+class LabelWriter:
     """Labels as numbers, int32 in a file, in the order in which the values turned up.
 
     Raises (while adding):

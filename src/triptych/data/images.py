@@ -24,7 +24,7 @@ FORMATS = (
     *("PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP"),
 )
 # EXIF orientation -> what undoes it (EXIF 2.3, tag 0x0112).
-UPRIGHT = {
+UNDO_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -33,8 +33,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-ORIENTATION = 0x0112
-FILTERS = {
+ORIENTATION_TAG = 0x0112
+RESAMPLING_FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -42,7 +42,7 @@ FILTERS = {
     "box": Image.Resampling.BOX,
 }
 
-Mode = Literal["crop", "squash", "pad"]
+ResizeMode = Literal["crop", "squash", "pad"]
 
 
 class ResizeLike(Protocol):
@@ -53,7 +53,7 @@ class ResizeLike(Protocol):
     @property
     def crop(self) -> float: ...
     @property
-    def mode(self) -> Mode: ...
+    def mode(self) -> ResizeMode: ...
     @property
     def interpolation(self) -> str: ...
     @property
@@ -66,7 +66,7 @@ class Resize:
 
     size: tuple[int, int]
     crop: float = 1.0
-    mode: Mode = "squash"
+    mode: ResizeMode = "squash"
     interpolation: str = "bicubic"
     background: tuple[float, float, float] = (255, 255, 255)
 
@@ -76,7 +76,7 @@ def decode(
     alpha: bool = False,
     *,
     name: str | None = None,
-    at_least: tuple[int, int] | None = None,
+    min_size: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "H W C"]:
     """A picture as uint8 (H, W, 3) in sRGB order, upright; the first frame of an animation.
 
@@ -93,34 +93,34 @@ def decode(
     Raises:
         UserError: no such file, empty, not a picture, damaged or cut short, more than 178 megapixels.
     """
-    return decode_turned(source, alpha, name=name, at_least=at_least)[0]
+    return decode_with_orientation(source, alpha, name=name, min_size=min_size)[0]
 
 
-def decode_turned(
+def decode_with_orientation(
     source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray,
     alpha: bool = False,
     *,
     name: str | None = None,
-    at_least: tuple[int, int] | None = None,
+    min_size: tuple[int, int] | None = None,
 ) -> tuple[UInt8[np.ndarray, "H W C"], int]:
     """`decode`, and the EXIF orientation that was undone, from 1, which is upright, to 8."""
     if isinstance(source, np.ndarray):
         return _from_array(source, alpha, name or "array"), 1
     if name is None:
         name = "image" if isinstance(source, bytes | Image.Image) else os.fspath(source)
-    with reading(name):
+    with image_errors(name):
         image = source if isinstance(source, Image.Image) else open_image(source, name)
-        _refuse_bomb(image.width * image.height, name)
-        if at_least is not None and image is not source and image.format in ("JPEG", "MPO"):
-            height, width = at_least
-            turned = orientation(image) >= 5
+        _check_pixel_count(image.width * image.height, name)
+        if min_size is not None and image is not source and image.format in ("JPEG", "MPO"):
+            height, width = min_size
+            turned = exif_orientation(image) >= 5
             image.draft(None, (height, width) if turned else (width, height))
-        turn = orientation(image)  # Pillow turns a TIFF while it loads
+        turn = exif_orientation(image)  # Pillow turns a TIFF while it loads
         image.load()
-        return _pixels(image, alpha), turn if turn in UPRIGHT else 1
+        return _pixels(image, alpha), turn if turn in UNDO_ORIENTATION else 1
 
 
-def size_of(source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray) -> tuple[int, int] | None:
+def read_image_size(source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray) -> tuple[int, int] | None:
     """Height and width of a picture as it is upright, from its header alone; None where it has no readable one."""
     if isinstance(source, np.ndarray):
         return source.shape[0], source.shape[1]
@@ -133,12 +133,12 @@ def size_of(source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray) -
         except Exception:  # Pillow's readers raise nearly everything; it is told of when it is decoded
             return None
         with image:
-            turned = orientation(image) >= 5
+            turned = exif_orientation(image) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
+def image_errors(name: str) -> Iterator[None]:
     """Turns whatever goes wrong while Pillow reads into one line about the file called `name`."""
     with warnings.catch_warnings():
         # Pillow warns of large, odd and slightly broken files; see the errors below
@@ -174,7 +174,7 @@ def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
         return Image.open(io.BytesIO(source), formats=FORMATS)
     except Image.DecompressionBombError as problem:
         pixels = next((int(word.strip("(")) for word in str(problem).split() if word.strip("(").isdigit()), 0)
-        _refuse_bomb(max(pixels, MAX_PIXELS + 1), name)
+        _check_pixel_count(max(pixels, MAX_PIXELS + 1), name)
         raise  # not reached
     except UnidentifiedImageError as problem:
         raise UserError(
@@ -184,28 +184,28 @@ def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
         raise UserError(f"{name} is a damaged image ({problem}); replace it or leave it out") from problem
 
 
-def _refuse_bomb(pixels: int, name: str) -> None:
+def _check_pixel_count(pixels: int, name: str) -> None:
     if pixels > MAX_PIXELS:
         raise UserError(
             f"{name} has {pixels / 1e6:.0f} megapixels, the limit is {MAX_PIXELS // 10**6}; make it smaller"
         )
 
 
-def orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """As its EXIF block has it; 1, upright, where it has none."""
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # a broken EXIF block is no reason to lose the picture
         return 1
 
 
 def _pixels(image: Image.Image, alpha: bool) -> np.ndarray:
     """A loaded image, upright, as uint8 (H, W, 3 or 4)."""
-    turn = orientation(image)
+    turn = exif_orientation(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
-    if turn in UPRIGHT:
-        image = image.transpose(UPRIGHT[turn])
+    if turn in UNDO_ORIENTATION:
+        image = image.transpose(UNDO_ORIENTATION[turn])
     if image.mode == "LAB":
         image = _lab_to_rgb(image)
     if image.mode == "La":
@@ -248,7 +248,7 @@ def _from_array(array: np.ndarray, alpha: bool, name: str) -> np.ndarray:
     return _pixels(Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array), alpha)
 
 
-def laid(pixels: UInt8[np.ndarray, "H W C"], background: Sequence[float]) -> UInt8[np.ndarray, "H W 3"]:
+def flatten_alpha(pixels: UInt8[np.ndarray, "H W C"], background: Sequence[float]) -> UInt8[np.ndarray, "H W 3"]:
     """What has alpha, laid on a colour of red, green and blue from 0 to 255; other pictures as they are."""
     if pixels.shape[2] == 3:
         return pixels
@@ -261,7 +261,7 @@ def resize_crop(
     array: Integer[np.ndarray, "H W *C"],
     size: tuple[int, int],
     crop: float = 1.0,
-    mode: Mode = "crop",
+    mode: ResizeMode = "crop",
     interpolation: str = "bicubic",
     background: Sequence[float] = (255, 255, 255),
 ) -> Integer[np.ndarray, "h w *C"]:
@@ -278,13 +278,13 @@ def resize_crop(
 
     The roundings are those of torchvision's Resize and CenterCrop, as most checkpoints were measured with.
     """
-    if interpolation not in FILTERS:
-        raise UserError(f"interpolation is {interpolation!r}, which must be one of {', '.join(FILTERS)}")
+    if interpolation not in RESAMPLING_FILTERS:
+        raise UserError(f"interpolation is {interpolation!r}, which must be one of {', '.join(RESAMPLING_FILTERS)}")
     if mode not in ("crop", "squash", "pad"):
         raise UserError(f"resize mode is {mode!r}, which must be one of crop, squash, pad")
     full = tuple(math.floor(side / crop) for side in size)
     if mode == "crop":
-        array = _middle(array, full)
+        array = _crop_extreme_aspect(array, full)
     height, width = array.shape[:2]
     if mode == "squash":
         new = full
@@ -296,12 +296,12 @@ def resize_crop(
             new = (max(1, int(full[1] * height / width)), full[1])
         new = tuple(pick(a, b) for a, b in zip(new, full, strict=True))
     if new != (height, width):
-        image = Image.fromarray(array).resize((new[1], new[0]), FILTERS[interpolation])
+        image = Image.fromarray(array).resize((new[1], new[0]), RESAMPLING_FILTERS[interpolation])
         array = np.asarray(image)
-    return _centre(array, size, background)
+    return _center_crop_or_pad(array, size, background)
 
 
-def _middle(array: np.ndarray, full: tuple[int, ...]) -> np.ndarray:
+def _crop_extreme_aspect(array: np.ndarray, full: tuple[int, ...]) -> np.ndarray:
     """The centre of a very long picture, 4 times what will be kept; 1x10000 would grow to 224x2240000."""
     height, width = array.shape[:2]
     unit = min(height / full[0], width / full[1])
@@ -312,7 +312,7 @@ def _middle(array: np.ndarray, full: tuple[int, ...]) -> np.ndarray:
     return array[top : top + tall, left : left + wide]
 
 
-def _centre(array: np.ndarray, size: tuple[int, int], background: Sequence[float]) -> np.ndarray:
+def _center_crop_or_pad(array: np.ndarray, size: tuple[int, int], background: Sequence[float]) -> np.ndarray:
     """The centre of the picture, or the picture in the centre, along each axis by itself."""
     for axis, need in enumerate(size):
         have = array.shape[axis]

@@ -13,27 +13,27 @@ import numpy as np
 from jaxtyping import Integer
 from PIL import Image
 
-from triptych.data.images import UPRIGHT, open_image, orientation, reading
+from triptych.data.images import UNDO_ORIENTATION, exif_orientation, image_errors, open_image
 from triptych.errors import UserError
 
-IGNORED = (
+VOID = (
     255  # the void of up to as many classes; in files too, where it is not the number of one of more classes
 )
-VALUES = 1 << 16  # that a mask of 16 bits can hold
-MOST_CLASSES = VALUES - 1  # the last number is their void
-OUTSIDE = -1
+NUM_MASK_VALUES = 1 << 16  # that a mask of 16 bits can hold
+MAX_MASK_CLASSES = NUM_MASK_VALUES - 1  # the last number is their void
+INVALID = -1
 
 Color = tuple[int, int, int]
 
 
-def void_of(count: int) -> int:
+def void_label(count: int) -> int:
     """What masks of so many classes hold where the class is unknown, and beside the picture."""
-    return IGNORED if count <= IGNORED else VALUES - 1
+    return VOID if count <= VOID else NUM_MASK_VALUES - 1
 
 
-def mask_type(count: int) -> type[np.integer]:
+def mask_dtype(count: int) -> type[np.integer]:
     """The type of masks of so many classes."""
-    return np.uint8 if count <= IGNORED else np.int32
+    return np.uint8 if count <= VOID else np.int32
 
 
 class MaskFormatError(UserError):
@@ -41,7 +41,7 @@ class MaskFormatError(UserError):
 
 
 @dataclass(frozen=True, eq=False)
-class Legend:
+class LabelMap:
     """What the numbers in masks mean.
 
     Attributes:
@@ -53,7 +53,7 @@ class Legend:
 
     classes: tuple[str, ...]
     table: Integer[np.ndarray, "65536"]
-    colours: tuple[Color, ...] | None = None
+    colors: tuple[Color, ...] | None = None
 
     def read(self, source: bytes | str | os.PathLike[str], name: str) -> Integer[np.ndarray, "H W"]:
         """The classes of a mask's pixels.
@@ -61,16 +61,16 @@ class Legend:
         Raises:
             UserError: as `read_values`, or a number that is no class; names the mask.
         """
-        values = read_values(source, name)
-        if int(values.max(initial=0)) >= VALUES:
+        values = read_mask(source, name)
+        if int(values.max(initial=0)) >= NUM_MASK_VALUES:
             self._refuse(int(values.max()), name)
         found = self.table[values]
         if int(found.min(initial=0)) < 0:
             self._refuse(int(values[found < 0].min()), name)
-        return found.astype(mask_type(len(self.classes)))
+        return found.astype(mask_dtype(len(self.classes)))
 
     def _refuse(self, value: int, name: str) -> None:
-        classes = np.flatnonzero((self.table != OUTSIDE) & (self.table != void_of(len(self.classes))))
+        classes = np.flatnonzero((self.table != INVALID) & (self.table != void_label(len(self.classes))))
         known = f"{classes[0]}..{classes[-1]}" if len(classes) else "none"
         raise MaskFormatError(
             f"{name} holds {value}, and the numbers of the {len(self.classes)} classes are {known}; correct the "
@@ -78,24 +78,24 @@ class Legend:
         )
 
 
-def plain_table(count: int, ignore_index: int = IGNORED, reduce_zero_label: bool = False) -> np.ndarray:
+def identity_table(count: int, ignore_index: int = VOID, reduce_zero_label: bool = False) -> np.ndarray:
     """The table of masks whose numbers are class indices from 0, or from 1 where 0 is to be ignored; 255 classes at
     most."""
     first = int(reduce_zero_label)
-    return table_of(range(first, first + count), OUTSIDE, {*range(first), IGNORED, ignore_index})
+    return lookup_table(range(first, first + count), INVALID, {*range(first), VOID, ignore_index})
 
 
-def table_of(numbers: Sequence[int], others: int = IGNORED, void: Collection[int] = ()) -> np.ndarray:
+def lookup_table(numbers: Sequence[int], others: int = VOID, void: Collection[int] = ()) -> np.ndarray:
     """The table of masks where class k is the number `numbers[k]`, `void` is ignored, and `others` is what all other
     numbers are."""
     count = len(numbers)
-    table = np.full(VALUES, others, np.int16 if count <= IGNORED else np.int32)
+    table = np.full(NUM_MASK_VALUES, others, np.int16 if count <= VOID else np.int32)
     table[list(numbers)] = np.arange(count)
-    table[list(void)] = void_of(count)
+    table[list(void)] = void_label(count)
     return table
 
 
-def followed(
+def orient_mask(
     mask: Integer[np.ndarray, "H W"], turn: int, size: tuple[int, int], name: str
 ) -> Integer[np.ndarray, "h w"]:
     """The mask of a picture of EXIF orientation `turn` that was turned upright to `size` (height, width): turned with
@@ -114,19 +114,19 @@ def followed(
     if mask.shape == size:
         return mask
     if mask.shape == stored:
-        return np.asarray(Image.fromarray(mask).transpose(UPRIGHT[turn]))
+        return np.asarray(Image.fromarray(mask).transpose(UNDO_ORIENTATION[turn]))
     raise UserError(
         f"{name} is {width} x {height} pixels and its mask {wide} x {tall}; they must be of one size"
     )
 
 
-def read_values(source: bytes | str | os.PathLike[str], name: str) -> Integer[np.ndarray, "H W"]:
+def read_mask(source: bytes | str | os.PathLike[str], name: str) -> Integer[np.ndarray, "H W"]:
     """The numbers of a mask: grey of 1, 8, 16 or 32 bits, or the indices of a palette.
 
     Raises:
         UserError: colours or a JPEG, which hold no class numbers; no image, damaged, or below 0.
     """
-    with reading(name):
+    with image_errors(name):
         values = np.asarray(_open_mask(source, name))
     if values.dtype == bool:
         return values.astype(np.uint8)
@@ -137,7 +137,7 @@ def read_values(source: bytes | str | os.PathLike[str], name: str) -> Integer[np
 
 def read_palette(source: bytes | str | os.PathLike[str], name: str) -> list[Color] | None:
     """The colours of a mask with a palette, by index; None for others."""
-    with reading(name):
+    with image_errors(name):
         image = _open_mask(source, name)
         flat = image.getpalette("RGB") if image.mode == "P" else None
     return None if flat is None else list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
@@ -154,9 +154,9 @@ def _open_mask(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
             f"{name} is {image.mode}, and a mask holds one class number a pixel (mode L or P); turn its colours "
             "into numbers and save them with Image.fromarray(numbers.astype('uint8'))"
         )
-    if orientation(image) in UPRIGHT:
+    if exif_orientation(image) in UNDO_ORIENTATION:
         raise UserError(
-            f"{name} is a mask stored turned (EXIF orientation {orientation(image)}); save it upright"
+            f"{name} is a mask stored turned (EXIF orientation {exif_orientation(image)}); save it upright"
         )
     image.load()
     return image

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data.masks import Legend, MaskFormatError
+from triptych.data.masks import LabelMap, MaskFormatError
 from triptych.data.source import Source, Subset
-from triptych.data.sources.columns import find_columns, name_of_row, read_labels
+from triptych.data.sources.columns import find_columns, read_labels, row_name
 from triptych.data.sources.detect import Spec, read_tables
-from triptych.data.sources.folders import ID
-from triptych.data.sources.label_maps import legend_of
-from triptych.data.sources.mask_folders import root_of
-from triptych.data.sources.splits import choose_split, held_back
-from triptych.data.sources.table import TableSource, mask_in, rows_without
+from triptych.data.sources.folders import ID_COLUMN
+from triptych.data.sources.label_maps import find_label_map
+from triptych.data.sources.mask_folders import dataset_root
+from triptych.data.sources.splits import choose_held_out, choose_split
+from triptych.data.sources.table import TableSource, empty_rows, mask_in_cell
 from triptych.data.streaming.open import OpenedStream
 from triptych.errors import UserError
 
@@ -96,13 +96,13 @@ def train_and_eval(
     if "train" in opened.splits and ("val" in opened.splits or "test" in opened.splits):
         return opened.source("train"), opened.source("eval")
     if isinstance(opened, OpenedStream):
-        return opened.held_back(eval_fraction, seed)
+        return opened.split_off(eval_fraction, seed)
     whole = opened.source(None)
     if len(whole) < 2:
         raise UserError(
             f"{os.fspath(spec)} holds one image; give one to train and one to evaluate on at least"
         )
-    held = held_back(len(whole), whole.labels, eval_fraction, seed)
+    held = choose_held_out(len(whole), whole.labels, eval_fraction, seed)
     return Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held))
 
 
@@ -121,8 +121,8 @@ class _Opened:
         image_column, _, _, mask_column = asked
         self.splits = read_tables(spec, image_column, mask_column)
         path = Path(spec).expanduser().absolute()
-        self.root = root_of(path) if path.is_dir() else path.parent
-        self._legends: dict[str, Legend] = {}
+        self.root = dataset_root(path) if path.is_dir() else path.parent
+        self._legends: dict[str, LabelMap] = {}
 
     def source(self, split: str | None) -> TableSource:
         chosen = choose_split(os.fspath(self.spec), list(self.splits), split)
@@ -131,7 +131,7 @@ class _Opened:
             where = f" in its split {chosen}" if chosen else ""
             raise UserError(f"{os.fspath(self.spec)} holds no images{where}")
         image, label, caption, mask = self.asked
-        if ID in table.features:  # of our own readers, which call the pictures "image"
+        if ID_COLUMN in table.features:  # of our own readers, which call the pictures "image"
             image = "image"
         if mask not in table.features and any(mask in other.features for other in self.splits.values()):
             mask = None  # a test set may lack what training sets have
@@ -149,19 +149,19 @@ class _Opened:
                 pass
         return source
 
-    def _legend(self, split: str, column: str) -> Legend | None:
+    def _legend(self, split: str, column: str) -> LabelMap | None:
         """What masks mean, the same for all splits; None for a split that has none."""
-        lacking = rows_without(self.splits[split], column)
+        lacking = empty_rows(self.splits[split], column)
         count = len(self.splits[split])
         if len(lacking) == count:
             return None
         if len(lacking):
             raise UserError(
                 f"{len(lacking)} of {count} examples have no mask in column {column}, the first being "
-                f"{name_of_row(self.splits[split], int(lacking[0]))}; give them masks or remove them"
+                f"{row_name(self.splits[split], int(lacking[0]))}; give them masks or remove them"
             )
         if column not in self._legends:
-            self._legends[column] = legend_of(
+            self._legends[column] = find_label_map(
                 lambda: self._masks(column), self.root, self.ignore_index, self.reduce_zero_label
             )
         return self._legends[column]
@@ -170,8 +170,8 @@ class _Opened:
         for table in self.splits.values():
             if column in table.features:
                 cells = table.select_columns(column)
-                for row in set(range(len(table))).difference(rows_without(table, column)):
-                    yield mask_in(cells[row][column], self.root, name_of_row(table, row))
+                for row in set(range(len(table))).difference(empty_rows(table, column)):
+                    yield mask_in_cell(cells[row][column], self.root, row_name(table, row))
 
 
 def is_built_in(spec: Spec) -> bool:

@@ -13,9 +13,9 @@ import torch
 from triptych import weights
 from triptych.config import from_json
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.data.loading.loader import Loader, make_loader, make_whole_loader
-from triptych.data.loading.test_time_views import Passes
-from triptych.data.masks import mask_type, void_of
+from triptych.data.loading.loader import Loader, make_full_image_loader, make_loader
+from triptych.data.loading.test_time_views import ViewOptions
+from triptych.data.masks import mask_dtype, void_label
 from triptych.data.open import open_source, train_and_eval
 from triptych.data.source import Source
 from triptych.device import choose_device, choose_dtype, placed, say_dtype
@@ -48,7 +48,7 @@ def evaluate(
     mask_column: str | None = None,
     ignore_index: int | None = None,
     reduce_zero_label: bool | None = None,
-    passes: Passes | None = None,
+    passes: ViewOptions | None = None,
     device: str | None = None,
     dtype: str | None = None,
     compile: bool = False,
@@ -127,7 +127,7 @@ def evaluate(
         assert isinstance(net, FirstStage)
         compress = config if isinstance(config, CompressConfig) else CompressConfig()
         smallest = None if compress.enlarge else net.card.preprocess.size
-        loader = make_loader(source, loading, net.card.preprocess, train=False, smallest=smallest)
+        loader = make_loader(source, loading, net.card.preprocess, train=False, min_size=smallest)
         features = open_extractor(
             extractor or compress.features or "vit-emoji", picture=net.card.preprocess.size, device=where
         )
@@ -160,11 +160,11 @@ def evaluate(
 
     if parsing:
         assert isinstance(net, Segmenter)
-        look, size = passes or Passes(), loading.eval_batch_size or SEGMENTER_BATCH
+        look, size = passes or ViewOptions(), loading.eval_batch_size or SEGMENTER_BATCH
         least = net.backbone.strides[0]
-        look.fit(least)
-        loader = make_whole_loader(source, loading, card.preprocess, look, least, size)
-        index = np.full(void_of(len(classes)) + 1, void_of(len(known)), mask_type(len(known)))
+        look.check_window(least)
+        loader = make_full_image_loader(source, loading, card.preprocess, look, least, size)
+        index = np.full(void_label(len(classes)) + 1, void_label(len(known)), mask_dtype(len(known)))
         index[: len(classes)] = [known.index(name) for name in classes]
         batches = ({**batch, "mask": [index[m] for m in batch["mask"]]} for batch in shown(loader))
         with autocast():

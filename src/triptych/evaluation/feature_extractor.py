@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from triptych import weights
 from triptych.config import to_json
-from triptych.data.augment.batch import prepare
+from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD
 from triptych.data.example import Example, Image
 from triptych.data.images import decode, resize_crop
@@ -197,7 +197,7 @@ def open_extractor(
     preparation = Preparation(picture=picture, size=how.size, mean=how.mean, std=how.std)
     ready: Any = placed(net, where, torch.float32)
     return Extractor(
-        lambda images: _seen(ready, prepare(images, how.mean, how.std)), preparation, name=name,
+        lambda images: _seen(ready, preprocess_batch(images, how.mean, how.std)), preparation, name=name,
         layer=f"{layer} after the last norm", weights=weights_hash(net), device=where, dtype=precision,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triptych import distributed
-from triptych.data.augment.batch import prepare
+from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
 from triptych.data.example import Image
 from triptych.data.images import decode, resize_crop
@@ -263,7 +263,7 @@ class Faithfulness:
     @torch.inference_mode()
     def _add(self, metrics: ClassificationMetrics, images: torch.Tensor, truth: torch.Tensor) -> None:
         how = self.card.preprocess
-        prepared = prepare(images.to(self.device), how.mean, how.std, how.background)
+        prepared = preprocess_batch(images.to(self.device), how.mean, how.std, how.background)
         metrics.update(self.net(prepared).float().cpu(), truth)
 
 

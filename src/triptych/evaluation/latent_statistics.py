@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triptych import distributed
-from triptych.data.augment.batch import prepare
+from triptych.data.augment.batch import preprocess_batch
 from triptych.models.autoencoder import Autoencoder, FirstStage
 
 Normalisation = tuple[float | tuple[float, ...], float | tuple[float, ...]]
@@ -73,7 +73,7 @@ def measure_latents(
     found, seen = LatentMoments(net), 0
     for batch in loader:
         images = batch["image"] if most is None else batch["image"][: most - seen]
-        found.update(net.embed(prepare(images.to(device), how.mean, how.std, how.background)))
+        found.update(net.embed(preprocess_batch(images.to(device), how.mean, how.std, how.background)))
         seen += len(images)
         if most is not None and seen >= most:
             break

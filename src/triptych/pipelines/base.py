@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from triptych.data.loading.workers import ahead
+from triptych.data.loading.workers import prefetch_map
 from triptych.device import choose_device, choose_dtype, placed
 from triptych.errors import UserError
 from triptych.pipelines.image_input import Picture, images_below, name_of
@@ -109,7 +109,7 @@ class PicturePipeline:
         # Paths and bytes are read in the workers; opened images and arrays are here, and stay.
         asked = (one if isinstance(one, str | os.PathLike | bytes) else tried(one) for one in pictures)
         self.skipped = []
-        for name, found in ahead(tried, asked, size, self.workers):
+        for name, found in prefetch_map(tried, asked, size, self.workers):
             if not isinstance(found, UserError):
                 yield name, found
             elif self.on_bad_image == "fail":

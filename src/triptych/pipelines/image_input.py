@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from triptych.data.images import decode, laid, resize_crop
+from triptych.data.images import decode, flatten_alpha, resize_crop
 from triptych.errors import UserError
 from triptych.model_card import Preprocess
 
@@ -46,7 +46,7 @@ def fitted(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3
     """
     p = preprocess
     pixels = decode(picture, alpha=not _white(p), name=name_of(picture))
-    return laid(resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p.background)
+    return flatten_alpha(resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p.background)
 
 
 def whole(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
@@ -55,7 +55,7 @@ def whole(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"
     Raises:
         UserError: as `fitted`.
     """
-    return laid(decode(picture, alpha=not _white(preprocess), name=name_of(picture)), preprocess.background)
+    return flatten_alpha(decode(picture, alpha=not _white(preprocess), name=name_of(picture)), preprocess.background)
 
 
 def _white(preprocess: Preprocess) -> bool:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from triptych.data.loading.test_time_views import Passes, Piece, feed
+from triptych.data.loading.test_time_views import View, ViewOptions, make_views
 from triptych.device import say_dtype
 from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
@@ -29,7 +29,7 @@ class _Read:
     """A picture, and what of it is fed."""
 
     pixels: UInt8[np.ndarray, "H W 3"]
-    fed: list[Piece]
+    fed: list[View]
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class _Reading:
     """From a picture to what is read of it; goes to other processes."""
 
     preprocess: Preprocess
-    passes: Passes
+    passes: ViewOptions
     least: int
 
     def __call__(self, picture: Picture) -> _Read:
         pixels = whole(picture, self.preprocess)
-        return _Read(pixels, feed(pixels, self.preprocess, self.passes, self.least))
+        return _Read(pixels, make_views(pixels, self.preprocess, self.passes, self.least))
 
 
 class SegmentationPipeline(PicturePipeline):
@@ -127,8 +127,8 @@ class SegmentationPipeline(PicturePipeline):
         Raises:
             UserError: a picture cannot be read; a folder has none; an argument is out of its range.
         """
-        passes = Passes(size=size, window=window, overlap=overlap, scales=scales, flip=flip)
-        passes.fit(self.least)
+        passes = ViewOptions(size=size, window=window, overlap=overlap, scales=scales, flip=flip)
+        passes.check_window(self.least)
         return self.answer(
             images,
             lambda one: self._parse([(name_of(one), self._reading(passes)(one))], passes, confidence)[0],
@@ -136,11 +136,11 @@ class SegmentationPipeline(PicturePipeline):
         )
 
     def stream(
-        self, pictures: Iterable[Picture], passes: Passes | None = None, confidence: bool = False
+        self, pictures: Iterable[Picture], passes: ViewOptions | None = None, confidence: bool = False
     ) -> Iterator[Segmentation]:
         """Results in the order of the pictures; a few pictures, and two that each worker read ahead, are held."""
-        passes = passes or Passes()
-        passes.fit(self.least)
+        passes = passes or ViewOptions()
+        passes.check_window(self.least)
         # A picture a request: they travel whole, and may be large.
         read = self.readable(pictures, self._reading(passes), 1)
         with keeping(self.net):
@@ -162,10 +162,10 @@ class SegmentationPipeline(PicturePipeline):
     def _run(self, pieces: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "n k h w"]:
         return self.logits(batched(pieces, self.card.preprocess, self.config.in_channels))
 
-    def _reading(self, passes: Passes) -> "_Reading":
+    def _reading(self, passes: ViewOptions) -> "_Reading":
         return _Reading(self.card.preprocess, passes, self.least)
 
-    def _parse(self, some: list[tuple[str, _Read]], passes: Passes, confidence: bool) -> list[Segmentation]:
+    def _parse(self, some: list[tuple[str, _Read]], passes: ViewOptions, confidence: bool) -> list[Segmentation]:
         fed = [read.fed for _, read in some]
         strips = strips_of(self._run, fed, passes.window_size, passes.overlap, passes.flip, self.batch_size)
         return [

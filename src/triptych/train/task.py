@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from triptych import distributed
-from triptych.data.augment.batch import augment, augment_pair, prepare
+from triptych.data.augment.batch import augment, augment_with_masks, preprocess_batch
 from triptych.data.config import AugmentConfig
-from triptych.data.loading.test_time_views import Passes
-from triptych.data.masks import void_of
+from triptych.data.loading.test_time_views import ViewOptions
+from triptych.data.masks import void_label
 from triptych.device import sent
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import parsed, strips_of
@@ -106,7 +106,7 @@ class Classify:
         metrics.dist_sync_fn = distributed.gather_tensors
         how = self.card.preprocess
         for batch in loader:
-            images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
+            images = preprocess_batch(batch["image"].to(device), how.mean, how.std, how.background)
             metrics.update(model(images).float(), batch["label"].to(device))
         return metrics.compute()
 
@@ -155,7 +155,7 @@ class Segment:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         with torch.autocast(batch["image"].device.type, enabled=False):
-            images, masks = augment_pair(
+            images, masks = augment_with_masks(
                 batch["image"], batch["mask"], self.config, batch["seed"], batch["aspect"]
             )
         assert isinstance(model, Segmenter)
@@ -164,7 +164,7 @@ class Segment:
         loss = pixel_loss(logits.float(), masks, self.weights)
         if aux is not None and self.weights.aux:
             loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights)
-        known = masks != void_of(self.num_classes)
+        known = masks != void_label(self.num_classes)
         right = distributed.sum_over_batch(((logits.argmax(1) == masks) & known).sum())
         return loss, {"train_pixels": right / distributed.sum_over_batch(known.sum()).clamp(min=1)}
 
@@ -183,26 +183,26 @@ class Segment:
     def measure(self, model: nn.Module, loader: Iterable[Batch]) -> dict[str, Any]:
         """All of `SegmentationMetrics.compute`, arrays too, on pictures and masks at the size the network is fed."""
         device = next(model.parameters()).device
-        metrics = SegmentationMetrics(self.num_classes, void_of(self.num_classes)).to(device)
+        metrics = SegmentationMetrics(self.num_classes, void_label(self.num_classes)).to(device)
         metrics.dist_sync_fn = distributed.gather_tensors
         how = self.card.preprocess
         for batch in loader:
-            images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
+            images = preprocess_batch(batch["image"].to(device), how.mean, how.std, how.background)
             metrics.update(model(images).float(), batch["mask"].to(device))
         return metrics.compute()
 
     @torch.no_grad()
     def measure_whole(
-        self, model: nn.Module, loader: Iterable[Batch], passes: Passes, batch_size: int
+        self, model: nn.Module, loader: Iterable[Batch], passes: ViewOptions, batch_size: int
     ) -> dict[str, Any]:
         """The same of whole pictures (`make_whole_loader`), at each mask's own size: logits are enlarged to it."""
         device, K = next(model.parameters()).device, self.num_classes
-        metrics = SegmentationMetrics(K, void_of(K)).to(device)
+        metrics = SegmentationMetrics(K, void_label(K)).to(device)
         how = self.card.preprocess
 
         def run(pieces: Sequence[np.ndarray]) -> Tensor:
             images = torch.from_numpy(np.stack(pieces)).to(device).permute(0, 3, 1, 2)
-            return model(prepare(images.contiguous(), how.mean, how.std)).float()
+            return model(preprocess_batch(images.contiguous(), how.mean, how.std)).float()
 
         for batch in loader:
             looks = strips_of(
@@ -222,7 +222,7 @@ def pixel_loss(
     """The weighted sum of `LossConfig` over the pixels of known class (`data.masks.void_of`); 0 where there is none.
     Of a batch that several processes share it is that of the whole, in each of them."""
     K = logits.shape[1]
-    known = masks != void_of(K)
+    known = masks != void_label(K)
     count = distributed.sum_over_batch(known.sum()).clamp(min=1)
     logs = logits.log_softmax(dim=1)
     target = masks.masked_fill(~known, 0)
@@ -281,7 +281,7 @@ class MaskedPixels:
         device, how = next(model.parameters()).device, self.card.preprocess
         total, count = 0.0, 0
         for i, batch in enumerate(loader):
-            images = prepare(batch["image"].to(device), how.mean, how.std, how.background)
+            images = preprocess_batch(batch["image"].to(device), how.mean, how.std, how.background)
             total += self.error(model, images, (0, batch.get("number", i))).item() * len(images)
             count += len(images)
         total, count = distributed.all_sum(total, count)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from triptych.config import from_json, to_json
 from triptych.data.augment import batch as module
-from triptych.data.augment.batch import augment, augment_pair, draw, prepare
-from triptych.data.augment.color import LUMA, jitter
-from triptych.data.augment.geometry import geometry, warp, warp_mask
-from triptych.data.augment.mixing import inside
+from triptych.data.augment.batch import augment, augment_with_masks, draw_augmentation, preprocess_batch
+from triptych.data.augment.color import LUMA, color_jitter
+from triptych.data.augment.geometry import draw_geometry, warp, warp_mask
+from triptych.data.augment.mixing import inside_boxes
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.errors import UserError
 
@@ -82,7 +82,7 @@ def test_the_batch_is_left_as_it_was():
         x = pictures(3, channels)
         kept = x.clone()
         augment(x, torch.zeros(3).long(), AugmentConfig(image_size=(8, 8), **EVERYTHING), 0, 2)
-        prepare(x)
+        preprocess_batch(x)
         assert torch.equal(x, kept)
 
 
@@ -92,7 +92,7 @@ def test_with_everything_off_the_pixels_stay(channels, size):
     x = pictures(3, channels, size)
     config = AugmentConfig(image_size=size, random_background=0.0, background=(10, 200, 30), **OFF)
     got, targets = augment(x, torch.tensor([2, 0, 1]), config, 5, 3)
-    assert torch.allclose(got, prepare(x, background=(10, 200, 30)), atol=1e-5, rtol=0)
+    assert torch.allclose(got, preprocess_batch(x, background=(10, 200, 30)), atol=1e-5, rtol=0)
     assert torch.equal(targets, torch.eye(3)[[2, 0, 1]])
 
 
@@ -108,7 +108,7 @@ def test_a_flip_is_exact():
     config = AugmentConfig(image_size=(12, 10), **{**OFF, "flip": 1.0}, **PLAIN)
     assert torch.allclose(augment(x, None, config, 3)[0], x.flip(-1) / 255, atol=1e-5)
     config = AugmentConfig(image_size=(12, 10), **{**OFF, "flip": 0.5}, **PLAIN)
-    flipped = draw(6, config, 3).matrices[:, 0, 0] < 0
+    flipped = draw_augmentation(6, config, 3).matrices[:, 0, 0] < 0
     assert flipped.any()
     assert not flipped.all()
     expected = torch.where(flipped[:, None, None, None], x.flip(-1), x) / 255
@@ -119,7 +119,7 @@ def test_prepare_lays_alpha_on_the_background_and_normalises():
     x = torch.zeros(1, 4, 1, 3, dtype=torch.uint8)
     x[0, :3] = torch.tensor([200, 100, 50])[:, None, None]
     x[0, 3, 0] = torch.tensor([0, 255, 51])
-    got = prepare(x, (0.1, 0.2, 0.3), (0.5, 0.25, 1.0), (255, 0, 128))
+    got = preprocess_batch(x, (0.1, 0.2, 0.3), (0.5, 0.25, 1.0), (255, 0, 128))
     colour, ground = np.array([200, 100, 50]) / 255, np.array([255, 0, 128]) / 255
     for column, alpha in enumerate((0, 1, 0.2)):
         expected = (colour * alpha + ground * (1 - alpha) - [0.1, 0.2, 0.3]) / [0.5, 0.25, 1.0]
@@ -138,7 +138,7 @@ def test_the_matrices_are_the_ones_that_masks_can_follow():
         image_size=(64, 64), degrees=25, zoom=(0.8, 1.2), translate=(0.1, 0.1), shear=10, **PLAIN
     )
     shown, _ = augment(image, None, config, 11)
-    followed = warp(mask, draw(8, config, 11).matrices, (64, 64), "nearest")
+    followed = warp(mask, draw_augmentation(8, config, 11).matrices, (64, 64), "nearest")
     assert ((shown[:, :1] > 0.5).float() - followed).abs().mean() < 0.01
 
 
@@ -152,7 +152,7 @@ def test_the_matrices_are_the_ones_that_masks_can_follow():
 @settings(max_examples=60, deadline=None)
 def test_crops_lie_within_and_have_the_asked_area_and_ratio(low, ratio, aspect, size, seed):
     config = AugmentConfig(image_size=size, crop_scale=(low, 1.0), crop_ratio=(1 / ratio, ratio), flip=0.0)
-    matrices = geometry(16, config, np.random.default_rng(seed), np.full(16, aspect))
+    matrices = draw_geometry(16, config, np.random.default_rng(seed), np.full(16, aspect))
     width, height = matrices[:, 0, 0], matrices[:, 1, 1]  # shares of the picture
     assert (np.abs(matrices[:, 0, 2]) + width <= 1 + 1e-6).all()
     assert (np.abs(matrices[:, 1, 2]) + height <= 1 + 1e-6).all()
@@ -172,16 +172,16 @@ def test_a_rotation_turns_squares_into_squares_on_a_wide_image():
     turned = warp(x, matrix.float(), (40, 80), padding="zeros")
     assert torch.allclose(turned, x, atol=1e-4)
     config = AugmentConfig(image_size=(40, 80), degrees=90, **OFF)
-    for theta in geometry(20, config, np.random.default_rng(0)):
+    for theta in draw_geometry(20, config, np.random.default_rng(0)):
         square = np.diag([2.0, 1.0]) @ theta[:, :2] @ np.diag([0.5, 1.0])
         assert np.allclose(square @ square.T, np.eye(2), atol=1e-9)
 
 
 def test_zoom_and_translate_do_what_their_names_say():
     config = AugmentConfig(image_size=(8, 8), zoom=(2.0, 2.0), **OFF)
-    assert np.allclose(geometry(1, config, np.random.default_rng(0))[0], [[0.5, 0, 0], [0, 0.5, 0]])
+    assert np.allclose(draw_geometry(1, config, np.random.default_rng(0))[0], [[0.5, 0, 0], [0, 0.5, 0]])
     config = AugmentConfig(image_size=(8, 8), translate=(0.25, 0.0), **OFF)
-    shift = geometry(200, config, np.random.default_rng(0))[:, :, 2]
+    shift = draw_geometry(200, config, np.random.default_rng(0))[:, :, 2]
     assert 0.45 < np.abs(shift[:, 0]).max() <= 0.5  # a quarter of the range from -1 to 1
     assert (shift[:, 1] == 0).all()
 
@@ -220,7 +220,7 @@ def test_image_and_mask_stay_together(size, out, aspect, seed):
         shear=10,
         **PLAIN,
     )
-    shown, moved = augment_pair(images, masks, config, seed, torch.full((3,), aspect))
+    shown, moved = augment_with_masks(images, masks, config, seed, torch.full((3,), aspect))
     assert moved.dtype == torch.uint8
     assert moved.shape == (3, *out)
     inside_frame = moved != 255
@@ -237,7 +237,7 @@ def _near_edges(masks, config, seed, aspect) -> torch.Tensor:
     return (
         warp_mask(
             (spread[:, 0] > 0).byte(),
-            draw(3, config, seed, torch.full((3,), aspect)).matrices,
+            draw_augmentation(3, config, seed, torch.full((3,), aspect)).matrices,
             config.image_size,
         )
         > 0
@@ -247,31 +247,31 @@ def _near_edges(masks, config, seed, aspect) -> torch.Tensor:
 def test_the_pair_is_what_augment_shows():
     x, masks = pictures(4, 3, (20, 24)), regions(4, (20, 24))
     config = AugmentConfig(image_size=(16, 16), degrees=20, brightness=0.3, hue=0.1, erasing=1.0)
-    shown, moved = augment_pair(x, masks, config, (3, 1))
+    shown, moved = augment_with_masks(x, masks, config, (3, 1))
     assert torch.equal(shown, augment(x, None, config, (3, 1))[0])
     plain = AugmentConfig(image_size=(16, 16), degrees=20)
     assert torch.equal(
-        moved, augment_pair(x, masks, plain, (3, 1))[1]
+        moved, augment_with_masks(x, masks, plain, (3, 1))[1]
     )  # colour and erasing are the image's alone
-    assert torch.equal(augment_pair(x, masks, AugmentConfig(image_size=(20, 24), **OFF), 0)[1], masks)
+    assert torch.equal(augment_with_masks(x, masks, AugmentConfig(image_size=(20, 24), **OFF), 0)[1], masks)
 
 
 def test_beside_the_picture_nothing_is_known():
     config = AugmentConfig(image_size=(8, 8), zoom=(0.5, 0.5), **OFF)
-    _, moved = augment_pair(pictures(1, 3, (8, 8)), torch.zeros(1, 8, 8, dtype=torch.uint8), config, 0)
+    _, moved = augment_with_masks(pictures(1, 3, (8, 8)), torch.zeros(1, 8, 8, dtype=torch.uint8), config, 0)
     expected = torch.full((8, 8), 255)
     expected[2:6, 2:6] = 0
     assert torch.equal(moved[0].long(), expected)
     unknown = torch.full((1, 8, 8), 255, dtype=torch.uint8)
-    assert torch.equal(augment_pair(pictures(1, 3, (8, 8)), unknown, config, 0)[1], unknown)
+    assert torch.equal(augment_with_masks(pictures(1, 3, (8, 8)), unknown, config, 0)[1], unknown)
 
 
 def test_transparent_pictures_with_masks_and_pieces(monkeypatch):
     x, masks = pictures(5, 4), regions(5, (12, 10))
     config = AugmentConfig(image_size=(9, 9), degrees=20)
-    whole = augment_pair(x, masks, config, 6)
+    whole = augment_with_masks(x, masks, config, 6)
     monkeypatch.setattr(module, "PIECE_BYTES", 1)
-    pieces = augment_pair(x, masks, config, 6)
+    pieces = augment_with_masks(x, masks, config, 6)
     assert torch.allclose(whole[0], pieces[0], atol=1e-5)
     assert torch.equal(whole[1], pieces[1])
 
@@ -280,14 +280,14 @@ def test_transparent_pictures_with_masks_and_pieces(monkeypatch):
 def test_what_masks_cannot_follow_is_refused(name):
     config = AugmentConfig(image_size=(12, 10), **{name: 1})
     with pytest.raises(UserError, match=name):
-        augment_pair(pictures(2), regions(2, (12, 10)), config, 0)
+        augment_with_masks(pictures(2), regions(2, (12, 10)), config, 0)
 
 
 def test_masks_of_many_classes_are_moved_as_those_of_few_are():
     config = AugmentConfig(image_size=(9, 11), degrees=40.0, translate=(0.3, 0.3), crop_scale=(0.5, 1.0))
     images, few = torch.zeros(4, 3, 12, 10, dtype=torch.uint8), regions(4, (12, 10))
-    _, moved = augment_pair(images, few, config, 3)
-    _, many = augment_pair(images, few.to(torch.int32) + 65_000, config, 3)
+    _, moved = augment_with_masks(images, few, config, 3)
+    _, many = augment_with_masks(images, few.to(torch.int32) + 65_000, config, 3)
     assert many.dtype == torch.int32
     assert (moved == 255).any()
     assert torch.equal(many, torch.where(moved == 255, 65_535, moved.to(torch.int32) + 65_000))
@@ -297,7 +297,7 @@ def test_wrong_masks_are_named():
     config = AugmentConfig(image_size=(4, 4))
     for masks in (regions(2, (12, 12)), regions(3, (12, 10)), regions(2, (12, 10)).long()):
         with pytest.raises(UserError, match=r"must be torch.uint8 or torch.int32 of shape \(2, 12, 10\)"):
-            augment_pair(pictures(2), masks, config, 0)
+            augment_with_masks(pictures(2), masks, config, 0)
 
 
 # ---------------------------------------------------------------------------------------- colour, backgrounds
@@ -310,27 +310,27 @@ def colours(brightness=1.0, contrast=1.0, saturation=1.0, angle=0.0) -> torch.Te
 def test_colour_is_torchvisions_where_nothing_clips():
     x = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.3
     luma = torch.tensor(LUMA)[None, :, None, None]
-    assert torch.allclose(jitter(x, colours()), x, atol=1e-6)
-    assert torch.allclose(jitter(x, colours(brightness=1.2)), x * 1.2, atol=1e-6)
+    assert torch.allclose(color_jitter(x, colours()), x, atol=1e-6)
+    assert torch.allclose(color_jitter(x, colours(brightness=1.2)), x * 1.2, atol=1e-6)
     grey = (x * luma).sum(1, keepdim=True)
-    assert torch.allclose(jitter(x, colours(contrast=0.6)), 0.6 * x + 0.4 * grey.mean(), atol=1e-6)
-    assert torch.allclose(jitter(x, colours(saturation=0.0)), grey.expand(-1, 3, -1, -1), atol=1e-6)
-    turned = jitter(x, colours(angle=2.0))
+    assert torch.allclose(color_jitter(x, colours(contrast=0.6)), 0.6 * x + 0.4 * grey.mean(), atol=1e-6)
+    assert torch.allclose(color_jitter(x, colours(saturation=0.0)), grey.expand(-1, 3, -1, -1), atol=1e-6)
+    turned = color_jitter(x, colours(angle=2.0))
     assert torch.allclose((turned * luma).sum(1, keepdim=True), grey, atol=1e-3)
-    assert torch.allclose(jitter(turned, colours(angle=-2.0)), x, atol=1e-5)
-    both = jitter(jitter(x, colours(brightness=1.1)), colours(contrast=0.7))
-    assert torch.allclose(jitter(x, colours(1.1, 0.7)), both, atol=1e-6)
+    assert torch.allclose(color_jitter(turned, colours(angle=-2.0)), x, atol=1e-5)
+    both = color_jitter(color_jitter(x, colours(brightness=1.1)), colours(contrast=0.7))
+    assert torch.allclose(color_jitter(x, colours(1.1, 0.7)), both, atol=1e-6)
 
 
 def test_colour_of_premultiplied_pixels_is_the_colour_premultiplied():
     rgb = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     opaque = torch.cat([rgb, torch.ones(1, 1, 6, 6)], 1)
     change = colours(1.3, 0.8, 1.5, 0.4)
-    assert torch.allclose(jitter(opaque, change)[:, :3], jitter(rgb, change), atol=1e-6)
+    assert torch.allclose(color_jitter(opaque, change)[:, :3], color_jitter(rgb, change), atol=1e-6)
     half = torch.cat([rgb * 0.5, torch.full((1, 1, 6, 6), 0.5)], 1)
-    assert torch.allclose(jitter(half, change)[:, :3], jitter(rgb, change) * 0.5, atol=1e-6)
+    assert torch.allclose(color_jitter(half, change)[:, :3], color_jitter(rgb, change) * 0.5, atol=1e-6)
     clear = torch.zeros(1, 4, 6, 6)
-    assert torch.equal(jitter(clear, change), clear)
+    assert torch.equal(color_jitter(clear, change), clear)
 
 
 def test_transparent_images_show_random_backgrounds_of_every_kind():
@@ -367,13 +367,13 @@ def test_erasing_paints_one_rectangle():
     x = torch.full((40, 3, 32, 32), 128, dtype=torch.uint8)
     config = AugmentConfig(image_size=(32, 32), erasing=1.0, **OFF)
     got, _ = augment(x, None, config, 0)
-    hit = (got - prepare(x)).abs().amax(1) > 1e-4
+    hit = (got - preprocess_batch(x)).abs().amax(1) > 1e-4
     for mask in hit:
         rows, columns = mask.any(1), mask.any(0)
         assert torch.equal(mask, rows[:, None] & columns[None, :])
         assert 0.01 < mask.float().mean() < 0.4
     off = AugmentConfig(image_size=(32, 32), erasing=0.0, **OFF)
-    assert torch.allclose(augment(x, None, off, 0)[0], prepare(x), atol=1e-5)
+    assert torch.allclose(augment(x, None, off, 0)[0], preprocess_batch(x), atol=1e-5)
 
 
 def test_mixup_mixes_images_as_it_mixes_targets():
@@ -398,7 +398,7 @@ def test_mixing_can_be_rare_and_needs_two():
     x = pictures(4)
     got, targets = augment(x, torch.arange(4), config, 0, 4)
     assert torch.equal(targets, torch.eye(4))
-    assert torch.allclose(got, prepare(x), atol=1e-5)
+    assert torch.allclose(got, preprocess_batch(x), atol=1e-5)
     always = AugmentConfig(image_size=(12, 10), mixup=0.8, **OFF)
     assert torch.equal(augment(x[:1], torch.tensor([3]), always, 0, 4)[1], torch.eye(4)[3:])
 
@@ -411,7 +411,7 @@ def test_label_smoothing_spreads_evenly():
 
 def test_boxes_cover_their_share():
     box = torch.tensor([[0.25, 0.0, 0.75, 0.5]])
-    mask = inside(box, (8, 8))[0, 0]
+    mask = inside_boxes(box, (8, 8))[0, 0]
     assert mask.sum() == 16
     assert mask[:4, 2:6].all()
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from triptych.data.builtin import procedural_backgrounds
 from triptych.data.builtin import scenes as module
 from triptych.data.builtin.emoji import ASSETS, emoji
-from triptych.data.builtin.procedural_backgrounds import backdrop
-from triptych.data.builtin.scenes import FEWEST, MOST, _sentence, scenes
+from triptych.data.builtin.procedural_backgrounds import random_background
+from triptych.data.builtin.scenes import MAX_DRAWINGS, MIN_DRAWINGS, _join_names, scenes
 from triptych.data.open import open_source, train_and_eval
 from triptych.data.source import Subset
 from triptych.errors import UserError
@@ -40,7 +40,7 @@ def test_a_scene():
 
 
 def test_what_is_in_a_scene(some):
-    assert {len(scene.boxes) for scene in some} == set(range(FEWEST, MOST + 1))
+    assert {len(scene.boxes) for scene in some} == set(range(MIN_DRAWINGS, MAX_DRAWINGS + 1))
     shares = np.mean([np.bincount(scene.mask.ravel(), minlength=7) for scene in some], 0) / 128**2
     assert 0.5 < shares[0] < 0.85
     assert shares[1:].min() > 0.015
@@ -70,9 +70,9 @@ def test_the_mask_is_exact(monkeypatch):
 
     def on(value: int, index: int):
         def plain(rng, size):
-            return np.full_like(backdrop(rng, size), value)
+            return np.full_like(random_background(rng, size), value)
 
-        monkeypatch.setattr(module, "backdrop", plain)
+        monkeypatch.setattr(module, "random_background", plain)
         return scenes("train")[index]
 
     for index in range(12):
@@ -104,7 +104,7 @@ def test_other_numbers_give_other_scenes(some):
     pictures = {scene.image.tobytes() for scene in some}
     pictures |= {scenes("train", seed=1)[0].image.tobytes(), scenes("test")[0].image.tobytes()}
     assert len(pictures) == len(some) + 2
-    grounds = [backdrop(np.random.default_rng([0, split, 0]), (16, 16)) for split in (False, True)]
+    grounds = [random_background(np.random.default_rng([0, split, 0]), (16, 16)) for split in (False, True)]
     assert not np.array_equal(*grounds)  # a network has not trained on the test's backdrops
 
 
@@ -142,7 +142,7 @@ def test_indexing():
 def test_odd_sizes(size):
     for scene in scenes("train", count=5, size=size):
         assert scene.image.shape == (*size, 3)
-        assert FEWEST <= len(scene.boxes) <= MOST
+        assert MIN_DRAWINGS <= len(scene.boxes) <= MAX_DRAWINGS
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_mistakes_are_explained_in_one_line(arguments, message):
 
 
 def test_captions():
-    assert _sentence(["red apple"]) == "a red apple"
-    assert _sentence(["red apple", "owl"]) == "a red apple and an owl"
-    assert _sentence(["scissors", "octopus", "compass"]) == "scissors, an octopus and a compass"
+    assert _join_names(["red apple"]) == "a red apple"
+    assert _join_names(["red apple", "owl"]) == "a red apple and an owl"
+    assert _join_names(["scissors", "octopus", "compass"]) == "scissors, an octopus and a compass"
 
 
 @pytest.mark.parametrize("kind", ["ramp", "clouds", "stripes", "checks", "blobs", "shapes"])
@@ -177,7 +177,7 @@ def test_fields_fill_any_size(kind, size):
 
 
 def test_backdrops_vary():
-    pictures = np.stack([backdrop(np.random.default_rng(seed), (32, 32)) for seed in range(200)]).astype(int)
+    pictures = np.stack([random_background(np.random.default_rng(seed), (32, 32)) for seed in range(200)]).astype(int)
     detail = np.abs(np.diff(pictures, axis=2)).mean((1, 2, 3))
     assert np.percentile(detail, 10) < 4 < 12 < np.percentile(detail, 90)  # from smooth to busy
     assert pictures.mean((1, 2)).std(0).min() > 25  # of every colour

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from triptych.data.images import size_of
-from triptych.data.loading.aspect_buckets import Bucketed, BucketOrder, bucket_shapes, sort_into
+from triptych.data.images import read_image_size
+from triptych.data.loading.aspect_buckets import BucketedDataset, BucketOrder, assign_buckets, bucket_shapes
 from triptych.data.open import open_source
 from triptych.errors import UserError
 
@@ -52,9 +52,9 @@ def test_pictures_go_to_the_nearest_aspect(tmp_path):
     (tmp_path / "f.png").write_bytes(b"nothing")
     source = open_source(tmp_path)
     shapes = ((88, 48), (64, 64), (48, 88))
-    assert sort_into(source, shapes).tolist() == [1, 2, 0, 1, 0, 0]
-    assert size_of(str(tmp_path / "e.jpg")) == (80, 30)
-    assert size_of(b"nothing") is None
+    assert assign_buckets(source, shapes).tolist() == [1, 2, 0, 1, 0, 0]
+    assert read_image_size(str(tmp_path / "e.jpg")) == (80, 30)
+    assert read_image_size(b"nothing") is None
 
 
 @given(
@@ -96,6 +96,6 @@ def test_rows_count_in_the_whole_source():
         def __getitems__(self, indices):
             return {"row": list(indices), "value": [int(self.rows[i]) * 10 for i in indices]}
 
-    whole = Bucketed(np.array([0, 1, 0, 1, 1]), lambda number, rows: Part(rows))
+    whole = BucketedDataset(np.array([0, 1, 0, 1, 1]), lambda number, rows: Part(rows))
     batch = whole.__getitems__([4, 1])
     assert batch == {"row": [4, 1], "value": [40, 10]}

@@ -17,7 +17,7 @@ from triptych.data.config import DataConfig
 from triptych.data.example import Example
 from triptych.data.images import Resize, decode, resize_crop
 from triptych.data.loading import loader as module
-from triptych.data.loading.batch_order import Divided, Order
+from triptych.data.loading.batch_order import DividedOrder, EpochOrder
 from triptych.data.loading.loader import Loader, make_loader
 from triptych.data.source import Source
 from triptych.errors import UserError
@@ -105,8 +105,8 @@ def test_evaluation_follows_the_preprocessing():
 @given(count=st.integers(1, 60), size=st.integers(1, 20), shuffle=st.booleans(), epoch=st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
 def test_orders(count, size, shuffle, epoch):
-    batches = Order(count, size, 3, shuffle=shuffle).batches(epoch)
-    again = Order(count, size, 3, shuffle=shuffle)
+    batches = EpochOrder(count, size, 3, shuffle=shuffle).batches(epoch)
+    again = EpochOrder(count, size, 3, shuffle=shuffle)
     assert len(again) == len(batches)
     assert all(np.array_equal(a, b) for a, b in zip(batches, again.batches(epoch), strict=True))
     rows = np.concatenate(batches)
@@ -125,14 +125,14 @@ def test_orders(count, size, shuffle, epoch):
 @given(count=st.integers(1, 60), size=st.integers(1, 20), world=st.integers(1, 4), shuffle=st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_processes_share_each_batch_or_take_turns(count, size, world, shuffle):
-    order = Order(count, size, 3, shuffle=shuffle)
+    order = EpochOrder(count, size, 3, shuffle=shuffle)
     whole = order.batches(1)
-    parts = [Divided(order, rank, world, within=True) for rank in range(world)]
+    parts = [DividedOrder(order, rank, world, within=True) for rank in range(world)]
     assert {len(part) for part in parts} == {len(order)}
     for batch, *shares in zip(whole, *(part.batches(1) for part in parts), strict=True):
         assert np.array_equal(np.concatenate(shares), batch)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    turns = [Divided(order, rank, world, within=False) for rank in range(world)]
+    turns = [DividedOrder(order, rank, world, within=False) for rank in range(world)]
     assert [len(turn) for turn in turns] == [len(turn.batches(1)) for turn in turns]
     for number, batch in enumerate(whole):
         assert np.array_equal(turns[number % world].batches(1)[number // world], batch)

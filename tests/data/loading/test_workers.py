@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from triptych.data.loading.workers import ahead
+from triptych.data.loading.workers import prefetch_map
 
 
 def squared(number):
@@ -22,7 +22,7 @@ def fragile(number):
 @pytest.mark.parametrize(("count", "size"), [(0, 4), (3, 4), (4, 4), (23, 4), (6, 1)])
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_it_is_map_in_order(count, size, workers):
-    made = list(ahead(squared, iter(range(count)), size, workers))
+    made = list(prefetch_map(squared, iter(range(count)), size, workers))
     assert [value for value, _ in made] == [n * n for n in range(count)]
     elsewhere = {process for _, process in made} - {os.getpid()}
     assert bool(elsewhere) == (workers > 0 and count >= size)  # for a few items no process is started
@@ -31,7 +31,7 @@ def test_it_is_map_in_order(count, size, workers):
 
 def test_it_asks_for_no_more_than_two_requests_a_worker():
     taken = itertools.count()
-    made = ahead(squared, taken, 3, 1)
+    made = prefetch_map(squared, taken, 3, 1)
     assert next(made)[0] == 0
     assert next(taken) <= 3 * (1 + 2)
     assert len(multiprocessing.active_children()) == 1
@@ -41,7 +41,7 @@ def test_it_asks_for_no_more_than_two_requests_a_worker():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_goes_wrong_comes_out_and_the_processes_end(workers):
-    made = ahead(fragile, range(9), 2, workers)
+    made = prefetch_map(fragile, range(9), 2, workers)
     with pytest.raises(KeyError, match="five"):
         list(made)
     assert not multiprocessing.active_children()
@@ -51,5 +51,5 @@ def test_what_goes_wrong_comes_out_and_the_processes_end(workers):
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        list(ahead(squared, broken(), 2, workers))
+        list(prefetch_map(squared, broken(), 2, workers))
     assert not multiprocessing.active_children()

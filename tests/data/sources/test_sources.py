@@ -13,7 +13,7 @@ from triptych.data.config import DataConfig
 from triptych.data.images import Resize
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import open_source, train_and_eval
-from triptych.data.sources.splits import held_back
+from triptych.data.sources.splits import choose_held_out
 from triptych.errors import UserError
 
 # -------------------------------------------------------------------------------------------- class folders
@@ -262,8 +262,8 @@ def test_the_emoji():
 @settings(max_examples=80, deadline=None)
 def test_the_share_held_back_is_even_and_leaves_every_class(labels, fraction, seed):
     labels = np.array(labels)
-    held = held_back(len(labels), labels, fraction, seed)
-    assert np.array_equal(held, held_back(len(labels), labels, fraction, seed))
+    held = choose_held_out(len(labels), labels, fraction, seed)
+    assert np.array_equal(held, choose_held_out(len(labels), labels, fraction, seed))
     assert held.any()
     if len(np.unique(labels)) < len(labels):
         assert set(labels[~held]) == set(labels)
@@ -274,9 +274,9 @@ def test_the_share_held_back_is_even_and_leaves_every_class(labels, fraction, se
 
 def test_what_is_held_back_in_sum_is_the_share():
     labels = np.repeat(np.arange(50), 2)
-    assert held_back(100, labels, 0.1, 0).sum() == 10
-    assert held_back(100, None, 0.1, 0).sum() == 10
-    assert (held_back(100, None, 0.1, 0) != held_back(100, None, 0.1, 1)).any()
+    assert choose_held_out(100, labels, 0.1, 0).sum() == 10
+    assert choose_held_out(100, None, 0.1, 0).sum() == 10
+    assert (choose_held_out(100, None, 0.1, 0) != choose_held_out(100, None, 0.1, 1)).any()
 
 
 def test_a_seeded_split_is_the_same_each_time(pets):

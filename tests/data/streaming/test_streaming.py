@@ -17,15 +17,15 @@ from triptych.data import disk_index
 from triptych.data.config import DataConfig
 from triptych.data.images import Resize
 from triptych.data.loading import batch_order as module
-from triptych.data.loading.batch_order import Divided, Order
+from triptych.data.loading.batch_order import DividedOrder, EpochOrder
 from triptych.data.loading.loader import make_loader
-from triptych.data.loading.permutation import permuted
-from triptych.data.loading.stream_order import LaneOrder
+from triptych.data.loading.permutation import permute
+from triptych.data.loading.stream_order import StreamOrder
 from triptych.data.open import open_source, train_and_eval
-from triptych.data.sources.tar import members
+from triptych.data.sources.tar import iter_members
 from triptych.data.streaming import parquet as parquet_rows
 from triptych.data.streaming.parquet import ParquetRows
-from triptych.data.streaming.source import Every
+from triptych.data.streaming.source import StreamSplit
 from triptych.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -37,30 +37,30 @@ pytestmark = pytest.mark.usefixtures("cache")
 @given(count=st.integers(1, 3000), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_a_bijection_is_one(count, seed, epoch):
-    found = permuted(np.arange(count), count, seed, epoch)
+    found = permute(np.arange(count), count, seed, epoch)
     assert np.array_equal(np.sort(found), np.arange(count))
     few = np.arange(count)[::7]
-    assert np.array_equal(permuted(few, count, seed, epoch), found[::7])
+    assert np.array_equal(permute(few, count, seed, epoch), found[::7])
 
 
 def test_a_bijection_mixes():
-    found = permuted(np.arange(50_000), 50_000, 1, 0)
+    found = permute(np.arange(50_000), 50_000, 1, 0)
     assert abs(np.corrcoef(np.arange(50_000), found)[0, 1]) < 0.02
-    assert not np.array_equal(found, permuted(np.arange(50_000), 50_000, 1, 1))
+    assert not np.array_equal(found, permute(np.arange(50_000), 50_000, 1, 1))
     # The gap between two places chosen at random is a third of all.
     assert np.abs(np.diff(found)).mean() / 50_000 == pytest.approx(1 / 3, abs=0.01)
 
 
 def test_large_orders_are_computed(monkeypatch):
-    monkeypatch.setattr(module, "HELD", 50)
-    order = Order(103, 10, 3, shuffle=True)
-    parts = [Divided(order, rank, 2, within=True).batches(1) for rank in range(2)]
+    monkeypatch.setattr(module, "MAX_STORED_ROWS", 50)
+    order = EpochOrder(103, 10, 3, shuffle=True)
+    parts = [DividedOrder(order, rank, 2, within=True).batches(1) for rank in range(2)]
     rows = np.concatenate([batch for part in parts for batch in part])
     assert len(parts[0]) == 10
     assert len(rows) == len(set(rows.tolist())) == 100
     assert all(len(batch) == 5 for part in parts for batch in part)
     assert order.batches(1)[3].tolist() == [*parts[0][3], *parts[1][3]]
-    plain = Order(103, 10, 3, shuffle=False).batches(0)
+    plain = EpochOrder(103, 10, 3, shuffle=False).batches(0)
     assert np.concatenate(list(plain)).tolist() == list(range(103))
 
 
@@ -105,14 +105,14 @@ def test_lanes(sizes, world, workers, batch, buffer, lanes, epoch):
     bounds = np.cumsum([0, *sizes])
     if bounds[-1] < batch:
         with pytest.raises(UserError, match="fills no batch"):
-            LaneOrder(bounds, batch, 5)
+            StreamOrder(bounds, batch, 5)
         return
-    order = LaneOrder(bounds, batch, 5, buffer=buffer, lanes=lanes)
+    order = StreamOrder(bounds, batch, 5, buffer=buffer, lanes=lanes)
     expected = slow_twin(bounds, 5, epoch, buffer, lanes)
     assert sorted(expected) == list(range(bounds[-1]))
     assert len(order) == len(expected) // batch
     lane_of = {row: place % order.lanes for place, row in enumerate(expected)}
-    parts = [Divided(order, rank, world, within=True).batches(epoch) for rank in range(world)]
+    parts = [DividedOrder(order, rank, world, within=True).batches(epoch) for rank in range(world)]
     readers: dict[int, set[tuple[int, int]]] = {}
     for number in range(len(order)):
         here = expected[number * batch :][:batch]
@@ -136,7 +136,7 @@ def test_one_of_n_is_held_back(count, step, seed):
         bounds = np.array([0, count // 3, count // 2, count])
 
     whole = Whole(range(count))
-    held, rest = Every(whole, step, seed), Every(whole, step, seed, others=True)
+    held, rest = StreamSplit(whole, step, seed), StreamSplit(whole, step, seed, others=True)
     rows = [held[i] for i in range(len(held))]
     blocks = [row // step for row in rows]
     assert blocks in (
@@ -155,7 +155,7 @@ def test_what_is_held_back_has_every_class():
         classes = groupings = mask_classes = mask_colors = hold = None
         bounds = np.array([0, 20_000])
 
-    held = Every(Whole(range(20_000)), 10, 0)
+    held = StreamSplit(Whole(range(20_000)), 10, 0)
     shares = np.bincount(held.row(np.arange(len(held))) % 10, minlength=10)  # classes in turn
     assert shares.min() > 150
     assert shares.max() < 250
@@ -206,7 +206,7 @@ def test_streamed_shards_are_the_same(tmp_path, png, shard):
                 tar.addfile(info, io.BytesIO(png(7)))
         with tarfile.open(path) as tar:
             expected = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
-        assert [tuple(member) for member in members(path)] == expected
+        assert [tuple(member) for member in iter_members(path)] == expected
 
 
 def test_streamed_shards_with_json_and_masks(tmp_path, png, shard):
@@ -342,9 +342,9 @@ def test_a_row_group_is_read_once(numbers, monkeypatch):
     monkeypatch.setattr(ParquetRows, "_read", lambda self, group: read.append(group) or original(self, group))
     source = open_source(numbers, stream=True)
     for lanes, buffer in ((1, 8), (4, 16), (4, 32)):
-        order = LaneOrder(source.bounds, 4, 3, buffer=buffer, lanes=lanes)
+        order = StreamOrder(source.bounds, 4, 3, buffer=buffer, lanes=lanes)
         source = open_source(numbers, stream=True)
-        source.hold(order.held(1), order.window)
+        source.hold(order.buffered_rows(1), order.window)
         read.clear()
         assert sorted(source[row].label for batch in order.batches(0) for row in batch) == list(range(60))
         assert len(read) <= 8 + lanes - 1  # row groups, and those that a border of lanes goes through
@@ -408,9 +408,9 @@ def test_what_cannot_be_streamed(tmp_path, refusal, metadata, parquet, png, shar
 def test_an_index_is_made_once(tmp_path, png, shard, monkeypatch):
     path = shard(tmp_path / "a.tar", {"a.png": png(1)})
     made = []
-    original = disk_index.Index.renewed
+    original = disk_index.DiskIndex.renewed
     monkeypatch.setattr(
-        disk_index.Index, "renewed", lambda self, *args: made.append(self.folder) or original(self, *args)
+        disk_index.DiskIndex, "renewed", lambda self, *args: made.append(self.folder) or original(self, *args)
     )
     before = open_source(path, stream=True)
     assert open_source(path, stream=True).fingerprint == before.fingerprint

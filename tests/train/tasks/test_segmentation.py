@@ -11,7 +11,7 @@ from tests.train.cutting import cut_after, final
 
 import triptych as tp
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.data.loading.test_time_views import Passes
+from triptych.data.loading.test_time_views import ViewOptions
 from triptych.errors import UserError
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
@@ -208,7 +208,7 @@ def test_evaluation_counts_every_pixel_at_the_masks_own_size(tmp_path, mode):
     net = segmenter(names, mode=mode, crop=0.875)
     pipe = tp.SegmentationPipeline(net, device="cpu", dtype="fp32")
     for words in ({}, {"scales": (1.0, 1.5), "flip": True}, {"window": (24, 16)}):
-        passes = Passes(**words) if words else None
+        passes = ViewOptions(**words) if words else None
         found = evaluate(net, str(tmp_path), workers=0, dtype="fp32", passes=passes, batch_size=3)
         assert found["count"] == sum(h * w for h, w in sizes)
         expected = np.zeros((3, 3), int)

@@ -37,7 +37,7 @@ def draw_background(
     return colours, field
 
 
-def paint(
+def render_background(
     colours: Float[Tensor, "B 2 3"], field: Float[Tensor, "B k k"], size: tuple[int, int]
 ) -> Float[Tensor, "B 3 H W"]:
     """The backgrounds that `draw_background` drew, at `size` (height, width)."""
@@ -54,6 +54,6 @@ def _basis(length: int, device: torch.device) -> Float[Tensor, "n k"]:
     return torch.cat([torch.cos(torch.pi * waves * place[:, None]), place[:, None] - 0.5], -1)
 
 
-def over(x: Float[Tensor, "B 4 H W"], background: Float[Tensor, "..."]) -> Float[Tensor, "B 3 H W"]:
+def composite_over(x: Float[Tensor, "B 4 H W"], background: Float[Tensor, "..."]) -> Float[Tensor, "B 3 H W"]:
     """Premultiplied colour over a background (Porter and Duff 1984): c + (1 - alpha) b."""
     return torch.addcmul(x[:, :3], 1 - x[:, 3:], background)

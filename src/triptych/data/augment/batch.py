@@ -21,12 +21,12 @@ from jaxtyping import Float, Int64, Integer, UInt8
 from torch import Tensor
 
 from triptych import distributed
-from triptych.data.augment.alpha_background import draw_background, over, paint
-from triptych.data.augment.color import draw_colour, jitter
-from triptych.data.augment.geometry import geometry, warp, warp_mask
-from triptych.data.augment.mixing import draw_erasing, draw_mixing, erase, mix
+from triptych.data.augment.alpha_background import composite_over, draw_background, render_background
+from triptych.data.augment.color import color_jitter, draw_color
+from triptych.data.augment.geometry import draw_geometry, warp, warp_mask
+from triptych.data.augment.mixing import draw_erasing, draw_mixing, erase, mix_images
 from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD, RGB, AugmentConfig
-from triptych.data.masks import IGNORED, VALUES
+from triptych.data.masks import NUM_MASK_VALUES, VOID
 from triptych.device import sent
 from triptych.errors import UserError
 
@@ -35,7 +35,7 @@ PIECE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
-class Draws:
+class AugmentDraws:
     """All that chance decides about a batch; the first axis of each is the sample."""
 
     matrices: Float[Tensor, "B 2 3"]  # output to input, for `warp`; a mask follows its image with the same
@@ -48,17 +48,17 @@ class Draws:
     cuts: Float[Tensor, "B 4"]
     partner: Int64[Tensor, " B"]
 
-    def __getitem__(self, rows: slice) -> "Draws":
-        return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def __getitem__(self, rows: slice) -> "AugmentDraws":
+        return AugmentDraws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-def draw(
+def draw_augmentation(
     count: int,
     config: AugmentConfig,
     seed: int | Sequence[int],
     aspect: Sequence[float] | Tensor | None = None,
     device: torch.device | str = "cpu",
-) -> Draws:
+) -> AugmentDraws:
     """The numbers behind `augment` with the same arguments. The device has no part in them."""
     # A stream for each idea: turning one off leaves the others' draws as they were.
     place, colour, behind, rubber, blend = np.random.default_rng(_entropy(seed)).spawn(5)
@@ -70,13 +70,13 @@ def draw(
     if ratios is not None and share is not None:  # those of other processes' pictures have no part in ours
         ratios = np.pad(ratios, (rows.start, whole - rows.stop), constant_values=1.0)
     drawn = (
-        geometry(whole, config, place, ratios),
-        draw_colour(whole, config, colour),
+        draw_geometry(whole, config, place, ratios),
+        draw_color(whole, config, colour),
         *draw_background(whole, config, behind),
         *draw_erasing(whole, config, rubber),
         *draw_mixing(whole, config, blend),
     )
-    found = Draws(*(_tensor(values, device) for values in drawn))[rows]
+    found = AugmentDraws(*(_tensor(values, device) for values in drawn))[rows]
     if share is None:
         return found
     # Pictures are mixed with others of the same process: the shift to the partner is drawn, and taken within its rows.
@@ -111,14 +111,14 @@ def augment(
     if labels is not None and num_classes is None:
         raise UserError("augment got labels but no num_classes; give the number of classes")
     count, device = len(images), images.device
-    draws = draw(count, config, seed, aspect, device)
+    draws = draw_augmentation(count, config, seed, aspect, device)
     x = torch.empty(count, 3, *config.image_size, device=device)
     for rows in _pieces(images, config.image_size):
-        x[rows] = _change(images[rows], draws[rows], config)
+        x[rows] = _change_pixels(images[rows], draws[rows], config)
     if config.rand_augment:
         x = rand_augment(x, config, seed)
     for rows in _pieces(x, config.image_size):
-        piece = normalise(x[rows], config.mean, config.std)
+        piece = normalize(x[rows], config.mean, config.std)
         x[rows] = erase(piece, draws.rubbers[rows], draws.rubber_colours[rows]) if config.erasing else piece
     if labels is None:
         return x, None
@@ -130,12 +130,12 @@ def augment(
     mixed, kept = torch.empty_like(x), torch.empty(count, device=device)
     for rows in _pieces(x, config.image_size):
         piece = draws[rows]
-        mixed[rows], kept[rows] = mix(x, piece.share, piece.cuts, piece.partner, rows)
+        mixed[rows], kept[rows] = mix_images(x, piece.share, piece.cuts, piece.partner, rows)
     return mixed, torch.lerp(targets[draws.partner], targets, kept[:, None])
 
 
 @torch.no_grad()
-def augment_pair(
+def augment_with_masks(
     images: UInt8[Tensor, "B C H W"],
     masks: Integer[Tensor, "B H W"],
     config: AugmentConfig,
@@ -168,46 +168,46 @@ def augment_pair(
         if getattr(config, name):
             raise UserError(f"{name} is {getattr(config, name)}, and masks do not go with it; set it to 0")
     x, _ = augment(images, None, config, seed, aspect=aspect)
-    matrices = draw(len(images), config, seed, aspect, images.device).matrices
-    outside = IGNORED if masks.dtype == torch.uint8 else VALUES - 1
+    matrices = draw_augmentation(len(images), config, seed, aspect, images.device).matrices
+    outside = VOID if masks.dtype == torch.uint8 else NUM_MASK_VALUES - 1
     out = torch.empty(len(images), *config.image_size, dtype=masks.dtype, device=images.device)
     for rows in _pieces(images, config.image_size):
         out[rows] = warp_mask(masks[rows], matrices[rows], config.image_size, outside)
     return x, out
 
 
-def _change(
-    images: UInt8[Tensor, "b C H W"], draws: Draws, config: AugmentConfig
+def _change_pixels(
+    images: UInt8[Tensor, "b C H W"], draws: AugmentDraws, config: AugmentConfig
 ) -> Float[Tensor, "b 3 h w"]:
     """One piece of the batch, up to where images are RGB from 0 to 1."""
-    x = as_float(images)
+    x = to_float(images)
     has_alpha = x.shape[1] == 4
     x = warp(x, draws.matrices, config.image_size, padding="zeros" if has_alpha else "reflection")
     if config.brightness or config.contrast or config.saturation or config.hue or config.grayscale:
-        x = jitter(x, draws.colour)
-    return over(x, paint(draws.behind, draws.field, config.image_size)) if has_alpha else x
+        x = color_jitter(x, draws.colour)
+    return composite_over(x, render_background(draws.behind, draws.field, config.image_size)) if has_alpha else x
 
 
 @torch.no_grad()
-def prepare(
+def preprocess_batch(
     images: UInt8[Tensor, "B C H W"],
     mean: RGB = IMAGENET_MEAN,
     std: RGB = IMAGENET_STD,
     background: RGB = (255.0, 255.0, 255.0),
 ) -> Float[Tensor, "B 3 H W"]:
     """Evaluation: alpha over the background, normalised. The size stays; the loader has seen to it."""
-    x = as_float(images)
+    x = to_float(images)
     if x.shape[1] == 4:
-        x = over(x, _column(background, x.device) / 255)
-    return normalise(x, mean, std)
+        x = composite_over(x, _channel_column(background, x.device) / 255)
+    return normalize(x, mean, std)
 
 
-def normalise(x: Float[Tensor, "B 3 H W"], mean: RGB, std: RGB) -> Float[Tensor, "B 3 H W"]:
+def normalize(x: Float[Tensor, "B 3 H W"], mean: RGB, std: RGB) -> Float[Tensor, "B 3 H W"]:
     """(x - mean) / std in place, with x from 0 to 1."""
-    return x.sub_(_column(mean, x.device)).div_(_column(std, x.device))
+    return x.sub_(_channel_column(mean, x.device)).div_(_channel_column(std, x.device))
 
 
-def as_float(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+def to_float(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """From 0 to 1; with alpha, colour times alpha (premultiplied), which may be interpolated and summed."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (3, 4):
         got = f"{images.dtype} of shape {tuple(images.shape)}"
@@ -264,5 +264,5 @@ def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
     return sent(torch.from_numpy(np.ascontiguousarray(values)).to(dtype), device)
 
 
-def _column(values: RGB, device: torch.device) -> Float[Tensor, "3 1 1"]:
+def _channel_column(values: RGB, device: torch.device) -> Float[Tensor, "3 1 1"]:
     return sent(torch.tensor(values), device).view(3, 1, 1)

@@ -12,7 +12,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's "L"
 YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
 
-def draw_colour(count: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+def draw_color(count: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """(B, 4): the factors of brightness, contrast and saturation, and the angle of hue in radians."""
     factors = [
         rng.uniform(max(0.0, 1 - strength), 1 + strength, count)
@@ -23,7 +23,7 @@ def draw_colour(count: int, config: AugmentConfig, rng: np.random.Generator) -> 
     return np.stack([*factors, angle], -1)
 
 
-def jitter(x: Float[Tensor, "B C H W"], colour: Float[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
+def color_jitter(x: Float[Tensor, "B C H W"], colour: Float[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
     """The colours of RGB or premultiplied RGBA, from 0 to 1, changed and clamped once.
 
     The composition is Karras et al. 2020, "Training GANs with limited data", appendix B; brightness, contrast

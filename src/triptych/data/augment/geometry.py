@@ -13,7 +13,7 @@ from torch import Tensor
 from triptych.data.config import AugmentConfig
 
 
-def geometry(
+def draw_geometry(
     count: int, config: AugmentConfig, rng: np.random.Generator, aspect: np.ndarray | None = None
 ) -> np.ndarray:
     """Random matrices (B, 2, 3) from the output's normalised (x, y, 1) to the input's normalised (x, y).

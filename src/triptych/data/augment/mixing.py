@@ -27,7 +27,7 @@ def erase(
     x: Float[Tensor, "B 3 H W"], boxes: Float[Tensor, "B 4"], colours: Float[Tensor, "B 3"]
 ) -> Float[Tensor, "B 3 H W"]:
     """Each box painted over in its colour."""
-    return torch.where(inside(boxes, x.shape[-2:]), colours[..., None, None], x)
+    return torch.where(inside_boxes(boxes, x.shape[-2:]), colours[..., None, None], x)
 
 
 def draw_mixing(
@@ -49,7 +49,7 @@ def draw_mixing(
     return np.where(cut, 1.0, share), boxes, partner
 
 
-def mix(
+def mix_images(
     x: Float[Tensor, "B 3 H W"],
     share: Float[Tensor, " b"],
     boxes: Float[Tensor, "b 4"],
@@ -58,11 +58,11 @@ def mix(
 ) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, " b"]]:
     """`rows` of the batch mixed with their partners, and the share of its target that each keeps, exactly."""
     size = x.shape[-2:]
-    kept = share[:, None, None, None] * ~inside(boxes, size)  # (b, 1, H, W)
+    kept = share[:, None, None, None] * ~inside_boxes(boxes, size)  # (b, 1, H, W)
     return torch.lerp(x[partner], x[rows], kept), kept.mean((1, 2, 3))
 
 
-def inside(boxes: Float[Tensor, "B 4"], size: tuple[int, int] | torch.Size) -> Tensor:
+def inside_boxes(boxes: Float[Tensor, "B 4"], size: tuple[int, int] | torch.Size) -> Tensor:
     """(B, 1, H, W) booleans: pixels whose centre lies in the box x0, y0, x1, y1, in shares of the image."""
     height, width = size
     x0, y0, x1, y1 = boxes[..., None].unbind(1)  # each (B, 1)

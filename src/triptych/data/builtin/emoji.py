@@ -23,7 +23,7 @@ from triptych.data.example import Example
 from triptych.errors import UserError, near_names
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "emoji"
-SPLITS = ("train", "test", "all")
+EMOJI_SPLITS = ("train", "test", "all")
 Split = Literal["train", "test", "all"]
 
 
@@ -109,7 +109,7 @@ class EmojiSource:
         """What each drawing may be called, its plain caption first: with an article or without, with its style before
         or behind, without any, and with two of its tags."""
         return [
-            _sayings(self.concepts[concept], style.name) for style in self.styles for concept in style.cells
+            _captions_of(self.concepts[concept], style.name) for style in self.styles for concept in style.cells
         ]
 
     def __repr__(self) -> str:
@@ -139,7 +139,7 @@ class EmojiSource:
         return pasted.round().astype(np.uint8)
 
 
-def _sayings(concept: Concept, style: str) -> tuple[str, ...]:
+def _captions_of(concept: Concept, style: str) -> tuple[str, ...]:
     label, named = concept.label, with_article(concept.label)
     sayings = [f"{label}, {style} style", f"{named}, {style} style", f"{style} style {label}", named]
     fresh = [tag for tag in concept.tags if tag not in label]
@@ -176,8 +176,8 @@ def emoji(
     Raises:
         UserError: an unknown split or style, or a `root` without the data.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r} of emoji; choose one of {', '.join(SPLITS)}")
+    if split not in EMOJI_SPLITS:
+        raise UserError(f"unknown split {split!r} of emoji; choose one of {', '.join(EMOJI_SPLITS)}")
     if background is not None and (len(background) != 3 or not all(0 <= v <= 255 for v in background)):
         raise UserError(f"background is {background!r}; it must be three numbers from 0 to 255")
     if isinstance(styles, str):

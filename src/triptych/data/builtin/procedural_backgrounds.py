@@ -14,21 +14,21 @@ Field = Float[np.ndarray, "h w"]
 """From 0 to 1, coloured by a palette afterwards."""
 
 
-def backdrop(rng: np.random.Generator, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+def random_background(rng: np.random.Generator, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
     """A random picture of `size` (height, width); the same for the same state of `rng`.
 
     One coloured field, in half of the pictures seen through another, and grain on some.
     """
-    picture = _coloured(_field(rng, size), rng)
+    picture = _apply_palette(_field(rng, size), rng)
     if rng.random() < 0.5:
         through = _field(rng, size)[..., None] * rng.uniform(0.3, 1.0)
-        picture += (_coloured(_field(rng, size), rng) - picture) * through
+        picture += (_apply_palette(_field(rng, size), rng) - picture) * through
     if rng.random() < 0.5:
         picture += rng.standard_normal(size, np.float32)[..., None] * np.float32(rng.uniform(2, 16))
     return picture.clip(0, 255).astype(np.uint8)
 
 
-def _coloured(field: Field, rng: np.random.Generator) -> Float[np.ndarray, "h w 3"]:
+def _apply_palette(field: Field, rng: np.random.Generator) -> Float[np.ndarray, "h w 3"]:
     """0 to 255: along a palette of three random colours, whose distance from their mean is random too."""
     stops = rng.uniform(0, 255, (3, 3))
     stops = stops.mean(0) + (stops - stops.mean(0)) * rng.uniform(0.2, 1.0)

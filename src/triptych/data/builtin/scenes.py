@@ -16,17 +16,17 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from triptych.data.builtin.emoji import EmojiSource, emoji, with_article
-from triptych.data.builtin.procedural_backgrounds import backdrop
+from triptych.data.builtin.procedural_backgrounds import random_background
 from triptych.data.example import Box, Example
 from triptych.errors import UserError
 
-RECIPE = 1  # counts the changes of how scenes look: part of the fingerprint
-COUNTS = {"train": 20_000, "test": 500}
-FEWEST, MOST = 2, 6  # drawings in a scene
+SCENE_VERSION = 1  # counts the changes of how scenes look: part of the fingerprint
+DEFAULT_COUNTS = {"train": 20_000, "test": 500}
+MIN_DRAWINGS, MAX_DRAWINGS = 2, 6  # drawings in a scene
 SIDE = (0.24, 0.62)  # of a drawing's cell, in shorter sides of the scene
 DEGREES = 30
 VISIBLE = 0.6  # share of each drawing that stays inside the frame and uncovered
-TRIES = 40  # places tried in a scene
+MAX_TRIES = 40  # places tried in a scene
 
 
 class SceneSource:
@@ -62,9 +62,9 @@ class SceneSource:
         index %= len(self)
         # The split is part of the seed, or training would show the test scenes' backgrounds.
         rng = np.random.default_rng([self.seed % 2**64, self.drawings.split == "test", index])
-        canvas = Image.fromarray(backdrop(rng, self.size))
+        canvas = Image.fromarray(random_background(rng, self.size))
         mask, boxes, names = self._paste(canvas, rng)
-        return Example(np.array(canvas), None, _sentence(names), f"{self.name}/{index}", mask, boxes)
+        return Example(np.array(canvas), None, _join_names(names), f"{self.name}/{index}", mask, boxes)
 
     @property
     def captions(self) -> list[tuple[str, ...]]:
@@ -77,19 +77,19 @@ class SceneSource:
         """Puts drawings on the canvas, the later over the earlier: mask, and boxes and names from left to right."""
         owner = np.zeros(self.size, np.uint8)  # 0, or the number of the drawing that is seen here
         labels, names = [0], ["background"]
-        whole, seen = np.zeros(MOST + 1, int), np.zeros(MOST + 1, int)  # pixels of each drawing
-        wanted = int(rng.integers(FEWEST, MOST + 1))
-        for _ in range(TRIES):
+        whole, seen = np.zeros(MAX_DRAWINGS + 1, int), np.zeros(MAX_DRAWINGS + 1, int)  # pixels of each drawing
+        wanted = int(rng.integers(MIN_DRAWINGS, MAX_DRAWINGS + 1))
+        for _ in range(MAX_TRIES):
             number = len(names)
             if number > wanted:
                 break
             sprite, label, name = self._sprite(rng)
-            top, left = (_start(side, sprite.width, rng) for side in self.size)
+            top, left = (_random_start(side, sprite.width, rng) for side in self.size)
             here = owner[max(top, 0) : top + sprite.height, max(left, 0) : left + sprite.width]
             # A pixel belongs to what covers at least half of it.
             solid = np.asarray(sprite.getchannel("A")) >= 128
             covered = solid[max(-top, 0) :, max(-left, 0) :][: here.shape[0], : here.shape[1]]
-            still = seen - np.bincount(here[covered], minlength=MOST + 1)
+            still = seen - np.bincount(here[covered], minlength=MAX_DRAWINGS + 1)
             still[0], still[number], whole[number] = 0, covered.sum(), solid.sum()
             if still[number] == 0 or (still[: number + 1] < VISIBLE * whole[: number + 1]).any():
                 continue
@@ -109,7 +109,7 @@ class SceneSource:
         drawing = self.drawings[int(members[rng.integers(len(members))])]
         assert drawing.label is not None
         name = self.drawings.classes[drawing.label]
-        return _turned(np.asarray(drawing.image), rng, min(self.size)), group + 1, name
+        return _transform_drawing(np.asarray(drawing.image), rng, min(self.size)), group + 1, name
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -119,7 +119,7 @@ class SceneSource:
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of the drawings and of all that a scene depends on."""
-        asked = (self.drawings.fingerprint, self.count, self.size, self.seed, RECIPE)
+        asked = (self.drawings.fingerprint, self.count, self.size, self.seed, SCENE_VERSION)
         return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]
 
     def contents(self) -> None:
@@ -153,10 +153,10 @@ def scenes(
         raise UserError(f"count is {count}; scenes need at least 1")
     if min(size) < 32:
         raise UserError(f"size is {size[0]} x {size[1]}; scenes need at least 32 pixels along each side")
-    return SceneSource(emoji(named, root=root), count or COUNTS[named], size, seed)
+    return SceneSource(emoji(named, root=root), count or DEFAULT_COUNTS[named], size, seed)
 
 
-def _turned(drawing: UInt8[np.ndarray, "c c 4"], rng: np.random.Generator, unit: int) -> Image.Image:
+def _transform_drawing(drawing: UInt8[np.ndarray, "c c 4"], rng: np.random.Generator, unit: int) -> Image.Image:
     """The drawing at a random size, turned and perhaps mirrored, as square RGBA."""
     cell = len(drawing)
     side = unit * np.exp(rng.uniform(*np.log(SIDE)))
@@ -178,7 +178,7 @@ def _turned(drawing: UInt8[np.ndarray, "c c 4"], rng: np.random.Generator, unit:
     return picture.transform((extent, extent), Image.Transform.AFFINE, matrix, resampling).convert("RGBA")
 
 
-def _start(side: int, extent: int, rng: np.random.Generator) -> int:
+def _random_start(side: int, extent: int, rng: np.random.Generator) -> int:
     """Where along a side of the scene a sprite begins: up to a quarter of it hangs out."""
     return int(rng.integers(-extent // 4, max(side - extent * 3 // 4, 1 - extent // 4)))
 
@@ -188,7 +188,7 @@ def _box(seen: np.ndarray, label: int) -> Box:
     return Box(label, int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1)
 
 
-def _sentence(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     """ "a red apple, an owl and scissors"."""
     things = [with_article(name) for name in names]
     return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)

@@ -8,16 +8,16 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from triptych.data.example import Batch
-from triptych.data.images import size_of
+from triptych.data.images import read_image_size
 from triptych.data.source import Source
 from triptych.errors import UserError
 
-Shape = tuple[int, int]
+ImageShape = tuple[int, int]
 """Height and width in pixels."""
-WIDEST = 2.0  # the longer side over the shorter of the outermost bucket
+MAX_BUCKET_ASPECT = 2.0  # the longer side over the shorter of the outermost bucket
 
 
-def bucket_shapes(size: Shape, count: int, unit: int) -> tuple[Shape, ...]:
+def bucket_shapes(size: ImageShape, count: int, unit: int) -> tuple[ImageShape, ...]:
     """At most `count` shapes of about the area of `size`, the squarest and its kin: sides multiples of `unit`, aspects
     spread evenly in their logarithm from 1 / 2 to 2.
 
@@ -29,7 +29,7 @@ def bucket_shapes(size: Shape, count: int, unit: int) -> tuple[Shape, ...]:
     area = size[0] * size[1]
     shapes = {size: None}
     for part in np.linspace(-1, 1, count):
-        aspect = WIDEST ** float(part)  # width over height
+        aspect = MAX_BUCKET_ASPECT ** float(part)  # width over height
         height = max(unit, round(math.sqrt(area / aspect) / unit) * unit)
         width = max(unit, round(math.sqrt(area * aspect) / unit) * unit)
         shapes[(height, width)] = None
@@ -37,14 +37,14 @@ def bucket_shapes(size: Shape, count: int, unit: int) -> tuple[Shape, ...]:
     return tuple(sorted(ordered[:count], key=lambda shape: shape[1] / shape[0]))
 
 
-def sort_into(source: Source, shapes: Sequence[Shape]) -> np.ndarray:
+def assign_buckets(source: Source, shapes: Sequence[ImageShape]) -> np.ndarray:
     """int64 (n,): the bucket whose aspect each picture's is nearest to. Headers alone are read; a picture without a
     readable one goes into the first."""
     aspects = np.log([width / height for height, width in shapes])
     found = np.zeros(len(source), np.int64)
     for row in range(len(source)):
         try:
-            size = size_of(source[row].image)
+            size = read_image_size(source[row].image)
         except UserError:
             continue
         if size is not None and min(size) > 0:
@@ -79,7 +79,7 @@ class BucketOrder:
         return [made[i] for i in rng.permutation(len(made))] if self.shuffle else made
 
 
-class Bucketed(Dataset[Any]):
+class BucketedDataset(Dataset[Any]):
     """A source in parts, each asked for its own shape.
 
     Args:

@@ -6,20 +6,20 @@ from typing import Protocol
 
 import numpy as np
 
-from triptych.data.loading.permutation import permuted
-from triptych.data.loading.stream_order import Batches
+from triptych.data.loading.permutation import permute
+from triptych.data.loading.stream_order import LazyBatches
 
-HELD = 1 << 20  # rows whose order is held in memory; of more it is computed, batch by batch
+MAX_STORED_ROWS = 1 << 20  # rows whose order is held in memory; of more it is computed, batch by batch
 
 
-class OrderLike(Protocol):
+class BatchOrder(Protocol):
     """Which examples are in which batch of an epoch: a function of the epoch alone."""
 
     def __len__(self) -> int: ...
     def batches(self, epoch: int, /) -> Sequence[np.ndarray]: ...
 
 
-class Order:
+class EpochOrder:
     """Which examples are in which batch: a function of (seed, epoch) alone."""
 
     def __init__(self, count: int, batch_size: int, seed: int, *, shuffle: bool):
@@ -34,7 +34,7 @@ class Order:
         """The indices in each batch; all full when shuffling, else every index once."""
         size = self.batch_size
         rows: np.ndarray | None = None
-        if self.shuffle and self.count <= HELD:
+        if self.shuffle and self.count <= MAX_STORED_ROWS:
             rng = np.random.default_rng([self.seed % 2**64, epoch])
             rows = rng.permutation(self.count)
             while len(rows) < size:  # fewer examples than one batch: they come again
@@ -44,16 +44,16 @@ class Order:
             if rows is not None:
                 return rows[number * size : (number + 1) * size]
             places = np.arange(number * size, min((number + 1) * size, self.count))
-            return permuted(places, self.count, self.seed, epoch) if self.shuffle else places
+            return permute(places, self.count, self.seed, epoch) if self.shuffle else places
 
-        return Batches(batch, range(len(self)))
+        return LazyBatches(batch, range(len(self)))
 
 
-class Divided:
+class DividedOrder:
     """One process's part of an order that `world` processes share: of each batch the `rank`-th of as many runs of rows,
     or whole batches in turn."""
 
-    def __init__(self, order: OrderLike, rank: int, world: int, within: bool):
+    def __init__(self, order: BatchOrder, rank: int, world: int, within: bool):
         self.order, self.rank, self.world, self.within = order, rank, world, within
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Divided:
     def batches(self, epoch: int, /) -> Sequence[np.ndarray]:
         every = self.order.batches(epoch)
         if self.within:
-            return Batches(
+            return LazyBatches(
                 lambda number: np.array_split(every[number], self.world)[self.rank], range(len(every))
             )
         return every[self.rank :: self.world]

@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import Dataset
 
 from triptych.data.example import Batch, Example, SourceChangedError
-from triptych.data.images import Resize, ResizeLike, decode_turned, laid, resize_crop
-from triptych.data.loading.test_time_views import Passes, feed
-from triptych.data.masks import followed, mask_type, void_of
+from triptych.data.images import Resize, ResizeLike, decode_with_orientation, flatten_alpha, resize_crop
+from triptych.data.loading.test_time_views import ViewOptions, make_views
+from triptych.data.masks import mask_dtype, orient_mask, void_label
 from triptych.data.source import Source
 from triptych.errors import UserError
 
@@ -40,7 +40,7 @@ def empty_batch(gone: str | None = None) -> Batch:
     return batch
 
 
-class Pictures(Dataset):
+class DecodingDataset(Dataset):
     """Asked for indices, gives their decoded batch. Runs in the workers."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Pictures(Dataset):
         self.source, self.resize, self.alpha, self.smallest = source, resize, alpha, smallest
         classes = source.mask_classes
         self.masked = classes is not None
-        self.mask_type, self.void = mask_type(len(classes or ())), void_of(len(classes or ()))
+        self.mask_type, self.void = mask_dtype(len(classes or ())), void_label(len(classes or ()))
         # Reduced decoding is not bit for bit: not in evaluation. Nor does it tell the size that a mask must have.
         self.at_least = resize.size if fast and not self.masked else None
         self.shape = (4 if alpha else 3, *resize.size)
@@ -112,19 +112,19 @@ class Pictures(Dataset):
 
     def _decoded(self, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole picture, and its mask where there are masks."""
-        array, turn = decode_turned(example.image, self.alpha, name=example.id, at_least=self.at_least)
+        array, turn = decode_with_orientation(example.image, self.alpha, name=example.id, min_size=self.at_least)
         if not self.masked:
             return array, None
         if example.mask is None:
             raise UserError(f"{example.id} has no mask; give it one or leave it out")
-        return array, followed(example.mask, turn, (array.shape[0], array.shape[1]), example.id)
+        return array, orient_mask(example.mask, turn, (array.shape[0], array.shape[1]), example.id)
 
 
-class Wholes(Pictures):
+class FullImageDataset(DecodingDataset):
     """Of each picture all that is fed to a segmenter, as `feed` makes it; and its mask at its own size. Lists, since no
     two need be of one size."""
 
-    def __init__(self, source: Source, how: ResizeLike, passes: Passes, least: int):
+    def __init__(self, source: Source, how: ResizeLike, passes: ViewOptions, least: int):
         resize = Resize(**{name: getattr(how, name) for name in Resize.__dataclass_fields__})
         super().__init__(source, resize, alpha=tuple(resize.background) != (255, 255, 255), fast=False)
         self.passes, self.least = passes, least
@@ -134,5 +134,5 @@ class Wholes(Pictures):
 
     def _picture(self, example: Example) -> tuple[Any, Any, float]:
         array, mask = self._decoded(example)
-        array = laid(array, self.resize.background)
-        return feed(array, self.resize, self.passes, self.least), mask, array.shape[1] / array.shape[0]
+        array = flatten_alpha(array, self.resize.background)
+        return make_views(array, self.resize, self.passes, self.least), mask, array.shape[1] / array.shape[0]

@@ -12,11 +12,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from triptych.data.config import DataConfig
 from triptych.data.example import Batch
 from triptych.data.images import Resize, ResizeLike
-from triptych.data.loading.batch_order import Divided, Order, OrderLike
-from triptych.data.loading.collate import BatchDataset, Pictures, Wholes, empty_batch
-from triptych.data.loading.stream_order import LaneOrder
-from triptych.data.loading.test_time_views import Passes
-from triptych.data.loading.workers import begun, cores, end_at_exit
+from triptych.data.loading.batch_order import BatchOrder, DividedOrder, EpochOrder
+from triptych.data.loading.collate import BatchDataset, DecodingDataset, FullImageDataset, empty_batch
+from triptych.data.loading.stream_order import StreamOrder
+from triptych.data.loading.test_time_views import ViewOptions
+from triptych.data.loading.workers import available_cores, loader_options, shut_down_at_exit
 from triptych.data.source import Source, Streamable
 from triptych.errors import UserError
 
@@ -31,8 +31,8 @@ def make_loader(
     train: bool,
     seed: int = 0,
     batch_size: int | None = None,
-    smallest: tuple[int, int] | None = None,
-    order: OrderLike | None = None,
+    min_size: tuple[int, int] | None = None,
+    order: BatchOrder | None = None,
 ) -> "Loader":
     """A loader over `source`; see `Loader` for what it yields.
 
@@ -56,8 +56,8 @@ def make_loader(
     if train:
         height, width = config.load_size or tuple(round(side * 8 / 7) for side in resize.size)
         resize = replace(resize, size=(height, width), crop=1.0, mode="squash")
-    pictures = Pictures(
-        source, resize, config.keep_alpha or _has_alpha(source), fast=train, smallest=smallest
+    pictures = DecodingDataset(
+        source, resize, config.keep_alpha or _has_alpha(source), fast=train, smallest=min_size
     )
     if batch_size is None:
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
@@ -67,27 +67,27 @@ def make_loader(
             raise UserError(
                 "this source is no stream; open it with stream=True, or leave --loading.stream out"
             )
-        order = LaneOrder(source.bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
-        source.hold(order.held(workers), order.window)
-    order = order or Order(len(source), batch_size, seed, shuffle=train)
+        order = StreamOrder(source.bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
+        source.hold(order.buffered_rows(workers), order.window)
+    order = order or EpochOrder(len(source), batch_size, seed, shuffle=train)
     cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
     return Loader(pictures, order, workers, cached, config.on_bad_image)
 
 
-def make_whole_loader(
-    source: Source, config: DataConfig, how: ResizeLike, passes: Passes, least: int, batch_size: int
+def make_full_image_loader(
+    source: Source, config: DataConfig, how: ResizeLike, passes: ViewOptions, least: int, batch_size: int
 ) -> "Loader":
     """A loader for the evaluation of a segmenter: as `make_loader`'s, but with whole pictures and masks.
 
     In its batches "image" is a list of what `triptych.data.loading.test_time_views.feed` makes of each picture, and
     "mask" one of masks at their own sizes.
     """
-    order = Order(len(source), batch_size, 0, shuffle=False)
-    return Loader(Wholes(source, how, passes, least), order, _processes(config), False, config.on_bad_image)
+    order = EpochOrder(len(source), batch_size, 0, shuffle=False)
+    return Loader(FullImageDataset(source, how, passes, least), order, _processes(config), False, config.on_bad_image)
 
 
 def _processes(config: DataConfig) -> int:
-    return min(config.workers, cores())
+    return min(config.workers, available_cores())
 
 
 def _has_alpha(source: Source) -> bool:
@@ -115,7 +115,7 @@ class Loader(StatefulDataLoader):
     def __init__(
         self,
         dataset: BatchDataset,
-        order: OrderLike,
+        order: BatchOrder,
         workers: int,
         cached: bool,
         on_bad_image: str,
@@ -124,10 +124,10 @@ class Loader(StatefulDataLoader):
         self.epoch = 0
         self._order, self._on_bad_image, self._in_step = order, on_bad_image, False
         self._done = self._resume_at = 0  # batches
-        self._cache = _Cache(dataset) if cached and isinstance(dataset, Pictures) else None
+        self._cache = _Cache(dataset) if cached and isinstance(dataset, DecodingDataset) else None
         self._plan = _Plan()
         # A batch of a stream is made by all workers together, so that each reads parts of the data of its own.
-        self._shares = max(1, workers) if isinstance(order, LaneOrder) and self._cache is None else 1
+        self._shares = max(1, workers) if isinstance(order, StreamOrder) and self._cache is None else 1
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message=".*set_vital"
@@ -136,7 +136,7 @@ class Loader(StatefulDataLoader):
                 dataset,  # type: ignore[arg-type]
                 batch_sampler=self._plan,  # type: ignore[arg-type]
                 persistent_workers=workers > 0 and not cached,  # with a cache one epoch is all they do
-                **begun(workers, 2 * self._shares),
+                **loader_options(workers, 2 * self._shares),
             )
 
     @property
@@ -151,7 +151,7 @@ class Loader(StatefulDataLoader):
     def divide(self, rank: int, world: int, within: bool) -> None:
         """Give process `rank` of `world` its part from now on (`Divided`). Within batches, those of which it has no
         picture come too, empty, so that all processes count alike."""
-        self._order, self._in_step = Divided(self._order, rank, world, within), within
+        self._order, self._in_step = DividedOrder(self._order, rank, world, within), within
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self._done, self._resume_at = self._resume_at, 0
@@ -161,7 +161,7 @@ class Loader(StatefulDataLoader):
         before = self._iterator
         fetched = super().__iter__() if any(map(len, missing)) else iter(())
         if fetched is not before:
-            end_at_exit(fetched)
+            shut_down_at_exit(fetched)
         try:
             for rows, absent in zip(batches, missing, strict=True):
                 batch = self._next(fetched) if len(absent) else empty_batch()
@@ -240,7 +240,7 @@ def _joined(parts: "list[Any]") -> Batch:
 class _Cache:
     """Decoded examples by row, filled as they come."""
 
-    def __init__(self, pictures: Pictures):
+    def __init__(self, pictures: DecodingDataset):
         count = len(pictures.source)
         self.images = torch.empty(count, *pictures.shape, dtype=torch.uint8)  # pages are taken when written
         masks = np.empty((count * pictures.masked, *pictures.shape[1:]), pictures.mask_type)

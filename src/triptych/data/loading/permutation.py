@@ -5,7 +5,7 @@ import numpy as np
 ROUNDS = 6
 
 
-def permuted(places: np.ndarray, count: int, *key: int) -> np.ndarray:
+def permute(places: np.ndarray, count: int, *key: int) -> np.ndarray:
     """int64: where a permutation of `count` numbers, drawn by `key`, puts each of `places` (0 <= place < count).
 
     A Feistel network (Luby and Rackoff 1988) permutes the numbers of an even count of bits that holds them all; what
@@ -18,26 +18,26 @@ def permuted(places: np.ndarray, count: int, *key: int) -> np.ndarray:
     found = np.array(places, np.uint64)
     beyond = np.ones(len(found), bool)
     while beyond.any():
-        found[beyond] = _encrypted(found[beyond], np.uint64(half), low, keys)
+        found[beyond] = _encrypt(found[beyond], np.uint64(half), low, keys)
         beyond = found >= count
     return found.astype(np.int64)
 
 
-def drawn(numbers: np.ndarray, below: int, key: int) -> np.ndarray:
+def hashed_integers(numbers: np.ndarray, below: int, key: int) -> np.ndarray:
     """int64: for each of `numbers` one from 0 to `below` - 1, the same each time."""
     shape = np.shape(numbers)
-    mixed = _mixed(_mixed(np.array(numbers, np.uint64, ndmin=1)) ^ np.uint64(key % 2**64))
+    mixed = _mix(_mix(np.array(numbers, np.uint64, ndmin=1)) ^ np.uint64(key % 2**64))
     return (mixed % np.uint64(below)).astype(np.int64).reshape(shape)
 
 
-def _encrypted(x: np.ndarray, half: np.uint64, low: np.uint64, keys: np.ndarray) -> np.ndarray:
+def _encrypt(x: np.ndarray, half: np.uint64, low: np.uint64, keys: np.ndarray) -> np.ndarray:
     left, right = x >> half, x & low
     for key in keys:
-        left, right = right, left ^ (_mixed(right ^ key) & low)
+        left, right = right, left ^ (_mix(right ^ key) & low)
     return (left << half) | right
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+def _mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014); products wrap, as they are meant to."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -18,7 +18,7 @@ import numpy as np
 from triptych.errors import UserError
 
 
-class Batches(Sequence[np.ndarray]):
+class LazyBatches(Sequence[np.ndarray]):
     """The batches of an epoch, each made when it is asked for; slices are of the same kind."""
 
     def __init__(self, make: Callable[[int], np.ndarray], numbers: range):
@@ -30,14 +30,14 @@ class Batches(Sequence[np.ndarray]):
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
     @overload
-    def __getitem__(self, index: slice) -> "Batches": ...
-    def __getitem__(self, index: int | slice) -> "np.ndarray | Batches":
+    def __getitem__(self, index: slice) -> "LazyBatches": ...
+    def __getitem__(self, index: int | slice) -> "np.ndarray | LazyBatches":
         if isinstance(index, slice):
-            return Batches(self.make, self.numbers[index])
+            return LazyBatches(self.make, self.numbers[index])
         return self.make(self.numbers[index])
 
 
-class LaneOrder:
+class StreamOrder:
     """Which examples are in which batch of a stream: a function of (seed, epoch) alone.
 
     Args:
@@ -78,11 +78,11 @@ class LaneOrder:
         """Batches in an epoch."""
         return self.count // self.batch_size
 
-    def batches(self, epoch: int, /) -> Batches:
+    def batches(self, epoch: int, /) -> LazyBatches:
         """The indices in each batch, lane by lane."""
-        return Batches(functools.partial(self._batch, epoch), range(len(self)))
+        return LazyBatches(functools.partial(self._batch, epoch), range(len(self)))
 
-    def held(self, workers: int) -> int:
+    def buffered_rows(self, workers: int) -> int:
         """Rows in the windows of as many lanes as each of so many workers reads, twice."""
         return 2 * self.window * (-(-self.lanes // max(1, workers)) + 1)
 

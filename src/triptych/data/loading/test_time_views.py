@@ -8,18 +8,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from triptych.data.images import FILTERS, ResizeLike
+from triptych.data.images import RESAMPLING_FILTERS, ResizeLike
 from triptych.errors import UserError
 
-LONGEST = 8
+MAX_VIEW_ASPECT = 8
 """Of a card that crops: a picture longer than this, in shorter sides, is squeezed to it."""
 
-Piece = tuple[UInt8[np.ndarray, "_ _ 3"], tuple[slice, slice]]
+View = tuple[UInt8[np.ndarray, "_ _ 3"], tuple[slice, slice]]
 """What is fed, and where the picture lies in it; the rest is padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passes:
+class ViewOptions:
     """How a picture is looked at: at which size, in which pieces, and how often. Checked when made."""
 
     size: int | tuple[int, int] | None = None
@@ -61,13 +61,13 @@ class Passes:
         sides = self.window
         return (sides, sides) if isinstance(sides, int) else sides and (sides[0], sides[1])
 
-    def fit(self, least: int) -> None:
+    def check_window(self, least: int) -> None:
         """Raises a `UserError` for a window below a patch of `least` pixels."""
         if self.window_size is not None and min(self.window_size) < least:
             raise UserError(f"window is {self.window}; it must hold a patch, which is of {least} pixels")
 
 
-def feed(pixels: UInt8[np.ndarray, "H W 3"], how: ResizeLike, passes: Passes, least: int) -> list[Piece]:
+def make_views(pixels: UInt8[np.ndarray, "H W 3"], how: ResizeLike, passes: ViewOptions, least: int) -> list[View]:
     """The whole picture as it is fed, at each of the scales.
 
     Args:
@@ -76,10 +76,10 @@ def feed(pixels: UInt8[np.ndarray, "H W 3"], how: ResizeLike, passes: Passes, le
     """
     fed = []
     for scale in passes.scales:
-        (h, w), (height, width) = fed_sizes(pixels.shape[:2], how, passes, scale, least)
+        (h, w), (height, width) = view_sizes(pixels.shape[:2], how, passes, scale, least)
         image = Image.fromarray(pixels)
         if image.size != (w, h):
-            image = image.resize((w, h), FILTERS[how.interpolation])
+            image = image.resize((w, h), RESAMPLING_FILTERS[how.interpolation])
         top, left = (height - h) // 2, (width - w) // 2
         piece = np.asarray(image)
         if (h, w) != (height, width):
@@ -89,8 +89,8 @@ def feed(pixels: UInt8[np.ndarray, "H W 3"], how: ResizeLike, passes: Passes, le
     return fed
 
 
-def fed_sizes(
-    picture: tuple[int, int], how: ResizeLike, passes: Passes, scale: float, least: int
+def view_sizes(
+    picture: tuple[int, int], how: ResizeLike, passes: ViewOptions, scale: float, least: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width that a picture is resized to, and of what it is then padded to; neither below `least`.
 
@@ -110,18 +110,18 @@ def fed_sizes(
         h, w = (math.floor(side / how.crop) for side in how.size)
         if how.mode == "crop":
             factor = max(h / H, w / W)
-            h, w = min(H * factor, LONGEST * h), min(W * factor, LONGEST * w)
+            h, w = min(H * factor, MAX_VIEW_ASPECT * h), min(W * factor, MAX_VIEW_ASPECT * w)
         elif how.mode == "pad":
             padded, factor = (h, w), min(h / H, w / W)
             h, w = H * factor, W * factor
-    inner = _whole(h * scale, least), _whole(w * scale, least)
+    inner = _side(h * scale, least), _side(w * scale, least)
     if padded is None:
         return inner, inner
-    outer = tuple(max(_whole(side * scale, least), n) for side, n in zip(padded, inner, strict=True))
+    outer = tuple(max(_side(side * scale, least), n) for side, n in zip(padded, inner, strict=True))
     return inner, (outer[0], outer[1])
 
 
-def _whole(side: float, least: int) -> int:
+def _side(side: float, least: int) -> int:
     return max(round(side), least)
 
 

@@ -14,20 +14,20 @@ from torch.utils.data import DataLoader, Dataset
 A = TypeVar("A")
 B = TypeVar("B")
 
-MOST = 8  # processes by default: beyond, small pictures come faster than anything looks at them
+MAX_DEFAULT_WORKERS = 8  # processes by default: beyond, small pictures come faster than anything looks at them
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def usual() -> int:
+def default_workers() -> int:
     """How many processes read ahead where nobody says: one a core but the one that the network is fed from."""
-    return min(cores() - 1, MOST)
+    return min(available_cores() - 1, MAX_DEFAULT_WORKERS)
 
 
-def ahead(function: Callable[[A], B], items: Iterable[A], size: int, workers: int) -> Iterator[B]:
+def prefetch_map(function: Callable[[A], B], items: Iterable[A], size: int, workers: int) -> Iterator[B]:
     """`map` in order, with what comes next made meanwhile by processes: two requests of each, and no more.
 
     Args:
@@ -36,14 +36,14 @@ def ahead(function: Callable[[A], B], items: Iterable[A], size: int, workers: in
         size: items of a request. With fewer items than one no process is started.
         workers: processes, at most one a core; 0 calls the function in between.
     """
-    items, workers = iter(items), min(workers, cores())
+    items, workers = iter(items), min(workers, available_cores())
     first = list(itertools.islice(items, size))
     if workers == 0 or len(first) < size:
         yield from map(function, itertools.chain(first, items))
         return
     requests = itertools.chain([first], iter(lambda: list(itertools.islice(items, size)), []))
-    fetched: Any = iter(DataLoader(_Calls(function), batch_sampler=_Once(requests), **begun(workers)))  # type: ignore[arg-type]
-    end_at_exit(fetched)
+    fetched: Any = iter(DataLoader(_Calls(function), batch_sampler=_Once(requests), **loader_options(workers)))  # type: ignore[arg-type]
+    shut_down_at_exit(fetched)
     try:
         for made in fetched:
             yield from made
@@ -51,7 +51,7 @@ def ahead(function: Callable[[A], B], items: Iterable[A], size: int, workers: in
         fetched._shutdown_workers()  # left to the garbage collector they may not be told, and are waited for
 
 
-def begun(workers: int, requests: int = 2) -> dict[str, Any]:
+def loader_options(workers: int, requests: int = 2) -> dict[str, Any]:
     """What torch's loader is told, so that its processes send what they made as it is, leave the global random stream
     alone and are ended by us."""
     return {
@@ -63,7 +63,7 @@ def begun(workers: int, requests: int = 2) -> dict[str, Any]:
     }
 
 
-def end_at_exit(iterator: Any) -> None:
+def shut_down_at_exit(iterator: Any) -> None:
     """At the interpreter's end, of a loader that is still there: it would send SIGTERM and wait for ever."""
     if hasattr(iterator, "_shutdown_workers"):
         atexit.register(_end, weakref.ref(iterator))

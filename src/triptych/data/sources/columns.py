@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from triptych.data.sources.folders import ID, MASK_NAMES
+from triptych.data.sources.folders import ID_COLUMN, MASK_NAMES
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ IMAGE_NAMES = (
 )
 LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "target", "cls")
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "description", "prompt")
-MOST_CLASSES = 1_000_000
+MAX_NUMERIC_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ def find_columns(
     mask = _mask_column(features, image, mask)
     images = [name for name in _image_columns(features) if name != mask]
     return Columns(
-        image=_one("image", images, image, features, IMAGE_NAMES[:1]) or _no_image(features),
+        image=_choose_column("image", images, image, features, IMAGE_NAMES[:1]) or _no_image(features),
         mask=mask,
-        label=_one(
+        label=_choose_column(
             "label", [n for n in _label_columns(features) if n != mask], label, features, LABEL_NAMES[:1]
         ),
         # Several captions are no mistake of a person who trains a classifier: the best known name wins.
-        caption=_one("caption", [n for n in CAPTION_NAMES if n in features][:1], caption, features, ()),
+        caption=_choose_column("caption", [n for n in CAPTION_NAMES if n in features][:1], caption, features, ()),
     )
 
 
-def _one(
+def _choose_column(
     what: str, candidates: list[str], asked: str | None, features: "Features", first: tuple[str, ...]
 ) -> str | None:
-    there = ", ".join(name for name in features if name != ID)
+    there = ", ".join(name for name in features if name != ID_COLUMN)
     if asked is not None:
         if asked not in features:
             raise UserError(f"there is no column {asked!r} for the {what}; the data has {there}")
@@ -87,14 +87,14 @@ def _mask_column(features: "Features", image: str | None, asked: str | None) -> 
     if asked is None:
         called = [name for name in MASK_NAMES if name in pictures]
         return called[0] if called and (image is not None or len(pictures) > len(called)) else None
-    mask = _one("mask", [], asked, features, ())
+    mask = _choose_column("mask", [], asked, features, ())
     if mask not in pictures and not _can_be_path(features[mask]):
         raise UserError(f"column {mask} holds {features[mask]}, and masks must be pictures or names of files")
     return mask
 
 
 def _no_image(features: "Features") -> str:
-    there = ", ".join(name for name in features if name != ID)
+    there = ", ".join(name for name in features if name != ID_COLUMN)
     raise UserError(f"no column holds images; the data has {there}; name the one that does with image_column")
 
 
@@ -135,7 +135,7 @@ def _can_be_label(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype.rstrip("0123456789") in kinds
 
 
-def need_label(column: str, features: "Features") -> None:
+def check_label_column(column: str, features: "Features") -> None:
     """Raises a `UserError` for a column that cannot hold labels."""
     if not _can_be_label(features[column]):
         raise UserError(f"column {column} holds {features[column]}, and labels must be whole numbers or text")
@@ -160,7 +160,7 @@ def read_labels(
         feature = table.features.get(column)
         if feature is None:
             continue
-        need_label(column, table.features)
+        check_label_column(column, table.features)
         if isinstance(feature, datasets.ClassLabel):
             names = names or feature.names
         values = list(table[column][:])
@@ -185,7 +185,7 @@ def _need_all(values: list, column: str, table: "Dataset") -> None:
     if missing:
         raise UserError(
             f"{len(missing)} of {len(values)} examples have no label in column {column}, the first being "
-            f"{name_of_row(table, missing[0])}; label them or remove them"
+            f"{row_name(table, missing[0])}; label them or remove them"
         )
 
 
@@ -194,17 +194,17 @@ def _need_in_range(indices: np.ndarray | None, names: list[str], column: str, ta
     wrong = np.flatnonzero((indices < 0) | (indices >= len(names)))
     if len(wrong):
         raise UserError(
-            f"label {indices[wrong[0]]} of {name_of_row(table, int(wrong[0]))} in column {column} is out of range: "
+            f"label {indices[wrong[0]]} of {row_name(table, int(wrong[0]))} in column {column} is out of range: "
             f"there are {len(names)} classes, numbered from 0; correct it"
         )
 
 
 def _count(labels: set, column: str) -> int:
     most = max(map(int, labels))
-    if most >= MOST_CLASSES:
+    if most >= MAX_NUMERIC_CLASSES:
         raise UserError(f"column {column} goes up to {most}; number the classes from 0, or use their names")
     return max(1, most + 1)
 
 
-def name_of_row(table: "Dataset", row: int) -> str:
-    return table[row][ID] if ID in table.features else f"row {row}"
+def row_name(table: "Dataset", row: int) -> str:
+    return table[row][ID_COLUMN] if ID_COLUMN in table.features else f"row {row}"

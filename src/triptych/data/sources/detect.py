@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.data.sources.folders import metadata_file, read_images, read_metadata, visible
-from triptych.data.sources.mask_folders import read_pairs, root_of
+from triptych.data.sources.folders import list_visible, metadata_file, read_images, read_metadata
+from triptych.data.sources.mask_folders import dataset_root, read_pairs
 from triptych.data.sources.parquet_and_hub import HUB_ID, read_hub, read_parquet, read_saved
 from triptych.data.sources.splits import split_folders, split_of_file
 from triptych.data.sources.tar import read_shards
@@ -43,7 +43,7 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
 
 
 def _read_folder(folder: Path, image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
-    folder = root_of(folder)
+    folder = dataset_root(folder)
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return read_saved(folder)
     if not (metadata_file(folder) or data_files(folder)) and (pairs := read_pairs(folder)):
@@ -68,14 +68,14 @@ def _read_folder(folder: Path, image_column: str | None, mask_column: str | None
 def data_files(folder: Path) -> list[Path]:
     """Its shards or parquet files, or those in its folder data/, as hub repositories have them."""
     for where in (folder, folder / "data"):
-        files = [path for path in visible(where) if path.is_file()] if where.is_dir() else []
+        files = [path for path in list_visible(where) if path.is_file()] if where.is_dir() else []
         for suffix in (".parquet", ".tar"):
             if found := [path for path in files if path.suffix.lower() == suffix]:
                 return found
     return []
 
 
-def grouped(files: list[Path]) -> tuple[str, dict[str, list[Path]]]:
+def group_by_split(files: list[Path]) -> tuple[str, dict[str, list[Path]]]:
     """The suffix of shards or parquet files, and the files in splits, if every name begins with one:
     train-00000-of-00002.parquet."""
     suffixes = {path.suffix.lower() for path in files}
@@ -90,7 +90,7 @@ def grouped(files: list[Path]) -> tuple[str, dict[str, list[Path]]]:
 
 
 def _read_files(files: list[Path], image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
-    suffix, groups = grouped(files)
+    suffix, groups = group_by_split(files)
     if suffix == ".parquet":
         return {split: read_parquet(paths) for split, paths in groups.items()}
     return {split: read_shards(paths, image_column, mask_column) for split, paths in groups.items()}

@@ -16,7 +16,7 @@ from triptych.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     f".{name}"
     for names in (
         ("apng", "avif", "bmp", "dib", "gif", "icns", "ico", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg"),
@@ -24,7 +24,7 @@ SUFFIXES = frozenset(
     )
     for name in names
 )
-ID = "__id__"  # our column: what each example is called
+ID_COLUMN = "__id__"  # our column: what each example is called
 METADATA = ("metadata.jsonl", "metadata.csv")
 # What a column of masks is called, where its type or its values say that it holds pictures.
 MASK_NAMES = (
@@ -34,7 +34,7 @@ MASK_NAMES = (
 )
 
 
-def visible(folder: Path) -> list[Path]:
+def list_visible(folder: Path) -> list[Path]:
     """What is in a folder, sorted, without what systems leave behind: .DS_Store, __MACOSX and the like."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")))
@@ -59,10 +59,10 @@ def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
     Raises:
         UserError: no pictures at all, or some beside class folders.
     """
-    files = {split: list(images_below(folder)) for split, folder in folders.items()}
+    files = {split: list(find_images(folder)) for split, folder in folders.items()}
     for split, folder in folders.items():
         if not files[split]:
-            what = "is empty" if not visible(folder) else "holds no images (.jpg, .png, .webp ...)"
+            what = "is empty" if not list_visible(folder) else "holds no images (.jpg, .png, .webp ...)"
             raise UserError(
                 f"{folder} {what}; give a folder with pictures, class folders or a metadata.jsonl"
             )
@@ -75,30 +75,30 @@ def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
             raise UserError(f"{stray} lies beside class folders; move it into one of them, or out")
         columns: dict[str, list[Any]] = {
             "image": [path for path, _ in paths],
-            ID: [prefix + "/".join(parts) for _, parts in paths],
+            ID_COLUMN: [prefix + "/".join(parts) for _, parts in paths],
         }
         if classes:
             index = {name: i for i, name in enumerate(classes)}
             columns["label"] = [index[parts[0]] for _, parts in paths]
-        if any(captions := captions_beside([path for path, _ in paths])):
+        if any(captions := read_captions([path for path, _ in paths])):
             columns["caption"] = captions
-        tables[split] = table(columns, classes or None)
+        tables[split] = make_table(columns, classes or None)
     return tables
 
 
-def images_below(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+def find_images(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Path and parts below the folder of each picture, in sorted order."""
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 path = Path(root, name)
                 if not _is_utf8(path):
                     raise UserError(f"{str(path)!r} has a name that is not UTF-8; rename it")
                 yield str(path), path.relative_to(folder).parts
 
 
-def captions_beside(paths: list[str]) -> list[list[str] | None]:
+def read_captions(paths: list[str]) -> list[list[str] | None]:
     """Of each picture NAME.png the lines of NAME.txt (or NAME.caption), each a caption; None where there is no such
     file."""
     texts: dict[str, str] = {}
@@ -110,11 +110,11 @@ def captions_beside(paths: list[str]) -> list[list[str] | None]:
     found: list[list[str] | None] = []
     for path in paths:
         text = texts.get(os.path.splitext(path)[0])
-        found.append(None if text is None else lines_of(Path(text)))
+        found.append(None if text is None else read_lines(Path(text)))
     return found
 
 
-def lines_of(text: Path) -> list[str]:
+def read_lines(text: Path) -> list[str]:
     """The captions in a file of them: its lines, without the empty ones."""
     return [line.strip() for line in read_text(text).splitlines() if line.strip()]
 
@@ -149,17 +149,17 @@ def read_metadata(file: Path, prefix: str = "", mask_column: str | None = None) 
         raise UserError(f"{file} has no file_name in row {at + 1}; give it one or remove the row")
     columns = {name: values for name, values in columns.items() if all(map(_is_plain, values))}
     columns["image"] = [str(file.parent / str(path)) for path in paths]
-    columns[ID] = [prefix + str(path) for path in paths]
-    masks = next((n for n in (mask_column, *MASK_NAMES) if n in columns and _are_pictures(columns[n])), None)
+    columns[ID_COLUMN] = [prefix + str(path) for path in paths]
+    masks = next((n for n in (mask_column, *MASK_NAMES) if n in columns and _are_image_paths(columns[n])), None)
     if masks is not None:
         columns[masks] = [str(file.parent / path) if path else None for path in columns[masks]]
-    return table(columns, masks=masks)
+    return make_table(columns, masks=masks)
 
 
-def _are_pictures(values: list[Any]) -> bool:
+def _are_image_paths(values: list[Any]) -> bool:
     paths = [value for value in values if value]
     return bool(paths) and all(
-        isinstance(path, str) and os.path.splitext(path)[1].lower() in SUFFIXES for path in paths
+        isinstance(path, str) and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES for path in paths
     )
 
 
@@ -211,7 +211,7 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file} cannot be read ({problem}); save it as UTF-8 text") from problem
 
 
-def table(
+def make_table(
     columns: dict[str, list[Any]], classes: list[str] | None = None, masks: str | None = None
 ) -> "Dataset":
     """An in-memory table of `datasets`, its "image" and column `masks` undecoded, its "label" named by `classes`.
@@ -227,13 +227,13 @@ def table(
         fixed[masks] = datasets.Image(decode=False)
     if classes is not None:
         fixed["label"] = datasets.ClassLabel(names=classes)
-    plain = {name: _one_kind(name, values) for name, values in columns.items() if name not in fixed}
+    plain = {name: _check_types(name, values) for name, values in columns.items() if name not in fixed}
     features = datasets.Features.from_arrow_schema(pyarrow.table(plain).schema)
     features.update({name: feature for name, feature in fixed.items() if name in columns})
     return datasets.Dataset.from_dict({**columns, **plain}, features=features)
 
 
-def _one_kind(name: str, values: list[Any]) -> list[Any]:
+def _check_types(name: str, values: list[Any]) -> list[Any]:
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
         return [None if value is None else float(value) for value in values]

@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from triptych.data.masks import (
-    IGNORED,
-    MOST_CLASSES,
-    OUTSIDE,
-    VALUES,
+    INVALID,
+    MAX_MASK_CLASSES,
+    NUM_MASK_VALUES,
+    VOID,
     Color,
-    Legend,
+    LabelMap,
     MaskFormatError,
-    plain_table,
+    identity_table,
+    lookup_table,
+    read_mask,
     read_palette,
-    read_values,
-    table_of,
 )
 from triptych.data.sources.folders import read_text
 from triptych.errors import UserError
@@ -33,7 +33,7 @@ from triptych.errors import UserError
 Cell = tuple[bytes | str, str]
 """A mask's file or bytes, and its name."""
 
-NAME_FILES = ("classes.txt", "class_names.txt", "labels.json", "id2label.json")
+CLASS_NAME_FILES = ("classes.txt", "class_names.txt", "labels.json", "id2label.json")
 ADE20K = "ADEChallengeData2016"
 
 # Cordts et al. 2016; github.com/mcordts/cityscapesScripts, helpers/labels.py: id, name, colour of the trained ones.
@@ -75,15 +75,15 @@ VOC = (
         "tvmonitor",
     ),
 )
-VOC_PICTURE = re.compile(r"VOC20\d\d/.*/(20\d\d_)?\d{6}\.png")
+VOC_IMAGE_PATH = re.compile(r"VOC20\d\d/.*/(20\d\d_)?\d{6}\.png")
 
 
-def legend_of(
+def find_label_map(
     cells: Callable[[], Iterable[Cell]],
     folder: Path,
-    ignore_index: int = IGNORED,
+    ignore_index: int = VOID,
     reduce_zero_label: bool = False,
-) -> Legend:
+) -> LabelMap:
     """The legend of all masks of a data set.
 
     Without names, or with two at most, all masks are read once: their largest number is the last class, and masks
@@ -101,56 +101,56 @@ def legend_of(
         UserError: masks in colours, numbers beyond 254 without names, a file of names that cannot be read.
     """
     first = next(iter(cells()))
-    if known := _known(Path(first[1]), folder):
-        known = _without(known, ignore_index)
-        return known if known.colours else _coloured(known, first)
-    named = read_names(folder)
+    if known := _published_label_map(Path(first[1]), folder):
+        known = _without_value(known, ignore_index)
+        return known if known.colors else _with_palette(known, first)
+    named = read_class_names(folder)
     if named is not None and len(named) > 2:
-        legend = _named(named, ignore_index, reduce_zero_label)
+        legend = _from_names(named, ignore_index, reduce_zero_label)
     else:
-        found = _scan(cells())
+        found = _scan_values(cells())
         if not found:
-            read_values(*first)  # says why it cannot be read
-        if found <= {0, IGNORED} and IGNORED in found and ignore_index == IGNORED and not reduce_zero_label:
-            table = np.full_like(plain_table(1), OUTSIDE)
-            table[[0, IGNORED]] = 0, 1
+            read_mask(*first)  # says why it cannot be read
+        if found <= {0, VOID} and VOID in found and ignore_index == VOID and not reduce_zero_label:
+            table = np.full_like(identity_table(1), INVALID)
+            table[[0, VOID]] = 0, 1
             two = (
                 tuple(named.values())
                 if named is not None and len(named) == 2
                 else ("background", "foreground")
             )
-            legend = Legend(two, table)
+            legend = LabelMap(two, table)
         elif named is not None:
-            legend = _named(named, ignore_index, reduce_zero_label)
+            legend = _from_names(named, ignore_index, reduce_zero_label)
         else:
-            legend = _unnamed(found - {IGNORED, ignore_index}, ignore_index, reduce_zero_label, first[1])
-    return _coloured(legend, first)
+            legend = _from_values(found - {VOID, ignore_index}, ignore_index, reduce_zero_label, first[1])
+    return _with_palette(legend, first)
 
 
-def _known(mask: Path, folder: Path) -> Legend | None:
+def _published_label_map(mask: Path, folder: Path) -> LabelMap | None:
     """By the file's name, which the data set's own tools gave it."""
     names, colours = tuple(name for _, name, _ in CITYSCAPES), tuple(colour for *_, colour in CITYSCAPES)
     if mask.stem.endswith("_labelTrainIds"):
-        return Legend(names, plain_table(len(names)), colours)
+        return LabelMap(names, identity_table(len(names)), colours)
     if mask.stem.endswith("_labelIds"):
-        return Legend(names, table_of([number for number, *_ in CITYSCAPES]), colours)
+        return LabelMap(names, lookup_table([number for number, *_ in CITYSCAPES]), colours)
     if ADE20K in mask.parts or mask.name.startswith(("ADE_train_", "ADE_val_")):
         names = _object_names(folder / "objectInfo150.txt") or tuple(f"class {i}" for i in range(150))
-        return Legend(names, plain_table(len(names), reduce_zero_label=True))
-    if VOC_PICTURE.search(mask.as_posix()) and read_names(folder) is None:
-        return Legend(VOC, plain_table(len(VOC)))
+        return LabelMap(names, identity_table(len(names), reduce_zero_label=True))
+    if VOC_IMAGE_PATH.search(mask.as_posix()) and read_class_names(folder) is None:
+        return LabelMap(VOC, identity_table(len(VOC)))
     return None
 
 
-def _without(legend: Legend, number: int) -> Legend:
+def _without_value(legend: LabelMap, number: int) -> LabelMap:
     """The legend where a number is ignored, and its class, if it is that of one, is none."""
     k, table = int(legend.table[number]), legend.table.copy()
-    table[number] = IGNORED
+    table[number] = VOID
     if not 0 <= k < len(legend.classes):
         return replace(legend, table=table)
-    table[(table > k) & (table < IGNORED)] -= 1
-    colours = legend.colours and (*legend.colours[:k], *legend.colours[k + 1 :])
-    return Legend((*legend.classes[:k], *legend.classes[k + 1 :]), table, colours)
+    table[(table > k) & (table < VOID)] -= 1
+    colours = legend.colors and (*legend.colors[:k], *legend.colors[k + 1 :])
+    return LabelMap((*legend.classes[:k], *legend.classes[k + 1 :]), table, colours)
 
 
 def _object_names(file: Path) -> tuple[str, ...] | None:
@@ -161,14 +161,14 @@ def _object_names(file: Path) -> tuple[str, ...] | None:
     return tuple(row[-1].partition(",")[0].strip() for row in rows)
 
 
-def read_names(folder: Path) -> dict[int, str] | None:
+def read_class_names(folder: Path) -> dict[int, str] | None:
     """Names by number from classes.txt (one a line, from 0), labels.json (a list, or an object either way round) or
     id2label.json; None where there is no such file.
 
     Raises:
         UserError: a file that cannot be read, or one name for two classes.
     """
-    file = next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
+    file = next((folder / name for name in CLASS_NAME_FILES if (folder / name).is_file()), None)
     if file is None:
         return None
     if file.suffix == ".txt":
@@ -196,37 +196,38 @@ def _json_names(file: Path) -> dict[int, str]:
         ) from problem
 
 
-def _named(names: dict[int, str], ignore_index: int, reduce_zero_label: bool) -> Legend:
+def _from_names(names: dict[int, str], ignore_index: int, reduce_zero_label: bool) -> LabelMap:
     """The numbers of the names are those of the classes that remain: with `reduce_zero_label` 0 names number 1."""
     first = int(reduce_zero_label)
     last = max(names) + first
-    void = {IGNORED, ignore_index}
-    if last > IGNORED:  # of so many, that is one like the others if it has a name
-        void = {*(void - {IGNORED}), VALUES - 1}
+    void = {VOID, ignore_index}
+    if last > VOID:  # of so many, that is one like the others if it has a name
+        void = {*(void - {VOID}), NUM_MASK_VALUES - 1}
     numbers = [n + first for n in names if n + first not in void]
-    if not 0 < len(numbers) <= MOST_CLASSES or max(numbers) >= VALUES:
+    if not 0 < len(numbers) <= MAX_MASK_CLASSES or max(numbers) >= NUM_MASK_VALUES:
         raise UserError(
-            f"{len(numbers)} classes are named, up to number {max(names)}; name 1 to {MOST_CLASSES}, below {VALUES - 1}"
+            f"{len(numbers)} classes are named, up to number {max(names)}; name 1 to {MAX_MASK_CLASSES}, below "
+            f"{NUM_MASK_VALUES - 1}"
         )
-    void = {*void, *range(first), *({IGNORED} - set(numbers))}
-    return Legend(tuple(names[n - first] for n in numbers), table_of(numbers, OUTSIDE, void))
+    void = {*void, *range(first), *({VOID} - set(numbers))}
+    return LabelMap(tuple(names[n - first] for n in numbers), lookup_table(numbers, INVALID, void))
 
 
-def _unnamed(found: set[int], ignore_index: int, reduce_zero_label: bool, example: str) -> Legend:
+def _from_values(found: set[int], ignore_index: int, reduce_zero_label: bool, example: str) -> LabelMap:
     count = max(found, default=-1) + 1 - reduce_zero_label
     if count < 1:
         raise UserError(
             f"the masks, such as {example}, hold no class; give masks that number the classes from 0"
         )
-    if count > IGNORED:
+    if count > VOID:
         raise UserError(
-            f"the masks, such as {example}, go up to {max(found)}, and class numbers without names to {IGNORED - 1} at "
+            f"the masks, such as {example}, go up to {max(found)}, and class numbers without names to {VOID - 1} at "
             "most; number the classes from 0, or name more of them in a classes.txt"
         )
-    return _named({i: f"class {i}" for i in range(count)}, ignore_index, reduce_zero_label)
+    return _from_names({i: f"class {i}" for i in range(count)}, ignore_index, reduce_zero_label)
 
 
-def _coloured(legend: Legend, first: Cell) -> Legend:
+def _with_palette(legend: LabelMap, first: Cell) -> LabelMap:
     """With the palette of the first mask, where it has one."""
     try:
         palette = read_palette(*first)
@@ -237,10 +238,10 @@ def _coloured(legend: Legend, first: Cell) -> Legend:
     numbers = [int(np.flatnonzero(legend.table == k)[0]) for k in range(len(legend.classes))]
     if palette is None or max(numbers) >= len(palette):
         return legend
-    return replace(legend, colours=tuple(palette[number] for number in numbers))
+    return replace(legend, colors=tuple(palette[number] for number in numbers))
 
 
-def _scan(cells: Iterable[Cell]) -> set[int]:
+def _scan_values(cells: Iterable[Cell]) -> set[int]:
     """The numbers that occur in any mask that can be read."""
     found: set[int] = set()
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
@@ -252,12 +253,12 @@ def _scan(cells: Iterable[Cell]) -> set[int]:
 
 def _numbers(cell: Cell) -> set[int]:
     try:
-        values = read_values(*cell)
+        values = read_mask(*cell)
     except MaskFormatError:
         raise
     except UserError:
         return set()  # told of when its turn comes
-    if int(values.max(initial=0)) < VALUES:
+    if int(values.max(initial=0)) < NUM_MASK_VALUES:
         return set(np.flatnonzero(np.bincount(values.ravel())).tolist())
     return set(np.unique(values).tolist())
 

@@ -4,7 +4,7 @@ Cityscapes, PASCAL VOC."""
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.data.sources.folders import ID, images_below, read_text, table, visible
+from triptych.data.sources.folders import ID_COLUMN, find_images, list_visible, make_table, read_text
 from triptych.data.sources.label_maps import ADE20K
 from triptych.data.sources.splits import SPLITS, split_folders
 from triptych.errors import UserError
@@ -24,11 +24,11 @@ ENDINGS = (
 IMAGE_ENDING = "_leftImg8bit"
 
 
-def root_of(folder: Path) -> Path:
+def dataset_root(folder: Path) -> Path:
     """The folder itself, or the ADE20K or the PASCAL VOC in it."""
     if (folder / ADE20K).is_dir():
         return folder / ADE20K
-    within = [path for path in visible(folder) if (path / VOC_IMAGES).is_dir()]
+    within = [path for path in list_visible(folder) if (path / VOC_IMAGES).is_dir()]
     if len(within) > 1:
         raise UserError(f"{folder} holds {' and '.join(path.name for path in within)}; name one of them")
     return within[0] if within else folder
@@ -52,8 +52,8 @@ def read_pairs(folder: Path) -> "dict[str, Dataset] | None":
 
 
 def _sides_by_split(folder: Path) -> dict[str, tuple[Path, Path | None]] | None:
-    if (images := _child(folder, IMAGE_FOLDERS)) is not None:
-        masks = _child(folder, MASK_FOLDERS)
+    if (images := _first_folder(folder, IMAGE_FOLDERS)) is not None:
+        masks = _first_folder(folder, MASK_FOLDERS)
         if masks is None:
             return None
         if splits := split_folders(images):
@@ -62,10 +62,10 @@ def _sides_by_split(folder: Path) -> dict[str, tuple[Path, Path | None]] | None:
         return {"": (images, masks)}
     sides = {}
     for split, below in split_folders(folder).items():
-        images = _child(below, IMAGE_FOLDERS)
+        images = _first_folder(below, IMAGE_FOLDERS)
         if images is None:
             return None
-        sides[split] = (images, _child(below, MASK_FOLDERS))
+        sides[split] = (images, _first_folder(below, MASK_FOLDERS))
     return sides or None
 
 
@@ -74,12 +74,12 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
     mask_folders = [folder / name for name in VOC_MASKS if (folder / name).is_dir()]
     if not (mask_folders and (folder / VOC_IMAGES).is_dir()):
         return None
-    images = {Path(parts[-1]).stem: path for path, parts in images_below(folder / VOC_IMAGES)}
-    masks = {name: path for below in reversed(mask_folders) for name, path in _by_name(below).items()}
+    images = {Path(parts[-1]).stem: path for path, parts in find_images(folder / VOC_IMAGES)}
+    masks = {name: path for below in reversed(mask_folders) for name, path in _masks_by_key(below).items()}
     lists = folder / "ImageSets" / "Segmentation"
     splits = {"": sorted(images.keys() & masks.keys())}
-    if lists.is_dir() and (files := [path for path in visible(lists) if path.suffix == ".txt"]):
-        splits = {SPLITS.get(file.stem, file.stem): _listed(file) for file in files}
+    if lists.is_dir() and (files := [path for path in list_visible(lists) if path.suffix == ".txt"]):
+        splits = {SPLITS.get(file.stem, file.stem): _read_list(file) for file in files}
     found = {}
     for split, names in splits.items():
         where = f"of the split {split}" if split else "here"
@@ -89,47 +89,47 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
             raise UserError(
                 f"{folder / VOC_IMAGES} has no image {lacking} {where}; add it or take it off the list"
             )
-        columns = {"image": [images[name] for name in names], ID: [f"{VOC_IMAGES}/{name}" for name in names]}
+        columns = {"image": [images[name] for name in names], ID_COLUMN: [f"{VOC_IMAGES}/{name}" for name in names]}
         if any(name in masks for name in names):  # the test set's are not published
             if lacking := next((name for name in names if name not in masks), None):
                 raise UserError(
                     f"{mask_folders[0]} has no mask of {lacking} {where}; add it or take it off the list"
                 )
             columns["mask"] = [masks[name] for name in names]
-        found[split] = table(columns, masks="mask" if "mask" in columns else None)
+        found[split] = make_table(columns, masks="mask" if "mask" in columns else None)
     return found
 
 
-def _listed(file: Path) -> list[str]:
+def _read_list(file: Path) -> list[str]:
     """Names of images, one a line; of lines with paths of image and mask, the image's."""
     return [Path(line.split()[0]).stem for line in read_text(file).splitlines() if line.strip()]
 
 
-def _child(folder: Path, names: tuple[str, ...]) -> Path | None:
+def _first_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The first folder of these names, in whatever case, that holds pictures."""
-    there = {path.name.lower(): path for path in visible(folder) if path.is_dir()}
+    there = {path.name.lower(): path for path in list_visible(folder) if path.is_dir()}
     found = (there[name] for name in names if name in there)
-    return next((path for path in found if next(images_below(path), None)), None)
+    return next((path for path in found if next(find_images(path), None)), None)
 
 
 def _pair(images: Path, masks: Path | None, root: Path) -> "Dataset":
-    pictures = list(images_below(images))
+    pictures = list(find_images(images))
     if not pictures:
         raise UserError(f"{images} holds no images (.jpg, .png, .webp ...); put them there or remove it")
     columns: dict[str, list[str]] = {
         "image": [path for path, _ in pictures],
-        ID: ["/".join((*images.relative_to(root).parts, *parts)) for _, parts in pictures],
+        ID_COLUMN: ["/".join((*images.relative_to(root).parts, *parts)) for _, parts in pictures],
     }
     if masks is None:
-        return table(columns)
-    found = _by_name(masks)
+        return make_table(columns)
+    found = _masks_by_key(masks)
     columns["mask"] = of_images = [_mask_of(parts, found) for _, parts in pictures]
     if lacking := [path for (path, _), mask in zip(pictures, of_images, strict=True) if not mask]:
         raise UserError(
             f"{len(lacking)} of {len(pictures)} images have no mask of their name in {masks}, the first being "
             f"{lacking[0]}; add the masks or remove the images"
         )
-    return table(columns, masks="mask")
+    return make_table(columns, masks="mask")
 
 
 def _mask_of(parts: tuple[str, ...], masks: dict[str, str]) -> str:
@@ -140,10 +140,10 @@ def _mask_of(parts: tuple[str, ...], masks: dict[str, str]) -> str:
     return next((masks[key] for key in ("/".join((*folders, name)) for name in names) if key in masks), "")
 
 
-def _by_name(folder: Path) -> dict[str, str]:
+def _masks_by_key(folder: Path) -> dict[str, str]:
     """Masks by their place below the folder, without suffix. Where Cityscapes has both kinds, the train ids."""
     found: dict[str, str] = {}
-    for path, parts in images_below(folder):
+    for path, parts in find_images(folder):
         key = "/".join((*parts[:-1], Path(parts[-1]).stem))
         if key in found:
             raise UserError(f"{found[key]} and {path} are masks of one image; remove one of them")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", re.ASCII)
-REACH_SECONDS = 5
+HUB_TIMEOUT_SECONDS = 5
 
 
 def read_parquet(files: list[Path]) -> "Dataset":
@@ -41,7 +41,7 @@ def read_parquet(files: list[Path]) -> "Dataset":
                 f"{files[0]} cannot be read as parquet ({reason}); copy or convert it again"
             ) from problem
         assert isinstance(whole, datasets.Dataset)
-        return undecoded(whole)
+        return without_decoding(whole)
 
 
 def read_saved(folder: Path) -> "dict[str, Dataset]":
@@ -85,7 +85,7 @@ def read_hub(name: str) -> "dict[str, Dataset]":
 
 def _can_reach(endpoint: str) -> bool:
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=REACH_SECONDS).close()
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):
@@ -97,12 +97,12 @@ def _by_split(loaded: object) -> "dict[str, Dataset]":
     import datasets
 
     if isinstance(loaded, datasets.Dataset):
-        return {"": undecoded(loaded)}
+        return {"": without_decoding(loaded)}
     assert isinstance(loaded, datasets.DatasetDict)
-    return {SPLITS.get(str(split).lower(), str(split)): undecoded(table) for split, table in loaded.items()}
+    return {SPLITS.get(str(split).lower(), str(split)): without_decoding(table) for split, table in loaded.items()}
 
 
-def undecoded(table: "Dataset") -> "Dataset":
+def without_decoding(table: "Dataset") -> "Dataset":
     """The same table, whose images come as bytes or paths: they are decoded in the workers, by our rules."""
     import datasets
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data.sources.folders import visible
+from triptych.data.sources.folders import list_visible
 from triptych.errors import UserError
 
 SPLITS = {
@@ -19,7 +19,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
     A class may be called "train" too: it is a split only if every folder beside it is one, or one more.
     """
-    names = {path.name: path for path in visible(folder) if path.is_dir()}
+    names = {path.name: path for path in list_visible(folder) if path.is_dir()}
     found = {SPLITS[name.lower()]: path for name, path in names.items() if name.lower() in SPLITS}
     if len(found) == len(names) or ("train" in found and len(found) > 1):
         return found
@@ -46,7 +46,7 @@ def choose_split(spec: str, splits: list[str], asked: str | None) -> str:
     raise UserError(f"{spec} has no split {asked or 'train'!r}; {has}")
 
 
-def held_back(count: int, labels: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:
+def choose_held_out(count: int, labels: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:
     """Booleans (count,), at least one: what to evaluate on. Of each class its share, and never all of it.
 
     The share of a class is rarely a whole number; what one class is short of, the next makes up for, so that

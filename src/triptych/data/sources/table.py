@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from triptych.data.example import Example
-from triptych.data.masks import Legend
+from triptych.data.masks import LabelMap
 from triptych.data.sources.columns import Columns
-from triptych.data.sources.folders import ID
-from triptych.data.sources.tar import MARK, read_member
+from triptych.data.sources.folders import ID_COLUMN
+from triptych.data.sources.tar import MEMBER_MARK, read_member
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,7 +37,7 @@ class TableSource:
         columns: Columns,
         classes: tuple[str, ...] | None,
         labels: np.ndarray | None,
-        legend: Legend | None,
+        legend: LabelMap | None,
         name: str,
         root: Path,
     ):
@@ -46,7 +46,7 @@ class TableSource:
         self.labels = labels
         self.legend = legend
         self.mask_classes = None if legend is None else legend.classes
-        self.mask_colors = None if legend is None else legend.colours
+        self.mask_colors = None if legend is None else legend.colors
         self.groupings: dict[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
@@ -58,13 +58,13 @@ class TableSource:
         name = self.columns.caption
         if name is None or name not in self.table.features:
             return None
-        return [captions_in(cell) for cell in self.table[name][:]]
+        return [captions_in_cell(cell) for cell in self.table[name][:]]
 
     def __getitem__(self, index: int, /) -> Example:
         row = self.table[int(index)]
-        captions = captions_in(row.get(self.columns.caption)) if self.columns.caption else ()
-        image, path = picture_in(row[self.columns.image], self.root)
-        name = row.get(ID) or (f"{self.name}/{index}" + (f" ({path})" if path else ""))
+        captions = captions_in_cell(row.get(self.columns.caption)) if self.columns.caption else ()
+        image, path = image_in_cell(row[self.columns.image], self.root)
+        name = row.get(ID_COLUMN) or (f"{self.name}/{index}" + (f" ({path})" if path else ""))
         return Example(
             image=image,
             label=None if self.labels is None else int(self.labels[index]),
@@ -76,7 +76,7 @@ class TableSource:
     def _mask(self, row: dict[str, Any], name: str) -> np.ndarray | None:
         if self.legend is None or self.columns.mask is None:
             return None
-        return self.legend.read(*mask_in(row[self.columns.mask], self.root, name))
+        return self.legend.read(*mask_in_cell(row[self.columns.mask], self.root, name))
 
     @property
     def fingerprint(self) -> str:
@@ -84,7 +84,7 @@ class TableSource:
         digest = hashlib.sha256(repr((len(self), self.classes)).encode())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
-        for name in (ID, self.columns.caption):
+        for name in (ID_COLUMN, self.columns.caption):
             if name is not None and name in self.table.features:
                 digest.update(repr(self.table[name][:]).encode())
         digest.update(repr(self._sizes(self.columns.image)).encode())
@@ -96,7 +96,7 @@ class TableSource:
     def contents(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """The name of each example, and what else the fingerprint is of: label, caption, sizes in bytes."""
         count = len(self)
-        names = self.table[ID][:] if ID in self.table.features else [f"row {row}" for row in range(count)]
+        names = self.table[ID_COLUMN][:] if ID_COLUMN in self.table.features else [f"row {row}" for row in range(count)]
         columns: list[Any] = [[None] * count if self.labels is None else self.labels.tolist()]
         caption = self.columns.caption
         if caption is not None and caption in self.table.features:
@@ -124,7 +124,7 @@ class TableSource:
         return [self._size(path) if size is None else size for size, path in zip(sizes, paths, strict=True)]
 
     def _size(self, path: str | None) -> int | None:
-        if path is not None and MARK in path:
+        if path is not None and MEMBER_MARK in path:
             return int(path.rpartition("+")[2])
         try:
             return None if path is None else os.stat(self.root / path).st_size
@@ -136,13 +136,13 @@ class TableSource:
         return f"<{self.name}: {len(self)} images{f' of {len(classes)} classes' if classes else ''}>"
 
 
-def captions_in(cell: Any) -> tuple[str, ...]:
+def captions_in_cell(cell: Any) -> tuple[str, ...]:
     """A cell holds one caption, several in a list, or none."""
     cells = cell if isinstance(cell, list) else [cell]
     return tuple(str(one) for one in cells if one is not None)
 
 
-def picture_in(cell: Any, root: Path) -> tuple[bytes | str, str | None]:
+def image_in_cell(cell: Any, root: Path) -> tuple[bytes | str, str | None]:
     """Bytes or a path of the picture that a cell holds or names, and what it was called."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None
     path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
@@ -150,18 +150,18 @@ def picture_in(cell: Any, root: Path) -> tuple[bytes | str, str | None]:
         return content, path
     if path is None:
         return b"", None  # refused by `decode`, as an empty file is
-    if MARK in path:
+    if MEMBER_MARK in path:
         return read_member(path), None
     return str(root / path), path
 
 
-def mask_in(cell: Any, root: Path, example: str) -> tuple[bytes | str, str]:
+def mask_in_cell(cell: Any, root: Path, example: str) -> tuple[bytes | str, str]:
     """The same for a mask, and what errors should call it."""
-    content, path = picture_in(cell, root)
+    content, path = image_in_cell(cell, root)
     return content, content if isinstance(content, str) else path or f"the mask of {example}"
 
 
-def rows_without(table: "Dataset", column: str) -> np.ndarray:
+def empty_rows(table: "Dataset", column: str) -> np.ndarray:
     """Which rows of a column neither hold nor name a picture; the pictures are not read."""
     import pyarrow
     from pyarrow import compute

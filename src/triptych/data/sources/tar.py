@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from triptych.data.disk_index import Known
+from triptych.data.disk_index import FileStamp
 from triptych.data.example import SourceChangedError
-from triptych.data.sources.folders import ID, SUFFIXES, table
+from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, make_table
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TEXT = ("txt", "text", "caption")
-NUMBER = ("cls", "cls2", "index")
-SMALL = 1 << 20  # bytes; labels and captions are smaller
+TEXT_SUFFIXES = ("txt", "text", "caption")
+LABEL_SUFFIXES = ("cls", "cls2", "index")
+MAX_VALUE_BYTES = 1 << 20  # bytes; labels and captions are smaller
 
 
 def read_shards(
@@ -48,10 +48,10 @@ def read_shards(
         )
     names = dict.fromkeys(name for example in examples for name in example)
     masks = mask_field if mask_field in names else None
-    return table({name: [example.get(name) for example in examples] for name in names}, masks=masks)
+    return make_table({name: [example.get(name) for example in examples] for name in names}, masks=masks)
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A file in a shard: name, and where its bytes are."""
 
     name: str
@@ -59,13 +59,13 @@ class Member(NamedTuple):
     size: int
 
 
-def members(shard: Path) -> Iterator[Member]:
+def iter_members(shard: Path) -> Iterator[TarMember]:
     """The ordinary files in an uncompressed tar, of which the headers alone are read.
 
     Raises:
         UserError: the shard is damaged, cut short, compressed, or no tar.
     """
-    known = Known.of(shard)
+    known = FileStamp.of(shard)
     archive = None
     at = 0
     try:
@@ -77,10 +77,10 @@ def members(shard: Path) -> Iterator[Member]:
                     raise tarfile.ReadError("it ends without an end mark, cut short perhaps")
                 if not header.strip(b"\0"):
                     return
-                found = _plain(header)
+                found = _parse_header(header)
                 if found is None:  # a folder, a link, a long name: rare, and the library knows them all
                     archive = archive or tarfile.open(shard, "r:")  # noqa: SIM115
-                    member, after = _library(archive, at)
+                    member, after = _read_with_tarfile(archive, at)
                     if member is None:
                         raise tarfile.ReadError(f"its header at byte {at} is damaged")
                     plain, name, offset, size = (
@@ -95,7 +95,7 @@ def members(shard: Path) -> Iterator[Member]:
                 if offset + size > known.size:
                     raise tarfile.ReadError(f"it is cut short in {name}")
                 if plain:
-                    yield Member(name, offset, size)
+                    yield TarMember(name, offset, size)
                 at = after
     except (tarfile.TarError, OSError) as problem:
         raise UserError(
@@ -106,7 +106,7 @@ def members(shard: Path) -> Iterator[Member]:
             archive.close()
 
 
-def _plain(header: bytes) -> tuple[str, int] | None:
+def _parse_header(header: bytes) -> tuple[str, int] | None:
     """Name and size of an ordinary file with a short name; None for all else, damage included."""
     if header[156:157] not in (b"0", b"\0"):
         return None
@@ -123,7 +123,7 @@ def _plain(header: bytes) -> tuple[str, int] | None:
     )
 
 
-def _library(archive: Any, at: int) -> tuple[tarfile.TarInfo | None, int]:
+def _read_with_tarfile(archive: Any, at: int) -> tuple[tarfile.TarInfo | None, int]:
     """What `tarfile` reads at that place, and where the next header is."""
     archive.firstmember, archive.offset = None, at
     archive.members.clear()  # it would hold every one
@@ -134,7 +134,7 @@ def _library(archive: Any, at: int) -> tuple[tarfile.TarInfo | None, int]:
 
 def _examples(shard: Path, image_field: str | None, mask_field: str | None) -> list[dict[str, Any]]:
     examples: dict[str, dict[str, Any]] = {}
-    for member in members(shard):
+    for member in iter_members(shard):
         _add(examples, shard, member, image_field, mask_field)
     return [example for example in examples.values() if "image" in example]
 
@@ -142,7 +142,7 @@ def _examples(shard: Path, image_field: str | None, mask_field: str | None) -> l
 def _add(
     examples: dict[str, dict[str, Any]],
     shard: Path,
-    member: Member,
+    member: TarMember,
     image_field: str | None,
     mask_field: str | None,
 ) -> None:
@@ -152,45 +152,45 @@ def _add(
         return
     suffix = field.rpartition(".")[2].lower()
     key = f"{shard.name}/{folder + '/' if folder else ''}{stem}"
-    example = examples.setdefault(key, {ID: key})
-    place = f"{shard}{MARK}{member.offset}+{member.size}"
+    example = examples.setdefault(key, {ID_COLUMN: key})
+    place = f"{shard}{MEMBER_MARK}{member.offset}+{member.size}"
     if field == mask_field:
         example[field] = place
-    elif f".{suffix}" in SUFFIXES if image_field is None else field == image_field:
+    elif f".{suffix}" in IMAGE_SUFFIXES if image_field is None else field == image_field:
         if "image" in example:
             raise UserError(
                 f"{key} in {shard} has several images; name the one to use, such as image_column={field}"
             )
         example["image"] = place
-    elif suffix in (*TEXT, *NUMBER, "json") and member.size <= SMALL:
+    elif suffix in (*TEXT_SUFFIXES, *LABEL_SUFFIXES, "json") and member.size <= MAX_VALUE_BYTES:
         try:
-            example.update(values_in(field, suffix, read_member(place).decode()))
+            example.update(parse_values(field, suffix, read_member(place).decode()))
         except UserError:
             raise
         except ValueError as problem:
             raise UserError(f"{member.name} in {shard} cannot be read ({problem}); repair it") from problem
 
 
-def values_in(field: str, suffix: str, content: str) -> dict[str, Any]:
+def parse_values(field: str, suffix: str, content: str) -> dict[str, Any]:
     """The columns that a file of labels or captions holds.
 
     Raises:
         ValueError: it holds something else.
     """
-    if suffix in NUMBER:
+    if suffix in LABEL_SUFFIXES:
         return {field: int(content)}
-    if suffix in TEXT:
+    if suffix in TEXT_SUFFIXES:
         return {field: content.strip()}
     values = json.loads(content)
     if not isinstance(values, dict):
         return {field: values}
-    taken = (ID, "image")
+    taken = (ID_COLUMN, "image")
     return {
         name: value for name, value in values.items() if isinstance(value, str | int) and name not in taken
     }
 
 
-MARK = "::tar@"
+MEMBER_MARK = "::tar@"
 
 
 def read_member(place: str) -> bytes:
@@ -199,7 +199,7 @@ def read_member(place: str) -> bytes:
     Raises:
         SourceChangedError: the shard is missing or shorter than it was.
     """
-    shard, _, where = place.rpartition(MARK)
+    shard, _, where = place.rpartition(MEMBER_MARK)
     offset, size = map(int, where.split("+"))
     try:
         with open(shard, "rb") as file:

@@ -8,10 +8,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from triptych.data.disk_index import Files, Index, Known, Lines, Numbering, Records
+from triptych.data.disk_index import DiskIndex, FileReader, FileStamp, LabelWriter, RecordFile, TextWriter
 from triptych.data.sources.columns import Columns
-from triptych.data.sources.folders import ID, SUFFIXES, lines_of
-from triptych.data.streaming.source import Cells
+from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, read_lines
+from triptych.data.streaming.source import RowCells
 from triptych.errors import UserError
 
 RUN = 256  # pictures in a run: neighbours in a folder
@@ -19,7 +19,7 @@ ROW = np.dtype([("name", "<i8"), ("name_size", "<i4"), ("caption", "<i4")])
 TEXTS = ("", ".txt", ".caption")  # what stands beside a picture, by number; .txt stands above .caption
 
 
-class Picture(NamedTuple):
+class ImageFile(NamedTuple):
     """A file: its parts below the folder, which of TEXTS lies beside it, and bytes of both."""
 
     parts: tuple[str, ...]
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
     size: int
 
 
-def pictures_below(folder: Path) -> Iterator[Picture]:
+def walk_images(folder: Path) -> Iterator[ImageFile]:
     """Every picture, in sorted order; of the names only those of one folder at a time are held."""
 
     def refuse(problem: OSError) -> None:
@@ -39,12 +39,12 @@ def pictures_below(folder: Path) -> Iterator[Picture]:
         texts = {name for name in names if name.lower().endswith(TEXTS[1:])}
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() not in SUFFIXES or name.startswith("."):
+            if suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
                 continue
             text = next((i for i, end in enumerate(TEXTS) if i and stem + end in texts), 0)
             files = [name, stem + TEXTS[text]] if text else [name]
             size = sum(os.stat(os.path.join(root, one)).st_size for one in files)
-            yield Picture((*below, name), text, size)
+            yield ImageFile((*below, name), text, size)
 
 
 class FolderRows:
@@ -58,14 +58,14 @@ class FolderRows:
 
     def __init__(self, folder: Path, prefix: str):
         self.folder, self.prefix = folder, prefix
-        index = Index(["folder", str(folder)])
+        index = DiskIndex(["folder", str(folder)])
         about = index.renewed(("rows", "names", "labels"), self._make)
         if not about["count"]:
             raise UserError(
                 f"{folder} holds no images (.jpg, .png, .webp ...); give class folders, .tar or .parquet files"
             )
-        self._records = Records(index.path("rows"), ROW)
-        self._names = Files([Known.of(index.path("names"))])
+        self._records = RecordFile(index.path("rows"), ROW)
+        self._names = FileReader([FileStamp.of(index.path("names"))])
         self.labels_file = index.path("labels")
         self.numbering: dict[str, Any] | None = about["numbering"]
         self.fingerprint: str = about["fingerprint"]
@@ -80,22 +80,22 @@ class FolderRows:
     def hold(self, rows: int, window: int) -> None:
         """Nothing need be held: each picture is a file."""
 
-    def cells(self, row: int) -> Cells:
+    def cells(self, row: int) -> RowCells:
         record = self._records[row]
         name = self._names.read(0, int(record["name"]), int(record["name_size"])).decode()
         path = os.path.join(self.folder, name)
         text = TEXTS[record["caption"]]
-        caption = lines_of(Path(os.path.splitext(path)[0] + text)) if text else None
-        return Cells(path, self.prefix + name, caption)
+        caption = read_lines(Path(os.path.splitext(path)[0] + text)) if text else None
+        return RowCells(path, self.prefix + name, caption)
 
     def _make(self, rows: BinaryIO, names: BinaryIO, labels: BinaryIO) -> dict[str, Any]:
-        lines, numbering, digest = Lines(names), Numbering(labels, ID), hashlib.sha256()
+        lines, numbering, digest = TextWriter(names), LabelWriter(labels, ID_COLUMN), hashlib.sha256()
         count = captions = 0
         stray = ""
-        for picture in pictures_below(self.folder):
+        for picture in walk_images(self.folder):
             name = "/".join(picture.parts)
             try:
-                place = lines.add(name)
+                place = lines.append(name)
             except UnicodeEncodeError as problem:
                 raise UserError(f"{name!r} has a name that is not UTF-8; rename it") from problem
             rows.write(np.array([(*place, picture.text)], ROW).tobytes())

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from triptych.data.masks import Legend
-from triptych.data.sources.detect import Spec, data_files, grouped
+from triptych.data.masks import LabelMap
+from triptych.data.sources.detect import Spec, data_files, group_by_split
 from triptych.data.sources.folders import metadata_file
-from triptych.data.sources.label_maps import legend_of
-from triptych.data.sources.mask_folders import root_of
+from triptych.data.sources.label_maps import find_label_map
+from triptych.data.sources.mask_folders import dataset_root
 from triptych.data.sources.splits import choose_split, split_folders
-from triptych.data.sources.table import mask_in
+from triptych.data.sources.table import mask_in_cell
 from triptych.data.streaming.folder import FolderRows
 from triptych.data.streaming.parquet import ParquetRows
-from triptych.data.streaming.source import Every, Rows, StreamSource, numbered
+from triptych.data.streaming.source import RowReader, StreamSource, StreamSplit, label_file
 from triptych.data.streaming.tar import TarRows
 from triptych.errors import UserError
 
-Asked = tuple[str | None, ...]
+RequestedColumns = tuple[str | None, ...]
 
 
 class OpenedStream:
@@ -34,15 +34,15 @@ class OpenedStream:
         UserError: another kind of data; files that are damaged or do not agree; as the kinds say.
     """
 
-    def __init__(self, spec: Spec, asked: Asked, ignore_index: int, reduce_zero_label: bool):
+    def __init__(self, spec: Spec, asked: RequestedColumns, ignore_index: int, reduce_zero_label: bool):
         self.spec, self.ignore_index, self.reduce_zero_label = spec, ignore_index, reduce_zero_label
         path = Path(spec).expanduser().absolute()
-        self.root = root_of(path) if path.is_dir() else path.parent
-        self.splits: dict[str, Rows] = {
-            split: make(asked, self._name(split)) for split, make in _found(path, spec).items()
+        self.root = dataset_root(path) if path.is_dir() else path.parent
+        self.splits: dict[str, RowReader] = {
+            split: make(asked, self._name(split)) for split, make in _row_readers(path, spec).items()
         }
         self.classes = _classes(self.splits)
-        self._legend: Legend | None = None
+        self._legend: LabelMap | None = None
 
     def source(self, split: str | None) -> StreamSource:
         chosen = choose_split(os.fspath(self.spec), list(self.splits), split)
@@ -51,11 +51,11 @@ class OpenedStream:
             raise UserError(
                 f"{os.fspath(self.spec)} holds no images{f' in its split {chosen}' if chosen else ''}"
             )
-        labels = None if self.classes is None or _unlabelled(rows) else numbered(rows, self.classes)
+        labels = None if self.classes is None or _is_unlabeled(rows) else label_file(rows, self.classes)
         legend = self._read_legend() if rows.columns.mask is not None else None
         return StreamSource(rows, self.classes, labels, legend, self._name(chosen), self.root)
 
-    def held_back(self, fraction: float, seed: int) -> tuple[Every, Every]:
+    def split_off(self, fraction: float, seed: int) -> tuple[StreamSplit, StreamSplit]:
         """What to train on and what to evaluate on, of data without splits."""
         whole = self.source(None)
         if len(whole) < 2:
@@ -63,14 +63,14 @@ class OpenedStream:
                 f"{os.fspath(self.spec)} holds one image; give one to train and one to evaluate on"
             )
         step = min(max(2, round(1 / fraction)), len(whole))
-        return Every(whole, step, seed, others=True), Every(whole, step, seed)
+        return StreamSplit(whole, step, seed, others=True), StreamSplit(whole, step, seed)
 
     def _name(self, split: str) -> str:
         return os.path.basename(os.path.normpath(self.spec)) + (f"/{split}" if split else "")
 
-    def _read_legend(self) -> Legend:
+    def _read_legend(self) -> LabelMap:
         if self._legend is None:
-            self._legend = legend_of(self._masks, self.root, self.ignore_index, self.reduce_zero_label)
+            self._legend = find_label_map(self._masks, self.root, self.ignore_index, self.reduce_zero_label)
         return self._legend
 
     def _masks(self) -> Iterator[tuple[bytes | str, str]]:
@@ -78,21 +78,21 @@ class OpenedStream:
             for row in range(len(rows)) if rows.columns.mask is not None else ():
                 cells = rows.cells(row)
                 if cells.mask is not None:
-                    yield mask_in(cells.mask, self.root, cells.name)
+                    yield mask_in_cell(cells.mask, self.root, cells.name)
 
 
-def _found(path: Path, spec: Spec) -> dict[str, Callable[[Asked, str], Rows]]:
+def _row_readers(path: Path, spec: Spec) -> dict[str, Callable[[RequestedColumns, str], RowReader]]:
     """By split, what makes its rows."""
     if path.is_dir():
-        folder = root_of(path)
+        folder = dataset_root(path)
         splits = split_folders(folder) or {"": folder}
         made: dict[str, Any] = {}
         for split, below in splits.items():
             files = data_files(below)
             if files and not split:
-                return _of_files(files)
+                return _readers_of_files(files)
             if files:
-                made[split] = next(iter(_of_files(files).values()))
+                made[split] = next(iter(_readers_of_files(files).values()))
             elif (lists := metadata_file(below)) is not None:
                 raise UserError(
                     f"{lists} is read whole, not streamed; leave --loading.stream out, or make shards"
@@ -102,16 +102,16 @@ def _found(path: Path, spec: Spec) -> dict[str, Callable[[Asked, str], Rows]]:
                 made[split] = lambda asked, name, below=below, prefix=prefix: FolderRows(below, prefix)
         return made
     if path.is_file():
-        return _of_files([path])
+        return _readers_of_files([path])
     if files := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
-        return _of_files(files)
+        return _readers_of_files(files)
     raise UserError(f"{os.fspath(spec)} does not exist, and only files here can be streamed; check the path")
 
 
-def _of_files(files: list[Path]) -> dict[str, Any]:
-    suffix, groups = grouped(files)
+def _readers_of_files(files: list[Path]) -> dict[str, Any]:
+    suffix, groups = group_by_split(files)
 
-    def rows(some: list[Path]) -> Callable[[Asked, str], Rows]:
+    def rows(some: list[Path]) -> Callable[[RequestedColumns, str], RowReader]:
         if suffix == ".parquet":
             return lambda asked, name: ParquetRows(some, asked, name)
         return lambda asked, name: TarRows(some, asked)
@@ -119,7 +119,7 @@ def _of_files(files: list[Path]) -> dict[str, Any]:
     return {split: rows(some) for split, some in groups.items()}
 
 
-def _unlabelled(rows: Rows) -> bool:
+def _is_unlabeled(rows: RowReader) -> bool:
     """Without labels, or with -1 throughout, the hub's way to hide a test set's."""
     known = rows.numbering
     return known is None or (
@@ -127,13 +127,13 @@ def _unlabelled(rows: Rows) -> bool:
     )
 
 
-def _classes(splits: dict[str, Rows]) -> tuple[str, ...] | None:
+def _classes(splits: dict[str, RowReader]) -> tuple[str, ...] | None:
     """The classes of all splits: those that the files name, else texts in order, else numbers from 0.
 
     Raises:
         UserError: labels that are missing, negative, beyond the named classes, or of another kind in another split.
     """
-    labelled = {split: rows for split, rows in splits.items() if not _unlabelled(rows)}
+    labelled = {split: rows for split, rows in splits.items() if not _is_unlabeled(rows)}
     if not labelled:
         return None
     declared = next((rows.names for rows in labelled.values() if rows.names), None)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from triptych.data.disk_index import Index, Known, Numbering
+from triptych.data.disk_index import DiskIndex, FileStamp, LabelWriter
 from triptych.data.example import SourceChangedError
-from triptych.data.sources.columns import Columns, find_columns, need_label
-from triptych.data.streaming.source import Cells
+from triptych.data.sources.columns import Columns, check_label_column, find_columns
+from triptych.data.streaming.source import RowCells
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class ParquetRows:
     def __init__(self, files: Sequence[Path], asked: tuple[str | None, ...], name: str):
         import datasets
 
-        self.files, self.name = [Known.of(file) for file in files], name
+        self.files, self.name = [FileStamp.of(file) for file in files], name
         self.hold(4096, 256)
         self._forget()
         schema = self._file(0).schema_arrow
@@ -53,10 +53,10 @@ class ParquetRows:
         self.columns: Columns = find_columns(features, image, label, caption, mask)
         self.names: tuple[str, ...] | None = None
         if self.columns.label is not None:
-            need_label(self.columns.label, features)
+            check_label_column(self.columns.label, features)
             kind = features[self.columns.label]
             self.names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-        index = Index(["parquet", self.files, self.columns.label])
+        index = DiskIndex(["parquet", self.files, self.columns.label])
         about = index.made(("labels",), lambda labels: self._make(labels, schema))
         self.labels_file = index.path("labels")
         self.numbering: dict[str, Any] | None = about["numbering"]
@@ -76,7 +76,7 @@ class ParquetRows:
         """How many decoded rows to hold, in windows of how many that are read in any order."""
         self._limit, self._window, self._places = rows, window // BLOCK + 2, rows // window + 2
 
-    def cells(self, row: int) -> Cells:
+    def cells(self, row: int) -> RowCells:
         group = int(np.searchsorted(self.bounds, row, side="right")) - 1
         block, at = divmod(row - int(self.bounds[group]), BLOCK)
         table = self._block(group, block)
@@ -85,7 +85,7 @@ class ParquetRows:
             for column in (self.columns.image, self.columns.caption, self.columns.mask)
         )
         path = image.get("path") if isinstance(image, dict) else image if isinstance(image, str) else None
-        return Cells(image, f"{self.name}/{row}" + (f" ({path})" if path else ""), caption, mask)
+        return RowCells(image, f"{self.name}/{row}" + (f" ({path})" if path else ""), caption, mask)
 
     def _block(self, group: int, number: int) -> "pyarrow.Table":
         if self._process != os.getpid():
@@ -176,7 +176,7 @@ class ParquetRows:
     def _make(self, labels: BinaryIO, schema: "pyarrow.Schema") -> dict[str, Any]:
         column = self.columns.label
         digest, groups = hashlib.sha256(), []
-        numbering = Numbering(labels, column or "")
+        numbering = LabelWriter(labels, column or "")
         for number, known in enumerate(self.files):
             file = self._file(number)
             if file.schema_arrow.names != schema.names:
@@ -197,7 +197,7 @@ class ParquetRows:
             "fingerprint": digest.hexdigest()[:32],
         }
 
-    def _number(self, file: Any, column: str, numbering: Numbering) -> None:
+    def _number(self, file: Any, column: str, numbering: LabelWriter) -> None:
         import pyarrow
 
         for batch in file.iter_batches(batch_size=1 << 16, columns=[column], use_threads=False):

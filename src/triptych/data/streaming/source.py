@@ -8,18 +8,18 @@ from typing import Any, NamedTuple, Protocol, overload
 import numpy as np
 
 from triptych.atomic_write import write_atomically
-from triptych.data.disk_index import Records
+from triptych.data.disk_index import RecordFile
 from triptych.data.example import Example
-from triptych.data.loading.permutation import drawn
-from triptych.data.masks import Color, Legend
+from triptych.data.loading.permutation import hashed_integers
+from triptych.data.masks import Color, LabelMap
 from triptych.data.sources.columns import Columns
-from triptych.data.sources.table import captions_in, mask_in, picture_in
+from triptych.data.sources.table import captions_in_cell, image_in_cell, mask_in_cell
 
-CHUNK = 1 << 20  # labels at a time
-NUMBER = np.dtype("<i4")
+LABEL_CHUNK = 1 << 20  # labels at a time
+LABEL_DTYPE = np.dtype("<i4")
 
 
-class Cells(NamedTuple):
+class RowCells(NamedTuple):
     """What is read of an example, as `picture_in`, `captions_in` and `mask_in` take it."""
 
     image: Any
@@ -28,7 +28,7 @@ class Cells(NamedTuple):
     mask: Any = None
 
 
-class Rows(Protocol):
+class RowReader(Protocol):
     """The examples of some files by number, and what an index knows of them."""
 
     columns: Columns
@@ -42,7 +42,7 @@ class Rows(Protocol):
     fingerprint: str
 
     def __len__(self) -> int: ...
-    def cells(self, row: int, /) -> Cells: ...
+    def cells(self, row: int, /) -> RowCells: ...
     def hold(self, rows: int, window: int, /) -> None: ...
 
 
@@ -56,19 +56,19 @@ class StreamSource:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: RowReader,
         classes: tuple[str, ...] | None,
         labels: Path | None,
-        legend: Legend | None,
+        legend: LabelMap | None,
         name: str,
         root: Path,
     ):
         self._rows, self.name, self.root, self.legend = rows, name, root, legend
         self.classes = classes if labels is not None else None
         self._labels_file = labels
-        self._label = None if labels is None else Records(labels, NUMBER)
+        self._label = None if labels is None else RecordFile(labels, LABEL_DTYPE)
         self.mask_classes: tuple[str, ...] | None = None if legend is None else legend.classes
-        self.mask_colors: tuple[Color, ...] | None = None if legend is None else legend.colours
+        self.mask_colors: tuple[Color, ...] | None = None if legend is None else legend.colors
         self.groupings: dict[str, tuple[str, ...]] = {}
         self.bounds, self.hold = rows.bounds, rows.hold
         self.fingerprint = hashlib.sha256(repr((rows.fingerprint, self.classes)).encode()).hexdigest()[:32]
@@ -79,23 +79,23 @@ class StreamSource:
     @property
     def labels(self) -> np.ndarray | None:
         """int32 (n,), mapped from its file; None where nothing is labelled."""
-        return None if self._labels_file is None else np.memmap(self._labels_file, NUMBER, "r")
+        return None if self._labels_file is None else np.memmap(self._labels_file, LABEL_DTYPE, "r")
 
     @property
     def captions(self) -> "Sequence[tuple[str, ...]] | None":
         """All that each example may be called, read when it is asked for; None where no column holds any."""
         if self._rows.columns.caption is None:
             return None
-        return _Captions(lambda row: captions_in(self._rows.cells(row).caption), range(len(self)))
+        return _LazyCaptions(lambda row: captions_in_cell(self._rows.cells(row).caption), range(len(self)))
 
     def __getitem__(self, index: int, /) -> Example:
         cells = self._rows.cells(int(index))
-        captions = captions_in(cells.caption)
+        captions = captions_in_cell(cells.caption)
         mask = None
         if self.legend is not None and cells.mask is not None:
-            mask = self.legend.read(*mask_in(cells.mask, self.root, cells.name))
+            mask = self.legend.read(*mask_in_cell(cells.mask, self.root, cells.name))
         return Example(
-            image=picture_in(cells.image, self.root)[0],
+            image=image_in_cell(cells.image, self.root)[0],
             label=None if self._label is None else int(self._label[int(index)]),
             caption=captions[0] if captions else None,
             id=cells.name,
@@ -109,7 +109,7 @@ class StreamSource:
         return f"<{self.name}: a stream of {len(self)} images>"
 
 
-class Every:
+class StreamSplit:
     """Of each `step` neighbours in a stream one, drawn by `seed`, or all others: a split that takes no memory.
 
     Being spread evenly, it has of every class its share, however the data is sorted.
@@ -125,15 +125,15 @@ class Every:
     def _below(self, row: Any) -> Any:
         """How many of these come before a row of the source."""
         block, at = np.divmod(row, self.step)
-        taken = block + (drawn(block, self.step, self.seed) < at)
+        taken = block + (hashed_integers(block, self.step, self.seed) < at)
         return row - taken if self.others else taken
 
     def row(self, index: Any) -> Any:
         """The row of the source."""
         if not self.others:
-            return index * self.step + drawn(index, self.step, self.seed)
+            return index * self.step + hashed_integers(index, self.step, self.seed)
         block, at = np.divmod(index, self.step - 1)
-        return block * self.step + at + (at >= drawn(block, self.step, self.seed))
+        return block * self.step + at + (at >= hashed_integers(block, self.step, self.seed))
 
     def __len__(self) -> int:
         return int(self._below(len(self.source)))
@@ -150,7 +150,7 @@ class Every:
     def captions(self) -> "Sequence[tuple[str, ...]] | None":
         """All that each example may be called."""
         whole = self.source.captions
-        return None if whole is None else _Captions(lambda i: whole[int(self.row(i))], range(len(self)))
+        return None if whole is None else _LazyCaptions(lambda i: whole[int(self.row(i))], range(len(self)))
 
     @property
     def fingerprint(self) -> str:
@@ -162,7 +162,7 @@ class Every:
         """None, as of the full stream."""
 
 
-class _Captions(Sequence[tuple[str, ...]]):
+class _LazyCaptions(Sequence[tuple[str, ...]]):
     def __init__(self, read: Callable[[int], tuple[str, ...]], rows: range):
         self.read, self.rows = read, rows
 
@@ -172,14 +172,14 @@ class _Captions(Sequence[tuple[str, ...]]):
     @overload
     def __getitem__(self, index: int) -> tuple[str, ...]: ...
     @overload
-    def __getitem__(self, index: slice) -> "_Captions": ...
-    def __getitem__(self, index: int | slice) -> "tuple[str, ...] | _Captions":
+    def __getitem__(self, index: slice) -> "_LazyCaptions": ...
+    def __getitem__(self, index: int | slice) -> "tuple[str, ...] | _LazyCaptions":
         if isinstance(index, slice):
-            return _Captions(self.read, self.rows[index])
+            return _LazyCaptions(self.read, self.rows[index])
         return self.read(self.rows[index])
 
 
-def numbered(rows: Rows, classes: tuple[str, ...]) -> Path:
+def label_file(rows: RowReader, classes: tuple[str, ...]) -> Path:
     """The file of class indices of all rows: as they were noted, or where text turned up in another order than that of
     `classes`, written once beside them."""
     assert rows.numbering is not None
@@ -190,12 +190,12 @@ def numbered(rows: Rows, classes: tuple[str, ...]) -> Path:
     digest = hashlib.sha256(repr((rows.fingerprint, classes)).encode()).hexdigest()[:16]
     path = rows.labels_file.with_name(f"labels-{digest}.bin")
     if not path.exists():
-        table = np.array(found, NUMBER)
+        table = np.array(found, LABEL_DTYPE)
 
         def write(file: Any) -> None:
             with open(rows.labels_file, "rb") as noted:
-                while content := noted.read(CHUNK * NUMBER.itemsize):
-                    file.write(table[np.frombuffer(content, NUMBER)].tobytes())
+                while content := noted.read(LABEL_CHUNK * LABEL_DTYPE.itemsize):
+                    file.write(table[np.frombuffer(content, LABEL_DTYPE)].tobytes())
 
         write_atomically(path, write)
     return path

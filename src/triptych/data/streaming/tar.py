@@ -8,11 +8,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from triptych.data.disk_index import Files, Index, Known, Lines, Numbering, Records
+from triptych.data.disk_index import DiskIndex, FileReader, FileStamp, LabelWriter, RecordFile, TextWriter
 from triptych.data.sources.columns import Columns, find_columns
-from triptych.data.sources.folders import ID, SUFFIXES, table
-from triptych.data.sources.tar import NUMBER, SMALL, TEXT, Member, members, values_in
-from triptych.data.streaming.source import Cells
+from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, make_table
+from triptych.data.sources.tar import (
+    LABEL_SUFFIXES,
+    MAX_VALUE_BYTES,
+    TEXT_SUFFIXES,
+    TarMember,
+    iter_members,
+    parse_values,
+)
+from triptych.data.streaming.source import RowCells
 from triptych.errors import UserError
 
 RUN = 256  # examples that are read one after the other, before another place of the data has its turn
@@ -25,18 +32,18 @@ ROW = np.dtype(
 )  # fmt: skip
 
 
-class Group(NamedTuple):
+class ExampleFiles(NamedTuple):
     """The files of an example, by what follows the first dot of their names."""
 
     key: str
-    files: dict[str, Member]
+    files: dict[str, TarMember]
 
 
-def groups(shard: Path) -> Iterator[Group]:
+def iter_examples(shard: Path) -> Iterator[ExampleFiles]:
     """The examples of a shard in the webdataset layout: files that follow one another, of the same name up to its first
     dot."""
-    found: Group | None = None
-    for member in members(shard):
+    found: ExampleFiles | None = None
+    for member in iter_members(shard):
         folder, _, name = member.name.rpartition("/")
         stem, _, field = name.partition(".")
         if not stem or not field:
@@ -45,7 +52,7 @@ def groups(shard: Path) -> Iterator[Group]:
         if found is None or found.key != key:
             if found is not None:
                 yield found
-            found = Group(key, {})
+            found = ExampleFiles(key, {})
         found.files[field] = member
     if found is not None:
         yield found
@@ -71,13 +78,13 @@ class TarRows:
     """
 
     def __init__(self, shards: Sequence[Path], asked: tuple[str | None, ...]):
-        self.files = [Known.of(shard) for shard in shards]
+        self.files = [FileStamp.of(shard) for shard in shards]
         self.shards, self.asked = list(shards), asked
-        self._handles = Files(self.files)
-        index = Index(["tar", self.files, asked])
+        self._handles = FileReader(self.files)
+        index = DiskIndex(["tar", self.files, asked])
         about = index.made(("rows", "names", "labels"), self._make)
-        self._records = Records(index.path("rows"), ROW)
-        self._names = Files([Known.of(index.path("names"))])
+        self._records = RecordFile(index.path("rows"), ROW)
+        self._names = FileReader([FileStamp.of(index.path("names"))])
         self.labels_file = index.path("labels")
         self.columns = Columns(**about["columns"])
         self._label, self._caption = about["label"], about["caption"]
@@ -94,7 +101,7 @@ class TarRows:
     def __len__(self) -> int:
         return len(self._records)
 
-    def cells(self, row: int) -> Cells:
+    def cells(self, row: int) -> RowCells:
         record = self._records[row]
         shard = int(record["shard"])
         key = self._names.read(0, int(record["name"]), int(record["name_size"])).decode()
@@ -102,24 +109,24 @@ class TarRows:
         image = self._handles.read(shard, int(record["image"]), int(record["image_size"]))
         caption = None
         if self._caption is not None and record["text_size"]:
-            caption = self._value(shard, Member(name, int(record["text"]), int(record["text_size"])))
+            caption = self._value(shard, TarMember(name, int(record["text"]), int(record["text_size"])))
         mask = None
         if record["mask_size"]:
             mask = self._handles.read(shard, int(record["mask"]), int(record["mask_size"]))
-        return Cells(image, name, caption, mask)
+        return RowCells(image, name, caption, mask)
 
     def hold(self, rows: int, window: int) -> None:
         """Nothing need be held: each example is read by itself."""
 
-    def _value(self, shard: int, member: Member) -> Any:
+    def _value(self, shard: int, member: TarMember) -> Any:
         return self._read(self._handles.read, shard, self._caption, member).get(self.columns.caption or "")
 
-    def _read(self, read: Callable[..., bytes], shard: int, field: str, member: Member) -> dict[str, Any]:
+    def _read(self, read: Callable[..., bytes], shard: int, field: str, member: TarMember) -> dict[str, Any]:
         suffix = field.rpartition(".")[2].lower()
-        if member.size > SMALL or suffix not in (*TEXT, *NUMBER, "json"):
+        if member.size > MAX_VALUE_BYTES or suffix not in (*TEXT_SUFFIXES, *LABEL_SUFFIXES, "json"):
             return {}
         try:
-            return values_in(field, suffix, read(shard, member.offset, member.size).decode())
+            return parse_values(field, suffix, read(shard, member.offset, member.size).decode())
         except UserError:
             raise
         except ValueError as problem:
@@ -128,11 +135,11 @@ class TarRows:
 
     def _make(self, rows: BinaryIO, names: BinaryIO, labels: BinaryIO) -> dict[str, Any]:
         fields = self._fields()
-        lines, digest, counts = Lines(names), hashlib.sha256(), []
-        numbering = Numbering(labels, fields.columns.label or "")
+        lines, digest, counts = TextWriter(names), hashlib.sha256(), []
+        numbering = LabelWriter(labels, fields.columns.label or "")
         for number, shard in enumerate(self.shards):
             count = 0
-            examples = (group for group in groups(shard) if self._image(group, fields.columns.image))
+            examples = (group for group in iter_examples(shard) if self._image(group, fields.columns.image))
             while part := list(itertools.islice(examples, 4096)):
                 packed = np.zeros(len(part), ROW)
                 for i, group in enumerate(part):
@@ -157,24 +164,24 @@ class TarRows:
             "fingerprint": digest.hexdigest()[:32],
         }
 
-    def _row(self, shard: int, group: Group, fields: _Fields, lines: Lines) -> tuple[int, ...]:
+    def _row(self, shard: int, group: ExampleFiles, fields: _Fields, lines: TextWriter) -> tuple[int, ...]:
         image = self._image(group, fields.columns.image)
         assert image is not None
         text = group.files.get(fields.caption or "")
         mask = group.files.get(fields.columns.mask or "")
-        found = [shard, *lines.add(group.key)]
+        found = [shard, *lines.append(group.key)]
         for member in (image, text, mask):
             found += [0, 0] if member is None else [member.offset, member.size]
         return tuple(found)
 
-    def _image(self, group: Group, column: str) -> Member | None:
+    def _image(self, group: ExampleFiles, column: str) -> TarMember | None:
         if column != "image":
             return group.files.get(column)
         mask = self.asked[3]
         found = [
             field
             for field in group.files
-            if field != mask and f".{field.rpartition('.')[2].lower()}" in SUFFIXES
+            if field != mask and f".{field.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
         ]
         if len(found) > 1:
             raise UserError(
@@ -182,7 +189,7 @@ class TarRows:
             )
         return group.files[found[0]] if found else None
 
-    def _label_of(self, shard: int, group: Group, fields: _Fields) -> Any:
+    def _label_of(self, shard: int, group: ExampleFiles, fields: _Fields) -> Any:
         member = group.files.get(fields.label or "")
         if member is None:
             return None
@@ -196,10 +203,10 @@ class TarRows:
         examples: list[dict[str, Any]] = []
         held: dict[str, str] = {}  # which file each column was found in
         for number, shard in enumerate(self.shards):
-            for group in itertools.islice(groups(shard), FIRST - len(examples)):
+            for group in itertools.islice(iter_examples(shard), FIRST - len(examples)):
                 if self._image(group, image or "image") is None:
                     continue
-                example: dict[str, Any] = {ID: group.key, "image": "a picture"}
+                example: dict[str, Any] = {ID_COLUMN: group.key, "image": "a picture"}
                 for field, member in group.files.items():
                     if field == mask:
                         example[field] = "a mask"
@@ -215,7 +222,7 @@ class TarRows:
             )
         names = dict.fromkeys(name for example in examples for name in example)
         masks = mask if mask in names else None
-        features = table({name: [one.get(name) for one in examples] for name in names}, masks=masks).features
+        features = make_table({name: [one.get(name) for one in examples] for name in names}, masks=masks).features
         columns = find_columns(features, "image", label, caption, masks)
         return _Fields(
             Columns(image or "image", columns.label, columns.caption, columns.mask),

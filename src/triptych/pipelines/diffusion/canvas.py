@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from triptych.data.images import decode, resize_crop
-from triptych.data.masks import IGNORED, read_values
+from triptych.data.masks import VOID, read_mask
 from triptych.errors import UserError
 from triptych.model_card import Preprocess
 from triptych.pipelines.image_input import Picture, name_of, normalised, whole
@@ -137,10 +137,10 @@ def class_map(
     elif isinstance(picture, Image.Image):
         numbers = np.asarray(picture)
     else:
-        numbers = read_values(picture, name)
+        numbers = read_mask(picture, name)
     if numbers.ndim != 2 or numbers.dtype.kind not in "ui":
         raise UserError(f"{name} holds no map: needed is one whole number a pixel (height, width)")
-    wrong = (numbers != IGNORED) & ((numbers < 0) | (numbers >= classes))
+    wrong = (numbers != VOID) & ((numbers < 0) | (numbers >= classes))
     if wrong.any():
         raise UserError(
             f"{name} holds {int(numbers[wrong][0])}, and the classes are 0..{classes - 1} (255: none)"

@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from triptych.atomic_write import write_atomically
 from triptych.config import from_json
-from triptych.data.images import open_image, reading
+from triptych.data.images import image_errors, open_image
 from triptych.errors import UserError
 from triptych.pipelines.diffusion.settings import SEEDS, Settings
 from triptych.pipelines.image_input import Picture, name_of
@@ -267,7 +267,7 @@ def _texts(image: Picture) -> Mapping[str, str]:
     name = name_of(image)
     if not isinstance(image, Image.Image | str | os.PathLike | bytes):
         raise UserError("an array says nothing of how it was made; give a picture's file")
-    with reading(name):
+    with image_errors(name):
         opened = image if isinstance(image, Image.Image) else open_image(image, name)
         words = {str(key): value for key, value in opened.info.items() if isinstance(value, str)}
         if PARAMETERS not in words and opened.format != "PNG":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from triptych.data.loading.test_time_views import Passes, fed_sizes
+from triptych.data.loading.test_time_views import ViewOptions, view_sizes
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.capture import capture
 from triptych.model_card import Preprocess
@@ -157,7 +157,7 @@ def what_is_seen(net: Any, picture: tuple[int, int], size: tuple[int, int] | Non
     """The card's preparation at `size`. A segmenter sees all of a picture, as `SegmentationPipeline` shows it."""
     how: Preprocess = net.card.preprocess
     if isinstance(net, Segmenter) and how.mode == "crop":
-        fed, _ = fed_sizes(picture, how, Passes(), 1.0, net.backbone.strides[0])
+        fed, _ = view_sizes(picture, how, ViewOptions(), 1.0, net.backbone.strides[0])
         return replace(how, size=size or fed, mode="squash", crop=1.0)
     return replace(how, size=size or how.size)
 

@@ -36,8 +36,8 @@ def prepare(config: CompressConfig) -> Run:
         )
     how = net.card.preprocess
     smallest = None if config.enlarge else how.size
-    train = make_loader(source, loading, how, train=True, seed=config.loop.seed, smallest=smallest)
-    evaluate = make_loader(held_out, loading, how, train=False, smallest=smallest)
+    train = make_loader(source, loading, how, train=True, seed=config.loop.seed, min_size=smallest)
+    evaluate = make_loader(held_out, loading, how, train=False, min_size=smallest)
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
     steps = round(config.loop.epochs * len(train) / config.loop.accumulate)
     discriminator = make_discriminator(config, device)
@@ -59,7 +59,7 @@ def prepare(config: CompressConfig) -> Run:
         parts.adversary = Adversary(discriminator, optim, task.against)
     parts.on_evaluation = task.illustrate
     parts.on_finish = functools.partial(
-        finish, parts, make_loader(source, loading, how, train=False, smallest=smallest)
+        finish, parts, make_loader(source, loading, how, train=False, min_size=smallest)
     )
     return parts
 

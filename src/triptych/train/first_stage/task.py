@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from triptych import distributed
 from triptych.data.augment.batch import augment
-from triptych.data.augment.batch import prepare as prepared
+from triptych.data.augment.batch import preprocess_batch as prepared
 from triptych.data.config import AugmentConfig
 from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import Extractor

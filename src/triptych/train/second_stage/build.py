@@ -12,7 +12,7 @@ import torch
 from triptych import weights
 from triptych.data.open import is_built_in, open_source, train_and_eval
 from triptych.data.source import Source, Subset
-from triptych.data.sources.splits import held_back
+from triptych.data.sources.splits import choose_held_out
 from triptych.device import choose_device
 from triptych.diffusion.config import ProcessConfig
 from triptych.errors import UserError, require_known
@@ -121,7 +121,7 @@ def open_data(config: SecondStageConfig) -> tuple[Source, Source]:
     loading = config.loading
     if is_built_in(config.data) and config.data.startswith("emoji"):
         whole = open_source(config.data)
-        held = held_back(len(whole), whole.labels, loading.eval_fraction, config.loop.seed)
+        held = choose_held_out(len(whole), whole.labels, loading.eval_fraction, config.loop.seed)
         return Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held))
     return train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triptych import distributed
-from triptych.data.augment.batch import prepare
+from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
@@ -198,7 +198,7 @@ class FrozenImages:
         found: list[Tensor] = []
         good: list[int] = []
         for batch in make_loader(Subset(self.source, rows), self.loading, self.how, train=False):
-            images = prepare(batch["image"].to(device), self.how.mean, self.how.std, self.how.background)
+            images = preprocess_batch(batch["image"].to(device), self.how.mean, self.how.std, self.how.background)
             found.append(rearrange(self.backbone.features(images)[-1].float(), "b c h w -> b (h w) c"))
             good += batch["row"]
         if not found:

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from triptych import distributed
 from triptych.atomic_write import write_atomically, write_text_atomically
 from triptych.config import to_json
-from triptych.data.augment.batch import prepare
+from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
 from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
@@ -270,7 +270,7 @@ class LatentCache(Dataset):
         loader = make_loader(Subset(self.source, rows), loading, self.how, train=False, order=order)
         for batch in loader:
             self._why |= loader.bad
-            images = prepare(batch["image"].to(device), self.how.mean, self.how.std, self.how.background)
+            images = preprocess_batch(batch["image"].to(device), self.how.mean, self.how.std, self.how.background)
             with torch.autocast(device.type, enabled=False):
                 each = [
                     self._moments(way) for way in ([images, images.flip(-1)] if self.mirrored else [images])

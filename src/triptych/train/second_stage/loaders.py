@@ -8,8 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from triptych.data.loading.aspect_buckets import Bucketed, BucketOrder, Shape, bucket_shapes, sort_into
-from triptych.data.loading.batch_order import Order
+from triptych.data.loading.aspect_buckets import (
+    BucketedDataset,
+    BucketOrder,
+    ImageShape,
+    assign_buckets,
+    bucket_shapes,
+)
+from triptych.data.loading.batch_order import EpochOrder
 from triptych.data.loading.loader import Loader, make_loader
 from triptych.data.source import Source, Subset
 from triptych.model_card import Preprocess
@@ -27,7 +33,7 @@ def latent_loader(
     cache = config.cache
     mirrored = train and config.augment.flip > 0
 
-    def kept(part: Source, shape: Shape) -> LatentCache:
+    def kept(part: Source, shape: ImageShape) -> LatentCache:
         fed = replace(how, size=shape)
         few = (cache.dtype, cache.shard, cache.batch_size)
         return LatentCache(part, first_stage, fed, mirrored, config.loading, *few)
@@ -35,7 +41,7 @@ def latent_loader(
     if config.buckets > 1:
         return _bucketed(config, source, first_stage, how, train, kept, workers=0)
     size = _batch_size(config, train)
-    order = Order(len(source), size, config.loop.seed, shuffle=train)
+    order = EpochOrder(len(source), size, config.loop.seed, shuffle=train)
     return Loader(kept(source, how.size), order, 0, False, config.loading.on_bad_image)
 
 
@@ -46,7 +52,7 @@ def picture_loader(
     loading = config.loading
     if config.buckets > 1:
 
-        def decoded(part: Source, shape: Shape) -> Any:
+        def decoded(part: Source, shape: ImageShape) -> Any:
             return make_loader(part, loading, replace(how, size=shape), train=False).dataset
 
         return _bucketed(config, source, first_stage, how, train, decoded, loading.workers)
@@ -73,7 +79,7 @@ def fill(folder: str | None, train: Loader, held_out: Loader, out: Path) -> None
 
 def _caches(loader: Loader) -> list[tuple[LatentCache, str]]:
     dataset: Any = loader.dataset
-    if isinstance(dataset, Bucketed):
+    if isinstance(dataset, BucketedDataset):
         return [(part, f"{part.how.size[0]}x{part.how.size[1]}") for part in dataset.parts.values()]
     return [(dataset, "")]
 
@@ -84,12 +90,12 @@ def _bucketed(
     first_stage: FirstStage,
     how: Preprocess,
     train: bool,
-    make: Callable[[Source, Shape], Any],
+    make: Callable[[Source, ImageShape], Any],
     workers: int,
 ) -> Loader:
     shapes = bucket_shapes(how.size, config.buckets, first_stage.config.factor)
-    buckets = sort_into(source, shapes)
-    dataset = Bucketed(buckets, lambda number, rows: make(Subset(source, rows), shapes[number]))
+    buckets = assign_buckets(source, shapes)
+    dataset = BucketedDataset(buckets, lambda number, rows: make(Subset(source, rows), shapes[number]))
     order = BucketOrder(buckets, _batch_size(config, train), config.loop.seed, shuffle=train)
     return Loader(dataset, order, workers, False, config.loading.on_bad_image)
 

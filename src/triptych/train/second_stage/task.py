@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych import distributed
-from triptych.data.augment.batch import augment, prepare
+from triptych.data.augment.batch import augment, preprocess_batch
 from triptych.data.config import AugmentConfig
 from triptych.device import sent
 from triptych.diffusion.config import NoiseConfig
@@ -119,7 +119,7 @@ class Denoise:
             return z if std is None or rng is None else z + std[at].float() * normal(z, generator)
         with torch.autocast(batch["image"].device.type, enabled=False):
             if rng is None:
-                images = prepare(batch["image"], self.config.mean, self.config.std, self.config.background)
+                images = preprocess_batch(batch["image"], self.config.mean, self.config.std, self.config.background)
             elif self.bucketed:
                 how = replace(self.config, image_size=tuple(batch["image"].shape[-2:]))
                 images, _ = augment(batch["image"], None, how, batch["seed"])
