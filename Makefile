@@ -2,25 +2,40 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+CODE := src tests tools
 
-.PHONY: demo test test-slow lint check bench clean
+.PHONY: demo test unit test-slow lint words docs coverage notebooks bench clean
 
 demo: $(VENV)/.runs
 	$(BIN)/triptych demo
 
-test: $(VENV)/.tests
+# Everything that must hold before a change goes in: style, types, import contracts, words, docs, tests.
+test: lint docs unit
+
+unit: $(VENV)/.tests
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.tests
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.tests
-	$(BIN)/ruff check src tests tools
-	$(BIN)/ruff format --check src tests tools
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell $(CODE) docs examples README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/lint-imports
 
-check: lint test
+words: $(VENV)/.tests
+	$(BIN)/python tools/check_words.py
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+coverage: $(VENV)/.tests
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term --cov-report=html
+
+notebooks: $(VENV)/.docs
+	$(BIN)/python tools/run_notebooks.py
 
 bench: $(VENV)/.tests
 	$(BIN)/triptych bench vit
@@ -35,5 +50,9 @@ $(VENV)/.tests: $(VENV)/.runs
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.runs
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site htmlcov build dist

@@ -56,9 +56,11 @@ def test_quoted_lines_are_in_the_source_in_that_order(page, quote):
 # What a page's examples must have computed; a page that is not listed only has to run.
 RESULTS = {
     "papers/vit.md": lambda names: names["A"].shape == (1, 3, 197, 197),
-    "papers/swin.md": lambda names: names["logits"].shape == (1, 7, 90, 130)
-    and names["light"].shape == (56, 72)
-    and names["light"].sum() == pytest.approx(1),
+    "papers/swin.md": lambda names: (
+        names["logits"].shape == (1, 7, 90, 130)
+        and names["light"].shape == (56, 72)
+        and names["light"].sum() == pytest.approx(1)
+    ),
     "guides/generate.md": lambda names: names["painted"].size == (48, 32),
 }
 
@@ -75,7 +77,12 @@ def test_examples_run(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("page", "last"),
-    [("papers/vit.md", 8), ("papers/swin.md", 4), ("papers/latent-diffusion.md", 2), ("papers/sampling.md", 3)],
+    [
+        ("papers/vit.md", 8),
+        ("papers/swin.md", 4),
+        ("papers/latent-diffusion.md", 2),
+        ("papers/sampling.md", 3),
+    ],
 )
 def test_every_equation_is_there(page, last):
     assert sorted(map(int, re.findall(r"\\tag\{(\d)\}", read(page)))) == list(range(1, last + 1))

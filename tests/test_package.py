@@ -27,7 +27,10 @@ def test_importing_the_package_imports_nothing_heavy():
     modules = imported_by("import triptych")
     assert "triptych" in modules
     assert not modules & HEAVY
-    assert {name for name in modules if name.startswith("triptych.")} == {"triptych.lazy_imports", "triptych.version"}
+    assert {name for name in modules if name.startswith("triptych.")} == {
+        "triptych.lazy_imports",
+        "triptych.version",
+    }
 
 
 def test_help_imports_nothing_heavy():

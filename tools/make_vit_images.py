@@ -1,7 +1,7 @@
 """Make docs/images/vit_*.png, the pictures of docs/papers/vit.md, with the package itself.
 
-    python tools/make_vit_pictures.py                      # of the shipped network
-    python tools/make_vit_pictures.py --model RUN          # of another one; without positions it has no such picture
+    python tools/make_vit_images.py                      # of the shipped network
+    python tools/make_vit_images.py --model RUN          # of another one; without positions it has no such picture
 
 The drawings are of the built-in test style, which no network here was trained on.
 """

@@ -1,7 +1,7 @@
 """Make docs/images/ldm_*.png, the pictures of docs/papers/latent-diffusion.md, with the package itself.
 
-    python tools/make_ldm_pictures.py EMOJI                     # of the shipped painter
-    python tools/make_ldm_pictures.py EMOJI --model RUN         # of another one trained on the drawings
+    python tools/make_ldm_images.py EMOJI                     # of the shipped painter
+    python tools/make_ldm_images.py EMOJI --model RUN         # of another one trained on the drawings
 
 EMOJI is what tools/make_emoji.py --styles all made: it says which concepts a style has a drawing of.
 """

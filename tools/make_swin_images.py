@@ -1,7 +1,7 @@
 """Make docs/images/swin_*.png, the pictures of docs/papers/swin.md, with the package itself.
 
-    python tools/make_swin_pictures.py                      # of the shipped parser
-    python tools/make_swin_pictures.py --model RUN          # of another segmenter on a Swin
+    python tools/make_swin_images.py                      # of the shipped parser
+    python tools/make_swin_images.py --model RUN          # of another segmenter on a Swin
 
 The scenes are of the built-in test style, which no network here was trained on.
 """
