@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from triptych.errors import UserError
+from triptych.kernels import inductor
 from triptych.network import Network
 
 
@@ -25,17 +26,13 @@ def compile_blocks(net: nn.Module) -> None:
         UserError: there is no C++ compiler.
     """
     _check_compiler()
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
     # Inductor writes its own choice, which no restart survives, into the environment as it is imported.
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, inductor.default_cache_folder()):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
-    import torch._dynamo.config as config
-
     blocks = net.blocks() if isinstance(net, Network) else [net]
     # A UNet has more kinds of block, on maps of more sizes, than dynamo compiles versions of one function; it would
     # leave the others be. It would also make the second size general, and inductor fails at the gradients of some.
-    config.recompile_limit = max(config.recompile_limit, 8 * (1 + len(blocks)))
+    inductor.raise_recompile_limit(8 * (1 + len(blocks)))
     for block in blocks:
         block.compile(dynamic=False)
 
@@ -49,10 +46,8 @@ def cache_folder() -> Path:
 
 def _check_compiler() -> None:
     """Inductor would say it at the first call, in a traceback."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     try:
-        get_cpp_compiler()
+        inductor.find_compiler()
     except Exception as problem:  # InvalidCxxCompiler, whose place in torch has changed
         raise UserError(
             "compiling needs a C++ compiler, and none was found: install g++ or clang++, or name one with CXX; or "

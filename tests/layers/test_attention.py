@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from triptych.layers import attention as layers_attention
-from triptych.layers.attention import Attention, AttentionPool, attention, plain, plain_pays
+from triptych.layers.attention import Attention, AttentionPool, attention
 from triptych.layers.capture import capture
 from triptych.layers.mlp import Mlp
 
@@ -177,29 +176,3 @@ def test_gradients_flow_while_capturing():
     with capture(net):
         got = torch.autograd.grad(net(x).sum(), net[0].qkv.weight)[0]
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("biased", [False, True])
-def test_few_tokens_that_learn_in_bf16_are_attended_to_as_in_fp32(biased, monkeypatch):
-    q, k, v = (torch.randn(2, 3, n, 8).bfloat16().requires_grad_() for n in (5, 4, 4))
-    bias = torch.randn(1, 3, 5, 4) if biased else None
-    paid = []
-    monkeypatch.setattr(layers_attention, "plain", lambda *args: paid.append(1) or plain(*args))
-    out = attention(q, k, v, bias=bias, scale=0.3)
-    assert paid
-    exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
-    wanted = F.scaled_dot_product_attention(*exact, attn_mask=bias, scale=0.3)
-    torch.testing.assert_close(out.float(), wanted, atol=0.03, rtol=0.03)
-    turned = torch.randn_like(wanted)
-    found = torch.autograd.grad(out, (q, k, v), turned.bfloat16())
-    for mine, its in zip(found, torch.autograd.grad(wanted, exact, turned), strict=True):
-        torch.testing.assert_close(mine.float(), its, atol=0.05, rtol=0.05)
-
-
-def test_many_tokens_and_no_gradients_keep_the_fused_kernel():
-    q = torch.zeros(1, 1, 300, 8, dtype=torch.bfloat16, requires_grad=True)
-    assert not plain_pays(q, q)
-    assert plain_pays(q[:, :, :256], q[:, :, :256])
-    assert not plain_pays(q.float(), q.float())
-    with torch.no_grad():
-        assert not plain_pays(q[:, :, :16], q[:, :, :16])

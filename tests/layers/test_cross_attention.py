@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
 
-from triptych.layers.attention import in_slabs
 from triptych.layers.cross_attention import (
     GEGLU,
     CrossAttention,
@@ -33,7 +32,7 @@ def test_cross_attention_head_by_head():
         seen.append(logits.softmax(-1) @ v[..., head])
     close(part(x, context), part.proj(torch.cat(seen, dim=-1)))
     keys, values = part.project(context)
-    part.place = 1
+    part.index = 1
     close(part(x, ProjectedContext((None, keys), (None, values))), part(x, context))
 
 
@@ -44,17 +43,6 @@ def test_geglu():
     close(part(x), expected)
     with torch.no_grad():
         close(part(x), expected)
-        for rows in (1, 3, 10, 11):
-            close(part.in_slabs(x.flatten(0, 1), rows), expected.flatten(0, 1))
-
-
-@pytest.mark.parametrize("budget", [1, 7, 50, 71, 200, 10_000])
-@pytest.mark.parametrize("biased", [False, True])
-def test_attention_in_slabs_of_queries(budget, biased, monkeypatch):
-    monkeypatch.setattr("triptych.layers.attention._SLAB", budget)
-    q, k, v = torch.randn(2, 3, 10, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
-    bias = torch.randn(1, 3, 10, 7) if biased else None
-    close(in_slabs(q, k, v, bias), F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 
 
 @pytest.mark.parametrize("wanted", [torch.channels_last, torch.contiguous_format])

@@ -1,22 +1,15 @@
 """Residual blocks and steps between resolutions, padded with zeros or joined at their edges."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from triptych.kernels.linear import _native, has_amx
-from triptych.layers import resnet
 from triptych.layers.resnet import (
     Conv,
     Downsample,
     ResnetBlock,
     Upsample,
-    by_pixel,
-    packed,
-    repeat_and_convolve,
     seamless,
 )
 
@@ -46,7 +39,7 @@ def test_dropout_is_between_the_second_norm_and_its_convolution():
 @pytest.mark.parametrize("sides", [(6, 8), (7, 5)])
 def test_downsampling_pads_all_around_or_after(sides):
     x = torch.randn(1, 4, *sides)
-    around, after = Downsample(4, 6), Downsample(4, 6, after=True)
+    around, after = Downsample(4, 6), Downsample(4, 6, pad_after=True)
     torch.testing.assert_close(around(x), F.conv2d(x, around.conv.weight, around.conv.bias, 2, padding=1))
     torch.testing.assert_close(
         after(x), F.conv2d(F.pad(x, (0, 1, 0, 1)), after.conv.weight, after.conv.bias, stride=2)
@@ -65,71 +58,6 @@ def test_upsampling_repeats_then_convolves(size):
         torch.testing.assert_close(up(x, size), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrap", [(False, False), (True, True), (True, False), (False, True)])
-def test_upsampling_in_fewer_products(wrap):
-    """The fast path is the slow one; and both are taken."""
-    up, x = Upsample(4, 6), torch.randn(2, 4, 17, 18)
-    with seamless(up, *wrap):
-        expected = up(x)
-        assert expected.requires_grad
-        with torch.no_grad(), patch.object(resnet, "repeat_and_convolve", wraps=repeat_and_convolve) as fast:
-            torch.testing.assert_close(up(x), expected, atol=1e-5, rtol=1e-5)
-            up(x[..., :8, :8])
-            up(x, (33, 36))
-            assert (
-                fast.call_count <= 1
-            )  # not for small maps and odd sizes; nowhere without the processor's call
-        weight, bias = up.conv.weight, up.conv.bias
-        torch.testing.assert_close(repeat_and_convolve(x, weight, bias, wrap), expected, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_upsampling_with_kept_sums(dtype):
-    """The second time, in both orders of memory and for another batch, with what the first one added up."""
-    up, x = Upsample(16, 24).to(dtype), torch.randn(2, 16, 4, 6).to(dtype)
-    wide = F.interpolate(x.float(), scale_factor=2)
-    expected = F.conv2d(wide, up.conv.weight.float(), up.conv.bias.float(), padding=1)
-    near = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
-    with packed(up), patch.object(resnet, "added_up", wraps=resnet.added_up) as added:
-        for given in (x, x.contiguous(memory_format=torch.channels_last), x):
-            out = up(given)
-            assert out.is_contiguous() == given.is_contiguous()
-            torch.testing.assert_close(out.float(), expected, **near)
-        torch.testing.assert_close(up(x[:1]).float(), expected[:1], **near)
-        with seamless(up):
-            torch.testing.assert_close(
-                up(x), repeat_and_convolve(x, up.conv.weight, up.conv.bias, (True, True))
-            )
-        assert added.call_count <= 2  # the second is that of the line above
-        assert bool(up.conv.kept) == (dtype in _native())
-    assert up.conv.kept is None
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_laid_out_weights_are_the_same_weights(dtype, stride):
-    conv, x = Conv(32, 48, stride).to(dtype), torch.randn(2, 32, 5, 6).to(dtype)
-    expected = conv(x)
-    with packed(conv):
-        for given in (x, x.contiguous(memory_format=torch.channels_last), x):
-            torch.testing.assert_close(conv(given), expected, atol=1e-2, rtol=1e-2)
-            torch.testing.assert_close(conv(given[:1]), expected[:1], atol=1e-2, rtol=1e-2)
-        assert len(conv.kept) == (dtype in _native())  # one for every batch
-    assert conv.kept is None
-
-
-def test_maps_by_pixel_where_that_is_faster():
-    x, weight = torch.randn(2, 3, 4, 5).bfloat16(), torch.zeros(1).bfloat16()
-    with torch.no_grad():
-        turned = by_pixel(x, weight)
-        assert torch.equal(turned, x)
-        assert turned.is_contiguous() == (not has_amx())
-        assert by_pixel(x.float(), weight.float()).is_contiguous()
-    assert by_pixel(x, weight).is_contiguous()  # what learns keeps its order
-
-
 def test_a_block_leaves_its_input_alone():
     block, x = ResnetBlock(8, 8, groups=4), torch.randn(1, 8, 5, 5)
     before = x.clone()
@@ -141,7 +69,7 @@ def test_a_block_leaves_its_input_alone():
 
 @pytest.mark.parametrize("wrap", [(True, True), (True, False), (False, True)])
 def test_seamless_convolutions_join_the_edges(wrap):
-    for conv in (Conv(3, 4), Conv(3, 4, stride=2), Conv(3, 4, stride=2, after=True)):
+    for conv in (Conv(3, 4), Conv(3, 4, stride=2), Conv(3, 4, stride=2, pad_after=True)):
         x = torch.randn(1, 3, 6, 8)
         pads = conv.pads
         modes = ["circular" if by else "constant" for by in wrap]

@@ -293,7 +293,7 @@ def kept(part):
     """The bias that a call uses, twice: the second call takes what the first kept."""
     with torch.no_grad():
         part.position_bias()
-        assert part._kept is not None
+        assert part._cached_bias is not None
         return part.position_bias().clone()
 
 
@@ -412,7 +412,7 @@ def test_a_kept_bias_follows_dtype_and_copies(form):
     part = make((3, 3), form)
     kept(part)
     single = copy.deepcopy(part)
-    assert single._kept is None
+    assert single._cached_bias is None
     assert torch.equal(kept(single), fresh(single))
     step(single)
     assert torch.equal(kept(single), fresh(single))
@@ -546,35 +546,3 @@ def test_heads_and_dtype_stay_as_they_are():
     moved = resample_bias_table(table, (8, 8), (12, 12))
     assert moved.dtype == torch.bfloat16
     assert torch.equal(resample_bias_table(table[:, 2:3], (8, 8), (12, 12)), moved[:, 2:3])
-
-
-@VERSIONS
-@pytest.mark.parametrize("shifted", [False, True], ids=["w-msa", "sw-msa"])
-@pytest.mark.parametrize("size", [(14, 21), (13, 9)], ids=["whole windows", "padded"])
-def test_gradients_through_gathers_are_those_through_rolls(size, shifted, form, monkeypatch):
-    part = make((7, 7), form)
-    x = torch.randn(2, *size, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, *size, 6, dtype=torch.float64)
-
-    def learnt():
-        y = attend(x, part, shifted)
-        return y, *torch.autograd.grad((y * weight).sum(), [x, *part.parameters()])
-
-    gathered = learnt()
-    monkeypatch.setattr("triptych.layers.window.plain", lambda: False)
-    for mine, rolled in zip(gathered, learnt(), strict=True):
-        torch.testing.assert_close(mine, rolled, **CLOSE)
-
-
-def test_the_gradient_of_a_gather_is_derived_in_its_turn(monkeypatch):
-    """As a penalty on gradients does."""
-    part = make((7, 7), V1)
-    x = torch.randn(1, 14, 14, 6, dtype=torch.float64, requires_grad=True)
-
-    def penalty():
-        (dx,) = torch.autograd.grad(attend(x, part, True).pow(3).sum(), x, create_graph=True)
-        return torch.autograd.grad(dx.square().sum(), x)[0]
-
-    gathered = penalty()
-    monkeypatch.setattr("triptych.layers.window.plain", lambda: False)
-    torch.testing.assert_close(gathered, penalty(), **CLOSE)

@@ -1,19 +1,13 @@
 """Window attention's fast paths, each beside its slow twin: gathers, which spare padding its products, beside roll and
 partition; slabs beside the fused kernel; and who must not be given them."""
 
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from triptych.kernels.constant_cache import Kept
-from triptych.layers import attention as attention_module
+from triptych.kernels import attention as attention_module
+from triptych.kernels.constant_cache import ConstantCache
 from triptych.layers import window as window_module
-from triptych.layers.attention import in_slabs, slabs_pay
 from triptych.layers.capture import capture
 from triptych.layers.window import WindowAttention, attend, shift_mask
 
@@ -34,40 +28,9 @@ def make(window, form, dtype=torch.float64, heads=2):
 @pytest.fixture
 def slabs(monkeypatch):
     """Slabs of a few heads, in every precision."""
-    monkeypatch.setattr(window_module, "slabs_pay", lambda q, k: True)
-    monkeypatch.setattr(attention_module, "slabs_pay", lambda q, k: True)
-    monkeypatch.setattr(attention_module, "_SLAB", 5 * 12 * 12)
-
-
-def rolled(x, part, shifted):
-    """The slow twin: pad, roll, partition, and back."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(window_module, "plain", lambda: False)
-        return attend(x, part, shifted)
-
-
-@VERSIONS
-@settings(max_examples=40)
-@given(
-    size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
-    window=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    shifted=st.booleans(),
-    batch=st.integers(1, 3),
-)
-def test_gathers_are_pad_roll_and_partition(size, window, shifted, batch, form):
-    part, x = make(window, form), torch.randn(batch, *size, 6, dtype=torch.float64)
-    kept = x.clone()
-    with torch.no_grad():
-        torch.testing.assert_close(attend(x, part, shifted), rolled(x, part, shifted), **CLOSE)
-        strided = x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
-        torch.testing.assert_close(attend(strided, part, shifted), rolled(x, part, shifted), **CLOSE)
-    assert torch.equal(x, kept)  # padding was written into a copy
-
-
-@torch.no_grad()
-def test_padding_of_no_bias_is_nothing():
-    part, x = make((3, 4), BARE), torch.randn(2, 7, 9, 6, dtype=torch.float64)
-    torch.testing.assert_close(attend(x, part, True), rolled(x, part, True), **CLOSE)
+    monkeypatch.setattr(window_module, "prefers_blocked", lambda q, k: True)
+    monkeypatch.setattr(attention_module, "prefers_blocked", lambda q, k: True)
+    monkeypatch.setattr(attention_module, "_BLOCK_LOGITS", 5 * 12 * 12)
 
 
 @torch.no_grad()
@@ -105,12 +68,16 @@ def test_who_is_given_gathers(monkeypatch):
 
 def test_what_is_kept_is_of_these_sizes(monkeypatch):
     part, x = make((3, 3), V1), torch.randn(1, 7, 8, 6, dtype=torch.float64)
-    small = Kept(2**20)
-    monkeypatch.setattr(window_module, "kept", small)
+    small = ConstantCache(2**20)
+    monkeypatch.setattr(window_module, "cached", small)
     with torch.no_grad():
         wanted = attend(x, part, True)
-        assert [make.__name__ for make, _ in small.entries] == ["shift_mask", "order_of", "relative_index"]
-        assert small.held == sum(t.nbytes for made in small.entries.values() for t in _parts(made))
+        assert [make.__name__ for make, _ in small.entries] == [
+            "shift_mask",
+            "window_order",
+            "relative_index",
+        ]
+        assert small.size == sum(t.nbytes for made in small.entries.values() for t in _parts(made))
         assert torch.equal(attend(x, part, True), wanted)
         attend(x[:, :5], part, True)
     assert len(small.entries) == 5
@@ -118,47 +85,6 @@ def test_what_is_kept_is_of_these_sizes(monkeypatch):
 
 def _parts(made):
     return made if isinstance(made, tuple) else (made,)
-
-
-def slow(q, k, v, bias, scale):
-    logits = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    return (logits if bias is None else logits + bias).softmax(-1) @ v
-
-
-@settings(max_examples=60)
-@given(
-    b=st.integers(1, 4),
-    heads=st.integers(1, 7),
-    n=st.integers(1, 6),
-    m=st.integers(1, 6),
-    broadcast=st.one_of(st.none(), st.tuples(*[st.booleans()] * 3)),
-    scale=st.sampled_from([None, 1.0, 0.3]),
-    slab=st.integers(1, 30),
-)
-def test_slabs_are_attention(b, heads, n, m, broadcast, scale, slab):
-    q = torch.randn(b, n, heads, 4, dtype=torch.float64).transpose(1, 2)  # as a projection leaves them
-    k, v = torch.randn(2, b, m, heads, 4, dtype=torch.float64).transpose(2, 3)
-    bias = None
-    if broadcast is not None:
-        bias = torch.randn(
-            *(1 if one else s for one, s in zip(broadcast, (b, heads, n), strict=True)), m
-        ).double()
-        bias = torch.where(torch.rand_like(bias) < 0.3, -math.inf, bias)
-        bias[..., 0] = 0
-    kept = None if bias is None else bias.clone()
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(attention_module, "_SLAB", max(1, slab * n * m // torch.get_num_threads()))
-        found = in_slabs(q, k, v, bias, scale)
-    torch.testing.assert_close(found, slow(q, k, v, bias, scale), **CLOSE)
-    assert bias is None or torch.equal(bias, kept)  # other calls add the same one
-
-
-@torch.no_grad()
-def test_slabs_in_bf16():
-    q, k, v = torch.randn(3, 2, 24, 49, 32).bfloat16()
-    bias = torch.randn(1, 24, 49, 49).bfloat16()
-    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    torch.testing.assert_close(in_slabs(q, k, v, bias), wanted, atol=3e-2, rtol=2e-2)
 
 
 @VERSIONS
@@ -182,15 +108,3 @@ def test_a_window_in_slabs_still_shows_its_weights(slabs):
     assert weights.shape == (2, 9, 2, 12, 12)
     apart = shift_mask(3, 3, (3, 4), (1, 2), x.device, x.dtype).isinf().expand(2, 9, 2, 12, 12)
     assert weights[apart].eq(0).all()
-
-
-def test_slabs_are_for_bf16_without_gradients(monkeypatch):
-    monkeypatch.setattr("triptych.kernels.linear._native", lambda: {torch.float32, torch.bfloat16})
-    monkeypatch.setattr(attention_module, "has_amx", lambda: False)
-    q = torch.randn(1, 2, 3, 4).bfloat16()
-    assert not slabs_pay(q, q)
-    with torch.no_grad():
-        assert slabs_pay(q, q)
-        assert not slabs_pay(q.float(), q.float())
-        monkeypatch.setattr(attention_module, "has_amx", lambda: True)
-        assert not slabs_pay(q, q)

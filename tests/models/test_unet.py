@@ -13,7 +13,7 @@ with warnings.catch_warnings():
     from diffusers import UNet2DConditionModel, UNet2DModel
 
 from triptych.errors import UserError
-from triptych.kernels.linear import one_call
+from triptych.kernels.dispatch import onednn_allowed
 from triptych.layers.capture import capture
 from triptych.layers.resnet import Conv, packed, seamless
 from triptych.models import unet as unet_module
@@ -274,7 +274,7 @@ def test_seamless_moves_with_its_input(x, y):
             assert torch.allclose(net(**moved), out.roll(8, axis), atol=1e-4) == joined
 
 
-def test_weights_in_the_processors_order():
+def test_packed_weights():
     net, given = scrambled(UNet(TINY)), inputs(TINY)
     small = inputs(TINY, (7, 5), 1)
     with torch.no_grad():
@@ -283,23 +283,23 @@ def test_weights_in_the_processors_order():
             for _ in range(2):
                 torch.testing.assert_close(net(**given), expected, atol=1e-5, rtol=1e-5)
                 torch.testing.assert_close(net(**small), of_small, atol=1e-5, rtol=1e-5)
-            kept = sum(len(part.kept) for part in net.modules() if isinstance(part, Conv))
-            assert kept > 10 or not one_call(given["x"], net.out.weight)
+            count = sum(len(part.packed) for part in net.modules() if isinstance(part, Conv))
+            assert count > 10 or not onednn_allowed(given["x"], net.out.weight)
     with packed(net):
-        net(**given).sum().backward()  # what learns takes the ordinary way
+        net(**given).sum().backward()  # with gradients the weights are not packed
     assert all(parameter.grad is not None for parameter in net.parameters())
-    assert all(part.kept is None for part in net.modules() if isinstance(part, Conv))
+    assert all(part.packed is None for part in net.modules() if isinstance(part, Conv))
 
 
 @torch.no_grad()
-def test_the_order_of_a_map_in_memory_changes_nothing(monkeypatch):
-    """bf16 by pixel, as with AMX, beside bf16 by channel."""
+def test_the_memory_format_changes_nothing(monkeypatch):
+    """bf16 in channels-last format, as with AMX, against bf16 in the contiguous one."""
     net, given = scrambled(UNet(TINY)).bfloat16(), inputs(TINY)
     given = {name: value if name == "t" else value.bfloat16() for name, value in given.items()}
     outs = []
     for order in (torch.contiguous_format, torch.channels_last):
         monkeypatch.setattr(
-            unet_module, "by_pixel", lambda x, _, order=order: x.contiguous(memory_format=order)
+            unet_module, "preferred_format", lambda x, _, order=order: x.contiguous(memory_format=order)
         )
         outs.append(net(**given))
         assert outs[-1].is_contiguous()

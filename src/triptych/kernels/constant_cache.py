@@ -1,4 +1,4 @@
-"""Tensors that are functions of sizes alone, kept from one call to the next."""
+"""A cache of tensors that depend on sizes alone: index tables, masks, grids."""
 
 import threading
 from collections import OrderedDict
@@ -8,46 +8,53 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from triptych.kernels.dispatch import plain
+from triptych.kernels.dispatch import fast_path_allowed
 
 T = TypeVar("T", Tensor, tuple[Tensor, ...])
 
 
-class Kept:
-    """Results of functions of sizes, devices and the like, up to `limit` bytes; those not asked for longest go first.
+class ConstantCache:
+    """Results of functions of sizes, devices and dtypes, least recently used first out.
 
-    One result may take a quarter of it: that of a larger map is made anew, in little of the time that such a map takes.
+    A result larger than a quarter of the limit is not cached: that of a larger map is computed again, in a small part
+    of the time that such a map takes.
+
+    Args:
+        limit: bytes of all cached tensors together.
     """
 
     def __init__(self, limit: int):
-        self.limit, self.held = limit, 0
+        self.limit, self.size = limit, 0
         self.entries: OrderedDict[Hashable, Tensor | tuple[Tensor, ...]] = OrderedDict()
         self.lock = threading.Lock()
 
-    def __call__(self, make: Callable[..., T], *key: Hashable) -> T:
-        """`make(*key)`, or what it returned before. A caller may not write into it."""
-        if not plain():
-            return make(*key)
-        at = (make, key)
+    def __call__(self, function: Callable[..., T], *args: Hashable) -> T:
+        """Return `function(*args)`, computed or cached. Callers must not write into it."""
+        if not fast_path_allowed():
+            return function(*args)
+        key = (function, args)
         with self.lock:
-            if at in self.entries:
-                self.entries.move_to_end(at)
-                return self.entries[at]  # type: ignore[return-value]
-        # Inference mode would keep a later backward pass from using it, and the default device is no part of the key.
+            if key in self.entries:
+                self.entries.move_to_end(key)
+                return self.entries[key]  # type: ignore[return-value]
+        # A tensor of inference mode could not be used in a later backward pass; the default device is not in the key.
         with torch.inference_mode(False), torch.device("cpu"):
-            made = make(*key)
-        if _bytes(made) <= self.limit // 4:
-            with self.lock:
-                if at not in self.entries:  # another thread may have made it, too
-                    self.entries[at] = made
-                    self.held += _bytes(made)
-                while self.held > self.limit:
-                    self.held -= _bytes(self.entries.popitem(last=False)[1])
-        return made
+            result = function(*args)
+        if _nbytes(result) <= self.limit // 4:
+            self._store(key, result)
+        return result
+
+    def _store(self, key: Hashable, result: Tensor | tuple[Tensor, ...]) -> None:
+        with self.lock:
+            if key not in self.entries:  # another thread may have added it
+                self.entries[key] = result
+                self.size += _nbytes(result)
+            while self.size > self.limit:
+                self.size -= _nbytes(self.entries.popitem(last=False)[1])
 
 
-def _bytes(made: Tensor | tuple[Tensor, ...]) -> int:
-    return sum(part.nbytes for part in (made if isinstance(made, tuple) else (made,)))
+def _nbytes(result: Tensor | tuple[Tensor, ...]) -> int:
+    return sum(tensor.nbytes for tensor in (result if isinstance(result, tuple) else (result,)))
 
 
-kept = Kept(2**26)
+cached = ConstantCache(2**26)

@@ -1,7 +1,6 @@
-"""x W^T + b, and GELU with it, in as few passes over memory as the processor has a call for."""
+"""x W^T + b, alone or followed by GELU or a product, in as few passes over memory as oneDNN has a call for."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Literal
 
@@ -10,16 +9,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.kernels.dispatch import plain
+from triptych.kernels.dispatch import has_amx, has_avx512, onednn_allowed
 
-Gelu = Literal["none", "tanh"]  # the forms of GELU, as `F.gelu` names them
+Gelu = Literal["none", "tanh"]
+"""Forms of GELU, as `F.gelu` names them."""
 
-_kept: list["Kept"] = []  # of the blocks of `keeping` that run
+MIN_MACS = 10**8
+"""Multiply-accumulates from which the direct call gains more than its overhead."""
+MIN_MACS_AMX = 10**6
+"""The same in bf16 with AMX: 0.95 of the time of a Swin-T of one image, 0.85 of a ViT-Ti."""
+_PACKED_ROWS = 1024  # rows of x that packed weights are arranged for; the number hardly matters
+_BLOCK_BYTES = 5 * 2**20  # intermediate values of a block of `blocked_geglu`
 
-WORTH = 10**8  # multiply-accumulates from which the call gains more than it costs to make
-WORTH_AMX = (
-    10**6
-)  # the same in bf16 where there is AMX: 0.95 of the time of a Swin-T of one picture, 0.85 of a ViT-Ti
+_packed: list["PackedWeights"] = []  # of the `packed_linears` blocks that run
 
 
 def linear(
@@ -29,111 +31,97 @@ def linear(
     gelu: Gelu | None = None,
     times: Float[Tensor, "... o"] | None = None,
 ) -> Float[Tensor, "... o"]:
-    """x W^T + b, through a form of GELU if one is given; or (x W^T + b) * times.
+    """Return x W^T + b, through a form of GELU if `gelu` names one, or multiplied by `times`.
 
-    With AVX-512 and without gradients a large one is one oneDNN call: its fp32 product is up to a fifth faster than
-    the one that `F.linear` takes (measured on Zen 4), and what follows is done while a tile is still in the cache.
-    Everywhere else, and where somebody traces, compiles, exports, counts, maps or derives forwards, it is what it says;
-    with AVX2 alone the call would be the slower one (Zen 3: products by a tenth, with GELU by half), and so it is for
-    an fp32 product that nothing follows where there is AMX, which is Intel's (1,576 rows: by a twentieth).
+    With AVX-512 and without gradients a large product is one oneDNN call: its fp32 product is up to a fifth faster than
+    that of `F.linear` (measured on Zen 4), and what follows is computed while a tile is still in the cache. With AVX2
+    alone it would be slower (Zen 3: products by a tenth, with GELU by half), and so would an fp32 product that nothing
+    follows on CPUs with AMX (1,576 rows: by a twentieth). There, and wherever `onednn_allowed` is false, this is
+    `F.linear` and `F.gelu`.
     """
-    alone = one_call(x, weight)
-    if alone and _pays(x, gelu is not None or times is not None) and x.numel() * weight.shape[0] >= _worth(x):
-        for kept in _kept:
-            weight = kept(weight)
-        if times is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, times, weight, bias, "mul")
-        form = ("gelu", [], gelu) if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *form)
+    allowed = onednn_allowed(x, weight)
+    if allowed and _faster(x, gelu is not None or times is not None) and x.numel() * weight.shape[0] >= _min_macs(x):
+        for packed in _packed:
+            weight = packed(weight)
+        return _onednn_linear(x, weight, bias, gelu, times)
     x = F.linear(x, weight, bias)
     if times is not None:
-        return x.mul_(times) if alone else x * times
+        return x.mul_(times) if allowed else x * times
     return F.gelu(x, approximate=gelu) if gelu else x
 
 
-class Kept:
-    """Weights of a network in oneDNN's own order, made when they are first asked for."""
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: Gelu | None, times: Tensor | None) -> Tensor:
+    if times is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, times, weight, bias, "mul")
+    activation = ("gelu", [], gelu) if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
+
+
+def _min_macs(x: Tensor) -> int:
+    return MIN_MACS_AMX if x.dtype == torch.bfloat16 and has_amx() else MIN_MACS
+
+
+def _faster(x: Tensor, fused: bool) -> bool:
+    """Return whether the direct call is faster for large products on this CPU; `fused`: GELU or a product follows."""
+    return has_avx512() and (fused or x.dtype != torch.float32 or not has_amx())
+
+
+def blocked_geglu(
+    x: Float[Tensor, "n d"],
+    fc1_weight: Float[Tensor, "two_h d"],
+    fc1_bias: Float[Tensor, "two_h"],
+    fc2_weight: Float[Tensor, "d h"],
+    fc2_bias: Float[Tensor, "d"],
+    rows: int | None = None,
+) -> Float[Tensor, "n d"]:
+    """Return fc2(value * gelu(gate)), where value and gate are the halves of fc1(x), for `rows` tokens at a time.
+
+    By default as many as keep the intermediate values in the cache and in memory already allocated: at 8,192 tokens of
+    width 320 in fp32 three quarters of the time (Zen 3), of which a third went into fresh pages. No gradient.
+    """
+    if rows is None:
+        rows = max(1, _BLOCK_BYTES // (fc2_weight.shape[1] * x.element_size()))
+    (w_value, w_gate), (b_value, b_gate) = fc1_weight.chunk(2), fc1_bias.chunk(2)
+    out = torch.empty_like(x)
+    for x_i, out_i in zip(x.split(rows), out.split(rows), strict=True):
+        gate = linear(x_i, w_gate, b_gate, gelu="none")                                  # rows h
+        hidden = linear(x_i, w_value, b_value, times=gate)                               # rows h
+        out_i.copy_(linear(hidden, fc2_weight, fc2_bias))
+    return out
+
+
+class PackedWeights:
+    """Weights of a network packed for oneDNN, each when it is first used."""
 
     def __init__(self, net: nn.Module):
-        self.net = net  # while it is held, no other weight has their place in memory
-        plain = [p for p in net.parameters() if type(p) is nn.Parameter]  # quantised ones have no storage
-        self.places = {parameter.untyped_storage().data_ptr() for parameter in plain}
-        self.laid: dict[tuple[int, torch.Size], Tensor] = {}
+        self.net = net  # held, so that no other weight takes their place in memory
+        plain = [p for p in net.parameters() if type(p) is nn.Parameter]  # quantized ones have no storage
+        self.pointers = {parameter.untyped_storage().data_ptr() for parameter in plain}
+        self.packed: dict[tuple[int, torch.Size], Tensor] = {}
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """The weight in that order; as it is where it is not of the network, or in fp32, which gains nothing."""
+        """Return the packed weight; the weight itself if it is fp32, which gains nothing, or of another network."""
         if weight.dtype != torch.bfloat16 or weight.is_mkldnn:
             return weight
-        if weight.untyped_storage().data_ptr() not in self.places:
+        if weight.untyped_storage().data_ptr() not in self.pointers:
             return weight
         key = (weight.data_ptr(), weight.shape)
-        if key not in self.laid:
-            self.laid[key] = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
-        return self.laid[key]
-
-
-_ROWS = 1024  # that the order is made for; it hardly matters
+        if key not in self.packed:
+            self.packed[key] = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_ROWS)
+        return self.packed[key]
 
 
 @contextlib.contextmanager
-def keeping(net: nn.Module) -> Iterator[None]:
-    """Put the weights of `net`'s linear layers into the processor's order once, not at every call, while the block
-    runs; they must not change meanwhile.
+def packed_linears(net: nn.Module) -> Iterator[None]:
+    """Pack the weights of `net`'s linear layers for oneDNN once instead of in every call, while the block runs.
 
-    On x86 with instructions for bf16, in bf16 and without gradients; else nothing happens. Products of 197 rows with
-    ViT-B's weights took 0.8 of the time on one core with AMX, of 1,576 rows 0.9. It costs their memory again.
+    The weights must not change meanwhile. This has an effect in bf16 without gradients on x86 CPUs with bf16
+    instructions. Products of 197 rows with ViT-B's weights took 0.8 of the time on one core with AMX, of 1,576 rows
+    0.9. It needs as much memory again as the weights.
     """
-    kept = Kept(net)
-    _kept.append(kept)
+    packed = PackedWeights(net)
+    _packed.append(packed)
     try:
         yield
     finally:
-        _kept.remove(kept)
-
-
-def one_call(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's own call may stand in for the product: plain numbers on an x86 processor, and nobody who
-    needs its derivative or its name."""
-    return (
-        plain()  # first: dynamo knows the answer, and would trace into the rest
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype
-        and x.dtype in _native()
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and type(x) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
-        and x.numel() > 0
-    )
-
-
-def _worth(x: Tensor) -> int:
-    return WORTH_AMX if x.dtype == torch.bfloat16 and has_amx() else WORTH
-
-
-def _pays(x: Tensor, followed: bool) -> bool:
-    """Whether the call is the faster one for large products on this processor."""
-    return _wide() and (followed or x.dtype != torch.float32 or not has_amx())
-
-
-@functools.cache
-def _wide() -> bool:
-    """Whether the processor computes on 512 bits at a time."""
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_f"))
-
-
-@functools.cache
-def _native() -> frozenset[torch.dtype]:
-    """Precisions whose products this processor has instructions for, where oneDNN is there to use them."""
-    has = getattr(torch.cpu, "get_capabilities", dict)()
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if not there or not has.get("avx2"):
-        return frozenset()
-    bf16 = has.get("avx512_bf16") or has.get("amx_bf16")
-    return frozenset({torch.float32, torch.bfloat16} if bf16 else {torch.float32})
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Whether the processor multiplies tiles of bf16."""
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
+        _packed.remove(packed)

@@ -1,14 +1,16 @@
-"""Attention maps on request, from the network as it stands."""
+"""Attention maps on request, from an unchanged network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from triptych.layers.attention import AttentionModule
+
 
 @contextmanager
 def capture(net: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect the attention probabilities of every attention module while the block runs.
+    """Collect the attention probabilities of every `AttentionModule` while the block runs.
 
     ```python
     with capture(net) as maps:
@@ -16,17 +18,17 @@ def capture(net: nn.Module) -> Iterator[dict[str, Tensor]]:
     maps["encoder.0.attn"]         # (B, heads, queries, keys), rows sum to 1, fp32, detached
     ```
 
-    An attention module is one that has a `tap`. That of a window gives (B, windows, heads, queries, keys).
+    Window attention gives (B, windows, heads, queries, keys).
 
-    The fused kernel gives way to the explicit softmax inside the block and comes back after it, also when
-    the block raises. A module that runs twice keeps its last map.
+    Inside the block the explicit softmax replaces the fused kernel, which comes back afterwards, also when the block
+    raises. Of a module that runs twice the last map is returned.
     """
     maps: dict[str, Tensor] = {}
-    tapped = [(name, part) for name, part in net.named_modules() if hasattr(part, "tap")]
+    modules = [(name, part) for name, part in net.named_modules() if isinstance(part, AttentionModule)]
     try:
-        for name, part in tapped:
-            part.tap = lambda weights, name=name: maps.__setitem__(name, weights.detach())  # type: ignore[assignment]
+        for name, part in modules:
+            part.tap = lambda weights, name=name: maps.__setitem__(name, weights.detach())
         yield maps
     finally:
-        for _, part in tapped:
-            part.tap = None  # type: ignore[assignment]
+        for _, part in modules:
+            part.tap = None

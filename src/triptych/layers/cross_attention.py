@@ -1,39 +1,40 @@
-"""The transformer that lets a map look at a prompt (Rombach et al. 2022, Section 3.3 and Table 15)."""
+"""The transformer by which a map attends to a prompt (Rombach et al. 2022, Section 3.3 and Table 15)."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.kernels.linear import linear, one_call
-from triptych.layers.attention import Attention, attention
+from triptych.kernels.dispatch import onednn_allowed
+from triptych.kernels.linear import blocked_geglu, linear
+from triptych.layers.attention import Attention, AttentionModule, attention
 from triptych.layers.norm import GroupNorm
 from triptych.layers.residual import Dropout
 
 
 class ProjectedContext(NamedTuple):
-    """What the cross-attentions of one network make of one prompt, the same at every step of sampling: the keys and the
-    values of each, (B, heads, L, D), by its `place`."""
+    """Keys and values of a prompt, (B, heads, L, D), for each cross-attention of a network in order of its `index`.
+
+    They are the same at every step of sampling, so they are computed once.
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
 
 Context = Float[Tensor, "b m width"] | ProjectedContext
-"""A prompt as its tokens (B, L, C), or what `project` made of them."""
+"""A prompt as its tokens (B, L, C), or as the keys and values that `project` computes from them."""
 
 
-class CrossAttention(nn.Module):
-    """Queries from the map; keys and values from the prompt, by one product.
+class CrossAttention(AttentionModule):
+    """Attention with queries from the map, and keys and values from the prompt, by one product.
 
     Args:
-        dim: width of the map's tokens, and of all heads together.
-        context_dim: width of the prompt's tokens.
-        heads: must divide `dim`.
+        dim: channels of the map's tokens, and of all heads together.
+        context_dim: channels of the prompt's tokens.
+        heads: number of heads; must divide `dim`.
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int):
@@ -42,17 +43,16 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(dim, dim, bias=False)
         self.kv = nn.Linear(context_dim, 2 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
-        self.place = 0                                   # among the network's cross-attentions; set by the network
-        self.tap: Callable[[Tensor], None] | None = None                                 # set by layers.capture
+        self.index = 0                                   # among the network's cross-attentions; set by the network
 
     def project(self, context: Float[Tensor, "b m width"]) -> tuple[Float[Tensor, "b h m d"], Float[Tensor, "b h m d"]]:
-        """Keys and values of a prompt, each in one piece: at every step the kernel reads them a quarter faster so."""
+        """Return keys and values of a prompt, each contiguous: the kernel then reads them a quarter faster."""
         k, v = rearrange(self.kv(context), "b m (two h d) -> two b h m d", two=2, h=self.heads)
         return k.contiguous(), v.contiguous()
 
     def forward(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
         if isinstance(context, ProjectedContext):
-            k, v = context.keys[self.place], context.values[self.place]                  # b h m d
+            k, v = context.keys[self.index], context.values[self.index]                  # b h m d
         else:
             k, v = self.project(context)
         q = rearrange(linear(x, self.q.weight), "b n (h d) -> b h n d", h=self.heads)
@@ -70,31 +70,17 @@ class GEGLU(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        if one_call(x, self.fc1.weight) and not self.training:
-            rows = max(1, _SLAB // (self.fc2.in_features * x.element_size()))
-            return self.in_slabs(x.flatten(0, 1), rows).view_as(x)
+        if onednn_allowed(x, self.fc1.weight) and not self.training:
+            fc1, fc2 = self.fc1, self.fc2
+            return blocked_geglu(x.flatten(0, 1), fc1.weight, fc1.bias, fc2.weight, fc2.bias).view_as(x)
         value, gate = linear(x, self.fc1.weight, self.fc1.bias).chunk(2, dim=-1)         # b n hidden
         return linear(self.dropout(value * F.gelu(gate)), self.fc2.weight, self.fc2.bias)
 
-    def in_slabs(self, x: Float[Tensor, "n d"], rows: int) -> Float[Tensor, "n d"]:
-        """The same, so many tokens at a time that what is between stays in the cache and in memory already taken: at
-        8,192 tokens of width 320 in fp32 three quarters of the time (Zen 3), a third of it spent on fresh pages."""
-        (w_value, w_gate), (b_value, b_gate) = self.fc1.weight.chunk(2), self.fc1.bias.chunk(2)
-        out = torch.empty_like(x)
-        for x_i, out_i in zip(x.split(rows), out.split(rows), strict=True):
-            gate = linear(x_i, w_gate, b_gate, gelu="none")                              # rows hidden
-            hidden = linear(x_i, w_value, b_value, times=gate)
-            out_i.copy_(linear(hidden, self.fc2.weight, self.fc2.bias))
-        return out
-
-
-_SLAB = 5 * 2**20  # bytes of what is between
-
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, GEGLU, each behind a LayerNorm and beside a skip.
+    """Self-attention, cross-attention and GEGLU, each after a LayerNorm and with a skip connection.
 
-    With `cross_only` the first attention looks at the prompt too.
+    With `cross_only` the first attention is a cross-attention too.
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int, cross_only: bool = False, dropout: float = 0.0):
@@ -114,9 +100,9 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A map as a sequence of its pixels, through transformer blocks that look at the prompt, beside a skip.
+    """Transformer blocks over the pixels of a map, which attend to the prompt, with a skip connection.
 
-    The projections in and out are matrices here also where files store them as 1x1 convolutions.
+    The projections in and out are linear layers, also where files store them as 1x1 convolutions.
     """
 
     def __init__(
@@ -147,7 +133,7 @@ class SpatialTransformer(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Self-attention over the pixels of a map, beside a skip: the "AttentionBlock" of Dhariwal and Nichol 2021."""
+    """Self-attention over the pixels of a map with a skip connection: "AttentionBlock" of Dhariwal and Nichol 2021."""
 
     def __init__(self, channels: int, heads: int, groups: int = 32, eps: float = 1e-5):
         super().__init__()

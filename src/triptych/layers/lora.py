@@ -8,16 +8,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from triptych.errors import UserError
+from triptych.layers.attention import AttentionModule
 
 
 class LowRank(nn.Module):
-    """W + (alpha / r) B A, Section 4.1: A random, B zero, so that the start is W itself.
+    """W + (alpha / r) B A (Section 4.1). A starts random and B at zero, so that the start is W itself.
 
     Args:
-        weight: W, which is not kept.
+        weight: W, of which only the shape is used.
+        rank: r.
         scale: alpha / r.
-        parts: layers that W is made of, one below the other, such as queries, keys and values: each has an A and a B of
-            its own.
+        parts: number of layers stacked in W, such as queries, keys and values; each has its own A and B.
     """
 
     def __init__(self, weight: Float[Tensor, "o i"], rank: int, scale: float = 2.0, parts: int = 1):
@@ -33,36 +34,42 @@ class LowRank(nn.Module):
         return weight + self.scale * (delta[0] if self.parts == 1 else torch.cat(delta))
 
     def pairs(self) -> list[tuple[Float[Tensor, "r i"], Float[Tensor, "rows r"]]]:
-        """A and B of each part."""
+        """Return A and B of each part."""
         return list(zip(self.a.chunk(self.parts), self.b.chunk(self.parts), strict=True))
 
 
 def add_low_rank(net: nn.Module, rank: int) -> None:
-    """Give the products of every attention a low-rank update; all else of `net` stops learning.
-
-    An attention is a module that has a `tap`: of tokens, of windows, of a prompt, or of a pooling probe. Its products
-    are the linear layers that it holds itself.
+    """Give the projections of every attention module a low-rank update; everything else of `net` is frozen.
 
     Raises:
         UserError: there is no attention.
     """
-    attentions = [part for part in net.modules() if hasattr(part, "tap")]
+    attentions = [part for part in net.modules() if isinstance(part, AttentionModule)]
     if not attentions:
         raise UserError(
-            f"{type(net).__name__} has no attention, whose products low-rank updates are of; train all, or the head"
+            f"{type(net).__name__} has no attention, whose projections low-rank updates are for; train all, or the head"
         )
     net.requires_grad_(False)
     for attention in attentions:
-        for part in attention.children():
-            if isinstance(part, nn.Linear):
-                parametrize.register_parametrization(part, "weight", LowRank(part.weight, rank))
+        for linear in attention.projections().values():
+            parametrize.register_parametrization(linear, "weight", LowRank(linear.weight, rank))
 
 
 def merge_low_rank(net: nn.Module) -> None:
-    """Write the updates into the weights; `net` is then an ordinary network again, and what it is a copy of is not."""
-    for part in list(net.modules()):
-        if isinstance(part, nn.Linear) and parametrize.is_parametrized(part, "weight"):
-            # Copies share the class that was made for the part, and removing takes the weight out of that class.
-            own = {k: v for k, v in vars(type(part)).items() if k not in ("__dict__", "__weakref__")}
-            part.__class__ = type(type(part).__name__, type(part).__bases__, own)  # type: ignore[assignment]
-            parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
+    """Add the updates to the weights in place, so that `net` has ordinary linear layers again. Copies of `net` made
+    before keep their updates."""
+    for module in list(net.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, nn.Linear) and parametrize.is_parametrized(part, "weight"):
+                setattr(module, name, _merged(part))
+
+
+@torch.no_grad()
+def _merged(linear: nn.Linear) -> nn.Linear:
+    """Return a linear layer with the sum as its weight."""
+    # `remove_parametrizations` would take the weight out of a class that copies of the layer share.
+    merged = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+    trained = linear.parametrizations["weight"].original.requires_grad  # type: ignore[index, union-attr]
+    merged.weight = nn.Parameter(linear.weight, requires_grad=trained)  # type: ignore[arg-type]
+    merged.bias = linear.bias
+    return merged.train(linear.training)

@@ -1,4 +1,4 @@
-"""The two feed-forward blocks of a transformer encoder."""
+"""The feed-forward blocks of a transformer encoder."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from triptych.layers.residual import Dropout
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them (ViT, Section 3.1).
 
-    `approximate` is "tanh" for checkpoints trained in Flax, whose `gelu` is that form by default.
+    `approximate` is "tanh" for checkpoints trained in Flax, where this is the default form of `gelu`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x): Shazeer 2020, Equation 6, with biases as DINOv2 and DINOv3 have them."""
+    """down(silu(gate x) * up x): Shazeer 2020, Equation 6, with biases as in DINOv2 and DINOv3."""
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
         super().__init__()

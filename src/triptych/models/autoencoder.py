@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from triptych import distributed
 from triptych.device import sent
 from triptych.errors import UserError
+from triptych.kernels.conv import preferred_format
 from triptych.layers.cross_attention import SpatialAttention
 from triptych.layers.initialization import fill
 from triptych.layers.norm import GroupNorm
-from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, by_pixel, seamless, silu
+from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, seamless, silu
 from triptych.layers.tiling import in_tiles
 from triptych.model_card import Card, Preprocess
 from triptych.models.configs.autoencoder import AutoencoderConfig, FirstStageConfig
@@ -226,14 +227,14 @@ class Encoder(nn.Module):
         self.conv_in = Conv(config.in_channels * config.patch**2, widths[0])
         self.down = nn.ModuleList()
         for i, (inputs, width) in enumerate(zip([widths[0], *widths], widths, strict=False)):
-            halve = Downsample(width, after=True) if i < len(widths) - 1 else nn.Identity()
+            halve = Downsample(width, pad_after=True) if i < len(widths) - 1 else nn.Identity()
             self.down.append(Level(config, inputs, width, config.depth, 2**i in config.attention_factors, halve))
         self.middle = Middle(config, widths[-1])
         self.norm = GroupNorm(config.groups, widths[-1], eps=EPS)
         self.conv_out = Conv(widths[-1], config.encoder_channels)
 
     def forward(self, images: Images) -> Float[Tensor, "b moments h w"]:
-        x = by_pixel(self.fold(images), self.conv_in.weight, learning=True)
+        x = preferred_format(self.fold(images), self.conv_in.weight, training=True)
         x = self.conv_in(x)                                                              # b widths[0] H/p W/p
         for level in self.down:
             x = level(x)                                                                 # b widths[i] H/p2^i W/p2^i
@@ -258,7 +259,7 @@ class Decoder(nn.Module):
         self.unfold = nn.PixelShuffle(config.patch) if config.patch > 1 else nn.Identity()
 
     def forward(self, z: Latents) -> Images:
-        z = by_pixel(z, self.conv_in.weight, learning=True)
+        z = preferred_format(z, self.conv_in.weight, training=True)
         x = self.middle(self.conv_in(z))                                                 # b widths[-1] h w
         for level in self.up:
             x = level(x)                                                                 # b widths[i] H/p2^i W/p2^i

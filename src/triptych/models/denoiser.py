@@ -26,8 +26,8 @@ class Prompted(Network):
 
     def _number_crosses(self) -> None:
         """Tell each cross-attention which of the projected keys and values are its own."""
-        for place, part in enumerate(self._crosses()):
-            part.place = place
+        for index, part in enumerate(self._crosses()):
+            part.index = index
 
     def _check_inputs(self, x: Tensor, context: Context | None) -> None:
         """Raises a `UserError` if channels or prompt are not those that the network takes."""

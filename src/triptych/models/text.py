@@ -3,7 +3,7 @@ that read text, and the table that reads a class."""
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.kernels.linear import linear
-from triptych.layers.attention import attention
+from triptych.layers.attention import AttentionModule, attention
 from triptych.layers.initialization import fill
 from triptych.layers.mlp import Mlp
 from triptych.model_card import Card
@@ -25,15 +25,14 @@ from triptych.network import Network
 log = logging.getLogger(__name__)
 
 
-class TextAttention(nn.Module):
-    """Multi-head self-attention whose heads together may be narrower than a token, with a mask where there is one."""
+class TextAttention(AttentionModule):
+    """Multi-head self-attention with an optional mask; all heads together may have fewer channels than a token."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
         self.heads = config.heads
         self.qkv = nn.Linear(config.width, 3 * config.inner, bias=config.causal)
         self.proj = nn.Linear(config.inner, config.width)
-        self.tap: Callable[[Tensor], None] | None = None                                 # set by layers.capture
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Float[Tensor, "1 1 n n"] | None) -> Float[Tensor, "b n d"]:
         qkv = linear(x, self.qkv.weight, self.qkv.bias)                                  # b n 3 inner

@@ -9,13 +9,14 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from triptych.errors import UserError
+from triptych.kernels.conv import preferred_format
 from triptych.layers.cross_attention import (
     Context,
     SpatialAttention,
     SpatialTransformer,
 )
 from triptych.layers.norm import GroupNorm
-from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, by_pixel, silu
+from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, silu
 from triptych.layers.timestep import TimeEmbedding
 from triptych.model_card import Card
 from triptych.models.configs.unet import Level, UNetConfig, levels
@@ -224,7 +225,7 @@ class UNet(Prompted):
         """
         self._check(x, context, labels)
         time = self.embed(t, labels)                                                     # b 4C
-        skips = [self.input(by_pixel(x, self.input.weight))]                             # b C h w
+        skips = [self.input(preferred_format(x, self.input.weight))]                             # b C h w
         for level in self.down:
             skips += level(skips[-1], time, context)
         x = self.middle(skips[-1], time, context)                                        # b C_last rows columns

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.errors import UserError
+from triptych.kernels.conv import preferred_format
 from triptych.layers.attention import Attention
 from triptych.layers.cross_attention import SpatialTransformer
-from triptych.layers.resnet import by_pixel
 from triptych.models.unet import UNet
 
 MOST = 0.75  # of the tokens can be merged: one of each four is what others are merged into
@@ -199,7 +199,7 @@ class Shallow:
         net = self.net
         net._check(x, context, labels)
         time = net.embed(t, labels)                                                      # b 4C
-        skips = [net.input(by_pixel(x, net.input.weight))]
+        skips = [net.input(preferred_format(x, net.input.weight))]
         skips.append(self.first(skips[0], time, context))
         z = self.deep
         for block in self.last:

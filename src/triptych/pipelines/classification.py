@@ -13,7 +13,7 @@ from torch import Tensor
 from triptych.device import say_dtype
 from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
-from triptych.kernels.linear import keeping
+from triptych.kernels.linear import packed_linears
 from triptych.model_card import Preprocess
 from triptych.pipelines.base import PicturePipeline, batches
 from triptych.pipelines.classification_result import Classification, Guess
@@ -87,7 +87,7 @@ class ClassificationPipeline(PicturePipeline):
     def stream(self, pictures: Iterable[Picture], top: int = 5) -> Iterator[Classification]:
         """Results in the order of the pictures; a batch, and two that each of `workers` reads ahead, are held."""
         _check(top)
-        with keeping(self.net):
+        with packed_linears(self.net):
             for batch in batches(self.readable(pictures, self._fitting, self.batch_size), self.batch_size):
                 yield from self._seen(batch, top)
 

@@ -15,7 +15,7 @@ from triptych.device import say_dtype
 from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import Strip, parsed, strips_of
-from triptych.kernels.linear import keeping
+from triptych.kernels.linear import packed_linears
 from triptych.model_card import Preprocess
 from triptych.network import Network
 from triptych.pipelines.base import PicturePipeline, batches
@@ -143,7 +143,7 @@ class SegmentationPipeline(PicturePipeline):
         passes.check_window(self.least)
         # A picture a request: they travel whole, and may be large.
         read = self.readable(pictures, self._reading(passes), 1)
-        with keeping(self.net):
+        with packed_linears(self.net):
             for some in batches(read, max(1, self.batch_size // passes.count)):
                 yield from self._parse(some, passes, confidence)
 

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
+from triptych.kernels.foreach import lerp_
 from triptych.network import Network
 
 
@@ -27,7 +28,7 @@ class Ema:
         """
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         mine, its = ([_shard(p) for p in one.parameters()] for one in (self.net, net))
-        torch._foreach_lerp_(mine, its, [share * (1 - skipped)] * len(mine))
+        lerp_(mine, its, share * (1 - skipped))
         for mine, its in zip(self.net.buffers(), net.buffers(), strict=True):
             mine.copy_(torch.where(skipped > 0, mine, its))
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from triptych.kernels.foreach import norms
 from triptych.network import Network
 from triptych.train.configs.base import OptimConfig
 
@@ -99,15 +100,15 @@ def clip(net: nn.Module, most: float) -> tuple[Tensor, list[tuple[str, Tensor]]]
     for name, p in net.named_parameters():
         if p.grad is not None:
             (sharded if hasattr(p, "full_tensor") else whole).append((name, p))
-    norms: list[Any] = []
+    totals: list[Any] = []
     each: list[tuple[str, Any]] = []
     for part in filter(None, (sharded, whole)):  # no operation takes both
-        found = torch._foreach_norm([p.grad for _, p in part])  # type: ignore[misc]
-        norms.append(torch.linalg.vector_norm(torch.stack(found)))
+        found = norms([p.grad for _, p in part])  # type: ignore[misc]
+        totals.append(torch.linalg.vector_norm(torch.stack(found)))
         each += [(name, norm) for (name, _), norm in zip(part, found, strict=True)]
-    norm = norms[0]
+    norm = totals[0]
     if sharded:
-        norm = torch.linalg.vector_norm(torch.stack([norms[0].full_tensor(), *norms[1:]]))
+        norm = torch.linalg.vector_norm(torch.stack([totals[0].full_tensor(), *totals[1:]]))
         each = [(name, n.to_local() if hasattr(n, "to_local") else n) for name, n in each]
     for part in filter(None, (sharded, whole)):
         torch.nn.utils.clip_grads_with_norm_([p for _, p in part], most, norm)

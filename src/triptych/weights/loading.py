@@ -215,13 +215,13 @@ def fill(
             module = net.get_submodule(owner)
             if name not in parameters:
                 kind = widest if tensor.is_floating_point() else tensor.dtype
-                module._buffers[leaf] = tensor.to(kind, copy=True)
+                setattr(module, leaf, tensor.to(kind, copy=True))
                 continue
             if not tensor.is_floating_point():
                 raise UserError(
                     f"{what}: {', '.join(step.theirs)} holds {tensor.dtype}; needed are floating numbers"
                 )
-            module._parameters[leaf] = nn.Parameter(_own(tensor.to(widest), checkpoint.borrowed_from_file))
+            setattr(module, leaf, nn.Parameter(_own(tensor.to(widest), checkpoint.borrowed_from_file)))
     left = [name for name, t in (*net.named_parameters(), *net.named_buffers()) if t.is_meta]
     if left:
         raise RuntimeError(f"{type(net).__name__} keeps {left} outside its state; build them at forward")

@@ -504,14 +504,14 @@ def test_weights_are_laid_out_while_it_paints_and_no_longer(ldm, dtype):
     """The same picture with and without, but for how sums are rounded."""
     net, seen = ldm("text"), []
 
-    def kept(pipe):
-        return [part.kept for part in pipe.net.modules() if isinstance(part, Conv)]
+    def packed(pipe):
+        return [part.packed for part in pipe.net.modules() if isinstance(part, Conv)]
 
     made = []
     for low_memory in (False, True):
         pipe = DiffusionPipeline(net, device="cpu", dtype=dtype, low_memory=low_memory)
-        made.append(pipe.text_to_image(PROMPT, steps=2, preview=lambda _, pipe=pipe: seen.append(kept(pipe))))
-        assert kept(pipe) == [None] * len(kept(pipe))
+        made.append(pipe.text_to_image(PROMPT, steps=2, preview=lambda _, pipe=pipe: seen.append(packed(pipe))))
+        assert packed(pipe) == [None] * len(packed(pipe))
     unet = sum(isinstance(part, Conv) for part in net.unet.modules())
     assert [sum(one is not None for one in step) for step in seen] == [unet, unet, 0, 0]
     most = {"fp32": 1, "bf16": 24}[dtype]

@@ -12,6 +12,7 @@ from torch import Tensor
 from triptych.bench.harness import machine
 from triptych.bench.harness.report import Column, Table
 from triptych.bench.harness.timing import CALM, Spread, check_equal, interleave, ratio, timed
+from triptych.kernels.inductor import freezing
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +107,8 @@ def in_turn(sides: Mapping[str, Callable[[], object]], effort: Effort) -> dict[s
 
 @contextlib.contextmanager
 def frozen() -> Iterator[None]:
-    """What is compiled within takes weights for constants, and lays them out for the processor once."""
-    from torch._inductor import config
-
-    with config.patch(freezing=True):
+    """What is compiled inside takes weights as constants, and packs them for the CPU once."""
+    with freezing():
         yield
     torch.compiler.reset()
 

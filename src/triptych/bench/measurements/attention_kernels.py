@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.bench.harness.forward import TOLERANCES, Effort, in_turn
 from triptych.bench.harness.report import Column, Table
 from triptych.bench.harness.timing import check_equal
-from triptych.layers.attention import in_slabs, plain
+from triptych.kernels.attention import blocked_attention, explicit_attention
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ def attending(shapes: dict[str, Shape], compiled: bool, effort: Effort) -> Table
         q, k, v = drawn(shape)
         sides: dict[str, Callable[[], Tensor]] = {
             "ours": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
-            "plain": lambda q=q, k=k, v=v: plain(q, k, v),
-            "slabs": lambda q=q, k=k, v=v: in_slabs(q, k, v),
+            "plain": lambda q=q, k=k, v=v: explicit_attention(q, k, v),
+            "slabs": lambda q=q, k=k, v=v: blocked_attention(q, k, v),
         }
         if compiled:
             flex = compiled_flex()

@@ -24,6 +24,7 @@ from triptych.bench.measurements.train_step import learner
 from triptych.bench.peers import build as peers
 from triptych.bench.suites import ldm, swin, vit
 from triptych.device import flushed_denormals
+from triptych.kernels.inductor import backend_error
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs import swin as swin_config
 from triptych.models.configs import unet as unet_config
@@ -165,11 +166,9 @@ def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> 
             table.rows += steps(tasks, plan, peaks)
         # What is compiled comes last: it leaves the process larger.
         if plan.compiled:
-            from torch._dynamo.exc import BackendCompilerFailed
-
             try:
                 report.tables[2].rows += steps(classifiers, plan, peaks, compiled=True)
-            except BackendCompilerFailed as problem:
+            except backend_error() as problem:
                 report.notes.append(f"Not all compiled is measured: {str(problem).splitlines()[0]}")
     facts["taken by others"] = others.said()
     return report

@@ -29,6 +29,7 @@ from triptych.bench.harness.report import Column, Report, Table
 from triptych.bench.measurements.load_time import loading
 from triptych.bench.measurements.startup_time import starting
 from triptych.bench.peers import build as peers
+from triptych.kernels.inductor import backend_error
 from triptych.layers.resnet import packed
 from triptych.models.configs.vit import macs
 from triptych.models.registry import create
@@ -93,11 +94,9 @@ def run(plan: Plan = FULL, command: str = "triptych bench vit --out docs") -> Re
     peaks, limits = measure_peaks(plan)
     speed = throughput(plan, there, peaks)
     if plan.compiled:
-        from torch._dynamo.exc import BackendCompilerFailed
-
         try:
             speed.rows += throughput(plan, there, peaks, compiled=True).rows
-        except BackendCompilerFailed as problem:
+        except backend_error() as problem:
             report.notes.append(f"Not all compiled is measured: {str(problem).splitlines()[0]}")
     report.tables = [limits, speed, loaded, started]
     facts["taken by others"] = others.said()

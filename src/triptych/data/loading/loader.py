@@ -19,6 +19,7 @@ from triptych.data.loading.test_time_views import ViewOptions
 from triptych.data.loading.workers import available_cores, loader_options, shut_down_at_exit
 from triptych.data.source import Source, Streamable
 from triptych.errors import UserError
+from triptych.kernels.loader_workers import current_iterator, forget_iterator
 
 CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
 
@@ -158,7 +159,7 @@ class Loader(StatefulDataLoader):
         batches = self._order.batches(self.epoch)[self._done :]
         missing = batches if self._cache is None else [self._cache.missing(rows) for rows in batches]
         self._plan.requests = _requests(missing, self._shares)
-        before = self._iterator
+        before = current_iterator(self)
         fetched = super().__iter__() if any(map(len, missing)) else iter(())
         if fetched is not before:
             shut_down_at_exit(fetched)
@@ -177,8 +178,8 @@ class Loader(StatefulDataLoader):
         except BaseException:
             # Broken off: end the workers here. Left to the garbage collector, which may close their queues
             # first, they are not told, and waited for 5 s each.
-            if self._iterator is fetched:
-                self._iterator = None
+            if current_iterator(self) is fetched:
+                forget_iterator(self)
             del fetched
             raise
         self.epoch, self._done = self.epoch + 1, 0

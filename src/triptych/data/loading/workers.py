@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from triptych.kernels.loader_workers import has_workers, shut_down
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -48,7 +50,7 @@ def prefetch_map(function: Callable[[A], B], items: Iterable[A], size: int, work
         for made in fetched:
             yield from made
     finally:
-        fetched._shutdown_workers()  # left to the garbage collector they may not be told, and are waited for
+        shut_down(fetched)
 
 
 def loader_options(workers: int, requests: int = 2) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def loader_options(workers: int, requests: int = 2) -> dict[str, Any]:
 
 def shut_down_at_exit(iterator: Any) -> None:
     """At the interpreter's end, of a loader that is still there: it would send SIGTERM and wait for ever."""
-    if hasattr(iterator, "_shutdown_workers"):
+    if has_workers(iterator):
         atexit.register(_end, weakref.ref(iterator))
 
 
@@ -102,4 +104,4 @@ def _outlive_sigterm(_worker: int) -> None:
 def _end(iterator: "weakref.ref[Any]") -> None:
     found = iterator()
     if found is not None:
-        found._shutdown_workers()
+        shut_down(found)

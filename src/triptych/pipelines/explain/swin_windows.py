@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
-from triptych.layers.window import places, shift_along, sources, windows_along
+from triptych.layers.window import shift_along, window_slots, window_sources, windows_along
 from triptych.models.configs.swin import maps_at
 from triptych.models.swin import Swin
 from triptych.pipelines.explain.result import Point, check_point
@@ -46,11 +46,11 @@ class BlockWindows:
 
     def sources(self) -> Int[Tensor, "n m"]:
         """The cell of the map, row by row, that each place of each window shows; H * W for padding."""
-        return sources(*self.size, *self.windows, self.window, self.shift)
+        return window_sources(*self.size, *self.windows, self.window, self.shift)
 
     def places(self) -> Int[Tensor, "h w"]:
         """Each cell's place in the list of all windows' cells."""
-        return places(*self.size, *self.windows, self.window, self.shift)
+        return window_slots(*self.size, *self.windows, self.window, self.shift)
 
     def cell(self, point: Point) -> tuple[int, int]:
         """Row and column of the cell that a point lies in."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.errors import UserError
+from triptych.kernels.modules import swap_parameter
 from triptych.layers.lora import LowRank
 from triptych.models.configs.text import TextConfig
 from triptych.models.configs.unet import UNetConfig
@@ -162,12 +163,7 @@ class Tune(Denoise):
 
 def put(net: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Give a network these tensors in the place of its parameters of those names. Returns what was there."""
-    before = {}
-    for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        parameters = net.get_submodule(owner)._parameters
-        before[name], parameters[leaf] = parameters[leaf], tensor
-    return before
+    return {name: swap_parameter(net, name, tensor) for name, tensor in tensors.items()}
 
 
 def tuning_of(config: SecondStageConfig, base: SecondStage) -> Tuning:

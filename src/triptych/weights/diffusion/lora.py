@@ -142,7 +142,7 @@ def load_lora(net: LatentDiffusion, files: Source | Mapping[Any, float]) -> Appl
 
 def _put(net: nn.Module, name: str, parameter: nn.Parameter) -> None:
     owner, _, leaf = name.rpartition(".")
-    net.get_submodule(owner)._parameters[leaf] = parameter
+    setattr(net.get_submodule(owner), leaf, parameter)
 
 
 def find_lora(name: str, folder: Source) -> Path:
