@@ -11,9 +11,9 @@ RunConfig = ClassifyConfig | SegmentConfig | PretrainConfig | CompressConfig | S
 
 # Kind of config -> the module whose `prepare` builds its parts.
 RUN_MODULES: dict[type, str] = {
-    ClassifyConfig: "triptych.train.classify",
-    SegmentConfig: "triptych.train.segment",
-    PretrainConfig: "triptych.train.pretrain",
+    ClassifyConfig: "triptych.train.tasks.classification",
+    SegmentConfig: "triptych.train.tasks.segmentation",
+    PretrainConfig: "triptych.train.tasks.masked_image",
     CompressConfig: "triptych.train.first_stage.build",
     SecondStageConfig: "triptych.train.second_stage.build",
 }
