@@ -32,6 +32,20 @@ def from_json(cls: type[T], data: Any) -> T:
     return _build(cls, data, cls.__name__)
 
 
+def first_difference(a: Any, b: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Return the dotted name and both values of the first place where two JSON objects differ; None if they are equal.
+
+    A difference of "fingerprint" comes last.
+    """
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}, key=lambda key: (key == "fingerprint", key)):
+            difference = first_difference(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+            if difference is not None:
+                return difference
+        return None
+    return None if a == b else (name, a, b)
+
+
 def check(config: Any) -> None:
     """Hold every field of a dataclass to its type, from its `__post_init__`. Lists become tuples.
 

@@ -14,7 +14,8 @@ from triptych.data.open import open_source
 from triptych.data.source import Subset
 from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import open_extractor
-from triptych.evaluation.generation import Asked, ReconstructionDistance, ask, evaluate_generation
+from triptych.evaluation.generation import Asked, ask, evaluate_generation
+from triptych.evaluation.reconstruction import ReconstructionDistance
 from triptych.evaluation.reference_statistics import reference
 from triptych.metrics.frechet_distance import Moments, frechet_distance
 from triptych.metrics.generation import Statistics, generation_figures

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from triptych.train.first_stage.task import Compress
-from triptych.train.task import Classify, Segment
+from triptych.train.tasks.classification import Classify
+from triptych.train.tasks.segmentation import Segment
 
 
 def spoil(patch: pytest.MonkeyPatch, *steps: int) -> None:

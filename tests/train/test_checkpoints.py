@@ -191,7 +191,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(config, tmp_path, m
 def test_a_run_that_is_cut_off_in_an_evaluation_does_it_again(config, tmp_path, monkeypatch):
     """What slurm gives is less than an evaluation may take."""
     from triptych.train.monitoring.signals import Interrupts
-    from triptych.train.task import Classify
+    from triptych.train.tasks.classification import Classify
 
     run(config, tmp_path / "whole")
     sound, breakable, found = Classify.evaluate, Interrupts.abortable, []

@@ -16,7 +16,7 @@ from triptych.train.configs.first_stage import CodebookConfig, DiscriminatorConf
 from triptych.train.ema import Ema
 from triptych.train.monitoring.anomalies import PendingMetrics
 from triptych.train.monitoring.step_reporter import StepReporter
-from triptych.train.task import Classify
+from triptych.train.tasks.classification import Classify
 
 KINDS = ("vit", "swin", "kl", "vq")
 

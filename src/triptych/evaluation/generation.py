@@ -10,10 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from triptych import distributed
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
 from triptych.data.example import Image
@@ -22,12 +19,10 @@ from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
 from triptych.device import placed
 from triptych.errors import UserError
-from triptych.evaluation.feature_extractor import Extractor, eight_bits
+from triptych.evaluation.feature_extractor import Extractor
 from triptych.evaluation.reference_statistics import Shown, read, reference, require
 from triptych.metrics.classification import ClassificationMetrics
-from triptych.metrics.frechet_distance import Moments, frechet_distance
-from triptych.metrics.generation import GenerationMetrics, Statistics
-from triptych.metrics.kernel_distance import kernel_distance
+from triptych.metrics.generation import GenerationMetrics
 from triptych.model_card import Card
 from triptych.models.configs.image_tokens import ImageTokensConfig
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
@@ -165,43 +160,6 @@ def protocol(identity: dict[str, Any], count: int) -> str:
     and the number of generated ones."""
     said = {**identity, "data": identity["data"]["fingerprint"], "generated": count}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class ReconstructionDistance:
-    """How far the reconstructions of an autoencoder are, as a set, from their pictures: rFID, in whatever features. It
-    sees the textures that PSNR does not ask for.
-
-    Args:
-        extractor: from `open_extractor`.
-    """
-
-    def __init__(self, extractor: Extractor) -> None:
-        self.extractor, self.metrics = extractor, GenerationMetrics(extractor)
-
-    def update(self, images: Float[Tensor, "b 3 h w"], made: Float[Tensor, "b 3 h w"]) -> None:
-        """Add images in [-1, 1] and their reconstructions; both are rounded to 8 bits."""
-        for side, real in ((images, True), (made, False)):
-            self.metrics.update(self.extractor.fitted(eight_bits(side)), real=real)
-
-    def compute(self) -> dict[str, float]:
-        """The Fréchet and the exact kernel distance, "frechet" and "kernel"; nothing of a single pair. Sets that are
-        pairs have no floor: of perfect reconstructions the first is 0 however few they are, the second below."""
-        made, real = (self._side(side) for side in (False, True))
-        if real.moments.count < 2:
-            return {}
-        return {
-            "frechet": frechet_distance(real.moments, made.moments),
-            "kernel": kernel_distance(real.features, made.features),
-        }
-
-    def _side(self, real: bool) -> Statistics:
-        """Of all processes, some of which may have seen nothing."""
-        if distributed.world.size == 1:
-            return self.metrics.sides[real].compute()
-        mine = self.metrics.sides.get(real)
-        kept = distributed.all_gather([] if mine is None else [part.cpu() for part in mine.kept])
-        features = torch.cat([part for parts in kept for part in parts])
-        return Statistics(Moments.of(features), features)
 
 
 class Faithfulness:

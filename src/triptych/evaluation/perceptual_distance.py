@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from triptych import weights
 from triptych.errors import UserError
+from triptych.evaluation.config import PerceptualConfig
 from triptych.heads.segmenter import Segmenter
 from triptych.models.swin import Swin
 from triptych.models.vit import ViT
 from triptych.network import Network
-from triptych.train.configs.first_stage import PerceptualConfig
 
 Images = Float[Tensor, "b 3 h w"]
 Distance = Callable[[Images, Images], Float[Tensor, "b"]]

@@ -16,6 +16,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from triptych.atomic_write import write_atomically
+from triptych.config import first_difference
 from triptych.data.config import DataConfig
 from triptych.data.images import Resize
 from triptych.data.loading.loader import make_loader
@@ -24,7 +25,6 @@ from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import Extractor, Prepared
 from triptych.metrics.frechet_distance import Moments
 from triptych.metrics.generation import Statistics
-from triptych.train.run_folder import difference
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def require(path: str | Path, found: Reference, asked: dict[str, Any]) -> None:
         asked: an identity; without "data", whatever pictures the file is of are taken.
     """
     was, now = ({key: _compared(one)[key] for key in asked} for one in (found.identity, asked))
-    differs = difference(was, now)
+    differs = first_difference(was, now)
     if differs is None:
         return
     name, before, after = differs

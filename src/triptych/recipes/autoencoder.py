@@ -4,12 +4,12 @@ score."""
 from dataclasses import replace
 
 from triptych.data.config import AugmentConfig, DataConfig
+from triptych.evaluation.config import PerceptualConfig
 from triptych.train.configs.base import LoopConfig, OptimConfig
 from triptych.train.configs.first_stage import (
     CodebookConfig,
     CompressConfig,
     DiscriminatorConfig,
-    PerceptualConfig,
 )
 
 SMALL = ("width=48", "patch=2", "multipliers=[1,2,3]", "depth=1", "latent_channels=8", "groups=8")

@@ -7,14 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from triptych.evaluation.evaluate import evaluate as evaluate
+    from triptych.train.evaluate_run import evaluate as evaluate
     from triptych.train.runner import dry_run as dry_run
     from triptych.train.runner import run as run
 
 _PUBLIC = {
     "run": "triptych.train.runner",
     "dry_run": "triptych.train.runner",
-    "evaluate": "triptych.evaluation.evaluate",
+    "evaluate": "triptych.train.evaluate_run",
 }
 
 

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from triptych.atomic_write import write_text_atomically
+from triptych.config import first_difference, from_json
+from triptych.data.config import DataConfig
+from triptych.data.open import open_source, train_and_eval
+from triptych.data.source import Source
 from triptych.errors import UserError
+from triptych.train.configs.registry import RunConfig, kind_of
 
 ConfigDict = dict[str, Any]  # a config as JSON, and the fingerprint of its data
 
@@ -85,7 +90,7 @@ def claim_folder(out: Path, said: ConfigDict, changed: Callable[[], str] = str) 
 
 def require_same(out: Path, was: ConfigDict, now: ConfigDict, changed: Callable[[], str] = str) -> None:
     """Refuse to go on with another run's state; the message names the first difference."""
-    found = difference(was, now)
+    found = first_difference(was, now)
     if found is None:
         return
     name, before, after = found
@@ -102,12 +107,39 @@ def require_same(out: Path, was: ConfigDict, now: ConfigDict, changed: Callable[
     )
 
 
-def difference(was: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two configs differ: its dotted name, and both values."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in sorted({*was, *now}, key=lambda key: (key == "fingerprint", key)):
-            found = difference(was.get(key), now.get(key), f"{name}.{key}" if name else key)
-            if found is not None:
-                return found
+def open_evaluation(
+    data: str | None, split: str | None, loading: DataConfig, config: RunConfig | None
+) -> Source:
+    """Open the data to evaluate on: the named split; of a run's own data the part that it held out; of other data its
+    evaluation split, or all of it if it has none."""
+    if config is not None and split is None and (data is None or _same(data, config.data)):
+        return train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)[1]
+    return open_source(data or (config.data if config else ""), split or "eval", **loading.columns)
+
+
+def _same(data: str, other: str) -> bool:
+    """Whether two names of data are one path."""
+    if Path(data).exists() and Path(other).exists():
+        return Path(data).resolve() == Path(other).resolve()
+    return data == other
+
+
+def config_of(folder: str | Path) -> RunConfig | None:
+    """Read the config of a RUN folder; None of anything else.
+
+    Raises:
+        UserError: its config.json is damaged.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
         return None
-    return None if was == now else (name, was, now)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise UserError(
+            f"{path} is damaged ({problem}); give the weights' file and --data instead"
+        ) from problem
+    if "loading" not in data:  # another library's config.json
+        return None
+    data.pop("fingerprint", None)
+    return from_json(kind_of(data), data)

@@ -24,6 +24,7 @@ import triptych as tp
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.diffusion.config import NoiseConfig
 from triptych.errors import UserError
+from triptych.evaluation.config import PerceptualConfig
 from triptych.heads.config import HeadConfig
 from triptych.layers.norm import BatchNorm
 from triptych.train import run
@@ -32,7 +33,6 @@ from triptych.train.configs.first_stage import (
     CodebookConfig,
     CompressConfig,
     DiscriminatorConfig,
-    PerceptualConfig,
 )
 from triptych.train.configs.second_stage import (
     CaptionConfig,

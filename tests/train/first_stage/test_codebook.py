@@ -1,8 +1,9 @@
 import torch
 
 import triptych as tp
+from triptych.evaluation.reconstruction import perplexity
 from triptych.train.configs.first_stage import CodebookConfig
-from triptych.train.first_stage.codebook import Codebook, perplexity
+from triptych.train.first_stage.codebook import Codebook
 
 
 def vq(entries=6):

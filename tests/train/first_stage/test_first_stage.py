@@ -15,6 +15,7 @@ from triptych.cli import main
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.images import decode, resize_crop
 from triptych.errors import UserError
+from triptych.evaluation.config import PerceptualConfig
 from triptych.evaluation.latent_statistics import measure_latents
 from triptych.train import dry_run, evaluate, run
 from triptych.train.configs.base import LoopConfig, OptimConfig
@@ -22,7 +23,6 @@ from triptych.train.configs.first_stage import (
     CodebookConfig,
     CompressConfig,
     DiscriminatorConfig,
-    PerceptualConfig,
 )
 from triptych.train.first_stage.build import prepare
 from triptych.train.first_stage.task import adaptive_weight, fool

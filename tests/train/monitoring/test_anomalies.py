@@ -15,7 +15,7 @@ from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
 from triptych.errors import UserError
 from triptych.train import run
 from triptych.train.monitoring.anomalies import LEAST, AnomalyDetector
-from triptych.train.task import Classify
+from triptych.train.tasks.classification import Classify
 
 
 def break_steps(monkeypatch, *steps):

@@ -29,8 +29,8 @@ from triptych.train.configs.base import (
     SegmentConfig,
 )
 from triptych.train.optim import layers_of
-from triptych.train.tasks.segmentation import build_network
-from triptych.train.task import pixel_loss, random_squares
+from triptych.train.tasks.masked_image import random_squares
+from triptych.train.tasks.segmentation import build_network, pixel_loss
 
 SMALL = ("embed_dim=16", "depths=[1,2]", "num_heads=[1,2]", "window=4", "stem_widths=[8]", "patch_size=2")
 

@@ -23,11 +23,12 @@ from triptych.bench.harness.timing import Spread, UnequalError, interleave, rati
 from triptych.bench.measurements.kill_and_resume import Process, apart, kill_often, step_of
 from triptych.config import to_json
 from triptych.data.config import AugmentConfig, DataConfig
+from triptych.evaluation.config import PerceptualConfig
 from triptych.heads.config import HeadConfig
 from triptych.models.registry import create
 from triptych.train.checkpoints import Checkpoints
 from triptych.train.configs.base import ClassifyConfig, LoopConfig, OptimConfig, SegmentConfig
-from triptych.train.configs.first_stage import CompressConfig, DiscriminatorConfig, PerceptualConfig
+from triptych.train.configs.first_stage import CompressConfig, DiscriminatorConfig
 from triptych.train.configs.registry import RunConfig
 from triptych.train.configs.second_stage import (
     CaptionConfig,

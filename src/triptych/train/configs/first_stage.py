@@ -5,30 +5,8 @@ from typing import Literal
 
 from triptych.config import check, need
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.errors import UserError
+from triptych.evaluation.config import PerceptualConfig
 from triptych.train.configs.base import LoopConfig, OptimConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerceptualConfig:
-    """How far reconstructions may look from their pictures, beside their pixels."""
-
-    weight: float = 1.0
-    """Times the distance is added to the mean error of pixels; 0 is off."""
-    model: str = "vit-emoji"
-    """A ViT or Swin whose features are compared: a file, RUN, hub id or shipped name. Not looked at with `vgg`."""
-    vgg: str | None = None
-    """LPIPS (Zhang et al. 2018): VGG16's weights, a file or hub id; torchvision's, timm's, or of a whole LPIPS."""
-    heads: str | None = None
-    """LPIPS's published linear heads, where they are in another file."""
-
-    def __post_init__(self) -> None:
-        check(self)
-        need(self.weight >= 0, self, "weight", "at least 0")
-        if self.heads is not None and self.vgg is None:
-            raise UserError(
-                f"heads of LPIPS are given ({self.heads}) without the network they are of; name vgg"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from triptych import distributed
 from triptych.device import sent
+from triptych.evaluation.reconstruction import perplexity
 from triptych.models.autoencoder import Autoencoder
 from triptych.train.configs.first_stage import CodebookConfig
 
@@ -88,9 +89,3 @@ def _any(flat: Float[Tensor, "n c"], dead: Bool[Tensor, "k"], pictures: int) -> 
         return flat[at]
     mine = (at >= 0) & (at < len(flat)) & (share.weight > 0)
     return distributed.sum_over_batch(torch.where(mine[:, None], flat[at.clamp(0, len(flat) - 1)], 0.0))
-
-
-def perplexity(used: Float[Tensor, "k"]) -> Float[Tensor, ""]:
-    """exp of the entropy of how often each entry is used: as many entries, used evenly, would tell as much."""
-    share = used / used.sum().clamp(min=1)
-    return torch.exp(-torch.special.xlogy(share, share).sum())

@@ -12,18 +12,14 @@ from torch import Tensor, nn
 
 from triptych import distributed
 from triptych.data.augment.batch import augment
-from triptych.data.augment.batch import preprocess_batch as prepared
 from triptych.data.config import AugmentConfig
-from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import Extractor
-from triptych.evaluation.generation import ReconstructionDistance
-from triptych.evaluation.latent_statistics import LatentMoments, Normalisation
-from triptych.metrics.reconstruction import ReconstructionMetrics
-from triptych.models.autoencoder import Autoencoder, FirstStage
+from triptych.evaluation.latent_statistics import Normalisation
+from triptych.models.autoencoder import Autoencoder
 from triptych.models.discriminator import Discriminator
 from triptych.network import Network
 from triptych.train.configs.first_stage import CompressConfig, DiscriminatorConfig
-from triptych.train.first_stage.codebook import Codebook, perplexity
+from triptych.train.first_stage.codebook import Codebook
 from triptych.train.monitoring.image_grid import make_grid, save_png
 
 Batch = dict[str, Any]
@@ -153,43 +149,15 @@ class Compress:
 
     def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
         assert isinstance(model, Compression)
-        yield from self.measure(model.autoencoder, loader).items()
-
-    @torch.no_grad()
-    def measure(self, net: FirstStage, loader: Iterable[Batch]) -> dict[str, float]:
-        """Figures of reconstructions from the posterior's means, their distance as a set, and of a VQ how the codebook
-        is used. The first pictures are kept for `illustrate`, scale and shift of the latents for `product`."""
-        metrics, moments = ReconstructionMetrics(self.distance), LatentMoments(net)
-        metrics.dist_sync_fn = distributed.gather_tensors
-        sets = None if self.extractor is None else ReconstructionDistance(self.extractor)
-        device = next(net.parameters()).device
-        how, self.shown = net.card.preprocess, None
-        vq = net if isinstance(net, Autoencoder) and net.config.kind == "vq" else None
-        used = torch.zeros(0 if vq is None else vq.config.codebook_size, device=device)
-        for batch in loader:
-            images = prepared(batch["image"].to(device), how.mean, how.std, how.background)
-            net._check_images(images)
-            embedded = net.embed(images)
-            moments.update(embedded)
-            latents = net.scaled(net.draw(embedded)).float()
-            made = net.decode(latents).float()
-            metrics.update(images, made)
-            if sets is not None:
-                sets.update(images, made)
-            if vq is not None:
-                used += torch.bincount(vq.quantize(latents)[1].flatten(), minlength=len(used))
-            if self.shown is None:
-                self.shown = images[:SHOWN].cpu(), made[:SHOWN].cpu()
-        if not any(distributed.all_gather(self.shown is not None)):
-            raise UserError("no held-out image could be measured: all are damaged, or smaller than the crop")
-        moments.pool()
-        self.normalisation = moments.compute(self.how.scale_per_channel)
-        figures = metrics.compute() | ({} if sets is None else sets.compute())
-        if vq is not None:
-            used = torch.stack(distributed.all_gather(used.cpu())).sum(0)
-            figures["perplexity"] = float(perplexity(used))
-            figures["codes_used"] = float((used > 0).float().mean())
-        return figures
+        result = measure_reconstruction(
+            model.autoencoder,
+            loader,
+            distance=self.distance,
+            extractor=self.extractor,
+            per_channel=self.how.scale_per_channel,
+        )
+        self.shown, self.normalisation = result.examples, result.normalization
+        yield from result.figures.items()
 
     def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
         """By the perceptual distance, else by PSNR. With a discriminator the latest is the best: neither figure counts

@@ -198,7 +198,9 @@ class FrozenImages:
         found: list[Tensor] = []
         good: list[int] = []
         for batch in make_loader(Subset(self.source, rows), self.loading, self.how, train=False):
-            images = preprocess_batch(batch["image"].to(device), self.how.mean, self.how.std, self.how.background)
+            images = preprocess_batch(
+                batch["image"].to(device), self.how.mean, self.how.std, self.how.background
+            )
             found.append(rearrange(self.backbone.features(images)[-1].float(), "b c h w -> b (h w) c"))
             good += batch["row"]
         if not found:

@@ -270,7 +270,9 @@ class LatentCache(Dataset):
         loader = make_loader(Subset(self.source, rows), loading, self.how, train=False, order=order)
         for batch in loader:
             self._why |= loader.bad
-            images = preprocess_batch(batch["image"].to(device), self.how.mean, self.how.std, self.how.background)
+            images = preprocess_batch(
+                batch["image"].to(device), self.how.mean, self.how.std, self.how.background
+            )
             with torch.autocast(device.type, enabled=False):
                 each = [
                     self._moments(way) for way in ([images, images.flip(-1)] if self.mirrored else [images])

@@ -119,7 +119,9 @@ class Denoise:
             return z if std is None or rng is None else z + std[at].float() * normal(z, generator)
         with torch.autocast(batch["image"].device.type, enabled=False):
             if rng is None:
-                images = preprocess_batch(batch["image"], self.config.mean, self.config.std, self.config.background)
+                images = preprocess_batch(
+                    batch["image"], self.config.mean, self.config.std, self.config.background
+                )
             elif self.bucketed:
                 how = replace(self.config, image_size=tuple(batch["image"].shape[-2:]))
                 images, _ = augment(batch["image"], None, how, batch["seed"])

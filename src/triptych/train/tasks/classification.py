@@ -1,22 +1,115 @@
-"""What a classification run is made of."""
+"""Image classification: the task, and how a run of it is built."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from triptych import weights
+from triptych.data.augment.batch import augment
+from triptych.data.config import AugmentConfig
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
+from triptych.device import sent
 from triptych.errors import UserError
+from triptych.evaluation.classification import measure_classification
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.lora import add_low_rank
+from triptych.model_card import Card
 from triptych.models.registry import build, config_for
 from triptych.network import Network
 from triptych.train.configs.base import ClassifyConfig
 from triptych.train.runner import Run, make_run, match_preprocessing
-from triptych.train.task import Classify, Teacher
+from triptych.train.task import Batch
 from triptych.train.tasks.initial_network import freeze, origin, parsed, set_drop_path, started_from
+
+
+class Classify:
+    """Classification of augmented batches with soft targets: cross entropy, or one binary cross entropy a class
+    whose targets are 1 for every class that was mixed in (DeiT III, Touvron et al. 2022, Section 3.1)."""
+
+    headline = "top1"
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        card: Card,
+        num_classes: int,
+        loss: str = "cross_entropy",
+        teacher: "Teacher | None" = None,
+    ):
+        self.config, self.card, self.num_classes, self.kind = config, card, num_classes, loss
+        self.teacher = teacher
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        with torch.autocast(batch["image"].device.type, enabled=False):  # pixels are warped and mixed in fp32
+            images, targets = augment(
+                batch["image"], batch["label"], self.config, batch["seed"], self.num_classes, batch["aspect"]
+            )
+        assert targets is not None  # there are labels
+        logits = model(images).float()  # B K
+        if self.kind == "binary":
+            present = (targets > self.config.label_smoothing / self.num_classes).float()
+            loss = F.binary_cross_entropy_with_logits(logits, present, reduction="none").sum(1).mean()
+        else:
+            loss = -(targets * logits.log_softmax(dim=1)).sum(1).mean()
+        if self.teacher is not None:
+            loss = self.teacher.join(loss, logits, images, self.card)
+        right = (logits.argmax(1) == batch["label"]).float().mean()
+        return loss, {"train_top1": right.detach()}
+
+    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
+        figures = measure_classification(
+            model, loader, self.card.preprocess, self.num_classes, self.card.groupings
+        )
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                yield name, value
+
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        """By top-1; among equals, as a small set has many, by the loss."""
+        return figures["top1"], -figures["loss"]
+
+    def product(self, net: Any) -> Any:
+        return net
+
+
+class Teacher:
+    """Distillation (Hinton et al. 2015, Section 2): the student also learns the probabilities that a trained network of
+    the same classes gives to the same augmented images."""
+
+    def __init__(self, net: Network, share: float, temperature: float):
+        self.net, self.share, self.temperature = net.eval().requires_grad_(False), share, temperature
+
+    def join(
+        self,
+        loss: Float[Tensor, ""],
+        logits: Float[Tensor, "b k"],
+        images: Float[Tensor, "b c h w"],
+        card: Card,
+    ) -> Float[Tensor, ""]:
+        """(1 - share) times the loss on the labels, plus share T^2 KL(teacher || student) at temperature T."""
+        told = self.answer(images, card).div(self.temperature).log_softmax(1)
+        guessed = (logits / self.temperature).log_softmax(1)
+        gap = (told.exp() * (told - guessed)).sum(1).mean()
+        return (1 - self.share) * loss + self.share * self.temperature**2 * gap
+
+    @torch.no_grad()
+    def answer(self, images: Float[Tensor, "b c h w"], card: Card) -> Float[Tensor, "b k"]:
+        """The teacher's logits for images that were normalised as the student's card says."""
+        now, then = card.preprocess, self.net.card.preprocess
+        self.net.to(images.device)
+        if (now.mean, now.std) != (then.mean, then.std):
+            rows = torch.tensor((now.mean, now.std, then.mean, then.std))
+            columns = sent(rows, images.device)[:, :, None, None]
+            images = (images * columns[1] + columns[0] - columns[2]) / columns[3]
+        if images.shape[-2:] != then.size:
+            images = F.interpolate(images, size=then.size, mode="bicubic", antialias=True)
+        return self.net(images).float()
 
 
 def prepare(config: ClassifyConfig) -> Run:

@@ -1,19 +1,85 @@
-"""What a run of masked pre-training is made of."""
+"""Masked image modeling (SimMIM): the task, and how a run of it is built."""
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
+from triptych import distributed
+from triptych.data.augment.batch import augment, preprocess_batch
+from triptych.data.config import AugmentConfig
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
+from triptych.device import sent
 from triptych.errors import UserError
 from triptych.heads.simmim import MaskedImageModel
+from triptych.model_card import Card
 from triptych.models.registry import build, config_for
 from triptych.train.configs.base import PretrainConfig
 from triptych.train.runner import Run, make_run, match_preprocessing
-from triptych.train.task import MaskedPixels
+from triptych.train.task import Batch
 from triptych.train.tasks.initial_network import origin, parsed, set_drop_path, started_from
+
+
+class MaskedPixels:
+    """SimMIM (Xie et al. 2022, Section 3): squares of the picture are hidden; the loss is the mean absolute error of
+    the guessed pixels, normalised as the network's input is, on the hidden ones alone."""
+
+    headline = "loss"
+
+    def __init__(self, config: AugmentConfig, card: Card, patch: int, ratio: float):
+        self.config, self.card, self.patch, self.ratio = config, card, patch, ratio
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            images, _ = augment(batch["image"], None, self.config, batch["seed"], aspect=batch["aspect"])
+        return self.error(model, images, batch["seed"]), {}
+
+    def error(
+        self, model: nn.Module, images: Float[Tensor, "b c h w"], seed: Sequence[int]
+    ) -> Float[Tensor, ""]:
+        mask = random_squares(images, self.patch, self.ratio, seed)
+        guessed = model(images, mask).float()
+        wrong = (guessed - images).abs().mean(dim=1)
+        return (wrong * mask).sum() / mask.sum()
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
+        """The loss, under masks that are the same each time."""
+        device, how = next(model.parameters()).device, self.card.preprocess
+        total, count = 0.0, 0
+        for i, batch in enumerate(loader):
+            images = preprocess_batch(batch["image"].to(device), how.mean, how.std, how.background)
+            total += self.error(model, images, (0, batch.get("number", i))).item() * len(images)
+            count += len(images)
+        total, count = distributed.all_sum(total, count)
+        yield "loss", total / count
+        yield "count", int(count)
+
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        return (-figures["loss"],)
+
+    def product(self, net: Any) -> Any:
+        """The backbone: a fine-tuning run starts from it."""
+        return net.backbone
+
+
+def random_squares(
+    images: Float[Tensor, "b c h w"], side: int, ratio: float, seed: Sequence[int]
+) -> Bool[Tensor, "b h w"]:
+    """True in the hidden squares, the same number in each image; a function of `seed` alone."""
+    b, (rows, columns) = images.shape[0], (images.shape[-2] // side, images.shape[-1] // side)
+    rng = np.random.default_rng([n % 2**64 for n in seed])
+    order = distributed.draw_rows(b, lambda n: rng.random((n, rows * columns))).argsort(axis=1)
+    hidden = torch.from_numpy(order < math.ceil(ratio * rows * columns)).view(b, rows, columns)
+    hidden = sent(hidden, images.device).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    return F.pad(hidden, (0, images.shape[-1] - columns * side, 0, images.shape[-2] - rows * side))
 
 
 def prepare(config: PretrainConfig) -> Run:

@@ -1,24 +1,104 @@
-"""What a run of semantic segmentation is made of."""
+"""Semantic segmentation: the task, its losses, and how a run of it is built."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from triptych import weights
+from triptych import distributed, weights
+from triptych.data.augment.batch import augment_with_masks
+from triptych.data.config import AugmentConfig
 from triptych.data.loading.loader import make_loader
+from triptych.data.masks import void_label
 from triptych.data.open import train_and_eval
 from triptych.errors import UserError
+from triptych.evaluation.segmentation import measure_segmentation
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter, quarters
 from triptych.model_card import Card, Preprocess
 from triptych.models.registry import build, config_for
 from triptych.models.swin import Swin
 from triptych.network import Network
-from triptych.train.configs.base import SegmentConfig
+from triptych.train.configs.base import LossConfig, SegmentConfig
 from triptych.train.runner import Run, make_run, match_preprocessing
-from triptych.train.task import Segment
+from triptych.train.task import Batch
 from triptych.train.tasks.initial_network import freeze, origin, parsed, set_drop_path
+
+
+class Segment:
+    """Semantic segmentation: image and mask augmented alike, a weighted sum of losses."""
+
+    headline = "miou"
+
+    def __init__(self, config: AugmentConfig, card: Card, num_classes: int, loss: LossConfig):
+        self.config, self.card, self.num_classes, self.weights = config, card, num_classes, loss
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            images, masks = augment_with_masks(
+                batch["image"], batch["mask"], self.config, batch["seed"], batch["aspect"]
+            )
+        assert isinstance(model, Segmenter)
+        logits, aux = model.with_aux(images)
+        masks = masks.long()
+        loss = pixel_loss(logits.float(), masks, self.weights)
+        if aux is not None and self.weights.aux:
+            loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights)
+        known = masks != void_label(self.num_classes)
+        right = distributed.sum_over_batch(((logits.argmax(1) == masks) & known).sum())
+        return loss, {"train_pixels": right / distributed.sum_over_batch(known.sum()).clamp(min=1)}
+
+    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
+        figures = measure_segmentation(model, loader, self.card.preprocess, self.num_classes)
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                yield name, value
+
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        return figures["miou"], figures["pixel_accuracy"]
+
+    def product(self, net: Any) -> Any:
+        return net
+
+
+def pixel_loss(
+    logits: Float[Tensor, "b k h w"], masks: Int[Tensor, "b h w"], weights: LossConfig
+) -> Float[Tensor, ""]:
+    """The weighted sum of `LossConfig` over the pixels of known class (`data.masks.void_label`); 0 where there is none.
+    Of a batch that several processes share it is that of the whole, in each of them."""
+    K = logits.shape[1]
+    known = masks != void_label(K)
+    count = distributed.sum_over_batch(known.sum()).clamp(min=1)
+    logs = logits.log_softmax(dim=1)
+    target = masks.masked_fill(~known, 0)
+    right = logs.gather(1, target[:, None]).squeeze(1)  # b h w: log of the probability of the true class
+    loss = logits.new_zeros(())
+    if weights.cross_entropy:
+        smooth = weights.label_smoothing
+        each = -(1 - smooth) * right - smooth * logs.mean(dim=1)
+        loss = (
+            loss
+            + weights.cross_entropy * distributed.sum_over_batch(each.masked_fill(~known, 0.0).sum()) / count
+        )
+    if weights.focal:
+        # 1 - p, never 0: below gamma = 1 the slope of its power has no end there, though the loss is flat.
+        wrong = (-right.expm1()).clamp(min=torch.finfo(right.dtype).tiny)
+        each = -(wrong**weights.focal_gamma) * right
+        loss = loss + weights.focal * distributed.sum_over_batch(each.masked_fill(~known, 0.0).sum()) / count
+    if weights.dice:
+        # Sums of each class over all pixels, without a map that says for each class where it is.
+        hits = right.new_zeros(K).index_add(0, target.flatten(), (right.exp() * known).flatten())
+        guessed = torch.einsum("bkhw,bhw->k", logs.exp(), known.to(logs))
+        hits, guessed = distributed.sum_over_batch(hits), distributed.sum_over_batch(guessed)
+        counted = known.flatten().int()
+        truth = distributed.sum_over_batch(counted.new_zeros(K).index_add(0, target.flatten(), counted))
+        dice = (2 * hits + 1) / (guessed + truth + 1)
+        there = truth > 0
+        loss = loss + weights.dice * (1 - dice).masked_fill(~there, 0.0).sum() / there.sum().clamp(min=1)
+    return loss
 
 
 def prepare(config: SegmentConfig) -> Run:

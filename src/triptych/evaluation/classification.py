@@ -1,0 +1,80 @@
+"""Measure a classifier: accuracy over all images, by class and by coarser group."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from triptych import distributed
+from triptych.data.augment.batch import preprocess_batch
+from triptych.data.config import DataConfig
+from triptych.data.loading.loader import make_loader
+from triptych.data.source import Source
+from triptych.errors import UserError
+from triptych.evaluation.class_names import match_classes
+from triptych.evaluation.runtime import Batch, Runtime
+from triptych.metrics.classification import ClassificationMetrics
+from triptych.model_card import Preprocess
+from triptych.network import Network
+
+
+@torch.no_grad()
+def measure_classification(
+    net: nn.Module,
+    batches: Iterable[Batch],
+    preprocess: Preprocess,
+    num_classes: int,
+    groupings: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """Measure a classifier on batches of labeled images.
+
+    Args:
+        net: maps normalized images (b, 3, h, w) to logits (b, num_classes); on its device.
+        batches: as `make_loader(..., train=False)` yields them; "label" holds indices of the network's classes. Several
+            processes may each pass a part: the metrics are gathered over all of them.
+        preprocess: gives the mean, the standard deviation and the background that images are normalized with.
+        num_classes: number of classes of the logits.
+        groupings: as in `ClassificationMetrics`.
+
+    Returns:
+        What `ClassificationMetrics.compute` returns.
+    """
+    device = next(net.parameters()).device
+    metrics = ClassificationMetrics(num_classes, groupings).to(device)
+    metrics.dist_sync_fn = distributed.gather_tensors
+    for batch in batches:
+        images = preprocess_batch(
+            batch["image"].to(device), preprocess.mean, preprocess.std, preprocess.background
+        )
+        metrics.update(net(images).float(), batch["label"].to(device))
+    return metrics.compute()
+
+
+def evaluate_classifier(
+    net: Network, source: Source, loading: DataConfig, runtime: Runtime, name: str = "the data"
+) -> dict[str, Any]:
+    """Evaluate a classifier on labeled images, loaded as its card says.
+
+    Args:
+        name: of the data, for messages.
+
+    Raises:
+        UserError: no labels, classes that the network does not know, or no image that can be read.
+    """
+    if not source.classes:
+        raise UserError(f"{name} has no labels, and evaluation needs them; name --label-column")
+    match = match_classes(net.card, net.config.num_classes, source.classes, source.groupings)
+    net = runtime.place(net)
+    loader = make_loader(source, loading, net.card.preprocess, train=False)
+    index = torch.tensor(match.index)
+    batches = ({**batch, "label": index[batch["label"]]} for batch in runtime.batches(loader, len(source)))
+    with runtime.autocast():
+        figures = measure_classification(net, batches, net.card.preprocess, len(match.names), match.groupings)
+    return {
+        "task": "classification",
+        **figures,
+        "classes": list(match.names),
+        "groupings": match.groupings,
+        "bad": dict(loader.bad),
+    }

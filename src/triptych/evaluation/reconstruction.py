@@ -1,0 +1,186 @@
+"""Measure an autoencoder: the error of its reconstructions, their distance as a set, and the use of its codebook."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from triptych import distributed
+from triptych.data.augment.batch import preprocess_batch
+from triptych.data.config import DataConfig
+from triptych.data.loading.loader import make_loader
+from triptych.data.source import Source
+from triptych.errors import UserError
+from triptych.evaluation.config import PerceptualConfig
+from triptych.evaluation.feature_extractor import Extractor, eight_bits, open_extractor
+from triptych.evaluation.latent_statistics import LatentMoments, Normalisation
+from triptych.evaluation.perceptual_distance import make_distance
+from triptych.evaluation.runtime import Batch, Runtime
+from triptych.metrics.frechet_distance import Moments, frechet_distance
+from triptych.metrics.generation import GenerationMetrics, Statistics
+from triptych.metrics.kernel_distance import kernel_distance
+from triptych.metrics.reconstruction import ReconstructionMetrics
+from triptych.models.autoencoder import Autoencoder, FirstStage
+from triptych.network import Network
+
+Images = Float[Tensor, "b 3 h w"]
+
+NUM_EXAMPLES = 8  # images that are returned with their reconstructions
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reconstructions:
+    """What `measure_reconstruction` returns."""
+
+    figures: dict[str, float]
+    """Of `ReconstructionMetrics`; with an extractor those of `ReconstructionDistance`; of a VQ autoencoder "perplexity"
+    and "codes_used", the share of the codebook's entries that occur."""
+    examples: tuple[Images, Images] | None
+    """The first images in [-1, 1] and their reconstructions, on the CPU; None in a process that got no image."""
+    normalization: Normalisation
+    """Scale and shift that give the latents mean 0 and variance 1."""
+
+
+@torch.no_grad()
+def measure_reconstruction(
+    net: FirstStage,
+    batches: Iterable[Batch],
+    *,
+    distance: nn.Module | None = None,
+    extractor: Extractor | None = None,
+    per_channel: bool = False,
+) -> Reconstructions:
+    """Measure reconstructions from the posterior's mean.
+
+    Args:
+        net: on its device; its card says how images are normalized.
+        batches: as `make_loader(..., train=False)` yields them. Several processes may each pass a part: what is
+            measured is gathered over all of them.
+        distance: of each image and its reconstruction, for the figure "perceptual" (`make_distance`).
+        extractor: compares images and reconstructions as two sets of features (`ReconstructionDistance`).
+        per_channel: measure the normalization of latents for each channel, instead of one number for all.
+
+    Raises:
+        UserError: no image could be read.
+    """
+    metrics, moments = ReconstructionMetrics(distance), LatentMoments(net)
+    metrics.dist_sync_fn = distributed.gather_tensors
+    set_distance = None if extractor is None else ReconstructionDistance(extractor)
+    device = next(net.parameters()).device
+    preprocess, examples = net.card.preprocess, None
+    vq = net if isinstance(net, Autoencoder) and net.config.kind == "vq" else None
+    used = torch.zeros(0 if vq is None else vq.config.codebook_size, device=device)
+    for batch in batches:
+        images = preprocess_batch(
+            batch["image"].to(device), preprocess.mean, preprocess.std, preprocess.background
+        )
+        net._check_images(images)
+        embedded = net.embed(images)
+        moments.update(embedded)
+        latents = net.scaled(net.draw(embedded)).float()
+        reconstructions = net.decode(latents).float()
+        metrics.update(images, reconstructions)
+        if set_distance is not None:
+            set_distance.update(images, reconstructions)
+        if vq is not None:
+            used += torch.bincount(vq.quantize(latents)[1].flatten(), minlength=len(used))
+        if examples is None:
+            examples = images[:NUM_EXAMPLES].cpu(), reconstructions[:NUM_EXAMPLES].cpu()
+    if not any(distributed.all_gather(examples is not None)):
+        raise UserError("no held-out image could be measured: all are damaged, or smaller than the crop")
+    moments.pool()
+    figures = metrics.compute() | ({} if set_distance is None else set_distance.compute())
+    if vq is not None:
+        used = torch.stack(distributed.all_gather(used.cpu())).sum(0)
+        figures["perplexity"] = float(perplexity(used))
+        figures["codes_used"] = float((used > 0).float().mean())
+    return Reconstructions(figures=figures, examples=examples, normalization=moments.compute(per_channel))
+
+
+def evaluate_autoencoder(
+    net: FirstStage,
+    source: Source,
+    loading: DataConfig,
+    runtime: Runtime,
+    *,
+    perceptual: PerceptualConfig | None = None,
+    extractor: str | Network = "vit-emoji",
+    enlarge: bool = False,
+) -> dict[str, Any]:
+    """Evaluate the reconstructions of an autoencoder.
+
+    Args:
+        perceptual: the perceptual distance; None is `PerceptualConfig()`.
+        extractor: whose features images and reconstructions are compared in as sets; see `open_extractor`.
+        enlarge: enlarge images that are smaller than the network's size, instead of leaving them out as damaged.
+
+    Raises:
+        UserError: an extractor that cannot be opened, or no image that can be read.
+    """
+    preprocess = net.card.preprocess
+    loader = make_loader(
+        source, loading, preprocess, train=False, min_size=None if enlarge else preprocess.size
+    )
+    features = open_extractor(extractor, picture=preprocess.size, device=runtime.device)
+    distance = make_distance(perceptual or PerceptualConfig(), runtime.device)
+    net = replace(runtime, compile=False).place(net)
+    with runtime.autocast():
+        result = measure_reconstruction(
+            net, runtime.batches(loader, len(source)), distance=distance, extractor=features
+        )
+    return {
+        "task": "reconstruction",
+        **result.figures,
+        "extractor": features.name,
+        "identity": features.identity,
+        "bad": dict(loader.bad),
+    }
+
+
+class ReconstructionDistance:
+    """How far the reconstructions of an autoencoder are, as a set, from their pictures: rFID, in whatever features. It
+    sees the textures that PSNR does not ask for.
+
+    Args:
+        extractor: from `open_extractor`.
+    """
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor, self.metrics = extractor, GenerationMetrics(extractor)
+
+    def update(self, images: Float[Tensor, "b 3 h w"], made: Float[Tensor, "b 3 h w"]) -> None:
+        """Add images in [-1, 1] and their reconstructions; both are rounded to 8 bits."""
+        for side, real in ((images, True), (made, False)):
+            self.metrics.update(self.extractor.fitted(eight_bits(side)), real=real)
+
+    def compute(self) -> dict[str, float]:
+        """The Fréchet and the exact kernel distance, "frechet" and "kernel"; nothing of a single pair. Sets that are
+        pairs have no floor: of perfect reconstructions the first is 0 however few they are, the second below."""
+        made, real = (self._side(side) for side in (False, True))
+        if real.moments.count < 2:
+            return {}
+        return {
+            "frechet": frechet_distance(real.moments, made.moments),
+            "kernel": kernel_distance(real.features, made.features),
+        }
+
+    def _side(self, real: bool) -> Statistics:
+        """Of all processes, some of which may have seen nothing."""
+        if distributed.world.size == 1:
+            return self.metrics.sides[real].compute()
+        mine = self.metrics.sides.get(real)
+        kept = distributed.all_gather([] if mine is None else [part.cpu() for part in mine.kept])
+        features = torch.cat([part for parts in kept for part in parts])
+        return Statistics(Moments.of(features), features)
+
+
+def perplexity(used: Float[Tensor, "k"]) -> Float[Tensor, ""]:
+    """The perplexity of a codebook: the exponential of the entropy of how often each entry is used.
+
+    A codebook of which n entries are used equally often has perplexity n.
+    """
+    share = used / used.sum().clamp(min=1)
+    return torch.exp(-torch.special.xlogy(share, share).sum())

@@ -1,0 +1,68 @@
+"""Where and how the forward passes of a measurement run, and the batches that they get."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from triptych.data.loading.loader import Loader
+from triptych.device import choose_device, choose_dtype, placed, say_dtype
+from triptych.errors import UserError
+from triptych.network import Network
+from triptych.torch_compile import compile_blocks
+
+Batch = dict[str, Any]
+Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
+"""Wraps an iterable of batches whose number is given; for a progress bar."""
+N = TypeVar("N", bound=Network)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, precision and progress bar of a measurement."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """In which matrix products are computed; weights stay in fp32."""
+    compile: bool = False
+    """Compile the network's blocks with `torch.compile`."""
+    progress: Progress | None = None
+
+    @classmethod
+    def choose(
+        cls,
+        device: str | None = None,
+        dtype: str | None = None,
+        compile: bool = False,
+        progress: Progress | None = None,
+    ) -> "Runtime":
+        """Choose the device and the precision; None takes the fastest available (`choose_device`, `choose_dtype`)."""
+        chosen = choose_device(device)
+        return cls(chosen, choose_dtype(dtype, chosen), compile, progress)
+
+    def place(self, net: N) -> N:
+        """Log the precision; return the network in fp32 on the device, compiled if requested."""
+        say_dtype(self.dtype, self.device)
+        net = placed(net, self.device, torch.float32)
+        if self.compile:
+            compile_blocks(net)
+        return net
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which forward passes run."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def batches(self, loader: Loader, num_images: int) -> Iterator[Batch]:
+        """Yield the batches of a loader.
+
+        Raises:
+            UserError: not one of the `num_images` images could be read; gives the reason for the first.
+        """
+        any_read = False
+        for batch in self.progress(loader, len(loader)) if self.progress else loader:
+            any_read = True
+            yield batch
+        if not any_read:
+            first = next(iter(loader.bad.values()))
+            raise UserError(f"none of the {num_images} images could be evaluated; the first: {first}")

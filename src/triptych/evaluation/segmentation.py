@@ -1,0 +1,139 @@
+"""Measure a segmenter: mean intersection over union, pixel accuracy, and the figures of each class."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from triptych import distributed
+from triptych.data.augment.batch import preprocess_batch
+from triptych.data.config import DataConfig
+from triptych.data.loading.loader import make_full_image_loader
+from triptych.data.loading.test_time_views import ViewOptions
+from triptych.data.masks import mask_dtype, void_label
+from triptych.data.source import Source
+from triptych.errors import UserError
+from triptych.evaluation.class_names import match_classes
+from triptych.evaluation.runtime import Batch, Runtime
+from triptych.heads.segmenter import Segmenter
+from triptych.heads.sliding_window import parsed, strips_of
+from triptych.metrics.segmentation import SegmentationMetrics
+from triptych.model_card import Preprocess
+
+DEFAULT_BATCH_SIZE = 4  # full images whose logits are in memory at the same time
+
+
+@torch.no_grad()
+def measure_segmentation(
+    net: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, num_classes: int
+) -> dict[str, Any]:
+    """Measure a segmenter on images and masks at the size that the network is fed.
+
+    Args:
+        net: maps normalized images (b, 3, h, w) to logits (b, num_classes, h, w); on its device.
+        batches: as `make_loader(..., train=False)` yields them. Several processes may each pass a part: the metrics are
+            gathered over all of them.
+        preprocess: gives the mean, the standard deviation and the background that images are normalized with.
+        num_classes: number of classes of the logits.
+
+    Returns:
+        What `SegmentationMetrics.compute` returns.
+    """
+    device = next(net.parameters()).device
+    metrics = SegmentationMetrics(num_classes, void_label(num_classes)).to(device)
+    metrics.dist_sync_fn = distributed.gather_tensors
+    for batch in batches:
+        images = preprocess_batch(
+            batch["image"].to(device), preprocess.mean, preprocess.std, preprocess.background
+        )
+        metrics.update(net(images).float(), batch["mask"].to(device))
+    return metrics.compute()
+
+
+@torch.no_grad()
+def measure_full_segmentation(
+    net: nn.Module,
+    batches: Iterable[Batch],
+    preprocess: Preprocess,
+    num_classes: int,
+    passes: ViewOptions,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Measure a segmenter on full images, at the size of each mask, to which logits are enlarged.
+
+    Args:
+        net: maps normalized images (b, 3, h, w) to logits (b, num_classes, h, w); on its device.
+        batches: as `make_full_image_loader` yields them, with masks of the network's classes.
+        preprocess: gives the mean and the standard deviation that images are normalized with.
+        num_classes: number of classes of the logits.
+        passes: sizes, windows and flips at test time.
+        batch_size: views in a forward pass.
+
+    Returns:
+        What `SegmentationMetrics.compute` returns.
+    """
+    device = next(net.parameters()).device
+    metrics = SegmentationMetrics(num_classes, void_label(num_classes)).to(device)
+
+    def forward(views: Sequence[np.ndarray]) -> Tensor:
+        images = torch.from_numpy(np.stack(views)).to(device).permute(0, 3, 1, 2)
+        return net(preprocess_batch(images.contiguous(), preprocess.mean, preprocess.std)).float()
+
+    for batch in batches:
+        logits_of_images = strips_of(
+            forward, batch["image"], passes.window_size, passes.overlap, passes.flip, batch_size
+        )
+        for strips, mask in zip(logits_of_images, batch["mask"], strict=True):
+            truth, top = torch.as_tensor(mask).to(device), 0
+            for predicted, _ in parsed(strips, mask.shape, num_classes):
+                metrics.update(predicted[None], truth[None, top : top + len(predicted)])
+                top += len(predicted)
+    return metrics.compute()
+
+
+def evaluate_segmenter(
+    net: Segmenter,
+    source: Source,
+    loading: DataConfig,
+    runtime: Runtime,
+    passes: ViewOptions | None = None,
+    name: str = "the data",
+) -> dict[str, Any]:
+    """Evaluate a segmenter on full images and their masks.
+
+    Args:
+        passes: sizes, windows and flips at test time; None is one pass, as the card says.
+        name: of the data, for messages.
+
+    Raises:
+        UserError: no masks, classes that the network does not know, `passes` that do not fit the network, or no image
+            that can be read.
+    """
+    if not source.mask_classes:
+        raise UserError(f"{name} has no masks, and evaluation needs them; name --mask-column")
+    match = match_classes(net.card, net.config.num_classes, source.mask_classes, source.groupings)
+    net = runtime.place(net)
+    passes, batch_size = passes or ViewOptions(), loading.eval_batch_size or DEFAULT_BATCH_SIZE
+    stride = net.backbone.strides[0]
+    passes.check_window(stride)
+    loader = make_full_image_loader(source, loading, net.card.preprocess, passes, stride, batch_size)
+    num_data, num_classes = len(source.mask_classes), len(match.names)
+    index = np.full(void_label(num_data) + 1, void_label(num_classes), mask_dtype(num_classes))
+    index[:num_data] = match.index
+    batches = (
+        {**batch, "mask": [index[mask] for mask in batch["mask"]]}
+        for batch in runtime.batches(loader, len(source))
+    )
+    with runtime.autocast():
+        figures = measure_full_segmentation(
+            net, batches, net.card.preprocess, num_classes, passes, batch_size
+        )
+    return {
+        "task": "segmentation",
+        **figures,
+        "classes": list(match.names),
+        "groupings": match.groupings,
+        "bad": dict(loader.bad),
+    }
