@@ -1,10 +1,14 @@
 """What all tests share. Under pytest the shapes in the signatures of `layers`, `models` and `heads` are checked at each
 call."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+from PIL import Image
 
 # Before the first import of either: the hook rewrites modules as they are loaded.
 install_import_hook(["triptych.layers", "triptych.models", "triptych.heads"], "beartype.beartype")
@@ -27,3 +31,16 @@ torch.set_num_threads(1)
 def seeded():
     """Every test starts from the same random numbers, in whatever order tests run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def color_images(tmp_path_factory) -> Path:
+    """A folder of three classes of noisy, nearly uniform colors, 14 images each."""
+    folder = tmp_path_factory.mktemp("color_images")
+    rng = np.random.default_rng(0)
+    for name, color in {"blue": (30, 40, 200), "green": (40, 190, 40), "red": (200, 30, 30)}.items():
+        (folder / name).mkdir()
+        for i in range(14):
+            pixels = np.clip(np.array(color) + rng.normal(0, 25, (24, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder

@@ -73,8 +73,8 @@ class Colour(torch.nn.Module):
 
 
 @pytest.fixture
-def source(pictures):
-    return open_source(str(pictures))
+def source(color_images):
+    return open_source(str(color_images))
 
 
 def plain(colour):

@@ -43,8 +43,8 @@ def extractor(network):
 
 
 @pytest.fixture
-def source(pictures):
-    return Subset(open_source(str(pictures)), np.arange(23))
+def source(color_images):
+    return Subset(open_source(str(color_images)), np.arange(23))
 
 
 @pytest.fixture(autouse=True)

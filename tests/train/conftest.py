@@ -3,25 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.train.configs.base import ClassifyConfig, LoopConfig, OptimConfig
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """Three classes of noisy plain colours, 14 pictures each."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for name, colour in {"blue": (30, 40, 200), "green": (40, 190, 40), "red": (200, 30, 30)}.items():
-        (folder / name).mkdir()
-        for i in range(14):
-            pixels = np.clip(np.array(colour) + rng.normal(0, 25, (24, 24, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    return folder
+def pictures(color_images) -> Path:
+    return color_images
 
 
 @pytest.fixture

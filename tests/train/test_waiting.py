@@ -14,13 +14,13 @@ from triptych.data.augment import batch as augment
 from triptych.data.config import AugmentConfig
 from triptych.kernels import dispatch
 from triptych.train import loop, run
-from triptych.train import task as tasks
 from triptych.train.configs.base import PretrainConfig
 from triptych.train.configs.first_stage import CodebookConfig, DiscriminatorConfig
 from triptych.train.monitoring.anomalies import nonfinite_flag
 from triptych.train.optim import clip
 from triptych.train.runner import prepare
 from triptych.train.second_stage import task as denoise
+from triptych.train.tasks.classification import Classify, Teacher
 
 KINDS = ("vit", "taught", "swin", "simmim", "kl", "vq", "ldm", "pictures")
 
@@ -106,14 +106,14 @@ def test_a_step_of_a_run_waits_for_nothing(kinds, tmp_path, waits, monkeypatch, 
     ids=("item", "bool", "float", "tolist", "mask", "nonzero", "cpu", "numpy"),
 )
 def test_a_step_that_waits_is_noticed(kinds, tmp_path, waits, monkeypatch, ask):
-    sound = tasks.Classify.loss
+    sound = Classify.loss
 
     def waiting(self, model, batch):
         loss, logs = sound(self, model, batch)
         ask(loss)
         return loss, logs
 
-    monkeypatch.setattr(tasks.Classify, "loss", waiting)
+    monkeypatch.setattr(Classify, "loss", waiting)
     watch_steps(monkeypatch, waits)
     with waits:
         run(kinds["vit"], tmp_path)
@@ -139,7 +139,7 @@ def passes(config, folder, waits, monkeypatch):
     ]
     for net in (parts.net, *others):
         if net is not None:
-            (net.net if isinstance(net, tasks.Teacher) else net).to(meta)
+            (net.net if isinstance(net, Teacher) else net).to(meta)
     for name in ("rand", "randn", "randperm"):
         real = getattr(torch, name)
         monkeypatch.setattr(torch, name, lambda *a, _real=real, generator=None, **k: _real(*a, **k))

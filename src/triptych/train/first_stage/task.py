@@ -15,6 +15,7 @@ from triptych.data.augment.batch import augment
 from triptych.data.config import AugmentConfig
 from triptych.evaluation.feature_extractor import Extractor
 from triptych.evaluation.latent_statistics import Normalisation
+from triptych.evaluation.reconstruction import measure_reconstruction
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.discriminator import Discriminator
 from triptych.network import Network
@@ -27,7 +28,6 @@ Images = Float[Tensor, "b 3 h w"]
 Scalar = Float[Tensor, ""]
 
 MOST = 1e4  # of the adaptive weight, as in the paper's code
-SHOWN = 8  # pictures beside their reconstructions
 
 
 class Compression(Network):
