@@ -9,11 +9,12 @@ from torch import nn
 from triptych import distributed
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
+from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source
 from triptych.errors import UserError
 from triptych.evaluation.class_names import match_classes
-from triptych.evaluation.runtime import Batch, Runtime
+from triptych.evaluation.runtime import Runtime
 from triptych.metrics.classification import ClassificationMetrics
 from triptych.model_card import Preprocess
 from triptych.network import Network

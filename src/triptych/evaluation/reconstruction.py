@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from triptych import distributed
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
+from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source
 from triptych.errors import UserError
@@ -18,7 +19,7 @@ from triptych.evaluation.config import PerceptualConfig
 from triptych.evaluation.feature_extractor import Extractor, eight_bits, open_extractor
 from triptych.evaluation.latent_statistics import LatentMoments, Normalisation
 from triptych.evaluation.perceptual_distance import make_distance
-from triptych.evaluation.runtime import Batch, Runtime
+from triptych.evaluation.runtime import Runtime
 from triptych.metrics.frechet_distance import Moments, frechet_distance
 from triptych.metrics.generation import GenerationMetrics, Statistics
 from triptych.metrics.kernel_distance import kernel_distance

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
+from triptych.data.example import Batch
 from triptych.data.loading.loader import Loader
 from triptych.device import choose_device, choose_dtype, placed, say_dtype
 from triptych.errors import UserError
 from triptych.network import Network
 from triptych.torch_compile import compile_blocks
 
-Batch = dict[str, Any]
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 """Wraps an iterable of batches whose number is given; for a progress bar."""
 N = TypeVar("N", bound=Network)

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from triptych import distributed
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
+from triptych.data.example import Batch
 from triptych.data.loading.loader import make_full_image_loader
 from triptych.data.loading.test_time_views import ViewOptions
 from triptych.data.masks import mask_dtype, void_label
 from triptych.data.source import Source
 from triptych.errors import UserError
 from triptych.evaluation.class_names import match_classes
-from triptych.evaluation.runtime import Batch, Runtime
+from triptych.evaluation.runtime import Runtime
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import parsed, strips_of
 from triptych.metrics.segmentation import SegmentationMetrics
