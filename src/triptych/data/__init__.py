@@ -1,1 +1,1 @@
-"""Files to batches: sources, decoding, loading, augmentation."""
+"""From files to batches: sources, decoding, loading, augmentation."""

@@ -1,9 +1,9 @@
-"""What loading and augmenting can be told. No torch here, so that `--help` is instantaneous."""
+"""Configs of loading and augmentation. Imports no torch, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -13,56 +13,57 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Augmentation of whole training batches, on the device. Everything at its zero is a plain resize."""
+    """Augmentation of training batches on the device. With everything at its zero it is a plain resize."""
 
     image_size: tuple[int, int] = (224, 224)
-    """Height and width in pixels of what the network sees."""
+    """Height and width of the network's input in pixels."""
     crop_scale: tuple[float, float] = (0.35, 1.0)
-    """Random resized crop: least and greatest share of the image's area. `1 1` keeps all of it."""
+    """Random resized crop: smallest and largest fraction of the image's area. `1 1` does not crop."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width over height of the crop, relative to that of `image_size`."""
+    """Random resized crop: smallest and largest width over height, relative to that of `image_size`."""
     flip: float = 0.5
-    """Probability of a left-right mirror image."""
+    """Probability of a horizontal flip."""
     degrees: float = 0.0
-    """Rotation, drawn from minus to plus this many degrees."""
+    """Rotation in degrees, drawn uniformly from [-degrees, degrees]."""
     translate: tuple[float, float] = (0.0, 0.0)
-    """Shift along x and y, at most these shares of the width and height."""
+    """Largest shift along x and y, as fractions of the width and height."""
     zoom: tuple[float, float] = (1.0, 1.0)
-    """Factor on the drawn object's size, drawn log-uniformly between the two."""
+    """Scale factor of the image, drawn log-uniformly between the two."""
     shear: float = 0.0
-    """Shear along x and y, drawn from minus to plus this many degrees."""
+    """Shear along x and y in degrees, drawn uniformly from [-shear, shear]."""
     brightness: float = 0.0
-    """Brightness factor, drawn from 1 minus to 1 plus this."""
+    """Brightness factor, drawn uniformly from [1 - brightness, 1 + brightness]."""
     contrast: float = 0.0
-    """Contrast factor, drawn from 1 minus to 1 plus this."""
+    """Contrast factor, drawn uniformly from [1 - contrast, 1 + contrast]."""
     saturation: float = 0.0
-    """Saturation factor, drawn from 1 minus to 1 plus this."""
+    """Saturation factor, drawn uniformly from [1 - saturation, 1 + saturation]."""
     hue: float = 0.0
-    """Turn of the hue, drawn from minus to plus this; 0.5 is half the colour circle."""
+    """Hue shift, drawn uniformly from [-hue, hue]; 0.5 is half of the color wheel."""
     grayscale: float = 0.0
-    """Probability of taking all colour away."""
+    """Probability of conversion to grayscale."""
     rand_augment: int = 0
-    """RandAugment: how many operations an image gets; 0 is off."""
+    """RandAugment: number of operations applied to an image; 0 turns it off."""
     rand_augment_magnitude: float = 9.0
-    """RandAugment: strength of each operation, above 0 and below 30."""
+    """RandAugment: magnitude of each operation, above 0 and below 30."""
     erasing: float = 0.0
-    """Probability of painting over one random rectangle."""
+    """Probability of random erasing: one rectangle is filled with a random color."""
     mixup: float = 0.0
-    """Alpha of mixup's Beta distribution (0.8 is usual); 0 is off."""
+    """Alpha of mixup's Beta distribution (0.8 is usual); 0 turns it off."""
     cutmix: float = 0.0
-    """Alpha of cutmix's Beta distribution (1.0 is usual); 0 is off. With mixup on, a coin decides."""
+    """Alpha of CutMix's Beta distribution (1.0 is usual); 0 turns it off. If mixup is on, too, each image gets one of the
+    two with equal probability."""
     mix_probability: float = 1.0
-    """Probability that an image is mixed at all, when mixup or cutmix is on."""
+    """Probability that an image is mixed, if mixup or CutMix is on."""
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over all classes."""
+    """Fraction of the target that is spread evenly over all classes."""
     random_background: float = 0.8
-    """Probability that an image with alpha goes over a random colour, gradient or noise."""
+    """Probability that an image with alpha is composited over a random color, gradient or noise."""
     background: RGB = (255.0, 255.0, 255.0)
-    """What an image with alpha is shown on otherwise: red, green, blue from 0 to 255."""
+    """Background of images with alpha otherwise: red, green and blue from 0 to 255."""
     mean: RGB = IMAGENET_MEAN
-    """Mean that normalisation takes away, of values from 0 to 1."""
+    """Mean that normalization subtracts, for values from 0 to 1."""
     std: RGB = IMAGENET_STD
-    """Standard deviation that normalisation divides by."""
+    """Standard deviation that normalization divides by."""
 
     def __post_init__(self) -> None:
         probabilities = ("flip", "grayscale", "erasing", "mix_probability", "random_background")
@@ -78,7 +79,7 @@ class AugmentConfig:
         _need(min(self.image_size) >= 1, self, "image_size", "a height and a width of at least 1")
         _need(self.shear < 80, self, "shear", "below 80 degrees")
         _need(0 <= self.hue <= 0.5, self, "hue", "from 0 to 0.5")
-        _need(all(0 <= share <= 1 for share in self.translate), self, "translate", "two shares from 0 to 1")
+        _need(all(0 <= fraction <= 1 for fraction in self.translate), self, "translate", "two fractions from 0 to 1")
         _need(0 <= self.rand_augment <= 15, self, "rand_augment", "from 0 to 15 operations")
         _need(0 < self.rand_augment_magnitude < 30, self, "rand_augment_magnitude", "between 0 and 30")
         _need(all(0 <= value <= 255 for value in self.background), self, "background", "three from 0 to 255")
@@ -87,46 +88,46 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How files become uint8 batches."""
+    """Loading: from files to uint8 batches."""
 
     batch_size: int = 64
-    """Images in a training batch, of all processes together."""
+    """Training batch size, summed over all processes."""
     eval_batch_size: int | None = None
-    """Images in an evaluation batch; none means as in training."""
+    """Evaluation batch size; none is that of training."""
     workers: int = 2
-    """Processes that read and decode, at most one a core; 0 does it in this one."""
+    """Worker processes that read and decode, at most one per core; 0 decodes in the main process."""
     load_size: tuple[int, int] | None = None
-    """Height and width of training images before the crop; none means 8/7 of the network's."""
+    """Height and width of training images before the crop; none is 8/7 of the network's input."""
     cache: Literal["auto", "on", "off"] = "auto"
-    """Keep decoded images in memory; auto does so below 1 GB."""
+    """Keep decoded images in memory; auto does so below 1 GiB."""
     on_bad_image: Literal["skip", "fail"] = "skip"
-    """A damaged image is left out and listed at the end, or stops the run."""
+    """Skip damaged images and list them at the end, or fail at the first."""
     keep_alpha: bool = False
-    """Keep the alpha of users' images, for random backgrounds; otherwise they are shown on white."""
+    """Keep the alpha channel of image files, for random backgrounds; otherwise they are composited over white."""
     stream: bool = False
-    """Read tar shards, parquet or a folder of millions in place, nearly in the order in which they lie."""
+    """Read tar shards, parquet files or a folder of images in place, in nearly sequential order, in constant memory."""
     shuffle_buffer: int = 8192
-    """Of a stream, examples that are shuffled among each other at a time."""
+    """Streams: number of examples that are shuffled among each other."""
     lanes: int = 32
-    """Of a stream, places that are read side by side; a multiple of processes times workers is read best."""
+    """Streams: number of positions that are read in parallel; best a multiple of processes times workers."""
     eval_fraction: float = 0.1
-    """Share held back for evaluation where the data has no split of its own."""
+    """Fraction held out for evaluation if the data has no split of its own."""
     image_column: str | None = None
-    """Column that holds the images, where there are several."""
+    """Column that holds the images, if there are several candidates."""
     label_column: str | None = None
-    """Column that holds the labels, where there are several."""
+    """Column that holds the labels, if there are several candidates."""
     caption_column: str | None = None
-    """Column that holds the captions, where there are several."""
+    """Column that holds the captions, if there are several candidates."""
     mask_column: str | None = None
-    """Column that holds the masks, where its name does not tell."""
+    """Column that holds the masks, if its name does not say so."""
     ignore_index: int = 255
-    """Number in masks that is no class and is left out, as 255 always is."""
+    """Mask value that is ignored, as 255 always is."""
     reduce_zero_label: bool = False
-    """In masks 0 is no class and is left out, and 1 is the first."""
+    """Ignore 0 in masks and take 1 as the first class."""
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What opening the data is told: which column is what, which numbers of masks are no class, how it is read."""
+        """Keyword arguments of `triptych.data.open.open_source`: columns, ignored mask values, streaming."""
         names = (
             "image_column",
             "label_column",
@@ -149,6 +150,6 @@ class DataConfig:
         _need(0 < self.eval_fraction < 1, self, "eval_fraction", "between 0 and 1")
 
 
-def _need(fine: bool, config: AugmentConfig | DataConfig, name: str, what: str) -> None:
-    if not fine:
-        raise UserError(f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {what}")
+def _need(valid: bool, config: AugmentConfig | DataConfig, name: str, requirement: str) -> None:
+    if not valid:
+        raise ConfigError(f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {requirement}")

@@ -1,4 +1,4 @@
-"""Rows and bytes on disk, read where they lie: nothing of them stays in memory, and processes share nothing."""
+"""Rows and bytes that are read from disk on demand: none of them stays in memory, and processes share no state."""
 
 import hashlib
 import json
@@ -12,14 +12,14 @@ import numpy as np
 
 from triptych.atomic_write import write_atomically, write_text_atomically
 from triptych.data.example import SourceChangedError
-from triptych.errors import UserError
+from triptych.errors import DataError, StorageError
 
 INDEX_VERSION = 1
-MAX_OPEN_FILES = 32  # files at a time
+MAX_OPEN_FILES = 32  # at a time, of a reader
 
 
 class FileStamp(NamedTuple):
-    """A file as it was when it was indexed."""
+    """Path, size and modification time of a file when it was indexed."""
 
     path: str
     size: int
@@ -30,19 +30,20 @@ class FileStamp(NamedTuple):
         try:
             stat = path.stat()
         except OSError as problem:
-            raise UserError(f"{path} cannot be read ({problem.strerror}); check the path") from problem
+            raise DataError(f"{path} cannot be read ({problem.strerror}); check the path") from problem
         return cls(str(path), stat.st_size, stat.st_mtime_ns)
 
     def check(self, stat: os.stat_result) -> None:
+        """Raise a `SourceChangedError` if the file has another size or modification time now."""
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
             raise SourceChangedError(f"{self.path} has changed since it was opened; start again")
 
 
 class FileReader:
-    """Files that are read at places, a few open at a time.
+    """Random access to the bytes of several files, of which a few are open at a time.
 
     Raises (while reading):
-        SourceChangedError: a file that is missing, or is not what it was.
+        SourceChangedError: a file is missing or has changed.
     """
 
     def __init__(self, files: Sequence[FileStamp]):
@@ -50,19 +51,22 @@ class FileReader:
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        known = self.files[number]
+        """Return `size` bytes of file `number` from `offset` on."""
+        stamp = self.files[number]
         try:
             handle = self._open.pop(number, None)
             if handle is None:
-                handle = os.open(known.path, os.O_RDONLY)
+                handle = os.open(stamp.path, os.O_RDONLY)
             self._open[number] = handle
-            known.check(os.fstat(handle))
-            content = os.pread(handle, size, offset)  # has no position that processes could fight over
+            stamp.check(os.fstat(handle))
+            content = os.pread(handle, size, offset)  # no file position that forked processes would share
         except OSError as problem:
-            why = problem.strerror
-            raise SourceChangedError(f"{known.path} cannot be read ({why}); it was there before") from problem
+            reason = problem.strerror
+            raise SourceChangedError(
+                f"{stamp.path} cannot be read ({reason}); it could be read before"
+            ) from problem
         if len(content) < size:
-            raise SourceChangedError(f"{known.path} has become shorter since it was opened; start again")
+            raise SourceChangedError(f"{stamp.path} has become shorter since it was opened; start again")
         if len(self._open) > MAX_OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])
         return content
@@ -76,11 +80,11 @@ class FileReader:
 
 
 class RecordFile:
-    """Rows of a fixed size in a file."""
+    """Records of a fixed size in a file, by index."""
 
     def __init__(self, path: Path, dtype: np.dtype):
-        self.dtype, known = dtype, FileStamp.of(path)
-        self._files, self._count = FileReader([known]), known.size // dtype.itemsize
+        self.dtype, stamp = dtype, FileStamp.of(path)
+        self._files, self._count = FileReader([stamp]), stamp.size // dtype.itemsize
 
     def __len__(self) -> int:
         return self._count
@@ -91,91 +95,106 @@ class RecordFile:
 
 
 class DiskIndex:
-    """A folder of what was found out about some files: `about`, as JSON, and parts that are read where they lie.
+    """An index of data files, cached on disk: `summary`, a dict, and binary parts, which are read on demand.
 
-    It lies in the cache of `datasets`, under a name that is a function of what it was made of: changed files have
-    another. `about` is written last: an index that was broken off is made again.
+    It is a folder in the cache of `datasets`, whose name is a hash of `key`: changed files have another index. The
+    summary is written last, so that an unfinished index is built again.
+
+    Args:
+        key: what the index depends on, as JSON: the stamps of the files and the options.
     """
 
-    def __init__(self, asked: Any):
+    def __init__(self, key: Any):
         from datasets import config as settings
 
-        digest = hashlib.sha256(json.dumps([INDEX_VERSION, asked]).encode()).hexdigest()[:32]
+        digest = hashlib.sha256(json.dumps([INDEX_VERSION, key]).encode()).hexdigest()[:32]
         self.folder = Path(settings.HF_DATASETS_CACHE) / "triptych" / digest
 
     def path(self, name: str) -> Path:
+        """The file of a binary part."""
         return self.folder / f"{name}.bin"
 
     @property
-    def about(self) -> dict[str, Any] | None:
+    def summary(self) -> dict[str, Any] | None:
+        """The summary; None if the index has not been built."""
         try:
             return json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
-    def made(self, names: Sequence[str], make: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        """`about`; where it is not known yet, of `make`, called with a file to write for each name. Other processes
-        wait meanwhile, and find it made."""
+    def load_or_build(self, parts: Sequence[str], build: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        """Return the summary; build the index first if it does not exist. Other processes wait meanwhile.
+
+        Args:
+            parts: names of the binary parts.
+            build: called with a file to write for each part; returns the summary.
+        """
         import filelock
 
-        if (about := self.about) is not None:
-            return about
+        if (summary := self.summary) is not None:
+            return summary
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
-            raise UserError(
+            raise StorageError(
                 f"cannot write {self.folder}: {problem.strerror}; set HF_DATASETS_CACHE to a folder that can be written"
             ) from problem
         with filelock.FileLock(self.folder / "lock"):
-            if (about := self.about) is None:
-                about = self.renewed(names, make)
-        return about
+            if (summary := self.summary) is None:
+                summary = self.build(parts, build)
+        return summary
 
-    def renewed(self, names: Sequence[str], make: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        """Made anew, whether it is known or not."""
-        about: dict[str, Any] = {}
+    def build(self, parts: Sequence[str], build: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        """As `load_or_build`, but build the index even if it exists."""
+        summary: dict[str, Any] = {}
 
         def write(opened: list[BinaryIO]) -> None:
-            if len(opened) == len(names):
-                about.update(make(*opened))
+            if len(opened) == len(parts):
+                summary.update(build(*opened))
             else:
-                write_atomically(self.path(names[len(opened)]), lambda file: write([*opened, file]))
+                write_atomically(self.path(parts[len(opened)]), lambda file: write([*opened, file]))
 
         write([])
-        write_text_atomically(self.folder / "about.json", json.dumps(about))
-        return about
+        write_text_atomically(self.folder / "about.json", json.dumps(summary))
+        return summary
 
 
 class TextWriter:
-    """Texts one behind the other in a file, and where each lies: to be written, row by row, with what else is known."""
+    """Append strings to a file. `append` returns where each one is stored, for the row that refers to it."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.at = file, 0
+        self.file, self.offset = file, 0
 
     def append(self, text: str) -> tuple[int, int]:
+        """Write a string; return its offset and size in bytes."""
         content = text.encode()
-        place = (self.at, len(content))
+        location = (self.offset, len(content))
         self.file.write(content)
-        self.at += len(content)
-        return place
+        self.offset += len(content)
+        return location
 
 
 class LabelWriter:
-    """Labels as numbers, int32 in a file, in the order in which the values turned up.
+    """Append labels to a file as int32: numbers as they are, strings numbered in the order of their first occurrence.
 
     Raises (while adding):
-        UserError: values of a wrong kind, or none; says where.
+        DataError: a number that is too large.
     """
 
     def __init__(self, file: BinaryIO, column: str):
         self.file, self.column = file, column
-        self.known: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
         self.highest, self.lowest, self.count, self.missing = -1, 0, 0, 0
         self.first_missing = ""
         self.digest = hashlib.sha256()
 
     def add(self, values: Sequence[Any] | np.ndarray, name: Callable[[int], str]) -> None:
-        """The next rows' values; `name` says what the i-th of them is called."""
+        """Append the labels of the next rows.
+
+        Args:
+            values: numbers or strings; None or "" if a row has no label.
+            name: returns the name of the i-th of these rows, for errors.
+        """
         numbers = np.full(len(values), -1, np.int64)
         if isinstance(values, np.ndarray):
             numbers = values.astype(np.int64)
@@ -185,7 +204,7 @@ class LabelWriter:
                     self.first_missing = self.first_missing or name(i)
                     self.missing += 1
                 elif isinstance(value, str):
-                    numbers[i] = self.known.setdefault(value, len(self.known))
+                    numbers[i] = self.numbers.setdefault(value, len(self.numbers))
                 else:
                     numbers[i] = int(value)
         if len(numbers):
@@ -194,7 +213,7 @@ class LabelWriter:
                 min(self.lowest, int(numbers.min())),
             )
         if self.highest >= 2**31:
-            raise UserError(
+            raise DataError(
                 f"column {self.column} goes up to {self.highest}; number the classes from 0, or use their names"
             )
         self.count += len(numbers)
@@ -203,9 +222,10 @@ class LabelWriter:
         self.digest.update(content)
 
     @property
-    def about(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
+        """Names of strings by number, the range of the numbers, and how many labels are missing."""
         return {
-            "names": list(self.known),
+            "names": list(self.numbers),
             "highest": self.highest,
             "lowest": self.lowest,
             "missing": self.missing,

@@ -1,12 +1,15 @@
-"""Reading ahead in processes: `map`, in order, no further than is needed, and nothing left behind."""
+"""Worker processes: `map`, in order, no further ahead than needed, nothing left behind, and no Ctrl-C lost."""
 
 import itertools
 import multiprocessing
 import os
+import signal
+import time
 
 import pytest
+import torch.utils.data
 
-from triptych.data.loading.workers import prefetch_map
+from triptych.data.loading.workers import deferred_interrupt, prefetch_map
 
 
 def squared(number):
@@ -53,3 +56,59 @@ def test_what_goes_wrong_comes_out_and_the_processes_end(workers):
     with pytest.raises(OSError, match="no more"):
         list(prefetch_map(squared, broken(), 2, workers))
     assert not multiprocessing.active_children()
+
+
+def stuck(number):
+    if number == 8:
+        time.sleep(1000)
+    return number
+
+
+@pytest.fixture(scope="module")
+def interrupted_forks():
+    """While its first item is true, a SIGINT arrives in each `os.fork`, in a callback of which Python discards what is
+    raised."""
+    on = [False]
+    os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT) if on[0] else None)
+    yield on
+    on[0] = False
+
+
+def test_an_interrupt_while_workers_start_is_not_lost(interrupted_forks):
+    results = prefetch_map(fragile, range(4), 2, 1)
+    interrupted_forks[0] = True
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+    finally:
+        interrupted_forks[0] = False
+    for worker in multiprocessing.active_children():
+        worker.join(30)
+    assert not multiprocessing.active_children()
+
+
+def test_an_interrupt_is_handled_at_the_end_of_the_block():
+    steps = []
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        steps.append("the rest")
+    assert steps == ["the rest"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_workers_leave_an_interrupt_to_the_main_process():
+    results = prefetch_map(fragile, range(4), 1, 1)
+    assert next(results) == 0
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
+    assert list(results) == [1, 2, 3]
+
+
+def test_a_stuck_worker_is_killed(monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    results = prefetch_map(stuck, range(12), 2, 1)
+    assert next(results) == 0
+    (worker,) = multiprocessing.active_children()
+    results.close()
+    worker.join(30)
+    assert worker.exitcode is not None

@@ -365,7 +365,7 @@ def test_damage_stops_a_stream(tmp_path, png, shard, numbers, parquet):
     path.unlink()
     assert source[7].id == "a.tar/07"  # what is open can still be read
     source = pickle.loads(elsewhere)
-    assert "a.tar cannot be read (No such file or directory); it was there before" in refused(source)
+    assert "a.tar cannot be read (No such file or directory); it could be read before" in refused(source)
     path.write_bytes(content[:-512])
     assert "a.tar has changed since it was opened" in refused(source, workers=1)
     path.write_bytes(content[:2600])
@@ -407,16 +407,16 @@ def test_what_cannot_be_streamed(tmp_path, refusal, metadata, parquet, png, shar
 
 def test_an_index_is_made_once(tmp_path, png, shard, monkeypatch):
     path = shard(tmp_path / "a.tar", {"a.png": png(1)})
-    made = []
-    original = disk_index.DiskIndex.renewed
+    built = []
+    original = disk_index.DiskIndex.build
     monkeypatch.setattr(
-        disk_index.DiskIndex, "renewed", lambda self, *args: made.append(self.folder) or original(self, *args)
+        disk_index.DiskIndex, "build", lambda self, *args: built.append(self.folder) or original(self, *args)
     )
     before = open_source(path, stream=True)
     assert open_source(path, stream=True).fingerprint == before.fingerprint
-    assert len(made) == 1
+    assert len(built) == 1
     shard(path, {"b.png": png(2), "c.png": png(3)})
-    assert [open_source(path, stream=True)[1].id, len(made)] == ["a.tar/c", 2]
+    assert [open_source(path, stream=True)[1].id, len(built)] == ["a.tar/c", 2]
 
 
 PROGRAM = """

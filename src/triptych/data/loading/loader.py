@@ -10,16 +10,21 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from triptych.data.config import DataConfig
-from triptych.data.example import Batch
+from triptych.data.example import Batch, SourceChangedError
 from triptych.data.images import Resize, ResizeLike
 from triptych.data.loading.batch_order import BatchOrder, DividedOrder, EpochOrder
 from triptych.data.loading.collate import BatchDataset, DecodingDataset, FullImageDataset, empty_batch
 from triptych.data.loading.stream_order import StreamOrder
 from triptych.data.loading.test_time_views import ViewOptions
-from triptych.data.loading.workers import available_cores, loader_options, shut_down_at_exit
+from triptych.data.loading.workers import (
+    available_cores,
+    deferred_interrupt,
+    loader_options,
+    shut_down_at_exit,
+)
 from triptych.data.source import Source, Streamable
 from triptych.errors import UserError
-from triptych.kernels.loader_workers import current_iterator, forget_iterator
+from triptych.kernels.loader_workers import current_iterator, forget_iterator, shut_down
 
 CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
 
@@ -159,15 +164,17 @@ class Loader(StatefulDataLoader):
         batches = self._order.batches(self.epoch)[self._done :]
         missing = batches if self._cache is None else [self._cache.missing(rows) for rows in batches]
         self._plan.requests = _requests(missing, self._shares)
-        before = current_iterator(self)
-        fetched = super().__iter__() if any(map(len, missing)) else iter(())
-        if fetched is not before:
-            shut_down_at_exit(fetched)
+        before, fetched = current_iterator(self), iter(())
         try:
+            if any(map(len, missing)):
+                with deferred_interrupt():
+                    fetched = super().__iter__()
+                if fetched is not before:
+                    shut_down_at_exit(fetched)
             for rows, absent in zip(batches, missing, strict=True):
                 batch = self._next(fetched) if len(absent) else empty_batch()
                 if "gone" in batch:
-                    raise UserError(batch["gone"])
+                    raise SourceChangedError(batch["gone"])
                 self._note_bad(batch["bad"])
                 if self._cache is not None:
                     batch = self._cache.batch(rows, absent, batch)
@@ -176,11 +183,9 @@ class Loader(StatefulDataLoader):
                     yield batch
             next(fetched, None)  # lets the workers end
         except BaseException:
-            # Broken off: end the workers here. Left to the garbage collector, which may close their queues
-            # first, they are not told, and waited for 5 s each.
             if current_iterator(self) is fetched:
                 forget_iterator(self)
-            del fetched
+            shut_down(fetched)
             raise
         self.epoch, self._done = self.epoch + 1, 0
 

@@ -1,9 +1,11 @@
-"""Processes that read and decode ahead of a network: how they begin, are asked for work, and end."""
+"""Worker processes that read and decode ahead: their number, how they start, are given work, and end."""
 
 import atexit
+import contextlib
 import itertools
 import os
 import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -16,27 +18,27 @@ from triptych.kernels.loader_workers import has_workers, shut_down
 A = TypeVar("A")
 B = TypeVar("B")
 
-MAX_DEFAULT_WORKERS = 8  # processes by default: beyond, small pictures come faster than anything looks at them
+MAX_DEFAULT_WORKERS = 8  # beyond that, small images arrive faster than a network consumes them
 
 
 def available_cores() -> int:
-    """Those that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers() -> int:
-    """How many processes read ahead where nobody says: one a core but the one that the network is fed from."""
+    """Number of worker processes if none is given: one per core, except the one that runs the network."""
     return min(available_cores() - 1, MAX_DEFAULT_WORKERS)
 
 
 def prefetch_map(function: Callable[[A], B], items: Iterable[A], size: int, workers: int) -> Iterator[B]:
-    """`map` in order, with what comes next made meanwhile by processes: two requests of each, and no more.
+    """`map`, in order, computed ahead by worker processes: two requests per worker, and no more.
 
     Args:
-        function: runs in the processes; picklable, as are items and results, where those are not forked.
-        items: of any number; taken `size` at a time, as they are needed.
-        size: items of a request. With fewer items than one no process is started.
-        workers: processes, at most one a core; 0 calls the function in between.
+        function: runs in the workers; function, items and results must be picklable where workers are not forked.
+        items: any number of them; consumed `size` at a time, as they are needed.
+        size: number of items in a request. For fewer items than that no worker is started.
+        workers: number of processes, at most one per core; 0 calls the function in this process.
     """
     items, workers = iter(items), min(workers, available_cores())
     first = list(itertools.islice(items, size))
@@ -44,35 +46,68 @@ def prefetch_map(function: Callable[[A], B], items: Iterable[A], size: int, work
         yield from map(function, itertools.chain(first, items))
         return
     requests = itertools.chain([first], iter(lambda: list(itertools.islice(items, size)), []))
-    fetched: Any = iter(DataLoader(_Calls(function), batch_sampler=_Once(requests), **loader_options(workers)))  # type: ignore[arg-type]
-    shut_down_at_exit(fetched)
+    loader = DataLoader(_MappedDataset(function), batch_sampler=_OneShot(requests), **loader_options(workers))  # type: ignore[arg-type]
+    results: Any = None
     try:
-        for made in fetched:
-            yield from made
+        with deferred_interrupt():
+            results = iter(loader)
+        shut_down_at_exit(results)
+        for batch in results:
+            yield from batch
     finally:
-        shut_down(fetched)
+        shut_down(results)
 
 
 def loader_options(workers: int, requests: int = 2) -> dict[str, Any]:
-    """What torch's loader is told, so that its processes send what they made as it is, leave the global random stream
-    alone and are ended by us."""
+    """Arguments of torch's `DataLoader` for workers that return batches unchanged, leave the global RNG alone, and
+    leave signals to the main process.
+
+    Args:
+        workers: number of processes.
+        requests: number of requests that each works on ahead.
+    """
     return {
         "num_workers": workers,
         "prefetch_factor": requests if workers else None,
-        "collate_fn": _as_it_is,
-        "worker_init_fn": _outlive_sigterm,
-        "generator": torch.Generator(),  # else the workers' seed is drawn from the global stream
+        "collate_fn": _identity,
+        "worker_init_fn": _ignore_signals,
+        "generator": torch.Generator(),  # otherwise the seed of the workers is drawn from the global RNG
     }
 
 
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Handle a SIGINT (Ctrl-C) that arrives within the block at its end. Start workers in it.
+
+    A `KeyboardInterrupt` that is raised in a callback of `os.fork` (`logging` and `threading` register some) is printed
+    and discarded, so that the program would carry on. And a worker that has not disabled SIGINT yet would die of it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others handle no signals
+        yield
+        return
+    arrived: list[tuple[int, Any]] = []
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous):  # ignored, or the operating system's
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    for number, frame in arrived[:1]:
+        previous(number, frame)
+
+
 def shut_down_at_exit(iterator: Any) -> None:
-    """At the interpreter's end, of a loader that is still there: it would send SIGTERM and wait for ever."""
+    """End the workers of a loader's iterator when the interpreter exits, if it still exists then: multiprocessing would
+    send SIGTERM and wait forever."""
     if has_workers(iterator):
-        atexit.register(_end, weakref.ref(iterator))
+        atexit.register(_shut_down_if_alive, weakref.ref(iterator))
 
 
-class _Calls(Dataset):
-    """Asked for items, gives the function of each. Runs in the processes."""
+class _MappedDataset(Dataset):
+    """Applies a function to the items of a request. Runs in the workers."""
 
     def __init__(self, function: Callable[[Any], Any]):
         self.function = function
@@ -81,8 +116,8 @@ class _Calls(Dataset):
         return list(map(self.function, items))
 
 
-class _Once:
-    """Requests that are there once, made as they are asked for."""
+class _OneShot:
+    """Requests of a single pass, created as they are consumed."""
 
     def __init__(self, requests: Iterator[list[Any]]):
         self.requests = requests
@@ -91,17 +126,18 @@ class _Once:
         return self.requests
 
 
-def _as_it_is(made: Any) -> Any:
-    return made
+def _identity(batch: Any) -> Any:
+    return batch
 
 
-def _outlive_sigterm(_worker: int) -> None:
-    """A SIGTERM to the whole group (slurm, systemd, timeout) is the main process's to answer: it saves, then ends the
-    workers. Torch's own handler would end them at once and break the step."""
+def _ignore_signals(_worker: int) -> None:
+    """Leave SIGINT and SIGTERM to the main process, which ends the workers. Both often reach the whole process group (a
+    terminal's Ctrl-C; Slurm, systemd, `timeout`), and a worker that died of them would break the current step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _end(iterator: "weakref.ref[Any]") -> None:
-    found = iterator()
-    if found is not None:
-        shut_down(found)
+def _shut_down_if_alive(reference: "weakref.ref[Any]") -> None:
+    iterator = reference()
+    if iterator is not None:
+        shut_down(iterator)

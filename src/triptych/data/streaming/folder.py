@@ -59,18 +59,18 @@ class FolderRows:
     def __init__(self, folder: Path, prefix: str):
         self.folder, self.prefix = folder, prefix
         index = DiskIndex(["folder", str(folder)])
-        about = index.renewed(("rows", "names", "labels"), self._make)
-        if not about["count"]:
+        summary = index.build(("rows", "names", "labels"), self._make)
+        if not summary["count"]:
             raise UserError(
                 f"{folder} holds no images (.jpg, .png, .webp ...); give class folders, .tar or .parquet files"
             )
         self._records = RecordFile(index.path("rows"), ROW)
         self._names = FileReader([FileStamp.of(index.path("names"))])
         self.labels_file = index.path("labels")
-        self.numbering: dict[str, Any] | None = about["numbering"]
-        self.fingerprint: str = about["fingerprint"]
+        self.numbering: dict[str, Any] | None = summary["numbering"]
+        self.fingerprint: str = summary["fingerprint"]
         labelled = None if self.numbering is None else "label"
-        self.columns = Columns("image", labelled, "caption" if about["captions"] else None)
+        self.columns = Columns("image", labelled, "caption" if summary["captions"] else None)
         count = len(self._records)
         self.bounds = np.array([*range(0, count, RUN), count], np.int64)
 
@@ -112,6 +112,6 @@ class FolderRows:
         return {
             "count": count,
             "captions": captions,
-            "numbering": numbering.about if numbering.count else None,
+            "numbering": numbering.summary if numbering.count else None,
             "fingerprint": digest.hexdigest()[:32],
         }

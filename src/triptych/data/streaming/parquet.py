@@ -57,14 +57,14 @@ class ParquetRows:
             kind = features[self.columns.label]
             self.names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
         index = DiskIndex(["parquet", self.files, self.columns.label])
-        about = index.made(("labels",), lambda labels: self._make(labels, schema))
+        summary = index.load_or_build(("labels",), lambda labels: self._make(labels, schema))
         self.labels_file = index.path("labels")
-        self.numbering: dict[str, Any] | None = about["numbering"]
-        self.fingerprint: str = about["fingerprint"]
+        self.numbering: dict[str, Any] | None = summary["numbering"]
+        self.fingerprint: str = summary["fingerprint"]
         self._groups = [
-            (file, group) for file, count in enumerate(about["groups"]) for group in range(len(count))
+            (file, group) for file, count in enumerate(summary["groups"]) for group in range(len(count))
         ]
-        counts = [count for counts in about["groups"] for count in counts]
+        counts = [count for counts in summary["groups"] for count in counts]
         self.bounds = np.cumsum([0, *counts], dtype=np.int64)
         used = (self.columns.image, self.columns.caption, self.columns.mask)
         self._used = [column for column in dict.fromkeys(used) if column is not None]
@@ -152,7 +152,7 @@ class ParquetRows:
                 opened = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=PAGES)
             except FileNotFoundError as problem:
                 reason = problem.strerror
-                raise SourceChangedError(f"{path} cannot be read ({reason}); it was there before") from problem
+                raise SourceChangedError(f"{path} cannot be read ({reason}); it could be read before") from problem
             except (OSError, pyarrow.ArrowException) as problem:
                 why = str(problem).split("\n")[0]
                 raise UserError(
@@ -190,10 +190,10 @@ class ParquetRows:
             groups.append(counts)
             if column is not None:
                 self._number(file, column, numbering)
-        digest.update(repr((schema.names, list(numbering.known))).encode() + numbering.digest.digest())
+        digest.update(repr((schema.names, list(numbering.numbers))).encode() + numbering.digest.digest())
         return {
             "groups": groups,
-            "numbering": numbering.about if column is not None else None,
+            "numbering": numbering.summary if column is not None else None,
             "fingerprint": digest.hexdigest()[:32],
         }
 

@@ -82,18 +82,18 @@ class TarRows:
         self.shards, self.asked = list(shards), asked
         self._handles = FileReader(self.files)
         index = DiskIndex(["tar", self.files, asked])
-        about = index.made(("rows", "names", "labels"), self._make)
+        summary = index.load_or_build(("rows", "names", "labels"), self._make)
         self._records = RecordFile(index.path("rows"), ROW)
         self._names = FileReader([FileStamp.of(index.path("names"))])
         self.labels_file = index.path("labels")
-        self.columns = Columns(**about["columns"])
-        self._label, self._caption = about["label"], about["caption"]
-        self.numbering: dict[str, Any] | None = about["numbering"]
+        self.columns = Columns(**summary["columns"])
+        self._label, self._caption = summary["label"], summary["caption"]
+        self.numbering: dict[str, Any] | None = summary["numbering"]
         self.names: tuple[str, ...] | None = None
-        self.fingerprint: str = about["fingerprint"]
+        self.fingerprint: str = summary["fingerprint"]
         starts = [
             start + piece
-            for start, count in zip(np.cumsum([0, *about["counts"]]), about["counts"], strict=False)
+            for start, count in zip(np.cumsum([0, *summary["counts"]]), summary["counts"], strict=False)
             for piece in range(0, count, RUN)
         ]
         self.bounds = np.array([*starts, len(self._records)], np.int64)
@@ -152,7 +152,7 @@ class TarRows:
                 digest.update("\n".join(group.key for group in part).encode())
                 count += len(part)
             counts.append(count)
-        digest.update(repr((fields.columns, list(numbering.known))).encode())
+        digest.update(repr((fields.columns, list(numbering.numbers))).encode())
         digest.update(numbering.digest.digest())
         columns = {name: getattr(fields.columns, name) for name in ("image", "label", "caption", "mask")}
         return {
@@ -160,7 +160,7 @@ class TarRows:
             "columns": columns,
             "label": fields.label,
             "caption": fields.caption,
-            "numbering": numbering.about if fields.label is not None else None,
+            "numbering": numbering.summary if fields.label is not None else None,
             "fingerprint": digest.hexdigest()[:32],
         }
 
