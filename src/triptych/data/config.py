@@ -50,8 +50,8 @@ class AugmentConfig:
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution (0.8 is usual); 0 turns it off."""
     cutmix: float = 0.0
-    """Alpha of CutMix's Beta distribution (1.0 is usual); 0 turns it off. If mixup is on, too, each image gets one of the
-    two with equal probability."""
+    """Alpha of CutMix's Beta distribution (1.0 is usual); 0 turns it off. If mixup is on, too, one of the two is applied to
+    each image, with equal probability."""
     mix_probability: float = 1.0
     """Probability that an image is mixed, if mixup or CutMix is on."""
     label_smoothing: float = 0.0
@@ -79,7 +79,12 @@ class AugmentConfig:
         _need(min(self.image_size) >= 1, self, "image_size", "a height and a width of at least 1")
         _need(self.shear < 80, self, "shear", "below 80 degrees")
         _need(0 <= self.hue <= 0.5, self, "hue", "from 0 to 0.5")
-        _need(all(0 <= fraction <= 1 for fraction in self.translate), self, "translate", "two fractions from 0 to 1")
+        _need(
+            all(0 <= fraction <= 1 for fraction in self.translate),
+            self,
+            "translate",
+            "two fractions from 0 to 1",
+        )
         _need(0 <= self.rand_augment <= 15, self, "rand_augment", "from 0 to 15 operations")
         _need(0 < self.rand_augment_magnitude < 30, self, "rand_augment_magnitude", "between 0 and 30")
         _need(all(0 <= value <= 255 for value in self.background), self, "background", "three from 0 to 255")
@@ -152,4 +157,6 @@ class DataConfig:
 
 def _need(valid: bool, config: AugmentConfig | DataConfig, name: str, requirement: str) -> None:
     if not valid:
-        raise ConfigError(f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {requirement}")
+        raise ConfigError(
+            f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {requirement}"
+        )

@@ -120,7 +120,9 @@ def decode_with_orientation(
         return _pixels(image, alpha), turn if turn in UNDO_ORIENTATION else 1
 
 
-def read_image_size(source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray) -> tuple[int, int] | None:
+def read_image_size(
+    source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray,
+) -> tuple[int, int] | None:
     """Height and width of a picture as it is upright, from its header alone; None where it has no readable one."""
     if isinstance(source, np.ndarray):
         return source.shape[0], source.shape[1]
@@ -248,7 +250,9 @@ def _from_array(array: np.ndarray, alpha: bool, name: str) -> np.ndarray:
     return _pixels(Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array), alpha)
 
 
-def flatten_alpha(pixels: UInt8[np.ndarray, "H W C"], background: Sequence[float]) -> UInt8[np.ndarray, "H W 3"]:
+def flatten_alpha(
+    pixels: UInt8[np.ndarray, "H W C"], background: Sequence[float]
+) -> UInt8[np.ndarray, "H W 3"]:
     """What has alpha, laid on a colour of red, green and blue from 0 to 255; other pictures as they are."""
     if pixels.shape[2] == 3:
         return pixels
@@ -279,7 +283,9 @@ def resize_crop(
     The roundings are those of torchvision's Resize and CenterCrop, as most checkpoints were measured with.
     """
     if interpolation not in RESAMPLING_FILTERS:
-        raise UserError(f"interpolation is {interpolation!r}, which must be one of {', '.join(RESAMPLING_FILTERS)}")
+        raise UserError(
+            f"interpolation is {interpolation!r}, which must be one of {', '.join(RESAMPLING_FILTERS)}"
+        )
     if mode not in ("crop", "squash", "pad"):
         raise UserError(f"resize mode is {mode!r}, which must be one of crop, squash, pad")
     full = tuple(math.floor(side / crop) for side in size)

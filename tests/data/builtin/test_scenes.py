@@ -177,7 +177,9 @@ def test_fields_fill_any_size(kind, size):
 
 
 def test_backdrops_vary():
-    pictures = np.stack([random_background(np.random.default_rng(seed), (32, 32)) for seed in range(200)]).astype(int)
+    pictures = np.stack(
+        [random_background(np.random.default_rng(seed), (32, 32)) for seed in range(200)]
+    ).astype(int)
     detail = np.abs(np.diff(pictures, axis=2)).mean((1, 2, 3))
     assert np.percentile(detail, 10) < 4 < 12 < np.percentile(detail, 90)  # from smooth to busy
     assert pictures.mean((1, 2)).std(0).min() > 25  # of every colour

@@ -89,9 +89,14 @@ def test_an_interrupt_while_workers_start_is_not_lost(interrupted_forks):
 
 def test_an_interrupt_is_handled_at_the_end_of_the_block():
     steps = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
-        steps.append("the rest")
+
+    def interrupted():
+        with deferred_interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("the rest")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert steps == ["the rest"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

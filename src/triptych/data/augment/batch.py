@@ -185,7 +185,9 @@ def _change_pixels(
     x = warp(x, draws.matrices, config.image_size, padding="zeros" if has_alpha else "reflection")
     if config.brightness or config.contrast or config.saturation or config.hue or config.grayscale:
         x = color_jitter(x, draws.colour)
-    return composite_over(x, render_background(draws.behind, draws.field, config.image_size)) if has_alpha else x
+    return (
+        composite_over(x, render_background(draws.behind, draws.field, config.image_size)) if has_alpha else x
+    )
 
 
 @torch.no_grad()

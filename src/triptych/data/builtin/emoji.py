@@ -109,7 +109,9 @@ class EmojiSource:
         """What each drawing may be called, its plain caption first: with an article or without, with its style before
         or behind, without any, and with two of its tags."""
         return [
-            _captions_of(self.concepts[concept], style.name) for style in self.styles for concept in style.cells
+            _captions_of(self.concepts[concept], style.name)
+            for style in self.styles
+            for concept in style.cells
         ]
 
     def __repr__(self) -> str:

@@ -77,7 +77,10 @@ class SceneSource:
         """Puts drawings on the canvas, the later over the earlier: mask, and boxes and names from left to right."""
         owner = np.zeros(self.size, np.uint8)  # 0, or the number of the drawing that is seen here
         labels, names = [0], ["background"]
-        whole, seen = np.zeros(MAX_DRAWINGS + 1, int), np.zeros(MAX_DRAWINGS + 1, int)  # pixels of each drawing
+        whole, seen = (
+            np.zeros(MAX_DRAWINGS + 1, int),
+            np.zeros(MAX_DRAWINGS + 1, int),
+        )  # pixels of each drawing
         wanted = int(rng.integers(MIN_DRAWINGS, MAX_DRAWINGS + 1))
         for _ in range(MAX_TRIES):
             number = len(names)
@@ -156,7 +159,9 @@ def scenes(
     return SceneSource(emoji(named, root=root), count or DEFAULT_COUNTS[named], size, seed)
 
 
-def _transform_drawing(drawing: UInt8[np.ndarray, "c c 4"], rng: np.random.Generator, unit: int) -> Image.Image:
+def _transform_drawing(
+    drawing: UInt8[np.ndarray, "c c 4"], rng: np.random.Generator, unit: int
+) -> Image.Image:
     """The drawing at a random size, turned and perhaps mirrored, as square RGBA."""
     cell = len(drawing)
     side = unit * np.exp(rng.uniform(*np.log(SIDE)))

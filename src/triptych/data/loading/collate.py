@@ -112,7 +112,9 @@ class DecodingDataset(Dataset):
 
     def _decoded(self, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole picture, and its mask where there are masks."""
-        array, turn = decode_with_orientation(example.image, self.alpha, name=example.id, min_size=self.at_least)
+        array, turn = decode_with_orientation(
+            example.image, self.alpha, name=example.id, min_size=self.at_least
+        )
         if not self.masked:
             return array, None
         if example.mask is None:

@@ -89,7 +89,9 @@ def make_full_image_loader(
     "mask" one of masks at their own sizes.
     """
     order = EpochOrder(len(source), batch_size, 0, shuffle=False)
-    return Loader(FullImageDataset(source, how, passes, least), order, _processes(config), False, config.on_bad_image)
+    return Loader(
+        FullImageDataset(source, how, passes, least), order, _processes(config), False, config.on_bad_image
+    )
 
 
 def _processes(config: DataConfig) -> int:

@@ -67,7 +67,9 @@ class ViewOptions:
             raise UserError(f"window is {self.window}; it must hold a patch, which is of {least} pixels")
 
 
-def make_views(pixels: UInt8[np.ndarray, "H W 3"], how: ResizeLike, passes: ViewOptions, least: int) -> list[View]:
+def make_views(
+    pixels: UInt8[np.ndarray, "H W 3"], how: ResizeLike, passes: ViewOptions, least: int
+) -> list[View]:
     """The whole picture as it is fed, at each of the scales.
 
     Args:

@@ -60,7 +60,9 @@ def find_columns(
             "label", [n for n in _label_columns(features) if n != mask], label, features, LABEL_NAMES[:1]
         ),
         # Several captions are no mistake of a person who trains a classifier: the best known name wins.
-        caption=_choose_column("caption", [n for n in CAPTION_NAMES if n in features][:1], caption, features, ()),
+        caption=_choose_column(
+            "caption", [n for n in CAPTION_NAMES if n in features][:1], caption, features, ()
+        ),
     )
 
 

@@ -150,7 +150,9 @@ def read_metadata(file: Path, prefix: str = "", mask_column: str | None = None) 
     columns = {name: values for name, values in columns.items() if all(map(_is_plain, values))}
     columns["image"] = [str(file.parent / str(path)) for path in paths]
     columns[ID_COLUMN] = [prefix + str(path) for path in paths]
-    masks = next((n for n in (mask_column, *MASK_NAMES) if n in columns and _are_image_paths(columns[n])), None)
+    masks = next(
+        (n for n in (mask_column, *MASK_NAMES) if n in columns and _are_image_paths(columns[n])), None
+    )
     if masks is not None:
         columns[masks] = [str(file.parent / path) if path else None for path in columns[masks]]
     return make_table(columns, masks=masks)

@@ -89,7 +89,10 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
             raise UserError(
                 f"{folder / VOC_IMAGES} has no image {lacking} {where}; add it or take it off the list"
             )
-        columns = {"image": [images[name] for name in names], ID_COLUMN: [f"{VOC_IMAGES}/{name}" for name in names]}
+        columns = {
+            "image": [images[name] for name in names],
+            ID_COLUMN: [f"{VOC_IMAGES}/{name}" for name in names],
+        }
         if any(name in masks for name in names):  # the test set's are not published
             if lacking := next((name for name in names if name not in masks), None):
                 raise UserError(

@@ -85,7 +85,9 @@ def read_hub(name: str) -> "dict[str, Dataset]":
 
 def _can_reach(endpoint: str) -> bool:
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS).close()
+        urllib.request.urlopen(
+            urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS
+        ).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):
@@ -99,7 +101,9 @@ def _by_split(loaded: object) -> "dict[str, Dataset]":
     if isinstance(loaded, datasets.Dataset):
         return {"": without_decoding(loaded)}
     assert isinstance(loaded, datasets.DatasetDict)
-    return {SPLITS.get(str(split).lower(), str(split)): without_decoding(table) for split, table in loaded.items()}
+    return {
+        SPLITS.get(str(split).lower(), str(split)): without_decoding(table) for split, table in loaded.items()
+    }
 
 
 def without_decoding(table: "Dataset") -> "Dataset":

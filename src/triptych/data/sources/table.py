@@ -96,7 +96,11 @@ class TableSource:
     def contents(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """The name of each example, and what else the fingerprint is of: label, caption, sizes in bytes."""
         count = len(self)
-        names = self.table[ID_COLUMN][:] if ID_COLUMN in self.table.features else [f"row {row}" for row in range(count)]
+        names = (
+            self.table[ID_COLUMN][:]
+            if ID_COLUMN in self.table.features
+            else [f"row {row}" for row in range(count)]
+        )
         columns: list[Any] = [[None] * count if self.labels is None else self.labels.tolist()]
         caption = self.columns.caption
         if caption is not None and caption in self.table.features:

@@ -206,7 +206,9 @@ def read_member(place: str) -> bytes:
             file.seek(offset)
             content = file.read(size)
     except OSError as problem:
-        raise SourceChangedError(f"{shard} cannot be read ({problem.strerror}); it could be read before") from problem
+        raise SourceChangedError(
+            f"{shard} cannot be read ({problem.strerror}); it could be read before"
+        ) from problem
     if len(content) < size:
         raise SourceChangedError(f"{shard} has become shorter since it was opened; start again")
     return content

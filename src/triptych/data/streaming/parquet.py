@@ -118,7 +118,9 @@ class ParquetRows:
             raise SourceChangedError(f"{known.path} has fewer rows than it had; start again") from None
         except (OSError, pyarrow.ArrowException) as problem:
             why = getattr(problem, "strerror", None) or str(problem).split("\n")[0]
-            raise SourceChangedError(f"{known.path} cannot be read ({why}); it is damaged, or gone since") from problem
+            raise SourceChangedError(
+                f"{known.path} cannot be read ({why}); it is damaged, or gone since"
+            ) from problem
         self._cursors[group, number + 1] = blocks
         if len(self._cursors) > self._places:
             self._cursors.popitem(last=False)
@@ -152,7 +154,9 @@ class ParquetRows:
                 opened = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=PAGES)
             except FileNotFoundError as problem:
                 reason = problem.strerror
-                raise SourceChangedError(f"{path} cannot be read ({reason}); it could be read before") from problem
+                raise SourceChangedError(
+                    f"{path} cannot be read ({reason}); it could be read before"
+                ) from problem
             except (OSError, pyarrow.ArrowException) as problem:
                 why = str(problem).split("\n")[0]
                 raise UserError(

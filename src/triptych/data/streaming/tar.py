@@ -222,7 +222,9 @@ class TarRows:
             )
         names = dict.fromkeys(name for example in examples for name in example)
         masks = mask if mask in names else None
-        features = make_table({name: [one.get(name) for one in examples] for name in names}, masks=masks).features
+        features = make_table(
+            {name: [one.get(name) for one in examples] for name in names}, masks=masks
+        ).features
         columns = find_columns(features, "image", label, caption, masks)
         return _Fields(
             Columns(image or "image", columns.label, columns.caption, columns.mask),
