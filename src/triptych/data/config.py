@@ -50,8 +50,8 @@ class AugmentConfig:
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution (0.8 is usual); 0 turns it off."""
     cutmix: float = 0.0
-    """Alpha of CutMix's Beta distribution (1.0 is usual); 0 turns it off. If mixup is on, too, one of the two is applied to
-    each image, with equal probability."""
+    """Alpha of CutMix's Beta distribution (1.0 is usual); 0 turns it off. If mixup is on, too, one of the two is
+    applied to each image, with equal probability."""
     mix_probability: float = 1.0
     """Probability that an image is mixed, if mixup or CutMix is on."""
     label_smoothing: float = 0.0
