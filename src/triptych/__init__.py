@@ -5,7 +5,7 @@ Importing this package imports nothing heavy: each public name is fetched when i
 
 from typing import TYPE_CHECKING
 
-from triptych.lazy_imports import public
+from triptych.lazy_imports import lazy_attributes
 from triptych.version import __version__ as __version__
 
 # Public name -> the module that holds it.
@@ -57,4 +57,4 @@ if TYPE_CHECKING:
     from triptych.weights import save as save
 
 
-__getattr__, __dir__ = public(__name__, _PUBLIC)
+__getattr__, __dir__ = lazy_attributes(__name__, _PUBLIC)

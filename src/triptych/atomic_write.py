@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written beside, synced, renamed."""
+"""Atomic writes: to a temporary file in the same folder, which is synced and renamed."""
 
 import errno
 import os
@@ -7,55 +7,55 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from triptych.errors import UserError
+from triptych.errors import StorageError
 
 
 def write_atomically(
     path: str | os.PathLike[str], write: Callable[[BinaryIO], object], durable: bool = True
 ) -> None:
-    """Make `path` with what `write(file)` writes; a reader sees the old file or the new one, never a part.
+    """Write a file atomically: readers see the old file or the complete new one.
 
     Args:
-        path: the file to make or replace; its folder is made if it is missing.
-        write: called once with a binary file open for writing and seeking.
-        durable: on the disk when this returns. Otherwise the system writes it when it sees fit, which is forty times as
-            fast for small files; it is whole even so, unless the machine itself stops in the next seconds.
+        path: the file to create or replace; its folder is created if missing.
+        write: called once with a binary file that is open for writing and seeking.
+        durable: sync to disk before returning. Without it small files are written forty times as fast, and are lost or
+            incomplete only if the machine itself stops within seconds.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full; nothing is left behind.
+        StorageError: the folder cannot be written or the disk is full. No temporary file is left behind.
     """
     path = Path(path)
-    beside = None
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             write(file)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())  # mkstemp makes a private file; a result is an ordinary one
-        os.replace(beside, path)
-        beside = None
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates a private file
+        os.replace(temporary, path)
+        temporary = None
         if durable:
-            sync_folder(path.parent)
+            fsync_folder(path.parent)
     except OSError as problem:
-        raise unwritable(path, problem) from problem
+        raise storage_error(path, problem) from problem
     finally:
-        if beside is not None and os.path.exists(beside):
-            os.unlink(beside)
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str, durable: bool = True) -> None:
-    """`write_atomically` for UTF-8 text."""
+    """Write UTF-8 text atomically, as `write_atomically` does."""
     write_atomically(path, lambda file: file.write(text.encode()), durable)
 
 
-def unwritable(path: str | os.PathLike[str], problem: OSError) -> UserError:
-    """What to say where the disk refused to write `path`."""
+def storage_error(path: str | os.PathLike[str], problem: OSError) -> StorageError:
+    """Return the error for a failed write of `path`."""
     full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "free space or choose another place" if full else "choose another place"
-    return UserError(f"cannot write {path}: {problem.strerror or problem}; {remedy}")
+    return StorageError(f"cannot write {path}: {problem.strerror or problem}; {remedy}")
 
 
 def _umask() -> int:
@@ -64,8 +64,8 @@ def _umask() -> int:
     return mask
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; a file system that cannot sync a folder is left to its own care."""
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable. Does nothing on file systems that cannot sync folders."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

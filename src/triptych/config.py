@@ -1,4 +1,4 @@
-"""Configs are frozen dataclasses; here is their way to JSON and back, strict in both directions."""
+"""Conversion of config dataclasses to JSON and back, and checks of their fields."""
 
 import dataclasses
 import functools
@@ -13,7 +13,11 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """A config as plain JSON values: dataclasses become dicts, tuples lists."""
+    """Return a config as JSON values. Dataclasses become dicts, tuples become lists.
+
+    Raises:
+        TypeError: a value has no JSON form.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -24,11 +28,17 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, numbers.Integral):  # numpy's
         return int(value)
-    raise TypeError(f"a config holds {type(value).__name__}, which JSON cannot")
+    raise TypeError(f"a config has a {type(value).__name__}, which JSON cannot represent")
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json`. Unknown or missing fields and wrong types are one `ConfigError`."""
+    """Return the config that `to_json` gave as `data`.
+
+    Fields that are left out take their defaults. The config's own checks run.
+
+    Raises:
+        ConfigError: an unknown or missing field, a value of the wrong type, or one that the config's checks reject.
+    """
     return _build(cls, data, cls.__name__)
 
 
@@ -47,15 +57,15 @@ def first_difference(a: Any, b: Any, name: str = "") -> tuple[str, Any, Any] | N
 
 
 def check(config: Any) -> None:
-    """Hold every field of a dataclass to its type, from its `__post_init__`. Lists become tuples.
+    """Check every field of a dataclass against its type hint, from its `__post_init__`. Lists become tuples.
 
     Raises:
-        ConfigError: a field's value is not of its type, or not one of its literals.
+        ConfigError: a value is not of the field's type, or not one of its literals.
     """
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
-            continue  # checked when it was made
+            continue  # checked by its own __post_init__
         where = f"{type(config).__name__}.{name}"
         try:
             plain = to_json(value)

@@ -1,4 +1,4 @@
-"""Where to run and in which precision, decided by what the machine has."""
+"""Choice of device and precision, transfers to a device, and the peak of its matrix products."""
 
 import contextlib
 import copy
@@ -11,21 +11,21 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DeviceError
 
 log = logging.getLogger(__name__)
 
 N = TypeVar("N", bound=nn.Module)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SAID: set[tuple[torch.dtype, str]] = set()
+_LOGGED: set[tuple[torch.dtype, str]] = set()
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The given device, else CUDA, else Apple's MPS, else the processor.
+    """Return the requested device; by default CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: there is no such device here.
+        DeviceError: the device is not available.
     """
     if device is None:
         mps = torch.backends.mps.is_available()
@@ -34,91 +34,90 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError) as problem:  # torch without CUDA raises AssertionError
-        raise UserError(
+        raise DeviceError(
             f"device {str(device)!r} is not available here; use 'cpu', or leave it out"
         ) from problem
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The given precision ("fp32", "bf16", "fp16" or a torch dtype), else bf16 where the hardware multiplies
-    it natively, else fp32.
+    """Return the requested precision; by default bf16 if the hardware multiplies it natively, else fp32.
+
+    Args:
+        dtype: "fp32", "bf16", "fp16" or a torch dtype.
 
     Raises:
-        UserError: an unknown name.
+        ConfigError: an unknown name.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is not None:
         if dtype not in _DTYPES:
-            raise UserError(f"dtype is {dtype!r}, which must be one of {', '.join(_DTYPES)}")
+            raise ConfigError(f"dtype is {dtype!r}, which must be one of {', '.join(_DTYPES)}")
         return _DTYPES[dtype]
     return torch.bfloat16 if native_bf16(device) else torch.float32
 
 
-def say_dtype(dtype: torch.dtype, device: torch.device) -> None:
-    """Log once a process what is computed in. Called when the work begins, so that a mistake before it is one line."""
-    if (dtype, device.type) in _SAID:
+def log_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    """Log the precision, once a process. Called when computing starts, so that errors before it stand alone."""
+    if (dtype, device.type) in _LOGGED:
         return
-    _SAID.add((dtype, device.type))
+    _LOGGED.add((dtype, device.type))
     name = next((name for name, known in _DTYPES.items() if known == dtype), str(dtype))
     native = native_bf16(device)
     log.info("%s on %s (%s)", name, device, f"native bf16: {native}" if native else "no native bf16")
 
 
 def native_bf16(device: torch.device) -> str | None:
-    """What multiplies bf16 natively on `device`, by name; None if nothing does and bf16 would be emulated."""
+    """Return the name of the unit that multiplies bf16 natively on `device`, or None if bf16 is emulated."""
     if device.type == "cuda":
         return "CUDA" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != "cpu":
         return None
-    has = getattr(torch.cpu, "get_capabilities", dict)()
-    return next((name.upper() for name in ("amx_bf16", "avx512_bf16", "bf16") if has.get(name)), None)
+    features = getattr(torch.cpu, "get_capabilities", dict)()
+    return next((name.upper() for name in ("amx_bf16", "avx512_bf16", "bf16") if features.get(name)), None)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the processor's on `device`; on CUDA without waiting for what is queued there. A copy from memory
-    that is not pinned has to wait, whatever it is asked for, once it is larger than the driver's own buffer."""
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to `device`, on CUDA without synchronization.
+
+    The tensor is pinned first: a copy from pageable memory that is larger than the driver's buffer is synchronous even
+    with `non_blocking`.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    # Not on MPS, which may read memory that has been freed by then.
+    # MPS may read the memory after it has been freed.
     return tensor.to(device, non_blocking=device.type != "mps")
 
 
-def placed(net: N, device: torch.device, dtype: torch.dtype, shared: bool = True) -> N:
-    """`net` ready to run: in evaluation mode, on `device`, in `dtype`; the caller's own network stays as it
-    is.
+def place_network(net: N, device: torch.device, dtype: torch.dtype, shared: bool = True) -> N:
+    """Return `net` in evaluation mode, on `device`, in `dtype`.
 
-    Parameters already there are shared, not copied; others are converted one by one, so that no second copy
-    in the old precision is ever held.
+    Parameters that are already there are shared with `net`; others are converted one by one, so that no second copy in
+    the old precision exists at any time.
 
     Args:
-        shared: somebody else holds the network; else it is changed itself, which is quicker.
+        shared: leave `net` itself unchanged, since others use it. Without it `net` is moved in place, which is faster.
     """
     if not shared:
         return net.to(device, dtype).eval()
     memo: dict[int, object] = {}
     for p in net.parameters():
-        there = p.device == device and p.dtype == dtype
-        memo[id(p)] = p if there else nn.Parameter(p.detach().to(device, dtype), requires_grad=False)
+        unchanged = p.device == device and p.dtype == dtype
+        memo[id(p)] = p if unchanged else nn.Parameter(p.detach().to(device, dtype), requires_grad=False)
     return copy.deepcopy(net, memo).to(device, dtype).eval()
 
 
 @functools.cache
-def product_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of the fastest square matrix product found in about so many seconds: 2 n^3 operations in the least time.
+def peak_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """Return the FLOP/s of the fastest square matrix product (2 n^3 operations) measured within about `seconds`.
 
-    Measured once a process. What else runs on the machine meanwhile lowers it.
+    Measured once a process. Other load on the machine lowers it.
     """
-    wait = (
-        torch.cuda.synchronize
-        if device.type == "cuda"
-        else torch.mps.synchronize
-        if device.type == "mps"
-        else None
+    synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(
+        device.type, lambda: None
     )
-    generator = torch.Generator(device).manual_seed(0)  # torch's own stream is left where it is
-    if wait is not None:
-        wait()  # for what is queued, which is not measured
+    generator = torch.Generator(device).manual_seed(0)  # leaves torch's global RNG untouched
+    synchronize()  # exclude queued work
     best, start = 0.0, time.perf_counter()
     for n in (512, 1024, 2048, 4096, 8192)[2 * (device.type == "cuda") :]:
         a, b = (torch.rand(n, n, device=device, generator=generator).to(dtype) for _ in range(2))
@@ -126,22 +125,21 @@ def product_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5)
         for _ in range(5):
             before = time.perf_counter()
             torch.mm(a, b, out=out)
-            if wait is not None:
-                wait()
+            synchronize()
             now = time.perf_counter()
             best = max(best, 2 * n**3 / (now - before))
-            if now - start > seconds / 4:  # the next side takes eight times as long as this one
+            if now - start > seconds / 4:  # the next size takes eight times as long
                 return best
     return best
 
 
 @contextlib.contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Let the processor take numbers below 1e-38 as zero inside the block, as GPUs do.
+def flush_denormals() -> Iterator[None]:
+    """Flush denormals (below 1e-38) to zero on the CPU inside the block, as GPUs do.
 
-    Training makes them (gradients of nearly certain classes, fading moments), and x86 computes with them up to a
+    Training produces them (gradients of nearly certain classes, decaying moments), and x86 computes with them up to a
     hundred times as slowly: the shipped ViT trained at 115 images/s with them and at 400 without, on 2 cores. Threads
-    inherit the setting from the one that starts them, so it helps most before a program's first product.
+    inherit the setting from the thread that starts them, so enter the block before the program's first product.
     """
     torch.set_flush_denormal(True)
     try:

@@ -1,4 +1,4 @@
-"""What every network of the package has besides its parameters."""
+"""The base class of all networks, and their construction on the meta device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,43 +12,50 @@ from triptych.model_card import Card
 
 
 class Network(nn.Module):
-    """A network with its `config` (what it is) and its `card` (what it was trained for)."""
+    """A network with its `config` (architecture) and its `card` (preprocessing, classes, scores, license)."""
 
     config: Any
     card: Card
     channels: list[int]
-    """Of each map that `features` gives."""
+    """Number of channels of each map that `features` returns."""
     strides: list[int]
-    """Pixels from one cell to the next in each of them."""
+    """Stride of each of these maps, in pixels."""
     by_block: bool = False
-    """Whether `features(images, blocks)` gives the maps of chosen blocks, all of one size."""
+    """Whether `features(images, blocks)` returns the outputs of chosen blocks, all of one size."""
 
     def features(self, images: Any, *args: Any) -> list[Any]:
-        """Maps of normalised images, finest first."""
+        """Return feature maps of normalized images, the finest first.
+
+        Args:
+            images: (B, C, H, W).
+
+        Returns:
+            One (B, channels[i], H / strides[i], W / strides[i]) for each entry of `channels`.
+        """
         raise NotImplementedError
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks in order: what checkpointing, compiling and sharding are applied to."""
+        """Return the blocks in order: the units of activation checkpointing, compilation and sharding."""
         raise NotImplementedError
 
     def replace_head(self, num_classes: int, head: Any = "linear") -> None:
-        """Give the network a fresh head, in place."""
+        """Replace the head by a new one with `num_classes` outputs, in place."""
         raise NotImplementedError
 
 
 @contextmanager
-def blank() -> Iterator[None]:
-    """What is built inside has shapes and no numbers: it lies on the meta device, and nobody fills it.
+def on_meta_device() -> Iterator[None]:
+    """Build networks on the meta device, with shapes and without values; `torch.nn.init` does nothing.
 
-    Filled there with normal numbers, an `nn.Embedding` for one, it would make torch import its compiler, which takes as
-    long as importing torch.
+    Normal initialization on the meta device, of an `nn.Embedding` for example, would make torch import its compiler,
+    which takes as long as importing torch.
     """
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), _NoInitialization():
         yield
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves tensors as they are where `torch.nn.init` would fill them."""
+class _NoInitialization(TorchFunctionMode):
+    """Makes the functions of `torch.nn.init` return their tensor unchanged."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
         kwargs = kwargs or {}

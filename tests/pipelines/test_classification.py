@@ -161,8 +161,8 @@ def test_precision_follows_the_hardware_and_is_said_once(monkeypatch, caplog):
         monkeypatch.setattr(hardware, "native_bf16", lambda device: "AMX_BF16")
         assert hardware.choose_dtype(None, cpu) == torch.bfloat16
         assert caplog.text == ""  # said when the work begins
-        hardware.say_dtype(torch.bfloat16, cpu)
-        hardware.say_dtype(torch.bfloat16, cpu)
+        hardware.log_dtype(torch.bfloat16, cpu)
+        hardware.log_dtype(torch.bfloat16, cpu)
     assert caplog.text.count("bf16 on cpu (native bf16: AMX_BF16)") == 1
     monkeypatch.setattr(hardware, "native_bf16", lambda device: None)
     assert hardware.choose_dtype(None, cpu) == torch.float32

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from triptych.errors import UserError
 from triptych.weights import load
 from triptych.weights.files.opening import open_checkpoint
-from triptych.weights.files.safe_unpickle import RecordedCall, parse_pickle
+from triptych.weights.files.safe_unpickle import GlobalName, RecordedCall, parse_pickle
 
 ran: list[str] = []
 

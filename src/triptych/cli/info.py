@@ -102,10 +102,10 @@ def multiply_accumulates(config: Any, closed: int | None) -> int | None:
     if closed is not None or not isinstance(config, SegmenterConfig):
         return closed
     from triptych.metrics.cost import count_macs
-    from triptych.network import blank
+    from triptych.network import on_meta_device
     from triptych.weights.mapping.families import build
 
-    with blank():
+    with on_meta_device():
         net = build(config)
     return count_macs(net, (1, config.in_channels, *config.image_size))
 

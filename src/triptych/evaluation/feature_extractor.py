@@ -23,7 +23,7 @@ from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD
 from triptych.data.example import Example, Image
 from triptych.data.images import decode, resize_crop
-from triptych.device import choose_device, choose_dtype, placed
+from triptych.device import choose_device, choose_dtype, place_network
 from triptych.errors import UserError
 from triptych.metrics.generation import Extracted
 from triptych.models.swin import Swin
@@ -195,7 +195,7 @@ def open_extractor(
         )
     how = net.card.preprocess
     preparation = Preparation(picture=picture, size=how.size, mean=how.mean, std=how.std)
-    ready: Any = placed(net, where, torch.float32)
+    ready: Any = place_network(net, where, torch.float32)
     return Extractor(
         lambda images: _seen(ready, preprocess_batch(images, how.mean, how.std)), preparation, name=name,
         layer=f"{layer} after the last norm", weights=weights_hash(net), device=where, dtype=precision,

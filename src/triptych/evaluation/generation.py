@@ -17,7 +17,7 @@ from triptych.data.example import Image
 from triptych.data.images import decode, resize_crop
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
-from triptych.device import placed
+from triptych.device import place_network
 from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import Extractor
 from triptych.evaluation.reference_statistics import Shown, read, reference, require
@@ -193,7 +193,7 @@ class Faithfulness:
         self.rows = np.array([one.row for one in asked])
         self.truth = torch.from_numpy(index[source.labels[self.rows]])
         self.card, self.source, self.index, self.device = card, source, torch.from_numpy(index), device
-        self.net: Any = placed(classifier, device, torch.float32)
+        self.net: Any = place_network(classifier, device, torch.float32)
         self.made = self._metrics()
 
     def update(self, pictures: Sequence[Image], start: int) -> None:

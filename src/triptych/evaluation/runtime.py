@@ -8,7 +8,7 @@ import torch
 
 from triptych.data.example import Batch
 from triptych.data.loading.loader import Loader
-from triptych.device import choose_device, choose_dtype, placed, say_dtype
+from triptych.device import choose_device, choose_dtype, log_dtype, place_network
 from triptych.errors import UserError
 from triptych.network import Network
 from triptych.torch_compile import compile_blocks
@@ -43,8 +43,8 @@ class Runtime:
 
     def place(self, net: N) -> N:
         """Log the precision; return the network in fp32 on the device, compiled if requested."""
-        say_dtype(self.dtype, self.device)
-        net = placed(net, self.device, torch.float32)
+        log_dtype(self.dtype, self.device)
+        net = place_network(net, self.device, torch.float32)
         if self.compile:
             compile_blocks(net)
         return net

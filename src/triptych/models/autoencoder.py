@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from triptych import distributed
-from triptych.device import sent
+from triptych.device import copy_to_device
 from triptych.errors import UserError
 from triptych.kernels.conv import preferred_format
 from triptych.layers.cross_attention import SpatialAttention
@@ -174,7 +174,7 @@ class FirstStage(Network):
 def _by_channel(value: float | tuple[float, ...], like: Tensor) -> float | Tensor:
     if not isinstance(value, tuple):
         return value
-    return sent(torch.tensor(value, dtype=like.dtype), like.device)[:, None, None]
+    return copy_to_device(torch.tensor(value, dtype=like.dtype), like.device)[:, None, None]
 
 
 class Level(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.device import sent
+from triptych.device import copy_to_device
 from triptych.layers.initialization import fill
 
 # Channels of the 3x3 convolutions of each of the five levels; between two levels the map is halved by its maxima.
@@ -59,7 +59,7 @@ class Lpips(nn.Module):
 
     def features(self, images: Images) -> list[Float[Tensor, "b c rows columns"]]:
         """Maps of unit length at each place, of images in [-1, 1]."""
-        shift, scale = sent(torch.tensor((SHIFT, SCALE), dtype=images.dtype), images.device)[..., None, None]
+        shift, scale = copy_to_device(torch.tensor((SHIFT, SCALE), dtype=images.dtype), images.device)[..., None, None]
         return [unit(x) for x in self.vgg((images - shift) / scale)]
 
     def forward(self, images: Images, others: Images) -> Float[Tensor, "b"]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from triptych.data.loading.workers import prefetch_map
-from triptych.device import choose_device, choose_dtype, placed
+from triptych.device import choose_device, choose_dtype, place_network
 from triptych.errors import UserError
 from triptych.pipelines.image_input import Picture, images_below, name_of
 from triptych.torch_compile import compile_blocks
@@ -65,7 +65,7 @@ class PicturePipeline:
         self.check(net)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        self.net: Any = placed(net, self.device, self.dtype, shared=not self.source)
+        self.net: Any = place_network(net, self.device, self.dtype, shared=not self.source)
         if compile:
             compile_blocks(self.net)
         self.card = self.net.card

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.device import say_dtype
+from triptych.device import log_dtype
 from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
 from triptych.kernels.linear import packed_linears
@@ -94,7 +94,7 @@ class ClassificationPipeline(PicturePipeline):
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to logits (B, classes), fp32 on the processor."""
-        say_dtype(self.dtype, self.device)
+        log_dtype(self.dtype, self.device)
         return self.net(images.to(self.device, self.dtype)).float().cpu()
 
     @property

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from triptych.data.loading.test_time_views import View, ViewOptions, make_views
-from triptych.device import say_dtype
+from triptych.device import log_dtype
 from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import Strip, parsed, strips_of
@@ -150,7 +150,7 @@ class SegmentationPipeline(PicturePipeline):
     @torch.inference_mode()
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Normalised images to logits in fp32, on the pipeline's device."""
-        say_dtype(self.dtype, self.device)
+        log_dtype(self.dtype, self.device)
         made = self.net(images.to(self.device, self.dtype)).float()
         expected = (len(images), self.config.num_classes, *images.shape[-2:])
         if made.shape != expected:

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
 
 from triptych import distributed
-from triptych.atomic_write import sync_folder, unwritable, write_text_atomically
+from triptych.atomic_write import fsync_folder, storage_error, write_text_atomically
 from triptych.errors import UserError
 
 Facts = dict[str, Any]  # what is not a tensor, as JSON
@@ -198,13 +198,13 @@ class Checkpoints:
         """Make a checkpoint of what all have written; in the first process."""
         part = path.with_name(f".{path.name}.part")
         write_text_atomically(part / FACTS, _facts_text(facts, sums))
-        sync_folder(part)
+        fsync_folder(part)
         # One of a later step is of work that was lost with it (it was damaged, so an older one was gone on from).
         for lost in self.paths():
             if lost.name >= path.name:
                 _remove(lost)
         part.rename(path)
-        sync_folder(self.folder)
+        fsync_folder(self.folder)
         for old in self.paths()[self.keep :]:
             _remove(old)
 
@@ -333,7 +333,7 @@ def _refusing(path: Path) -> Iterator[None]:
             if isinstance(cause, UserError):
                 raise cause from problem
             if isinstance(cause, OSError):
-                raise unwritable(path, cause) from problem
+                raise storage_error(path, cause) from problem
         raise
 
 

@@ -17,7 +17,7 @@ import torch
 
 from triptych import distributed
 from triptych.data.loading.loader import Loader
-from triptych.device import sent
+from triptych.device import copy_to_device
 from triptych.errors import UserError
 from triptych.network import Network
 from triptych.train.adversary import Adversary
@@ -297,7 +297,7 @@ def endless_batches(loader: Loader, team: SingleProcess | None = None) -> Iterat
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device, but for what numpy's draws depend on."""
     return {
-        k: sent(v, device) if isinstance(v, torch.Tensor) and k != "aspect" else v for k, v in batch.items()
+        k: copy_to_device(v, device) if isinstance(v, torch.Tensor) and k != "aspect" else v for k, v in batch.items()
     }
 
 

@@ -17,7 +17,7 @@ from triptych.config import to_json
 from triptych.data import manifest
 from triptych.data.config import AugmentConfig
 from triptych.data.loading.loader import Loader
-from triptych.device import choose_device, choose_dtype, flushed_denormals, product_peak, say_dtype
+from triptych.device import choose_device, choose_dtype, flush_denormals, log_dtype, peak_matmul_flops
 from triptych.distributed import ProcessGroup
 from triptych.layers.lora import merge_low_rank
 from triptych.metrics.cost import count_macs, count_parameters
@@ -64,7 +64,7 @@ class Run:
     """Called with the run's folder once all steps are done, also when the same command is given again."""
 
 
-@flushed_denormals()
+@flush_denormals()
 def run(config: RunConfig, out: str | Path) -> Outcome:
     """Train as `config` says into the folder `out`; called again with the same arguments it goes on.
 
@@ -84,7 +84,7 @@ def _run(config: RunConfig, out: Path, world: ProcessGroup) -> Outcome:
     team = team_of(world, config.loop, parts.device, parts.dtype)
     said = {**to_json(config), "fingerprint": parts.fingerprint}
     if team.first:
-        say_dtype(parts.dtype, parts.device)
+        log_dtype(parts.dtype, parts.device)
 
     def keep_best(net: Network, figures: dict[str, float]) -> None:
         if parts.save_best is not None:
@@ -98,7 +98,7 @@ def _run(config: RunConfig, out: Path, world: ProcessGroup) -> Outcome:
         return manifest.describe_changes(out / EXAMPLES, manifest.list_examples(parts.train_loader.source))
 
     flops = 0.0 if parts.device.type == "mps" else 6.0 * forward_macs(parts)
-    meter = Throughput(parts.device, flops, lambda: team.size * product_peak(parts.device, parts.dtype))
+    meter = Throughput(parts.device, flops, lambda: team.size * peak_matmul_flops(parts.device, parts.dtype))
     with claim_folder(out, said, changed) if team.first else contextlib.nullcontext():
         if team.first and not (out / EXAMPLES).exists():
             manifest.write(out / EXAMPLES, manifest.list_examples(parts.train_loader.source))
@@ -158,7 +158,7 @@ def forward_macs(parts: Run) -> int:
     return count_macs(whole, (1, 3, *parts.net.card.preprocess.size))
 
 
-@flushed_denormals()
+@flush_denormals()
 def dry_run(config: RunConfig, steps: int = 3) -> dict[str, Any]:
     """What the run would be: sizes, cost, and time and memory estimated from `steps` real steps. Writes nothing."""
     parts = prepare(config)

@@ -5,7 +5,7 @@ Read `rules.py` first (what a table of names is), then `vit/timm.py` (one table)
 
 from typing import TYPE_CHECKING
 
-from triptych.lazy_imports import public
+from triptych.lazy_imports import lazy_attributes
 
 # A ViT is loaded without the tables of Stable Diffusion.
 _PUBLIC = {
@@ -40,4 +40,4 @@ if TYPE_CHECKING:
     from triptych.weights.resize import resize_windows as resize_windows
 
 
-__getattr__, __dir__ = public(__name__, _PUBLIC)
+__getattr__, __dir__ = lazy_attributes(__name__, _PUBLIC)

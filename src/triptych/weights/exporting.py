@@ -15,7 +15,7 @@ from triptych.weights import native
 from triptych.weights.files.write import write_npz, write_safetensors, write_torch
 from triptych.weights.mapping.families import TITLES, family_of
 from triptych.weights.mapping.format import Draft, Format, Hints, drafted
-from triptych.weights.mapping.registry import known
+from triptych.weights.mapping.registry import all_formats
 from triptych.weights.mapping.round_trip import Said, aside, hints_in, shapes_to_tell, told, unsaid
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ ENDINGS = {
 
 def formats(family: str | None = None) -> list[str]:
     """Names that `export` takes, for networks of a family or for all."""
-    return ["triptych", *dict.fromkeys(f.name for f in known() if family in (None, f.family))]
+    return ["triptych", *dict.fromkeys(f.name for f in all_formats() if family in (None, f.family))]
 
 
 def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
@@ -74,7 +74,7 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
 
 def _format(net: nn.Module, name: str) -> Format:
     """The format of that name for a network's family."""
-    named = [format for format in known() if format.name == name]
+    named = [format for format in all_formats() if format.name == name]
     if not named:
         raise UserError(f"no format is called {name!r}; choose one of {', '.join(formats())}")
     family = family_of(getattr(net, "config", None))

@@ -14,7 +14,7 @@ from triptych.config import to_json
 from triptych.diffusion.config import Prediction
 from triptych.errors import UserError
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, replaced_size
-from triptych.network import Network, blank
+from triptych.network import Network, on_meta_device
 from triptych.weights import native
 from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.opening import open_checkpoint
@@ -22,7 +22,7 @@ from triptych.weights.files.sanitize import printable
 from triptych.weights.hub import locate
 from triptych.weights.mapping import families
 from triptych.weights.mapping.format import Format, Hints, Names, Reading, Weights, shapes_of
-from triptych.weights.mapping.registry import known
+from triptych.weights.mapping.registry import all_formats
 from triptych.weights.mapping.round_trip import Said, aside, hints_in, told
 from triptych.weights.mapping.rules import Rule, plan, same, slab
 from triptych.weights.resize import fine_tuning_head, resize_positions, resize_windows, windows_in
@@ -91,7 +91,7 @@ def load(
     if window is not None and windows_in(reading.config) is None:
         kind = families.TITLES[reading.family]
         raise UserError(f"{checkpoint.path} is {kind}, which has no windows; leave window out")
-    with blank():
+    with on_meta_device():
         net = families.build(reading.config)
     fill(net, checkpoint, rules_for(net, reading), f"{checkpoint.path} read as {chosen}", dtype)
     if reading.finish is not None:
@@ -129,7 +129,7 @@ def read(checkpoint: CheckpointFile, hints: Hints) -> tuple[Reading, str, torch.
     if found is None:
         raise UserError(
             f"{checkpoint.path} is no network of a known format: it looks like {looks_like(names)}; "
-            f"known are {', '.join(f.title for f in known())}"
+            f"known are {', '.join(f.title for f in all_formats())}"
         )
     weights, said = _said_aside(checkpoint)
     try:
@@ -167,7 +167,7 @@ def _said_aside(checkpoint: CheckpointFile) -> tuple[Path, Said]:
 
 def recognise(names: Names) -> Format | None:
     """The first format whose names these are."""
-    return next((format for format in known() if format.recognises(names)), None)
+    return next((format for format in all_formats() if format.recognises(names)), None)
 
 
 def looks_like(names: Names) -> str:
@@ -280,7 +280,7 @@ def inspect(source: Source) -> dict[str, Any]:
         adapter = lora_facts(checkpoint)
         return found | ({"adapter": adapter} if adapter else {"looks_like": looks_like(names)})
     reading, chosen, _ = read(checkpoint, Hints())
-    with blank():
+    with on_meta_device():
         net = families.build(reading.config)
     try:
         plan(rules_for(net, reading), checkpoint.shapes, shapes_of(net), str(checkpoint.path))

@@ -32,7 +32,7 @@ from triptych.layers.resnet import packed
 from triptych.models.configs.latent_diffusion import SIZES, LatentDiffusionConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.unet import UNet
-from triptych.network import Network, blank
+from triptych.network import Network, on_meta_device
 from triptych.weights import export, load, save
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def run(plan: Plan = FULL, command: str = "triptych bench ldm --out docs") -> Re
 def make(config: LatentDiffusionConfig) -> LatentDiffusion:
     """A network with random weights in bf16, none of them zero: what ends a branch starts so, and hides all of it."""
     torch.manual_seed(0)
-    with blank():
+    with on_meta_device():
         net = LatentDiffusion(config)
     net = net.bfloat16().to_empty(device="cpu")
     for name, parameter in net.named_parameters():
@@ -190,7 +190,7 @@ def given(config: LatentDiffusionConfig, dtype: torch.dtype) -> tuple[Tensor, Te
 
 def step_flops(config: LatentDiffusionConfig) -> float:
     """Of a pass of the UNet over what is `given`."""
-    with blank():
+    with on_meta_device():
         outline = UNet(config.unet)  # type: ignore[arg-type]  # the plan's is one
     return flops(outline, *(like.to("meta") for like in given(config, torch.float32)))
 
@@ -203,7 +203,7 @@ def latent(config: LatentDiffusionConfig, dtype: torch.dtype) -> Tensor:
 
 def decode_flops(config: LatentDiffusionConfig) -> float:
     """Of the decoder's pass over one latent."""
-    with blank():
+    with on_meta_device():
         outline: Any = LatentDiffusion(config).autoencoder
     return flops(outline.decoder, latent(config, torch.float32).to("meta"))
 

@@ -23,7 +23,7 @@ from triptych.bench.measurements.train_loop import LoopPlan, latents_and_picture
 from triptych.bench.measurements.train_step import learner
 from triptych.bench.peers import build as peers
 from triptych.bench.suites import ldm, swin, vit
-from triptych.device import flushed_denormals
+from triptych.device import flush_denormals
 from triptych.kernels.inductor import backend_error
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs import swin as swin_config
@@ -141,7 +141,7 @@ class Task:
     """Peers that have the same network."""
 
 
-@flushed_denormals()
+@flush_denormals()
 def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> Report:
     """Measure everything in the plan. Nothing else should run meanwhile."""
     others = Others()

@@ -27,7 +27,7 @@ from triptych.data.augment.geometry import draw_geometry, warp, warp_mask
 from triptych.data.augment.mixing import draw_erasing, draw_mixing, erase, mix_images
 from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD, RGB, AugmentConfig
 from triptych.data.masks import NUM_MASK_VALUES, VOID
-from triptych.device import sent
+from triptych.device import copy_to_device
 from triptych.errors import UserError
 
 # Float pixels worked on at a time on a CPU: 2 and 4 MB were alike, the whole batch took twice as long.
@@ -233,7 +233,7 @@ def rand_augment(
     policy = RandAugment(n=config.rand_augment, m=config.rand_augment_magnitude)  # type: ignore[arg-type]
     share = distributed.current_shard()
     rng = np.random.default_rng([*_entropy(seed), 1, *([] if share is None else [share.start])])
-    order = sent(torch.from_numpy(rng.permutation(len(x))), x.device)
+    order = copy_to_device(torch.from_numpy(rng.permutation(len(x))), x.device)
     out = torch.empty_like(x)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         # Not torch.manual_seed: that reaches the devices which fork_rng was not told to keep.
@@ -263,8 +263,8 @@ def _entropy(seed: int | Sequence[int]) -> list[int]:
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
     dtype = torch.int64 if values.dtype.kind == "i" else torch.float32
-    return sent(torch.from_numpy(np.ascontiguousarray(values)).to(dtype), device)
+    return copy_to_device(torch.from_numpy(np.ascontiguousarray(values)).to(dtype), device)
 
 
 def _channel_column(values: RGB, device: torch.device) -> Float[Tensor, "3 1 1"]:
-    return sent(torch.tensor(values), device).view(3, 1, 1)
+    return copy_to_device(torch.tensor(values), device).view(3, 1, 1)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triptych.data.config import AugmentConfig
-from triptych.device import sent
+from triptych.device import copy_to_device
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's "L"
 YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
@@ -32,7 +32,7 @@ def color_jitter(x: Float[Tensor, "B C H W"], colour: Float[Tensor, "B 4"]) -> F
     """
     b, f, s, angle = colour[:, :, None, None].unbind(1)  # each (B, 1, 1)
     count, has_alpha = len(x), x.shape[1] == 4
-    luma = sent(torch.tensor(LUMA), x.device)
+    luma = copy_to_device(torch.tensor(LUMA), x.device)
     pixels = x.flatten(2)  # (B, C, N)
     total = pixels.sum(-1)  # (B, C)
     weight = total[:, 3].clamp_min(1e-6) if has_alpha else pixels.shape[-1]
@@ -50,7 +50,7 @@ def color_jitter(x: Float[Tensor, "B C H W"], colour: Float[Tensor, "B 4"]) -> F
 
 def _hue(angle: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B 3 3"]:
     """Turn of the (I, Q) plane by the angle; luma stays."""
-    to_yiq = sent(torch.tensor(YIQ, dtype=torch.float32), angle.device)
+    to_yiq = copy_to_device(torch.tensor(YIQ, dtype=torch.float32), angle.device)
     to_rgb, _ = torch.linalg.inv_ex(to_yiq)  # `inv` waits to hear that there is one
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     rows = [[zero + 1, zero, zero], [zero, cos, -sin], [zero, sin, cos]]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from triptych.config import to_json
-from triptych.device import choose_device, choose_dtype, placed, say_dtype
+from triptych.device import choose_device, choose_dtype, log_dtype, place_network
 from triptych.diffusion.config import Prediction
 from triptych.diffusion.guidance import guided, projected, within
 from triptych.diffusion.inpainting import masked
@@ -74,7 +74,7 @@ class Painter:
         self.weights = fingerprint(net)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        self.net: Any = placed(net, self.device, self.dtype, shared=not self.source)
+        self.net: Any = place_network(net, self.device, self.dtype, shared=not self.source)
         self.compiled = compile
         if compile:
             compile_blocks(self.net)
@@ -82,7 +82,7 @@ class Painter:
         self.low_memory = low_memory
         self.rendering = self.glance = Rendering(self.net.autoencoder)
         if glance is not None:
-            small: Any = placed(glance, self.device, self.dtype)
+            small: Any = place_network(glance, self.device, self.dtype)
             self.glance = Rendering(small)
         self._decoders: dict[str, tuple[str, Rendering]] = {}  # by file
         self._encoded: dict[tuple[str, ...], Tensor] = {}
@@ -133,7 +133,7 @@ class Painter:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}, which must be at least 1")
         check_task(self.config, each[0], self.source or "this model")
-        say_dtype(self.dtype, self.device)
+        log_dtype(self.dtype, self.device)
         resolved = {one.prompt: self._adapters.resolved(one) for one in each}
         asked, dressed = each[0], resolved[each[0].prompt]
         if any(one.loras != dressed.loras for one in resolved.values()):
@@ -320,7 +320,7 @@ class Painter:
                     f"the decoder {file} is on {other.latent_channels} channels of 1/{other.factor}, the model on "
                     f"{own.latent_channels} of 1/{own.factor}; give one that was made for its latents"
                 )
-            self._decoders[file] = fingerprint(net)[:12], Rendering(placed(net, self.device, self.dtype))
+            self._decoders[file] = fingerprint(net)[:12], Rendering(place_network(net, self.device, self.dtype))
         return self._decoders[file]
 
     def _encode(self, prompts: tuple[str, ...]) -> Tensor:

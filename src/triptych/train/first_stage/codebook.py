@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from triptych import distributed
-from triptych.device import sent
+from triptych.device import copy_to_device
 from triptych.evaluation.reconstruction import perplexity
 from triptych.models.autoencoder import Autoencoder
 from triptych.train.configs.first_stage import CodebookConfig
@@ -83,7 +83,7 @@ def _any(flat: Float[Tensor, "n c"], dead: Bool[Tensor, "k"], pictures: int) -> 
     share, each = distributed.current_shard(), len(flat) // pictures
     whole, first = (len(flat), 0) if share is None else (share.total * each, share.start * each)
     stream = torch.Generator().set_state(torch.get_rng_state())
-    drawn = sent(torch.randint(whole, dead.shape, generator=stream), flat.device)
+    drawn = copy_to_device(torch.randint(whole, dead.shape, generator=stream), flat.device)
     at = drawn[(dead.cumsum(0) - 1).clamp(min=0)] - first
     if share is None:
         return flat[at]

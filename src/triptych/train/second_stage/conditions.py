@@ -15,7 +15,7 @@ from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
-from triptych.device import sent
+from triptych.device import copy_to_device
 from triptych.errors import UserError
 from triptych.model_card import Preprocess
 from triptych.models.image_tokens import TokenProjection
@@ -78,7 +78,7 @@ class Classes:
         return self.labels[np.asarray(rows, np.int64)]
 
     def context(self, reader: ClassToken, chosen: Chosen) -> Float[Tensor, "b 1 d"]:
-        return reader(sent(torch.from_numpy(chosen), reader.classes.weight.device))
+        return reader(copy_to_device(torch.from_numpy(chosen), reader.classes.weight.device))
 
 
 class Captions:
@@ -119,8 +119,8 @@ class Captions:
         """Each different caption of the batch is read once."""
         each, back = np.unique(chosen, return_inverse=True)
         device = reader.positions.device
-        read = reader.encode_tokens(sent(self.tokens[each].long(), device))
-        return read[sent(torch.from_numpy(back), device)]
+        read = reader.encode_tokens(copy_to_device(self.tokens[each].long(), device))
+        return read[copy_to_device(torch.from_numpy(back), device)]
 
 
 class FrozenCaptions(Captions):
@@ -143,7 +143,7 @@ class FrozenCaptions(Captions):
         if len(missing):
             kept[missing] = super().context(self.encoder, missing).to(kept)
             self.has[missing] = True
-        return sent(kept[torch.from_numpy(chosen)], self.encoder.positions.device).float()
+        return copy_to_device(kept[torch.from_numpy(chosen)], self.encoder.positions.device).float()
 
 
 class FrozenImages:
@@ -172,7 +172,7 @@ class FrozenImages:
 
     def context(self, reader: TokenProjection, chosen: Chosen) -> Float[Tensor, "b n d"]:
         seen = self.features(np.where(chosen == self.nothing, 0, chosen))
-        none = sent(torch.from_numpy(chosen == self.nothing), seen.device)[:, None, None]
+        none = copy_to_device(torch.from_numpy(chosen == self.nothing), seen.device)[:, None, None]
         return torch.where(none, reader.nothing(seen.shape[1]).to(seen.dtype), reader(seen))
 
     @torch.no_grad()
@@ -184,14 +184,14 @@ class FrozenImages:
         if len(missing):
             fresh = self._see(missing)
             if self.kept is None and len(self.source) * fresh[0].numel() * 2 > KEPT_BYTES:
-                return fresh[sent(torch.from_numpy(back), device)].float()
+                return fresh[copy_to_device(torch.from_numpy(back), device)].float()
             kept = self.kept
             if kept is None:
                 kept = self.kept = torch.zeros(len(self.source), *fresh.shape[1:], dtype=torch.float16)
             kept[missing] = fresh.to(kept)
             self.has[missing] = True
         assert self.kept is not None
-        return sent(self.kept[rows], device).float()
+        return copy_to_device(self.kept[rows], device).float()
 
     def _see(self, rows: Chosen) -> Float[Tensor, "b n c"]:
         device = next(self.backbone.parameters()).device

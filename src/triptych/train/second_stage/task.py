@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from triptych import distributed
 from triptych.data.augment.batch import augment, preprocess_batch
 from triptych.data.config import AugmentConfig
-from triptych.device import sent
+from triptych.device import copy_to_device
 from triptych.diffusion.config import NoiseConfig
 from triptych.diffusion.loss import diffusion_loss
 from triptych.diffusion.process import Process
@@ -114,7 +114,7 @@ class Denoise:
             if rng is not None:
                 flipped = distributed.draw_rows(len(mean), rng.random) < self.config.flip
                 way = torch.from_numpy(flipped.astype(np.int64))
-            at = torch.arange(len(mean), device=mean.device), sent(way, mean.device)
+            at = torch.arange(len(mean), device=mean.device), copy_to_device(way, mean.device)
             z = mean[at].float()
             return z if std is None or rng is None else z + std[at].float() * normal(z, generator)
         with torch.autocast(batch["image"].device.type, enabled=False):

@@ -14,7 +14,7 @@ from triptych.data.augment.batch import augment
 from triptych.data.config import AugmentConfig
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
-from triptych.device import sent
+from triptych.device import copy_to_device
 from triptych.errors import UserError
 from triptych.evaluation.classification import measure_classification
 from triptych.heads.segmenter import Segmenter
@@ -105,7 +105,7 @@ class Teacher:
         self.net.to(images.device)
         if (now.mean, now.std) != (then.mean, then.std):
             rows = torch.tensor((now.mean, now.std, then.mean, then.std))
-            columns = sent(rows, images.device)[:, :, None, None]
+            columns = copy_to_device(rows, images.device)[:, :, None, None]
             images = (images * columns[1] + columns[0] - columns[2]) / columns[3]
         if images.shape[-2:] != then.size:
             images = F.interpolate(images, size=then.size, mode="bicubic", antialias=True)

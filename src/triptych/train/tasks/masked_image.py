@@ -16,7 +16,7 @@ from triptych.data.augment.batch import augment, preprocess_batch
 from triptych.data.config import AugmentConfig
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
-from triptych.device import sent
+from triptych.device import copy_to_device
 from triptych.errors import UserError
 from triptych.heads.simmim import MaskedImageModel
 from triptych.model_card import Card
@@ -78,7 +78,7 @@ def random_squares(
     rng = np.random.default_rng([n % 2**64 for n in seed])
     order = distributed.draw_rows(b, lambda n: rng.random((n, rows * columns))).argsort(axis=1)
     hidden = torch.from_numpy(order < math.ceil(ratio * rows * columns)).view(b, rows, columns)
-    hidden = sent(hidden, images.device).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    hidden = copy_to_device(hidden, images.device).repeat_interleave(side, 1).repeat_interleave(side, 2)
     return F.pad(hidden, (0, images.shape[-1] - columns * side, 0, images.shape[-2] - rows * side))
 
 

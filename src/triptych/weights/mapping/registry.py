@@ -9,7 +9,7 @@ from triptych.weights.mapping.format import Format
 PACKAGES = ("segmenter", "swin", "vit", "diffusion")
 
 
-def known() -> Iterator[Format]:
+def all_formats() -> Iterator[Format]:
     """All formats; a package's tables are imported when it is its turn."""
     for package in PACKAGES:
         yield from importlib.import_module(f"triptych.weights.{package}").FORMATS
