@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import triptych as tp
-from readme_tables import write_table
+from page_tables import write_table
 from triptych.atomic_write import write_text_atomically
 from triptych.cli.evaluate_generation import painted
 from triptych.config import from_json

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import triptych as tp
-from readme_tables import write_table
+from page_tables import write_table
 from triptych.atomic_write import write_text_atomically
 from triptych.metrics.cost import count_macs, count_parameters
 from triptych.train import evaluate

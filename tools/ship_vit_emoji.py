@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import triptych as tp
-from readme_tables import write_table
+from page_tables import write_table
 from triptych.atomic_write import write_text_atomically
 from triptych.config import to_json
 from triptych.data.builtin.emoji import EmojiSource, emoji
