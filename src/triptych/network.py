@@ -23,7 +23,7 @@ class Network(nn.Module):
     by_block: bool = False
     """Whether `features(images, blocks)` returns the outputs of chosen blocks, all of one size."""
 
-    def features(self, images: Any, *args: Any) -> list[Any]:
+    def features(self, images: Any, *args: Any, **options: Any) -> list[Any]:
         """Return feature maps of normalized images, the finest first.
 
         Args:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from triptych.diffusion.guidance import guided, projected, within
-from triptych.diffusion.process import denoiser
+from triptych.diffusion.process import network_denoiser
 from triptych.diffusion.samplers import SAMPLERS
 from triptych.diffusion.schedule import spaced_levels
 
@@ -18,9 +18,9 @@ def prompted(net):
 def halves(prompted, process):
     """One denoiser for a batch twice as long, prompt first, and the two of its halves."""
     context = torch.tensor([0.5, -0.2, 0.0, 0.1])
-    both = denoiser(lambda x, t: prompted(x, t, context), process)
-    positive = denoiser(lambda x, t: prompted(x, t, context[:2]), process)
-    negative = denoiser(lambda x, t: prompted(x, t, context[2:]), process)
+    both = network_denoiser(lambda x, t: prompted(x, t, context), process)
+    positive = network_denoiser(lambda x, t: prompted(x, t, context[:2]), process)
+    negative = network_denoiser(lambda x, t: prompted(x, t, context[2:]), process)
     return both, positive, negative
 
 
@@ -126,7 +126,7 @@ def test_projected_guidance_without_its_parts_is_guidance(prompted, process, x, 
 
 
 def test_prompts_that_agree_are_not_guided(process, x, t):
-    same = denoiser(lambda x, t: x, process())
+    same = network_denoiser(lambda x, t: x, process())
     answer = projected(same, 5.0, threshold=1.0)(x, t)
     torch.testing.assert_close(answer, same(x, t))
 

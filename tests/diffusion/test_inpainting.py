@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from triptych.diffusion.guidance import guided
-from triptych.diffusion.inpainting import concatenated, masked
+from triptych.diffusion.inpainting import concat_channels, masked
 from triptych.diffusion.noise import noise_for
-from triptych.diffusion.process import denoiser
+from triptych.diffusion.process import network_denoiser
 from triptych.diffusion.samplers import SAMPLERS
 from triptych.diffusion.schedule import from_strength, spaced_levels
 
@@ -24,23 +24,26 @@ def scene():
 def test_further_channels_reach_the_network():
     x, extra = torch.randn(2, 4, 3, 3), torch.randn(2, 5, 3, 3)
     seen = []
-    net = concatenated(lambda x, t: seen.append(x) or x[:, :4], extra)
+    net = concat_channels(lambda x, t: seen.append(x) or x[:, :4], extra)
     t = torch.zeros(2)
     assert torch.equal(net(x, t), x)
     assert torch.equal(seen[0], torch.cat([x, extra], dim=1))
     # Guidance asks for both halves at once.
     net(torch.cat([x, x]), torch.cat([t, t]))
     assert torch.equal(seen[1], torch.cat([seen[0], seen[0]]))
-    assert concatenated(lambda x, t: x, extra)(x.bfloat16(), t).dtype == torch.bfloat16
+    assert concat_channels(lambda x, t: x, extra)(x.bfloat16(), t).dtype == torch.bfloat16
 
 
 def test_nine_channels_can_be_guided(net, process):
     extra = torch.randn(2, 5, 3, 3)
-    inner = concatenated(lambda x, t: net(x[:, :4] + x[:, 4:8], t), extra)
+    inner = concat_channels(lambda x, t: net(x[:, :4] + x[:, 4:8], t), extra)
     x, t = torch.randn(2, 4, 3, 3), torch.full((2,), 300.0)
     process = process()
     torch.testing.assert_close(
-        guided(denoiser(inner, process), 3.0)(x, t), denoiser(inner, process)(x, t), atol=1e-5, rtol=1e-5
+        guided(network_denoiser(inner, process), 3.0)(x, t),
+        network_denoiser(inner, process)(x, t),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
@@ -49,7 +52,7 @@ def test_outside_the_mask_all_stays(name, net, process, scene):
     known, mask, noise = scene
     process = process()
     levels = spaced_levels(process, 5, "trailing")
-    answer = masked(denoiser(net, process), process, known, mask, noise)
+    answer = masked(network_denoiser(net, process), process, known, mask, noise)
     *_, last = SAMPLERS[name](answer, noise, levels, noise=noise_for([1, 2], (4, 6, 5)))
     kept = (mask == 0).expand_as(known)
     torch.testing.assert_close(last.x[kept], known[kept], atol=1e-5, rtol=1e-5)
@@ -94,7 +97,12 @@ def test_painting_is_diffusers(name, scheduler, spacing, strength, net, process,
 
     generator = torch.Generator().manual_seed(3)
     answer = masked(
-        denoiser(net, process), process, known, mask, noise, start=levels[0].t if strength == 1 else None
+        network_denoiser(net, process),
+        process,
+        known,
+        mask,
+        noise,
+        start=levels[0].t if strength == 1 else None,
     )
     *_, last = SAMPLERS[name](
         answer, start, levels, noise=lambda step: torch.randn(known.shape, generator=generator)

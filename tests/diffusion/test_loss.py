@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from triptych.diffusion.config import NoiseConfig, ProcessConfig
-from triptych.diffusion.loss import diffusion_loss, draw_noise, draw_times, error, min_snr_weight
+from triptych.diffusion.loss import diffusion_loss, draw_noise, draw_times, min_snr_weight, prediction_error
 from triptych.diffusion.process import Process
 from triptych.errors import UserError
 
@@ -47,7 +47,9 @@ def test_one_denoiser_has_one_loss_whatever_it_predicts(schedule, gamma):
     for prediction in predictions:
         process = Process(ProcessConfig(schedule=schedule, prediction=prediction))
         output = process.from_x0(process.noised(x0, eps, t), seen, t)
-        losses[prediction] = error(output.double(), x0, eps, t, process, NoiseConfig(min_snr=gamma)).item()
+        losses[prediction] = prediction_error(
+            output.double(), x0, eps, t, process, NoiseConfig(min_snr=gamma)
+        ).item()
     alpha, sigma = process.at(t.double())
     wanted = ((alpha / sigma) ** 2).clamp(max=gamma) * (seen - x0).square().flatten(1).mean(1)
     for loss in losses.values():
@@ -60,7 +62,7 @@ def test_without_weights_it_is_the_mean_squared_error_of_the_prediction():
     t = torch.tensor([3.0, 400, 700, 999])
     output = torch.randn(4, 3, 5, 5)
     alpha, sigma = (part.view(-1, 1, 1, 1) for part in process.at(t))
-    found = error(output, x0, eps, t, process, NoiseConfig())
+    found = prediction_error(output, x0, eps, t, process, NoiseConfig())
     torch.testing.assert_close(found, (output - alpha * eps + sigma * x0).square().mean())
 
 
@@ -70,11 +72,11 @@ def test_weights_stay_finite_where_no_signal_is_left(prediction):
     x0, eps = torch.randn(2, 2, 3, 4, 4)
     output = torch.randn(2, 3, 4, 4, requires_grad=True)
     t = torch.tensor([999.0, 999.0])
-    loss = error(output, x0, eps, t, process, NoiseConfig(min_snr=5.0))
+    loss = prediction_error(output, x0, eps, t, process, NoiseConfig(min_snr=5.0))
     loss.backward()
     assert loss.isfinite()
     assert output.grad.isfinite().all()
-    assert error(output, x0, eps, t, process, NoiseConfig()) > 0
+    assert prediction_error(output, x0, eps, t, process, NoiseConfig()) > 0
 
 
 @pytest.mark.parametrize("times", ["uniform", "logit_normal"])

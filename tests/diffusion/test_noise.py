@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from triptych.diffusion.noise import PURPOSES, draw, image_seeds, noise_for
-from triptych.diffusion.process import denoiser
+from triptych.diffusion.noise import PURPOSES, image_seeds, noise_for, seeded_noise
+from triptych.diffusion.process import network_denoiser
 from triptych.diffusion.samplers import SAMPLERS
 from triptych.diffusion.schedule import spaced_levels
 from triptych.errors import UserError
@@ -14,10 +14,10 @@ SHAPE = (4, 6, 5)
 
 def test_an_images_noise_is_its_own():
     seeds = image_seeds(1234, 5)
-    together, source = draw(seeds, SHAPE), noise_for(seeds, SHAPE)
+    together, source = seeded_noise(seeds, SHAPE), noise_for(seeds, SHAPE)
     assert together.shape == (5, *SHAPE)
     for k, seed in enumerate(seeds):
-        assert torch.equal(draw([seed], SHAPE)[0], together[k])
+        assert torch.equal(seeded_noise([seed], SHAPE)[0], together[k])
         assert torch.equal(noise_for([seed], SHAPE)(3)[0], source(3)[k])
     assert torch.equal(source(3), source(3))
 
@@ -30,18 +30,23 @@ def test_image_k_of_seed_s_is_the_image_of_seed_s_plus_k():
 
 def test_the_start_is_what_others_draw_for_the_seed():
     expected = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(99))
-    assert torch.equal(draw([99], SHAPE), expected)
+    assert torch.equal(seeded_noise([99], SHAPE), expected)
 
 
 def test_draws_differ_by_seed_purpose_and_step():
-    draws = [draw([seed], SHAPE, purpose, step) for seed in (0, 1) for purpose in PURPOSES for step in (0, 1)]
+    draws = [
+        seeded_noise([seed], SHAPE, purpose, step)
+        for seed in (0, 1)
+        for purpose in PURPOSES
+        for step in (0, 1)
+    ]
     starts = 2  # which have no step
     assert len({one.sum().item() for one in draws}) == len(draws) - starts
 
 
 def test_the_derivation_is_fixed():
     """If these change, no picture can be made again."""
-    assert draw([5], (2,)).tolist()[0] == pytest.approx([-0.48681, -0.60380], abs=1e-4)
+    assert seeded_noise([5], (2,)).tolist()[0] == pytest.approx([-0.48681, -0.60380], abs=1e-4)
     assert noise_for([5], (2,))(1).tolist()[0] == pytest.approx([0.36113, -0.90677], abs=1e-4)
 
 
@@ -52,9 +57,9 @@ def test_noise_is_standard_normal():
 
 
 def test_other_types_are_the_same_noise_rounded():
-    assert torch.equal(draw([3], SHAPE, dtype=torch.bfloat16), draw([3], SHAPE).bfloat16())
+    assert torch.equal(seeded_noise([3], SHAPE, dtype=torch.bfloat16), seeded_noise([3], SHAPE).bfloat16())
     with torch.device("meta"):
-        assert torch.equal(draw([3], SHAPE, device="cpu"), draw([3], SHAPE, device="cpu"))
+        assert torch.equal(seeded_noise([3], SHAPE, device="cpu"), seeded_noise([3], SHAPE, device="cpu"))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
@@ -70,7 +75,7 @@ def test_an_image_does_not_depend_on_its_batch(name, net, process):
 
     def images(seeds):
         *_, last = SAMPLERS[name](
-            denoiser(net, process), draw(seeds, SHAPE), levels, noise=noise_for(seeds, SHAPE)
+            network_denoiser(net, process), seeded_noise(seeds, SHAPE), levels, noise=noise_for(seeds, SHAPE)
         )
         return last.x
 

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from triptych.diffusion.process import Level
+from triptych.diffusion.process import NoiseLevel
 from triptych.diffusion.samplers import SAMPLERS
 
 MEAN, SPREAD = 0.7, 0.4
@@ -28,7 +28,7 @@ def spread(level):
 
 
 def at(angle):
-    return Level(math.cos(angle) if angle < math.pi / 2 else 0.0, math.sin(angle), angle)
+    return NoiseLevel(math.cos(angle) if angle < math.pi / 2 else 0.0, math.sin(angle), angle)
 
 
 def even(count, start=0.95):
@@ -88,7 +88,7 @@ def test_lcm_draws_from_the_data_if_the_network_is_consistent():
         return MEAN + SPREAD / (alpha**2 * SPREAD**2 + sigma**2).sqrt() * (x - alpha * MEAN)
 
     for count in (1, 2, 5):
-        levels = (*(at(math.pi / 2 * (1 - i / count)) for i in range(count)), Level(1.0, 0.0, 0.0))
+        levels = (*(at(math.pi / 2 * (1 - i / count)) for i in range(count)), NoiseLevel(1.0, 0.0, 0.0))
         # Times as a network has them; LCM mixes in x itself near 0.
         timed = tuple(level._replace(t=level.t * 1e4) for level in levels)
         x = torch.zeros(count + 2, 1, dtype=torch.float64)

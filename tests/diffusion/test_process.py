@@ -16,7 +16,7 @@ from triptych.diffusion.config import (
     ProcessConfig,
     usual_spacing,
 )
-from triptych.diffusion.process import Process, betas, denoiser, from_x0, target, to_x0
+from triptych.diffusion.process import Process, betas, from_x0, network_denoiser, target, to_x0
 from triptych.diffusion.samplers import SAMPLERS as FUNCTIONS
 from triptych.diffusion.samplers import sampler
 from triptych.errors import UserError, require_known
@@ -117,7 +117,7 @@ def test_what_is_predicted_gives_the_data_back(settings, process):
     output = process.target(x0, eps, t)
     torch.testing.assert_close(process.to_x0(x, output, t), x0)
     torch.testing.assert_close(process.from_x0(x, x0, t), output)
-    torch.testing.assert_close(denoiser(lambda x, t: output, process)(x, t), x0)
+    torch.testing.assert_close(network_denoiser(lambda x, t: output, process)(x, t), x0)
 
 
 def test_targets_are_the_papers():
@@ -143,7 +143,9 @@ def test_the_network_computes_in_its_own_type(process):
         seen.append((x.dtype, t.dtype))
         return x
 
-    answer = denoiser(net, process(), torch.bfloat16)(torch.randn(2, 4, 3, 3), torch.full((2,), 999.0))
+    answer = network_denoiser(net, process(), torch.bfloat16)(
+        torch.randn(2, 4, 3, 3), torch.full((2,), 999.0)
+    )
     assert seen == [(torch.bfloat16, torch.float32)]
     assert answer.dtype == torch.float32
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from triptych.diffusion.process import denoiser
+from triptych.diffusion.process import network_denoiser
 from triptych.diffusion.samplers import SAMPLERS, ddim, euler, sampler
 from triptych.diffusion.schedule import CLEAN, from_strength, spaced_levels
 
@@ -123,7 +123,7 @@ def test_each_step_is_diffusers(name, spacing, prediction, net, process):
     with torch.no_grad():
         theirs = walk(peer, make_scheduler(peer, spacing, their_prediction), their_net, x, levels)
     ours = SAMPLERS[name.removesuffix("-eta").removesuffix("-compvis")]
-    steps = list(ours(denoiser(net, process), x, levels, noise=draws_like(x), **peer.step))
+    steps = list(ours(network_denoiser(net, process), x, levels, noise=draws_like(x), **peer.step))
     for step, state in zip(steps, theirs, strict=True):
         worst = ((step.x - state).abs().max() / state.abs().max()).item()
         assert worst < 1e-5, (step.index, worst)
@@ -149,7 +149,7 @@ def test_image_to_image_starts_in_the_middle_as_diffusers_does(name, net, proces
     for t in times:
         output = net(scheduler.scale_model_input(theirs, t), torch.full((2,), float(t)))
         theirs = scheduler.step(output, t, theirs, return_dict=False, **more)[0]
-    *_, last = sampler(name)(denoiser(net, process), x, levels, noise=draws_like(x))
+    *_, last = sampler(name)(network_denoiser(net, process), x, levels, noise=draws_like(x))
     torch.testing.assert_close(last.x, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_zero_terminal_snr_is_diffusers(name, net, process):
     assert levels[0].alpha == 0
     theirs = walk(peer, make_scheduler(peer, "trailing", "v", rescale_betas_zero_snr=True), net, x, levels)
     for step, state in zip(
-        SAMPLERS[name](denoiser(net, process), x, levels, noise=draws_like(x)), theirs, strict=True
+        SAMPLERS[name](network_denoiser(net, process), x, levels, noise=draws_like(x)), theirs, strict=True
     ):
         torch.testing.assert_close(step.x, state, atol=1e-5, rtol=1e-5)
 
@@ -174,7 +174,7 @@ def test_flow_is_diffusers(net, process):
     levels = spaced_levels(process, STEPS, "trailing", shift=3.0)
     x = torch.randn(2, 4, 6, 5)
     theirs = x
-    for t, step in zip(scheduler.timesteps, euler(denoiser(net, process), x, levels), strict=True):
+    for t, step in zip(scheduler.timesteps, euler(network_denoiser(net, process), x, levels), strict=True):
         theirs = scheduler.step(net(theirs, t.expand(2)), t, theirs, return_dict=False)[0]
         torch.testing.assert_close(step.x, theirs, atol=1e-5, rtol=1e-5)
 
@@ -195,7 +195,7 @@ def test_no_level_is_too_noisy(name, settings, net, process):
     for spacing in ("trailing", "uniform", "karras", "exponential"):
         for count in (1, 2, 7):
             levels = spaced_levels(process, count, spacing)
-            for step in SAMPLERS[name](denoiser(net, process), x, levels, noise=draws_like(x)):
+            for step in SAMPLERS[name](network_denoiser(net, process), x, levels, noise=draws_like(x)):
                 assert step.x.isfinite().all(), (spacing, step.index)
                 assert step.x0.isfinite().all(), (spacing, step.index)
 
@@ -207,12 +207,12 @@ def test_steps_are_counted_and_can_be_left_undone(name, net, process):
 
     def counted(x, t):
         calls.append(t[0].item())
-        return denoiser(net, process)(x, t)
+        return network_denoiser(net, process)(x, t)
 
     steps = SAMPLERS[name](counted, x, levels, noise=draws_like(x))
     assert calls == []
     first = next(steps)
-    assert (first.index, first.count, first.level) == (0, 5, levels[1])
+    assert (first.index, first.num_steps, first.level) == (0, 5, levels[1])
     done = len(calls)
     assert done <= 2
     *_, last = steps
@@ -233,7 +233,9 @@ def test_state_stays_in_fp32_and_off_the_graph(name, net, process):
         return net(x, t).to(torch.bfloat16) * weight
 
     levels = spaced_levels(process, 3, "trailing")
-    for step in SAMPLERS[name](denoiser(half, process, torch.bfloat16), x, levels, noise=draws_like(x)):
+    for step in SAMPLERS[name](
+        network_denoiser(half, process, torch.bfloat16), x, levels, noise=draws_like(x)
+    ):
         assert step.x.dtype == step.x0.dtype == torch.float32
         assert not step.x.requires_grad
     assert seen == {torch.bfloat16}
@@ -244,8 +246,8 @@ def test_ddim_at_eta_1_is_ddpm(net, process):
     process, x = process(prediction="v"), torch.randn(2, 4, 4, 4, dtype=torch.float64)
     levels = spaced_levels(process, 6, "trailing")
     for one, other in zip(
-        ddim(denoiser(net, process), x, levels, noise=draws_like(x), eta=1.0),
-        SAMPLERS["ddpm"](denoiser(net, process), x, levels, noise=draws_like(x)),
+        ddim(network_denoiser(net, process), x, levels, noise=draws_like(x), eta=1.0),
+        SAMPLERS["ddpm"](network_denoiser(net, process), x, levels, noise=draws_like(x)),
         strict=True,
     ):
         torch.testing.assert_close(one.x, other.x)
@@ -255,4 +257,4 @@ def test_eta_needs_noise(net, process):
     process = process()
     levels = spaced_levels(process, 3)
     with pytest.raises(TypeError, match="needs noise"):
-        next(ddim(denoiser(net, process), torch.randn(1, 4, 4, 4), levels, eta=0.5))
+        next(ddim(network_denoiser(net, process), torch.randn(1, 4, 4, 4), levels, eta=0.5))

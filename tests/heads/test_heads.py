@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from triptych.errors import UserError
-from triptych.heads.blocks import ConvNorm, Pyramid, resize
+from triptych.heads.blocks import ConvNorm, Pyramid, resize_map
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter, quarters
 from triptych.metrics.cost import count_macs
@@ -42,13 +42,13 @@ def test_logits_are_of_the_images_size(kind, size):
 def test_a_vits_blocks_make_a_pyramid():
     vit = {"depth": 8, "embed_dim": 16, "num_heads": 2, "mlp_dim": 32, "patch_size": 16, "num_classes": 0}
     net = segmenter(HeadConfig(num_classes=3, width=16), "vit-ti16", **vit)
-    assert net.taken == (1, 3, 5, 7)
+    assert net.blocks_read == (1, 3, 5, 7)
     with torch.no_grad():
         maps = net.maps(torch.randn(1, 3, 64, 96))
         assert [tuple(x.shape[2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
         assert net(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
     chosen = segmenter(HeadConfig(num_classes=3, width=16, blocks=(2, 7)), "vit-ti16", **vit)
-    assert chosen.taken == (2, 7)
+    assert chosen.blocks_read == (2, 7)
 
 
 ONE = {
@@ -144,8 +144,8 @@ def test_replacing_the_head_keeps_the_decoder():
 
 def test_resize_keeps_a_map_of_the_size_and_a_constant():
     x = torch.randn(1, 2, 5, 7)
-    assert resize(x, (5, 7)) is x
-    assert torch.allclose(resize(torch.full((1, 2, 5, 7), 3.0), (11, 4)), torch.tensor(3.0))
+    assert resize_map(x, (5, 7)) is x
+    assert torch.allclose(resize_map(torch.full((1, 2, 5, 7), 3.0), (11, 4)), torch.tensor(3.0))
 
 
 def test_a_pyramid_of_two_levels_is_of_strides_4_and_8():

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.layers.tiling import in_tiles, shares, starts
+from triptych.layers.tiling import blend_weights, run_in_tiles, tile_starts
 
 
 @given(size=st.integers(1, 60), tile=st.integers(1, 20), data=st.data())
 def test_tiles_cover_and_overlap(size, tile, data):
     overlap = data.draw(st.integers(0, tile - 1))
-    begins = starts(size, tile, overlap)
+    begins = tile_starts(size, tile, overlap)
     if size <= tile:
         assert begins == [0]
         return
@@ -22,14 +22,14 @@ def test_tiles_cover_and_overlap(size, tile, data):
     assert begins[-1] == size - tile
     assert all(0 < b - a <= tile - overlap for a, b in pairwise(begins))
     total = torch.zeros(size * 2)
-    for begin, share in zip(begins, shares(begins, size, tile, overlap // 4, 2), strict=True):
+    for begin, share in zip(begins, blend_weights(begins, size, tile, overlap // 4, 2), strict=True):
         assert share.min() >= 0
         total[begin * 2 : (begin + tile) * 2] += share
     torch.testing.assert_close(total, torch.ones(size * 2))
 
 
 def test_shares_fall_linearly_and_leave_the_edges_out():
-    first, second = shares([0, 6], 16, 10, 1)
+    first, second = blend_weights([0, 6], 16, 10, 1)
     assert first[:7].eq(1).all()
     torch.testing.assert_close(first[7:], torch.tensor([3, 1, 0]) / torch.tensor([4, 4, 1]))
     torch.testing.assert_close(second[:4] + first[6:], torch.ones(4))
@@ -39,7 +39,7 @@ def test_shares_fall_linearly_and_leave_the_edges_out():
 @pytest.mark.parametrize(("taken", "cells"), [(1, (11, 5)), (4, (5, 13))])
 def test_what_a_pixel_alone_decides_is_unchanged(taken, cells):
     x = torch.randn(2, 3, *(n * taken for n in cells))
-    torch.testing.assert_close(in_tiles(lambda part: part * 2, x, 4, 1, taken, taken), x * 2)
+    torch.testing.assert_close(run_in_tiles(lambda part: part * 2, x, 4, 1, taken, taken), x * 2)
 
 
 def test_what_a_quarter_of_the_overlap_decides_is_unchanged():
@@ -49,5 +49,5 @@ def test_what_a_quarter_of_the_overlap_decides_is_unchanged():
     def run(part):
         return F.conv2d(part, blur, padding=2)
 
-    torch.testing.assert_close(in_tiles(run, x, 12, 8), run(x))
-    assert not torch.allclose(in_tiles(run, x, 12, 4), run(x))
+    torch.testing.assert_close(run_in_tiles(run, x, 12, 8), run(x))
+    assert not torch.allclose(run_in_tiles(run, x, 12, 4), run(x))

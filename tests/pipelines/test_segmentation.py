@@ -15,7 +15,7 @@ import triptych as tp
 from triptych.data.loading.test_time_views import ViewOptions, view_sizes
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
-from triptych.heads.sliding_window import Held, Sliding, enlarged
+from triptych.heads.sliding_window import InMemoryLogits, SlidingWindowLogits, resized_rows
 from triptych.model_card import Card, Preprocess
 from triptych.pipelines.image_input import normalised
 from triptych.pipelines.palette import FIRST, GROUND, colours_of, far_apart, oklab
@@ -182,12 +182,12 @@ def test_seams_vanish():
     net.mix.weight.data.zero_()
     pixels = picture(96, 80)
     pipe = SegmentationPipeline(net, dtype="fp32", batch_size=2)
-    strip = Sliding(pipe._run, pixels, (32, 32), 0.5, 2)
+    strip = SlidingWindowLogits(pipe._run, pixels, (32, 32), 0.5, 2)
     logits = torch.cat([strip.rows(y, y + 8).clone() for y in range(0, 96, 8)], dim=1)
     assert logits.max() - logits.min() > 3
     for axis in (1, 2):
         assert logits.diff(dim=axis).abs().max() < 8.0 / 8
-    apart = Sliding(pipe._run, pixels, (16, 16), 0.0, 2).rows(0, 96)
+    apart = SlidingWindowLogits(pipe._run, pixels, (16, 16), 0.0, 2).rows(0, 96)
     assert max(apart.diff(dim=axis).abs().max() for axis in (1, 2)) > 2
 
 
@@ -197,15 +197,15 @@ def test_bands_are_the_whole_and_are_let_go():
     pipe, pixels = SegmentationPipeline(replaced(net), dtype="fp32"), picture(150, 30)
     whole = pipe._run([pixels])[0]
     for sizes in ([1], [17], [64, 1, 5], [150]):
-        strip, first, most = Sliding(pipe._run, pixels, (24, 16), 0.5, 4), 0, 0
+        strip, first, most = SlidingWindowLogits(pipe._run, pixels, (24, 16), 0.5, 4), 0, 0
         for step in range(1000):
             last = min(first + sizes[step % len(sizes)], 150)
             torch.testing.assert_close(strip.rows(first, last), whole[:, first:last], atol=1e-5, rtol=0)
-            most, first = max(most, strip.held.shape[1]), last
+            most, first = max(most, strip.buffer.shape[1]), last
             if last == 150:
                 break
         assert most <= 2 * 24 + max(sizes)
-    skipping = Sliding(pipe._run, pixels, (24, 16), 0.5, 4)
+    skipping = SlidingWindowLogits(pipe._run, pixels, (24, 16), 0.5, 4)
     for first in range(0, 150, 60):  # as when the picture is much smaller than what is fed
         torch.testing.assert_close(
             skipping.rows(first, first + 1), whole[:, first : first + 1], atol=1e-5, rtol=0
@@ -224,7 +224,7 @@ def test_rows_are_enlarged_as_the_whole(size, to):
     logits = torch.randn(3, *size)
     expected = F.interpolate(logits[None], to, mode="bilinear", align_corners=False)[0]
     for step in (1, 4, 100):
-        bands = [enlarged(Held(logits), to, y, min(y + step, to[0])) for y in range(0, to[0], step)]
+        bands = [resized_rows(InMemoryLogits(logits), to, y, min(y + step, to[0])) for y in range(0, to[0], step)]
         torch.testing.assert_close(torch.cat(bands, dim=1), expected, atol=1e-5, rtol=0)
 
 
@@ -245,7 +245,7 @@ def test_scales_and_flip_are_the_mean_of_each(net, pipe, window):
                 if window is None:
                     logits = net(normalised(fed, net.card.preprocess)[None])
                 else:
-                    logits = Sliding(pipe._run, fed, window, 0.5, 1).rows(0, size[0])[None]
+                    logits = SlidingWindowLogits(pipe._run, fed, window, 0.5, 1).rows(0, size[0])[None]
                 logits = logits.flip(-1) if mirrored else logits
                 total += F.interpolate(logits, (48, 40), mode="bilinear").softmax(1)[0]
     best, labels = (total / 6).max(0)

@@ -1,5 +1,5 @@
-"""A diffusion process as data, and the names that samplers and spacings go by. Imports no torch, so that every
-`--help` answers at once."""
+"""Configs of a diffusion process and its noise, and the names of samplers and spacings. Imports no torch, so that
+`--help` is fast."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,22 +13,23 @@ Prediction = Literal["eps", "v", "x0", "flow"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessConfig:
-    """How data turn into noise, x_t = alpha_t x_0 + sigma_t eps, and what the network predicts. Checked when made.
+    """How data turn into noise, x_t = alpha_t x_0 + sigma_t eps, and what the network predicts.
 
     The defaults are Stable Diffusion 1's.
     """
 
     schedule: Schedule = "scaled_linear"
-    """linear: beta even from `beta_start` to `beta_end` (Ho et al. 2020). scaled_linear: its root is even (Rombach
-    et al. 2022). cosine: Nichol and Dhariwal 2021, Equation 17. flow: alpha = 1 - t, sigma = t (rectified flow,
-    Liu et al. 2023). The names are diffusers'; CompVis calls two of them otherwise, see `COMPVIS_SCHEDULES`."""
+    """linear: beta evenly spaced from `beta_start` to `beta_end` (Ho et al. 2020). scaled_linear: its square root
+    evenly spaced (Rombach et al. 2022). cosine: Nichol and Dhariwal 2021, Equation 17. flow: alpha = 1 - t, sigma = t
+    (rectified flow, Liu et al. 2023). The names are diffusers'; CompVis uses other names for two of them, see
+    `COMPVIS_SCHEDULES`."""
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    """The betas' ends; cosine and flow have none and leave these alone."""
+    """First and last beta; not used by cosine and flow."""
     steps: int = 1000
-    """T: the network's times run from 0 to T - 1, in flow from above 0 to T."""
+    """T: times of the network are 0 to T - 1, in flow above 0 to T."""
     zero_terminal_snr: bool = False
-    """Rescale the table so that the last step holds no signal at all (Lin et al. 2023, Algorithm 1)."""
+    """Rescale the table so that the last step has no signal (Lin et al. 2023, Algorithm 1)."""
     prediction: Prediction = "eps"
     """What the network's output stands for: the noise; v = alpha eps - sigma x_0 (Salimans and Ho 2022, Section 4);
     the clean data; or flow's velocity eps - x_0."""
@@ -57,21 +58,21 @@ class ProcessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """How a network learns to undo a process: which times it is shown, how each counts, and what noise is."""
+    """Noise of training: the distribution of times, the weight of each, and the noise itself."""
 
     times: Literal["uniform", "logit_normal"] = "uniform"
-    """Every time alike, or those in the middle more often: the logistic function of a normal number (Esser et al. 2024,
-    Equation 19)."""
+    """Uniform, or the logistic function of a normal number, which favors the middle (Esser et al. 2024, Equation
+    19)."""
     logit_mean: float = 0.0
-    """Mean of that number; above 0 is towards noise."""
+    """Mean of that number; above 0 favors noisy times."""
     logit_std: float = 1.0
     """Its standard deviation."""
     min_snr: float = 0.0
-    """gamma of min-SNR weighting (Hang et al. 2023): the error of x_0 counts min(SNR, gamma) times, whatever is
-    predicted; 5 there, 0 is off and counts the error of the prediction as it is."""
+    """gamma of min-SNR weighting (Hang et al. 2023): the error of x_0 has weight min(SNR, gamma), whatever is
+    predicted. 5 in the paper; 0 turns weighting off."""
     offset: float = 0.0
-    """Standard deviation of a further noise that is the same all over a channel, so that pictures may become dark or
-    bright as a whole; 0.1 is usual, 0 is off."""
+    """Standard deviation of additional noise that is constant over a channel, so that very dark and very bright images
+    can be generated; 0.1 is usual, 0 is off."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -81,7 +82,7 @@ class NoiseConfig:
 
 
 # CompVis' and diffusers' names of the schedules -> ours. The same word means two things: what CompVis (and the LDM
-# paper) calls linear is even in the root of beta, as `torch.linspace(b0**0.5, b1**0.5, T)**2` there shows.
+# paper) calls linear is evenly spaced in the root of beta, as `torch.linspace(b0**0.5, b1**0.5, T)**2` there shows.
 COMPVIS_SCHEDULES: dict[str, Schedule] = {
     "linear": "scaled_linear",
     "sqrt_linear": "linear",
@@ -99,7 +100,7 @@ DIFFUSERS_PREDICTIONS: dict[str, Prediction] = {
     "flow_prediction": "flow",
 }
 
-# Name -> what it is, in a line.
+# Name -> description in a line.
 SAMPLERS: dict[str, str] = {
     "ddpm": "the original chain, new noise at each step (Ho et al. 2020)",
     "ddim": "the same marginals without noise, first order (Song et al. 2021)",
@@ -127,10 +128,9 @@ SPACINGS: dict[str, str] = {
 
 
 def usual_spacing(sampler: str, config: ProcessConfig) -> str:
-    """The spacing that goes with a sampler when none is asked for.
+    """Return the default spacing of a sampler: that of its counterpart in diffusers for Stable Diffusion.
 
-    It is the one that the sampler's counterpart in diffusers has for Stable Diffusion. A schedule that ends in pure
-    noise has to be entered at its very end (Lin et al. 2023, Section 3.3).
+    Sampling in a schedule that ends in pure noise has to start at its very end (Lin et al. 2023, Section 3.3).
     """
     require_known(sampler, SAMPLERS, "sampler")
     if sampler == "lcm":

@@ -1,10 +1,10 @@
 """Guidance: functions from denoiser to denoiser.
 
-All of them take one denoiser that answers for a batch twice as long, prompt first: `denoise(cat(x, x), cat(t, t))`
-gives x_0 under the prompt and x_0 under the negative prompt (or none). So there is one call of the network a step, and
-a negative prompt is nothing but the second half's context.
+Each takes a denoiser of a batch twice as long, prompt first: `denoise(cat(x, x), cat(t, t))` gives x_0 under the prompt
+and x_0 under the negative prompt (or none). So there is one call of the network in a step, and a negative prompt is
+just the context of the second half.
 
-Both halves share x, alpha and sigma, so mixing x_0 is mixing noise or velocity: x_0 is a linear function of either.
+Both halves share x, alpha and sigma, so mixing x_0 equals mixing noise or velocity: x_0 is a linear function of either.
 """
 
 import torch
@@ -16,19 +16,20 @@ from triptych.diffusion.process import Denoiser, Process
 def guided(
     denoise: Denoiser, scale: float, *, process: Process | None = None, rescale: float = 0.0
 ) -> Denoiser:
-    """Classifier-free guidance (Ho and Salimans 2022, Equation 6, with `scale` = 1 + w): 1 is the prompt alone.
+    """Classifier-free guidance (Ho and Salimans 2022, Equation 6, with `scale` = 1 + w); at 1 the negative prompt has
+    no effect.
 
     Args:
-        denoise: of a batch twice as long.
-        scale: how far to go from the negative prompt's answer to the prompt's, and beyond.
-        process: which is only needed to rescale.
-        rescale: phi of Lin et al. 2023, Equations 15 and 16: how much of the growth in standard deviation to take
-            back. It is measured, as in the paper and in diffusers, on what the network predicts.
+        denoise: denoiser of a batch twice as long.
+        scale: weight of the difference between the predictions for the prompt and for the negative prompt.
+        process: the process, needed only to rescale.
+        rescale: phi of Lin et al. 2023, Equations 15 and 16: how much of the growth in standard deviation to undo. As
+            in the paper and in diffusers it is measured on what the network predicts.
     """
     if rescale and process is None:
         raise TypeError("to rescale, guided needs the process")
 
-    def answer(x: Tensor, t: Tensor) -> Tensor:
+    def denoise_guided(x: Tensor, t: Tensor) -> Tensor:
         positive, negative = _both(denoise, x, t)
         x0 = positive + (scale - 1) * (positive - negative)
         if rescale and process is not None:
@@ -37,7 +38,7 @@ def guided(
             x0 = process.to_x0(x, (1 - rescale + rescale * growth) * output, t)
         return x0
 
-    return answer
+    return denoise_guided
 
 
 def projected(
@@ -50,18 +51,18 @@ def projected(
 ) -> Denoiser:
     """Adaptive projected guidance (Sadat et al. 2024, Section 4), on x_0 as in the paper.
 
-    It remembers the guidance of earlier calls: make one for each run of a sampler.
+    It stores the guidance of earlier calls, so make a new one for each run of a sampler.
 
     Args:
-        denoise: of a batch twice as long.
-        scale: as in `guided`, which this is for eta = 1 without threshold and momentum.
-        eta: how much to keep of the part of the guidance that is parallel to the prompt's answer and saturates it.
-        threshold: r, the largest norm of the guidance, over an image's channels and pixels; none if None.
-        momentum: beta, how much of the guidance of the calls before to add; negative to be pushed away from it.
+        denoise: denoiser of a batch twice as long.
+        scale: as in `guided`, which this equals for eta = 1 without threshold and momentum.
+        eta: weight of the part of the guidance that is parallel to the prompt's prediction, which saturates images.
+        threshold: r, the largest norm of the guidance over an image's channels and pixels; None is no limit.
+        momentum: beta, weight of the guidance of earlier calls; negative values push away from it.
     """
     average: Tensor | float = 0.0
 
-    def answer(x: Tensor, t: Tensor) -> Tensor:
+    def denoise_guided(x: Tensor, t: Tensor) -> Tensor:
         nonlocal average
         positive, negative = _both(denoise, x, t)
         average = positive - negative + momentum * average
@@ -72,18 +73,18 @@ def projected(
         parallel = (change * direction).flatten(1).sum(1).reshape(_column(x)) * direction
         return positive + (scale - 1) * (change - parallel + eta * parallel)
 
-    return answer
+    return denoise_guided
 
 
 def within(inside: Denoiser, outside: Denoiser, process: Process, low: float, high: float) -> Denoiser:
-    """A guidance interval (Kynkäänniemi et al. 2024, Section 3): `inside` where low < sigma / alpha <= high,
-    `outside` elsewhere. With the prompt's own denoiser as `outside`, its steps cost half."""
+    """Return a denoiser with a guidance interval (Kynkäänniemi et al. 2024, Section 3): `inside` where low < sigma /
+    alpha <= high, `outside` elsewhere. With the unguided denoiser as `outside`, steps there cost half."""
 
-    def answer(x: Tensor, t: Tensor) -> Tensor:
+    def denoise_guided(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = process.at(t[:1])
         return (inside if low < float(sigma / alpha) <= high else outside)(x, t)
 
-    return answer
+    return denoise_guided
 
 
 def _both(denoise: Denoiser, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

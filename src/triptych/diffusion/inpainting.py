@@ -1,4 +1,4 @@
-"""Images as conditions: functions from network to network, and from denoiser to denoiser."""
+"""Conditioning on images: functions from network to network, and from denoiser to denoiser."""
 
 import torch
 from torch import Tensor
@@ -6,13 +6,13 @@ from torch import Tensor
 from triptych.diffusion.process import Denoiser, Net, Process
 
 
-def concatenated(net: Net, extra: Tensor) -> Net:
-    """The network with `extra` as further input channels: an inpainting network's mask and masked latents, a depth
-    map, a small image to be upscaled.
+def concat_channels(net: Net, extra: Tensor) -> Net:
+    """Return the network with `extra` concatenated to its input: an inpainting network's mask and masked latents, a
+    depth map, or a small image to be upscaled.
 
     Args:
-        net: of c + e channels.
-        extra: (b, e, ...), repeated where the network is given a multiple of b (guidance's batch is twice as long).
+        net: takes c + e channels.
+        extra: (b, e, ...), repeated for a batch that is a multiple of b, as under guidance.
     """
 
     def answer(x: Tensor, t: Tensor) -> Tensor:
@@ -32,20 +32,20 @@ def masked(
     *,
     start: float | None = None,
 ) -> Denoiser:
-    """Inpainting with a network that was not trained for it (Lugmayr et al. 2022, Equation 8).
+    """Return a denoiser for inpainting with a network that was not trained for it (Lugmayr et al. 2022, Equation 8).
 
-    Outside the mask the network is always shown `known` with `noise` added for the level, and its answer there is
-    `known`: any sampler comes to exactly `known` outside. diffusers' inpainting pipeline, which overwrites the sample
-    after each step of its scheduler, gives the same inside.
+    Outside the mask the network's input is `known` with `noise` of the level, and its output is `known`, so every
+    sampler ends in exactly `known` there. Inside the result equals that of diffusers' inpainting pipeline, which
+    overwrites the sample after each step of its scheduler.
 
     Args:
-        denoise: of the network.
+        denoise: the network's denoiser.
         process: its process.
-        known: (b, c, h, w) or (1, c, h, w), the latents to keep.
-        mask: (b or 1, 1, h, w), 1 where to paint, 0 where to keep.
-        noise: like known, the noise that sampling starts from.
-        start: the time of the first level, if x is to be taken there as it is: then painting starts from pure noise
-            everywhere, which is diffusers' way at strength 1.
+        known: (b, c, h, w) or (1, c, h, w), latents to keep.
+        mask: (b or 1, 1, h, w), 1 where to generate, 0 where to keep.
+        noise: the noise that sampling starts from, of the shape of `known`.
+        start: time of the first level, if x is to be left as it is there: sampling then starts from pure noise
+            everywhere, as in diffusers at strength 1.
     """
 
     def answer(x: Tensor, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a denoising network learns from: times, noise, and the weighted error of its prediction."""
+"""The training loss of a denoising network: times, noise, and the weighted error of its prediction."""
 
 import math
 from collections.abc import Callable
@@ -22,21 +22,22 @@ def diffusion_loss(
     config: NoiseConfig,
     generator: torch.Generator,
 ) -> Float[Tensor, ""]:
-    """w_t |target - prediction|^2, mean over all numbers of a batch (Rombach et al. 2022, Equation 3), in fp32.
+    """Return w_t |target - prediction|^2, averaged over all numbers of a batch (Rombach et al. 2022, Equation 3), in
+    fp32.
 
     Args:
-        predict: of noised latents like x0, and times (b,).
+        predict: the network, called with noisy latents of the shape of x0 and times (b,).
         x0: latents of unit variance.
-        process: what turns them into noise, and what is predicted.
+        process: how they turn into noise, and what is predicted.
         config: times, weights and noise.
-        generator: all chance is drawn from it: first the times, then the noise. On x0's device.
+        generator: source of all random draws, on x0's device: first the times, then the noise.
     """
     t = draw_times(len(x0), process, config, generator)
     eps = draw_noise(x0, config, generator)
-    return error(predict(process.noised(x0, eps, t), t), x0, eps, t, process, config)
+    return prediction_error(predict(process.noised(x0, eps, t), t), x0, eps, t, process, config)
 
 
-def error(
+def prediction_error(
     predicted: Float[Tensor, "b *c"],
     x0: Float[Tensor, "b *c"],
     eps: Float[Tensor, "b *c"],
@@ -44,18 +45,19 @@ def error(
     process: Process,
     config: NoiseConfig,
 ) -> Float[Tensor, ""]:
-    """The weighted squared error of what was predicted for x_t made of x_0 and eps."""
-    each = (predicted.float() - process.target(x0, eps, t)).square().flatten(1).mean(1)
+    """Return the weighted squared error of the prediction for x_t = alpha_t x_0 + sigma_t eps."""
+    errors = (predicted.float() - process.target(x0, eps, t)).square().flatten(1).mean(1)
     if config.min_snr:
-        each = each * min_snr_weight(process.config.prediction, *process.at(t), config.min_snr)
-    return each.mean()
+        errors = errors * min_snr_weight(process.config.prediction, *process.at(t), config.min_snr)
+    return errors.mean()
 
 
 def draw_times(
     count: int, process: Process, config: NoiseConfig, generator: torch.Generator
 ) -> Shaped[Tensor, " b"]:
-    """A time for each sample: whole steps of a table, any time of a flow. Each has the asked-for distribution, and
-    together they are spread evenly over it, which takes chance out of the mean (Kingma et al. 2021, Appendix I.1)."""
+    """Return a time for each sample: an integer step of a table, or any time of a flow. Each has the configured
+    distribution, and together they are spread evenly over it, which lowers the variance of the mean (Kingma et al.
+    2021, Appendix I.1)."""
     device = generator.device
     start = torch.rand((), generator=generator, device=device)
 
@@ -68,12 +70,12 @@ def draw_times(
         u = torch.sigmoid(config.logit_mean + config.logit_std * quantile)
     size = process.config.steps
     if process.config.schedule == "flow":
-        return (size * u).clamp(min=1e-4 * size)  # at 0 there is no noise to be seen
+        return (size * u).clamp(min=1e-4 * size)  # at 0 there is no noise to predict
     return (u * size).long().clamp(max=size - 1).float()
 
 
 def draw_noise(x0: Float[Tensor, "b c *s"], config: NoiseConfig, generator: torch.Generator) -> Tensor:
-    """Standard normal noise like x0, and the offset of each channel."""
+    """Return standard normal noise of the shape of x0, plus the offset of each channel."""
 
     def normal(*shape: int) -> Tensor:
         return distributed.draw_rows(
@@ -89,8 +91,8 @@ def draw_noise(x0: Float[Tensor, "b c *s"], config: NoiseConfig, generator: torc
 def min_snr_weight(
     prediction: Prediction, alpha: Float[Tensor, "*b"], sigma: Float[Tensor, "*b"], gamma: float
 ) -> Float[Tensor, "*b"]:
-    """What the squared error of a prediction is multiplied by, for that of x_0 to count min(SNR, gamma) times (Hang et
-    al. 2023, Section 3.4).
+    """Return the weight of a prediction's squared error for which the error of x_0 has the weight min(SNR, gamma) (Hang
+    et al. 2023, Section 3.4).
 
     At a given x_t the error of a prediction is k times that of x_0, with k = alpha / sigma for eps, (alpha^2 + sigma^2)
     / sigma for v, 1 for x_0 and (alpha + sigma) / sigma for flow. So the weight is min(SNR, gamma) / k^2. In a process

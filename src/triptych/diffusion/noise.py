@@ -1,12 +1,12 @@
-"""Random numbers that depend on an image's own seed alone: not on the batch, the device or the order of draws.
+"""Random numbers that depend on the seed of an image only: not on the batch, the device or the order of draws.
 
-Image k of a call with seed s has the seed s + k, as in A1111, so that one number in a picture's file is enough to
-make it again. All draws are made on the CPU in fp32.
+Image k of a call with seed s has the seed s + k, as in A1111, so that one number in an image's file is enough to
+generate it again. All numbers are drawn on the CPU in fp32.
 
 - "start", the noise that sampling starts from, is the first draw of `torch.Generator().manual_seed(s + k)`: what
   diffusers draws for the generator of that seed.
-- Every other draw has a generator of its own, seeded with the first word of numpy's
-  `SeedSequence([s + k, purpose, step])`, where purpose is its place in `PURPOSES`.
+- Every other draw has its own generator, seeded with the first word of numpy's
+  `SeedSequence([s + k, purpose, step])`, where purpose is an index into `PURPOSES`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ from torch import Tensor
 from triptych.errors import UserError
 
 Purpose = Literal["start", "step", "encode", "condition"]
-"""Where sampling starts; what a stochastic sampler adds at a step; the draw from an encoder's posterior; noise added
-to a conditioning image."""
+"""What noise is for: the start of sampling, a step of a stochastic sampler, an encoder's posterior, a conditioning
+image."""
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 Noise = Callable[[int], Tensor]
@@ -30,7 +30,7 @@ SEEDS = 2**32  # torch's generator on the CPU reads 32 bits
 
 
 def image_seeds(seed: int, count: int, first: int = 0) -> list[int]:
-    """The seeds of images `first` to `first + count - 1` of a call with this seed.
+    """Return the seeds of images `first` to `first + count - 1` of a call with this seed.
 
     Raises:
         UserError: a seed outside 0 to 2^32 - 1.
@@ -40,7 +40,7 @@ def image_seeds(seed: int, count: int, first: int = 0) -> list[int]:
     return [(seed + first + k) % SEEDS for k in range(count)]
 
 
-def draw(
+def seeded_noise(
     seeds: Sequence[int],
     shape: Sequence[int],
     purpose: Purpose = "start",
@@ -49,7 +49,7 @@ def draw(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal noise (len(seeds), *shape), a seed for each image."""
+    """Return standard normal noise (len(seeds), *shape), with one seed for each image."""
     rows = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(_word(seed, purpose, step))
@@ -64,8 +64,8 @@ def noise_for(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Noise:
-    """The noise that stochastic samplers take: step i's is drawn from (seed, i)."""
-    return lambda step: draw(seeds, shape, "step", step, device=device, dtype=dtype)
+    """Return the noise of stochastic samplers: that of step i is drawn from (seed, i)."""
+    return lambda step: seeded_noise(seeds, shape, "step", step, device=device, dtype=dtype)
 
 
 def _word(seed: int, purpose: Purpose, step: int) -> int:

@@ -18,20 +18,20 @@ from torch import Tensor
 from triptych.diffusion.config import Prediction, ProcessConfig
 
 Net = Callable[[Tensor, Tensor], Tensor]
-"""(x, t) -> whatever the network predicts."""
+"""(x, t) -> what the network predicts: noise, velocity or data."""
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x, t) -> x_0."""
 
 
-class Level(NamedTuple):
-    """A row of a table of levels: x = alpha x_0 + sigma eps, which the network knows as time t."""
+class NoiseLevel(NamedTuple):
+    """A noise level: x = alpha x_0 + sigma eps, at time t of the network."""
 
     alpha: float
     sigma: float
     t: float
 
     def times(self, x: Tensor) -> Tensor:
-        """t for each sample of the batch x, (b,)."""
+        """Return t for each sample of the batch x, (b,)."""
         return x.new_full((len(x),), self.t)
 
     def noised(self, x0: Tensor, eps: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ class Level(NamedTuple):
 class Process:
     """The table of a `ProcessConfig`, in double precision, and the conversions that need it.
 
-    Times are the network's own: 0 to T - 1, or for flow t T with t in (0, 1], so that one embedding of times serves
-    both. Between whole times log(sigma / alpha) is interpolated, as in k-diffusion.
+    Times are those of the network: 0 to T - 1, or for flow t T with t in (0, 1], so that one embedding of times serves
+    both. Between integer times log(sigma / alpha) is interpolated, as in k-diffusion.
     """
 
     def __init__(self, config: ProcessConfig):
@@ -55,7 +55,7 @@ class Process:
         self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def at(self, t: Shaped[Tensor, "*b"]) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
-        """alpha and sigma at the times t, whole or not, on t's device, in fp32 (fp64 for fp64 times)."""
+        """Return alpha and sigma at the times t, integer or not, on t's device, in fp32 (fp64 for fp64 times)."""
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         if self.config.schedule == "flow":
             sigma = t / self.config.steps
@@ -65,26 +65,26 @@ class Process:
         high = (low + 1).clamp(max=self.last)
         part = t - low
         log_ratio = log_ratios[low] + part * (log_ratios[high] - log_ratios[low])
-        whole = part == 0  # the table as it is, also where a ratio is infinite and cannot be interpolated
+        exact = part == 0  # the table as it is, also where a ratio is infinite and cannot be interpolated
         return (
-            torch.where(whole, alphas[low], torch.sigmoid(-2 * log_ratio).sqrt()),
-            torch.where(whole, sigmas[low], torch.sigmoid(2 * log_ratio).sqrt()),
+            torch.where(exact, alphas[low], torch.sigmoid(-2 * log_ratio).sqrt()),
+            torch.where(exact, sigmas[low], torch.sigmoid(2 * log_ratio).sqrt()),
         )
 
-    def level(self, t: float | int) -> Level:
-        """The level at time t, in double precision."""
+    def level(self, t: float | int) -> NoiseLevel:
+        """Return the level at time t, in double precision."""
         t = float(t)
         if self.config.schedule == "flow":
-            return Level(1 - t / self.config.steps, t / self.config.steps, t)
+            return NoiseLevel(1 - t / self.config.steps, t / self.config.steps, t)
         low = int(t)
         if t == low:
-            return Level(self.alphas[low], self.sigmas[low], t)
+            return NoiseLevel(self.alphas[low], self.sigmas[low], t)
         log_ratio = self._log_ratios[low] + (t - low) * (self._log_ratios[low + 1] - self._log_ratios[low])
         ratio = math.exp(log_ratio)
-        return Level(1 / math.hypot(1, ratio), 1 / math.hypot(1, 1 / ratio), t)
+        return NoiseLevel(1 / math.hypot(1, ratio), 1 / math.hypot(1, 1 / ratio), t)
 
     def time(self, ratio: float) -> float:
-        """The time at which sigma / alpha is `ratio`; the nearest end of the schedule where none is."""
+        """Return the time at which sigma / alpha is `ratio`, or the nearest end of the schedule."""
         if self.config.schedule == "flow":
             return float(self.last) if ratio == math.inf else self.last * ratio / (1 + ratio)
         log_ratio = math.log(ratio) if ratio > 0 else -math.inf
@@ -97,33 +97,33 @@ class Process:
         return high - 1 + (log_ratio - before) / (after - before)
 
     def snr(self, t: Shaped[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-        """Signal to noise, alpha^2 / sigma^2 (Kingma et al. 2021, Equation 2)."""
+        """Return the signal-to-noise ratio, alpha^2 / sigma^2 (Kingma et al. 2021, Equation 2)."""
         alpha, sigma = self.at(t)
         return (alpha / sigma) ** 2
 
     def noised(
         self, x0: Float[Tensor, "b *c"], eps: Float[Tensor, "b *c"], t: Shaped[Tensor, " b"]
     ) -> Float[Tensor, "b *c"]:
-        """x_t = alpha_t x_0 + sigma_t eps, a time for each sample."""
+        """Return x_t = alpha_t x_0 + sigma_t eps, with a time for each sample."""
         alpha, sigma = self._along(x0, t)
         return alpha * x0 + sigma * eps
 
     def target(
         self, x0: Float[Tensor, "b *c"], eps: Float[Tensor, "b *c"], t: Shaped[Tensor, " b"]
     ) -> Float[Tensor, "b *c"]:
-        """What the network should predict for x_t made of x_0 and eps."""
+        """Return what the network should predict for x_t = alpha_t x_0 + sigma_t eps."""
         return target(self.config.prediction, x0, eps, *self._along(x0, t))
 
     def to_x0(
         self, x: Float[Tensor, "b *c"], output: Float[Tensor, "b *c"], t: Shaped[Tensor, " b"]
     ) -> Float[Tensor, "b *c"]:
-        """The clean data that a network's output stands for."""
+        """Return the clean data that a network's output implies."""
         return to_x0(self.config.prediction, x, output, *self._along(x, t))
 
     def from_x0(
         self, x: Float[Tensor, "b *c"], x0: Float[Tensor, "b *c"], t: Shaped[Tensor, " b"]
     ) -> Float[Tensor, "b *c"]:
-        """The output that stands for x_0: the inverse of `to_x0`."""
+        """Return the output that implies x_0: the inverse of `to_x0`."""
         return from_x0(self.config.prediction, x, x0, *self._along(x, t))
 
     def _along(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,10 +139,10 @@ class Process:
         return self._on[key]
 
 
-def denoiser(net: Net, process: Process, dtype: torch.dtype | None = None) -> Denoiser:
-    """The denoiser of a network that predicts what `process.config.prediction` says.
+def network_denoiser(net: Net, process: Process, dtype: torch.dtype | None = None) -> Denoiser:
+    """Return the denoiser of a network that predicts what `process.config.prediction` names.
 
-    The network gets x in `dtype` (as it is, if None); what it answers is converted in x's own precision.
+    The network gets x in `dtype` (in its own if None); its output is converted to x_0 in the dtype of x.
     """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -152,12 +152,12 @@ def denoiser(net: Net, process: Process, dtype: torch.dtype | None = None) -> De
     return denoise
 
 
-# What networks predict. With x = alpha x_0 + sigma eps, each is a linear function of x and x_0 alone; alpha and sigma
-# broadcast against x. Only noise prediction divides by alpha, which is why it needs a schedule that keeps some signal.
+# Predictions. With x = alpha x_0 + sigma eps, each is a linear function of x and x_0; alpha and sigma broadcast against
+# x. Only noise prediction divides by alpha, so it needs a schedule that does not end in pure noise.
 
 
 def target(prediction: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a network of this prediction is trained to answer."""
+    """Return the training target of this prediction."""
     if prediction == "eps":
         return eps
     if prediction == "v":
@@ -166,7 +166,7 @@ def target(prediction: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor, sigma
 
 
 def to_x0(prediction: Prediction, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x_0 from a network's output at x."""
+    """Return x_0 from a network's output at x."""
     if prediction == "eps":
         return (x - sigma * output) / alpha
     if prediction == "v":
@@ -175,7 +175,7 @@ def to_x0(prediction: Prediction, x: Tensor, output: Tensor, alpha: Tensor, sigm
 
 
 def from_x0(prediction: Prediction, x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """A network's output at x that stands for x_0; sigma is above 0."""
+    """Return the network's output at x that implies x_0, for sigma above 0."""
     return x0 if prediction == "x0" else target(prediction, x0, (x - alpha * x0) / sigma, alpha, sigma)
 
 
@@ -183,7 +183,7 @@ def from_x0(prediction: Prediction, x: Tensor, x0: Tensor, alpha: Tensor, sigma:
 
 
 def betas(config: ProcessConfig) -> list[float]:
-    """beta_t = 1 - alpha_t^2 / alpha_(t-1)^2, the share of noise that each step adds; flow has none."""
+    """Return beta_t = 1 - alpha_t^2 / alpha_(t-1)^2, the noise variance that each step adds; flow has none."""
     size, low, high = config.steps, config.beta_start, config.beta_end
     if config.schedule == "linear":
         table = [low + (high - low) * i / (size - 1) for i in range(size)]
@@ -194,7 +194,8 @@ def betas(config: ProcessConfig) -> list[float]:
         f = [math.cos((i / size + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(size + 1)]
         table = [min(1 - after / before, 0.999) for before, after in itertools.pairwise(f)]
     if config.zero_terminal_snr:
-        # Lin et al. 2023, Algorithm 1: shift the roots so that the last is 0, scale so that the first stays.
+        # Lin et al. 2023, Algorithm 1: shift the roots so that the last is 0, then scale so that the first is
+        # unchanged.
         roots = [math.sqrt(a) for a in itertools.accumulate((1 - beta for beta in table), operator.mul)]
         scale = roots[0] / (roots[0] - roots[-1])
         squares = [((root - roots[-1]) * scale) ** 2 for root in roots]

@@ -1,7 +1,7 @@
-"""The levels that a sampler visits: a table of (alpha, sigma, t), one row more than there are steps.
+"""Tables of the noise levels (alpha, sigma, t) that a sampler visits, one more than there are steps.
 
-The first row is where sampling starts, the last where it ends. All spacings are tables, so nothing else in a sampler
-has to know of them; an image-to-image run is the tail of a table.
+Sampling starts at the first level and ends at the last. Every spacing is such a table, so samplers do not depend on it;
+image-to-image uses the tail of a table.
 """
 
 import math
@@ -10,12 +10,12 @@ from collections.abc import Callable
 import numpy as np
 
 from triptych.diffusion.config import SPACINGS
-from triptych.diffusion.process import Level, Process
+from triptych.diffusion.process import NoiseLevel, Process
 from triptych.errors import UserError, require_known
 
-Levels = tuple[Level, ...]
+Levels = tuple[NoiseLevel, ...]
 
-CLEAN = Level(1.0, 0.0, 0.0)
+CLEAN = NoiseLevel(1.0, 0.0, 0.0)
 _WIDEST = 80.0  # the largest sigma / alpha of Karras et al. 2022, Table 1
 
 
@@ -28,20 +28,20 @@ def spaced_levels(
     rho: float = 7.0,
     shift: float = 1.0,
 ) -> Levels:
-    """A table of `steps` + 1 levels, from the noisiest to the clean image.
+    """Return `steps` + 1 levels, from the noisiest to the clean image.
 
     Args:
-        process: whose levels these are.
-        steps: number of steps, from 1 to the number of whole times that the spacing has to choose from.
+        process: the process of the network.
+        steps: number of steps, from 1 to the number of times that the spacing can choose from.
         spacing: a name in `SPACINGS`.
-        offset: how far "leading" and its kin stand above the start of the schedule, as far as there is room
+        offset: how far "leading" and the spacings based on it start above the first time, as far as there is room
             (diffusers' `steps_offset`; Stable Diffusion has 1).
-        rho: the root of "karras".
-        shift: for flow alone, moves levels towards noise, as larger images need: sigma becomes
+        rho: exponent of "karras".
+        shift: for flow only, moves levels toward noise, as larger images need: sigma becomes
             shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024, Equation 23).
 
     Raises:
-        UserError: an unknown spacing (near names are listed), steps out of range, a shift without flow.
+        UserError: an unknown spacing (the message lists near names), steps out of range, or a shift without flow.
     """
     require_known(spacing, SPACINGS, "spacing")
     most = _lcm_count(process) if spacing == "lcm" else process.config.steps - ("multistep" in spacing)
@@ -66,7 +66,8 @@ def spaced_levels(
 
 
 def from_strength(levels: Levels, strength: float) -> Levels:
-    """The tail of a table for image-to-image: `strength` is the share of the steps that is done, 1 all, 0 none.
+    """Return the tail of a table for image-to-image: `strength` is the share of the steps that are taken, 1 all, 0
+    none.
 
     Raises:
         UserError: a strength outside 0 to 1.
@@ -78,7 +79,7 @@ def from_strength(levels: Levels, strength: float) -> Levels:
 
 
 # Times, highest first. A process counts from `first` to `last`: 0 to T - 1, in flow 1 to T. Even steps are numpy's, as
-# in diffusers, so that a time halfway between two whole ones is rounded to the same side.
+# in diffusers, so that a time halfway between two integers is rounded to the same side.
 
 
 def _leading(process: Process, steps: int, offset: int) -> list[float]:
@@ -90,7 +91,7 @@ def _leading(process: Process, steps: int, offset: int) -> list[float]:
 def _trailing(process: Process, steps: int, offset: int) -> list[float]:
     size = process.config.steps
     times = np.arange(size, 0, -size / steps)[:steps].tolist()
-    return [_whole(process, t) + process.first - 1 for t in times]
+    return [_rounded(process, t) + process.first - 1 for t in times]
 
 
 def _uniform(process: Process, steps: int, offset: int) -> list[float]:
@@ -100,7 +101,7 @@ def _uniform(process: Process, steps: int, offset: int) -> list[float]:
 
 
 def _linspace(process: Process, steps: int, offset: int) -> list[float]:
-    return [_whole(process, t) for t in _uniform(process, steps, offset)]
+    return [_rounded(process, t) for t in _uniform(process, steps, offset)]
 
 
 def _multistep(process: Process, steps: int, offset: int) -> list[float]:
@@ -112,7 +113,7 @@ def _multistep_leading(process: Process, steps: int, offset: int) -> list[float]
 
 
 def _compvis(process: Process, steps: int, offset: int) -> list[float]:
-    # Where T is no multiple of `steps`, CompVis' own code makes some steps more than it was asked for; we do not.
+    # Where T is not a multiple of `steps`, CompVis' own code takes more steps than requested; we do not.
     return _leading(process, steps, 1)
 
 
@@ -128,7 +129,7 @@ def _lcm(process: Process, steps: int, offset: int) -> list[float]:
     return [times[i * count // steps] for i in range(steps)]
 
 
-def _whole(process: Process, t: float) -> float:
+def _rounded(process: Process, t: float) -> float:
     return t if process.config.schedule == "flow" else float(round(t))
 
 
@@ -150,8 +151,8 @@ def _ramp(process: Process, steps: int, rho: float) -> list[float]:
     """sigma_i = (sigma_max^(1/rho) + i / (n - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho (Karras et al. 2022,
     Equation 5); its limit for an infinite rho is geometric.
 
-    A schedule that reaches further into noise than any ramp should (to infinity at zero terminal SNR) is entered at
-    its end all the same; from the second step on the ramp runs from sigma / alpha = 80.
+    In a schedule that is noisier than the paper's widest ramp (infinitely at zero terminal SNR), sampling still starts
+    at its last time; the ramp from sigma / alpha = 80 begins at the second step.
     """
     low, high = process.level(process.first), process.level(process.last)
     lowest, highest = low.sigma / low.alpha, high.sigma / high.alpha if high.alpha else math.inf
@@ -167,5 +168,5 @@ def _between(high: float, low: float, count: int, rho: float) -> list[float]:
     return [(high ** (1 / rho) + part * (low ** (1 / rho) - high ** (1 / rho))) ** rho for part in parts]
 
 
-def _at_ratio(process: Process, ratio: float) -> Level:
+def _at_ratio(process: Process, ratio: float) -> NoiseLevel:
     return process.level(process.time(ratio))

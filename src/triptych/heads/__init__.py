@@ -1,1 +1,1 @@
-"""What goes on any backbone's maps: dense prediction."""
+"""Heads for dense prediction from the feature maps of any backbone."""

@@ -1,4 +1,4 @@
-"""The pieces that dense heads share."""
+"""Building blocks of dense heads."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from triptych.layers.norm import BatchNorm
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm, ReLU; the map keeps its size."""
+    """Convolution, batch norm and ReLU at constant map size."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3):
         super().__init__()
@@ -19,16 +19,16 @@ class ConvNorm(nn.Module):
         return F.relu(self.norm(self.conv(x)))
 
 
-def resize(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c rows columns"]:
-    """A map at another size, bilinearly; cells are areas (corners are not aligned)."""
+def resize_map(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c rows columns"]:
+    """Return a map resized bilinearly, without aligned corners."""
     if all(isinstance(side, int) for side in size) and tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 class Pyramid(nn.Module):
-    """Maps of one size, such as those of a ViT's blocks, as a pyramid of strides 4, 8, 16 and 32 (or as many as there
-    are): each is projected, resized and smoothed, as the multi-level neck of SETR's and MAE's segmenters does."""
+    """A pyramid of strides 4, 8, 16, 32 and so on from maps of one size, such as those of a ViT's blocks: each is
+    projected, resized and smoothed, as in the multi-level neck of SETR's and MAE's segmenters."""
 
     def __init__(self, channels: list[int], strides: list[int], width: int):
         super().__init__()
@@ -39,8 +39,8 @@ class Pyramid(nn.Module):
         self.channels = [width] * len(channels)
 
     def forward(self, maps: list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, "b _ _ _"]]:
-        made = []
+        pyramid = []
         for x, before, after, factor in zip(maps, self.before, self.after, self.factors, strict=True):
             rows, columns = (max(1, int(side * factor)) for side in x.shape[-2:])
-            made.append(after(resize(before(x), (rows, columns))))
-        return made
+            pyramid.append(after(resize_map(before(x), (rows, columns))))
+        return pyramid

@@ -1,4 +1,4 @@
-"""Dense heads as data. Imports no torch."""
+"""Configs of dense heads. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,26 +9,26 @@ from triptych.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """What turns a backbone's maps into a class for each pixel. Checked when made."""
+    """A dense head, which turns a backbone's maps into a class for each pixel."""
 
     kind: Literal["fpn", "unet", "upernet"] = "upernet"
     """Semantic FPN (Kirillov et al. 2019), U-Net's expanding path (Ronneberger et al. 2015), or UPerNet with pyramid
     pooling (Xiao et al. 2018)."""
     num_classes: int = 2
-    """Training takes the data's."""
+    """Number of classes; training sets it to that of the data."""
     width: int = 512
-    """Channels of the head; of a U-Net's deepest step, halved at each next one."""
+    """Channels of the head; for a U-Net those of the deepest step, halved at each further one."""
     blocks: tuple[int, ...] = ()
-    """Of a backbone whose maps are all of one size (ViT): the blocks whose maps are taken; () is every quarter. Others
-    take none."""
+    """Blocks whose maps are read, for a backbone whose maps all have one size (ViT); () is one at each quarter of its
+    depth. Empty for other backbones."""
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)
-    """upernet: sides of the grids that pyramid pooling averages over."""
+    """upernet: sides of the grids of pyramid pooling."""
     image_width: int = 0
-    """unet: channels of a convolution of the picture itself that joins at its full size; 0 ends at the finest map."""
+    """unet: channels of a convolution of the image, concatenated at full size; 0 ends at the finest map."""
     dropout: float = 0.1
     """Share of channels dropped before the classifier, in training."""
     aux_width: int = 0
-    """Channels of an auxiliary head on the last map but one of several, which only training reads; 0 is none."""
+    """Channels of an auxiliary head on the last map but one, used in training only; 0 is none."""
 
     def __post_init__(self):
         check(self)
@@ -53,7 +53,7 @@ class SegmenterConfig:
     """A backbone and a dense head."""
 
     backbone: Any
-    """The config of the backbone, of whatever family."""
+    """Config of the backbone, of any family."""
     head: HeadConfig
 
     @property

@@ -1,6 +1,6 @@
-"""Logits of pictures, asked for a few rows at a time from the top down, so that none is ever held whole.
+"""Logits of images, computed a few rows at a time from the top down, so that they never are in memory at once.
 
-A map of logits has as many channels as there are classes: of 150 and 12 megapixels it would be 7 GB.
+Logits have as many channels as there are classes: for 150 classes and 12 megapixels they would be 7 GB.
 """
 
 import math
@@ -13,29 +13,29 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from triptych.layers.tiling import shares, starts
+from triptych.layers.tiling import blend_weights, tile_starts
 
-Run = Callable[[Sequence[UInt8[np.ndarray, "h w 3"]]], Float[Tensor, "n k h w"]]
-"""Pieces of one size to their logits, fp32."""
+RunWindows = Callable[[Sequence[UInt8[np.ndarray, "h w 3"]]], Float[Tensor, "n k h w"]]
+"""Windows of one size -> their logits, fp32."""
 
-AT_ONCE = 8_000_000
-"""Numbers of a band of logits that are worked on together: 32 MB."""
+BAND_NUMBERS = 8_000_000
+"""Numbers in a band of logits that are processed together: 32 MB."""
 
 
 @runtime_checkable
-class Strip(Protocol):
-    """Logits by rows."""
+class LogitRows(Protocol):
+    """Logits that are read by rows."""
 
     size: tuple[int, int]
 
     def rows(self, first: int, last: int) -> Float[Tensor, "k n w"]:
-        """Those from `first` up to, not including, `last`. Neither goes back from one call to the next, which may write
-        over what this one gave."""
+        """Return rows `first` to `last` - 1. Neither may decrease from one call to the next, which may overwrite the
+        result of this one."""
         ...
 
 
-class Held:
-    """Logits that are there."""
+class InMemoryLogits:
+    """Logits in memory."""
 
     def __init__(self, logits: Float[Tensor, "k h w"]):
         self.logits, self.size = logits, (logits.shape[-2], logits.shape[-1])
@@ -44,33 +44,33 @@ class Held:
         return self.logits[:, first:last]
 
 
-class Mirrored:
-    """Those of the mirrored picture, turned back."""
+class FlippedLogits:
+    """Logits of the flipped image, flipped back."""
 
-    def __init__(self, strip: Strip):
-        self.strip, self.size = strip, strip.size
+    def __init__(self, logits: LogitRows):
+        self.logits, self.size = logits, logits.size
 
     def rows(self, first: int, last: int) -> Float[Tensor, "k n w"]:
-        return self.strip.rows(first, last).flip(-1)
+        return self.logits.rows(first, last).flip(-1)
 
 
-class Sliding:
-    """Those of windows that overlap, made a row of windows at a time when one is needed.
+class SlidingWindowLogits:
+    """Logits of overlapping windows, computed a row of windows at a time when it is needed.
 
-    Where windows overlap each counts by the distance to its edge, less the last quarter of the overlap, where it knows
-    too little of what is around; the shares of a pixel sum to one (`layers.tiling.shares`).
+    Where windows overlap, each has a weight that grows with the distance to its edge, and is 0 in the last quarter of
+    the overlap, where its context is missing; the weights of a pixel sum to one (`layers.tiling.blend_weights`).
 
     Args:
-        run: gives the logits of windows.
-        pixels: what the windows slide over.
+        run: computes the logits of windows.
+        pixels: the image.
         window: height and width; never larger than `pixels`.
-        overlap: of neighbouring windows, at least, as a share of the window.
+        overlap: share of a window that it has in common with the next one, at least.
         batch: windows at a time.
     """
 
     def __init__(
         self,
-        run: Run,
+        run: RunWindows,
         pixels: UInt8[np.ndarray, "h w 3"],
         window: tuple[int, int],
         overlap: float,
@@ -80,127 +80,131 @@ class Sliding:
         self.size = height, width = pixels.shape[:2]
         self.window = h, w = min(window[0], height), min(window[1], width)
         shared = [min(round(overlap * side), side - 1) for side in self.window]
-        self.tops, self.lefts = starts(height, h, shared[0]), starts(width, w, shared[1])
-        self.down = shares(self.tops, height, h, shared[0] // 4)
-        self.across = shares(self.lefts, width, w, shared[1] // 4)
-        self.next, self.first = 0, 0  # row of windows, row of what is held
-        self.held: Tensor | None = None
+        self.tops, self.lefts = tile_starts(height, h, shared[0]), tile_starts(width, w, shared[1])
+        self.down = blend_weights(self.tops, height, h, shared[0] // 4)
+        self.across = blend_weights(self.lefts, width, w, shared[1] // 4)
+        self.next, self.first = 0, 0  # row of windows, first row of the buffer
+        self.buffer: Tensor | None = None
 
     def rows(self, first: int, last: int) -> Float[Tensor, "k n w"]:
-        while self._whole() < last:
+        while self._finished_rows() < last:
             self._more(first)
-        assert self.held is not None
-        return self.held[:, first - self.first : last - self.first]
+        assert self.buffer is not None
+        return self.buffer[:, first - self.first : last - self.first]
 
-    def _whole(self) -> int:
-        """Rows that no further window adds to."""
+    def _finished_rows(self) -> int:
+        """Return how many rows are complete."""
         return self.size[0] if self.next == len(self.tops) else self.tops[self.next] if self.next else 0
 
     def _more(self, needed: int) -> None:
-        """Add the next row of windows, and let go of the rows above `needed`."""
+        """Add the next row of windows, and free the rows above `needed`."""
         (h, w), top = self.window, self.tops[self.next]
         cleared = False
         pairs = list(zip(self.lefts, self.across, strict=True))
         for lefts in (pairs[i : i + self.batch] for i in range(0, len(pairs), self.batch)):
-            made = self.run([self.pixels[top : top + h, left : left + w] for left, _ in lefts])
+            logits = self.run([self.pixels[top : top + h, left : left + w] for left, _ in lefts])
             if not cleared:
-                self._clear(made, min(needed, top), top + h)
+                self._clear(logits, min(needed, top), top + h)
                 cleared = True
-            assert self.held is not None
-            down = self.down[self.next].to(made)[:, None]
-            for part, (left, across) in zip(made, lefts, strict=True):
-                place = self.held[:, top - self.first : top - self.first + h, left : left + w]
-                place.addcmul_(part, down * across.to(made))
+            assert self.buffer is not None
+            down = self.down[self.next].to(logits)[:, None]
+            for part, (left, across) in zip(logits, lefts, strict=True):
+                place = self.buffer[:, top - self.first : top - self.first + h, left : left + w]
+                place.addcmul_(part, down * across.to(logits))
         self.next += 1
 
     def _clear(self, like: Tensor, first: int, last: int) -> None:
-        """Hold rows `first` to `last`, with what is known of them, and zeros in those that no window has reached."""
+        """Move the buffer to rows `first` to `last`: keep the values of those that windows have reached, zero the
+        others."""
         classes, width = like.shape[1], self.size[1]
         reached = self.tops[self.next - 1] + self.window[0] if self.next else 0
-        kept, offset = max(0, reached - first), first - self.first
-        if self.held is None or self.held.shape[1] < last - first:
+        valid, offset = max(0, reached - first), first - self.first
+        if self.buffer is None or self.buffer.shape[1] < last - first:
             fresh = like.new_zeros((classes, last - first, width))
-            if self.held is not None and kept:
-                fresh[:, :kept] = self.held[:, offset : offset + kept]
-            self.held = fresh
+            if self.buffer is not None and valid:
+                fresh[:, :valid] = self.buffer[:, offset : offset + valid]
+            self.buffer = fresh
         else:
-            for rows in self.held:  # a class at a time: the copy between them is small
-                rows[:kept] = rows[offset : offset + kept].clone()
-            self.held[:, kept:].zero_()
+            for rows in self.buffer:  # class by class, so that the copy is small
+                rows[:valid] = rows[offset : offset + valid].clone()
+            self.buffer[:, valid:].zero_()
         self.first = first
 
 
-def strips_of(
-    run: Run,
-    fed: Sequence[Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], tuple[slice, slice]]]],
+def logits_of_views(
+    run: RunWindows,
+    views: Sequence[Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], tuple[slice, slice]]]],
     window: tuple[int, int] | None,
     overlap: float,
     flip: bool,
     batch: int,
-) -> list[list[Strip]]:
-    """The strips of some pictures, all of a picture's to be averaged.
+) -> list[list[LogitRows]]:
+    """Return for each image the logits of its views, which are to be averaged.
 
     Args:
-        fed: of each picture what is fed, and where in that it lies.
-        window: height and width that slide over each; none looks at all of it at once, what is of one size together.
-        overlap: as in `Sliding`.
-        flip: the mirrored picture, too.
-        batch: pictures or windows at a time.
+        run: computes the logits of a batch.
+        views: for each image its views: pixels, and where the image lies in them.
+        window: height and width of a sliding window; None runs each view at once, views of one size together.
+        overlap: as in `SlidingWindowLogits`.
+        flip: whether to add the flipped views.
+        batch: views or windows at a time.
     """
-    strips: list[list[Strip]] = [[] for _ in fed]
+    results: list[list[LogitRows]] = [[] for _ in views]
     if window is not None:
-        for pieces, into in zip(fed, strips, strict=True):
+        for pieces, into in zip(views, results, strict=True):
             for pixels, _ in pieces:
-                into.append(Sliding(run, pixels, window, overlap, batch))
+                into.append(SlidingWindowLogits(run, pixels, window, overlap, batch))
                 if flip:
-                    into.append(Mirrored(Sliding(run, pixels[:, ::-1], window, overlap, batch)))
-        return strips
+                    into.append(
+                        FlippedLogits(SlidingWindowLogits(run, pixels[:, ::-1], window, overlap, batch))
+                    )
+        return results
     by_size: dict[tuple[int, ...], list[tuple[int, tuple[slice, slice], np.ndarray, bool]]] = {}
-    for i, pieces in enumerate(fed):
+    for i, pieces in enumerate(views):
         for pixels, inner in pieces:
-            alike = by_size.setdefault(pixels.shape, [])
-            alike.append((i, inner, pixels, False))
+            group = by_size.setdefault(pixels.shape, [])
+            group.append((i, inner, pixels, False))
             if flip:
-                alike.append((i, inner, pixels[:, ::-1], True))
-    for alike in by_size.values():
-        for some in (alike[at : at + batch] for at in range(0, len(alike), batch)):
-            for logits, (i, inner, _, mirrored) in zip(run([p for _, _, p, _ in some]), some, strict=True):
-                logits = (logits.flip(-1) if mirrored else logits)[:, inner[0], inner[1]]
-                strips[i].append(Held(logits))
-    return strips
+                group.append((i, inner, pixels[:, ::-1], True))
+    for group in by_size.values():
+        for chunk in (group[at : at + batch] for at in range(0, len(group), batch)):
+            for result, (i, inner, _, flipped) in zip(run([p for _, _, p, _ in chunk]), chunk, strict=True):
+                result = (result.flip(-1) if flipped else result)[:, inner[0], inner[1]]
+                results[i].append(InMemoryLogits(result))
+    return results
 
 
-def enlarged(strip: Strip, size: tuple[int, int], first: int, last: int) -> Float[Tensor, "k n w"]:
-    """Rows `first` to `last` of the logits at another size, bilinearly, cells taken as areas: as `F.interpolate` of the
-    whole, of which only the rows that matter are asked for."""
-    (h, w), (H, W) = strip.size, size
+def resized_rows(logits: LogitRows, size: tuple[int, int], first: int, last: int) -> Float[Tensor, "k n w"]:
+    """Return rows `first` to `last` of the logits resized bilinearly: as `F.interpolate` of all rows, but only those
+    needed are read."""
+    (h, w), (H, W) = logits.size, size
     if (h, w) == (H, W):
-        return strip.rows(first, last)
+        return logits.rows(first, last)
     y = ((torch.arange(first, last, dtype=torch.float64) + 0.5) * (h / H) - 0.5).clamp(0, h - 1)
     above = y.floor().long()
     below = (above + 1).clamp(max=h - 1)
     top = int(above[0])
-    part = strip.rows(top, int(below[-1]) + 1)
+    part = logits.rows(top, int(below[-1]) + 1)
     part = F.interpolate(part[None], size=(part.shape[1], W), mode="bilinear", align_corners=False)[0]
     share = (y - above).to(part)[:, None]
     return torch.lerp(part[:, (above - top).to(part.device)], part[:, (below - top).to(part.device)], share)
 
 
-def parsed(
-    strips: Sequence[Strip], size: tuple[int, int], classes: int, confidence: bool = False
+def predicted_bands(
+    views: Sequence[LogitRows], size: tuple[int, int], classes: int, confidence: bool = False
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The best class of each pixel of a picture of `size`, and its probability if `confidence` is asked for, in bands
-    from the top. Of several strips the probabilities are averaged.
+    """Yield the best class of each pixel of an image of `size`, and its probability if `confidence` is set, in bands
+    from the top. The probabilities of several views are averaged.
     """
     H, W = size
-    step = max(1, math.ceil(AT_ONCE / (classes * W)))
+    step = max(1, math.ceil(BAND_NUMBERS / (classes * W)))
     for first in range(0, H, step):
         last = min(first + step, H)
-        if len(strips) == 1 and not confidence:
-            yield enlarged(strips[0], size, first, last).argmax(0), None
+        if len(views) == 1 and not confidence:
+            yield resized_rows(views[0], size, first, last).argmax(0), None
             continue
-        mean = enlarged(strips[0], size, first, last).softmax(0)
-        for strip in strips[1:]:
-            mean += enlarged(strip, size, first, last).softmax(0)
-        best, label = (mean / len(strips)).max(0)
+        mean = resized_rows(views[0], size, first, last).softmax(0)
+        for view in views[1:]:
+            mean += resized_rows(view, size, first, last).softmax(0)
+        best, label = (mean / len(views)).max(0)
         yield label, best if confidence else None

@@ -4,17 +4,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.heads.blocks import ConvNorm, resize
+from triptych.heads.blocks import ConvNorm, resize_map
 
 
 class UNetDecoder(nn.Module):
-    """From the coarsest map up: enlarge to the next finer one, concatenate it, convolve twice.
+    """From the coarsest map to the finest: enlarge, concatenate the next finer map, convolve twice.
 
     Args:
-        channels: of each map, finest first.
-        width: channels after the first step; halved at each next one, at least 16.
-        image_channels, image_width: with a width above 0 the picture itself, convolved to so many channels, is the last
-            map that joins, at its full size (as in Swin UNETR, Hatamizadeh et al. 2022).
+        channels: channels of each map, finest first.
+        width: channels after the first step; halved at each further one, at least 16.
+        image_channels: channels of the image.
+        image_width: if above 0, the image, convolved to this many channels, is concatenated last, at full size (as in
+            Swin UNETR, Hatamizadeh et al. 2022).
     """
 
     def __init__(self, channels: list[int], width: int, image_channels: int = 3, image_width: int = 0):
@@ -32,10 +33,10 @@ class UNetDecoder(nn.Module):
     def forward(
         self, maps: list[Float[Tensor, "b _ _ _"]], images: Float[Tensor, "b c height width"]
     ) -> Float[Tensor, "b d h w"]:
-        """A map of the finest size."""
+        """Return a map of the finest size."""
         if self.image is not None:
             maps = [self.image(images), *maps]
         x = maps[-1]
         for step, skip in zip(self.steps, reversed(maps[:-1]), strict=True):
-            x = step(torch.cat([resize(x, (skip.shape[-2], skip.shape[-1])), skip], dim=1))
+            x = step(torch.cat([resize_map(x, (skip.shape[-2], skip.shape[-1])), skip], dim=1))
         return x

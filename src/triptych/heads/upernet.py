@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.heads.blocks import ConvNorm, resize
+from triptych.heads.blocks import ConvNorm, resize_map
 
 
 class PyramidPooling(nn.Module):
-    """Averages over grids of several sizes beside the map itself (PSPNet, Zhao et al. 2017, Figure 3)."""
+    """Averages over grids of several sizes, concatenated with the map (PSPNet, Zhao et al. 2017, Figure 3)."""
 
     def __init__(self, channels: int, width: int, scales: tuple[int, ...]):
         super().__init__()
@@ -20,15 +20,15 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         size = (x.shape[-2], x.shape[-1])
         pooled = [
-            resize(pool(F.adaptive_avg_pool2d(x, scale)), size)
+            resize_map(pool(F.adaptive_avg_pool2d(x, scale)), size)
             for pool, scale in zip(self.pools, self.scales, strict=True)
         ]
         return self.join(torch.cat([x, *pooled], dim=1))
 
 
 class UPerNet(nn.Module):
-    """Lateral projections, pyramid pooling in the coarsest's place, a sum from the top down, smoothing, and all levels
-    at the finest's size in one convolution."""
+    """Lateral projections, pyramid pooling of the coarsest map, a top-down sum, smoothing, and one convolution of all
+    levels at the finest size."""
 
     def __init__(self, channels: list[int], width: int, scales: tuple[int, ...]):
         super().__init__()
@@ -43,7 +43,7 @@ class UPerNet(nn.Module):
         levels.append(self.pooling(maps[-1]))
         for i in range(len(levels) - 1, 0, -1):
             size = (levels[i - 1].shape[-2], levels[i - 1].shape[-1])
-            levels[i - 1] = levels[i - 1] + resize(levels[i], size)
+            levels[i - 1] = levels[i - 1] + resize_map(levels[i], size)
         fused = [smooth(x) for smooth, x in zip(self.smooth, levels[:-1], strict=True)] + [levels[-1]]
         finest = (fused[0].shape[-2], fused[0].shape[-1])
-        return self.join(torch.cat([resize(x, finest) for x in fused], dim=1))
+        return self.join(torch.cat([resize_map(x, finest) for x in fused], dim=1))

@@ -1,11 +1,12 @@
-"""Random weights to start from."""
+"""Initialization of weights."""
 
 from torch import nn
 
 
-def fill(net: nn.Module) -> None:
-    """Random weights for the known layers of `net`: truncated normals of 0.02 for products, as DeiT has them, and of
-    1 / sqrt(inputs) for convolutions. A layer with parameters of its own fills them in its `fill`."""
+def initialize_weights(net: nn.Module) -> None:
+    """Initialize the layers of `net` in place: linear layers with truncated normals of standard deviation 0.02, as in
+    DeiT, convolutions of 1 / sqrt(inputs). A module with parameters of its own initializes them in its method
+    `fill`."""
     for part in net.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             std = 0.02 if isinstance(part, nn.Linear) else part.weight[0].numel() ** -0.5

@@ -1,19 +1,34 @@
 """From pixels to tokens: patch partition and linear projection, alone or after a convolutional stem."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from triptych.layers.norm import BatchNorm
 from triptych.layers.padding import pad_to_multiple
 
 
+class PatchMask(NamedTuple):
+    """Patches to hide in masked image modeling, and the trained token that replaces their embeddings."""
+
+    mask: Bool[Tensor, "b h w"]
+    """True in the pixels of hidden patches."""
+    token: Float[Tensor, "d"]
+
+    def hide(self, x: Float[Tensor, "b d rows columns"]) -> Float[Tensor, "b d rows columns"]:
+        """Return embeddings with the token in the place of hidden ones."""
+        hidden = F.interpolate(self.mask[:, None].to(x.dtype), size=x.shape[-2:], mode="nearest")
+        return x * (1 - hidden) + self.token.to(x.dtype)[:, None, None] * hidden
+
+
 class PatchEmbed(nn.Module):
     """Patch partition and linear projection (ViT, Equation 1), as one convolution of stride P.
 
-    An image whose sides are no multiples of P is padded with zeros at the right and the bottom.
+    An image whose sides are not multiples of P is padded with zeros at the right and the bottom.
     """
 
     def __init__(self, channels: int, dim: int, patch: int, bias: bool = True):
@@ -21,11 +36,17 @@ class PatchEmbed(nn.Module):
         self.patch = patch
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch, bias=bias)
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows columns"]:
+    def forward(
+        self, images: Float[Tensor, "b c h w"], masked: PatchMask | None = None
+    ) -> Float[Tensor, "b d rows columns"]:
+        x = self.project(images)
+        return x if masked is None else masked.hide(x)
+
+    def project(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows columns"]:
         images = pad_to_multiple(images, (self.patch, self.patch), (2, 3))
         if self.patch == 1:
             return self.proj(images)
-        # The same product as the convolution's, laid out as one matrix product, which the CPU runs faster.
+        # The same as the convolution, as one matrix product, which is faster on CPU.
         tokens = rearrange(images, "b c (h p) (w q) -> b h w (c p q)", p=self.patch, q=self.patch)
         weight = self.proj.weight.flatten(1)                                             # D CPP
         return rearrange(F.linear(tokens, weight, self.proj.bias), "b h w d -> b d h w")
@@ -33,7 +54,12 @@ class PatchEmbed(nn.Module):
 
 class ConvStem(nn.Module):
     """A few 3x3 convolutions of stride 2 before the projection ("Early convolutions help transformers see
-    better", Xiao et al. 2021): the inductive bias a small data set needs. Widths double towards `dim`."""
+    better", Xiao et al. 2021), the inductive bias that a small data set needs.
+
+    Args:
+        channels: channels of the image.
+        widths: output channels of each convolution.
+    """
 
     def __init__(self, channels: int, widths: tuple[int, ...]):
         super().__init__()
@@ -49,7 +75,7 @@ class ConvStem(nn.Module):
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution with standardised weights (Qiao et al. 2019), TensorFlow's "SAME" padding, no bias.
+    """Convolution with standardized weights (Qiao et al. 2019), TensorFlow's "SAME" padding, no bias.
 
     As in the paper's own code the small number is added to the standard deviation, not to the variance.
     """
@@ -65,18 +91,20 @@ class StdConv2d(nn.Conv2d):
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """Pad as TensorFlow's "SAME" does: ceil(size / stride) outputs, the odd pixel at the right and bottom."""
+    """Pad as TensorFlow's "SAME" does: for ceil(size / stride) outputs, with the odd pixel at the right and bottom."""
     pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]]
     return F.pad(x, (pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2), value=value)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Flax's default, which the published hybrids were trained with: 32 groups, epsilon 1e-6."""
+    """Return a group norm with Flax's defaults, which the published hybrids were trained with: 32 groups, epsilon
+    1e-6."""
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
 class ResNetUnit(nn.Module):
-    """A bottleneck of the paper's ResNet (BiT): GroupNorm for batch norm, standardised convolutions, post-act."""
+    """A bottleneck of the paper's ResNet (BiT): GroupNorm instead of batch norm, standardized convolutions,
+    post-activation."""
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
@@ -99,8 +127,9 @@ class ResNetStem(nn.Module):
     """The hybrid's stem (ViT, Section 3.1): a 7x7 root of stride 4, then stages of bottleneck units.
 
     Args:
-        depths: units a stage; () is the root alone (R+Ti/16), (3, 4, 9) is R50 without its last stage.
-        width: channels of the root; stage i has width 2^i of it, four times that at its output.
+        channels: channels of the image.
+        depths: number of units in each stage; () is the root alone (R+Ti/16), (3, 4, 9) is R50 without its last stage.
+        width: channels of the root; stage i has width * 2^i channels, and four times as many at its output.
     """
 
     def __init__(self, channels: int, depths: tuple[int, ...], width: int):

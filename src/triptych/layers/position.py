@@ -1,4 +1,4 @@
-"""Where a token is: sin-cos tables, rotary angles, and learned tables moved to another grid."""
+"""Position embeddings: sin-cos tables, rotary angles, and learned tables resampled to another grid."""
 
 import math
 
@@ -8,25 +8,25 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Grid = tuple[int, int]  # rows, columns of patches
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
 
 
 def resample_positions(table: Float[Tensor, "1 n d"], old: Grid, new: Grid, prefix: int = 0) -> Float[Tensor, "1 m d"]:
-    """Move a table of positions from one grid of patches to another by bicubic interpolation (ViT, Section 3.2).
+    """Resample a table of positions from one grid of patches to another by bicubic interpolation (ViT, Section 3.2).
 
-    Rows stay rows on rectangular grids in both directions; the first `prefix` entries (class token) are
-    kept as they are; the same grid returns the table itself, bit for bit.
+    The first `prefix` entries (class token) stay as they are. For the same grid the table itself is returned.
     """
-    # A size that torch.export left open is no int: to ask whether it equals `old` would pin it to the example's.
+    # A dynamic size of torch.export is not an int: comparing it with `old` would specialize the graph to the example.
     if all(isinstance(side, int) for side in new) and old == new:
         return table
-    kept, grid = table[:, :prefix], table[:, prefix:]
+    first, grid = table[:, :prefix], table[:, prefix:]
     grid = rearrange(grid, "1 (h w) d -> 1 d h w", h=old[0], w=old[1])
-    # PyTorch 2.13 resamples wrongly to a grid one column wide, unless channels come last in memory.
+    # PyTorch 2.13 resamples wrongly to a grid one column wide, unless the format is channels-last.
     grid = grid.float().clone(memory_format=torch.channels_last)
-    # Antialiased, so that a smaller grid averages its neighbours instead of skipping them.
+    # Antialiased, so that a smaller grid averages neighbors instead of skipping them.
     grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False, antialias=True)
-    return torch.cat([kept, rearrange(grid, "1 d h w -> 1 (h w) d").to(kept.dtype)], dim=1)
+    return torch.cat([first, rearrange(grid, "1 d h w -> 1 (h w) d").to(first.dtype)], dim=1)
 
 
 def sincos_positions(
@@ -36,8 +36,11 @@ def sincos_positions(
     sin x, cos x, sin y, cos y, a quarter of `dim` each.
 
     Args:
-        closed: let the lowest frequency be 1 / temperature (big_vision), or stop one short of it (MAE, DiT).
-        steps: from one row to the next, and from one column.
+        grid: rows and columns.
+        dim: channels of a position; a multiple of 4.
+        temperature: inverse of the lowest frequency.
+        closed: whether the lowest frequency is 1 / temperature (big_vision), or the last one before it (MAE, DiT).
+        steps: distance between rows and between columns.
     """
     omega = temperature ** -(torch.arange(dim // 4, dtype=torch.float64) / max(dim // 4 - closed, 1))
     rows, columns = (torch.arange(n, dtype=torch.float64) * step for n, step in zip(grid, steps, strict=True))
@@ -47,10 +50,10 @@ def sincos_positions(
 
 
 class RotaryPositions(nn.Module):
-    """Axial rotary positions as DINOv3 has them: patch centres in [-1, 1] on both axes, a quarter of the head's
-    width in frequencies an axis, periods from 1 to `base`.
+    """Axial rotary positions as in DINOv3: patch centers in [-1, 1] on both axes, for each axis as many frequencies as
+    a quarter of the head's channels, with periods from 1 to `base`.
 
-    Tokens before the patches (class, registers) are not turned.
+    Tokens before the patches (class, registers) are not rotated.
     """
 
     def __init__(self, head_dim: int, base: float = 100.0):
@@ -61,8 +64,8 @@ class RotaryPositions(nn.Module):
         exponents = torch.arange(0, 1, 4 / self.head_dim, dtype=torch.float32, device=device)
         frequencies = 2 * math.pi / self.base**exponents                                 # d/4
         y, x = (2 * (torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n - 1 for n in grid)
-        centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)               # h w 2
-        angles = rearrange(centres[..., None] * frequencies, "h w two f -> (h w) (two f)")
+        centers = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)               # h w 2
+        angles = rearrange(centers[..., None] * frequencies, "h w two f -> (h w) (two f)")
         return torch.cat([angles, angles], dim=-1)                                       # n d
 
     def forward(self, x: Float[Tensor, "b heads n d"], angles: Float[Tensor, "m d"]) -> Float[Tensor, "b heads n d"]:
@@ -76,8 +79,9 @@ class RotaryPositions(nn.Module):
 def resample_bias_table(
     table: Float[Tensor, "n heads"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "m heads"]:
-    """Move a table of relative position biases from one window to another: bicubic over its (2 M_h - 1, 2 M_w - 1)
-    differences, as Swin's own code does when it fine-tunes with a larger window. The same window returns the table."""
+    """Resample a table of relative position biases from one window to another: bicubic over its (2 M_h - 1, 2 M_w - 1)
+    differences, as Swin's own code does to fine-tune with a larger window. For the same window the table itself is
+    returned."""
     if old == new:
         return table
     grid = rearrange(table, "(h w) heads -> 1 heads h w", h=2 * old[0] - 1, w=2 * old[1] - 1)

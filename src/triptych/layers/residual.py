@@ -1,4 +1,4 @@
-"""What sits between a block's branch and the residual stream."""
+"""Layers between a block's branch and the residual stream: stochastic depth, dropout, layer scale."""
 
 import torch
 from torch import Tensor, nn
@@ -7,8 +7,8 @@ from triptych import distributed
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training a sample's whole branch is dropped with probability
-    `rate`, and what stays is scaled by 1 / (1 - rate)."""
+    """Stochastic depth (Huang et al. 2016): in training the branch of a sample is dropped with probability `rate`, and
+    the others are scaled by 1 / (1 - rate)."""
 
     def __init__(self, rate: float = 0.0):
         super().__init__()
@@ -27,7 +27,7 @@ class DropPath(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """Dropout (Srivastava et al. 2014) whose zeros belong to a sample's place in the batch, whoever works on it."""
+    """Dropout (Srivastava et al. 2014) whose random draws depend on a sample's index in the batch, not on its rank."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0 or distributed.current_shard() is None:
@@ -36,7 +36,7 @@ class Dropout(nn.Dropout):
 
 
 class Dropout2d(nn.Dropout2d):
-    """`Dropout` of whole channels."""
+    """`Dropout` of entire channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0 or distributed.current_shard() is None:
@@ -49,7 +49,7 @@ class Dropout2d(nn.Dropout2d):
 
 
 class LayerScale(nn.Module):
-    """A learned gain for each channel of a branch, small at first (CaiT, Touvron et al. 2021, Equation 4)."""
+    """A trained gain for each channel of a branch, small at first (CaiT, Touvron et al. 2021, Equation 4)."""
 
     def __init__(self, dim: int, initial: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The time of a diffusion process as a vector."""
+"""Embeddings of a diffusion process's time."""
 
 import math
 
@@ -11,24 +11,27 @@ from torch import Tensor, nn
 def sinusoids(
     t: Shaped[Tensor, "b"], dim: int, longest: float = 10_000.0, closed: bool = False
 ) -> Float[Tensor, "b {dim}"]:
-    """cos(t w_i), then sin(t w_i), with w_i = longest^(-i / (dim / 2)) for i from 0: Ho et al. 2020, Appendix B, after
-    Vaswani et al. 2017, Section 3.5.
+    """Return cos(t w_i), then sin(t w_i), with w_i = longest^(-i / (dim / 2)) for i from 0: Ho et al. 2020, Appendix B,
+    after Vaswani et al. 2017, Section 3.5.
 
-    Always fp32: bf16 cannot tell 999 from 1000. Cosines come first, as in every published UNet; an odd `dim` ends in 0.
+    Always fp32, because bf16 rounds 999 to 1000. Cosines come first, as in every published UNet; an odd `dim` ends in
+    0.
 
     Args:
-        t: whole or broken times, in steps of the process (0 to 1000).
-        closed: let the last w be 1 / longest: -i / (dim / 2 - 1) in the exponent.
+        t: times in steps of the process (0 to 1000); may be fractional.
+        dim: channels of the embedding.
+        longest: 2 pi of it is the longest period.
+        closed: whether the last w is 1 / longest: -i / (dim / 2 - 1) in the exponent.
     """
     half = dim // 2
-    # In the published order of operations: at t = 999 another rounding of w shows in the fifth decimal.
+    # In the published order of operations: at t = 999 another rounding of w changes the fifth decimal.
     w = torch.exp(-math.log(longest) * torch.arange(half, device=t.device, dtype=torch.float32) / (half - closed))
     angles = t.float()[:, None] * w                                                      # b dim/2
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the time, or a vector given, through two linear layers with a SiLU between them."""
+    """Sinusoids of the time, or a given vector, through two linear layers with a SiLU between them."""
 
     def __init__(self, inputs: int, dim: int, closed: bool = False):
         super().__init__()

@@ -16,10 +16,10 @@ from triptych.device import copy_to_device
 from triptych.errors import UserError
 from triptych.kernels.conv import preferred_format
 from triptych.layers.cross_attention import SpatialAttention
-from triptych.layers.initialization import fill
+from triptych.layers.initialization import initialize_weights
 from triptych.layers.norm import GroupNorm
 from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, seamless, silu
-from triptych.layers.tiling import in_tiles
+from triptych.layers.tiling import run_in_tiles
 from triptych.model_card import Card, Preprocess
 from triptych.models.configs.autoencoder import AutoencoderConfig, FirstStageConfig
 from triptych.network import Network
@@ -136,7 +136,7 @@ class FirstStage(Network):
         """Fill every parameter: NaN first, so that one forgotten shows."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
-        fill(self)
+        initialize_weights(self)
 
     def _in_tiles(
         self, run: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, taken: int = 1, given: int = 1
@@ -149,7 +149,7 @@ class FirstStage(Network):
         pads = [min(ahead[0] * taken, x.shape[-1]), min(ahead[1] * taken, x.shape[-2])]
         x = F.pad(x, (pads[0], pads[0], pads[1], pads[1]), mode="circular") if any(pads) else x
         with seamless(self, x=wrap[0] and not wide, y=wrap[1] and not high):
-            out = in_tiles(run, x, tile, overlap, taken, given)
+            out = run_in_tiles(run, x, tile, overlap, taken, given)
         left, top = pads[0] // taken * given, pads[1] // taken * given
         return out[..., top : out.shape[-2] - top, left : out.shape[-1] - left]
 

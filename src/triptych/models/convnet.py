@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.errors import UserError
-from triptych.layers.initialization import fill
+from triptych.layers.initialization import initialize_weights
 from triptych.layers.norm import BatchNorm
 from triptych.model_card import Card, Preprocess
 from triptych.models.configs.convnet import ConvNetConfig
@@ -41,7 +41,7 @@ class ConvNet(Network):
         self.strides = [2**i for i in range(len(config.widths))]
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
-        fill(self)
+        initialize_weights(self)
 
     def blocks(self) -> list[nn.Module]:
         return list(self.steps)

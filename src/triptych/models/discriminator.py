@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.layers.initialization import fill
+from triptych.layers.initialization import initialize_weights
 from triptych.layers.norm import BatchNorm
 from triptych.network import Network
 
@@ -40,7 +40,7 @@ class Discriminator(Network):
         """Fill every parameter: NaN first, so that one forgotten shows. Normals of 0.02, as published."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
-        fill(self)
+        initialize_weights(self)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.normal_(part.weight, std=0.02)

@@ -6,8 +6,8 @@ from typing import Any
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from triptych.diffusion.inpainting import concatenated
-from triptych.diffusion.process import Denoiser, Process, denoiser
+from triptych.diffusion.inpainting import concat_channels
+from triptych.diffusion.process import Denoiser, Process, network_denoiser
 from triptych.errors import UserError
 from triptych.model_card import Card, Preprocess
 from triptych.models.autoencoder import Autoencoder, FirstStage
@@ -103,5 +103,5 @@ class LatentDiffusion(Network):
         def net(x: Tensor, t: Tensor) -> Tensor:
             return self.unet(x, t, projected, labels)
 
-        inner = net if beside is None else concatenated(net, beside)
-        return denoiser(inner, self.process, dtype)
+        inner = net if beside is None else concat_channels(net, beside)
+        return network_denoiser(inner, self.process, dtype)

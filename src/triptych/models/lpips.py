@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.device import copy_to_device
-from triptych.layers.initialization import fill
+from triptych.layers.initialization import initialize_weights
 
 # Channels of the 3x3 convolutions of each of the five levels; between two levels the map is halved by its maxima.
 LEVELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -53,7 +53,7 @@ class Lpips(nn.Module):
         self.heads = nn.ParameterList(torch.empty(widths[-1]) for widths in LEVELS)
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
-        fill(self)
+        initialize_weights(self)
         for head in self.heads:
             nn.init.constant_(head, 1 / len(head))
 

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.errors import UserError
-from triptych.layers.initialization import fill
+from triptych.layers.initialization import initialize_weights
 from triptych.layers.mlp import Mlp
 from triptych.layers.padding import pad_to_multiple
-from triptych.layers.patch import ConvStem, PatchEmbed
+from triptych.layers.patch import ConvStem, PatchEmbed, PatchMask
 from triptych.layers.residual import DropPath
 from triptych.layers.window import Window, WindowAttention, attend
 from triptych.model_card import Card, Preprocess
@@ -127,7 +127,7 @@ class Swin(Network):
         the branches too, so that every block begins as the identity (Section 4 there)."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
-        fill(self)
+        initialize_weights(self)
         if self.config.version == 2:
             for block in self.blocks():
                 nn.init.zeros_(block.norm1.weight)  # type: ignore[arg-type]
@@ -171,7 +171,9 @@ class Swin(Network):
         """All blocks in order: what checkpointing, compiling and sharding are applied to."""
         return [block for stage in self.stages for block in stage.blocks]  # type: ignore[union-attr]
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b rows columns d"]:
+    def embed(
+        self, images: Float[Tensor, "b c h w"], masked: PatchMask | None = None
+    ) -> Float[Tensor, "b rows columns d"]:
         """Patch partition, linear embedding and norm."""
         if images.shape[1] != self.config.in_channels:
             raise UserError(f"images have {images.shape[1]} channels, the network takes {self.config.in_channels}")
@@ -180,11 +182,13 @@ class Swin(Network):
                 f"images are {images.shape[2]} x {images.shape[3]} pixels, smaller than a patch of "
                 f"{self.config.stride}; give larger ones"
             )
-        return self.patch_norm(rearrange(self.patch(self.stem(images)), "b d h w -> b h w d"))
+        return self.patch_norm(rearrange(self.patch(self.stem(images), masked), "b d h w -> b h w d"))
 
-    def features(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d rows columns"]]:
+    def features(
+        self, images: Float[Tensor, "b c h w"], masked: PatchMask | None = None
+    ) -> list[Float[Tensor, "b d rows columns"]]:
         """The hierarchy: each stage's map before it is merged, at strides 4, 8, 16 and 32; normed with `map_norms`."""
-        z, maps = self.embed(images), []
+        z, maps = self.embed(images, masked), []
         for i, stage in enumerate(self.stages):
             z = stage(z)                                                                 # b h w D
             normed = self.norms[i](z) if self.config.map_norms else z

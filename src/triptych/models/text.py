@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from triptych.errors import UserError
 from triptych.kernels.linear import linear
 from triptych.layers.attention import AttentionModule, attention
-from triptych.layers.initialization import fill
+from triptych.layers.initialization import initialize_weights
 from triptych.layers.mlp import Mlp
 from triptych.model_card import Card
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
@@ -90,7 +90,7 @@ class TextEncoder(Network):
         """Fill every parameter: NaN first, so that one forgotten shows."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
-        fill(self)
+        initialize_weights(self)
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
 

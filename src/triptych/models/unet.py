@@ -19,7 +19,7 @@ from triptych.layers.norm import GroupNorm
 from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, silu
 from triptych.layers.timestep import TimeEmbedding
 from triptych.model_card import Card
-from triptych.models.configs.unet import Level, UNetConfig, levels
+from triptych.models.configs.unet import UNetConfig, UNetLevel, levels
 from triptych.models.denoiser import Prompted
 
 
@@ -59,7 +59,7 @@ class TimedBlock(ResnetBlock):
 class UNetBlock(nn.Module):
     """A residual block, then attention where the level has it: to the prompt too, or to the map alone."""
 
-    def __init__(self, config: UNetConfig, level: Level, taken: int):
+    def __init__(self, config: UNetConfig, level: UNetLevel, taken: int):
         super().__init__()
         self.res = TimedBlock(config, taken, level.channels)
         c = level.channels
@@ -84,7 +84,7 @@ class UNetBlock(nn.Module):
 class Middle(UNetBlock):
     """Attention between two residual blocks, at the lowest resolution."""
 
-    def __init__(self, config: UNetConfig, level: Level):
+    def __init__(self, config: UNetConfig, level: UNetLevel):
         super().__init__(config, level, level.channels)
         self.res2 = TimedBlock(config, level.channels, level.channels)
 
@@ -97,7 +97,7 @@ class Middle(UNetBlock):
 class Down(nn.Module):
     """One level on the way down: blocks, then half the resolution unless it is the last."""
 
-    def __init__(self, config: UNetConfig, level: Level):
+    def __init__(self, config: UNetConfig, level: UNetLevel):
         super().__init__()
         self.blocks = nn.ModuleList(UNetBlock(config, level, taken) for taken in level.blocks)
         self.downsample = None
@@ -125,7 +125,7 @@ class Up(nn.Module):
     """One level on the way up: blocks, each with a map of the way down beside its own, then twice the resolution
     unless it is the first."""
 
-    def __init__(self, config: UNetConfig, level: Level):
+    def __init__(self, config: UNetConfig, level: UNetLevel):
         super().__init__()
         self.blocks = nn.ModuleList(UNetBlock(config, level, taken) for taken in level.blocks)
         self.upsample = None

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.layers.attention import Attention, AttentionPool, Rotate
-from triptych.layers.initialization import fill
+from triptych.layers.initialization import initialize_weights
 from triptych.layers.mlp import Mlp, SwiGLU
-from triptych.layers.patch import ConvStem, PatchEmbed, ResNetStem
+from triptych.layers.patch import ConvStem, PatchEmbed, PatchMask, ResNetStem
 from triptych.layers.position import RotaryPositions, resample_positions, sincos_positions
 from triptych.layers.residual import DropPath, LayerScale
 from triptych.model_card import Card, Preprocess
@@ -121,7 +121,7 @@ class ViT(Network):
         so that the first logits of fine-tuning are its bias."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
-        fill(self)
+        initialize_weights(self)
         for name in ("class_token", "distill_token", "registers", "positions"):
             if hasattr(self, name):
                 nn.init.trunc_normal_(getattr(self, name), std=0.02)
@@ -136,7 +136,7 @@ class ViT(Network):
         self.config = replace(self.config, num_classes=num_classes, head=head, head_dim=0)
         for name in ("head", "head_distill") if self.config.distill_token else ("head",):
             made = make_head(self.config)
-            fill(made)
+            initialize_weights(made)
             if isinstance(made, nn.Linear):
                 nn.init.zeros_(made.weight)
             setattr(self, name, made.to(like))
@@ -146,11 +146,13 @@ class ViT(Network):
         """The encoder's blocks in order: what checkpointing, compiling and sharding are applied to."""
         return list(self.encoder)
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
+    def embed(
+        self, images: Float[Tensor, "b c h w"], masked: PatchMask | None = None
+    ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
         """z_0 of Equation 1: tokens with their positions, prefix first; and the grid of the patches."""
         if images.shape[1] != self.config.in_channels:
             raise UserError(f"images have {images.shape[1]} channels, the network takes {self.config.in_channels}")
-        x = self.patch(self.stem(images))                                                # b D rows columns
+        x = self.patch(self.stem(images), masked)                                                # b D rows columns
         grid = (x.shape[-2], x.shape[-1])
         x = rearrange(x, "b d h w -> b (h w) d")                                         # b n D
         if self.config.position == "sincos":
@@ -170,20 +172,23 @@ class ViT(Network):
         return self.input_norm(x), grid
 
     def encode(
-        self, images: Float[Tensor, "b c h w"], taken: Sequence[int] = ()
+        self, images: Float[Tensor, "b c h w"], blocks: Sequence[int] = (), masked: PatchMask | None = None
     ) -> tuple[Float[Tensor, "b n d"], list[Tensor], tuple[int, int]]:
-        """z_L before the final norm, z after each block of `taken`, and the grid."""
-        z, grid = self.embed(images)
+        """z_L before the final norm, z after each block of `blocks`, and the grid."""
+        z, grid = self.embed(images, masked)
         rotate = self._rotate(grid, z.device)
-        kept = []
+        outputs = []
         for i, block in enumerate(self.encoder):
             z = block(z, rotate)
-            if i in taken:
-                kept.append(z)
-        return z, kept, grid
+            if i in blocks:
+                outputs.append(z)
+        return z, outputs, grid
 
     def features(
-        self, images: Float[Tensor, "b c h w"], blocks: Sequence[int] | None = None
+        self,
+        images: Float[Tensor, "b c h w"],
+        blocks: Sequence[int] | None = None,
+        masked: PatchMask | None = None,
     ) -> list[Float[Tensor, "b d rows columns"]]:
         """Maps of the patches after the final norm: of the last block, or of each block in `blocks` (from 0;
         negative ones count from the end)."""
@@ -191,8 +196,8 @@ class ViT(Network):
         wanted = [depth - 1] if blocks is None else [i + depth if i < 0 else i for i in blocks]
         if any(not 0 <= i < depth for i in wanted):
             raise UserError(f"blocks {list(blocks or ())} are not all from 0 to {depth - 1}; there are {depth} blocks")
-        _, kept, (h, w) = self.encode(images, wanted)
-        by_block = dict(zip(sorted(set(wanted)), kept, strict=True))
+        _, outputs, (h, w) = self.encode(images, wanted, masked)
+        by_block = dict(zip(sorted(set(wanted)), outputs, strict=True))
         maps = [self.norm(by_block[i])[:, self.config.prefix :] for i in wanted]
         return [rearrange(z, "b (h w) d -> b d h w", h=h, w=w) for z in maps]
 

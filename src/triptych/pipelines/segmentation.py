@@ -14,7 +14,7 @@ from triptych.data.loading.test_time_views import View, ViewOptions, make_views
 from triptych.device import log_dtype
 from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
-from triptych.heads.sliding_window import Strip, parsed, strips_of
+from triptych.heads.sliding_window import LogitRows, logits_of_views, predicted_bands
 from triptych.kernels.linear import packed_linears
 from triptych.model_card import Preprocess
 from triptych.network import Network
@@ -167,20 +167,20 @@ class SegmentationPipeline(PicturePipeline):
 
     def _parse(self, some: list[tuple[str, _Read]], passes: ViewOptions, confidence: bool) -> list[Segmentation]:
         fed = [read.fed for _, read in some]
-        strips = strips_of(self._run, fed, passes.window_size, passes.overlap, passes.flip, self.batch_size)
+        strips = logits_of_views(self._run, fed, passes.window_size, passes.overlap, passes.flip, self.batch_size)
         return [
             self._finish(name, read, made, confidence)
             for (name, read), made in zip(some, strips, strict=True)
         ]
 
     @torch.inference_mode()
-    def _finish(self, name: str, read: _Read, strips: list[Strip], confidence: bool) -> Segmentation:
+    def _finish(self, name: str, read: _Read, strips: list[LogitRows], confidence: bool) -> Segmentation:
         H, W = read.pixels.shape[:2]
         count = self.config.num_classes
         labels = np.empty((H, W), np.uint8 if count <= 256 else np.uint16)
         sure = np.empty((H, W), np.float32) if confidence else None
         first = 0
-        for label, best in parsed(strips, (H, W), count, confidence):
+        for label, best in predicted_bands(strips, (H, W), count, confidence):
             last = first + len(label)
             labels[first:last] = label.cpu().numpy()
             if sure is not None and best is not None:

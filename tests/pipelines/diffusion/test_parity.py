@@ -25,7 +25,7 @@ with warnings.catch_warnings():
         StableDiffusionUpscalePipeline,
     )
 
-from triptych.diffusion.noise import draw
+from triptych.diffusion.noise import seeded_noise
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
@@ -184,7 +184,7 @@ def test_image_to_image(pair, ours, photo, monkeypatch):
     pipe.image_to_image(
         PROMPT, given, strength=0.6, negative=NEGATIVE, steps=5, guidance=5.0, sampler="ddim", seed=3
     )
-    same_noise(monkeypatch, "img2img", draw([3], (4, 8, 10)))
+    same_noise(monkeypatch, "img2img", seeded_noise([3], (4, 8, 10)))
     expected = called(
         theirs(StableDiffusionImg2ImgPipeline, parts),
         net,
@@ -214,7 +214,7 @@ def test_inpaint(pair, ours, photo, kind, strength, monkeypatch):
         sampler="ddim",
         seed=3,
     )
-    same_noise(monkeypatch, "inpaint", draw([3], (4, 8, 10)))
+    same_noise(monkeypatch, "inpaint", seeded_noise([3], (4, 8, 10)))
     expected = called(
         theirs(StableDiffusionInpaintPipeline, parts),
         net,
@@ -239,7 +239,7 @@ def test_upscale(pair, ours, photo, monkeypatch):
     pipe.upscale(
         PROMPT, small, noise_level=20, negative=NEGATIVE, steps=4, guidance=5.0, sampler="ddim", seed=3
     )
-    same_noise(monkeypatch, "upscale", draw([3], (3, 8, 12), "condition"), draw([3], (4, 8, 12)))
+    same_noise(monkeypatch, "upscale", seeded_noise([3], (3, 8, 12), "condition"), seeded_noise([3], (4, 8, 12)))
     low = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     expected = called(
         theirs(StableDiffusionUpscalePipeline, parts, low_res_scheduler=low),

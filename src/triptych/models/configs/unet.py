@@ -107,7 +107,7 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
-class Level:
+class UNetLevel:
     """One level of the UNet, on its way down or up."""
 
     factor: int
@@ -123,7 +123,7 @@ class Level:
     """Another level comes after it on this way."""
 
 
-def levels(config: UNetConfig) -> tuple[list[Level], Level, list[Level]]:
+def levels(config: UNetConfig) -> tuple[list[UNetLevel], UNetLevel, list[UNetLevel]]:
     """The levels in the order in which they run: down, the middle, and up from the deepest one.
 
     A block on the way up also takes what one on the way down (or a convolution between levels) gave, last in
@@ -134,16 +134,16 @@ def levels(config: UNetConfig) -> tuple[list[Level], Level, list[Level]]:
     depths = config.transformer_depth
     depths = (depths,) * len(widths) if isinstance(depths, int) else depths
 
-    def make(i: int, blocks: list[int], resampled: bool) -> Level:
+    def make(i: int, blocks: list[int], resampled: bool) -> UNetLevel:
         attention = depths[i] if 2**i in config.attention_factors else 0
-        return Level(2**i, widths[i], tuple(blocks), attention, 2**i in config.cross_only_factors, resampled)
+        return UNetLevel(2**i, widths[i], tuple(blocks), attention, 2**i in config.cross_only_factors, resampled)
 
     down, up, skips, x = [], [], [config.width], config.width
     for i, width in enumerate(widths):
         down.append(make(i, [x] + [width] * (config.depth - 1), i < last))
         skips += [width] * (config.depth + int(i < last))
         x = width
-    middle = Level(2**last, x, (x, x), depths[last] if config.middle_attention else 0, False, False)
+    middle = UNetLevel(2**last, x, (x, x), depths[last] if config.middle_attention else 0, False, False)
     for i, width in reversed(list(enumerate(widths))):
         blocks = []
         for _ in range(config.depth + 1):
@@ -227,7 +227,7 @@ def parameters(config: UNetConfig) -> int:
         skip = (taken + 1) * given if taken != given else 0
         return 2 * taken + (9 * taken + 1) * given + embedding + 2 * given + (9 * given + 1) * given + skip
 
-    def attention(level: Level) -> int:
+    def attention(level: UNetLevel) -> int:
         c, m = level.channels, config.context_dim
         if not level.attention:
             return 0
@@ -268,7 +268,7 @@ def macs(config: UNetConfig, latent_size: tuple[int, int] | None = None, tokens:
         embedding = time * given * (2 if config.scale_shift else 1)
         return n * (9 * taken * given + 9 * given * given + (taken * given if taken != given else 0)) + embedding
 
-    def attention(level: Level) -> int:
+    def attention(level: UNetLevel) -> int:
         c, m, n = level.channels, config.context_dim, cells[level.factor]
         if not level.attention:
             return 0

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triptych.diffusion.config import usual_spacing
-from triptych.diffusion.noise import draw
+from triptych.diffusion.noise import seeded_noise
 from triptych.diffusion.process import Process
 from triptych.diffusion.schedule import Levels, from_strength, spaced_levels
 from triptych.errors import UserError
@@ -349,7 +349,7 @@ def _beside_image(net: LatentDiffusion, low: Canvas, noise_level: int) -> dict[s
     level = Process(config).level(noise_level)
 
     def noised(seeds: Sequence[int]) -> Tensor:
-        return level.noised(small, draw(seeds, small.shape[1:], "condition"))
+        return level.noised(small, seeded_noise(seeds, small.shape[1:], "condition"))
 
     return {"beside": noised, "labels": [noise_level]}
 

@@ -20,7 +20,7 @@ from triptych.device import choose_device, choose_dtype, log_dtype, place_networ
 from triptych.diffusion.config import Prediction
 from triptych.diffusion.guidance import guided, projected, within
 from triptych.diffusion.inpainting import masked
-from triptych.diffusion.noise import draw, noise_for
+from triptych.diffusion.noise import noise_for, seeded_noise
 from triptych.diffusion.process import Denoiser
 from triptych.diffusion.samplers import sampler
 from triptych.errors import UserError
@@ -206,7 +206,7 @@ class Painter:
         settings, seeds = job.each[0], [job.each[row].seed for row in rows]
         levels = job.levels
         if job.start is None:
-            noise = draw(seeds, job.shape, device=self.device)
+            noise = seeded_noise(seeds, job.shape, device=self.device)
         else:
             noise = job.start[rows] if len(job.start) > 1 else job.start.expand(len(seeds), -1, -1, -1)
         x = noise if job.fresh else levels[0].noised(job.known, noise)  # type: ignore[arg-type]
@@ -227,7 +227,7 @@ class Painter:
                 preview(
                     Preview(
                         step.index + 1,
-                        step.count,
+                        step.num_steps,
                         (now.alpha, now.sigma),
                         seeds,
                         step.x0,
@@ -235,7 +235,7 @@ class Painter:
                         settings.tiling,
                     )
                 )
-            if cancel is not None and step.index + 1 < step.count and cancel():
+            if cancel is not None and step.index + 1 < step.num_steps and cancel():
                 x, stopped = step.x0, step.index + 1
                 break
         for seed, one in zip(seeds, x, strict=True):

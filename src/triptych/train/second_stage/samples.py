@@ -15,7 +15,7 @@ from torch import Tensor
 from triptych.atomic_write import write_atomically
 from triptych.diffusion.config import usual_spacing
 from triptych.diffusion.guidance import guided
-from triptych.diffusion.noise import draw
+from triptych.diffusion.noise import seeded_noise
 from triptych.diffusion.samplers import dpmpp_2m
 from triptych.diffusion.schedule import spaced_levels
 from triptych.errors import UserError
@@ -49,7 +49,7 @@ def paint(
     if guides:
         denoise = guided(denoise, guidance)
     size = (ldm.config.autoencoder.latent_channels, *ldm.config.unet.latent_size)
-    x = draw(range(count), size, device=next(ldm.unet.parameters()).device)
+    x = seeded_noise(range(count), size, device=next(ldm.unet.parameters()).device)
     levels = spaced_levels(ldm.process, steps, usual_spacing("dpm++2m", ldm.config.process))
     for step in dpmpp_2m(denoise, x, levels):
         x = step.x

@@ -161,7 +161,7 @@ def keep_head(net: Segmenter, asked: HeadConfig, name: str) -> None:
     """
     has = net.config.head
     if net.pyramid is not None:  # of a backbone without, no blocks are chosen
-        has = replace(has, blocks=net.taken)
+        has = replace(has, blocks=net.blocks_read)
         asked = replace(asked, blocks=asked.blocks or quarters(len(net.backbone.blocks())))
     names = ["kind", "width", *(["blocks"] if net.pyramid is not None else []), "aux_width"]
     names += {"upernet": ["pool_scales"], "unet": ["image_width"]}.get(has.kind, [])

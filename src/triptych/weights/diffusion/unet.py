@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from triptych.errors import UserError
 from triptych.models.configs import unet as unet_config
-from triptych.models.configs.unet import Level, UNetConfig, levels
+from triptych.models.configs.unet import UNetConfig, UNetLevel, levels
 from triptych.weights.diffusion.rule_helpers import (
     ALONG,
     ONE_BY_ONE,
@@ -202,7 +202,7 @@ def table(config: UNetConfig, layout: Layout) -> list[Rule]:
 
 
 def _block(
-    config: UNetConfig, layout: Layout, level: Level, taken: int, res: str, attention: str, ours: str
+    config: UNetConfig, layout: Layout, level: UNetLevel, taken: int, res: str, attention: str, ours: str
 ) -> list[Rule]:
     rules = _res(layout, res, f"{ours}.res", taken, level.channels)
     if level.attention and config.context_dim:
@@ -218,7 +218,7 @@ def _res(layout: Layout, theirs: str, ours: str, taken: int, given: int) -> list
     return [one for part in parts for one in layer(f"{theirs}.{layout.res[part]}", f"{ours}.{part}")]
 
 
-def _transformer(config: UNetConfig, level: Level, theirs: str, ours: str) -> list[Rule]:
+def _transformer(config: UNetConfig, level: UNetLevel, theirs: str, ours: str) -> list[Rule]:
     """Both publishers call its parts alike."""
     ends = [[], []]
     for k, name in enumerate(("proj_in", "proj_out")):
