@@ -19,7 +19,7 @@ from triptych.errors import UserError
 from triptych.evaluation.class_names import match_classes
 from triptych.evaluation.runtime import Runtime
 from triptych.heads.segmenter import Segmenter
-from triptych.heads.sliding_window import parsed, strips_of
+from triptych.heads.sliding_window import logits_of_views, predicted_bands
 from triptych.metrics.segmentation import SegmentationMetrics
 from triptych.model_card import Preprocess
 
@@ -83,12 +83,12 @@ def measure_full_segmentation(
         return net(preprocess_batch(images.contiguous(), preprocess.mean, preprocess.std)).float()
 
     for batch in batches:
-        logits_of_images = strips_of(
+        logits_of_images = logits_of_views(
             forward, batch["image"], passes.window_size, passes.overlap, passes.flip, batch_size
         )
         for strips, mask in zip(logits_of_images, batch["mask"], strict=True):
             truth, top = torch.as_tensor(mask).to(device), 0
-            for predicted, _ in parsed(strips, mask.shape, num_classes):
+            for predicted, _ in predicted_bands(strips, mask.shape, num_classes):
                 metrics.update(predicted[None], truth[None, top : top + len(predicted)])
                 top += len(predicted)
     return metrics.compute()
