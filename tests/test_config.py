@@ -71,8 +71,8 @@ def test_round_trip(config):
     ),
 )
 def test_cards_round_trip(preprocess, card):
-    made = Card(preprocess=Preprocess(**preprocess), **card)
-    assert through_json(made) == made
+    original = Card(preprocess=Preprocess(**preprocess), **card)
+    assert through_json(original) == original
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -85,7 +85,7 @@ def test_what_is_left_out_is_the_default():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"cuont": 1}, "Outer has no field 'cuont'; did you mean 'count'?"),
         ({"xyzzy": 1}, "Outer has no field 'xyzzy'"),
@@ -108,10 +108,10 @@ def test_what_is_left_out_is_the_default():
         ({"either": {"rate": "x"}}, "Outer.either.rate is 'x', which must be float"),
     ],
 )
-def test_what_is_wrong_is_named(changes, said):
+def test_the_error_names_the_field(changes, message):
     with pytest.raises(ConfigError) as caught:
         from_json(Outer, {"count": 1} | changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_missing_field_and_a_list_for_a_config():
@@ -122,9 +122,9 @@ def test_a_missing_field_and_a_list_for_a_config():
 
 
 def test_whole_numbers_may_stand_for_fractions():
-    made = from_json(Outer, {"count": 1, "limit": 2, "inner": {"rate": 1}})
-    assert isinstance(made.limit, float)
-    assert isinstance(made.inner.rate, float)
+    config = from_json(Outer, {"count": 1, "limit": 2, "inner": {"rate": 1}})
+    assert isinstance(config.limit, float)
+    assert isinstance(config.inner.rate, float)
 
 
 def test_a_config_is_checked_on_its_way_in():

@@ -93,8 +93,8 @@ def test_the_collector_is_left_out_of_imports_and_back_after_them():
     imports = (
         "import triptych as tp\ntp.ClassificationPipeline\nassert not ran, len(ran)\nassert gc.isenabled()\n"
     )
-    kept = "loop = []\nloop.append(loop)\ndel loop\nassert gc.collect() and gc.get_freeze_count() == 0\n"
-    assert "torch" in imported_by(names + watch + imports + kept)
+    frozen = "loop = []\nloop.append(loop)\ndel loop\nassert gc.collect() and gc.get_freeze_count() == 0\n"
+    assert "torch" in imported_by(names + watch + imports + frozen)
     off = "gc.disable()\nimport triptych as tp\ntp.create\nassert not gc.isenabled()\n"
     imported_by(names + off)
     frozen = "gc.freeze()\nimport triptych as tp\ntp.create\nassert gc.get_freeze_count()\n"
