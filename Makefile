@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CODE := src tests tools
 
-.PHONY: demo test unit test-slow lint words docs coverage notebooks bench clean
+.PHONY: demo test unit test-slow lint words docs docs-serve coverage notebooks bench clean
 
 demo: $(VENV)/.runs
 	$(BIN)/triptych demo
@@ -30,6 +30,10 @@ words: $(VENV)/.tests
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The site with search, on http://localhost:8000.
+docs-serve: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site
 
 coverage: $(VENV)/.tests
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term --cov-report=html
