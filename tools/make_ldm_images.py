@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import triptych as tp
-from triptych.cli.generate_output import Watch
+from triptych.cli.generate_output import StepRecorder
 from triptych.data.builtin.emoji import EmojiSource, emoji
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.pipelines.diffusion.settings import Settings
+from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.plots import style
 from triptych.plots.denoising_strip import denoising_strip
 from triptych.plots.grid import picture_grid
@@ -49,9 +49,9 @@ ODD = (  # that no drawing shows in any style
 )
 
 
-def painted(pipe: tp.DiffusionPipeline, each: Sequence[Settings]) -> list[Pixels]:
+def painted(pipe: tp.DiffusionPipeline, each: Sequence[GenerationRecord]) -> list[Pixels]:
     made = (
-        pipe.make(each[i : i + BATCH], batch_size=BATCH, progress=False) for i in range(0, len(each), BATCH)
+        pipe.generate(each[i : i + BATCH], batch_size=BATCH, progress=False) for i in range(0, len(each), BATCH)
     )
     return [np.asarray(image.convert("RGB")) for image in itertools.chain.from_iterable(made)]
 
@@ -80,7 +80,7 @@ def styles(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
     """Concepts in every training style; marked are those that no drawing shows."""
     names = [one.name for one in source.styles]
     have = {one.name: {source.classes[cell] for cell in one.cells} for one in source.styles}
-    each = [Settings(prompt=f"{concept}, {name} style", seed=1) for name in names for concept in CONCEPTS]
+    each = [GenerationRecord(prompt=f"{concept}, {name} style", seed=1) for name in names for concept in CONCEPTS]
     pictures = painted(pipe, each)
     rows = [pictures[i : i + len(CONCEPTS)] for i in range(0, len(pictures), len(CONCEPTS))]
     marked = {
@@ -102,7 +102,7 @@ def unseen(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
     lacking = [(c, one.name) for c in known for one in source.styles if (c, one.name) not in have]
     some = [lacking[round((i + 0.5) * len(lacking) / 8)] for i in range(8)]
     asked = [f"{concept}, {name} style" for concept, name in some] + list(ODD)
-    pictures = painted(pipe, [Settings(prompt=words, seed=seed) for words in asked for seed in range(4)])
+    pictures = painted(pipe, [GenerationRecord(prompt=words, seed=seed) for words in asked for seed in range(4)])
     blocks = [pictures[i : i + 4] for i in range(0, len(pictures), 4)]
     return picture_grid(
         blocks,
@@ -115,7 +115,7 @@ def unseen(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
 
 def guidance(pipe: tp.DiffusionPipeline) -> Figure:
     scales = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 12.0)
-    each = [Settings(prompt=words, seed=0, guidance=scale) for words in PROMPTS for scale in scales]
+    each = [GenerationRecord(prompt=words, seed=0, guidance_scale=scale) for words in PROMPTS for scale in scales]
     return picture_grid(
         chunks([painted(pipe, [one])[0] for one in each], len(scales)),
         "Guidance",
@@ -128,7 +128,7 @@ def guidance(pipe: tp.DiffusionPipeline) -> Figure:
 
 def samplers(pipe: tp.DiffusionPipeline) -> Figure:
     steps, names = (2, 4, 6, 8, 12, 20, 30, 50), ("ddim", "euler", "heun", "dpm++2m", "unipc")
-    each = [Settings(prompt=PROMPTS[0], seed=0, sampler=name, steps=n) for name in names for n in steps]
+    each = [GenerationRecord(prompt=PROMPTS[0], seed=0, sampler=name, num_steps=n) for name in names for n in steps]
     return picture_grid(
         chunks([painted(pipe, [one])[0] for one in each], len(steps)),
         "Samplers and steps",
@@ -144,8 +144,8 @@ def chunks(items: Sequence[Pixels], size: int) -> list[Sequence[Pixels]]:
 
 
 def strip(pipe: tp.DiffusionPipeline) -> Figure:
-    watch = Watch(Path("strip"), None)  # keeps frames; nothing is written
-    (image,) = pipe.make([Settings(prompt=PROMPTS[1], seed=0)], preview=watch, progress=False)
+    watch = StepRecorder(Path("strip"), None)  # keeps frames; nothing is written
+    (image,) = pipe.generate([GenerationRecord(prompt=PROMPTS[1], seed=0)], preview=watch, progress=False)
     frames, labels = [*watch.frames, np.asarray(image.convert("RGB"))], [*watch.labels, "the picture"]
     return denoising_strip(frames, labels, "Denoising", PROMPTS[1])
 

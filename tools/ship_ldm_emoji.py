@@ -27,7 +27,7 @@ import torch
 import triptych as tp
 from page_tables import write_table
 from triptych.atomic_write import write_text_atomically
-from triptych.cli.evaluate_generation import painted
+from triptych.cli.evaluate_generation import generated
 from triptych.config import from_json
 from triptych.data.config import DataConfig
 from triptych.data.open import open_source
@@ -85,7 +85,7 @@ def samples(pipe: tp.DiffusionPipeline, source: Source) -> dict[str, float]:
     """Figures of pictures beside the real ones whose captions they were painted from."""
     asked = ask(pipe.config, pipe.card, source, SAMPLES)
     found = evaluate_generation(
-        painted(pipe, asked, BATCH, {}),
+        generated(pipe, asked, BATCH, {}),
         open_extractor(SEER, picture=(64, 64)),
         source,
         asked=asked,
@@ -103,7 +103,7 @@ def held_back(pipe: tp.DiffusionPipeline, run: str) -> dict[str, float]:
     source = open_data(from_json(SecondStageConfig, said))[1]
     asked = ask(pipe.config, pipe.card, source, len(source))
     measured = Faithfulness(tp.load(SEER), source, asked, torch.device("cpu"))
-    for at, picture in enumerate(painted(pipe, asked, BATCH, {})):
+    for at, picture in enumerate(generated(pipe, asked, BATCH, {})):
         measured.update([picture], at)
     found = measured.compute(DataConfig(eval_batch_size=BATCH, workers=0))
     return faith(found, "held_back_") | {"held_back_count": float(len(source))}

@@ -16,7 +16,7 @@ from torch import nn
 import triptych as tp
 from triptych import weights
 from triptych.cli import main
-from triptych.cli.generate import stopping
+from triptych.cli.generate import interruptible
 from triptych.errors import UserError
 from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, MapConfig
@@ -25,8 +25,8 @@ from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.registry import build
 from triptych.pipelines.diffusion.image_metadata import read
-from triptych.pipelines.diffusion.pipeline import seeded
-from triptych.pipelines.diffusion.settings import Settings
+from triptych.pipelines.diffusion.options import GenerationRecord
+from triptych.pipelines.diffusion.records import with_seeds
 
 STAGE = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 1, 1), depth=1, latent_channels=4, groups=4)
 UNET = UNetConfig(
@@ -121,11 +121,15 @@ def pixels(path) -> np.ndarray:
 
 
 def test_a_prompt_and_the_same_pixels_again(places, tmp_path, capsys):
-    typed = "apple --negative blurry --model {m}/text.safetensors --steps 2 --seed 5 --count 2 --size 40x24"
+    typed = (
+        "apple --negative-prompt blurry --model {m}/text.safetensors --num-steps 2 --seed 5 --num-images 2"
+    )
+    typed += " --size 40x24"
     run(
         places,
         tmp_path,
-        typed + " --guidance 3 --sampler euler-ancestral --rescale 0.5 --tiling x --out {t}/made",
+        typed
+        + " --guidance-scale 3 --sampler euler-ancestral --guidance-rescale 0.5 --tiling x --out {t}/made",
     )
     made = sorted((tmp_path / "made").iterdir())
     assert [path.name for path in made] == ["0001-apple-5.png", "0002-apple-6.png"]
@@ -134,9 +138,9 @@ def test_a_prompt_and_the_same_pixels_again(places, tmp_path, capsys):
         f"{tmp_path}/made/0002-apple-6.png: 40x24, seed 6",
     ]
     settings = read(made[0])
-    assert settings.negative == "blurry"
+    assert settings.negative_prompt == "blurry"
     assert settings.size == (24, 40)
-    assert settings.guidance == 3
+    assert settings.guidance_scale == 3
     assert settings.tiling == "x"
     run(
         places, tmp_path, "--from {t}/made/0002-apple-6.png --out {t}/again.png"
@@ -146,12 +150,12 @@ def test_a_prompt_and_the_same_pixels_again(places, tmp_path, capsys):
     assert np.array_equal(pixels(tmp_path / "other.png"), pixels(made[1]))
     run(places, tmp_path, "pear --from {t}/made/0001-apple-5.png --sampler ddim --out {t}/pear.png")
     pear = read(tmp_path / "pear.png")
-    assert (pear.prompt, pear.sampler, pear.spacing, pear.seed) == ("pear", "ddim", "compvis", 5)
+    assert (pear.prompt, pear.sampler, pear.schedule, pear.seed) == ("pear", "ddim", "compvis", 5)
 
 
 def test_a_lora_and_a_word(places, tmp_path):
     """Beside the model, by file and by name, and again from the picture."""
-    common = " --model {m}/text.safetensors --steps 2 --seed 3 --size 24x16"
+    common = " --model {m}/text.safetensors --num-steps 2 --seed 3 --size 24x16"
     run(places, tmp_path, "apple --out {t}/plain.png" + common)
     run(places, tmp_path, "apple --lora {m}/style.safetensors:0.5 --out {t}/file.png" + common)
     run(places, tmp_path, "apple --lora style:0.5 --lora-dir {m} --out {t}/name.png" + common)
@@ -163,7 +167,7 @@ def test_a_lora_and_a_word(places, tmp_path):
     assert np.array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "file.png"))
     run(places, tmp_path, "--from {t}/file.png --lora style:0 --out {t}/without.png")
     assert np.array_equal(pixels(tmp_path / "without.png"), pixels(tmp_path / "plain.png"))
-    common += " --guidance 1000"  # the tiny model hardly listens
+    common += " --guidance-scale 1000"  # the tiny model hardly listens
     run(places, tmp_path, "my-owl --embedding {m}/owl.safetensors:my-owl --out {t}/word.png" + common)
     run(places, tmp_path, "<owl> --embedding {m}/owl.safetensors --out {t}/own.png" + common)
     assert np.array_equal(pixels(tmp_path / "word.png"), pixels(tmp_path / "own.png"))
@@ -176,7 +180,7 @@ def test_a_lora_and_a_word(places, tmp_path):
 
 def test_approximations_are_in_the_file(places, tmp_path):
     tp.save(build(TinyAutoencoderConfig(width=8, levels=3, depth=1)), tmp_path / "tiny.safetensors")
-    typed = "apple --model {m}/text.safetensors --steps 4 --size 32x32 --out {t}/"
+    typed = "apple --model {m}/text.safetensors --num-steps 4 --size 32x32 --out {t}/"
     run(places, tmp_path, typed + "exact.png")
     run(places, tmp_path, typed + "made.png --merge-tokens 0.5 --deep-cache 2 --decoder {t}/tiny.safetensors")
     settings = read(tmp_path / "made.png")
@@ -210,8 +214,8 @@ def test_from_the_web_uis_text(places, tmp_path):
 
 def test_over_a_picture(places, tmp_path):
     given, mask = pixels(places / "photo.png"), pixels(places / "mask.png")
-    common = " --model {m}/text.safetensors --steps 2 --init {m}/photo.png"
-    run(places, tmp_path, "apple --mask {m}/mask.png --out {t}/in.png" + common)
+    common = " --model {m}/text.safetensors --num-steps 2 --init-image {m}/photo.png"
+    run(places, tmp_path, "apple --mask-image {m}/mask.png --out {t}/in.png" + common)
     painted = pixels(tmp_path / "in.png")
     assert np.array_equal(painted[mask == 0], given[mask == 0])
     assert read(tmp_path / "in.png").strength == 1
@@ -222,37 +226,39 @@ def test_over_a_picture(places, tmp_path):
     assert read(tmp_path / "over.png").strength == 0.6
     run(places, tmp_path, "--from {t}/over.png --strength 1 --out {t}/over2.png")
     assert read(tmp_path / "over2.png").strength == 1
-    run(places, tmp_path, "--from {t}/over.png --mask {m}/mask.png --out {t}/in3.png")
+    run(places, tmp_path, "--from {t}/over.png --mask-image {m}/mask.png --out {t}/in3.png")
     assert np.array_equal(pixels(tmp_path / "in3.png"), painted)
-    run(places, tmp_path, "--from {t}/in.png --init {t}/over.png --out {t}/in4.png")  # its mask is kept
+    run(places, tmp_path, "--from {t}/in.png --init-image {t}/over.png --out {t}/in4.png")  # its mask is kept
     assert np.array_equal(pixels(tmp_path / "in4.png")[mask == 0], pixels(tmp_path / "over.png")[mask == 0])
     run(
         places,
         tmp_path,
-        "--init {m}/photo.png --model {m}/upscaler.safetensors --steps 1 --out {t}/large.png",
+        "--init-image {m}/photo.png --model {m}/upscaler.safetensors --num-steps 1 --out {t}/large.png",
     )
     assert pixels(tmp_path / "large.png").shape == (80, 112, 3)
 
 
 def test_classes_and_nothing_at_all(places, tmp_path, capsys):
-    run(places, tmp_path, "--class owl --model {m}/classes.safetensors --steps 1 --json --out {t}/a.png")
+    run(places, tmp_path, "--class owl --model {m}/classes.safetensors --num-steps 1 --json --out {t}/a.png")
     (said,) = json.loads(capsys.readouterr().out)
     assert said["file"] == str(tmp_path / "a.png")
-    assert (said["label"], said["class_name"], said["guidance"]) == (1, "owl", 1.5)
-    run(places, tmp_path, "--class 1 --model {m}/classes.safetensors --steps 1 --out {t}/b.png")
+    assert (said["label"], said["class_name"], said["guidance_scale"]) == (1, "owl", 1.5)
+    run(places, tmp_path, "--class 1 --model {m}/classes.safetensors --num-steps 1 --out {t}/b.png")
     run(places, tmp_path, "--from {t}/a.png --out {t}/c.png")
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
-    run(places, tmp_path, "--model {m}/free.safetensors --steps 1 --size 16x16 --out {t}/d.png")
+    run(places, tmp_path, "--model {m}/free.safetensors --num-steps 1 --size 16x16 --out {t}/d.png")
     assert pixels(tmp_path / "d.png").shape == (16, 16, 3)
 
 
 def test_maps_and_boxes(places, tmp_path):
-    run(places, tmp_path, "--map {m}/mask.png --model {m}/map.safetensors --steps 1 --out {t}/a.png")
+    run(
+        places, tmp_path, "--class-map {m}/mask.png --model {m}/map.safetensors --num-steps 1 --out {t}/a.png"
+    )
     assert pixels(tmp_path / "a.png").shape == (20, 28, 3)
     run(places, tmp_path, "--from {t}/a.png --out {t}/a2.png")
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "a2.png"))
-    typed = "--box 3:0,0,0.5,1 --box 4:0.5,0.5,1,1 --model {m}/boxes.safetensors --steps 1"
+    typed = "--box 3:0,0,0.5,1 --box 4:0.5,0.5,1,1 --model {m}/boxes.safetensors --num-steps 1"
     run(places, tmp_path, typed + " --out {t}/b.png")
     assert read(tmp_path / "b.png").boxes == ((3, 0, 0, 0.5, 1), (4, 0.5, 0.5, 1, 1))
     run(places, tmp_path, "--from {t}/b.png --out {t}/b2.png")
@@ -263,36 +269,41 @@ def test_strip_and_preview(places, tmp_path):
     run(
         places,
         tmp_path,
-        "apple --model {m}/text.safetensors --steps 3 --strip {t}/s.png --preview {t}/p.png --out {t}/a.png",
+        "apple --model {m}/text.safetensors --num-steps 3 --strip {t}/s.png --preview {t}/p.png --out {t}/a.png",
     )
     assert pixels(tmp_path / "p.png").shape == (32, 32, 3)
     assert pixels(tmp_path / "s.png").shape[1] > 600
 
 
 def test_one_interrupt_stops_at_the_step(places, tmp_path, capsys, monkeypatch):
-    from triptych.pipelines.diffusion.sampling_loop import Painter
+    from triptych.pipelines.diffusion.sampling_loop import SamplingLoop
 
-    make = Painter.make
+    make = SamplingLoop.run
 
     def pressed_early(self, *args, preview=None, **more):
         return make(self, *args, preview=lambda now: os.kill(os.getpid(), signal.SIGINT), **more)
 
-    monkeypatch.setattr(Painter, "make", pressed_early)
-    run(places, tmp_path, "apple --model {m}/text.safetensors --steps 9 --count 3 --out {t}/made", code=130)
+    monkeypatch.setattr(SamplingLoop, "run", pressed_early)
+    run(
+        places,
+        tmp_path,
+        "apple --model {m}/text.safetensors --num-steps 9 --num-images 3 --out {t}/made",
+        code=130,
+    )
     (path,) = (tmp_path / "made").iterdir()
     assert read(path).stopped_at == 1
     assert "stopped at step 1, 1 of 3" in capsys.readouterr().err
-    with stopping() as stopped:
+    with interruptible() as interrupted:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stopped()
+        assert interrupted()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_what_is_finished_is_kept_whatever_comes_next(places, tmp_path, capsys, monkeypatch):
-    from triptych.pipelines.diffusion.sampling_loop import Painter
+    from triptych.pipelines.diffusion.sampling_loop import SamplingLoop
 
-    sample, calls = Painter._sample, []
+    sample, calls = SamplingLoop._sample_batch, []
 
     def fails_the_second_time(self, *how):
         calls.append(how)
@@ -300,8 +311,8 @@ def test_what_is_finished_is_kept_whatever_comes_next(places, tmp_path, capsys, 
             raise UserError("the latents became NaN")
         return sample(self, *how)
 
-    monkeypatch.setattr(Painter, "_sample", fails_the_second_time)
-    typed = "apple --model {m}/text.safetensors --steps 1 --seed 4 --count 3 --out {t}/made.jpg"
+    monkeypatch.setattr(SamplingLoop, "_sample_batch", fails_the_second_time)
+    typed = "apple --model {m}/text.safetensors --num-steps 1 --seed 4 --num-images 3 --out {t}/made.jpg"
     run(places, tmp_path, typed, code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["made-4.jpg"]
     assert capsys.readouterr().out == f"{tmp_path}/made-4.jpg: 32x32, seed 4\n"
@@ -316,7 +327,7 @@ def test_a_file_that_does_not_say_what_it_predicts(places, tmp_path, capsys):
     )
     tp.export(net, tmp_path / "sd2.safetensors", "compvis")
     (tmp_path / "sd2.safetensors.json").unlink()
-    typed = "apple --model {t}/sd2.safetensors --steps 1 --size 16x16 --out {t}/a.png"
+    typed = "apple --model {t}/sd2.safetensors --num-steps 1 --size 16x16 --out {t}/a.png"
     run(places, tmp_path, typed, code=2)
     assert "--prediction v" in capsys.readouterr().err
     run(places, tmp_path, typed + " --prediction v")
@@ -324,14 +335,14 @@ def test_a_file_that_does_not_say_what_it_predicts(places, tmp_path, capsys):
     typed = ["convert", str(tmp_path / "sd2.safetensors"), str(there), "--format", "triptych"]
     assert main([*typed, "--prediction", "v"]) == 0
     assert tp.load(there).config.process.prediction == "v"
-    with pytest.raises(UserError, match="a network's is in its config"):
+    with pytest.raises(UserError, match="a network's config has it"):
         tp.DiffusionPipeline(net, prediction="v")
 
 
 MISTAKES = [
     ("", "ldm-emoji reads prompts, and none was given"),
     ("apple --model {t}/none.safetensors", "none.safetensors"),
-    ("apple --model vit-emoji", "ViT, which makes no pictures"),
+    ("apple --model vit-emoji", "ViT, which generates no images"),
     ("--model {m}/text.safetensors", "reads prompts, and none was given"),
     ("apple --model {m}/classes.safetensors", "takes a class, not a prompt"),
     ("--model {m}/classes.safetensors", "none was named"),
@@ -341,43 +352,46 @@ MISTAKES = [
     ("--class 7 --model {m}/classes.safetensors", "class 7 is not from 0 to 1"),
     ("apple --class owl", "one or the other"),
     ("apple --sampler euller", "near names: euler"),
-    ("apple --spacing karas", "near names: karras"),
+    ("apple --schedule karas", "near names: karras"),
     ("apple --size 41x24 --model {m}/text.safetensors", "multiples of 4, such as 40x24"),
     ("apple --size 40", "WIDTHxHEIGHT"),
-    ("apple --steps -3", "steps is -3"),
-    ("apple --steps 0", "steps is 0"),
-    ("apple --steps many", "--steps"),
+    ("apple --num-steps -3", "num_steps is -3"),
+    ("apple --num-steps 0", "num_steps is 0"),
+    ("apple --num-steps many", "--num-steps"),
     ("apple --seed -1", "seed is -1"),
-    ("apple --count 0", "count 0"),
-    ("apple --rescale 3", "rescale is 3"),
-    ("apple --tiling z", "tiling is 'z'"),
-    ("apple --guidance nan", "guidance is nan"),
-    ("apple --strength 0.5", "--init"),
-    ("apple --init {m}/photo.png --strength 1.5", "strength is 1.5"),
-    ("apple --init {m}/nowhere.png", "nowhere.png does not exist"),
-    ("apple --init {m}/photo.png --mask {m}/small_mask.png", "make the mask as large as the image"),
-    ("apple --mask {m}/mask.png", "--init"),
+    ("apple --num-images 0", "num_images 0"),
+    ("apple --guidance-rescale 3", "guidance_rescale is 3"),
+    ("apple --tiling z", "'z'"),
+    ("apple --guidance-scale nan", "guidance_scale is nan"),
+    ("apple --strength 0.5", "--init-image"),
+    ("apple --init-image {m}/photo.png --strength 1.5", "strength is 1.5"),
+    ("apple --init-image {m}/nowhere.png", "nowhere.png does not exist"),
     (
-        "apple --depth {m}/mask.png --model {m}/text.safetensors",
-        "looks at no depth; leave depth (--depth) out",
+        "apple --init-image {m}/photo.png --mask-image {m}/small_mask.png",
+        "make the mask as large as the image",
+    ),
+    ("apple --mask-image {m}/mask.png", "--init-image"),
+    (
+        "apple --depth-map {m}/mask.png --model {m}/text.safetensors",
+        "does not use depth_map; leave depth_map (--depth-map) out",
     ),
     (
-        "--init {m}/photo.png --mask {m}/mask.png --model {m}/upscaler.safetensors",
-        "upscale of this model looks at no mask",
+        "--init-image {m}/photo.png --mask-image {m}/mask.png --model {m}/upscaler.safetensors",
+        "upscale of this model does not use mask_image",
     ),
     (
-        "--class owl --init {m}/photo.png --model {m}/classes.safetensors",
-        "looks at no image; leave image (--init)",
+        "--class owl --init-image {m}/photo.png --model {m}/classes.safetensors",
+        "does not use init_image; leave init_image (--init-image)",
     ),
-    ("--from {m}/plain.png", "says nothing of how it was made"),
+    ("--from {m}/plain.png", "has no generation metadata"),
     ("--from {t}/none.png", "none.png does not exist"),
     ("apple --out {t}/x.tiff", "written as .png"),
     ("apple --strip {t}/x.gif", "x.gif: it is written as a PNG"),
     ("apple --preview {t}", "name a .png file"),
     ("apple --out {m}/photo.png/x.png", "is no folder that can be written to"),
-    ("--model {m}/map.safetensors", "semantic needs map: give a picture, with --map FILE"),
-    ("--map {m}/photo.png --model {m}/map.safetensors", "one class number a pixel"),
-    ("--map {m}/mask.png --model {m}/free.safetensors", "not semantic"),
+    ("--model {m}/map.safetensors", "semantic needs class_map (--class-map)"),
+    ("--class-map {m}/photo.png --model {m}/map.safetensors", "one class number a pixel"),
+    ("--class-map {m}/mask.png --model {m}/free.safetensors", "not semantic"),
     ("--box 1:0,0,1 --model {m}/boxes.safetensors", "CLASS:LEFT,TOP,RIGHT,BOTTOM"),
     ("--box 1:0,0,1,2 --model {m}/boxes.safetensors", "from 0 to 1"),
     ("apple --model {m}/boxes.safetensors", "takes boxes, not a prompt"),
@@ -400,7 +414,7 @@ MISTAKES = [
     ("apple --embedding {t}/none.pt --model {m}/text.safetensors", "none.pt"),
     (
         "apple --embedding {m}/owl.safetensors: --model {m}/text.safetensors",
-        "no word stands behind the colon",
+        "there is no word after the colon",
     ),
     ("apple --embedding {m}/owl.safetensors:apple --model {m}/text.safetensors", "apple"),
     ("--class owl --embedding {m}/owl.safetensors --model {m}/classes.safetensors", "reads no text"),
@@ -417,7 +431,16 @@ def test_mistakes(typed, named, places, tmp_path, capsys):
 
 
 def test_a_prompt_of_nothing_and_one_of_5000_words(places, tmp_path):
-    common = ["--model", str(places / "text.safetensors"), "--steps", "1", "--dtype", "fp32", "--size", "8x8"]
+    common = [
+        "--model",
+        str(places / "text.safetensors"),
+        "--num-steps",
+        "1",
+        "--dtype",
+        "fp32",
+        "--size",
+        "8x8",
+    ]
     assert main(["generate", "", *common, "--out", str(tmp_path / "a.png")]) == 0
     assert main(["generate", "red apple " * 2500, *common, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "0001-red-apple-red-apple-red-apple-red-apple-0.png").exists()
@@ -438,8 +461,8 @@ def test_prompts_of_a_file_are_those_of_single_commands(places, tmp_path, capsys
     file = tmp_path / "prompts.txt"
     long = " ".join(["apple"] * 90)  # of two chunks: never in a batch with the others
     file.write_text(f"a red apple\n\n  a blue owl\n{long}\na fox\n")
-    args = ("generate", "--model", str(places / "text.safetensors"), "--steps", "2", "--dtype", "fp32")
-    many = (*args, "--prompts", str(file), "--seed", "5", "--count", "2", "--batch-size", "3", "--json")
+    args = ("generate", "--model", str(places / "text.safetensors"), "--num-steps", "2", "--dtype", "fp32")
+    many = (*args, "--prompts", str(file), "--seed", "5", "--num-images", "2", "--batch-size", "3", "--json")
     assert main([*many, "--out", str(tmp_path / "many")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["seed"] for one in found] == list(range(5, 13))
@@ -457,18 +480,21 @@ def test_prompts_of_a_file_are_those_of_single_commands(places, tmp_path, capsys
     assert main([*many, "--out", str(tmp_path / "many"), "--skip-existing"]) == 0
     said = capsys.readouterr()
     assert [one["seed"] for one in json.loads(said.out)] == [7, 12]
-    assert "6 of 8 are there already" in said.err
-    assert main([*many, "--out", str(tmp_path / "many"), "--skip-existing", "--guidance", "3"]) == 0
+    assert "6 of 8 already exist" in said.err
+    assert main([*many, "--out", str(tmp_path / "many"), "--skip-existing", "--guidance-scale", "3"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 8  # other pictures than those
 
 
 def test_pictures_that_are_not_kept(places):
     pipe = tp.DiffusionPipeline(tp.load(places / "text.safetensors"), dtype="fp32")
-    settings = seeded([Settings(prompt="a red apple", steps=2, seed=3)], 5)
-    kept, given = pipe.make(settings, batch_size=2), []
-    assert pipe.make(settings, batch_size=2, finished=given.append, keep=False) == []
+    settings = with_seeds([GenerationRecord(prompt="a red apple", num_steps=2, seed=3)], 5)
+    kept, given = pipe.generate(settings, batch_size=2), []
+    assert pipe.generate(settings, batch_size=2, on_image=given.append, return_images=False) == []
     assert [one.tobytes() for one in given] == [one.tobytes() for one in kept]
-    some = pipe.make(settings, wanted=lambda one: one.seed % 2 == 0 and one.weights == pipe.weights)
+    some = pipe.generate(
+        settings,
+        should_generate=lambda one: one.seed % 2 == 0 and one.weights_hash == pipe.model.weights_hash,
+    )
     assert [one.info["seed"] for one in some] == [4, 6]
     for one, other in zip(some, (kept[1], kept[3]), strict=True):
         assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
@@ -480,7 +506,7 @@ def test_pictures_that_are_not_kept(places):
         ("--prompts {t}/none.txt", "none.txt cannot be read (No such file"),
         ("--prompts {t}/empty.txt", "empty.txt holds no prompt"),
         ("--prompts {t}/bytes.txt", "bytes.txt cannot be read (no UTF-8 text)"),
-        ("owl --prompts {t}/good.txt", "beside a prompt or --class"),
+        ("owl --prompts {t}/good.txt", "with a prompt or --class"),
     ],
 )
 def test_mistakes_about_a_file_of_prompts(places, tmp_path, capsys, typed, named):

@@ -53,7 +53,10 @@ def test_from_a_folder_to_pictures(squares, compressed, tmp_path, capsys):
     assert {"model.safetensors", "config.json", "log.jsonl", "latents", "samples"} <= made
     assert main(command) == 0  # the same command: nothing is left to do
     picture = tmp_path / "red.png"
-    assert main(["generate", "a red square", "--model", str(out), "--steps", "3", "--out", str(picture)]) == 0
+    assert (
+        main(["generate", "a red square", "--model", str(out), "--num-steps", "3", "--out", str(picture)])
+        == 0
+    )
     with Image.open(picture) as image:
         image.load()
         assert image.size == (16, 16)
@@ -61,7 +64,7 @@ def test_from_a_folder_to_pictures(squares, compressed, tmp_path, capsys):
     capsys.readouterr()
     assert main(["info", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["family"] == "latent-diffusion"
-    measuring = f"evaluate {out} --data {squares} --samples 6 --steps 2 --batch-size 6 --workers 0 --json"
+    measuring = f"evaluate {out} --data {squares} --samples 6 --num-steps 2 --batch-size 6 --workers 0 --json"
     assert main([*measuring.split(), "--reference", str(tmp_path / "real.safetensors")]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["count"] == 6

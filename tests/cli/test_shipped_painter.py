@@ -11,7 +11,7 @@ import triptych as tp
 from triptych.cli import main
 from triptych.cli.demo import PROMPTS
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.pipelines.diffusion.settings import Settings
+from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.weights import hub
 
 ASKED = (
@@ -35,7 +35,7 @@ def pipe() -> tp.DiffusionPipeline:
 
 def test_what_was_asked_for_is_found_in_the_pictures(pipe):
     """Its card has 1,000 pictures' figures; here a few prompts stand far above chance, which is 1 in 65."""
-    each = [Settings(prompt=f"{name}, noto style", seed=seed) for name in ASKED for seed in range(2)]
+    each = [GenerationRecord(prompt=f"{name}, noto style", seed=seed) for name in ASKED for seed in range(2)]
     images = pipe.make(each, batch_size=len(each), progress=False)
     classify: Callable = tp.ClassificationPipeline("vit-emoji", device="cpu")
     net = tp.load("vit-emoji")
@@ -59,7 +59,8 @@ def test_its_card_and_files_are_as_small_as_said(pipe):
 
 def test_generate_takes_it_by_itself_and_again_from_its_picture(tmp_path, capsys):
     assert (
-        main(["generate", "a red apple, noto style", "--steps", "4", "--out", str(tmp_path / "a.png")]) == 0
+        main(["generate", "a red apple, noto style", "--num-steps", "4", "--out", str(tmp_path / "a.png")])
+        == 0
     )
     assert main(["generate", "--from", str(tmp_path / "a.png"), "--out", str(tmp_path / "b.png")]) == 0
     with Image.open(tmp_path / "a.png") as first, Image.open(tmp_path / "b.png") as second:

@@ -37,7 +37,7 @@ def toys(tmp_path_factory):
 
 def painted(sd, tmp_path, name, prompt, *more):
     out = tmp_path / f"{name}.png"
-    asked = ["generate", prompt, "--model", str(sd), "--steps", "2", "--dtype", "fp32", "--out", str(out)]
+    asked = ["generate", prompt, "--model", str(sd), "--num-steps", "2", "--dtype", "fp32", "--out", str(out)]
     assert main([*asked, *map(str, more)]) == 0
     with Image.open(out) as image:
         return np.asarray(image), image.info

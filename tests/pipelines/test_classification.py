@@ -13,7 +13,7 @@ import triptych as tp
 from triptych import device as hardware
 from triptych.model_card import Card, Preprocess
 from triptych.pipelines.classification import ClassificationPipeline
-from triptych.pipelines.image_input import fitted, images_below, normalised
+from triptych.pipelines.image_input import fitted, images_below, normalized
 
 NAMES = ("cat", "dog", "fox", "owl")
 
@@ -59,7 +59,7 @@ def test_result(pipe, folder):
 
 def test_logits_are_the_networks(net, pipe, folder):
     """The pipeline adds nothing: by hand, from the pixels."""
-    x = normalised(fitted(folder / "00.png", net.card.preprocess), net.card.preprocess)[None]
+    x = normalized(fitted(folder / "00.png", net.card.preprocess), net.card.preprocess)[None]
     with torch.inference_mode():
         expected = net.eval()(x).softmax(1)[0]
     found = pipe(folder / "00.png", top=4)

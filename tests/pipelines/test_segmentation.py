@@ -17,7 +17,7 @@ from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import InMemoryLogits, SlidingWindowLogits, resized_rows
 from triptych.model_card import Card, Preprocess
-from triptych.pipelines.image_input import normalised
+from triptych.pipelines.image_input import normalized
 from triptych.pipelines.palette import FIRST, GROUND, colours_of, far_apart, oklab
 from triptych.pipelines.segmentation import SegmentationPipeline
 from triptych.pipelines.segmentation_result import Segmentation, _boxes
@@ -51,7 +51,7 @@ def net():
     made.card = card()
     made.eval()
     with torch.no_grad():
-        seen = made(normalised(picture(32, 32), made.card.preprocess)[None])
+        seen = made(normalized(picture(32, 32), made.card.preprocess)[None])
         made.classifier.bias -= seen.mean((0, 2, 3))
     return made
 
@@ -105,7 +105,7 @@ def test_whole_picture_as_by_hand(net, pipe):
     pixels = picture(50, 37)
     small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
     with torch.inference_mode():
-        logits = F.interpolate(net(normalised(small, net.card.preprocess)[None]), (50, 37), mode="bilinear")
+        logits = F.interpolate(net(normalized(small, net.card.preprocess)[None]), (50, 37), mode="bilinear")
     probabilities, labels = logits.softmax(1)[0].max(0)
     found = pipe(pixels, confidence=True)
     assert (
@@ -243,7 +243,7 @@ def test_scales_and_flip_are_the_mean_of_each(net, pipe, window):
             for mirrored in (False, True):
                 fed = np.asarray(image)[:, :: -1 if mirrored else 1]
                 if window is None:
-                    logits = net(normalised(fed, net.card.preprocess)[None])
+                    logits = net(normalized(fed, net.card.preprocess)[None])
                 else:
                     logits = SlidingWindowLogits(pipe._run, fed, window, 0.5, 1).rows(0, size[0])[None]
                 logits = logits.flip(-1) if mirrored else logits

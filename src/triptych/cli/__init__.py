@@ -15,12 +15,12 @@ from triptych.errors import ConfigError, TriptychError, near_names
 # Verb -> its module, the class or function in it, and what `triptych --help` says of it.
 VERBS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "Demo", "shipped pictures through the shipped network: triptych.png"),
-    "list": ("models", "List", "the networks that can be made by name"),
+    "list": ("list_models", "List", "the networks that can be made by name"),
     "info": ("info", "Info", "what a checkpoint file, folder or hub id is"),
     "classify": ("classify", "Classify", "name what is in pictures"),
     "segment": ("segment", "Segment", "the class of every pixel: overlay, label map, legend, areas"),
     "explain": ("explain", "Explain", "heads, rollout, distances, positions and filters for a picture"),
-    "generate": ("generate", "Generate", "paint pictures from a prompt, a class or a picture"),
+    "generate": ("generate", "generate", "generate images from a prompt, a class or an image"),
     "evaluate": ("evaluate", "Evaluate", "top-1, top-5 or mIoU, every class, and a confusion picture"),
     "train": ("train", "train", "train or fine-tune on your pictures; the same command resumes"),
     "plot": ("plot", "Plot", "the curves of a training run"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from triptych.cli.output import SHIPPED, Workers, print_json, shortened, waiting
+from triptych.cli.output import SHIPPED_CLASSIFIER, Workers, print_json, shortened, with_progress
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Classify:
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
     """Image files, or folders of them."""
-    model: str = SHIPPED
+    model: str = SHIPPED_CLASSIFIER
     """A model's file, folder, hub id or name, or a RUN folder."""
     top: int = 5
     """How many classes to name."""
@@ -49,7 +49,7 @@ class Classify:
         )
         found = pipe.stream(files, self.top)
         if len(files) > self.batch_size and not sys.stdout.isatty():  # else the results are the progress
-            found = waiting(found, len(files), "classifying")
+            found = with_progress(found, len(files), "classifying")
         for one in found:
             print_json(one.to_json()) if self.json else show(one)
         if len(pipe.skipped) == len(files):

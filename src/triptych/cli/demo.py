@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.cli.output import SHIPPED, SHIPPED_PAINTER, SHIPPED_PARSER, print_json
+from triptych.cli.output import SHIPPED_CLASSIFIER, SHIPPED_GENERATOR, SHIPPED_SEGMENTER, print_json
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class Demo:
 
     out: Path = Path("triptych.png")
     """PNG to write."""
-    model: str = SHIPPED
+    model: str = SHIPPED_CLASSIFIER
     """Another classifier of the same drawings: a file, or a RUN folder."""
-    parser: str = SHIPPED_PARSER
+    parser: str = SHIPPED_SEGMENTER
     """Another segmenter of the same scenes."""
-    painter: str = SHIPPED_PAINTER
+    painter: str = SHIPPED_GENERATOR
     """Another latent diffusion model that reads prompts, such as a RUN of `latent_diffusion_emoji`; "" for none."""
     json: bool = False
     """Print the names and probabilities, the scores of the scenes, and the prompts, as JSON."""
@@ -98,7 +98,7 @@ def seer(model: str) -> "Network":
 
     net = load(model)
     if net.card.classes != emoji("test").classes:  # pyright: ignore[reportAttributeAccessIssue]
-        raise UserError(f"{model} names other things than emoji; use {SHIPPED}, or a run on emoji")
+        raise UserError(f"{model} names other things than emoji; use {SHIPPED_CLASSIFIER}, or a run on emoji")
     return net
 
 
@@ -109,7 +109,9 @@ def parser_of(model: str) -> Any:
 
     pipe = SegmentationPipeline(model, dtype="fp32")
     if set(pipe.classes) != set(scenes("test", 1).mask_classes):
-        raise UserError(f"{model} parses other things than scenes; use {SHIPPED_PARSER}, or a run on scenes")
+        raise UserError(
+            f"{model} parses other things than scenes; use {SHIPPED_SEGMENTER}, or a run on scenes"
+        )
     return pipe
 
 
@@ -203,15 +205,15 @@ def painted(model: str) -> "PaintPanel":
     """The third panel: a picture for each prompt, all made at once, and the first one's way out of noise."""
     import numpy as np
 
-    from triptych.cli.generate_output import Watch
+    from triptych.cli.generate_output import StepRecorder
+    from triptych.pipelines.diffusion.options import GenerationRecord
     from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
-    from triptych.pipelines.diffusion.settings import Settings
     from triptych.plots.demo_samples import Painted, PaintPanel
 
     pipe = DiffusionPipeline(model, dtype="fp32")
-    watch = Watch(Path("strip"), None)  # keeps frames; nothing is written
-    asked = [Settings(prompt=prompt, seed=seed) for seed, prompt in enumerate(PROMPTS)]
-    images = pipe.make(asked, batch_size=len(asked), preview=watch)
+    watch = StepRecorder(Path("strip"), None)  # keeps frames; nothing is written
+    asked = [GenerationRecord(prompt=prompt, seed=seed) for seed, prompt in enumerate(PROMPTS)]
+    images = pipe.generate(asked, batch_size=len(asked), preview=watch)
     pictures = [np.asarray(image.convert("RGB")) for image in images]
     cards = [Painted(image=image, words=words) for image, words in zip(pictures, PROMPTS, strict=True)]
     return PaintPanel(cards=cards, frames=[*watch.frames, pictures[0]], labels=[*watch.labels, "the picture"])

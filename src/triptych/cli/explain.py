@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from triptych.cli.output import SHIPPED, print_json, shortened
+from triptych.cli.output import SHIPPED_CLASSIFIER, print_json, shortened
 from triptych.cli.parsing import height_width
 
 
@@ -21,7 +21,7 @@ class Explain:
 
     image: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """An image file."""
-    model: str = SHIPPED
+    model: str = SHIPPED_CLASSIFIER
     """A model's file, folder, hub id or name, or a RUN folder."""
     out: Path = Path("explanation")
     """Folder to write into."""

@@ -1,4 +1,4 @@
-"""What `generate` says and draws of pictures while they are painted."""
+"""What `generate` prints and draws while it samples."""
 
 import sys
 import time
@@ -13,32 +13,41 @@ if TYPE_CHECKING:
 FRAMES = 8  # of a strip
 
 
-class Shown:
-    """Says of each picture, once it is written, where it is: a line, or an element of a JSON array. Holds none but the
-    first, if that is asked for."""
+class GenerationReporter:
+    """Prints where each image was written: a line, or an element of a JSON array.
 
-    def __init__(self, json: bool, first: bool):
-        self.json, self.wanted = json, first
+    Args:
+        json: print JSON.
+        keep_first: hold the first image in `first`; no other is held.
+    """
+
+    def __init__(self, json: bool, keep_first: bool):
+        self.json, self.keep_first = json, keep_first
         self.first: Any = None
         self.count, self.stopped_at = 0, None
 
-    def add(self, file: Path, one: Any) -> None:
+    def add(self, file: Path, image: Any) -> None:
         if self.json:
             before = ",\n" if self.count else "[\n"
-            print(before + json_text({"file": str(file), **one.info}, indent=1), end="", flush=True)
+            print(before + json_text({"file": str(file), **image.info}, indent=1), end="", flush=True)
         else:
-            print(f"{file}: {one.width}x{one.height}, seed {one.info['seed']}\n", end="", flush=True)
-        self.count, self.stopped_at = self.count + 1, one.info["stopped_at"]
-        if self.wanted and self.first is None:
-            self.first = one
+            print(f"{file}: {image.width}x{image.height}, seed {image.info['seed']}\n", end="", flush=True)
+        self.count, self.stopped_at = self.count + 1, image.info["stopped_at"]
+        if self.keep_first and self.first is None:
+            self.first = image
 
     def end(self) -> None:
         if self.json:
             print("\n]" if self.count else "[]", flush=True)
 
 
-class Watch:
-    """Looks at the first picture between steps: for a file to look at meanwhile, and for a strip at the end."""
+class StepRecorder:
+    """A `preview` callback that records the first image's steps.
+
+    Args:
+        strip: file for `draw`, which shows the steps side by side.
+        preview: file to update while sampling.
+    """
 
     def __init__(self, strip: Path | None, preview: Path | None):
         self.strip, self.preview = strip, preview
@@ -47,38 +56,39 @@ class Watch:
         self.labels: list[str] = []
         self.written = 0.0
 
-    def __call__(self, now: "Preview") -> None:
+    def __call__(self, step: "Preview") -> None:
         import numpy as np
 
         if self.seed is None:
-            self.seed = now.seeds[0]
-        kept = {round(1 + i * (now.steps - 1) / (FRAMES - 1)) for i in range(FRAMES - 1)}
-        if self.strip is not None and now.seeds[0] == self.seed and now.step in kept:
-            self.frames.append(np.asarray(now.images(None)[0].convert("RGB")))
-            alpha, sigma = now.level
-            self.labels.append(f"step {now.step}, noise {sigma / alpha if alpha else float('inf'):.3g}")
+            self.seed = step.seeds[0]
+        drawn = {round(1 + i * (step.num_steps - 1) / (FRAMES - 1)) for i in range(FRAMES - 1)}
+        if self.strip is not None and step.seeds[0] == self.seed and step.step in drawn:
+            self.frames.append(np.asarray(step.images(None)[0].convert("RGB")))
+            alpha, sigma = step.level
+            self.labels.append(f"step {step.step}, noise {sigma / alpha if alpha else float('inf'):.3g}")
         if self.preview is not None and time.monotonic() - self.written > 1:
             from triptych.atomic_write import write_atomically
             from triptych.pipelines.diffusion.image_metadata import encoded
 
-            content = encoded(now.images()[0])
+            content = encoded(step.images()[0])
             write_atomically(self.preview, lambda file: file.write(content))
             self.written = time.monotonic()
 
-    def draw(self, finished: Any) -> None:
+    def draw(self, image: Any) -> None:
+        """Write the strip, which ends with the finished image."""
         import numpy as np
 
         from triptych.plots import style
         from triptych.plots.denoising_strip import denoising_strip
 
-        size = self.frames[0].shape[1::-1] if self.frames else finished.size
-        last = np.asarray(finished.convert("RGB").resize(size))
-        said = finished.info["prompt"] or finished.info["class_name"] or ""
+        size = self.frames[0].shape[1::-1] if self.frames else image.size
+        last = np.asarray(image.convert("RGB").resize(size))
+        text = image.info["prompt"] or image.info["class_name"] or ""
         page = denoising_strip(
             [*self.frames, last],
-            [*self.labels, "the picture"],
-            "What the network sees in the noise",
-            f"{said}, seed {finished.info['seed']}, {finished.info['sampler']}".removeprefix(", "),
+            [*self.labels, "result"],
+            "Denoising, step by step",
+            f"{text}, seed {image.info['seed']}, {image.info['sampler']}".removeprefix(", "),
         )
         assert self.strip is not None
         style.save(page, self.strip)

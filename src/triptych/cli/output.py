@@ -11,9 +11,9 @@ import tyro
 
 T = TypeVar("T")
 
-SHIPPED = "vit-emoji"  # what verbs that see use without --model
-SHIPPED_PARSER = "swin-scenes"  # what verbs that parse use
-SHIPPED_PAINTER = "ldm-emoji"  # what verbs that paint use
+SHIPPED_CLASSIFIER = "vit-emoji"  # what verbs that see use without --model
+SHIPPED_SEGMENTER = "swin-scenes"  # what verbs that parse use
+SHIPPED_GENERATOR = "ldm-emoji"  # what verbs that paint use
 
 Workers = Annotated[
     int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: a core's each but one, at most 8)")
@@ -47,7 +47,7 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def waiting(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+def with_progress(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
     """The same items with a progress bar on stderr, if that is a terminal and stdout is not one already
     scrolling."""
     if not sys.stderr.isatty():

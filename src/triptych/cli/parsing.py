@@ -17,6 +17,18 @@ T = TypeVar("T")
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
 
 
+def flag(metavar: str, default: str = "", name: str | None = None) -> Any:
+    """Return how help shows a flag whose default is determined later.
+
+    Args:
+        metavar: stands for the value, such as "FILE".
+        default: in words; "" shows none.
+        name: of the flag, if it is not the field's.
+    """
+    hint = f"(default: {default})" if default else ""
+    return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint=hint)
+
+
 class _Page(io.StringIO):
     """Text in memory for which tyro draws one kind of frame whatever the terminal: lines, no colours."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from triptych.cli.output import SHIPPED_PARSER, Workers, percent, print_json, shortened, waiting
+from triptych.cli.output import SHIPPED_SEGMENTER, Workers, percent, print_json, shortened, with_progress
 from triptych.cli.parsing import height_width
 from triptych.errors import UserError
 
@@ -33,7 +33,7 @@ class Segment:
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
     """Image files, or folders of them."""
-    model: str = SHIPPED_PARSER
+    model: str = SHIPPED_SEGMENTER
     """A segmenter's file, folder, hub id or name, or a RUN folder."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("parsed")
     """Folder to write into."""
@@ -90,7 +90,7 @@ class Segment:
         if len(files) > 1 and not (
             sys.stdout.isatty() and not self.json
         ):  # else the results are the progress
-            found = waiting(found, len(files), "parsing")
+            found = with_progress(found, len(files), "parsing")
         for one in found:
             place = self.out / files[Path(one.source)]
             written = [str(path) for path in written_parts(one, place, parts)]

@@ -16,7 +16,7 @@ from torch import nn
 from triptych.data.loading.workers import prefetch_map
 from triptych.device import choose_device, choose_dtype, place_network
 from triptych.errors import UserError
-from triptych.pipelines.image_input import Picture, images_below, name_of
+from triptych.pipelines.image_input import ImageInput, images_below, name_of
 from triptych.torch_compile import compile_blocks
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class PicturePipeline:
+class ImagePipeline:
     """A network on its device in its precision, and pictures that are read for it.
 
     Args:
@@ -83,7 +83,7 @@ class PicturePipeline:
         return names if names and len(names) == count else tuple(f"class {i}" for i in range(count))
 
     def answer(
-        self, images: Any, one: Callable[[Picture], A], many: Callable[[Iterable[Picture]], Iterator[A]]
+        self, images: Any, one: Callable[[ImageInput], A], many: Callable[[Iterable[ImageInput]], Iterator[A]]
     ):
         """`one` of a picture, a list of `many` for a list or tuple, and their iterator for the path of a folder
         or any other iterable.
@@ -101,7 +101,7 @@ class PicturePipeline:
         return list(found) if isinstance(images, list | tuple) else found
 
     def readable(
-        self, pictures: Iterable[Picture], read: Callable[[Picture], A], size: int
+        self, pictures: Iterable[ImageInput], read: Callable[[ImageInput], A], size: int
     ) -> Iterator[tuple[str, A]]:
         """Name and `read` of each picture in order; `workers` processes read ahead, `size` pictures a request, and no
         further than needed."""
@@ -123,9 +123,9 @@ class PicturePipeline:
 class _Tried(Generic[A]):
     """A picture's name with what is read of it, or with why it cannot be; such a pair as it is. Runs in workers."""
 
-    read: Callable[[Picture], A]
+    read: Callable[[ImageInput], A]
 
-    def __call__(self, picture: Picture | tuple[str, A | UserError]) -> tuple[str, A | UserError]:
+    def __call__(self, picture: ImageInput | tuple[str, A | UserError]) -> tuple[str, A | UserError]:
         if isinstance(picture, tuple):
             return picture
         try:

@@ -15,12 +15,12 @@ from triptych.errors import UserError
 from triptych.heads.segmenter import Segmenter
 from triptych.kernels.linear import packed_linears
 from triptych.model_card import Preprocess
-from triptych.pipelines.base import PicturePipeline, batches
+from triptych.pipelines.base import ImagePipeline, batches
 from triptych.pipelines.classification_result import Classification, Guess
-from triptych.pipelines.image_input import Picture, batched, fitted, name_of
+from triptych.pipelines.image_input import ImageInput, batched, fitted, name_of
 
 
-class ClassificationPipeline(PicturePipeline):
+class ClassificationPipeline(ImagePipeline):
     """A classifier with what surrounds it: reading, resizing, normalising, batching, naming.
 
     ```python
@@ -62,9 +62,9 @@ class ClassificationPipeline(PicturePipeline):
     @overload
     def __call__(self, images: str | os.PathLike[str], top: int = 5) -> Any: ...
     @overload
-    def __call__(self, images: Sequence[Picture], top: int = 5) -> list[Classification]: ...
+    def __call__(self, images: Sequence[ImageInput], top: int = 5) -> list[Classification]: ...
     @overload
-    def __call__(self, images: Iterable[Picture], top: int = 5) -> Iterator[Classification]: ...
+    def __call__(self, images: Iterable[ImageInput], top: int = 5) -> Iterator[Classification]: ...
     def __call__(self, images: Any, top: int = 5) -> Any:
         """Classify one image, several, or a stream of them.
 
@@ -84,7 +84,7 @@ class ClassificationPipeline(PicturePipeline):
             lambda many: self.stream(many, top),
         )
 
-    def stream(self, pictures: Iterable[Picture], top: int = 5) -> Iterator[Classification]:
+    def stream(self, pictures: Iterable[ImageInput], top: int = 5) -> Iterator[Classification]:
         """Results in the order of the pictures; a batch, and two that each of `workers` reads ahead, are held."""
         _check(top)
         with packed_linears(self.net):
@@ -122,7 +122,7 @@ class _Fitting:
 
     preprocess: Preprocess
 
-    def __call__(self, picture: Picture) -> np.ndarray:
+    def __call__(self, picture: ImageInput) -> np.ndarray:
         return fitted(picture, self.preprocess)
 
 

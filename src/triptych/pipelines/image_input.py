@@ -15,7 +15,7 @@ from triptych.data.images import decode, flatten_alpha, resize_crop
 from triptych.errors import UserError
 from triptych.model_card import Preprocess
 
-Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -26,7 +26,7 @@ SUFFIXES = frozenset(
 )
 
 
-def name_of(picture: Picture) -> str:
+def name_of(picture: ImageInput) -> str:
     """The file's name, else what kind of thing it is."""
     if isinstance(picture, str | os.PathLike):
         return os.fspath(picture)
@@ -35,7 +35,7 @@ def name_of(picture: Picture) -> str:
     return "bytes" if isinstance(picture, bytes) else "array"
 
 
-def fitted(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
+def fitted(picture: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
     """The picture at the network's size, as pixels: decoded, resized and cropped, on the card's background.
 
     Args:
@@ -46,16 +46,20 @@ def fitted(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3
     """
     p = preprocess
     pixels = decode(picture, alpha=not _white(p), name=name_of(picture))
-    return flatten_alpha(resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p.background)
+    return flatten_alpha(
+        resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p.background
+    )
 
 
-def whole(picture: Picture, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
+def read_full(picture: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
     """The picture at its own size, upright, on the card's background.
 
     Raises:
         UserError: as `fitted`.
     """
-    return flatten_alpha(decode(picture, alpha=not _white(preprocess), name=name_of(picture)), preprocess.background)
+    return flatten_alpha(
+        decode(picture, alpha=not _white(preprocess), name=name_of(picture)), preprocess.background
+    )
 
 
 def _white(preprocess: Preprocess) -> bool:
@@ -63,7 +67,7 @@ def _white(preprocess: Preprocess) -> bool:
     return tuple(preprocess.background) == (255, 255, 255)
 
 
-def normalised(
+def normalized(
     pixels: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, channels: int = 3
 ) -> Float[Tensor, "channels H W"]:
     """Pixels in [0, 255] to floats, mean taken away, divided by the standard deviation."""

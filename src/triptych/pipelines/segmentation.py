@@ -18,8 +18,8 @@ from triptych.heads.sliding_window import LogitRows, logits_of_views, predicted_
 from triptych.kernels.linear import packed_linears
 from triptych.model_card import Preprocess
 from triptych.network import Network
-from triptych.pipelines.base import PicturePipeline, batches
-from triptych.pipelines.image_input import Picture, batched, name_of, whole
+from triptych.pipelines.base import ImagePipeline, batches
+from triptych.pipelines.image_input import ImageInput, batched, name_of, read_full
 from triptych.pipelines.palette import colours_of
 from triptych.pipelines.segmentation_result import Segmentation
 
@@ -40,12 +40,12 @@ class _Reading:
     passes: ViewOptions
     least: int
 
-    def __call__(self, picture: Picture) -> _Read:
-        pixels = whole(picture, self.preprocess)
+    def __call__(self, picture: ImageInput) -> _Read:
+        pixels = read_full(picture, self.preprocess)
         return _Read(pixels, make_views(pixels, self.preprocess, self.passes, self.least))
 
 
-class SegmentationPipeline(PicturePipeline):
+class SegmentationPipeline(ImagePipeline):
     """A segmenter with what surrounds it: reading, resizing, windows, scales, batching, names, colours.
 
     ```python
@@ -136,7 +136,7 @@ class SegmentationPipeline(PicturePipeline):
         )
 
     def stream(
-        self, pictures: Iterable[Picture], passes: ViewOptions | None = None, confidence: bool = False
+        self, pictures: Iterable[ImageInput], passes: ViewOptions | None = None, confidence: bool = False
     ) -> Iterator[Segmentation]:
         """Results in the order of the pictures; a few pictures, and two that each worker read ahead, are held."""
         passes = passes or ViewOptions()
@@ -165,7 +165,9 @@ class SegmentationPipeline(PicturePipeline):
     def _reading(self, passes: ViewOptions) -> "_Reading":
         return _Reading(self.card.preprocess, passes, self.least)
 
-    def _parse(self, some: list[tuple[str, _Read]], passes: ViewOptions, confidence: bool) -> list[Segmentation]:
+    def _parse(
+        self, some: list[tuple[str, _Read]], passes: ViewOptions, confidence: bool
+    ) -> list[Segmentation]:
         fed = [read.fed for _, read in some]
         strips = logits_of_views(self._run, fed, passes.window_size, passes.overlap, passes.flip, self.batch_size)
         return [

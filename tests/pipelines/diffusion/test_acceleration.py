@@ -15,7 +15,7 @@ from triptych.models.registry import build
 from triptych.pipelines.diffusion.image_metadata import parse, read
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
-CALL = {"steps": 4, "guidance": 2.0, "size": 32, "progress": False}
+CALL = {"num_steps": 4, "guidance_scale": 2.0, "height": 32, "width": 32, "progress": False}
 BOTH = {"merge_tokens": 0.5, "deep_cache": 2}
 
 
@@ -54,9 +54,9 @@ def test_recorded_and_made_again(pipe, tiny, tmp_path):
     settings = read(path)
     assert (settings.merge_tokens, settings.deep_cache, settings.decoder) == (0.5, 2, str(tiny))
     assert len(settings.hashes["decoder"]) == 12
-    assert np.array_equal(array(pipe.again(path, progress=False)), array(made))
+    assert np.array_equal(array(pipe.regenerate(path, progress=False)), array(made))
     assert not np.array_equal(
-        array(pipe.again(path, progress=False)), array(pipe.text_to_image("an apple", **CALL))
+        array(pipe.regenerate(path, progress=False)), array(pipe.text_to_image("an apple", **CALL))
     )
     assert parse(made[0].info["parameters"]).merge_tokens == 0.5
 
@@ -64,12 +64,14 @@ def test_recorded_and_made_again(pipe, tiny, tmp_path):
 def test_picture_k_is_its_own_in_any_batch(pipe):
     """The second picture of a call, whose batch is another, whatever came before."""
     several = pipe.text_to_image(
-        "an apple", count=3, seed=4, batch_size=2, interval=(0.5, 5.0), **BOTH, **CALL
+        "an apple", num_images=3, seed=4, batch_size=2, guidance_interval=(0.5, 5.0), **BOTH, **CALL
     )
     for k in range(3):
-        alone = pipe.text_to_image("an apple", seed=4 + k, interval=(0.5, 5.0), **BOTH, **CALL)
+        alone = pipe.text_to_image("an apple", seed=4 + k, guidance_interval=(0.5, 5.0), **BOTH, **CALL)
         assert np.abs(array(several, k) - array(alone)).max() <= 1
-    one_by_one = pipe.text_to_image("an apple", count=2, seed=5, interval=(0.5, 5.0), **BOTH, **CALL)
+    one_by_one = pipe.text_to_image(
+        "an apple", num_images=2, seed=5, guidance_interval=(0.5, 5.0), **BOTH, **CALL
+    )
     assert np.array_equal(array(one_by_one, 1), array(alone))
 
 
@@ -77,7 +79,7 @@ def test_another_decoder_decodes(pipe, tiny):
     latents = pipe.text_to_image("an apple", decoder=tiny, **CALL)
     small = tp.load(tiny)
     beside = DiffusionPipeline(pipe.net, dtype="fp32")
-    beside.rendering = type(beside.rendering)(small)
+    beside.model.codec = type(beside.model.codec)(small)
     assert np.array_equal(array(latents), array(beside.text_to_image("an apple", **CALL)))
 
 
@@ -87,7 +89,7 @@ def test_what_does_not_fit_is_said(pipe, tiny, tmp_path):
     for words, how in {
         "merge_tokens is 0.9": {"merge_tokens": 0.9},
         "deep_cache is 0": {"deep_cache": 0},
-        "4 channels of 1/8, the model on 4 of 1/4": {"decoder": tmp_path / "f8.safetensors"},
+        "4 channels at 1/8, the model's have 4 at 1/4": {"decoder": tmp_path / "f8.safetensors"},
         "is a UNet; give an autoencoder": {"decoder": tmp_path / "unet.safetensors"},
         "nothing.safetensors": {"decoder": tmp_path / "nothing.safetensors"},
     }.items():

@@ -19,7 +19,7 @@ LAYERS = {
     "unet.mid_block.attentions.0.proj_in": (32, 32),
     "text_encoder.text_model.encoder.layers.1.self_attn.q_proj": (24, 24),
 }
-CALL = {"steps": 2, "guidance": 2.0, "size": 16, "progress": False}
+CALL = {"num_steps": 2, "guidance_scale": 2.0, "height": 16, "width": 16, "progress": False}
 
 
 @pytest.fixture
@@ -79,23 +79,23 @@ def test_the_picture_is_made_again(pipe, folder, tmp_path, caplog):
     pipe.save(made, tmp_path / "made.png")
     other = DiffusionPipeline(folder / "model.safetensors", dtype="fp32")
     with caplog.at_level(logging.WARNING):
-        assert np.array_equal(array(other.again(tmp_path / "made.png", progress=False)), array(made))
-        assert np.array_equal(array(other.again(made[0], progress=False)), array(made))
+        assert np.array_equal(array(other.regenerate(tmp_path / "made.png", progress=False)), array(made))
+        assert np.array_equal(array(other.regenerate(made[0], progress=False)), array(made))
         assert not caplog.records
         # Moved, it is found by its name; changed, it is said.
         (folder / "moved").mkdir()
         for name in ("style", "detail"):
             (folder / f"{name}.safetensors").rename(folder / "moved" / f"{name}.safetensors")
         moved = DiffusionPipeline(folder / "model.safetensors", dtype="fp32", lora_dir=folder / "moved")
-        assert np.array_equal(array(moved.again(tmp_path / "made.png", progress=False)), array(made))
+        assert np.array_equal(array(moved.regenerate(tmp_path / "made.png", progress=False)), array(made))
         assert not caplog.records
         (folder / "moved" / "style.safetensors").write_bytes(
             (folder / "moved" / "detail.safetensors").read_bytes()
         )
-        assert not np.array_equal(array(moved.again(tmp_path / "made.png", progress=False)), array(made))
-        assert "the LoRA style is not the one that the picture was made from" in caplog.text
+        assert not np.array_equal(array(moved.regenerate(tmp_path / "made.png", progress=False)), array(made))
+        assert "the LoRA style is not the one that the image was made from" in caplog.text
     with pytest.raises(UserError, match=r"no LoRA .*detail\.safetensors, nor"):
-        other.again(tmp_path / "made.png", progress=False)
+        other.regenerate(tmp_path / "made.png", progress=False)
 
 
 def test_other_programs_are_told(pipe, folder):
@@ -105,7 +105,7 @@ def test_other_programs_are_told(pipe, folder):
     assert f'Lora hashes: "style: {made.info["hashes"]["LoRA style"]}"' in text
     again = parse(text)
     assert again.prompt == "an apple <lora:style:0.5>"
-    assert np.array_equal(array(pipe.again(again, progress=False)), np.asarray(made))
+    assert np.array_equal(array(pipe.regenerate(again, progress=False)), np.asarray(made))
     pipe.save([made], folder / "pictures")
     (file,) = (folder / "pictures").iterdir()
     assert file.name == "0001-an-apple-0.png"
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_the_network_bare(pipe, folder)
         ("an apple <lora:stile:1>", {}, "no LoRA is called 'stile'.*near names: style"),
         ("an apple <lora:style:much>", {}, "must be a number"),
         ("an apple <lora:half>", {}, "not the other half"),
-        ("an apple", {"negative": "<lora:style:1>"}, "negative prompt asks for the LoRA"),
+        ("an apple", {"negative_prompt": "<lora:style:1>"}, "negative prompt asks for the LoRA"),
         ("an apple", {"loras": {folder / "none.safetensors": 1}}, "no LoRA .*none.safetensors"),
         ("an apple", {"loras": {"style": 1e9}}, "weight 1000000000.0"),
         ("an apple", {"embeddings": {"<wide>": folder / "wide.safetensors"}}, "vectors of 30 numbers"),

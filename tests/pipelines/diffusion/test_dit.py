@@ -53,15 +53,16 @@ def pixels(images):
 
 def test_a_picture_depends_on_its_class_and_its_seed_alone(net):
     paint = tp.DiffusionPipeline(net, device="cpu", dtype="fp32").class_conditional
-    each = paint([3, "thing 8"], steps=3, count=2, seed=5, guidance=2.0)
+    each = paint([3, "thing 8"], num_steps=3, num_images=2, seed=5, guidance_scale=2.0)
     assert [image.info["class_name"] for image in each] == ["thing 3", "thing 3", "thing 8", "thing 8"]
     alone = [
-        paint(label, steps=3, seed=seed, guidance=2.0)[0] for label, seed in ((3, 5), (3, 6), (8, 7), (8, 8))
+        paint(label, num_steps=3, seed=seed, guidance_scale=2.0)[0]
+        for label, seed in ((3, 5), (3, 6), (8, 7), (8, 8))
     ]
     assert np.array_equal(pixels(each), pixels(alone))
-    together = paint([3, 8], steps=3, count=2, seed=5, guidance=2.0, batch_size=3)
+    together = paint([3, 8], num_steps=3, num_images=2, seed=5, guidance_scale=2.0, batch_size=3)
     assert np.abs(pixels(together) - pixels(each)).max() <= 1
-    (other,) = paint(8, steps=3, seed=5, guidance=2.0)
+    (other,) = paint(8, num_steps=3, seed=5, guidance_scale=2.0)
     assert np.abs(pixels([other]) - pixels(each)[0]).max() > 1
 
 
@@ -81,7 +82,7 @@ def test_beside_the_pipeline_of_diffusers(net, guidance, tmp_path, monkeypatch):
     assert back.config == net.config
     assert back.card.classes == net.card.classes
     pipe = tp.DiffusionPipeline(back, device="cpu", dtype="fp32")
-    (found,) = pipe.class_conditional(8, steps=5, guidance=guidance, seed=7, sampler="ddim")
+    (found,) = pipe.class_conditional(8, num_steps=5, guidance_scale=guidance, seed=7, sampler="ddim")
     assert np.abs(np.asarray(found) - 255 * expected[0]).max() < 1
 
 
@@ -91,10 +92,10 @@ def test_a_prompt_by_cross_attention(ldm):
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     pipe = tp.DiffusionPipeline(net.eval(), device="cpu", dtype="fp32")
-    _, second = pipe.text_to_image("a red apple", "blurry", steps=2, seed=1, count=2)
-    (alone,) = pipe.text_to_image("a red apple", "blurry", steps=2, seed=2)
+    _, second = pipe.text_to_image("a red apple", "blurry", num_steps=2, seed=1, num_images=2)
+    (alone,) = pipe.text_to_image("a red apple", "blurry", num_steps=2, seed=2)
     assert np.array_equal(pixels([second]), pixels([alone]))
-    (wide,) = pipe.text_to_image("a red apple", steps=2, size=(32, 64))
+    (wide,) = pipe.text_to_image("a red apple", num_steps=2, height=32, width=64)
     assert wide.size == (64, 32)
 
 
@@ -104,7 +105,7 @@ def test_a_prompt_by_cross_attention(ldm):
         (lambda p: p.unconditional(), "takes a class"),
         (lambda p: p.text_to_image("an apple"), "takes a class"),
         (lambda p: p.class_conditional(1000), "class 1000 is not from 0 to 999"),
-        (lambda p: p.class_conditional(1, tiling="x"), "a DiT, whose edges"),
+        (lambda p: p.class_conditional(1, tiling="x"), "a DiT, which cannot wrap around"),
     ],
 )
 def test_mistakes_are_told(net, call, words):
@@ -116,6 +117,6 @@ def test_mistakes_are_told(net, call, words):
 def test_without_a_class_that_stands_for_none(net):
     config = replace(net.config, unet=replace(DIT, null_class=False, num_classes=5))
     pipe = tp.DiffusionPipeline(build(config).eval(), device="cpu", dtype="fp32")
-    assert pipe.class_conditional(2, steps=1)[0].info["guidance"] == 1.0
-    with pytest.raises(UserError, match="stands for none"):
-        pipe.class_conditional(2, guidance=2.0)
+    assert pipe.class_conditional(2, num_steps=1)[0].info["guidance_scale"] == 1.0
+    with pytest.raises(UserError, match="no null class"):
+        pipe.class_conditional(2, guidance_scale=2.0)

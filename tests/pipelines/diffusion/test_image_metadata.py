@@ -17,8 +17,8 @@ from PIL import Image
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.pipelines.diffusion import image_metadata
+from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
-from triptych.pipelines.diffusion.settings import Settings
 
 # As AUTOMATIC1111's web UI writes it; the first is the example in its source.
 WEB_UI = """girl with an artist's beret, determined, blue eyes, ((eyeshadow)), (coquettish), detailed
@@ -46,25 +46,26 @@ def same(a, b) -> bool:
 
 
 def test_the_text_is_the_web_uis():
-    settings = Settings(
+    settings = GenerationRecord(
         prompt="a red apple,\non a table",
-        negative="blurry",
-        steps=20,
+        negative_prompt="blurry",
+        num_steps=20,
         sampler="euler-ancestral",
-        spacing="karras",
-        guidance=7.0,
+        schedule="karras",
+        guidance_scale=7.0,
         seed=1,
-        size=(512, 768),
+        height=512,
+        width=768,
         model="models/sd, v1.5.safetensors",
         model_hash="6ce0161689",
-        made_by="triptych 0.1.0",
+        software="triptych 0.1.0",
     )
     assert image_metadata.parameters(settings) == (
         "a red apple,\non a table\nNegative prompt: blurry\n"
         "Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 768x512, "
         'Model hash: 6ce0161689, Model: "sd, v1.5", RNG: CPU, Version: triptych 0.1.0'
     )
-    bare = Settings(guidance=7.5, size=(8, 8), task="inpaint", strength=0.75, tiling="xy")
+    bare = GenerationRecord(guidance_scale=7.5, height=8, width=8, task="inpaint", strength=0.75, tiling="xy")
     assert image_metadata.parameters(bare) == (
         "Steps: 30, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 0, Size: 8x8, Denoising strength: 0.75, RNG: CPU, "
         "Tiling: True"
@@ -73,26 +74,27 @@ def test_the_text_is_the_web_uis():
 
 def test_the_web_uis_text_is_read():
     settings = image_metadata.parse(WEB_UI)
-    assert settings == Settings(
+    assert settings == GenerationRecord(
         prompt="girl with an artist's beret, determined, blue eyes, ((eyeshadow)), (coquettish), detailed",
-        negative="ugly, fat, obese, (((deformed))), [blurry]",
-        steps=20,
+        negative_prompt="ugly, fat, obese, (((deformed))), [blurry]",
+        num_steps=20,
         sampler="euler-ancestral",
-        guidance=7.0,
+        guidance_scale=7.0,
         seed=965400086,
-        size=(768, 512),
+        height=768,
+        width=512,
     )
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("Sampler: DPM++ 2M Karras", {"sampler": "dpm++2m", "spacing": "karras"}),
-        ("Sampler: DPM++ 2M SDE Exponential", {"sampler": "dpm++2m-sde", "spacing": "exponential"}),
-        ("Sampler: DPM++ 2M, Schedule type: SGM Uniform", {"sampler": "dpm++2m", "spacing": "multistep"}),
+        ("Sampler: DPM++ 2M Karras", {"sampler": "dpm++2m", "schedule": "karras"}),
+        ("Sampler: DPM++ 2M SDE Exponential", {"sampler": "dpm++2m-sde", "schedule": "exponential"}),
+        ("Sampler: DPM++ 2M, Schedule type: SGM Uniform", {"sampler": "dpm++2m", "schedule": "multistep"}),
         ("Sampler: UniPC, Schedule type: Automatic", {"sampler": "unipc"}),
         ("Sampler: k_euler_a", {"sampler": "euler-ancestral"}),
-        ("Sampler: LMS Karras", {"spacing": "karras"}),
+        ("Sampler: LMS Karras", {"schedule": "karras"}),
         ("Sampler: Euler, Schedule type: KL Optimal", {"sampler": "euler"}),
         ("Sampler: DDIM, Denoising strength: 0.4", {"sampler": "ddim", "strength": 0.4}),
         ('Model: "a, b: c", Tiling: True, Version: v1.9.4', {"tiling": "xy"}),
@@ -103,7 +105,7 @@ def test_the_web_uis_text_is_read():
 )
 def test_other_lines(line, expected):
     settings = image_metadata.parse(f"x\nSteps: 7, Width: 3, {line}")
-    assert settings == replace(Settings(prompt="x", steps=7), **expected)
+    assert settings == replace(GenerationRecord(prompt="x", num_steps=7), **expected)
 
 
 def test_what_is_left_out_is_said_in_a_line(caplog):
@@ -112,8 +114,8 @@ def test_what_is_left_out_is_said_in_a_line(caplog):
             "x\nSteps: 7, Sampler: LMS, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, Version: b", "old.png"
         )
     assert [r.message for r in caplog.records] == [
-        "the sampler 'LMS' is unknown here; dpm++2m stands in",
-        "old.png: left out: clip skip: 2, ensd: 31337, seed: -1",
+        "the sampler 'LMS' is unknown here; using dpm++2m",
+        "old.png: ignored: clip skip: 2, ensd: 31337, seed: -1",
     ]
 
 
@@ -135,7 +137,7 @@ def test_what_is_left_out_is_said_in_a_line(caplog):
 )
 def test_prompts_and_their_lines(text, prompt, negative):
     settings = image_metadata.parse(text)
-    assert (settings.prompt, settings.negative) == (prompt, negative)
+    assert (settings.prompt, settings.negative_prompt) == (prompt, negative)
 
 
 letters = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=60)
@@ -158,17 +160,18 @@ def test_any_text_is_read(text):
     st.floats(-100, 100).map(lambda x: float(f"{x:g}")),
 )
 def test_what_is_written_is_read(prompt, negative, sampler, spacing, seed, guidance):
-    settings = Settings(
+    settings = GenerationRecord(
         prompt=prompt.replace("Negative prompt:", ""),
-        negative=negative,
+        negative_prompt=negative,
         sampler=sampler,
-        spacing=spacing,
+        schedule=spacing,
         seed=seed,
-        guidance=guidance,
-        size=(16, 24),
+        guidance_scale=guidance,
+        height=16,
+        width=24,
     )
     assert image_metadata.parse(image_metadata.parameters(settings)) == settings
-    assert from_json(Settings, json.loads(json.dumps(to_json(settings)))) == settings
+    assert from_json(GenerationRecord, json.loads(json.dumps(to_json(settings)))) == settings
 
 
 @pytest.mark.parametrize("word", ["a", "a ", '"', 'a: "b, ', "a: ", ",", "\\", " "])
@@ -183,9 +186,9 @@ def test_long_texts_take_no_time(word):
 
 
 def test_png_has_both_chunks(pipe, tmp_path):
-    (image,) = pipe().text_to_image("a (red:1.2) apple", "blurry", steps=1, seed=3)
+    (image,) = pipe().text_to_image("a (red:1.2) apple", "blurry", num_steps=1, seed=3)
     assert image.info["seed"] == 3
-    assert image.info["size"] == [32, 32]
+    assert (image.info["height"], image.info["width"]) == (32, 32)
     json.dumps(image.info)  # plain values
     (path,) = pipe().save([image], tmp_path / "new" / "apple.png")
     assert path == tmp_path / "new" / "apple.png"
@@ -193,7 +196,7 @@ def test_png_has_both_chunks(pipe, tmp_path):
         assert same(read, image)
         assert set(read.text) == {"parameters", "triptych"}
         assert read.text["parameters"] == image.info["parameters"]
-        assert json.loads(read.text["triptych"])["negative"] == "blurry"
+        assert json.loads(read.text["triptych"])["negative_prompt"] == "blurry"
     assert b"tEXtparameters\0a (red:1.2) apple\nNegative prompt: blurry\nSteps: 1, " in path.read_bytes()
     assert (
         image_metadata.read(str(path)) == image_metadata.read(image) == image_metadata.read(path.read_bytes())
@@ -207,17 +210,17 @@ def test_every_letter_comes_back(suffix, tmp_path):
     (path,) = image_metadata.save([image], tmp_path / f"x{suffix}")
     settings = image_metadata.read(path)
     assert settings.prompt == "ein grüner Apfel, 林檎 🍏"
-    assert settings.steps == 3
+    assert settings.num_steps == 3
 
 
 def test_a_text_too_long_for_a_jpeg_loses_no_picture(tmp_path, caplog):
     image = Image.new("RGB", (8, 8), "red")
     image.info["parameters"] = "raspberry " * 5000 + "\nSteps: 3, Seed: 2, Size: 8x8"
-    assert image_metadata.read(image_metadata.save([image], tmp_path / "x.webp")[0]).steps == 3
+    assert image_metadata.read(image_metadata.save([image], tmp_path / "x.webp")[0]).num_steps == 3
     assert not caplog.records
     (path,) = image_metadata.save([image], tmp_path / "x.jpg")
     assert [record.message for record in caplog.records] == [
-        "the text of what made it is longer than a JPEG can hold and is left out; .png keeps it"
+        "the metadata are longer than a JPEG can hold and are left out; .png keeps them"
     ]
     with Image.open(path) as written:
         assert written.size == (8, 8)
@@ -231,8 +234,8 @@ def test_names_of_files(tmp_path):
 
     both = [made("A red, (round:1.2) apple/../" + "on a table " * 9, 7), made("", 8)]
     names = [path.name for path in image_metadata.save(both, tmp_path / "out")]
-    assert names == ["0001-a-red-round-1-2-apple-on-a-table-on-a-ta-7.png", "0002-picture-8.png"]
-    assert image_metadata.save(both[1:], tmp_path / "out")[0].name == "0003-picture-8.png"
+    assert names == ["0001-a-red-round-1-2-apple-on-a-table-on-a-ta-7.png", "0002-image-8.png"]
+    assert image_metadata.save(both[1:], tmp_path / "out")[0].name == "0003-image-8.png"
     assert [p.name for p in image_metadata.save(both, tmp_path / "x.webp")] == ["x-7.webp", "x-8.webp"]
     assert [p.name for p in image_metadata.save([both[0]] * 2, tmp_path / "x.png")] == ["x-0.png", "x-1.png"]
     with pytest.raises(UserError, match=r"written as \.png"):
@@ -255,7 +258,7 @@ def test_the_name_of_a_model(tmp_path):
 def test_files_that_say_nothing(tmp_path):
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
-    with pytest.raises(UserError, match=r"x\.png says nothing of how it was made; give"):
+    with pytest.raises(UserError, match=r"x\.png has no generation metadata; give"):
         image_metadata.read(path)
     with pytest.raises(UserError, match="does not exist"):
         image_metadata.read(tmp_path / "none.png")
@@ -277,12 +280,12 @@ def chunked(**chunks) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "broken", ["{", "[]", "null", "{}x", '{"steps": "many"}', '{"new_field": 1}', "[" * 100_000]
+    "broken", ["{", "[]", "null", "{}x", '{"num_steps": "many"}', '{"new_field": 1}', "[" * 100_000]
 )
 def test_a_broken_chunk_leaves_the_text(broken, caplog):
-    assert image_metadata.read(chunked(triptych=broken, parameters=WEB_UI)).steps == 20
-    assert "its settings cannot be read" in caplog.text
-    with pytest.raises(UserError, match="says nothing"):
+    assert image_metadata.read(chunked(triptych=broken, parameters=WEB_UI)).num_steps == 20
+    assert "its JSON cannot be read" in caplog.text
+    with pytest.raises(UserError, match="no generation metadata"):
         image_metadata.read(chunked(triptych=broken))
     with pytest.raises(UserError, match="ComfyUI"):
         image_metadata.read(chunked(prompt="{}", workflow="{}"))
@@ -295,73 +298,80 @@ def test_a_broken_chunk_leaves_the_text(broken, caplog):
 def test_the_same_pixels_again(pipe, sampler, tmp_path):
     how = {
         "sampler": sampler,
-        "steps": 2,
-        "rescale": 0.5,
+        "num_steps": 2,
+        "guidance_rescale": 0.5,
         "tiling": "x",
-        "interval": (0.1, 9.0),
-        "size": (20, 28),
+        "guidance_interval": (0.1, 9.0),
+        "height": 20,
+        "width": 28,
     }
-    images = pipe().text_to_image("a (red:1.3) apple", "blurry", seed=5, count=2, **how)
+    images = pipe().text_to_image("a (red:1.3) apple", "blurry", seed=5, num_images=2, **how)
     paths = pipe().save(images, tmp_path)
-    (again,) = pipe().again(paths[1])
+    (again,) = pipe().regenerate(paths[1])
     assert same(again, images[1])
     assert again.info == images[1].info
     with Image.open(paths[0]) as opened:
-        assert same(pipe().again(opened)[0], images[0])
-    other = pipe().text_to_image("x", steps=1, apg={"eta": 0.5, "threshold": 2.0})
-    assert same(pipe().again(image_metadata.read(other[0]))[0], other[0])
+        assert same(pipe().regenerate(opened)[0], images[0])
+    other = pipe().text_to_image("x", num_steps=1, apg={"eta": 0.5, "threshold": 2.0})
+    assert same(pipe().regenerate(image_metadata.read(other[0]))[0], other[0])
 
 
 def test_from_the_text_alone(pipe, tmp_path):
-    images = pipe().text_to_image("a red apple", "blurry", seed=5, steps=2)
+    images = pipe().text_to_image("a red apple", "blurry", seed=5, num_steps=2)
     images[0].info = {"parameters": images[0].info["parameters"]}
     (path,) = pipe().save(images, tmp_path / "x.png")
-    assert same(pipe().again(path)[0], images[0])
+    assert same(pipe().regenerate(path)[0], images[0])
 
 
-@pytest.mark.parametrize("size", [None, (24, 24)])
-def test_from_a_picture_again(pipe, photo, blob, size, tmp_path, caplog):
+@pytest.mark.parametrize("side", [None, 24])
+def test_from_a_picture_again(pipe, photo, blob, side, tmp_path, caplog):
     path, hole = tmp_path / "photo.png", tmp_path / "mask.png"
     Image.fromarray(photo(27, 41)).save(path)
     Image.fromarray(blob(27, 41)).save(hole)
     images = [
-        *pipe().image_to_image("x", path, steps=2, size=size),
-        *pipe().inpaint("x", str(path), hole, steps=2, size=size, feather=2.0, strength=0.7),
+        *pipe().image_to_image("x", path, num_steps=2, height=side, width=side),
+        *pipe().inpaint(
+            "x", str(path), hole, num_steps=2, height=side, width=side, mask_feather=2.0, strength=0.7
+        ),
     ]
     for image in images:
-        assert image.info["inputs"]["image"] == str(path)
-        assert same(pipe().again(image)[0], image)
-    assert same(pipe().again(images[1], image=photo(27, 41), mask=blob(27, 41))[0], images[1])
+        assert image.info["init_image"] == str(path)
+        assert same(pipe().regenerate(image)[0], image)
+    assert same(pipe().regenerate(images[1], init_image=photo(27, 41), mask_image=blob(27, 41))[0], images[1])
     assert not caplog.records
-    pipe().again(images[1], mask=255 - blob(27, 41))
-    assert [r.message for r in caplog.records] == ["the mask is not the one that the picture was made from"]
+    pipe().regenerate(images[1], mask_image=255 - blob(27, 41))
+    assert [r.message for r in caplog.records] == [
+        "the mask_image is not the one that the image was made from"
+    ]
     path.unlink()
-    with pytest.raises(UserError, match=r"photo\.png, is not there; give image"):
-        pipe().again(images[0])
+    with pytest.raises(UserError, match=r"photo\.png, does not exist; give init_image"):
+        pipe().regenerate(images[0])
 
 
 def test_every_other_task_again(pipe, photo):
     small = photo(8, 8)
-    (image,) = pipe("upscaler").upscale("x", small, steps=1, noise_level=9, seed=4)
-    assert same(pipe("upscaler").again(image, image=small)[0], image)
-    (image,) = pipe("classes").class_conditional(2, steps=1)
-    assert same(pipe("classes").again(image)[0], image)
-    (image,) = pipe("unconditional").unconditional(steps=1, size=24)
-    assert same(pipe("unconditional").again(image)[0], image)
-    (image,) = pipe("depth").text_to_image("x", steps=1, depth=small)
-    assert same(pipe("depth").again(image, depth=small)[0], image)
+    (image,) = pipe("upscaler").upscale("x", small, num_steps=1, noise_level=9, seed=4)
+    assert same(pipe("upscaler").regenerate(image, init_image=small)[0], image)
+    (image,) = pipe("classes").class_conditional(2, num_steps=1)
+    assert same(pipe("classes").regenerate(image)[0], image)
+    (image,) = pipe("unconditional").unconditional(num_steps=1, height=24, width=24)
+    assert same(pipe("unconditional").regenerate(image)[0], image)
+    (image,) = pipe("depth").text_to_image("x", num_steps=1, depth_map=small)
+    assert same(pipe("depth").regenerate(image, depth_map=small)[0], image)
 
 
 def test_again_says_what_is_different(pipe, ldm, caplog):
-    (image,) = pipe().text_to_image("x", steps=1)
-    DiffusionPipeline(ldm("text-v"), device="cpu", dtype="fp32").again(
+    (image,) = pipe().text_to_image("x", num_steps=1)
+    DiffusionPipeline(ldm("text-v"), device="cpu", dtype="fp32").regenerate(
         image
     )  # the same numbers, another process
-    assert [r.message for r in caplog.records] == ["it was made with another model than this one (unnamed)"]
+    assert [r.message for r in caplog.records] == ["the image was made with another model (unnamed)"]
     caplog.clear()
     other = DiffusionPipeline(ldm("text"), device="cpu", dtype="bf16")
-    other.again(image)
-    assert [r.message for r in caplog.records] == ["it was made in fp32, this is bf16: pixels may differ"]
-    given = pipe().text_to_image("x", steps=1, latents=torch.zeros(1, 4, 8, 8))
-    with pytest.raises(UserError, match="latents that were given"):
-        pipe().again(given[0])
+    other.regenerate(image)
+    assert [r.message for r in caplog.records] == [
+        "the image was made in fp32, this is bf16: pixels may differ"
+    ]
+    given = pipe().text_to_image("x", num_steps=1, latents=torch.zeros(1, 4, 8, 8))
+    with pytest.raises(UserError, match="latents that were passed in"):
+        pipe().regenerate(given[0])

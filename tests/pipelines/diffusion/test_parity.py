@@ -103,8 +103,8 @@ def ours(monkeypatch):
 
     def make(net):
         pipe, seen = DiffusionPipeline(net, device="cpu", dtype="fp32"), []
-        pixels = pipe.rendering.pixels
-        monkeypatch.setattr(pipe.rendering, "pixels", lambda z, *how: seen.append(z) or pixels(z, *how))
+        pixels = pipe.model.codec.decode
+        monkeypatch.setattr(pipe.model.codec, "decode", lambda z, *how: seen.append(z) or pixels(z, *how))
         return pipe, seen
 
     return make
@@ -149,7 +149,7 @@ def test_text_to_image(pair, ours, sampler):
     net, parts = pair("text")
     pipe, seen = ours(net)
     noise = torch.randn(1, 4, 8, 10)
-    pipe.text_to_image(PROMPT, NEGATIVE, steps=5, guidance=5.0, sampler=sampler, latents=noise)
+    pipe.text_to_image(PROMPT, NEGATIVE, num_steps=5, guidance_scale=5.0, sampler=sampler, latents=noise)
     expected = called(
         theirs(StableDiffusionPipeline, parts, sampler),
         net,
@@ -165,7 +165,9 @@ def test_text_to_image(pair, ours, sampler):
 def test_the_seeds_noise_is_diffusers(pair, ours):
     net, parts = pair("text")
     pipe, seen = ours(net)
-    pipe.text_to_image(PROMPT, NEGATIVE, steps=3, guidance=5.0, sampler="ddim", seed=11, rescale=0.7)
+    pipe.text_to_image(
+        PROMPT, NEGATIVE, num_steps=3, guidance_scale=5.0, sampler="ddim", seed=11, guidance_rescale=0.7
+    )
     expected = called(
         theirs(StableDiffusionPipeline, parts),
         net,
@@ -182,7 +184,14 @@ def test_image_to_image(pair, ours, photo, monkeypatch):
     pipe, seen = ours(net)
     given = photo(32, 40)
     pipe.image_to_image(
-        PROMPT, given, strength=0.6, negative=NEGATIVE, steps=5, guidance=5.0, sampler="ddim", seed=3
+        PROMPT,
+        given,
+        strength=0.6,
+        negative_prompt=NEGATIVE,
+        num_steps=5,
+        guidance_scale=5.0,
+        sampler="ddim",
+        seed=3,
     )
     same_noise(monkeypatch, "img2img", seeded_noise([3], (4, 8, 10)))
     expected = called(
@@ -208,9 +217,9 @@ def test_inpaint(pair, ours, photo, kind, strength, monkeypatch):
         given,
         mask,
         strength=strength,
-        negative=NEGATIVE,
-        steps=5,
-        guidance=5.0,
+        negative_prompt=NEGATIVE,
+        num_steps=5,
+        guidance_scale=5.0,
         sampler="ddim",
         seed=3,
     )
@@ -237,7 +246,14 @@ def test_upscale(pair, ours, photo, monkeypatch):
     pipe, seen = ours(net)
     small = photo(8, 12)
     pipe.upscale(
-        PROMPT, small, noise_level=20, negative=NEGATIVE, steps=4, guidance=5.0, sampler="ddim", seed=3
+        PROMPT,
+        small,
+        noise_level=20,
+        negative_prompt=NEGATIVE,
+        num_steps=4,
+        guidance_scale=5.0,
+        sampler="ddim",
+        seed=3,
     )
     same_noise(monkeypatch, "upscale", seeded_noise([3], (3, 8, 12), "condition"), seeded_noise([3], (4, 8, 12)))
     low = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

@@ -12,9 +12,10 @@ from PIL import Image
 from triptych.diffusion.config import SAMPLERS
 from triptych.errors import UserError
 from triptych.layers.resnet import Conv
-from triptych.pipelines.diffusion.latent_codec import Rendering
-from triptych.pipelines.diffusion.pipeline import DiffusionPipeline, found
-from triptych.pipelines.diffusion.settings import Settings
+from triptych.pipelines.diffusion.latent_codec import LatentCodec
+from triptych.pipelines.diffusion.options import GenerationRecord
+from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
+from triptych.pipelines.diffusion.records import class_index
 
 STOCHASTIC = ["ddpm", "euler-ancestral", "dpm++2m-sde", "lcm"]
 PROMPT = "a (red:1.3) apple"
@@ -65,13 +66,13 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("sampler", ["dpm++2m", *STOCHASTIC])
 def test_each_picture_depends_on_its_own_seed_alone(pipe, sampler):
     paint, steps = pipe().text_to_image, 2
-    together = paint(PROMPT, steps=steps, seed=7, count=4, sampler=sampler)
-    alone = [paint(PROMPT, steps=steps, seed=7 + k, sampler=sampler)[0] for k in range(4)]
+    together = paint(PROMPT, num_steps=steps, seed=7, num_images=4, sampler=sampler)
+    alone = [paint(PROMPT, num_steps=steps, seed=7 + k, sampler=sampler)[0] for k in range(4)]
     assert same(together, alone)
     assert [one.info["seed"] for one in together] == [7, 8, 9, 10]
     assert len({one.tobytes() for one in together}) == 4
     for size in (3, 4):
-        batched = paint(PROMPT, steps=steps, seed=7, count=4, sampler=sampler, batch_size=size)
+        batched = paint(PROMPT, num_steps=steps, seed=7, num_images=4, sampler=sampler, batch_size=size)
         # Kernels that take more pictures at once may add in another order.
         assert np.abs(arrays(batched) - arrays(together)).max() <= 1
 
@@ -79,14 +80,14 @@ def test_each_picture_depends_on_its_own_seed_alone(pipe, sampler):
 def test_latents_instead_of_the_seeds_noise(pipe):
     paint = pipe().text_to_image
     noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(9))[None]
-    assert same(paint(PROMPT, steps=2, seed=9), paint(PROMPT, steps=2, latents=noise))
+    assert same(paint(PROMPT, num_steps=2, seed=9), paint(PROMPT, num_steps=2, latents=noise))
     two = torch.cat([noise, noise.roll(1, -1)])
     assert same(
-        paint(PROMPT, steps=2, latents=two, count=2)[1:],
-        paint(PROMPT, steps=2, latents=two[1:]),
+        paint(PROMPT, num_steps=2, latents=two, num_images=2)[1:],
+        paint(PROMPT, num_steps=2, latents=two[1:]),
     )
     wide = torch.randn(1, 4, 6, 10)
-    assert paint(PROMPT, steps=1, latents=wide)[0].size == (40, 24)
+    assert paint(PROMPT, num_steps=1, latents=wide)[0].size == (40, 24)
 
 
 # Text to image
@@ -95,39 +96,41 @@ def test_latents_instead_of_the_seeds_noise(pipe):
 @pytest.mark.parametrize("kind", ["text", "text-v"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_at_any_size(pipe, kind, sampler):
-    (image,) = pipe(kind).text_to_image(PROMPT, steps=2, sampler=sampler, size=(20, 36))
+    (image,) = pipe(kind).text_to_image(PROMPT, num_steps=2, sampler=sampler, height=20, width=36)
     assert image.size == (36, 20)
     assert image.mode == "RGB"
     assert 5 < arrays([image]).std() < 128
     assert image.info["sampler"] == sampler
-    assert image.info["spacing"]
+    assert image.info["schedule"]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_prompts_side_by_side_are_what_each_paints_alone(pipe, guidance):
     prompts = ["a red apple", "an owl", PROMPT, "an owl"]
-    look = {"steps": 2, "guidance": guidance, "negative": "grey"}
+    look = {"num_steps": 2, "guidance_scale": guidance, "negative_prompt": "grey"}
     alone = [pipe().text_to_image(p, seed=3 + i, **look)[0] for i, p in enumerate(prompts)]
-    each = [Settings(prompt=p, seed=3 + i, **look) for i, p in enumerate(prompts)]
-    assert same(pipe().make(each), alone)
+    each = [GenerationRecord(prompt=p, seed=3 + i, **look) for i, p in enumerate(prompts)]
+    assert same(pipe().generate(each), alone)
     for size in (2, 3):
-        assert np.abs(arrays(pipe().make(each, batch_size=size)) - arrays(alone)).max() <= 1
-    assert [one.info["prompt"] for one in pipe().make(each, batch_size=2)] == prompts
+        assert np.abs(arrays(pipe().generate(each, batch_size=size)) - arrays(alone)).max() <= 1
+    assert [one.info["prompt"] for one in pipe().generate(each, batch_size=2)] == prompts
     long = replace(each[0], prompt="owl " * 80)
     assert pipe().net.text.chunks(long.prompt) == 2
-    with pytest.raises(UserError, match="unequal numbers of chunks"):
-        pipe().make([*each, long])
+    with pytest.raises(UserError, match="different numbers of chunks"):
+        pipe().generate([*each, long])
 
 
 def test_one_call_of_the_network_a_step(pipe, heard):
     calls = heard(pipe())
-    pipe().text_to_image(PROMPT, steps=3, count=2, batch_size=2)
+    pipe().text_to_image(PROMPT, num_steps=3, num_images=2, batch_size=2)
     assert [len(x) for x, _, _ in calls] == [4] * 3
     calls.clear()
-    pipe().text_to_image(PROMPT, steps=3, guidance=1)
+    pipe().text_to_image(PROMPT, num_steps=3, guidance_scale=1)
     assert [len(x) for x, _, _ in calls] == [1] * 3
     calls.clear()
-    pipe().text_to_image(PROMPT, steps=8, interval=(0.3, 3.0), sampler="euler", spacing="karras")
+    pipe().text_to_image(
+        PROMPT, num_steps=8, guidance_interval=(0.3, 3.0), sampler="euler", schedule="karras"
+    )
     batches = [len(x) for x, _, _ in calls]
     assert batches[0] == batches[-1] == 1
     assert 2 in batches
@@ -135,21 +138,21 @@ def test_one_call_of_the_network_a_step(pipe, heard):
 
 def test_guidance_and_its_cures(pipe):
     def paint(**how):
-        return arrays(pipe().text_to_image(PROMPT, "blurry", steps=3, sampler="euler", **how))
+        return arrays(pipe().text_to_image(PROMPT, "blurry", num_steps=3, sampler="euler", **how))
 
-    plain, alone = paint(), paint(guidance=1)
+    plain, alone = paint(), paint(guidance_scale=1)
     assert not np.array_equal(plain, alone)
-    assert np.array_equal(paint(interval=(0.0, 1e9)), plain)
-    assert np.array_equal(paint(interval=(1e8, 1e9)), alone)
-    assert np.array_equal(paint(rescale=0.0, apg=None), plain)
+    assert np.array_equal(paint(guidance_interval=(0.0, 1e9)), plain)
+    assert np.array_equal(paint(guidance_interval=(1e8, 1e9)), alone)
+    assert np.array_equal(paint(guidance_rescale=0.0, apg=None), plain)
     assert np.abs(paint(apg={"eta": 1.0}) - plain).max() <= 1  # what is parallel, kept, is plain guidance
     assert np.abs(paint(apg=True) - plain).max() > 1
-    assert np.abs(paint(rescale=0.7) - plain).max() > 1
+    assert np.abs(paint(guidance_rescale=0.7) - plain).max() > 1
 
 
 def test_what_is_written_counts(pipe):
     def paint(*texts):
-        return arrays(pipe().text_to_image(*texts, steps=2))
+        return arrays(pipe().text_to_image(*texts, num_steps=2))
 
     seen = [
         paint(PROMPT),
@@ -164,7 +167,7 @@ def test_what_is_written_counts(pipe):
 
 def test_a_prompt_of_5000_words(pipe):
     prompt = " ".join(["red", "apple"] * 2500)
-    (image,) = pipe().text_to_image(prompt, "blurry", steps=1)
+    (image,) = pipe().text_to_image(prompt, "blurry", num_steps=1)
     assert image.info["prompt"] == prompt
 
 
@@ -180,39 +183,39 @@ def test_image_to_image(pipe, photo, heard):
         expected = (net.decode(net.encode(x)) * 127.5 + 127.5).clamp(0, 255).round()[0].permute(1, 2, 0)
     assert np.abs(arrays(back)[0] - expected.numpy()).max() <= 1
     calls = heard(pipe())
-    some = pipe().image_to_image(PROMPT, given, strength=0.5, steps=4)
+    some = pipe().image_to_image(PROMPT, given, strength=0.5, num_steps=4)
     assert len(calls) == 2
-    most = pipe().image_to_image(PROMPT, given, strength=1.0, steps=4)
+    most = pipe().image_to_image(PROMPT, given, strength=1.0, num_steps=4)
     assert len(calls) == 6
     assert np.abs(arrays(some) - arrays(back)).mean() < np.abs(arrays(most) - arrays(back)).mean()
 
 
 def test_a_picture_of_any_size_comes_back_in_its_own(pipe, photo):
-    (image,) = pipe().image_to_image(PROMPT, photo(27, 41), steps=2)
+    (image,) = pipe().image_to_image(PROMPT, photo(27, 41), num_steps=2)
     assert image.size == (41, 27)
-    assert image.info["size"] == [28, 44]  # what was sampled
-    (image,) = pipe().image_to_image(PROMPT, Image.fromarray(photo(27, 41)), steps=2, size=24)
+    assert (image.info["height"], image.info["width"]) == (28, 44)  # what was sampled
+    (image,) = pipe().image_to_image(PROMPT, Image.fromarray(photo(27, 41)), num_steps=2, height=24, width=24)
     assert image.size == (24, 24)
 
 
 def test_a_picture_far_larger_than_what_was_learned_is_told(pipe, photo, caplog):
     pipe().image_to_image(PROMPT, photo(72, 96), strength=0)
-    assert "its own 96x72 pixels, of which the model has seen 32x32 at once" in caplog.text
+    assert "its own 96x72 pixels, but the model was trained on 32x32" in caplog.text
     caplog.clear()
-    pipe().image_to_image(PROMPT, photo(72, 96), strength=0, size=(72, 96))
+    pipe().image_to_image(PROMPT, photo(72, 96), strength=0, height=72, width=96)
     assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", ["text", "inpaint", "ldm-inpaint"])
 @pytest.mark.parametrize(
     "how",
-    [{}, {"strength": 0.5}, {"feather": 4.0}, {"size": (24, 36)}],
+    [{}, {"strength": 0.5}, {"mask_feather": 4.0}, {"height": 24, "width": 36}],
     ids=lambda how: "".join(how) or "plain",
 )
 def test_outside_the_mask_nothing_changes(pipe, kind, how, photo, blob):
     given, mask = photo(33, 45), blob(33, 45)
     prompt = "" if kind == "ldm-inpaint" else PROMPT
-    (image,) = pipe(kind).inpaint(prompt, given, mask, steps=2, **how)
+    (image,) = pipe(kind).inpaint(prompt, given, mask, num_steps=2, **how)
     got = np.asarray(image)
     assert got.shape == given.shape
     assert np.array_equal(got[mask == 0], given[mask == 0])
@@ -222,7 +225,8 @@ def test_outside_the_mask_nothing_changes(pipe, kind, how, photo, blob):
 def test_a_feathered_mask_rises_from_its_edge(pipe, photo, blob):
     given, mask = photo(64, 64), blob(64, 64)
     hard, soft = (
-        arrays(pipe().inpaint(PROMPT, given, mask, steps=1, feather=feather))[0] for feather in (0, 6)
+        arrays(pipe().inpaint(PROMPT, given, mask, num_steps=1, mask_feather=feather))[0]
+        for feather in (0, 6)
     )
     painted = np.abs(hard - given).sum(axis=2)
     kept = np.abs(soft - given).sum(axis=2)
@@ -236,7 +240,7 @@ def test_a_thin_mask_is_painted(pipe, photo):
     """A line between those pixels that stand for their latents."""
     mask = np.zeros((32, 32), np.uint8)
     mask[14] = 255
-    (image,) = pipe().inpaint(PROMPT, photo(), mask, steps=2)
+    (image,) = pipe().inpaint(PROMPT, photo(), mask, num_steps=2)
     assert (np.asarray(image)[14] != photo()[14]).mean() > 0.5
 
 
@@ -250,7 +254,7 @@ def test_what_an_inpainting_network_is_shown(pipe, photo, heard):
     x = torch.from_numpy(given).permute(2, 0, 1)[None] / 127.5 - 1
     for kind, hole, channels in (("inpaint", 0.0, 4), ("ldm-inpaint", -1.0, 3)):
         calls = heard(pipe(kind))
-        pipe(kind).inpaint("", given, mask, steps=1, count=2, batch_size=2)
+        pipe(kind).inpaint("", given, mask, num_steps=1, num_images=2, batch_size=2)
         ((seen, _, _),) = calls
         holed = x.clone()
         holed[:, :, 8:24, 4:20] = hole
@@ -265,8 +269,8 @@ def test_what_an_inpainting_network_is_shown(pipe, photo, heard):
 def test_depth(pipe, photo, heard):
     calls = heard(pipe("depth"))
     ramp = np.tile(np.arange(0, 64, 2, dtype=np.uint8), (32, 1))
-    pipe("depth").text_to_image(PROMPT, steps=1, depth=ramp)
-    pipe("depth").image_to_image(PROMPT, photo(), depth=ramp, steps=1, strength=1)
+    pipe("depth").text_to_image(PROMPT, num_steps=1, depth_map=ramp)
+    pipe("depth").image_to_image(PROMPT, photo(), depth_map=ramp, num_steps=1, strength=1)
     for seen, _, _ in calls:
         assert seen[0, 4].min() == -1
         assert seen[0, 4].max() == 1
@@ -276,9 +280,9 @@ def test_depth(pipe, photo, heard):
 def test_upscale(pipe, photo, heard):
     calls = heard(pipe("upscaler"))
     small = photo(7, 9)
-    images = pipe("upscaler").upscale(PROMPT, small, noise_level=30, steps=1, seed=3, count=2)
+    images = pipe("upscaler").upscale(PROMPT, small, noise_level=30, num_steps=1, seed=3, num_images=2)
     assert images[0].size == (36, 28)
-    assert images[0].info["guidance"] == 9
+    assert images[0].info["guidance_scale"] == 9
     x = torch.from_numpy(small).permute(2, 0, 1) / 127.5 - 1
     shown = [seen[0, 4:] for seen, _, _ in calls]
     for seen, _, labels in calls:
@@ -286,7 +290,7 @@ def test_upscale(pipe, photo, heard):
         assert torch.equal(seen[0, 4:], seen[1, 4:])  # prompt and negative prompt see the same noise
     assert not torch.equal(*shown)  # and each picture its own
     assert 0.05 < (shown[0] - x).std() < 0.5
-    again = pipe("upscaler").upscale(PROMPT, small, noise_level=30, steps=1, seed=4)
+    again = pipe("upscaler").upscale(PROMPT, small, noise_level=30, num_steps=1, seed=4)
     assert same(again, images[1:])
     with pytest.raises(UserError, match="noise_level is 50, which must be from 0 to 49"):
         pipe("upscaler").upscale(PROMPT, small, noise_level=50)
@@ -294,7 +298,7 @@ def test_upscale(pipe, photo, heard):
 
 def test_upscale_without_words_or_noise(pipe, photo, heard):
     calls = heard(pipe("sr"))
-    (image,) = pipe("sr").upscale("", photo(8, 8), steps=2)
+    (image,) = pipe("sr").upscale("", photo(8, 8), num_steps=2)
     assert image.size == (32, 32)
     x = torch.from_numpy(photo(8, 8)).permute(2, 0, 1) / 127.5 - 1
     torch.testing.assert_close(calls[0][0][0, 3:], x)
@@ -304,10 +308,10 @@ def test_upscale_without_words_or_noise(pipe, photo, heard):
 
 
 def test_unconditional(pipe):
-    images = pipe("unconditional").unconditional(steps=2, count=2)
+    images = pipe("unconditional").unconditional(num_steps=2, num_images=2)
     assert not same(images[:1], images[1:])
-    assert images[0].info["guidance"] == 1
-    over = pipe("unconditional").image_to_image("", images[0], steps=2)
+    assert images[0].info["guidance_scale"] == 1
+    over = pipe("unconditional").image_to_image("", images[0], num_steps=2)
     assert over[0].size == images[0].size
 
 
@@ -316,22 +320,22 @@ def test_classes(ldm, heard):
     net.card = replace(net.card, classes=("tabby, tabby cat", "lynx", "owl"))
     pipe = DiffusionPipeline(net, device="cpu", dtype="fp32")
     paint = pipe.class_conditional
-    images = paint(["tabby cat", 1, "2"], steps=2, count=2, seed=5)
+    images = paint(["tabby cat", 1, "2"], num_steps=2, num_images=2, seed=5)
     assert [one.info["label"] for one in images] == [0, 0, 1, 1, 2, 2]
     assert [one.info["seed"] for one in images] == list(range(5, 11))
     assert images[2].info["class_name"] == "lynx"
     assert images[2].info["parameters"].startswith("lynx\nSteps: 2,")
-    assert same(paint("Lynx", steps=2, seed=7), images[2:3])
-    batched = paint([0, 1, 2], steps=2, count=2, seed=5, batch_size=4)
+    assert same(paint("Lynx", num_steps=2, seed=7), images[2:3])
+    batched = paint([0, 1, 2], num_steps=2, num_images=2, seed=5, batch_size=4)
     assert np.abs(arrays(batched) - arrays(images)).max() <= 1
     calls = heard(pipe)
-    paint(0, steps=1)
-    paint(0, steps=1, guidance=1)
+    paint(0, num_steps=1)
+    paint(0, num_steps=1, guidance_scale=1)
     assert [len(x) for x, _, _ in calls] == [2, 1]
     for wrong, said in (
         ("tabbi", "near names: tabby"),
         (3, "class 3 is not from 0 to 2"),
-        ([], "name one class"),
+        ([], "name at least one class"),
     ):
         with pytest.raises(UserError, match=said):
             paint(wrong)
@@ -339,16 +343,16 @@ def test_classes(ldm, heard):
 
 def test_classes_that_know_no_class_cannot_be_guided(pipe, heard):
     calls = heard(pipe("classes-without-null"))
-    (image,) = pipe("classes-without-null").class_conditional(0, steps=1)
+    (image,) = pipe("classes-without-null").class_conditional(0, num_steps=1)
     assert len(calls[0][0]) == 1
-    assert image.info["guidance"] == 1
-    with pytest.raises(UserError, match="nothing to be guided away from"):
-        pipe("classes-without-null").class_conditional(0, guidance=2.0)
+    assert image.info["guidance_scale"] == 1
+    with pytest.raises(UserError, match="nothing to guide away from"):
+        pipe("classes-without-null").class_conditional(0, guidance_scale=2.0)
 
 
 def test_classes_by_their_names():
     names = ["tabby, tabby cat", "tiger cat", "7"]
-    assert [found(name, names, 9) for name in ("tabby", "TABBY CAT", "tiger cat ", "7", "8")] == [
+    assert [class_index(name, names, 9) for name in ("tabby", "TABBY CAT", "tiger cat ", "7", "8")] == [
         0,
         0,
         1,
@@ -365,7 +369,7 @@ def test_seamless(pipe):
     noise = torch.randn(1, 4, 8, 8)
     for tiling in ("", "x", "y", (True, True)):
         paint = [
-            arrays(pipe().text_to_image(PROMPT, steps=2, latents=given, tiling=tiling))[0]
+            arrays(pipe().text_to_image(PROMPT, num_steps=2, latents=given, tiling=tiling))[0]
             for given in (noise, noise.roll(2, -1), noise.roll(2, -2))
         ]
         joined = [
@@ -373,25 +377,27 @@ def test_seamless(pipe):
             for axis, rolled in ((1, paint[1]), (0, paint[2]))
         ]
         assert joined == [tiling in ("x", (True, True)), tiling in ("y", (True, True))]
-    plain = pipe().text_to_image(PROMPT, steps=2, latents=noise)
-    assert same(plain, pipe().text_to_image(PROMPT, steps=2, latents=noise))  # nothing of it is left behind
+    plain = pipe().text_to_image(PROMPT, num_steps=2, latents=noise)
+    assert same(
+        plain, pipe().text_to_image(PROMPT, num_steps=2, latents=noise)
+    )  # nothing of it is left behind
 
 
 def test_tiles(pipe, monkeypatch):
     from triptych.models.autoencoder import FirstStage
 
-    whole = pipe().text_to_image(PROMPT, steps=1, size=(40, 48))
+    whole = pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48)
     sizes = []
     decode = FirstStage.decode_tiled
     monkeypatch.setattr(
         FirstStage, "decode_tiled", lambda net, z: sizes.append(z.shape) or decode(net, z, tile=8, overlap=4)
     )
-    tiled = pipe().text_to_image(PROMPT, steps=1, size=(40, 48), tiled_decode=True)
+    tiled = pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48, tiled_decode=True)
     assert sizes == [(1, 4, 10, 12)]
     assert tiled[0].size == whole[0].size
-    monkeypatch.setattr("triptych.pipelines.diffusion.latent_codec.WHOLE", 40 * 48 - 1)
-    assert same(pipe().text_to_image(PROMPT, steps=1, size=(40, 48)), tiled)
-    assert same(pipe().text_to_image(PROMPT, steps=1, size=(40, 48), tiled_decode=False), whole)
+    monkeypatch.setattr("triptych.pipelines.diffusion.latent_codec.TILED_FROM", 40 * 48 - 1)
+    assert same(pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48), tiled)
+    assert same(pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48, tiled_decode=False), whole)
 
 
 def test_a_decoder_that_overflows_is_run_again_in_fp32(ldm, caplog):
@@ -400,26 +406,26 @@ def test_a_decoder_that_overflows_is_run_again_in_fp32(ldm, caplog):
     net.autoencoder.decoder.conv_in.weight *= 1e3
     paint = DiffusionPipeline(net, device="cpu", dtype="fp16").unconditional
     with caplog.at_level(logging.WARNING):
-        images = paint(steps=1, count=2)
+        images = paint(num_steps=1, num_images=2)
     assert [r.message for r in caplog.records] == ["the decoder overflows in float16; decoding in fp32"]
-    exact = DiffusionPipeline(net, device="cpu", dtype="fp32").unconditional(steps=1, count=2)
+    exact = DiffusionPipeline(net, device="cpu", dtype="fp32").unconditional(num_steps=1, num_images=2)
     assert np.abs(arrays(images) - arrays(exact)).mean() < 3
 
 
 def test_after_an_overflow_the_next_picture_is_as_it_was(ldm, monkeypatch):
     """A picture that overflows, or a look at one, must not decide how the others are decoded."""
     paint = DiffusionPipeline(ldm("unconditional"), device="cpu", dtype="bf16").unconditional
-    alone = paint(steps=1, seed=1)
-    decode, calls = Rendering._decode, []
+    alone = paint(num_steps=1, seed=1)
+    decode, calls = LatentCodec._decode, []
 
     def overflows_once(self, net, *how):
         decoded = decode(self, net, *how)
         calls.append(next(net.parameters()).dtype)
         return decoded * float("nan") if len(calls) == 1 else decoded
 
-    monkeypatch.setattr(Rendering, "_decode", overflows_once)
+    monkeypatch.setattr(LatentCodec, "_decode", overflows_once)
     paint = DiffusionPipeline(ldm("unconditional"), device="cpu", dtype="bf16").unconditional
-    assert same(paint(steps=1, seed=0, count=2)[1:], alone)
+    assert same(paint(num_steps=1, seed=0, num_images=2)[1:], alone)
     assert calls == [torch.bfloat16, torch.float32, torch.bfloat16]
 
 
@@ -427,19 +433,19 @@ def test_after_an_overflow_the_next_picture_is_as_it_was(ldm, monkeypatch):
     ("part", "said"),
     [
         ("autoencoder.decoder.conv_out", "decoder gives NaN in fp32 too"),
-        ("unet.out", "seed 3 became NaN in fp32: lower guidance"),
+        ("unet.out", "seed 3 became NaN in fp32: lower guidance_scale"),
     ],
 )
 def test_damaged_weights_are_named(ldm, part, said):
     net = copy.deepcopy(ldm("unconditional"))
     net.get_submodule(part).weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match=said):
-        DiffusionPipeline(net, device="cpu", dtype="fp32").unconditional(steps=1, seed=3)
+        DiffusionPipeline(net, device="cpu", dtype="fp32").unconditional(num_steps=1, seed=3)
 
 
 def test_latents_that_no_decoder_can_take_are_not_its_fault(pipe):
-    with pytest.raises(UserError, match=r"NaN in fp32 too: the latents reach 1e\+30; lower guidance"):
-        pipe().rendering.pixels(torch.full((1, 4, 4, 4), 1e30))
+    with pytest.raises(UserError, match=r"NaN in fp32 too: the latents reach 1e\+30; lower guidance_scale"):
+        pipe().model.codec.decode(torch.full((1, 4, 4, 4), 1e30))
 
 
 def test_progress_and_preview(pipe):
@@ -448,10 +454,10 @@ def test_progress_and_preview(pipe):
     def look(preview):
         (small,) = preview.images(16)
         (whole,) = preview.images(None)
-        seen.append((preview.step, preview.steps, preview.seeds, small.size, whole.size))
+        seen.append((preview.step, preview.num_steps, preview.seeds, small.size, whole.size))
 
-    looked_at = {"progress": lambda *at: ticks.append(at), "preview": look, "finished": kept.append}
-    images = pipe().text_to_image(PROMPT, steps=2, count=2, seed=4, size=(24, 32), **looked_at)
+    looked_at = {"progress": lambda *at: ticks.append(at), "preview": look, "on_image": kept.append}
+    images = pipe().text_to_image(PROMPT, num_steps=2, num_images=2, seed=4, height=24, width=32, **looked_at)
     assert [id(one) for one in kept] == [id(one) for one in images]
     assert ticks == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert seen == [(i, 2, [seed], (16, 12), (32, 24)) for seed in (4, 5) for i in (1, 2)]
@@ -459,8 +465,8 @@ def test_progress_and_preview(pipe):
 
 def test_looking_changes_nothing_and_the_last_look_is_the_picture(pipe):
     looks = []
-    images = pipe().text_to_image(PROMPT, steps=3, preview=lambda now: looks.append(now.images(None)))
-    assert same(images, pipe().text_to_image(PROMPT, steps=3))
+    images = pipe().text_to_image(PROMPT, num_steps=3, preview=lambda now: looks.append(now.images(None)))
+    assert same(images, pipe().text_to_image(PROMPT, num_steps=3))
     assert same(looks[-1], images)  # dpm++2m's last step goes to what the network sees
 
 
@@ -472,8 +478,8 @@ def test_cancelled_at_a_step(pipe):
         looks.clear()
         return pipe().text_to_image(
             PROMPT,
-            steps=4,
-            count=3,
+            num_steps=4,
+            num_images=3,
             progress=lambda *at: done.append(at),
             preview=lambda now: looks.append(now.images(None)),
             cancel=lambda: len(done) >= stop_after,
@@ -491,12 +497,12 @@ def test_cancelled_at_a_step(pipe):
 
 def test_low_memory(ldm):
     pipe = DiffusionPipeline(ldm("text"), device="cpu", dtype="fp32", low_memory=True)
-    first = pipe.text_to_image(PROMPT, steps=1)
+    first = pipe.text_to_image(PROMPT, num_steps=1)
     assert pipe.net.text is None
     assert ldm("text").text is not None
-    assert same(first, pipe.text_to_image(PROMPT, steps=1))
+    assert same(first, pipe.text_to_image(PROMPT, num_steps=1))
     with pytest.raises(UserError, match="low_memory=True"):
-        pipe.text_to_image("another", steps=1)
+        pipe.text_to_image("another", num_steps=1)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -510,7 +516,9 @@ def test_weights_are_laid_out_while_it_paints_and_no_longer(ldm, dtype):
     made = []
     for low_memory in (False, True):
         pipe = DiffusionPipeline(net, device="cpu", dtype=dtype, low_memory=low_memory)
-        made.append(pipe.text_to_image(PROMPT, steps=2, preview=lambda _, pipe=pipe: seen.append(packed(pipe))))
+        made.append(
+            pipe.text_to_image(PROMPT, num_steps=2, preview=lambda _, pipe=pipe: seen.append(packed(pipe)))
+        )
         assert packed(pipe) == [None] * len(packed(pipe))
     unet = sum(isinstance(part, Conv) for part in net.unet.modules())
     assert [sum(one is not None for one in step) for step in seen] == [unet, unet, 0, 0]
@@ -520,9 +528,9 @@ def test_weights_are_laid_out_while_it_paints_and_no_longer(ldm, dtype):
 
 def test_halves(ldm, pipe):
     images = DiffusionPipeline(ldm("text"), device="cpu", dtype="bf16").text_to_image(
-        PROMPT, steps=2, guidance=2
+        PROMPT, num_steps=2, guidance_scale=2
     )
-    exact = pipe().text_to_image(PROMPT, steps=2, guidance=2)
+    exact = pipe().text_to_image(PROMPT, num_steps=2, guidance_scale=2)
     assert images[0].info["dtype"] == "bf16"
     assert np.abs(arrays(images) - arrays(exact)).mean() < 8
 
@@ -533,7 +541,7 @@ def test_a_map_of_classes(pipe, heard, tmp_path):
     classes = np.zeros((24, 32), np.uint8)
     classes[:, 12:] = 3
     classes[0, 0] = 255
-    call = {"steps": 2, "seed": 4}
+    call = {"num_steps": 2, "seed": 4}
     (made,) = semantic.semantic(classes, **call)
     assert made.size == (32, 24)
     expected = semantic.net.map(torch.from_numpy(classes)[None], 4)
@@ -544,20 +552,20 @@ def test_a_map_of_classes(pipe, heard, tmp_path):
     (from_file,) = semantic.semantic(tmp_path / "map.png", **call)
     assert same([from_file], [made])
     assert same([made], semantic.semantic(grey, **call))
-    assert same([made], semantic.again(from_file))
-    assert from_file.info["inputs"] == {"map": str(tmp_path / "map.png")}
-    assert semantic.semantic(classes, size=(16, 16), **call)[0].size == (16, 16)
+    assert same([made], semantic.regenerate(from_file))
+    assert from_file.info["class_map"] == str(tmp_path / "map.png")
+    assert semantic.semantic(classes, height=16, width=16, **call)[0].size == (16, 16)
 
 
 def test_boxes(pipe):
     layout = pipe("layout")
     boxes = [(7, 0, 0, 0.5, 1), (2, 0.25, 0.25, 1.0, 0.75)]
-    made = layout.layout(boxes, steps=2, seed=4, size=32)
-    assert not same(made, layout.layout(boxes[:1], steps=2, seed=4, size=32))
-    assert same(made, layout.again(made[0]))
+    made = layout.layout(boxes, num_steps=2, seed=4, height=32, width=32)
+    assert not same(made, layout.layout(boxes[:1], num_steps=2, seed=4, height=32, width=32))
+    assert same(made, layout.regenerate(made[0]))
     assert made[0].info["boxes"] == [[7, 0.0, 0.0, 0.5, 1.0], [2, 0.25, 0.25, 1.0, 0.75]]
-    assert made[0].info["guidance"] == 1
-    assert layout.layout([], steps=1, size=16)[0].size == (16, 16)
+    assert made[0].info["guidance_scale"] == 1
+    assert layout.layout([], num_steps=1, height=16, width=16)[0].size == (16, 16)
 
 
 # Mistakes
@@ -567,61 +575,76 @@ def test_boxes(pipe):
     ("kind", "call", "said"),
     [
         ("text", lambda p, _: p.text_to_image("x", sampler="euler a"), "near names: euler"),
-        ("text", lambda p, _: p.text_to_image("x", spacing="karas"), "near names: karras"),
-        ("text", lambda p, _: p.text_to_image("x", size=(30, 32)), "multiples of 4, such as 32x32"),
-        ("text", lambda p, _: p.text_to_image("x", size=(0, 32)), "two positive numbers"),
-        ("text", lambda p, _: p.text_to_image("x", size=(8, 8, 8)), "(height, width)"),
-        ("text", lambda p, _: p.text_to_image("x", steps=0), "steps is 0"),
-        ("text", lambda p, _: p.text_to_image("x", steps=-5), "steps is -5"),
-        ("text", lambda p, _: p.text_to_image("x", steps=2000), "from 1 to 999"),
-        ("text", lambda p, _: p.text_to_image("x", steps=2.5), "Settings.steps is 2.5"),
-        ("text", lambda p, _: p.text_to_image("x", guidance=float("nan")), "guidance is nan"),
+        ("text", lambda p, _: p.text_to_image("x", schedule="karas"), "near names: karras"),
+        ("text", lambda p, _: p.text_to_image("x", height=30, width=32), "multiples of 4, such as 32x32"),
+        (
+            "text",
+            lambda p, _: p.text_to_image("x", height=0, width=32),
+            "height is 0, which must be a positive number",
+        ),
+        ("text", lambda p, _: p.text_to_image("x", num_steps=0), "num_steps is 0"),
+        ("text", lambda p, _: p.text_to_image("x", num_steps=-5), "num_steps is -5"),
+        ("text", lambda p, _: p.text_to_image("x", num_steps=2000), "from 1 to 999"),
+        ("text", lambda p, _: p.text_to_image("x", num_steps=2.5), "GenerationRecord.num_steps is 2.5"),
+        ("text", lambda p, _: p.text_to_image("x", guidance_scale=float("nan")), "guidance_scale is nan"),
         ("text", lambda p, _: p.text_to_image("x", seed=-1), "seed is -1"),
-        ("text", lambda p, _: p.text_to_image("x", count=0), "count is 0"),
+        ("text", lambda p, _: p.text_to_image("x", num_images=0), "num_images is 0"),
         ("text", lambda p, _: p.text_to_image("x", batch_size=0), "batch_size is 0"),
-        ("text", lambda p, _: p.text_to_image("x", rescale=2), "rescale is 2"),
-        ("text", lambda p, _: p.text_to_image("x", rescale=0.5, apg=True), "give one of them"),
-        ("text", lambda p, _: p.text_to_image("x", interval=(3, 1)), "two rising values"),
+        ("text", lambda p, _: p.text_to_image("x", guidance_rescale=2), "guidance_rescale is 2"),
+        ("text", lambda p, _: p.text_to_image("x", guidance_rescale=0.5, apg=True), "give one of the two"),
+        ("text", lambda p, _: p.text_to_image("x", guidance_interval=(3, 1)), "two rising values"),
         ("text", lambda p, _: p.text_to_image("x", apg={"beta": 1}), "eta, threshold, momentum"),
         ("text", lambda p, _: p.text_to_image("x", tiling="z"), "tiling is 'z'"),
         ("text", lambda p, _: p.text_to_image("x", latents=torch.zeros(2, 4, 8, 8)), "(1 or 1, 4,"),
         ("text", lambda p, _: p.text_to_image(["x"]), "prompt is ['x']"),
-        ("text", lambda p, _: p.text_to_image("a \udcff"), "prompt holds bytes that are no UTF-8 text"),
-        ("text", lambda p, _: p.text_to_image("a", "\ud83c"), "negative holds bytes"),
+        ("text", lambda p, _: p.text_to_image("a \udcff"), "prompt holds bytes that are not UTF-8 text"),
+        ("text", lambda p, _: p.text_to_image("a", "\ud83c"), "negative_prompt holds bytes"),
         ("text", lambda p, _: p.text_to_image("a <lora:water:1>"), "no LoRA is called 'water'"),
         ("text", lambda p, _: p.text_to_image("(a:99999)"), "which must be at most 10000"),
         ("text", lambda p, i: p.image_to_image("x", i, strength=1.5), "strength is 1.5"),
         ("text", lambda p, i: p.inpaint("x", i, i[:8]), "make the mask as large as the image"),
-        ("text", lambda p, i: p.inpaint("x", i, None), "needs mask"),
+        ("text", lambda p, i: p.inpaint("x", i, None), "needs mask_image (--mask-image)"),
         ("text", lambda p, i: p.inpaint("x", "none.png", i), "none.png does not exist"),
-        ("text", lambda p, i: p.text_to_image("x", depth=i), "looks at no depth; leave depth (--depth) out"),
-        ("text", lambda p, i: p.upscale("x", i), "shown nothing beside its latents"),
+        (
+            "text",
+            lambda p, i: p.text_to_image("x", depth_map=i),
+            "does not use depth_map; leave depth_map (--depth-map) out",
+        ),
+        (
+            "text",
+            lambda p, i: p.upscale("x", i),
+            "takes no spatial condition: it does text_to_image, image_to_image, inpaint, not upscale",
+        ),
         ("text", lambda p, _: p.unconditional(), "reads prompts"),
         ("text", lambda p, _: p.class_conditional(1), "reads prompts"),
         (
             "inpaint",
             lambda p, _: p.text_to_image("x"),
-            "made to inpaint: it does inpaint, and not text_to_image",
+            "is made to inpaint: it does inpaint, not text_to_image",
         ),
         ("upscaler", lambda p, i: p.image_to_image("x", i), "made to upscale"),
-        ("depth", lambda p, _: p.text_to_image("x"), "needs depth"),
+        ("depth", lambda p, _: p.text_to_image("x"), "needs depth_map"),
         ("classes", lambda p, _: p.text_to_image("x"), "takes a class, not a prompt"),
         ("classes", lambda p, i: p.image_to_image("x", i), "takes a class, not a prompt"),
         ("unconditional", lambda p, _: p.text_to_image("x"), "takes neither prompt nor class"),
         ("unconditional", lambda p, _: p.class_conditional(1), "takes neither prompt nor class"),
         ("ldm-inpaint", lambda p, i: p.inpaint("x", i, i), "takes neither prompt nor class"),
-        ("unconditional", lambda p, i: p.image_to_image("", i, guidance=3), "nothing to be guided away"),
-        ("unconditional", lambda p, i: p.semantic(i), "does text_to_image"),
+        (
+            "unconditional",
+            lambda p, i: p.image_to_image("", i, guidance_scale=3),
+            "nothing to guide away",
+        ),
+        ("unconditional", lambda p, i: p.semantic(i), "it does unconditional, image_to_image, inpaint"),
         ("text", lambda p, _: p.layout([]), "takes no boxes"),
         ("semantic", lambda p, _: p.text_to_image("x"), "takes neither prompt nor class"),
-        ("semantic", lambda p, _: p.unconditional(), "shown a map of classes: it does semantic"),
+        ("semantic", lambda p, _: p.unconditional(), "takes a map of classes: it does semantic"),
         ("semantic", lambda p, i: p.semantic(i), "holds no map"),
         ("semantic", lambda p, i: p.semantic(np.full((8, 8), 5)), "holds 5, and the classes are 0..4"),
-        ("semantic", lambda p, i: p.semantic(np.zeros((9, 8), int)), "the map is 8x9"),
+        ("semantic", lambda p, i: p.semantic(np.zeros((9, 8), int)), "the class map is 8x9"),
         ("semantic", lambda p, i: p.semantic("none.png"), "none.png does not exist"),
         ("layout", lambda p, _: p.text_to_image("x"), "takes boxes, not a prompt"),
         ("layout", lambda p, _: p.layout([(99, 0, 0, 1, 1)]), "class 99"),
-        ("layout", lambda p, _: p.layout([(1, 0, 0, 1)]), "Settings.boxes[0] has 4 values"),
+        ("layout", lambda p, _: p.layout([(1, 0, 0, 1)]), "GenerationRecord.boxes[0] has 4 values"),
     ],
 )
 def test_mistakes_are_told_in_one_line(pipe, photo, kind, call, said):
@@ -632,10 +655,10 @@ def test_mistakes_are_told_in_one_line(pipe, photo, kind, call, said):
 
 
 def test_a_wrong_argument_is_a_type_error(pipe):
-    with pytest.raises(TypeError, match="did you mean 'rescale'"):
-        pipe().text_to_image("x", rescal=0.7)
+    with pytest.raises(TypeError, match="did you mean 'guidance_rescale'"):
+        pipe().text_to_image("x", guidance_rescal=0.7)
 
 
 def test_another_network_paints_nothing():
-    with pytest.raises(UserError, match="Linear, which makes no pictures"):
+    with pytest.raises(UserError, match="Linear, which generates no images"):
         DiffusionPipeline(torch.nn.Linear(1, 1))

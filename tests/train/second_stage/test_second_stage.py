@@ -134,7 +134,7 @@ def test_what_is_kept_is_the_average_with_first_stage_and_words(config, first_st
         assert torch.equal(parameter, net.autoencoder.get_parameter(name))
     assert net.text.tokenizer.ids("a red square")
     assert net.text(["a red square"]).shape == (1, 12, 16)
-    (image,) = tp.DiffusionPipeline(net, dtype="fp32").text_to_image("a red square", steps=2)
+    (image,) = tp.DiffusionPipeline(net, dtype="fp32").text_to_image("a red square", num_steps=2)
     assert image.size == (16, 16)
     sheets = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert sheets[-1] == f"step-{outcome.step:07d}.png"
@@ -396,7 +396,7 @@ def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
     right = 0
     for name in known:
         for image in pipe.text_to_image(
-            f"{'an' if name == 'apple' else 'a'} {name}", steps=10, guidance=2.0, count=2
+            f"{'an' if name == 'apple' else 'a'} {name}", num_steps=10, guidance_scale=2.0, num_images=2
         ):
             far = {
                 other: np.abs(np.asarray(image).astype(float) - truth).mean()

@@ -85,9 +85,9 @@ def test_the_whole_pipeline_gives_the_same_latents(name, tiny_ldm, tmp_path, mon
     theirs.save_pretrained(tmp_path / "theirs")
     for source in (net, tmp_path / "theirs"):
         pipe, seen = tp.DiffusionPipeline(source, device="cpu", dtype="fp32"), []
-        pixels = pipe.rendering.pixels
-        monkeypatch.setattr(pipe.rendering, "pixels", partial(decoded, seen, pixels))
-        pipe.text_to_image("a red apple", "blurry", steps=4, guidance=5.0, sampler="ddim", latents=noise)
+        pixels = pipe.model.codec.decode
+        monkeypatch.setattr(pipe.model.codec, "decode", partial(decoded, seen, pixels))
+        pipe.text_to_image("a red apple", "blurry", num_steps=4, guidance_scale=5.0, sampler="ddim", latents=noise)
         assert expected.std() > 0.1
         torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-4)
 

@@ -66,7 +66,7 @@ def columns(heading: str, there: bool) -> list[Column]:
 
 def painting(folder: Path, there: bool, steps: tuple[int, int] | None = None, rounds: int = 2) -> Table:
     """A picture of the network in `folder` with the default settings of each side, or with so many steps."""
-    mine, other = ({}, {}) if steps is None else ({"steps": steps[0]}, {"num_inference_steps": steps[1]})
+    mine, other = ({}, {}) if steps is None else ({"num_steps": steps[0]}, {"num_inference_steps": steps[1]})
     sides: dict[str, Callable[[], Process]] = {"ours": lambda: ours(folder, **mine)}
     if there:
         sides["diffusers"] = lambda: theirs(folder, **other)
@@ -89,7 +89,7 @@ def painting(folder: Path, there: bool, steps: tuple[int, int] | None = None, ro
             memory_row("peak memory, GB", runs, lambda said: said["peak"] / 1e9),
         ],
     )
-    frugal = {"ours": [ours(folder, low_memory=True, **({"steps": 2} if steps is None else mine))]}
+    frugal = {"ours": [ours(folder, low_memory=True, **({"num_steps": 2} if steps is None else mine))]}
     table.rows.append(memory_row("the same with low_memory, GB", frugal, lambda said: said["peak"] / 1e9))
     for found in table.rows:
         log.info("%s: %s", found["what"], ", ".join(f"{w} {found[w].median:.3g}" for w in runs if w in found))

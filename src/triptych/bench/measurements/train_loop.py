@@ -124,8 +124,8 @@ def latents_and_pictures(plan: LoopPlan, model: Path) -> Table:
         }
         table.rows.append(a_second("learnt from", 1, interleave(learnt, max(plan.rounds - 1, 1), warmup=0)))
     paint = DiffusionPipeline(model, dtype="bf16").text_to_image
-    size = (plan.pixels, plan.pixels)
-    painted = timed(lambda: paint("a red apple", steps=plan.paint_steps, count=4, size=size, progress=False))
+    asked = {"num_steps": plan.paint_steps, "num_images": 4, "height": plan.pixels, "width": plan.pixels}
+    painted = timed(lambda: paint("a red apple", progress=False, **asked))
     table.rows.append(a_second("painted", 4, interleave({"ours": painted}, plan.rounds)))
     for row in table.rows:
         log.info("%s: %.3g pictures/s", row["what"], row["ours"].median)

@@ -156,14 +156,14 @@ def pictures(plan: Plan) -> Table:
             np.asarray(image, dtype=np.float64)
             for prompt in plan.prompts
             for image in pipe.text_to_image(
-                prompt, steps=plan.steps, count=plan.pictures, progress=False, **how
+                prompt, num_steps=plan.steps, num_images=plan.pictures, progress=False, **how
             )
         ]
 
     ways: dict[str, dict[str, Any]] = {"exact": {}}
     ways |= {f"merged tokens, {r:g}": {"merge_tokens": r} for r in plan.merges}
     ways |= {f"deep cache, {n}": {"deep_cache": n} for n in plan.caches}
-    ways["guidance interval, {:g} to {:g}".format(*INTERVAL)] = {"interval": INTERVAL}
+    ways["guidance interval, {:g} to {:g}".format(*INTERVAL)] = {"guidance_interval": INTERVAL}
     painted = {name: paint(**how) for name, how in ways.items()}
     count = plan.pictures * len(plan.prompts)
     rows, columns = pipe.config.unet.latent_size

@@ -95,17 +95,19 @@ say(seconds=seconds, before=before, peak=memory()[1],
 
 PAINTED = """
 import triptych as tp
-from triptych.pipelines.diffusion.pipeline import seeded
-from triptych.pipelines.diffusion.settings import Settings
+from triptych.pipelines.diffusion.options import GenerationRecord
+from triptych.pipelines.diffusion.records import with_seeds
 
 model, out, count, batch, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 pipe = tp.DiffusionPipeline(model)
-settings = Settings(prompt="a red apple", steps=steps)
-pipe.make(seeded([settings], batch), batch_size=batch, progress=False)
+record = GenerationRecord(prompt="a red apple", num_steps=steps)
+pipe.generate(with_seeds([record], batch), batch_size=batch, progress=False)
 forget_peak()
 before, start = memory()[0], time.perf_counter()
 keep = lambda one: pipe.save([one], out)
-pipe.make(seeded([settings], count), batch_size=batch, progress=False, finished=keep, keep=False)
+pipe.generate(
+    with_seeds([record], count), batch_size=batch, progress=False, on_image=keep, return_images=False
+)
 say(seconds=(time.perf_counter() - start) / count, before=before, peak=memory()[1])
 """
 

@@ -195,7 +195,7 @@ def steps(plan: Plan) -> Table:
 
         def paint(n: int = n) -> object:
             return pipe.text_to_image(
-                "a red apple", steps=n, count=plan.pictures, batch_size=plan.pictures, progress=False
+                "a red apple", num_steps=n, num_images=plan.pictures, batch_size=plan.pictures, progress=False
             )
 
         row: dict[str, Any] = in_turn({"ours": paint}, plan)

@@ -16,6 +16,19 @@ from triptych.models.configs.image_tokens import ImageTokensConfig
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.configs.unet import UNetConfig
 
+Condition = Literal["text", "class", "boxes", "image", "nothing"]
+"""What a model generates from, besides spatial conditions."""
+GenerationTask = Literal[
+    "text_to_image",
+    "image_to_image",
+    "inpaint",
+    "upscale",
+    "unconditional",
+    "class_conditional",
+    "semantic",
+    "layout",
+]
+
 Beside = Literal["nothing", "mask+masked", "masked+mask", "depth", "image", "map"]
 
 # What is laid beside the noisy latents -> channels of it, in channels of the latents and others.
@@ -26,6 +39,23 @@ BESIDE: dict[Beside, tuple[int, int]] = {
     "depth": (0, 1),
     "image": (0, 3),
     "map": (0, 0),  # and those of its own config
+}
+
+# Condition -> tasks of a model without spatial conditions, the usual one first.
+_TASKS: dict[Condition, tuple[GenerationTask, ...]] = {
+    "text": ("text_to_image", "image_to_image", "inpaint"),
+    "class": ("class_conditional",),
+    "boxes": ("layout",),
+    "image": (),
+    "nothing": ("unconditional", "image_to_image", "inpaint"),
+}
+# Spatial condition -> tasks of a model that has it.
+_SPATIAL_TASKS: dict[Beside, tuple[GenerationTask, ...]] = {
+    "mask+masked": ("inpaint",),
+    "masked+mask": ("inpaint",),
+    "depth": ("text_to_image", "image_to_image"),
+    "image": ("upscale",),
+    "map": ("semantic",),
 }
 
 
@@ -86,6 +116,29 @@ class LatentDiffusionConfig:
         if self.text is None:
             return self.unet if isinstance(self.unet, DiTConfig) and self.unet.num_classes else None
         return self.text if isinstance(self.text, ClassTokenConfig) else None
+
+    @property
+    def condition(self) -> Condition:
+        """What the model generates from, besides spatial conditions."""
+        if self.classes is not None:
+            return "class"
+        if self.text is None:
+            return "nothing"
+        if isinstance(self.text, ImageTokensConfig):
+            return "image"
+        return "boxes" if getattr(self.text, "boxes", False) else "text"
+
+    @property
+    def tasks(self) -> tuple[GenerationTask, ...]:
+        """The tasks of `DiffusionPipeline` that the model is made for, the usual one first."""
+        if self.condition in ("text", "nothing") and self.beside != "nothing":
+            return _SPATIAL_TASKS[self.beside]
+        return _TASKS[self.condition] if self.beside == "nothing" else ()
+
+    @property
+    def guidable(self) -> bool:
+        """Whether the model has an unconditional answer for classifier-free guidance to start from."""
+        return self.condition == "text" or bool(self.classes is not None and self.classes.null_class)
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -1,119 +1,120 @@
-"""LoRAs and added words on a pipeline's network: what each call asks for is put on, and what it does not taken off."""
+"""LoRAs and textual inversion on a pipeline's network: each call's are applied, those of earlier calls removed."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, ConfigError, TriptychError
 from triptych.models.text import TextEncoder
 from triptych.models.tokenization.prompt_syntax import extract_loras
-from triptych.pipelines.diffusion.settings import Settings
+from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.weights.diffusion.lora import Applied, find_lora, load_lora, lora_hash
 from triptych.weights.diffusion.textual_inversion import load_embedding
 from triptych.weights.files.folder import SUFFIXES
 
+NONE: dict[str, Any] = {"loras": {}, "embeddings": {}, "hashes": {}}
+
 
 class Adapters:
-    """What of it a network wears now.
+    """The adapters that are applied to a network.
 
     Args:
-        net: a `LatentDiffusion` of the pipeline's own; only its modules change, the caller's network does not.
+        net: the pipeline's own `LatentDiffusion`; its modules change, the caller's network does not.
         folder: where LoRAs are found by name.
     """
 
     def __init__(self, net: Any, folder: Path):
         self.net, self.folder = net, folder
-        self._worn: dict[str, Any] = {"loras": {}, "embeddings": {}, "hashes": {}}
+        self._current = NONE
         self._applied: Applied | None = None
-        self._bare: tuple[Any, Any, Any] | None = None  # the text encoder's table, tokenizer and config
+        self._original: tuple[Any, Any, Any] | None = None  # the text encoder's table, tokenizer and config
         self._hashes: dict[tuple[str, int, int], str] = {}
 
-    def resolved(self, settings: Settings) -> Settings:
-        """The settings with files for names, and with the prompt's `<lora:name:weight>` among their LoRAs.
+    def resolve(self, record: GenerationRecord) -> GenerationRecord:
+        """Return the record with files in place of names, and the prompt's `<lora:name:weight>` among its LoRAs.
 
         Raises:
-            UserError: no such LoRA (near names are listed), or one in the negative prompt.
+            ConfigError: an unknown LoRA (near names are listed), or one in the negative prompt.
         """
-        prompt, asked = extract_loras(settings.prompt)
-        if wrong := extract_loras(settings.negative)[1]:
-            raise UserError(
+        prompt, requested = extract_loras(record.prompt)
+        if wrong := extract_loras(record.negative_prompt)[1]:
+            raise ConfigError(
                 f"the negative prompt asks for the LoRA {wrong[0].name!r}, which changes the whole network; put it in "
                 "the prompt"
             )
         loras: dict[str, float] = {}
-        named = [*settings.loras.items(), *((one.name, one.weight) for one in asked)]
+        named = [*record.loras.items(), *((lora.name, lora.weight) for lora in requested)]
         for i, (name, weight) in enumerate(named):
-            is_file = i < len(settings.loras) and Path(name).exists()
-            path = os.fspath(Path(name) if is_file else self._found(name))
+            is_file = i < len(record.loras) and Path(name).exists()
+            path = os.fspath(Path(name) if is_file else self._find(name))
             loras[path] = loras.get(path, 0.0) + weight
-        return replace(settings, prompt=prompt.strip() if asked else prompt, loras=loras)
+        return replace(record, prompt=prompt.strip() if requested else prompt, loras=loras)
 
-    def _found(self, name: str) -> Path:
-        """A file by name, or where it lies now."""
+    def _find(self, name: str) -> Path:
+        """A file by its name, or by its last place."""
         path = Path(name)
         if path.suffix not in SUFFIXES and len(path.parts) == 1:
             return find_lora(name, self.folder)
-        if not (here := self.folder / path.name).exists():  # a picture's file names where it was
-            raise UserError(
+        if not (moved := self.folder / path.name).exists():  # an image's metadata has the place of then
+            raise CheckpointError(
                 f"no LoRA {name}, nor {path.name} in {self.folder}; --lora-dir (lora_dir=) names its folder"
             )
-        return here
+        return moved
 
-    def hashes(self, settings: Settings) -> dict[str, str]:
-        """What tells each file from another one: "LoRA style" -> digits."""
-        files = {f"LoRA {Path(path).stem}": path for path in settings.loras}
-        return {role: self._hash(path) for role, path in files.items()} | {
-            f"word {word}": self._hash(path) for word, path in settings.embeddings.items()
-        }
+    def hashes(self, record: GenerationRecord) -> dict[str, str]:
+        """Return a hash of each file: "LoRA style" -> digits."""
+        files = {f"LoRA {Path(path).stem}": path for path in record.loras}
+        files |= {f"word {word}": path for word, path in record.embeddings.items()}
+        return {role: self._hash(path) for role, path in files.items()}
 
     def _hash(self, path: str) -> str:
         if not Path(path).is_file():
-            return ""  # a folder, or nothing: reading it says which
+            return ""  # a folder or nothing; loading it reports which
         stamp = os.stat(path)
         key = (path, stamp.st_size, stamp.st_mtime_ns)
         if key not in self._hashes:
             self._hashes[key] = lora_hash(path)
         return self._hashes[key]
 
-    def wear(self, settings: Settings) -> bool:
-        """Put on what resolved settings ask for; whether that changed anything.
+    def apply(self, record: GenerationRecord) -> bool:
+        """Apply a resolved record's LoRAs and embeddings; return whether that changed the network.
 
         Raises:
-            UserError: a file that does not fit the network, which is bare then.
+            TriptychError: a file does not fit the network, which is left without adapters.
         """
-        asked = {"loras": settings.loras, "embeddings": settings.embeddings, "hashes": self.hashes(settings)}
-        if asked == self._worn:
+        requested = {"loras": record.loras, "embeddings": record.embeddings, "hashes": self.hashes(record)}
+        if requested == self._current:
             return False
         if self.net.text is None and self.net.config.text is not None:
-            raise UserError(
-                "the text encoder's memory was given back after the first prompts (low_memory=True); make a new "
-                "pipeline for other LoRAs or words"
+            raise ConfigError(
+                "the text encoder was freed after the first prompts (low_memory=True); make a new pipeline for other "
+                "LoRAs or words"
             )
-        self._undress()
+        self._remove()
         try:
-            for word, path in settings.embeddings.items():
-                self._remember()
+            for word, path in record.embeddings.items():
+                self._remember_text_encoder()
                 load_embedding(self.net, path, word)
-            if settings.loras:
-                self._applied = load_lora(self.net, settings.loras)
-        except UserError:
-            self._undress()
+            if record.loras:
+                self._applied = load_lora(self.net, record.loras)
+        except TriptychError:
+            self._remove()
             raise
-        self._worn = asked
+        self._current = requested
         return True
 
-    def _remember(self) -> None:
-        reader = self.net.text
-        if self._bare is None and isinstance(reader, TextEncoder):
-            self._bare = (reader.tokens, reader.tokenizer, reader.config)
+    def _remember_text_encoder(self) -> None:
+        encoder = self.net.text
+        if self._original is None and isinstance(encoder, TextEncoder):
+            self._original = (encoder.tokens, encoder.tokenizer, encoder.config)
 
-    def _undress(self) -> None:
+    def _remove(self) -> None:
         if self._applied is not None:
             self._applied.undo()
-        if self._bare is not None:
-            reader = self.net.text
-            reader.tokens, tokenizer, reader.config = self._bare
-            reader.tokenizer = tokenizer
-        self._applied = self._bare = None
-        self._worn = {"loras": {}, "embeddings": {}, "hashes": {}}
+        if self._original is not None:
+            encoder = self.net.text
+            encoder.tokens, tokenizer, encoder.config = self._original
+            encoder.tokenizer = tokenizer
+        self._applied = self._original = None
+        self._current = NONE

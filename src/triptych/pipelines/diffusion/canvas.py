@@ -15,7 +15,7 @@ from triptych.data.images import decode, resize_crop
 from triptych.data.masks import VOID, read_mask
 from triptych.errors import UserError
 from triptych.model_card import Preprocess
-from triptych.pipelines.image_input import Picture, name_of, normalised, whole
+from triptych.pipelines.image_input import ImageInput, name_of, normalized, read_full
 
 HALF = (0.5, 0.5, 0.5)
 SIGNED = Preprocess(mean=HALF, std=HALF)  # what every first stage takes: [-1, 1]
@@ -25,7 +25,7 @@ SIGNED = Preprocess(mean=HALF, std=HALF)  # what every first stage takes: [-1, 1
 class Canvas:
     """A picture to start from, and where to paint on it."""
 
-    given: UInt8[np.ndarray, "H W 3"]
+    original: UInt8[np.ndarray, "H W 3"]
     """The picture as it was."""
     pixels: UInt8[np.ndarray, "h w 3"]
     """What the network works on: sides are multiples of the autoencoder's factor."""
@@ -42,24 +42,24 @@ class Canvas:
 
     def images(self, channels: int = 3) -> Float[Tensor, "1 channels h w"]:
         """The picture in [-1, 1]."""
-        return normalised(self.pixels, SIGNED, channels)[None]
+        return normalized(self.pixels, SIGNED, channels)[None]
 
-    def holes(self) -> Float[Tensor, "1 1 h w"]:
+    def pixel_mask(self) -> Float[Tensor, "1 1 h w"]:
         """1 where to paint, pixel by pixel."""
         assert self.fitted_mask is not None
         return torch.from_numpy(self.fitted_mask.astype(np.float32))[None, None]
 
-    def cells(self, factor: int) -> Float[Tensor, "1 1 rows columns"]:
+    def latent_mask(self, factor: int) -> Float[Tensor, "1 1 rows columns"]:
         """1 for each latent any of whose pixels is to be painted.
 
         Its other pixels are put back afterwards. diffusers takes one pixel for the whole latent, so that thin masks
         are lost; for masks along the grid of latents it is the same.
         """
-        return F.max_pool2d(self.holes(), factor)
+        return F.max_pool2d(self.pixel_mask(), factor)
 
-    def finished(self, painted: UInt8[np.ndarray, "_ _ C"]) -> UInt8[np.ndarray, "_ _ C"]:
+    def composite(self, painted: UInt8[np.ndarray, "_ _ C"]) -> UInt8[np.ndarray, "_ _ C"]:
         """What was painted, at the picture's own size; outside the mask the picture's own pixels, exactly."""
-        H, W = self.given.shape[:2]
+        H, W = self.original.shape[:2]
         if self.fit == "padded":
             painted = painted[:H, :W]
         elif self.fit == "squashed" and painted.shape[:2] != (H, W):
@@ -67,17 +67,17 @@ class Canvas:
         if self.mask is None:
             return painted
         if not self.feather:
-            return np.where(self.mask[..., None], painted, self.given)
+            return np.where(self.mask[..., None], painted, self.original)
         share = _feathered(self.mask, self.feather)[..., None]
-        blend = share * painted.astype(np.float32) + (1 - share) * self.given.astype(np.float32)
-        return np.where(share > 0, np.rint(blend).astype(np.uint8), self.given)
+        blend = share * painted.astype(np.float32) + (1 - share) * self.original.astype(np.float32)
+        return np.where(share > 0, np.rint(blend).astype(np.uint8), self.original)
 
 
-def canvas(
-    image: Picture,
+def make_canvas(
+    image: ImageInput,
     factor: int,
     size: tuple[int, int] | None = None,
-    mask: Picture | None = None,
+    mask: ImageInput | None = None,
     feather: float = 0.0,
 ) -> Canvas:
     """A picture made ready to be painted over.
@@ -94,7 +94,7 @@ def canvas(
     Raises:
         UserError: a picture cannot be read, or the mask is of another size than the image.
     """
-    given = whole(image, SIGNED)
+    given = read_full(image, SIGNED)
     H, W = given.shape[:2]
     painted = None if mask is None else _read_mask(mask, (H, W), name_of(image))
     if size in (None, (H + -H % factor, W + -W % factor)):
@@ -110,12 +110,12 @@ def canvas(
     return Canvas(given, pixels, painted, np.asarray(shrunk) > 0, "squashed", feather)
 
 
-def grey(image: Picture) -> UInt8[np.ndarray, "H W"]:
+def grayscale(image: ImageInput) -> UInt8[np.ndarray, "H W"]:
     """The mean of a picture's colours."""
     return np.rint(decode(image, name=name_of(image)).mean(axis=2)).astype(np.uint8)
 
 
-def depth_map(depth: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:
+def normalized_depth(depth: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:
     """A grey picture of depth (near is bright) at the latents' size, stretched to [-1, 1] as in training."""
     pixels = torch.from_numpy(depth.astype(np.float32))[None, None]
     small = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
@@ -123,8 +123,8 @@ def depth_map(depth: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> Float[T
     return 2 * (small - low) / (high - low).clamp(min=1e-6) - 1
 
 
-def class_map(
-    picture: Picture, classes: int, size: tuple[int, int] | None = None
+def read_class_map(
+    picture: ImageInput, classes: int, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "H W"]:
     """The classes of a map's pixels, one number each, 255 for none; stretched to a size if one is given.
 
@@ -157,8 +157,8 @@ def digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(words + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
 
 
-def _read_mask(mask: Picture, size: tuple[int, int], image: str) -> Bool[np.ndarray, "H W"]:
-    pixels = grey(mask)
+def _read_mask(mask: ImageInput, size: tuple[int, int], image: str) -> Bool[np.ndarray, "H W"]:
+    pixels = grayscale(mask)
     if pixels.shape != size:
         raise UserError(
             f"the mask {name_of(mask)} is {pixels.shape[1]}x{pixels.shape[0]} and {image} {size[1]}x{size[0]} pixels "

@@ -1,4 +1,4 @@
-"""Which pictures are there already, made in just one way."""
+"""Find images that were already generated with the same settings, so that a run can be resumed."""
 
 import json
 import logging
@@ -9,42 +9,42 @@ from dataclasses import replace
 from pathlib import Path
 
 from triptych.config import to_json
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.pipelines.diffusion import image_metadata
-from triptych.pipelines.diffusion.settings import Settings
+from triptych.pipelines.diffusion.options import GenerationRecord
 
 
-def made_in(out: str | os.PathLike[str]) -> frozenset[int]:
-    """The ways in which pictures were made that are in a folder, or in a .png file and those beside it that have a seed
-    behind its name; to be asked of `among`. What is no picture of ours is passed over, and so are those of which not
-    all steps were done.
+def existing_images(out: str | os.PathLike[str]) -> frozenset[int]:
+    """Return keys of the images in a folder, or of a .png file and those beside it with a seed after its name.
+
+    Images without our metadata, and those of which not all steps were done, have none. See `already_generated`.
     """
     out = Path(out)
     if out.suffix and not out.is_dir():
-        named = re.compile(re.escape(out.stem) + r"(-\d+)?" + re.escape(out.suffix))
-        files = [file for file in out.parent.glob("*") if named.fullmatch(file.name)]
+        pattern = re.compile(re.escape(out.stem) + r"(-\d+)?" + re.escape(out.suffix))
+        files = [file for file in out.parent.glob("*") if pattern.fullmatch(file.name)]
     else:
         files = list(out.glob("*.png"))
-    ways = set()
-    quiet = logging.getLogger(image_metadata.__name__)
-    before, quiet.disabled = quiet.disabled, True  # of foreign pictures it would say what it cannot read
+    keys = set()
+    reader_log = logging.getLogger(image_metadata.__name__)
+    disabled, reader_log.disabled = reader_log.disabled, True  # it would report other programs' images
     try:
         for file in files:
             try:
-                ways.add(_way(image_metadata.read(file)))
-            except UserError:
+                keys.add(_key(image_metadata.read(file)))
+            except TriptychError:
                 continue
     finally:
-        quiet.disabled = before
-    return frozenset(ways)
+        reader_log.disabled = disabled
+    return frozenset(keys)
 
 
-def among(settings: Settings, made: Collection[int]) -> bool:
-    """Whether a picture of these settings, complete, is one of those."""
-    return bool(made) and _way(settings) in made
+def already_generated(record: GenerationRecord, existing: Collection[int]) -> bool:
+    """Return whether an image of a complete record is among `existing_images`."""
+    return bool(existing) and _key(record) in existing
 
 
-def _way(settings: Settings) -> int:
-    """A number for all that a picture's pixels come from: the model by its weights, wherever it lies."""
-    plain = replace(settings, model="", model_hash="", made_by="", class_name=None)
+def _key(record: GenerationRecord) -> int:
+    """A number for everything that the pixels depend on: the model by its weights, wherever it lies."""
+    plain = replace(record, model="", model_hash="", software="", class_name=None)
     return hash(json.dumps(to_json(plain), sort_keys=True))

@@ -1,4 +1,5 @@
-"""What made a picture, inside its file: AUTOMATIC1111's `parameters` text for other programs, JSON for this one.
+"""Metadata in an image's file: AUTOMATIC1111's `parameters` text for other programs, a `GenerationRecord` as JSON for
+ours.
 
 a red apple
 Negative prompt: blurry
@@ -23,16 +24,16 @@ from PIL import Image, PngImagePlugin
 from triptych.atomic_write import write_atomically
 from triptych.config import from_json
 from triptych.data.images import image_errors, open_image
-from triptych.errors import UserError
-from triptych.pipelines.diffusion.settings import SEEDS, Settings
-from triptych.pipelines.image_input import Picture, name_of
+from triptych.errors import ConfigError, DataError
+from triptych.pipelines.diffusion.options import SEEDS, GenerationRecord
+from triptych.pipelines.image_input import ImageInput, name_of
 
 log = logging.getLogger(__name__)
 
-PARAMETERS, JSON = "parameters", "triptych"  # names of the chunks
+PARAMETERS, JSON = "parameters", "triptych"  # names of the PNG chunks
 
-# Our samplers and spacings -> the web UI's. Its schedules go by sigma / alpha; those named here are the same levels but
-# for rounding.
+# Our samplers and schedules -> the web UI's. Its schedules are in sigma / alpha; these are the same levels up to
+# rounding.
 SAMPLERS = {
     "ddpm": "DDPM",
     "ddim": "DDIM",
@@ -68,9 +69,9 @@ ALIASES = {
     "pndm": "plms",
 }
 # One of `Name: value, Name: "value, with a comma", ...`
-# A name's length is bounded: on a long line without a colon each letter would else be looked at from each before it.
+# A name's length is bounded: matching would else take quadratic time on a long line without a colon.
 _PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-# Parameters of the web UI that change no pixel, or that stand in another place already.
+# Parameters of the web UI that change no pixel, or that another field already holds.
 _IDLE = {
     "model",
     "model hash",
@@ -90,61 +91,65 @@ _JPEG_HOLDS = 2**16 - 3  # bytes of one block
 # Writing
 
 
-def parameters(settings: Settings) -> str:
-    """The text that AUTOMATIC1111's web UI writes and reads. Noise is drawn as it does with "RNG: CPU"."""
-    height, width = settings.size or (0, 0)
-    start_from_picture = settings.task in ("image_to_image", "inpaint")
-    loras = {Path(path).stem: weight for path, weight in settings.loras.items()}
+def parameters(record: GenerationRecord) -> str:
+    """Return the text that AUTOMATIC1111's web UI writes and reads. Noise is drawn as it does with "RNG: CPU"."""
+    height, width = record.size or (0, 0)
+    denoises = record.task in ("image_to_image", "inpaint") and record.strength is not None
+    loras = {Path(path).stem: weight for path, weight in record.loras.items()}
     known = {
-        "Steps": settings.steps,
-        "Sampler": SAMPLERS[settings.sampler],
-        "Schedule type": SCHEDULES.get(settings.spacing or ""),
-        "CFG scale": f"{1.0 if settings.guidance is None else settings.guidance:g}",
-        "Seed": settings.seed,
+        "Steps": record.num_steps,
+        "Sampler": SAMPLERS[record.sampler],
+        "Schedule type": SCHEDULES.get(record.schedule or ""),
+        "CFG scale": f"{1.0 if record.guidance_scale is None else record.guidance_scale:g}",
+        "Seed": record.seed,
         "Size": f"{width}x{height}",
-        "Model hash": settings.model_hash or None,
-        "Model": Path(settings.model).stem if settings.model else None,
-        "Denoising strength": f"{settings.strength:g}" if start_from_picture else None,
+        "Model hash": record.model_hash or None,
+        "Model": Path(record.model).stem if record.model else None,
+        "Denoising strength": f"{record.strength:g}" if denoises else None,
         "RNG": "CPU",
-        "Tiling": "True" if settings.tiling else None,
-        "Token merging ratio": f"{settings.merge_tokens:g}" if settings.merge_tokens else None,
-        "Lora hashes": ", ".join(f"{name}: {_lora_hash(settings, name)}" for name in loras) or None,
-        "Version": settings.made_by or None,
+        "Tiling": "True" if record.tiling else None,
+        "Token merging ratio": f"{record.merge_tokens:g}" if record.merge_tokens else None,
+        "Lora hashes": ", ".join(f"{name}: {_lora_hash(record, name)}" for name in loras) or None,
+        "Version": record.software or None,
     }
     pairs = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in known.items() if value is not None)
-    prompt = settings.prompt if settings.label is None else settings.class_name or f"class {settings.label}"
+    prompt = record.prompt if record.label is None else record.class_name or f"class {record.label}"
     prompt = " ".join([prompt, *(f"<lora:{name}:{weight:g}>" for name, weight in loras.items())]).strip()
-    negative = f"\nNegative prompt: {settings.negative}" if settings.negative else ""
+    negative = f"\nNegative prompt: {record.negative_prompt}" if record.negative_prompt else ""
     return f"{prompt}{negative}\n{pairs}".strip()
 
 
-def _lora_hash(settings: Settings, name: str) -> str:
-    return settings.hashes.get(f"LoRA {name}", "")
+def _lora_hash(record: GenerationRecord, name: str) -> str:
+    return record.hashes.get(f"LoRA {name}", "")
 
 
 def save(images: Sequence[Image.Image], out: str | os.PathLike[str]) -> list[Path]:
-    """Write pictures, each whole or not at all, with what made it inside.
+    """Write images with their metadata; each file is written completely or not at all.
 
-    PNG holds both chunks; JPEG and WebP the text alone, in EXIF's UserComment. What is too long for a JPEG (some
-    32,000 letters) is left out of it, and a warning says so.
+    PNG holds both chunks, JPEG and WebP only the text, in EXIF's UserComment. Text that is too long for a JPEG (some
+    32,000 letters) is left out, with a warning.
 
     Args:
         images: of a `DiffusionPipeline`.
-        out: a file (.png, .jpg, .webp), to which the seeds are added if there are several pictures; or a folder, whose
-            files are numbered on from those that are there.
+        out: a file (.png, .jpg or .webp), to whose name the seeds are added if there are several images; or a folder,
+            whose files are numbered from the last one.
+
+    Returns:
+        The files, in the images' order.
 
     Raises:
-        UserError: another suffix, or a place that cannot be written.
+        ConfigError: another suffix.
+        StorageError: the place cannot be written.
     """
     out = Path(out)
     if not out.suffix or out.is_dir():
         last = [int(m[1]) for path in out.glob("*") if (m := re.match(r"(\d{4,9})-", path.name))]
         start = max(last, default=0) + 1
-        paths = [out / f"{start + i:04d}-{_slug(one)}.png" for i, one in enumerate(images)]
+        paths = [out / f"{start + i:04d}-{_slug(image)}.png" for i, image in enumerate(images)]
     elif len(images) == 1:
         paths = [out]
     else:
-        seeds = [one.info.get("seed", i) for i, one in enumerate(images)]
+        seeds = [image.info.get("seed", i) for i, image in enumerate(images)]
         names = seeds if len(set(seeds)) == len(seeds) else range(len(images))
         paths = [out.with_name(f"{out.stem}-{name}{out.suffix}") for name in names]
     for image, path in zip(images, paths, strict=True):
@@ -154,45 +159,44 @@ def save(images: Sequence[Image.Image], out: str | os.PathLike[str]) -> list[Pat
 
 
 def encoded(image: Image.Image, suffix: str = ".png") -> bytes:
-    """The bytes of a picture's file.
+    """Return an image as the bytes of a file.
 
     Raises:
-        UserError: a suffix of no format that keeps text.
+        ConfigError: the suffix is of no format that keeps text.
     """
     text = image.info.get(PARAMETERS, "")
     more: dict[str, Any] = {}
-    plain = Image.fromarray(np.asarray(image))  # without `info`, some of which Pillow would take for its own
+    plain = Image.fromarray(np.asarray(image))  # without `info`, parts of which Pillow would use
     if suffix.lower() == ".png":
         chunks = PngImagePlugin.PngInfo()
         if text:
-            chunks.add_text(
-                PARAMETERS, text
-            )  # tEXt where the letters are Latin, else iTXt, as the web UI does
-        if known := _settings_in(image.info):
-            chunks.add_text(JSON, json.dumps(known, sort_keys=True))
-        kind, more = "PNG", {"pnginfo": chunks}
+            chunks.add_text(PARAMETERS, text)  # tEXt for Latin letters, else iTXt, as the web UI does
+        if fields_of_record := _record_in(image.info):
+            chunks.add_text(JSON, json.dumps(fields_of_record, sort_keys=True))
+        format, more = "PNG", {"pnginfo": chunks}
     elif suffix.lower() in (".jpg", ".jpeg", ".webp"):
         exif = Image.Exif()
         exif.get_ifd(_EXIF)[_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be", "surrogatepass")
-        kind, block = "WEBP" if suffix.lower() == ".webp" else "JPEG", exif.tobytes()
-        if kind == "JPEG" and len(block) > _JPEG_HOLDS:
-            log.warning(
-                "the text of what made it is longer than a JPEG can hold and is left out; .png keeps it"
-            )
+        format, block = "WEBP" if suffix.lower() == ".webp" else "JPEG", exif.tobytes()
+        if format == "JPEG" and len(block) > _JPEG_HOLDS:
+            log.warning("the metadata are longer than a JPEG can hold and are left out; .png keeps them")
             block = b""
         more = {"exif": block, "quality": 95}
     else:
-        raise UserError(
-            f"pictures are written as .png, .jpg or .webp, not as {suffix or 'a file without suffix'}"
+        raise ConfigError(
+            f"images are written as .png, .jpg or .webp, not as {suffix or 'a file without suffix'}"
         )
     file = io.BytesIO()
-    plain.save(file, format=kind, **more)
+    plain.save(file, format=format, **more)
     return file.getvalue()
 
 
 def model_hash(source: str) -> str:
-    """The web UI's name of a checkpoint's file: the start of its SHA-256 (10 digits) for a file below 256 MB; for a
-    larger one, which would take seconds, the older hash of 64 KB in it (8 digits). "" for what is no file."""
+    """Return the web UI's hash of a checkpoint file, or "" if it is no file.
+
+    It is the start of the SHA-256 (10 digits) of a file below 256 MB; of a larger one, which would take seconds, the
+    older hash of 64 KB in it (8 digits).
+    """
     path = Path(source)
     if not source or not path.is_file():
         return ""
@@ -206,150 +210,155 @@ def model_hash(source: str) -> str:
 # Reading
 
 
-def read(image: Picture) -> Settings:
-    """The settings in a picture's file: ours if there are any, else those of AUTOMATIC1111's text.
+def read(image: ImageInput) -> GenerationRecord:
+    """Return the record in an image's file: ours, else one parsed from AUTOMATIC1111's text.
 
     Args:
         image: a path, the bytes of a file, or a PIL image with its `info`.
 
     Raises:
-        UserError: no such file, no picture, or it says nothing of how it was made.
+        DataError: there is no such file, it is no image, or it has no metadata.
     """
-    name, found = name_of(image), dict(_texts(image))
-    if isinstance(image, Image.Image) and (known := _settings_in(image.info)):
-        return from_json(Settings, known)
-    if JSON in found:
+    name, texts = name_of(image), dict(_texts(image))
+    if isinstance(image, Image.Image) and (values := _record_in(image.info)):
+        return from_json(GenerationRecord, values)
+    if JSON in texts:
         try:
-            return from_json(Settings, json.loads(found[JSON]))
-        except (ValueError, RecursionError) as problem:  # a UserError too: of a later version, or edited
-            log.warning("%s: its settings cannot be read (%s); taking the text beside them", name, problem)
-    if not found.get(PARAMETERS, "").strip():
-        other = "; it holds a ComfyUI workflow, which is another thing" if "workflow" in found else ""
-        raise UserError(
-            f"{name} says nothing of how it was made{other}; give a picture written by `triptych generate`"
+            return from_json(GenerationRecord, json.loads(texts[JSON]))
+        except (ValueError, RecursionError) as problem:  # a TriptychError too: of another version, or edited
+            log.warning("%s: its JSON cannot be read (%s); reading the text instead", name, problem)
+    if not texts.get(PARAMETERS, "").strip():
+        other = "; it holds a ComfyUI workflow, which cannot be read" if "workflow" in texts else ""
+        raise DataError(
+            f"{name} has no generation metadata{other}; give an image written by `triptych generate`"
         )
-    return parse(found[PARAMETERS], name)
+    return parse(texts[PARAMETERS], name)
 
 
-def parse(text: str, name: str = "the text") -> Settings:
-    """Settings of AUTOMATIC1111's text, as far as they are understood; what is left out is logged in a line.
+def parse(text: str, name: str = "the text") -> GenerationRecord:
+    """Return the record of AUTOMATIC1111's text; parameters that are not understood are logged in one line.
 
-    The last line is parameters if it has three at least; the negative prompt is what follows its heading.
+    The last line holds parameters if it has at least three; the negative prompt follows its heading.
+
+    Args:
+        name: of the text, for the log.
     """
     *lines, last = text.replace("\r\n", "\n").strip().split("\n")
     pairs = _PAIR.findall(last)
     if len(pairs) < 3:
         lines, pairs = [*lines, last], []
-    parts: dict[bool, list[str]] = {False: [], True: []}
+    prompts: dict[bool, list[str]] = {False: [], True: []}
     negative = False
     for line in lines:
         line = line.strip()
         if line.startswith("Negative prompt:"):
             negative, line = True, line.removeprefix("Negative prompt:").strip()
-        parts[negative].append(line)
-    given = {key.strip().lower(): _unquoted(value.strip()) for key, value in pairs}
-    known: dict[str, Any] = {"prompt": "\n".join(parts[False]), "negative": "\n".join(parts[True])}
-    left = [f"{key}: {value}" for key, value in given.items() if key not in _READ and key not in _IDLE]
-    for key, understand in _READ.items():
-        if key in given:
+        prompts[negative].append(line)
+    values = {key.strip().lower(): _unquoted(value.strip()) for key, value in pairs}
+    record: dict[str, Any] = {
+        "prompt": "\n".join(prompts[False]),
+        "negative_prompt": "\n".join(prompts[True]),
+    }
+    ignored = [f"{key}: {value}" for key, value in values.items() if key not in _READ and key not in _IDLE]
+    for key, convert in _READ.items():
+        if key in values:
             try:
-                known |= understand(given[key])
+                record |= convert(values[key])
             except (ValueError, OverflowError):
-                left.append(f"{key}: {given[key]}")
-    if left:
-        shown = ", ".join(left)
-        log.warning("%s: left out: %s", name, shown if len(shown) < 300 else shown[:297] + "...")
-    return Settings(**known)
+                ignored.append(f"{key}: {values[key]}")
+    if ignored:
+        listed = ", ".join(ignored)
+        log.warning("%s: ignored: %s", name, listed if len(listed) < 300 else listed[:297] + "...")
+    return GenerationRecord(**record)
 
 
-def _texts(image: Picture) -> Mapping[str, str]:
-    """The words in a picture's file, by name."""
+def _texts(image: ImageInput) -> Mapping[str, str]:
+    """The text chunks of an image's file, by name."""
     name = name_of(image)
     if not isinstance(image, Image.Image | str | os.PathLike | bytes):
-        raise UserError("an array says nothing of how it was made; give a picture's file")
+        raise DataError("an array has no generation metadata; give an image file")
     with image_errors(name):
         opened = image if isinstance(image, Image.Image) else open_image(image, name)
-        words = {str(key): value for key, value in opened.info.items() if isinstance(value, str)}
-        if PARAMETERS not in words and opened.format != "PNG":
+        texts = {str(key): value for key, value in opened.info.items() if isinstance(value, str)}
+        if PARAMETERS not in texts and opened.format != "PNG":
             comment = opened.getexif().get_ifd(_EXIF).get(_COMMENT)
             if comment:
-                words[PARAMETERS] = _comment(comment)
-    return words
+                texts[PARAMETERS] = _comment(comment)
+    return texts
 
 
 def _comment(comment: bytes | str) -> str:
-    """EXIF's UserComment: eight bytes that name the letters, then the letters."""
+    """EXIF's UserComment: eight bytes that name the encoding, then the text."""
     if isinstance(comment, str):
         return comment
-    kind, letters = comment[:8], comment[8:]
-    if kind == b"UNICODE\0":
-        # In the file's own byte order, says the norm; most write big-endian. The wrong one gives Chinese.
-        both = [letters.decode(f"utf-16-{order}", "replace") for order in ("be", "le")]
-        return max(both, key=lambda words: sum(letter < "\u0250" for letter in words))
-    return (
-        (letters if kind in (b"ASCII\0\0\0", b"\0" * 8) else comment).decode("utf-8", "replace").strip("\0")
-    )
+    encoding, text = comment[:8], comment[8:]
+    if encoding == b"UNICODE\0":
+        # The standard asks for the file's byte order; most write big-endian. The wrong one gives Chinese.
+        both = [text.decode(f"utf-16-{order}", "replace") for order in ("be", "le")]
+        return max(both, key=lambda decoded: sum(letter < "\u0250" for letter in decoded))
+    known = encoding in (b"ASCII\0\0\0", b"\0" * 8)
+    return (text if known else comment).decode("utf-8", "replace").strip("\0")
 
 
-def _settings_in(info: Mapping[Any, Any]) -> dict[str, Any]:
-    """Of a picture's info what is `Settings`; nothing if they are not all there."""
-    names = [field.name for field in fields(Settings)]
+def _record_in(info: Mapping[Any, Any]) -> dict[str, Any]:
+    """The fields of a `GenerationRecord` in an image's info; empty if any is missing."""
+    names = [field.name for field in fields(GenerationRecord)]
     return {name: info[name] for name in names} if all(name in info for name in names) else {}
 
 
-def _sampler(words: str) -> dict[str, Any]:
-    """ "DPM++ 2M Karras" -> the sampler, and older versions' schedule behind its name."""
-    plain, more = words.strip().lower(), {}
-    for spacing in ("karras", "exponential"):
-        if plain.endswith(" " + spacing):
-            plain, more = plain.removesuffix(spacing).strip(), {"spacing": spacing}
+def _sampler(text: str) -> dict[str, Any]:
+    """ "DPM++ 2M Karras" -> the sampler, and the schedule that older versions append to its name."""
+    title, schedule = text.strip().lower(), {}
+    for name in ("karras", "exponential"):
+        if title.endswith(" " + name):
+            title, schedule = title.removesuffix(name).strip(), {"schedule": name}
     names = (
         {title.lower(): name for name, title in SAMPLERS.items()}
         | {name: name for name in SAMPLERS}
         | ALIASES
     )
-    if plain not in names:
-        log.warning("the sampler %r is unknown here; %s stands in", words, Settings().sampler)
-        return more
-    return {"sampler": names[plain]} | more
+    if title not in names:
+        log.warning("the sampler %r is unknown here; using %s", text, GenerationRecord().sampler)
+        return schedule
+    return {"sampler": names[title]} | schedule
 
 
-def _schedule(words: str) -> dict[str, Any]:
-    if words.lower() == "automatic":
+def _schedule(text: str) -> dict[str, Any]:
+    if text.lower() == "automatic":
         return {}
-    names = {title.lower(): spacing for spacing, title in SCHEDULES.items()}
-    if words.lower() not in names:
-        raise ValueError(words)
-    return {"spacing": names[words.lower()]}
+    names = {title.lower(): name for name, title in SCHEDULES.items()}
+    if text.lower() not in names:
+        raise ValueError(text)
+    return {"schedule": names[text.lower()]}
 
 
-def _size(words: str) -> dict[str, Any]:
-    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", words)
-    if not found or not int(found[1]) or not int(found[2]):
-        raise ValueError(words)
-    return {"size": (int(found[2]), int(found[1]))}
+def _size(text: str) -> dict[str, Any]:
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if not match or not int(match[1]) or not int(match[2]):
+        raise ValueError(text)
+    return {"height": int(match[2]), "width": int(match[1])}
 
 
-def _number(name: str, low: float, high: float, kind: type = float) -> Callable[[str], dict[str, Any]]:
-    def understand(words: str) -> dict[str, Any]:
-        value = kind(words)
+def _number(name: str, low: float, high: float, type: type = float) -> Callable[[str], dict[str, Any]]:
+    def convert(text: str) -> dict[str, Any]:
+        value = type(text)
         if not math.isfinite(value) or not low <= value <= high:
-            raise ValueError(words)
+            raise ValueError(text)
         return {name: value}
 
-    return understand
+    return convert
 
 
-def _tiling(words: str) -> dict[str, Any]:
-    return {"tiling": "xy" if words.lower() == "true" else ""}
+def _tiling(text: str) -> dict[str, Any]:
+    return {"tiling": "xy" if text.lower() == "true" else ""}
 
 
-# The order counts: a schedule by its own name is later than one behind the sampler's.
+# In this order: a schedule's own parameter comes after one in the sampler's name.
 _READ: dict[str, Callable[[str], dict[str, Any]]] = {
-    "steps": _number("steps", 1, 10**6, int),
+    "steps": _number("num_steps", 1, 10**6, int),
     "sampler": _sampler,
     "schedule type": _schedule,
-    "cfg scale": _number("guidance", -1e6, 1e6),
+    "cfg scale": _number("guidance_scale", -1e6, 1e6),
     "seed": _number("seed", 0, SEEDS - 1, int),
     "size": _size,
     "denoising strength": _number("strength", 0, 1),
@@ -358,22 +367,22 @@ _READ: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 
 
-def _quoted(words: str) -> str:
-    return json.dumps(words, ensure_ascii=False) if re.search(r"[,\n:]", words) else words
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,\n:]", text) else text
 
 
-def _unquoted(words: str) -> str:
-    if len(words) > 1 and words[0] == words[-1] == '"':
+def _unquoted(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] == '"':
         try:
-            return str(json.loads(words))
+            return str(json.loads(text))
         except ValueError:
-            return words
-    return words
+            return text
+    return text
 
 
 def _slug(image: Image.Image) -> str:
     """A file's name: the first words of the prompt or the class, and the seed."""
-    words = str(image.info.get(PARAMETERS, "")).split("\nSteps:")[0]
-    words = re.sub(r"<lora:[^<>]*>", "", words.split("\nNegative prompt:")[0])
-    plain = re.sub(r"[^\w]+", "-", words.lower()).strip("-")[:40].strip("-")
-    return f"{plain or 'picture'}-{image.info.get('seed', 0)}"
+    text = str(image.info.get(PARAMETERS, "")).split("\nSteps:")[0]
+    text = re.sub(r"<lora:[^<>]*>", "", text.split("\nNegative prompt:")[0])
+    plain = re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:40].strip("-")
+    return f"{plain or 'image'}-{image.info.get('seed', 0)}"

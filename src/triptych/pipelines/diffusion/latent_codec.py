@@ -1,4 +1,4 @@
-"""Latents to bytes and back: tiles for large pictures, fp32 where a smaller type overflows, previews."""
+"""Latents to pixels and back: in tiles for large images, in fp32 where a smaller type overflows; previews."""
 
 import copy
 import logging
@@ -13,22 +13,21 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.resnet import seamless
 from triptych.models.autoencoder import FirstStage
-from triptych.pipelines.diffusion.settings import Tiling
+from triptych.pipelines.diffusion.options import Tiling
 
 log = logging.getLogger(__name__)
 
-WHOLE = 2**20  # pixels that are still encoded and decoded in one piece
-FAR = 1e4  # no autoencoder's latents are that large
+TILED_FROM = 2**20  # pixels above which "auto" encodes and decodes in tiles
+LARGEST_LATENT = 1e4  # no autoencoder's latents are that large
 
 Tiles = bool | Literal["auto"]
 
 
-class Rendering:
-    """A first stage with what surrounds it. One picture at a time, so that neither memory nor the last bit of a number
-    depends on how many there are.
+class LatentCodec:
+    """Encodes and decodes images one at a time, so that neither memory nor the last bit depends on their number.
 
     Args:
         autoencoder: on its device, in its precision.
@@ -36,35 +35,35 @@ class Rendering:
 
     def __init__(self, autoencoder: FirstStage):
         self.autoencoder = autoencoder
-        self._exact: FirstStage | None = None  # the same in fp32, once it was needed
+        self._exact: FirstStage | None = None  # a copy in fp32, made when first needed
 
     @property
     def factor(self) -> int:
         return self.autoencoder.config.factor
 
-    def latents(
+    def encode(
         self, images: Float[Tensor, "1 c h w"], tiles: Tiles = "auto", tiling: Tiling = ""
     ) -> Float[Tensor, "1 k rows columns"]:
-        """Scaled latents in fp32 of a picture in [-1, 1]: the posterior's mean."""
+        """Return scaled latents in fp32 of an image in [-1, 1]: the posterior's mean."""
         net = self.autoencoder
         first = next(net.parameters())
         images = images.to(first.device, first.dtype)
         with seamless(net, x="x" in tiling, y="y" in tiling):
-            tiled = tiles is True or (tiles == "auto" and images.shape[-2] * images.shape[-1] > WHOLE)
+            tiled = tiles is True or (tiles == "auto" and images.shape[-2] * images.shape[-1] > TILED_FROM)
             return (net.encode_tiled(images) if tiled else net.encode(images)).float()
 
-    def pixels(
+    def decode(
         self, latents: Float[Tensor, "1 k rows columns"], tiles: Tiles = "auto", tiling: Tiling = ""
     ) -> UInt8[np.ndarray, "h w c"]:
-        """The picture of scaled latents. What is not a number in a smaller type is decoded again in fp32.
+        """Return the pixels of scaled latents. What becomes NaN in a smaller type is decoded again in fp32.
 
         Raises:
-            UserError: it is not a number in fp32 either.
+            ConfigError: the decoder gives NaN in fp32 too.
         """
         decoded = self._decode(self.autoencoder, latents, tiles, tiling)
         dtype = next(self.autoencoder.parameters()).dtype
         if not decoded.isfinite().all() and dtype != torch.float32:
-            # The next picture is tried in the smaller type all the same: it must not depend on this one.
+            # The next image still tries the smaller type: it must not depend on this one.
             if self._exact is None:
                 log.warning(
                     "the decoder overflows in %s; decoding in fp32", str(dtype).removeprefix("torch.")
@@ -74,9 +73,9 @@ class Rendering:
         if not decoded.isfinite().all():
             largest = float(latents.abs().max())
             cause = "the autoencoder's weights are damaged; load it from another file"
-            if largest > FAR:
-                cause = f"the latents reach {largest:.3g}; lower guidance"
-            raise UserError(f"the decoder gives NaN in fp32 too: {cause}")
+            if largest > LARGEST_LATENT:
+                cause = f"the latents reach {largest:.3g}; lower guidance_scale"
+            raise ConfigError(f"the decoder gives NaN in fp32 too: {cause}")
         return np.asarray(
             (decoded[0].float() * 127.5 + 127.5).clamp(0, 255).round().byte().permute(1, 2, 0).cpu()
         )
@@ -86,43 +85,43 @@ class Rendering:
         latents = latents.to(first.device, first.dtype)
         pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
         with seamless(net, x="x" in tiling, y="y" in tiling):
-            tiled = tiles is True or (tiles == "auto" and pixels > WHOLE)
+            tiled = tiles is True or (tiles == "auto" and pixels > TILED_FROM)
             return net.decode_tiled(latents) if tiled else net.decode(latents)
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run looks like after a step."""
+    """The images of a batch after a sampler step."""
 
     step: int
     """Steps done, from 1."""
-    steps: int
-    """Of all."""
+    num_steps: int
+    """Steps in all."""
     level: tuple[float, float]
-    """alpha and sigma of what the network just looked at."""
+    """alpha and sigma of the network's last input."""
     seeds: Sequence[int]
-    """Of the pictures that are being made."""
+    """The images' seeds."""
     latents: Float[Tensor, "b k rows columns"]
-    """The clean latents that the network saw (x_0)."""
-    rendering: Rendering
+    """The network's last estimate of the clean latents (x_0)."""
+    codec: LatentCodec
     tiling: Tiling = ""
 
     def images(self, longest: int | None = 256) -> list[Image.Image]:
-        """What the network saw, as pictures.
+        """Decode the estimate.
 
         Args:
-            longest: side in pixels to stay below: latents are averaged before they are decoded, which is quick and a
-                little soft. None decodes them as they are.
+            longest: longest side in pixels; larger latents are averaged before decoding, which is fast and a little
+                soft. None decodes them at full size.
         """
-        latents, factor = self.latents, self.rendering.factor
+        latents, factor = self.latents, self.codec.factor
         side = max(latents.shape[-2:]) * factor
         if longest is not None and side > longest:
             scale = longest / side
             size = [max(1, round(cells * scale)) for cells in latents.shape[-2:]]
             latents = F.interpolate(latents, size, mode="area")
-        return [picture(self.rendering.pixels(one[None], tiling=self.tiling)) for one in latents]
+        return [to_image(self.codec.decode(one[None], tiling=self.tiling)) for one in latents]
 
 
-def picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    """Grey, RGB or RGBA, by the number of channels."""
+def to_image(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """Return a grayscale, RGB or RGBA image, by the number of channels."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

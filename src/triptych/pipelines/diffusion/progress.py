@@ -1,16 +1,16 @@
-"""A bar on stderr while a person waits."""
+"""A progress bar on stderr."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Waiting = bool | Callable[[int, int], object]
-"""A bar where stderr is a terminal, or none; or a function of what is done and of all there is to do."""
+Progress = bool | Callable[[int, int], object]
+"""Whether to show a bar where stderr is a terminal; or a function of the steps done and of all steps."""
 
 
 @contextmanager
-def ticking(progress: Waiting, total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A function to call after each of `total` steps."""
+def progress_bar(progress: Progress, total: int, what: str) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each of `total` steps."""
     done = 0
 
     def count() -> None:

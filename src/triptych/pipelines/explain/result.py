@@ -16,7 +16,7 @@ from triptych.data.images import decode
 from triptych.errors import UserError
 from triptych.model_card import Preprocess
 from triptych.pipelines.classification_result import Classification, Guess
-from triptych.pipelines.image_input import Picture, name_of
+from triptych.pipelines.image_input import ImageInput, name_of
 
 Point: TypeAlias = tuple[float | int, float | int]  # x, y in pixels from the upper left corner
 
@@ -67,7 +67,7 @@ def best(
     return Classification(tuple(Guess(classes[i], i, p) for i, p in pairs), source)
 
 
-def size_of(image: Picture) -> tuple[int, int]:
+def size_of(image: ImageInput) -> tuple[int, int]:
     """Height and width of a picture, upright."""
     height, width = decode(image, name=name_of(image)).shape[:2]
     return height, width

@@ -16,7 +16,7 @@ from triptych.data.loading.test_time_views import ViewOptions, view_sizes
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.capture import capture
 from triptych.model_card import Preprocess
-from triptych.pipelines.base import PicturePipeline
+from triptych.pipelines.base import ImagePipeline
 from triptych.pipelines.explain.filters import first_filters
 from triptych.pipelines.explain.result import Explained, Point, best, landed, size_of
 from triptych.pipelines.explain.swin_windows import (
@@ -26,7 +26,7 @@ from triptych.pipelines.explain.swin_windows import (
     block_windows,
     rollout,
 )
-from triptych.pipelines.image_input import Picture, fitted, name_of, normalised
+from triptych.pipelines.image_input import ImageInput, fitted, name_of, normalized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +89,19 @@ class SwinExplanation(Explained):
 
 def explain_swin(
     net: nn.Module | str | Path,
-    image: Picture,
+    image: ImageInput,
     size: tuple[int, int] | None = None,
     top: int = 5,
     point: Point | None = None,
 ) -> SwinExplanation:
     """`explain` for a Swin or a segmenter on one; see there."""
-    pipe = PicturePipeline(net, device="cpu", dtype="fp32")
+    pipe = ImagePipeline(net, device="cpu", dtype="fp32")
     swin: Any = backbone_of(pipe.net)[1]
     picture = size_of(image)
     seen = what_is_seen(pipe.net, picture, size)
     at = (seen.size[1] / 2, seen.size[0] / 2) if point is None else landed(point, picture, seen)
     pixels = fitted(image, seen)
-    x = normalised(pixels, seen, pipe.config.in_channels)[None]
+    x = normalized(pixels, seen, pipe.config.in_channels)[None]
     with torch.inference_mode(), capture(pipe.net) as maps, outputs(swin.stages) as features:
         logits = pipe.net(x)[0] if pipe.classes else None
         if logits is None:  # without a head it has maps to show, and nothing to say

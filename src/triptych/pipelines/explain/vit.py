@@ -23,12 +23,12 @@ from triptych.heads.segmenter import Segmenter
 from triptych.layers.capture import capture
 from triptych.models.swin import Swin
 from triptych.models.vit import ViT
-from triptych.pipelines.base import PicturePipeline
+from triptych.pipelines.base import ImagePipeline
 from triptych.pipelines.explain.filters import first_filters, position_similarity
 from triptych.pipelines.explain.result import Explained, Point, best, landed, size_of
 from triptych.pipelines.explain.swin import SwinExplanation, explain_swin, what_is_seen
 from triptych.pipelines.explain.swin_windows import backbone_of
-from triptych.pipelines.image_input import Picture, fitted, name_of, normalised
+from triptych.pipelines.image_input import ImageInput, fitted, name_of, normalized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ class Explanation(Explained):
 
 @overload
 def explain(
-    net: ViT, image: Picture, size: tuple[int, int] | None = None, top: int = 5, point: Point | None = None
+    net: ViT, image: ImageInput, size: tuple[int, int] | None = None, top: int = 5, point: Point | None = None
 ) -> Explanation: ...
 @overload
 def explain(
     net: Swin,
-    image: Picture,
+    image: ImageInput,
     size: tuple[int, int] | None = None,
     top: int = 5,
     point: Point | None = None,
@@ -78,14 +78,14 @@ def explain(
 @overload
 def explain(
     net: nn.Module | str | Path,
-    image: Picture,
+    image: ImageInput,
     size: tuple[int, int] | None = None,
     top: int = 5,
     point: Point | None = None,
 ) -> Any: ...
 def explain(
     net: nn.Module | str | Path,
-    image: Picture,
+    image: ImageInput,
     size: tuple[int, int] | None = None,
     top: int = 5,
     point: Point | None = None,
@@ -122,10 +122,10 @@ def explain(
 
 
 def explain_vit(
-    net: nn.Module, image: Picture, size: tuple[int, int] | None, top: int, point: Point | None
+    net: nn.Module, image: ImageInput, size: tuple[int, int] | None, top: int, point: Point | None
 ) -> Explanation:
     """`explain` for a ViT or a segmenter on one; see there."""
-    pipe = PicturePipeline(net, device="cpu", dtype="fp32")
+    pipe = ImagePipeline(net, device="cpu", dtype="fp32")
     vit: Any = backbone_of(pipe.net)[1]
     config, picture = vit.config, size_of(image)
     preprocess = what_is_seen(pipe.net, picture, size)
@@ -133,7 +133,7 @@ def explain_vit(
     at = None if point is None else landed(point, picture, preprocess)
     if at is None and isinstance(net, Segmenter):  # its head reads every patch
         at = preprocess.size[1] / 2, preprocess.size[0] / 2
-    x = normalised(pixels, preprocess, config.in_channels)[None]
+    x = normalized(pixels, preprocess, config.in_channels)[None]
     with torch.inference_mode(), capture(pipe.net) as maps:
         logits = pipe.net(x)[0]
     attention = [weights[0] for name, weights in maps.items() if name != "pool"]  # L of (heads, N, N)
