@@ -30,7 +30,8 @@ def sd1():
 
 def painted(source) -> np.ndarray:
     pipe = tp.DiffusionPipeline(source, device="cpu", dtype="bf16")
-    (image,) = pipe.text_to_image("a (red:1.2) apple", "blurry", num_steps=2, seed=7, height=64, width=64, progress=False)
+    options = {"num_steps": 2, "seed": 7, "height": 64, "width": 64, "progress": False}
+    (image,) = pipe.text_to_image("a (red:1.2) apple", "blurry", **options)
     return np.asarray(image)
 
 
