@@ -169,7 +169,9 @@ class SegmentationPipeline(ImagePipeline):
         self, some: list[tuple[str, _Read]], passes: ViewOptions, confidence: bool
     ) -> list[Segmentation]:
         fed = [read.fed for _, read in some]
-        strips = logits_of_views(self._run, fed, passes.window_size, passes.overlap, passes.flip, self.batch_size)
+        strips = logits_of_views(
+            self._run, fed, passes.window_size, passes.overlap, passes.flip, self.batch_size
+        )
         return [
             self._finish(name, read, made, confidence)
             for (name, read), made in zip(some, strips, strict=True)

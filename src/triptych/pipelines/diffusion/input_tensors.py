@@ -139,7 +139,9 @@ class InputTensors:
         if noise_level > most:
             raise ConfigError(f"noise_level is {noise_level}, which must be from 0 to {most}")
         level = Process(config).level(noise_level)
-        self.tensors["concat"] = lambda seeds: level.noised(image, seeded_noise(seeds, image.shape[1:], "condition"))
+        self.tensors["concat"] = lambda seeds: level.noised(
+            image, seeded_noise(seeds, image.shape[1:], "condition")
+        )
         self.tensors["labels"] = [noise_level]
         return low.size
 
