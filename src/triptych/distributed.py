@@ -1,9 +1,14 @@
-"""The part of a batch that one of several processes has, and sums over all of them.
+"""The processes that train together, and the rows of a batch that each of them holds.
 
-What is drawn for a batch is drawn for all of it, by every process alike, and each keeps the rows of its own pictures:
-so a sample's noise, crop and dropped paths depend on its place in the batch and not on how many processes share it.
-What is a sum over the batch (the statistics of a batch norm, the pixels of a class) is summed over all processes.
-Outside of `sharing`, as in every run of one process, `drawn` draws and `summed` is the identity.
+`ProcessGroup` says who works together. The run owns it and hands it to whatever sums or gathers outside of a step:
+evaluations, checkpoints, caches, the log. `SINGLE_PROCESS` is the group of one process.
+
+`BatchShard` says which rows of the current batch this process holds. A layer cannot be handed it, since its `forward`
+takes tensors only, so it is set for a block of code by `use_shard`. Inside of that block every process makes the
+random draws of the whole batch and keeps its own rows (`draw_rows`), and what is a sum over the batch, such as the
+statistics of a batch norm, is summed over all processes (`sum_over_batch`). So the noise, crop and dropped paths of a
+sample depend on its place in the batch, not on the number of processes. Outside of `use_shard`, as in every run of a
+single process, `draw_rows` only draws and `sum_over_batch` is the identity.
 """
 
 import contextlib
@@ -18,123 +23,154 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class ProcessGroup:
+    """Processes that work together. Every process calls each of the methods, at the same point of the program."""
+
+    rank: int = 0
+    size: int = 1
+    cpu_group: Any = None
+    """The group of torch.distributed for values on the CPU."""
+    checkpoint_group: Any = None
+    """The one that checkpoints are written in, in the background."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and logs."""
+        return self.rank == 0
+
+    def all_sum(self, *numbers: float) -> tuple[float, ...]:
+        """Return each number summed over all processes, in fp64."""
+        if self.size == 1:
+            return numbers
+        return tuple(_all_reduce(torch.tensor(numbers, dtype=torch.float64), self.cpu_group).tolist())
+
+    def all_gather(self, value: T) -> list[T]:
+        """Return the value of every process, in the order of ranks. Tensors in it must be on the CPU."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, self.cpu_group)
+        return values
+
+    def gather_tensors(self, tensor: Tensor, group: Any = None) -> list[Tensor]:
+        """Return the tensors of all processes except empty ones. For the `dist_sync_fn` of torchmetrics, whose own
+        function needs samples in every process; `group` is part of its signature and not used."""
+        parts = [part.to(tensor.device) for part in self.all_gather(tensor.detach().cpu()) if part.numel()]
+        return parts or [tensor]
+
+    def sum_tensor(self, x: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes, without a gradient."""
+        return _all_reduce(x)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.all_sum(0.0)
+
+
+SINGLE_PROCESS = ProcessGroup()
+
+
+@dataclass(frozen=True)
 class BatchShard:
-    """Rows `first` to `first + count` of a batch of `whole`."""
+    """The rows `start` to `start + count` of a batch of `total` rows."""
 
     start: int
     count: int
     total: int
     weight: float
-    """Of this process's mean over its rows: the mean over processes of weighted means is that over the batch."""
+    """Weight of this process's mean over its rows: the mean of the weighted means over all processes is the mean over
+    the batch."""
+    group: ProcessGroup = SINGLE_PROCESS
+    """The processes that hold the batch."""
 
 
-@dataclass
-class ProcessGroup:
-    """Who trains together; set by `triptych.train.distributed.process_group`."""
-
-    rank: int = 0
-    size: int = 1
-    cpu_group: Any = None
-    """The process group that numbers on the processor are agreed in."""
-    checkpoint_group: Any = None
-    """The one that checkpoints are written in, meanwhile."""
-
-
-world = ProcessGroup()
-_share: BatchShard | None = (
-    None  # of the module and not of the thread: CUDA's backward passes run in another one
-)
+# Global and not per thread: the backward pass of CUDA runs in a thread of its own and draws and sums too.
+_shard: BatchShard | None = None
 
 
 @contextlib.contextmanager
-def use_shard(share: BatchShard | None) -> Iterator[None]:
-    """What runs inside sees the rows of `share` alone."""
-    global _share
-    before, _share = _share, share
+def use_shard(shard: BatchShard | None) -> Iterator[None]:
+    """Work on the rows of `shard` inside of the block."""
+    global _shard
+    before, _shard = _shard, shard
     try:
         yield
     finally:
-        _share = before
+        _shard = before
 
 
 def current_shard() -> BatchShard | None:
-    """The share of the batch that is being worked on; None of a whole one."""
-    return _share
+    """Return the shard of the current batch; None if this process holds all of it."""
+    return _shard
 
 
 def shard_weight() -> float:
-    """What this process's mean over its rows is to be multiplied by."""
-    return 1.0 if _share is None else _share.weight
+    """Return the weight of this process's mean over its rows."""
+    return 1.0 if _shard is None else _shard.weight
 
 
 def draw_rows(count: int, draw: Callable[[int], T]) -> T:
-    """This process's rows of `draw(rows of the whole batch)`, whose first axis are rows.
+    """Return this process's rows of `draw(number of rows in the whole batch)`.
 
     Args:
-        count: rows that are wanted: those of the share, or a multiple where each picture has several, one after
-            another (Swin's windows). Other numbers have no place in the batch; they are drawn as they are.
+        count: the rows to return: those of the shard, or a multiple of it where each image has several rows in
+            succession (the windows of a Swin). Any other count has no place in the batch and is drawn as it is.
+        draw: returns an array or tensor with the given number of rows in its first axis.
     """
-    share = _share
-    if share is None or count % share.count:
+    shard = _shard
+    if shard is None or count % shard.count:
         return draw(count)
-    each = count // share.count
-    return draw(share.total * each)[share.start * each :][:count]  # type: ignore[index]
+    per_image = count // shard.count
+    return draw(shard.total * per_image)[shard.start * per_image :][:count]  # type: ignore[index]
 
 
 class _Sum(torch.autograd.Function):
-    """The gradient of a sum that every process has gone on from is the sum of what each says of it."""
+    """Sum over processes. The gradient of a sum that all processes continue from is the sum of their gradients."""
 
     @staticmethod
     def forward(_ctx: Any, x: Tensor) -> Tensor:
-        return _all_reduced(x)
+        return _all_reduce(x)
 
     @staticmethod
     def backward(_ctx: Any, *grads: Tensor) -> Tensor:
-        return _all_reduced(grads[0])
+        return _all_reduce(grads[0])
 
 
 def sum_over_batch(x: Tensor) -> Tensor:
-    """The sum over all processes that share the batch; x, where none does."""
-    return x if _share is None else _Sum.apply(x)  # type: ignore[return-value]
+    """Return the sum over all processes that hold the batch, with a gradient; x itself if one process holds it."""
+    return x if _shard is None else _Sum.apply(x)  # type: ignore[return-value]
 
 
-def all_sum(*numbers: float) -> tuple[float, ...]:
-    """Each number summed over all processes, in fp64; outside of a batch, such as for the figures of an evaluation."""
-    if world.size == 1:
-        return numbers
-    return tuple(_all_reduced(torch.tensor(numbers, dtype=torch.float64), world.cpu_group).tolist())
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Return the mean over all processes that hold the batch, with a gradient; x itself if one process holds it."""
+    return x if _shard is None else sum_over_batch(x) / _shard.group.size
 
 
-def gather_tensors(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """The tensors of all processes but the empty ones, for torchmetrics' `dist_sync_fn`: its own wants every process to
-    have some samples."""
-    return [part.to(tensor.device) for part in all_gather(tensor.detach().cpu()) if part.numel()] or [tensor]
-
-
-def all_gather(value: T) -> list[T]:
-    """What every process has of something, tensors on the processor; to be called by all."""
-    if world.size == 1:
-        return [value]
-    import torch.distributed as dist
-
-    found: list[Any] = [None] * world.size
-    dist.all_gather_object(found, value, world.cpu_group)
-    return found
-
-
-def barrier() -> None:
-    """Wait for all processes."""
-    all_sum(0.0)
-
-
-def total(x: Tensor) -> Tensor:
-    """The sum over all processes, whatever they work on; without a gradient."""
-    return _all_reduced(x)
-
-
-def _all_reduced(x: Tensor, group: Any = None) -> Tensor:
+def _all_reduce(x: Tensor, group: Any = None) -> Tensor:
     import torch.distributed as dist
 
     x = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(x, group=group)
     return x
+
+
+# The group of this process while functions that measure are not handed theirs.
+world = ProcessGroup()
+
+
+def all_sum(*numbers: float) -> tuple[float, ...]:
+    return world.all_sum(*numbers)
+
+
+def gather_tensors(tensor: Tensor, group: Any = None) -> list[Tensor]:
+    return world.gather_tensors(tensor, group)
+
+
+def all_gather(value: T) -> list[T]:
+    return world.all_gather(value)
+
+
+def barrier() -> None:
+    world.barrier()

@@ -80,7 +80,7 @@ def test_one_bit_is_found_in_every_file(tmp_path, name):
     assert newest(kept)[0].step == 1
     shutil.rmtree(kept.paths()[1])
     with pytest.raises(
-        UserError, match=r"every checkpoint in .* is damaged; remove that folder to begin again"
+        UserError, match=r"every checkpoint in .* is damaged; remove that folder to start again"
     ):
         kept.newest()
 
@@ -110,7 +110,7 @@ def test_an_index_that_would_run_something_is_refused(tmp_path):
 
     checkpoint, _ = newest(saved(tmp_path / "c", 5))
     (checkpoint.path / ".metadata").write_bytes(pickle.dumps(Ill()))
-    with pytest.raises(pickle.UnpicklingError, match="which no index does"):
+    with pytest.raises(pickle.UnpicklingError, match="which no index needs"):
         checkpoint.read()
     assert not (tmp_path / "ran").exists()
 
@@ -119,7 +119,7 @@ def test_half_a_checkpoint_is_none_and_is_tidied_away(tmp_path):
     kept = saved(tmp_path, 5)
     shutil.copytree(kept.paths()[0], tmp_path / ".step-000000006.part")
     assert newest(kept)[0].step == 5
-    kept.tidy()
+    kept.remove_partial()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]
 
 
@@ -161,7 +161,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
         UserError, match=r"cannot write .*c/step-000000006: Not a directory; choose another place"
     ):
         saved(tmp_path / "c", 6)
-    with pytest.raises(UserError, match=r"the run's folder .*gone is no longer there"):
+    with pytest.raises(UserError, match=r"the run's folder .*gone no longer exists"):
         Checkpoints(tmp_path / "gone" / "checkpoints", 2).save(6, tensors(), {})
 
 
@@ -180,10 +180,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(config, tmp_path, m
     run(config, tmp_path / "r")
     said = capsys.readouterr().err
     assert (
-        "step-000000004 is damaged (the checksum of __0_0.distcp differs); going on from the one before"
+        "step-000000004 is damaged (the checksum of __0_0.distcp differs); resuming from the previous one"
         in said
     )
-    assert "going on from step 2" in said
+    assert "resuming from step 2" in said
     (one, _), (other, _) = final(tmp_path / "whole"), final(tmp_path / "r")
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 

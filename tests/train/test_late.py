@@ -136,7 +136,7 @@ def test_a_run_stops_at_the_right_step_and_names_the_gradient(stopping, tmp_path
     about = json.loads((tmp_path / "nonfinite-step-5.json").read_text())
     assert about["terms"] == {"grad_norm": "nan"}
     assert about["gradients"] == ["norm.bias"]
-    assert about["gradients_in_all"] == 1
+    assert about["num_gradients"] == 1
     assert about["batches"][0]["seed"] == [0, 4, 0]
     kept = load_file(tmp_path / "nonfinite-step-5.safetensors")
     assert kept["0.image"].shape[0] == len(about["batches"][0]["ids"])
@@ -144,7 +144,7 @@ def test_a_run_stops_at_the_right_step_and_names_the_gradient(stopping, tmp_path
     assert max(steps_kept(tmp_path)) <= 4
     tensors, facts = final(tmp_path)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
-    assert facts["guard"]["skipped"] == 0
+    assert facts["anomalies"]["skipped"] == 0
     assert not list(tmp_path.glob("nonfinite-step-6*"))
 
 

@@ -109,9 +109,9 @@ def test_a_step_that_waits_is_noticed(kinds, tmp_path, waits, monkeypatch, ask):
     sound = Classify.loss
 
     def waiting(self, model, batch):
-        loss, logs = sound(self, model, batch)
-        ask(loss)
-        return loss, logs
+        output = sound(self, model, batch)
+        ask(output.loss)
+        return output
 
     monkeypatch.setattr(Classify, "loss", waiting)
     watch_steps(monkeypatch, waits)
@@ -153,10 +153,10 @@ def passes(config, folder, waits, monkeypatch):
         with waits:
             waits.on = step > 0
             batch = loop.to_device(batch, meta) | {"seed": (0, step, 0), "progress": 1.0}
-            loss, logs = parts.task.loss(parts.net, batch)
+            loss, logs, inputs = parts.task.loss(parts.net, batch)
             loss.backward()
             if parts.adversary is not None:
-                logs |= parts.adversary.backward(batch, 1.0, contextlib.nullcontext)
+                logs |= parts.adversary.backward(inputs, 1.0, contextlib.nullcontext)
             norm, _ = clip(parts.net, 1.0)
             assert nonfinite_flag({"loss": loss, **logs, "grad_norm": norm}).device == meta
             waits.on = False

@@ -86,14 +86,19 @@ class Batch(TypedDict):
     """(b, views, c, h, w): standard deviation of the scaled latents; only of a KL-regularized autoencoder."""
 
     # Set by the training loop.
-    seed: NotRequired[tuple[int, ...]]
-    """Seed of everything random about this batch, such as (seed of the run, step)."""
-    progress: NotRequired[float]
-    """Fraction of the training that is done, from 0 to 1."""
-    share: NotRequired["BatchShard"]
-    """Which part of the batch of all processes this one is."""
     number: NotRequired[int]
     """Number of the batch within an evaluation that is divided among processes."""
+
+
+class TrainBatch(Batch):
+    """A batch as the training loop hands it to the loss of a task."""
+
+    seed: tuple[int, ...]
+    """Seed of everything random about this batch: (seed of the run, step, batch of the step)."""
+    progress: float
+    """Fraction of the training that is done, from 0 to 1."""
+    shard: NotRequired["BatchShard"]
+    """Which rows of the batch of all processes these are; only with several processes."""
 
 
 class SourceChangedError(UserError):

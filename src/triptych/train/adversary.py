@@ -1,4 +1,4 @@
-"""A second network that learns against the first: a GAN's discriminator."""
+"""A second network that is trained against the first: the discriminator of a GAN."""
 
 import math
 from collections.abc import Callable
@@ -9,56 +9,62 @@ from torch import Tensor
 from triptych.network import Network
 from triptych.train.configs.base import OptimConfig
 from triptych.train.optim import clip, lr_at, make_optimizer, set_lr, update
-
-Batch = dict[str, Any]
+from triptych.train.task import AdversaryInputs
 
 
 class Adversary:
-    """A network, its optimiser, and its loss on a batch that the first network's loss has just been taken of.
+    """A network, its optimizer, and its loss on what the trained network has just made of a batch.
 
-    Outside of `learn` its parameters want no gradient, so that the first network's step leaves none there.
+    Outside of `backward` its parameters require no gradient, so that the step of the trained network leaves none in
+    them.
 
     Args:
-        net: on its device.
-        loss: of what the task left in the batch, detached from the first network; none while it does not take part.
+        net: the network, on its device.
+        optim: its optimizer and schedule.
+        loss: returns the loss of `LossOutput.adversary_inputs`, and values for the log.
     """
 
     def __init__(
         self,
         net: Network,
         optim: OptimConfig,
-        loss: Callable[[Batch], tuple[Tensor | None, dict[str, Tensor]]],
+        loss: Callable[[AdversaryInputs], tuple[Tensor, dict[str, Tensor]]],
     ):
         self.net, self.optim, self.loss = net, optim, loss
         self.optimizer = make_optimizer(net, optim)
         net.requires_grad_(False)
-        self.learnt = False
+        self.has_gradient = False
 
-    def backward(self, batch: Batch, share: float, autocast: Any) -> dict[str, Tensor]:
-        """Add the gradient of its loss on a batch, times `share`, and say what to log."""
+    def backward(self, inputs: AdversaryInputs | None, weight: float, autocast: Any) -> dict[str, Tensor]:
+        """Add the gradient of the loss times `weight`, and return values for the log. Without inputs, do nothing."""
+        if inputs is None:
+            return {}
         self.net.requires_grad_(True)
         try:
             with autocast():
-                loss, logs = self.loss(batch)
-            if loss is not None:
-                (loss * share).backward()
-                self.learnt = True
+                loss, logs = self.loss(inputs)
+            (loss * weight).backward()
+            self.has_gradient = True
         finally:
             self.net.requires_grad_(False)
         return logs
 
     def clip(self) -> tuple[dict[str, Tensor], list[tuple[str, Tensor]]]:
-        """Clip the gradient, if it learnt since the last time, and say its norm, and that of each parameter."""
-        if not self.learnt:
+        """Clip the gradient if there is one. Return its norm for the log, and the norm of each parameter's."""
+        if not self.has_gradient:
             return {}, []
-        norm, each = clip(self.net, self.optim.clip or math.inf)
-        return {"opponent_grad_norm": norm}, each
+        norm, norms = clip(self.net, self.optim.clip or math.inf)
+        return {"adversary_grad_norm": norm}, norms
 
     def step(self, progress: float, skipped: Tensor) -> None:
-        """Update it at a share of the run, if it learnt since the last time, unless `skipped` (as in `optim.update`) is
-        1; and forget the gradient."""
-        if self.learnt:
+        """Update the network if it has a gradient, and clear the gradient.
+
+        Args:
+            progress: fraction of the run that is done, which sets the learning rate.
+            skipped: 1 leaves everything as it is, as in `optim.update`.
+        """
+        if self.has_gradient:
             set_lr(self.optimizer, lr_at(progress, self.optim))
             update(self.optimizer, skipped)
-        self.learnt = False
+        self.has_gradient = False
         self.optimizer.zero_grad(set_to_none=True)

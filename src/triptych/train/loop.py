@@ -1,44 +1,39 @@
-"""The loop that every model of the package is trained by.
+"""The training loop of all tasks.
 
-All randomness of a step is a function of (seed, step), and the data's order of (seed, epoch): a run that was
-cut off and started again does what it would have done.
+All randomness of a step is a function of (seed, step), and the order of the data of (seed, epoch): a run that is
+interrupted and resumed does what it would have done uninterrupted, bit for bit.
 """
 
 import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 
 from triptych import distributed
+from triptych.data.example import Batch, TrainBatch
 from triptych.data.loading.loader import Loader
 from triptych.device import copy_to_device
-from triptych.errors import UserError
+from triptych.errors import DataError
 from triptych.network import Network
-from triptych.train.adversary import Adversary
-from triptych.train.checkpoints import Checkpoints, Facts
-from triptych.train.configs.base import LoopConfig, OptimConfig
+from triptych.train.checkpoints import Checkpoints
 from triptych.train.distributed.parallelize import SingleProcess
 from triptych.train.ema import Ema
 from triptych.train.monitoring.anomalies import AnomalyDetector, PendingMetrics, nonfinite_flag
 from triptych.train.monitoring.log import NullLog, RunLog
-from triptych.train.monitoring.signals import interrupts
+from triptych.train.monitoring.signals import Interrupts, interrupts
 from triptych.train.monitoring.step_reporter import StepRecord, StepReporter
-from triptych.train.monitoring.throughput import Throughput
 from triptych.train.optim import clip, lr_at, make_optimizer, set_lr, update
-from triptych.train.run_folder import require_same
-from triptych.train.state import gather, scatter
-from triptych.train.task import Batch, Task
+from triptych.train.run_folder import require_same, resume_identity
+from triptych.train.state import TrainState
+from triptych.train.task import Task
+from triptych.train.training_run import Run
 
-T = TypeVar("T")
-
-REPORT_STEPS = 50  # between figures of speed in the log
-FEW_STEPS = 50  # fewer teach little, and the user had better know
+MIN_STEPS = 50  # a shorter run gets a warning
 
 
 @dataclass
@@ -47,229 +42,242 @@ class Outcome:
 
     step: int
     finished: bool
-    """False after an interrupt; the same command goes on."""
+    """False after an interrupt; the same command resumes the run."""
     best: dict[str, float]
-    """Figures of the best evaluation, with its step."""
+    """Metrics of the best evaluation, with its step."""
     headline: str = "top1"
-    """Which of them says how good the model is."""
+    """Name of the metric that says how good the model is."""
 
 
-def fit(
-    net: Network,
-    task: Task,
-    train: Loader,
-    evaluate: Loader,
-    config: LoopConfig,
-    optim: OptimConfig,
-    batch_size: int,
-    out: Path,
-    identity: Facts,
-    keep_best: Callable[[Network, dict[str, float]], None],
-    device: torch.device,
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]],
-    opponent: Adversary | None = None,
-    illustrate: Callable[[int], None] | None = None,
-    team: SingleProcess | None = None,
-    meter: Throughput | None = None,
-) -> Outcome:
-    """Train `net` to the end of `config.epochs`, from the newest checkpoint in `out` if there is one.
+@dataclass(frozen=True)
+class StepPlan:
+    """Lengths of a run in steps."""
 
-    Args:
-        net: on `device`; what requires gradients learns.
-        identity: facts that a checkpoint must share to be gone on from (the run's config).
-        keep_best: called with the network and its figures whenever the task ranks them the best so far.
-        autocast: makes the context that forward passes run in.
-        opponent: learns on the same batches, after `net`'s loss on each.
-        illustrate: called with the step after each evaluation.
-        team: the processes that train together; all of them call this, and the first one writes.
-        meter: counts what the log says of speed.
+    total: int
+    """Steps of the run."""
+    between_evaluations: int
+    images_per_step: int
+    batches_per_step: int
+    batches_per_epoch: int
+
+    @classmethod
+    def of(cls, run: Run) -> "StepPlan":
+        config, batches = run.config.loop, len(run.train_loader)
+        return cls(
+            total=max(1, math.ceil(config.epochs * batches / config.accumulate)),
+            between_evaluations=max(1, round(config.eval_every * batches / config.accumulate)),
+            images_per_step=config.accumulate * run.config.loading.batch_size,
+            batches_per_step=config.accumulate,
+            batches_per_epoch=batches,
+        )
+
+    def epoch(self, step: int) -> float:
+        """Return the epochs that are done after `step` steps."""
+        return step * self.batches_per_step / self.batches_per_epoch
+
+    def evaluates_after(self, step: int) -> bool:
+        """Return whether an evaluation follows step `step`."""
+        return step > 0 and (step % self.between_evaluations == 0 or step == self.total)
+
+
+def fit(run: Run) -> Outcome:
+    """Train `run.net` for `config.loop.epochs`, from the newest checkpoint in `run.folder` if there is one.
+
+    All processes of `run.parallel` call this; the main process writes.
 
     Raises:
-        UserError: the loss is not finite, the checkpoint in `out` is of another run, or cannot be written.
+        TriptychError: the loss is not finite, or the checkpoint is of another run or cannot be written.
     """
-    team = team or SingleProcess()
-    total = max(1, math.ceil(config.epochs * len(train) / config.accumulate))
-    eval_steps = max(1, round(config.eval_every * len(train) / config.accumulate))
-    ema = Ema(net, config.ema) if config.ema else None
-    measured = ema.net if ema else net
-    team.divide(train, evaluate)
-    learn = team.place(net, ema, task, opponent)
-    optimizer = make_optimizer(net, optim)
-    checkpoints = Checkpoints(out / "checkpoints", config.keep)
-    guard = AnomalyDetector(out, config.on_nonfinite, team.rank if team.size > 1 else None)
-    meter = meter or Throughput(device)
-    step, evaluated, best, notes = _resume(
-        checkpoints, out, identity, net, ema, optimizer, opponent, train, team, guard
-    )
-    batches = endless_batches(train, team)
-    saved = time.monotonic()
-
-    def images_at(step: int) -> int:
-        return step * config.accumulate * batch_size
-
-    def epoch_at(step: int) -> float:
-        return step * config.accumulate / len(train)
-
-    def save(log: RunLog | NullLog, told: StepReporter) -> None:
-        told.flush()
-        log.sync()
-        facts = {
-            "identity": identity,
-            "step": step,
-            "evaluated": evaluated,
-            "loader": train.state_dict(),
-            "best": best,
-            "guard": guard.state_dict(),
-        }
-        with meter.timed("saving"):
-            checkpoints.save(step, gather(net, ema, optimizer, opponent), facts)
-
+    config, group, plan = run.config.loop, run.parallel.group, StepPlan.of(run)
+    state = prepare_training(run)
+    checkpoints = Checkpoints(run.folder / "checkpoints", config.keep, group)
+    messages = resume(run, state, checkpoints)
+    batches = endless_batches(run.train_loader, run.parallel)
+    last_saved = time.monotonic()
     with (
         contextlib.closing(checkpoints),
-        RunLog(out, total, step, config.log_every, config.tensorboard, evaluated)
-        if team.first
-        else NullLog() as log,
-        StepReporter(log, guard, meter, team.size == 1) as told,
+        open_log(run, state, plan) as log,
+        StepReporter(log, state.anomalies, run.throughput, group) as reporter,
         interrupts() as interrupted,
         torch.random.fork_rng(),
     ):
-        for note in notes:
-            log.message(note)
-        if total < FEW_STEPS and step == 0:
-            log.message(f"only {total} steps in all: raise --loop.epochs, or lower --loading.batch-size")
-        # Several processes evaluate to the end: one that broke off would leave the others waiting for its part.
-        breakable = interrupted.abortable if team.size == 1 else _to_the_end
-        set_train_mode(net)
-        meter.restart()
+        for message in messages:
+            log.message(message)
+        if plan.total < MIN_STEPS and state.step == 0:
+            log.message(f"only {plan.total} steps in all: raise --loop.epochs, or lower --loading.batch-size")
+        set_train_mode(run.net)
+        run.throughput.restart()
         while True:
-            # Once in a while, between two steps.
-            if step and step != evaluated and (step % eval_steps == 0 or step == total):
-                with meter.paused(), team.whole(measured) as whole:
-                    figures = breakable(
-                        functools.partial(_evaluate, task, whole, team.evaluated(evaluate), autocast)
-                    )
-                    if figures is not None:
-                        log.write([{"step": step, "images": images_at(step), "eval": figures}])
-                        if not best or task.rank(figures) > task.rank(best):
-                            best = {**figures, "step": step}
-                            if team.first:
-                                keep_best(whole, figures)
-                        log.message(_scores(epoch_at(step), figures, best["step"] == step))
-                        if illustrate is not None and team.first:
-                            breakable(functools.partial(illustrate, step))
-                if interrupted.aborted:  # it is done again when the run goes on
-                    break
-                evaluated = step
-                set_train_mode(net)
-            late = not checkpoints.busy and time.monotonic() - saved > config.save_every
-            ending, late, due = team.agree(interrupted(), late and team.first, log.due())
-            if late:
-                save(log, told)
-                saved = time.monotonic()
-            if step >= total or ending:
+            evaluate_if_due(run, state, plan, log, interrupted)
+            if interrupted.aborted:  # the resumed run evaluates again
                 break
-
-            # One step: forward and backward over the batches of the step, then the update.
-            progress = (step + 0.5) / total  # its middle: no step is at zero
-            lr = lr_at(progress, optim)
-            set_lr(optimizer, lr)
-            terms: dict[str, torch.Tensor] = {}
-            parts: list[Batch] = []
-            for part in range(config.accumulate):
-                with meter.timed("waiting"):
-                    batch = to_device(next(batches), device)
-                batch["seed"] = (config.seed, step, part)
-                batch["progress"] = progress
-                parts.append(dict(batch))  # without what tasks leave in it
-                torch.manual_seed(_stream(config.seed, step, part))
-                with team.share(batch, last=part == config.accumulate - 1):
-                    weight = distributed.shard_weight()
-                    with autocast():
-                        loss, found = learn(batch)
-                    (loss * weight / config.accumulate).backward()
-                    if opponent is not None:
-                        found = {**found, **opponent.backward(batch, weight / config.accumulate, autocast)}
-                for name, value in {"loss": loss.detach(), **found}.items():
-                    terms[name] = terms.get(name, 0) + value * weight / config.accumulate
-                meter.images += batch["share"].whole if "share" in batch else len(batch["label"])
-            terms["grad_norm"], norms = clip(net, optim.clip or math.inf)
-            if opponent is not None:
-                found, more = opponent.clip()
-                terms, norms = terms | found, norms + more
-            terms = dict(team.means([terms])[0])  # so that all processes decide alike
-            # The device decides whether the step is finite, and nobody waits for it: its numbers are read when the next
-            # step has got as far as here.
-            bad, numbers = nonfinite_flag(terms), PendingMetrics(terms, norms)
-            told.flush()
-            update(optimizer, bad)
-            optimizer.zero_grad(set_to_none=True)
-            if opponent is not None:
-                opponent.step(progress, bad)
-            step += 1
-            if ema:
-                ema.update(net, step, bad)
-
-            # What is told of it.
-            row = {"step": step, "images": images_at(step), "epoch": epoch_at(step), "lr": lr}
-            due = due or step % eval_steps == 0 or step == total
-            if due:
-                numbers.wait()  # what stands on the screen is of work that is done
-            speed = meter.report() if due or step % REPORT_STEPS == 0 else {}
-            told.pending = StepRecord(row, numbers, parts, speed, shown=due)
-            if due:
-                told.flush()
-        save(log, told)
+            overdue = not checkpoints.busy and time.monotonic() - last_saved > config.save_every
+            stop, save, show = run.parallel.any(interrupted(), overdue and group.is_main, log.due())
+            if save:
+                save_checkpoint(run, state, checkpoints, reporter)
+                last_saved = time.monotonic()
+            if stop or state.step >= plan.total:
+                break
+            record = train_step(run, state, plan, batches, reporter)
+            reporter.submit(record, on_screen=show or plan.evaluates_after(state.step))
+        save_checkpoint(run, state, checkpoints, reporter)
         checkpoints.wait()
-        for name, why in team.merged(train.bad).items():
-            log.message(f"left out: {name}: {why}")
-    return Outcome(step, step >= total and evaluated == step, best, task.headline)
+        log_bad_images(log, group.all_gather(dict(run.train_loader.bad)))
+    finished = state.step >= plan.total and state.last_evaluated == state.step
+    return Outcome(state.step, finished, state.best, run.task.headline)
 
 
-def _resume(
-    checkpoints: Checkpoints,
-    out: Path,
-    identity: Facts,
-    net: Network,
-    ema: Ema | None,
-    optimizer: torch.optim.Optimizer,
-    opponent: Adversary | None,
-    loader: Loader,
-    team: SingleProcess,
-    guard: AnomalyDetector,
-) -> tuple[int, int, dict[str, float], list[str]]:
-    """Step, step of the last evaluation, its best figures, and what to say."""
-    if team.first:
-        checkpoints.tidy()
-    team.agree()  # so that none reads before
-    found = checkpoints.newest()
-    if found is None:
-        return 0, 0, {}, []
-    checkpoint, notes = found
-    facts = checkpoint.facts
-    require_same(out, facts["identity"], identity)
-    scatter(checkpoint, net, ema, optimizer, opponent)
-    loader.load_state_dict(facts["loader"])
-    guard.load_state_dict(facts["guard"])
-    return facts["step"], facts["evaluated"], facts["best"], [*notes, f"going on from step {facts['step']}"]
+def prepare_training(run: Run) -> TrainState:
+    """Spread the run over its processes, and return the state of step 0."""
+    config = run.config.loop
+    ema = Ema(run.net, config.ema) if config.ema else None
+    run.parallel.split_loaders(run.train_loader, run.eval_loader)
+    run.parallel.parallelize(run.net, ema, run.task, run.adversary)
+    return TrainState(
+        net=run.net,
+        optimizer=make_optimizer(run.net, run.config.optim),
+        loader=run.train_loader,
+        anomalies=AnomalyDetector(run.folder, config.on_nonfinite, run.parallel.group),
+        ema=ema,
+        adversary=run.adversary,
+    )
 
 
-def _evaluate(task: Task, net: Network, loader: Iterable[Batch], autocast: Any) -> dict[str, float]:
-    net.eval()
-    with autocast():
-        return dict(task.evaluate(net, loader))
+def resume(run: Run, state: TrainState, checkpoints: Checkpoints) -> list[str]:
+    """Restore the newest checkpoint if there is one, and return messages for the log.
+
+    Raises:
+        CheckpointError: it is of another run, or all checkpoints are damaged.
+    """
+    if run.parallel.group.is_main:
+        checkpoints.remove_partial()
+    run.parallel.group.barrier()  # so that no process reads before
+    newest = checkpoints.newest()
+    if newest is None:
+        return []
+    checkpoint, messages = newest
+    facts = dict(checkpoint.facts)
+    require_same(run.folder, facts.pop("identity"), resume_identity(run.config_dict()))
+    state.load_tensors(checkpoint)
+    state.load_state_dict(facts)
+    return [*messages, f"resuming from step {state.step}"]
 
 
-def _scores(epoch: float, figures: dict[str, float], best: bool) -> str:
-    scores = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name != "count")
-    return f"epoch {epoch:.2f}: {scores}" + ("  (best)" if best else "")
+def save_checkpoint(run: Run, state: TrainState, checkpoints: Checkpoints, reporter: StepReporter) -> None:
+    """Save the state, in the background; whatever is pending is logged first."""
+    reporter.flush()
+    reporter.log.sync()
+    with run.throughput.timed("saving"):
+        facts = {"identity": resume_identity(run.config_dict()), **state.state_dict()}
+        checkpoints.save(state.step, state.tensors(), facts)
 
 
-def _to_the_end(work: Callable[[], T]) -> T | None:
-    return work()
+def evaluate_if_due(
+    run: Run, state: TrainState, plan: StepPlan, log: RunLog | NullLog, interrupted: Interrupts
+) -> None:
+    """Evaluate after some of the steps, and save the best network. A signal aborts it, if there is one process."""
+    step, parallel = state.step, run.parallel
+    if step == state.last_evaluated or not plan.evaluates_after(step):
+        return
+    # Several processes evaluate to the end: if one aborted, the others would wait for its part.
+    abortable = interrupted.abortable if parallel.group.size == 1 else lambda work: work()
+    with run.throughput.paused(), parallel.full_network(state.evaluated_net) as net:
+        evaluation = functools.partial(
+            _evaluate, run.task, net, parallel.eval_batches(run.eval_loader), run.autocast
+        )
+        metrics = abortable(evaluation)
+        if metrics is not None:
+            log.write([{"step": step, "images": step * plan.images_per_step, "eval": metrics}])
+            best = not state.best or run.task.rank(metrics) > run.task.rank(state.best)
+            if best:
+                state.best = {**metrics, "step": step}
+                if parallel.group.is_main:
+                    run.save_best_network(net, metrics)
+            log.message(_summary(plan.epoch(step), metrics, best))
+            if run.on_evaluation is not None and parallel.group.is_main:
+                abortable(functools.partial(run.on_evaluation, run.folder, step))
+    if not interrupted.aborted:
+        state.last_evaluated = step
+        set_train_mode(run.net)
+
+
+def train_step(
+    run: Run, state: TrainState, plan: StepPlan, batches: Iterator[Batch], reporter: StepReporter
+) -> StepRecord:
+    """Do one step: forward and backward passes over its batches, then the update.
+
+    The device decides whether the step is finite, and the host does not wait for it: the values of a step are read when
+    the next one has been queued up to its update.
+    """
+    config, optim = run.config.loop, run.config.optim
+    progress = (state.step + 0.5) / plan.total  # the middle of the step: no step is at 0
+    lr = lr_at(progress, optim)
+    set_lr(state.optimizer, lr)
+    values: dict[str, torch.Tensor] = {}
+    used: list[Batch] = []
+    for part in range(config.accumulate):
+        with run.throughput.timed("waiting"):
+            batch = cast(TrainBatch, to_device(next(batches), run.device))
+        batch["seed"], batch["progress"] = (config.seed, state.step, part), progress
+        for name, value in backward(run, batch, last=part == config.accumulate - 1).items():
+            values[name] = values.get(name, 0) + value
+        used.append(batch)
+        run.throughput.images += batch["shard"].total if "shard" in batch else len(batch["label"])
+    values["grad_norm"], norms = clip(run.net, optim.clip or math.inf)
+    if run.adversary is not None:
+        more_values, more_norms = run.adversary.clip()
+        values, norms = values | more_values, norms + more_norms
+    values = run.parallel.mean(values)  # so that all processes decide alike
+    skip, metrics = nonfinite_flag(values), PendingMetrics(values, norms)
+    reporter.flush()
+    update(state.optimizer, skip)
+    state.optimizer.zero_grad(set_to_none=True)
+    if run.adversary is not None:
+        run.adversary.step(progress, skip)
+    state.step += 1
+    if state.ema:
+        state.ema.update(run.net, state.step, skip)
+    row = {"step": state.step, "images": state.step * plan.images_per_step, "epoch": plan.epoch(state.step)}
+    return StepRecord({**row, "lr": lr}, metrics, used)
+
+
+def backward(run: Run, batch: TrainBatch, last: bool) -> dict[str, torch.Tensor]:
+    """Add the gradients of a batch, and return its part of the step's values.
+
+    Args:
+        last: whether it is the last batch of the step.
+    """
+    accumulate = run.config.loop.accumulate
+    torch.manual_seed(_mixed(*batch["seed"]))
+    with run.parallel.step_context(batch, last):
+        weight = distributed.shard_weight()
+        with run.autocast():
+            loss, logs, adversary_inputs = run.parallel.loss(batch)
+        (loss * weight / accumulate).backward()
+        if run.adversary is not None:
+            logs = logs | run.adversary.backward(adversary_inputs, weight / accumulate, run.autocast)
+    return {name: value * weight / accumulate for name, value in {"loss": loss.detach(), **logs}.items()}
+
+
+def open_log(run: Run, state: TrainState, plan: StepPlan) -> RunLog | NullLog:
+    """Return the log of the run, which only the main process has."""
+    if not run.parallel.group.is_main:
+        return NullLog()
+    config = run.config.loop
+    return RunLog(
+        run.folder, plan.total, state.step, config.log_every, config.tensorboard, state.last_evaluated
+    )
+
+
+def log_bad_images(log: RunLog | NullLog, bad_images: Sequence[dict[str, str]]) -> None:
+    """Log which images could not be read, and why."""
+    for name, reason in {name: reason for bad in bad_images for name, reason in bad.items()}.items():
+        log.message(f"left out: {name}: {reason}")
 
 
 def set_train_mode(net: Network) -> None:
-    """Training mode for what learns. A frozen part runs as in evaluation: its statistics stay and it drops nothing."""
+    """Set training mode for all parts that are trained. Frozen parts stay in evaluation mode: their running statistics
+    do not change and they drop nothing."""
     net.train()
     for part in net.modules():
         parameters = list(part.parameters())
@@ -277,32 +285,49 @@ def set_train_mode(net: Network) -> None:
             part.eval()
 
 
-def endless_batches(loader: Loader, team: SingleProcess | None = None) -> Iterator[Batch]:
-    """Epoch after epoch.
+def endless_batches(loader: Loader, parallel: SingleProcess | None = None) -> Iterator[Batch]:
+    """Yield the batches of one epoch after the other.
 
     Raises:
-        UserError: an epoch without a single image that could be read.
+        DataError: no image of an epoch could be read.
     """
-    team = team or SingleProcess()
+    parallel = parallel or SingleProcess()
     while True:
-        read = False
-        for batch in team.batches(loader):
-            read = True
+        empty = True
+        for batch in parallel.train_batches(loader):
+            empty = False
             yield batch
-        if not read and loader.bad:  # without any bad, a run was gone on from at an epoch's very end
+        if (
+            empty and loader.bad
+        ):  # an epoch without bad images is empty if the run was resumed at its very end
             first = next(iter(loader.bad.values()))
-            raise UserError(f"no training image could be read; the first: {first}")
+            raise DataError(f"no training image could be read; the first: {first}")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device, but for what numpy's draws depend on."""
-    return {
-        k: copy_to_device(v, device) if isinstance(v, torch.Tensor) and k != "aspect" else v for k, v in batch.items()
-    }
+    """Copy a batch to the device, except "aspect", which numpy's random draws depend on."""
+    return cast(
+        Batch,
+        {
+            name: copy_to_device(value, device) if isinstance(value, torch.Tensor) and name != "aspect" else value
+            for name, value in batch.items()
+        },
+    )
 
 
-def _stream(*numbers: int) -> int:
-    """One seed from several numbers, for what draws from torch's own stream (drop path, dropout)."""
+def _evaluate(task: Task, net: Network, batches: Iterable[Batch], autocast: Any) -> dict[str, float]:
+    net.eval()
+    with autocast():
+        return dict(task.evaluate(net, batches))
+
+
+def _summary(epoch: float, metrics: dict[str, float], best: bool) -> str:
+    text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "count")
+    return f"epoch {epoch:.2f}: {text}" + ("  (best)" if best else "")
+
+
+def _mixed(*numbers: int) -> int:
+    """Return one seed made from several numbers, for torch's global generator (drop path, dropout)."""
     import numpy as np
 
     return int(np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0])

@@ -1,36 +1,55 @@
-"""The contract between a training task and the loop."""
+"""The contract between a training task and the training loop."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.data.config import AugmentConfig
+from triptych.data.example import Batch, TrainBatch
 
-Batch = dict[str, Any]
+
+class AdversaryInputs(NamedTuple):
+    """What an adversary is trained to tell apart, without gradients to the trained network."""
+
+    real: Float[Tensor, "b 3 h w"]
+    """Training images, as the network got them."""
+    generated: Float[Tensor, "b 3 h w"]
+    """What the network made of them."""
+
+
+class LossOutput(NamedTuple):
+    """What a task computes for a batch. A named tuple, in which DDP and FSDP find the loss."""
+
+    loss: Float[Tensor, ""]
+    """Mean loss of the batch, in fp32."""
+    logs: dict[str, Tensor]
+    """Values for the log, without gradients."""
+    adversary_inputs: AdversaryInputs | None = None
+    """Inputs of the adversary; None if the run has none, or if it does not take part yet."""
 
 
 class Task(Protocol):
-    """What the loop needs to know of a task."""
+    """What the training loop needs to know of a task."""
 
     headline: str
-    """The figure that says how good a model is."""
+    """The metric that says how good a model is."""
     config: AugmentConfig
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The mean loss of a batch in fp32, and what to log of it. `batch["seed"]` is all its randomness,
-        `batch["progress"]` the share of the run that is done. What an opponent needs is left in the batch."""
+    def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
+        """Return the loss of a batch. All randomness is a function of `batch["seed"]`; `batch["progress"]` is the
+        fraction of the run that is done."""
         ...
 
     def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
-        """Figures by name."""
+        """Yield metrics by name."""
         ...
 
-    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
-        """What orders evaluations; the greatest marks the best weights."""
+    def rank(self, metrics: dict[str, float]) -> tuple[float, ...]:
+        """Return a key that orders evaluations: the greatest is of the best weights."""
         ...
 
     def product(self, net: Any) -> Any:
-        """Of what was trained, the network that is kept."""
+        """Return the network to save, made from the trained network."""
         ...

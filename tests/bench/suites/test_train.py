@@ -16,8 +16,8 @@ from triptych.bench.measurements.train_step import learner
 from triptych.bench.peers import readers
 from triptych.bench.suites import train
 from triptych.cli import main
-from triptych.train import loop
 from triptych.train.loop import Outcome
+from triptych.train.monitoring import step_reporter
 from triptych.weights import load
 
 PEAKS = {"fp32": 1e12, "bf16": 1e12}
@@ -119,8 +119,8 @@ def test_memory_of_both_sides(monkeypatch, diffusion):
 
 
 def test_what_the_loop_adds_and_the_cache_saves(diffusion, monkeypatch):
-    monkeypatch.setattr(loop, "REPORT_STEPS", 4)
-    monkeypatch.setattr(train_loop, "REPORT_STEPS", 4)
+    monkeypatch.setattr(step_reporter, "SPEED_STEPS", 4)
+    monkeypatch.setattr(train_loop, "SPEED_STEPS", 4)
     model = diffusion[0].folder / "model.safetensors"
     table = train_loop.whole_loops(train.QUICK.loops, model)
     assert len(table.rows) == 3

@@ -40,9 +40,10 @@ from triptych.train.configs.second_stage import (
     SamplesConfig,
     SecondStageConfig,
 )
-from triptych.train.distributed.parallelize import Pass, leaves_out
-from triptych.train.distributed.process_group import _this_start, world_size
+from triptych.train.distributed.parallelize import LossModule, has_unused_parameters
+from triptych.train.distributed.process_group import _agree_on_prefix, world_size
 from triptych.train.runner import prepare
+from triptych.train.task import LossOutput
 
 LOADING = DataConfig(batch_size=6, workers=0, eval_fraction=0.2, eval_batch_size=2)
 LOOP = LoopConfig(epochs=2, ema=0.9, precision="fp32", device="cpu")
@@ -299,7 +300,7 @@ def test_a_step_that_one_process_spoils_is_skipped_by_all(
         assert sorted(one.get("ids", ())) == sorted(two.get("ids", ()))
         assert one.get("loss", 0.0) == pytest.approx(two.get("loss", 0.0), rel=1e-5)
     (tensors, facts), (others, other_facts) = final(tmp_path), final(found)
-    assert facts["guard"]["skipped"] == other_facts["guard"]["skipped"]
+    assert facts["anomalies"]["skipped"] == other_facts["anomalies"]["skipped"]
     for key, tensor in tensors.items():
         torch.testing.assert_close(others[key], tensor, atol=2e-4, rtol=1e-3)
     steps = [key for key in tensors if key.endswith(".step")]
@@ -338,7 +339,7 @@ def test_a_process_that_dies_is_started_again_and_the_run_goes_on(configs, alone
     config = by(configs["vit"], "fsdp", save_every=0.0)
     said = torchrun([Job(config, tmp_path / "r", dies=5)], tmp_path, "--max-restarts", "1")
     assert (tmp_path / "r.died").exists()
-    assert "going on from step" in said
+    assert "resuming from step" in said
     for one, two in zip(rows(alone / "vit"), rows(tmp_path / "r"), strict=True):
         assert one["step"] == two["step"]
         if "loss" in one:
@@ -350,7 +351,7 @@ def test_a_start_is_not_taken_for_an_earlier_one_of_the_same_store():
     found = []
     for _ in range(3):
         with ThreadPoolExecutor(3) as pool:
-            names = set(pool.map(lambda rank: _this_start(store, rank, 3), (1, 2, 0)))
+            names = set(pool.map(lambda rank: _agree_on_prefix(store, rank, 3), (1, 2, 0)))
         assert len(names) == 1
         found += names
     assert len(set(found)) == 3
@@ -365,12 +366,12 @@ def test_activations_that_are_computed_again_change_nothing(configs, alone, tmp_
 def test_parameters_that_are_left_out_are_found_without_a_trace():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), BatchNorm(4), torch.nn.Linear(2, 2))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    step = Pass(net, lambda net, batch: (net[1](net[0](batch["image"])).square().mean(), {}))
+    step = LossModule(net, lambda net, batch: LossOutput(net[1](net[0](batch["image"])).square().mean(), {}))
     batch = {"image": torch.randn(2, 3, 5, 5)}
     torch.manual_seed(1)
-    assert leaves_out(step, batch, [net])
+    assert has_unused_parameters(step, batch, [net])
     net[2].requires_grad_(False)
-    assert not leaves_out(step, batch, [net])
+    assert not has_unused_parameters(step, batch, [net])
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
@@ -384,7 +385,7 @@ TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
             {"parallel": "fsdp"},
             8,
             {},
-            "--loop.parallel fsdp needs processes to train together; start them with torchrun",
+            "--loop.parallel fsdp needs several processes; start them with torchrun",
         ),
         (
             {"parallel": "none"},

@@ -71,7 +71,7 @@ def vq(config) -> CompressConfig:
 
 
 def first_batch(parts, progress=1.0):
-    return {**next(endless_batches(parts.train)), "seed": (0, 0, 0), "progress": progress}
+    return {**next(endless_batches(parts.train_loader)), "seed": (0, 0, 0), "progress": progress}
 
 
 def grads(net):
@@ -188,7 +188,7 @@ def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
     (one, facts), (other, others) = final(tmp_path / "whole"), final(tmp_path / "cut")
     assert facts == others
     assert one.keys() == other.keys()
-    assert any(name.startswith("opponent.optimizer.") for name in one)
+    assert any(name.startswith("adversary.optimizer.") for name in one)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     whole, cut_off = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
     assert whole == cut_off
@@ -216,13 +216,14 @@ def test_the_perceptual_distance_moves_the_autoencoder(config):
 def test_neither_step_leaves_a_gradient_in_the_other_network(config):
     parts = prepare(config)
     batch = first_batch(parts)
-    opponent = parts.adversary
-    parts.task.loss(parts.net, batch)[0].backward()
-    assert all(p.grad is None for p in opponent.net.parameters())
+    adversary = parts.adversary
+    output = parts.task.loss(parts.net, batch)
+    output.loss.backward()
+    assert all(p.grad is None for p in adversary.net.parameters())
     before = grads(parts.net)
     assert len(before) == len(list(parts.net.autoencoder.parameters()))
-    opponent.backward(batch, 1.0, parts.autocast)
-    assert all(p.grad is not None for p in opponent.net.parameters())
+    adversary.backward(output.adversary_inputs, 1.0, parts.autocast)
+    assert all(p.grad is not None for p in adversary.net.parameters())
     after = grads(parts.net)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -236,11 +237,11 @@ def test_both_networks_learn_at_each_step_from_the_start_on(config, tmp_path):
     steps = len(rows)
     for row in rows:
         active = (row["step"] - 0.5) / steps >= 0.3
-        assert ("fooled" in row) == ("discriminator" in row) == ("opponent_grad_norm" in row) == active
+        assert ("fooled" in row) == ("discriminator" in row) == ("adversary_grad_norm" in row) == active
         assert row["grad_norm"] > 0
     tensors = final(tmp_path)[0]
-    assert not torch.equal(tensors["opponent.net.conv_in.weight"], start["conv_in.weight"])
-    assert tensors["opponent.optimizer.conv_in.weight.step"] == sum("fooled" in row for row in rows)
+    assert not torch.equal(tensors["adversary.net.conv_in.weight"], start["conv_in.weight"])
+    assert tensors["adversary.optimizer.conv_in.weight.step"] == sum("fooled" in row for row in rows)
 
 
 def test_the_loss_is_its_definition_and_so_is_its_gradient(config):
@@ -251,13 +252,13 @@ def test_the_loss_is_its_definition_and_so_is_its_gradient(config):
         parts.net.logvar.data.fill_(0.7)
         task, net, last = parts.task, parts.net, parts.net.autoencoder.decoder.conv_out.weight
         torch.manual_seed(0)
-        loss, logs = task.loss(net, batch := first_batch(parts))
+        loss, logs, inputs = task.loss(net, first_batch(parts))
         loss.backward()
         fast = grads(net)
         net.zero_grad()
 
         torch.manual_seed(0)
-        images = batch["real"]
+        images = inputs.real
         out, bound, _ = task.through(net, images)
         rest = task.error(out, images)[0] * torch.exp(-net.logvar) + net.logvar
         fooled = fool(task.discriminator(out), made.discriminator)

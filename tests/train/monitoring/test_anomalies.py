@@ -14,7 +14,7 @@ from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
 
 from triptych.errors import UserError
 from triptych.train import run
-from triptych.train.monitoring.anomalies import LEAST, AnomalyDetector
+from triptych.train.monitoring.anomalies import MIN_LOSSES, AnomalyDetector
 from triptych.train.tasks.classification import Classify
 
 
@@ -23,8 +23,8 @@ def break_steps(monkeypatch, *steps):
     sound = Classify.loss
 
     def broken(self, model, batch):
-        loss, logs = sound(self, model, batch)
-        return (loss * float("nan") if batch["seed"][1] in steps else loss), logs
+        output = sound(self, model, batch)
+        return output._replace(loss=output.loss * math.nan) if batch["seed"][1] in steps else output
 
     monkeypatch.setattr(Classify, "loss", broken)
 
@@ -34,7 +34,8 @@ def test_a_loss_that_is_no_number_stops_the_run_with_what_it_was_made_of(config,
     often = replace(config, loop=replace(config.loop, save_every=0.0))
     with pytest.raises(
         UserError,
-        match=r"loss is nan at step 5 \(with grad_norm\), on .*png .*; all is in .*nonfinite-step-5.json. Go on with",
+        match=r"loss is nan at step 5 \(with grad_norm\), on .*png .*; details are in .*nonfinite-step-5.json. "
+        "Resume with",
     ):
         run(often, tmp_path)
     assert max(steps_kept(tmp_path)) <= 4
@@ -42,7 +43,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_what_it_was_made_of(config,
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     about = json.loads((tmp_path / "nonfinite-step-5.json").read_text())
     assert about["terms"] == {"loss": "nan", "grad_norm": "nan"}
-    assert len(about["gradients"]) == 20 < about["gradients_in_all"]
+    assert len(about["gradients"]) == 20 < about["num_gradients"]
     assert "patch.proj.weight" in about["gradients"]
     (batch,) = about["batches"]
     assert batch["seed"] == [0, 4, 0]
@@ -79,7 +80,9 @@ def test_a_step_that_is_skipped_learns_nothing_and_the_run_goes_on(config, tmp_p
 
 def test_a_run_that_only_skips_stops(config, tmp_path, monkeypatch):
     break_steps(monkeypatch, *range(2, 99))
-    with pytest.raises(UserError, match=r"loss is nan at step 12 .* So were the 9 steps before"):
+    with pytest.raises(
+        UserError, match=r"loss is nan at step 12 .* The 9 steps before were not finite either"
+    ):
         run(replace(config, loop=replace(config.loop, on_nonfinite="skip")), tmp_path)
 
 
@@ -102,7 +105,7 @@ def test_a_spike_stands_out_of_the_spread_of_those_before_it(tmp_path):
     assert guard.spike(0.0) is None  # lower is no alarm
     assert AnomalyDetector(tmp_path, "stop").spike(1e9) is None
     flat = AnomalyDetector(tmp_path, "stop")
-    for _ in range(LEAST):
+    for _ in range(MIN_LOSSES):
         assert flat.spike(1.0) is None
     assert flat.spike(1.005) is None  # without any spread a thousandth of the loss is one deviation
     assert flat.spike(1.02) == pytest.approx(20, rel=1e-6)
@@ -112,15 +115,15 @@ def test_a_jump_of_the_loss_is_said_with_its_examples(config, tmp_path, monkeypa
     sound = Classify.loss
 
     def jumping(self, model, batch):
-        loss, logs = sound(self, model, batch)
-        return loss * (1000 if batch["seed"][1] == LEAST + 2 else 1), logs
+        output = sound(self, model, batch)
+        return output._replace(loss=output.loss * (1000 if batch["seed"][1] == MIN_LOSSES + 2 else 1))
 
     monkeypatch.setattr(Classify, "loss", jumping)
     run(replace(config, loop=replace(config.loop, epochs=10)), tmp_path)
     row = next(row for row in rows(tmp_path) if "spike" in row)
-    assert row["step"] == LEAST + 3
+    assert row["step"] == MIN_LOSSES + 3
     assert len(row["ids"]) == 8
-    assert f"step {LEAST + 3}: the loss jumped to" in capsys.readouterr().err
+    assert f"step {MIN_LOSSES + 3}: loss spike to" in capsys.readouterr().err
 
 
 def test_pictures_that_changed_are_named(short, pictures, tmp_path):

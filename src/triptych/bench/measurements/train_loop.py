@@ -24,7 +24,7 @@ from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 from triptych.train.configs.base import ClassifyConfig, LoopConfig
 from triptych.train.configs.second_stage import LatentCacheConfig, SamplesConfig, SecondStageConfig
-from triptych.train.loop import REPORT_STEPS
+from triptych.train.monitoring.step_reporter import SPEED_STEPS
 from triptych.train.runner import Run, RunConfig, prepare
 from triptych.train.runner import run as train
 from triptych.train.second_stage.latent_cache import LatentCache
@@ -47,7 +47,7 @@ class LoopPlan:
     unet: tuple[str, ...] = ()
     """Changes to unet-emoji."""
     windows: int = 1
-    """Times `REPORT_STEPS` steps that are measured of a run, after the first ones."""
+    """Times `SPEED_STEPS` steps that are measured of a run, after the first ones."""
     rounds: int = 2
     paint_steps: int = 10
 
@@ -85,7 +85,7 @@ def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
             sides: dict[str, Callable[[], float]] = {
                 "ours": lambda config=config, waited=waited: whole(config, waited),
                 "plain": lambda plain=plain: (
-                    timed(lambda: [plain() for _ in range(REPORT_STEPS // 2)])() / (REPORT_STEPS // 2)
+                    timed(lambda: [plain() for _ in range(SPEED_STEPS // 2)])() / (SPEED_STEPS // 2)
                 ),
             }
             done = interleave(sides, plan.rounds, warmup=0).found
@@ -216,13 +216,13 @@ def loading(plan: LoopPlan) -> DataConfig:
 
 def loop(plan: LoopPlan) -> LoopConfig:
     """Long enough for the windows, with one evaluation, at the end."""
-    steps = REPORT_STEPS * (1 + plan.windows)
+    steps = SPEED_STEPS * (1 + plan.windows)
     batches = (plan.pictures - max(1, round(0.05 * plan.pictures))) // plan.batch
     return LoopConfig(epochs=steps / max(batches, 1), ema=0.999, eval_every=1e9, log_every=1e9)
 
 
 def whole(config: RunConfig, waited: list[float] | None = None) -> float:
-    """Seconds a step of a run, by its own account, after the first `REPORT_STEPS`; and the share it waited."""
+    """Seconds a step of a run, by its own account, after the first `SPEED_STEPS`; and the share it waited."""
     with tempfile.TemporaryDirectory() as place:
         if not train(config, Path(place) / "run").finished:
             raise KeyboardInterrupt  # which the run took for a wish to go on later

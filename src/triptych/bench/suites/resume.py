@@ -38,7 +38,7 @@ from triptych.train.configs.second_stage import (
 )
 from triptych.train.ema import Ema
 from triptych.train.optim import make_optimizer
-from triptych.train.state import gather
+from triptych.train.state import collect_tensors
 
 log = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ def saving(plan: Plan, folder: Path) -> Table:
             if i == 0 and how != "none":
                 number += 1
                 began = time.perf_counter()
-                kept.save(number, gather(net, ema, optimizer), {"step": number})
+                kept.save(number, collect_tensors(net, ema, optimizer), {"step": number})
                 if how == "waited for":
                     kept.wait()
                     written.append(time.perf_counter() - began)
@@ -311,7 +311,7 @@ def saving(plan: Plan, folder: Path) -> Table:
     times = interleave(
         {how: lambda how=how: steps(how) for how in hows}, plan.rounds, patience=plan.patience
     ).found
-    megabytes = _bytes(gather(net, ema, optimizer)) / 1e6
+    megabytes = _bytes(collect_tensors(net, ema, optimizer)) / 1e6
     kept.close()
     rows = [
         {

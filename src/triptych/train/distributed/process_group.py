@@ -1,4 +1,4 @@
-"""How processes that torchrun started meet, and what they must have in common."""
+"""The process group of processes that torchrun started."""
 
 import contextlib
 import os
@@ -11,127 +11,123 @@ from typing import Any
 import torch
 
 from triptych import distributed
-from triptych.distributed import ProcessGroup
-from triptych.errors import UserError
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
+from triptych.errors import ConfigError, DeviceError
 from triptych.train.configs.base import LoopConfig
 
-PATIENCE = timedelta(hours=2)  # for the process that evaluates, encodes or writes longest
+TIMEOUT = timedelta(hours=2)  # for the process that evaluates, encodes or writes longest
 
 
 @contextlib.contextmanager
 def join_processes(config: LoopConfig, batch_size: int) -> Iterator[ProcessGroup]:
-    """Meet the other processes, if torchrun started any; this one has its device from then on.
+    """Join the other processes if torchrun started any, and set the CUDA device of this one.
 
     Raises:
-        UserError: what `processes` refuses, or another process ended.
+        TriptychError: as `world_size`, or another process ended.
     """
     size = world_size(config, batch_size, os.environ)
     if size is None:
-        yield distributed.world
+        yield SINGLE_PROCESS
         return
     import torch.distributed as dist
 
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
     if cuda:
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"this is process {local + 1} of a machine with {torch.cuda.device_count()} GPUs; start one a GPU, "
-                "or give --loop.device cpu"
+        if local_rank >= torch.cuda.device_count():
+            raise DeviceError(
+                f"this is process {local_rank + 1} of a machine with {torch.cuda.device_count()} GPUs; start one "
+                "process per GPU, or give --loop.device cpu"
             )
-        torch.cuda.set_device(local)
-    mine = not dist.is_initialized()
-    if mine:
+        torch.cuda.set_device(local_rank)
+    initialized = dist.is_initialized()
+    if not initialized:
         init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    distributed.world.rank, distributed.world.size = rank, size
-    distributed.world.cpu_group, distributed.world.checkpoint_group = (
-        dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)
-    )
+    cpu_group, checkpoint_group = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
+    group = ProcessGroup(rank, size, cpu_group, checkpoint_group)
+    distributed.world = group
     try:
-        yield distributed.world
-    except RuntimeError as problem:
-        if "Connection closed by peer" in str(problem) or "Connection reset" in str(problem):
-            raise UserError(
-                "another process of this run ended; it says why, or its machine does"
-            ) from problem
+        yield group
+    except RuntimeError as error:
+        if "Connection closed by peer" in str(error) or "Connection reset" in str(error):
+            raise DeviceError(
+                "another process of this run ended; its own output, or that of its machine, has the reason"
+            ) from error
         raise
     finally:
-        (
-            distributed.world.rank,
-            distributed.world.size,
-            distributed.world.cpu_group,
-            distributed.world.checkpoint_group,
-        ) = 0, 1, None, None
-        if mine:
+        distributed.world = SINGLE_PROCESS
+        if not initialized:
             dist.destroy_process_group()
 
 
 def init_process_group(backend: str) -> None:
-    """`torch.distributed.init_process_group` for processes that torchrun started, the first time or again.
+    """Call `torch.distributed.init_process_group` for processes that torchrun started, the first time or again.
 
-    The agent of torchrun keeps its store when it starts them again, and with it the addresses of the dead, which the
-    living would wait for (PyTorch 2.11 to 2.13). So what each start writes there has a prefix of its own.
+    The agent of torchrun keeps its store when it restarts processes, and with it the addresses of the dead ones, which
+    the living would wait for (PyTorch 2.11 to 2.13). So what each start writes there gets a prefix of its own.
     """
     import torch.distributed as dist
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=PATIENCE))
-    store = dist.PrefixStore(_this_start(store, rank, size), store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=TIMEOUT))
+    store = dist.PrefixStore(_agree_on_prefix(store, rank, size), store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 
-def _this_start(store: Any, rank: int, size: int) -> str:
-    """A name that the processes of this start have agreed on, and none before had.
+def _agree_on_prefix(store: Any, rank: int, size: int) -> str:
+    """Return a name that all processes of this start agree on and that no earlier start had.
 
-    Each other one leaves a number that nobody else has, and waits for an answer to it. The first answers whatever it
-    finds, which may be of an earlier start, until all say that they know the name.
+    Every process but the first writes a unique token and waits for an answer to it. The first process answers every
+    token that it finds, which may be of an earlier start, until all processes have confirmed the name.
     """
-    mine = uuid.uuid4().hex
+    own = uuid.uuid4().hex
     if rank:
-        store.set(f"triptych/{rank}", mine)
-        name = store.get(f"triptych/{mine}").decode()
+        store.set(f"triptych/{rank}", own)
+        name = store.get(f"triptych/{own}").decode()
         store.set(f"triptych/{name}/{rank}", "")
         return name
     missing, answered = set(range(1, size)), {}
-    end = time.monotonic() + PATIENCE.total_seconds()
-    while missing := {other for other in missing if not store.check([f"triptych/{mine}/{other}"])}:
+    end = time.monotonic() + TIMEOUT.total_seconds()
+    while missing := {other for other in missing if not store.check([f"triptych/{own}/{other}"])}:
         if time.monotonic() > end:
-            raise UserError(f"of {size} processes {len(missing)} did not come; see what they say")
+            raise DeviceError(f"{len(missing)} of {size} processes did not start; see their output")
         for other in missing:
             if store.check([f"triptych/{other}"]):
-                number = store.get(f"triptych/{other}").decode()
-                if answered.get(other) != number:
-                    store.set(f"triptych/{number}", mine)
-                    answered[other] = number
+                token = store.get(f"triptych/{other}").decode()
+                if answered.get(other) != token:
+                    store.set(f"triptych/{token}", own)
+                    answered[other] = token
         time.sleep(0.01)
-    return mine
+    return own
 
 
 def world_size(config: LoopConfig, batch_size: int, environment: Mapping[str, str]) -> int | None:
-    """How many train together, by what torchrun says; None for a process alone, without `torch.distributed`.
+    """Return the number of processes that train together, from torchrun's environment variables; None for a single
+    process without `torch.distributed`.
 
     Raises:
-        UserError: a way to train together and no others, others and no way, or a batch that cannot be divided.
+        ConfigError: `config.parallel` needs several processes and there is one, or the reverse; or the batch cannot be
+            divided among them.
     """
     size = int(environment.get("WORLD_SIZE", "1")) if "RANK" in environment else 0
     if config.parallel in ("ddp", "fsdp") and not size:
-        raise UserError(
-            f"--loop.parallel {config.parallel} needs processes to train together; start them with torchrun "
+        raise ConfigError(
+            f"--loop.parallel {config.parallel} needs several processes; start them with torchrun "
             "--nproc-per-node N -m triptych train ..., or leave it out"
         )
     if size <= 1 and config.parallel in ("auto", "none"):
         return None
     if config.parallel == "none":
-        raise UserError(
+        raise ConfigError(
             f"torchrun started {size} processes and --loop.parallel is none; give ddp or fsdp, or leave it out"
         )
     if batch_size % size:
         near = max(1, round(batch_size / size)) * size
-        raise UserError(
+        raise ConfigError(
             f"the batch of {batch_size} cannot be divided among {size} processes; give --loading.batch-size {near}"
         )
     if config.device not in ("auto", "cpu", "cuda"):
-        raise UserError(
+        raise ConfigError(
             f"--loop.device is {config.device} for {size} processes; give cpu, or cuda for one GPU each"
         )
     return size

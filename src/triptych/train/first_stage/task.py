@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from triptych import distributed
 from triptych.data.augment.batch import augment
 from triptych.data.config import AugmentConfig
+from triptych.data.example import Batch, TrainBatch
 from triptych.evaluation.feature_extractor import Extractor
 from triptych.evaluation.latent_statistics import Normalisation
 from triptych.evaluation.reconstruction import measure_reconstruction
@@ -22,8 +23,8 @@ from triptych.network import Network
 from triptych.train.configs.first_stage import CompressConfig, DiscriminatorConfig
 from triptych.train.first_stage.codebook import Codebook
 from triptych.train.monitoring.image_grid import make_grid, save_png
+from triptych.train.task import AdversaryInputs, LossOutput
 
-Batch = dict[str, Any]
 Images = Float[Tensor, "b 3 h w"]
 Scalar = Float[Tensor, ""]
 
@@ -68,7 +69,7 @@ class Compress:
         self.shown: tuple[Images, Images] | None = None
         self.normalisation: Normalisation | None = None
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Scalar, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
         with torch.autocast(batch["image"].device.type, enabled=False):
             images, _ = augment(batch["image"], None, self.config, batch["seed"], aspect=batch["aspect"])
         assert isinstance(model, Compression)
@@ -84,8 +85,10 @@ class Compress:
         pull = pull * torch.exp(-spread.detach())
         if spread.requires_grad:
             logs["logvar"] = spread.detach().clone()
+        inputs = None
         if self.takes_part(batch):
             assert self.discriminator is not None
+            inputs = AdversaryInputs(images, made.detach())
             fooled = fool(self.discriminator(seen).float(), self.how.discriminator)
             # Batch norms let a picture feel what is said of those of other processes, each by its weight; this one's
             # is left for the loop to give.
@@ -99,9 +102,8 @@ class Compress:
                 )
             pull, loss = pull + weight * push, loss + weight * fooled.detach()
             logs |= {"fooled": fooled.detach(), "adaptive": weight}
-        batch["real"], batch["made"] = images, made.detach()
         way = (made * pull).sum()
-        return loss + (way - way.detach()), logs
+        return LossOutput(loss + (way - way.detach()), logs, inputs)
 
     def through(
         self, model: Compression, images: Images, learn: bool = True
@@ -129,17 +131,15 @@ class Compress:
         apart = self.distance(made, images).mean()
         return pixels + self.how.perceptual.weight * apart, {**logs, "perceptual": apart.detach()}
 
-    def takes_part(self, batch: Batch) -> bool:
+    def takes_part(self, batch: TrainBatch) -> bool:
         """Whether the discriminator does by now."""
         return self.discriminator is not None and batch["progress"] >= self.start
 
-    def against(self, batch: Batch) -> tuple[Scalar | None, dict[str, Tensor]]:
-        """The discriminator's loss on the pictures and reconstructions that `loss` left in the batch."""
-        if not self.takes_part(batch):
-            return None, {}
+    def against(self, inputs: AdversaryInputs) -> tuple[Scalar, dict[str, Tensor]]:
+        """The discriminator's loss on pictures and their reconstructions."""
         assert self.discriminator is not None
-        real = self.discriminator(batch["real"]).float()
-        made = self.discriminator(batch["made"]).float()
+        real = self.discriminator(inputs.real).float()
+        made = self.discriminator(inputs.generated).float()
         if self.how.discriminator.loss == "hinge":
             loss = (F.relu(1 - real).mean() + F.relu(1 + made).mean()) / 2
         else:
@@ -196,5 +196,5 @@ def adaptive_weight(made: Images, last: Tensor, pull: Images, push: Images) -> S
     """
     (one,) = torch.autograd.grad(made, last, pull, retain_graph=True)
     (other,) = torch.autograd.grad(made, last, push, retain_graph=True)
-    one, other = (distributed.sum_over_batch(each) / distributed.world.size for each in (one, other))
+    one, other = (distributed.mean_over_processes(each) for each in (one, other))
     return (one.float().norm() / (other.float().norm() + 1e-4)).clamp(0, MOST)

@@ -1,4 +1,4 @@
-"""What a run watches for: numbers that are none, and losses that jump."""
+"""Detection of NaN or infinite values and of spikes of the loss."""
 
 import json
 import math
@@ -11,35 +11,36 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from triptych import distributed
 from triptych.atomic_write import write_atomically, write_text_atomically
-from triptych.errors import UserError
+from triptych.data.example import Batch
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
+from triptych.errors import TriptychError
 
-Batch = dict[str, Any]
-
-WINDOW = 100  # losses that the next is held against
-LEAST = 30  # of them, before any is called a spike
-SPIKE = 10.0  # robust deviations from the median
-IN_A_ROW = 10  # steps without a finite gradient, after which skipping more teaches nothing
-NAMED = 20  # names that are written of many
+WINDOW = 100  # losses that the next one is compared with
+MIN_LOSSES = 30  # of them, before a loss is called a spike
+SPIKE = 10.0  # robust standard deviations above the median
+MAX_SKIPPED = 10  # steps in a row without a finite gradient before the run stops in any case
+MAX_NAMES = 20  # names of gradients that are written
 
 
 class AnomalyDetector:
-    """Looks at each step's numbers, once they are there; the update waits for `skipped` alone.
+    """Checks the values of each step once they have arrived. (The update itself only depends on `nonfinite_flag`.)
 
     Its state belongs to the checkpoint: whether a loss is a spike depends on those before it.
 
     Args:
-        folder: of the run; what was not finite is written there.
-        on_nonfinite: "stop" raises, "skip" leaves the update out and goes on.
-        rank: of this process among several, which are all told the same numbers; each writes of its own examples.
+        folder: the run's folder, where values that are not finite are documented.
+        on_nonfinite: "stop" raises, "skip" skips the update.
+        group: the processes of the run. All get the same values; each writes the examples that it has.
     """
 
-    def __init__(self, folder: Path, on_nonfinite: Literal["stop", "skip"], rank: int | None = None):
-        self.folder, self.on_nonfinite, self.rank = folder, on_nonfinite, rank
+    def __init__(
+        self, folder: Path, on_nonfinite: Literal["stop", "skip"], group: ProcessGroup = SINGLE_PROCESS
+    ):
+        self.folder, self.on_nonfinite, self.group = folder, on_nonfinite, group
         self.losses: list[float] = []
         self.skipped = 0
-        """Steps in a row without an update."""
+        """Skipped steps in a row."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self.losses, "skipped": self.skipped}
@@ -47,64 +48,66 @@ class AnomalyDetector:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses, self.skipped = list(state["losses"]), state["skipped"]
 
-    def finite(
-        self, step: int, terms: dict[str, float], gradients: Sequence[str], batches: Sequence[Batch]
+    def is_finite(
+        self, step: int, values: dict[str, float], gradients: Sequence[str], batches: Sequence[Batch]
     ) -> bool:
-        """Whether the step's update was made: what `skipped` made of the same numbers.
+        """Return whether the step was updated, which is what `nonfinite_flag` decided from the same values.
 
         Args:
-            terms: the loss, what it was added up from, and norms of gradients.
+            values: the loss, its terms, and norms of gradients.
             gradients: names of the parameters whose gradients are not finite.
-            batches: that it was made of.
+            batches: the batches of the step.
 
         Raises:
-            UserError: something is not finite, and the run is to stop; it names what, where, and what was written.
+            TriptychError: a value is not finite and the run is to stop; names the value, its examples, and the file
+                that documents it.
         """
-        wrong = nonfinite_names(terms)
-        if not any(map(_decides, wrong)):
+        names = nonfinite_names(values)
+        if not any(map(_decides, names)):
             self.skipped = 0
             return True
         self.skipped += 1
-        path = self._write(step, {name: terms[name] for name in wrong}, gradients, batches)
-        first = f"{wrong[0]} is {terms[wrong[0]]} at step {step}"
-        if self.on_nonfinite == "skip" and self.skipped < IN_A_ROW:
+        path = self._write(step, {name: values[name] for name in names}, gradients, batches)
+        first = f"{names[0]} is {values[names[0]]} at step {step}"
+        if self.on_nonfinite == "skip" and self.skipped < MAX_SKIPPED:
             return False
-        names = [name for batch in batches for name in batch["id"]]
-        more = f" (with {', '.join(wrong[1:4])})" if wrong[1:] else ""
-        raise UserError(
-            f"{first}{more}, on {', '.join(names[:3])}{' ...' if names[3:] else ''}; all is in {path}. "
+        ids = [id_ for batch in batches for id_ in batch["id"]]
+        more = f" (with {', '.join(names[1:4])})" if names[1:] else ""
+        raise TriptychError(
+            f"{first}{more}, on {', '.join(ids[:3])}{' ...' if ids[3:] else ''}; details are in {path}. "
             + (
-                "Go on with --loop.on-nonfinite skip, or start again into another --out with a lower --optim.lr or "
+                "Resume with --loop.on-nonfinite skip, or start again into another --out with a lower --optim.lr or "
                 "--loop.precision fp32"
                 if self.on_nonfinite == "stop"
-                else f"So were the {IN_A_ROW - 1} steps before: start again into another --out with a lower --optim.lr"
+                else f"The {MAX_SKIPPED - 1} steps before were not finite either: start again into another --out with "
+                "a lower --optim.lr"
             )
         )
 
     def spike(self, loss: float) -> float | None:
-        """How far `loss` lies above the median of those before it, in robust standard deviations (1.4826 times the
-        median absolute deviation, that of a normal distribution); None where that is nothing to speak of."""
+        """Return how far `loss` is above the median of the losses before it, in robust standard deviations (1.4826
+        times the median absolute deviation, as for a normal distribution); None if it is not a spike."""
         before, self.losses = self.losses, [*self.losses, loss][-WINDOW:]
-        if len(before) < LEAST:
+        if len(before) < MIN_LOSSES:
             return None
         median = statistics.median(before)
-        spread = 1.4826 * statistics.median(abs(value - median) for value in before)
-        height = (loss - median) / max(spread, 1e-3 * abs(median), 1e-12)
+        deviation = 1.4826 * statistics.median(abs(value - median) for value in before)
+        height = (loss - median) / max(deviation, 1e-3 * abs(median), 1e-12)
         return height if height > SPIKE else None
 
     def _write(
-        self, step: int, wrong: dict[str, float], gradients: Sequence[str], batches: Sequence[Batch]
+        self, step: int, values: dict[str, float], gradients: Sequence[str], batches: Sequence[Batch]
     ) -> Path:
-        """Which terms and gradients, of which examples; and the batches' tensors beside it."""
-        of = "" if self.rank is None else f"-rank-{self.rank}"
-        path = self.folder / f"nonfinite-step-{step}{of}.json"
-        about = {
+        """Write values, gradients and examples as JSON, and the tensors of the batches beside it."""
+        suffix = f"-rank-{self.group.rank}" if self.group.size > 1 else ""
+        path = self.folder / f"nonfinite-step-{step}{suffix}.json"
+        report = {
             "step": step,
-            "terms": {name: str(value) for name, value in wrong.items()},
-            "gradients": list(gradients[:NAMED]),
-            "gradients_in_all": len(gradients),
+            "terms": {name: str(value) for name, value in values.items()},
+            "gradients": list(gradients[:MAX_NAMES]),
+            "num_gradients": len(gradients),
             "batches": [
-                {"seed": list(batch["seed"]), "ids": batch["id"], "rows": batch.get("row")}
+                {"seed": list(batch.get("seed", ())), "ids": batch["id"], "rows": batch.get("row")}
                 for batch in batches
             ],
         }
@@ -116,14 +119,14 @@ class AnomalyDetector:
         }
         data = to_safetensors(tensors)
         write_atomically(path.with_suffix(".safetensors"), lambda file: file.write(data))
-        write_text_atomically(path, json.dumps(about, indent=1) + "\n")
+        write_text_atomically(path, json.dumps(report, indent=1) + "\n")
         return path
 
 
-def nonfinite_flag(terms: Mapping[str, Tensor]) -> Tensor:
-    """1 if the loss or a norm of gradients is infinite or no number, else 0: in fp32 and on their device, where it can
-    be acted on by `optim.update` before anybody here knows."""
-    deciding = [_number(value) for name, value in terms.items() if _decides(name)]
+def nonfinite_flag(values: Mapping[str, Tensor]) -> Tensor:
+    """Return 1 if the loss or the norm of a gradient is infinite or NaN, else 0: in fp32 on their device, where
+    `optim.update` acts on it before the host knows."""
+    deciding = [_scalar(value) for name, value in values.items() if _decides(name)]
     return (~torch.stack(deciding).isfinite().all()).float()
 
 
@@ -132,50 +135,47 @@ def _decides(name: str) -> bool:
 
 
 class PendingMetrics:
-    """A step's numbers on their way from the device: nobody waits for them before they are read.
+    """The values of a step on their way from the device; only `read` and `wait` wait for them.
 
     Args:
-        terms: as `Guard.finite` takes them.
+        values: as `AnomalyDetector.is_finite` takes them.
         gradients: names of parameters, and the norms of their gradients.
     """
 
-    def __init__(self, terms: Mapping[str, Tensor], gradients: Sequence[tuple[str, Tensor]]):
-        self.terms, self.gradients = list(terms), [name for name, _ in gradients]
-        values = torch.stack([*map(_number, terms.values()), *(norm for _, norm in gradients)])
-        self.values, self.come = values, None
-        if values.is_cuda:  # elsewhere they are fetched when they are read
-            self.values = values.to("cpu", non_blocking=True)  # which pins the memory that it copies to
-            self.come = torch.cuda.Event()
-            self.come.record(torch.cuda.current_stream(values.device))
+    def __init__(self, values: Mapping[str, Tensor], gradients: Sequence[tuple[str, Tensor]]):
+        self.names, self.gradients = list(values), [name for name, _ in gradients]
+        self.numbers = torch.stack([*map(_scalar, values.values()), *(norm for _, norm in gradients)])
+        self.arrived: torch.cuda.Event | None = None
+        if self.numbers.is_cuda:  # on other devices they are copied when they are read
+            device = self.numbers.device
+            self.numbers = self.numbers.to("cpu", non_blocking=True)  # into pinned memory
+            self.arrived = torch.cuda.Event()
+            self.arrived.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
-        """Until a GPU has got as far as here."""
-        if self.come is not None:
-            self.come.synchronize()
+        """Wait until a GPU has computed them."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
 
     def read(self) -> tuple[dict[str, float], list[str]]:
-        """The terms, and the names of gradients that are not finite."""
+        """Return the values, and the names of the gradients that are not finite."""
         self.wait()
-        values, count = self.values.tolist(), len(self.terms)
-        norms = zip(self.gradients, values[count:], strict=True)
-        return dict(zip(self.terms, values[:count], strict=True)), [
-            n for n, v in norms if not math.isfinite(v)
-        ]
+        numbers, count = self.numbers.tolist(), len(self.names)
+        norms = zip(self.gradients, numbers[count:], strict=True)
+        values = dict(zip(self.names, numbers[:count], strict=True))
+        return values, [name for name, norm in norms if not math.isfinite(norm)]
 
 
-def _number(value: Tensor) -> Tensor:
+def _scalar(value: Tensor) -> Tensor:
     return value.detach().float().reshape(())
 
 
-def example_ids(batches: Iterable[Batch]) -> list[str]:
-    """Names of all examples of a step, of all processes, which all call this."""
-    return [
-        name
-        for part in distributed.all_gather([n for batch in batches for n in batch["id"]])
-        for name in part
-    ]
+def example_ids(batches: Iterable[Batch], group: ProcessGroup) -> list[str]:
+    """Return the ids of all examples of a step, of all processes; every process calls this."""
+    own = [id_ for batch in batches for id_ in batch["id"]]
+    return [id_ for ids in group.all_gather(own) for id_ in ids]
 
 
-def nonfinite_names(terms: dict[str, float]) -> list[str]:
-    """Names of those that are infinite or no number."""
-    return [name for name, value in terms.items() if not math.isfinite(value)]
+def nonfinite_names(values: dict[str, float]) -> list[str]:
+    """Return the names of the values that are infinite or NaN."""
+    return [name for name, value in values.items() if not math.isfinite(value)]

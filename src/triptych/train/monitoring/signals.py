@@ -1,4 +1,4 @@
-"""What a run does on SIGINT (ctrl-C) and SIGTERM (slurm, systemd, docker, timeout): it saves, and ends."""
+"""SIGINT (ctrl-C) and SIGTERM (slurm, systemd, docker, timeout): the run saves a checkpoint and ends."""
 
 import contextlib
 import signal
@@ -9,55 +9,56 @@ T = TypeVar("T")
 
 
 class Interrupts:
-    """Whether one came. A run asks between two steps; what takes longer than a step is `breakable`."""
+    """Whether a signal was received. A run asks between two steps; work that is longer than a step is `abortable`."""
 
     def __init__(self) -> None:
         self.received = self.aborted = False
-        self._at_once = False
+        self._abort_now = False
 
     def __call__(self) -> bool:
         return self.received
 
     def handle(self, number: int, _frame: Any = None) -> None:
-        """A signal: the second SIGINT interrupts at once, as it does in every program."""
+        """Handle a signal. The second SIGINT interrupts at once, as in every program."""
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
-        if self._at_once:
-            self._at_once = False  # a second one must not break what the first one's way out does
-            raise _BrokenOff
+        if self._abort_now:
+            self._abort_now = False  # a second signal must not abort what the first one's way out does
+            raise _Abort
 
     def abortable(self, work: Callable[[], T]) -> T | None:
-        """What `work` gives; a signal breaks it off, or keeps it from beginning, and `broke` says so."""
+        """Return the result of `work`. A signal aborts it, or keeps it from starting: then return None and set
+        `aborted`."""
         try:
-            self._at_once = True
+            self._abort_now = True
             if self.received:
-                raise _BrokenOff
+                raise _Abort
             result = work()
-            self._at_once = False
+            self._abort_now = False
             return result
-        except _BrokenOff:
-            self._at_once, self.aborted = False, True
+        except _Abort:
+            self._abort_now, self.aborted = False, True
             return None
         except BaseException:
-            self._at_once = False
+            self._abort_now = False
             raise
 
 
-class _BrokenOff(BaseException):
+class _Abort(BaseException):
     pass
 
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[Interrupts]:
-    """Listen to both signals inside the block, in the main thread; elsewhere they are the caller's business."""
-    found = Interrupts()
+    """Handle both signals inside of the block. Only the main thread can; in others the caller handles them."""
+    state = Interrupts()
     try:
-        before = {number: signal.signal(number, found.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, state.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:
         before = {}
     try:
-        yield found
+        yield state
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

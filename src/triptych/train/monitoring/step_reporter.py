@@ -1,10 +1,11 @@
-"""What is told of a step: a row of the log, and what the guard says of it."""
+"""Reports of each step: a row of the log, and what the anomaly detector finds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from triptych.data.example import Batch
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.train.monitoring.anomalies import (
     AnomalyDetector,
-    Batch,
     PendingMetrics,
     example_ids,
     nonfinite_names,
@@ -12,73 +13,94 @@ from triptych.train.monitoring.anomalies import (
 from triptych.train.monitoring.log import NullLog, Row, RunLog
 from triptych.train.monitoring.throughput import Throughput, format_speed
 
+SPEED_STEPS = 50  # steps between rows that report the speed
+
 
 @dataclass
 class StepRecord:
-    """What a step leaves to be told."""
+    """What is reported of a step."""
 
     row: Row
-    numbers: PendingMetrics
-    parts: list[Batch]
-    """The batches that it was made of."""
-    speed: Row
-    """Empty but for some."""
-    shown: bool
-    """On the screen."""
+    metrics: PendingMetrics
+    batches: list[Batch]
+    speed: Row = field(default_factory=dict)
+    """Throughput since the last report of it; empty in most steps."""
+    on_screen: bool = False
 
 
 class StepReporter:
-    """Tells of each step when the next one has been queued, so that the device always has something to do: the numbers
-    have come by then. Whatever depends on a step settles it first: an evaluation, a checkpoint, a line on the screen.
+    """Reports each step when the next one has been queued, so that the device always has work: by then its values have
+    arrived. Whatever depends on a step flushes the reporter first: an evaluation, a checkpoint, a line on the screen.
 
-    A step that is to stop the run does so from here. The next one's update has not been made then, and nothing of
-    either is saved.
+    A step that stops the run raises from here. The next step has not been applied then, and nothing of either step is
+    saved.
 
-    Several processes settle at the same points: they exchange the names of examples. A failure elsewhere, which one of
-    them may have by itself, settles the last step of a process that is alone.
+    All processes flush at the same points, since they exchange the ids of examples. After a failure elsewhere, which
+    may be that of one process only, the last step is still reported if there is a single process.
     """
 
-    def __init__(self, log: RunLog | NullLog, guard: AnomalyDetector, meter: Throughput, alone: bool):
-        self.log, self.guard, self.meter, self.alone = log, guard, meter, alone
+    def __init__(
+        self,
+        log: RunLog | NullLog,
+        anomalies: AnomalyDetector,
+        throughput: Throughput,
+        group: ProcessGroup = SINGLE_PROCESS,
+    ):
+        self.log, self.anomalies, self.throughput, self.group = log, anomalies, throughput, group
         self.pending: StepRecord | None = None
 
-    def flush(self) -> None:
-        """Tell of the last step, if that has not been done.
+    def submit(self, record: StepRecord, on_screen: bool) -> None:
+        """Report a step later, or now if it is to be on the screen.
 
         Raises:
-            UserError: it was not finite, and the run is to stop; the log cannot be written.
+            TriptychError: as `flush`.
         """
-        told, self.pending = self.pending, None
-        if told is None:
+        if on_screen:
+            record.metrics.wait()  # so that the speed is that of finished work
+        if on_screen or record.row["step"] % SPEED_STEPS == 0:
+            record.speed = self.throughput.report()
+        record.on_screen = on_screen
+        self.pending = record
+        if on_screen:
+            self.flush()
+
+    def flush(self) -> None:
+        """Report the pending step, if there is one.
+
+        Raises:
+            TriptychError: it was not finite and the run is to stop, or the log cannot be written.
+        """
+        record, self.pending = self.pending, None
+        if record is None:
             return
-        row, step = told.row, told.row["step"]
-        values, gradients = told.numbers.read()
-        if self.guard.finite(step, values, gradients, told.parts):
+        row, step = record.row, record.row["step"]
+        values, gradients = record.metrics.read()
+        if self.anomalies.is_finite(step, values, gradients, record.batches):
             row |= values
-            height = self.guard.spike(values["loss"])
+            height = self.anomalies.spike(values["loss"])
             if height is not None:
-                row |= {"spike": height, "ids": example_ids(told.parts)}
+                row |= {"spike": height, "ids": example_ids(record.batches, self.group)}
                 self.log.message(
-                    f"step {step}: the loss jumped to {values['loss']:.4g}, {height:.0f} deviations up; "
-                    "its examples are in log.jsonl"
+                    f"step {step}: loss spike to {values['loss']:.4g}, {height:.0f} standard deviations above the "
+                    "median; the examples are in log.jsonl"
                 )
         else:
-            wrong = nonfinite_names(values)
-            row |= {"skipped": wrong, "ids": example_ids(told.parts)}
+            names = nonfinite_names(values)
+            row |= {"skipped": names, "ids": example_ids(record.batches, self.group)}
             self.log.message(
-                f"step {step} is skipped: {', '.join(wrong)} not finite; see nonfinite-step-{step}.json"
+                f"step {step} skipped: {', '.join(names)} not finite; see nonfinite-step-{step}.json"
             )
-        row |= told.speed
-        if told.shown:
-            line = f"epoch {row['epoch']:.2f}  loss {values['loss']:.3f}  {format_speed(told.speed)}"
+        row |= record.speed
+        if record.on_screen:
+            line = f"epoch {row['epoch']:.2f}  loss {values['loss']:.3f}  {format_speed(record.speed)}"
             self.log.show(step, line)
-        if told.speed and (line := self.meter.starvation_warning(told.speed)):
-            self.log.message(line)
+        if record.speed and (warning := self.throughput.starvation_warning(record.speed)):
+            self.log.message(warning)
         self.log.write([row])
 
     def __enter__(self) -> "StepReporter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_problem: object) -> None:
-        if self.alone and kind is not None and issubclass(kind, Exception):
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if self.group.size == 1 and kind is not None and issubclass(kind, Exception):
             self.flush()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from triptych import distributed
 from triptych.data.augment.batch import augment, preprocess_batch
 from triptych.data.config import AugmentConfig
+from triptych.data.example import Batch, TrainBatch
 from triptych.device import copy_to_device
 from triptych.diffusion.config import NoiseConfig
 from triptych.diffusion.loss import diffusion_loss
@@ -26,7 +27,7 @@ from triptych.network import Network
 from triptych.train.configs.second_stage import SamplesConfig
 from triptych.train.second_stage.conditions import Chosen, Condition
 from triptych.train.second_stage.samples import paint, write_sheet
-from triptych.train.task import Batch
+from triptych.train.task import LossOutput
 
 
 class SecondStage(Network):
@@ -83,14 +84,14 @@ class Denoise:
         self.samples, self.bucketed = samples, bucketed
         self.painted: Float[Tensor, "n 3 h w"] | None = None  # at the last evaluation
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
         rng, generator = streams(batch["seed"], batch["label"].device)
         chosen = self.said.choose(batch["row"], rng)
         chosen = np.where(
             distributed.draw_rows(len(chosen), rng.random) < self.drop, self.said.nothing, chosen
         )
         x0 = self.latents(batch, rng, generator)
-        return self.error(model, x0, self.said, chosen, generator), {}
+        return LossOutput(self.error(model, x0, self.said, chosen, generator), {})
 
     def error(
         self,

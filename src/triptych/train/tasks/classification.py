@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from triptych import weights
 from triptych.data.augment.batch import augment
 from triptych.data.config import AugmentConfig
+from triptych.data.example import Batch, TrainBatch
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
 from triptych.device import copy_to_device
@@ -24,7 +25,7 @@ from triptych.models.registry import build, config_for
 from triptych.network import Network
 from triptych.train.configs.base import ClassifyConfig
 from triptych.train.runner import Run, make_run, match_preprocessing
-from triptych.train.task import Batch
+from triptych.train.task import LossOutput
 from triptych.train.tasks.initial_network import freeze, origin, parsed, set_drop_path, started_from
 
 
@@ -45,7 +46,7 @@ class Classify:
         self.config, self.card, self.num_classes, self.kind = config, card, num_classes, loss
         self.teacher = teacher
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
         with torch.autocast(batch["image"].device.type, enabled=False):  # pixels are warped and mixed in fp32
             images, targets = augment(
                 batch["image"], batch["label"], self.config, batch["seed"], self.num_classes, batch["aspect"]
@@ -60,7 +61,7 @@ class Classify:
         if self.teacher is not None:
             loss = self.teacher.join(loss, logits, images, self.card)
         right = (logits.argmax(1) == batch["label"]).float().mean()
-        return loss, {"train_top1": right.detach()}
+        return LossOutput(loss, {"train_top1": right.detach()})
 
     def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
         figures = measure_classification(

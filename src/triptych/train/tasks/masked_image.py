@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from triptych import distributed
 from triptych.data.augment.batch import augment, preprocess_batch
 from triptych.data.config import AugmentConfig
+from triptych.data.example import Batch, TrainBatch
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
 from triptych.device import copy_to_device
@@ -23,7 +24,7 @@ from triptych.model_card import Card
 from triptych.models.registry import build, config_for
 from triptych.train.configs.base import PretrainConfig
 from triptych.train.runner import Run, make_run, match_preprocessing
-from triptych.train.task import Batch
+from triptych.train.task import LossOutput
 from triptych.train.tasks.initial_network import origin, parsed, set_drop_path, started_from
 
 
@@ -36,10 +37,10 @@ class MaskedPixels:
     def __init__(self, config: AugmentConfig, card: Card, patch: int, ratio: float):
         self.config, self.card, self.patch, self.ratio = config, card, patch, ratio
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
         with torch.autocast(batch["image"].device.type, enabled=False):
             images, _ = augment(batch["image"], None, self.config, batch["seed"], aspect=batch["aspect"])
-        return self.error(model, images, batch["seed"]), {}
+        return LossOutput(self.error(model, images, batch["seed"]), {})
 
     def error(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], seed: Sequence[int]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from triptych import distributed, weights
 from triptych.data.augment.batch import augment_with_masks
 from triptych.data.config import AugmentConfig
+from triptych.data.example import Batch, TrainBatch
 from triptych.data.loading.loader import make_loader
 from triptych.data.masks import void_label
 from triptych.data.open import train_and_eval
@@ -24,7 +25,7 @@ from triptych.models.swin import Swin
 from triptych.network import Network
 from triptych.train.configs.base import LossConfig, SegmentConfig
 from triptych.train.runner import Run, make_run, match_preprocessing
-from triptych.train.task import Batch
+from triptych.train.task import LossOutput
 from triptych.train.tasks.initial_network import freeze, origin, parsed, set_drop_path
 
 
@@ -36,7 +37,7 @@ class Segment:
     def __init__(self, config: AugmentConfig, card: Card, num_classes: int, loss: LossConfig):
         self.config, self.card, self.num_classes, self.weights = config, card, num_classes, loss
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
         with torch.autocast(batch["image"].device.type, enabled=False):
             images, masks = augment_with_masks(
                 batch["image"], batch["mask"], self.config, batch["seed"], batch["aspect"]
@@ -49,7 +50,9 @@ class Segment:
             loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights)
         known = masks != void_label(self.num_classes)
         right = distributed.sum_over_batch(((logits.argmax(1) == masks) & known).sum())
-        return loss, {"train_pixels": right / distributed.sum_over_batch(known.sum()).clamp(min=1)}
+        return LossOutput(
+            loss, {"train_pixels": right / distributed.sum_over_batch(known.sum()).clamp(min=1)}
+        )
 
     def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
         figures = measure_segmentation(model, loader, self.card.preprocess, self.num_classes)
