@@ -48,8 +48,8 @@ FLAGS = {
     " --compile --batch-size --workers --on-bad-image --json",
     "train latent-diffusion": f"""
         --out --dry-run --json
-        --data --first-stage --condition --image-encoder --model --model-args --init --prediction --train
-        --image-size --buckets --drop-condition
+        --data --model --model-args --init --image-size --first-stage --condition --image-encoder --prediction --train
+        --buckets --drop-condition
         --text.encoder --text.vocabulary --text.length --text.width --text.depth --text.head-dim --text.train
         --lora.rank --lora.alpha --lora.feed-forward --word.name --word.like --word.vectors --word.templates
         --process.schedule --process.beta-start --process.beta-end --process.steps --process.zero-terminal-snr

@@ -12,8 +12,10 @@ from safetensors import safe_open
 from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, UserError
 from triptych.train import dry_run, evaluate, run
+from triptych.train.configs.registry import TASKS, run_from_json, run_to_json
+from triptych.train.run_folder import config_of
 
 
 def test_it_learns_and_leaves_a_run_that_loads(config, tmp_path):
@@ -56,7 +58,7 @@ def test_rows_after_the_checkpoint_are_done_again_not_kept_twice(config, tmp_pat
 def test_another_config_is_refused_and_harmless_changes_are_not(short, tmp_path):
     run(short, tmp_path)
     with pytest.raises(
-        UserError, match=r"holds a run with optim.lr 0.003, and 0.0001 was asked for; give the same command"
+        UserError, match=r"has a run with optim.lr 0.003, and 0.0001 was requested; give the same command"
     ):
         run(replace(short, optim=replace(short.optim, lr=1e-4)), tmp_path)
     assert (
@@ -70,12 +72,34 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(short, tmp_path):
     net = tp.create("vit-ti16", depth=1, image_size=32)
     tp.export(net, tmp_path / "hf", format="hf")
     before = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
-    with pytest.raises(UserError, match="is not of a training run; give another --out"):
+    with pytest.raises(UserError, match="does not belong to a training run; give another --out"):
         run(short, tmp_path / "hf")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file, and a folder"):
         run(short, tmp_path / "file")
+
+
+def test_config_json_names_version_and_task(short, tmp_path):
+    run(short, tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    assert content["triptych"] == {"version": 1, "task": "classification"}
+    assert config_of(tmp_path) == short
+    for tag in (None, {"version": 2, "task": "classification"}, {"version": 1, "task": "dreaming"}):
+        other = {name: value for name, value in content.items() if name != "triptych"}
+        path.write_text(json.dumps(other if tag is None else {"triptych": tag, **other}))
+        for refused in (lambda: run(short, tmp_path), lambda: evaluate(tmp_path)):
+            with pytest.raises(CheckpointError, match="was written by another version of triptych"):
+                refused()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_config_of_each_task_is_read_back(task):
+    config = TASKS[task].config()
+    content = json.loads(json.dumps(run_to_json(config)))
+    assert content["triptych"]["task"] == task
+    assert run_from_json(content, "config.json") == config
 
 
 def test_pictures_of_which_none_can_be_read_end_the_run(short, tmp_path):

@@ -86,7 +86,7 @@ def test_a_refused_command_leaves_the_folder_to_the_corrected_one(tmp_path, caps
     capsys.readouterr()
     assert main(line) == 0
     assert main([*line, "--augment.mixup", "0.2"]) == 2  # a run that was made is not given up
-    assert "holds a run with augment.mixup 0.0" in capsys.readouterr().err
+    assert "has a run with augment.mixup 0.0" in capsys.readouterr().err
     assert (tmp_path / "run" / "config.json").exists()
 
 

@@ -242,15 +242,11 @@ def generated(
 
 
 def data_of_run(model: str) -> str:
-    """The data that a RUN folder was trained on; "" for any other model."""
-    path = Path(model) / "config.json"
-    if not model or not path.is_file():
-        return ""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return ""
-    return str(config.get("data", "")) if isinstance(config, dict) and "loading" in config else ""
+    """Return the data that a RUN folder was trained on; an empty string for anything else."""
+    from triptych.train.run_folder import config_of
+
+    config = config_of(model) if model else None
+    return "" if config is None else config.data
 
 
 def common_size(files: Sequence[Path]) -> tuple[int, int] | None:

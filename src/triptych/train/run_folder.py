@@ -1,4 +1,7 @@
-"""Which run a folder belongs to: the same command goes on, another one is refused before anything is written."""
+"""The RUN folder: which run it belongs to, and what it says about its data.
+
+The same command resumes the run; another one is refused before anything is written.
+"""
 
 import contextlib
 import json
@@ -7,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from triptych.atomic_write import write_text_atomically
-from triptych.config import first_difference, from_json
+from triptych.config import first_difference
 from triptych.data.config import DataConfig
 from triptych.data.open import open_source, train_and_eval
 from triptych.data.source import Source
-from triptych.errors import UserError
-from triptych.train.configs.registry import RunConfig, kind_of
+from triptych.errors import CheckpointError, StorageError
+from triptych.train.configs.registry import RunConfig, check_version, is_run_json, run_from_json
 
-ConfigDict = dict[str, Any]  # a config as JSON, and the fingerprint of its data
+ConfigDict = dict[
+    str, Any
+]  # the content of config.json: version, task, fields, and the fingerprint of the data
 
-# What may change from one call to the next without making it another run.
+# Fields that may differ when a run is resumed.
 CHANGEABLE = {
     "": ("features",),
     "loop": (
@@ -27,83 +32,93 @@ CHANGEABLE = {
     "cache": ("folder", "shard", "batch_size"),
     "samples": ("count", "prompts", "steps", "guidance"),
 }
+CONFIG = "config.json"
 EXAMPLES = "examples.json.gz"
-# What a run leaves, besides its config.
+# What a run writes, besides its config.
 OUTPUTS = ("model.safetensors", "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
 
 
-def resume_identity(said: ConfigDict) -> ConfigDict:
-    """`said` without what is free to change."""
+def resume_identity(config: ConfigDict) -> ConfigDict:
+    """Return a config without the fields that may differ when its run is resumed."""
     return {
         name: {k: v for k, v in value.items() if k not in CHANGEABLE.get(name, ())}
         if isinstance(value, dict)
         else value
-        for name, value in said.items()
+        for name, value in config.items()
         if name not in CHANGEABLE[""]
     }
 
 
-def claim(out: Path, said: ConfigDict, changed: Callable[[], str] = str) -> None:
-    """Make `out` the folder of this run by writing its config.json.
+def claim(out: Path, config: ConfigDict, data_changes: Callable[[], str] = str) -> None:
+    """Make `out` the folder of a run by writing its config.json.
 
     Args:
-        changed: called where the data is not what it was; says in what.
+        config: the content of config.json.
+        data_changes: called if the data has changed; describes how.
 
     Raises:
-        UserError: it is the folder of another run, or of something else.
+        CheckpointError: it is the folder of another run, or of something else.
+        StorageError: it is a file, or cannot be written.
     """
-    path = out / "config.json"
+    path = out / CONFIG
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, and a folder for the run is needed; give another --out")
+        raise StorageError(f"{out} is a file, and a folder for the run is needed; give another --out")
     if path.exists():
         try:
-            was = json.loads(path.read_text(encoding="utf-8"))
+            existing = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            was = None
-        if not isinstance(was, dict) or "fingerprint" not in was:
-            raise UserError(f"{path} is not of a training run; give another --out")
-        require_same(out, resume_identity(was), resume_identity(said), changed)
+            existing = None
+        if not is_run_json(existing):
+            raise CheckpointError(f"{path} does not belong to a training run; give another --out")
+        check_version(existing, path)
+        require_same(out, resume_identity(existing), resume_identity(config), data_changes)
     elif any((out / name).exists() for name in OUTPUTS):
-        raise UserError(f"{out} holds files of something else and no config.json; give another --out")
-    write_text_atomically(path, json.dumps(said, indent=1) + "\n")
+        raise CheckpointError(f"{out} has files of something else and no {CONFIG}; give another --out")
+    write_text_atomically(path, json.dumps(config, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def claim_folder(out: Path, said: ConfigDict, changed: Callable[[], str] = str) -> Iterator[None]:
-    """`claim` for as long as a run goes on, and for good once it has left anything. One that is refused before, at its
-    first batch perhaps, gives the folder up, so that the corrected command may have it."""
-    was_there, was_claimed = out.exists(), (out / "config.json").exists()
-    claim(out, said, changed)
+def claim_folder(out: Path, config: ConfigDict, data_changes: Callable[[], str] = str) -> Iterator[None]:
+    """`claim` a folder while a run trains, and permanently once it has written anything. If the run is refused before,
+    perhaps at its first batch, the folder is released, so that the corrected command can use it."""
+    existed, claimed = out.exists(), (out / CONFIG).exists()
+    claim(out, config, data_changes)
     try:
         yield
     except Exception:
         log = out / "log.jsonl"
-        learnt = any((out / name).exists() for name in OUTPUTS if name != log.name)
-        if not (was_claimed or learnt or (log.exists() and log.stat().st_size)):
+        trained = any((out / name).exists() for name in OUTPUTS if name != log.name)
+        if not (claimed or trained or (log.exists() and log.stat().st_size)):
             log.unlink(missing_ok=True)
             (out / EXAMPLES).unlink(missing_ok=True)
-            (out / "config.json").unlink()
-            if not was_there and not any(out.iterdir()):
+            (out / CONFIG).unlink()
+            if not existed and not any(out.iterdir()):
                 out.rmdir()
         raise
 
 
-def require_same(out: Path, was: ConfigDict, now: ConfigDict, changed: Callable[[], str] = str) -> None:
-    """Refuse to go on with another run's state; the message names the first difference."""
-    found = first_difference(was, now)
-    if found is None:
+def require_same(
+    out: Path, existing: ConfigDict, config: ConfigDict, data_changes: Callable[[], str] = str
+) -> None:
+    """Refuse to resume another run.
+
+    Raises:
+        CheckpointError: the two configs differ; names the first difference.
+    """
+    difference = first_difference(existing, config)
+    if difference is None:
         return
-    name, before, after = found
+    name, before, after = difference
     if name == "fingerprint":
-        more = " or the first stage" if "first_stage" in now else ""
-        what = changed()
-        raise UserError(
-            f"the pictures in {now.get('data')}{more} changed since the run in {out} began"
-            f"{': ' if what else ''}{what}; bring them back to go on, or give another --out"
+        more = " or the first stage" if "first_stage" in config else ""
+        changes = data_changes()
+        raise CheckpointError(
+            f"the images in {config.get('data')}{more} changed since the run in {out} began"
+            f"{': ' if changes else ''}{changes}; restore them to resume, or give another --out"
         )
-    raise UserError(
-        f"{out} holds a run with {name} {before!r}, and {after!r} was asked for; "
-        "give the same command to go on, or another --out"
+    raise CheckpointError(
+        f"{out} has a run with {name} {before!r}, and {after!r} was requested; give the same command to resume it, or "
+        "another --out"
     )
 
 
@@ -125,21 +140,18 @@ def _same(data: str, other: str) -> bool:
 
 
 def config_of(folder: str | Path) -> RunConfig | None:
-    """Read the config of a RUN folder; None of anything else.
+    """Return the config of a RUN folder; None if it is not one.
 
     Raises:
-        UserError: its config.json is damaged.
+        CheckpointError: its config.json is damaged, or another version of the package wrote it.
     """
-    path = Path(folder) / "config.json"
+    path = Path(folder) / CONFIG
     if not path.is_file():
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        raise UserError(
-            f"{path} is damaged ({problem}); give the weights' file and --data instead"
-        ) from problem
-    if "loading" not in data:  # another library's config.json
-        return None
-    data.pop("fingerprint", None)
-    return from_json(kind_of(data), data)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); give the weights' file and --data instead"
+        ) from error
+    return run_from_json(data, path) if is_run_json(data) else None

@@ -21,7 +21,7 @@ from triptych.layers.lora import merge_low_rank
 from triptych.metrics.cost import count_parameters
 from triptych.model_card import Preprocess
 from triptych.network import Network
-from triptych.train.configs.registry import RUN_MODULES, RunConfig
+from triptych.train.configs.registry import TASKS, RunConfig, task_of
 from triptych.train.distributed.parallelize import make_parallel, prepare_blocks
 from triptych.train.distributed.process_group import join_processes
 from triptych.train.loop import Outcome, endless_batches, fit, set_train_mode, to_device
@@ -81,7 +81,7 @@ def _claimed(run: Run) -> Any:
 
 def prepare(config: RunConfig) -> Run:
     """Open the data, build the network, and place it on its device, for any task."""
-    return importlib.import_module(RUN_MODULES[type(config)]).prepare(config)
+    return importlib.import_module(TASKS[task_of(config)].module).prepare(config)
 
 
 def make_run(

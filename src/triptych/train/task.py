@@ -46,7 +46,7 @@ class Task(Protocol):
         """Yield metrics by name."""
         ...
 
-    def rank(self, metrics: dict[str, float]) -> tuple[float, ...]:
+    def rank(self, metrics: dict[str, float], /) -> tuple[float, ...]:
         """Return a key that orders evaluations: the greatest is of the best weights."""
         ...
 

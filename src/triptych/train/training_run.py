@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from triptych import weights
-from triptych.config import to_json
 from triptych.data.loading.loader import Loader
 from triptych.layers.lora import merge_low_rank
 from triptych.metrics.cost import count_macs
 from triptych.network import Network
 from triptych.train.adversary import Adversary
-from triptych.train.configs.registry import RunConfig
+from triptych.train.configs.registry import RunConfig, run_to_json
 from triptych.train.distributed.parallelize import SingleProcess
 from triptych.train.monitoring.throughput import Throughput
 from triptych.train.task import Task
@@ -65,8 +64,8 @@ class Run:
         self.throughput = Throughput(self.device)
 
     def config_dict(self) -> dict[str, Any]:
-        """Return the config as JSON values, with the fingerprint."""
-        return {**to_json(self.config), "fingerprint": self.fingerprint}
+        """Return the content of config.json: version, task, the config's fields, and the fingerprint."""
+        return {**run_to_json(self.config), "fingerprint": self.fingerprint}
 
     def save_best_network(self, net: Network, metrics: dict[str, float]) -> None:
         """Save the best network so far into the run's folder: as model.safetensors, unless `save_best` is set."""

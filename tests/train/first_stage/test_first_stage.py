@@ -148,7 +148,7 @@ def test_the_features_are_free_to_change_or_to_be_left_out(config, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all("frechet" not in row["eval"] for row in rows if "eval" in row)
     assert run(short, tmp_path).finished
-    with pytest.raises(UserError, match="holds a run with kl"):
+    with pytest.raises(UserError, match="has a run with kl"):
         run(replace(short, kl=0.5), tmp_path)
 
 

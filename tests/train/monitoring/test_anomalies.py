@@ -137,7 +137,7 @@ def test_pictures_that_changed_are_named(short, pictures, tmp_path):
     with pytest.raises(
         UserError,
         match=r"changed since the run in .* began: 2 are gone \(red/3.png, red/4.png\), 1 is new \(blue/99.png\), "
-        r"1 is not as before \(green/5.png\); bring them back",
+        r"1 is not as before \(green/5.png\); restore them",
     ):
         run(config, tmp_path / "r")
 

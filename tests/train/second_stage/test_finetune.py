@@ -410,11 +410,9 @@ def test_bad_input_is_one_line(config, sd, first_stages, tmp_path):
         LoraConfig(rank=0)
     with pytest.raises(UserError, match=r"templates"):
         WordConfig(templates=("a photo",))
-    refused(r"train=lora changes a model that is there; name it with init", init=None)
-    refused(
-        r"train=words is of what reads captions, and condition is 'none'", train="words", condition="none"
-    )
-    refused(r"prediction is of a model to start from", train="all", init=None, prediction="v")
+    refused(r"train=lora changes an existing model; name it with init", init=None)
+    refused(r"train=words needs captions, and condition is 'none'", train="words", condition="none")
+    refused(r"prediction is that of a model to start from", train="all", init=None, prediction="v")
     refused(
         r"text.train is off, and a text encoder of random weights",
         "all",

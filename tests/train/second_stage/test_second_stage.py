@@ -307,7 +307,7 @@ def test_bad_input_is_one_line(config, pictures, tmp_path):
     run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "r")
     with pytest.raises(UserError, match=r"has latents of 3 channels at 1/2, init .* was trained on 2 at 1/2"):
         prepare(replace(config, init=str(tmp_path / "r"), first_stage=str(tmp_path / "other.safetensors")))
-    with pytest.raises(UserError, match=r"latents are kept of pictures that are mirrored at most"):
+    with pytest.raises(UserError, match=r"only latents of images that are at most flipped can be cached"):
         replace(with_cache(config, "on"), augment=replace(config.augment, hue=0.1))
 
 
@@ -409,7 +409,7 @@ def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
 def test_nothing_is_encoded_into_the_folder_of_another_run(config, first_stage, tmp_path):
     short = replace(config, loop=replace(config.loop, epochs=1))
     run(with_cache(short, "off"), tmp_path / "r")
-    with pytest.raises(UserError, match=r"holds a run with cache.use 'off', and 'on' was asked for"):
+    with pytest.raises(UserError, match=r"has a run with cache.use 'off', and 'on' was requested"):
         run(with_cache(short, "on"), tmp_path / "r")
     assert not (tmp_path / "r" / "latents").exists()
     other = tp.load(first_stage)
@@ -418,5 +418,5 @@ def test_nothing_is_encoded_into_the_folder_of_another_run(config, first_stage, 
     copied = replace(with_cache(short, "off"), first_stage=str(tmp_path / "stage.safetensors"))
     run(copied, tmp_path / "s")
     tp.save(tp.load(first_stage), tmp_path / "stage.safetensors")
-    with pytest.raises(UserError, match=r"the pictures in .* or the first stage changed since the run in"):
+    with pytest.raises(UserError, match=r"the images in .* or the first stage changed since the run in"):
         run(copied, tmp_path / "s")

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.config import from_json
 from triptych.train.checkpoints import Checkpoints
-from triptych.train.configs.registry import kind_of
+from triptych.train.configs.registry import run_from_json
 from triptych.train.monitoring.throughput import MEASURED_FIELDS
 
 KINDS = ("in a step", "in a checkpoint", "in a step", "in a checkpoint", "at the start")
@@ -156,7 +155,7 @@ def again(config: Path, out: Path) -> None:
     from triptych.train import run
 
     said = json.loads(config.read_text())
-    run(from_json(kind_of(said), said), out)
+    run(run_from_json(said, config), out)
 
 
 if __name__ == "__main__":

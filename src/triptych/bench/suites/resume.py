@@ -21,7 +21,6 @@ from triptych.bench.harness import machine
 from triptych.bench.harness.report import Column, Report, Table
 from triptych.bench.harness.timing import Spread, UnequalError, interleave, ratio
 from triptych.bench.measurements.kill_and_resume import Process, apart, kill_often, step_of
-from triptych.config import to_json
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.evaluation.config import PerceptualConfig
 from triptych.heads.config import HeadConfig
@@ -29,7 +28,7 @@ from triptych.models.registry import create
 from triptych.train.checkpoints import Checkpoints
 from triptych.train.configs.base import ClassifyConfig, LoopConfig, OptimConfig, SegmentConfig
 from triptych.train.configs.first_stage import CompressConfig, DiscriminatorConfig
-from triptych.train.configs.registry import RunConfig
+from triptych.train.configs.registry import RunConfig, run_to_json
 from triptych.train.configs.second_stage import (
     CaptionConfig,
     LatentCacheConfig,
@@ -155,7 +154,7 @@ def survived(
         UnequalError: they end apart.
     """
     begin, said = start or _interpreter, folder / "config.json"
-    said.write_text(json.dumps(to_json(config)))
+    said.write_text(json.dumps(run_to_json(config)))
     whole, killed = folder / "whole", folder / "killed"
     if begin(said, whole).wait() != 0:
         raise RuntimeError(f"the unbroken run failed; see {folder}/run.log")

@@ -1,1 +1,1 @@
-"""Configs of training runs. Nothing here imports torch."""
+"""Configs of training runs. No module in this folder imports torch."""

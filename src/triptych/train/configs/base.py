@@ -1,237 +1,233 @@
-"""What a training run is, as data: checked when made, stored with every checkpoint. No torch here."""
+"""Configs of training runs: optimizer, loop, and the tasks classification, segmentation and masked pre-training."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from triptych.config import check
-from triptych.config import need as _need
+from triptych.config import check, need, need_at_least, need_fraction
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.heads.config import HeadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019), linear warmup, cosine decay."""
+    """AdamW (Loshchilov and Hutter 2019) with linear warmup and cosine decay."""
 
     lr: float = 1e-3
     """Peak learning rate."""
     final_lr: float = 0.0
-    """Learning rate at the end, as a share of the peak."""
+    """Final learning rate, as a fraction of the peak."""
     warmup: float = 0.05
-    """Share of the run over which the learning rate rises from 0."""
+    """Fraction of the run over which the learning rate rises from 0."""
     weight_decay: float = 0.05
-    """Decoupled decay; norms, biases, positions, tokens and gains have none."""
+    """Decoupled weight decay; none for norms, biases, positions, tokens and gains."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running mean of the gradient, and of its square."""
+    """Decay rates of the running means of the gradient and of its square."""
     layer_decay: float = 1.0
-    """Each layer's learning rate is this times that of the layer above it; 1 is off, 0.75 usual in fine-tuning."""
+    """Learning rate of each layer relative to the layer above it; 1 is off, 0.75 is usual in fine-tuning."""
     clip: float = 1.0
-    """Norm that the gradient is clipped to; 0 is off."""
+    """Maximum norm of the gradient; 0 is off."""
 
     def __post_init__(self) -> None:
         check(self)
-        _need(self.lr > 0, self, "lr", "positive")
-        _need(0 <= self.final_lr <= 1, self, "final_lr", "from 0 to 1")
-        _need(0 <= self.warmup < 1, self, "warmup", "a share from 0 to below 1")
-        _need(self.weight_decay >= 0, self, "weight_decay", "at least 0")
-        _need(0 < self.layer_decay <= 1, self, "layer_decay", "above 0 and at most 1")
-        _need(self.clip >= 0, self, "clip", "at least 0")
+        need(self.lr > 0, self, "lr", "positive")
+        need_fraction(self, "final_lr")
+        need_fraction(self, "warmup", below_one=True)
+        need_at_least(self, 0, "weight_decay", "clip")
+        need(0 < self.layer_decay <= 1, self, "layer_decay", "above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long, how often, and with what around it."""
+    """Length of the run, intervals, precision, device and processes."""
 
     epochs: float = 30.0
     """Passes over the training images."""
     accumulate: int = 1
-    """Batches whose gradients are summed into one step."""
+    """Batches whose gradients are accumulated into one step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 autocasts products; auto does so where the hardware multiplies bf16 natively."""
+    """bf16 autocasts matrix products; auto uses it if the hardware has native bf16 products."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes the fastest there is."""
+    """cpu, cuda, cuda:1 or mps; auto is the fastest available."""
     parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
-    """What the processes that torchrun started do: ddp, a replica each; fsdp, a shard each of parameters and optimiser;
-    auto is ddp if there are several."""
+    """What processes started by torchrun do: ddp, a replica each; fsdp, a shard of parameters and optimizer each; auto
+    is ddp with several processes."""
     recompute: bool = False
-    """Keep no activations inside the blocks and compute them again for the gradient: less memory, a third more time."""
+    """Activation checkpointing: recompute the activations inside blocks in the backward pass. Less memory, a third more
+    time."""
     compile: bool = False
     """Compile each block with torch.compile."""
     ema: float = 0.0
-    """Decay of the moving average of the weights, which is then what is measured and kept; 0 is off."""
+    """Decay of the exponential moving average of the weights, which is then evaluated and saved; 0 is off."""
     seed: int = 0
-    """All randomness of step n is a function of this and n."""
+    """Random seed: all randomness of step n is a function of this and n."""
     log_every: float = 10.0
     """Seconds between lines on the screen; the JSON log has every step."""
     eval_every: float = 1.0
     """Epochs between evaluations."""
     save_every: float = 300.0
-    """Seconds between checkpoints; one is also written at the end and at an interrupt."""
+    """Seconds between checkpoints; one is also saved at the end and at an interrupt."""
     keep: int = 2
-    """Checkpoints kept; the best weights are kept beside them."""
+    """Number of checkpoints to keep, besides the best weights."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do about a loss or a gradient that is no number: stop, or leave that step's update out. Either way the
-    run's folder gets what it was made of."""
+    """If a loss or gradient is NaN or infinite: stop, or skip the update of that step. Either way its batch is written
+    into the run's folder."""
     tensorboard: bool = False
-    """Also write tensorboard events into the run's folder (pip install 'triptych[track]')."""
+    """Also write TensorBoard events into the run's folder (pip install 'triptych[track]')."""
 
     def __post_init__(self) -> None:
         check(self)
-        _need(self.epochs > 0, self, "epochs", "positive")
-        _need(self.accumulate >= 1, self, "accumulate", "at least 1")
-        _need(0 <= self.ema < 1, self, "ema", "from 0 to below 1")
-        _need(self.eval_every > 0, self, "eval_every", "positive")
-        _need(self.keep >= 1, self, "keep", "at least 1")
+        need(self.epochs > 0, self, "epochs", "positive")
+        need(self.eval_every > 0, self, "eval_every", "positive")
+        need_at_least(self, 1, "accumulate", "keep")
+        need_fraction(self, "ema", below_one=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyConfig:
-    """A classification run: what to learn from, what learns, and how."""
+class DataAndModel:
+    """The fields that all runs have: data, network, loading, augmentation, optimizer, loop."""
+
+    data: str
+    """Training data."""
+    model: str
+    """Architecture by name (`triptych list`), with random weights; ignored if `init` is given."""
+    model_args: tuple[str, ...] = ()
+    """Changes to the named architecture, such as depth=8 embed_dim=256."""
+    init: str | None = None
+    """Start from these weights, in their architecture: a file, folder, RUN, hub id or shipped name."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels to train and evaluate at; none is the model's own."""
+    loading: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(DataAndModel):
+    """A run that trains an image classifier."""
 
     data: str = "emoji"
     """`emoji`, a folder, tar shards, a parquet file or a hub id."""
     model: str = "vit-s16"
-    """Architecture by name (`triptych list`), with random weights; not looked at when `init` is given."""
-    model_args: tuple[str, ...] = ()
-    """Changes to the named architecture: depth=8 embed_dim=256."""
+    """Architecture by name (`triptych list`), with random weights; ignored if `init` is given."""
     init: str | None = None
-    """Start from these weights: a file, folder, RUN, hub id or shipped name, whose architecture it is; of a segmenter
-    its backbone."""
+    """Start from these weights, in their architecture: a file, folder, RUN, hub id or shipped name. Of a segmenter, its
+    backbone."""
     image_size: tuple[int, int] | None = None
-    """Height and width to train and evaluate at; none means the model's own. With `init`, positions are resampled."""
+    """Height and width in pixels to train and evaluate at; none is the model's own. With `init`, positions are
+    resampled."""
     eval_crop: float | None = None
-    """Share of the picture that evaluation's centre crop keeps; none means the weights' own, 0.875 without any."""
+    """Fraction of the image that the center crop of evaluation keeps; none is that of the weights, or 0.875."""
     head: Literal["linear", "mlp", "cosine"] | None = None
-    """Head for a new set of classes: the fine-tuning linear one if none is named; mlp is the pre-training one."""
+    """Head for a new set of classes; none is linear, as in fine-tuning; mlp is that of ViT pre-training."""
     drop_path: float | None = None
-    """Stochastic depth of the last block; none means the model's own."""
+    """Stochastic depth rate of the last block; none is the model's own."""
     train: Literal["all", "head", "lora"] = "all"
-    """All weights, the head alone (linear probe), or low-rank updates of the attention's products and the head."""
+    """Train all weights, only the head (linear probe), or low-rank updates of the attention's products and the head."""
     frozen_blocks: int = 0
-    """With `train all`: the embedding and this many first blocks stay as they are."""
+    """With `train all`: freeze the embedding and this many of the first blocks."""
     lora_rank: int = 8
     """Rank of the low-rank updates."""
     loss: Literal["cross_entropy", "binary"] = "cross_entropy"
-    """Softmax cross entropy, or one binary cross entropy a class (DeiT III)."""
+    """Softmax cross entropy, or one binary cross entropy per class (DeiT III)."""
     teacher: str | None = None
-    """A classifier of the same classes whose probabilities are learnt beside the labels (Hinton et al. 2015): a file,
-    RUN, hub id or shipped name."""
+    """Distill from this classifier of the same classes (Hinton et al. 2015): a file, RUN, hub id or shipped name."""
     teacher_share: float = 0.5
-    """Share of the loss that is the teacher's."""
+    """Weight of the distillation loss, from 0 to 1; the loss on labels has the rest."""
     temperature: float = 2.0
-    """Both networks' logits are divided by this before the teacher's probabilities are compared."""
-    loading: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Temperature of the distillation: both networks' logits are divided by it."""
 
     def __post_init__(self) -> None:
-        check(self)
-        _need(self.frozen_blocks >= 0, self, "frozen_blocks", "at least 0")
-        _need(self.lora_rank >= 1, self, "lora_rank", "at least 1")
-        _need(0 <= self.teacher_share <= 1, self, "teacher_share", "from 0 to 1")
-        _need(self.temperature > 0, self, "temperature", "positive")
-        _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
-        _need(self.eval_crop is None or 0 < self.eval_crop <= 1, self, "eval_crop", "above 0 and at most 1")
+        super().__post_init__()
+        need_at_least(self, 0, "frozen_blocks")
+        need_at_least(self, 1, "lora_rank")
+        need_fraction(self, "teacher_share")
+        need_fraction(self, "drop_path", below_one=True)
+        need(self.temperature > 0, self, "temperature", "positive")
+        need(self.eval_crop is None or 0 < self.eval_crop <= 1, self, "eval_crop", "above 0 and at most 1")
         if self.train != "all" and self.init is None:
-            raise UserError(
-                f"train={self.train} leaves features frozen, which need weights; name them with init"
+            raise ConfigError(
+                f"train={self.train} keeps the features frozen, which need weights; name them with init"
             )
         if self.train == "lora" and self.loop.compile:
-            raise UserError("train=lora cannot be compiled block by block; leave loop.compile out")
+            raise ConfigError("train=lora cannot be compiled block by block; leave loop.compile out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """A weighted sum of losses on each pixel's class; pixels of unknown class (255 in the mask) count in none."""
+    """A weighted sum of losses per pixel; pixels of unknown class (255 in the mask) are ignored."""
 
     cross_entropy: float = 1.0
     """Weight of the softmax cross entropy."""
     dice: float = 0.0
-    """Weight of 1 minus the soft Dice coefficient, mean over the classes of the batch (Milletari et al. 2016)."""
+    """Weight of 1 minus the soft Dice coefficient, averaged over the classes of the batch (Milletari et al. 2016)."""
     focal: float = 0.0
-    """Weight of the focal loss (Lin et al. 2017): cross entropy where the network is unsure."""
+    """Weight of the focal loss (Lin et al. 2017)."""
     focal_gamma: float = 2.0
-    """Its exponent."""
+    """Exponent gamma of the focal loss."""
     label_smoothing: float = 0.0
-    """Share of the cross entropy's target spread evenly over all classes."""
+    """Fraction of the cross entropy's target that is spread evenly over all classes."""
     aux: float = 0.4
-    """Weight of the auxiliary head's loss, where the head has one."""
+    """Weight of the auxiliary head's loss, if the head has one."""
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("cross_entropy", "dice", "focal", "focal_gamma", "aux"):
-            _need(getattr(self, name) >= 0, self, name, "at least 0")
-        _need(0 <= self.label_smoothing < 1, self, "label_smoothing", "from 0 to below 1")
-        _need(
-            self.cross_entropy + self.dice + self.focal > 0,
-            self,
-            "cross_entropy",
-            "positive, or dice or focal be so",
-        )
+        need_at_least(self, 0, "cross_entropy", "dice", "focal", "focal_gamma", "aux")
+        need_fraction(self, "label_smoothing", below_one=True)
+        total = self.cross_entropy + self.dice + self.focal
+        need(total > 0, self, "cross_entropy", "positive, or dice or focal must be")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig:
-    """A run of semantic segmentation: a backbone with a dense head."""
+class SegmentConfig(DataAndModel):
+    """A run that trains a semantic segmenter: a backbone with a dense head."""
 
     data: str = "scenes"
-    """`scenes`, a folder of images and masks (ADE20K, Cityscapes, VOC too), metadata.jsonl, parquet or a hub id."""
+    """`scenes`, a folder of images and masks (also ADE20K, Cityscapes, VOC), metadata.jsonl, parquet or a hub id."""
     model: str = "swin-emoji"
-    """Backbone by name (`triptych list`), with random weights; not looked at when `init` is given."""
-    model_args: tuple[str, ...] = ()
-    """Changes to the named backbone: depths=[2,2,2] window=8."""
+    """Backbone by name (`triptych list`), with random weights; ignored if `init` is given."""
     init: str | None = None
-    """Start from these weights: a file, RUN, hub id or shipped name of a segmenter, whose head stays (its last layer
-    where the classes are the same), or of any classifier or masked pre-training, whose backbone is taken."""
-    image_size: tuple[int, int] | None = None
-    """Height and width to train and evaluate at; none means the model's own."""
+    """Start from these weights: a file, RUN, hub id or shipped name. A segmenter keeps its head (and the last layer if
+    the classes are the same); of a classifier or a masked pre-training, the backbone is used."""
     head: HeadConfig = field(default_factory=HeadConfig)
-    """The dense head; `num_classes` is the data's. Of a segmenter to start from it must be its own."""
+    """Dense head; `num_classes` is set from the data. With `init` of a segmenter, it must be the head that it has."""
     drop_path: float | None = None
-    """Stochastic depth of the backbone's last block; none means the model's own."""
+    """Stochastic depth rate of the backbone's last block; none is the model's own."""
     frozen_blocks: int = 0
-    """The embedding and this many first blocks of the backbone stay as they are."""
+    """Freeze the embedding and this many of the first blocks of the backbone."""
     loss: LossConfig = field(default_factory=LossConfig)
-    loading: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        check(self)
-        _need(self.frozen_blocks >= 0, self, "frozen_blocks", "at least 0")
-        _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
+        super().__post_init__()
+        need_at_least(self, 0, "frozen_blocks")
+        need_fraction(self, "drop_path", below_one=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Masked pre-training without labels, SimMIM (Xie et al. 2022): guess the pixels of hidden patches."""
+class PretrainConfig(DataAndModel):
+    """A run of masked pre-training without labels, SimMIM (Xie et al. 2022): predict the pixels of masked patches."""
 
     data: str = "emoji"
-    """Any images: labels are not looked at."""
+    """Any images; labels are not used."""
     model: str = "swin-emoji"
-    """Backbone by name (`triptych list`), with random weights; not looked at when `init` is given."""
-    model_args: tuple[str, ...] = ()
-    """Changes to the named backbone."""
+    """Backbone by name (`triptych list`), with random weights; ignored if `init` is given."""
     init: str | None = None
-    """Start from these weights: a file, RUN, hub id or shipped name; of a segmenter the backbone."""
+    """Start from these weights: a file, RUN, hub id or shipped name. Of a segmenter, its backbone."""
     image_size: tuple[int, int] | None = None
-    """Height and width to train at; none means the model's own. A multiple of `mask_patch`."""
+    """Height and width in pixels to train at, multiples of `mask_patch`; none is the model's own."""
     mask_patch: int = 32
-    """Side in pixels of the squares that are hidden or shown; a multiple of the backbone's patch."""
+    """Side in pixels of the squares that are masked; a multiple of the backbone's patch size."""
     mask_ratio: float = 0.6
-    """Share of the squares that are hidden."""
+    """Fraction of the squares that are masked."""
     drop_path: float | None = None
-    """Stochastic depth of the last block; none means the model's own."""
-    loading: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Stochastic depth rate of the last block; none is the model's own."""
 
     def __post_init__(self) -> None:
-        check(self)
-        _need(self.mask_patch >= 1, self, "mask_patch", "at least 1")
-        _need(0 < self.mask_ratio < 1, self, "mask_ratio", "above 0 and below 1")
-        _need(self.drop_path is None or 0 <= self.drop_path < 1, self, "drop_path", "from 0 to below 1")
+        super().__post_init__()
+        need_at_least(self, 1, "mask_patch")
+        need(0 < self.mask_ratio < 1, self, "mask_ratio", "above 0 and below 1")
+        need_fraction(self, "drop_path", below_one=True)

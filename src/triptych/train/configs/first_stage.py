@@ -1,103 +1,94 @@
-"""What a training run of a first stage is, as data. No torch here."""
+"""Config of a run that trains a first stage of latent diffusion."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from triptych.config import check, need
-from triptych.data.config import AugmentConfig, DataConfig
+from triptych.config import check, need, need_at_least, need_fraction
 from triptych.evaluation.config import PerceptualConfig
-from triptych.train.configs.base import LoopConfig, OptimConfig
+from triptych.train.configs.base import DataAndModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """The patch discriminator that reconstructions learn to pass (Rombach et al. 2022, Section G)."""
+    """The patch discriminator that reconstructions are trained against (Rombach et al. 2022, Section G)."""
 
     weight: float = 0.5
-    """Times its gradient, made as long as that of the other losses, is added; 0 is off."""
+    """Weight of the adversarial loss; 0 is off."""
     loss: Literal["hinge", "non_saturating"] = "hinge"
     """max(0, 1 - logit) and -logit (Lim and Ye 2017), or logistic losses for both (Goodfellow et al. 2014)."""
     adaptive: bool = True
-    """Make both gradients as long at the decoder's last layer (Esser et al. 2021, Equation 7); else add as they are."""
+    """Scale the adversarial gradient to the norm of that of the other losses, at the decoder's last layer (Esser et al.
+    2021, Equation 7)."""
     start: float = 0.5
-    """Where it comes in: a step, or below 1 a share of the run."""
+    """When it begins: a step, or below 1 a fraction of the run."""
     channels: int = 64
-    """Of its first layer; 64 as published."""
+    """Channels of its first layer; 64 as published."""
     layers: int = 3
-    """Of stride 2; 3 as published, for 70 pixels a logit; 2 for 34."""
+    """Layers of stride 2: 3 as published, for a receptive field of 70 pixels; 2 for 34."""
     lr: float | None = None
-    """Its peak learning rate; none means the autoencoder's."""
+    """Its peak learning rate; none is the autoencoder's."""
 
     def __post_init__(self) -> None:
         check(self)
-        need(self.weight >= 0, self, "weight", "at least 0")
-        need(self.start >= 0, self, "start", "at least 0")
-        need(self.channels >= 1, self, "channels", "at least 1")
+        need_at_least(self, 0, "weight", "start")
+        need_at_least(self, 1, "channels")
         need(1 <= self.layers <= 6, self, "layers", "from 1 to 6")
         need(self.lr is None or self.lr > 0, self, "lr", "positive")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookConfig:
-    """How the codebook of a VQ first stage learns."""
+    """How the codebook of a VQ first stage is trained."""
 
     update: Literal["gradient", "ema"] = "gradient"
-    """By the loss's gradient, or as the moving average of the latents nearest to each entry."""
+    """By the gradient of its loss, or as the moving average of the latents that are nearest to each entry."""
     weight: float = 1.0
-    """Times the codebook's loss is added."""
+    """Weight of the codebook loss."""
     commitment: float = 0.25
-    """Times the latents are pulled to their entries."""
+    """Weight of the commitment loss, which pulls latents to their entries."""
     decay: float = 0.99
-    """Of the moving averages."""
+    """Decay of the moving averages."""
     revive_below: float = 0.01
-    """An entry that is nearest to fewer latents a batch, on average, is put on one of the batch's; 0 is off."""
+    """Reset an entry to a latent of the batch if on average fewer latents per batch are nearest to it; 0 is off."""
 
     def __post_init__(self) -> None:
         check(self)
-        need(self.weight >= 0, self, "weight", "at least 0")
-        need(self.commitment >= 0, self, "commitment", "at least 0")
-        need(0 <= self.decay < 1, self, "decay", "from 0 to below 1")
-        need(self.revive_below >= 0, self, "revive_below", "at least 0")
+        need_at_least(self, 0, "weight", "commitment", "revive_below")
+        need_fraction(self, "decay", below_one=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig:
-    """Perceptual compression, the first stage of latent diffusion (Rombach et al. 2022, Section 3.1)."""
+class CompressConfig(DataAndModel):
+    """A run that trains an autoencoder, the first stage of latent diffusion (Rombach et al. 2022, Section 3.1)."""
 
     data: str = "emoji"
-    """Any images: labels are not looked at."""
+    """Any images; labels are not used."""
     model: str = "kl-f8"
-    """Autoencoder by name (`triptych list "kl*"`), with random weights; not looked at when `init` is given."""
+    """Autoencoder by name (`triptych list "kl*"`), with random weights; ignored if `init` is given."""
     model_args: tuple[str, ...] = ()
-    """Changes to the named autoencoder: latent_channels=8 multipliers=[1,2,4]."""
-    init: str | None = None
-    """Start from these weights."""
+    """Changes to the named autoencoder, such as latent_channels=8 multipliers=[1,2,4]."""
     image_size: tuple[int, int] | None = None
-    """Height and width of the crops to train at; none means the model's own. A multiple of its factor."""
+    """Height and width in pixels of the crops to train at, multiples of its factor; none is the model's own."""
     enlarge: bool = False
-    """Enlarge pictures that are smaller than the crop, instead of refusing them."""
+    """Enlarge images that are smaller than the crop, instead of refusing them."""
     pixels: Literal["l1", "l2"] = "l1"
-    """Error of pixels: absolute or squared."""
+    """Reconstruction error of pixels: absolute or squared."""
     kl: float = 1e-6
-    """Weight of the KL divergence as published: of its sum over latents, beside the sum of errors over pixels."""
+    """Weight of the KL divergence, as published: of its sum over latents, where errors are summed over pixels."""
     logvar: bool = False
-    """Learn the variance of pixels about their reconstruction, which then weighs their error against the KL term."""
+    """Train the variance of pixels around their reconstruction, which weighs their error against the KL term."""
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     features: str | None = "vit-emoji"
-    """Whose features the Frechet distance of reconstructions, as a set, is of, at evaluations: as --extractor of
-    `evaluate`; none leaves it out."""
+    """Feature extractor for the Frechet distance of reconstructions at evaluations, as --extractor of `evaluate`; none
+    is off."""
     scale_per_channel: bool = False
-    """Measure the scale and shift of the latents for each channel by itself."""
+    """Measure scale and shift of the latents for each channel."""
     scale_images: int = 50_000
-    """Training images that they are measured on, at most."""
-    loading: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Maximum number of training images that they are measured on."""
 
     def __post_init__(self) -> None:
-        check(self)
-        need(self.kl >= 0, self, "kl", "at least 0")
-        need(self.scale_images >= 1, self, "scale_images", "at least 1")
+        super().__post_init__()
+        need_at_least(self, 0, "kl")
+        need_at_least(self, 1, "scale_images")

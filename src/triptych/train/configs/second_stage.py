@@ -1,37 +1,37 @@
-"""What a run of the second stage is, a latent diffusion model on a frozen autoencoder, as data. No torch here."""
+"""Config of a run that trains the second stage of latent diffusion, on a frozen autoencoder."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from triptych.config import check, need
-from triptych.data.config import AugmentConfig, DataConfig
+from triptych.config import check, need, need_at_least, need_fraction
+from triptych.data.config import AugmentConfig
 from triptych.diffusion.config import NoiseConfig, ProcessConfig
-from triptych.errors import UserError
-from triptych.train.configs.base import LoopConfig, OptimConfig
+from triptych.errors import ConfigError
+from triptych.train.configs.base import DataAndModel
 
 FLIP_ONLY = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.5, random_background=0.0)
-"""Whole pictures, mirrored now and then: what a latent cache can hold."""
+"""Full images, flipped at random: what a latent cache can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionConfig:
-    """What reads the captions: a transformer that learns with the rest (Rombach et al. 2022, Section 4.3.1), on byte
-    pairs learned from the captions; or a frozen encoder."""
+    """The text encoder: a transformer that is trained with the denoiser (Rombach et al. 2022, Section 4.3.1), on byte
+    pairs of the captions; or a pretrained one."""
 
     encoder: str | None = None
-    """A frozen text encoder instead: a file, folder or hub id of one, or of a Stable Diffusion that holds one."""
+    """Pretrained text encoder to use: a file, folder or hub id of one, or of a Stable Diffusion model."""
     vocabulary: int = 8192
-    """Most entries of the vocabulary; few captions make fewer."""
+    """Maximum size of the vocabulary; few captions have fewer byte pairs."""
     length: int = 0
-    """Tokens of a caption with its start and end, the rest is cut off; 0 is what the longest needs, at most 77."""
+    """Tokens per caption with start and end token, longer ones are cut; 0 is as many as the longest has, at most 77."""
     width: int = 256
-    """Width of a token."""
+    """Channels of a token."""
     depth: int = 4
-    """Blocks."""
+    """Number of blocks."""
     head_dim: int = 32
-    """Width of a head."""
+    """Channels of an attention head."""
     train: Literal["auto", "on", "off"] = "auto"
-    """Whether it learns: auto is that of the paper's kind, and not a CLIP. With `train lora` by low-rank updates."""
+    """Whether it is trained; auto is yes unless it is a CLIP text encoder. With `train lora`, by low-rank updates."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -39,14 +39,13 @@ class CaptionConfig:
         need(
             self.length == 0 or self.length >= 3, self, "length", "0, or at least 3: a start, a token, an end"
         )
-        need(self.depth >= 1, self, "depth", "at least 1")
-        need(self.head_dim >= 1, self, "head_dim", "at least 1")
+        need_at_least(self, 1, "depth", "head_dim")
         need(self.width >= 1 and self.width % self.head_dim == 0, self, "width", "a multiple of head_dim")
         need(
             self.encoder is None or self.train != "on",
             self,
             "train",
-            "left out where encoder names a frozen one",
+            "left out if encoder names a pretrained one",
         )
 
 
@@ -55,118 +54,114 @@ class LoraConfig:
     """Low-rank updates of the denoiser's attention (Hu et al. 2021), for `train lora`."""
 
     rank: int = 16
-    """Of each update."""
+    """Rank of each update."""
     alpha: float = 16.0
-    """Each is multiplied by alpha / rank."""
+    """Each update is multiplied by alpha / rank."""
     feed_forward: bool = False
-    """Also update the MLPs between the attentions."""
+    """Also update the MLPs of the transformer blocks."""
 
     def __post_init__(self) -> None:
         check(self)
-        need(self.rank >= 1, self, "rank", "at least 1")
+        need_at_least(self, 1, "rank")
         need(self.alpha > 0, self, "alpha", "positive")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordConfig:
-    """A word that a text encoder learns (Gal et al. 2023, textual inversion), for `train words`."""
+    """A new word of the text encoder: textual inversion (Gal et al. 2023), for `train words`."""
 
     name: str = ""
-    """What prompts will call it, such as <toy>."""
+    """The word in prompts, such as <toy>."""
     like: str = ""
-    """A word to start from, such as toy."""
+    """Word to initialize it from, such as toy."""
     vectors: int = 1
-    """Vectors that it stands for; each takes a token's room in a prompt."""
+    """Number of vectors; each takes the place of a token in a prompt."""
     templates: tuple[str, ...] = ()
-    """What pictures are called whose captions do not name it; {} is the word. None takes `a photo of a {}` and the
-    like; of a style that would be `a painting in the style of {}`."""
+    """Captions for images whose own does not contain the word; {} is the word. None takes `a photo of a {}` and similar
+    ones; for a style, use `a painting in the style of {}`."""
 
     def __post_init__(self) -> None:
         check(self)
-        need(self.vectors >= 1, self, "vectors", "at least 1")
+        need_at_least(self, 1, "vectors")
         need(
-            all("{}" in one for one in self.templates),
+            all("{}" in template for template in self.templates),
             self,
             "templates",
-            "texts that each hold {} for the word",
+            "texts that each contain {} for the word",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentCacheConfig:
-    """Latents that are encoded once, and kept on disk."""
+    """Latents that are encoded once and cached on disk."""
 
     use: Literal["auto", "on", "off"] = "auto"
-    """auto keeps latents where augmentation does no more than mirror."""
+    """auto caches latents if images are not augmented, or only flipped."""
     folder: str | None = None
-    """Where; none is the run's own folder. Runs on the same data and first stage may share one."""
+    """Folder of the cache; none is in the run's folder. Runs with the same data and first stage can share one."""
     dtype: Literal["fp16", "fp32"] = "fp16"
-    """Of the numbers on disk."""
+    """Data type on disk."""
     shard: int = 1024
-    """Pictures a file: what is lost at most when it is cut off."""
+    """Images per file; encoding resumes at a whole file."""
     batch_size: int = 32
-    """Pictures that are encoded at a time."""
+    """Images that are encoded at a time."""
 
     def __post_init__(self) -> None:
         check(self)
-        need(self.shard >= 1, self, "shard", "at least 1")
-        need(self.batch_size >= 1, self, "batch_size", "at least 1")
+        need_at_least(self, 1, "shard", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesConfig:
-    """Pictures painted at each evaluation, into samples/ of the run's folder: the same prompts and noise each time."""
+    """Images generated at each evaluation into samples/ of the run's folder, with the same prompts and noise."""
 
     count: int = 8
-    """How many; 0 is off."""
+    """Number of images; 0 is off."""
     prompts: tuple[str, ...] = ()
-    """What of, in turn; none takes captions (or classes) that were held back."""
+    """Prompts, used in turn; none takes held-out captions (or classes)."""
     steps: int = 20
-    """Of DPM-Solver++."""
+    """Steps of DPM-Solver++."""
     guidance: float = 3.0
-    """How closely to follow the prompt; 1 is the prompt alone."""
+    """Scale of classifier-free guidance; 1 is off."""
 
     def __post_init__(self) -> None:
         check(self)
-        need(self.count >= 0, self, "count", "at least 0")
-        need(self.steps >= 1, self, "steps", "at least 1")
+        need_at_least(self, 0, "count")
+        need_at_least(self, 1, "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondStageConfig:
-    """A run of the second stage (Rombach et al. 2022, Section 3.2 and 3.3): what to learn from, what learns, and how.
-
-    The denoiser and a text encoder of its own learn; the first stage stays as it is.
-    """
+class SecondStageConfig(DataAndModel):
+    """A run that trains the denoiser of a latent diffusion model (Rombach et al. 2022, Section 3.2 and 3.3), and its
+    own text encoder; the first stage is frozen."""
 
     data: str = "emoji"
-    """`emoji`, a folder (metadata.jsonl, or a .txt beside each picture), tar shards, a parquet file or a hub id."""
-    first_stage: str | None = None
-    """The autoencoder whose latents are diffused: a RUN, file or hub id of one, or of a model that holds one."""
-    condition: Literal["none", "class", "text", "image"] = "text"
-    """What tells it what to paint: nothing, the label, the caption, or what a ViT or Swin sees in the picture."""
-    image_encoder: str = "vit-emoji"
-    """With condition image: the frozen ViT or Swin, a file, RUN, hub id or shipped name."""
+    """`emoji`, a folder (metadata.jsonl, or a .txt beside each image), tar shards, a parquet file or a hub id."""
     model: str = "unet-s"
-    """The denoiser by name, with random weights; not looked at when `init` is given."""
+    """Denoiser by name, with random weights; ignored if `init` is given."""
     model_args: tuple[str, ...] = ()
-    """Changes to the named denoiser: width=96 multipliers=[1,2,3]."""
+    """Changes to the named denoiser, such as width=96 multipliers=[1,2,3]."""
     init: str | None = None
-    """Start from the denoiser and the text encoder of this latent diffusion model: a RUN, file or hub id. Its process
-    is kept, too; `process` can only ask it to end in pure noise."""
-    prediction: Literal["eps", "v"] | None = None
-    """What the denoiser of `init` predicts, where the file does not say (Stable Diffusion 2)."""
-    train: Literal["all", "lora", "words"] = "all"
-    """All of the denoiser; low-rank updates of its attention, which go into lora.safetensors; or a word of its text
-    encoder alone, which goes into word.safetensors."""
+    """Start from the denoiser and text encoder of this latent diffusion model: a RUN, file or hub id. Its process is
+    kept; `process` can only ask for zero terminal SNR."""
     image_size: tuple[int, int] | None = None
-    """Height and width to train at; none means those of `init`, or the first stage's own."""
+    """Height and width in pixels to train at; none is that of `init`, or of the first stage."""
+    first_stage: str | None = None
+    """Autoencoder: a RUN, file or hub id of one, or of a model that contains one."""
+    condition: Literal["none", "class", "text", "image"] = "text"
+    """Condition of the denoiser: none, the class label, the caption, or features of a ViT or Swin for the image."""
+    image_encoder: str = "vit-emoji"
+    """With condition image: the frozen ViT or Swin; a file, RUN, hub id or shipped name."""
+    prediction: Literal["eps", "v"] | None = None
+    """What the denoiser of `init` predicts, if its file does not say (Stable Diffusion 2)."""
+    train: Literal["all", "lora", "words"] = "all"
+    """Train all of the denoiser; low-rank updates of its attention, saved in lora.safetensors; or only a new word of
+    the text encoder, saved in word.safetensors."""
     buckets: int = 1
-    """Shapes that pictures are sorted into by their aspect, each of about the area of image_size; a batch is of one. 1
-    cuts the middle out of every picture."""
+    """Number of aspect ratios that images are sorted into, each with about the area of image_size; a batch has one of
+    them. 1 crops every image to image_size."""
     drop_condition: float = 0.1
-    """Share of pictures whose condition is left out, so that guidance has something to be guided away from (Ho and
-    Salimans 2022)."""
+    """Fraction of images that are trained without condition, for classifier-free guidance (Ho and Salimans 2022)."""
     text: CaptionConfig = field(default_factory=CaptionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     word: WordConfig = field(default_factory=WordConfig)
@@ -174,57 +169,43 @@ class SecondStageConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     cache: LatentCacheConfig = field(default_factory=LatentCacheConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
-    loading: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = FLIP_ONLY
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        check(self)
-        need(self.buckets >= 1, self, "buckets", "at least 1")
-        need(0 <= self.drop_condition < 1, self, "drop_condition", "from 0 to below 1")
+        super().__post_init__()
+        need_at_least(self, 1, "buckets")
+        need_fraction(self, "drop_condition", below_one=True)
         if self.init is None and self.prediction is not None:
-            raise UserError(
-                "prediction is of a model to start from; --process.prediction says it of a new one"
+            raise ConfigError(
+                "prediction is that of a model to start from; use --process.prediction for a new model"
             )
         if self.text.train == "off" and self.text.encoder is None and self.init is None:
-            raise UserError(
-                "text.train is off, and a text encoder of random weights has nothing to say; name one with text.encoder"
+            raise ConfigError(
+                "text.train is off, and a text encoder with random weights is of no use; name one with text.encoder"
             )
         if self.train != "all" and self.init is None:
-            raise UserError(f"train={self.train} changes a model that is there; name it with init")
+            raise ConfigError(f"train={self.train} changes an existing model; name it with init")
         if self.train != "all" and self.loop.compile:
-            raise UserError(f"train={self.train} cannot be compiled block by block; leave loop.compile out")
+            raise ConfigError(f"train={self.train} cannot be compiled block by block; leave loop.compile out")
         if self.train == "words" and self.condition != "text":
-            raise UserError(
-                f"train=words is of what reads captions, and condition is {self.condition!r}; give text"
+            raise ConfigError(
+                f"train=words needs captions, and condition is {self.condition!r}; use condition text"
             )
         if self.cache.use == "on" and not flips_only(self.augment):
-            raise UserError(
-                "cache.use is on, and latents are kept of pictures that are mirrored at most; leave augmentation out, "
-                "or set cache.use to off"
+            raise ConfigError(
+                "cache.use is on, and only latents of images that are at most flipped can be cached; leave "
+                "augmentation out, or set cache.use to off"
             )
         if self.buckets > 1 and not flips_only(self.augment):
-            raise UserError(
-                f"buckets is {self.buckets}, and buckets keep pictures whole; leave augmentation out but for flip"
+            raise ConfigError(
+                f"buckets is {self.buckets}, and buckets use full images; leave augmentation out, except flip"
             )
 
 
 def flips_only(augment: AugmentConfig) -> bool:
-    """Whether a picture is no more than mirrored, so that its latents can be kept."""
-    same = (
-        "image_size",
-        "background",
-        "mean",
-        "std",
-        "flip",
-        "label_smoothing",
-        "mixup",
-        "cutmix",
-        "mix_probability",
-    )
+    """Return whether images are at most flipped, so that their latents can be cached."""
+    harmless = {"image_size", "background", "mean", "std", "flip", "label_smoothing", "mixup", "cutmix"}
+    harmless |= {"mix_probability", "rand_augment_magnitude"}
     return all(
-        getattr(augment, name) == value
-        for name, value in vars(FLIP_ONLY).items()
-        if name not in (*same, "rand_augment_magnitude")
+        getattr(augment, name) == value for name, value in vars(FLIP_ONLY).items() if name not in harmless
     )

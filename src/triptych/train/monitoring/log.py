@@ -1,4 +1,4 @@
-"""What a run says: JSON lines always, a progress line on a terminal, plain lines elsewhere, tensorboard if asked."""
+"""The log of a run: JSON lines in a file, a progress bar on a terminal or plain lines elsewhere, and TensorBoard."""
 
 import json
 import os
@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from triptych.atomic_write import write_text_atomically
-from triptych.errors import UserError
+from triptych.errors import ConfigError, StorageError
 
 Row = dict[str, Any]
 
 
 class RunLog:
-    """Rows of numbers into `folder`/log.jsonl and onto the screen.
+    """Writes rows of values into `folder`/log.jsonl, and lines onto the screen.
 
     Args:
         folder: the run's folder.
-        total: steps of the whole run.
-        resumed: rows after this step belong to work that was lost and is done again; they are taken out.
+        total: number of steps of the run.
+        resumed: the step that the run was resumed from. Rows of later steps are removed: these steps are repeated.
         every: seconds between lines on the screen.
-        evaluated: the same for rows of evaluations, where the run was cut off in one.
+        tensorboard: also write TensorBoard events.
+        evaluated: the same as `resumed` for rows of evaluations, which differs if an evaluation was interrupted.
     """
 
     def __init__(
@@ -34,66 +35,70 @@ class RunLog:
         evaluated: int | None = None,
     ):
         self.path, self.total, self.every = folder / "log.jsonl", total, every
-        self.board = _tensorboard(folder, resumed) if tensorboard else None
+        self.board = _summary_writer(folder, resumed) if tensorboard else None
         self._drop_after(resumed, resumed if evaluated is None else evaluated)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self.progress, self.bar = _progress(total, resumed)
-        self.said = time.monotonic()
+        self.progress, self.bar = _progress_bar(total, resumed)
+        self.last_shown = time.monotonic()
 
     def _drop_after(self, step: int, evaluated: int) -> None:
         if not self.path.exists():
             return
-        kept = []
+        lines = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
                 if row["step"] <= (evaluated if "eval" in row else step):
-                    kept.append(line + "\n")
+                    lines.append(line + "\n")
             except (ValueError, KeyError):
-                continue  # the half line of a killed run
-        write_text_atomically(self.path, "".join(kept))
+                continue  # the incomplete line of a killed run
+        write_text_atomically(self.path, "".join(lines))
 
     def write(self, rows: list[Row]) -> None:
-        """Append rows; each has "step"."""
+        """Append rows; each has a "step".
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
         try:
             self.file.writelines(json.dumps(row) + "\n" for row in rows)
             self.file.flush()
-        except OSError as problem:
-            raise UserError(
-                f"cannot write {self.path}: {problem.strerror}; free space and go on"
-            ) from problem
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self.path}: {error.strerror}; free space and run the same command to resume"
+            ) from error
         if self.board is not None:
             for row in rows:
                 for name, value in _scalars(row):
                     self.board.add_scalar(name, value, row["step"])
 
     def sync(self) -> None:
-        """What was written outlasts the machine: before a checkpoint that counts on it."""
+        """Write the file through to the disk; called before a checkpoint that relies on it."""
         os.fsync(self.file.fileno())
 
     def due(self) -> bool:
-        """Whether the screen waits for a line."""
-        return time.monotonic() - self.said >= self.every
+        """Return whether it is time for a line on the screen."""
+        return time.monotonic() - self.last_shown >= self.every
 
-    def show(self, step: int, words: str) -> None:
-        """Move the bar, or print a line: `words` after the share done and the time left."""
-        self.said = time.monotonic()
+    def show(self, step: int, text: str) -> None:
+        """Move the progress bar to a step with a text beside it, or print both as a line."""
+        self.last_shown = time.monotonic()
         if self.progress is not None:
-            self.progress.update(self.bar, completed=step, words=words)
+            self.progress.update(self.bar, completed=step, text=text)
         else:
-            print(f"step {step}/{self.total}  {words}", file=sys.stderr, flush=True)
+            print(f"step {step}/{self.total}  {text}", file=sys.stderr, flush=True)
 
-    def message(self, words: str) -> None:
-        """A line that stays."""
+    def message(self, text: str) -> None:
+        """Print a line that stays on the screen."""
         if self.progress is not None:
-            self.progress.console.print(words, highlight=False, markup=False, soft_wrap=True)
+            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
-            print(words, file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_problem: object) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.file.close()
         if self.progress is not None:
             self.progress.stop()
@@ -102,12 +107,12 @@ class RunLog:
 
 
 class NullLog:
-    """Of a process that leaves the talking to the first."""
+    """The log of all processes but the main one: it writes nothing."""
 
     def write(self, rows: list[Row]) -> None: ...
     def sync(self) -> None: ...
-    def show(self, step: int, words: str) -> None: ...
-    def say(self, words: str) -> None: ...
+    def show(self, step: int, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
 
     def due(self) -> bool:
         return False
@@ -115,10 +120,10 @@ class NullLog:
     def __enter__(self) -> "NullLog":
         return self
 
-    def __exit__(self, *_problem: object) -> None: ...
+    def __exit__(self, *_error: object) -> None: ...
 
 
-def _progress(total: int, done: int) -> tuple[Any, Any]:
+def _progress_bar(total: int, done: int) -> tuple[Any, Any]:
     if not sys.stderr.isatty():
         return None, None
     from rich.console import Console
@@ -128,26 +133,26 @@ def _progress(total: int, done: int) -> tuple[Any, Any]:
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[text]}"),
     )
     progress = Progress(*columns, console=Console(stderr=True))
     progress.start()
-    return progress, progress.add_task("train", total=total, completed=done, words="")
+    return progress, progress.add_task("train", total=total, completed=done, text="")
 
 
-def _tensorboard(folder: Path, resumed: int) -> Any:
+def _summary_writer(folder: Path, resumed: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as problem:
-        raise UserError("tensorboard is not installed; pip install 'triptych[track]'") from problem
+    except ImportError as error:
+        raise ConfigError("tensorboard is not installed; pip install 'triptych[track]'") from error
     return SummaryWriter(str(folder / "tensorboard"), purge_step=resumed + 1)
 
 
 def _scalars(row: Row, prefix: str = "") -> list[tuple[str, float]]:
-    found = []
+    scalars = []
     for name, value in row.items():
         if isinstance(value, dict):
-            found += _scalars(value, f"{prefix}{name}/")
+            scalars += _scalars(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and name != "step":
-            found.append((prefix + name, float(value)))
-    return found
+            scalars.append((prefix + name, float(value)))
+    return scalars

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -125,9 +125,10 @@ class Denoise:
                 )
             elif self.bucketed:
                 how = replace(self.config, image_size=tuple(batch["image"].shape[-2:]))
-                images, _ = augment(batch["image"], None, how, batch["seed"])
+                images, _ = augment(batch["image"], None, how, cast(TrainBatch, batch)["seed"])
             else:
-                images, _ = augment(batch["image"], None, self.config, batch["seed"], aspect=batch["aspect"])
+                seed = cast(TrainBatch, batch)["seed"]
+                images, _ = augment(batch["image"], None, self.config, seed, aspect=batch["aspect"])
         moments = self.first_stage.embed(images).float()
         z = self.first_stage.draw(moments)
         if rng is not None:
@@ -140,7 +141,7 @@ class Denoise:
         device = next(model.parameters()).device
         total, count = 0.0, 0
         for i, batch in enumerate(loader):
-            batch: Batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            batch = cast(Batch, {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
             _, generator = streams((0, batch.get("number", i)), device)
             x0 = self.latents(batch, None, generator)
             chosen = self.said_held.choose(batch["row"], None)

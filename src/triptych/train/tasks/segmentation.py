@@ -38,6 +38,7 @@ class Segment:
         self.config, self.card, self.num_classes, self.weights = config, card, num_classes, loss
 
     def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
+        assert "mask" in batch
         with torch.autocast(batch["image"].device.type, enabled=False):
             images, masks = augment_with_masks(
                 batch["image"], batch["mask"], self.config, batch["seed"], batch["aspect"]
