@@ -50,6 +50,7 @@ FLAGS = {
         --out --dry-run --json
         --data --model --model-args --init --image-size --first-stage --condition --image-encoder --prediction --train
         --buckets --drop-condition
+        {LEARNING}
         --text.encoder --text.vocabulary --text.length --text.width --text.depth --text.head-dim --text.train
         --lora.rank --lora.alpha --lora.feed-forward --word.name --word.like --word.vectors --word.templates
         --process.schedule --process.beta-start --process.beta-end --process.steps --process.zero-terminal-snr
@@ -57,7 +58,6 @@ FLAGS = {
         --noise.times --noise.logit-mean --noise.logit-std --noise.min-snr --noise.offset
         --cache.use --cache.folder --cache.dtype --cache.shard --cache.batch-size
         --samples.count --samples.prompts --samples.steps --samples.guidance
-        {LEARNING}
     """,
     "train simmim": f"""
         --out --dry-run --json
@@ -67,10 +67,10 @@ FLAGS = {
     "train swin": f"""
         --out --dry-run --json
         --data --model --model-args --init --image-size --drop-path --frozen-blocks
+        {LEARNING}
         --head.kind --head.num-classes --head.width --head.blocks --head.pool-scales --head.image-width
         --head.dropout --head.aux-width
         --loss.cross-entropy --loss.dice --loss.focal --loss.focal-gamma --loss.label-smoothing --loss.aux
-        {LEARNING}
     """,
     "train vit": f"""
         --out --dry-run --json

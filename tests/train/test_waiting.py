@@ -180,7 +180,11 @@ def test_what_goes_to_a_device_is_not_waited_for(kinds, tmp_path, waits, monkeyp
             "copy_to_device",
             lambda tensor, device: torch.tensor(tensor.tolist(), device=device).to(tensor.dtype),
         ),
-        (loop, "copy_to_device", lambda tensor, device: torch.empty_like(tensor, device=device).copy_(tensor)),
+        (
+            loop,
+            "copy_to_device",
+            lambda tensor, device: torch.empty_like(tensor, device=device).copy_(tensor),
+        ),
     ],
 )
 def test_what_is_waited_for_is_noticed(kinds, tmp_path, waits, monkeypatch, owner, name, waiting):

@@ -144,6 +144,6 @@ def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
     patch.setattr(loop, "StepRecord", left)
     patch.setattr(loop, "PendingMetrics", Numbers)
     patch.setattr(Throughput, "timed", spent)
-    suspend(patch, waits, augment, "draw")  # by numpy, of what stays on the processor
-    suspend(patch, waits, window, "order_of")  # which maps on the processor alone are gathered by
+    suspend(patch, waits, augment, "draw_augmentation")  # by numpy, of what stays on the processor
+    suspend(patch, waits, window, "window_order")  # which maps on the processor alone are gathered by
     return made

@@ -309,7 +309,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return cast(
         Batch,
         {
-            name: copy_to_device(value, device) if isinstance(value, torch.Tensor) and name != "aspect" else value
+            name: copy_to_device(value, device)
+            if isinstance(value, torch.Tensor) and name != "aspect"
+            else value
             for name, value in batch.items()
         },
     )

@@ -298,12 +298,14 @@ def test_losses_of_the_discriminator_have_their_closed_form(config):
     real, made = torch.tensor([0.5, 2.0]), torch.tensor([-2.0, 0.5])
     answers = {1.0: real, -1.0: made}
     task.discriminator = lambda images: answers[float(images)]
-    batch = {"real": torch.tensor(1.0), "made": torch.tensor(-1.0), "progress": 1.0}
-    torch.testing.assert_close(task.against(batch)[0], torch.tensor((0.25 + 0.75) / 2))
-    assert task.against({**batch, "progress": 0.29}) == (None, {})
+    inputs = AdversaryInputs(torch.tensor(1.0), torch.tensor(-1.0))
+    torch.testing.assert_close(task.against(inputs)[0], torch.tensor((0.25 + 0.75) / 2))
+    early, late = ({"progress": progress} for progress in (0.29, 0.3))
+    assert not task.takes_part(early)
+    assert task.takes_part(late)
     task.how = replace(config, discriminator=replace(config.discriminator, loss="non_saturating"))
     expected = (-F.logsigmoid(real).mean() - F.logsigmoid(-made).mean()) / 2
-    torch.testing.assert_close(task.against(batch)[0], expected)
+    torch.testing.assert_close(task.against(inputs)[0], expected)
 
 
 def test_the_discriminator_comes_in_at_a_step_or_a_share_of_the_run(config):
