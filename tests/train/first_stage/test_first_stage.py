@@ -27,6 +27,7 @@ from triptych.train.configs.first_stage import (
 from triptych.train.first_stage.build import prepare
 from triptych.train.first_stage.task import adaptive_weight, fool
 from triptych.train.loop import endless_batches
+from triptych.train.task import AdversaryInputs
 
 TINY = ("width=8", "groups=4", "multipliers=[1,2]", "depth=1", "latent_channels=4", "middle_attention=false")
 
