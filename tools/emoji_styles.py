@@ -29,7 +29,7 @@ SHIPPED = (
 )
 MORE = (
     Style("fluent-flat", "@iconify-json/fluent-emoji-flat@1.2.6", "fluent", "train", "MIT", FLUENT),
-    # The package says Apache-2.0: that is the licence of its code. The artwork of FxEmojis is CC BY 4.0.
+    # The package says Apache-2.0: that is the license of its code. The artwork of FxEmojis is CC BY 4.0.
     Style("fxemoji", "@iconify-json/fxemoji@1.2.2", "fxemoji", "train", "CC-BY-4.0", FXEMOJI),
     Style("emojione", "@iconify-json/emojione@1.2.3", "emojione", "train", "CC-BY-4.0", EMOJIONE),
     Style(

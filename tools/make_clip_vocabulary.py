@@ -6,7 +6,7 @@
 One merge a line, in the order in which they were learned. The published list has 262,144; CLIP's vocabulary is the
 256 bytes, once inside a word and once at its end, the first 48,894 merges, and two tokens for a text's start and end.
 
-Licence: the list is `bpe_simple_vocab_16e6.txt` of openai/CLIP (MIT, Copyright (c) 2021 OpenAI), in the copy that
+License: the list is `bpe_simple_vocab_16e6.txt` of openai/CLIP (MIT, Copyright (c) 2021 OpenAI), in the copy that
 open_clip carries (MIT, Copyright (c) 2012-2021 Gabriel Ilharco, Mitchell Wortsman and others).
 """
 

@@ -56,15 +56,15 @@ def draw_icon(icons: dict, name: str) -> np.ndarray:
 
 
 def read_rasters(package: Package, index: dict[str, int]) -> list[tuple[int, np.ndarray]]:
-    """[(concept index, RGBA cell)] of a package that holds one picture a hexcode."""
-    # A hexcode with FE0F and its twin without are the same picture: the later of the two is kept.
+    """[(concept index, RGBA cell)] of a package that has one image per hexcode."""
+    # A hexcode with FE0F and its twin without are the same image: the later of the two is used.
     names = sorted(name for name in package.files if name.startswith("assets/"))
     files = {concept_of(Path(name).stem): name for name in names}
-    pictures = package.read(*(name for key, name in files.items() if key in index))
+    images = package.read(*(name for key, name in files.items() if key in index))
     return [
-        (index[key], shrink(Image.open(io.BytesIO(pictures[name]))))
+        (index[key], shrink(Image.open(io.BytesIO(images[name]))))
         for key, name in files.items()
-        if name in pictures
+        if name in images
     ]
 
 
@@ -80,9 +80,9 @@ def read_icons(
     """
     icons, chars = package.json("icons.json"), package.json("chars.json")
     if chars:  # hexcode -> icon name
-        found = {(index[key], icon) for code, icon in chars.items() if (key := concept_of(code)) in index}
+        matches = {(index[key], icon) for code, icon in chars.items() if (key := concept_of(code)) in index}
     else:
-        found = set()
+        matches = set()
         for icon in icons["icons"]:
             base = re.sub(r"-\d$", "", icon)  # a style may number its second and third drawings
             if icon in hand or base in hand:
@@ -90,12 +90,12 @@ def read_icons(
             else:
                 key = names.get(slug(icon)) or names.get(slug(base))
             if key in index:
-                found.add((index[key], icon))
-    return [(concept, draw_icon(icons, icon)) for concept, icon in sorted(found)]
+                matches.add((index[key], icon))
+    return [(concept, draw_icon(icons, icon)) for concept, icon in sorted(matches)]
 
 
 def bleed(cell: np.ndarray) -> np.ndarray:
-    """Let colours run out under what is transparent: no lossy block across an edge holds a jump to black."""
+    """Extend colors under what is transparent: no lossy block across an edge holds a jump to black."""
     rgb, weight = cell[..., :3].astype(np.float32), (cell[..., 3:] > 8).astype(np.float32)
     rgb *= weight
     for _ in range(12):
@@ -140,7 +140,8 @@ def build(out: Path, cache: Path, styles: list[Style]) -> None:
             drawings = sorted(read_rasters(package, index), key=lambda drawing: drawing[0])
         write_atlas(out / f"{style.name}.webp", [cell for _, cell in drawings])
         cells = [concept for concept, _ in drawings]
-        facts = {field: getattr(style, field) for field in ("name", "split", "family", "licence", "credit")}
+        attributes = ("name", "split", "family", "licence", "credit")  # words: quoted
+        facts = {name: getattr(style, name) for name in attributes}
         table["styles"].append({**facts, "source": "npm " + style.package, "cells": cells})
         size = (out / f"{style.name}.webp").stat().st_size / 1e6
         print(f"{style.name:12s} {len(cells):5d} drawings of {len(set(cells)):5d} concepts  {size:.2f} MB")
@@ -185,9 +186,9 @@ def contact_sheet(root: Path, path: Path, rows: int = 18) -> None:
             if row == 0:
                 pen.text((x, 5), style["name"], fill="black")
             if column == 0:
-                told = concepts[concept]
-                pen.text((x - left + 8, y + 18), told["label"], fill="black")
-                pen.text((x - left + 8, y + 32), f"{told['group']} / {told['subgroup']}", fill="grey")
+                shown = concepts[concept]
+                pen.text((x - left + 8, y + 18), shown["label"], fill="black")
+                pen.text((x - left + 8, y + 32), f"{shown['group']} / {shown['subgroup']}", fill="gray")
             if concept in style["cells"]:
                 cy, cx = (CELL * v for v in divmod(style["cells"].index(concept), COLUMNS))
                 cell = atlas.crop((cx, cy, cx + CELL, cy + CELL))

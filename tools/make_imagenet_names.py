@@ -6,7 +6,7 @@ One line a class, sorted by synset: the name, a tab, and which lists the class i
 21,843), `imagenet22k` (21,841, as in fall11.tar), `imagenet1k` (1,000). All three lists are sorted by synset, so a
 checkpoint's names are the lines that bear its list.
 
-Licence: the lists and names are those of timm (Apache-2.0, Copyright Ross Wightman), whose names are the lemmas of
+License: the lists and names are those of timm (Apache-2.0, Copyright Ross Wightman), whose names are the lemmas of
 WordNet 3.0 (WordNet License, Copyright 2006 by Princeton University; see https://wordnet.princeton.edu/license-and-commercial-use).
 """
 

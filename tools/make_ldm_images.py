@@ -1,9 +1,9 @@
-"""Make docs/images/ldm_*.png, the pictures of docs/papers/latent-diffusion.md, with the package itself.
+"""Make docs/images/ldm_*.png, the figures of docs/papers/latent-diffusion.md, with the package itself.
 
-    python tools/make_ldm_images.py EMOJI                     # of the shipped painter
-    python tools/make_ldm_images.py EMOJI --model RUN         # of another one trained on the drawings
+    python tools/make_ldm_images.py EMOJI                     # of the shipped model
+    python tools/make_ldm_images.py EMOJI --model RUN         # of another one
 
-EMOJI is what tools/make_emoji.py --styles all made: it says which concepts a style has a drawing of.
+EMOJI is the output of tools/make_emoji.py --styles all, which lists the concepts of each style.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CONCEPTS = (
     *("red apple", "fox", "sailboat", "guitar", "grinning face"),
     *("hamburger", "rocket", "cactus", "owl", "bicycle"),
 )
-ODD = (  # that no drawing shows in any style
+ODD = (  # combinations that no style has
     "a blue apple, noto style",
     "a green fox, noto style",
     "a cat and a dog, fluent-3d style",
@@ -49,77 +49,84 @@ ODD = (  # that no drawing shows in any style
 )
 
 
-def painted(pipe: tp.DiffusionPipeline, each: Sequence[GenerationRecord]) -> list[Pixels]:
-    made = (
-        pipe.generate(each[i : i + BATCH], batch_size=BATCH, progress=False) for i in range(0, len(each), BATCH)
+def generate(pipe: tp.DiffusionPipeline, each: Sequence[GenerationRecord]) -> list[Pixels]:
+    batches = (
+        pipe.generate(each[i : i + BATCH], batch_size=BATCH, progress=False)
+        for i in range(0, len(each), BATCH)
     )
-    return [np.asarray(image.convert("RGB")) for image in itertools.chain.from_iterable(made)]
+    return [np.asarray(image.convert("RGB")) for image in itertools.chain.from_iterable(batches)]
 
 
 def reconstructions(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
-    """Drawings by a hand never seen, what the decoder makes of their latents, and these latents' first channels."""
+    """Draw images of the held-out style, the first channels of their latents, and their reconstructions."""
     assert isinstance(pipe.net, LatentDiffusion)
     first = {source.classes[label]: i for i, label in reversed(list(enumerate(source.labels)))}
     drawings = [np.asarray(source[first[name]].image) for name in CONCEPTS]
     images = torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.inference_mode():
         latents = pipe.net.autoencoder.encode(images)
-        made = pipe.net.autoencoder.decode(latents)
-    pixels = ((made.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        decoded = pipe.net.autoencoder.decode(latents)
+    pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     shown = (latents[:, :3] / 5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return picture_grid(
         [drawings, list(shown), list(pixels)],
         "Perceptual compression",
-        "64 x 64 pixels to 8 x 8 x 8 latents and back, of drawings by a hand never trained on",
-        row_words=("picture", "latents (3 of 8)", "reconstruction"),
+        "64 x 64 pixels to 8 x 8 x 8 latents and back, of images of a held-out style",
+        row_words=("image", "latents (3 of 8)", "reconstruction"),
         column_words=CONCEPTS,
     )
 
 
 def styles(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
-    """Concepts in every training style; marked are those that no drawing shows."""
+    """Draw concepts in every training style; those that a style lacks are marked."""
     names = [one.name for one in source.styles]
     have = {one.name: {source.classes[cell] for cell in one.cells} for one in source.styles}
-    each = [GenerationRecord(prompt=f"{concept}, {name} style", seed=1) for name in names for concept in CONCEPTS]
-    pictures = painted(pipe, each)
-    rows = [pictures[i : i + len(CONCEPTS)] for i in range(0, len(pictures), len(CONCEPTS))]
+    each = [
+        GenerationRecord(prompt=f"{concept}, {name} style", seed=1) for name in names for concept in CONCEPTS
+    ]
+    images = generate(pipe, each)
+    rows = [images[i : i + len(CONCEPTS)] for i in range(0, len(images), len(CONCEPTS))]
     marked = {
         (i, j)
         for i, name in enumerate(names)
         for j, concept in enumerate(CONCEPTS)
         if concept not in have[name]
     }
-    below = "One seed; rows are the style asked for" + (
-        ", an orange edge: no such drawing exists" if marked else ""
+    below = "One seed; rows are the requested style" + (
+        ", an orange edge: the style lacks this concept" if marked else ""
     )
     return picture_grid(rows, "Prompts", below, row_words=names, column_words=CONCEPTS, marked=marked)
 
 
 def unseen(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
-    """Concepts in styles that have no drawing of them, taken evenly, and things that nobody drew: four seeds each."""
+    """Draw concepts in styles that lack them, evenly chosen, and odd combinations: four seeds each."""
     have = {(source.classes[cell], one.name) for one in source.styles for cell in one.cells}
     known = sorted({concept for concept, _ in have})
     lacking = [(c, one.name) for c in known for one in source.styles if (c, one.name) not in have]
     some = [lacking[round((i + 0.5) * len(lacking) / 8)] for i in range(8)]
-    asked = [f"{concept}, {name} style" for concept, name in some] + list(ODD)
-    pictures = painted(pipe, [GenerationRecord(prompt=words, seed=seed) for words in asked for seed in range(4)])
-    blocks = [pictures[i : i + 4] for i in range(0, len(pictures), 4)]
+    prompts = [f"{concept}, {name} style" for concept, name in some] + list(ODD)
+    images = generate(
+        pipe, [GenerationRecord(prompt=words, seed=seed) for words in prompts for seed in range(4)]
+    )
+    blocks = [images[i : i + 4] for i in range(0, len(images), 4)]
     return picture_grid(
         blocks,
         "Unseen combinations",
-        "Above, concepts in styles without them; below, what nobody drew. Seeds 0 to 3",
-        row_words=asked,
+        "Above, concepts in styles that lack them; below, combinations that no style has. Seeds 0 to 3",
+        row_words=prompts,
         beside=3.2,
     )
 
 
 def guidance(pipe: tp.DiffusionPipeline) -> Figure:
     scales = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 12.0)
-    each = [GenerationRecord(prompt=words, seed=0, guidance_scale=scale) for words in PROMPTS for scale in scales]
+    each = [
+        GenerationRecord(prompt=words, seed=0, guidance_scale=scale) for words in PROMPTS for scale in scales
+    ]
     return picture_grid(
-        chunks([painted(pipe, [one])[0] for one in each], len(scales)),
+        chunks([generate(pipe, [one])[0] for one in each], len(scales)),
         "Guidance",
-        "1 is the prompt alone; the same noise along a row",
+        "A scale of 1 is no guidance; the same noise along a row",
         row_words=PROMPTS,
         column_words=[f"{scale:g}" for scale in scales],
         beside=2.2,
@@ -128,9 +135,13 @@ def guidance(pipe: tp.DiffusionPipeline) -> Figure:
 
 def samplers(pipe: tp.DiffusionPipeline) -> Figure:
     steps, names = (2, 4, 6, 8, 12, 20, 30, 50), ("ddim", "euler", "heun", "dpm++2m", "unipc")
-    each = [GenerationRecord(prompt=PROMPTS[0], seed=0, sampler=name, num_steps=n) for name in names for n in steps]
+    each = [
+        GenerationRecord(prompt=PROMPTS[0], seed=0, sampler=name, num_steps=n)
+        for name in names
+        for n in steps
+    ]
     return picture_grid(
-        chunks([painted(pipe, [one])[0] for one in each], len(steps)),
+        chunks([generate(pipe, [one])[0] for one in each], len(steps)),
         "Samplers and steps",
         f"{PROMPTS[0]}, from the same noise",
         row_words=names,
@@ -146,7 +157,7 @@ def chunks(items: Sequence[Pixels], size: int) -> list[Sequence[Pixels]]:
 def strip(pipe: tp.DiffusionPipeline) -> Figure:
     watch = StepRecorder(Path("strip"), None)  # keeps frames; nothing is written
     (image,) = pipe.generate([GenerationRecord(prompt=PROMPTS[1], seed=0)], preview=watch, progress=False)
-    frames, labels = [*watch.frames, np.asarray(image.convert("RGB"))], [*watch.labels, "the picture"]
+    frames, labels = [*watch.frames, np.asarray(image.convert("RGB"))], [*watch.labels, "result"]
     return denoising_strip(frames, labels, "Denoising", PROMPTS[1])
 
 
@@ -156,12 +167,12 @@ def main() -> None:
     )
     parser.add_argument("emoji", type=Path, help="the folder of all styles")
     parser.add_argument("--model", default="ldm-emoji", help="what triptych.load takes")
-    parser.add_argument("--only", nargs="*", help="names of pictures; all if left out")
+    parser.add_argument("--only", nargs="*", help="names of figures; all if left out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "images")
     args = parser.parse_args()
     pipe = tp.DiffusionPipeline(args.model, dtype="fp32")
     train, test = emoji("train", root=args.emoji), emoji("test", background=(255, 255, 255))
-    made = {
+    figures = {
         "reconstructions": lambda: reconstructions(pipe, test),
         "styles": lambda: styles(pipe, train),
         "unseen": lambda: unseen(pipe, train),
@@ -170,11 +181,11 @@ def main() -> None:
         "strip": lambda: strip(pipe),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.only or made:
+    for name in args.only or figures:
         path = args.out / f"ldm_{name}.png"
-        style.save(made[name](), path)
-        with Image.open(path) as whole:
-            fewer = whole.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=3)
+        style.save(figures[name](), path)
+        with Image.open(path) as image:
+            fewer = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=3)
         fewer.save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 

@@ -1,6 +1,6 @@
-"""Make docs/images/swin_*.png, the pictures of docs/papers/swin.md, with the package itself.
+"""Make docs/images/swin_*.png, the figures of docs/papers/swin.md, with the package itself.
 
-    python tools/make_swin_images.py                      # of the shipped parser
+    python tools/make_swin_images.py                      # of the shipped segmenter
     python tools/make_swin_images.py --model RUN          # of another segmenter on a Swin
 
 The scenes are of the built-in test style, which no network here was trained on.
@@ -25,27 +25,27 @@ from triptych.plots.explanation import explanation_figures
 from triptych.plots.segmentation import Entry, parse_figure
 from triptych.plots.swin_partition import cyclic_shift, hierarchy, position_bias
 
-LIGHT = 190_000  # bytes; a heavier picture gives up colours, then dots
+LIGHT = 190_000  # bytes; a larger file is stored with fewer colors, then fewer dots
 SCENE = 15
 
 
 def shifted(size: tuple[int, int], side: int, title: str) -> Figure:
-    """The windows, regions, roll and mask that the package makes for a map."""
+    """Draw the windows, regions, roll and mask of a map."""
     rows, columns = (windows_along(cells, side) for cells in size)
     shift = (shift_along(size[0], side), shift_along(size[1], side))
-    taken = sources(*size, rows, columns, (side, side), shift)
+    order = sources(*size, rows, columns, (side, side), shift)
     mask = shift_mask(rows, columns, (side, side), shift, torch.device("cpu"), torch.float32)
-    return cyclic_shift(size, (side, side), shift, taken.numpy(), mask[:, 0].numpy(), title)
+    return cyclic_shift(size, (side, side), shift, order.numpy(), mask[:, 0].numpy(), title)
 
 
 def bias(net: Swin) -> Figure:
-    """The learnt table of each block, as a map of offsets."""
+    """Draw the learned table of each block as a map of offsets."""
     tables, names = [], []
     for s, stage in enumerate(net.stages):
         for b, block in enumerate(stage.blocks):  # type: ignore[arg-type]
             h, w = block.attn.window
             table = block.attn.bias_table.detach().T.unflatten(1, (2 * h - 1, 2 * w - 1))
-            # The table lists the query's place less the key's; a map of what is looked at wants the reverse.
+            # The table is indexed by query minus key; the map shows key minus query.
             tables.append(table.flip(1, 2).numpy())
             names.append(f"stage {s + 1}, block {b + 1}")
     return position_bias(tables, names)
@@ -64,17 +64,17 @@ def main() -> None:
     scene = scenes("test", size=size)[SCENE]
     largest = max(scene.boxes, key=lambda box: (box.x1 - box.x0) * (box.y1 - box.y0))
     point = ((largest.x0 + largest.x1) / 2, (largest.y0 + largest.y1) / 2)
-    found = tp.explain(net, scene.image, point=point)
+    explanation = tp.explain(net, scene.image, point=point)
     parsed = SegmentationPipeline(net, device="cpu", dtype="fp32")(scene.image)
     config = swin.config
-    best = found.classification[0]
-    words = f"the pixel at the point is {best.name}, says the network, with a probability of {best.probability:.0%}"
+    best = explanation.classification[0]
+    words = f"prediction at the point: {best.name}, with a probability of {best.probability:.0%}"
     entries = [
         Entry(area.name, tuple(parsed.colours[area.index].tolist()), area.share) for area in parsed.areas
     ]
 
     def figures() -> dict[str, Figure]:
-        explained = explanation_figures(found.arrays(), words, found.readout)
+        explained = explanation_figures(explanation.arrays(), words, explanation.readout)
         return {
             "hierarchy": hierarchy(scene.image, config.strides, config.widths, config.window),
             "shift": shifted((8, 8), 4, "Shifted windows"),
@@ -93,8 +93,8 @@ def main() -> None:
             if name in heavy:
                 style.save(figure, path)
                 if path.stat().st_size > LIGHT:
-                    with Image.open(path) as whole:
-                        fewer = whole.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=3)
+                    with Image.open(path) as image:
+                        fewer = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=3)
                     fewer.save(path, optimize=True)
                 print(f"{path}: {path.stat().st_size / 1000:.0f} kB at {dots} dots an inch")
         heavy = {name for name in heavy if (args.out / f"swin_{name}.png").stat().st_size > LIGHT}

@@ -1,9 +1,9 @@
-"""Make docs/images/vit_*.png, the pictures of docs/papers/vit.md, with the package itself.
+"""Make docs/images/vit_*.png, the figures of docs/papers/vit.md, with the package itself.
 
     python tools/make_vit_images.py                      # of the shipped network
-    python tools/make_vit_images.py --model RUN          # of another one; without positions it has no such picture
+    python tools/make_vit_images.py --model RUN          # of another one; without positions it has no such figure
 
-The drawings are of the built-in test style, which no network here was trained on.
+The images are of the built-in test style, which no network here was trained on.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from triptych.plots import style
 from triptych.plots.attention import attention_distance, attention_heads
 from triptych.plots.embedding import position_similarity
 
-LIGHT = 190_000  # bytes; a heavier picture gives up colours
+LIGHT = 190_000  # bytes; a larger file is stored with fewer colors
 PATCHED, LOOKED_AT = "sailboat", "owl"
 ROLLED_OUT = ("fox", "strawberry", "owl", "sailboat", "rocket", "guitar")
 DRAWINGS = emoji("test", background=(255, 255, 255))
@@ -37,22 +37,22 @@ def drawing(label: str) -> np.ndarray:
 
 
 def patches(image: np.ndarray, patch: int = 16) -> Figure:
-    """The picture, the picture cut in patches, and the patches in the order in which they become tokens."""
+    """The image, the image cut into patches, and the patches in the order of their tokens."""
     pieces = rearrange(image, "(h p) (w q) c -> h w p q c", p=patch, q=patch)
     rows, columns = pieces.shape[:2]
     side, gap, top = 2.2, 0.1, 1.05
-    made = style.figure(9.4, top + side + 1.5)
+    page = style.figure(9.4, top + side + 1.5)
     H, W = image.shape[:2]
     style.heading(
-        made, "Patch partition", f"{H} x {W} pixels, P = {patch}: N = HW / P² = {rows * columns} patches"
+        page, "Patch partition", f"{H} x {W} pixels, P = {patch}: N = HW / P² = {rows * columns} patches"
     )
-    style.picture(style.axes(made, 0.4, top, side, side), image)
+    style.picture(style.axes(page, 0.4, top, side, side), image)
     cell = (side - (columns - 1) * gap) / columns
     left = 0.4 + side + 1.0
-    style.text(made, left - 0.62, top + side / 2, "→", 20, style.SOFT)
+    style.text(page, left - 0.62, top + side / 2, "→", 20, style.SOFT)
     for i in range(rows):
         for j in range(columns):
-            at = style.axes(made, left + j * (cell + gap), top + i * (cell + gap), cell, cell)
+            at = style.axes(page, left + j * (cell + gap), top + i * (cell + gap), cell, cell)
             style.picture(at, pieces[i, j])
             number = style.INK if pieces[i, j].mean() > 150 else style.PAPER
             at.text(
@@ -70,33 +70,33 @@ def patches(image: np.ndarray, patch: int = 16) -> Figure:
             "a patch is a vector of P²C numbers:",
             f"{patch} · {patch} · 3 = {patch * patch * 3}",
             "",
-            "one matrix E makes of it a token",
+            "one matrix E turns it into a token",
             "of D numbers, the same matrix",
             "for every patch (Equation 1)",
         )
     ):
-        style.text(made, right, top + 0.55 + 0.24 * line, words, 9, style.SOFT)
+        style.text(page, right, top + 0.55 + 0.24 * line, words, 9, style.SOFT)
     small = (9.4 - 0.8 - (rows * columns - 1) * 0.06) / (rows * columns)
     below = top + side + 0.5
-    style.text(made, 0.4, below - 0.1, "the sequence, row by row", 9, style.SOFT)
+    style.text(page, 0.4, below - 0.1, "the sequence, row by row", 9, style.SOFT)
     for n, piece in enumerate(pieces.reshape(-1, patch, patch, 3)):
         x = 0.4 + n * (small + 0.06)
-        style.picture(style.axes(made, x, below, small, small), piece)
-        style.text(made, x + small / 2, below + small + 0.18, str(n + 1), 8, style.SOFT, ha="center")
-    return made
+        style.picture(style.axes(page, x, below, small, small), piece)
+        style.text(page, x + small / 2, below + small + 0.18, str(n + 1), 8, style.SOFT, ha="center")
+    return page
 
 
 def grids(net: ViT) -> Figure:
-    """Cosine of one position with all others: in the table as it was learned, and in it moved to other grids."""
+    """Cosine similarity of one position with all others, in the learned table and in resampled ones."""
     old = net.config.grid
     wide = (old[0], round(old[1] * 1.5))
     tall, double = wide[::-1], (old[0] * 2, old[1] * 2)
     named = ((old, "as learned"), (double, "twice the size"), (wide, "landscape"), (tall, "portrait"))
     unit = 2.0 / old[1]
     sizes = [(unit * w, unit * h) if grid != double else (2.0, 2.0) for grid, _ in named for h, w in [grid]]
-    made = style.figure(0.8 + sum(w for w, _ in sizes) + 0.45 * 3, 1.1 + max(h for _, h in sizes) + 0.55)
+    page = style.figure(0.8 + sum(w for w, _ in sizes) + 0.45 * 3, 1.1 + max(h for _, h in sizes) + 0.55)
     style.heading(
-        made, "One position in four grids", "cosine of the marked patch's position with every other"
+        page, "One position in four grids", "cosine of the marked patch's position with every other"
     )
     x = 0.4
     for (grid, words), (width, height) in zip(named, sizes, strict=True):
@@ -104,7 +104,7 @@ def grids(net: ViT) -> Figure:
         table = torch.nn.functional.normalize(table.double(), dim=-1)
         row, column = grid[0] // 4, grid[1] // 2
         similarity = (table @ table[row * grid[1] + column]).view(grid)
-        ax = style.axes(made, x, 1.05, width, height)
+        ax = style.axes(page, x, 1.05, width, height)
         ax.imshow(
             similarity.numpy(), cmap=style.SIMILARITY, vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
         )
@@ -113,33 +113,33 @@ def grids(net: ViT) -> Figure:
         ax.set(xticks=[], yticks=[])
         for spine in ax.spines.values():
             spine.set(color=style.LINE, linewidth=0.8)
-        style.text(made, x, 1.05 + height + 0.22, f"{words}, {grid[0]} x {grid[1]}", 9, style.SOFT)
+        style.text(page, x, 1.05 + height + 0.22, f"{words}, {grid[0]} x {grid[1]}", 9, style.SOFT)
         x += width + 0.45
-    return made
+    return page
 
 
-def rollouts(found: dict[str, Explanation]) -> Figure:
-    """Above the drawings, below them the rollout of each, with what the network says; wrong answers in red."""
+def rollouts(explanations: dict[str, Explanation]) -> Figure:
+    """Draw the images, the rollout of each below, and the prediction; wrong ones in red."""
     side, gap, top = 1.35, 0.16, 1.25
-    made = style.figure(0.8 + len(found) * (side + gap) - gap, top + 2 * side + gap + 0.75)
+    page = style.figure(0.8 + len(explanations) * (side + gap) - gap, top + 2 * side + gap + 0.75)
     style.heading(
-        made,
+        page,
         "Attention rollout",
-        "where the answer came from, through all blocks; below it the answer, red where it is wrong",
+        "through all blocks; below it the prediction, red where it is wrong",
     )
-    for i, (label, one) in enumerate(found.items()):
+    for i, (label, one) in enumerate(explanations.items()):
         x = 0.4 + i * (side + gap)
-        style.text(made, x + side / 2, top - 0.1, style.short(label, 16), 9, style.SOFT, ha="center")
-        style.picture(style.axes(made, x, top, side, side), one.image)
+        style.text(page, x + side / 2, top - 0.1, style.short(label, 16), 9, style.SOFT, ha="center")
+        style.picture(style.axes(page, x, top, side, side), one.image)
         style.picture(
-            style.axes(made, x, top + side + gap, side, side), style.overlay(one.image, one.rollout)
+            style.axes(page, x, top + side + gap, side, side), style.overlay(one.image, one.rollout)
         )
         best = one.classification[0]
         words, color = style.short(best.name, 16), style.INK if best.name == label else style.RED
         below = top + 2 * side + gap
-        style.text(made, x + side / 2, below + 0.22, words, 9, color, ha="center")
-        style.text(made, x + side / 2, below + 0.4, f"{best.probability:.0%}", 8, style.SOFT, ha="center")
-    return made
+        style.text(page, x + side / 2, below + 0.22, words, 9, color, ha="center")
+        style.text(page, x + side / 2, below + 0.4, f"{best.probability:.0%}", 8, style.SOFT, ha="center")
+    return page
 
 
 def main() -> None:
@@ -154,10 +154,10 @@ def main() -> None:
     one = tp.explain(net, drawing(LOOKED_AT))
     figures["heads"] = attention_heads(one.image, one.heads, one.readout)
     figures["rollout"] = rollouts({label: tp.explain(net, drawing(label)) for label in ROLLED_OUT})
-    every = [
+    distances = [
         tp.explain(net, DRAWINGS[i].image).distances for i in range(0, len(DRAWINGS), len(DRAWINGS) // 32)
     ]
-    figures["distance"] = attention_distance(np.mean(every, axis=0), one.image.shape[:2], net.config.grid)
+    figures["distance"] = attention_distance(np.mean(distances, axis=0), one.image.shape[:2], net.config.grid)
     if net.config.position == "learned":
         figures["positions"] = position_similarity(one.positions)
         figures["grids"] = grids(net)
@@ -165,10 +165,10 @@ def main() -> None:
     for name, figure in figures.items():
         path = args.out / f"vit_{name}.png"
         style.save(figure, path)
-        for colours in (256, 192, 128):
+        for colors in (256, 192, 128):
             if path.stat().st_size > LIGHT:
-                with Image.open(path) as whole:
-                    fewer = whole.convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT, kmeans=3)
+                with Image.open(path) as image:
+                    fewer = image.convert("RGB").quantize(colors, Image.Quantize.MEDIANCUT, kmeans=3)
                 fewer.save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 

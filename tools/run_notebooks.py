@@ -25,7 +25,10 @@ def main(names: list[str]) -> None:
             if cell.cell_type == "code":
                 # Progress is for the one who runs it.
                 cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
+        notebook.metadata = {
+            "kernelspec": notebook.metadata["kernelspec"],
+            "language_info": {"name": "python"},
+        }
         nbformat.write(notebook, path)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 

@@ -1,4 +1,4 @@
-"""Make the shipped Swin of a training run, measure it beside a plain U-Net, write its card and the README's table.
+"""Make the shipped Swin of a run, measure it and a plain U-Net, and write its card and docs/shipped-networks.md.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
@@ -7,8 +7,8 @@
     triptych train unet_scenes --data scenes:EMOJI --out runs/unet_scenes
     python tools/ship_swin_scenes.py runs/swin_scenes runs/unet_scenes
 
-Weights are kept as fp16, half the size; the figures are of what is kept. They are of scenes whose drawings are of a
-style that is not among the training styles.
+Weights are stored in fp16, and the stored weights are measured, on scenes of a style that is not among the training
+styles.
 """
 
 import json
@@ -51,12 +51,12 @@ def main(run: str, baseline: str) -> None:
     write_text_atomically(ASSET.with_suffix(".json"), text)
     names = ours["classes"]
     lines = [
-        "| intersection over union, on a drawing style never trained on | swin-scenes | plain U-Net |",
+        "| intersection over union on the held-out style | swin-scenes | plain U-Net |",
         "|---|---|---|",
     ]
     for i, name in enumerate(names):
         lines.append(f"| {name} | {ours['per_class_iou'][i]:.3f} | {theirs['per_class_iou'][i]:.3f} |")
-    for name, words in (("miou", "mean of the seven"), ("pixel_accuracy", "pixels that are right")):
+    for name, words in (("miou", "mean of the seven"), ("pixel_accuracy", "pixel accuracy")):
         lines.append(f"| {words} | {ours[name]:.3f} | {theirs[name]:.3f} |")
     for name, words in (
         ("parameters", "million parameters"),
@@ -65,13 +65,13 @@ def main(run: str, baseline: str) -> None:
         lines.append(f"| {words} | {ours[name]:.2f} | {theirs[name]:.2f} |")
     (seen, _), (others, _) = history(run)[-1], history(baseline)[-1]
     on_the_way = ", ".join(f"{miou:.3f} after {images:,}" for images, miou in history(run)[:-1])
-    facts += f". The Swin saw {seen:,} scenes (mean IoU {on_the_way}), the U-Net {others:,}"
-    lines += ["", f"{ASSET.stat().st_size / 1e6:.1f} MB as fp16. {facts}."]
+    facts += f". The Swin was trained on {seen:,} scenes (mean IoU {on_the_way}), the U-Net on {others:,}"
+    lines += ["", f"{ASSET.stat().st_size / 1e6:.1f} MB in fp16. {facts}."]
     write_table("ship_swin_scenes.py", lines)
 
 
 def history(run: str) -> list[tuple[int, float]]:
-    """Scenes seen and mean IoU at each evaluation of a run."""
+    """Return the number of scenes and mean IoU at each evaluation of a run."""
     rows = map(json.loads, (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines())
     return [(row["images"], row["eval"]["miou"]) for row in rows if "eval" in row]
 

@@ -1,12 +1,12 @@
-"""Make the shipped ViT out of a training run, measure it, and write its card and the README's table.
+"""Make the shipped ViT out of a training run, measure it, and write its card and the table of docs/shipped-networks.md.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train vit_emoji --data emoji:EMOJI --out runs/emoji32
     triptych train vit_emoji64 --data emoji:EMOJI --init runs/emoji32 --out runs/emoji64
     python tools/ship_vit_emoji.py runs/emoji64 EMOJI
 
-Weights are kept as fp16, half the size; the figures are of what is kept. They are of Twemoji, a drawing style that is
-not among the training styles, beside the floor: nearest neighbour among all training drawings by 16x16 raw pixels.
+Weights are stored in fp16, and the stored weights are measured, on Twemoji, a style that is not among the
+training styles. The baseline is the nearest neighbor among all training images at 16x16 raw pixels.
 """
 
 import json
@@ -40,11 +40,11 @@ def main(run: str, styles: str) -> None:
     )
     net.card = card
     tp.save(net, ASSET, dtype=torch.float16)
-    found = evaluate(str(ASSET), "emoji", workers=0, dtype="fp32")
-    figures = {name: round(float(found[name]), 4) for name in NAMES}
+    result = evaluate(str(ASSET), "emoji", workers=0, dtype="fp32")
+    figures = {name: round(float(result[name]), 4) for name in NAMES}
     figures |= {f"floor_{name}": value for name, value in floor(train, test).items()}
     facts = (
-        f"{len(train):,} drawings of {len(train.styles)} styles to train on, {len(test):,} of another to test on; "
+        f"{len(train):,} training images of {len(train.styles)} styles, {len(test):,} test images of another; "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )
     net.card = replace(card, figures=figures, notes=facts)
@@ -56,9 +56,9 @@ def main(run: str, styles: str) -> None:
 
 
 def floor(train: EmojiSource, test: EmojiSource) -> dict[str, float]:
-    """Nearest neighbour by 16x16 raw pixels on white: the share whose neighbour has the right name."""
-    here, there = small(train), small(test)
-    distance = (here**2).sum(1) - 2 * there @ here.T
+    """Accuracy of the nearest neighbor at 16x16 raw pixels on white."""
+    known, queries = small(train), small(test)
+    distance = (known**2).sum(1) - 2 * queries @ known.T
     guessed = np.asarray(train.labels)[distance.argmin(1)]
     truth = np.asarray(test.labels)
     shares = {"top1": float((guessed == truth).mean())}
@@ -69,24 +69,24 @@ def floor(train: EmojiSource, test: EmojiSource) -> dict[str, float]:
 
 
 def small(source: EmojiSource) -> np.ndarray:
-    """Every drawing on white at 16x16, a row each."""
+    """Return each image on white at 16x16, one per row."""
     rows = []
     for i in range(len(source)):
-        picture = source[i].image.astype(np.float32)
-        alpha = picture[..., 3:] / 255
-        white = (picture[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+        pixels = source[i].image.astype(np.float32)
+        alpha = pixels[..., 3:] / 255
+        white = (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
         rows.append(resize_crop(white, (16, 16), 1.0, "squash", "box", (255, 255, 255)).reshape(-1) / 255)
     return np.stack(rows).astype(np.float32)
 
 
 def write_figures(figures: dict[str, float], facts: str, size: int) -> None:
-    """Put the table between the README's two marks."""
+    """Write the table of the page."""
     words = {"top1": "concept, of 1,032", "subgroup": "subgroup, of 65", "group": "group, of 6"}
-    lines = ["| on a drawing style never trained on | vit-emoji | nearest neighbour |", "|---|---|---|"]
+    lines = ["| accuracy on the held-out style | vit-emoji | nearest neighbor |", "|---|---|---|"]
     lines += [
         f"| {word} | {figures[name]:.3f} | {figures['floor_' + name]:.3f} |" for name, word in words.items()
     ]
-    lines += ["", f"Top-5 {figures['top5']:.3f}. {size / 1e6:.1f} MB as fp16. {facts}."]
+    lines += ["", f"Top-5 {figures['top5']:.3f}. {size / 1e6:.1f} MB in fp16. {facts}."]
     write_table("ship_vit_emoji.py", lines)
 
 
