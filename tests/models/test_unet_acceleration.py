@@ -12,7 +12,14 @@ from triptych.models.configs.dit import DiTConfig
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.dit import DiT
 from triptych.models.unet import UNet
-from triptych.models.unet_acceleration import MOST, Merged, deep_cached, destinations, merge, merged_tokens
+from triptych.models.unet_acceleration import (
+    MAX_MERGED,
+    MergingAttention,
+    deep_cached,
+    destinations,
+    merge,
+    merged_tokens,
+)
 
 TEXT = UNetConfig(
     width=16, multipliers=(1, 2), depth=2, attention_factors=(1, 2), heads=2, context_dim=12, groups=8
@@ -77,7 +84,7 @@ def test_alike_tokens_merge_without_loss():
     attn, draw = Attention(12, 3), torch.Generator().manual_seed(1)
     cells = torch.randn(2, 12, 3, 5)
     x = cells.repeat_interleave(2, 2).repeat_interleave(2, 3).flatten(2).transpose(1, 2)
-    merged = Merged(attn.forward, MOST, draw)
+    merged = MergingAttention(attn, MAX_MERGED, draw)
     merged.size = (6, 10)
     torch.testing.assert_close(merged(x), attn(x))
 

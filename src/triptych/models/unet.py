@@ -225,7 +225,7 @@ class UNet(Prompted):
         """
         self._check(x, context, labels)
         time = self.embed(t, labels)                                                     # b 4C
-        skips = [self.input(preferred_format(x, self.input.weight))]                             # b C h w
+        skips = [self.input(preferred_format(x, self.input.weight))]                     # b C h w
         for level in self.down:
             skips += level(skips[-1], time, context)
         x = self.middle(skips[-1], time, context)                                        # b C_last rows columns

@@ -1,11 +1,11 @@
-"""A UNet that computes less than it was trained to, while a block runs; after it the network is what it was.
+"""Approximations that make a UNet faster while a block runs; afterwards it is unchanged.
 
 ```python
 with merged_tokens(ldm.unet, 0.5), deep_cached(ldm.unet, 3):
     ...                                # the steps of one sampler
 ```
 
-Pictures change with both. Neither draws from the picture's noise: image k still depends on (seed, k) alone.
+Both change the generated images. Neither uses an image's random numbers: image k still depends on (seed, k) only.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,48 +18,48 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.errors import UserError
-from triptych.kernels.conv import preferred_format
 from triptych.layers.attention import Attention
 from triptych.layers.cross_attention import SpatialTransformer
 from triptych.models.unet import UNet
 
-MOST = 0.75  # of the tokens can be merged: one of each four is what others are merged into
+MAX_MERGED = 0.75
+"""Largest share of tokens that can be merged: one of each four is a destination."""
 
 
 @contextmanager
 def merged_tokens(net: nn.Module, ratio: float) -> Iterator[None]:
-    """Token merging (Bolya and Hoffman 2023, "Token Merging for Fast Stable Diffusion"): in the self-attentions of the
-    finest level that has any, tokens that are alike are one, and each gets back what that one became.
+    """Merge similar tokens in the self-attentions of the finest level that has any, while the block runs (Bolya and
+    Hoffman 2023, "Token Merging for Fast Stable Diffusion"). Each token gets the result of the one it was merged into.
 
     Args:
-        ratio: of the tokens that are merged away, 0 (nothing happens) to 0.75.
+        net: the UNet.
+        ratio: share of the tokens that are merged away, 0 (no effect) to 0.75.
 
     Raises:
         UserError: another ratio, no UNet, or one without self-attention.
     """
-    if not 0 <= ratio <= MOST:
-        raise UserError(f"merge_tokens is {ratio}, which must be from 0 (off) to {MOST}")
+    if not 0 <= ratio <= MAX_MERGED:
+        raise UserError(f"merge_tokens is {ratio}, which must be from 0 (off) to {MAX_MERGED}")
     if not ratio:
         yield
         return
-    draw = torch.Generator().manual_seed(0)  # of the network's passes, not of the pictures
-    attentions: list[Attention] = []
+    generator = torch.Generator().manual_seed(0)  # independent of the images' noise
+    replaced: list[tuple[Any, Attention]] = []
     hooks = []
     try:
         for part in _finest(_unet(net, "merge_tokens")):
-            inner: list[Any] = list(part.blocks) if isinstance(part, SpatialTransformer) else [part]
-            inner = [holder.attn for holder in inner]
-            merged = [Merged(attn.forward, ratio, draw) for attn in inner]
-            for attn, forward in zip(inner, merged, strict=True):
-                attn.forward = forward
-                attentions.append(attn)
-            hooks.append(part.register_forward_pre_hook(_measuring(merged)))
+            holders: list[Any] = list(part.blocks) if isinstance(part, SpatialTransformer) else [part]
+            merging = [MergingAttention(holder.attn, ratio, generator) for holder in holders]
+            for holder, attn in zip(holders, merging, strict=True):
+                replaced.append((holder, holder.attn))
+                holder.attn = attn
+            hooks.append(part.register_forward_pre_hook(_size_hook(merging)))
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for attn in attentions:
-            del attn.forward  # what is left is the class's own
+        for holder, attn in replaced:
+            holder.attn = attn
 
 
 def _unet(net: nn.Module, what: str) -> UNet:
@@ -69,7 +69,7 @@ def _unet(net: nn.Module, what: str) -> UNet:
 
 
 def _finest(net: UNet) -> list[Any]:
-    """What holds the self-attentions of the first level that has them, on the way down and up."""
+    """Return the modules that hold the self-attentions of the finest level that has any, in down and up path."""
     for down, up in zip(net.down, reversed(net.up), strict=True):
         parts = [block.transformer or block.attention for level in (down, up) for block in level.blocks]  # type: ignore
         parts = [part for part in parts if part is not None]
@@ -78,67 +78,69 @@ def _finest(net: UNet) -> list[Any]:
     raise UserError("merge_tokens: this UNet has no self-attention but in its middle; leave it out")
 
 
-def _measuring(merged: list["Merged"]) -> Callable[..., None]:
-    """A hook that tells the attentions of a part how high and wide the map is that their tokens are of."""
+def _size_hook(merging: list["MergingAttention"]) -> Callable[..., None]:
+    """Return a hook that tells the attentions of a part the height and width of the map."""
 
-    def measure(_part: nn.Module, given: tuple[Any, ...]) -> None:
-        for forward in merged:
-            forward.size = given[0].shape[-2:]
+    def set_size(_part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for attn in merging:
+            attn.size = inputs[0].shape[-2:]
 
-    return measure
+    return set_size
 
 
-class Merged:
-    """Self-attention over fewer tokens, as the forward of an `Attention`.
+class MergingAttention(nn.Module):
+    """Self-attention over merged tokens.
 
     Args:
-        forward: its own.
-        draw: of which token of each four is the one that others may be merged into; a fixed one shows as a grid.
+        attn: the self-attention.
+        ratio: share of the tokens that are merged away.
+        generator: draws which token of each four is the destination; a fixed one would be visible as a grid.
     """
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], ratio: float, draw: torch.Generator):
-        self.forward, self.ratio, self.draw = forward, ratio, draw
+    def __init__(self, attn: Attention, ratio: float, generator: torch.Generator):
+        super().__init__()
+        self.attn, self.ratio, self.generator = attn, ratio, generator
         self.size = (0, 0)
 
-    def __call__(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         if min(self.size) < 2:                                                           # no 2 x 2 cells
-            return self.forward(x)
-        less, where = merge(x, self.size, self.ratio, self.draw)                         # b m d, (b n)
-        return self.forward(less).flatten(0, 1)[where].view_as(x)
+            return self.attn(x)
+        merged, rows = merge(x, self.size, self.ratio, self.generator)                   # b m d, (b n)
+        return self.attn(merged).flatten(0, 1)[rows].view_as(x)
 
 
 def merge(
-    x: Float[Tensor, "b n d"], size: tuple[int, int], ratio: float, draw: torch.Generator
+    x: Float[Tensor, "b n d"], size: tuple[int, int], ratio: float, generator: torch.Generator
 ) -> tuple[Float[Tensor, "b m d"], Tensor]:
-    """Fewer tokens, and for each token of the batch the row that now stands for it (Section 4).
+    """Return fewer tokens, and for each token of the batch the row of its merged token (Section 4).
 
-    In each 2 x 2 cells of the map one token, drawn, is a destination. Of the others those that are most like their
-    likest destination (cosine) are averaged into it; as many as `ratio` of all, but never a destination.
+    In each 2 x 2 cells of the map one token, drawn at random, is a destination. Of the others, those most similar
+    (cosine) to their nearest destination are averaged into it; as many as `ratio` of all, but never a destination.
     """
     b, n, d = x.shape
-    into = destinations(size, draw).to(x.device)                                         # t
+    into = destinations(size, generator).to(x.device)                                    # t
     others = torch.ones(n, dtype=torch.bool, device=x.device)
     others[into] = False
     source = others.nonzero().flatten()                                                  # s
-    gone = min(int(ratio * n), len(source))
+    merged = min(int(ratio * n), len(source))
     unit = F.normalize(x, dim=-1)
-    alike, likest = (unit[:, source] @ unit[:, into].transpose(1, 2)).max(dim=-1)        # b s
-    order = alike.argsort(dim=-1, descending=True)
-    left, stay = order[:, :gone], order[:, gone:]
+    similarity, nearest = (unit[:, source] @ unit[:, into].transpose(1, 2)).max(dim=-1)  # b s
+    order = similarity.argsort(dim=-1, descending=True)
+    leave, stay = order[:, :merged], order[:, merged:]
     target = torch.empty(b, n, dtype=torch.int64, device=x.device)
     target[:, into] = torch.arange(len(into), device=x.device)
-    target.scatter_(1, source[left], likest.gather(1, left))
-    target.scatter_(1, source[stay], torch.arange(len(into), n - gone, device=x.device).expand(b, -1))
-    where = (target + torch.arange(b, device=x.device)[:, None] * (n - gone)).flatten()  # b n
-    counts = torch.bincount(where, minlength=b * (n - gone))[:, None]
-    summed = x.new_zeros(b * (n - gone), d, dtype=torch.float32).index_add_(0, where, x.flatten(0, 1).float())
-    return (summed / counts).to(x.dtype).view(b, n - gone, d), where
+    target.scatter_(1, source[leave], nearest.gather(1, leave))
+    target.scatter_(1, source[stay], torch.arange(len(into), n - merged, device=x.device).expand(b, -1))
+    rows = (target + torch.arange(b, device=x.device)[:, None] * (n - merged)).flatten() # b n
+    counts = torch.bincount(rows, minlength=b * (n - merged))[:, None]
+    sums = x.new_zeros(b * (n - merged), d, dtype=torch.float32).index_add_(0, rows, x.flatten(0, 1).float())
+    return (sums / counts).to(x.dtype).view(b, n - merged, d), rows
 
 
-def destinations(size: tuple[int, int], draw: torch.Generator) -> Tensor:
-    """The number of one token of each whole 2 x 2 cells of a map, drawn."""
+def destinations(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return the index of one random token of each complete 2 x 2 cells of a map."""
     rows, columns = size[0] // 2, size[1] // 2
-    corner = torch.randint(4, (rows, columns), generator=draw)
+    corner = torch.randint(4, (rows, columns), generator=generator)
     y = 2 * torch.arange(rows)[:, None] + corner // 2
     x = 2 * torch.arange(columns) + corner % 2
     return (y * size[1] + x).flatten()
@@ -146,14 +148,15 @@ def destinations(size: tuple[int, int], draw: torch.Generator) -> Tensor:
 
 @contextmanager
 def deep_cached(net: nn.Module, every: int) -> Iterator[None]:
-    """DeepCache (Ma et al. 2023, "DeepCache: Accelerating Diffusion Models for Free"): what the UNet makes below its
-    first block down and its last two up changes slowly from step to step, and is made anew at each `every`-th only.
+    """Reuse deep features while the block runs (Ma et al. 2023, "DeepCache: Accelerating Diffusion Models for Free").
 
-    Around the steps of one sampler: the next one begins in a block of its own. Latents of another shape than the last
-    ones (guidance in an interval) are computed in full.
+    What the UNet computes between its first block down and its last two blocks up changes slowly from step to step, so
+    it is computed in every `every`-th step only. Use one block for the steps of one sampler. Inputs of another shape
+    than the previous ones, as by guidance in an interval, are computed in full.
 
     Args:
-        every: N of Section 3.3, from 1 (nothing happens).
+        net: the UNet.
+        every: N of Section 3.3, at least 1 (no effect).
 
     Raises:
         UserError: less than 1, or no UNet.
@@ -163,45 +166,81 @@ def deep_cached(net: nn.Module, every: int) -> Iterator[None]:
     if every == 1:
         yield
         return
-    unet = _unet(net, "deep_cache")
-    shallow = Shallow(unet, every)
-    hook = unet.up[-1].blocks[-2].register_forward_pre_hook(shallow.keep)  # type: ignore[union-attr, index]
+    unet, cache = _unet(net, "deep_cache"), DeepFeatures(every)
+    down, middle, up = list(unet.down), unet.middle, list(unet.up)
     try:
-        unet.forward = shallow
+        for i, level in enumerate(down):
+            unet.down[i] = Skippable(level, cache, lambda *_: []) if i else FirstBlock(level, cache)
+        unet.middle = Skippable(middle, cache, lambda x, *_: x)
+        for i, level in enumerate(up[:-1]):
+            unet.up[i] = Skippable(level, cache, lambda x, *_: x)
+        unet.up[len(up) - 1] = LastBlocks(up[-1], cache)
         yield
     finally:
-        hook.remove()
-        del unet.forward
+        unet.middle = middle
+        for path, levels in ((unet.down, down), (unet.up, up)):
+            for i, level in enumerate(levels):
+                path[i] = level
 
 
-class Shallow:
-    """A UNet's forward that goes no deeper than its first block, but for each `every`-th time."""
+class DeepFeatures:
+    """The input of a UNet's last two blocks, computed in every `every`-th step."""
 
-    def __init__(self, net: UNet, every: int):
-        self.net, self.every, self.forward = net, every, net.forward
-        self.first: Any = net.down[0].blocks[0]  # type: ignore[union-attr, index]
-        self.last: Any = net.up[-1].blocks[-2:]  # type: ignore[union-attr, index]
-        self.age, self.shape = 0, torch.Size()
-        self.deep = torch.empty(0)
+    def __init__(self, every: int):
+        self.every, self.age, self.shape = every, 0, torch.Size()
+        self.x = torch.empty(0)
 
-    def keep(self, _block: nn.Module, given: tuple[Any, ...]) -> None:
-        """What comes from below, where the first block's map is laid beside it."""
-        if self.age == 0:
-            self.deep = given[0][:, : -self.net.config.width * self.net.config.multipliers[0]]
+    def next_step(self, shape: torch.Size) -> None:
+        """Begin a step for inputs of this shape."""
+        self.age = (self.age + 1) % self.every if shape == self.shape else 0
+        self.shape = shape
 
-    def __call__(
-        self, x: Tensor, t: Tensor, context: Any = None, labels: Tensor | None = None
-    ) -> Float[Tensor, "b o h w"]:
-        self.age = (self.age + 1) % self.every if x.shape == self.shape else 0
-        self.shape = x.shape
-        if self.age == 0:
-            return self.forward(x, t, context, labels)
-        net = self.net
-        net._check(x, context, labels)
-        time = net.embed(t, labels)                                                      # b 4C
-        skips = [net.input(preferred_format(x, net.input.weight))]
-        skips.append(self.first(skips[0], time, context))
-        z = self.deep
-        for block in self.last:
-            z = block(torch.cat([z, skips.pop()], dim=1), time, context)
-        return net.predict(z)                                                            # b o h w
+    @property
+    def expired(self) -> bool:
+        """Whether this step computes them."""
+        return self.age == 0
+
+
+class CachedPart(nn.Module):
+    """A part of a UNet that depends on whether deep features are computed in this step."""
+
+    def __init__(self, part: nn.Module, cache: DeepFeatures):
+        super().__init__()
+        self.part, self.cache = part, cache
+
+    @property
+    def blocks(self) -> Any:
+        return self.part.blocks
+
+
+class Skippable(CachedPart):
+    """A deep part: `shortcut` takes its place where cached features are used."""
+
+    def __init__(self, part: nn.Module, cache: DeepFeatures, shortcut: Callable[..., Any]):
+        super().__init__(part, cache)
+        self.shortcut = shortcut
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.part(*inputs) if self.cache.expired else self.shortcut(*inputs)
+
+
+class FirstBlock(CachedPart):
+    """The first level down, of which only the first block runs where cached features are used."""
+
+    def forward(self, x: Tensor, time: Tensor, context: Any) -> list[Tensor]:
+        self.cache.next_step(x.shape)
+        return self.part(x, time, context) if self.cache.expired else [self.blocks[0](x, time, context)]
+
+
+class LastBlocks(CachedPart):
+    """The last level up, of which only the last two blocks run where cached features are used."""
+
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Any) -> Float[Tensor, "b o h w"]:
+        if self.cache.expired:
+            for block in self.blocks[:-2]:
+                x = block(torch.cat([x, skips.pop()], dim=1), time, context)
+            self.cache.x = x
+        x = self.cache.x
+        for block in self.blocks[-2:]:
+            x = block(torch.cat([x, skips.pop()], dim=1), time, context)
+        return x
