@@ -103,7 +103,7 @@ def test_the_times_of_a_batch_are_spread_evenly():
     process = Process(ProcessConfig())
     t = draw_times(10, process, NoiseConfig(), seeded(3))
     assert sorted((t // 100).tolist()) == list(range(10))
-    assert t.tolist() != sorted(t.tolist())  # but in no order: neighbours in a batch are not alike
+    assert t.tolist() != sorted(t.tolist())  # but in no order: neighbors in a batch are not alike
 
 
 def test_offset_noise_moves_whole_channels():

@@ -72,7 +72,7 @@ def test_sinusoids(dim, dtype):
     assert sinusoids(t, dim).dtype == torch.float32
 
 
-def test_neighbouring_times_differ_in_halves():
+def test_neighboring_times_differ_in_halves():
     part = TimeEmbedding(32, 16).bfloat16()
     out = part(torch.tensor([998.0, 999.0]))
     assert out.dtype == torch.bfloat16

@@ -71,7 +71,7 @@ def test_same_padding_of_a_maximum_is_minus_infinity():
     )
 
 
-def slow_standardised(weight):
+def slow_standardized(weight):
     out = np.empty_like(weight)
     for o, kernel in enumerate(weight):
         mean = kernel.sum() / kernel.size
@@ -81,11 +81,11 @@ def slow_standardised(weight):
 
 
 @pytest.mark.parametrize(("kernel", "stride", "scale"), [(1, 1, 1.0), (3, 2, 1.0), (7, 2, 1.0), (3, 1, 1e-5)])
-def test_standardised_convolution(kernel, stride, scale):
+def test_standardized_convolution(kernel, stride, scale):
     conv = StdConv2d(2, 3, kernel, stride)
     conv.weight.data = scale * torch.randn_like(conv.weight) + 0.3  # at a small scale the 1e-5 decides
     x = torch.randn(1, 2, 9, 6)
-    weight = slow_standardised(conv.weight.detach().double().numpy())
+    weight = slow_standardized(conv.weight.detach().double().numpy())
     pixels = x[0].double().numpy()
     for o in range(3):
         wanted = 0.0

@@ -133,7 +133,7 @@ def test_norms_after_the_branches_in_version_2():
 
 @pytest.mark.parametrize("norm_first", [True, False], ids=["v1", "v2"])
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1), (1, 4)])
-def test_merging_concatenates_each_2_by_2_neighbours(size, norm_first):
+def test_merging_concatenates_each_2_by_2_neighbors(size, norm_first):
     part, x = PatchMerging(3, norm_first, 1e-5), torch.randn(1, *size, 3)
     nn.init.normal_(part.norm.weight)
     got = part(x)

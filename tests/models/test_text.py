@@ -12,7 +12,7 @@ from triptych.config import from_json, to_json
 from triptych.errors import UserError
 from triptych.layers.capture import capture
 from triptych.models.configs.text import CLASS_SIZES, SIZES, ClassTokenConfig, TextConfig, parameters
-from triptych.models.text import ClassToken, TextEncoder, add_embedding, emphasise
+from triptych.models.text import ClassToken, TextEncoder, add_embedding, emphasize
 from triptych.models.tokenization.prompt_syntax import pack, parse
 from triptych.models.tokenization.tokenizer import clip_tokenizer, train_tokenizer
 
@@ -290,8 +290,8 @@ def test_weights_multiply_and_keep_the_mean(clip):
 
 def test_weights_that_leave_nothing():
     z = torch.randn(2, 4, 3)
-    assert torch.equal(emphasise(z, torch.zeros(2, 4)), torch.zeros(2, 4, 3))
-    assert torch.equal(emphasise(z, torch.ones(2, 4)), z)
+    assert torch.equal(emphasize(z, torch.zeros(2, 4)), torch.zeros(2, 4, 3))
+    assert torch.equal(emphasize(z, torch.ones(2, 4)), z)
 
 
 def test_a_long_prompt_is_read_in_chunks(clip):
@@ -308,7 +308,7 @@ def test_break_starts_a_chunk(clip):
     torch.testing.assert_close(clip.encode_prompt("a red apple BREAK a cat"), parts)
 
 
-def test_a_prompt_does_not_hear_its_neighbours(clip):
+def test_a_prompt_does_not_hear_its_neighbors(clip):
     """Bit for bit: what stands beside it in the list, and how often, changes nothing."""
     long, short = "a (red:1.3) apple, " * 30, "ugly"
     alone = clip.encode_prompts([long])
@@ -363,7 +363,7 @@ def test_vectors_of_one_word_stay_together(clip):
     )
     weights = torch.ones(2, 77)
     weights[1, 1:5] = 1.2
-    wanted = emphasise(net.encode_tokens(rows), weights).flatten(0, 1)[None]
+    wanted = emphasize(net.encode_tokens(rows), weights).flatten(0, 1)[None]
     torch.testing.assert_close(z, wanted, atol=1e-5, rtol=1e-5)
 
 

@@ -65,9 +65,9 @@ class Segmenter(Network):
             self.aux = nn.ModuleList([
                 ConvNorm(channels[-2], config.head.aux_width), nn.Conv2d(config.head.aux_width, config.num_classes, 1)
             ])  # fmt: skip
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Initialize all but the backbone, which is initialized already."""
         for part in (self.pyramid, self.decoder, self.classifier, self.aux):
             if part is not None:

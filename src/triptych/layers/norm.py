@@ -17,7 +17,8 @@ class BatchNorm(nn.BatchNorm2d):
     fp32; PyTorch's own SyncBatchNorm does so on CUDA only.
     """
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        x = input
         share = distributed.current_shard() if self.training else None
         batch = x.shape[0] if share is None else share.total
         if self.training and batch * x.shape[2] * x.shape[3] == 1:
@@ -47,5 +48,5 @@ class BatchNorm(nn.BatchNorm2d):
 class GroupNorm(nn.GroupNorm):
     """Group norm (Wu and He 2018) with a faster gradient for bf16 maps in `torch.channels_last` on CPU."""
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)

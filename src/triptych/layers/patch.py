@@ -83,11 +83,12 @@ class StdConv2d(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
         super().__init__(inputs, outputs, kernel, stride, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         w = self.weight.float()
         w = w - w.mean((1, 2, 3), keepdim=True)
         w = w / (w.std((1, 2, 3), keepdim=True, correction=0) + 1e-5)
-        return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), w.to(self.weight.dtype), None, self.stride)
+        x = pad_same(input, self.kernel_size[0], self.stride[0])
+        return F.conv2d(x, w.to(self.weight.dtype), None, self.stride)
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:

@@ -29,23 +29,25 @@ class DropPath(nn.Module):
 class Dropout(nn.Dropout):
     """Dropout (Srivastava et al. 2014) whose random draws depend on a sample's index in the batch, not on its rank."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0.0 or distributed.current_shard() is None:
-            return super().forward(x)
-        return x * distributed.draw_rows(len(x), lambda n: super(Dropout, self).forward(x.new_ones(n, *x.shape[1:])))
+            return super().forward(input)
+        shape = input.shape[1:]
+        mask = distributed.draw_rows(len(input), lambda n: super(Dropout, self).forward(input.new_ones(n, *shape)))
+        return input * mask
 
 
 class Dropout2d(nn.Dropout2d):
     """`Dropout` of entire channels."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0.0 or distributed.current_shard() is None:
-            return super().forward(x)
-        ones = (1,) * (x.ndim - 2)
+            return super().forward(input)
+        ones = (1,) * (input.ndim - 2)
         mask = distributed.draw_rows(
-            len(x), lambda n: super(Dropout2d, self).forward(x.new_ones(n, x.shape[1], *ones))
+            len(input), lambda n: super(Dropout2d, self).forward(input.new_ones(n, input.shape[1], *ones))
         )
-        return x * mask
+        return input * mask
 
 
 class LayerScale(nn.Module):

@@ -32,10 +32,10 @@ class Conv(nn.Conv2d):
         self.wrap: tuple[bool, bool] = (False, False)                                    # in x, in y: set by `seamless`
         self.packed: PackedConv | None = None                                            # set by `packed`
 
-    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o rows columns"]:
+    def forward(self, input: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o rows columns"]:
         if self.wrap == (False, False) and self.pads == (1, 1):
-            return conv2d(x, self.weight, self.bias, self.stride[0], 1, self.packed)
-        return F.conv2d(pad(x, self.pads, self.wrap), self.weight, self.bias, self.stride)
+            return conv2d(input, self.weight, self.bias, self.stride[0], 1, self.packed)
+        return F.conv2d(pad(input, self.pads, self.wrap), self.weight, self.bias, self.stride)
 
 
 @contextmanager

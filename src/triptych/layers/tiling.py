@@ -42,20 +42,20 @@ def run_in_tiles(
     tops, lefts = tile_starts(rows, tile, overlap), tile_starts(columns, tile, overlap)
     down = blend_weights(tops, rows, height, overlap // 4, output_cell)
     across = blend_weights(lefts, columns, width, overlap // 4, output_cell)
-    out = None
+    out = dtype = None
     for top, by_row in zip(tops, down, strict=True):
         for left, by_column in zip(lefts, across, strict=True):
             rows_in = slice(top * input_cell, (top + height) * input_cell)
             columns_in = slice(left * input_cell, (left + width) * input_cell)
             part = run(x[..., rows_in, columns_in])
             if out is None:                              # sums of half-precision values are rounded once, at the end
-                dtype = torch.promote_types(part.dtype, torch.float32)
-                out = part.new_zeros((*part.shape[:2], rows * output_cell, columns * output_cell), dtype=dtype)
+                dtype, size = part.dtype, (*part.shape[:2], rows * output_cell, columns * output_cell)
+                out = part.new_zeros(size, dtype=torch.promote_types(dtype, torch.float32))
             rows_out = slice(top * output_cell, (top + height) * output_cell)
             columns_out = slice(left * output_cell, (left + width) * output_cell)
             out[..., rows_out, columns_out] += part * (by_row.to(out)[:, None] * by_column.to(out))
     assert out is not None
-    return out.to(part.dtype)
+    return out.to(dtype)
 
 
 def tile_starts(size: int, tile: int, overlap: int) -> list[int]:

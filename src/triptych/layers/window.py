@@ -219,7 +219,7 @@ class WindowAttention(AttentionModule):
         thousandth of the time of a block; version counters miss writes of fused optimizers and through `.data`. On
         other devices than the CPU a comparison would synchronize, so the bias is computed in every call.
         """
-        weights = [self.bias_table] if not self.cosine else list(self.bias_mlp.parameters())
+        weights: list[Tensor] = [self.bias_table] if not self.cosine else list(self.bias_mlp.parameters())
         comparable = all(w.device.type == "cpu" and type(w) in (Tensor, nn.Parameter) for w in weights)
         if torch.is_grad_enabled() or not fast_path_allowed() or not comparable:
             return self._position_bias()

@@ -1,4 +1,5 @@
-"""The first stage of latent diffusion (Rombach et al. 2022, Section 3.1): encoder, a bounded latent space, decoder."""
+"""The first stage of latent diffusion (Rombach et al. 2022, Section 3.1): encoder, regularized latent space,
+decoder."""
 
 import math
 from collections.abc import Callable
@@ -29,10 +30,9 @@ Latents = Float[Tensor, "b c h w"]
 
 
 class FirstStage(Network):
-    """Images in [-1, 1] to latents and back: what every autoencoder here offers, whatever is inside.
+    """Base of autoencoders: images in [-1, 1] to latents and back.
 
-    A network of this kind has `embed`, from images to what its encoder ends in, and `render`, from latents as the
-    encoder made them to images.
+    Subclasses define `embed`, from images to the encoder's output, and `render`, from unscaled latents to images.
     """
 
     config: FirstStageConfig
@@ -56,7 +56,7 @@ class FirstStage(Network):
         noise: Latents | None = None,
         generator: torch.Generator | None = None,
     ) -> Latents:
-        """What the encoder ends in as latents, before their scale. Without a distribution there is nothing to draw."""
+        """Return unscaled latents from the encoder's output. Here they are that output; KL autoencoders sample."""
         return moments
 
     def encode(
@@ -66,14 +66,14 @@ class FirstStage(Network):
         noise: Latents | None = None,
         generator: torch.Generator | None = None,
     ) -> Latents:
-        """The latents of images, (z - shift) * scale: what the second stage diffuses.
+        """Return the latents of images, (z - shift) * scale, which the second stage diffuses.
 
         Args:
             images: (B, 3, H, W) in [-1, 1], sides multiples of `config.factor`.
             sample: draw from the posterior instead of taking its mean. VQ and tiny ones have nothing to draw; VQ
                 gives the latents before quantisation (Appendix G).
-            noise: the standard normal numbers to draw with, (B, c, H / f, W / f); implies `sample`.
-            generator: where they come from otherwise.
+            noise: standard normal numbers to sample with, (B, c, H / f, W / f); implies `sample`.
+            generator: source of these numbers otherwise.
 
         Raises:
             UserError: channels or sides do not fit.
@@ -82,7 +82,7 @@ class FirstStage(Network):
         return self.scaled(self.draw(self.embed(images), sample, noise, generator))
 
     def decode(self, latents: Latents) -> Images:
-        """Images (B, 3, H, W) of scaled latents (B, c, H / f, W / f); near [-1, 1], not clamped.
+        """Return images (B, 3, H, W) of scaled latents (B, c, H / f, W / f); near [-1, 1], not clamped.
 
         Raises:
             UserError: the channels do not fit.
@@ -99,9 +99,9 @@ class FirstStage(Network):
         noise: Latents | None = None,
         generator: torch.Generator | None = None,
     ) -> Latents:
-        """`encode` in tiles of `tile` by `tile` latents, so that the memory it takes does not grow with the image."""
+        """`encode` in tiles of `tile` by `tile` latents, in memory that does not grow with the image."""
         self._check_images(images)
-        moments = self._in_tiles(self.embed, images, tile, overlap, taken=self.config.factor)
+        moments = self._in_tiles(self.embed, images, tile, overlap, input_cell=self.config.factor)
         return self.scaled(self.draw(moments, sample, noise, generator))
 
     def decode_tiled(self, latents: Latents, tile: int = 64, overlap: int = 16) -> Images:
@@ -111,46 +111,52 @@ class FirstStage(Network):
         differ a little over the picture; the blend is smooth.
         """
         self._check_latents(latents)
-        return self._in_tiles(self.render, self.unscaled(latents), tile, overlap, given=self.config.factor)
+        return self._in_tiles(self.render, self.unscaled(latents), tile, overlap, output_cell=self.config.factor)
 
     def scaled(self, z: Latents) -> Latents:
-        """(z - shift) * scale."""
+        """Return (z - shift) * scale."""
         if self.config.shift == 0 and self.config.scale == 1:
             return z
         return (z - _by_channel(self.config.shift, z)) * _by_channel(self.config.scale, z)
 
     def unscaled(self, latents: Latents) -> Latents:
-        """The inverse of `scaled`."""
+        """Invert `scaled`."""
         if self.config.shift == 0 and self.config.scale == 1:
             return latents
         return latents / _by_channel(self.config.scale, latents) + _by_channel(self.config.shift, latents)
 
     def forward(self, images: Images) -> Float[Tensor, "b outputs height width"]:
-        """Reconstructions."""
+        """Return reconstructions."""
         return self.decode(self.encode(images))
 
     def replace_head(self, num_classes: int, head: Any = "linear") -> None:
         raise UserError("an autoencoder has no head to replace")
 
-    def initialise(self) -> None:
-        """Fill every parameter: NaN first, so that one forgotten shows."""
+    def initialize(self) -> None:
+        """Initialize every parameter, with NaN first, so that a forgotten one is noticed."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
         initialize_weights(self)
 
     def _in_tiles(
-        self, run: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, taken: int = 1, given: int = 1
+        self,
+        run: Callable[[Tensor], Tensor],
+        x: Tensor,
+        tile: int,
+        overlap: int,
+        input_cell: int = 1,
+        output_cell: int = 1,
     ) -> Tensor:
-        """Where a direction wraps (`seamless`) and takes several tiles, the map is continued by what is on its other
-        side, and no tile wraps by itself."""
+        """Along an axis that wraps (`seamless`) and has several tiles, pad the map circularly, and do not wrap
+        tiles."""
         wrap = next((part.wrap for part in self.modules() if isinstance(part, Conv)), (False, False))
-        wide, high = x.shape[-1] > tile * taken, x.shape[-2] > tile * taken
+        wide, high = x.shape[-1] > tile * input_cell, x.shape[-2] > tile * input_cell
         ahead = (overlap * (wrap[0] and wide), overlap * (wrap[1] and high))
-        pads = [min(ahead[0] * taken, x.shape[-1]), min(ahead[1] * taken, x.shape[-2])]
+        pads = [min(ahead[0] * input_cell, x.shape[-1]), min(ahead[1] * input_cell, x.shape[-2])]
         x = F.pad(x, (pads[0], pads[0], pads[1], pads[1]), mode="circular") if any(pads) else x
         with seamless(self, x=wrap[0] and not wide, y=wrap[1] and not high):
-            out = run_in_tiles(run, x, tile, overlap, taken, given)
-        left, top = pads[0] // taken * given, pads[1] // taken * given
+            out = run_in_tiles(run, x, tile, overlap, input_cell, output_cell)
+        left, top = pads[0] // input_cell * output_cell, pads[1] // input_cell * output_cell
         return out[..., top : out.shape[-2] - top, left : out.shape[-1] - left]
 
     def _check_images(self, images: Tensor) -> None:
@@ -178,7 +184,8 @@ def _by_channel(value: float | tuple[float, ...], like: Tensor) -> float | Tenso
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where the level has it; then to the next one."""
+    """Residual blocks at one resolution, each followed by attention if the level has it, then a change of
+    resolution."""
 
     def __init__(
         self, config: AutoencoderConfig, inputs: int, outputs: int, depth: int, attends: bool, resample: nn.Module
@@ -218,7 +225,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """E of Section 3.1: levels on the way down, the middle, and the channels of the latents."""
+    """E of Section 3.1: levels of decreasing resolution, the middle, and the projection to latent channels."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -243,7 +250,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """D of Section 3.1: the encoder's way back, with one more block a level."""
+    """D of Section 3.1: the encoder in reverse, with one more block in each level."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -286,25 +293,26 @@ class Autoencoder(FirstStage):
             self.post_quant = nn.Conv2d(config.latent_channels, config.bottleneck or config.latent_channels, 1)
         if config.kind == "vq":
             self.codebook = nn.Embedding(config.codebook_size, config.latent_channels)
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
-        """Fill every parameter; the codebook uniformly within 1 / |Z| of zero (van den Oord et al. 2017's code)."""
-        super().initialise()
+    def initialize(self) -> None:
+        """Initialize every parameter; the codebook uniformly in [-1 / |Z|, 1 / |Z|], as in van den Oord et al. 2017's
+        code."""
+        super().initialize()
         if self.config.kind == "vq":
             nn.init.uniform_(self.codebook.weight, -1 / self.config.codebook_size, 1 / self.config.codebook_size)
 
     def blocks(self) -> list[nn.Module]:
-        """Residual blocks and attentions in order, encoder first."""
+        """Return residual blocks and attentions in order, encoder first."""
         levels = [part for part in self.modules() if isinstance(part, Level | Middle)]
         return [part for level in levels for part in level.parts() if not isinstance(part, nn.Identity)]
 
     def embed(self, images: Images) -> Float[Tensor, "b moments h w"]:
-        """What the encoder ends in: KL mean and log variance, VQ the latents."""
+        """Return the encoder's output: KL mean and log variance, VQ the latents."""
         return self.quant(self.encoder(images))
 
     def posterior(self, images: Images) -> tuple[Latents, Latents]:
-        """Mean and log variance, clamped to [-30, 20], of q(z | x): KL alone, before scale and shift.
+        """Return mean and log variance, clamped to [-30, 20], of q(z | x), before scale and shift; for KL only.
 
         Raises:
             UserError: channels or sides do not fit, or the autoencoder is VQ.
@@ -316,7 +324,7 @@ class Autoencoder(FirstStage):
 
     @staticmethod
     def moments(embedded: Float[Tensor, "b moments h w"]) -> tuple[Latents, Latents]:
-        """Mean and log variance, clamped, in what a KL encoder ends in."""
+        """Return mean and log variance, clamped, from the output of a KL encoder."""
         mean, logvar = embedded.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
@@ -327,7 +335,7 @@ class Autoencoder(FirstStage):
         noise: Latents | None = None,
         generator: torch.Generator | None = None,
     ) -> Latents:
-        """z = mean + std * noise, or the mean; VQ the latents as they are."""
+        """Return z = mean + std * noise, or the mean; for VQ the latents themselves."""
         if self.config.kind == "vq":
             return moments
         mean, logvar = self.moments(moments)
@@ -341,7 +349,7 @@ class Autoencoder(FirstStage):
         return mean + torch.exp(0.5 * logvar) * noise
 
     def quantize(self, latents: Latents) -> tuple[Latents, Int[Tensor, "b h w"]]:
-        """The nearest entry of the codebook for each of the (scaled) latents, and its index.
+        """Return the nearest entry of the codebook for each of the (scaled) latents, and its index.
 
         Gradients reach the codebook, not the latents: `latents + (quantized - latents).detach()` is the
         straight-through estimate, which `decode(..., quantized=True)` takes.
@@ -356,12 +364,12 @@ class Autoencoder(FirstStage):
         return self.scaled(quantized), indices
 
     def decode(self, latents: Latents, quantized: bool = False) -> Images:
-        """Images (B, 3, H, W) of scaled latents (B, c, H / f, W / f); near [-1, 1], not clamped.
+        """Return images (B, 3, H, W) of scaled latents (B, c, H / f, W / f); near [-1, 1], not clamped.
 
         Args:
-            latents: as `encode` gives them.
-            quantized: VQ: they are entries of the codebook already. Otherwise they are moved to the nearest ones;
-                gradients then pass straight through to the latents.
+            latents: scaled latents, as `encode` returns them.
+            quantized: for VQ: they are codebook entries already. Otherwise each is replaced by the nearest entry, and
+                gradients pass straight through to the latents.
 
         Raises:
             UserError: the channels do not fit.
@@ -383,7 +391,7 @@ class Autoencoder(FirstStage):
         device = z.device.type
         exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with torch.no_grad(), exact:
-            # argmin |z - e|^2 = argmin |e|^2 - 2 z e. In fp32: halves cannot tell near entries apart.
+            # argmin |z - e|^2 = argmin |e|^2 - 2 z e. In fp32, because half precision cannot separate close entries.
             e = entries.float()
             flat = rearrange(z.float(), "b c h w -> (b h w) c")
             parts = flat.split(max(1, _DISTANCES // len(e)))

@@ -1,4 +1,4 @@
-"""What the UNet and the DiT share: a denoiser that may look at a prompt, by cross-attention."""
+"""Base of UNet and DiT: a denoising network that may attend to a prompt by cross-attention."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,35 +9,35 @@ from triptych.network import Network
 
 
 class Prompted(Network):
-    """A denoiser whose config has `in_channels` and `context_dim`, 0 where it takes no prompt."""
+    """A denoising network whose config has `in_channels`, and `context_dim`, which is 0 if it takes no prompt."""
 
     def project_context(self, context: Float[Tensor, "b m width"]) -> ProjectedContext:
-        """The prompt's keys and values for every cross-attention. `forward` takes them in place of `context`.
+        """Return the prompt's keys and values for every cross-attention. `forward` takes them in place of `context`.
 
         Raises:
             UserError: the network takes no prompt, or one of another width.
         """
         self._check_context(context)
-        pairs = [part.project(context) for part in self._crosses()]
+        pairs = [part.project(context) for part in self._cross_attentions()]
         return ProjectedContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
-    def _crosses(self) -> list[CrossAttention]:
+    def _cross_attentions(self) -> list[CrossAttention]:
         return [part for part in self.modules() if isinstance(part, CrossAttention)]
 
-    def _number_crosses(self) -> None:
-        """Tell each cross-attention which of the projected keys and values are its own."""
-        for index, part in enumerate(self._crosses()):
+    def _number_cross_attentions(self) -> None:
+        """Give each cross-attention its index in `ProjectedContext`."""
+        for index, part in enumerate(self._cross_attentions()):
             part.index = index
 
     def _check_inputs(self, x: Tensor, context: Context | None) -> None:
-        """Raises a `UserError` if channels or prompt are not those that the network takes."""
+        """Check that channels and prompt fit the network."""
         config = self.config
         if x.shape[1] != config.in_channels:
             raise UserError(f"latents have {x.shape[1]} channels, the network takes {config.in_channels}")
         if context is not None:
             self._check_context(context)
         elif config.context_dim:
-            raise UserError(f"the network looks at a prompt: give `context`, (B, tokens, {config.context_dim})")
+            raise UserError(f"the network takes a prompt: give `context`, (B, tokens, {config.context_dim})")
 
     def _check_context(self, context: Context) -> None:
         if not self.config.context_dim:

@@ -1,5 +1,5 @@
-"""PatchGAN (Isola et al. 2017, Section 3.2.2): a convolutional network that calls each patch of a picture real or
-made."""
+"""PatchGAN (Isola et al. 2017, Section 3.2.2): a convolutional network that classifies each patch of an image as
+real or generated."""
 
 import math
 from itertools import pairwise
@@ -16,12 +16,13 @@ from triptych.network import Network
 class Discriminator(Network):
     """Convolutions of 4x4: `layers` of stride 2 that double the channels up to eight times, two of stride 1.
 
-    As published (64 channels, 3 layers) it has 2,765,633 parameters, and each logit sees 70 x 70 pixels; 2 layers see
-    34 x 34, 1 layer 16 x 16.
+    As published (64 channels, 3 layers) it has 2,765,633 parameters and a receptive field of 70 x 70 pixels; with 2
+    layers 34 x 34, with 1 layer 16 x 16.
 
     Args:
-        channels: of the first layer.
-        layers: of stride 2.
+        channels: channels of the first layer.
+        layers: number of layers of stride 2.
+        in_channels: channels of the images.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3, in_channels: int = 3):
@@ -34,10 +35,11 @@ class Discriminator(Network):
             self.convs.append(nn.Conv2d(inputs, width, 4, stride, 1, bias=False))
             self.norms.append(BatchNorm(width))
         self.conv_out = nn.Conv2d(widths[-1], 1, 4, 1, 1)
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
-        """Fill every parameter: NaN first, so that one forgotten shows. Normals of 0.02, as published."""
+    def initialize(self) -> None:
+        """Initialize every parameter, with NaN first, so that a forgotten one is noticed. Normals of 0.02, as
+        published."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
         initialize_weights(self)

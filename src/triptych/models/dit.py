@@ -79,12 +79,12 @@ class DiT(Prompted):
         self.modulation = nn.Linear(dim, (6 if single else 6 * depth + 2) * dim)         # every block's in one product
         if single:
             self.table = nn.Parameter(torch.empty(1, 6 * depth + 2, dim))
-        self._number_crosses()
-        self.initialise()
+        self._number_cross_attentions()
+        self.initialize()
 
-    def initialise(self) -> None:
-        """Fill every parameter: NaN first, so that one forgotten shows. Gates and all that ends a branch without one
-        are zero, so that a block begins as the identity, and the network as a constant 0."""
+    def initialize(self) -> None:
+        """Initialize every parameter, with NaN first, so that a forgotten one is noticed. Gates and all that ends a
+        branch without one are zero, so that a block begins as the identity, and the network as a constant 0."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
         for part in self.modules():

@@ -1,4 +1,4 @@
-"""A picture as a prompt: what a ViT or a Swin sees in it, as tokens for cross-attention."""
+"""An image as a prompt: features of a ViT or a Swin as tokens for cross-attention."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from triptych.network import Network
 
 
 class TokenProjection(Network):
-    """Features to tokens, and the token that stands for no picture: the part of `ImageTokens` that learns."""
+    """The trained part of `ImageTokens`: a projection of features to tokens, and the token for no image."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -31,16 +31,16 @@ class TokenProjection(Network):
         return self.proj(self.norm(features))
 
     def nothing(self, tokens: int) -> Float[Tensor, "1 n d"]:
-        """The context of no picture, as long as a picture's."""
+        """Return the context without an image, of as many tokens as an image has."""
         return self.null.expand(1, tokens, -1)
 
 
 class ImageTokens(Network):
-    """A backbone and what projects the cells of its last map.
+    """A backbone and a projection of the cells of its last map.
 
     ```python
     context = ldm.text(images)                       # (B, 3, H, W) in [-1, 1] -> (B, rows * columns, D)
-    nothing = ldm.text.nothing(context.shape[1])     # what guidance is measured against
+    nothing = ldm.text.nothing(context.shape[1])     # the unconditional context of guidance
     ```
     """
 
@@ -55,15 +55,15 @@ class ImageTokens(Network):
         return []
 
     def nothing(self, tokens: int) -> Float[Tensor, "1 n d"]:
-        """The context of no picture, as long as a picture's."""
+        """Return the context without an image, of as many tokens as an image has."""
         return self.projection.nothing(tokens)
 
     def cells(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n k"]:
-        """The cells of the last map, of images that are normalised as the backbone's are."""
+        """Return the cells of the last map, of images normalized for the backbone."""
         return rearrange(self.backbone.features(images)[-1], "b k h w -> b (h w) k")
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """The context of images in [-1, 1], of any size."""
+        """Return the context of images in [-1, 1], of any size."""
         config = self.config
         images = nn.functional.interpolate(images, size=config.size, mode="bicubic", antialias=True)
         mean, std = (images.new_tensor(v)[:, None, None] for v in (config.mean, config.std))

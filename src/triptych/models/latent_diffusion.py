@@ -67,14 +67,14 @@ class LatentDiffusion(Network):
         self._config = config
 
     def blocks(self) -> list[nn.Module]:
-        """The denoiser's blocks: what is trained."""
+        """Return the blocks of the denoising network, which is what is trained."""
         return self.unet.blocks()
 
     def replace_head(self, num_classes: int, head: Any = None) -> None:
         raise UserError("a latent diffusion model has no classifier to replace; leave num_classes out")
 
     def drop_text(self) -> None:
-        """Give the text encoder's memory back, once all prompts are encoded."""
+        """Free the memory of the text encoder, once all prompts are encoded."""
         self.text = None
 
     def denoiser(
@@ -84,15 +84,15 @@ class LatentDiffusion(Network):
         beside: Float[Tensor, "b c h w"] | None = None,
         labels: Shaped[Tensor, "b ..."] | None = None,
     ) -> Denoiser:
-        """(x, t) -> x_0 under a context; for guidance the context of the prompts, then that of the negative ones, and
-        twice the batch.
+        """Return the denoiser (x, t) -> x_0 under a context; for guidance the context of the prompts, then that of the
+        negative prompts, for a batch twice as long.
 
-        The prompt's keys and values are computed here, once. x stays in its own precision, the denoiser works in its.
+        The prompt's keys and values are computed once, here. x keeps its dtype; the network computes in its own.
 
         Args:
-            context: what the denoiser looks at; none in an unconditional model.
+            context: the encoded prompts; None for an unconditional model.
             beside: what `config.beside` names; repeated where the batch is a multiple of its own.
-            labels: of a denoiser that takes them: a DiT's classes, the upscaler's level of noise.
+            labels: for networks that take them: a DiT's classes, the upscaler's noise level.
         """
         if (beside is None) != (self.config.beside == "nothing"):
             said = "takes nothing" if self.config.beside == "nothing" else f"needs {self.config.beside}"

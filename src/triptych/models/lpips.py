@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018): how different two pictures look, in the features of VGG16 (Simonyan and Zisserman
+"""LPIPS (Zhang et al. 2018): perceptual distance of two images, in the features of VGG16 (Simonyan and Zisserman
 2015)."""
 
 import math
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from triptych.device import copy_to_device
 from triptych.layers.initialization import initialize_weights
 
-# Channels of the 3x3 convolutions of each of the five levels; between two levels the map is halved by its maxima.
+# Channels of the 3x3 convolutions of each of the five levels; between two levels the map is halved by max pooling.
 LEVELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# What images in [-1, 1] are normalised by: ImageNet's mean and deviation, as published.
+# What images in [-1, 1] are normalized by: ImageNet's mean and deviation, as published.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 Images = Float[Tensor, "b 3 h w"]
 
 
 class Vgg16(nn.Module):
-    """The convolutions of VGG16. Their last maps of each level, after ReLU."""
+    """The convolutions of VGG16, which return the last map of each level, after ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Vgg16(nn.Module):
 
 class Lpips(nn.Module):
     """The distance of Equation 1: squared differences of unit-length features, weighted by channel, averaged over
-    places, summed over levels."""
+    positions, summed over levels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,18 +58,18 @@ class Lpips(nn.Module):
             nn.init.constant_(head, 1 / len(head))
 
     def features(self, images: Images) -> list[Float[Tensor, "b c rows columns"]]:
-        """Maps of unit length at each place, of images in [-1, 1]."""
+        """Return feature maps of unit length at each position, of images in [-1, 1]."""
         shift, scale = copy_to_device(torch.tensor((SHIFT, SCALE), dtype=images.dtype), images.device)[..., None, None]
         return [unit(x) for x in self.vgg((images - shift) / scale)]
 
     def forward(self, images: Images, others: Images) -> Float[Tensor, "b"]:
-        """The distance of each pair of images in [-1, 1]."""
+        """Return the distance of each pair of images in [-1, 1]."""
         pairs = zip(self.features(images), self.features(others), self.heads, strict=True)
-        each = [((x - y) ** 2 * head[:, None, None]).sum(1).mean((1, 2)) for x, y, head in pairs]
-        return torch.stack(each).sum(0)
+        distances = [((x - y) ** 2 * head[:, None, None]).sum(1).mean((1, 2)) for x, y, head in pairs]
+        return torch.stack(distances).sum(0)
 
 
 def unit(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Features of length 1 at each place, in fp32."""
+    """Return features normalized to length 1 at each position, in fp32."""
     x = x.float()
     return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)

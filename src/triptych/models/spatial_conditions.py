@@ -1,4 +1,4 @@
-"""Conditions that are neither text nor class, as networks take them: a map of classes, and boxes as tokens."""
+"""Spatial conditions: maps of classes as channels, and boxes as tokens."""
 
 import math
 from collections.abc import Sequence
@@ -12,17 +12,18 @@ from triptych.errors import UserError
 from triptych.models.configs.latent_diffusion import MapConfig
 from triptych.models.configs.text import TextConfig
 
-NO_CLASS = 255  # what nobody knows
+NO_CLASS = 255
+"""Label of pixels without a class."""
 
 Box = tuple[int, float, float, float, float]
-"""Class, left, top, right, bottom, as shares of the picture's width and height."""
+"""Class, left, top, right, bottom, as shares of the image's width and height."""
 
 
 class MapEncoder(nn.Module):
     """A map of classes at the size of the latents, mixed to a few channels (Rombach et al. 2022, Section 4.3.1).
 
-    CompVis' SpatialRescaler halves a one-hot map again and again, then mixes its channels. Both are linear, so that
-    mixing first is the same, in a hundredth of the memory.
+    CompVis' SpatialRescaler halves a one-hot map repeatedly, then mixes its channels. Both are linear, so
+    mixing first gives the same with a hundredth of the memory.
     """
 
     def __init__(self, config: MapConfig):
@@ -30,10 +31,11 @@ class MapEncoder(nn.Module):
         self.mix = nn.Conv2d(config.num_classes, config.channels, 1, bias=False)
 
     def forward(self, classes: Integer[Tensor, "b H W"], factor: int) -> Float[Tensor, "b channels h w"]:
-        """
+        """Return conditioning channels at the size of the latents.
+
         Args:
-            classes: of each pixel, from 0; 255 is none.
-            factor: pixels for a latent.
+            classes: class of each pixel, from 0; 255 is none.
+            factor: pixels in a latent, along one axis.
         """
         known = classes != NO_CLASS
         x = F.embedding(classes.long() * known, self.mix.weight.flatten(1).T)            # b H W channels
@@ -42,14 +44,15 @@ class MapEncoder(nn.Module):
 
 
 def box_tokens(config: TextConfig, boxes: Sequence[Box]) -> Int[Tensor, "1 n"]:
-    """Boxes as the tokens of a layout (Rombach et al. 2022, Appendix C), as the builder in CompVis' taming-transformers
+    """Return boxes as the tokens of a layout (Rombach et al. 2022, Appendix C), as the builder in CompVis'
+    taming-transformers
     writes them: of each box the class, then the cells of its top left and its bottom right corner; empty boxes; the
-    corners of the crop, which is all of the picture. The paper's text names the class last.
+    corners of the crop, which is the full image. The paper's text names the class last.
 
-    A picture has floor(sqrt(vocabulary))^2 cells, 90 x 90 of 8,192; the last token is that of empty boxes.
+    An image has floor(sqrt(vocabulary))^2 cells, 90 x 90 of 8,192; the last token is that of empty boxes.
 
     Raises:
-        UserError: too many boxes, a class that is no token, or corners outside the picture.
+        UserError: too many boxes, a class that is no token, or corners outside the image.
     """
     most, none, side = (config.length - 2) // 3, config.vocab_size - 1, math.isqrt(config.vocab_size)
     if len(boxes) > most:

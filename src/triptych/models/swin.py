@@ -22,8 +22,8 @@ from triptych.network import Network
 
 
 class PatchMerging(nn.Module):
-    """Every 2 x 2 neighbours become one cell of twice the width: concatenate, norm, project (Section 3.1); SwinV2
-    norms after the projection. A map of odd sides is padded at the right and bottom."""
+    """Every 2 x 2 cells become one of twice the channels: concatenate, norm, project (Section 3.1); SwinV2 norms after
+    the projection. A map of odd sides is padded at the right and bottom."""
 
     def __init__(self, dim: int, norm_first: bool, eps: float):
         super().__init__()
@@ -38,8 +38,8 @@ class PatchMerging(nn.Module):
 
 
 class Block(nn.Module):
-    """Two successive ones are Equation 3: z' = (S)W-MSA(LN(z)) + z, then MLP(LN(z')) + z'. In SwinV2 the norm stands
-    after each branch, z' = LN((S)W-MSA(z)) + z ("res-post-norm", Section 3.2 there)."""
+    """Two successive ones are Equation 3: z' = (S)W-MSA(LN(z)) + z, then MLP(LN(z')) + z'. In SwinV2 the norm follows
+    each branch, z' = LN((S)W-MSA(z)) + z ("res-post-norm", Section 3.2 there)."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Patch merging, but for the first stage, and blocks that take turns in W-MSA and SW-MSA."""
+    """Patch merging, except in the first stage, and blocks that alternate between W-MSA and SW-MSA."""
 
     def __init__(self, config: SwinConfig, index: int, rates: Sequence[float]):
         super().__init__()
@@ -90,10 +90,10 @@ class Stage(nn.Module):
 
 
 class Swin(Network):
-    """The network of Figure 3. Images of any height and width of at least one patch, normalised floats, give logits;
-    in one model, in any order: no call changes what the next one sees.
+    """The network of Figure 3. It maps normalized images of any height and width of at least one patch to logits. No
+    call changes the state of the network.
 
-    `config` says what it is, `card` what it was trained for. With `num_classes=0` the output is the pooled map.
+    `config` describes the network, `card` its training. With `num_classes=0` the output is the pooled map.
     """
 
     config: SwinConfig
@@ -120,11 +120,11 @@ class Swin(Network):
             self.norm = nn.LayerNorm(config.widths[-1], eps=config.norm_eps)
             self.head = make_head(config)
         self.channels, self.strides = list(config.widths), list(config.strides)
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
-        """Fill every parameter: NaN first, so that one forgotten shows. The head starts at zero; SwinV2's norms after
-        the branches too, so that every block begins as the identity (Section 4 there)."""
+    def initialize(self) -> None:
+        """Initialize every parameter, with NaN first, so that a forgotten one is noticed. The head starts at zero, and
+        so do SwinV2's norms after the branches: every block begins as the identity (Section 4 there)."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
         initialize_weights(self)
@@ -136,7 +136,7 @@ class Swin(Network):
             nn.init.zeros_(self.head.weight)  # type: ignore[arg-type]
 
     def replace_head(self, num_classes: int, head: str = "linear") -> None:
-        """Give the network a fresh linear head that starts at zero, in place; 0 classes take the head off."""
+        """Replace the head by a new linear one that starts at zero, in place; 0 classes remove the head."""
         if head != "linear":
             raise UserError(f"a Swin has a linear head, not {head!r}; leave head out")
         if self.config.map_norms:
@@ -149,8 +149,8 @@ class Swin(Network):
         self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
 
     def prepare_maps(self) -> None:
-        """Make a backbone for a dense head of a classifier, in place: fresh norms on all maps, the last norm and the
-        head off (Swin-Det)."""
+        """Turn a classifier into a backbone for dense heads, in place: add norms on all maps, remove the last norm and
+        the head (as in Swin-Det)."""
         if self.config.map_norms:
             return
         self.config = replace(self.config, num_classes=0, map_norms=True)
@@ -160,7 +160,7 @@ class Swin(Network):
         self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
 
     def prepare_classes(self) -> None:
-        """The way back, in place: the norm of the last map becomes the last norm, those of the others go."""
+        """Undo `prepare_maps` in place: the norm of the last map becomes the last norm, the others are removed."""
         if not self.config.map_norms:
             return
         self.config = replace(self.config, map_norms=False)
@@ -168,13 +168,13 @@ class Swin(Network):
         del self.norms
 
     def blocks(self) -> list[nn.Module]:
-        """All blocks in order: what checkpointing, compiling and sharding are applied to."""
+        """Return all blocks in order, for checkpointing, compilation and sharding."""
         return [block for stage in self.stages for block in stage.blocks]  # type: ignore[union-attr]
 
     def embed(
         self, images: Float[Tensor, "b c h w"], masked: PatchMask | None = None
     ) -> Float[Tensor, "b rows columns d"]:
-        """Patch partition, linear embedding and norm."""
+        """Return the embedded patches: patch partition, linear embedding and norm."""
         if images.shape[1] != self.config.in_channels:
             raise UserError(f"images have {images.shape[1]} channels, the network takes {self.config.in_channels}")
         if images.shape[2] < self.config.stride or images.shape[3] < self.config.stride:
@@ -187,7 +187,7 @@ class Swin(Network):
     def features(
         self, images: Float[Tensor, "b c h w"], masked: PatchMask | None = None
     ) -> list[Float[Tensor, "b d rows columns"]]:
-        """The hierarchy: each stage's map before it is merged, at strides 4, 8, 16 and 32; normed with `map_norms`."""
+        """Return each stage's map before patch merging, at strides 4, 8, 16 and 32; normalized with `map_norms`."""
         z, maps = self.embed(images, masked), []
         for i, stage in enumerate(self.stages):
             z = stage(z)                                                                 # b h w D
@@ -205,5 +205,5 @@ class Swin(Network):
 
 
 def make_head(config: SwinConfig) -> nn.Module:
-    """The classifier; none at all leaves the pooled map."""
+    """Return the classifier; the identity for 0 classes."""
     return nn.Linear(config.widths[-1], config.num_classes) if config.num_classes else nn.Identity()

@@ -1,5 +1,5 @@
-"""What turns a prompt into the context that a UNet looks at (Rombach et al. 2022, Section 3.3: tau_theta): transformers
-that read text, and the table that reads a class."""
+"""Encoders that turn a prompt into the context of a denoiser (Rombach et al. 2022, Section 3.3: tau_theta):
+transformers for text, and a table for classes."""
 
 import logging
 import math
@@ -42,7 +42,7 @@ class TextAttention(AttentionModule):
 
 
 class QuickMlp(Mlp):
-    """The MLP with x sigmoid(1.702 x) for GELU, as CLIP was trained."""
+    """The MLP with x sigmoid(1.702 x) in place of GELU, as in CLIP."""
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         x = linear(x, self.fc1.weight, self.fc1.bias)
@@ -50,7 +50,7 @@ class QuickMlp(Mlp):
 
 
 class TextBlock(nn.Module):
-    """One block: attention, then MLP, each behind a LayerNorm and beside a skip."""
+    """One block: attention, then MLP, each after a LayerNorm and with a skip connection."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -65,10 +65,10 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(Network):
-    """A transformer that reads text. Strings give a token a vector: `text(["a red apple"])` is (1, L, D).
+    """A transformer for text. It returns a vector for each token: `text(["a red apple"])` is (1, L, D).
 
-    It holds its tokenizer. The kinds `clip` and `openclip` have the shipped one; another one reads strings once
-    `tokenizer` is set, and tokens without.
+    It holds its tokenizer. The types `clip` and `openclip` have the shipped one; others encode strings once `tokenizer`
+    is set, and token numbers without it.
     """
 
     def __init__(self, config: TextConfig, tokenizer: Tokenizer | None = None):
@@ -84,10 +84,10 @@ class TextEncoder(Network):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         if config.logits:
             self.logits = nn.Linear(config.width, config.vocab_size)
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
-        """Fill every parameter: NaN first, so that one forgotten shows."""
+    def initialize(self) -> None:
+        """Initialize every parameter, with NaN first, so that a forgotten one is noticed."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
         initialize_weights(self)
@@ -95,15 +95,15 @@ class TextEncoder(Network):
         nn.init.normal_(self.positions, std=0.02)
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks in order: what checkpointing, compiling and sharding are applied to."""
+        """Return the blocks in order, for checkpointing, compilation and sharding."""
         return list(self.encoder)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What cuts strings into tokens. It may be set.
+        """The tokenizer, which may be set.
 
         Raises:
-            UserError: there is none; or one is set whose vocabulary is larger than the table.
+            UserError: there is none, or the vocabulary of a new one is larger than the embedding table.
         """
         if self._tokenizer is None:
             if self.config.kind == "ldm-bert":
@@ -114,7 +114,7 @@ class TextEncoder(Network):
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether one was set; the shipped one is taken when it is first needed."""
+        """Whether a tokenizer was set; the shipped one is loaded when it is first needed."""
         return self._tokenizer is not None
 
     @tokenizer.setter
@@ -127,11 +127,11 @@ class TextEncoder(Network):
 
     @property
     def room(self) -> int:
-        """Tokens of a text that are read at once, its start and end left out."""
+        """Number of tokens that are encoded at once, without start and end."""
         return self.config.length - 2
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
-        """Token numbers with start, end and padding. What exceeds the room is cut off; a warning says what it was."""
+        """Return token numbers with start, end and padding. Longer texts are cut, and a warning logs the rest."""
         if isinstance(texts, str) or not texts:
             raise UserError(f"texts is {texts!r}, which must be a list of strings such as ['a red apple']")
         rows = []
@@ -144,8 +144,8 @@ class TextEncoder(Network):
         return torch.tensor(rows, device=self.positions.device)
 
     def encode_tokens(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """The context of token numbers, start and end included: the last block's output (or that of an earlier one,
-        where the config skips some) through the final norm.
+        """Return the context of token numbers, start and end included: the output of the last block, or of an earlier
+        one if the config skips some, through the final norm.
 
         Raises:
             UserError: more tokens than there are positions.
@@ -162,7 +162,7 @@ class TextEncoder(Network):
         return self.norm(z)
 
     def forward(self, texts: Sequence[str]) -> Float[Tensor, "b n d"]:
-        """The context of strings taken as they are: no weights, and nothing beyond the room."""
+        """Return the context of strings without prompt syntax, cut to `room` tokens."""
         return self.encode_tokens(self.tokenize(texts))
 
     def encode_prompt(self, prompt: str) -> Float[Tensor, "1 n d"]:
@@ -170,14 +170,14 @@ class TextEncoder(Network):
         return self.encode_prompts([prompt])
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
-        """The context of prompts of any length, with their weights (the grammar is that of `prompts`).
+        """Return the context of prompts of any length, with weights (the syntax of `tokenization.prompt_syntax`).
 
-        A prompt is read in chunks of `room` tokens, each with a start and an end of its own, laid one after the other;
-        shorter prompts of the list get empty chunks. Chunks are encoded one by one, so that a prompt's context is the
-        same, bit for bit, whatever stands beside it.
+        A prompt is encoded in chunks of `room` tokens, each with its own start and end, which are concatenated; shorter
+        prompts of the list get empty chunks. Chunks are encoded one by one, so that a prompt's context does not depend
+        on the other prompts, bit for bit.
 
         Raises:
-            UserError: no prompt, or a weight beyond reason.
+            UserError: no prompt, or a weight beyond 10,000.
         """
         if isinstance(prompts, str) or not prompts:
             raise UserError(f"prompts is {prompts!r}, which must be a list of strings such as ['a (red:1.3) apple']")
@@ -191,7 +191,7 @@ class TextEncoder(Network):
         return torch.cat(rows)
 
     def chunks(self, prompt: str) -> int:
-        """How many chunks a prompt takes; its context is so many times as long."""
+        """Return how many chunks a prompt takes; its context is that many times as long."""
         return len(pack(parse(prompt), self.tokenizer.spans, self.room))
 
     def _encode_chunk(self, chunk: Chunk, known: dict[tuple[int, ...], Tensor]) -> Float[Tensor, "1 n d"]:
@@ -200,7 +200,7 @@ class TextEncoder(Network):
             known[key] = self.encode_tokens(torch.tensor([ids], device=self.positions.device))
         weights = torch.ones(1, self.config.length)
         weights[0, 1 : len(chunk) + 1] = torch.tensor([weight for _, weight in chunk])
-        return emphasise(known[key], weights.to(self.positions.device))
+        return emphasize(known[key], weights.to(self.positions.device))
 
 
 class ClassToken(Network):
@@ -215,17 +215,17 @@ class ClassToken(Network):
 
     @property
     def null(self) -> int | None:
-        """The row that stands for no class, if there is one."""
+        """The row for no class, if there is one."""
         return self.config.num_classes if self.config.null_class else None
 
     def blocks(self) -> list[nn.Module]:
         return []
 
     def forward(self, labels: Int[Tensor, "b"] | Sequence[int]) -> Float[Tensor, "b 1 d"]:
-        """The context of classes, from 0; `null` for no class.
+        """Return the context of classes, from 0; `null` for no class.
 
         Raises:
-            UserError: a number in a list is no class.
+            UserError: a number in a list is not a class.
         """
         if not isinstance(labels, Tensor):
             rows = self.classes.num_embeddings
@@ -235,23 +235,24 @@ class ClassToken(Network):
         return self.classes(labels)[:, None]
 
 
-def emphasise(z: Float[Tensor, "b n d"], weights: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-    """Each token's vector times its weight, then all times what gives the mean back, as in AUTOMATIC1111's web UI."""
+def emphasize(z: Float[Tensor, "b n d"], weights: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+    """Return each token's vector times its weight, rescaled to the mean of before, as in AUTOMATIC1111's web UI."""
     weighted = z.float() * weights[..., None]
     before, after = z.float().mean((1, 2), keepdim=True), weighted.mean((1, 2), keepdim=True)
     return (weighted * torch.where(after == 0, 1.0, before / after)).to(z.dtype)
 
 
 def add_embedding(text: TextEncoder, token: str, vectors: Float[Tensor, "n d"] | Float[Tensor, "d"]) -> None:
-    """Give a text encoder a new word, in place: textual inversion (Gal et al. 2023).
+    """Add a word to a text encoder, in place: textual inversion (Gal et al. 2023).
 
     Args:
-        text: gets rows in its table and a tokenizer that knows the word.
-        token: the word, such as "<cat>"; prompts may write it in either case.
-        vectors: one vector, or several that stand one after the other.
+        text: the encoder, which gets rows in its table and a tokenizer with the word.
+        token: the word, such as "<cat>"; upper and lower case are equal in prompts.
+        vectors: one vector, or several that follow each other.
 
     Raises:
-        UserError: vectors of another width or too many, a word that is known already or that prompts cannot spell.
+        UserError: vectors of another width or too many, a word that exists already or has characters of the prompt
+            syntax.
     """
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     count, width = vectors.shape

@@ -40,7 +40,7 @@ class TinyAutoencoder(FirstStage):
             self.decoder.extend([nn.Upsample(scale_factor=2), Conv(w, w, bias=False)])
         self.encoder.append(Conv(w, c))
         self.decoder.extend([TinyBlock(w), Conv(w, config.out_channels)])
-        self.initialise()
+        self.initialize()
 
     def blocks(self) -> list[nn.Module]:
         """Residual blocks in order, encoder first."""

@@ -24,19 +24,19 @@ from triptych.models.denoiser import Prompted
 
 
 class TimedBlock(ResnetBlock):
-    """The residual block with what some UNets add to it (Dhariwal and Nichol 2021, Section 3).
+    """The residual block with options of some UNets (Dhariwal and Nichol 2021, Section 3).
 
-    `scale_shift`: the time scales and shifts the second norm, instead of being added before it. `resample`: both
-    ways are pooled or repeated after the first norm; such a block stands between two levels.
+    With `config.scale_shift` the time scales and shifts the output of the second norm, instead of being added before
+    it. With `resample` branch and skip are pooled or repeated after the first norm; such a block connects two levels.
     """
 
-    def __init__(self, config: UNetConfig, taken: int, given: int, resample: Literal["none", "down", "up"] = "none"):
+    def __init__(self, config: UNetConfig, inputs: int, outputs: int, resample: Literal["none", "down", "up"] = "none"):
         time_dim = 4 * config.width
-        super().__init__(taken, given, time_dim, config.groups, 1e-5, config.dropout)
+        super().__init__(inputs, outputs, time_dim, config.groups, 1e-5, config.dropout)
         self.resample = resample
         self.scale_shift = config.scale_shift
         if config.scale_shift:
-            self.time = nn.Linear(time_dim, 2 * given)
+            self.time = nn.Linear(time_dim, 2 * outputs)
 
     def forward(
         self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"], size: tuple[int, int] | None = None
@@ -57,11 +57,12 @@ class TimedBlock(ResnetBlock):
 
 
 class UNetBlock(nn.Module):
-    """A residual block, then attention where the level has it: to the prompt too, or to the map alone."""
+    """A residual block, then attention if the level has it: a transformer that attends to the prompt, or
+    self-attention."""
 
-    def __init__(self, config: UNetConfig, level: UNetLevel, taken: int):
+    def __init__(self, config: UNetConfig, level: UNetLevel, inputs: int):
         super().__init__()
-        self.res = TimedBlock(config, taken, level.channels)
+        self.res = TimedBlock(config, inputs, level.channels)
         c = level.channels
         heads = config.heads or c // max(config.head_dim, 1)
         self.transformer = self.attention = None
@@ -95,11 +96,11 @@ class Middle(UNetBlock):
 
 
 class Down(nn.Module):
-    """One level on the way down: blocks, then half the resolution unless it is the last."""
+    """One level of the down path: blocks, then half the resolution unless it is the last."""
 
     def __init__(self, config: UNetConfig, level: UNetLevel):
         super().__init__()
-        self.blocks = nn.ModuleList(UNetBlock(config, level, taken) for taken in level.blocks)
+        self.blocks = nn.ModuleList(UNetBlock(config, level, inputs) for inputs in level.blocks)
         self.downsample = None
         if level.resampled:
             by_block = config.resample == "resnet"
@@ -109,7 +110,7 @@ class Down(nn.Module):
     def forward(
         self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"], context: Context | None
     ) -> list[Tensor]:
-        """Every map on the way: the way up takes them all."""
+        """Return every map, as skip connections for the up path."""
         maps = []
         for block in self.blocks:
             x = block(x, time, context)
@@ -122,12 +123,12 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """One level on the way up: blocks, each with a map of the way down beside its own, then twice the resolution
-    unless it is the first."""
+    """One level of the up path: blocks, each with a map of the down path concatenated, then twice the resolution unless
+    it is the finest."""
 
     def __init__(self, config: UNetConfig, level: UNetLevel):
         super().__init__()
-        self.blocks = nn.ModuleList(UNetBlock(config, level, taken) for taken in level.blocks)
+        self.blocks = nn.ModuleList(UNetBlock(config, level, inputs) for inputs in level.blocks)
         self.upsample = None
         if level.resampled:
             by_block = config.resample == "resnet"
@@ -141,7 +142,7 @@ class Up(nn.Module):
         time: Float[Tensor, "b t"],
         context: Context | None,
     ) -> Float[Tensor, "b o rows columns"]:
-        """Takes the last of `skips` off, one a block."""
+        """Return the level's map. Each block pops the last of `skips`."""
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), time, context)
         if self.upsample is None:
@@ -178,12 +179,12 @@ class UNet(Prompted):
         self.up = nn.ModuleList(Up(config, level) for level in up)
         self.norm = GroupNorm(config.groups, config.width, eps=1e-5)
         self.out = Conv(config.width, config.out_channels)
-        self._number_crosses()
-        self.initialise()
+        self._number_cross_attentions()
+        self.initialize()
 
-    def initialise(self) -> None:
-        """Fill every parameter: NaN first, so that one forgotten shows. Each branch ends in zeros, so that a block
-        begins as the identity, and the network as a constant 0."""
+    def initialize(self) -> None:
+        """Initialize every parameter, with NaN first, so that a forgotten one is noticed. The last layer of each branch
+        is zero, so that a block begins as the identity, and the network as a constant 0."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
         for part in self.modules():
@@ -202,7 +203,7 @@ class UNet(Prompted):
             nn.init.zeros_(end.bias)
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks in the order in which they run: what checkpointing, compiling and sharding are applied to."""
+        """Return the blocks in the order in which they run, for checkpointing, compilation and sharding."""
         return [part for part in self.modules() if isinstance(part, UNetBlock)]
 
     def forward(
@@ -212,16 +213,16 @@ class UNet(Prompted):
         context: Context | None = None,
         labels: Shaped[Tensor, "b *vector"] | None = None,
     ) -> Float[Tensor, "b o h w"]:
-        """What the network predicts of `x`, as large as `x`.
+        """Return the network's prediction for `x`, of the same size.
 
         Args:
-            x: noisy latents; what a network is given beside them (mask, masked picture, depth) are further channels.
-            t: the time of each, in steps of the process, whole or broken.
-            context: tokens of the prompts, or `project_context` of them.
-            labels: a class each (B,), or a vector each (B, vector_dim).
+            x: noisy latents, with conditioning channels concatenated (mask, masked image, depth).
+            t: time of each sample, in steps of the process; may be fractional.
+            context: tokens of the prompts, or their `project_context`.
+            labels: a class for each sample (B,), or a vector (B, vector_dim).
 
         Raises:
-            UserError: channels, prompt or labels are not those that the network takes.
+            UserError: channels, prompt or labels do not fit the network.
         """
         self._check(x, context, labels)
         time = self.embed(t, labels)                                                     # b 4C
@@ -234,14 +235,14 @@ class UNet(Prompted):
         return self.predict(x)                                                           # b o h w
 
     def embed(self, t: Shaped[Tensor, "b"], labels: Shaped[Tensor, "b *vector"] | None) -> Float[Tensor, "b width"]:
-        """What every residual block is told: the time, and the class or the vector with it."""
+        """Return the embedding that conditions every residual block: of the time, and of the class or vector."""
         time = self.time(t)
         if labels is None:
             return time
         return time + (self.label(labels) if self.config.num_classes else self.vector(labels))
 
     def predict(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
-        """The prediction from the last block's map."""
+        """Return the prediction from the last block's map."""
         return self.out(silu(self.norm(x))).contiguous()
 
     def _check(self, x: Tensor, context: Context | None, labels: Tensor | None) -> None:

@@ -73,9 +73,9 @@ class CosineHead(nn.Module):
 
 
 class ViT(Network):
-    """The network of Figure 1. Images of any height and width, normalised floats, give logits.
+    """The network of Figure 1. It maps normalized images of any height and width to logits.
 
-    `config` says what it is, `card` what it was trained for. With `num_classes=0` the output is the pooled token.
+    `config` describes the network, `card` its training. With `num_classes=0` the output is the pooled token.
     """
 
     by_block = True
@@ -114,11 +114,11 @@ class ViT(Network):
         if config.distill_token:
             self.head_distill = make_head(config)
         self.channels, self.strides = [dim], [config.stride]
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
-        """Fill every parameter: NaN first, so that one forgotten shows. The linear head starts at zero (Section 3.1),
-        so that the first logits of fine-tuning are its bias."""
+    def initialize(self) -> None:
+        """Initialize every parameter, with NaN first, so that a forgotten one is noticed. The linear head starts at
+        zero (Section 3.1), so that the first logits of fine-tuning are its bias."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
         initialize_weights(self)
@@ -130,26 +130,26 @@ class ViT(Network):
                 nn.init.zeros_(getattr(self, name).weight)
 
     def replace_head(self, num_classes: int, head: Literal["linear", "mlp", "cosine"] = "linear") -> None:
-        """Give the network a fresh head, in place. From the pre-training MLP to the zero-initialised linear layer of
-        fine-tuning (Section 3.1) is `replace_head(classes)`; 0 classes take the head off."""
+        """Replace the head by a new one, in place. `replace_head(classes)` goes from the pre-training MLP to the
+        zero-initialized linear layer of fine-tuning (Section 3.1); 0 classes remove the head."""
         like = next(self.parameters())
         self.config = replace(self.config, num_classes=num_classes, head=head, head_dim=0)
         for name in ("head", "head_distill") if self.config.distill_token else ("head",):
-            made = make_head(self.config)
-            initialize_weights(made)
-            if isinstance(made, nn.Linear):
-                nn.init.zeros_(made.weight)
-            setattr(self, name, made.to(like))
+            layer = make_head(self.config)
+            initialize_weights(layer)
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
+            setattr(self, name, layer.to(like))
         self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
 
     def blocks(self) -> list[nn.Module]:
-        """The encoder's blocks in order: what checkpointing, compiling and sharding are applied to."""
+        """Return the encoder's blocks in order, for checkpointing, compilation and sharding."""
         return list(self.encoder)
 
     def embed(
         self, images: Float[Tensor, "b c h w"], masked: PatchMask | None = None
     ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
-        """z_0 of Equation 1: tokens with their positions, prefix first; and the grid of the patches."""
+        """Return z_0 of Equation 1: tokens with their positions, prefix first; and the grid of the patches."""
         if images.shape[1] != self.config.in_channels:
             raise UserError(f"images have {images.shape[1]} channels, the network takes {self.config.in_channels}")
         x = self.patch(self.stem(images), masked)                                                # b D rows columns
@@ -174,7 +174,7 @@ class ViT(Network):
     def encode(
         self, images: Float[Tensor, "b c h w"], blocks: Sequence[int] = (), masked: PatchMask | None = None
     ) -> tuple[Float[Tensor, "b n d"], list[Tensor], tuple[int, int]]:
-        """z_L before the final norm, z after each block of `blocks`, and the grid."""
+        """Return z_L before the final norm, z after each block of `blocks`, and the grid."""
         z, grid = self.embed(images, masked)
         rotate = self._rotate(grid, z.device)
         outputs = []
@@ -190,7 +190,7 @@ class ViT(Network):
         blocks: Sequence[int] | None = None,
         masked: PatchMask | None = None,
     ) -> list[Float[Tensor, "b d rows columns"]]:
-        """Maps of the patches after the final norm: of the last block, or of each block in `blocks` (from 0;
+        """Return maps of the patches after the final norm: of the last block, or of each block in `blocks` (from 0;
         negative ones count from the end)."""
         depth = self.config.depth
         wanted = [depth - 1] if blocks is None else [i + depth if i < 0 else i for i in blocks]
@@ -202,7 +202,7 @@ class ViT(Network):
         return [rearrange(z, "b (h w) d -> b d h w", h=h, w=w) for z in maps]
 
     def pooled(self, z: Float[Tensor, "b n d"]) -> Float[Tensor, "b width"]:
-        """The vector that the head reads (Equation 4 for the class token)."""
+        """Return the input of the head (Equation 4 for the class token)."""
         config = self.config
         if not config.norm_after_pool:
             z = self.norm(z)
@@ -235,7 +235,7 @@ class ViT(Network):
 
 
 def make_mlp(config: ViTConfig) -> nn.Module:
-    """The block's MLP in the form the config names."""
+    """Return the block's MLP in the form that the config names."""
     if config.mlp == "swiglu":
         return SwiGLU(config.embed_dim, config.mlp_dim, config.dropout)
     form = "tanh" if config.mlp == "gelu_tanh" else "none"
@@ -243,7 +243,7 @@ def make_mlp(config: ViTConfig) -> nn.Module:
 
 
 def make_head(config: ViTConfig) -> nn.Module:
-    """The head that the config names; none at all leaves the pooled token."""
+    """Return the head that the config names; the identity for 0 classes."""
     width = config.embed_dim * (2 if config.pool == "token+mean" else 1)
     if config.head == "mlp":
         return MlpHead(width, config.head_dim or config.embed_dim, config.num_classes)

@@ -48,7 +48,7 @@ class ViTConfig:
     pre_norm: bool = False
     """One more LayerNorm before the first block (CLIP)."""
     head: Literal["linear", "mlp", "cosine"] = "linear"
-    """Fine-tuning's zero-initialised linear layer, pre-training's MLP with a hidden tanh layer, or cosines."""
+    """Fine-tuning's zero-initialized linear layer, pre-training's MLP with a hidden tanh layer, or cosines."""
     head_dim: int = 0
     """Hidden width of the tanh layer; 0 stands for D."""
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"

@@ -36,7 +36,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             a diffusers model's folder stands for its `tokenizer`.
 
     Raises:
-        UserError: nothing of the kind is there, or it is damaged.
+        UserError: nothing of the tokenizer_class is there, or it is damaged.
     """
     path = Path(path)
     if (path / "tokenizer").is_dir():
@@ -44,7 +44,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     if not path.exists():
         raise UserError(f"{path} does not exist; give a vocab.txt, a tokenizer.json, or a tokenizer's folder")
     try:
-        return _from_folder(path) if path.is_dir() else _from_file(path, _said(path.parent))
+        return _from_folder(path) if path.is_dir() else _from_file(path, _settings(path.parent))
     except UserError:
         raise
     except Exception as problem:  # the Rust library raises nothing narrower, and a file may hold anything
@@ -72,18 +72,18 @@ def save_tokenizer(
         vocabulary = sorted(model["vocab"], key=model["vocab"].get)
         files = {"vocab.txt": "".join(f"{token}\n" for token in vocabulary)}
         frame |= {"cls_token": start, "sep_token": end, "unk_token": model["unk_token"]}
-        kind = {"tokenizer_class": "BertTokenizer", "do_lower_case": _lowercases(tokenizer)}
+        tokenizer_class = {"tokenizer_class": "BertTokenizer", "do_lower_case": _lowercases(tokenizer)}
     elif _is_clip(model):
         merges = "".join(f"{a} {b}\n" for a, b in map(_merge, model["merges"]))
         files = {"vocab.json": json.dumps(model["vocab"], ensure_ascii=False), "merges.txt": f"#version: 0.2\n{merges}"}
         frame |= {"bos_token": start, "eos_token": end, "unk_token": end}
-        kind = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
+        tokenizer_class = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
     else:
         files = {"tokenizer.json": tokenizer.backend.to_str(pretty=True)}
         frame |= {"bos_token": start, "eos_token": end}
-        kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        tokenizer_class = {"tokenizer_class": "PreTrainedTokenizerFast"}
     added = {f"{name}_{k}" if k else name: i for name, rows in tokenizer.added.items() for k, i in enumerate(rows)}
-    about = {**kind, **frame, "model_max_length": length}
+    about = {**tokenizer_class, **frame, "model_max_length": length}
     if added:
         plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": False}
         about["added_tokens_decoder"] = {str(i): {"content": name, **plain} for name, i in added.items()}
@@ -95,81 +95,81 @@ def save_tokenizer(
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    said = _said(folder)
+    settings = _settings(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocabulary = _object(folder / "vocab.json")
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         merges = [line for line in lines if line and not line.startswith("#version")]
-        if any(token.endswith("</w>") for token in vocabulary):  # else those of another kind of byte pairs
-            return _clip(vocabulary, merges, said)
+        if any(token.endswith("</w>") for token in vocabulary):  # else those of another type of byte pairs
+            return _clip(vocabulary, merges, settings)
     for name in ("tokenizer.json", "vocab.txt"):
         if (folder / name).is_file():
-            return _from_file(folder / name, said)
+            return _from_file(folder / name, settings)
     raise UserError(
         f"{folder} holds no tokenizer; it needs CLIP's vocab.json and merges.txt, a tokenizer.json, or a vocab.txt"
     )
 
 
-def _from_file(path: Path, said: dict[str, Any]) -> Tokenizer:
+def _from_file(path: Path, settings: dict[str, Any]) -> Tokenizer:
     if path.suffix == ".json":
-        return _from_json(path, said)
+        return _from_json(path, settings)
     lines = path.read_text(encoding="utf-8").split("\n")
     vocabulary = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-    return bert_tokenizer(vocabulary, bool(said.get("do_lower_case", True)))
+    return bert_tokenizer(vocabulary, bool(settings.get("do_lower_case", True)))
 
 
-def _from_json(path: Path, said: dict[str, Any]) -> Tokenizer:
+def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     """A file of the `tokenizers` library. CLIP's is cut in our way: some files call "!" special, since it pads."""
     content = _object(path)
     model, tokens = content["model"], content.get("added_tokens") or []
     known = len(model["vocab"])
     mine = [token for token in tokens if token["id"] >= known and not token["special"]]
-    said = {**said, "added": {**{token["content"]: token["id"] for token in mine}, **said["added"]}}
+    settings = {**settings, "added": {**{token["content"]: token["id"] for token in mine}, **settings["added"]}}
     if _is_clip(model):
-        return _clip(model["vocab"], model["merges"], said)
+        return _clip(model["vocab"], model["merges"], settings)
     content["added_tokens"] = [token for token in tokens if token not in mine]
     backend = Backend.from_str(json.dumps(content))
     backend.no_truncation()
     backend.no_padding()
     names = backend.get_vocab()
-    frame = next((pair for pair in (_frame_of(said), *FRAMES) if all(name in names for name in pair)), None)
+    frame = next((pair for pair in (_frame_of(settings), *FRAMES) if all(name in names for name in pair)), None)
     if frame is None:
         raise UserError(f"{path} does not tell the start and end of a text; put its tokenizer_config.json beside it")
-    pad = next((name for name in (said.get("pad_token"), *PADS) if name in names), None)
-    return Tokenizer(backend, frame[0], frame[1], pad, _added(said, known))
+    pad = next((name for name in (settings.get("pad_token"), *PADS) if name in names), None)
+    return Tokenizer(backend, frame[0], frame[1], pad, _added(settings, known))
 
 
-def _clip(vocabulary: dict[str, int], merges: Sequence[Any], said: dict[str, Any]) -> Tokenizer:
+def _clip(vocabulary: dict[str, int], merges: Sequence[Any], settings: dict[str, Any]) -> Tokenizer:
     pairs = [_merge(merge) for merge in merges]
     shipped = (vocabulary, pairs) == clip_vocabulary()
     backend = clip_tokenizer().backend if shipped else clip_backend(vocabulary, pairs)
-    start, end = _frame_of({"bos_token": CLIP_START, "eos_token": CLIP_END, **said})
-    return Tokenizer(backend, start, end, said.get("pad_token"), _added(said, len(vocabulary)))
+    start, end = _frame_of({"bos_token": CLIP_START, "eos_token": CLIP_END, **settings})
+    return Tokenizer(backend, start, end, settings.get("pad_token"), _added(settings, len(vocabulary)))
 
 
-def _said(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> dict[str, Any]:
     """What stands beside a vocabulary: names of the tokens around a text, and the tokens added behind it."""
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):  # where they differ, as in SD 2, the latter holds
         if (folder / name).is_file():
             for key, value in _object(folder / name).items():
-                said[key] = value["content"] if isinstance(value, dict) and "content" in value else value
-    added = {token["content"]: int(i) for i, token in (said.get("added_tokens_decoder") or {}).items()}
+                settings[key] = value["content"] if isinstance(value, dict) and "content" in value else value
+    added = {token["content"]: int(i) for i, token in (settings.get("added_tokens_decoder") or {}).items()}
     if (folder / "added_tokens.json").is_file():
         added |= _object(folder / "added_tokens.json")
-    return {key: value for key, value in said.items() if value is not None} | {"added": added}
+    return {key: value for key, value in settings.items() if value is not None} | {"added": added}
 
 
-def _frame_of(said: Mapping[str, Any]) -> tuple[str, str]:
-    start = said.get("bos_token") or said.get("cls_token") or ""
-    return str(start), str(said.get("eos_token") or said.get("sep_token") or "")
+def _frame_of(settings: Mapping[str, Any]) -> tuple[str, str]:
+    start = settings.get("bos_token") or settings.get("cls_token") or ""
+    return str(start), str(settings.get("eos_token") or settings.get("sep_token") or "")
 
 
-def _added(said: Mapping[str, Any], known: int) -> dict[str, list[int]]:
+def _added(settings: Mapping[str, Any], known: int) -> dict[str, list[int]]:
     """Added tokens with their rows: `token`, `token_1`, `token_2` in a row are one."""
     added: dict[str, list[int]] = {}
     name = None
-    for token, i in sorted(said["added"].items(), key=lambda item: item[1]):
+    for token, i in sorted(settings["added"].items(), key=lambda item: item[1]):
         if i < known:
             continue
         if name is not None and token == f"{name}_{len(added[name])}" and i == added[name][-1] + 1:

@@ -1,11 +1,11 @@
-"""The grammar of prompts, as AUTOMATIC1111's web UI reads them.
+"""The syntax of prompts, as in AUTOMATIC1111's web UI.
 
-    a (red:1.3) apple        the word counts 1.3 times
-    a ((red)) apple          1.1 times for each pair of brackets
-    a [red] apple            1 / 1.1 times
-    a \\(red\\) apple          brackets that are meant
-    a red apple BREAK a cat  the second part starts a chunk of its own
-    <lora:name:0.8>          a LoRA, taken out before the text is encoded
+    a (red:1.3) apple        the word has weight 1.3
+    a ((red)) apple          weight 1.1 for each pair of brackets
+    a [red] apple            weight 1 / 1.1
+    a \\(red\\) apple          literal brackets
+    a red apple BREAK a cat  the second part starts a new chunk
+    <lora:name:0.8>          a LoRA, removed before the text is encoded
 """
 
 import itertools
@@ -17,11 +17,11 @@ from triptych.errors import UserError
 from triptych.models.tokenization.tokenizer import Span
 
 STRONGER, WEAKER = 1.1, 1 / 1.1
-LARGEST = 1e4  # a weight beyond it is a slip of the keyboard, and soon no number at all
+LARGEST = 1e4  # a larger weight is a typing error, and would soon overflow
 
 _MARK = re.compile(
     r"""
-      \\(?P<meant>[()\[\]\\]?)                                   # a backslash before anything else is nothing
+      \\(?P<meant>[()\[\]\\]?)                                   # a backslash before other characters is dropped
     | (?P<open>[(\[])
     | :\s*+(?P<weight>[+-]?(?:[0-9]++\.?[0-9]*+|\.[0-9]++))\s*+\)
     | (?P<close>[)\]])
@@ -34,27 +34,27 @@ _LORA = re.compile(r"<lora:([^<>:]*)(?::([^<>]*))?>")
 
 
 class Piece(NamedTuple):
-    """A stretch of a prompt whose tokens count alike."""
+    """Part of a prompt whose tokens have the same weight."""
 
     text: str
     weight: float
 
 
 class Lora(NamedTuple):
-    """A LoRA that a prompt asks for."""
+    """A LoRA named in a prompt."""
 
     name: str
     weight: float
 
 
 Chunk = list[tuple[int, float]]
-"""Tokens that the encoder reads together, without start and end, each with its weight."""
+"""Tokens that are encoded together, without start and end, each with its weight."""
 
 
 def parse(prompt: str) -> list[list[Piece]]:
-    """The pieces of a prompt in order, in sections that BREAK divides.
+    """Return the pieces of a prompt in order, in sections separated by BREAK.
 
-    Brackets left open reach to the end, brackets that close nothing are text; square ones take no number.
+    An unclosed bracket extends to the end, an unopened one is text; square brackets take no number.
     Time and memory grow with the length of the prompt, also when brackets are nested thousands deep.
 
     Raises:
@@ -69,9 +69,9 @@ def parse(prompt: str) -> list[list[Piece]]:
             around = products[mark["open"]]
             around.append(around[-1] * gains[place])
             continue
-        kind = _closes(mark)
-        if kind and len(products[kind]) > 1:
-            products[kind].pop()
+        bracket = _closes(mark)
+        if bracket and len(products[bracket]) > 1:
+            products[bracket].pop()
             continue
         weight = products["("][-1] * products["["][-1]
         parts = _BREAK.split(mark["text"]) if mark["text"] else [mark[0] if mark["meant"] is None else mark["meant"]]
@@ -84,34 +84,34 @@ def parse(prompt: str) -> list[list[Piece]]:
 
 
 def literal(text: str) -> str:
-    """The prompt that is read as `text` and nothing else, whatever brackets or words of the grammar are in it."""
+    """Return a prompt that is parsed as `text` literally, with its brackets and special words escaped."""
     return re.sub(r"[\\()\[\]]", r"\\\g<0>", text).replace("BREAK", "BREA\\K").replace("<lora:", "<lora\\:")
 
 
 def extract_loras(prompt: str) -> tuple[str, list[Lora]]:
-    """The prompt without its `<lora:name>` and `<lora:name:weight>`, and these; a weight left out is 1.
+    """Return the prompt without its `<lora:name>` and `<lora:name:weight>`, and those LoRAs; the default weight is 1.
 
     Raises:
-        UserError: a name is missing or a weight is no number.
+        UserError: a name is missing or a weight is not a number.
     """
     loras = []
-    for found in _LORA.finditer(prompt):
-        name, weight = found[1].strip(), found[2]
+    for match in _LORA.finditer(prompt):
+        name, weight = match[1].strip(), match[2]
         try:
             loras.append(Lora(name, 1.0 if weight is None else float(weight)))
         except ValueError as problem:
-            raise UserError(f"{found[0]} has the weight {weight!r}, which must be a number such as 0.8") from problem
+            raise UserError(f"{match[0]} has the weight {weight!r}, which must be a number such as 0.8") from problem
         if not name or not abs(loras[-1].weight) <= LARGEST:
-            raise UserError(f"{found[0]} must be a name and a number, such as <lora:watercolour:0.8>")
+            raise UserError(f"{match[0]} must be a name and a number, such as <lora:watercolour:0.8>")
     return _LORA.sub("", prompt), loras
 
 
 def pack(sections: list[list[Piece]], spans: Callable[[str], Sequence[Span]], room: int) -> list[Chunk]:
-    """Tokens in chunks of at most `room`; each section starts one. There is at least one chunk.
+    """Return tokens in chunks of at most `room`; each section starts a new chunk. There is at least one.
 
     Args:
-        sections: what `parse` gave.
-        spans: a tokenizer's `spans`. The numbers of one span stay together.
+        sections: the result of `parse`.
+        spans: a tokenizer's `spans`. The tokens of a span stay together.
         room: tokens of a chunk without its start and end: 75 for CLIP.
     """
     chunks: list[Chunk] = []
@@ -129,32 +129,32 @@ def pack(sections: list[list[Piece]], spans: Callable[[str], Sequence[Span]], ro
 
 
 def _gains(marks: list[re.Match[str]]) -> dict[int, float]:
-    """By what each opening bracket multiplies, by its place among the marks."""
+    """Return the factor of each opening bracket, by its index among the marks."""
     gains: dict[int, float] = {}
     opened: dict[str, list[int]] = {"(": [], "[": []}
     for place, mark in enumerate(marks):
         if mark["open"]:
             gains[place] = STRONGER if mark["open"] == "(" else WEAKER
             opened[mark["open"]].append(place)
-        elif (kind := _closes(mark)) and opened[kind]:
-            place = opened[kind].pop()
+        elif (bracket := _closes(mark)) and opened[bracket]:
+            place = opened[bracket].pop()
             gains[place] = float(mark["weight"]) if mark["weight"] else gains[place]
     return gains
 
 
 def _closes(mark: re.Match[str]) -> str | None:
-    """Which kind of bracket a mark closes, if one of that kind is open."""
+    """Return which bracket a mark closes, if one is open."""
     if mark["weight"]:
         return "("
     return {")": "(", "]": "["}[mark["close"]] if mark["close"] else None
 
 
 def _merged(section: list[Piece]) -> list[Piece]:
-    """Neighbours that count alike as one piece: a word is cut into tokens whole, with the brackets that are meant."""
+    """Neighbours that count alike as one piece: a word is cut into tokens whole, with the literal brackets."""
     merged = []
     for weight, alike in itertools.groupby((piece for piece in section if piece.text), lambda piece: piece.weight):
         merged.append(Piece("".join(piece.text for piece in alike), weight))
         if not abs(weight) <= LARGEST:
-            said = merged[-1].text.strip()[:40]
-            raise UserError(f"the weight of {said!r} is {weight:.3g}, which must be at most {LARGEST:g}")
+            text = merged[-1].text.strip()[:40]
+            raise UserError(f"the weight of {text!r} is {weight:.3g}, which must be at most {LARGEST:g}")
     return merged

@@ -1,4 +1,4 @@
-"""Strings to numbers and back: CLIP's byte pairs, BERT's word pieces, or any vocabulary of the `tokenizers` library."""
+"""Tokenizers: CLIP's byte pairs, BERT's word pieces, or any vocabulary of the `tokenizers` library."""
 
 import functools
 import gzip
@@ -16,17 +16,17 @@ CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 BERT_START, BERT_END, PAD = "[CLS]", "[SEP]", "[PAD]"
 
 Span = tuple[int, ...]
-"""One token of a text, or all vectors of one added token: what a prompt must not be cut inside."""
+"""One token of a text, or all vectors of one added token: prompts are never cut inside it."""
 
 
 class Tokenizer:
-    """A vocabulary, the tokens around a text, and tokens that were added to it. It never changes; `add` gives another.
+    """A vocabulary, the tokens around a text, and added tokens. Immutable: `add` returns a new one.
 
     Args:
-        backend: what cuts a text and numbers its pieces.
-        start, end: tokens before and after a text, by name.
-        pad: token behind the end, by name; none stands for the end.
-        added: rows of the embedding table for each added token. A text's letters may be of either case.
+        backend: a tokenizer of the `tokenizers` library.
+        start, end: names of the tokens before and after a text.
+        pad: name of the padding token; the end token if None.
+        added: rows of the embedding table for each added token, which is matched in upper and lower case.
 
     Raises:
         UserError: the vocabulary lacks one of these tokens.
@@ -50,31 +50,31 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Entries of the vocabulary, added tokens left out."""
+        """Number of entries of the vocabulary, without added tokens."""
         return self.backend.get_vocab_size()
 
     def spans(self, text: str) -> list[Span]:
-        """The text without its frame: one number for each token of the vocabulary, several for an added token."""
+        """Return the spans of a text, without start and end: one number for each token, several for an added token."""
         if not self.added:
             return [(i,) for i in self._encode(text)]
         spans, at = [], 0
-        for found in self._pattern.finditer(text):
-            spans += [(i,) for i in self._encode(text[at : found.start()])]
-            spans.append(self._spans[(found.lastindex or 1) - 1])
-            at = found.end()
+        for match in self._pattern.finditer(text):
+            spans += [(i,) for i in self._encode(text[at : match.start()])]
+            spans.append(self._spans[(match.lastindex or 1) - 1])
+            at = match.end()
         return spans + [(i,) for i in self._encode(text[at:])]
 
     def ids(self, text: str) -> list[int]:
-        """The text's tokens, without start and end."""
+        """Return the text's tokens, without start and end."""
         return [i for span in self.spans(text) for i in span]
 
     def framed(self, ids: Sequence[int], length: int, pad: int) -> list[int]:
-        """start, the text, end, then padding up to `length`; the end of a longer text is cut off."""
+        """Return start, text, end and padding up to `length`; a longer text is cut."""
         ids = [self.start, *ids[: length - 2], self.end]
         return ids + [pad] * (length - len(ids))
 
     def text(self, ids: Sequence[int]) -> str:
-        """The string that tokens stand for, without start, end and padding."""
+        """Return the string of tokens, without start, end and padding."""
         names = {row: name if k == 0 else "" for name, rows in self.added.items() for k, row in enumerate(rows)}
         words, run = [], []
         for i in [i for i in ids if i not in (self.start, self.end)]:
@@ -86,10 +86,10 @@ class Tokenizer:
         return " ".join(" ".join(words).replace("</w>", " ").split())
 
     def add(self, token: str, rows: Sequence[int]) -> "Tokenizer":
-        """A tokenizer that also reads `token`, as those rows of the embedding table.
+        """Return a tokenizer with the added token `token`, for those rows of the embedding table.
 
         Raises:
-            UserError: the token is empty, or there already.
+            UserError: the token is empty, or exists already.
         """
         token = token.strip()
         if not token or token.lower() in map(str.lower, self.added) or self.backend.token_to_id(token) is not None:
@@ -98,7 +98,7 @@ class Tokenizer:
         return Tokenizer(self.backend, *self.frame, added={**self.added, token: rows})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, from which `from_json` makes an equal one. The shipped vocabulary is named, not copied."""
+        """Return JSON values for `from_json`. The shipped vocabulary is named, not copied."""
         shipped = self.backend is clip_tokenizer().backend
         return {
             "vocabulary": "clip" if shipped else self.backend.to_str(),
