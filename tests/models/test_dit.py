@@ -300,7 +300,7 @@ def test_configs_that_cannot_be(changes, words):
         ("plain", {"x": torch.zeros(2, 9, 8, 8)}, "9 channels, the network takes 4"),
         ("plain", {"labels": torch.zeros(2, dtype=torch.long)}, "takes no labels"),
         ("plain", {"context": torch.zeros(2, 5, 12)}, "takes no prompt"),
-        ("text", {"context": None}, "looks at a prompt"),
+        ("text", {"context": None}, "takes a prompt"),
         ("text", {"context": torch.zeros(2, 5, 16)}, "16 wide, the network takes 12"),
         ("classes", {"labels": None}, "one of 5 classes"),
         ("classes", {"labels": torch.zeros(3, dtype=torch.long)}, "labels are (3,)"),

@@ -329,7 +329,7 @@ def test_blocks_in_the_order_in_which_they_run():
     ("config", "changes", "words"),
     [
         (TINY, {"x": torch.zeros(2, 9, 8, 8)}, "9 channels, the network takes 4"),
-        (TINY, {"context": None}, "looks at a prompt"),
+        (TINY, {"context": None}, "takes a prompt"),
         (TINY, {"context": torch.zeros(2, 5, 16)}, "16 wide, the network takes 12"),
         (TINY, {"labels": torch.zeros(2, dtype=torch.long)}, "takes no labels"),
         (LDM, {"context": torch.zeros(2, 5, 12)}, "takes no prompt"),
