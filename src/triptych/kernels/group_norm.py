@@ -52,7 +52,8 @@ class _ChannelsLastGroupNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grad_outputs
         x, weight, bias, mean, rstd = ctx.saved_tensors
         (b, c, h, w), groups = x.shape, ctx.groups
         if torch.is_grad_enabled():  # for second derivatives mean and rstd would have to be functions of x

@@ -21,6 +21,7 @@ class _Permuted(torch.autograd.Function):
         return x.index_select(1, order)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (dy,) = grad_outputs
         order, inverse = ctx.saved_tensors
         return permuted(dy, inverse, order), None, None

@@ -98,7 +98,7 @@ class DiT(Prompted):
                 nn.init.normal_(part.weight, std=0.02)
         for part in (self.time.fc1, self.time.fc2):
             nn.init.normal_(part.weight, std=0.02)
-        for part in (self.modulation, self.out, *(part.proj for part in self._crosses())):
+        for part in (self.modulation, self.out, *(part.proj for part in self._cross_attentions())):
             nn.init.zeros_(part.weight)
         if self.config.modulation == "single":
             nn.init.zeros_(self.table)

@@ -175,7 +175,7 @@ class UNet(Prompted):
             self.vector = TimeEmbedding(config.vector_dim, time_dim)
         self.input = Conv(config.in_channels, config.width)
         self.down = nn.ModuleList(Down(config, level) for level in down)
-        self.middle = Middle(config, middle)
+        self.middle: nn.Module = Middle(config, middle)
         self.up = nn.ModuleList(Up(config, level) for level in up)
         self.norm = GroupNorm(config.groups, config.width, eps=1e-5)
         self.out = Conv(config.width, config.out_channels)
