@@ -154,23 +154,3 @@ def _all_reduce(x: Tensor, group: Any = None) -> Tensor:
     x = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(x, group=group)
     return x
-
-
-# The group of this process while functions that measure are not handed theirs.
-world = ProcessGroup()
-
-
-def all_sum(*numbers: float) -> tuple[float, ...]:
-    return world.all_sum(*numbers)
-
-
-def gather_tensors(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    return world.gather_tensors(tensor, group)
-
-
-def all_gather(value: T) -> list[T]:
-    return world.all_gather(value)
-
-
-def barrier() -> None:
-    world.barrier()

@@ -196,8 +196,8 @@ def test_a_run_that_is_cut_off_in_an_evaluation_does_it_again(config, tmp_path, 
     run(config, tmp_path / "whole")
     sound, breakable, found = Classify.evaluate, Interrupts.abortable, []
 
-    def signalled(self, model, loader):
-        for figure in sound(self, model, loader):
+    def signalled(self, model, loader, group):
+        for figure in sound(self, model, loader, group):
             found[-1].handle(15)
             yield figure
 

@@ -12,6 +12,7 @@ from tests.train.waiting import Waits, watch_calls, watch_steps
 import triptych as tp
 from triptych.data.augment import batch as augment
 from triptych.data.config import AugmentConfig
+from triptych.distributed import SINGLE_PROCESS
 from triptych.kernels import dispatch
 from triptych.train import loop, run
 from triptych.train.configs.base import PretrainConfig
@@ -132,7 +133,7 @@ def passes(config, folder, waits, monkeypatch):
     windows, the process of a diffusion model)."""
     parts = prepare(replace(config, loop=replace(config.loop, precision="fp32")))
     if parts.on_start is not None:
-        parts.on_start(folder)
+        parts.on_start(folder, SINGLE_PROCESS)
     meta, streams, task = torch.device("meta"), denoise.streams, vars(parts.task)
     others = [
         task.get(name) for name in ("first_stage", "frozen_text", "distance", "discriminator", "teacher")

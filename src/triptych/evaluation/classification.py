@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from triptych import distributed
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
 from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.evaluation.class_names import match_classes
 from triptych.evaluation.runtime import Runtime
@@ -27,23 +27,24 @@ def measure_classification(
     preprocess: Preprocess,
     num_classes: int,
     groupings: Mapping[str, Sequence[str]] | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Measure a classifier on batches of labeled images.
 
     Args:
         net: maps normalized images (b, 3, h, w) to logits (b, num_classes); on its device.
-        batches: as `make_loader(..., train=False)` yields them; "label" holds indices of the network's classes. Several
-            processes may each pass a part: the metrics are gathered over all of them.
+        batches: as `make_loader(..., train=False)` yields them; "label" holds indices of the network's classes.
         preprocess: gives the mean, the standard deviation and the background that images are normalized with.
         num_classes: number of classes of the logits.
         groupings: as in `ClassificationMetrics`.
+        group: processes that each pass a part of the batches; the metrics are gathered over all of them.
 
     Returns:
         What `ClassificationMetrics.compute` returns.
     """
     device = next(net.parameters()).device
     metrics = ClassificationMetrics(num_classes, groupings).to(device)
-    metrics.dist_sync_fn = distributed.gather_tensors
+    metrics.dist_sync_fn = group.gather_tensors
     for batch in batches:
         images = preprocess_batch(
             batch["image"].to(device), preprocess.mean, preprocess.std, preprocess.background

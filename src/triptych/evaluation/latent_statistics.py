@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from triptych import distributed
 from triptych.data.augment.batch import preprocess_batch
+from triptych.distributed import ProcessGroup
 from triptych.models.autoencoder import Autoencoder, FirstStage
 
 Normalisation = tuple[float | tuple[float, ...], float | tuple[float, ...]]
@@ -39,9 +39,9 @@ class LatentMoments:
         self.squares = self.squares + z.square().sum((0, 2, 3)).cpu() + spread
         self.count += len(z) * z.shape[2] * z.shape[3]
 
-    def pool(self) -> None:
-        """Take what all processes have accumulated."""
-        every = distributed.all_gather((self.count, self.total, self.squares))
+    def pool(self, group: ProcessGroup) -> None:
+        """Add up what all processes have accumulated."""
+        every = group.all_gather((self.count, self.total, self.squares))
         self.count = sum(count for count, _, _ in every)
         self.total = functools.reduce(torch.add, [total for _, total, _ in every])
         self.squares = functools.reduce(torch.add, [squares for _, _, squares in every])

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych import distributed
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
 from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.evaluation.config import PerceptualConfig
 from triptych.evaluation.feature_extractor import Extractor, eight_bits, open_extractor
@@ -53,23 +53,24 @@ def measure_reconstruction(
     distance: nn.Module | None = None,
     extractor: Extractor | None = None,
     per_channel: bool = False,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Reconstructions:
     """Measure reconstructions from the posterior's mean.
 
     Args:
         net: on its device; its card says how images are normalized.
-        batches: as `make_loader(..., train=False)` yields them. Several processes may each pass a part: what is
-            measured is gathered over all of them.
+        batches: as `make_loader(..., train=False)` yields them.
         distance: of each image and its reconstruction, for the figure "perceptual" (`make_distance`).
         extractor: compares images and reconstructions as two sets of features (`ReconstructionDistance`).
         per_channel: measure the normalization of latents for each channel, instead of one number for all.
+        group: processes that each pass a part of the batches; what is measured is gathered over all of them.
 
     Raises:
         UserError: no image could be read.
     """
     metrics, moments = ReconstructionMetrics(distance), LatentMoments(net)
-    metrics.dist_sync_fn = distributed.gather_tensors
-    set_distance = None if extractor is None else ReconstructionDistance(extractor)
+    metrics.dist_sync_fn = group.gather_tensors
+    set_distance = None if extractor is None else ReconstructionDistance(extractor, group)
     device = next(net.parameters()).device
     preprocess, examples = net.card.preprocess, None
     vq = net if isinstance(net, Autoencoder) and net.config.kind == "vq" else None
@@ -90,12 +91,12 @@ def measure_reconstruction(
             used += torch.bincount(vq.quantize(latents)[1].flatten(), minlength=len(used))
         if examples is None:
             examples = images[:NUM_EXAMPLES].cpu(), reconstructions[:NUM_EXAMPLES].cpu()
-    if not any(distributed.all_gather(examples is not None)):
+    if not any(group.all_gather(examples is not None)):
         raise UserError("no held-out image could be measured: all are damaged, or smaller than the crop")
-    moments.pool()
+    moments.pool(group)
     figures = metrics.compute() | ({} if set_distance is None else set_distance.compute())
     if vq is not None:
-        used = torch.stack(distributed.all_gather(used.cpu())).sum(0)
+        used = torch.stack(group.all_gather(used.cpu())).sum(0)
         figures["perplexity"] = float(perplexity(used))
         figures["codes_used"] = float((used > 0).float().mean())
     return Reconstructions(figures=figures, examples=examples, normalization=moments.compute(per_channel))
@@ -147,10 +148,11 @@ class ReconstructionDistance:
 
     Args:
         extractor: from `open_extractor`.
+        group: processes that each update with a part of the images.
     """
 
-    def __init__(self, extractor: Extractor) -> None:
-        self.extractor, self.metrics = extractor, GenerationMetrics(extractor)
+    def __init__(self, extractor: Extractor, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.extractor, self.metrics, self.group = extractor, GenerationMetrics(extractor), group
 
     def update(self, images: Float[Tensor, "b 3 h w"], made: Float[Tensor, "b 3 h w"]) -> None:
         """Add images in [-1, 1] and their reconstructions; both are rounded to 8 bits."""
@@ -170,10 +172,10 @@ class ReconstructionDistance:
 
     def _side(self, real: bool) -> Statistics:
         """Of all processes, some of which may have seen nothing."""
-        if distributed.world.size == 1:
+        if self.group.size == 1:
             return self.metrics.sides[real].compute()
         mine = self.metrics.sides.get(real)
-        kept = distributed.all_gather([] if mine is None else [part.cpu() for part in mine.kept])
+        kept = self.group.all_gather([] if mine is None else [part.cpu() for part in mine.kept])
         features = torch.cat([part for parts in kept for part in parts])
         return Statistics(Moments.of(features), features)
 

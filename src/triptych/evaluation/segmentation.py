@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from triptych import distributed
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
 from triptych.data.example import Batch
@@ -15,6 +14,7 @@ from triptych.data.loading.loader import make_full_image_loader
 from triptych.data.loading.test_time_views import ViewOptions
 from triptych.data.masks import mask_dtype, void_label
 from triptych.data.source import Source
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.evaluation.class_names import match_classes
 from triptych.evaluation.runtime import Runtime
@@ -28,23 +28,27 @@ DEFAULT_BATCH_SIZE = 4  # full images whose logits are in memory at the same tim
 
 @torch.no_grad()
 def measure_segmentation(
-    net: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, num_classes: int
+    net: nn.Module,
+    batches: Iterable[Batch],
+    preprocess: Preprocess,
+    num_classes: int,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Measure a segmenter on images and masks at the size that the network is fed.
 
     Args:
         net: maps normalized images (b, 3, h, w) to logits (b, num_classes, h, w); on its device.
-        batches: as `make_loader(..., train=False)` yields them. Several processes may each pass a part: the metrics are
-            gathered over all of them.
+        batches: as `make_loader(..., train=False)` yields them.
         preprocess: gives the mean, the standard deviation and the background that images are normalized with.
         num_classes: number of classes of the logits.
+        group: processes that each pass a part of the batches; the metrics are gathered over all of them.
 
     Returns:
         What `SegmentationMetrics.compute` returns.
     """
     device = next(net.parameters()).device
     metrics = SegmentationMetrics(num_classes, void_label(num_classes)).to(device)
-    metrics.dist_sync_fn = distributed.gather_tensors
+    metrics.dist_sync_fn = group.gather_tensors
     for batch in batches:
         images = preprocess_batch(
             batch["image"].to(device), preprocess.mean, preprocess.std, preprocess.background

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -30,7 +30,6 @@ from triptych.train.monitoring.step_reporter import StepRecord, StepReporter
 from triptych.train.optim import clip, lr_at, make_optimizer, set_lr, update
 from triptych.train.run_folder import require_same, resume_identity
 from triptych.train.state import TrainState
-from triptych.train.task import Task
 from triptych.train.training_run import Run
 
 MIN_STEPS = 50  # a shorter run gets a warning
@@ -182,9 +181,7 @@ def evaluate_if_due(
     # Several processes evaluate to the end: if one aborted, the others would wait for its part.
     abortable = interrupted.abortable if parallel.group.size == 1 else lambda work: work()
     with run.throughput.paused(), parallel.full_network(state.evaluated_net) as net:
-        evaluation = functools.partial(
-            _evaluate, run.task, net, parallel.eval_batches(run.eval_loader), run.autocast
-        )
+        evaluation = functools.partial(_evaluate, run, net, parallel.eval_batches(run.eval_loader))
         metrics = abortable(evaluation)
         if metrics is not None:
             log.write([{"step": step, "images": step * plan.images_per_step, "eval": metrics}])
@@ -317,10 +314,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def _evaluate(task: Task, net: Network, batches: Iterable[Batch], autocast: Any) -> dict[str, float]:
+def _evaluate(run: Run, net: Network, batches: Iterable[Batch]) -> dict[str, float]:
     net.eval()
-    with autocast():
-        return dict(task.evaluate(net, batches))
+    with run.autocast():
+        return dict(run.task.evaluate(net, batches, run.parallel.group))
 
 
 def _summary(epoch: float, metrics: dict[str, float], best: bool) -> str:

@@ -58,7 +58,7 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
         with _claimed(run) if group.is_main else contextlib.nullcontext():
             group.barrier()  # no process continues before the folder is claimed
             if run.on_start is not None:
-                run.on_start(run.folder)
+                run.on_start(run.folder, group)
             outcome = fit(run)
         if outcome.finished and run.on_finish is not None and group.is_main:
             run.on_finish(run.folder)

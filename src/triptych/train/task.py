@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from triptych.data.config import AugmentConfig
 from triptych.data.example import Batch, TrainBatch
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 
 
 class AdversaryInputs(NamedTuple):
@@ -42,8 +43,10 @@ class Task(Protocol):
         fraction of the run that is done."""
         ...
 
-    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
-        """Yield metrics by name."""
+    def evaluate(
+        self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
+    ) -> Iterator[tuple[str, float]]:
+        """Yield metrics by name, over the batches of all processes in `group`."""
         ...
 
     def rank(self, metrics: dict[str, float], /) -> tuple[float, ...]:

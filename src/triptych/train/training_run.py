@@ -10,6 +10,7 @@ import torch
 
 from triptych import weights
 from triptych.data.loading.loader import Loader
+from triptych.distributed import ProcessGroup
 from triptych.layers.lora import merge_low_rank
 from triptych.metrics.cost import count_macs
 from triptych.network import Network
@@ -47,8 +48,8 @@ class Run:
     macs: Callable[[], int] | None = None
     """Returns the multiply-accumulates for one image; needed if what the task saves does not map images to logits or
     maps."""
-    on_start: Callable[[Path], None] | None = None
-    """Called with the run's folder before the first step."""
+    on_start: Callable[[Path, ProcessGroup], None] | None = None
+    """Called with the run's folder and its processes before the first step."""
     on_evaluation: Callable[[Path, int], None] | None = None
     """Called with the run's folder and the step after each evaluation."""
     save_best: Callable[[Network, dict[str, float], Path], None] | None = None

@@ -534,7 +534,9 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
 
     def seen(prompt, **worn):
         """The colour that each of three pictures is nearest to."""
-        found = pipe.text_to_image(prompt, num_steps=10, guidance_scale=1.0, num_images=3, progress=False, **worn)
+        found = pipe.text_to_image(
+            prompt, num_steps=10, guidance_scale=1.0, num_images=3, progress=False, **worn
+        )
         means = [np.asarray(image).reshape(-1, 3).mean(0) for image in found]
         return [min(COLOURS, key=lambda name: np.abs(mean - COLOURS[name]).sum()) for mean in means]
 

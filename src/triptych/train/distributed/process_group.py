@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from triptych import distributed
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import ConfigError, DeviceError
 from triptych.train.configs.base import LoopConfig
@@ -45,7 +44,6 @@ def join_processes(config: LoopConfig, batch_size: int) -> Iterator[ProcessGroup
         init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     cpu_group, checkpoint_group = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
     group = ProcessGroup(rank, size, cpu_group, checkpoint_group)
-    distributed.world = group
     try:
         yield group
     except RuntimeError as error:
@@ -55,7 +53,6 @@ def join_processes(config: LoopConfig, batch_size: int) -> Iterator[ProcessGroup
             ) from error
         raise
     finally:
-        distributed.world = SINGLE_PROCESS
         if not initialized:
             dist.destroy_process_group()
 

@@ -14,6 +14,7 @@ from triptych import distributed
 from triptych.data.augment.batch import augment
 from triptych.data.config import AugmentConfig
 from triptych.data.example import Batch, TrainBatch
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.evaluation.feature_extractor import Extractor
 from triptych.evaluation.latent_statistics import Normalisation
 from triptych.evaluation.reconstruction import measure_reconstruction
@@ -147,7 +148,9 @@ class Compress:
         logs = {"discriminator": loss.detach(), "real": real.mean().detach(), "made": made.mean().detach()}
         return loss, logs
 
-    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
+    def evaluate(
+        self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
+    ) -> Iterator[tuple[str, float]]:
         assert isinstance(model, Compression)
         result = measure_reconstruction(
             model.autoencoder,
@@ -155,6 +158,7 @@ class Compress:
             distance=self.distance,
             extractor=self.extractor,
             per_channel=self.how.scale_per_channel,
+            group=group,
         )
         self.shown, self.normalisation = result.examples, result.normalization
         yield from result.figures.items()

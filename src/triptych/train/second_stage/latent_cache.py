@@ -24,7 +24,6 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from triptych import distributed
 from triptych.atomic_write import write_atomically, write_text_atomically
 from triptych.config import to_json
 from triptych.data.augment.batch import preprocess_batch
@@ -32,6 +31,7 @@ from triptych.data.config import DataConfig
 from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.models.autoencoder import FirstStage
 from triptych.network import Network
@@ -132,23 +132,23 @@ class LatentCache(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def fill(self, folder: Path) -> None:
+    def fill(self, folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> None:
         """Encode what `folder` does not hold yet, and use what it holds from now on.
 
         Raises:
             UserError: it holds the latents of another first stage, of other data or another size.
         """
-        if distributed.world.rank == 0:
+        if group.is_main:
             claim(folder, self.about)
-        distributed.barrier()
+        group.barrier()
         parts = [range(i, min(i + self.shard, len(self))) for i in range(0, len(self), self.shard)]
         paths = [folder / f"{i:05d}.safetensors" for i in range(len(parts))]
         missing = [i for i, path in enumerate(paths) if not _intact(path)]
-        distributed.barrier()  # all have looked
-        mine = missing[distributed.world.rank :: distributed.world.size]
+        group.barrier()  # all have looked
+        mine = missing[group.rank :: group.size]
         if mine:
             self._encode_shards([(parts[i], paths[i]) for i in mine])
-        distributed.barrier()  # all have written
+        group.barrier()  # all have written
         self._open(paths)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:

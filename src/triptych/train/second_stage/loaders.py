@@ -18,6 +18,7 @@ from triptych.data.loading.aspect_buckets import (
 from triptych.data.loading.batch_order import EpochOrder
 from triptych.data.loading.loader import Loader, make_loader
 from triptych.data.source import Source, Subset
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.model_card import Preprocess
 from triptych.models.autoencoder import FirstStage
 from triptych.train.configs.second_stage import SecondStageConfig, flips_only
@@ -61,13 +62,15 @@ def picture_loader(
     return make_loader(source, loading, how, train=train, seed=config.loop.seed)
 
 
-def fill(folder: str | None, train: Loader, held_out: Loader, out: Path) -> None:
+def fill(
+    folder: str | None, train: Loader, held_out: Loader, out: Path, group: ProcessGroup = SINGLE_PROCESS
+) -> None:
     """Encode what is not on disk yet: in `folder`, or in the run's."""
     where = Path(folder) if folder else out / "latents"
     spreads = []
     for loader, name in ((train, "train"), (held_out, "held-out")):
         for cache, part in _caches(loader):
-            cache.fill(where / name / part)
+            cache.fill(where / name / part, group)
             spreads.append(cache.deviation())
     if not 0.5 < (spread := float(np.mean(spreads))) < 2:
         log.warning(

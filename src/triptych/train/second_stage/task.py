@@ -18,6 +18,7 @@ from triptych.device import copy_to_device
 from triptych.diffusion.config import NoiseConfig
 from triptych.diffusion.loss import diffusion_loss
 from triptych.diffusion.process import Process
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.model_card import Card
 from triptych.models.autoencoder import FirstStage
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
@@ -136,7 +137,9 @@ class Denoise:
         return self.first_stage.scaled(z)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
+    def evaluate(
+        self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
+    ) -> Iterator[tuple[str, float]]:
         """The loss on what was held back, at times and noise that are the same each time."""
         device = next(model.parameters()).device
         total, count = 0.0, 0
@@ -147,10 +150,10 @@ class Denoise:
             chosen = self.said_held.choose(batch["row"], None)
             total += self.error(model, x0, self.said_held, chosen, generator).item() * len(x0)
             count += len(x0)
-        total, count = distributed.all_sum(total, count)
+        total, count = group.all_sum(total, count)
         yield "loss", total / count
         yield "count", int(count)
-        if self.samples.count and distributed.world.rank == 0:
+        if self.samples.count and group.is_main:
             how = self.samples
             self.painted = paint(self.product(model), how.prompts, how.count, how.steps, how.guidance)
 

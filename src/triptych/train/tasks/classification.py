@@ -16,6 +16,7 @@ from triptych.data.example import Batch, TrainBatch
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
 from triptych.device import copy_to_device
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.evaluation.classification import measure_classification
 from triptych.heads.segmenter import Segmenter
@@ -63,9 +64,11 @@ class Classify:
         right = (logits.argmax(1) == batch["label"]).float().mean()
         return LossOutput(loss, {"train_top1": right.detach()})
 
-    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
+    def evaluate(
+        self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
+    ) -> Iterator[tuple[str, float]]:
         figures = measure_classification(
-            model, loader, self.card.preprocess, self.num_classes, self.card.groupings
+            model, loader, self.card.preprocess, self.num_classes, self.card.groupings, group
         )
         for name, value in figures.items():
             if isinstance(value, int | float):

@@ -18,6 +18,7 @@ from triptych.data.example import Batch, TrainBatch
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
 from triptych.device import copy_to_device
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.heads.simmim import MaskedImageModel
 from triptych.model_card import Card
@@ -51,7 +52,9 @@ class MaskedPixels:
         return (wrong * mask).sum() / mask.sum()
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
+    def evaluate(
+        self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
+    ) -> Iterator[tuple[str, float]]:
         """The loss, under masks that are the same each time."""
         device, how = next(model.parameters()).device, self.card.preprocess
         total, count = 0.0, 0
@@ -59,7 +62,7 @@ class MaskedPixels:
             images = preprocess_batch(batch["image"].to(device), how.mean, how.std, how.background)
             total += self.error(model, images, (0, batch.get("number", i))).item() * len(images)
             count += len(images)
-        total, count = distributed.all_sum(total, count)
+        total, count = group.all_sum(total, count)
         yield "loss", total / count
         yield "count", int(count)
 

@@ -15,6 +15,7 @@ from triptych.data.example import Batch, TrainBatch
 from triptych.data.loading.loader import make_loader
 from triptych.data.masks import void_label
 from triptych.data.open import train_and_eval
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.evaluation.segmentation import measure_segmentation
 from triptych.heads.config import HeadConfig, SegmenterConfig
@@ -55,8 +56,10 @@ class Segment:
             loss, {"train_pixels": right / distributed.sum_over_batch(known.sum()).clamp(min=1)}
         )
 
-    def evaluate(self, model: nn.Module, loader: Iterable[Batch]) -> Iterator[tuple[str, float]]:
-        figures = measure_segmentation(model, loader, self.card.preprocess, self.num_classes)
+    def evaluate(
+        self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
+    ) -> Iterator[tuple[str, float]]:
+        figures = measure_segmentation(model, loader, self.card.preprocess, self.num_classes, group)
         for name, value in figures.items():
             if isinstance(value, int | float):
                 yield name, value
