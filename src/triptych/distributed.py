@@ -130,12 +130,12 @@ class _Sum(torch.autograd.Function):
     """Sum over processes. The gradient of a sum that all processes continue from is the sum of their gradients."""
 
     @staticmethod
-    def forward(_ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return _all_reduce(x)
 
     @staticmethod
-    def backward(_ctx: Any, *grads: Tensor) -> Tensor:
-        return _all_reduce(grads[0])
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return _all_reduce(grad_outputs[0])
 
 
 def sum_over_batch(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The tasks that can be trained, and the config.json of a RUN folder, which names its task."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from triptych.config import from_json, to_json
 from triptych.errors import CheckpointError
@@ -43,7 +43,7 @@ def run_to_json(config: RunConfig) -> dict[str, Any]:
     return {TAG: {"version": VERSION, "task": task_of(config)}, **to_json(config)}
 
 
-def is_run_json(data: Any) -> bool:
+def is_run_json(data: Any) -> TypeGuard[dict[str, Any]]:
     """Return whether JSON data is of a RUN folder, of any version; other libraries have a config.json too."""
     return isinstance(data, dict) and (TAG in data or {"loading", "loop"} <= data.keys())
 

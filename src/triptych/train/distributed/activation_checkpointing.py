@@ -1,6 +1,6 @@
 """Activation checkpointing (Chen et al. 2016): a block's activations are recomputed in the backward pass."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class CheckpointedBlock(nn.Module):
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Module]]:
+    ) -> Generator[tuple[str, nn.Module], None, None]:
         """The wrapper, then the block and its parts, all under the names that they have without it."""
         memo = set() if memo is None else memo
         if self not in memo:
