@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.train.cutting import cut_after, final, rows, steps_kept
+from tests.train.interrupted_runs import checkpoint_steps, interrupt_after, last_checkpoint, log_rows
 
 from triptych.errors import UserError
 from triptych.train import run
@@ -169,9 +169,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(config, tmp_path, m
     run(config, tmp_path / "whole")
     for _ in range(2):
         with monkeypatch.context() as patch:
-            cut_after(patch, 2)
+            interrupt_after(patch, 2)
             run(config, tmp_path / "r")
-    assert steps_kept(tmp_path / "r") == [4, 2]
+    assert checkpoint_steps(tmp_path / "r") == [4, 2]
     newest = tmp_path / "r" / "checkpoints" / "step-000000004" / "__0_0.distcp"
     data = bytearray(newest.read_bytes())
     data[-20] ^= 1
@@ -184,7 +184,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(config, tmp_path, m
         in said
     )
     assert "resuming from step 2" in said
-    (one, _), (other, _) = final(tmp_path / "whole"), final(tmp_path / "r")
+    (one, _), (other, _) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "r")
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
@@ -210,13 +210,13 @@ def test_a_run_that_is_cut_off_in_an_evaluation_does_it_again(config, tmp_path, 
         patch.setattr(Interrupts, "abortable", listening)
         for step in (4, 4):
             assert not run(config, tmp_path / "cut").finished
-            assert steps_kept(tmp_path / "cut") == [step]
-            assert not any("eval" in row for row in rows(tmp_path / "cut"))
+            assert checkpoint_steps(tmp_path / "cut") == [step]
+            assert not any("eval" in row for row in log_rows(tmp_path / "cut"))
     assert run(config, tmp_path / "cut").finished
-    (one, facts), (other, others) = final(tmp_path / "whole"), final(tmp_path / "cut")
+    (one, facts), (other, others) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut")
     assert facts == others
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    evaluations = [[row for row in rows(tmp_path / name) if "eval" in row] for name in ("whole", "cut")]
+    evaluations = [[row for row in log_rows(tmp_path / name) if "eval" in row] for name in ("whole", "cut")]
     assert evaluations[0] == evaluations[1]
 
 
@@ -224,13 +224,13 @@ def test_a_save_that_fails_ends_the_run_in_one_line_and_keeps_the_one_before(
     config, tmp_path, monkeypatch, request
 ):
     with monkeypatch.context() as patch:
-        cut_after(patch, 2)
+        interrupt_after(patch, 2)
         run(config, tmp_path)
     request.getfixturevalue("small_files")
     often = replace(config, loop=replace(config.loop, save_every=0.0))
     with pytest.raises(UserError, match=r"cannot write .*step-00000000\d: File too large"):
         run(often, tmp_path)
-    assert steps_kept(tmp_path) == [2]
+    assert checkpoint_steps(tmp_path) == [2]
     assert (
         json.loads((tmp_path / "checkpoints" / "step-000000002" / "facts.json").read_text())["facts"]["step"]
         == 2

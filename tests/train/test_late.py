@@ -1,4 +1,4 @@
-"""A step whose numbers are read when the next is on its way is the step that was waited for."""
+"""A step whose values are read after the next one was queued equals a step that was waited for."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
 from tests.train.distributed.test_parallelize import configs, data  # noqa: F401 - fixtures
-from tests.train.spoiling import spoil
+from tests.train.interrupted_runs import (
+    checkpoint_steps,
+    comparable_rows,
+    interrupt_after,
+    last_checkpoint,
+    log_rows,
+)
+from tests.train.nan_losses import make_losses_nan
 
 from triptych.errors import UserError
 from triptych.train import adversary, loop, run
@@ -18,13 +24,13 @@ from triptych.train.monitoring.anomalies import PendingMetrics
 from triptych.train.monitoring.step_reporter import StepReporter
 from triptych.train.tasks.classification import Classify
 
-KINDS = ("vit", "swin", "kl", "vq")
+RUNS = ("vit", "swin", "kl", "vq")
 
 
 @pytest.fixture
-def kinds(configs):  # noqa: F811
-    """Batch norms, accumulation over two batches, an opponent, a codebook that a forward pass moves: with averages of
-    the weights all of them, and steps to leave out."""
+def runs(configs):  # noqa: F811
+    """Runs with batch norms, accumulation over two batches, a discriminator, and a codebook that a forward pass changes;
+    all with a moving average of the weights, and skipping steps that are not finite."""
     vq = replace(
         configs["vq"],
         codebook=CodebookConfig(update="ema", revive_below=0.9, decay=0.7),
@@ -33,7 +39,7 @@ def kinds(configs):  # noqa: F811
     found = {**configs, "kl": replace(configs["kl"], features=None), "vq": vq}
     return {
         name: replace(found[name], loop=replace(found[name].loop, on_nonfinite="skip", epochs=3))
-        for name in KINDS
+        for name in RUNS
     }
 
 
@@ -68,39 +74,39 @@ def wait(monkeypatch):
 
 
 def same(one, other):
-    (tensors, facts), (others, other_facts) = final(one), final(other)
+    (tensors, facts), (others, other_facts) = last_checkpoint(one), last_checkpoint(other)
     assert facts == other_facts
     assert tensors.keys() == others.keys()
     assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
-    assert list(map(learnt, rows(one))) == list(map(learnt, rows(other)))
+    assert comparable_rows(one) == comparable_rows(other)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_steps_that_are_told_of_late_are_those_that_were_waited_for(kinds, tmp_path, monkeypatch, name):
-    spoil(monkeypatch, 1, 3, 4)
+@pytest.mark.parametrize("name", RUNS)
+def test_steps_reported_late_equal_steps_that_were_waited_for(runs, tmp_path, monkeypatch, name):
+    make_losses_nan(monkeypatch, 1, 3, 4)
     with monkeypatch.context() as patch:
         wait(patch)
-        run(kinds[name], tmp_path / "waited")
-    run(kinds[name], tmp_path / "late")
+        run(runs[name], tmp_path / "waited")
+    run(runs[name], tmp_path / "late")
     same(tmp_path / "waited", tmp_path / "late")
-    told = [row for row in rows(tmp_path / "late") if "eval" not in row]
-    assert [row["step"] for row in told if "skipped" in row] == [2, 4, 5]
+    reported = [row for row in log_rows(tmp_path / "late") if "eval" not in row]
+    assert [row["step"] for row in reported if "skipped" in row] == [2, 4, 5]
     for number in (2, 4, 5):
         one, other = (tmp_path / run / f"nonfinite-step-{number}.json" for run in ("waited", "late"))
         assert one.read_text() == other.read_text()
         assert one.with_suffix(".safetensors").read_bytes() == other.with_suffix(".safetensors").read_bytes()
 
 
-def test_a_run_cut_off_after_a_step_that_was_left_out_goes_on_alike(kinds, tmp_path, monkeypatch):
+def test_a_run_cut_off_after_a_step_that_was_left_out_goes_on_alike(runs, tmp_path, monkeypatch):
     """The last step is settled before the checkpoint is made: the count of steps left out in a row is in it."""
-    spoil(monkeypatch, 1, 3, 4)
-    run(kinds["vit"], tmp_path / "whole")
+    make_losses_nan(monkeypatch, 1, 3, 4)
+    run(runs["vit"], tmp_path / "whole")
     with monkeypatch.context() as patch:
-        cut_after(patch, 5)
-        run(kinds["vit"], tmp_path / "cut")
-    assert final(tmp_path / "cut")[1]["anomalies"]["skipped"] == 2
-    assert rows(tmp_path / "cut")[-1]["step"] == 5
-    run(kinds["vit"], tmp_path / "cut")
+        interrupt_after(patch, 5)
+        run(runs["vit"], tmp_path / "cut")
+    assert last_checkpoint(tmp_path / "cut")[1]["anomalies"]["skipped"] == 2
+    assert log_rows(tmp_path / "cut")[-1]["step"] == 5
+    run(runs["vit"], tmp_path / "cut")
     same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -128,7 +134,7 @@ def one_gradient(monkeypatch, step, then=lambda: None):
 
 @pytest.mark.parametrize("log_every", [0.0, 1e9])
 def test_a_run_stops_at_the_right_step_and_names_the_gradient(stopping, tmp_path, monkeypatch, log_every):
-    """Whether the step was settled at once, for the screen, or late; and what is saved has learnt nothing of it."""
+    """Whether the step was settled at once, for the screen, or late; and what is saved does not depend on it."""
     loop_of = replace(stopping.loop, log_every=log_every)
     one_gradient(monkeypatch, 4)
     with pytest.raises(UserError, match=r"grad_norm is nan at step 5, on .*png"):
@@ -138,18 +144,18 @@ def test_a_run_stops_at_the_right_step_and_names_the_gradient(stopping, tmp_path
     assert about["gradients"] == ["norm.bias"]
     assert about["num_gradients"] == 1
     assert about["batches"][0]["seed"] == [0, 4, 0]
-    kept = load_file(tmp_path / "nonfinite-step-5.safetensors")
-    assert kept["0.image"].shape[0] == len(about["batches"][0]["ids"])
-    assert rows(tmp_path)[-1]["step"] == 4
-    assert max(steps_kept(tmp_path)) <= 4
-    tensors, facts = final(tmp_path)
+    tensors_written = load_file(tmp_path / "nonfinite-step-5.safetensors")
+    assert tensors_written["0.image"].shape[0] == len(about["batches"][0]["ids"])
+    assert log_rows(tmp_path)[-1]["step"] == 4
+    assert max(checkpoint_steps(tmp_path)) <= 4
+    tensors, facts = last_checkpoint(tmp_path)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert facts["anomalies"]["skipped"] == 0
     assert not list(tmp_path.glob("nonfinite-step-6*"))
 
 
 def test_of_two_bad_steps_the_first_stops_the_run(stopping, tmp_path, monkeypatch):
-    spoil(monkeypatch, 4, 5)
+    make_losses_nan(monkeypatch, 4, 5)
     with pytest.raises(UserError, match="loss is nan at step 5 "):
         run(stopping, tmp_path)
 
@@ -170,7 +176,7 @@ def test_a_failure_loses_no_row(stopping, tmp_path, monkeypatch):
     one_gradient(monkeypatch, 4, fail)
     with pytest.raises(ValueError, match="the next step"):
         run(replace(stopping, loop=replace(stopping.loop, on_nonfinite="skip")), tmp_path)
-    assert rows(tmp_path)[-1]["skipped"] == ["grad_norm"]
+    assert log_rows(tmp_path)[-1]["skipped"] == ["grad_norm"]
 
 
 def test_numbers_are_read_when_the_next_step_has_been_queued(stopping, tmp_path, monkeypatch):
@@ -185,12 +191,12 @@ def test_numbers_are_read_when_the_next_step_has_been_queued(stopping, tmp_path,
 
         return call
 
-    class Made(PendingMetrics):
+    class Recorded(PendingMetrics):
         def __init__(self, *args):
             order.append("queued")
             super().__init__(*args)
 
-    monkeypatch.setattr(loop, "PendingMetrics", Made)
+    monkeypatch.setattr(loop, "PendingMetrics", Recorded)
     monkeypatch.setattr(PendingMetrics, "read", noted("read", read))
     monkeypatch.setattr(loop, "update", noted("update", update))
     quiet = replace(stopping.loop, save_every=1e9, epochs=1)

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
+from tests.train.interrupted_runs import (
+    checkpoint_steps,
+    comparable_rows,
+    interrupt_after,
+    last_checkpoint,
+    log_rows,
+)
 
 import triptych as tp
 from triptych.errors import CheckpointError, UserError
@@ -26,9 +32,9 @@ def test_it_learns_and_leaves_a_run_that_loads(config, tmp_path):
     assert net.card.classes == ("blue", "green", "red")
     assert net.card.figures["top1"] == 1.0
     assert net.card.preprocess.size == (16, 16)
-    evaluated = [row["eval"] for row in rows(tmp_path / "r") if "eval" in row]
+    evaluated = [row["eval"] for row in log_rows(tmp_path / "r") if "eval" in row]
     assert outcome.best["loss"] == min(figures["loss"] for figures in evaluated if figures["top1"] == 1.0)
-    losses = [row["loss"] for row in rows(tmp_path / "r") if "loss" in row]
+    losses = [row["loss"] for row in log_rows(tmp_path / "r") if "loss" in row]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
 
 
@@ -36,23 +42,23 @@ def test_it_learns_and_leaves_a_run_that_loads(config, tmp_path):
 def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(config, tmp_path, monkeypatch, cut):
     run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        cut_after(patch, cut)
+        interrupt_after(patch, cut)
         assert not run(config, tmp_path / "cut").finished
     assert run(config, tmp_path / "cut").finished
-    (one, facts), (other, others) = final(tmp_path / "whole"), final(tmp_path / "cut")
+    (one, facts), (other, others) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut")
     assert facts == others
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    assert list(map(learnt, rows(tmp_path / "whole"))) == list(map(learnt, rows(tmp_path / "cut")))
+    assert comparable_rows(tmp_path / "whole") == comparable_rows(tmp_path / "cut")
 
 
 def test_rows_after_the_checkpoint_are_done_again_not_kept_twice(config, tmp_path):
     run(config, tmp_path)
-    before = rows(tmp_path)
+    before = log_rows(tmp_path)
     with open(tmp_path / "log.jsonl", "a") as log:
         log.write(json.dumps({"step": 10_000, "loss": 1.0}) + "\n" + '{"step": 3')
     run(config, tmp_path)
-    assert rows(tmp_path) == before
+    assert log_rows(tmp_path) == before
 
 
 def test_another_config_is_refused_and_harmless_changes_are_not(short, tmp_path):
@@ -171,7 +177,7 @@ def test_sigterm_to_the_whole_group_saves_and_ends(pictures, tmp_path):
     assert process.wait(60) == 130, said
     process.stderr.close()
     assert "the same command goes on" in said
-    assert len(steps_kept(tmp_path / "r")) == 1
+    assert len(checkpoint_steps(tmp_path / "r")) == 1
 
 
 def test_accumulation_of_two_halves_is_one_batch(config, tmp_path):
@@ -188,7 +194,7 @@ def test_accumulation_of_two_halves_is_one_batch(config, tmp_path):
         quiet, loading=replace(quiet.loading, batch_size=4), loop=replace(quiet.loop, accumulate=2)
     )
     run(halves, tmp_path / "halves")
-    one, other = final(tmp_path / "whole")[0], final(tmp_path / "halves")[0]
+    one, other = last_checkpoint(tmp_path / "whole")[0], last_checkpoint(tmp_path / "halves")[0]
     for name in one:
         if name.startswith("net."):
             torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)

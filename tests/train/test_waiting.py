@@ -1,4 +1,4 @@
-"""Within a step nobody waits for the device, so that it always has something to do."""
+"""Within a step the host does not wait for the device, so that the device always has work."""
 
 import contextlib
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.train.distributed.test_parallelize import configs, data  # noqa: F401 - fixtures
-from tests.train.waiting import Waits, watch_calls, watch_steps
+from tests.train.sync_detector import SyncDetector, watch_calls, watch_steps
 
 import triptych as tp
 from triptych.data.augment import batch as augment
@@ -23,11 +23,11 @@ from triptych.train.runner import prepare
 from triptych.train.second_stage import task as denoise
 from triptych.train.tasks.classification import Classify, Teacher
 
-KINDS = ("vit", "taught", "swin", "simmim", "kl", "vq", "ldm", "pictures")
+RUNS = ("vit", "taught", "swin", "simmim", "kl", "vq", "ldm", "pictures")
 
 
 @pytest.fixture(scope="module")
-def kinds(configs, tmp_path_factory):  # noqa: F811
+def runs(configs, tmp_path_factory):  # noqa: F811
     """A tiny run of each kind, one epoch long, with all that takes part in a step."""
     vit, ldm = configs["vit"], configs["ldm"]
     everything = AugmentConfig(
@@ -64,7 +64,7 @@ def kinds(configs, tmp_path_factory):  # noqa: F811
     }
     return {
         name: replace(found[name], loop=replace(found[name].loop, epochs=found[name].loop.accumulate))
-        for name in KINDS
+        for name in RUNS
     }
 
 
@@ -75,21 +75,21 @@ def without_checks(labels, classes):
 
 @pytest.fixture(params=["cpu"])
 def waits(request, monkeypatch):
-    found = Waits(request.param)
+    found = SyncDetector(request.param)
     watch_calls(monkeypatch, found)
     monkeypatch.setattr(dispatch, "_get_current_dispatch_mode", lambda: None)  # it traces nothing
     monkeypatch.setattr(augment.F, "one_hot", without_checks)
     return found
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_step_of_a_run_waits_for_nothing(kinds, tmp_path, waits, monkeypatch, name):
-    made = watch_steps(monkeypatch, waits)
+@pytest.mark.parametrize("name", RUNS)
+def test_a_step_of_a_run_waits_for_nothing(runs, tmp_path, waits, monkeypatch, name):
+    steps = watch_steps(monkeypatch, waits)
     with waits:
-        assert run(kinds[name], tmp_path).finished
-    assert len(made) >= 3
-    assert waits.seen > 100 * len(made)
-    assert waits.found == []
+        assert run(runs[name], tmp_path).finished
+    assert len(steps) >= 3
+    assert waits.seen > 100 * len(steps)
+    assert waits.events == []
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_step_of_a_run_waits_for_nothing(kinds, tmp_path, waits, monkeypatch, 
     ],
     ids=("item", "bool", "float", "tolist", "mask", "nonzero", "cpu", "numpy"),
 )
-def test_a_step_that_waits_is_noticed(kinds, tmp_path, waits, monkeypatch, ask):
+def test_a_step_that_waits_is_noticed(runs, tmp_path, waits, monkeypatch, ask):
     sound = Classify.loss
 
     def waiting(self, model, batch):
@@ -117,8 +117,8 @@ def test_a_step_that_waits_is_noticed(kinds, tmp_path, waits, monkeypatch, ask):
     monkeypatch.setattr(Classify, "loss", waiting)
     watch_steps(monkeypatch, waits)
     with waits:
-        run(kinds["vit"], tmp_path)
-    assert waits.found
+        run(runs["vit"], tmp_path)
+    assert waits.events
 
 
 class Drawn:
@@ -164,11 +164,11 @@ def passes(config, folder, waits, monkeypatch):
 
 
 @pytest.mark.parametrize("waits", ["meta"], indirect=True)
-@pytest.mark.parametrize("name", KINDS)
-def test_what_goes_to_a_device_is_not_waited_for(kinds, tmp_path, waits, monkeypatch, name):
-    passes(kinds[name], tmp_path, waits, monkeypatch)
+@pytest.mark.parametrize("name", RUNS)
+def test_what_goes_to_a_device_is_not_waited_for(runs, tmp_path, waits, monkeypatch, name):
+    passes(runs[name], tmp_path, waits, monkeypatch)
     assert waits.seen > 100
-    assert waits.found == []
+    assert waits.events == []
 
 
 @pytest.mark.parametrize("waits", ["meta"], indirect=True)
@@ -188,27 +188,27 @@ def test_what_goes_to_a_device_is_not_waited_for(kinds, tmp_path, waits, monkeyp
         ),
     ],
 )
-def test_what_is_waited_for_is_noticed(kinds, tmp_path, waits, monkeypatch, owner, name, waiting):
+def test_what_is_waited_for_is_noticed(runs, tmp_path, waits, monkeypatch, owner, name, waiting):
     monkeypatch.setattr(owner, name, waiting)
-    passes(kinds["vit"], tmp_path, waits, monkeypatch)
-    assert waits.found
+    passes(runs["vit"], tmp_path, waits, monkeypatch)
+    assert waits.events
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", KINDS)
-def test_cuda_sees_nobody_wait(kinds, tmp_path, waits, monkeypatch, name):
-    """But for what is made once, in the first step."""
-    made: list[int] = []
+@pytest.mark.parametrize("name", RUNS)
+def test_cuda_reports_no_synchronization(runs, tmp_path, waits, monkeypatch, name):
+    """Except for what is created once, in the first step."""
+    steps: list[int] = []
 
-    class Switch(Waits):
+    class Switch(SyncDetector):
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
             if name == "on":
-                torch.cuda.set_sync_debug_mode("error" if value and made else "default")
+                torch.cuda.set_sync_debug_mode("error" if value and steps else "default")
 
     waits = Switch("cuda")
-    made = watch_steps(monkeypatch, waits)
+    steps = watch_steps(monkeypatch, waits)
     try:
-        assert run(replace(kinds[name], loop=replace(kinds[name].loop, device="cuda")), tmp_path).finished
+        assert run(replace(runs[name], loop=replace(runs[name].loop, device="cuda")), tmp_path).finished
     finally:
         torch.cuda.set_sync_debug_mode("default")

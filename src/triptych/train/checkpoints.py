@@ -47,8 +47,8 @@ FACTS = "facts.json"
 SAFE_NAMES = {  # what the pickle of an index may contain besides DCP's own classes and dtypes
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
-    *(("pathlib", f"{kind}Path") for kind in ("Posix", "Windows", "")),
-    *(("pathlib._local", f"{kind}Path") for kind in ("Posix", "Windows", "")),
+    *(("pathlib", f"{system}Path") for system in ("Posix", "Windows", "")),
+    *(("pathlib._local", f"{system}Path") for system in ("Posix", "Windows", "")),
 }
 NOT_DISTRIBUTED = "torch.distributed is disabled"  # the start of a warning of DCP
 

@@ -1,4 +1,4 @@
-"""A moving average of the weights, in fp32."""
+"""Exponential moving average of the weights, in fp32."""
 
 import copy
 
@@ -10,10 +10,10 @@ from triptych.network import Network
 
 
 class Ema:
-    """`net` is a copy of the trained network whose parameters trail it: w <- d w + (1 - d) w'.
+    """A copy `net` of the trained network whose parameters are a moving average: w <- d w + (1 - d) w'.
 
-    The decay d rises to `decay` as min(decay, (1 + step) / (10 + step)), so that the random start is soon
-    forgotten. Buffers (running statistics) are taken over as they are.
+    The decay d rises to `decay` as min(decay, (1 + step) / (10 + step)), so that the random initialization is soon
+    forgotten. Buffers, such as running statistics, are copied.
     """
 
     def __init__(self, net: Network, decay: float):
@@ -22,17 +22,18 @@ class Ema:
 
     @torch.no_grad()
     def update(self, net: Network, step: int, skipped: Tensor) -> None:
-        """After a step of the optimiser; where `skipped` (as in `optim.update`) is 1, everything stays as it is.
+        """Update the average after a step of the optimizer; leave it as it is if `skipped` (as in `optim.update`) is 1.
 
-        At once, before a forward pass moves buffers or a codebook, and so without knowing: the device decides.
+        It is called right after the step, before a forward pass changes buffers or a codebook, so the host does not
+        know `skipped` yet; the device decides.
         """
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        mine, its = ([_shard(p) for p in one.parameters()] for one in (self.net, net))
-        lerp_(mine, its, share * (1 - skipped))
-        for mine, its in zip(self.net.buffers(), net.buffers(), strict=True):
-            mine.copy_(torch.where(skipped > 0, mine, its))
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        averages, parameters = ([_local(p) for p in network.parameters()] for network in (self.net, net))
+        lerp_(averages, parameters, weight * (1 - skipped))
+        for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
+            average.copy_(torch.where(skipped > 0, average, buffer))
 
 
-def _shard(parameter: Tensor) -> Tensor:
-    """This process's part of it: both networks are divided alike."""
+def _local(parameter: Tensor) -> Tensor:
+    """Return this process's shard; both networks are sharded alike."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter  # type: ignore[operator]

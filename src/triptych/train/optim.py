@@ -1,4 +1,4 @@
-"""Parameter groups, the optimiser, its schedule, and the norms of gradients."""
+"""Parameter groups, optimizer, learning rate schedule, and gradient clipping."""
 
 import math
 from typing import Any
@@ -10,8 +10,8 @@ from triptych.kernels.foreach import norms
 from triptych.network import Network
 from triptych.train.configs.base import OptimConfig
 
-# Ends of the names of parameters of two or more axes that decay does no good: they add to the stream, they multiply
-# nothing; and a codebook's entries, of which those that nobody uses would all be drawn to zero.
+# Suffixes of the names of parameters with two or more axes that have no weight decay: those that are added to features
+# and multiply nothing; and the entries of a codebook, of which unused ones would all decay to zero.
 NO_DECAY = (
     "class_token",
     "distill_token",
@@ -27,13 +27,14 @@ NO_DECAY = (
 
 
 def make_optimizer(net: Network, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what learns in `net`, a group for each (layer, decayed or not); each group has its `scale`."""
-    depth, layers, ends = len(net.blocks()), layers_of(net), tuple(f".{end}" for end in NO_DECAY)
+    """Return AdamW over the trained parameters of `net`, with a group for each (layer, decayed or not). Each group has
+    the "scale" of its learning rate: layer decay to the power of the layers above."""
+    depth, layers, suffixes = len(net.blocks()), layers_of(net), tuple(f".{name}" for name in NO_DECAY)
     groups: dict[tuple[int, bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            decayed = parameter.ndim > 1 and not f".{name}".endswith(ends)
-            sharded = hasattr(parameter, "full_tensor")  # a fused step takes no others beside
+            decayed = parameter.ndim > 1 and not f".{name}".endswith(suffixes)
+            sharded = hasattr(parameter, "full_tensor")  # a fused step takes no others in the same group
             groups.setdefault((layers[name], decayed, sharded), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -51,65 +52,71 @@ def make_optimizer(net: Network, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def layers_of(net: Network) -> dict[str, int]:
-    """The layer of each parameter: 0 before the blocks, i + 1 in block i, depth + 1 after them. What stands between two
-    blocks, such as Swin's patch merging, goes with the later one."""
+    """Return the layer of each parameter by name: 0 before the blocks, i + 1 in block i, depth + 1 after them. A part
+    between two blocks, such as the patch merging of a Swin, belongs to the later one."""
     depth = len(net.blocks())
-    owner = {id(p): i + 1 for i, block in enumerate(net.blocks()) for p in block.parameters()}
+    block_layer = {id(p): i + 1 for i, block in enumerate(net.blocks()) for p in block.parameters()}
     named = list(net.named_parameters())
     layers, later = {}, depth + 1
     for name, parameter in reversed(named):
-        later = layers[name] = owner.get(id(parameter), later)
+        later = layers[name] = block_layer.get(id(parameter), later)
     for name, parameter in named:
-        if id(parameter) in owner:
+        if id(parameter) in block_layer:
             break
         layers[name] = 0
     return {name: layers[name] for name, _ in named}
 
 
 def lr_at(progress: float, config: OptimConfig) -> float:
-    """Learning rate at a share of the run: a line up over `warmup`, then half a cosine down to `final_lr`."""
+    """Return the learning rate at a fraction of the run: linear over `warmup`, then a half cosine to `final_lr`."""
     if progress < config.warmup:
         return config.lr * progress / config.warmup
-    way = (progress - config.warmup) / (1 - config.warmup)
+    fraction = (progress - config.warmup) / (1 - config.warmup)
     low = config.lr * config.final_lr
-    return low + (config.lr - low) * (1 + math.cos(math.pi * min(way, 1.0))) / 2
+    return low + (config.lr - low) * (1 + math.cos(math.pi * min(fraction, 1.0))) / 2
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give each group its share of `lr`."""
+    """Set the learning rate of each group to `lr` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
 
 
 def update(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
-    """A step of the optimiser, which leaves everything as it is where `skipped` (fp32, on its device) is 1: weights,
-    moments, and counts of steps. It is what `torch.amp.GradScaler` does to those that can be told so, and fused ones
-    can; nobody waits for the device to say which it was."""
+    """Do a step of a fused optimizer, unless it is to be skipped.
+
+    Args:
+        skipped: fp32, on the optimizer's device; 1 leaves weights, moments and step counts as they are. The host does
+            not wait for it. `torch.amp.GradScaler` uses the same attribute of the optimizer.
+    """
     optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optimizer.step()
 
 
-def clip(net: nn.Module, most: float) -> tuple[Tensor, list[tuple[str, Tensor]]]:
-    """The norm of all gradients together, sharded or not, which are then no longer than `most`; and that of each, with
-    its parameter's name: of a sharded one that of this process's part.
+def clip(net: nn.Module, max_norm: float) -> tuple[Tensor, list[tuple[str, Tensor]]]:
+    """Clip the gradients of a network, sharded or not, to a total norm.
 
-    It is `torch.nn.utils.clip_grad_norm_`, which does not give the norm of each.
+    It is `torch.nn.utils.clip_grad_norm_`, which does not return the norms of single gradients.
+
+    Returns:
+        The total norm before, and the norm of each gradient with its parameter's name; of a sharded one, the norm of
+        this process's shard.
     """
     sharded: list[tuple[str, nn.Parameter]] = []
-    whole: list[tuple[str, nn.Parameter]] = []
+    unsharded: list[tuple[str, nn.Parameter]] = []
     for name, p in net.named_parameters():
         if p.grad is not None:
-            (sharded if hasattr(p, "full_tensor") else whole).append((name, p))
+            (sharded if hasattr(p, "full_tensor") else unsharded).append((name, p))
     totals: list[Any] = []
-    each: list[tuple[str, Any]] = []
-    for part in filter(None, (sharded, whole)):  # no operation takes both
-        found = norms([p.grad for _, p in part])  # type: ignore[misc]
-        totals.append(torch.linalg.vector_norm(torch.stack(found)))
-        each += [(name, norm) for (name, _), norm in zip(part, found, strict=True)]
-    norm = totals[0]
+    named_norms: list[tuple[str, Any]] = []
+    for part in filter(None, (sharded, unsharded)):  # no operation takes both
+        part_norms = norms([p.grad for _, p in part])  # type: ignore[misc]
+        totals.append(torch.linalg.vector_norm(torch.stack(part_norms)))
+        named_norms += [(name, norm) for (name, _), norm in zip(part, part_norms, strict=True)]
+    total = totals[0]
     if sharded:
-        norm = torch.linalg.vector_norm(torch.stack([totals[0].full_tensor(), *totals[1:]]))
-        each = [(name, n.to_local() if hasattr(n, "to_local") else n) for name, n in each]
-    for part in filter(None, (sharded, whole)):
-        torch.nn.utils.clip_grads_with_norm_([p for _, p in part], most, norm)
-    return norm, each
+        total = torch.linalg.vector_norm(torch.stack([totals[0].full_tensor(), *totals[1:]]))
+        named_norms = [(name, n.to_local() if hasattr(n, "to_local") else n) for name, n in named_norms]
+    for part in filter(None, (sharded, unsharded)):
+        torch.nn.utils.clip_grads_with_norm_([p for _, p in part], max_norm, total)
+    return total, named_norms

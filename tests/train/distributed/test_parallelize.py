@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.train import team
-from tests.train.cutting import cut_after, final, learnt, rows
-from tests.train.spoiling import spoil
-from tests.train.team import Job
+from tests.train import torchrun_jobs
+from tests.train.interrupted_runs import comparable_rows, interrupt_after, last_checkpoint, log_rows
+from tests.train.nan_losses import make_losses_nan
+from tests.train.torchrun_jobs import Job
 
 import triptych as tp
 from triptych.data.config import AugmentConfig, DataConfig
@@ -49,8 +49,8 @@ LOADING = DataConfig(batch_size=6, workers=0, eval_fraction=0.2, eval_batch_size
 LOOP = LoopConfig(epochs=2, ema=0.9, precision="fp32", device="cpu")
 STAGE = ("width=8", "groups=4", "multipliers=[1,2]", "depth=1", "latent_channels=4", "middle_attention=false")
 CUT = 3  # steps
-SPOILT = (1, 3, 4)  # steps, from 0
-SPOILT_RUNS = [("vit", "ddp"), ("vit", "fsdp"), ("kl", "ddp")]
+NAN_STEPS = (1, 3, 4)  # steps, from 0
+NAN_RUNS = [("vit", "ddp"), ("vit", "fsdp"), ("kl", "ddp")]
 
 
 def torchrun(jobs: list[Job], folder: Path, *flags: str) -> str:
@@ -59,7 +59,7 @@ def torchrun(jobs: list[Job], folder: Path, *flags: str) -> str:
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *flags]
     source, root = Path(tp.__file__).parents[1], Path(__file__).parents[3]
     done = subprocess.run(
-        [*line, team.__file__, str(folder / "jobs")], capture_output=True, text=True, timeout=600,
+        [*line, torchrun_jobs.__file__, str(folder / "jobs")], capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{source}{os.pathsep}{root}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
@@ -226,7 +226,7 @@ def together(configs, tmp_path_factory):
     """Every run by two, and some that are cut off and gone on with by another number, or in another way."""
     folder = tmp_path_factory.mktemp("together")
     with pytest.MonkeyPatch.context() as patch:
-        cut_after(patch, CUT)
+        interrupt_after(patch, CUT)
         run(configs["kl"], folder / "one-then-fsdp")
     jobs = [Job(by(config, "ddp"), folder / f"{name}-ddp") for name, config in configs.items()]
     jobs += [
@@ -240,12 +240,16 @@ def together(configs, tmp_path_factory):
         Job(by(configs["kl"], "ddp"), folder / "kl-ddp-twice", cut=CUT),
         Job(by(configs["kl"], "ddp"), folder / "kl-ddp-twice"),
         *(
-            Job(by(configs[name], way, on_nonfinite="skip"), folder / f"{name}-{way}-spoilt", spoilt=SPOILT)
-            for name, way in SPOILT_RUNS
+            Job(
+                by(configs[name], way, on_nonfinite="skip"),
+                folder / f"{name}-{way}-nan_steps",
+                nan_steps=NAN_STEPS,
+            )
+            for name, way in NAN_RUNS
         ),
     ]
     torchrun(jobs, folder)
-    assert rows(folder / "fsdp-then-one")[-1]["step"] == CUT
+    assert log_rows(folder / "fsdp-then-one")[-1]["step"] == CUT
     run(configs["vit"], folder / "fsdp-then-one")
     return folder
 
@@ -262,7 +266,7 @@ NAMES = ("vit", "swin", "kl", "vq", "ldm", "pictures", "stream", "pairs")
     ],
 )
 def test_two_processes_log_what_one_does(alone, together, name, other):
-    mine, theirs = (list(map(learnt, rows(folder))) for folder in (alone / name, together / other))
+    mine, theirs = (comparable_rows(folder) for folder in (alone / name, together / other))
     assert len(mine) == len(theirs) > 5
     for one, two in zip(mine, theirs, strict=True):
         assert one.keys() == two.keys()
@@ -280,32 +284,32 @@ def test_two_processes_log_what_one_does(alone, together, name, other):
 
 def test_two_processes_that_were_cut_off_do_what_they_would_have_done(together):
     """Bit for bit, discriminator and averages too."""
-    (one, facts), (other, others) = (final(together / name) for name in ("kl-ddp", "kl-ddp-twice"))
+    (one, facts), (other, others) = (last_checkpoint(together / name) for name in ("kl-ddp", "kl-ddp-twice"))
     assert one.keys() == other.keys()
     assert facts == others
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-@pytest.mark.parametrize(("name", "way"), SPOILT_RUNS)
+@pytest.mark.parametrize(("name", "way"), NAN_RUNS)
 def test_a_step_that_one_process_spoils_is_skipped_by_all(
     configs, together, tmp_path, monkeypatch, name, way
 ):
-    spoil(monkeypatch, *SPOILT)
+    make_losses_nan(monkeypatch, *NAN_STEPS)
     run(by(configs[name], "auto", on_nonfinite="skip"), tmp_path)
-    found = together / f"{name}-{way}-spoilt"
-    mine, theirs = rows(tmp_path), rows(found)
-    assert [row["step"] for row in theirs if "skipped" in row] == [step + 1 for step in SPOILT]
+    found = together / f"{name}-{way}-nan_steps"
+    mine, theirs = log_rows(tmp_path), log_rows(found)
+    assert [row["step"] for row in theirs if "skipped" in row] == [step + 1 for step in NAN_STEPS]
     for one, two in zip(mine, theirs, strict=True):
         assert one.keys() == two.keys()
         assert sorted(one.get("ids", ())) == sorted(two.get("ids", ()))
         assert one.get("loss", 0.0) == pytest.approx(two.get("loss", 0.0), rel=1e-5)
-    (tensors, facts), (others, other_facts) = final(tmp_path), final(found)
+    (tensors, facts), (others, other_facts) = last_checkpoint(tmp_path), last_checkpoint(found)
     assert facts["anomalies"]["skipped"] == other_facts["anomalies"]["skipped"]
     for key, tensor in tensors.items():
         torch.testing.assert_close(others[key], tensor, atol=2e-4, rtol=1e-3)
     steps = [key for key in tensors if key.endswith(".step")]
     assert all(torch.equal(tensors[key], others[key]) for key in steps)
-    for step in SPOILT:
+    for step in NAN_STEPS:
         for rank in (0, 1):
             about = json.loads((found / f"nonfinite-step-{step + 1}-rank-{rank}.json").read_text())
             assert about["terms"]["loss"] == "nan"
@@ -324,7 +328,7 @@ def test_shards_leave_a_whole_model(alone, together, name):
 
 
 def test_checkpoints_of_shards_hold_what_those_of_one_process_hold(alone, together):
-    (one, facts), (other, others) = final(alone / "vit"), final(together / "vit-fsdp")
+    (one, facts), (other, others) = last_checkpoint(alone / "vit"), last_checkpoint(together / "vit-fsdp")
     assert {name: tensor.shape for name, tensor in one.items()} == {
         name: t.shape for name, t in other.items()
     }
@@ -340,7 +344,7 @@ def test_a_process_that_dies_is_started_again_and_the_run_goes_on(configs, alone
     said = torchrun([Job(config, tmp_path / "r", dies=5)], tmp_path, "--max-restarts", "1")
     assert (tmp_path / "r.died").exists()
     assert "resuming from step" in said
-    for one, two in zip(rows(alone / "vit"), rows(tmp_path / "r"), strict=True):
+    for one, two in zip(log_rows(alone / "vit"), log_rows(tmp_path / "r"), strict=True):
         assert one["step"] == two["step"]
         if "loss" in one:
             assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
@@ -360,7 +364,7 @@ def test_a_start_is_not_taken_for_an_earlier_one_of_the_same_store():
 def test_activations_that_are_computed_again_change_nothing(configs, alone, tmp_path):
     for name in ("vit", "swin"):
         run(by(configs[name], "auto", recompute=True), tmp_path / name)
-        assert list(map(learnt, rows(tmp_path / name))) == list(map(learnt, rows(alone / name)))
+        assert comparable_rows(tmp_path / name) == comparable_rows(alone / name)
 
 
 def test_parameters_that_are_left_out_are_found_without_a_trace():

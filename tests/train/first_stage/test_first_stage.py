@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tests.train.cutting import cut_after, final
+from tests.train.interrupted_runs import interrupt_after, last_checkpoint
 
 import triptych as tp
 from triptych.cli import main
@@ -158,7 +158,7 @@ def test_a_run_that_is_broken_off_leaves_measured_latents_too(per_channel, confi
     """Those of the held-out pictures at the kept evaluation; the end replaces them by those of the training ones."""
     config = replace(config, scale_per_channel=per_channel)
     with monkeypatch.context() as patch:
-        cut_after(patch, 7)
+        interrupt_after(patch, 7)
         assert not run(config, tmp_path).finished
     net, parts = tp.load(tmp_path), prepare(config)
     held_out = measure_latents(net, parts.eval_loader, per_channel)
@@ -183,10 +183,10 @@ def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
     made = {"kl": replace(config, logvar=True), "vq": vq, "ema": ema}[kind]
     run(made, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        cut_after(patch, cut)
+        interrupt_after(patch, cut)
         assert not run(made, tmp_path / "cut").finished
     assert run(made, tmp_path / "cut").finished
-    (one, facts), (other, others) = final(tmp_path / "whole"), final(tmp_path / "cut")
+    (one, facts), (other, others) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut")
     assert facts == others
     assert one.keys() == other.keys()
     assert any(name.startswith("adversary.optimizer.") for name in one)
@@ -240,7 +240,7 @@ def test_both_networks_learn_at_each_step_from_the_start_on(config, tmp_path):
         active = (row["step"] - 0.5) / steps >= 0.3
         assert ("fooled" in row) == ("discriminator" in row) == ("adversary_grad_norm" in row) == active
         assert row["grad_norm"] > 0
-    tensors = final(tmp_path)[0]
+    tensors = last_checkpoint(tmp_path)[0]
     assert not torch.equal(tensors["adversary.net.conv_in.weight"], start["conv_in.weight"])
     assert tensors["adversary.optimizer.conv_in.weight.step"] == sum("fooled" in row for row in rows)
 

@@ -10,7 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests.train.cutting import cut_after, final, learnt, rows, steps_kept
+from tests.train.interrupted_runs import (
+    checkpoint_steps,
+    comparable_rows,
+    interrupt_after,
+    last_checkpoint,
+    log_rows,
+)
 
 from triptych.errors import UserError
 from triptych.train import run
@@ -38,8 +44,8 @@ def test_a_loss_that_is_no_number_stops_the_run_with_what_it_was_made_of(config,
         "Resume with",
     ):
         run(often, tmp_path)
-    assert max(steps_kept(tmp_path)) <= 4
-    tensors, _ = final(tmp_path)
+    assert max(checkpoint_steps(tmp_path)) <= 4
+    tensors, _ = last_checkpoint(tmp_path)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     about = json.loads((tmp_path / "nonfinite-step-5.json").read_text())
     assert about["terms"] == {"loss": "nan", "grad_norm": "nan"}
@@ -52,7 +58,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_what_it_was_made_of(config,
     kept = load_file(tmp_path / "nonfinite-step-5.safetensors")
     assert kept["0.image"].shape[0] == 8
     assert kept["0.label"].shape == (8,)
-    assert rows(tmp_path)[-1]["step"] == 4
+    assert log_rows(tmp_path)[-1]["step"] == 4
 
 
 def test_a_step_that_is_skipped_learns_nothing_and_the_run_goes_on(config, tmp_path, monkeypatch):
@@ -61,21 +67,21 @@ def test_a_step_that_is_skipped_learns_nothing_and_the_run_goes_on(config, tmp_p
         break_steps(patch, 4)
         assert run(skipping, tmp_path / "r").finished
         with patch.context() as inner:
-            cut_after(inner, 5)
+            interrupt_after(inner, 5)
             run(skipping, tmp_path / "cut")
         run(skipping, tmp_path / "cut")
-    told = rows(tmp_path / "r")
+    told = log_rows(tmp_path / "r")
     assert [row["step"] for row in told if "skipped" in row] == [5]
     row = next(row for row in told if "skipped" in row)
     assert row["skipped"] == ["loss", "grad_norm"]
     assert len(row["ids"]) == 8
     assert all(math.isfinite(row["loss"]) for row in told if "loss" in row)
-    tensors, _ = final(tmp_path / "r")
+    tensors, _ = last_checkpoint(tmp_path / "r")
     assert tensors["optimizer.head.weight.step"] == max(row["step"] for row in told) - 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
-    other, _ = final(tmp_path / "cut")
+    other, _ = last_checkpoint(tmp_path / "cut")
     assert [name for name in tensors if not torch.equal(tensors[name], other[name])] == []
-    assert list(map(learnt, told)) == list(map(learnt, rows(tmp_path / "cut")))
+    assert comparable_rows(tmp_path / "r") == comparable_rows(tmp_path / "cut")
 
 
 def test_a_run_that_only_skips_stops(config, tmp_path, monkeypatch):
@@ -120,7 +126,7 @@ def test_a_jump_of_the_loss_is_said_with_its_examples(config, tmp_path, monkeypa
 
     monkeypatch.setattr(Classify, "loss", jumping)
     run(replace(config, loop=replace(config.loop, epochs=10)), tmp_path)
-    row = next(row for row in rows(tmp_path) if "spike" in row)
+    row = next(row for row in log_rows(tmp_path) if "spike" in row)
     assert row["step"] == MIN_LOSSES + 3
     assert len(row["ids"]) == 8
     assert f"step {MIN_LOSSES + 3}: loss spike to" in capsys.readouterr().err
@@ -144,7 +150,7 @@ def test_pictures_that_changed_are_named(short, pictures, tmp_path):
 
 def test_the_log_says_how_fast_what_share_of_the_peak_and_how_much_memory(short, tmp_path, capsys):
     run(replace(short, loop=replace(short.loop, log_every=0.0)), tmp_path)
-    told = [row for row in rows(tmp_path) if "loss" in row]
+    told = [row for row in log_rows(tmp_path) if "loss" in row]
     assert all(0 < row["mfu"] < 1 and row["images_per_second"] > 0 for row in told)
     assert all(
         row["peak_memory"] > 1e7 and 0 <= row["waiting"] <= 1 and 0 <= row["saving"] <= 1 for row in told

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from tests.train.cutting import cut_after, final
+from tests.train.interrupted_runs import interrupt_after, last_checkpoint
 
 import triptych as tp
 from triptych.data.config import DataConfig
@@ -137,11 +137,11 @@ def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
     one = replace(one, cache=replace(one.cache, use=use), loop=replace(one.loop, ema=ema))
     run(one, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        cut_after(patch, 3)
+        interrupt_after(patch, 3)
         assert not run(one, tmp_path / "cut").finished
     assert run(one, tmp_path / "cut").finished
     name = {"all": "model", "lora": "lora", "words": "word"}[train]
-    (left, _), (right, _) = final(tmp_path / "whole"), final(tmp_path / "cut")
+    (left, _), (right, _) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut")
     assert left.keys() == right.keys()
     assert [key for key in left if not torch.equal(left[key], right[key])] == []
     files = [(tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in ("whole", "cut")]
@@ -160,7 +160,9 @@ def test_all_of_it_learns_but_what_it_came_with(config, sd, tmp_path):
         if torch.equal(tensor, after.state_dict()[name])
     }
     assert kept == {"autoencoder", "text"}
-    assert {name.split(".")[1] for name in final(tmp_path)[0] if name.startswith("net.")} == {"unet"}
+    assert {name.split(".")[1] for name in last_checkpoint(tmp_path)[0] if name.startswith("net.")} == {
+        "unet"
+    }
     assert after.autoencoder.config.scale == 0.5
     assert after.text.tokenizer.ids("a red apple") == before.text.tokenizer.ids("a red apple")
 
@@ -204,7 +206,7 @@ def test_what_a_lora_learns_is_in_its_file_and_nowhere_else(config, sd, tmp_path
     parts = prepare(one)
     assert all(p.numel() < 500 for p in parts.net.parameters())
     run(one, tmp_path)
-    tensors, _ = final(tmp_path)
+    tensors, _ = last_checkpoint(tmp_path)
     assert all(
         "/" in name for name in tensors if name.startswith("net.")
     )  # updates, and no weight of the model
@@ -353,7 +355,7 @@ def test_only_the_rows_of_the_word_change(config, sd, tmp_path):
     before = tp.load(sd)
     assert torch.equal(start, before.text.tokens.weight[[like, like]])
     run(one, tmp_path)
-    tensors, _ = final(tmp_path)
+    tensors, _ = last_checkpoint(tmp_path)
     assert {name for name in tensors if name.startswith("net.")} == {"net.vectors"}
     assert (tmp_path / "word.safetensors").stat().st_size < 500
     with torch.no_grad():

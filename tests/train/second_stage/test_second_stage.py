@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.train.cutting import cut_after, final
+from tests.train.interrupted_runs import interrupt_after, last_checkpoint
 
 import triptych as tp
 from triptych.data.config import DataConfig
@@ -104,10 +104,10 @@ def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
         config = replace(config, data=str(shapes))
     run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        cut_after(patch, 3)
+        interrupt_after(patch, 3)
         assert not run(config, tmp_path / "cut").finished
     assert run(config, tmp_path / "cut").finished
-    (one, _), (other, _) = final(tmp_path / "whole"), final(tmp_path / "cut")
+    (one, _), (other, _) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut")
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert not [name for name in one if "autoencoder" in name]
@@ -127,7 +127,7 @@ def test_what_is_kept_is_the_average_with_first_stage_and_words(config, first_st
     assert outcome.best["step"] == outcome.step  # the newest, not the one of the least loss
     net = tp.load(tmp_path)
     assert type(net).__name__ == "LatentDiffusion"
-    tensors, _ = final(tmp_path)
+    tensors, _ = last_checkpoint(tmp_path)
     for name, parameter in net.unet.named_parameters():
         assert torch.equal(parameter, tensors[f"ema.unet.{name}"])
     for name, parameter in tp.load(first_stage).named_parameters():
@@ -203,7 +203,7 @@ def test_a_frozen_text_encoder_is_kept_whole_and_does_not_learn(config, tmp_path
     tp.save(encoder, tmp_path / "clip.safetensors")
     config = replace(config, text=CaptionConfig(encoder=str(tmp_path / "clip.safetensors")))
     run(config, tmp_path / "r")
-    tensors, _ = final(tmp_path / "r")
+    tensors, _ = last_checkpoint(tmp_path / "r")
     assert not [name for name in tensors if "text." in name]
     net = tp.load(tmp_path / "r")
     for name, parameter in encoder.named_parameters():
@@ -223,7 +223,7 @@ def test_a_picture_can_be_the_prompt(config, tmp_path, kind):
     tp.save(seeing, tmp_path / "seeing.safetensors")
     config = replace(config, condition="image", image_encoder=str(tmp_path / "seeing.safetensors"))
     run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "r")
-    tensors, _ = final(tmp_path / "r")
+    tensors, _ = last_checkpoint(tmp_path / "r")
     assert not [name for name in tensors if "backbone" in name]
     ldm = tp.load(tmp_path / "r")
     images = torch.rand(2, 3, 24, 20) * 2 - 1

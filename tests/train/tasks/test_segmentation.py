@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tests.train.cutting import cut_after, final
+from tests.train.interrupted_runs import interrupt_after, last_checkpoint
 
 import triptych as tp
 from triptych.data.config import AugmentConfig, DataConfig
@@ -259,10 +259,10 @@ def test_evaluation_is_told_what_masks_leave_out(shapes):
 def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(config, tmp_path, monkeypatch):
     run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        cut_after(patch, 3)
+        interrupt_after(patch, 3)
         assert not run(config, tmp_path / "cut").finished
     assert run(config, tmp_path / "cut").finished
-    (one, _), (other, _) = final(tmp_path / "whole"), final(tmp_path / "cut")
+    (one, _), (other, _) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut")
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 

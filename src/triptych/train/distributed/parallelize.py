@@ -210,7 +210,7 @@ class MultiProcess(SingleProcess):
                 scalar.grad = self.group.sum_tensor(scalar.grad) / self.group.size
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        # Between CPUs, as all that the group exchanges: nobody waits for the work that is queued on the devices.
+        # Between CPUs, as all that the group exchanges: without waiting for the work that is queued on the devices.
         return tuple(n > 0 for n in self.group.all_sum(0.0, *map(float, flags)))[1:]
 
     def mean(self, logs: Logs) -> Logs:

@@ -20,7 +20,7 @@ class RunLog:
         folder: the run's folder.
         total: number of steps of the run.
         resumed: the step that the run was resumed from. Rows of later steps are removed: these steps are repeated.
-        every: seconds between lines on the screen.
+        interval: seconds between lines on the screen.
         tensorboard: also write TensorBoard events.
         evaluated: the same as `resumed` for rows of evaluations, which differs if an evaluation was interrupted.
     """
@@ -30,11 +30,11 @@ class RunLog:
         folder: Path,
         total: int,
         resumed: int,
-        every: float,
+        interval: float,
         tensorboard: bool = False,
         evaluated: int | None = None,
     ):
-        self.path, self.total, self.every = folder / "log.jsonl", total, every
+        self.path, self.total, self.interval = folder / "log.jsonl", total, interval
         self.board = _summary_writer(folder, resumed) if tensorboard else None
         self._drop_after(resumed, resumed if evaluated is None else evaluated)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
@@ -78,7 +78,7 @@ class RunLog:
 
     def due(self) -> bool:
         """Return whether it is time for a line on the screen."""
-        return time.monotonic() - self.last_shown >= self.every
+        return time.monotonic() - self.last_shown >= self.interval
 
     def show(self, step: int, text: str) -> None:
         """Move the progress bar to a step with a text beside it, or print both as a line."""

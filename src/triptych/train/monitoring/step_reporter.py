@@ -101,6 +101,6 @@ class StepReporter:
     def __enter__(self) -> "StepReporter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        if self.group.size == 1 and kind is not None and issubclass(kind, Exception):
+    def __exit__(self, error_type: type[BaseException] | None, *_error: object) -> None:
+        if self.group.size == 1 and error_type is not None and issubclass(error_type, Exception):
             self.flush()

@@ -33,7 +33,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to count anew."""
+        """Set all counts to zero."""
         self.start, self.images, self.seconds = time.monotonic(), 0, {"waiting": 0.0, "saving": 0.0}
 
     @contextlib.contextmanager

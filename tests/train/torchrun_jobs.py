@@ -1,4 +1,4 @@
-"""Runs by several processes: `torchrun tests/train/team.py JOBS`, where JOBS is a pickled list of `Job`."""
+"""Runs by several processes: `torchrun tests/train/torchrun_jobs.py JOBS`, where JOBS is a pickled list of `Job`."""
 
 import os
 import pickle
@@ -17,39 +17,41 @@ class Job:
     """Steps after which it is interrupted."""
     dies: int | None = None
     """Steps after which the last process is killed, the first time."""
-    spoilt: tuple[int, ...] = ()
-    """Steps, from 0, at which the last process's loss is no number."""
+    nan_steps: tuple[int, ...] = ()
+    """Steps, from 0, at which the last process's loss is NaN."""
 
 
 def main(jobs: list[Job]) -> None:
     import pytest
     import torch.distributed as dist
-    from tests.train.spoiling import spoil
+    from tests.train.nan_losses import make_losses_nan
 
     from triptych.train import run
     from triptych.train.distributed.process_group import init_process_group
     from triptych.train.monitoring.signals import Interrupts
 
     init_process_group("gloo")  # once for all runs
-    asked = Interrupts.__call__
+    is_interrupted = Interrupts.__call__
     for job in jobs:
         steps: list[int] = []
         died = job.out.with_suffix(".died")
 
-        def came(self: Interrupts, job: Job = job, steps: list[int] = steps, died: Path = died) -> bool:
+        def received(self: Interrupts, job: Job = job, steps: list[int] = steps, died: Path = died) -> bool:
             steps.append(1)
             if job.dies is not None and len(steps) > job.dies and dist.get_rank() == 1 and not died.exists():
                 died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return asked(self) or (job.cut is not None and len(steps) > job.cut and dist.get_rank() == 1)
+            return is_interrupted(self) or (
+                job.cut is not None and len(steps) > job.cut and dist.get_rank() == 1
+            )
 
-        Interrupts.__call__ = came  # type: ignore[method-assign]
+        Interrupts.__call__ = received  # type: ignore[method-assign]
         with pytest.MonkeyPatch.context() as patch:
-            spoil(patch, *(job.spoilt if dist.get_rank() == 1 else ()))
+            make_losses_nan(patch, *(job.nan_steps if dist.get_rank() == 1 else ()))
             run(job.config, job.out)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.modules["tests.train.team"] = sys.modules["__main__"]  # what the jobs were pickled as
+    sys.modules["tests.train.torchrun_jobs"] = sys.modules["__main__"]  # what the jobs were pickled as
     main(pickle.loads(Path(sys.argv[1]).read_bytes()))

@@ -1,4 +1,4 @@
-"""What a step would wait for a device by, seen without one."""
+"""Detect what would synchronize with a device in a training step, on a machine without one."""
 
 import contextlib
 from typing import Any
@@ -23,15 +23,14 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 COPYING = {"_to_copy", "copy_"}
 
 
-class Waits(TorchDispatchMode):
-    """Notes what would wait, while `on`, taking the tensors of `device` for those of a device: operations that ask for
-    a number or a shape, and, where it is another one than the processor, copies to and from there that are not
-    `non_blocking`."""
+class SyncDetector(TorchDispatchMode):
+    """Records what would synchronize, while `on`, as if the tensors of `device` were on a GPU: operations whose result
+    the host needs, and, unless `device` is the CPU, copies from and to the CPU that are not `non_blocking`."""
 
     def __init__(self, device: str):
         super().__init__()
         self.device, self.on = device, False
-        self.found: list[str] = []
+        self.events: list[str] = []
         self.seen = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -47,14 +46,14 @@ class Waits(TorchDispatchMode):
                 self.note(f"{name} by booleans")
         out = func(*args, **kwargs)
         if self.on and name in COPYING:
-            there, here = (args[0], args[1]) if name == "copy_" else (out, args[0])
-            asked = args[2] if name == "copy_" and len(args) > 2 else kwargs.get("non_blocking", False)
-            if (there.device.type == "cpu") != (here.device.type == "cpu") and not asked:
-                self.note(f"{name} from {here.device} to {there.device}")
+            target, source = (args[0], args[1]) if name == "copy_" else (out, args[0])
+            non_blocking = args[2] if name == "copy_" and len(args) > 2 else kwargs.get("non_blocking", False)
+            if (target.device.type == "cpu") != (source.device.type == "cpu") and not non_blocking:
+                self.note(f"{name} from {source.device} to {target.device}")
         return out
 
     def note(self, what: str) -> None:
-        self.found.append(what)
+        self.events.append(what)
 
     @contextlib.contextmanager
     def off(self) -> Any:
@@ -65,36 +64,36 @@ class Waits(TorchDispatchMode):
             self.on = before
 
 
-def watch_calls(patch: pytest.MonkeyPatch, waits: Waits) -> None:
-    """Note calls, too, that reach no operation where a tensor is on the processor, and tensors made of numbers
-    elsewhere, which are copied there."""
+def watch_calls(patch: pytest.MonkeyPatch, waits: SyncDetector) -> None:
+    """Also record calls that reach no operation if a tensor is on the CPU, and tensors that are created from numbers on
+    another device, which copies them there."""
     for name in ("tolist", "numpy", "cpu", "__array__"):
         patch.setattr(Tensor, name, _asking(waits, name, getattr(Tensor, name)))
     for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (Tensor, "new_tensor")):
         patch.setattr(owner, name, _making(waits, name, getattr(owner, name)))
 
 
-def _asking(waits: Waits, name: str, real: Any) -> Any:
-    def asked(self: Tensor, *args: Any) -> Any:
+def _asking(waits: SyncDetector, name: str, real: Any) -> Any:
+    def call(self: Tensor, *args: Any) -> Any:
         if waits.on and self.device.type == waits.device:
             waits.note(f"Tensor.{name}")
         return real(self, *args)
 
-    return asked
+    return call
 
 
-def _making(waits: Waits, name: str, real: Any) -> Any:
-    def made(*args: Any, **kwargs: Any) -> Any:
+def _making(waits: SyncDetector, name: str, real: Any) -> Any:
+    def create(*args: Any, **kwargs: Any) -> Any:
         tensor = real(*args, **kwargs)
         if waits.on and tensor.device.type != "cpu":
             waits.note(f"{name} on {tensor.device}")
         return tensor
 
-    return made
+    return create
 
 
-def suspend(patch: pytest.MonkeyPatch, waits: Waits, owner: Any, name: str) -> None:
-    """Let a function that works on the processor alone be none of the watch's business."""
+def suspend(patch: pytest.MonkeyPatch, waits: SyncDetector, owner: Any, name: str) -> None:
+    """Record nothing inside of a function that works on the CPU only."""
     real = getattr(owner, name)
 
     def apart(*args: Any, **kwargs: Any) -> Any:
@@ -104,15 +103,15 @@ def suspend(patch: pytest.MonkeyPatch, waits: Waits, owner: Any, name: str) -> N
     patch.setattr(owner, name, apart)
 
 
-def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
-    """Switch the watch on from the moment a step has its batch until it is left to be told; gives the steps made."""
+def watch_steps(patch: pytest.MonkeyPatch, waits: SyncDetector) -> list[int]:
+    """Record from the moment a step has its batch until its record is created; return the list of steps done."""
     sent, step, spending, read = (
         loop.to_device,
         loop.StepRecord,
         Throughput.timed,
         anomalies.PendingMetrics.read,
     )
-    made: list[int] = []
+    steps: list[int] = []
     newest: list[anomalies.PendingMetrics] = []
 
     def begun(*args: Any) -> Any:
@@ -122,7 +121,7 @@ def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
 
     def left(row: Any, *args: Any, **kwargs: Any) -> Any:
         waits.on = False
-        made.append(row["step"])
+        steps.append(row["step"])
         return step(row, *args, **kwargs)
 
     @contextlib.contextmanager
@@ -144,6 +143,6 @@ def watch_steps(patch: pytest.MonkeyPatch, waits: Waits) -> list[int]:
     patch.setattr(loop, "StepRecord", left)
     patch.setattr(loop, "PendingMetrics", Numbers)
     patch.setattr(Throughput, "timed", spent)
-    suspend(patch, waits, augment, "draw_augmentation")  # by numpy, of what stays on the processor
-    suspend(patch, waits, window, "window_order")  # which maps on the processor alone are gathered by
-    return made
+    suspend(patch, waits, augment, "draw_augmentation")  # by numpy, of what stays on the CPU
+    suspend(patch, waits, window, "window_order")  # used for maps on the CPU only
+    return steps

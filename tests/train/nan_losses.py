@@ -1,4 +1,4 @@
-"""Losses that are no number, at some steps."""
+"""Losses that are NaN at some steps."""
 
 import math
 
@@ -9,8 +9,8 @@ from triptych.train.tasks.classification import Classify
 from triptych.train.tasks.segmentation import Segment
 
 
-def spoil(patch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Let the loss of these steps, counted from 0, be no number."""
+def make_losses_nan(patch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Make the loss of these steps, counted from 0, NaN."""
     for task in (Classify, Segment, Compress):
 
         def broken(self, model, batch, sound=task.loss):
