@@ -29,7 +29,7 @@ RUNS = ("vit", "swin", "kl", "vq")
 
 @pytest.fixture
 def runs(configs):  # noqa: F811
-    """Runs with batch norms, accumulation over two batches, a discriminator, and a codebook that a forward pass changes;
+    """Runs with batch norms, accumulation over two batches, a discriminator, a codebook that a forward pass changes;
     all with a moving average of the weights, and skipping steps that are not finite."""
     vq = replace(
         configs["vq"],

@@ -7,7 +7,7 @@ import triptych as tp
 from triptych.train.configs.base import OptimConfig
 from triptych.train.ema import Ema
 from triptych.train.optim import clip, layers_of, lr_at, make_optimizer, set_lr, update
-from triptych.train.state import gather
+from triptych.train.state import collect_tensors
 
 
 def tiny(**changes):
@@ -130,7 +130,7 @@ def test_a_step_that_is_skipped_leaves_everything_as_it_is(begun):
     def state():
         return {
             name: tensor.clone()
-            for name, tensor in gather(net, ema, optimizer).items()
+            for name, tensor in collect_tensors(net, ema, optimizer).items()
             if not (name.startswith("net.") and "running" in name)
             and "tracked" not in name  # the forward pass's
         } | {f"average of {name}": buffer.clone() for name, buffer in ema.net.named_buffers()}
