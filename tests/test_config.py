@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from triptych.config import from_json, need_at_least, need_fraction, to_json
 from triptych.errors import ConfigError, TriptychError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.vit import SIZES, ViTConfig
 
 
@@ -71,7 +71,7 @@ def test_round_trip(config):
     ),
 )
 def test_cards_round_trip(preprocess, card):
-    original = Card(preprocess=Preprocess(**preprocess), **card)
+    original = ModelCard(preprocess=Preprocess(**preprocess), **card)
     assert through_json(original) == original
 
 

@@ -108,7 +108,11 @@ def test_the_table_of_sizes():
     assert len(rows) == 5
     for name, depth, dim, heads, count, gmacs in rows:
         config = config_for(name)
-        assert (config.depth, config.embed_dim, config.num_heads) == (int(depth), int(dim), int(heads))
+        assert (config.num_res_blocks, config.embed_dim, config.num_heads) == (
+            int(depth),
+            int(dim),
+            int(heads),
+        )
         assert vit_config.parameters(config) == int(count.replace(",", ""))
         assert f"{vit_config.macs(config) / 1e9:.3f}" == gmacs
 
@@ -131,7 +135,7 @@ def test_the_table_of_sizes_of_swin():
         assert (config.embed_dim, config.image_size) == (int(dim), (int(size),) * 2)
         assert config.depths == tuple(map(int, depths.split(",")))
         assert config.num_heads == tuple(map(int, heads.split(",")))
-        assert set(config.window) == {(int(window),) * 2}
+        assert set(config.window_size) == {(int(window),) * 2}
         assert swin_config.parameters(config) == int(count.replace(",", ""))
         assert f"{swin_config.macs(config) / 1e9:.3f}" == gmacs
 

@@ -36,7 +36,7 @@ def test_the_command_line_prints_any_of_them_and_exits_with_2(capsys, monkeypatc
 
 def test_near_names_ignore_case_and_hyphens_and_keep_their_spelling():
     assert near_names("dpm++ 2M", ["euler", "dpm++2m", "dpm++2m-sde"]) == ["dpm++2m", "dpm++2m-sde"]
-    assert near_names("watercolor", ["Ink", "Watercolour"]) == ["Watercolour"]
+    assert near_names("watercolor", ["Ink", "Watercolor"]) == ["Watercolor"]
     assert near_names("vit-b61", [f"vit-b{n}" for n in range(9)], limit=2) == ["vit-b6", "vit-b1"]
     assert near_names("xyzzy", ["euler"]) == []
 

@@ -70,13 +70,13 @@ def main() -> None:
     best = explanation.classification[0]
     words = f"prediction at the point: {best.name}, with a probability of {best.probability:.0%}"
     entries = [
-        Entry(area.name, tuple(parsed.colours[area.index].tolist()), area.share) for area in parsed.areas
+        Entry(area.name, tuple(parsed.colors[area.index].tolist()), area.share) for area in parsed.areas
     ]
 
     def figures() -> dict[str, Figure]:
         explained = explanation_figures(explanation.arrays(), words, explanation.readout)
         return {
-            "hierarchy": hierarchy(scene.image, config.strides, config.widths, config.window),
+            "hierarchy": hierarchy(scene.image, config.strides, config.widths, config.window_size),
             "shift": shifted((8, 8), 4, "Shifted windows"),
             "pad": shifted((7, 5), 4, "Pad, roll, mask"),
             "parse": parse_figure(parsed.image, np.asarray(parsed.overlay()), entries, "Parse"),

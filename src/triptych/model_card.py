@@ -37,17 +37,17 @@ class Preprocess:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class ModelCard:
     """A model card, stored in the checkpoint's metadata. Pipelines read it; networks do not."""
 
     preprocess: Preprocess = field(default_factory=Preprocess)
     classes: tuple[str, ...] | None = None
     """Name of each class, by index."""
-    colours: tuple[tuple[int, int, int], ...] | None = None
+    colors: tuple[tuple[int, int, int], ...] | None = None
     """Color (RGB, 0 to 255) of each class in overlays, by index; None leaves the choice to the pipeline."""
     groupings: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Coarser labels: {"group": the group of each class}. Evaluation scores them in addition to the classes."""
-    guidance: float | None = None
+    guidance_scale: float | None = None
     """Default guidance scale of a generator; None means 7.5 for prompts and 1.5 for classes."""
     source: str = ""
     """Where preprocessing and class names come from: the file itself, or a publisher's convention."""

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 
 
 class Network(nn.Module):
     """A network with its `config` (architecture) and its `card` (preprocessing, classes, scores, license)."""
 
     config: Any
-    card: Card
+    card: ModelCard
     channels: list[int]
     """Number of channels of each map that `features` returns."""
     strides: list[int]

@@ -11,7 +11,7 @@ from PIL import Image
 import triptych as tp
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 
 NAMES = ("cat", "dog", "fox", "owl")
 
@@ -21,7 +21,14 @@ def model(tmp_path_factory):
     """A classifier with four classes of 32 x 32 pixels in a file of ours."""
     torch.manual_seed(0)
     net = tp.create(
-        "vit-ti16", depth=2, embed_dim=24, num_heads=3, mlp_dim=24, num_classes=4, image_size=32, patch_size=8
+        "vit-ti16",
+        depth=2,
+        embed_dim=24,
+        num_heads=3,
+        mlp_ratio=1.0,
+        num_classes=4,
+        image_size=32,
+        patch_size=8,
     )
     torch.nn.init.normal_(net.head.weight)
     net.card = replace(net.card, preprocess=Preprocess(size=(32, 32), crop=1.0), classes=NAMES)
@@ -38,12 +45,12 @@ def parser(tmp_path_factory):
     torch.manual_seed(0)
     names = scenes("test", 1).mask_classes
     backbone = tp.create(
-        "swin-t", embed_dim=8, depths=(1, 2), num_heads=(1, 2), window=4, image_size=32, num_classes=0
+        "swin-t", embed_dim=8, depths=(1, 2), num_heads=(1, 2), window_size=4, image_size=32, num_classes=0
     )
     backbone.prepare_maps()
-    head = HeadConfig(kind="fpn", width=8, num_classes=len(names))
+    head = HeadConfig(type="fpn", channels=8, num_classes=len(names))
     net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone)
-    net.card = Card(preprocess=Preprocess(size=(32, 32), mode="squash", crop=1.0), classes=names)
+    net.card = ModelCard(preprocess=Preprocess(size=(32, 32), mode="squash", crop=1.0), classes=names)
     path = tmp_path_factory.mktemp("parser") / "tiny.safetensors"
     tp.save(net, path)
     return path

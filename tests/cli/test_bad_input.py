@@ -79,7 +79,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("typed", "named"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
 def test_one_line_and_exit_2(typed, named, model, parser, pictures, odd, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hardware, "native_bf16", lambda device: None)
-    monkeypatch.setattr(hardware, "_SAID", {(torch.float32, "cpu")})  # else one run says it
+    monkeypatch.setattr(hardware, "_LOGGED", {(torch.float32, "cpu")})  # else one run says it
     (tmp_path / "cut.safetensors").write_bytes(model.read_bytes()[:-1000])
     (tmp_path / "text.pth").write_text("this is text, not a checkpoint")
     args = [word.format(m=model, s=parser, p=pictures, o=odd, t=tmp_path) for word in typed.split()]

@@ -143,7 +143,7 @@ def test_memory_does_not_grow_with_the_pictures(kind, parser, tmp_path):
     path = parser
     if kind == "ClassificationPipeline":
         torch.manual_seed(0)
-        sizes = {"depth": 1, "embed_dim": 24, "num_heads": 3, "mlp_dim": 24, "patch_size": 64}
+        sizes = {"depth": 1, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 1.0, "patch_size": 64}
         net = tp.create("vit-ti16", num_classes=4, image_size=256, **sizes)
         net.card = replace(net.card, preprocess=Preprocess(size=(256, 256), crop=1.0))
         path = tmp_path / "net.safetensors"

@@ -19,7 +19,7 @@ TWICE = """
 import json, torch, triptych as tp
 from torch._dynamo.utils import counters
 torch.manual_seed(0)
-net = tp.create("vit-ti16", depth=3, embed_dim=32, num_heads=2, mlp_dim=64, num_classes=4, image_size=32)
+net = tp.create("vit-ti16", depth=3, embed_dim=32, num_heads=2, mlp_ratio=2.0, num_classes=4, image_size=32)
 torch.nn.init.normal_(net.head.weight)
 x = torch.randn(2, 3, 32, 32)
 eager = tp.ClassificationPipeline(net, dtype="fp32").logits(x)
@@ -67,7 +67,11 @@ def noted(monkeypatch):
 
 
 def test_every_block_and_no_limit_below_their_number(noted):
-    net = UNet(UNetConfig(width=8, multipliers=(1, 1, 1), depth=2, groups=4, heads=2))
+    net = UNet(
+        UNetConfig(
+            base_channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=2, norm_groups=4, num_heads=2
+        )
+    )
     with torch._dynamo.config.patch(recompile_limit=8):
         torch_compile.compile_blocks(net)
         assert torch._dynamo.config.recompile_limit >= len(net.blocks()) > 8

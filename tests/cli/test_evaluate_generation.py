@@ -20,17 +20,32 @@ from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 
-STAGE = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 1, 1), depth=1, latent_channels=4, groups=4)
+STAGE = AutoencoderConfig(
+    regularization="kl",
+    base_channels=8,
+    channel_multipliers=(1, 1, 1),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+)
 UNET = UNetConfig(
-    latent_size=(8, 8), width=16, multipliers=(1, 2), depth=1, attention_factors=(), heads=2, groups=8
+    latent_size=(8, 8),
+    base_channels=16,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_downsample_factors=(),
+    num_heads=2,
+    norm_groups=8,
 )
 READING = replace(UNET, context_dim=24)
-TEXT = TextConfig(kind="clip", vocab_size=49408, width=24, depth=1, heads=2, mlp_dim=24, pad=49407)
-CLASSES = ClassTokenConfig(num_classes=4, width=24)
+TEXT = TextConfig(
+    type="clip", vocab_size=49408, embed_dim=24, depth=1, num_heads=2, mlp_ratio=1.0, pad_token=49407
+)
+CLASSES = ClassTokenConfig(num_classes=4, embed_dim=24)
 CONFIGS = {
-    "text": LatentDiffusionConfig(autoencoder=STAGE, unet=READING, text=TEXT),
-    "classes": LatentDiffusionConfig(autoencoder=STAGE, unet=READING, text=CLASSES),
-    "free": LatentDiffusionConfig(autoencoder=STAGE, unet=replace(UNET, context_dim=0)),
+    "text": LatentDiffusionConfig(autoencoder=STAGE, network=READING, text_encoder=TEXT),
+    "classes": LatentDiffusionConfig(autoencoder=STAGE, network=READING, text_encoder=CLASSES),
+    "free": LatentDiffusionConfig(autoencoder=STAGE, network=replace(UNET, context_dim=0)),
 }
 CAPTIONS = ("a red fox", "an owl (asleep) [1.3]", "cat " * 90, "BREAK a dog")
 LOADED: dict = {}

@@ -25,14 +25,14 @@ def coarse(monkeypatch):
 def swins(tmp_path_factory):
     """A classifier and a segmenter of 32 x 32 pixels on disk."""
     torch.manual_seed(0)
-    sizes = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window": 4, "image_size": (32, 32)}
+    sizes = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4, "image_size": (32, 32)}
     folder = tmp_path_factory.mktemp("swins")
     net = tp.create("swin-t", num_classes=4, **sizes)
     net.card = replace(net.card, preprocess=Preprocess(size=(32, 32), crop=0.5))
     tp.save(net, folder / "classifier.safetensors")
     backbone = tp.create("swin-t", num_classes=0, map_norms=True, **sizes)
     parser = Segmenter(
-        SegmenterConfig(backbone=backbone.config, head=HeadConfig(kind="fpn", num_classes=2, width=8)),
+        SegmenterConfig(backbone=backbone.config, head=HeadConfig(type="fpn", num_classes=2, channels=8)),
         backbone,
     )
     parser.card = replace(

@@ -19,7 +19,7 @@ from triptych.cli import main
 from triptych.cli.generate import interruptible
 from triptych.errors import UserError
 from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
-from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, MapConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, SemanticMapConfig
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
@@ -28,37 +28,46 @@ from triptych.pipelines.diffusion.image_metadata import read
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.records import with_seeds
 
-STAGE = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 1, 1), depth=1, latent_channels=4, groups=4)
+STAGE = AutoencoderConfig(
+    regularization="kl",
+    base_channels=8,
+    channel_multipliers=(1, 1, 1),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+)
 UNET = UNetConfig(
     latent_size=(8, 8),
-    width=16,
-    multipliers=(1, 2),
-    depth=1,
-    attention_factors=(2,),
-    heads=2,
+    base_channels=16,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_downsample_factors=(2,),
+    num_heads=2,
     context_dim=24,
-    groups=8,
+    norm_groups=8,
 )
-TEXT = TextConfig(kind="clip", vocab_size=49408, width=24, depth=1, heads=2, mlp_dim=24, pad=49407)
+TEXT = TextConfig(
+    type="clip", vocab_size=49408, embed_dim=24, depth=1, num_heads=2, mlp_ratio=1.0, pad_token=49407
+)
 CONFIGS = {
-    "text": LatentDiffusionConfig(autoencoder=STAGE, unet=UNET, text=TEXT),
+    "text": LatentDiffusionConfig(autoencoder=STAGE, network=UNET, text_encoder=TEXT),
     "classes": LatentDiffusionConfig(
-        autoencoder=STAGE, unet=UNET, text=ClassTokenConfig(num_classes=2, width=24)
+        autoencoder=STAGE, network=UNET, text_encoder=ClassTokenConfig(num_classes=2, embed_dim=24)
     ),
     "map": LatentDiffusionConfig(
         autoencoder=STAGE,
-        unet=replace(UNET, context_dim=0, in_channels=7),
-        beside="map",
-        map=MapConfig(num_classes=256 - 1),
+        network=replace(UNET, context_dim=0, in_channels=7),
+        concat="semantic_map",
+        semantic_map=SemanticMapConfig(num_classes=256 - 1),
     ),
     "boxes": LatentDiffusionConfig(
         autoencoder=STAGE,
-        unet=UNET,
-        text=replace(TEXT, kind="ldm-bert", vocab_size=82, length=11, pad=0, boxes=True),
+        network=UNET,
+        text_encoder=replace(TEXT, type="ldm-bert", vocab_size=82, max_length=11, pad_token=0, boxes=True),
     ),
-    "free": LatentDiffusionConfig(autoencoder=STAGE, unet=replace(UNET, context_dim=0)),
+    "free": LatentDiffusionConfig(autoencoder=STAGE, network=replace(UNET, context_dim=0)),
     "upscaler": LatentDiffusionConfig(
-        autoencoder=STAGE, unet=replace(UNET, context_dim=0, in_channels=7), beside="image"
+        autoencoder=STAGE, network=replace(UNET, context_dim=0, in_channels=7), concat="image"
     ),
 }
 
@@ -179,7 +188,10 @@ def test_a_lora_and_a_word(places, tmp_path):
 
 
 def test_approximations_are_in_the_file(places, tmp_path):
-    tp.save(build(TinyAutoencoderConfig(width=8, levels=3, depth=1)), tmp_path / "tiny.safetensors")
+    tp.save(
+        build(TinyAutoencoderConfig(base_channels=8, num_levels=3, num_res_blocks=1)),
+        tmp_path / "tiny.safetensors",
+    )
     typed = "apple --model {m}/text.safetensors --num-steps 4 --size 32x32 --out {t}/"
     run(places, tmp_path, typed + "exact.png")
     run(places, tmp_path, typed + "made.png --merge-tokens 0.5 --deep-cache 2 --decoder {t}/tiny.safetensors")
@@ -323,7 +335,9 @@ def test_what_is_finished_is_kept_whatever_comes_next(places, tmp_path, capsys, 
 def test_a_file_that_does_not_say_what_it_predicts(places, tmp_path, capsys):
     """Stable Diffusion 2: linear projections, a prompt, and no word of eps or v."""
     net = LatentDiffusion(
-        replace(CONFIGS["text"], unet=replace(UNET, attention_factors=(1,), projection="linear"))
+        replace(
+            CONFIGS["text"], network=replace(UNET, attention_downsample_factors=(1,), projection="linear")
+        )
     )
     tp.export(net, tmp_path / "sd2.safetensors", "compvis")
     (tmp_path / "sd2.safetensors.json").unlink()

@@ -51,7 +51,7 @@ FLAGS = {
         --data --model --model-args --init --image-size --first-stage --condition --image-encoder --prediction --train
         --buckets --drop-condition
         {LEARNING}
-        --text.encoder --text.vocabulary --text.length --text.width --text.depth --text.head-dim --text.train
+        --text.encoder --text.vocabulary --text.max-length --text.embed-dim --text.depth --text.head-dim --text.train
         --lora.rank --lora.alpha --lora.feed-forward --word.name --word.like --word.vectors --word.templates
         --process.schedule --process.beta-start --process.beta-end --process.steps --process.zero-terminal-snr
         --process.prediction
@@ -61,20 +61,20 @@ FLAGS = {
     """,
     "train simmim": f"""
         --out --dry-run --json
-        --data --model --model-args --init --image-size --mask-patch --mask-ratio --drop-path
+        --data --model --model-args --init --image-size --mask-patch --mask-ratio --drop-path-rate
         {LEARNING}
     """,
     "train swin": f"""
         --out --dry-run --json
-        --data --model --model-args --init --image-size --drop-path --frozen-blocks
+        --data --model --model-args --init --image-size --drop-path-rate --frozen-blocks
         {LEARNING}
-        --head.kind --head.num-classes --head.width --head.blocks --head.pool-scales --head.image-width
-        --head.dropout --head.aux-width
+        --head.type --head.num-classes --head.channels --head.blocks --head.pool-scales --head.image-branch-channels
+        --head.dropout --head.aux-channels
         --loss.cross-entropy --loss.dice --loss.focal --loss.focal-gamma --loss.label-smoothing --loss.aux
     """,
     "train vit": f"""
         --out --dry-run --json
-        --data --model --model-args --init --image-size --eval-crop --head --drop-path --train --frozen-blocks
+        --data --model --model-args --init --image-size --eval-crop --head --drop-path-rate --train --frozen-blocks
         --lora-rank --loss --teacher --teacher-share --temperature
         {LEARNING}
     """,

@@ -8,22 +8,23 @@ from PIL import Image
 
 from triptych.cli import main
 
-COLOURS = {"red": (230, 30, 30), "green": (30, 190, 40), "blue": (40, 50, 230), "yellow": (240, 220, 40)}
+COLORS = {"red": (230, 30, 30), "green": (30, 190, 40), "blue": (40, 50, 230), "yellow": (240, 220, 40)}
 LEARNING = """--loading.batch-size 8 --loading.workers 0 --loop.epochs 2 --loop.precision fp32 --loop.device cpu
     --samples.count 2 --samples.steps 2"""
-SMALL = """--model unet-emoji --model-args width=16 multipliers=[1,2] depth=1 attention_factors=[2] groups=4 head_dim=8
-    --text.width 16 --text.depth 1 --text.head-dim 8"""
+SMALL = """--model unet-emoji --model-args base_channels=16 channel_multipliers=[1,2] num_res_blocks=1
+    attention_downsample_factors=[2] norm_groups=4 head_dim=8
+    --text.embed-dim 16 --text.depth 1 --text.head-dim 8"""
 
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
-    """Six squares of each of four colours, 16 x 16, with a metadata.jsonl."""
+    """Six squares of each of four colors, 16 x 16, with a metadata.jsonl."""
     folder = tmp_path_factory.mktemp("squares")
     rng = np.random.default_rng(0)
     rows = []
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         for i in range(6):
-            pixels = np.clip(np.array(colour) + rng.normal(0, 5, (16, 16, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(color) + rng.normal(0, 5, (16, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{name}{i}.png")
             rows.append({"file_name": f"{name}{i}.png", "text": f"a {name} square"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -34,8 +35,8 @@ def squares(tmp_path_factory):
 def compressed(squares, tmp_path_factory):
     """A RUN of the first stage."""
     out = tmp_path_factory.mktemp("first") / "A"
-    small = """--model kl-f4 --model-args width=8 multipliers=[1,2] depth=1 groups=4 latent_channels=2
-        middle_attention=false --image-size 16 16 --loading.load-size 16 16 --perceptual.weight 0
+    small = """--model kl-f4 --model-args base_channels=8 channel_multipliers=[1,2] num_res_blocks=1 norm_groups=4
+        latent_channels=2 middle_attention=false --image-size 16 16 --loading.load-size 16 16 --perceptual.weight 0
         --discriminator.weight 0 --loading.batch-size 8 --loading.workers 0 --loop.epochs 2 --loop.precision fp32
         --loop.device cpu"""
     assert main([*f"train autoencoder --data {squares} --out {out}".split(), *small.split()]) == 0

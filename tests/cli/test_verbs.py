@@ -272,7 +272,7 @@ def test_demo_on_a_network_of_the_built_in_names(parser, tmp_path, capsys):
     from triptych.model_card import Preprocess
 
     names = emoji("test").classes
-    net = tp.create("vit-emoji", depth=1, embed_dim=24, num_heads=3, mlp_dim=24, num_classes=len(names))
+    net = tp.create("vit-emoji", depth=1, embed_dim=24, num_heads=3, mlp_ratio=1.0, num_classes=len(names))
     net.card = replace(net.card, classes=names, preprocess=Preprocess(size=(64, 64), crop=1.0))
     tp.save(net, tmp_path / "net.safetensors")
     out = tmp_path / "triptych.png"

@@ -120,7 +120,7 @@ def test_alpha_is_shown_on_white_or_kept():
     assert decode(image.convert("LA")).shape == (1, 3, 3)
 
 
-def test_transparent_palettes_and_colours_count_as_alpha():
+def test_transparent_palettes_and_colors_count_as_alpha():
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, *RED])
     palette.putpixel((1, 0), 1)
@@ -173,7 +173,7 @@ def test_a_broken_exif_block_does_not_cost_the_picture():
 
 
 def test_the_first_frame_of_an_animation():
-    frames = [Image.new("RGB", (5, 4), colour) for colour in (RED, (0, 0, 255))]
+    frames = [Image.new("RGB", (5, 4), color) for color in (RED, (0, 0, 255))]
     for format in ("GIF", "PNG", "WEBP"):
         options = {"lossless": True} if format == "WEBP" else {}
         content = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
@@ -181,7 +181,7 @@ def test_the_first_frame_of_an_animation():
         assert decode(content).reshape(-1, 3).tolist() == [list(RED)] * 20
 
 
-def test_colour_profiles_are_ignored():
+def test_color_profiles_are_ignored():
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

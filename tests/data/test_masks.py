@@ -52,7 +52,7 @@ def head(source, index: int = 0, count: int = 3) -> list[int]:
 def pairs(tmp_path, png):
     """Three images and masks, the masks by the numbers they hold."""
 
-    def make(*masks: bytes, folder: Path = tmp_path / "data", images="images", beside="masks") -> Path:
+    def make(*masks: bytes, folder: Path = tmp_path / "data", images="images", concat="masks") -> Path:
         for number, content in enumerate(masks):
             write(folder / images / f"{number}.jpg", png(number))
             write(folder / beside / f"{number}.png", content)
@@ -187,7 +187,7 @@ def test_more_than_255_classes_need_names_and_16_bits(pairs):
         open_source(folder)[1]
 
 
-def test_a_palette_gives_colours(pairs):
+def test_a_palette_gives_colors(pairs):
     palette = [10, 20, 30, 40, 50, 60, 70, 80, 90]
     source = open_source(pairs(mask(1, 2, mode="P", palette=palette)))
     assert head(source) == [1, 2, 0]

@@ -28,7 +28,7 @@ def test_of_a_swin_all_maps_are_compared_as_its_card_says():
 
 def test_of_a_plain_vit_two_blocks_are_compared_and_the_rest_is_left_out():
     torch.manual_seed(0)
-    net = tp.create("vit-ti16", image_size=32, depth=8, embed_dim=24, mlp_dim=48, num_classes=3).eval()
+    net = tp.create("vit-ti16", image_size=32, depth=8, embed_dim=24, mlp_ratio=2.0, num_classes=3).eval()
     images, others = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     how = net.card.preprocess
     normal = [((x + 1) / 2 - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]

@@ -30,7 +30,14 @@ LOADING = DataConfig(workers=0, eval_batch_size=5)
 def network():
     torch.manual_seed(0)
     net = tp.create(
-        "vit-ti16", depth=1, embed_dim=12, num_heads=3, mlp_dim=12, num_classes=4, image_size=16, patch_size=8
+        "vit-ti16",
+        depth=1,
+        embed_dim=12,
+        num_heads=3,
+        mlp_ratio=1.0,
+        num_classes=4,
+        image_size=16,
+        patch_size=8,
     )
     torch.nn.init.normal_(net.head.weight)
     net.card = replace(net.card, preprocess=Preprocess(size=(16, 16), crop=0.5, mode="pad"))
@@ -79,7 +86,7 @@ def test_features_of_networks_without_a_class_token():
     assert shipped(pictures).logits.shape == (2, 1032)
     torch.manual_seed(0)
     swin = tp.create(
-        "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 2), window=4, image_size=64, num_classes=3
+        "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, image_size=64, num_classes=3
     )
     torch.nn.init.normal_(swin.head.weight)
     taken = []
@@ -101,7 +108,7 @@ def test_bf16_is_near_fp32_and_another_extractor(network, extractor):
 
 def test_only_networks_that_see_give_features(tmp_path):
     with pytest.raises(UserError, match="a ViT or a Swin that classifies"):
-        open_extractor(tp.create("kl-f4", width=32))
+        open_extractor(tp.create("kl-f4", base_channels=32))
     with pytest.raises(UserError, match="pip install torch-fidelity"):
         open_extractor("inception")
     with pytest.raises(UserError, match="sees 1 channels"):
@@ -147,14 +154,14 @@ def test_grey_transparent_and_opaque_pictures_are_prepared_alike(tmp_path):
     how = Preparation(picture=(24, 24), size=(16, 16))
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 256, (30, 24), dtype=np.uint8)
-    colour = np.repeat(grey[..., None], 3, 2)
-    opaque = np.concatenate([colour, np.full((30, 24, 1), 255, np.uint8)], 2)
+    color = np.repeat(grey[..., None], 3, 2)
+    opaque = np.concatenate([color, np.full((30, 24, 1), 255, np.uint8)], 2)
     Image.fromarray(grey).save(tmp_path / "grey.png")
-    for same in (colour, opaque, Image.fromarray(grey), Image.fromarray(opaque), str(tmp_path / "grey.png")):
+    for same in (color, opaque, Image.fromarray(grey), Image.fromarray(opaque), str(tmp_path / "grey.png")):
         np.testing.assert_array_equal(how.fitted(same), how.fitted(grey))
     assert (how.fitted(np.zeros((30, 24, 4), np.uint8)) == 255).all()  # nothing at all, on white
-    expected = resize_crop(resize_crop(colour, (24, 24), 1, "crop"), (16, 16), 1, "squash")
-    np.testing.assert_array_equal(how.fitted(colour), expected)
+    expected = resize_crop(resize_crop(color, (24, 24), 1, "crop"), (16, 16), 1, "squash")
+    np.testing.assert_array_equal(how.fitted(color), expected)
 
 
 def test_the_cards_cropping_has_no_part_in_it(extractor):
@@ -178,13 +185,13 @@ def test_a_loader_feeds_what_single_pictures_are(extractor, source):
 
 def test_statistics_of_all_pictures_come_back_from_the_file(tmp_path, source, extractor, monkeypatch):
     path = tmp_path / "reference.safetensors"
-    made = reference(source, extractor, path, name="colours", loading=LOADING)
+    made = reference(source, extractor, path, name="colors", loading=LOADING)
     features = extractor(extractor.fitted(source[i].image for i in range(len(source)))).features
     known = Moments.of(features)
     assert made.statistics.moments.count == 23
     np.testing.assert_allclose(made.statistics.moments.covariance, known.covariance, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(made.statistics.features, features)
-    assert made.identity["data"]["name"] == "colours"
+    assert made.identity["data"]["name"] == "colors"
     assert made.identity["preparation"]["size"] == [16, 16]
     assert not partial(path).exists()
     monkeypatch.setattr(type(extractor), "__call__", None)  # nothing is extracted again
@@ -266,7 +273,7 @@ def test_damaged_pictures_are_left_out_and_named(tmp_path, extractor):
 
 def test_statistics_of_something_else_are_refused_in_one_line(tmp_path, source, extractor, network):
     path = tmp_path / "reference.safetensors"
-    reference(source, extractor, path, name="colours", loading=LOADING)
+    reference(source, extractor, path, name="colors", loading=LOADING)
 
     def refused(what, **changed):
         with pytest.raises(UserError) as caught:
@@ -277,8 +284,8 @@ def test_statistics_of_something_else_are_refused_in_one_line(tmp_path, source, 
         assert str(caught.value).startswith(f"{path} holds statistics of ")
         assert what in str(caught.value)
 
-    refused("23 pictures (colours), and these are 22", source=Subset(source, np.arange(22)))
-    refused("other pictures (colours)", source=Subset(source, np.arange(23)[::-1]))
+    refused("23 pictures (colors), and these are 22", source=Subset(source, np.arange(22)))
+    refused("other pictures (colors)", source=Subset(source, np.arange(23)[::-1]))
     refused(
         "picture None, and this is [20, 20]",
         extractor=open_extractor(network, picture=(20, 20), device="cpu"),
@@ -289,7 +296,14 @@ def test_statistics_of_something_else_are_refused_in_one_line(tmp_path, source, 
     )
     torch.manual_seed(1)
     other = tp.create(
-        "vit-ti16", depth=1, embed_dim=12, num_heads=3, mlp_dim=12, num_classes=4, image_size=16, patch_size=8
+        "vit-ti16",
+        depth=1,
+        embed_dim=12,
+        num_heads=3,
+        mlp_ratio=1.0,
+        num_classes=4,
+        image_size=16,
+        patch_size=8,
     )
     other.card = network.card
     refused(

@@ -10,7 +10,13 @@ from triptych.heads.segmenter import Segmenter, quarters
 from triptych.metrics.cost import count_macs
 from triptych.models.registry import build, config_for
 
-SMALL = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window": 2, "num_classes": 0}
+SMALL = {
+    "embed_dim": 8,
+    "depths": (1, 1, 1, 1),
+    "num_heads": (1, 1, 1, 1),
+    "window_size": 2,
+    "num_classes": 0,
+}
 
 
 def segmenter(head: HeadConfig, name: str = "swin-t", **changes) -> Segmenter:
@@ -21,7 +27,7 @@ def segmenter(head: HeadConfig, name: str = "swin-t", **changes) -> Segmenter:
 def test_upernet_with_swin_t_has_the_published_size_and_cost():
     """60 M parameters and 945 G multiply-accumulates at 512 x 2048 (Liu et al. 2021, Table 3)."""
     with torch.device("meta"):
-        head = HeadConfig(num_classes=150, width=512, aux_width=256)
+        head = HeadConfig(num_classes=150, channels=512, aux_channels=256)
         net = segmenter(head, num_classes=0, map_norms=True)
         assert round(sum(p.numel() for p in net.parameters()) / 1e6) == 60
     macs = count_macs(net, (1, 3, 512, 2048))
@@ -32,7 +38,7 @@ def test_upernet_with_swin_t_has_the_published_size_and_cost():
 @pytest.mark.parametrize("kind", ["fpn", "unet", "upernet"])
 @pytest.mark.parametrize("size", [(32, 32), (50, 77), (4, 9)])
 def test_logits_are_of_the_images_size(kind, size):
-    net = segmenter(HeadConfig(kind=kind, num_classes=3, width=16), map_norms=True, **SMALL)
+    net = segmenter(HeadConfig(type=kind, num_classes=3, channels=16), map_norms=True, **SMALL)
     with torch.no_grad():
         logits = net(torch.randn(2, 3, *size))
     assert logits.shape == (2, 3, *size)
@@ -40,22 +46,22 @@ def test_logits_are_of_the_images_size(kind, size):
 
 
 def test_a_vits_blocks_make_a_pyramid():
-    vit = {"depth": 8, "embed_dim": 16, "num_heads": 2, "mlp_dim": 32, "patch_size": 16, "num_classes": 0}
-    net = segmenter(HeadConfig(num_classes=3, width=16), "vit-ti16", **vit)
+    vit = {"depth": 8, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 2.0, "patch_size": 16, "num_classes": 0}
+    net = segmenter(HeadConfig(num_classes=3, channels=16), "vit-ti16", **vit)
     assert net.blocks_read == (1, 3, 5, 7)
     with torch.no_grad():
         maps = net.maps(torch.randn(1, 3, 64, 96))
         assert [tuple(x.shape[2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
         assert net(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
-    chosen = segmenter(HeadConfig(num_classes=3, width=16, blocks=(2, 7)), "vit-ti16", **vit)
+    chosen = segmenter(HeadConfig(num_classes=3, channels=16, blocks=(2, 7)), "vit-ti16", **vit)
     assert chosen.blocks_read == (2, 7)
 
 
 ONE = {
-    "vit": ("vit-ti16", {"depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_dim": 32}, {"blocks": (1,)}),
+    "vit": ("vit-ti16", {"depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 2.0}, {"blocks": (1,)}),
     "swin": (
         "swin-t",
-        {"embed_dim": 8, "depths": (2,), "num_heads": (1,), "window": 2, "map_norms": True},
+        {"embed_dim": 8, "depths": (2,), "num_heads": (1,), "window_size": 2, "map_norms": True},
         {},
     ),
     "convnet": ("convnet-unet", {"widths": (4,)}, {}),
@@ -66,7 +72,9 @@ ONE = {
 @pytest.mark.parametrize("backbone", ONE)
 def test_one_map_is_enough(backbone, kind):
     name, changes, chosen = ONE[backbone]
-    net = segmenter(HeadConfig(kind=kind, num_classes=3, width=16, **chosen), name, num_classes=0, **changes)
+    net = segmenter(
+        HeadConfig(type=kind, num_classes=3, channels=16, **chosen), name, num_classes=0, **changes
+    )
     images = torch.randn(2, 3, 32, 48)
     assert len(net.maps(images)) == 1
     logits, aux = net.train().with_aux(images)
@@ -79,9 +87,9 @@ def test_one_map_is_enough(backbone, kind):
 @pytest.mark.parametrize("backbone", ONE)
 def test_an_auxiliary_head_needs_a_map_before_the_last(backbone):
     name, changes, chosen = ONE[backbone]
-    head = HeadConfig(num_classes=3, width=16, aux_width=8, **chosen)
+    head = HeadConfig(num_classes=3, channels=16, aux_channels=8, **chosen)
     with pytest.raises(
-        UserError, match=r"head.aux_width is 8, and .* there is one, so leave it at 0"
+        UserError, match=r"head.aux_channels is 8, and .* there is one, so leave it at 0"
     ) as caught:
         segmenter(head, name, num_classes=0, **changes)
     assert "\n" not in str(caught.value)
@@ -89,7 +97,7 @@ def test_an_auxiliary_head_needs_a_map_before_the_last(backbone):
 
 def test_blocks_are_a_vits():
     with pytest.raises(UserError, match=r"head.blocks is \(1, 2\), and Swin has a map a stage; leave it out"):
-        segmenter(HeadConfig(num_classes=3, width=16, blocks=(1, 2)), map_norms=True, **SMALL)
+        segmenter(HeadConfig(num_classes=3, channels=16, blocks=(1, 2)), map_norms=True, **SMALL)
 
 
 @pytest.mark.parametrize("kind", ["fpn", "unet", "upernet"])
@@ -97,7 +105,9 @@ def test_blocks_are_a_vits():
 def test_one_image_of_one_cell_trains(name, kind):
     """Pooled to 1 x 1, or no larger in its coarsest map."""
     changes = {**SMALL, "map_norms": True} if name == "swin-t" else {"widths": (4,) * 6}
-    net = segmenter(HeadConfig(kind=kind, num_classes=3, width=16, aux_width=8), name, **changes).train()
+    net = segmenter(
+        HeadConfig(type=kind, num_classes=3, channels=16, aux_channels=8), name, **changes
+    ).train()
     logits, aux = net.with_aux(torch.randn(1, 3, 32, 32))
     (logits.square().sum() + aux.square().sum()).backward()
     missing = [n for n, p in net.decoder.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -123,7 +133,7 @@ def test_quarters():
 
 
 def test_the_auxiliary_head_is_for_training_alone():
-    net = segmenter(HeadConfig(num_classes=3, width=16, aux_width=8), map_norms=True, **SMALL)
+    net = segmenter(HeadConfig(num_classes=3, channels=16, aux_channels=8), map_norms=True, **SMALL)
     images = torch.randn(1, 3, 32, 32)
     logits, aux = net.with_aux(images)
     assert torch.equal(logits, net(images))
@@ -134,7 +144,7 @@ def test_the_auxiliary_head_is_for_training_alone():
 
 
 def test_replacing_the_head_keeps_the_decoder():
-    net = segmenter(HeadConfig(num_classes=3, width=16, aux_width=8), map_norms=True, **SMALL)
+    net = segmenter(HeadConfig(num_classes=3, channels=16, aux_channels=8), map_norms=True, **SMALL)
     before = net.decoder.join.conv.weight.clone()
     net.replace_head(5)
     assert torch.equal(net.decoder.join.conv.weight, before)

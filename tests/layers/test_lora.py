@@ -91,11 +91,11 @@ SWIN = {
     "embed_dim": 8,
     "depths": (2, 1),
     "num_heads": (2, 4),
-    "window": 3,
+    "window_size": 3,
     "image_size": 24,
     "num_classes": 3,
 }
-VIT = {"depth": 1, "embed_dim": 8, "num_heads": 2, "mlp_dim": 8, "image_size": 32, "num_classes": 3}
+VIT = {"depth": 1, "embed_dim": 8, "num_heads": 2, "mlp_ratio": 1.0, "image_size": 32, "num_classes": 3}
 PICTURES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 TOKENS = torch.linspace(-1, 1, 2 * 5 * 8).view(2, 5, 8)
 # Each kind of attention -> a network of it, what it is asked, and its products.
@@ -120,7 +120,9 @@ KINDS = {
         {"attn": ("qkv", "proj"), "cross": ("q", "kv", "proj")},
     ),
     "text": (
-        lambda: TextAttention(TextConfig(kind="clip", vocab_size=9, depth=1, width=8, heads=2, mlp_dim=8)),
+        lambda: TextAttention(
+            TextConfig(type="clip", vocab_size=9, depth=1, embed_dim=8, num_heads=2, mlp_ratio=1.0)
+        ),
         (TOKENS, None),
         {"": ("qkv", "proj")},
     ),

@@ -10,7 +10,7 @@ from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
 
 SMALL = ViTConfig(
-    image_size=(32, 48), patch_size=8, embed_dim=24, depth=3, num_heads=2, mlp_dim=40, num_classes=5
+    image_size=(32, 48), patch_size=8, embed_dim=24, depth=3, num_heads=2, mlp_ratio=40 / 24, num_classes=5
 )
 
 FORMS = {
@@ -23,12 +23,12 @@ FORMS = {
     "mean beside a token": {"pool": "mean", "norm_after_pool": True},
     "attention pool": {"class_token": False, "pool": "attention"},
     "attention pool of swiglu": {"pool": "attention", "mlp": "swiglu"},
-    "token and mean": {"pool": "token+mean", "registers": 2},
+    "token and mean": {"pool": "token+mean", "num_registers": 2},
     "distilled": {"distill_token": True},
-    "distilled with registers": {"distill_token": True, "registers": 3},
+    "distilled with registers": {"distill_token": True, "num_registers": 3},
     "deit 3": {"layer_scale": 1e-6, "prefix_positions": False},
-    "dinov2": {"layer_scale": 1e-5, "registers": 4, "mlp": "swiglu"},
-    "dinov3": {"layer_scale": 1e-5, "registers": 4, "position": "rotary", "qkv_bias": "qv"},
+    "dinov2": {"layer_scale": 1e-5, "num_registers": 4, "mlp": "swiglu"},
+    "dinov3": {"layer_scale": 1e-5, "num_registers": 4, "position": "rotary", "qkv_bias": "qv"},
     "sincos": {"position": "sincos", "mlp": "gelu_tanh"},
     "no positions": {"position": "none", "class_token": False, "pool": "mean"},
     "qk-norm": {"qk_norm": True, "qkv_bias": "none"},
@@ -37,7 +37,7 @@ FORMS = {
     "conv stem": {"stem": "conv", "stem_widths": (8, 12), "patch_size": 2},
     "resnet root": {"stem": "resnet", "stem_widths": (64,), "patch_size": 2},
     "resnet": {"stem": "resnet", "stem_widths": (64,), "stem_depths": (1, 1), "patch_size": 1},
-    "dropped": {"drop_path": 0.5, "dropout": 0.2},
+    "dropped": {"drop_path_rate": 0.5, "dropout": 0.2},
 }
 
 

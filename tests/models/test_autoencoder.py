@@ -21,9 +21,16 @@ from triptych.models.autoencoder import Autoencoder, FirstStage
 from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 
-KL = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 2, 3), depth=1, latent_channels=4, groups=4)
-VQ = replace(KL, kind="vq", codebook_size=20, latent_channels=3)
-TINY = TinyAutoencoderConfig(width=8, levels=3, depth=2)
+KL = AutoencoderConfig(
+    regularization="kl",
+    base_channels=8,
+    channel_multipliers=(1, 2, 3),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+)
+VQ = replace(KL, regularization="vq", codebook_size=20, latent_channels=3)
+TINY = TinyAutoencoderConfig(base_channels=8, num_levels=3, num_res_blocks=2)
 DOWN, UP = ["DownEncoderBlock2D"] * 3, ["UpDecoderBlock2D"] * 3
 THEIRS = {
     "block_out_channels": (8, 16, 24),
@@ -42,7 +49,7 @@ BARE = {"use_quant_conv": False, "use_post_quant_conv": False, "latent_channels"
 CASES = {
     "kl": (KL, AutoencoderKL, THEIRS | {"latent_channels": 4}),
     "kl with attention": (
-        replace(KL, attention_factors=(2, 4), depth=2),
+        replace(KL, attention_downsample_factors=(2, 4), num_res_blocks=2),
         AutoencoderKL,
         THEIRS | ATTENDING | {"layers_per_block": 2},
     ),
@@ -54,7 +61,7 @@ CASES = {
         VQ_THEIRS | {"mid_block_add_attention": False},
     ),
     "vq with other entries": (
-        replace(VQ, bottleneck=6, latent_channels=4),
+        replace(VQ, bottleneck_channels=6, latent_channels=4),
         VQModel,
         VQ_THEIRS | {"latent_channels": 6, "vq_embed_dim": 4},
     ),
@@ -115,7 +122,7 @@ def test_like_diffusers(case, images):
     theirs.load_state_dict(as_theirs(ours))
     with torch.no_grad():
         latents = ours.encode(images)
-        if config.kind == "kl":
+        if config.regularization == "kl":
             distribution = theirs.encode(images).latent_dist
             torch.testing.assert_close(latents, distribution.mean, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(ours.posterior(images)[1], distribution.logvar, atol=1e-5, rtol=1e-5)
@@ -149,7 +156,7 @@ def test_tiny_like_diffusers(images):
             )
 
 
-@pytest.mark.parametrize("config", [KL, replace(KL, attention_factors=(4,)), VQ, TINY])
+@pytest.mark.parametrize("config", [KL, replace(KL, attention_downsample_factors=(4,)), VQ, TINY])
 def test_every_parameter_is_filled_and_counts(config, images):
     net = Autoencoder(config) if isinstance(config, AutoencoderConfig) else TinyAutoencoder(config)
     for name, parameter in net.named_parameters():
@@ -167,7 +174,7 @@ def test_every_parameter_is_filled_and_counts(config, images):
 
 
 def test_a_fresh_network_starts_with_signals_of_unit_size():
-    net = Autoencoder(replace(KL, width=32, groups=32))
+    net = Autoencoder(replace(KL, base_channels=32, norm_groups=32))
     with torch.no_grad():
         mean, logvar = net.posterior(torch.rand(2, 3, 32, 32) * 2 - 1)
         assert 0.05 < mean.std() < 2
@@ -274,7 +281,7 @@ def test_other_channels_may_come_out_than_go_in(config):
 
 
 def test_blocks_are_in_order():
-    net = Autoencoder(replace(KL, attention_factors=(4,)))
+    net = Autoencoder(replace(KL, attention_downsample_factors=(4,)))
     blocks = net.blocks()
     seen = []
     for block in blocks:
@@ -299,7 +306,7 @@ def test_seamless_pictures_may_be_rolled(config, x, y):
     """Where a direction wraps there is no edge: what is rolled before is rolled after, both ways."""
     net = scrambled(config)
     roll = (y * 2, x * 3)
-    pixels = tuple(by * net.config.factor for by in roll)
+    pixels = tuple(by * net.config.downsample_factor for by in roll)
     images, latents = torch.randn(1, 3, 24, 20), torch.randn(1, config.latent_channels, 6, 5)
     with torch.no_grad():
         plain = net.decode(latents)

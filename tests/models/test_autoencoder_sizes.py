@@ -36,15 +36,15 @@ PUBLISHED = {
     "flux-vae": 83_819_683,
     "taesd": 2_445_063,
 }
-TINY = TinyAutoencoderConfig(width=4, levels=3, depth=2, image_size=(16, 24))
+TINY = TinyAutoencoderConfig(base_channels=4, num_levels=3, num_res_blocks=2, image_size=(16, 24))
 SMALL = AutoencoderConfig(
-    kind="kl",
-    width=8,
-    multipliers=(1, 2, 2),
-    depth=1,
+    regularization="kl",
+    base_channels=8,
+    channel_multipliers=(1, 2, 2),
+    num_res_blocks=1,
     latent_channels=4,
-    attention_factors=(2,),
-    groups=4,
+    attention_downsample_factors=(2,),
+    norm_groups=4,
     image_size=(16, 24),
 )
 
@@ -79,8 +79,8 @@ def test_counts_of_the_halves():
     [
         SMALL,
         replace(SMALL, quant_convs=False),
-        replace(SMALL, patch=2),
-        replace(SMALL, kind="vq", codebook_size=9, bottleneck=6),
+        replace(SMALL, patch_size=2),
+        replace(SMALL, regularization="vq", codebook_size=9, bottleneck_channels=6),
         TINY,
     ],
 )
@@ -88,7 +88,7 @@ def test_closed_forms(config):
     net = build(config)
     assert parameters(config) == count(net)
     expected = count_macs(net, (1, 3, *config.image_size))
-    if config != TINY and config.kind == "vq":
+    if config != TINY and config.regularization == "vq":
         expected -= 4 * 6 * config.codebook_size * config.latent_channels  # finding the entries
     assert macs(config) == expected
     assert macs(config, part="encoder") + macs(config, part="decoder") <= macs(config)
@@ -103,20 +103,20 @@ def test_through_json(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"multipliers": ()}, "multipliers"),
-        ({"width": 6}, "width 6 is no multiple of the 4 groups"),
+        ({"channel_multipliers": ()}, "channel_multipliers"),
+        ({"base_channels": 6}, "base_channels 6 is not a multiple of the 4 groups"),
         ({"latent_channels": 0}, "latent_channels is 0"),
-        ({"kind": "vq"}, "codebook_size is 0, which must be at least 1"),
-        ({"codebook_size": 4}, "codebook_size is 4, which must be 0 with kind='kl'"),
-        ({"attention_factors": (8,)}, "factors are 1, 2, 4"),
+        ({"regularization": "vq"}, "codebook_size is 0, which must be at least 1"),
+        ({"codebook_size": 4}, "codebook_size is 4, which must be 0 with regularization='kl'"),
+        ({"attention_downsample_factors": (8,)}, "factors are 1, 2, 4"),
         ({"scale": (1.0, 2.0)}, "scale has 2 numbers for latents of 4 channels"),
         ({"scale": 0.0}, "scale is 0.0, which must be positive"),
         ({"shift": (1.0,)}, "shift has 1 numbers"),
-        ({"bottleneck": 8, "quant_convs": False}, "needs quant_convs=True"),
-        ({"bottleneck": -1}, "bottleneck is -1"),
+        ({"bottleneck_channels": 8, "quant_convs": False}, "needs quant_convs=True"),
+        ({"bottleneck_channels": -1}, "bottleneck_channels is -1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"image_size": (0, 4)}, "image_size"),
-        ({"patch": 0}, "patch is 0"),
+        ({"patch_size": 0}, "patch_size is 0"),
     ],
 )
 def test_configs_that_make_no_sense(changes, message):
@@ -125,7 +125,7 @@ def test_configs_that_make_no_sense(changes, message):
 
 
 def test_factor():
-    assert [SIZES[name].factor for name in ("kl-f4", "kl-f8", "kl-f16", "kl-f32", "taesd")] == [
+    assert [SIZES[name].downsample_factor for name in ("kl-f4", "kl-f8", "kl-f16", "kl-f32", "taesd")] == [
         4,
         8,
         16,
@@ -136,8 +136,8 @@ def test_factor():
 
 def test_a_patch_is_folded_into_channels_and_unfolded(tmp_path):
     """The factor and the cost follow it; no other library's format has a place for it."""
-    config = replace(SMALL, patch=2)
-    assert config.factor == 8
+    config = replace(SMALL, patch_size=2)
+    assert config.downsample_factor == 8
     net = build(config).eval()
     images = torch.randn(2, 3, 16, 24)
     latents = net.encode(images)
@@ -146,7 +146,7 @@ def test_a_patch_is_folded_into_channels_and_unfolded(tmp_path):
     folded = images.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
     torch.testing.assert_close(net.encoder.fold(images), folded)
     torch.testing.assert_close(net.decoder.unfold(folded), images)
-    assert macs(config, (32, 48)) < 1.1 * macs(replace(config, patch=1))
+    assert macs(config, (32, 48)) < 1.1 * macs(replace(config, patch_size=1))
     for name in ("compvis", "diffusers"):
         with pytest.raises(UserError, match="patch"):
             tp.export(net, tmp_path / name, format=name)

@@ -11,7 +11,14 @@ from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencod
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 
 CONFIG = AutoencoderConfig(
-    kind="kl", width=8, multipliers=(1, 2), depth=1, latent_channels=4, groups=4, scale=0.5, shift=0.1
+    regularization="kl",
+    base_channels=8,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+    scale=0.5,
+    shift=0.1,
 )
 
 
@@ -23,7 +30,7 @@ def net() -> Autoencoder:
 @pytest.fixture
 def local() -> TinyAutoencoder:
     """Nothing in it looks further than 7 latents: a quarter of an overlap of 28."""
-    return TinyAutoencoder(TinyAutoencoderConfig(width=4, levels=2, depth=1)).eval()
+    return TinyAutoencoder(TinyAutoencoderConfig(base_channels=4, num_levels=2, num_res_blocks=1)).eval()
 
 
 def test_one_tile_is_the_whole(net):

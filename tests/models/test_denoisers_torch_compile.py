@@ -26,8 +26,9 @@ def close(found, expected):
 """
 
 NETS = {
-    "unet": "UNetConfig(width=16, multipliers=(1, 2), depth=1, attention_factors=(1,), heads=2, context_dim=12, groups=8)",  # noqa: E501
-    "dit": "DiTConfig(latent_size=(8, 8), patch_size=2, width=24, depth=2, heads=2, mlp_dim=40, context_dim=12)",
+    "unet": "UNetConfig(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_downsample_factors=(1,), num_heads=2, context_dim=12, norm_groups=8)",  # noqa: E501
+    "dit": "DiTConfig(latent_size=(8, 8), patch_size=2, embed_dim=24, depth=2, num_heads=2, "
+    "mlp_ratio=40 / 24, context_dim=12)",
 }
 
 COMPILE = """

@@ -22,11 +22,11 @@ from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.dit import DiT
 from triptych.models.latent_diffusion import LatentDiffusion
 
-TINY = DiTConfig(latent_size=(8, 8), patch_size=2, width=24, depth=3, heads=2, mlp_dim=40)
+TINY = DiTConfig(latent_size=(8, 8), patch_size=2, embed_dim=24, depth=3, num_heads=2, mlp_ratio=40 / 24)
 FORMS = {
     "plain": {},
     "classes": {"num_classes": 5},
-    "classes alone": {"num_classes": 5, "null_class": False, "learned_sigma": True},
+    "classes alone": {"num_classes": 5, "null_class": False, "learn_sigma": True},
     "text": {"context_dim": 12, "patch_size": 1},
     "single": {"context_dim": 12, "modulation": "single", "mlp": "gelu", "bias": False},
     "everything": {
@@ -237,11 +237,20 @@ def test_every_size_by_name(name):
 
 # ---------------------------------------------------------------------------------- in a latent diffusion model
 
-STAGE = AutoencoderConfig(kind="kl", width=8, multipliers=(1, 1), depth=1, latent_channels=4, groups=4)
+STAGE = AutoencoderConfig(
+    regularization="kl",
+    base_channels=8,
+    channel_multipliers=(1, 1),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+)
 READERS = {
     "nothing": None,
-    "class": ClassTokenConfig(num_classes=5, width=12),
-    "text": TextConfig(kind="clip", vocab_size=49408, width=12, depth=1, heads=1, mlp_dim=16, length=9),
+    "class": ClassTokenConfig(num_classes=5, embed_dim=12),
+    "text": TextConfig(
+        type="clip", vocab_size=49408, embed_dim=12, depth=1, num_heads=1, mlp_ratio=16 / 12, max_length=9
+    ),
 }
 
 
@@ -250,17 +259,17 @@ READERS = {
 def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
     text = READERS[reader]
     config = LatentDiffusionConfig(
-        autoencoder=STAGE, unet=replace(TINY, context_dim=0 if text is None else 12), text=text
+        autoencoder=STAGE, network=replace(TINY, context_dim=0 if text is None else 12), text_encoder=text
     )
     ldm = LatentDiffusion(config)
-    scrambled(ldm.unet)
+    scrambled(ldm.network)
     assert config.image_size == (16, 16)
-    assert ldm.blocks() == ldm.unet.blocks()
+    assert ldm.blocks() == ldm.network.blocks()
     given = {"nothing": None, "class": [2, 5], "text": ["a red apple", ""]}[reader]
-    context = None if given is None else ldm.text(given)
+    context = None if given is None else ldm.text_encoder(given)
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
     both = torch.cat([x, x])
-    direct = ldm.process.to_x0(both, ldm.unet(both, t.expand(2), context), t.expand(2))
+    direct = ldm.process.to_x0(both, ldm.network(both, t.expand(2), context), t.expand(2))
     torch.testing.assert_close(ldm.denoiser(context)(both, t.expand(2)), direct, atol=1e-5, rtol=1e-5)
     if context is not None:
         expected = direct[1:] + 3.0 * (direct[:1] - direct[1:])
@@ -270,7 +279,7 @@ def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
     tp.save(ldm, tmp_path / "ldm.safetensors")
     back = tp.load(tmp_path / "ldm.safetensors")
     assert back.config == ldm.config
-    assert isinstance(back.unet, DiT)
+    assert isinstance(back.network, DiT)
     assert torch.equal(back.denoiser(context)(both, t.expand(2)), ldm.denoiser(context)(both, t.expand(2)))
 
 
@@ -281,8 +290,8 @@ def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
     ("changes", "words"),
     [
         ({"patch_size": 0}, "patch_size is 0"),
-        ({"heads": 5}, "width 24 is no multiple of 5 heads"),
-        ({"width": 26}, "multiple of 4"),
+        ({"num_heads": 5}, "embed_dim 24 is not a multiple of num_heads 5"),
+        ({"embed_dim": 26}, "multiple of 4"),
         ({"context_dim": -1}, "context_dim is -1"),
         ({"latent_size": (0, 8)}, "latent_size"),
         ({"dropout": 1.0}, "dropout"),

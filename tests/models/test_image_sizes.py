@@ -54,7 +54,7 @@ def transposed(net, config):
 @given(h=SIDE, w=SIDE)
 @pytest.mark.parametrize(("position", "registers"), [("learned", 2), ("none", 0)])
 def test_a_picture_on_its_side_gives_a_map_on_its_side(small, scrambled, position, registers, h, w):
-    config = small(position=position, registers=registers)
+    config = small(position=position, num_registers=registers)
     net, x = scrambled(config), torch.randn(1, 3, h, w)
     turned = transposed(net, config)
     with torch.no_grad():
@@ -107,7 +107,7 @@ SWIN = SwinConfig(
     embed_dim=8,
     depths=(2, 2),
     num_heads=(2, 4),
-    window=((3, 5), (4, 2)),
+    window_size=((3, 5), (4, 2)),
     num_classes=3,
 )
 
@@ -126,8 +126,8 @@ def swin_on_its_side(net):
     config = replace(
         config,
         image_size=config.image_size[::-1],
-        window=turn(config.window),
-        pretrained_window=turn(config.pretrained_window),
+        window_size=turn(config.window_size),
+        pretrained_window_size=turn(config.pretrained_window_size),
     )
     state = dict(net.state_dict())
     for name, value in state.items():
@@ -135,7 +135,7 @@ def swin_on_its_side(net):
         if name == "patch.proj.weight":
             state[name] = value.mT
         elif name.endswith("bias_table"):
-            h, w = net.config.window[stage]
+            h, w = net.config.window_size[stage]
             state[name] = value.unflatten(0, (2 * h - 1, 2 * w - 1)).transpose(0, 1).flatten(0, 1)
         elif name.endswith("bias_mlp.fc1.weight"):
             state[name] = value.flip(1)  # differences of rows, of columns
@@ -149,7 +149,9 @@ def swin_on_its_side(net):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"version": 2, "qkv_bias": "qv", "pretrained_window": ((6, 4), (2, 3))}], ids=["v1", "v2"]
+    "changes",
+    [{}, {"version": 2, "qkv_bias": "qv", "pretrained_window_size": ((6, 4), (2, 3))}],
+    ids=["v1", "v2"],
 )
 @settings(max_examples=6)
 @example(h=20, w=30)

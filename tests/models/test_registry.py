@@ -10,7 +10,7 @@ import pytest
 import triptych as tp
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.swin import SwinConfig, fitting, with_window
 from triptych.models.configs.vit import SIZES, ViTConfig
 from triptych.models.registry import config_for
@@ -62,7 +62,7 @@ def test_mistakes_name_what_is_near(name, changes, said):
         ({"pool": "token+mean", "norm_after_pool": True}, "norm_after_pool"),
         ({"distill_token": True, "head": "mlp"}, "distill_token needs"),
         ({"distill_token": True, "pool": "mean"}, "distill_token needs"),
-        ({"drop_path": 1.0}, "drop_path 1.0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate 1.0"),
         ({"dropout": -0.1}, "dropout -0.1"),
         ({"stem": "conv"}, "stem_widths, for example (32, 64, 128)"),
         ({"stem": "resnet", "stem_widths": (64, 64)}, "width of the root"),
@@ -83,19 +83,19 @@ PAIRS = "give a number, (height, width), or one of these for each of 4 stages"
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"window": 0}, "window is ((0, 0), (0, 0), (0, 0), (0, 0)), which must be at least 1"),
-        ({"window": (7, -1)}, "which must be at least 1"),
-        ({"window": "7"}, f"window is '7'; {PAIRS}"),
-        ({"window": 7.5}, f"window is 7.5; {PAIRS}"),
-        ({"window": None}, f"window is None; {PAIRS}"),
-        ({"window": True}, f"window is True; {PAIRS}"),
-        ({"window": (7, "7")}, f"window is (7, '7'); {PAIRS}"),
-        ({"window": (7, 7, 7)}, PAIRS),
-        ({"window": ((7, 7),) * 5}, PAIRS),
-        ({"window": ((7, 7, 7),) * 4}, PAIRS),
-        ({"window": ("77",) * 4}, PAIRS),
-        ({"pretrained_window": ((7, 7),)}, "give (height, width) for each of 4 stages"),
-        ({"pretrained_window": ((-7, 7),) * 4}, "give (height, width) for each of 4 stages"),
+        ({"window_size": 0}, "window_size is ((0, 0), (0, 0), (0, 0), (0, 0)), which must be at least 1"),
+        ({"window_size": (7, -1)}, "which must be at least 1"),
+        ({"window_size": "7"}, f"window_size is '7'; {PAIRS}"),
+        ({"window_size": 7.5}, f"window_size is 7.5; {PAIRS}"),
+        ({"window_size": None}, f"window_size is None; {PAIRS}"),
+        ({"window_size": True}, f"window_size is True; {PAIRS}"),
+        ({"window_size": (7, "7")}, f"window_size is (7, '7'); {PAIRS}"),
+        ({"window_size": (7, 7, 7)}, PAIRS),
+        ({"window_size": ((7, 7),) * 5}, PAIRS),
+        ({"window_size": ((7, 7, 7),) * 4}, PAIRS),
+        ({"window_size": ("77",) * 4}, PAIRS),
+        ({"pretrained_window_size": ((7, 7),)}, "give (height, width) for each of 4 stages"),
+        ({"pretrained_window_size": ((-7, 7),) * 4}, "give (height, width) for each of 4 stages"),
         ({"depths": ()}, "depths is (), which must be at least 1"),
         ({"depths": (2, 2)}, "num_heads has 4 entries for 2 stages of depths (2, 2)"),
         ({"depths": (2, 0, 6, 2)}, "depths is (2, 0, 6, 2)"),
@@ -108,9 +108,9 @@ PAIRS = "give a number, (height, width), or one of these for each of 4 stages"
         ({"image_size": 3}, "image_size (3, 3) must be at least one patch of 4 pixels"),
         ({"num_classes": -1}, "num_classes -1 cannot be negative"),
         ({"map_norms": True}, "give num_classes=0 with it"),
-        ({"drop_path": 1.0}, "drop_path 1.0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate 1.0"),
         ({"mlp_ratio": 0.001}, "mlp_ratio 0.001"),
-        ({"windows": 7}, "swin-t has no field 'windows'; did you mean 'window'?"),
+        ({"windows": 7}, "swin-t has no field 'windows'; did you mean 'window_size'?"),
     ],
 )
 def test_configs_of_swin_are_checked_when_made(changes, said):
@@ -133,8 +133,8 @@ def test_configs_of_swin_are_checked_when_made(changes, said):
 )
 def test_windows_as_users_write_them(window, stages, wanted):
     heads = (1,) * stages
-    config = config_for("swin-t", window=window, depths=heads, num_heads=heads)
-    assert config.window == wanted
+    config = config_for("swin-t", window_size=window, depths=heads, num_heads=heads)
+    assert config.window_size == wanted
     assert from_json(SwinConfig, json.loads(json.dumps(to_json(config)))) == config
 
 
@@ -154,9 +154,9 @@ def test_windows_as_users_write_them(window, stages, wanted):
 )
 @pytest.mark.parametrize("name", ["swin-t", "swinv2-t"])
 def test_one_window_for_all_is_no_larger_than_a_map(window, image_size, wanted, name):
-    config = config_for(name, window=window, image_size=image_size)
-    assert config.window == wanted == fitting(replace(config, window=((1, 1),) * 4), window)
-    assert with_window(config_for(name, image_size=image_size), fitting(config, window)).window == wanted
+    config = config_for(name, window_size=window, image_size=image_size)
+    assert config.window_size == wanted == fitting(replace(config, window_size=((1, 1),) * 4), window)
+    assert with_window(config_for(name, image_size=image_size), fitting(config, window)).window_size == wanted
 
 
 def test_a_window_is_fitted_to_the_maps_of_the_changed_network():
@@ -165,10 +165,10 @@ def test_a_window_is_fitted_to_the_maps_of_the_changed_network():
         "num_heads": (1, 1, 1),
         "image_size": (32, 64),
         "patch_size": 2,
-        "window": 8,
+        "window_size": 8,
     }
-    assert config_for("swin-t", **small).window == ((8, 8), (8, 8), (4, 8))
-    assert config_for("swin-t", **small, stem_widths=(8,)).window == ((8, 8), (4, 8), (2, 4))
+    assert config_for("swin-t", **small).window_size == ((8, 8), (8, 8), (4, 8))
+    assert config_for("swin-t", **small, stem_widths=(8,)).window_size == ((8, 8), (4, 8), (2, 4))
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def test_a_window_is_fitted_to_the_maps_of_the_changed_network():
     ],
 )
 def test_the_scale_of_pre_training_outlives_a_change_of_windows(before, window, wanted):
-    config = replace(config_for("swinv2-t"), pretrained_window=before)
+    config = replace(config_for("swinv2-t"), pretrained_window_size=before)
     moved = with_window(config, window)
-    assert moved.pretrained_window == wanted
-    assert with_window(moved, 10).pretrained_window == (wanted or ((8, 8),) * 4)
+    assert moved.pretrained_window_size == wanted
+    assert with_window(moved, 10).pretrained_window_size == (wanted or ((8, 8),) * 4)
 
 
 def test_names_of_swin():
@@ -217,9 +217,9 @@ def test_preprocessing_is_checked(changes, said):
 
 
 def test_an_empty_card_has_defaults():
-    assert Card().preprocess == Preprocess()
-    assert Card().classes is None
-    assert Card().figures == {}
+    assert ModelCard().preprocess == Preprocess()
+    assert ModelCard().classes is None
+    assert ModelCard().figures == {}
 
 
 def test_strides_and_grids():

@@ -72,7 +72,7 @@ COUNTS = [
 ]
 # Swin: name, changes to its config, parameters, GMACs at the config's own size (None: not published).
 # The paper's own code, timm and torchvision agree on them.
-AT_384 = {"window": 12, "image_size": 384}
+AT_384 = {"window_size": 12, "image_size": 384}
 TORCHVISION = {"qkv_bias": "qkv"}
 SWIN = [
     ("swin-t", {}, 28_288_354, 4.491),
@@ -101,7 +101,7 @@ def test_published_swins(name, changes, count, gmacs):
     assert swin_config.parameters(config) == count
     assert gmacs is None or round(swin_config.macs(config) / 1e9, 3) == gmacs
     if name.startswith("swinv2"):  # made by an MLP, its bias has as many parameters in any window
-        assert swin_config.parameters(config_for(name, **changes, window=(24, 12))) == count
+        assert swin_config.parameters(config_for(name, **changes, window_size=(24, 12))) == count
 
 
 DEEP = [name for name in swin_config.SIZES if name[-2:] in ("-s", "-b", "-l")]
@@ -127,7 +127,7 @@ def test_products_of_deep_swins(name):
     ("name", "changes", "size"),
     [
         ("swin-t", {}, (250, 333)),
-        ("swin-t", {"window": (7, 9)}, (100, 50)),
+        ("swin-t", {"window_size": (7, 9)}, (100, 50)),
         ("swinv2-t", TORCHVISION, (97, 260)),
     ],
 )

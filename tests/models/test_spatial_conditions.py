@@ -5,20 +5,27 @@ import torch
 import torch.nn.functional as F
 
 from triptych.errors import UserError
-from triptych.models.configs.latent_diffusion import SIZES, MapConfig
+from triptych.models.configs.latent_diffusion import SIZES, SemanticMapConfig
 from triptych.models.configs.text import SIZES as TEXTS
 from triptych.models.configs.text import TextConfig
 from triptych.models.spatial_conditions import MapEncoder, box_tokens
 
 SMALL = TextConfig(
-    kind="ldm-bert", vocab_size=17, length=11, width=8, depth=1, heads=1, mlp_dim=8, boxes=True
+    type="ldm-bert",
+    vocab_size=17,
+    max_length=11,
+    embed_dim=8,
+    depth=1,
+    num_heads=1,
+    mlp_ratio=1.0,
+    boxes=True,
 )
 
 
 def test_a_map_is_halved_then_mixed():
     """SpatialRescaler: one-hot, twice F.interpolate by a half, a 1x1 convolution."""
     torch.manual_seed(0)
-    net = MapEncoder(MapConfig(num_classes=7, channels=3))
+    net = MapEncoder(SemanticMapConfig(num_classes=7, channels=3))
     classes = torch.randint(8, (2, 12, 20))
     classes[classes == 7] = 255
     hot = torch.stack([classes == k for k in range(7)], dim=1).float()
@@ -29,9 +36,9 @@ def test_a_map_is_halved_then_mixed():
 
 def test_the_published_sizes():
     config = SIZES["ldm-semantic"]
-    assert config.unet.in_channels == config.autoencoder.latent_channels + 3
+    assert config.network.in_channels == config.autoencoder.latent_channels + 3
     assert (config.process.beta_start, config.process.beta_end) == (0.0015, 0.0205)
-    assert SIZES["ldm-layout"].text.boxes
+    assert SIZES["ldm-layout"].text_encoder.boxes
     tokens = box_tokens(TEXTS["ldm-layout-text"], [])
     assert tokens.shape == (1, 92)
     assert tokens[0, :90].unique().tolist() == [8191]

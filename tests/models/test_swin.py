@@ -13,7 +13,7 @@ from triptych.layers.capture import capture
 from triptych.layers.residual import DropPath
 from triptych.layers.window import WindowAttention, attend
 from triptych.metrics.cost import count_macs, count_parameters
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.swin import SwinConfig, macs, maps_at, parameters, windows_of
 from triptych.models.registry import create
 from triptych.models.swin import PatchMerging, Stage, Swin
@@ -24,7 +24,7 @@ SMALL = SwinConfig(
     embed_dim=8,
     depths=(2, 2),
     num_heads=(2, 4),
-    window=((4, 4), (3, 3)),
+    window_size=((4, 4), (3, 3)),
     num_classes=5,
 )
 V2 = {"version": 2, "qkv_bias": "qv"}
@@ -32,16 +32,20 @@ FORMS = {
     "v1": {},
     "v2": V2,
     "v2 of torchvision": {"version": 2},
-    "v2 with larger windows": {**V2, "window": ((6, 6), (6, 6)), "pretrained_window": ((4, 4), (3, 3))},
-    "rectangular": {"window": ((3, 5), (6, 2))},
+    "v2 with larger windows": {
+        **V2,
+        "window_size": ((6, 6), (6, 6)),
+        "pretrained_window_size": ((4, 4), (3, 3)),
+    },
+    "rectangular": {"window_size": ((3, 5), (6, 2))},
     "no bias": {"qkv_bias": "none"},
-    "three stages": {"depths": (1, 2, 1), "num_heads": (1, 2, 4), "window": ((3, 3),) * 3},
+    "three stages": {"depths": (1, 2, 1), "num_heads": (1, 2, 4), "window_size": ((3, 3),) * 3},
     "headless": {"num_classes": 0},
     "maps": {"num_classes": 0, "map_norms": True},
     "grey": {"in_channels": 1},
     "conv stem": {"stem_widths": (6,), "patch_size": 1},
     "patches of 3": {"patch_size": 3, "image_size": (36, 54)},
-    "dropped": {"drop_path": 0.5, "dropout": 0.2},
+    "dropped": {"drop_path_rate": 0.5, "dropout": 0.2},
 }
 # One cell, one row, less than a window, whole windows, none whole, odd maps to merge, no whole patches.
 SIZES = [(3, 3), (3, 40), (4, 7), (24, 36), (31, 45), (18, 26), (25, 33)]
@@ -173,13 +177,13 @@ def test_blocks_are_listed_in_order():
 
 
 def test_drop_path_rises_with_depth():
-    net = Swin(replace(SMALL, drop_path=0.3))
+    net = Swin(replace(SMALL, drop_path_rate=0.3))
     rates = [part.rate for part in net.modules() if isinstance(part, DropPath)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
 def test_eval_is_the_same_every_time_and_training_is_not():
-    net, x = scrambled(replace(SMALL, drop_path=0.5, dropout=0.2)), images(SMALL)
+    net, x = scrambled(replace(SMALL, drop_path_rate=0.5, dropout=0.2)), images(SMALL)
     assert torch.equal(net(x), net(x))
     net.train()
     assert not torch.equal(net(x), net(x))
@@ -244,7 +248,9 @@ def test_what_is_missing_to_a_whole_patch_is_zero():
 def test_two_blocks_pass_on_what_their_regions_join(size, window, changes):
     """A stage of a W-MSA and a SW-MSA block: a cell knows of the windows of those that share its region in the second,
     and of nothing else. The Jacobian elsewhere is exactly zero; timm's is not at 256 px."""
-    config = replace(SMALL, embed_dim=4, depths=(2,), num_heads=(2,), window=windows_of(window, 1), **changes)
+    config = replace(
+        SMALL, embed_dim=4, depths=(2,), num_heads=(2,), window_size=windows_of(window, 1), **changes
+    )
     stage = scrambled(config).stages[0]
     assert isinstance(stage, Stage)
     # One copy of the map for each cell of the answer, so that one backward pass is the whole Jacobian.
@@ -315,7 +321,7 @@ def test_features_of_every_form(form):
 
 def test_a_backbone_for_dense_heads():
     net, x = scrambled(SMALL).double(), images(SMALL).double()
-    net.card = Card(classes=tuple("abcde"))
+    net.card = ModelCard(classes=tuple("abcde"))
     plain = net.features(x)
     net.prepare_maps()
     assert net.config == replace(SMALL, num_classes=0, map_norms=True)
@@ -332,7 +338,7 @@ def test_a_backbone_for_dense_heads():
 
 def test_a_new_head():
     net, x = scrambled(SMALL).double(), images(SMALL).double()
-    net.card = Card(classes=tuple("abcde"), groupings={"kind": tuple("xxyyy")}, figures={"top1": 0.5})
+    net.card = ModelCard(classes=tuple("abcde"), groupings={"kind": tuple("xxyyy")}, figures={"top1": 0.5})
     net.requires_grad_(False)
     net.replace_head(3)
     assert net.head.weight.requires_grad
@@ -352,7 +358,9 @@ def test_capture_of_every_form(form):
     with capture(net) as maps:
         torch.testing.assert_close(answers(net, x), plain, atol=1e-5, rtol=1e-5)
     wanted = {}
-    for i, ((h, w), (wh, ww)) in enumerate(zip(maps_at(form, form.image_size), form.window, strict=True)):
+    for i, ((h, w), (wh, ww)) in enumerate(
+        zip(maps_at(form, form.image_size), form.window_size, strict=True)
+    ):
         for j in range(form.depths[i]):
             windows = -(-h // wh) * -(-w // ww)
             wanted[f"stages.{i}.blocks.{j}.attn"] = (2, windows, form.num_heads[i], wh * ww, wh * ww)
@@ -374,8 +382,8 @@ def test_capture_of_every_form(form):
 )
 def test_windows_at_creation(name, window, wanted):
     changes = {"embed_dim": 8, "num_heads": (1, 2, 2, 2), "depths": (2, 1, 1, 1), "num_classes": 2}
-    net = create(name, window=window, **changes).eval()
-    assert net.config.window == wanted
+    net = create(name, window_size=window, **changes).eval()
+    assert net.config.window_size == wanted
     parts = [stage.blocks[0].attn for stage in net.stages]
     assert all(isinstance(part, WindowAttention) for part in parts)
     assert tuple(part.window for part in parts) == wanted

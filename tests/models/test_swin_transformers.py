@@ -26,7 +26,7 @@ def config_of(version, image_size, window, **changes):
         "image_size": image_size,
         "num_classes": 4,
     }
-    return Config(**sizes, **more, window=windows_of(window, len(depths)), **changes)
+    return Config(**sizes, **more, window_size=windows_of(window, len(depths)), **changes)
 
 
 def theirs(config, kind, **changes):
@@ -39,7 +39,7 @@ def theirs(config, kind, **changes):
             embed_dim=config.embed_dim,
             depths=list(config.depths),
             num_heads=list(config.num_heads),
-            window_size=config.window[0][0],
+            window_size=config.window_size[0][0],
             num_labels=config.num_classes,
             layer_norm_eps=config.norm_eps,
             **changes,
@@ -126,7 +126,7 @@ def test_version_2_at_any_size_above_its_own(shape):
 @torch.no_grad()
 def test_version_2_with_larger_windows_than_it_was_trained_with():
     """Theirs makes a window as small as the map, for good; so ours has (4, 4) in the last stage."""
-    windows = {"window": ((8, 8), (8, 8), (4, 4)), "pretrained_window": ((6, 6), (6, 6), (3, 3))}
+    windows = {"window": ((8, 8), (8, 8), (4, 4)), "pretrained_window_size": ((6, 6), (6, 6), (3, 3))}
     net, other = pair(config_of(2, (64, 64), **windows), HFSwinv2, pretrained_window_sizes=[6, 6, 3])
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(net(x), other(x).logits, **CLOSE)

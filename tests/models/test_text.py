@@ -21,13 +21,13 @@ COUNTS = {
     "clip-l": 123_060_480, "openclip-h": 340_387_840, "openclip-h-whole": 352_984_064, "ldm-bert": 581_994_042,
     "ldm-bert-640": 186_154_682, "ldm-layout-text": 58_858_496,
 }  # fmt: skip
-TINY = {"width": 24, "depth": 3, "heads": 2, "mlp_dim": 40}
+TINY = {"embed_dim": 24, "depth": 3, "num_heads": 2, "mlp_ratio": 40 / 24}
 FORMS = {
-    "clip": TextConfig(kind="clip", vocab_size=49408, activation="quick_gelu", pad=49407, **TINY),
-    "openclip": TextConfig(kind="openclip", vocab_size=49408, skip=1, **TINY),
-    "ldm-bert": TextConfig(kind="ldm-bert", vocab_size=300, length=20, head_dim=5, logits=True, **TINY),
+    "clip": TextConfig(type="clip", vocab_size=49408, activation="quick_gelu", pad_token=49407, **TINY),
+    "openclip": TextConfig(type="openclip", vocab_size=49408, skip_last_blocks=1, **TINY),
+    "ldm-bert": TextConfig(type="ldm-bert", vocab_size=300, max_length=20, head_dim=5, logits=True, **TINY),
 }
-SMALL = {name: replace(form, vocab_size=60, pad=0, length=9) for name, form in FORMS.items()}
+SMALL = {name: replace(form, vocab_size=60, pad_token=0, max_length=9) for name, form in FORMS.items()}
 
 
 def scrambled(config: TextConfig) -> TextEncoder:
@@ -70,12 +70,12 @@ def test_counts(name):
 
 
 def test_every_parameter_is_filled_and_counts(small):
-    net = TextEncoder(replace(small, added=2))
+    net = TextEncoder(replace(small, num_added_tokens=2))
     assert [name for name, p in net.named_parameters() if not p.isfinite().all()] == []
     assert sum(p.numel() for p in net.parameters()) == parameters(net.config)
     net.encode_tokens(torch.randint(0, 62, (2, 9))).square().sum().backward()
     idle = [name for name, p in net.named_parameters() if p.grad is None]
-    unread = [f"encoder.{i}." for i in range(small.depth - small.skip, small.depth)] + ["logits"]
+    unread = [f"encoder.{i}." for i in range(small.depth - small.skip_last_blocks, small.depth)] + ["logits"]
     assert [name for name in idle if not name.startswith(tuple(unread))] == []
     assert net.blocks() == list(net.encoder)
 
@@ -83,12 +83,12 @@ def test_every_parameter_is_filled_and_counts(small):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"heads": 5}, "no multiple of 5 heads"),
-        ({"skip": 3}, "from 0 to 2"),
-        ({"pad": 60}, "from 0 to 59"),
-        ({"length": 2}, "at least 3"),
-        ({"width": 0}, "width is 0"),
-        ({"added": -1}, "0 or more"),
+        ({"num_heads": 5}, "not a multiple of num_heads 5"),
+        ({"skip_last_blocks": 3}, "from 0 to 2"),
+        ({"pad_token": 60}, "from 0 to 59"),
+        ({"max_length": 2}, "at least 3"),
+        ({"embed_dim": 0}, "embed_dim is 0"),
+        ({"num_added_tokens": -1}, "0 or more"),
     ],
 )
 def test_configs_that_cannot_be(wrong, said):
@@ -112,7 +112,7 @@ def test_clip_is_transformers_clip(activation, skip):
     ).eval()  # fmt: skip
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.3)
-    ours = TextEncoder(replace(SMALL["clip"], activation=activation, skip=skip)).eval()
+    ours = TextEncoder(replace(SMALL["clip"], activation=activation, skip_last_blocks=skip)).eval()
     source = theirs.state_dict()
     state = {
         "tokens.weight": source["embeddings.token_embedding.weight"],
@@ -264,7 +264,7 @@ def test_a_vocabulary_of_ones_own():
     with pytest.raises(UserError, match="has 49408 tokens, the text encoder's table 300 rows"):
         net.tokenizer = clip_tokenizer()
     with pytest.raises(UserError, match="of two models"):
-        TextEncoder(replace(FORMS["clip"], vocab_size=49407, pad=0))([""])
+        TextEncoder(replace(FORMS["clip"], vocab_size=49407, pad_token=0))([""])
     assert copy.deepcopy(net).tokenizer is net.tokenizer
 
 
@@ -336,7 +336,7 @@ def test_added_vectors_are_read(clip):
     net = copy.deepcopy(clip)
     vectors = torch.randn(2, 24)
     add_embedding(net, "<cat>", vectors)
-    assert net.config.added == 2
+    assert net.config.num_added_tokens == 2
     assert net.tokens.weight.shape == (49410, 24)
     assert torch.equal(net.tokens.weight[:49408], clip.tokens.weight)
     ids = net.tokenize(["a <cat> here"])
@@ -381,7 +381,7 @@ def test_vectors_of_one_word_stay_together(clip):
 def test_words_that_cannot_be_added(clip, token, shape, said):
     with pytest.raises(UserError, match=said):
         add_embedding(clip, token, torch.zeros(shape))
-    assert clip.config.added == 0
+    assert clip.config.num_added_tokens == 0
     assert len(clip.tokens.weight) == 49408
 
 

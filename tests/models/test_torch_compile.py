@@ -12,7 +12,8 @@ import torch
 from triptych.models.registry import create
 
 torch.manual_seed(0)
-net = create("vit-ti16", depth=2, embed_dim=32, num_heads=2, mlp_dim=48, num_classes=3, image_size=(64, 96), **CHANGES)
+net = create("vit-ti16", depth=2, embed_dim=32, num_heads=2, mlp_ratio=48 / 32, num_classes=3,
+             image_size=(64, 96), **CHANGES)
 net = net.eval().requires_grad_(False)
 for parameter in net.parameters():
     torch.nn.init.normal_(parameter, std=0.2)
@@ -46,7 +47,7 @@ def make(version=1, depths=(2,), window=(3, 4), **changes):
     changes = {"patch_size": 2, "qkv_bias": "qv" if version == 2 else "qkv", **changes}
     net = create(
         "swin-t", version=version, embed_dim=8, depths=depths, num_heads=(2,) * stages, num_classes=3,
-        window=((window,) * stages), **changes,
+        window_size=((window,) * stages), **changes,
     )
     for name, parameter in net.named_parameters():
         torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
@@ -125,7 +126,7 @@ session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecution
 agree(lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), net, (3, 3, 31, 45))
 net.prepare_maps()
 for kind in ("fpn", "unet", "upernet"):
-    head = HeadConfig(kind=kind, num_classes=3, width=16)
+    head = HeadConfig(type=kind, num_classes=3, channels=16)
     dense = Segmenter(SegmenterConfig(backbone=net.config, head=head), net).eval()
     agree(torch.jit.trace(dense, torch.randn(2, 3, 31, 45)), dense, (2, 3, 31, 45), (1, 3, 31, 45))
 """
@@ -180,7 +181,7 @@ def test_export_with_open_batch_height_and_width():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"position": "rotary", "registers": 4},
+        {"position": "rotary", "num_registers": 4},
         {"position": "sincos"},
         {"stem": "conv", "stem_widths": (8, 16), "patch_size": 4},
     ],

@@ -22,12 +22,12 @@ from triptych.models.unet import UNet
 
 TINY = UNetConfig(
     latent_size=(16, 16),
-    width=16,
-    multipliers=(1, 2, 3),
-    attention_factors=(1, 2),
-    heads=2,
+    base_channels=16,
+    channel_multipliers=(1, 2, 3),
+    attention_downsample_factors=(1, 2),
+    num_heads=2,
     context_dim=12,
-    groups=8,
+    norm_groups=8,
 )
 CROSS = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
 TEXT = {
@@ -48,14 +48,20 @@ PIXELS = {
     "norm_num_groups": 8,
 }
 LDM = replace(
-    TINY, in_channels=3, out_channels=3, attention_factors=(2, 4), heads=0, head_dim=8, context_dim=0
+    TINY,
+    in_channels=3,
+    out_channels=3,
+    attention_downsample_factors=(2, 4),
+    num_heads=0,
+    head_dim=8,
+    context_dim=0,
 )
 # Ours, diffusers' class, its arguments.
 CASES = {
     "sd1": (TINY, UNet2DConditionModel, TEXT),
     "sd1 inpaint": (replace(TINY, in_channels=9), UNet2DConditionModel, TEXT | {"in_channels": 9}),
     "sd2": (
-        replace(TINY, heads=0, head_dim=8, projection="linear"),
+        replace(TINY, num_heads=0, head_dim=8, projection="linear"),
         UNet2DConditionModel,
         TEXT | {"attention_head_dim": (2, 4, 6), "use_linear_projection": True},
     ),
@@ -65,7 +71,7 @@ CASES = {
         TEXT | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 10},
     ),
     "x4 upscaler": (
-        replace(TINY, in_channels=7, cross_only_factors=(1,), projection="linear", num_classes=20),
+        replace(TINY, in_channels=7, cross_only_downsample_factors=(1,), projection="linear", num_classes=20),
         UNet2DConditionModel,
         TEXT
         | {
@@ -81,7 +87,7 @@ CASES = {
         TEXT | {"transformer_layers_per_block": 2},
     ),
     "depth by level": (
-        replace(TINY, transformer_depth=(1, 2, 3), depth=1),
+        replace(TINY, transformer_depth=(1, 2, 3), num_res_blocks=1),
         UNet2DConditionModel,
         TEXT | {"transformer_layers_per_block": (1, 2, 3), "layers_per_block": 1},
     ),

@@ -22,12 +22,20 @@ from triptych.models.unet_acceleration import (
 )
 
 TEXT = UNetConfig(
-    width=16, multipliers=(1, 2), depth=2, attention_factors=(1, 2), heads=2, context_dim=12, groups=8
+    base_channels=16,
+    channel_multipliers=(1, 2),
+    num_res_blocks=2,
+    attention_downsample_factors=(1, 2),
+    num_heads=2,
+    context_dim=12,
+    norm_groups=8,
 )
 CONFIGS = {
     "text": TEXT,
-    "plain": replace(TEXT, context_dim=0, attention_factors=(2,), depth=1, in_channels=4),
-    "one level": replace(TEXT, multipliers=(1,), attention_factors=(1,), depth=1, num_classes=3),
+    "plain": replace(TEXT, context_dim=0, attention_downsample_factors=(2,), num_res_blocks=1, in_channels=4),
+    "one level": replace(
+        TEXT, channel_multipliers=(1,), attention_downsample_factors=(1,), num_res_blocks=1, num_classes=3
+    ),
 }
 
 
@@ -146,9 +154,11 @@ def test_the_cache_is_of_one_shape(net):
 
 
 def test_what_does_not_fit_is_said():
-    dit = DiT(DiTConfig(latent_size=(8, 8), patch_size=2, width=24, depth=1, heads=2, mlp_dim=40))
-    bare = make(replace(TEXT, attention_factors=()))
-    cross = make(replace(TEXT, cross_only_factors=(1, 2)))
+    dit = DiT(
+        DiTConfig(latent_size=(8, 8), patch_size=2, embed_dim=24, depth=1, num_heads=2, mlp_ratio=40 / 24)
+    )
+    bare = make(replace(TEXT, attention_downsample_factors=()))
+    cross = make(replace(TEXT, cross_only_downsample_factors=(1, 2)))
     for words, context in {
         "ratio|merge_tokens is 0.8": merged_tokens(bare, 0.8),
         "is of a UNet; this denoiser is a DiT": merged_tokens(dit, 0.5),

@@ -39,9 +39,9 @@ TABLE = {
 OWN = {"unet-s", "unet-emoji"}  # published nowhere: to be trained here
 SDXL = UNetConfig(  # one of no name here, since its two text encoders are not there
     latent_size=(128, 128),
-    width=320,
-    multipliers=(1, 2, 4),
-    attention_factors=(2, 4),
+    base_channels=320,
+    channel_multipliers=(1, 2, 4),
+    attention_downsample_factors=(2, 4),
     transformer_depth=(1, 2, 10),
     head_dim=64,
     context_dim=2048,
@@ -90,7 +90,7 @@ def test_transformers_of_another_depth_at_each_level():
     "changes",
     [
         {"context_dim": 12, "in_channels": 9, "projection": "linear"},
-        {"context_dim": 12, "cross_only_factors": (2,), "transformer_depth": 2, "num_classes": 5},
+        {"context_dim": 12, "cross_only_downsample_factors": (2,), "transformer_depth": 2, "num_classes": 5},
         {"vector_dim": 6, "resample": "resnet", "scale_shift": True},
     ],
     ids=["text", "cross only", "resampled by blocks"],
@@ -98,11 +98,11 @@ def test_transformers_of_another_depth_at_each_level():
 def test_products_of_small_forms(changes):
     config = UNetConfig(
         latent_size=(8, 12),
-        width=32,
-        multipliers=(1, 2, 2),
-        depth=1,
-        attention_factors=(2,),
-        heads=4,
+        base_channels=32,
+        channel_multipliers=(1, 2, 2),
+        num_res_blocks=1,
+        attention_downsample_factors=(2,),
+        num_heads=4,
         **changes,
     )
     assert count_parameters(on_meta(config)) == parameters(config)
@@ -127,15 +127,15 @@ def test_json_round_trip(name):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"width": 0}, "width is 0"),
-        ({"width": 100}, "32 groups"),
-        ({"multipliers": ()}, "multipliers"),
-        ({"heads": 0}, "give one of the two"),
-        ({"heads": 8, "head_dim": 64}, "give one of the two"),
-        ({"heads": 7}, "heads 7 does not divide the 320 channels"),
-        ({"heads": 0, "head_dim": 48}, "head_dim 48 does not divide the 320 channels"),
-        ({"attention_factors": (0, 1)}, "attention_factors"),
-        ({"context_dim": 0, "cross_only_factors": (1,)}, "cross_only_factors"),
+        ({"base_channels": 0}, "base_channels is 0"),
+        ({"base_channels": 100}, "32 groups"),
+        ({"channel_multipliers": ()}, "channel_multipliers"),
+        ({"num_heads": 0}, "give one of the two"),
+        ({"num_heads": 8, "head_dim": 64}, "give one of the two"),
+        ({"num_heads": 7}, "num_heads 7 does not divide the 320 channels"),
+        ({"num_heads": 0, "head_dim": 48}, "head_dim 48 does not divide the 320 channels"),
+        ({"attention_downsample_factors": (0, 1)}, "attention_downsample_factors"),
+        ({"context_dim": 0, "cross_only_downsample_factors": (1,)}, "cross_only_downsample_factors"),
         ({"num_classes": 10, "vector_dim": 10}, "labels or vectors"),
         ({"transformer_depth": (1, 2)}, "2 numbers for 4 levels"),
         ({"transformer_depth": 0}, "transformer_depth is 0"),
@@ -150,6 +150,6 @@ def test_mistakes_are_told(changes, words):
 
 
 def test_no_heads_are_asked_for_where_nothing_attends():
-    config = replace(SIZES["semantic"], heads=0, middle_attention=False)
+    config = replace(SIZES["semantic"], num_heads=0, middle_attention=False)
     assert not any("attention" in name for name, _ in on_meta(config).named_parameters())
     assert parameters(config) == count_parameters(on_meta(config))

@@ -10,7 +10,7 @@ from torch import nn
 from triptych.errors import UserError
 from triptych.layers.capture import capture
 from triptych.layers.residual import DropPath
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.vit import Block, CosineHead, MlpHead, ViT
 
 
@@ -71,7 +71,7 @@ def test_the_forward_pass_is_figure_1(small, scrambled, images):
 
 
 def test_registers_are_read_by_nobody_but_attention(small, scrambled, images):
-    config = small(registers=2)
+    config = small(num_registers=2)
     net, x = scrambled(config), images(config)
     z, grid = net.embed(x)
     assert z.shape == (2, 1 + 2 + 24, 24)
@@ -89,14 +89,14 @@ def test_layer_scale_near_zero_is_near_the_identity(small, images):
 
 
 def test_drop_path_rises_with_depth(small):
-    net = ViT(small(drop_path=0.3, depth=4))
+    net = ViT(small(drop_path_rate=0.3, depth=4))
     rates = [part.rate for part in net.modules() if isinstance(part, DropPath)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
-    assert ViT(small(drop_path=0.3, depth=1)).encoder[0].drop_path.rate == 0
+    assert ViT(small(drop_path_rate=0.3, depth=1)).encoder[0].drop_path_rate.rate == 0
 
 
 def test_eval_is_the_same_every_time_and_training_is_not(small, scrambled, images):
-    config = small(drop_path=0.5, dropout=0.2)
+    config = small(drop_path_rate=0.5, dropout=0.2)
     net, x = scrambled(config), images(config)
     assert torch.equal(net(x), net(x))
     net.train()
@@ -124,7 +124,7 @@ def test_the_mlp_head_has_one_hidden_tanh_layer(small, scrambled, images):
 def test_from_pre_training_to_fine_tuning_in_one_call(small, images):
     config = small(head="mlp")
     net = ViT(config)
-    net.card = Card(classes=tuple("abcde"), groupings={"kind": tuple("xxyyy")}, figures={"top1": 0.5})
+    net.card = ModelCard(classes=tuple("abcde"), groupings={"kind": tuple("xxyyy")}, figures={"top1": 0.5})
     body = {name: p for name, p in net.named_parameters() if not name.startswith("head")}
     net.replace_head(3)
     assert isinstance(net.head, nn.Linear)
@@ -193,7 +193,7 @@ def test_features_of_every_form(form, scrambled, images):
 
 
 def test_features_are_the_patches_in_their_places(small, scrambled, images):
-    config = small(registers=2)
+    config = small(num_registers=2)
     net, x = scrambled(config), images(config)
     z = net.norm(net.encode(x)[0])
     taken = net.features(x)[0]

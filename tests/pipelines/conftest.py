@@ -9,67 +9,81 @@ from torch import nn
 
 from triptych.diffusion.config import ProcessConfig
 from triptych.models.configs.autoencoder import AutoencoderConfig
-from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, MapConfig
+from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, SemanticMapConfig
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 
 KL = AutoencoderConfig(
-    kind="kl", width=8, multipliers=(1, 2, 3), depth=1, latent_channels=4, groups=4, scale=0.5
+    regularization="kl",
+    base_channels=8,
+    channel_multipliers=(1, 2, 3),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+    scale=0.5,
 )
-VQ = replace(KL, kind="vq", codebook_size=64, latent_channels=3, scale=1.0)
+VQ = replace(KL, regularization="vq", codebook_size=64, latent_channels=3, scale=1.0)
 UNET = UNetConfig(
     latent_size=(8, 8),
-    width=16,
-    multipliers=(1, 2),
-    depth=1,
-    attention_factors=(),
-    heads=2,
+    base_channels=16,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_downsample_factors=(),
+    num_heads=2,
     context_dim=24,
-    groups=8,
+    norm_groups=8,
 )
-TEXT = TextConfig(kind="clip", vocab_size=49408, width=24, depth=2, heads=2, mlp_dim=40, pad=49407)
+TEXT = TextConfig(
+    type="clip", vocab_size=49408, embed_dim=24, depth=2, num_heads=2, mlp_ratio=40 / 24, pad_token=49407
+)
 PLAIN = replace(UNET, in_channels=3, out_channels=3, context_dim=0)
 CONFIGS = {
-    "text": LatentDiffusionConfig(autoencoder=KL, unet=UNET, text=TEXT),
+    "text": LatentDiffusionConfig(autoencoder=KL, network=UNET, text_encoder=TEXT),
     "text-v": LatentDiffusionConfig(
-        autoencoder=KL, unet=UNET, text=TEXT, process=ProcessConfig(prediction="v", zero_terminal_snr=True)
+        autoencoder=KL,
+        network=UNET,
+        text_encoder=TEXT,
+        process=ProcessConfig(prediction="v", zero_terminal_snr=True),
     ),
     "inpaint": LatentDiffusionConfig(
-        autoencoder=KL, unet=replace(UNET, in_channels=9), text=TEXT, beside="mask+masked"
+        autoencoder=KL, network=replace(UNET, in_channels=9), text_encoder=TEXT, concat="mask+masked_image"
     ),
     "ldm-inpaint": LatentDiffusionConfig(
-        autoencoder=VQ, unet=replace(PLAIN, in_channels=7), beside="masked+mask"
+        autoencoder=VQ, network=replace(PLAIN, in_channels=7), concat="masked_image+mask"
     ),
     "depth": LatentDiffusionConfig(
-        autoencoder=KL, unet=replace(UNET, in_channels=5), text=TEXT, beside="depth"
+        autoencoder=KL, network=replace(UNET, in_channels=5), text_encoder=TEXT, concat="depth"
     ),
     "upscaler": LatentDiffusionConfig(
         autoencoder=KL,
-        unet=replace(UNET, in_channels=7, num_classes=50),
-        text=TEXT,
-        beside="image",
-        low_process=ProcessConfig(),
+        network=replace(UNET, in_channels=7, num_classes=50),
+        text_encoder=TEXT,
+        concat="image",
+        low_res_process=ProcessConfig(),
     ),
-    "sr": LatentDiffusionConfig(autoencoder=VQ, unet=replace(PLAIN, in_channels=6), beside="image"),
+    "sr": LatentDiffusionConfig(autoencoder=VQ, network=replace(PLAIN, in_channels=6), concat="image"),
     "classes": LatentDiffusionConfig(
         autoencoder=VQ,
-        unet=replace(PLAIN, context_dim=12),
-        text=ClassTokenConfig(num_classes=3, width=12),
+        network=replace(PLAIN, context_dim=12),
+        text_encoder=ClassTokenConfig(num_classes=3, embed_dim=12),
     ),
     "classes-without-null": LatentDiffusionConfig(
         autoencoder=VQ,
-        unet=replace(PLAIN, context_dim=12),
-        text=ClassTokenConfig(num_classes=3, width=12, null_class=False),
+        network=replace(PLAIN, context_dim=12),
+        text_encoder=ClassTokenConfig(num_classes=3, embed_dim=12, null_class=False),
     ),
-    "unconditional": LatentDiffusionConfig(autoencoder=VQ, unet=PLAIN),
+    "unconditional": LatentDiffusionConfig(autoencoder=VQ, network=PLAIN),
     "semantic": LatentDiffusionConfig(
-        autoencoder=VQ, unet=replace(PLAIN, in_channels=6), beside="map", map=MapConfig(num_classes=5)
+        autoencoder=VQ,
+        network=replace(PLAIN, in_channels=6),
+        concat="semantic_map",
+        semantic_map=SemanticMapConfig(num_classes=5),
     ),
     "layout": LatentDiffusionConfig(
         autoencoder=VQ,
-        unet=replace(PLAIN, context_dim=24),
-        text=replace(TEXT, kind="ldm-bert", vocab_size=82, length=11, pad=0, boxes=True),
+        network=replace(PLAIN, context_dim=24),
+        text_encoder=replace(TEXT, type="ldm-bert", vocab_size=82, max_length=11, pad_token=0, boxes=True),
     ),
 }
 

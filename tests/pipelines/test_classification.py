@@ -11,7 +11,7 @@ from PIL import Image
 
 import triptych as tp
 from triptych import device as hardware
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.pipelines.classification import ClassificationPipeline
 from triptych.pipelines.image_input import fitted, images_below, normalized
 
@@ -21,9 +21,11 @@ NAMES = ("cat", "dog", "fox", "owl")
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    net = tp.create("vit-ti16", depth=2, embed_dim=48, num_heads=3, mlp_dim=96, num_classes=4, image_size=32)
+    net = tp.create(
+        "vit-ti16", depth=2, embed_dim=48, num_heads=3, mlp_ratio=2.0, num_classes=4, image_size=32
+    )
     torch.nn.init.normal_(net.head.weight)
-    net.card = Card(preprocess=Preprocess(size=(32, 32), crop=1.0, mode="squash"), classes=NAMES)
+    net.card = ModelCard(preprocess=Preprocess(size=(32, 32), crop=1.0, mode="squash"), classes=NAMES)
     return net
 
 
@@ -156,7 +158,7 @@ def test_bf16_says_nearly_the_same(net, folder):
 
 def test_precision_follows_the_hardware_and_is_said_once(monkeypatch, caplog):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(hardware, "_SAID", set())
+    monkeypatch.setattr(hardware, "_LOGGED", set())
     with caplog.at_level(logging.INFO, logger="triptych"):
         monkeypatch.setattr(hardware, "native_bf16", lambda device: "AMX_BF16")
         assert hardware.choose_dtype(None, cpu) == torch.bfloat16
@@ -176,13 +178,13 @@ def test_background_under_alpha():
         assert (fitted(clear, preprocess) == np.array(ground)).all()
 
 
-def test_grey_network_takes_colour_pictures():
+def test_grey_network_takes_color_pictures():
     net = tp.create(
         "vit-ti16",
         depth=1,
         embed_dim=24,
         num_heads=3,
-        mlp_dim=24,
+        mlp_ratio=1.0,
         in_channels=1,
         num_classes=2,
         image_size=16,

@@ -16,9 +16,9 @@ from triptych.data.loading.test_time_views import ViewOptions, view_sizes
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import InMemoryLogits, SlidingWindowLogits, resized_rows
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.pipelines.image_input import normalized
-from triptych.pipelines.palette import FIRST, GROUND, colours_of, far_apart, oklab
+from triptych.pipelines.palette import FIRST, GROUND, colors_of, far_apart, oklab
 from triptych.pipelines.segmentation import SegmentationPipeline
 from triptych.pipelines.segmentation_result import Segmentation, _boxes
 
@@ -31,7 +31,7 @@ def picture(height=40, width=56):
 
 
 def card(size=(32, 32), mode="squash", crop=1.0, **more):
-    return Card(
+    return ModelCard(
         preprocess=Preprocess(size=size, mode=mode, crop=crop, interpolation="bilinear", **more),
         classes=NAMES,
     )
@@ -42,10 +42,10 @@ def net():
     """A tiny Swin with an FPN, random, whose classes all occur."""
     torch.manual_seed(3)
     backbone = tp.create(
-        "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 2), window=4, image_size=32, num_classes=0
+        "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, image_size=32, num_classes=0
     )
     backbone.prepare_maps()
-    head = HeadConfig(kind="fpn", width=8, num_classes=3, dropout=0.0)
+    head = HeadConfig(type="fpn", channels=8, num_classes=3, dropout=0.0)
     made = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone)
     nn.init.normal_(made.classifier.weight, std=3)
     made.card = card()
@@ -224,7 +224,9 @@ def test_rows_are_enlarged_as_the_whole(size, to):
     logits = torch.randn(3, *size)
     expected = F.interpolate(logits[None], to, mode="bilinear", align_corners=False)[0]
     for step in (1, 4, 100):
-        bands = [resized_rows(InMemoryLogits(logits), to, y, min(y + step, to[0])) for y in range(0, to[0], step)]
+        bands = [
+            resized_rows(InMemoryLogits(logits), to, y, min(y + step, to[0])) for y in range(0, to[0], step)
+        ]
         torch.testing.assert_close(torch.cat(bands, dim=1), expected, atol=1e-5, rtol=0)
 
 
@@ -329,7 +331,7 @@ def test_files(pipe, tmp_path):
     with Image.open(written[1]) as labels:
         assert labels.mode == "P"
         assert (np.asarray(labels) == found.labels).all()
-        assert (np.asarray(labels.convert("RGB")) == found.colours[found.labels]).all()
+        assert (np.asarray(labels.convert("RGB")) == found.colors[found.labels]).all()
     with Image.open(written[0]) as overlay:
         assert overlay.size == (56, 40)
     said = json.loads(written[2].read_text())
@@ -337,7 +339,7 @@ def test_files(pipe, tmp_path):
     assert said["areas"][0] == {
         **found.areas[0]._asdict(),
         "box": list(found.areas[0].box),
-        "colour": found.colours[found.areas[0].index].tolist(),
+        "color": found.colors[found.areas[0].index].tolist(),
     }
     assert found.save(tmp_path / "b.png") == [tmp_path / "b.png"]
     with Image.open(tmp_path / "b.png") as labels:
@@ -346,10 +348,10 @@ def test_files(pipe, tmp_path):
     assert json.loads((tmp_path / "b.json").read_text()) == said
 
 
-def test_overlay_colours_all_but_the_background():
+def test_overlay_colors_all_but_the_background():
     labels = np.zeros((20, 20), np.uint8)
     labels[5:15, 5:15] = 1
-    found = Segmentation(labels=labels, classes=NAMES, colours=colours_of(NAMES), image=picture(20, 20))
+    found = Segmentation(labels=labels, classes=NAMES, colors=colors_of(NAMES), image=picture(20, 20))
     shown = np.asarray(found.overlay())
     assert (np.ptp(shown[labels == 0], axis=1) == 0).all()  # grey
     assert (np.ptp(shown[labels == 1], axis=1) > 0).all()
@@ -357,7 +359,7 @@ def test_overlay_colours_all_but_the_background():
         np.asarray(found.overlay(strength=0.0))
         == np.asarray(Image.fromarray(found.image).convert("L"))[..., None]
     ).sum() > 1000
-    assert (np.asarray(found.overlay(strength=1.0))[7:13, 7:13] == found.colours[1]).all()
+    assert (np.asarray(found.overlay(strength=1.0))[7:13, 7:13] == found.colors[1]).all()
     assert found.areas[1].box == (5, 5, 15, 15)
     with pytest.raises(tp.UserError, match="strength is 2"):
         found.overlay(2)
@@ -365,7 +367,7 @@ def test_overlay_colours_all_but_the_background():
         found.mask("horse")
 
 
-def test_colours_are_apart_and_only_added_to():
+def test_colors_are_apart_and_only_added_to():
     many = far_apart(256)
     assert (many[: len(FIRST)] == np.array(FIRST)).all()
     assert (far_apart(40) == many[:40]).all()
@@ -375,15 +377,15 @@ def test_colours_are_apart_and_only_added_to():
     assert between[:20, :20].min() > 0.08
     assert between.min() > 0.02
     assert len(far_apart(70_000)) == 70_000
-    made = colours_of(("background", "a", "b"))
+    made = colors_of(("background", "a", "b"))
     assert made.tolist() == [list(GROUND), list(FIRST[0]), list(FIRST[1])]
-    assert colours_of(NAMES, [(1, 2, 3), (4, 5, 6), (7, 8, 255)])[2].tolist() == [7, 8, 255]
+    assert colors_of(NAMES, [(1, 2, 3), (4, 5, 6), (7, 8, 255)])[2].tolist() == [7, 8, 255]
 
 
-def test_cityscapes_has_its_colours():
+def test_cityscapes_has_its_colors():
     from triptych.data.sources.label_maps import CITYSCAPES
 
-    assert colours_of([name for _, name, _ in CITYSCAPES])[0].tolist() == [128, 64, 128]
+    assert colors_of([name for _, name, _ in CITYSCAPES])[0].tolist() == [128, 64, 128]
 
 
 @pytest.mark.parametrize(
@@ -410,7 +412,7 @@ def test_mistakes_are_named(pipe, how, message):
 
 def test_the_wrong_kind_of_network(net, tmp_path):
     classifier = tp.create(
-        "vit-ti16", depth=1, embed_dim=24, num_heads=3, mlp_dim=24, image_size=32, num_classes=2
+        "vit-ti16", depth=1, embed_dim=24, num_heads=3, mlp_ratio=1.0, image_size=32, num_classes=2
     )
     with pytest.raises(
         tp.UserError, match=r"is a classifier .*use ClassificationPipeline or `triptych classify`"
@@ -420,8 +422,8 @@ def test_the_wrong_kind_of_network(net, tmp_path):
         tp.ClassificationPipeline(net)
     with pytest.raises(tp.UserError, match="no class for each pixel"):
         SegmentationPipeline(tp.create("convnet-unet", widths=(4, 4)))
-    with pytest.raises(tp.UserError, match=r"colours are of shape \(1, 3\)"):
-        SegmentationPipeline(net, colours=[(1, 2, 3)])
+    with pytest.raises(tp.UserError, match=r"colors are of shape \(1, 3\)"):
+        SegmentationPipeline(net, colors=[(1, 2, 3)])
     with pytest.raises(tp.UserError, match="batch_size 0"):
         SegmentationPipeline(net, batch_size=0)
     (tmp_path / "notes.txt").write_text("no picture")

@@ -51,7 +51,7 @@ def test_many_classes(tmp_path, count):
     drawn(parse_figure(picture(), picture(), entries(count), "a/very/long/path" * 9 + ".png"), tmp_path)
 
 
-def test_the_legend_has_each_colour(tmp_path):
+def test_the_legend_has_each_color(tmp_path):
     shades = [(200, 30, 40), (20, 160, 90), (30, 60, 220)]
     named = [Entry(f"$x_{i}$", shade, 0.3) for i, shade in enumerate(shades)]
     white = np.full((40, 40, 3), 255, np.uint8)
@@ -82,7 +82,7 @@ def panel(blocks=8, size=(64, 64), cards=2):
         for i in range(blocks)
     ]
     pictures = [Parsed(image=picture(*size), overlay=picture(*size), words="mIoU 0.81") for _ in range(cards)]
-    legend = [(entry.name, entry.colour, "0.71") for entry in entries(7)]
+    legend = [(entry.name, entry.color, "0.71") for entry in entries(7)]
     image = picture(64, 64) if blocks else None
     return ParsePanel(cards=pictures, legend=legend, looked=looked, image=image, point=(40.0, 20.0))
 

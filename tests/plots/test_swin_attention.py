@@ -36,7 +36,7 @@ def drawn(figure, folder):
     return pixels
 
 
-def arrays(depths, size, window=4, stride=4):
+def arrays(depths, size, window_size=4, stride=4):
     """What a SwinExplanation of such a network holds."""
     made = {
         "image": picture(*size),
@@ -53,7 +53,7 @@ def arrays(depths, size, window=4, stride=4):
     for s, depth in enumerate(depths):
         cells = [-(-side // (stride * 2**s)) for side in size]
         made[f"attention_{s + 1}"] = rng.random((depth, 3, *cells))
-        made[f"colours_{s + 1}"] = rng.random((*cells, 3))
+        made[f"colors_{s + 1}"] = rng.random((*cells, 3))
         made[f"norms_{s + 1}"] = rng.random(cells) + 1
     return made
 
@@ -107,7 +107,7 @@ def test_cells_are_squares_that_stop_at_the_picture():
     [((8, 8), (4, 4), (2, 2)), ((6, 12), (3, 4), (1, 2)), ((4, 8), (4, 4), (0, 2)), ((7, 5), (4, 4), (2, 2))],
 )
 def test_cyclic_shift(tmp_path, size, window, shift):
-    """Numbers follow the package's roll, colours its regions, and the mask is dark where two colours meet."""
+    """Numbers follow the package's roll, colors its regions, and the mask is dark where two colors meet."""
     rows, columns = (-(-side // w) for side, w in zip(size, window, strict=True))
     taken = sources(*size, rows, columns, window, shift).numpy()
     mask = shift_mask(rows, columns, window, shift, torch.device("cpu"), torch.float32)[:, 0].numpy()
@@ -123,8 +123,8 @@ def test_cyclic_shift(tmp_path, size, window, shift):
     for n, ax in enumerate(masks):
         r, c = divmod(n, columns)
         part = np.s_[r * window[0] : (r + 1) * window[0], c * window[1] : (c + 1) * window[1]]
-        colour, real = tints[part].reshape(-1, 3), padded[part].ravel() >= 0
-        apart = (colour[:, None] != colour[None]).any(-1)
+        color, real = tints[part].reshape(-1, 3), padded[part].ravel() >= 0
+        apart = (color[:, None] != color[None]).any(-1)
         dark = np.isclose(ax.images[0].get_array(), to_rgb(style.SOFT)).all(-1)
         assert (dark == apart)[real][:, real].all()  # padding is paler than the cells of its region
 

@@ -19,9 +19,9 @@ def config(pictures) -> ClassifyConfig:
     return ClassifyConfig(
         data=str(pictures),
         model="vit-ti16",
-        model_args=("depth=2", "embed_dim=24", "mlp_dim=48", "patch_size=8", "dropout=0.1"),
+        model_args=("depth=2", "embed_dim=24", "mlp_ratio=2.0", "patch_size=8", "dropout=0.1"),
         image_size=(16, 16),
-        drop_path=0.2,
+        drop_path_rate=0.2,
         loading=DataConfig(batch_size=8, workers=0, eval_fraction=0.2),
         augment=AugmentConfig(brightness=0.1, mixup=0.2, erasing=0.2),
         optim=OptimConfig(lr=3e-3, warmup=0.1),

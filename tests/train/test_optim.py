@@ -15,7 +15,7 @@ def tiny(**changes):
         "vit-ti16",
         depth=3,
         embed_dim=24,
-        mlp_dim=48,
+        mlp_ratio=2.0,
         image_size=32,
         num_classes=5,
         layer_scale=0.1,
@@ -24,7 +24,7 @@ def tiny(**changes):
 
 
 def test_norms_biases_positions_tokens_and_gains_are_not_decayed():
-    net = tiny(registers=2)
+    net = tiny(num_registers=2)
     optimizer = make_optimizer(net, OptimConfig(weight_decay=0.3))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     names = {name for name, p in net.named_parameters() if id(p) in decayed}
@@ -38,7 +38,7 @@ def test_norms_biases_positions_tokens_and_gains_are_not_decayed():
 
 
 def test_a_codebook_is_not_decayed():
-    net = tp.create("vq-f4", width=8, groups=4, codebook_size=16)
+    net = tp.create("vq-f4", base_channels=8, norm_groups=4, codebook_size=16)
     optimizer = make_optimizer(net, OptimConfig(weight_decay=0.3))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     assert net.codebook.weight.ndim == 2
@@ -78,7 +78,9 @@ def test_schedule_is_its_closed_form():
 
 def test_the_optimiser_is_adamw_by_its_equations():
     """One parameter, three steps, against Algorithm 2 of Loshchilov and Hutter in fp64."""
-    net = tp.create("vit-ti16", depth=1, embed_dim=12, num_heads=3, mlp_dim=12, image_size=16, num_classes=2)
+    net = tp.create(
+        "vit-ti16", depth=1, embed_dim=12, num_heads=3, mlp_ratio=1.0, image_size=16, num_classes=2
+    )
     config = OptimConfig(lr=0.01, weight_decay=0.1, betas=(0.8, 0.95))
     optimizer = make_optimizer(net, config)
     weight = net.encoder[0].mlp.fc1.weight
@@ -114,7 +116,7 @@ def test_ema_is_its_recursion():
 def test_a_step_that_is_skipped_leaves_everything_as_it_is(begun):
     """To the bit: weights, moments, counts of steps, averages and their buffers, also where nothing is a number."""
     net = tp.create(
-        "vit-ti16", depth=1, embed_dim=24, mlp_dim=48, image_size=16, stem="conv", stem_widths=(8,), patch_size=4,
+        "vit-ti16", depth=1, embed_dim=24, mlp_ratio=2.0, image_size=16, stem="conv", stem_widths=(8,), patch_size=4,
         num_classes=5,
     )  # fmt: skip
     optimizer, ema, no = make_optimizer(net, OptimConfig()), Ema(net, 0.9), torch.zeros(())

@@ -184,7 +184,7 @@ def test_accumulation_of_two_halves_is_one_batch(config, tmp_path):
     """Same images, no randomness by batch: the gradient is the mean, so the weights agree."""
     quiet = replace(
         config,
-        drop_path=0.0,
+        drop_path_rate=0.0,
         model_args=(*config.model_args, "dropout=0.0"),
         augment=replace(config.augment, mixup=0.0, erasing=0.0, brightness=0.0, crop_scale=(1.0, 1.0), flip=0.0,
                         crop_ratio=(1.0, 1.0)),
@@ -245,7 +245,7 @@ def test_frozen_blocks_stay(short, tmp_path):
         (
             {
                 "model": "swin-t",
-                "model_args": ("embed_dim=12", "depths=[2,1]", "num_heads=[2,4]", "window=2"),
+                "model_args": ("embed_dim=12", "depths=[2,1]", "num_heads=[2,4]", "window_size=2"),
             },
             ["stages.0.blocks.0", "stages.0.blocks.1", "stages.1.blocks.0"],
         ),

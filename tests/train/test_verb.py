@@ -76,7 +76,7 @@ def test_a_refused_command_leaves_the_folder_to_the_corrected_one(tmp_path, caps
         "1",
     ]
     line += ["--loading.workers", "0", "--loading.batch-size", "4", "--image-size", "16", "16"]
-    for wrong in (["--augment.mixup", "0.2"], ["--head.kind", "fpn"], ["--loading.mask-column", "nothing"]):
+    for wrong in (["--augment.mixup", "0.2"], ["--head.type", "fpn"], ["--loading.mask-column", "nothing"]):
         assert main([*line, *wrong]) == 2
         assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()

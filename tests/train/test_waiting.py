@@ -35,7 +35,7 @@ def runs(configs, tmp_path_factory):  # noqa: F811
     )
     folder = tmp_path_factory.mktemp("taught")
     teacher = tp.create(
-        "vit-ti16", image_size=24, depth=1, embed_dim=24, num_heads=2, mlp_dim=32, num_classes=2
+        "vit-ti16", image_size=24, depth=1, embed_dim=24, num_heads=2, mlp_ratio=32 / 24, num_classes=2
     )
     how = replace(teacher.card.preprocess, mean=(0.4, 0.5, 0.6))
     teacher.card = replace(teacher.card, classes=("blue", "red"), preprocess=how)

@@ -26,7 +26,7 @@ def tiny():
     def make(**changes) -> nn.Module:
         torch.manual_seed(0)
         small = {"image_size": (32, 32), "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
-        config = ViTConfig(**{**small, "mlp_dim": 96, "num_classes": 5, **changes})
+        config = ViTConfig(**{**small, "mlp_ratio": 1.5, "num_classes": 5, **changes})
         return randomise(build(config))
 
     return make
@@ -35,10 +35,10 @@ def tiny():
 def small_swin(**changes) -> SwinConfig:
     """Maps of 16, 8 and 4 cells, so that the last is one window, as in the published networks."""
     small = {"image_size": (64, 64), "embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 4, 4)}
-    small = {**small, "window": 4, "num_classes": 5, **changes}
+    small = {**small, "window_size": 4, "num_classes": 5, **changes}
     if small.get("version") == 2:
         small = {"qkv_bias": "qv", **small}
-    small["window"] = windows_of(small["window"], len(small["depths"]))
+    small["window_size"] = windows_of(small["window_size"], len(small["depths"]))
     return SwinConfig(**small)
 
 
@@ -61,7 +61,7 @@ def tiny_segmenter():
         torch.manual_seed(0)
         sizes = {"image_size": (128, 128), "depths": (2, 2, 1, 1), "num_heads": (2, 4, 4, 4)}
         backbone = backbone or small_swin(num_classes=0, map_norms=True, **sizes)
-        head = HeadConfig(**{"num_classes": 5, "width": 8, "aux_width": 6, **changes})
+        head = HeadConfig(**{"num_classes": 5, "channels": 8, "aux_channels": 6, **changes})
         return randomise(families.build(SegmenterConfig(backbone=backbone, head=head)))
 
     return make
@@ -214,28 +214,48 @@ def one_window(x, w, a, side, before, seen):
 def small_ldm(name: str) -> LatentDiffusionConfig:
     """A published latent diffusion model's twin: its form, at sizes of a few thousand parameters a layer."""
     config = latent_diffusion_config.SIZES[name]
-    unet, stage, text = config.unet, config.autoencoder, config.text
+    unet, stage, text = config.network, config.autoencoder, config.text_encoder
     width = 0 if text is None else 24
     sizes = {
-        "depth": 1,
         "context_dim": width,
         "num_classes": min(unet.num_classes, 20),
         "latent_size": (16, 16),
     }
     if isinstance(unet, DiTConfig):
-        unet = replace(unet, width=24, heads=2, mlp_dim=96, **sizes)
+        unet = replace(unet, embed_dim=24, depth=1, num_heads=2, **sizes)
     else:
-        unet = replace(unet, width=16, groups=16, head_dim=8 if unet.head_dim else 0, **sizes)
+        unet = replace(
+            unet,
+            base_channels=16,
+            num_res_blocks=1,
+            norm_groups=16,
+            head_dim=8 if unet.head_dim else 0,
+            **sizes,
+        )
     codes = min(stage.codebook_size, 20)
     stage = replace(
-        stage, width=16, groups=16, depth=1, codebook_size=codes, image_size=(16 * stage.factor,) * 2
+        stage,
+        base_channels=16,
+        norm_groups=16,
+        num_res_blocks=1,
+        codebook_size=codes,
+        image_size=(16 * stage.downsample_factor,) * 2,
     )
     if isinstance(text, ClassTokenConfig):
-        text = replace(text, num_classes=6, width=width)
+        text = replace(text, num_classes=6, embed_dim=width)
     elif text is not None:
-        pad = min(text.pad, 59)
-        text = replace(text, width=width, depth=2, heads=2, vocab_size=60, mlp_dim=24, length=9, pad=pad)
-    return replace(config, unet=unet, autoencoder=stage, text=text)
+        pad = min(text.pad_token, 59)
+        text = replace(
+            text,
+            embed_dim=width,
+            depth=2,
+            num_heads=2,
+            vocab_size=60,
+            mlp_ratio=1.0,
+            max_length=9,
+            pad_token=pad,
+        )
+    return replace(config, network=unet, autoencoder=stage, text_encoder=text)
 
 
 @pytest.fixture

@@ -32,13 +32,13 @@ SAYS = {
     "torchvision": [{}, {"head": "mlp", "head_dim": 24}],
     "timm": [
         {"image_size": (24, 40)},
-        {"class_token": False, "pool": "mean", "norm_after_pool": True, "registers": 4},
+        {"class_token": False, "pool": "mean", "norm_after_pool": True, "num_registers": 4},
         {"class_token": False, "pool": "attention", "mlp": "gelu_tanh"},
-        {"layer_scale": 1e-5, "prefix_positions": False, "registers": 4, "mlp": "swiglu"},
+        {"layer_scale": 1e-5, "prefix_positions": False, "num_registers": 4, "mlp": "swiglu"},
         {"distill_token": True},
         {
             "position": "rotary",
-            "registers": 4,
+            "num_registers": 4,
             "qkv_bias": "qv",
             "norm_eps": 1e-5,
             "layer_scale": 1e-5,
@@ -49,13 +49,13 @@ SAYS = {
     ],
     "deit": [{"layer_scale": 1e-5, "prefix_positions": False}, {"distill_token": True}],
     "dinov2": [
-        {"layer_scale": 1e-5, "registers": 4, "mlp": "swiglu", "num_classes": 0},
+        {"layer_scale": 1e-5, "num_registers": 4, "mlp": "swiglu", "num_classes": 0},
         {"layer_scale": 1e-5},
     ],
     "dinov3": [
         {
             "position": "rotary",
-            "registers": 4,
+            "num_registers": 4,
             "qkv_bias": "qv",
             "norm_eps": 1e-5,
             "layer_scale": 1e-5,
@@ -66,7 +66,7 @@ SAYS = {
         {"norm_eps": 1e-12, "image_size": (24, 40)},
         {"head": "mlp", "num_classes": 0},
         {"distill_token": True},
-        {"layer_scale": 1e-5, "registers": 4, "pool": "token+mean", "mlp_dim": 128},
+        {"layer_scale": 1e-5, "num_registers": 4, "pool": "token+mean", "mlp_ratio": 2.0},
         {"position": "rotary", "qkv_bias": "qv", "layer_scale": 1e-5, "num_classes": 0, "rotary_base": 50.0},
     ],
 }
@@ -205,7 +205,7 @@ def test_positions_that_are_computed_only_change_the_config(tiny, tmp_path):
 def test_a_window_is_refused(tiny, tmp_path):
     save(tiny(), tmp_path / "net.safetensors")
     with pytest.raises(UserError, match="has no windows"):
-        load(tmp_path / "net.safetensors", window=7)
+        load(tmp_path / "net.safetensors", window_size=7)
 
 
 # ------------------------------------------------------------------------------------------------- bad input

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import triptych as tp
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.weights import inspect, load, save
 
 CONFIGS = [
@@ -18,7 +18,7 @@ CONFIGS = [
     {"stem": "conv", "stem_widths": (8, 16), "patch_size": 2, "head": "cosine", "position": "sincos"},
     {"stem": "resnet", "stem_widths": (32,), "stem_depths": (1, 2), "patch_size": 1, "head": "mlp"},
     {"distill_token": True, "mlp": "swiglu", "layer_scale": 0.1},
-    {"position": "rotary", "registers": 3, "qkv_bias": "qv", "num_classes": 0, "qk_norm": True},
+    {"position": "rotary", "num_registers": 3, "qkv_bias": "qv", "num_classes": 0, "qk_norm": True},
     {"pool": "attention", "class_token": False, "position": "none", "pre_norm": True},
 ]
 
@@ -27,7 +27,7 @@ CONFIGS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_saved_network_comes_back_bit_for_bit(tiny, same_state, tmp_path, changes, dtype):
     net = tiny(**changes).to(dtype)
-    net.card = Card(
+    net.card = ModelCard(
         preprocess=Preprocess(size=net.config.image_size), classes=("a",) * 5, figures={"top1": 0.5}
     )
     tp.save(net, tmp_path / "net.safetensors")

@@ -14,10 +14,19 @@ from triptych.models.unet import UNet
 
 SMALL = {"num_classes": 5, "image_size": 32}
 NETS = {
-    "vit": lambda: tp.create("vit-ti16", depth=2, embed_dim=64, num_heads=2, mlp_dim=128, **SMALL),
-    "swin": lambda: tp.create("swin-t", embed_dim=32, depths=(1, 2), num_heads=(1, 2), window=4, **SMALL),
+    "vit": lambda: tp.create("vit-ti16", depth=2, embed_dim=64, num_heads=2, mlp_ratio=2.0, **SMALL),
+    "swin": lambda: tp.create(
+        "swin-t", embed_dim=32, depths=(1, 2), num_heads=(1, 2), window_size=4, **SMALL
+    ),
     "unet": lambda: UNet(
-        UNetConfig(width=32, multipliers=(1, 2), depth=1, attention_factors=(2,), heads=2, context_dim=24)
+        UNetConfig(
+            base_channels=32,
+            channel_multipliers=(1, 2),
+            num_res_blocks=1,
+            attention_downsample_factors=(2,),
+            num_heads=2,
+            context_dim=24,
+        )
     ),
 }
 

@@ -158,7 +158,7 @@ def parsed(pipe: Any) -> tuple["ParsePanel", list[dict[str, Any]]]:
     legend = [
         (
             name,
-            pipe.colours[list(pipe.classes).index(name)].tolist(),
+            pipe.colors[list(pipe.classes).index(name)].tolist(),
             "-" if iou[i] != iou[i] else f"{iou[i]:.2f}",
         )
         for i, name in enumerate(names)

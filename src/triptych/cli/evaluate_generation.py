@@ -233,7 +233,7 @@ def generated(
         for request in requests
     ]
     reads_text = pipe.config.condition == "text"
-    lengths = [pipe.net.text.chunks(record.prompt) if reads_text else 1 for record in records]
+    lengths = [pipe.net.text_encoder.chunks(record.prompt) if reads_text else 1 for record in records]
     first = 0
     for i in range(1, len(records) + 1):
         if i == len(records) or i - first == batch_size or lengths[i] != lengths[first]:

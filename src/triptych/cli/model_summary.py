@@ -50,7 +50,7 @@ def describe(config: Any) -> Described:
 def _(c: ViTConfig) -> Described:
     stride = f"patches of {c.patch_size}" + (f" after a {c.stem} stem" if c.stem != "patch" else "")
     words = [f"{stride}, width {c.embed_dim}, {_blocks(c.depth)}, {_heads(c.num_heads)}"]
-    words += [f"{c.registers} registers"] if c.registers else []
+    words += [f"{c.num_registers} registers"] if c.num_registers else []
     words += ["distilled"] if c.distill_token else []
     words += [f"{c.position} positions"] if c.position != "learned" else []
     words += [f"{c.pool} pooling"] if c.pool != "token" else []
@@ -64,8 +64,10 @@ def _(c: ViTConfig) -> Described:
 def _(c: SwinConfig) -> Described:
     stem = f" after a stem of {_series(c.stem_widths)}" if c.stem_widths else ""
     words = [f"patches of {c.patch_size}{stem}, widths {_series(c.widths)}, {_series(c.depths)} blocks"]
-    words += [f"{_series(c.num_heads)} heads", f"windows of {_windows(c.window)}"]
-    words += [f"positions scaled for {_windows(c.pretrained_window)}"] if c.pretrained_window else []
+    words += [f"{_series(c.num_heads)} heads", f"windows of {_windows(c.window_size)}"]
+    words += (
+        [f"positions scaled for {_windows(c.pretrained_window_size)}"] if c.pretrained_window_size else []
+    )
     words += ["a norm for each map"] if c.map_norms else ["no head"] if not c.num_classes else []
     family = "swin" if c.version == 1 else "swinv2"
     return Described(
@@ -86,24 +88,26 @@ def _(c: ConvNetConfig) -> Described:
 
 @describe.register
 def _(c: SegmenterConfig) -> Described:
-    kind = {"fpn": "FPN", "unet": "U-Net", "upernet": "UPerNet"}[c.head.kind]
+    kind = {"fpn": "FPN", "unet": "U-Net", "upernet": "UPerNet"}[c.head.type]
     backbone = describe(c.backbone)
-    words = f"{kind} of width {c.head.width} on {backbone.family}: {backbone.form}"
+    words = f"{kind} of width {c.head.channels} on {backbone.family}: {backbone.form}"
     return Described("segmenter", _by(c.image_size), words, None, None)
 
 
 @describe.register
 def _(c: AutoencoderConfig) -> Described:
-    book = f" of {c.codebook_size:,} entries" if c.kind == "vq" else ""
-    words = f"{c.kind.upper()}{book}, {c.latent_channels} channels at 1/{c.factor}, "
-    words += f"widths {_series(tuple(c.width * m for m in c.multipliers))}"
+    book = f" of {c.codebook_size:,} entries" if c.regularization == "vq" else ""
+    words = f"{c.regularization.upper()}{book}, {c.latent_channels} channels at 1/{c.downsample_factor}, "
+    words += f"widths {_series(tuple(c.base_channels * m for m in c.channel_multipliers))}"
     words += "" if c.middle_attention else ", no attention"
     return _first_stage(c, words)
 
 
 @describe.register
 def _(c: TinyAutoencoderConfig) -> Described:
-    return _first_stage(c, f"{c.latent_channels} channels at 1/{c.factor}, width {c.width}")
+    return _first_stage(
+        c, f"{c.latent_channels} channels at 1/{c.downsample_factor}, width {c.base_channels}"
+    )
 
 
 def _first_stage(c: AutoencoderConfig | TinyAutoencoderConfig, words: str) -> Described:
@@ -114,26 +118,28 @@ def _first_stage(c: AutoencoderConfig | TinyAutoencoderConfig, words: str) -> De
 
 @describe.register
 def _(c: TextConfig) -> Described:
-    kept = f"{c.depth - c.skip} of {c.depth} blocks" if c.skip else _blocks(c.depth)
-    words = f"{c.kind}, width {c.width}, {kept}, {_heads(c.heads)}, {c.vocab_size:,} words"
-    return Described("text", f"{c.length} tokens", words, text_config.parameters(c), None)
+    kept = f"{c.depth - c.skip_last_blocks} of {c.depth} blocks" if c.skip_last_blocks else _blocks(c.depth)
+    words = f"{c.type}, width {c.embed_dim}, {kept}, {_heads(c.num_heads)}, {c.vocab_size:,} words"
+    return Described("text", f"{c.max_length} tokens", words, text_config.parameters(c), None)
 
 
 @describe.register
 def _(c: ClassTokenConfig) -> Described:
-    words = f"a token of width {c.width} a class, {c.num_classes:,} classes"
+    words = f"a token of width {c.embed_dim} a class, {c.num_classes:,} classes"
     return Described("text", "1 token", words, text_config.parameters(c), 0)
 
 
 @describe.register
 def _(c: UNetConfig) -> Described:
-    words = f"UNet of widths {_series(tuple(c.width * m for m in c.multipliers))}"
+    words = f"UNet of widths {_series(tuple(c.base_channels * m for m in c.channel_multipliers))}"
     return _denoiser(c, "unet", words, unet_config.parameters(c), unet_config.macs(c))
 
 
 @describe.register
 def _(c: DiTConfig) -> Described:
-    words = f"DiT with patches of {c.patch_size}, width {c.width}, {_blocks(c.depth)}, {_heads(c.heads)}"
+    words = (
+        f"DiT with patches of {c.patch_size}, width {c.embed_dim}, {_blocks(c.depth)}, {_heads(c.num_heads)}"
+    )
     return _denoiser(c, "dit", words, dit_config.parameters(c), dit_config.macs(c))
 
 
@@ -145,28 +151,36 @@ def _denoiser(c: UNetConfig | DiTConfig, family: str, words: str, parameters: in
 @describe.register
 def _(c: ImageTokensConfig) -> Described:
     seen = describe(c.backbone)
-    return Described("image tokens", _by(c.size), seen.form, seen.parameters, seen.macs)
+    return Described("image tokens", _by(c.image_size), seen.form, seen.parameters, seen.macs)
 
 
 @describe.register
 def _(c: LatentDiffusionConfig) -> Described:
-    net = describe(c.unet)
-    parts = [net, describe(c.autoencoder), *([describe(c.text)] if c.text is not None else [])]
+    net = describe(c.network)
+    parts = [
+        net,
+        describe(c.autoencoder),
+        *([describe(c.text_encoder)] if c.text_encoder is not None else []),
+    ]
     weights = sum(part.parameters or 0 for part in parts)
     words = net.form
-    words += f", {c.autoencoder.kind.upper()}" if isinstance(c.autoencoder, AutoencoderConfig) else ", TAESD"
-    words += f" at 1/{c.autoencoder.factor}"
-    if isinstance(c.text, TextConfig):
-        words += f", {c.text.kind} text"
-    elif isinstance(c.text, ImageTokensConfig):
+    words += (
+        f", {c.autoencoder.regularization.upper()}"
+        if isinstance(c.autoencoder, AutoencoderConfig)
+        else ", TAESD"
+    )
+    words += f" at 1/{c.autoencoder.downsample_factor}"
+    if isinstance(c.text_encoder, TextConfig):
+        words += f", {c.text_encoder.type} text"
+    elif isinstance(c.text_encoder, ImageTokensConfig):
         words += ", a picture"
-    elif c.text is not None:
-        words += f", {c.text.num_classes:,} classes"
-    elif c.unet.num_classes and isinstance(c.unet, DiTConfig):
-        words += f", {c.unet.num_classes:,} classes"
-    tokens = c.text.length if isinstance(c.text, TextConfig) else 1
-    costs = unet_config.macs if isinstance(c.unet, UNetConfig) else dit_config.macs
-    return Described("latent diffusion", _by(c.image_size), words, weights, costs(c.unet, tokens=tokens))  # type: ignore
+    elif c.text_encoder is not None:
+        words += f", {c.text_encoder.num_classes:,} classes"
+    elif c.network.num_classes and isinstance(c.network, DiTConfig):
+        words += f", {c.network.num_classes:,} classes"
+    tokens = c.text_encoder.max_length if isinstance(c.text_encoder, TextConfig) else 1
+    costs = unet_config.macs if isinstance(c.network, UNetConfig) else dit_config.macs
+    return Described("latent diffusion", _by(c.image_size), words, weights, costs(c.network, tokens=tokens))  # type: ignore
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -30,7 +30,7 @@ def flag(metavar: str, default: str = "", name: str | None = None) -> Any:
 
 
 class _Page(io.StringIO):
-    """Text in memory for which tyro draws one kind of frame whatever the terminal: lines, no colours."""
+    """Text in memory for which tyro draws one kind of frame whatever the terminal: lines, no colors."""
 
     encoding = "utf-8"
 

@@ -155,7 +155,7 @@ def written_parts(one: "Segmentation", place: Path, parts: Collection[str]) -> l
         from triptych.plots.segmentation import Entry, parse_figure
 
         entries = [
-            Entry(shortened(area.name), one.colours[area.index].tolist(), area.share) for area in one.areas
+            Entry(shortened(area.name), one.colors[area.index].tolist(), area.share) for area in one.areas
         ]
         legend = [place.with_name(place.name + ENDS["legend"])]
         page = parse_figure(one.image, np.asarray(one.overlay()), entries, Path(one.source).name)

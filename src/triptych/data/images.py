@@ -80,7 +80,7 @@ def decode(
 ) -> UInt8[np.ndarray, "H W C"]:
     """A picture as uint8 (H, W, 3) in sRGB order, upright; the first frame of an animation.
 
-    Colour profiles are ignored. 16-bit grey keeps its upper 8 bits, rounded. Of 32-bit
+    Color profiles are ignored. 16-bit grey keeps its upper 8 bits, rounded. Of 32-bit
     pictures, those within 0 to 255 are taken as they are, integers up to 65535 as 16-bit, floats up to 1 as
     shares of white; other ranges are stretched.
 
@@ -253,7 +253,7 @@ def _from_array(array: np.ndarray, alpha: bool, name: str) -> np.ndarray:
 def flatten_alpha(
     pixels: UInt8[np.ndarray, "H W C"], background: Sequence[float]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """What has alpha, laid on a colour of red, green and blue from 0 to 255; other pictures as they are."""
+    """What has alpha, laid on a color of red, green and blue from 0 to 255; other pictures as they are."""
     if pixels.shape[2] == 3:
         return pixels
     cover = pixels[..., 3:].astype(np.float32) / 255

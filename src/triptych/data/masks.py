@@ -48,7 +48,7 @@ class LabelMap:
         classes: names, at most 65,535.
         table: for each number a mask may hold the index of its class, the void for what is ignored, -1 for what must
             not occur.
-        colours: RGB of each class, from 0 to 255, None where nobody chose any.
+        colors: RGB of each class, from 0 to 255, None where nobody chose any.
     """
 
     classes: tuple[str, ...]
@@ -124,7 +124,7 @@ def read_mask(source: bytes | str | os.PathLike[str], name: str) -> Integer[np.n
     """The numbers of a mask: grey of 1, 8, 16 or 32 bits, or the indices of a palette.
 
     Raises:
-        UserError: colours or a JPEG, which hold no class numbers; no image, damaged, or below 0.
+        UserError: colors or a JPEG, which hold no class numbers; no image, damaged, or below 0.
     """
     with image_errors(name):
         values = np.asarray(_open_mask(source, name))
@@ -136,7 +136,7 @@ def read_mask(source: bytes | str | os.PathLike[str], name: str) -> Integer[np.n
 
 
 def read_palette(source: bytes | str | os.PathLike[str], name: str) -> list[Color] | None:
-    """The colours of a mask with a palette, by index; None for others."""
+    """The colors of a mask with a palette, by index; None for others."""
     with image_errors(name):
         image = _open_mask(source, name)
         flat = image.getpalette("RGB") if image.mode == "P" else None
@@ -151,7 +151,7 @@ def _open_mask(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
         )
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
         raise MaskFormatError(
-            f"{name} is {image.mode}, and a mask holds one class number a pixel (mode L or P); turn its colours "
+            f"{name} is {image.mode}, and a mask holds one class number a pixel (mode L or P); turn its colors "
             "into numbers and save them with Image.fromarray(numbers.astype('uint8'))"
         )
     if exif_orientation(image) in UNDO_ORIENTATION:

@@ -54,7 +54,7 @@ def open_source(
 
     Raises:
         UserError: nothing there, no pictures, no such split, ambiguous or unknown columns, labels missing or
-            out of range, images without masks, masks in colours. Damaged pictures are found when they are decoded.
+            out of range, images without masks, masks in colors. Damaged pictures are found when they are decoded.
     """
     if is_built_in(spec):
         _need_files(spec, stream)

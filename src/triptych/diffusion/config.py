@@ -26,7 +26,7 @@ class ProcessConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     """First and last beta; not used by cosine and flow."""
-    steps: int = 1000
+    num_timesteps: int = 1000
     """T: times of the network are 0 to T - 1, in flow above 0 to T."""
     zero_terminal_snr: bool = False
     """Rescale the table so that the last step has no signal (Lin et al. 2023, Algorithm 1)."""
@@ -40,8 +40,8 @@ class ProcessConfig:
             raise UserError(
                 f"beta_start {self.beta_start} and beta_end {self.beta_end} must lie between 0 and 1, in this order"
             )
-        if not 2 <= self.steps <= 10**6:
-            raise UserError(f"a process needs steps from 2 to 1,000,000, got {self.steps}")
+        if not 2 <= self.num_timesteps <= 10**6:
+            raise UserError(f"a process needs steps from 2 to 1,000,000, got {self.num_timesteps}")
         if self.schedule == "flow" and self.zero_terminal_snr:
             raise UserError("schedule 'flow' ends in pure noise by itself; leave zero_terminal_snr out")
         if self.prediction == "eps" and self.ends_in_noise:

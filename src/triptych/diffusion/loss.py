@@ -68,7 +68,7 @@ def draw_times(
     if config.times == "logit_normal":
         quantile = math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-6, 1 - 1e-6))
         u = torch.sigmoid(config.logit_mean + config.logit_std * quantile)
-    size = process.config.steps
+    size = process.config.num_timesteps
     if process.config.schedule == "flow":
         return (size * u).clamp(min=1e-4 * size)  # at 0 there is no noise to predict
     return (u * size).long().clamp(max=size - 1).float()

@@ -47,7 +47,9 @@ class Process:
 
     def __init__(self, config: ProcessConfig):
         self.config = config
-        self.first, self.last = (1, config.steps) if config.schedule == "flow" else (0, config.steps - 1)
+        self.first, self.last = (
+            (1, config.num_timesteps) if config.schedule == "flow" else (0, config.num_timesteps - 1)
+        )
         self.alphas, self.sigmas = _table(config)
         self._log_ratios = [
             math.log(s / a) if a else math.inf for a, s in zip(self.alphas, self.sigmas, strict=True)
@@ -58,7 +60,7 @@ class Process:
         """Return alpha and sigma at the times t, integer or not, on t's device, in fp32 (fp64 for fp64 times)."""
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         if self.config.schedule == "flow":
-            sigma = t / self.config.steps
+            sigma = t / self.config.num_timesteps
             return 1 - sigma, sigma
         alphas, sigmas, log_ratios = self._tables(t)
         low = t.long()
@@ -75,7 +77,7 @@ class Process:
         """Return the level at time t, in double precision."""
         t = float(t)
         if self.config.schedule == "flow":
-            return NoiseLevel(1 - t / self.config.steps, t / self.config.steps, t)
+            return NoiseLevel(1 - t / self.config.num_timesteps, t / self.config.num_timesteps, t)
         low = int(t)
         if t == low:
             return NoiseLevel(self.alphas[low], self.sigmas[low], t)
@@ -184,7 +186,7 @@ def from_x0(prediction: Prediction, x: Tensor, x0: Tensor, alpha: Tensor, sigma:
 
 def betas(config: ProcessConfig) -> list[float]:
     """Return beta_t = 1 - alpha_t^2 / alpha_(t-1)^2, the noise variance that each step adds; flow has none."""
-    size, low, high = config.steps, config.beta_start, config.beta_end
+    size, low, high = config.num_timesteps, config.beta_start, config.beta_end
     if config.schedule == "linear":
         table = [low + (high - low) * i / (size - 1) for i in range(size)]
     elif config.schedule == "scaled_linear":
@@ -205,7 +207,7 @@ def betas(config: ProcessConfig) -> list[float]:
 
 def _table(config: ProcessConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if config.schedule == "flow":
-        sigmas = [i / config.steps for i in range(1, config.steps + 1)]
+        sigmas = [i / config.num_timesteps for i in range(1, config.num_timesteps + 1)]
         return tuple(1 - sigma for sigma in sigmas), tuple(sigmas)
     alpha_bars = list(itertools.accumulate((1 - beta for beta in betas(config)), operator.mul))
     return tuple(math.sqrt(a) for a in alpha_bars), tuple(math.sqrt(1 - a) for a in alpha_bars)

@@ -44,7 +44,9 @@ def spaced_levels(
         UserError: an unknown spacing (the message lists near names), steps out of range, or a shift without flow.
     """
     require_known(spacing, SPACINGS, "spacing")
-    most = _lcm_count(process) if spacing == "lcm" else process.config.steps - ("multistep" in spacing)
+    most = (
+        _lcm_count(process) if spacing == "lcm" else process.config.num_timesteps - ("multistep" in spacing)
+    )
     if not 1 <= steps <= most:
         raise UserError(f"steps is {steps}, which must be from 1 to {most} with the spacing {spacing!r}")
     is_flow, is_ramp = process.config.schedule == "flow", spacing in ("karras", "exponential")
@@ -59,7 +61,7 @@ def spaced_levels(
     else:
         times = _TIMES[spacing](process, steps, offset)
         if shift != 1:
-            size = process.config.steps
+            size = process.config.num_timesteps
             times = [size * shift * t / (size + (shift - 1) * t) for t in times]
         levels = [process.level(t) for t in times]
     return (*levels, process.level(process.first) if spacing == "compvis" else CLEAN)
@@ -83,13 +85,13 @@ def from_strength(levels: Levels, strength: float) -> Levels:
 
 
 def _leading(process: Process, steps: int, offset: int) -> list[float]:
-    stride = process.config.steps // steps
+    stride = process.config.num_timesteps // steps
     room = process.last - process.first - (steps - 1) * stride
     return [float(process.first + min(offset, room) + i * stride) for i in reversed(range(steps))]
 
 
 def _trailing(process: Process, steps: int, offset: int) -> list[float]:
-    size = process.config.steps
+    size = process.config.num_timesteps
     times = np.arange(size, 0, -size / steps)[:steps].tolist()
     return [_rounded(process, t) + process.first - 1 for t in times]
 
@@ -118,13 +120,13 @@ def _compvis(process: Process, steps: int, offset: int) -> list[float]:
 
 
 def _lcm_count(process: Process) -> int:
-    return min(50, process.config.steps)
+    return min(50, process.config.num_timesteps)
 
 
 def _lcm(process: Process, steps: int, offset: int) -> list[float]:
     """Even picks among the 50 times T - 1, T - 1 - k, ... of the distillation (Luo et al. 2023, Section 4.3)."""
     count = _lcm_count(process)
-    k = process.config.steps // count
+    k = process.config.num_timesteps // count
     times = [float(process.first + i * k - 1) for i in range(count, 0, -1)]
     return [times[i * count // steps] for i in range(steps)]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from triptych.errors import UserError
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class ClassMatch:
     index: tuple[int, ...]
     """The network's index of each class of the data."""
     groupings: Mapping[str, Sequence[str]]
-    """Coarser names of the network's classes, as in `Card.groupings`."""
+    """Coarser names of the network's classes, as in `ModelCard.groupings`."""
 
 
 def match_classes(
-    card: Card,
+    card: ModelCard,
     num_classes: int,
     classes: Sequence[str],
     groupings: Mapping[str, Sequence[str]] | None = None,

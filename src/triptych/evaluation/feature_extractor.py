@@ -191,7 +191,7 @@ def open_extractor(
         )
     if net.config.in_channels != 3:
         raise UserError(
-            f"{name} sees {net.config.in_channels} channels, and pictures have 3; name a network of colour"
+            f"{name} sees {net.config.in_channels} channels, and pictures have 3; name a network of color"
         )
     how = net.card.preprocess
     preparation = Preparation(picture=picture, size=how.size, mean=how.mean, std=how.std)

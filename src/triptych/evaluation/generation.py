@@ -23,7 +23,7 @@ from triptych.evaluation.feature_extractor import Extractor
 from triptych.evaluation.reference_statistics import Shown, read, reference, require
 from triptych.metrics.classification import ClassificationMetrics
 from triptych.metrics.generation import GenerationMetrics
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.image_tokens import ImageTokensConfig
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.network import Network
@@ -44,7 +44,7 @@ class Asked:
 
 
 def ask(
-    config: LatentDiffusionConfig, card: Card, source: Source | None, count: int, seed: int = 0
+    config: LatentDiffusionConfig, card: ModelCard, source: Source | None, count: int, seed: int = 0
 ) -> list[Asked]:
     """What to paint so that the pictures should be distributed as the data: its captions, or its classes.
 
@@ -58,14 +58,14 @@ def ask(
     if count < 2:
         raise UserError(f"samples is {count}; a distance needs 2 at least, and means little below thousands")
     seeds = [(seed + k) % SEEDS for k in range(count)]
-    pictured = isinstance(config.text, ImageTokensConfig)
-    if config.beside != "nothing" or pictured or getattr(config.text, "boxes", False):
-        shown = config.beside if config.beside != "nothing" else "a picture" if pictured else "boxes"
+    pictured = isinstance(config.text_encoder, ImageTokensConfig)
+    if config.concat != "none" or pictured or getattr(config.text_encoder, "boxes", False):
+        shown = config.concat if config.concat != "none" else "a picture" if pictured else "boxes"
         raise UserError(
             f"the model is shown {shown} besides, of which the data says nothing; paint with it, then measure the "
             "folder with --samples DIR"
         )
-    if config.classes is None and config.text is None:
+    if config.classes is None and config.text_encoder is None:
         return [Asked(seed=s) for s in seeds]
     if config.classes is None:
         rows = _rows(source, count, seed, "prompts") if source is not None else []

@@ -24,7 +24,7 @@ class LatentMoments:
     """
 
     def __init__(self, net: FirstStage) -> None:
-        self.spreads = isinstance(net, Autoencoder) and net.config.kind == "kl"
+        self.spreads = isinstance(net, Autoencoder) and net.config.regularization == "kl"
         self.count, self.total, self.squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
 
     @torch.no_grad()

@@ -73,7 +73,7 @@ def measure_reconstruction(
     set_distance = None if extractor is None else ReconstructionDistance(extractor, group)
     device = next(net.parameters()).device
     preprocess, examples = net.card.preprocess, None
-    vq = net if isinstance(net, Autoencoder) and net.config.kind == "vq" else None
+    vq = net if isinstance(net, Autoencoder) and net.config.regularization == "vq" else None
     used = torch.zeros(0 if vq is None else vq.config.codebook_size, device=device)
     for batch in batches:
         images = preprocess_batch(

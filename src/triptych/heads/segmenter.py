@@ -16,7 +16,7 @@ from triptych.heads.unet_decoder import UNetDecoder
 from triptych.heads.upernet import UPerNet
 from triptych.layers.initialization import initialize_weights
 from triptych.layers.residual import Dropout2d
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.network import Network
 
 
@@ -37,7 +37,7 @@ class Segmenter(Network):
     def __init__(self, config: SegmenterConfig, backbone: Network):
         super().__init__()
         self.config = config
-        self.card = Card(preprocess=Preprocess(size=config.image_size))
+        self.card = ModelCard(preprocess=Preprocess(size=config.image_size))
         self.backbone = backbone
         channels, strides = list(backbone.channels), list(backbone.strides)
         self.blocks_read: tuple[int, ...] = ()
@@ -45,25 +45,27 @@ class Segmenter(Network):
         if backbone.by_block:
             self.blocks_read = config.head.blocks or quarters(len(backbone.blocks()))
             self.pyramid = Pyramid(
-                channels * len(self.blocks_read), strides * len(self.blocks_read), config.head.width
+                channels * len(self.blocks_read), strides * len(self.blocks_read), config.head.channels
             )
             channels = self.pyramid.channels
         elif config.head.blocks:
             raise UserError(
                 f"head.blocks is {config.head.blocks}, and {type(backbone).__name__} has a map a stage; leave it out"
             )
-        if config.head.aux_width and len(channels) < 2:
+        if config.head.aux_channels and len(channels) < 2:
             raise UserError(
-                f"head.aux_width is {config.head.aux_width}, and the auxiliary head reads the last map but one of "
+                f"head.aux_channels is {config.head.aux_channels}, and the auxiliary head reads the "
+                "last map but one of "
                 "several; there is one, so leave it at 0"
             )
         self.decoder = make_decoder(config.head, channels, config.in_channels)
         self.dropout = Dropout2d(config.head.dropout)
         self.classifier = nn.Conv2d(self.decoder.channels, config.num_classes, 1)  # type: ignore[arg-type]
         self.aux = None
-        if config.head.aux_width:
+        if config.head.aux_channels:
             self.aux = nn.ModuleList([
-                ConvNorm(channels[-2], config.head.aux_width), nn.Conv2d(config.head.aux_width, config.num_classes, 1)
+                ConvNorm(channels[-2], config.head.aux_channels),
+                nn.Conv2d(config.head.aux_channels, config.num_classes, 1),
             ])  # fmt: skip
         self.initialize()
 
@@ -86,9 +88,9 @@ class Segmenter(Network):
         self.classifier = nn.Conv2d(self.classifier.in_channels, num_classes, 1).to(like)
         initialize_weights(self.classifier)
         if self.aux is not None:
-            self.aux[1] = nn.Conv2d(self.config.head.aux_width, num_classes, 1).to(like)
+            self.aux[1] = nn.Conv2d(self.config.head.aux_channels, num_classes, 1).to(like)
             initialize_weights(self.aux[1])
-        self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
+        self.card = replace(self.card, classes=None, colors=None, groupings={}, figures={})
 
     def maps(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Return the pyramid that the head reads, finest first."""
@@ -119,11 +121,11 @@ class Segmenter(Network):
 
 def make_decoder(config: HeadConfig, channels: list[int], image_channels: int) -> nn.Module:
     """Return the head that the config names, for maps with these channels, finest first."""
-    if config.kind == "fpn":
-        return Fpn(channels, config.width)
-    if config.kind == "unet":
-        return UNetDecoder(channels, config.width, image_channels, config.image_width)
-    return UPerNet(channels, config.width, config.pool_scales)
+    if config.type == "fpn":
+        return Fpn(channels, config.channels)
+    if config.type == "unet":
+        return UNetDecoder(channels, config.channels, image_channels, config.image_branch_channels)
+    return UPerNet(channels, config.channels, config.pool_scales)
 
 
 def quarters(depth: int) -> tuple[int, ...]:

@@ -14,14 +14,16 @@ class UNetDecoder(nn.Module):
         channels: channels of each map, finest first.
         width: channels after the first step; halved at each further one, at least 16.
         image_channels: channels of the image.
-        image_width: if above 0, the image, convolved to this many channels, is concatenated last, at full size (as in
-            Swin UNETR, Hatamizadeh et al. 2022).
+        image_branch_channels: if above 0, the image, convolved to this many channels, is concatenated last, at full
+            size (as in Swin UNETR, Hatamizadeh et al. 2022).
     """
 
-    def __init__(self, channels: list[int], width: int, image_channels: int = 3, image_width: int = 0):
+    def __init__(
+        self, channels: list[int], width: int, image_channels: int = 3, image_branch_channels: int = 0
+    ):
         super().__init__()
-        self.image = ConvNorm(image_channels, image_width) if image_width else None
-        skips = ([image_width] if image_width else []) + channels[:-1]
+        self.image = ConvNorm(image_channels, image_branch_channels) if image_branch_channels else None
+        skips = ([image_branch_channels] if image_branch_channels else []) + channels[:-1]
         self.steps = nn.ModuleList()
         inputs = channels[-1]
         for i, skip in enumerate(reversed(skips)):

@@ -65,7 +65,7 @@ def packed(net: nn.Module) -> Iterator[None]:
     block runs. The weights must not change meanwhile.
 
     ```python
-    with packed(ldm.unet):
+    with packed(ldm.network):
         ...                            # the steps of a sampler
     ```
 

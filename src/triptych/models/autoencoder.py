@@ -21,7 +21,7 @@ from triptych.layers.initialization import initialize_weights
 from triptych.layers.norm import GroupNorm
 from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, seamless, silu
 from triptych.layers.tiling import run_in_tiles
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.autoencoder import AutoencoderConfig, FirstStageConfig
 from triptych.network import Network
 
@@ -41,7 +41,7 @@ class FirstStage(Network):
         super().__init__()
         self.config = config
         half = (0.5, 0.5, 0.5)
-        self.card = Card(preprocess=Preprocess(size=config.image_size, crop=1.0, mean=half, std=half))
+        self.card = ModelCard(preprocess=Preprocess(size=config.image_size, crop=1.0, mean=half, std=half))
 
     def embed(self, images: Images) -> Float[Tensor, "b moments h w"]:
         raise NotImplementedError
@@ -69,7 +69,7 @@ class FirstStage(Network):
         """Return the latents of images, (z - shift) * scale, which the second stage diffuses.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1], sides multiples of `config.factor`.
+            images: (B, 3, H, W) in [-1, 1], sides multiples of `config.downsample_factor`.
             sample: draw from the posterior instead of taking its mean. VQ and tiny ones have nothing to draw; VQ
                 gives the latents before quantisation (Appendix G).
             noise: standard normal numbers to sample with, (B, c, H / f, W / f); implies `sample`.
@@ -101,7 +101,7 @@ class FirstStage(Network):
     ) -> Latents:
         """`encode` in tiles of `tile` by `tile` latents, in memory that does not grow with the image."""
         self._check_images(images)
-        moments = self._in_tiles(self.embed, images, tile, overlap, input_cell=self.config.factor)
+        moments = self._in_tiles(self.embed, images, tile, overlap, input_cell=self.config.downsample_factor)
         return self.scaled(self.draw(moments, sample, noise, generator))
 
     def decode_tiled(self, latents: Latents, tile: int = 64, overlap: int = 16) -> Images:
@@ -111,7 +111,8 @@ class FirstStage(Network):
         differ a little over the picture; the blend is smooth.
         """
         self._check_latents(latents)
-        return self._in_tiles(self.render, self.unscaled(latents), tile, overlap, output_cell=self.config.factor)
+        factor = self.config.downsample_factor
+        return self._in_tiles(self.render, self.unscaled(latents), tile, overlap, output_cell=factor)
 
     def scaled(self, z: Latents) -> Latents:
         """Return (z - shift) * scale."""
@@ -161,7 +162,7 @@ class FirstStage(Network):
 
     def _check_images(self, images: Tensor) -> None:
         _, channels, height, width = images.shape
-        f = self.config.factor
+        f = self.config.downsample_factor
         if channels != self.config.in_channels:
             raise UserError(f"images have {channels} channels, the autoencoder takes {self.config.in_channels}")
         if height % f or width % f or not height or not width:
@@ -193,8 +194,8 @@ class Level(nn.Module):
         super().__init__()
         self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList()
         for _ in range(depth):
-            self.blocks.append(ResnetBlock(inputs, outputs, None, config.groups, EPS, config.dropout))
-            self.attentions.append(SpatialAttention(outputs, 1, config.groups, EPS) if attends else nn.Identity())
+            self.blocks.append(ResnetBlock(inputs, outputs, None, config.norm_groups, EPS, config.dropout))
+            self.attentions.append(SpatialAttention(outputs, 1, config.norm_groups, EPS) if attends else nn.Identity())
             inputs = outputs
         self.resample = resample
 
@@ -213,9 +214,11 @@ class Middle(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, channels: int):
         super().__init__()
-        self.block1 = ResnetBlock(channels, channels, None, config.groups, EPS, config.dropout)
-        self.attention = SpatialAttention(channels, 1, config.groups, EPS) if config.middle_attention else nn.Identity()
-        self.block2 = ResnetBlock(channels, channels, None, config.groups, EPS, config.dropout)
+        self.block1 = ResnetBlock(channels, channels, None, config.norm_groups, EPS, config.dropout)
+        self.attention = nn.Identity()
+        if config.middle_attention:
+            self.attention = SpatialAttention(channels, 1, config.norm_groups, EPS)
+        self.block2 = ResnetBlock(channels, channels, None, config.norm_groups, EPS, config.dropout)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.block2(self.attention(self.block1(x)))
@@ -229,15 +232,16 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        widths = [config.width * multiplier for multiplier in config.multipliers]
-        self.fold = nn.PixelUnshuffle(config.patch) if config.patch > 1 else nn.Identity()
-        self.conv_in = Conv(config.in_channels * config.patch**2, widths[0])
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+        self.fold = nn.PixelUnshuffle(config.patch_size) if config.patch_size > 1 else nn.Identity()
+        self.conv_in = Conv(config.in_channels * config.patch_size**2, widths[0])
         self.down = nn.ModuleList()
         for i, (inputs, width) in enumerate(zip([widths[0], *widths], widths, strict=False)):
             halve = Downsample(width, pad_after=True) if i < len(widths) - 1 else nn.Identity()
-            self.down.append(Level(config, inputs, width, config.depth, 2**i in config.attention_factors, halve))
+            attends = 2**i in config.attention_downsample_factors
+            self.down.append(Level(config, inputs, width, config.num_res_blocks, attends, halve))
         self.middle = Middle(config, widths[-1])
-        self.norm = GroupNorm(config.groups, widths[-1], eps=EPS)
+        self.norm = GroupNorm(config.norm_groups, widths[-1], eps=EPS)
         self.conv_out = Conv(widths[-1], config.encoder_channels)
 
     def forward(self, images: Images) -> Float[Tensor, "b moments h w"]:
@@ -254,16 +258,17 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        widths = [config.width * multiplier for multiplier in config.multipliers]
-        self.conv_in = Conv(config.bottleneck or config.latent_channels, widths[-1])
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+        self.conv_in = Conv(config.bottleneck_channels or config.latent_channels, widths[-1])
         self.middle = Middle(config, widths[-1])
         self.up = nn.ModuleList()
         for i, (inputs, width) in reversed(list(enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)))):
             double = Upsample(width) if i else nn.Identity()
-            self.up.append(Level(config, inputs, width, config.depth + 1, 2**i in config.attention_factors, double))
-        self.norm = GroupNorm(config.groups, widths[0], eps=EPS)
-        self.conv_out = Conv(widths[0], config.out_channels * config.patch**2)
-        self.unfold = nn.PixelShuffle(config.patch) if config.patch > 1 else nn.Identity()
+            attends = 2**i in config.attention_downsample_factors
+            self.up.append(Level(config, inputs, width, config.num_res_blocks + 1, attends, double))
+        self.norm = GroupNorm(config.norm_groups, widths[0], eps=EPS)
+        self.conv_out = Conv(widths[0], config.out_channels * config.patch_size**2)
+        self.unfold = nn.PixelShuffle(config.patch_size) if config.patch_size > 1 else nn.Identity()
 
     def forward(self, z: Latents) -> Images:
         z = preferred_format(z, self.conv_in.weight, training=True)
@@ -288,10 +293,10 @@ class Autoencoder(FirstStage):
         self.decoder = Decoder(config)
         self.quant = self.post_quant = nn.Identity()
         if config.quant_convs:
-            latents = config.latent_channels * (2 if config.kind == "kl" else 1)
+            latents = config.latent_channels * (2 if config.regularization == "kl" else 1)
             self.quant = nn.Conv2d(config.encoder_channels, latents, 1)
-            self.post_quant = nn.Conv2d(config.latent_channels, config.bottleneck or config.latent_channels, 1)
-        if config.kind == "vq":
+            self.post_quant = nn.Conv2d(config.latent_channels, config.bottleneck_channels or config.latent_channels, 1)
+        if config.regularization == "vq":
             self.codebook = nn.Embedding(config.codebook_size, config.latent_channels)
         self.initialize()
 
@@ -299,7 +304,7 @@ class Autoencoder(FirstStage):
         """Initialize every parameter; the codebook uniformly in [-1 / |Z|, 1 / |Z|], as in van den Oord et al. 2017's
         code."""
         super().initialize()
-        if self.config.kind == "vq":
+        if self.config.regularization == "vq":
             nn.init.uniform_(self.codebook.weight, -1 / self.config.codebook_size, 1 / self.config.codebook_size)
 
     def blocks(self) -> list[nn.Module]:
@@ -317,7 +322,7 @@ class Autoencoder(FirstStage):
         Raises:
             UserError: channels or sides do not fit, or the autoencoder is VQ.
         """
-        if self.config.kind == "vq":
+        if self.config.regularization == "vq":
             raise UserError("a VQ autoencoder has no posterior: encode gives its latents, quantize their entries")
         self._check_images(images)
         return self.moments(self.embed(images))
@@ -336,7 +341,7 @@ class Autoencoder(FirstStage):
         generator: torch.Generator | None = None,
     ) -> Latents:
         """Return z = mean + std * noise, or the mean; for VQ the latents themselves."""
-        if self.config.kind == "vq":
+        if self.config.regularization == "vq":
             return moments
         mean, logvar = self.moments(moments)
         if noise is None and not sample:
@@ -357,7 +362,7 @@ class Autoencoder(FirstStage):
         Raises:
             UserError: the autoencoder is KL.
         """
-        if self.config.kind == "kl":
+        if self.config.regularization == "kl":
             raise UserError("a KL autoencoder has no codebook; kind='vq' has")
         self._check_latents(latents)
         quantized, indices = self._nearest(self.unscaled(latents))
@@ -381,7 +386,7 @@ class Autoencoder(FirstStage):
 
     def render(self, z: Latents) -> Images:
         """Quantise (VQ alone), then the decoder."""
-        if self.config.kind == "vq":
+        if self.config.regularization == "vq":
             entries, _ = self._nearest(z)
             z = z + (entries - z).detach() if torch.is_grad_enabled() and z.requires_grad else entries
         return self.decoder(self.post_quant(z))

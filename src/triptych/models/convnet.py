@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from triptych.errors import UserError
 from triptych.layers.initialization import initialize_weights
 from triptych.layers.norm import BatchNorm
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.convnet import ConvNetConfig
 from triptych.network import Network
 
@@ -34,7 +34,7 @@ class ConvNet(Network):
     def __init__(self, config: ConvNetConfig):
         super().__init__()
         self.config = config
-        self.card = Card(preprocess=Preprocess(size=config.image_size))
+        self.card = ModelCard(preprocess=Preprocess(size=config.image_size))
         inputs = (config.in_channels, *config.widths[:-1])
         self.steps = nn.ModuleList(Step(i, o) for i, o in zip(inputs, config.widths, strict=True))
         self.channels = list(config.widths)

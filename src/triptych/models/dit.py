@@ -16,7 +16,7 @@ from triptych.layers.mlp import Mlp
 from triptych.layers.patch import PatchEmbed
 from triptych.layers.position import sincos_positions
 from triptych.layers.timestep import TimeEmbedding
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.dit import DiTConfig
 from triptych.models.denoiser import Prompted
 
@@ -29,14 +29,14 @@ class Block(nn.Module):
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        dim, eps = config.width, config.norm_eps
+        dim, eps = config.embed_dim, config.norm_eps
         self.norm1 = norm(config)
         bias = "qkv" if config.bias else "none"
-        self.attn = Attention(dim, config.heads, bias, config.qk_norm, eps, config.dropout)
+        self.attn = Attention(dim, config.num_heads, bias, config.qk_norm, eps, config.dropout)
         self.cross = None
         if config.context_dim:
             self.norm_cross = norm(config)
-            self.cross = CrossAttention(dim, config.context_dim, config.heads)
+            self.cross = CrossAttention(dim, config.context_dim, config.num_heads)
         self.norm2 = norm(config)
         form = "tanh" if config.mlp == "gelu_tanh" else "none"
         self.mlp = Mlp(dim, config.mlp_dim, form, config.dropout, config.bias)
@@ -65,9 +65,9 @@ class DiT(Prompted):
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        dim, depth = config.width, config.depth
+        dim, depth = config.embed_dim, config.depth
         self.config = config
-        self.card = Card()
+        self.card = ModelCard()
         self.patch = PatchEmbed(config.in_channels, dim, config.patch_size)
         self.time = TimeEmbedding(FREQUENCIES, dim, closed=config.time_frequencies == "closed")
         if config.num_classes:
@@ -142,7 +142,7 @@ class DiT(Prompted):
 
     def _modulations(self, condition: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
         """The shifts, scales and gates of every block (B, 6, D), then shift and scale of the last norm (B, 2, D)."""
-        depth, dim = self.config.depth, self.config.width
+        depth, dim = self.config.depth, self.config.embed_dim
         made = linear(F.silu(condition), self.modulation.weight, self.modulation.bias)
         made = rearrange(made, "b (parts d) -> b parts d", d=dim)                        # b parts D
         if self.config.modulation == "single":
@@ -155,7 +155,7 @@ class DiT(Prompted):
         steps = (1.0, 1.0)
         if self.config.position == "stretched":
             steps = (self.config.grid[0] / grid[0], self.config.grid[1] / grid[1])
-        return sincos_positions(grid, self.config.width, closed=False, steps=steps)
+        return sincos_positions(grid, self.config.embed_dim, closed=False, steps=steps)
 
     def _pictured(
         self, z: Float[Tensor, "b n ppc"], grid: tuple[int, int], size: tuple[int, int]
@@ -178,4 +178,4 @@ class DiT(Prompted):
 
 def norm(config: DiTConfig) -> nn.LayerNorm:
     """LayerNorm without gain and bias: they come from the time, or are in the product that follows."""
-    return nn.LayerNorm(config.width, eps=config.norm_eps, elementwise_affine=False)
+    return nn.LayerNorm(config.embed_dim, eps=config.norm_eps, elementwise_affine=False)

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.image_tokens import ImageTokensConfig
 from triptych.models.registry import build
 from triptych.network import Network
@@ -18,7 +18,7 @@ class TokenProjection(Network):
 
     def __init__(self, channels: int, width: int):
         super().__init__()
-        self.card = Card()
+        self.card = ModelCard()
         self.norm = nn.LayerNorm(channels)
         self.proj = nn.Linear(channels, width)
         self.null = nn.Parameter(torch.empty(width))
@@ -39,17 +39,17 @@ class ImageTokens(Network):
     """A backbone and a projection of the cells of its last map.
 
     ```python
-    context = ldm.text(images)                       # (B, 3, H, W) in [-1, 1] -> (B, rows * columns, D)
-    nothing = ldm.text.nothing(context.shape[1])     # the unconditional context of guidance
+    context = ldm.text_encoder(images)                       # (B, 3, H, W) in [-1, 1] -> (B, rows * columns, D)
+    nothing = ldm.text_encoder.nothing(context.shape[1])     # the unconditional context of guidance
     ```
     """
 
     def __init__(self, config: ImageTokensConfig):
         super().__init__()
         self.config = config
-        self.card = Card()
+        self.card = ModelCard()
         self.backbone: Any = build(config.backbone)
-        self.projection = TokenProjection(self.backbone.channels[-1], config.width)
+        self.projection = TokenProjection(self.backbone.channels[-1], config.embed_dim)
 
     def blocks(self) -> list[nn.Module]:
         return []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from triptych.diffusion.inpainting import concat_channels
 from triptych.diffusion.process import Denoiser, Process, network_denoiser
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.autoencoder import Autoencoder, FirstStage
 from triptych.models.configs.autoencoder import AutoencoderConfig
 from triptych.models.configs.image_tokens import ImageTokensConfig
@@ -32,7 +32,7 @@ class LatentDiffusion(Network):
     prompt, and the process that it undoes. `unet` is the denoiser, whichever it is.
 
     ```python
-    context = ldm.text(["a red apple"])
+    context = ldm.text_encoder(["a red apple"])
     denoise = ldm.denoiser(context)            # (x, t) -> x0, what every sampler takes
     images = ldm.autoencoder.decode(latents)
     ```
@@ -41,25 +41,26 @@ class LatentDiffusion(Network):
     def __init__(self, config: LatentDiffusionConfig):
         super().__init__()
         self._config = config
-        self.card = Card(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
+        self.card = ModelCard(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
         known = isinstance(config.autoencoder, AutoencoderConfig)
         self.autoencoder: FirstStage = (Autoencoder if known else TinyAutoencoder)(config.autoencoder)  # type: ignore
-        self.unet: UNet | DiT = UNet(config.unet) if isinstance(config.unet, UNetConfig) else DiT(config.unet)
-        self.text: TextEncoder | ClassToken | ImageTokens | None = None
-        if isinstance(config.text, TextConfig):
-            self.text = TextEncoder(config.text)
-        elif isinstance(config.text, ImageTokensConfig):
-            self.text = ImageTokens(config.text)
-        elif config.text is not None:
-            self.text = ClassToken(config.text)
-        self.map = None if config.map is None else MapEncoder(config.map)
+        unet = isinstance(config.network, UNetConfig)
+        self.network: UNet | DiT = (UNet if unet else DiT)(config.network)  # type: ignore[arg-type]
+        self.text_encoder: TextEncoder | ClassToken | ImageTokens | None = None
+        if isinstance(config.text_encoder, TextConfig):
+            self.text_encoder = TextEncoder(config.text_encoder)
+        elif isinstance(config.text_encoder, ImageTokensConfig):
+            self.text_encoder = ImageTokens(config.text_encoder)
+        elif config.text_encoder is not None:
+            self.text_encoder = ClassToken(config.text_encoder)
+        self.semantic_map = None if config.semantic_map is None else MapEncoder(config.semantic_map)
         self.process = Process(config.process)
 
     @property
     def config(self) -> LatentDiffusionConfig:  # type: ignore[override]
         """What it is; words added to the text encoder (textual inversion) are counted."""
-        if self.text is not None and self.text.config != self._config.text:
-            self._config = replace(self._config, text=self.text.config)
+        if self.text_encoder is not None and self.text_encoder.config != self._config.text_encoder:
+            self._config = replace(self._config, text_encoder=self.text_encoder.config)
         return self._config
 
     @config.setter
@@ -68,20 +69,20 @@ class LatentDiffusion(Network):
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks of the denoising network, which is what is trained."""
-        return self.unet.blocks()
+        return self.network.blocks()
 
     def replace_head(self, num_classes: int, head: Any = None) -> None:
         raise UserError("a latent diffusion model has no classifier to replace; leave num_classes out")
 
     def drop_text(self) -> None:
         """Free the memory of the text encoder, once all prompts are encoded."""
-        self.text = None
+        self.text_encoder = None
 
     def denoiser(
         self,
         context: Float[Tensor, "b n d"] | None = None,
         *,
-        beside: Float[Tensor, "b c h w"] | None = None,
+        concat: Float[Tensor, "b c h w"] | None = None,
         labels: Shaped[Tensor, "b ..."] | None = None,
     ) -> Denoiser:
         """Return the denoiser (x, t) -> x_0 under a context; for guidance the context of the prompts, then that of the
@@ -91,17 +92,17 @@ class LatentDiffusion(Network):
 
         Args:
             context: the encoded prompts; None for an unconditional model.
-            beside: what `config.beside` names; repeated where the batch is a multiple of its own.
+            concat: what `config.concat` names; repeated where the batch is a multiple of its own.
             labels: for networks that take them: a DiT's classes, the upscaler's noise level.
         """
-        if (beside is None) != (self.config.beside == "nothing"):
-            said = "takes nothing" if self.config.beside == "nothing" else f"needs {self.config.beside}"
+        if (concat is None) != (self.config.concat == "none"):
+            said = "takes nothing" if self.config.concat == "none" else f"needs {self.config.concat}"
             raise UserError(f"this model {said} beside its latents; give it so")
-        dtype = next(self.unet.parameters()).dtype
-        projected = None if context is None else self.unet.project_context(context.to(dtype))
+        dtype = next(self.network.parameters()).dtype
+        projected = None if context is None else self.network.project_context(context.to(dtype))
 
         def net(x: Tensor, t: Tensor) -> Tensor:
-            return self.unet(x, t, projected, labels)
+            return self.network(x, t, projected, labels)
 
-        inner = net if beside is None else concat_channels(net, beside)
+        inner = net if concat is None else concat_channels(net, concat)
         return network_denoiser(inner, self.process, dtype)

@@ -70,7 +70,9 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def config_for(name: str, **changes: Any) -> Config:
-    """The config of a named size with some fields changed; `image_size` and `window` may be one number for a square.
+    """Return the config of a named size with some fields changed.
+
+    `image_size` and `window_size` may be one number for a square.
 
     Raises:
         UserError: the name is unknown (near names are listed), or a field is.
@@ -88,10 +90,10 @@ def config_for(name: str, **changes: Any) -> Config:
             raise UserError(f"{name} has no field {key!r}{hint}")
     base = SIZES[name]
     depths = changes.get("depths", getattr(base, "depths", None))
-    if "window" in changes and isinstance(base, SwinConfig) and isinstance(depths, tuple | list):
-        window = changes["window"]
-        config = replace(base, **{**changes, "window": windows_of(window, len(depths))})
-        return replace(config, window=fitting(config, window))
+    if "window_size" in changes and isinstance(base, SwinConfig) and isinstance(depths, tuple | list):
+        window = changes["window_size"]
+        config = replace(base, **{**changes, "window_size": windows_of(window, len(depths))})
+        return replace(config, window_size=fitting(config, window))
     return replace(base, **changes)
 
 
@@ -106,9 +108,9 @@ def create(name: str, **changes: Any) -> "Network":
 
     Args:
         name: one of `list_models()`.
-        **changes: fields of the family's config, such as `ViTConfig`. `window` may be one number or (height, width) for
-            all stages, made smaller where a stage's map at the image size is, as `load` makes it; or one of these for
-            each stage, taken as they are.
+        **changes: fields of the family's config, such as `ViTConfig`. `window_size` may be one number or (height,
+            width) for all stages, made smaller where a stage's map at the image size is, as `load` makes it; or one of
+            these for each stage, taken as they are.
 
     Raises:
         UserError: unknown name (near names are listed) or field, or sizes that do not fit together.

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from triptych.errors import UserError
-from triptych.models.configs.latent_diffusion import MapConfig
+from triptych.models.configs.latent_diffusion import SemanticMapConfig
 from triptych.models.configs.text import TextConfig
 
 NO_CLASS = 255
@@ -26,7 +26,7 @@ class MapEncoder(nn.Module):
     mixing first gives the same with a hundredth of the memory.
     """
 
-    def __init__(self, config: MapConfig):
+    def __init__(self, config: SemanticMapConfig):
         super().__init__()
         self.mix = nn.Conv2d(config.num_classes, config.channels, 1, bias=False)
 
@@ -54,7 +54,7 @@ def box_tokens(config: TextConfig, boxes: Sequence[Box]) -> Int[Tensor, "1 n"]:
     Raises:
         UserError: too many boxes, a class that is no token, or corners outside the image.
     """
-    most, none, side = (config.length - 2) // 3, config.vocab_size - 1, math.isqrt(config.vocab_size)
+    most, none, side = (config.max_length - 2) // 3, config.vocab_size - 1, math.isqrt(config.vocab_size)
     if len(boxes) > most:
         raise UserError(f"{len(boxes)} boxes are given, this model reads up to {most}")
 
@@ -71,4 +71,4 @@ def box_tokens(config: TextConfig, boxes: Sequence[Box]) -> Int[Tensor, "1 n"]:
             )
         tokens += [label, cell(left, top), cell(right, bottom)]
     tokens += [none] * (3 * most - len(tokens)) + [cell(0.0, 0.0), cell(1.0, 1.0)]
-    return torch.tensor([tokens + [none] * (config.length - len(tokens))])
+    return torch.tensor([tokens + [none] * (config.max_length - len(tokens))])

@@ -16,7 +16,7 @@ from triptych.layers.padding import pad_to_multiple
 from triptych.layers.patch import ConvStem, PatchEmbed, PatchMask
 from triptych.layers.residual import DropPath
 from triptych.layers.window import Window, WindowAttention, attend
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.swin import SwinConfig
 from triptych.network import Network
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
         window: Window,
         pretrained: Window,
         shifted: bool,
-        drop_path: float,
+        drop_path_rate: float,
     ):
         super().__init__()
         self.shifted, self.norm_first = shifted, config.version == 1
@@ -57,7 +57,7 @@ class Block(nn.Module):
         self.attn = WindowAttention(dim, heads, window, config.version == 2, pretrained, config.qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), dropout=config.dropout)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, z: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         if self.norm_first:
@@ -75,9 +75,12 @@ class Stage(nn.Module):
         self.merge = None
         if index:
             self.merge = PatchMerging(config.widths[index - 1], config.version == 1, config.norm_eps)
-        before = config.pretrained_window[index] if config.pretrained_window else (0, 0)
+        before = config.pretrained_window_size[index] if config.pretrained_window_size else (0, 0)
         self.blocks = nn.ModuleList(
-            Block(config, config.widths[index], config.num_heads[index], config.window[index], before, i % 2 == 1, rate)
+            Block(
+                config, config.widths[index], config.num_heads[index], config.window_size[index],
+                before, i % 2 == 1, rate,
+            )
             for i, rate in enumerate(rates)
         )
 
@@ -101,7 +104,7 @@ class Swin(Network):
     def __init__(self, config: SwinConfig):
         super().__init__()
         self.config = config
-        self.card = Card(preprocess=Preprocess(size=config.image_size))
+        self.card = ModelCard(preprocess=Preprocess(size=config.image_size))
         self.stem, channels = nn.Identity(), config.in_channels
         if config.stem_widths:
             self.stem = ConvStem(channels, config.stem_widths)
@@ -109,7 +112,7 @@ class Swin(Network):
         self.patch = PatchEmbed(channels, config.embed_dim, config.patch_size)
         self.patch_norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         depth = sum(config.depths)
-        rates = [config.drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        rates = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         first = [sum(config.depths[:i]) for i in range(len(config.depths))]
         self.stages = nn.ModuleList(
             Stage(config, i, rates[at : at + config.depths[i]]) for i, at in enumerate(first)
@@ -146,7 +149,7 @@ class Swin(Network):
         if num_classes:
             nn.init.zeros_(self.head.weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-        self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
+        self.card = replace(self.card, classes=None, colors=None, groupings={}, figures={})
 
     def prepare_maps(self) -> None:
         """Turn a classifier into a backbone for dense heads, in place: add norms on all maps, remove the last norm and
@@ -157,7 +160,7 @@ class Swin(Network):
         self.norms = nn.ModuleList(nn.LayerNorm(w, eps=self.config.norm_eps) for w in self.config.widths)
         self.norms.to(next(self.parameters()))
         del self.norm, self.head
-        self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
+        self.card = replace(self.card, classes=None, colors=None, groupings={}, figures={})
 
     def prepare_classes(self) -> None:
         """Undo `prepare_maps` in place: the norm of the last map becomes the last norm, the others are removed."""

@@ -16,7 +16,7 @@ from triptych.kernels.linear import linear
 from triptych.layers.attention import AttentionModule, attention
 from triptych.layers.initialization import initialize_weights
 from triptych.layers.mlp import Mlp
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.tokenization.prompt_syntax import Chunk, pack, parse
 from triptych.models.tokenization.tokenizer import Tokenizer, clip_tokenizer
@@ -30,9 +30,9 @@ class TextAttention(AttentionModule):
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.inner, bias=config.causal)
-        self.proj = nn.Linear(config.inner, config.width)
+        self.heads = config.num_heads
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.inner, bias=config.causal)
+        self.proj = nn.Linear(config.inner, config.embed_dim)
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Float[Tensor, "1 1 n n"] | None) -> Float[Tensor, "b n d"]:
         qkv = linear(x, self.qkv.weight, self.qkv.bias)                                  # b n 3 inner
@@ -54,10 +54,10 @@ class TextBlock(nn.Module):
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.attn = TextAttention(config)
-        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp = (QuickMlp if config.activation == "quick_gelu" else Mlp)(config.width, config.mlp_dim)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+        self.mlp = (QuickMlp if config.activation == "quick_gelu" else Mlp)(config.embed_dim, config.mlp_dim)
 
     def forward(self, z: Float[Tensor, "b n d"], mask: Float[Tensor, "1 1 n n"] | None) -> Float[Tensor, "b n d"]:
         z = z + self.attn(self.norm1(z), mask)
@@ -74,16 +74,16 @@ class TextEncoder(Network):
     def __init__(self, config: TextConfig, tokenizer: Tokenizer | None = None):
         super().__init__()
         self.config = config
-        self.card = Card()
+        self.card = ModelCard()
         self._tokenizer: Tokenizer | None = None
         if tokenizer is not None:
             self.tokenizer = tokenizer
-        self.tokens = nn.Embedding(config.vocab_size + config.added, config.width)
-        self.positions = nn.Parameter(torch.empty(config.length, config.width))
+        self.tokens = nn.Embedding(config.vocab_size + config.num_added_tokens, config.embed_dim)
+        self.positions = nn.Parameter(torch.empty(config.max_length, config.embed_dim))
         self.encoder = nn.ModuleList(TextBlock(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         if config.logits:
-            self.logits = nn.Linear(config.width, config.vocab_size)
+            self.logits = nn.Linear(config.embed_dim, config.vocab_size)
         self.initialize()
 
     def initialize(self) -> None:
@@ -106,7 +106,7 @@ class TextEncoder(Network):
             UserError: there is none, or the vocabulary of a new one is larger than the embedding table.
         """
         if self._tokenizer is None:
-            if self.config.kind == "ldm-bert":
+            if self.config.type == "ldm-bert":
                 raise UserError("this text encoder has no tokenizer; load one from a vocab.txt and set text.tokenizer")
             self.tokenizer = clip_tokenizer()
         assert self._tokenizer is not None
@@ -119,7 +119,7 @@ class TextEncoder(Network):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer) -> None:
-        rows = self.config.vocab_size + self.config.added
+        rows = self.config.vocab_size + self.config.num_added_tokens
         if tokenizer.size > self.config.vocab_size or any(max(row) >= rows for row in tokenizer.added.values()):
             held = f"{tokenizer.size} tokens" + (f" and {', '.join(tokenizer.added)}" if tokenizer.added else "")
             raise UserError(f"the tokenizer has {held}, the text encoder's table {rows} rows; they are of two models")
@@ -128,7 +128,7 @@ class TextEncoder(Network):
     @property
     def room(self) -> int:
         """Number of tokens that are encoded at once, without start and end."""
-        return self.config.length - 2
+        return self.config.max_length - 2
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
         """Return token numbers with start, end and padding. Longer texts are cut, and a warning logs the rest."""
@@ -140,7 +140,7 @@ class TextEncoder(Network):
             if len(ids) > self.room:
                 lost = self.tokenizer.text(ids[self.room :])
                 log.warning("the text has %d tokens and %d are read; left out: %s", len(ids), self.room, lost)
-            rows.append(self.tokenizer.framed(ids, self.config.length, self.config.pad))
+            rows.append(self.tokenizer.framed(ids, self.config.max_length, self.config.pad_token))
         return torch.tensor(rows, device=self.positions.device)
 
     def encode_tokens(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
@@ -151,13 +151,13 @@ class TextEncoder(Network):
             UserError: more tokens than there are positions.
         """
         n = ids.shape[1]
-        if n > self.config.length:
-            raise UserError(f"{n} tokens are given, this text encoder has positions for {self.config.length}")
+        if n > self.config.max_length:
+            raise UserError(f"{n} tokens are given, this text encoder has positions for {self.config.max_length}")
         z = self.tokens(ids) + self.positions[:n]                                        # b n D
         mask = None
         if self.config.causal:
             mask = torch.full((1, 1, n, n), -math.inf, dtype=z.dtype, device=z.device).triu(1)
-        for block in self.encoder[: self.config.depth - self.config.skip]:
+        for block in self.encoder[: self.config.depth - self.config.skip_last_blocks]:
             z = block(z, mask)
         return self.norm(z)
 
@@ -195,10 +195,10 @@ class TextEncoder(Network):
         return len(pack(parse(prompt), self.tokenizer.spans, self.room))
 
     def _encode_chunk(self, chunk: Chunk, known: dict[tuple[int, ...], Tensor]) -> Float[Tensor, "1 n d"]:
-        ids = self.tokenizer.framed([i for i, _ in chunk], self.config.length, self.config.pad)
+        ids = self.tokenizer.framed([i for i, _ in chunk], self.config.max_length, self.config.pad_token)
         if (key := tuple(ids)) not in known:
             known[key] = self.encode_tokens(torch.tensor([ids], device=self.positions.device))
-        weights = torch.ones(1, self.config.length)
+        weights = torch.ones(1, self.config.max_length)
         weights[0, 1 : len(chunk) + 1] = torch.tensor([weight for _, weight in chunk])
         return emphasize(known[key], weights.to(self.positions.device))
 
@@ -209,8 +209,8 @@ class ClassToken(Network):
     def __init__(self, config: ClassTokenConfig):
         super().__init__()
         self.config = config
-        self.card = Card()
-        self.classes = nn.Embedding(config.num_classes + int(config.null_class), config.width)
+        self.card = ModelCard()
+        self.classes = nn.Embedding(config.num_classes + int(config.null_class), config.embed_dim)
         nn.init.normal_(self.classes.weight, std=0.02)
 
     @property
@@ -256,8 +256,8 @@ def add_embedding(text: TextEncoder, token: str, vectors: Float[Tensor, "n d"] |
     """
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     count, width = vectors.shape
-    if width != text.config.width:
-        raise UserError(f"{token!r} has vectors of {width} numbers, this text encoder's have {text.config.width}")
+    if width != text.config.embed_dim:
+        raise UserError(f"{token!r} has vectors of {width} numbers, this text encoder's have {text.config.embed_dim}")
     if not 0 < count <= text.room:
         raise UserError(f"{token!r} has {count} vectors, which must be from 1 to {text.room}: they are read at once")
     if set(token) & set("()[]\\"):
@@ -265,7 +265,7 @@ def add_embedding(text: TextEncoder, token: str, vectors: Float[Tensor, "n d"] |
     table = text.tokens.weight
     rows = range(len(table), len(table) + count)
     tokenizer = text.tokenizer.add(token, rows)
-    text.config = replace(text.config, added=text.config.added + count)
+    text.config = replace(text.config, num_added_tokens=text.config.num_added_tokens + count)
     wider = torch.cat([table.detach(), vectors.detach().to(table)])
     text.tokens = nn.Embedding.from_pretrained(wider, freeze=not table.requires_grad)
     text.tokenizer = tokenizer

@@ -30,13 +30,13 @@ class TinyAutoencoder(FirstStage):
 
     def __init__(self, config: TinyAutoencoderConfig):
         super().__init__(config)
-        w, c = config.width, config.latent_channels
+        w, c = config.base_channels, config.latent_channels
         self.encoder = nn.Sequential(Conv(config.in_channels, w), TinyBlock(w))
         self.decoder = nn.Sequential(Conv(c, w), nn.ReLU())
-        for _ in range(config.levels - 1):
+        for _ in range(config.num_levels - 1):
             self.encoder.append(Conv(w, w, stride=2, bias=False))
-            self.encoder.extend(TinyBlock(w) for _ in range(config.depth))
-            self.decoder.extend(TinyBlock(w) for _ in range(config.depth))
+            self.encoder.extend(TinyBlock(w) for _ in range(config.num_res_blocks))
+            self.decoder.extend(TinyBlock(w) for _ in range(config.num_res_blocks))
             self.decoder.extend([nn.Upsample(scale_factor=2), Conv(w, w, bias=False)])
         self.encoder.append(Conv(w, c))
         self.decoder.extend([TinyBlock(w), Conv(w, config.out_channels)])

@@ -18,7 +18,7 @@ from triptych.layers.cross_attention import (
 from triptych.layers.norm import GroupNorm
 from triptych.layers.resnet import Conv, Downsample, ResnetBlock, Upsample, silu
 from triptych.layers.timestep import TimeEmbedding
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.unet import UNetConfig, UNetLevel, levels
 from triptych.models.denoiser import Prompted
 
@@ -31,8 +31,8 @@ class TimedBlock(ResnetBlock):
     """
 
     def __init__(self, config: UNetConfig, inputs: int, outputs: int, resample: Literal["none", "down", "up"] = "none"):
-        time_dim = 4 * config.width
-        super().__init__(inputs, outputs, time_dim, config.groups, 1e-5, config.dropout)
+        time_dim = 4 * config.base_channels
+        super().__init__(inputs, outputs, time_dim, config.norm_groups, 1e-5, config.dropout)
         self.resample = resample
         self.scale_shift = config.scale_shift
         if config.scale_shift:
@@ -64,14 +64,14 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.res = TimedBlock(config, inputs, level.channels)
         c = level.channels
-        heads = config.heads or c // max(config.head_dim, 1)
+        heads = config.num_heads or c // max(config.head_dim, 1)
         self.transformer = self.attention = None
         if level.attention and config.context_dim:
             self.transformer = SpatialTransformer(
-                c, config.context_dim, heads, level.attention, level.cross_only, config.groups, config.dropout
+                c, config.context_dim, heads, level.attention, level.cross_only, config.norm_groups, config.dropout
             )
         elif level.attention:
-            self.attention = SpatialAttention(c, heads, config.groups)
+            self.attention = SpatialAttention(c, heads, config.norm_groups)
 
     def forward(
         self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"], context: Context | None
@@ -165,20 +165,20 @@ class UNet(Prompted):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        self.card = Card()
+        self.card = ModelCard()
         down, middle, up = levels(config)
-        time_dim = 4 * config.width
-        self.time = TimeEmbedding(config.width, time_dim)
+        time_dim = 4 * config.base_channels
+        self.time = TimeEmbedding(config.base_channels, time_dim)
         if config.num_classes:
             self.label = nn.Embedding(config.num_classes, time_dim)
         if config.vector_dim:
             self.vector = TimeEmbedding(config.vector_dim, time_dim)
-        self.input = Conv(config.in_channels, config.width)
+        self.input = Conv(config.in_channels, config.base_channels)
         self.down = nn.ModuleList(Down(config, level) for level in down)
         self.middle: nn.Module = Middle(config, middle)
         self.up = nn.ModuleList(Up(config, level) for level in up)
-        self.norm = GroupNorm(config.groups, config.width, eps=1e-5)
-        self.out = Conv(config.width, config.out_channels)
+        self.norm = GroupNorm(config.norm_groups, config.base_channels, eps=1e-5)
+        self.out = Conv(config.base_channels, config.out_channels)
         self._number_cross_attentions()
         self.initialize()
 

@@ -1,7 +1,7 @@
 """Approximations that make a UNet faster while a block runs; afterwards it is unchanged.
 
 ```python
-with merged_tokens(ldm.unet, 0.5), deep_cached(ldm.unet, 3):
+with merged_tokens(ldm.network, 0.5), deep_cached(ldm.network, 3):
     ...                                # the steps of one sampler
 ```
 

@@ -18,7 +18,7 @@ from triptych.layers.mlp import Mlp, SwiGLU
 from triptych.layers.patch import ConvStem, PatchEmbed, PatchMask, ResNetStem
 from triptych.layers.position import RotaryPositions, resample_positions, sincos_positions
 from triptych.layers.residual import DropPath, LayerScale
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.vit import ViTConfig
 from triptych.network import Network
 
@@ -26,7 +26,7 @@ from triptych.network import Network
 class Block(nn.Module):
     """One encoder block: z' = MSA(LN(z)) + z, then MLP(LN(z')) + z' (Equations 2 and 3)."""
 
-    def __init__(self, config: ViTConfig, drop_path: float):
+    def __init__(self, config: ViTConfig, drop_path_rate: float):
         super().__init__()
         dim, eps = config.embed_dim, config.norm_eps
         self.norm1 = nn.LayerNorm(dim, eps=eps)
@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = make_mlp(config)
         self.scale2 = LayerScale(dim, config.layer_scale) if config.layer_scale is not None else nn.Identity()
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, z: Float[Tensor, "b n d"], rotate: Rotate | None = None) -> Float[Tensor, "b n d"]:
         z = z + self.drop_path(self.scale1(self.attn(self.norm1(z), rotate)))
@@ -84,7 +84,7 @@ class ViT(Network):
         super().__init__()
         dim = config.embed_dim
         self.config = config
-        self.card = Card(preprocess=Preprocess(size=config.image_size))
+        self.card = ModelCard(preprocess=Preprocess(size=config.image_size))
         self.stem, channels = nn.Identity(), config.in_channels
         if config.stem == "conv":
             self.stem = ConvStem(channels, config.stem_widths)
@@ -97,15 +97,15 @@ class ViT(Network):
             self.class_token = nn.Parameter(torch.empty(1, 1, dim))
         if config.distill_token:
             self.distill_token = nn.Parameter(torch.empty(1, 1, dim))
-        if config.registers:
-            self.registers = nn.Parameter(torch.empty(1, config.registers, dim))
+        if config.num_registers:
+            self.registers = nn.Parameter(torch.empty(1, config.num_registers, dim))
         self.placed = int(config.class_token) + int(config.distill_token) if config.prefix_positions else 0
         if config.position == "learned":
             self.positions = nn.Parameter(torch.empty(1, math.prod(config.grid) + self.placed, dim))
         if config.position == "rotary":
             self.rotary = RotaryPositions(dim // config.num_heads, config.rotary_base)
         self.input_norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pre_norm else nn.Identity()
-        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        rates = [config.drop_path_rate * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.encoder = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         if config.pool == "attention":
@@ -140,7 +140,7 @@ class ViT(Network):
             if isinstance(layer, nn.Linear):
                 nn.init.zeros_(layer.weight)
             setattr(self, name, layer.to(like))
-        self.card = replace(self.card, classes=None, colours=None, groupings={}, figures={})
+        self.card = replace(self.card, classes=None, colors=None, groupings={}, figures={})
 
     def blocks(self) -> list[nn.Module]:
         """Return the encoder's blocks in order, for checkpointing, compilation and sharding."""
@@ -166,7 +166,7 @@ class ViT(Network):
                 x = torch.cat([*prefix, x + table], dim=1)
         else:
             x = torch.cat([*prefix, x], dim=1)
-        if self.config.registers:
+        if self.config.num_registers:
             at = len(prefix)
             x = torch.cat([x[:, :at], self.registers.expand(x.shape[0], -1, -1), x[:, at:]], dim=1)
         return self.input_norm(x), grid

@@ -1,4 +1,4 @@
-"""A colour for each class, from data sets that chose theirs, else far apart from each other."""
+"""A color for each class, from data sets that chose theirs, else far apart from each other."""
 
 import functools
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ FIRST = (
     *((37, 99, 235), (240, 140, 29), (15, 157, 138), (220, 61, 67), (124, 77, 219), (246, 196, 54)),
     *((233, 92, 171), (96, 165, 40), (56, 189, 248), (146, 84, 36)),
 )
-STEPS = 18  # of each channel, in the grid that further colours are taken from
+STEPS = 18  # of each channel, in the grid that further colors are taken from
 
 
-def colours_of(
+def colors_of(
     classes: Sequence[str], given: Sequence[Sequence[int]] | None = None
 ) -> UInt8[np.ndarray, "classes 3"]:
     """RGB of each class: those that were given, those of Cityscapes for its classes, else ours, which depend on the
     index alone. A class named "background" is dark grey.
 
     Raises:
-        UserError: not a colour of three numbers from 0 to 255 for each class.
+        UserError: not a color of three numbers from 0 to 255 for each class.
     """
     if given is None and list(classes) == [name for _, name, _ in CITYSCAPES]:
-        given = [colour for _, _, colour in CITYSCAPES]
+        given = [color for _, _, color in CITYSCAPES]
     if given is None:
         ground = [i for i, name in enumerate(classes) if is_ground(name)]
         things = iter(far_apart(max(len(classes) - len(ground), 1)))
@@ -39,7 +39,7 @@ def colours_of(
     made = np.asarray(given)
     if made.shape != (len(classes), 3) or made.min(initial=0) < 0 or made.max(initial=0) > 255:
         raise UserError(
-            f"colours are of shape {made.shape}; give red, green and blue from 0 to 255 for each of "
+            f"colors are of shape {made.shape}; give red, green and blue from 0 to 255 for each of "
             f"{len(classes)} classes"
         )
     return made.astype(np.uint8)
@@ -52,7 +52,7 @@ def is_ground(name: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def far_apart(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """`count` colours, each as far as can be from those before it, so that more only add to them. After the few chosen
+    """`count` colors, each as far as can be from those before it, so that more only add to them. After the few chosen
     ones they are taken from a grid, by their distance as it is seen (OKLab, Ottosson 2020); beyond about a thousand
     they begin again, for nobody tells so many apart."""
     axis = np.linspace(0, 255, STEPS)
@@ -60,7 +60,7 @@ def far_apart(count: int) -> UInt8[np.ndarray, "count 3"]:
     seen = oklab(grid)
     grid = grid[(seen[:, 0] > 0.3) & (seen[:, 0] < 0.93)]  # neither black nor white
     seen = oklab(grid)
-    chosen = [np.array(colour, np.float64) for colour in FIRST[:count]]
+    chosen = [np.array(color, np.float64) for color in FIRST[:count]]
     # From black, white and greys, which pictures are full of, and from what is chosen.
     taken = oklab(np.array([*((v, v, v) for v in (0, 64, 128, 192, 255)), *FIRST], np.float64))
     near = np.linalg.norm(seen[:, None] - taken, axis=-1).min(1)

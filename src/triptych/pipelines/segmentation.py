@@ -20,7 +20,7 @@ from triptych.model_card import Preprocess
 from triptych.network import Network
 from triptych.pipelines.base import ImagePipeline, batches
 from triptych.pipelines.image_input import ImageInput, batched, name_of, read_full
-from triptych.pipelines.palette import colours_of
+from triptych.pipelines.palette import colors_of
 from triptych.pipelines.segmentation_result import Segmentation
 
 
@@ -46,7 +46,7 @@ class _Reading:
 
 
 class SegmentationPipeline(ImagePipeline):
-    """A segmenter with what surrounds it: reading, resizing, windows, scales, batching, names, colours.
+    """A segmenter with what surrounds it: reading, resizing, windows, scales, batching, names, colors.
 
     ```python
     pipe = tp.SegmentationPipeline(net)             # or a name, a file, a RUN folder, a hub id
@@ -67,7 +67,7 @@ class SegmentationPipeline(ImagePipeline):
             normalised images (B, C, H, W) into logits (B, classes, H, W).
         device, dtype, workers, on_bad_image, compile: as in `ClassificationPipeline`.
         batch_size: pictures, or windows, a forward pass.
-        colours: red, green and blue of each class, from 0 to 255; ours if left out.
+        colors: red, green and blue of each class, from 0 to 255; ours if left out.
 
     Raises:
         UserError: the network is a classifier, or an argument is out of its range.
@@ -81,11 +81,11 @@ class SegmentationPipeline(ImagePipeline):
         batch_size: int = 4,
         workers: int = 0,
         on_bad_image: Literal["skip", "fail"] = "fail",
-        colours: Sequence[Sequence[int]] | None = None,
+        colors: Sequence[Sequence[int]] | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__(net, device, dtype, batch_size, workers, on_bad_image, compile)
-        self.colours = colours_of(self.classes, colours or self.card.colours)
+        self.colors = colors_of(self.classes, colors or self.card.colors)
         # Below one patch there is nothing to see.
         self.least = self.net.backbone.strides[0] if isinstance(self.net, Segmenter) else 1
 
@@ -193,7 +193,7 @@ class SegmentationPipeline(ImagePipeline):
         return Segmentation(
             labels=labels,
             classes=self.classes,
-            colours=self.colours,
+            colors=self.colors,
             image=read.pixels,
             confidence=sure,
             source=name,

@@ -41,7 +41,7 @@ class Segmentation:
     """Index of each pixel's class: uint8, or uint16 with more than 256 classes."""
     classes: tuple[str, ...]
     """Name of each class, by index."""
-    colours: UInt8[np.ndarray, "classes 3"]
+    colors: UInt8[np.ndarray, "classes 3"]
     """Its red, green and blue."""
     image: UInt8[np.ndarray, "H W 3"]
     """The picture, upright."""
@@ -86,10 +86,10 @@ class Segmentation:
         return self.labels == index
 
     def overlay(self, strength: float = 0.6) -> Image.Image:
-        """The picture in grey with each class in its colour over it and a line around it; "background" is only paler.
+        """The picture in grey with each class in its color over it and a line around it; "background" is only paler.
 
         Args:
-            strength: how much of the colour, from 0 to 1.
+            strength: how much of the color, from 0 to 1.
 
         Raises:
             UserError: `strength` is outside of that.
@@ -97,23 +97,23 @@ class Segmentation:
         if not 0 <= strength <= 1:
             raise UserError(f"strength is {strength}, which must be from 0 to 1")
         grey = Image.fromarray(self.image).convert("L").convert("RGB")
-        tint = Image.fromarray(self.colours[self.labels])
+        tint = Image.fromarray(self.colors[self.labels])
         thing = np.array([not is_ground(name) for name in self.classes])[self.labels]
         shown = np.array(Image.blend(grey, tint, strength))
         if not thing.all():
             faded = Image.blend(grey, Image.new("RGB", grey.size, "white"), 0.6 * strength)
             shown[~thing] = np.asarray(faded)[~thing]
         rim = _rim(self.labels, max(1, round(max(self.labels.shape) / 700))) & thing
-        shown[rim] = self.colours[self.labels[rim]]
+        shown[rim] = self.colors[self.labels[rim]]
         return Image.fromarray(shown)
 
     def label_image(self) -> Image.Image:
-        """The labels as a picture whose pixel values are the class indices: with a palette of the classes' colours
+        """The labels as a picture whose pixel values are the class indices: with a palette of the classes' colors
         (mode P), or 16-bit grey (mode I;16) for more than 256 classes."""
         if len(self.classes) > 256:
             return Image.fromarray(self.labels.astype(np.uint16))
         made = Image.fromarray(self.labels.astype(np.uint8)).convert("P")
-        made.putpalette(self.colours.ravel().tolist())
+        made.putpalette(self.colors.ravel().tolist())
         return made
 
     def to_json(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Segmentation:
             "width": width,
             "classes": len(self.classes),
             "areas": [
-                {**area._asdict(), "box": list(area.box), "colour": self.colours[area.index].tolist()}
+                {**area._asdict(), "box": list(area.box), "color": self.colors[area.index].tolist()}
                 for area in self.areas
             ],
         }

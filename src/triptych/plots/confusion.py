@@ -70,7 +70,7 @@ def confusion(
 
 
 def _cells(ax: Axes, share: np.ndarray, side: float) -> None:
-    """A coloured square a pair; a root of the share, so that a few mistakes can be seen."""
+    """A colored square a pair; a root of the share, so that a few mistakes can be seen."""
     own = np.eye(len(share), dtype=bool)[..., None]
     shown = np.where(
         own, _RIGHT(share)[..., :3], np.where(share[..., None] > 0, _WRONG(share**0.5)[..., :3], 1.0)

@@ -150,7 +150,7 @@ class ParsePanel:
 
     Attributes:
         cards: two pictures.
-        legend: name, colour (red, green, blue from 0 to 255) and a number in words of each class.
+        legend: name, color (red, green, blue from 0 to 255) and a number in words of each class.
         looked: attention of a point of the first picture; eight blocks fill the line.
         image: that picture as the network saw it, which `looked` and `point` are in pixels of.
         point: x and y.
@@ -196,9 +196,9 @@ class ParsePanel:
         ax.set(xlim=(0, width), ylim=(self.SIDE, 0))
         ax.axis("off")
         ax.text(width, 0.1, self.heading, fontsize=8, color=style.FAINT, ha="right")
-        for i, (name, colour, number) in enumerate(self.legend[: int((self.SIDE - 0.2) / LINE)]):
+        for i, (name, color, number) in enumerate(self.legend[: int((self.SIDE - 0.2) / LINE)]):
             y = 0.2 + i * LINE
-            ax.add_patch(chip(0, y + 0.05, 0.15, 0.13, colour))
+            ax.add_patch(chip(0, y + 0.05, 0.15, 0.13, color))
             ax.text(
                 0.24,
                 y + 0.16,

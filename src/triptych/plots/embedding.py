@@ -15,7 +15,7 @@ def patch_filters(
     """Principal components of the linear projection of patches, most important first (ViT, Figure 7, left).
 
     Args:
-        filters: components as pictures of any sign; one or three colour channels.
+        filters: components as pictures of any sign; one or three color channels.
         share: fraction of the variance each explains, to be written below it.
     """
     n = len(filters)

@@ -53,6 +53,6 @@ def _of_a_swin(arrays: Mapping[str, np.ndarray], below: str, readout: str) -> di
             image, stages("attention"), arrays["windows"], arrays["shifts"], strides, point
         ),
         "rollout": gathered(image, arrays["rollout"], arrays["point_rollout"], point, readout, below=below),
-        "pyramid": feature_pyramid(image, stages("colours"), stages("norms"), arrays["share"], strides),
+        "pyramid": feature_pyramid(image, stages("colors"), stages("norms"), arrays["share"], strides),
         "filters": patch_filters(arrays["filters"], arrays["filter_share"]),
     }

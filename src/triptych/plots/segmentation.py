@@ -1,4 +1,4 @@
-"""A picture and its parse side by side, and what each colour stands for."""
+"""A picture and its parse side by side, and what each color stands for."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Entry(NamedTuple):
     """A line of a legend."""
 
     name: str
-    colour: Sequence[int]
+    color: Sequence[int]
     """Red, green, blue from 0 to 255."""
     share: float
     """Of the picture, from 0 to 1."""
@@ -59,7 +59,7 @@ LINE = 0.235
 def legend(
     page: Figure, left: float, top: float, width: float, entries: Sequence[Entry], columns: int = 1
 ) -> None:
-    """Chips of colour, names and shares, down each column; in inches from the upper left corner of the page."""
+    """Chips of color, names and shares, down each column; in inches from the upper left corner of the page."""
     if not entries:
         return
     gap = 0.3
@@ -68,9 +68,9 @@ def legend(
     ax = style.axes(page, left, top, width, lines * LINE)
     ax.set(xlim=(0, width), ylim=(lines * LINE, 0))
     ax.axis("off")
-    for i, (name, colour, share) in enumerate(entries):
+    for i, (name, color, share) in enumerate(entries):
         x, y = i // lines * step, i % lines * LINE
-        ax.add_patch(chip(x, y + 0.05, 0.15, 0.13, colour))
+        ax.add_patch(chip(x, y + 0.05, 0.15, 0.13, color))
         room = step - gap - 0.22 - 0.5
         ax.text(
             x + 0.24,
@@ -82,9 +82,9 @@ def legend(
         ax.text(x + step - gap, y + 0.16, percent(share), fontsize=8.5, color=style.SOFT, ha="right")
 
 
-def chip(x: float, y: float, width: float, height: float, colour: Sequence[int]) -> FancyBboxPatch:
-    """A rounded square of a class's colour."""
-    shade = [value / 255 for value in colour]
+def chip(x: float, y: float, width: float, height: float, color: Sequence[int]) -> FancyBboxPatch:
+    """A rounded square of a class's color."""
+    shade = [value / 255 for value in color]
     return FancyBboxPatch(
         (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.03", lw=0, facecolor=shade
     )

@@ -1,4 +1,4 @@
-"""One hand for every picture: colours, letters, spacing, and how a figure becomes a file.
+"""One hand for every picture: colors, letters, spacing, and how a figure becomes a file.
 
 Figures are `matplotlib.figure.Figure` objects drawn by Agg: no display, no pyplot, no global settings, so
 that plots can be drawn from any thread and leave a caller's own matplotlib as it was.

@@ -76,7 +76,7 @@ def cyclic_shift(
         made,
         title,
         f"a map of {size[0]} x {size[1]} cells, windows of {window[0]} x {window[1]}, shifted by {shift[0]} and "
-        f"{shift[1]}; a number is a cell, cells of one colour see each other",
+        f"{shift[1]}; a number is a cell, cells of one color see each other",
     )
     numbers = np.full((H, W), -1)
     numbers[: size[0], : size[1]] = np.arange(size[0] * size[1]).reshape(size)
@@ -166,7 +166,7 @@ def _tiled(cells: Int[np.ndarray, "n m"], rows: int, columns: int, window: tuple
 
 
 def _cells(ax: Axes, numbers: np.ndarray, regions: np.ndarray) -> None:
-    """A map whose cells have numbers and a colour a region; what has none is padding, and paler."""
+    """A map whose cells have numbers and a color a region; what has none is padding, and paler."""
     strength = np.where(numbers < 0, 0.1, 0.32)[..., None]
     style.picture(ax, 1 - strength + strength * TINTS[regions % len(TINTS)])
     for (y, x), n in np.ndenumerate(numbers):

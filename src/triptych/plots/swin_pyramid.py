@@ -11,17 +11,17 @@ from triptych.plots import style
 
 def feature_pyramid(
     image: UInt8[np.ndarray, "H W 3"],
-    colours: Sequence[Float[np.ndarray, "_ _ 3"]],
+    colors: Sequence[Float[np.ndarray, "_ _ 3"]],
     norms: Sequence[Float[np.ndarray, "_ _"]],
     share: Float[np.ndarray, "stages 3"],
     strides: Int[np.ndarray, " stages"],
     title: str = "Feature pyramid",
 ) -> Figure:
-    """A column a stage: above the directions of the map's cells as colours, below their lengths.
+    """A column a stage: above the directions of the map's cells as colors, below their lengths.
 
     Args:
-        colours: three principal components of each map, from 0 to 1; cells alike in colour are alike in direction. A
-            map's colours mean nothing in another map.
+        colors: three principal components of each map, from 0 to 1; cells alike in color are alike in direction. A
+            map's colors mean nothing in another map.
         norms: length of each cell; every map is drawn on its own scale.
         share: of the variance, that each component explains.
         strides: pixels of a cell of each map.
@@ -29,7 +29,7 @@ def feature_pyramid(
     H, W = image.shape[:2]
     wide, gap, left, top = 1.9, 0.14, 0.4, 1.25
     high = wide * H / W
-    made = style.figure(left + (len(colours) + 1) * (wide + gap) + 0.26, top + 2 * high + 0.8)
+    made = style.figure(left + (len(colors) + 1) * (wide + gap) + 0.26, top + 2 * high + 0.8)
     style.heading(
         made, title, "three principal components of each map's directions as red, green, blue; and lengths"
     )
@@ -37,7 +37,7 @@ def feature_pyramid(
     below = top + high + 0.42
     style.text(made, left, below + 0.15, "length of each cell,", 8.5, style.SOFT)
     style.text(made, left, below + 0.33, "from least to most", 8.5, style.SOFT)
-    for s, (shown, lengths) in enumerate(zip(colours, norms, strict=True)):
+    for s, (shown, lengths) in enumerate(zip(colors, norms, strict=True)):
         x = left + (s + 1) * (wide + gap)
         h, w = lengths.shape
         style.text(made, x, top - 0.1, f"stage {s + 1}: {h} x {w} of {strides[s]} px", 8.5, style.SOFT)

@@ -12,7 +12,14 @@ from triptych.train.configs.first_stage import (
     DiscriminatorConfig,
 )
 
-SMALL = ("width=48", "patch=2", "multipliers=[1,2,3]", "depth=1", "latent_channels=8", "groups=8")
+SMALL = (
+    "base_channels=48",
+    "patch_size=2",
+    "channel_multipliers=[1,2,3]",
+    "num_res_blocks=1",
+    "latent_channels=8",
+    "norm_groups=8",
+)
 PAPER_BETAS = (0.5, 0.9)
 
 
@@ -48,7 +55,14 @@ def autoencoder_emoji() -> CompressConfig:
     return replace(
         autoencoder(),
         data="emoji",
-        model_args=("width=32", "patch=2", "multipliers=[1,2,4]", "depth=1", "latent_channels=8", "groups=8"),
+        model_args=(
+            "base_channels=32",
+            "patch_size=2",
+            "channel_multipliers=[1,2,4]",
+            "num_res_blocks=1",
+            "latent_channels=8",
+            "norm_groups=8",
+        ),
         kl=0.02,
         discriminator=DiscriminatorConfig(channels=32, layers=2, weight=0.2, start=0.6, lr=5e-4),
         loading=DataConfig(batch_size=16, eval_batch_size=64, workers=0, load_size=(64, 64)),

@@ -45,8 +45,8 @@ def latent_diffusion_emoji() -> SecondStageConfig:
     """
     return SecondStageConfig(
         model="unet-emoji",
-        model_args=("multipliers=[1,2]", "attention_factors=[1,2]"),
-        text=CaptionConfig(vocabulary=2048, length=20, width=128, depth=4, head_dim=32),
+        model_args=("channel_multipliers=[1,2]", "attention_downsample_factors=[1,2]"),
+        text=CaptionConfig(vocabulary=2048, max_length=20, embed_dim=128, depth=4, head_dim=32),
         process=ProcessConfig(schedule="flow", prediction="flow"),
         noise=NoiseConfig(times="logit_normal"),
         samples=SamplesConfig(

@@ -37,7 +37,9 @@ def swin() -> SegmentConfig:
     """
     return SegmentConfig(
         init="swin-scenes",
-        head=HeadConfig(kind="unet", width=96, image_width=8),  # the parser's own, which is trained on
+        head=HeadConfig(
+            type="unet", channels=96, image_branch_channels=8
+        ),  # the parser's own, which is trained on
         loading=DataConfig(batch_size=8),
         augment=replace(SCENES, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, grayscale=0.0),
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
@@ -59,7 +61,7 @@ def swin_emoji() -> ClassifyConfig:
         model="swin-emoji",
         image_size=(32, 32),
         eval_crop=1.0,
-        drop_path=0.0,
+        drop_path_rate=0.0,
         teacher="vit-emoji",
         teacher_share=0.8,
         loading=DataConfig(batch_size=128, workers=0, load_size=(48, 48)),
@@ -82,7 +84,7 @@ def swin_emoji64() -> ClassifyConfig:
         small,
         init="runs/swin_emoji",
         image_size=(64, 64),
-        drop_path=None,
+        drop_path_rate=None,
         teacher_share=0.4,
         loading=replace(small.loading, load_size=(64, 64)),
         augment=replace(small.augment, zoom=(0.35, 1.0), translate=(0.25, 0.25), degrees=30.0),
@@ -106,8 +108,8 @@ def swin_scenes() -> SegmentConfig:
         data="scenes",
         model="swin-emoji",
         image_size=(96, 96),
-        head=HeadConfig(kind="unet", width=96, image_width=8),
-        drop_path=0.05,
+        head=HeadConfig(type="unet", channels=96, image_branch_channels=8),
+        drop_path_rate=0.05,
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
         loading=DataConfig(batch_size=32, workers=0, load_size=(96, 96)),
         augment=SCENES,
@@ -126,8 +128,8 @@ def unet_scenes() -> SegmentConfig:
         small,
         init=None,
         model="convnet-unet",
-        head=HeadConfig(kind="unet", width=128),
-        drop_path=None,
+        head=HeadConfig(type="unet", channels=128),
+        drop_path_rate=None,
         optim=replace(small.optim, layer_decay=1.0),
     )
 
@@ -137,12 +139,12 @@ def swin_t_imagenet() -> ClassifyConfig:
 
         triptych train swin_t_imagenet --data IMAGENET --out RUN
 
-    Not run here: the score is the publication's. Swin-S and Swin-B: `--model swin-s --drop-path 0.3`, `--model swin-b
-    --drop-path 0.5`, published 83.2 and 83.5.
+    Not run here: the score is the publication's. Swin-S and Swin-B: `--model swin-s --drop-path-rate 0.3`, `--model
+    swin-b --drop-path-rate 0.5`, published 83.2 and 83.5.
     """
     return ClassifyConfig(
         model="swin-t",
-        drop_path=0.2,
+        drop_path_rate=0.2,
         eval_crop=0.9,
         loading=DataConfig(batch_size=1024, workers=16, load_size=(256, 256)),
         augment=DEIT,
@@ -163,8 +165,8 @@ def upernet_swin_t_ade20k() -> SegmentConfig:
         init="microsoft/swin-tiny-patch4-window7-224",
         data="ADEChallengeData2016",
         image_size=(512, 512),
-        head=HeadConfig(kind="upernet", width=512, aux_width=256),
-        drop_path=0.3,
+        head=HeadConfig(type="upernet", channels=512, aux_channels=256),
+        drop_path_rate=0.3,
         loading=DataConfig(batch_size=16, workers=8, load_size=(640, 640), reduce_zero_label=False),
         augment=AugmentConfig(
             crop_scale=(0.25, 1.0),
@@ -208,9 +210,9 @@ def simmim_swin_b_imagenet() -> PretrainConfig:
     return PretrainConfig(
         data="IMAGENET",
         model="swin-b",
-        model_args=("window=6",),
+        model_args=("window_size=6",),
         image_size=(192, 192),
-        drop_path=0.0,
+        drop_path_rate=0.0,
         loading=DataConfig(batch_size=2048, workers=16, load_size=(224, 224)),
         augment=AugmentConfig(crop_scale=(0.67, 1.0)),
         optim=OptimConfig(lr=8e-4, warmup=10 / 800, weight_decay=0.05, clip=5.0),

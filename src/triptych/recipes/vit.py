@@ -36,7 +36,7 @@ def vit_finetune() -> ClassifyConfig:
     """
     return ClassifyConfig(
         init="google/vit-base-patch16-224-in21k",
-        drop_path=0.1,
+        drop_path_rate=0.1,
         augment=PHOTOGRAPHS,
         optim=OptimConfig(lr=3e-4, layer_decay=0.7),
         loop=LoopConfig(epochs=20, ema=0.999),
@@ -56,7 +56,7 @@ def vit_emoji() -> ClassifyConfig:
         model="vit-emoji",
         image_size=(32, 32),
         eval_crop=1.0,
-        drop_path=0.1,
+        drop_path_rate=0.1,
         loading=DataConfig(batch_size=256, workers=0, load_size=(48, 48)),
         augment=DRAWINGS,
         optim=OptimConfig(lr=2e-3, warmup=0.04, weight_decay=0.05, betas=(0.9, 0.99)),
@@ -76,7 +76,7 @@ def vit_emoji64() -> ClassifyConfig:
         init="runs/emoji32",
         image_size=(64, 64),
         eval_crop=1.0,
-        drop_path=0.1,
+        drop_path_rate=0.1,
         loading=DataConfig(batch_size=256, workers=0, load_size=(64, 64)),
         augment=DRAWINGS,
         optim=OptimConfig(lr=8e-4, warmup=0.1, weight_decay=0.05, betas=(0.9, 0.99)),
@@ -111,7 +111,7 @@ def deit_s16_imagenet() -> ClassifyConfig:
     """
     return ClassifyConfig(
         model="vit-s16",
-        drop_path=0.1,
+        drop_path_rate=0.1,
         loading=DataConfig(batch_size=1024, workers=16, load_size=(256, 256)),
         augment=DEIT,
         optim=OptimConfig(lr=1e-3, final_lr=0.01, warmup=5 / 300, weight_decay=0.05, clip=0.0),

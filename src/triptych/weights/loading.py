@@ -54,7 +54,7 @@ def load(
     source: Source,
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
-    window: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+    window_size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     prediction: Prediction | None = None,
     weights: Weights | None = None,
 ) -> Network:
@@ -68,7 +68,7 @@ def load(
             training run too), the name of a shipped model, or a hub id.
         num_classes: another number of classes: the head is replaced by `fine_tuning_head`, zero at the start.
         image_size: pixels, one number or (height, width): learned positions are moved by `resize_positions`.
-        window: cells, one number, (height, width), or one of these for each stage of a Swin, which is moved to
+        window_size: in cells, one number, (height, width), or one of these for each stage of a Swin, which is moved to
             them by `resize_windows`. Where neither tensors nor a config tell the windows (a bare SwinV2 of timm
             or transformers), it says what they are.
         prediction: what a latent diffusion model's UNet predicts, "eps" or "v": a single file of Stable Diffusion 2
@@ -82,15 +82,17 @@ def load(
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     checkpoint = open_checkpoint(locate(source))
-    reading, chosen, dtype = read(checkpoint, Hints(size, window, prediction=prediction, weights=weights))
+    reading, chosen, dtype = read(
+        checkpoint, Hints(size, window_size, prediction=prediction, weights=weights)
+    )
     if prediction is not None:
         if not isinstance(reading.config, LatentDiffusionConfig):
             kind = families.TITLES[reading.family]
             raise UserError(f"{checkpoint.path} is {kind}, which predicts no noise; leave prediction out")
         reading.config = predicting(reading.config, prediction)
-    if window is not None and windows_in(reading.config) is None:
+    if window_size is not None and windows_in(reading.config) is None:
         kind = families.TITLES[reading.family]
-        raise UserError(f"{checkpoint.path} is {kind}, which has no windows; leave window out")
+        raise UserError(f"{checkpoint.path} is {kind}, which has no windows; leave window_size out")
     with on_meta_device():
         net = families.build(reading.config)
     fill(net, checkpoint, rules_for(net, reading), f"{checkpoint.path} read as {chosen}", dtype)
@@ -105,8 +107,8 @@ def load(
             net.config = replaced_size(reading.config, size)
     elif size is not None and size != reading.config.image_size:
         resize_positions(net, size)
-    if window is not None:
-        resize_windows(net, window)
+    if window_size is not None:
+        resize_windows(net, window_size)
     if num_classes is not None and num_classes != getattr(reading.config, "num_classes", None):
         fine_tuning_head(net, num_classes)
     return net.eval()

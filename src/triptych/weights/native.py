@@ -15,7 +15,7 @@ from torch import nn
 
 from triptych.config import from_json, to_json
 from triptych.errors import UserError
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.write import write_shards
 from triptych.weights.mapping import families
@@ -55,7 +55,7 @@ def save(
         "version": VERSION,
         "family": _family(net),
         "config": families.to_json(net.config),
-        "card": to_json(getattr(net, "card", None) or Card()),
+        "card": to_json(getattr(net, "card", None) or ModelCard()),
         "dtype": str(_dtype(net)).removeprefix("torch."),
     }
     if (text := text_of(net)) is not None and text.has_tokenizer:
@@ -91,7 +91,7 @@ def read(checkpoint: CheckpointFile) -> tuple[Reading, torch.dtype]:
             f"{checkpoint.path} is of family {family!r}; this triptych knows {', '.join(families.FAMILIES)}"
         )
     try:
-        config, card = families.from_json(family, config_json), from_json(Card, card_json)
+        config, card = families.from_json(family, config_json), from_json(ModelCard, card_json)
     except UserError as problem:
         raise UserError(f"{checkpoint.path}: {problem}") from problem
     facts: dict[str, str] = dict.fromkeys(("config", "preprocess", "classes"), "the file itself")
@@ -105,7 +105,7 @@ def text_of(net: Any) -> "TextEncoder | None":
     """The text encoder that a network is or holds."""
     from triptych.models.text import TextEncoder
 
-    part = getattr(net, "text", net)
+    part = getattr(net, "text_encoder", net)
     return part if isinstance(part, TextEncoder) else None
 
 

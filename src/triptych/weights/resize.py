@@ -105,7 +105,7 @@ def _resample(net: Any, config: ViTConfig, size: tuple[int, int]) -> None:
 
 def windows_in(config: Any) -> Any:
     """The windows of a network, or of the backbone in it; none where it has none."""
-    return getattr(getattr(config, "backbone", config), "window", None)
+    return getattr(getattr(config, "backbone", config), "window_size", None)
 
 
 def resize_windows(net: Network, window: Any) -> Network:
@@ -129,9 +129,11 @@ def resize_windows(net: Network, window: Any) -> Network:
     if not isinstance(net.config, SwinConfig):
         raise UserError(f"{type(net).__name__} has no windows; leave window out")
     old, new = net.config, with_window(net.config, fitting(net.config, window))
-    for stage, stage_now in enumerate(new.window):
+    for stage, stage_now in enumerate(new.window_size):
         for block in net.stages[stage].blocks:  # type: ignore[index, union-attr]
-            _move(block.attn, old.window[stage], stage_now, new.pretrained_window[stage : stage + 1])
+            _move(
+                block.attn, old.window_size[stage], stage_now, new.pretrained_window_size[stage : stage + 1]
+            )
     net.config = new
     return net
 

@@ -43,7 +43,7 @@ def test_a_wrong_weight_shows(folder, part, monkeypatch):
 
     def wrong(folder):
         net = right(folder)
-        parameter = dict(net.unet.named_parameters())[part]
+        parameter = dict(net.network.named_parameters())[part]
         torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
         return net
 

@@ -120,9 +120,9 @@ def test_prepare_lays_alpha_on_the_background_and_normalises():
     x[0, :3] = torch.tensor([200, 100, 50])[:, None, None]
     x[0, 3, 0] = torch.tensor([0, 255, 51])
     got = preprocess_batch(x, (0.1, 0.2, 0.3), (0.5, 0.25, 1.0), (255, 0, 128))
-    colour, ground = np.array([200, 100, 50]) / 255, np.array([255, 0, 128]) / 255
+    color, ground = np.array([200, 100, 50]) / 255, np.array([255, 0, 128]) / 255
     for column, alpha in enumerate((0, 1, 0.2)):
-        expected = (colour * alpha + ground * (1 - alpha) - [0.1, 0.2, 0.3]) / [0.5, 0.25, 1.0]
+        expected = (color * alpha + ground * (1 - alpha) - [0.1, 0.2, 0.3]) / [0.5, 0.25, 1.0]
         assert np.allclose(got[0, :, 0, column], expected, atol=1e-6)
 
 
@@ -252,7 +252,7 @@ def test_the_pair_is_what_augment_shows():
     plain = AugmentConfig(image_size=(16, 16), degrees=20)
     assert torch.equal(
         moved, augment_with_masks(x, masks, plain, (3, 1))[1]
-    )  # colour and erasing are the image's alone
+    )  # color and erasing are the image's alone
     assert torch.equal(augment_with_masks(x, masks, AugmentConfig(image_size=(20, 24), **OFF), 0)[1], masks)
 
 
@@ -300,32 +300,32 @@ def test_wrong_masks_are_named():
             augment_with_masks(pictures(2), masks, config, 0)
 
 
-# ---------------------------------------------------------------------------------------- colour, backgrounds
+# ---------------------------------------------------------------------------------------- color, backgrounds
 
 
-def colours(brightness=1.0, contrast=1.0, saturation=1.0, angle=0.0) -> torch.Tensor:
+def colors(brightness=1.0, contrast=1.0, saturation=1.0, angle=0.0) -> torch.Tensor:
     return torch.tensor([[brightness, contrast, saturation, angle]])
 
 
-def test_colour_is_torchvisions_where_nothing_clips():
+def test_color_is_torchvisions_where_nothing_clips():
     x = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.3
     luma = torch.tensor(LUMA)[None, :, None, None]
-    assert torch.allclose(color_jitter(x, colours()), x, atol=1e-6)
-    assert torch.allclose(color_jitter(x, colours(brightness=1.2)), x * 1.2, atol=1e-6)
+    assert torch.allclose(color_jitter(x, colors()), x, atol=1e-6)
+    assert torch.allclose(color_jitter(x, colors(brightness=1.2)), x * 1.2, atol=1e-6)
     grey = (x * luma).sum(1, keepdim=True)
-    assert torch.allclose(color_jitter(x, colours(contrast=0.6)), 0.6 * x + 0.4 * grey.mean(), atol=1e-6)
-    assert torch.allclose(color_jitter(x, colours(saturation=0.0)), grey.expand(-1, 3, -1, -1), atol=1e-6)
-    turned = color_jitter(x, colours(angle=2.0))
+    assert torch.allclose(color_jitter(x, colors(contrast=0.6)), 0.6 * x + 0.4 * grey.mean(), atol=1e-6)
+    assert torch.allclose(color_jitter(x, colors(saturation=0.0)), grey.expand(-1, 3, -1, -1), atol=1e-6)
+    turned = color_jitter(x, colors(angle=2.0))
     assert torch.allclose((turned * luma).sum(1, keepdim=True), grey, atol=1e-3)
-    assert torch.allclose(color_jitter(turned, colours(angle=-2.0)), x, atol=1e-5)
-    both = color_jitter(color_jitter(x, colours(brightness=1.1)), colours(contrast=0.7))
-    assert torch.allclose(color_jitter(x, colours(1.1, 0.7)), both, atol=1e-6)
+    assert torch.allclose(color_jitter(turned, colors(angle=-2.0)), x, atol=1e-5)
+    both = color_jitter(color_jitter(x, colors(brightness=1.1)), colors(contrast=0.7))
+    assert torch.allclose(color_jitter(x, colors(1.1, 0.7)), both, atol=1e-6)
 
 
-def test_colour_of_premultiplied_pixels_is_the_colour_premultiplied():
+def test_color_of_premultiplied_pixels_is_the_color_premultiplied():
     rgb = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     opaque = torch.cat([rgb, torch.ones(1, 1, 6, 6)], 1)
-    change = colours(1.3, 0.8, 1.5, 0.4)
+    change = colors(1.3, 0.8, 1.5, 0.4)
     assert torch.allclose(color_jitter(opaque, change)[:, :3], color_jitter(rgb, change), atol=1e-6)
     half = torch.cat([rgb * 0.5, torch.full((1, 1, 6, 6), 0.5)], 1)
     assert torch.allclose(color_jitter(half, change)[:, :3], color_jitter(rgb, change) * 0.5, atol=1e-6)

@@ -182,7 +182,7 @@ def test_backdrops_vary():
     ).astype(int)
     detail = np.abs(np.diff(pictures, axis=2)).mean((1, 2, 3))
     assert np.percentile(detail, 10) < 4 < 12 < np.percentile(detail, 90)  # from smooth to busy
-    assert pictures.mean((1, 2)).std(0).min() > 25  # of every colour
+    assert pictures.mean((1, 2)).std(0).min() > 25  # of every color
 
 
 def test_importing_it_does_not_import_torch():

@@ -23,7 +23,8 @@ BOTH = {"merge_tokens": 0.5, "deep_cache": 2}
 def pipe():
     config = CONFIGS["text"]
     return DiffusionPipeline(
-        scrambled(replace(config, unet=replace(config.unet, attention_factors=(1, 2)))), dtype="fp32"
+        scrambled(replace(config, network=replace(config.network, attention_downsample_factors=(1, 2)))),
+        dtype="fp32",
     )
 
 
@@ -31,7 +32,7 @@ def pipe():
 def tiny(tmp_path_factory):
     """A small first stage on the model's latents."""
     path = tmp_path_factory.mktemp("tiny") / "taesd.safetensors"
-    tp.save(build(TinyAutoencoderConfig(width=8, levels=3, depth=1)), path)
+    tp.save(build(TinyAutoencoderConfig(base_channels=8, num_levels=3, num_res_blocks=1)), path)
     return path
 
 
@@ -84,8 +85,11 @@ def test_another_decoder_decodes(pipe, tiny):
 
 
 def test_what_does_not_fit_is_said(pipe, tiny, tmp_path):
-    tp.save(build(TinyAutoencoderConfig(width=8, levels=4, depth=1)), tmp_path / "f8.safetensors")
-    tp.save(pipe.net.unet, tmp_path / "unet.safetensors")
+    tp.save(
+        build(TinyAutoencoderConfig(base_channels=8, num_levels=4, num_res_blocks=1)),
+        tmp_path / "f8.safetensors",
+    )
+    tp.save(pipe.net.network, tmp_path / "unet.safetensors")
     for words, how in {
         "merge_tokens is 0.9": {"merge_tokens": 0.9},
         "deep_cache is 0": {"deep_cache": 0},
@@ -103,7 +107,7 @@ def test_what_is_compiled_is_not_changed(pipe, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **_how: done.append(part))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     compiled = DiffusionPipeline(pipe.net, dtype="fp32", compile=True)
-    assert done == compiled.net.unet.blocks()
+    assert done == compiled.net.network.blocks()
     for how in ({"merge_tokens": 0.5}, {"deep_cache": 2}):
         with pytest.raises(UserError, match="give one or the other"):
             compiled.text_to_image("an apple", **how, **CALL)

@@ -68,7 +68,7 @@ def test_the_callers_network_stays_as_it_is(ldm, folder):
     pipe = DiffusionPipeline(net, dtype="fp32", lora_dir=folder)
     pipe.text_to_image("a <cat> <lora:style:1>", embeddings={"<cat>": folder / "cat.safetensors"}, **CALL)
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
-    assert net.config.text.added == 0
+    assert net.config.text_encoder.num_added_tokens == 0
 
 
 def test_the_picture_is_made_again(pipe, folder, tmp_path, caplog):

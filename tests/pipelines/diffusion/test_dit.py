@@ -10,7 +10,7 @@ import torch
 import triptych as tp
 from triptych.diffusion.config import ProcessConfig
 from triptych.errors import UserError
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.autoencoder import AutoencoderConfig
 from triptych.models.configs.dit import DiTConfig
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
@@ -21,17 +21,22 @@ with warnings.catch_warnings():
     from diffusers import DiTPipeline
 
 STAGE = AutoencoderConfig(
-    kind="kl", width=8, multipliers=(1, 2), depth=1, latent_channels=4, groups=4, scale=0.5
+    regularization="kl",
+    base_channels=8,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+    scale=0.5,
 )
 DIT = DiTConfig(
     latent_size=(8, 8),
     patch_size=2,
-    width=32,
+    embed_dim=32,
     depth=2,
-    heads=4,
-    mlp_dim=128,
+    num_heads=4,
     num_classes=1000,
-    learned_sigma=True,
+    learn_sigma=True,
     time_frequencies="closed",
 )
 
@@ -40,10 +45,10 @@ DIT = DiTConfig(
 def net():
     torch.manual_seed(0)
     process = ProcessConfig(schedule="linear", beta_start=0.0001, beta_end=0.02)
-    made = build(LatentDiffusionConfig(autoencoder=STAGE, unet=DIT, process=process))
+    made = build(LatentDiffusionConfig(autoencoder=STAGE, network=DIT, process=process))
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
-    made.card = Card(preprocess=made.card.preprocess, classes=tuple(f"thing {i}" for i in range(1000)))
+    made.card = ModelCard(preprocess=made.card.preprocess, classes=tuple(f"thing {i}" for i in range(1000)))
     return made.eval().requires_grad_(False)
 
 
@@ -88,7 +93,7 @@ def test_beside_the_pipeline_of_diffusers(net, guidance, tmp_path, monkeypatch):
 
 def test_a_prompt_by_cross_attention(ldm):
     config = ldm("text").config
-    net = build(replace(config, unet=replace(DIT, num_classes=0, learned_sigma=False, context_dim=24)))
+    net = build(replace(config, network=replace(DIT, num_classes=0, learn_sigma=False, context_dim=24)))
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     pipe = tp.DiffusionPipeline(net.eval(), device="cpu", dtype="fp32")
@@ -115,7 +120,7 @@ def test_mistakes_are_told(net, call, words):
 
 
 def test_without_a_class_that_stands_for_none(net):
-    config = replace(net.config, unet=replace(DIT, null_class=False, num_classes=5))
+    config = replace(net.config, network=replace(DIT, null_class=False, num_classes=5))
     pipe = tp.DiffusionPipeline(build(config).eval(), device="cpu", dtype="fp32")
     assert pipe.class_conditional(2, num_steps=1)[0].info["guidance_scale"] == 1.0
     with pytest.raises(UserError, match="no null class"):

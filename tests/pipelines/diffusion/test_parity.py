@@ -71,7 +71,7 @@ def pair(ldm):
         net.autoencoder.quant.bias[4:] = -30
         vae = AutoencoderKL(**vae_names.THEIRS | {"latent_channels": 4, "scaling_factor": 0.5}).eval()
         vae.load_state_dict(vae_names.as_theirs(net.autoencoder))
-        config = net.config.unet
+        config = net.config.network
         unet = UNet2DConditionModel(
             in_channels=config.in_channels,
             out_channels=4,
@@ -86,7 +86,7 @@ def pair(ldm):
             num_class_embeds=config.num_classes or None,
         ).eval()
         state = {}
-        for name, value in net.unet.state_dict().items():
+        for name, value in net.network.state_dict().items():
             keys = unet_names.theirs_for(name)
             for key, part in zip(keys, value.chunk(len(keys)), strict=True):
                 state[key] = part.view(unet.state_dict()[key].shape)
@@ -133,7 +133,7 @@ def theirs(cls, parts, sampler="ddim", **more):
 def called(pipe, net, **arguments) -> torch.Tensor:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        contexts = net.text.encode_prompts([PROMPT, NEGATIVE])
+        contexts = net.text_encoder.encode_prompts([PROMPT, NEGATIVE])
         return pipe(
             prompt_embeds=contexts[:1], negative_prompt_embeds=contexts[1:], output_type="latent", **arguments
         ).images
@@ -255,7 +255,9 @@ def test_upscale(pair, ours, photo, monkeypatch):
         sampler="ddim",
         seed=3,
     )
-    same_noise(monkeypatch, "upscale", seeded_noise([3], (3, 8, 12), "condition"), seeded_noise([3], (4, 8, 12)))
+    same_noise(
+        monkeypatch, "upscale", seeded_noise([3], (3, 8, 12), "condition"), seeded_noise([3], (4, 8, 12))
+    )
     low = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     expected = called(
         theirs(StableDiffusionUpscalePipeline, parts, low_res_scheduler=low),

@@ -40,13 +40,13 @@ def heard(monkeypatch):
 
     def listen(pipe: DiffusionPipeline) -> list[tuple]:
         calls = []
-        forward = pipe.net.unet.forward
+        forward = pipe.net.network.forward
 
         def spy(x, t, context=None, labels=None):
             calls.append((x.clone(), t.clone(), labels))
             return forward(x, t, context, labels)
 
-        monkeypatch.setattr(pipe.net.unet, "forward", spy)
+        monkeypatch.setattr(pipe.net.network, "forward", spy)
         return calls
 
     return listen
@@ -115,7 +115,7 @@ def test_prompts_side_by_side_are_what_each_paints_alone(pipe, guidance):
         assert np.abs(arrays(pipe().generate(each, batch_size=size)) - arrays(alone)).max() <= 1
     assert [one.info["prompt"] for one in pipe().generate(each, batch_size=2)] == prompts
     long = replace(each[0], prompt="owl " * 80)
-    assert pipe().net.text.chunks(long.prompt) == 2
+    assert pipe().net.text_encoder.chunks(long.prompt) == 2
     with pytest.raises(UserError, match="different numbers of chunks"):
         pipe().generate([*each, long])
 
@@ -433,7 +433,7 @@ def test_after_an_overflow_the_next_picture_is_as_it_was(ldm, monkeypatch):
     ("part", "said"),
     [
         ("autoencoder.decoder.conv_out", "decoder gives NaN in fp32 too"),
-        ("unet.out", "seed 3 became NaN in fp32: lower guidance_scale"),
+        ("network.out", "seed 3 became NaN in fp32: lower guidance_scale"),
     ],
 )
 def test_damaged_weights_are_named(ldm, part, said):
@@ -498,8 +498,8 @@ def test_cancelled_at_a_step(pipe):
 def test_low_memory(ldm):
     pipe = DiffusionPipeline(ldm("text"), device="cpu", dtype="fp32", low_memory=True)
     first = pipe.text_to_image(PROMPT, num_steps=1)
-    assert pipe.net.text is None
-    assert ldm("text").text is not None
+    assert pipe.net.text_encoder is None
+    assert ldm("text").text_encoder is not None
     assert same(first, pipe.text_to_image(PROMPT, num_steps=1))
     with pytest.raises(UserError, match="low_memory=True"):
         pipe.text_to_image("another", num_steps=1)
@@ -520,7 +520,7 @@ def test_weights_are_laid_out_while_it_paints_and_no_longer(ldm, dtype):
             pipe.text_to_image(PROMPT, num_steps=2, preview=lambda _, pipe=pipe: seen.append(packed(pipe)))
         )
         assert packed(pipe) == [None] * len(packed(pipe))
-    unet = sum(isinstance(part, Conv) for part in net.unet.modules())
+    unet = sum(isinstance(part, Conv) for part in net.network.modules())
     assert [sum(one is not None for one in step) for step in seen] == [unet, unet, 0, 0]
     most = {"fp32": 1, "bf16": 24}[dtype]
     assert np.abs(arrays(made[0]).astype(int) - arrays(made[1]).astype(int)).max() <= most
@@ -544,7 +544,7 @@ def test_a_map_of_classes(pipe, heard, tmp_path):
     call = {"num_steps": 2, "seed": 4}
     (made,) = semantic.semantic(classes, **call)
     assert made.size == (32, 24)
-    expected = semantic.net.map(torch.from_numpy(classes)[None], 4)
+    expected = semantic.net.semantic_map(torch.from_numpy(classes)[None], 4)
     assert torch.equal(calls[0][0][:, 3:], expected)
     assert not same([made], semantic.semantic(np.zeros_like(classes), **call))
     grey = Image.fromarray(classes)

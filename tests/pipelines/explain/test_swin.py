@@ -16,7 +16,7 @@ from triptych.layers.capture import capture
 from triptych.model_card import Preprocess
 from triptych.models.configs.swin import windows_of
 from triptych.pipelines.explain.result import landed
-from triptych.pipelines.explain.swin import colours
+from triptych.pipelines.explain.swin import colors
 from triptych.pipelines.explain.swin_windows import (
     attention_at,
     before_block,
@@ -29,7 +29,7 @@ from triptych.pipelines.explain.vit import explain
 
 def small(seed=0, windows=3, **changes):
     torch.manual_seed(seed)
-    sizes = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window": windows_of(windows, 2)}
+    sizes = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": windows_of(windows, 2)}
     net = tp.create("swin-t", **(sizes | {"image_size": (28, 20), "num_classes": 5} | changes)).eval()
     for p in net.parameters():  # else attention is all but even
         if p.ndim >= 2:
@@ -39,7 +39,7 @@ def small(seed=0, windows=3, **changes):
 
 def parser(**changes):
     backbone = small(**({"num_classes": 0, "map_norms": True} | changes))
-    head = HeadConfig(kind="fpn", num_classes=3, width=8)
+    head = HeadConfig(type="fpn", num_classes=3, channels=8)
     net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone).eval()
     net.card = replace(
         net.card,
@@ -211,7 +211,7 @@ def test_explanation_of_a_classifier(tmp_path):
     assert found.windows.tolist() == [[12, 12]] * 2 + [[24, 24]] * 2
     assert found.shifts.tolist() == [[0, 0], [4, 4], [0, 0], [8, 0]]  # one window covers the 3 columns
     assert found.image.shape == (28, 20, 3)
-    assert [c.shape for c in found.colours] == [(7, 5, 3), (4, 3, 3)]
+    assert [c.shape for c in found.colors] == [(7, 5, 3), (4, 3, 3)]
     assert [n.shape for n in found.norms] == [(7, 5), (4, 3)]
     before = tp.ClassificationPipeline(net, dtype="fp32", device="cpu")(picture())
     assert [guess.index for guess in found.classification] == [guess.index for guess in before]
@@ -262,12 +262,14 @@ def test_a_segmenter_is_not_cropped():
 
 
 def test_a_segmenter_whose_backbone_has_no_windows():
-    vit = tp.create("vit-ti16", depth=4, embed_dim=24, num_heads=3, mlp_dim=24, num_classes=0, image_size=32)
-    net = Segmenter(SegmenterConfig(backbone=vit.config, head=HeadConfig(kind="fpn", width=8)), vit)
+    vit = tp.create(
+        "vit-ti16", depth=4, embed_dim=24, num_heads=3, mlp_ratio=1.0, num_classes=0, image_size=32
+    )
+    net = Segmenter(SegmenterConfig(backbone=vit.config, head=HeadConfig(type="fpn", channels=8)), vit)
     with pytest.raises(tp.UserError, match="has no windows"):
         block_windows(net, (32, 32))
     maps = tp.create("convnet-unet", image_size=32)
-    net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(kind="unet", width=16)), maps)
+    net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(type="unet", channels=16)), maps)
     with pytest.raises(tp.UserError, match="segmenters on them; this is a Segmenter on a ConvNet"):
         explain(net, picture())
 
@@ -287,7 +289,7 @@ def test_a_backbone_without_a_head_says_nothing_and_shows_all_else(map_norms):
 
 
 def test_swinv2_stems_and_maps_of_one_cell():
-    v2 = small(version=2, qkv_bias="qv", depths=(1, 1, 1), num_heads=(2, 2, 2), window=windows_of(3, 3))
+    v2 = small(version=2, qkv_bias="qv", depths=(1, 1, 1), num_heads=(2, 2, 2), window_size=windows_of(3, 3))
     v2.card = replace(v2.card, preprocess=replace(v2.card.preprocess, size=(4, 4)))
     found = explain(v2, picture())
     assert [a.shape for a in found.attention] == [(1, 2, 1, 1)] * 3
@@ -326,10 +328,10 @@ def test_points_that_are_not_seen():
         window_attention_at(maps, small(), (28, 20), 4, (0, 0))
 
 
-def test_colours_are_the_principal_components():
+def test_colors_are_the_principal_components():
     torch.manual_seed(0)
     z = torch.randn(5, 6, 12) * torch.linspace(3, 0.1, 12)
-    made, share = colours(z)
+    made, share = colors(z)
     cells = torch.nn.functional.normalize(z.flatten(0, 1).double(), dim=1).numpy()
     cells = cells - cells.mean(0)
     variance, axes = np.linalg.eigh(cells.T @ cells)
@@ -338,7 +340,7 @@ def test_colours_are_the_principal_components():
         shown = made[..., i].ravel()
         inside = (shown > 0) & (shown < 1)
         assert abs(np.corrcoef(shown[inside], (cells @ axes[:, -1 - i])[inside])[0, 1]) > 0.999999
-    flat, none = colours(torch.ones(2, 3, 4))
+    flat, none = colors(torch.ones(2, 3, 4))
     assert (flat == 0.5).all()
     assert (none < 1e-6).all()
-    assert colours(torch.randn(1, 1, 4))[0].shape == (1, 1, 3)
+    assert colors(torch.randn(1, 1, 4))[0].shape == (1, 1, 3)

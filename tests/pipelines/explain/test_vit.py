@@ -10,17 +10,17 @@ import torch
 import triptych as tp
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.pipelines.explain.filters import first_filters, position_similarity
 from triptych.pipelines.explain.vit import attention_distance, attention_rollout, explain
 
-SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3, "mlp_dim": 48, "num_classes": 5}
+SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 1.0, "num_classes": 5}
 
 KINDS = {
     "class token": {},
     "class and distillation tokens": {"distill_token": True},
     "mean of patches": {"class_token": False, "pool": "mean"},
-    "class token and mean of patches": {"pool": "token+mean", "registers": 2},
+    "class token and mean of patches": {"pool": "token+mean", "num_registers": 2},
     "attention pooling": {"class_token": False, "pool": "attention", "position": "sincos"},
 }
 
@@ -70,11 +70,13 @@ def test_without_a_head_all_else_is_shown(readout):
 def test_a_segmenter_is_looked_into_from_a_point():
     """Its backbone's attention as without the dense head, its own guess of the pixel there."""
     backbone = small(num_classes=0)
-    head = HeadConfig(kind="fpn", num_classes=4, width=8)
+    head = HeadConfig(type="fpn", num_classes=4, channels=8)
     net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone).eval()
-    net.card = Card(preprocess=Preprocess(size=(64, 96), crop=0.5), classes=("sky", "sea", "sand", "tree"))
+    net.card = ModelCard(
+        preprocess=Preprocess(size=(64, 96), crop=0.5), classes=("sky", "sea", "sand", "tree")
+    )
     alone = small(num_classes=0)
-    alone.card = Card(
+    alone.card = ModelCard(
         preprocess=Preprocess(size=(128, 192), mode="squash", crop=1.0)
     )  # all that a segmenter is fed
     for point in (None, (90, 3)):
@@ -159,7 +161,7 @@ def test_another_size():
 
 
 def test_stem_registers_and_rotary():
-    conv = {"stem": "conv", "stem_widths": (8, 16), "patch_size": 4, "position": "rotary", "registers": 3}
+    conv = {"stem": "conv", "stem_widths": (8, 16), "patch_size": 4, "position": "rotary", "num_registers": 3}
     found = explain(small(**conv), picture())
     assert found.rollout.shape == (4, 6)
     assert found.filters.shape == (8, 3, 3, 3)

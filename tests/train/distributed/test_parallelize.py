@@ -47,7 +47,14 @@ from triptych.train.task import LossOutput
 
 LOADING = DataConfig(batch_size=6, workers=0, eval_fraction=0.2, eval_batch_size=2)
 LOOP = LoopConfig(epochs=2, ema=0.9, precision="fp32", device="cpu")
-STAGE = ("width=8", "groups=4", "multipliers=[1,2]", "depth=1", "latent_channels=4", "middle_attention=false")
+STAGE = (
+    "base_channels=8",
+    "norm_groups=4",
+    "channel_multipliers=[1,2]",
+    "num_res_blocks=1",
+    "latent_channels=4",
+    "middle_attention=false",
+)
 CUT = 3  # steps
 NAN_STEPS = (1, 3, 4)  # steps, from 0
 NAN_RUNS = [("vit", "ddp"), ("vit", "fsdp"), ("kl", "ddp")]
@@ -71,12 +78,12 @@ def data(tmp_path_factory) -> dict[str, Path]:
     """Pictures in class folders with captions, one of them damaged; and pictures with masks."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for name, colour in {"blue": (30, 40, 200), "red": (200, 30, 30)}.items():
+    for name, color in {"blue": (30, 40, 200), "red": (200, 30, 30)}.items():
         (folder / "named" / name).mkdir(parents=True)
         for i in range(13):
-            pixels = np.clip(np.array(colour) + rng.normal(0, 25, (20, 20, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(color) + rng.normal(0, 25, (20, 20, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "named" / name / f"{i}.png")
-            (folder / "named" / name / f"{i}.txt").write_text(f"a {name} square\nthe colour {name}\n")
+            (folder / "named" / name / f"{i}.txt").write_text(f"a {name} square\nthe color {name}\n")
     (folder / "named" / "red" / "5.png").write_bytes(b"no picture")
     for name in ("images", "masks"):
         (folder / "masked" / name).mkdir(parents=True)
@@ -110,12 +117,18 @@ def configs(data, tmp_path_factory):
         depth=1,
         embed_dim=16,
         num_heads=2,
-        mlp_dim=32,
+        mlp_ratio=2.0,
         stem_widths=(8, 8),
         num_classes=0,
     )
     tp.save(looker, folder / "looker.safetensors")
-    small = {"width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4, "middle_attention": False}
+    small = {
+        "base_channels": 8,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "norm_groups": 4,
+        "middle_attention": False,
+    }
     tp.save(
         tp.create("kl-f8", image_size=16, latent_channels=2, scale=2.0, **small), folder / "stage.safetensors"
     )
@@ -123,12 +136,12 @@ def configs(data, tmp_path_factory):
         data=str(data["named"]),
         model="vit-ti16",
         model_args=(
-            *("depth=2", "embed_dim=24", "num_heads=2", "mlp_dim=48", "dropout=0.1"),
+            *("depth=2", "embed_dim=24", "num_heads=2", "mlp_ratio=2.0", "dropout=0.1"),
             *("stem=conv", "stem_widths=[8]", "patch_size=4"),
         ),
         image_size=(16, 16),
         head="cosine",  # with a single learnt number, which FSDP does not shard
-        drop_path=0.2,
+        drop_path_rate=0.2,
         loading=LOADING,
         augment=AugmentConfig(brightness=0.1, erasing=0.2, label_smoothing=0.1),
         optim=OptimConfig(lr=3e-3, warmup=0.1),
@@ -142,14 +155,14 @@ def configs(data, tmp_path_factory):
                 "embed_dim=16",
                 "depths=[1,2]",
                 "num_heads=[1,2]",
-                "window=4",
+                "window_size=4",
                 "stem_widths=[8]",
                 "patch_size=2",
             ),
             "dropout=0.1",
         ),
         image_size=(16, 16),
-        head=HeadConfig(kind="unet", width=16, image_width=8, aux_width=8, dropout=0.1),
+        head=HeadConfig(type="unet", channels=16, image_branch_channels=8, aux_channels=8, dropout=0.1),
         loss=LossConfig(dice=0.5, focal=0.3, aux=0.0),  # a head that no loss looks at
         loading=replace(LOADING, batch_size=4),
         augment=AugmentConfig(crop_scale=(0.7, 1.0), brightness=0.1),
@@ -174,10 +187,17 @@ def configs(data, tmp_path_factory):
         condition="text",
         model="unet-emoji",
         model_args=(
-            *("width=8", "multipliers=[1,2]", "depth=1", "attention_factors=[2]", "groups=4", "head_dim=8"),
+            *(
+                "base_channels=8",
+                "channel_multipliers=[1,2]",
+                "num_res_blocks=1",
+                "attention_downsample_factors=[2]",
+                "norm_groups=4",
+                "head_dim=8",
+            ),
             "dropout=0.1",
         ),
-        text=CaptionConfig(vocabulary=280, width=16, depth=1, head_dim=8, length=12),
+        text=CaptionConfig(vocabulary=280, embed_dim=16, depth=1, head_dim=8, max_length=12),
         noise=NoiseConfig(min_snr=5.0, offset=0.1),
         drop_condition=0.2,
         samples=SamplesConfig(count=2, steps=2),

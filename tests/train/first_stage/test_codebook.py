@@ -8,7 +8,14 @@ from triptych.train.first_stage.codebook import Codebook
 
 def vq(entries=6):
     torch.manual_seed(0)
-    return tp.create("vq-f4", width=8, groups=4, multipliers=(1,), latent_channels=3, codebook_size=entries)
+    return tp.create(
+        "vq-f4",
+        base_channels=8,
+        norm_groups=4,
+        channel_multipliers=(1,),
+        latent_channels=3,
+        codebook_size=entries,
+    )
 
 
 def test_the_moving_average_of_the_codebook_is_its_closed_form():

@@ -29,7 +29,14 @@ from triptych.train.first_stage.task import adaptive_weight, fool
 from triptych.train.loop import endless_batches
 from triptych.train.task import AdversaryInputs
 
-TINY = ("width=8", "groups=4", "multipliers=[1,2]", "depth=1", "latent_channels=4", "middle_attention=false")
+TINY = (
+    "base_channels=8",
+    "norm_groups=4",
+    "channel_multipliers=[1,2]",
+    "num_res_blocks=1",
+    "latent_channels=4",
+    "middle_attention=false",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ def looker(tmp_path_factory):
         depth=2,
         embed_dim=24,
         num_heads=2,
-        mlp_dim=48,
+        mlp_ratio=2.0,
         stem_widths=(8, 8),
         num_classes=0,
     )
@@ -118,7 +125,9 @@ def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path, cap
 def test_reconstructions_are_compared_in_the_features_that_are_named(config, looker, tmp_path, capsys):
     """By their own path: files of pictures and of reconstructions, through `evaluate` of folders."""
     torch.manual_seed(0)
-    net = tp.create("kl-f4", width=8, groups=4, multipliers=(1, 2), depth=1, image_size=16)
+    net = tp.create(
+        "kl-f4", base_channels=8, norm_groups=4, channel_multipliers=(1, 2), num_res_blocks=1, image_size=16
+    )
     tp.save(net, tmp_path / "a.safetensors")
     source = prepare(config).train_loader.dataset.source
     for side in ("real", "made"):
@@ -324,7 +333,8 @@ def test_dry_run_takes_the_discriminator_along_and_writes_nothing(config, tmp_pa
     found = dry_run(config, steps=1)
     assert list(tmp_path.iterdir()) == []
     assert found["parameters"] == sum(p.numel() for p in tp.create("kl-f8", **{
-        "width": 8, "groups": 4, "multipliers": (1, 2), "depth": 1, "latent_channels": 4, "middle_attention": False
+        "base_channels": 8, "norm_groups": 4, "channel_multipliers": (1, 2), "num_res_blocks": 1, "latent_channels": 4,
+        "middle_attention": False,
     }).parameters())  # fmt: skip
 
 
@@ -340,7 +350,7 @@ def test_users_mistakes(config, tmp_path):
         run(replace(config, image_size=(15, 16)), tmp_path / "r")
     with pytest.raises(UserError, match="vit-b16 is no autoencoder to train"):
         run(replace(config, model="vit-b16", model_args=()), tmp_path / "r")
-    tp.save(tp.create("kl-f4", width=8, groups=4), tmp_path / "a.safetensors")
+    tp.save(tp.create("kl-f4", base_channels=8, norm_groups=4), tmp_path / "a.safetensors")
     blind = replace(config, perceptual=PerceptualConfig(model=str(tmp_path / "a.safetensors")))
     with pytest.raises(UserError, match="Autoencoder has no features to compare pictures by"):
         run(blind, tmp_path / "r")
@@ -358,10 +368,10 @@ def test_eight_pictures_are_learnt_by_heart(kind, tmp_path):
         small.resize((16, 16), Image.Resampling.BICUBIC).save(tmp_path / "data" / "train" / f"{i}.png")
     (tmp_path / "data" / "val").symlink_to(tmp_path / "data" / "train", target_is_directory=True)
     args = (
-        "width=32",
-        "groups=8",
-        "multipliers=[1,2]",
-        "depth=1",
+        "base_channels=32",
+        "norm_groups=8",
+        "channel_multipliers=[1,2]",
+        "num_res_blocks=1",
         "latent_channels=8",
         "middle_attention=false",
     )

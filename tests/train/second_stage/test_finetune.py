@@ -39,27 +39,34 @@ from triptych.weights.diffusion.lora import layer_names
 
 SD = LatentDiffusionConfig(
     autoencoder=AutoencoderConfig(
-        kind="kl",
-        width=8,
-        multipliers=(1, 2),
-        depth=1,
+        regularization="kl",
+        base_channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
         latent_channels=4,
-        groups=4,
+        norm_groups=4,
         image_size=(16, 16),
         scale=0.5,
     ),
-    unet=UNetConfig(
+    network=UNetConfig(
         latent_size=(8, 8),
-        width=8,
-        multipliers=(1, 2),
-        depth=1,
-        attention_factors=(2,),
-        heads=2,
+        base_channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_downsample_factors=(2,),
+        num_heads=2,
         context_dim=8,
-        groups=4,
+        norm_groups=4,
     ),
-    text=TextConfig(
-        kind="clip", vocab_size=49408, width=8, depth=1, heads=2, mlp_dim=16, length=12, pad=49407
+    text_encoder=TextConfig(
+        type="clip",
+        vocab_size=49408,
+        embed_dim=8,
+        depth=1,
+        num_heads=2,
+        mlp_ratio=2.0,
+        max_length=12,
+        pad_token=49407,
     ),
     process=ProcessConfig(prediction="v"),
 )
@@ -164,7 +171,7 @@ def test_all_of_it_learns_but_what_it_came_with(config, sd, tmp_path):
         "unet"
     }
     assert after.autoencoder.config.scale == 0.5
-    assert after.text.tokenizer.ids("a red apple") == before.text.tokenizer.ids("a red apple")
+    assert after.text.tokenizer.ids("a red apple") == before.text_encoder.tokenizer.ids("a red apple")
 
 
 def test_a_clip_learns_only_if_asked(config, sd):
@@ -174,7 +181,7 @@ def test_a_clip_learns_only_if_asked(config, sd):
     assert all(p.requires_grad for p in parts.net.parameters())
     batch = {**next(iter(parts.train_loader)), "seed": (0, 1, 0)}
     parts.task.loss(parts.net, batch)[0].backward()
-    assert parts.net.text.encoder[0].attn.qkv.weight.grad.any()
+    assert parts.net.text_encoder.encoder[0].attn.qkv.weight.grad.any()
     assert {name.split(".")[0] for name, _ in prepare(config("all")).net.named_parameters()} == {"unet"}
 
 
@@ -234,7 +241,7 @@ def test_what_a_lora_learns_is_in_its_file_and_nowhere_else(config, sd, tmp_path
         )
         said = file.metadata()
     assert (down.shape, up.shape, alpha) == ((2, 16), (16, 2), 4.0)
-    name = "unet.middle.transformer.blocks.0.attn.qkv.weight"
+    name = "network.middle.transformer.blocks.0.attn.qkv.weight"
     torch.testing.assert_close(
         trained[name][16:32], before[name][16:32] + 2.0 * up @ down, atol=1e-6, rtol=1e-6
     )
@@ -296,14 +303,14 @@ def test_diffusers_unet_with_the_file_is_ours(config, sd, tmp_path):
     ours = tp.load(sd)
     x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([10, 700]), torch.randn(2, 12, 8)
     with torch.no_grad():
-        bare = ours.unet(x, t, context)
+        bare = ours.network(x, t, context)
         torch.testing.assert_close(theirs(x, t, context).sample, bare, atol=1e-5, rtol=1e-5)
         for name, down in halves.items():
             if name.endswith(".lora_A.weight"):
                 update = 4.0 / 2 * halves[name.replace("lora_A", "lora_B")] @ down
                 theirs.get_submodule(name.removesuffix(".lora_A.weight")).weight += update
         tp.load_lora(ours, tmp_path / "r" / "lora.safetensors")
-        worn = ours.unet(x, t, context)
+        worn = ours.network(x, t, context)
         assert (worn - bare).abs().max() > 1e-3
         torch.testing.assert_close(theirs(x, t, context).sample, worn, atol=1e-5, rtol=1e-5)
 
@@ -316,8 +323,10 @@ def test_names_are_kohyas_over_the_whole_published_unet(name):
         warnings.simplefilter("ignore")
         from diffusers import UNet2DConditionModel
 
-        sizes = SIZES[name].unet
-        heads = sizes.heads or tuple(sizes.width * m // sizes.head_dim for m in sizes.multipliers)
+        sizes = SIZES[name].network
+        heads = sizes.num_heads or tuple(
+            sizes.embed_dim * m // sizes.head_dim for m in sizes.channel_multipliers
+        )
         with torch.device("meta"):
             theirs = UNet2DConditionModel(
                 cross_attention_dim=sizes.context_dim,
@@ -340,7 +349,7 @@ def test_names_are_kohyas_over_the_whole_published_unet(name):
             found |= {layer: (shapes[ours][0] // len(layers), shapes[ours][1]) for layer in layers}
     assert found == expected
     text = {layer for layers in layer_names(SIZES[name]).values() for layer in layers if "self_attn" in layer}
-    depth = SIZES[name].text.depth
+    depth = SIZES[name].text_encoder.depth
     ends = ("q_proj", "k_proj", "v_proj", "out_proj")
     assert text == {
         f"text_encoder.text_model.encoder.layers.{i}.self_attn.{end}" for i in range(depth) for end in ends
@@ -351,9 +360,9 @@ def test_only_the_rows_of_the_word_change(config, sd, tmp_path):
     one = config("words")
     parts = prepare(one)
     start = parts.net.vectors.detach().clone()
-    (like,) = tp.load(sd).text.tokenizer.ids("toy")
+    (like,) = tp.load(sd).text_encoder.tokenizer.ids("toy")
     before = tp.load(sd)
-    assert torch.equal(start, before.text.tokens.weight[[like, like]])
+    assert torch.equal(start, before.text_encoder.tokens.weight[[like, like]])
     run(one, tmp_path)
     tensors, _ = last_checkpoint(tmp_path)
     assert {name for name in tensors if name.startswith("net.")} == {"net.vectors"}
@@ -361,15 +370,15 @@ def test_only_the_rows_of_the_word_change(config, sd, tmp_path):
     with torch.no_grad():
         parts.net.vectors.copy_(tensors["net.vectors"])
     whole = weights_of(parts.task.product(parts.net))
-    table = whole.pop("text.tokens.weight")
+    table = whole.pop("text_encoder.tokens.weight")
     kept = weights_of(before)
-    assert torch.equal(table[:-2], kept.pop("text.tokens.weight"))
+    assert torch.equal(table[:-2], kept.pop("text_encoder.tokens.weight"))
     assert torch.equal(table[-2:], tensors["net.vectors"])
     assert (table[-2:] - start).abs().min() > 0
     assert all(torch.equal(tensor, kept[name]) for name, tensor in whole.items())
     tp.load_embedding(before, tmp_path / "word.safetensors")
-    assert torch.equal(before.text.tokens.weight[-2:], table[-2:])
-    assert before.text.tokenizer.ids("a <TOY>")[-2:] == [49408, 49409]
+    assert torch.equal(before.text_encoder.tokens.weight[-2:], table[-2:])
+    assert before.text_encoder.tokenizer.ids("a <TOY>")[-2:] == [49408, 49409]
 
 
 def test_pictures_are_called_by_captions_that_name_the_word_else_by_templates(config):
@@ -444,10 +453,12 @@ def first_stages(tmp_path_factory):
     """Files of no Stable Diffusion: an autoencoder, one that inpaints, and one with a DiT."""
     folder = tmp_path_factory.mktemp("others")
     torch.manual_seed(0)
-    dit = DiTConfig(latent_size=(8, 8), patch_size=2, width=8, depth=1, heads=2, mlp_dim=16, context_dim=8)
+    dit = DiTConfig(
+        latent_size=(8, 8), patch_size=2, embed_dim=8, depth=1, num_heads=2, mlp_ratio=2.0, context_dim=8
+    )
     kinds = {
-        "inpainting": replace(SD, unet=replace(SD.unet, in_channels=9), beside="mask+masked"),
-        "dit": replace(SD, unet=dit),
+        "inpainting": replace(SD, network=replace(SD.network, in_channels=9), concat="mask+masked_image"),
+        "dit": replace(SD, network=dit),
     }
     net = filled(SD)
     tp.save(net.autoencoder, folder / "stage.safetensors")
@@ -456,16 +467,16 @@ def first_stages(tmp_path_factory):
     return [folder / f"{name}.safetensors" for name in ("stage", *kinds)]
 
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 220)}
+COLORS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 220)}
 
 
-def squares(folder, colours, said):
-    """Six noisy squares of each colour, with what each is called."""
+def squares(folder, colors, said):
+    """Six noisy squares of each color, with what each is called."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for name in colours:
+    for name in colors:
         for i in range(6):
-            pixels = np.clip(np.array(COLOURS[name]) + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(COLORS[name]) + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{name}{i}.png")
             (folder / f"{name}{i}.txt").write_text(said.format(name))
     return str(folder)
@@ -473,12 +484,12 @@ def squares(folder, colours, said):
 
 @pytest.mark.slow
 def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
-    """A model learns three colours by their names. Shown red ones, a word that began as blue becomes red, and so does
+    """A model learns three colors by their names. Shown red ones, a word that began as blue becomes red, and so does
     what a LoRA makes of blue; without it, blue is blue."""
     torch.manual_seed(0)
     stage = filled(SD).autoencoder
-    colours = torch.tensor(list(COLOURS.values())).div(127.5).sub(1)[:, :, None, None]
-    images = (colours.repeat_interleave(8, 0) + 0.06 * torch.randn(24, 3, 16, 16)).clamp(-1, 1)
+    colors = torch.tensor(list(COLORS.values())).div(127.5).sub(1)[:, :, None, None]
+    images = (colors.repeat_interleave(8, 0) + 0.06 * torch.randn(24, 3, 16, 16)).clamp(-1, 1)
     optimizer = torch.optim.Adam(stage.parameters(), lr=3e-3)
     for _ in range(150):
         mean, logvar = stage.posterior(images)
@@ -491,7 +502,7 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
         mean = stage.posterior(images)[0]
     stage.config = replace(stage.config, scale=1 / mean.std().item(), shift=mean.mean().item())
     tp.save(stage, tmp_path / "stage.safetensors")
-    encoder = TextEncoder(replace(SD.text, width=32))
+    encoder = TextEncoder(replace(SD.text_encoder, embed_dim=32))
     torch.nn.init.normal_(encoder.tokens.weight, std=0.2)  # words that are far from each other
     tp.save(encoder, tmp_path / "clip.safetensors")
     whole = {
@@ -502,15 +513,15 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
     }
     learning = LoopConfig(epochs=300, eval_every=300, precision="fp32", device="cpu")
     base = SecondStageConfig(
-        data=squares(tmp_path / "all", COLOURS, "a {} square"),
+        data=squares(tmp_path / "all", COLORS, "a {} square"),
         first_stage=str(tmp_path / "stage.safetensors"),
         model="unet-emoji",
         model_args=(
-            "width=16",
-            "multipliers=[1,2]",
-            "depth=1",
-            "attention_factors=[1,2]",
-            "groups=8",
+            "base_channels=16",
+            "channel_multipliers=[1,2]",
+            "num_res_blocks=1",
+            "attention_downsample_factors=[1,2]",
+            "norm_groups=8",
             "head_dim=8",
         ),
         text=CaptionConfig(encoder=str(tmp_path / "clip.safetensors")),
@@ -535,14 +546,14 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
     pipe = tp.DiffusionPipeline(tmp_path / "base", dtype="fp32")
 
     def seen(prompt, **worn):
-        """The colour that each of three pictures is nearest to."""
+        """The color that each of three pictures is nearest to."""
         found = pipe.text_to_image(
             prompt, num_steps=10, guidance_scale=1.0, num_images=3, progress=False, **worn
         )
         means = [np.asarray(image).reshape(-1, 3).mean(0) for image in found]
-        return [min(COLOURS, key=lambda name: np.abs(mean - COLOURS[name]).sum()) for mean in means]
+        return [min(COLORS, key=lambda name: np.abs(mean - COLORS[name]).sum()) for mean in means]
 
-    for name in COLOURS:
+    for name in COLORS:
         assert seen(f"a {name} square") == [name] * 3
     assert seen("a blue square", loras={tmp_path / "lora" / "lora.safetensors": 1.0}) == ["red"] * 3
     assert (

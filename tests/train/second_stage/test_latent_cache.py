@@ -15,10 +15,10 @@ from triptych.train.second_stage import latent_cache
 from triptych.train.second_stage.latent_cache import LatentCache
 
 SMALL = {
-    "width": 8,
-    "multipliers": (1, 2),
-    "depth": 1,
-    "groups": 4,
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "norm_groups": 4,
     "middle_attention": False,
     "latent_channels": 2,
 }

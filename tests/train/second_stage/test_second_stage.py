@@ -25,21 +25,28 @@ from triptych.train.configs.second_stage import (
 )
 from triptych.train.runner import prepare
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 220), "yellow": (230, 210, 40)}
-TINY = ("width=8", "multipliers=[1,2]", "depth=1", "attention_factors=[2]", "groups=4", "head_dim=8")
+COLORS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 220), "yellow": (230, 210, 40)}
+TINY = (
+    "base_channels=8",
+    "channel_multipliers=[1,2]",
+    "num_res_blocks=1",
+    "attention_downsample_factors=[2]",
+    "norm_groups=4",
+    "head_dim=8",
+)
 
 
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory):
-    """Squares of four colours with captions beside them, among them bad ones, in class folders."""
+    """Squares of four colors with captions beside them, among them bad ones, in class folders."""
     folder = tmp_path_factory.mktemp("captioned")
     rng = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (folder / name).mkdir()
         for i in range(6):
-            pixels = np.clip(np.array(colour) + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(color) + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
-            (folder / name / f"{i}.txt").write_text(f"a {name} square\nthe colour {name}\n")
+            (folder / name / f"{i}.txt").write_text(f"a {name} square\nthe color {name}\n")
     (folder / "red" / "0.txt").write_text("")
     (folder / "red" / "1.txt").write_text("a red square " * 1000)
     (folder / "red" / "2.txt").write_text("赤い四角 مربع أحمر 🟥")
@@ -62,7 +69,13 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="session")
 def first_stage(tmp_path_factory):
     torch.manual_seed(0)
-    small = {"width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4, "middle_attention": False}
+    small = {
+        "base_channels": 8,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "norm_groups": 4,
+        "middle_attention": False,
+    }
     net = tp.create("kl-f8", image_size=16, latent_channels=2, scale=2.0, **small)
     path = tmp_path_factory.mktemp("stage") / "tiny.safetensors"
     tp.save(net, path)
@@ -77,7 +90,7 @@ def config(captioned, first_stage):
         condition="text",
         model="unet-emoji",
         model_args=TINY,
-        text=CaptionConfig(vocabulary=300, width=16, depth=1, head_dim=8, length=12),
+        text=CaptionConfig(vocabulary=300, embed_dim=16, depth=1, head_dim=8, max_length=12),
         process=ProcessConfig(prediction="v"),
         noise=NoiseConfig(min_snr=5.0, offset=0.1),
         drop_condition=0.2,
@@ -128,12 +141,12 @@ def test_what_is_kept_is_the_average_with_first_stage_and_words(config, first_st
     net = tp.load(tmp_path)
     assert type(net).__name__ == "LatentDiffusion"
     tensors, _ = last_checkpoint(tmp_path)
-    for name, parameter in net.unet.named_parameters():
-        assert torch.equal(parameter, tensors[f"ema.unet.{name}"])
+    for name, parameter in net.network.named_parameters():
+        assert torch.equal(parameter, tensors[f"ema.network.{name}"])
     for name, parameter in tp.load(first_stage).named_parameters():
         assert torch.equal(parameter, net.autoencoder.get_parameter(name))
-    assert net.text.tokenizer.ids("a red square")
-    assert net.text(["a red square"]).shape == (1, 12, 16)
+    assert net.text_encoder.tokenizer.ids("a red square")
+    assert net.text_encoder(["a red square"]).shape == (1, 12, 16)
     (image,) = tp.DiffusionPipeline(net, dtype="fp32").text_to_image("a red square", num_steps=2)
     assert image.size == (16, 16)
     sheets = sorted(path.name for path in (tmp_path / "samples").iterdir())
@@ -146,10 +159,12 @@ def test_first_stage_does_not_learn_and_everything_else_does(config):
     parts = prepare(config)
     assert not any(p.requires_grad for p in parts.task.first_stage.parameters())
     names = {name.split(".")[0] for name, _ in parts.net.named_parameters()}
-    assert names == {"unet", "text"}
+    assert names == {"network", "text_encoder"}
     batch = {**next(iter(parts.train_loader)), "seed": (0, 1, 0)}
-    torch.nn.init.normal_(parts.net.unet.out.weight)  # it begins as a constant 0, which stops every gradient
-    for part in parts.net.unet.modules():
+    torch.nn.init.normal_(
+        parts.net.network.out.weight
+    )  # it begins as a constant 0, which stops every gradient
+    for part in parts.net.network.modules():
         for end in ("conv2", "proj_out"):
             if hasattr(part, end):
                 torch.nn.init.normal_(getattr(part, end).weight, std=0.1)
@@ -160,7 +175,7 @@ def test_first_stage_does_not_learn_and_everything_else_does(config):
 def test_the_loss_is_a_function_of_the_seed_alone(config):
     parts = prepare(config)
     batch = next(iter(parts.train_loader))
-    torch.nn.init.normal_(parts.net.unet.out.weight)
+    torch.nn.init.normal_(parts.net.network.out.weight)
     losses = []
     for seed in ((0, 1, 0), (0, 1, 0), (0, 2, 0)):
         torch.manual_seed(len(losses))  # torch's own stream has no part in it
@@ -191,23 +206,23 @@ def test_the_share_of_dropped_conditions_and_each_of_several_captions(config):
     dropped = np.stack(seen)[:, [batch["row"].index(row) for row in plain]] == said.nothing
     assert dropped.mean() == pytest.approx(0.25, abs=0.03)
     texts = [said.texts[i] for i in chosen if i != said.nothing]
-    for name in COLOURS:
-        first, second = texts.count(f"a {name} square"), texts.count(f"the colour {name}")
+    for name in COLORS:
+        first, second = texts.count(f"a {name} square"), texts.count(f"the color {name}")
         if first + second:
             assert first / (first + second) == pytest.approx(0.5, abs=0.08)
 
 
 def test_a_frozen_text_encoder_is_kept_whole_and_does_not_learn(config, tmp_path):
     torch.manual_seed(1)
-    encoder = tp.create("clip-l", width=16, depth=1, heads=2, mlp_dim=16)
+    encoder = tp.create("clip-l", embed_dim=16, depth=1, num_heads=2, mlp_ratio=1.0)
     tp.save(encoder, tmp_path / "clip.safetensors")
     config = replace(config, text=CaptionConfig(encoder=str(tmp_path / "clip.safetensors")))
     run(config, tmp_path / "r")
     tensors, _ = last_checkpoint(tmp_path / "r")
-    assert not [name for name in tensors if "text." in name]
+    assert not [name for name in tensors if "text_encoder." in name]
     net = tp.load(tmp_path / "r")
     for name, parameter in encoder.named_parameters():
-        assert torch.equal(parameter, net.text.get_parameter(name))
+        assert torch.equal(parameter, net.text_encoder.get_parameter(name))
 
 
 @pytest.mark.parametrize("kind", ["vit", "swin"])
@@ -215,10 +230,12 @@ def test_a_picture_can_be_the_prompt(config, tmp_path, kind):
     torch.manual_seed(2)
     if kind == "vit":
         seeing = tp.create(
-            "vit-ti16", depth=1, embed_dim=12, mlp_dim=12, image_size=16, patch_size=8, num_classes=3
+            "vit-ti16", depth=1, embed_dim=12, mlp_ratio=1.0, image_size=16, patch_size=8, num_classes=3
         )
     else:
-        seeing = tp.create("swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 2), window=2, image_size=16)
+        seeing = tp.create(
+            "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=2, image_size=16
+        )
     seeing.card = replace(seeing.card, preprocess=replace(seeing.card.preprocess, size=(16, 16)))
     tp.save(seeing, tmp_path / "seeing.safetensors")
     config = replace(config, condition="image", image_encoder=str(tmp_path / "seeing.safetensors"))
@@ -227,12 +244,12 @@ def test_a_picture_can_be_the_prompt(config, tmp_path, kind):
     assert not [name for name in tensors if "backbone" in name]
     ldm = tp.load(tmp_path / "r")
     images = torch.rand(2, 3, 24, 20) * 2 - 1
-    context = ldm.text(images)
+    context = ldm.text_encoder(images)
     assert context.shape == (2, 4, 16)
-    assert ldm.text.nothing(4).shape == (1, 4, 16)
-    for name, parameter in ldm.text.projection.named_parameters():
-        assert torch.equal(parameter, tensors[f"ema.text.{name}"])
-    kept = dict(ldm.text.backbone.named_parameters())
+    assert ldm.text_encoder.nothing(4).shape == (1, 4, 16)
+    for name, parameter in ldm.text_encoder.projection.named_parameters():
+        assert torch.equal(parameter, tensors[f"ema.text_encoder.{name}"])
+    kept = dict(ldm.text_encoder.backbone.named_parameters())
     assert all(
         torch.equal(parameter, kept[name]) for name, parameter in seeing.named_parameters() if name in kept
     )
@@ -244,7 +261,7 @@ def test_a_picture_can_be_the_prompt(config, tmp_path, kind):
 def test_features_of_the_prompt_are_those_of_its_picture(config, tmp_path):
     torch.manual_seed(2)
     seeing = tp.create(
-        "vit-ti16", depth=1, embed_dim=12, mlp_dim=12, image_size=16, patch_size=8, num_classes=3
+        "vit-ti16", depth=1, embed_dim=12, mlp_ratio=1.0, image_size=16, patch_size=8, num_classes=3
     )
     seeing.card = replace(seeing.card, preprocess=replace(seeing.card.preprocess, size=(16, 16)))
     tp.save(seeing, tmp_path / "seeing.safetensors")
@@ -252,11 +269,11 @@ def test_features_of_the_prompt_are_those_of_its_picture(config, tmp_path):
     said, whole = parts.task.said, parts.task.product(parts.net)
     chosen = np.array([3, said.nothing, 0, 3])
     with torch.no_grad():
-        context = said.context(parts.net.text, chosen)
+        context = said.context(parts.net.text_encoder, chosen)
         pixels = torch.from_numpy(decode(said.source[3].image))
         picture = pixels.movedim(-1, 0)[None] / 127.5 - 1
-        torch.testing.assert_close(context[:1], whole.text(picture), atol=2e-2, rtol=2e-2)
-        assert torch.equal(context[1], whole.text.nothing(4)[0])
+        torch.testing.assert_close(context[:1], whole.text_encoder(picture), atol=2e-2, rtol=2e-2)
+        assert torch.equal(context[1], whole.text_encoder.nothing(4)[0])
         assert torch.equal(context[0], context[3])
         assert not torch.equal(context[0], context[2])
 
@@ -267,8 +284,10 @@ def test_a_model_can_be_gone_on_from(config, tmp_path):
     before = tp.load(tmp_path / "a")
     parts = prepare(more)
     for name, parameter in before.unet.named_parameters():
-        assert torch.equal(parameter, parts.net.unet.get_parameter(name))
-    assert parts.net.text.tokenizer.ids("a red square") == before.text.tokenizer.ids("a red square")
+        assert torch.equal(parameter, parts.net.network.get_parameter(name))
+    assert parts.net.text_encoder.tokenizer.ids("a red square") == before.text_encoder.tokenizer.ids(
+        "a red square"
+    )
     with pytest.raises(
         UserError, match=r"init .* reads a condition of width 16, and condition 'none' gives 0"
     ):
@@ -301,7 +320,13 @@ def test_bad_input_is_one_line(config, pictures, tmp_path):
     with pytest.raises(UserError, match=r"first_stage .* is a ViT; give an autoencoder"):
         prepare(replace(config, first_stage=str(tmp_path / "vit.safetensors")))
     other = tp.create(
-        "kl-f8", image_size=16, width=8, multipliers=(1, 2), depth=1, groups=4, latent_channels=3
+        "kl-f8",
+        image_size=16,
+        base_channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        norm_groups=4,
+        latent_channels=3,
     )
     tp.save(other, tmp_path / "other.safetensors")
     run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "r")
@@ -361,7 +386,13 @@ def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
             Image.fromarray(known[name]).save(folder / f"{name}{copy}.png")
             (folder / f"{name}{copy}.txt").write_text(f"{'an' if name == 'apple' else 'a'} {name}")
     torch.manual_seed(0)
-    small = {"width": 16, "multipliers": (1, 2, 2), "depth": 1, "groups": 4, "middle_attention": False}
+    small = {
+        "width": 16,
+        "channel_multipliers": (1, 2, 2),
+        "depth": 1,
+        "groups": 4,
+        "middle_attention": False,
+    }
     stage = tp.create("kl-f4", image_size=16, latent_channels=4, **small)
     images = torch.from_numpy(np.stack(list(known.values()))).movedim(-1, 1) / 127.5 - 1
     optimizer = torch.optim.Adam(stage.parameters(), lr=3e-3)
@@ -381,8 +412,14 @@ def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
             data=str(folder),
             first_stage=str(tmp_path / "stage.safetensors"),
             model="unet-emoji",
-            model_args=("width=32", "multipliers=[1,2]", "depth=1", "groups=8", "head_dim=16"),
-            text=CaptionConfig(vocabulary=300, width=32, depth=2, head_dim=16),
+            model_args=(
+                "base_channels=32",
+                "channel_multipliers=[1,2]",
+                "num_res_blocks=1",
+                "norm_groups=8",
+                "head_dim=16",
+            ),
+            text=CaptionConfig(vocabulary=300, embed_dim=32, depth=2, head_dim=16),
             process=ProcessConfig(schedule="flow", prediction="flow"),
             samples=SamplesConfig(count=0),
             augment=replace(FLIP_ONLY, flip=0.0),

@@ -16,7 +16,7 @@ from triptych.errors import UserError
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
 from triptych.metrics.segmentation import SegmentationMetrics
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.swin import Swin
 from triptych.recipes import recipe
 from triptych.train import dry_run, evaluate, run
@@ -32,7 +32,14 @@ from triptych.train.optim import layers_of
 from triptych.train.tasks.masked_image import random_squares
 from triptych.train.tasks.segmentation import build_network, pixel_loss
 
-SMALL = ("embed_dim=16", "depths=[1,2]", "num_heads=[1,2]", "window=4", "stem_widths=[8]", "patch_size=2")
+SMALL = (
+    "embed_dim=16",
+    "depths=[1,2]",
+    "num_heads=[1,2]",
+    "window_size=4",
+    "stem_widths=[8]",
+    "patch_size=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,7 @@ def config(shapes):
         model="swin-emoji",
         model_args=SMALL,
         image_size=(32, 32),
-        head=HeadConfig(kind="unet", width=16, image_width=8, aux_width=8),
+        head=HeadConfig(type="unet", channels=16, image_branch_channels=8, aux_channels=8),
         loss=LossConfig(dice=0.5),
         loading=DataConfig(batch_size=8, workers=0, eval_fraction=0.2),
         augment=AugmentConfig(crop_scale=(0.7, 1.0), brightness=0.1),
@@ -177,11 +184,11 @@ def segmenter(classes: tuple[str, ...], **how) -> Segmenter:
     """Small and random."""
     torch.manual_seed(0)
     swin = tp.create(
-        "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 1), window=4, num_classes=0, map_norms=True
+        "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=4, num_classes=0, map_norms=True
     )
-    head = HeadConfig(kind="fpn", width=8, num_classes=len(classes))
+    head = HeadConfig(type="fpn", channels=8, num_classes=len(classes))
     net = Segmenter(SegmenterConfig(backbone=swin.config, head=head), swin)
-    net.card = Card(preprocess=Preprocess(**{"size": (32, 32), "crop": 1.0, **how}), classes=classes)
+    net.card = ModelCard(preprocess=Preprocess(**{"size": (32, 32), "crop": 1.0, **how}), classes=classes)
     return net.eval()
 
 
@@ -292,9 +299,9 @@ def test_pre_training_guesses_and_its_backbone_starts_a_segmenter_and_a_classifi
 
 
 def test_a_vit_is_pre_trained_and_parses_too(config, tmp_path):
-    vit = ("depth=4", "embed_dim=24", "num_heads=2", "mlp_dim=48", "patch_size=8")
+    vit = ("depth=4", "embed_dim=24", "num_heads=2", "mlp_ratio=2.0", "patch_size=8")
     small = replace(config, model="vit-ti16", model_args=vit, loop=replace(config.loop, epochs=1))
-    run(replace(small, head=HeadConfig(kind="upernet", width=16)), tmp_path / "seg")
+    run(replace(small, head=HeadConfig(type="upernet", channels=16)), tmp_path / "seg")
     net = tp.load(tmp_path / "seg")
     assert net.taken == (0, 1, 2, 3)
     pretraining = PretrainConfig(
@@ -311,8 +318,8 @@ def test_the_head_of_a_segmenter_stays_or_is_refused(config, tmp_path):
     with pytest.raises(UserError, match=r"--head\.kind fpn --head\.width 8 --head\.aux-width 0") as caught:
         run(again, tmp_path / "r")
     assert "\n" not in str(caught.value)
-    own = HeadConfig(kind="fpn", width=8, dropout=0.3)
-    for wrong in ({"width": 16}, {"aux_width": 8}, {"kind": "upernet"}):
+    own = HeadConfig(type="fpn", channels=8, dropout=0.3)
+    for wrong in ({"channels": 16}, {"aux_channels": 8}, {"type": "upernet"}):
         with pytest.raises(UserError, match="is a segmenter with a head of its own"):
             run(replace(again, head=replace(own, **wrong)), tmp_path / "r")
     assert run(replace(again, head=own), tmp_path / "r").finished
@@ -338,14 +345,14 @@ def test_a_segmenters_backbone_starts_a_classifier_and_masked_pre_training(
             depth=4,
             embed_dim=16,
             num_heads=2,
-            mlp_dim=16,
+            mlp_ratio=1.0,
             num_classes=0,
             patch_size=4,
             image_size=32,
         )
-        head = HeadConfig(kind="fpn", width=8)
+        head = HeadConfig(type="fpn", channels=8)
         net = Segmenter(SegmenterConfig(backbone=vit.config, head=head), vit)
-        net.card = Card(preprocess=Preprocess(size=(32, 32)), classes=("ground", "square"))
+        net.card = ModelCard(preprocess=Preprocess(size=(32, 32)), classes=("ground", "square"))
     tp.save(net, tmp_path / "net.safetensors")
     loop = replace(config.loop, epochs=1, ema=0.0)
     same = {"init": str(tmp_path / "net.safetensors"), "loading": config.loading, "loop": loop}
@@ -367,7 +374,7 @@ def test_a_segmenters_backbone_starts_a_classifier_and_masked_pre_training(
 
 def test_a_segmenters_plain_encoder_cannot_classify(config, pictures, tmp_path):
     maps = tp.create("convnet-unet", image_size=32)
-    net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(kind="unet", width=16)), maps)
+    net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(type="unet", channels=16)), maps)
     tp.save(net, tmp_path / "net.safetensors")
     same = {"data": str(pictures), "init": str(tmp_path / "net.safetensors"), "loading": config.loading}
     with pytest.raises(UserError, match="the plain encoder has no classifier"):
@@ -387,7 +394,7 @@ def test_squares_are_whole_as_many_in_each_image_and_a_function_of_the_seed():
 
 
 def test_patch_merging_is_of_the_later_layer():
-    layers = layers_of(tp.create("swin-t", embed_dim=8, depths=(1, 2), num_heads=(1, 1), window=2))
+    layers = layers_of(tp.create("swin-t", embed_dim=8, depths=(1, 2), num_heads=(1, 1), window_size=2))
     assert layers["patch.proj.weight"] == 0
     assert layers["stages.0.blocks.0.norm1.weight"] == 1
     assert layers["stages.1.merge.norm.weight"] == 2
@@ -396,7 +403,7 @@ def test_patch_merging_is_of_the_later_layer():
 
 
 def test_a_batch_of_one_trains_with_pyramid_pooling(config, tmp_path):
-    small = replace(config, head=HeadConfig(kind="upernet", width=16, aux_width=8))
+    small = replace(config, head=HeadConfig(type="upernet", channels=16, aux_channels=8))
     small = replace(
         small, loading=replace(config.loading, batch_size=1), loop=replace(config.loop, epochs=0.2)
     )
@@ -417,7 +424,10 @@ def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch):
         ({"data": "emoji"}, "emoji has no masks"),
         ({"loading": DataConfig(batch_size=8, mask_column="nothing")}, "nothing"),
         ({"augment": AugmentConfig(mixup=0.2)}, "mixup is 0.2, and masks do not go with it"),
-        ({"model": "convnet-unet", "model_args": (), "drop_path": 0.1}, "ConvNet has no branches to drop"),
+        (
+            {"model": "convnet-unet", "model_args": (), "drop_path_rate": 0.1},
+            "ConvNet has no branches to drop",
+        ),
         ({"frozen_blocks": 9}, "frozen_blocks is 9, and the network has 3 blocks"),
     ],
 )
@@ -431,5 +441,5 @@ def test_bad_configs_are_refused_at_birth():
         LossConfig(cross_entropy=0.0)
     with pytest.raises(UserError, match="mask_ratio"):
         PretrainConfig(mask_ratio=1.0)
-    with pytest.raises(UserError, match="image_width"):
-        HeadConfig(kind="fpn", image_width=8)
+    with pytest.raises(UserError, match="image_branch_channels"):
+        HeadConfig(type="fpn", image_branch_channels=8)

@@ -24,7 +24,7 @@ from triptych.weights.mapping.round_trip import comparable
 from triptych.weights.mapping.rules import plan
 
 SIZES = {
-    name: size for name, size in latent_diffusion_config.SIZES.items() if isinstance(size.unet, UNetConfig)
+    name: size for name, size in latent_diffusion_config.SIZES.items() if isinstance(size.network, UNetConfig)
 }
 TOLD = {"sd2": "v", "sd2-base": "eps"}
 # One of each form; the others are slow.
@@ -107,7 +107,7 @@ def test_the_upscalers_betas_are_the_published_ones():
     }
     config = SIZES["sd-x4-upscaler"]
     assert read_process(said | {"prediction_type": "v_prediction"}, "it") == config.process
-    assert read_process(said | {"prediction_type": "epsilon"}, "it") == config.low_process
+    assert read_process(said | {"prediction_type": "epsilon"}, "it") == config.low_res_process
     betas = torch.linspace(0.0001**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
     torch.testing.assert_close(schedule.buffers(config.process)["betas"], betas.float())
 
@@ -263,11 +263,11 @@ def test_sdxl_is_named(sd1, tmp_path):
 
 
 def test_what_the_format_cannot_say_is_refused(tiny_ldm, tmp_path):
-    net = tiny_ldm("sd1", autoencoder=TinyAutoencoderConfig(width=8))
+    net = tiny_ldm("sd1", autoencoder=TinyAutoencoderConfig(base_channels=8))
     with pytest.raises(UserError, match="no place for a tiny autoencoder"):
         tp.export(net, tmp_path / "a.safetensors", "compvis")
     net = tiny_ldm("ldm-layout")
-    net.text.config = replace(net.text.config, added=1)
+    net.text_encoder.config = replace(net.text_encoder.config, num_added_tokens=1)
     with pytest.raises(UserError, match="no place for added words"):
         tp.export(net, tmp_path / "a.safetensors", "compvis")
     assert list(tmp_path.iterdir()) == []
@@ -276,7 +276,13 @@ def test_what_the_format_cannot_say_is_refused(tiny_ldm, tmp_path):
 # ------------------------------------------------------------------------------------------- parts alone
 
 STAGES = {
-    name: replace(config, width=16, groups=16, depth=1, codebook_size=min(config.codebook_size, 12))
+    name: replace(
+        config,
+        base_channels=16,
+        norm_groups=16,
+        num_res_blocks=1,
+        codebook_size=min(config.codebook_size, 12),
+    )
     for name, config in autoencoder_config.SIZES.items()
     if not isinstance(config, TinyAutoencoderConfig)
 }
@@ -314,13 +320,17 @@ def test_a_unet_alone(sd1, same_state, tmp_path, prefix):
     unet = {n: t for n, t in load_file(sd1[1]).items() if n.startswith("model.diffusion_model.")}
     unet = {n.replace("model.diffusion_model.", prefix): t for n, t in unet.items()}
     save_file(unet, tmp_path / "unet.safetensors")
-    same_state(sd1[0].unet, load(tmp_path / "unet.safetensors"))
-    tp.export(sd1[0].unet, tmp_path / "back.safetensors", "compvis")
-    same_state(sd1[0].unet, load(tmp_path / "back.safetensors"))
+    same_state(sd1[0].network, load(tmp_path / "unet.safetensors"))
+    tp.export(sd1[0].network, tmp_path / "back.safetensors", "compvis")
+    same_state(sd1[0].network, load(tmp_path / "back.safetensors"))
 
 
 @pytest.mark.parametrize(
-    "config", [TinyAutoencoderConfig(width=8), TinyAutoencoderConfig(width=8, levels=3, depth=2)]
+    "config",
+    [
+        TinyAutoencoderConfig(base_channels=8),
+        TinyAutoencoderConfig(base_channels=8, num_levels=3, num_res_blocks=2),
+    ],
 )
 def test_taesd(config, scramble, same_state, tmp_path):
     net = scramble(build(config))
@@ -342,11 +352,11 @@ def test_our_own_file_bit_for_bit(name, tiny_ldm, same_state, tmp_path):
 
 
 def test_our_own_file_keeps_an_added_word(tiny_ldm, same_state, tmp_path):
-    text = replace(SIZES["sd1"].text, width=24, depth=1, heads=2, mlp_dim=24)
+    text = replace(SIZES["sd1"].text_encoder, embed_dim=24, depth=1, num_heads=2, mlp_ratio=1.0)
     net = tiny_ldm("sd1", text=text)
-    add_embedding(net.text, "<cat>", torch.randn(2, 24))
+    add_embedding(net.text_encoder, "<cat>", torch.randn(2, 24))
     tp.save(net, tmp_path / "net.safetensors")
     back = load(tmp_path / "net.safetensors")
     same_state(net, back)
     assert back.config == net.config
-    assert torch.equal(back.text(["a <cat>"]), net.text(["a <cat>"]))
+    assert torch.equal(back.text_encoder(["a <cat>"]), net.text_encoder(["a <cat>"]))

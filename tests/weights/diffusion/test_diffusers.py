@@ -27,10 +27,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def with_words(make, name):
     """A twin whose text encoder has CLIP's whole vocabulary, as its tokenizer needs."""
     config = make(name).config
-    if not isinstance(config.text, TextConfig):
+    if not isinstance(config.text_encoder, TextConfig):
         return make(name)
-    pad = 49407 if config.text.kind == "clip" else 0
-    return make(name, text=replace(config.text, vocab_size=49408, length=77, pad=pad))
+    pad = 49407 if config.text_encoder.type == "clip" else 0
+    return make(
+        name, text_encoder=replace(config.text_encoder, vocab_size=49408, max_length=77, pad_token=pad)
+    )
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sd-x4-upscaler", "ldm-celeba"])
@@ -39,19 +41,19 @@ def test_a_pipeline_runs_in_diffusers_and_comes_back(name, tiny_ldm, same_state,
     net = with_words(tiny_ldm, name)
     tp.export(net, tmp_path / "ours", "diffusers")
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "ours", local_files_only=True)
-    x, t, given = torch.randn(1, net.config.unet.in_channels, 16, 16), torch.tensor([500]), {}
-    if net.text is not None:
+    x, t, given = torch.randn(1, net.config.network.in_channels, 16, 16), torch.tensor([500]), {}
+    if net.text_encoder is not None:
         said = ["a red apple"]
         ids = theirs.tokenizer(said, padding="max_length", max_length=77, return_tensors="pt").input_ids
-        assert torch.equal(ids, net.text.tokenize(said))
+        assert torch.equal(ids, net.text_encoder.tokenize(said))
         context = theirs.text_encoder(ids)[0]
-        torch.testing.assert_close(context, net.text(said), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(context, net.text_encoder(said), atol=1e-5, rtol=1e-5)
         given = {"encoder_hidden_states": context}
-    labels = torch.tensor([3]) if net.config.unet.num_classes else None
+    labels = torch.tensor([3]) if net.config.network.num_classes else None
     more = {} if labels is None else {"class_labels": labels}
-    expected = net.unet(x, t, given.get("encoder_hidden_states"), labels)
+    expected = net.network(x, t, given.get("encoder_hidden_states"), labels)
     torch.testing.assert_close(theirs.unet(x, t, **given, **more).sample, expected, atol=1e-5, rtol=1e-5)
-    stage = theirs.vae if net.text is not None else theirs.vqvae
+    stage = theirs.vae if net.text_encoder is not None else theirs.vqvae
     z = torch.randn(1, net.config.autoencoder.latent_channels, 8, 8)
     decoded = stage.decode(z / stage.config.scaling_factor).sample
     torch.testing.assert_close(decoded, net.autoencoder.decode(z), atol=1e-5, rtol=1e-5)
@@ -60,7 +62,7 @@ def test_a_pipeline_runs_in_diffusers_and_comes_back(name, tiny_ldm, same_state,
         back = load(tmp_path / folder)
         same_state(net, back)
         assert back.config == net.config
-        assert net.text is None or back.text.tokenizer.added == {}
+        assert net.text_encoder is None or back.text_encoder.tokenizer.added == {}
 
 
 def decoded(seen, pixels, z, *how):
@@ -87,7 +89,9 @@ def test_the_whole_pipeline_gives_the_same_latents(name, tiny_ldm, tmp_path, mon
         pipe, seen = tp.DiffusionPipeline(source, device="cpu", dtype="fp32"), []
         pixels = pipe.model.codec.decode
         monkeypatch.setattr(pipe.model.codec, "decode", partial(decoded, seen, pixels))
-        pipe.text_to_image("a red apple", "blurry", num_steps=4, guidance_scale=5.0, sampler="ddim", latents=noise)
+        pipe.text_to_image(
+            "a red apple", "blurry", num_steps=4, guidance_scale=5.0, sampler="ddim", latents=noise
+        )
         assert expected.std() > 0.1
         torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-4)
 
@@ -104,20 +108,20 @@ def test_other_pipelines_there_and_back(name, tiny_ldm, same_state, tmp_path):
 def test_a_block_that_nothing_reads_stays_behind(tiny_ldm, tmp_path):
     """Single files of Stable Diffusion 2 hold 24 blocks of which 23 are read; diffusers' folders hold those."""
     net = with_words(tiny_ldm, "sd2")
-    whole = tiny_ldm("sd2", text=replace(net.config.text, depth=3, skip=1))
+    whole = tiny_ldm("sd2", text_encoder=replace(net.config.text_encoder, depth=3, skip_last_blocks=1))
     tp.export(whole, tmp_path / "it", "diffusers")
     back = load(tmp_path / "it")
-    assert (back.config.text.depth, back.config.text.skip) == (2, 0)
+    assert (back.config.text_encoder.depth, back.config.text_encoder.skip_last_blocks) == (2, 0)
     ids = torch.randint(60, (1, 9))
-    assert torch.equal(back.text.encode_tokens(ids), whole.text.encode_tokens(ids))
+    assert torch.equal(back.text_encoder.encode_tokens(ids), whole.text_encoder.encode_tokens(ids))
 
 
 def test_parts_alone(tiny_ldm, same_state, tmp_path):
     net = tiny_ldm("sd2")
-    tp.export(net.unet, tmp_path / "unet", "diffusers")
+    tp.export(net.network, tmp_path / "unet", "diffusers")
     tp.export(net.autoencoder, tmp_path / "vae", "diffusers")
     assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").is_file()
-    for part, ours in (("unet", net.unet), ("vae", net.autoencoder)):
+    for part, ours in (("unet", net.network), ("vae", net.autoencoder)):
         back = load(tmp_path / part)
         same_state(ours, back)
         assert back.config == ours.config
@@ -167,7 +171,7 @@ def test_processes_there_and_back(tiny_ldm):
         {},
         {"zero_terminal_snr": True},
         {"schedule": "linear"},
-        {"prediction": "x0", "steps": 50},
+        {"prediction": "x0", "num_timesteps": 50},
     ):
         config = replace(process, **changes)
         assert read_process(process_settings(config), "it") == config
@@ -175,7 +179,13 @@ def test_processes_there_and_back(tiny_ldm):
 
 def test_heads_by_level_are_a_size(same_state, tmp_path, scramble):
     config = UNetConfig(
-        width=16, groups=16, multipliers=(1, 2), depth=1, attention_factors=(1, 2), head_dim=8, context_dim=12
+        base_channels=16,
+        norm_groups=16,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_downsample_factors=(1, 2),
+        head_dim=8,
+        context_dim=12,
     )
     net = scramble(build(config))
     tp.export(net, tmp_path / "it", "diffusers")

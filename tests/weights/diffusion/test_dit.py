@@ -28,12 +28,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 TINY = DiTConfig(
     latent_size=(8, 8),
     patch_size=2,
-    width=32,
+    embed_dim=32,
     depth=3,
-    heads=4,
-    mlp_dim=128,
+    num_heads=4,
     num_classes=7,
-    learned_sigma=True,
+    learn_sigma=True,
     time_frequencies="closed",
 )
 THEIRS = {
@@ -138,7 +137,7 @@ def test_the_authors_file(net, same_state, tmp_path):
     assert back.config == opened.config
     assert torch.equal(raw["pos_embed"], sincos_positions((4, 4), 32, closed=False))
     assert set(json.loads((tmp_path / "DiT.pt.json").read_text())["triptych"]) == {
-        "heads"
+        "num_heads"
     }  # 32 wide: one is usual
 
 
@@ -174,7 +173,7 @@ def test_another_table_of_positions_is_refused(net, tmp_path):
         ({"latent_size": (8, 12)}, "dit", "no square"),
         ({"latent_size": (8, 12)}, "diffusers", "square latents"),
         ({"time_frequencies": "open"}, "diffusers", "this has open ones"),
-        ({"mlp_dim": 64}, "diffusers", "4 x 32, not 64"),
+        ({"mlp_ratio": 2.0}, "diffusers", "4 x 32, not 64"),
         ({"position": "counted"}, "diffusers", "counted ones"),
     ],
 )

@@ -172,7 +172,14 @@ def test_a_model_index_of_wrong_types(pipeline):
 
 def test_a_damaged_tokenizer(build_tiny, tmp_path):
     text = replace(
-        SIZES["sd1"].text, width=24, depth=1, heads=2, mlp_dim=24, vocab_size=49408, length=77, pad=49407
+        SIZES["sd1"].text_encoder,
+        embed_dim=24,
+        depth=1,
+        num_heads=2,
+        mlp_ratio=1.0,
+        vocab_size=49408,
+        max_length=77,
+        pad_token=49407,
     )
     net = build_tiny("sd1", text=text)
     tp.export(net, tmp_path / "it", "diffusers")

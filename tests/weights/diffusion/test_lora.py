@@ -57,7 +57,7 @@ def test_kohya_diffusers_and_peft_say_the_same(net, tmp_path):
     for answer in answers[1:]:
         for name, t in answer.items():
             torch.testing.assert_close(t, answers[0][name], atol=1e-6, rtol=1e-6)
-    key = "unet.down.0.blocks.0.transformer.blocks.0.attn.qkv.weight"
+    key = "network.down.0.blocks.0.transformer.blocks.0.attn.qkv.weight"
     down, up, _ = made["unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k"]
     expected = before[key].clone()
     expected[16:32] += 0.7 * 0.5 * up @ down
@@ -72,7 +72,7 @@ def test_several_are_summed_and_convolutions_count(net, tmp_path):
     flat = "lora_" + CONV.replace(".", "_")
     down, up = torch.randn(4, 16, 3, 3), torch.randn(32, 4, 1, 1)
     save_file({f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up}, tmp_path / "b.safetensors")
-    key = "unet.down.1.blocks.0.res.conv1.weight"
+    key = "network.down.1.blocks.0.res.conv1.weight"
     before = net.state_dict()[key].clone()
     applied = load_lora(net, {tmp_path / "a.safetensors": 1.0, tmp_path / "b.safetensors": -0.5})
     delta = torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
@@ -118,7 +118,7 @@ def test_merging_later_and_undoing_earlier_is_refused(net, tmp_path):
     with pytest.raises(UserError, match="weight nan"):
         load_lora(net, {tmp_path / "a.safetensors": float("nan")})
     with pytest.raises(UserError, match="not a UNet"):
-        load_lora(net.unet, tmp_path / "a.safetensors")
+        load_lora(net.network, tmp_path / "a.safetensors")
 
 
 def test_a_dit_has_no_loras(tmp_path):
@@ -127,7 +127,7 @@ def test_a_dit_has_no_loras(tmp_path):
     config = SIZES["ldm-celeba"]
     unet = replace(next(iter(DITS.values())), in_channels=3, out_channels=3)
     with torch.device("meta"):
-        net = build(replace(config, unet=unet, text=None))
+        net = build(replace(config, network=unet, text_encoder=None))
     save_file(
         {"a.lora_A.weight": torch.ones(1, 2), "a.lora_B.weight": torch.ones(2, 1)}, tmp_path / "a.safetensors"
     )
@@ -143,9 +143,9 @@ def test_what_reads_pictures_has_no_place_in_others_files(form, tmp_path):
     from triptych.models.configs.image_tokens import ImageTokensConfig
     from triptych.models.configs.vit import SIZES as VITS
 
-    seen = ImageTokensConfig(backbone=replace(VITS["vit-ti16"], num_classes=0), width=768)
+    seen = ImageTokensConfig(backbone=replace(VITS["vit-ti16"], num_classes=0), embed_dim=768)
     with torch.device("meta"):
-        net = build(replace(SIZES["sd1"], text=seen))
+        net = build(replace(SIZES["sd1"], text_encoder=seen))
     with pytest.raises(UserError, match=r"reader of pictures|what reads pictures"):
         tp.export(net, tmp_path / "it", form)
     assert not list(tmp_path.iterdir())
@@ -165,7 +165,11 @@ def test_the_order_of_files_does_not_matter(net, tmp_path):
 def test_pefts_own_files_are_scaled_as_their_config_says(net, tmp_path):
     """An adapter's folder (base_model.model. and adapter_config.json), and diffusers' header."""
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    key, down, up = "unet.middle.transformer.blocks.0.attn.qkv.weight", torch.randn(4, 64), torch.randn(64, 4)
+    key, down, up = (
+        "network.middle.transformer.blocks.0.attn.qkv.weight",
+        torch.randn(4, 64),
+        torch.randn(64, 4),
+    )
     before = net.state_dict()[key].clone()
 
     def moved(file) -> torch.Tensor:
@@ -198,13 +202,13 @@ def test_pefts_own_files_are_scaled_as_their_config_says(net, tmp_path):
 
 
 def test_found_by_name(tmp_path):
-    for name in ("Watercolour", "detail"):
+    for name in ("Watercolor", "detail"):
         (tmp_path / f"{name}.safetensors").write_bytes(b"x")
-    assert find_lora("Watercolour", tmp_path).name == "Watercolour.safetensors"
-    assert find_lora("watercolour", tmp_path).name == "Watercolour.safetensors"
-    with pytest.raises(UserError, match="near names: Watercolour;"):
+    assert find_lora("Watercolor", tmp_path).name == "Watercolor.safetensors"
+    assert find_lora("watercolor", tmp_path).name == "Watercolor.safetensors"
+    with pytest.raises(UserError, match="near names: Watercolor;"):
         find_lora("watercolor", tmp_path)
-    with pytest.raises(UserError, match="it holds Watercolour, detail;"):
+    with pytest.raises(UserError, match="it holds Watercolor, detail;"):
         find_lora("zzz", tmp_path)
     with pytest.raises(UserError, match="no folder"):
         find_lora("zzz", tmp_path / "none")
@@ -231,11 +235,14 @@ def test_words_of_all_kinds_of_files(tiny_ldm, tmp_path):
         "<dog>",
         "hat",
     ]
-    net = tiny_ldm("sd1", text=replace(SIZES["sd1"].text, width=24, depth=1, heads=2, mlp_dim=24))
+    net = tiny_ldm(
+        "sd1",
+        text_encoder=replace(SIZES["sd1"].text_encoder, embed_dim=24, depth=1, num_heads=2, mlp_ratio=1.0),
+    )
     for name, word, count in (("cat.pt", "<my-cat>", 2), ("learned.bin", None, 1)):
         added = load_embedding(net, tmp_path / name, word)
-        rows = list(net.text.tokenizer.added[added])
-        assert torch.equal(net.text.tokens.weight[rows], vectors[:count])
+        rows = list(net.text_encoder.tokenizer.added[added])
+        assert torch.equal(net.text_encoder.tokens.weight[rows], vectors[:count])
     save_embedding(net, "<my-cat>", tmp_path / "again.safetensors")
     word, back = read_embedding(tmp_path / "again.safetensors")
     assert word == "<my-cat>"

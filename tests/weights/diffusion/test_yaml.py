@@ -54,19 +54,21 @@ def test_the_yaml_says_what_shapes_do_not(bare, same_state, tmp_path):
         load(path)
     path.with_suffix(".yaml").write_text(YAML)
     back = load(path)
-    same_state(net.unet, back.unet)
+    same_state(net.network, back.network)
     config = back.config
-    assert config.process == ProcessConfig(beta_start=0.001, beta_end=0.015, steps=500, prediction="v")
+    assert config.process == ProcessConfig(
+        beta_start=0.001, beta_end=0.015, num_timesteps=500, prediction="v"
+    )
     assert config.autoencoder.scale == 0.25
-    assert (config.unet.heads, config.unet.head_dim, config.unet.latent_size) == (0, 4, (24, 24))
-    assert config.text.skip == 1
+    assert (config.network.heads, config.network.head_dim, config.network.latent_size) == (0, 4, (24, 24))
+    assert config.text_encoder.skip_last_blocks == 1
     assert inspect(path)["facts"]["prediction"] == "sd2.ckpt.yaml"
     assert load(path, prediction="eps").config.process.prediction == "eps"
     other = YAML.replace("timesteps", "beta_schedule: cosine\n    timesteps").replace('"v"', "eps")
     path.with_suffix(".yaml").write_text(other.replace("num_head_channels: 4", "num_heads: 2"))
     config = load(path).config
     assert (config.process.schedule, config.process.prediction) == ("cosine", "eps")
-    assert (config.unet.heads, config.unet.head_dim) == (2, 0)
+    assert (config.network.heads, config.network.head_dim) == (2, 0)
 
 
 def test_which_yaml_is_a_files(bare, tmp_path):
@@ -135,22 +137,22 @@ def test_a_yaml_bomb_does_not_unfold(bare):
 def test_raw_and_averaged(bare, same_state, tmp_path):
     net, path = bare
     raw, ema = (load(path, prediction="v", weights=which) for which in ("raw", "ema"))
-    same_state(net.unet, raw.unet)
-    same_state(net.text, ema.text)
-    for (_, a), (_, b) in zip(net.unet.named_parameters(), ema.unet.named_parameters(), strict=True):
+    same_state(net.network, raw.network)
+    same_state(net.text_encoder, ema.text_encoder)
+    for (_, a), (_, b) in zip(net.network.named_parameters(), ema.network.named_parameters(), strict=True):
         assert torch.equal(a + 1, b)
-    same_state(load(path, prediction="v").unet, raw.unet)
+    same_state(load(path, prediction="v").network, raw.network)
     # A YAML that does not say `use_ema: false` means the averages, as in CompVis' scripts.
     for said, expected in (("", raw), ("use_ema: true", ema), ("x: 1", ema), ("use_ema: false", raw)):
         path.with_suffix(".yaml").write_text(
             f"model: {{params: {{parameterization: v, {said}}}}}" if said else ""
         )
-        same_state(load(path, prediction="v").unet, expected.unet)
+        same_state(load(path, prediction="v").network, expected.network)
     assert load(path, weights="raw") is not None
     tensors = load_file(path)
     unet = {n: t for n, t in tensors.items() if n.startswith(("model.", "model_ema."))}
     save_file(unet, tmp_path / "unet.safetensors")
-    same_state(load(tmp_path / "unet.safetensors", weights="ema"), ema.unet)
+    same_state(load(tmp_path / "unet.safetensors", weights="ema"), ema.network)
 
 
 def test_averaged_weights_are_strict(bare, tmp_path):
@@ -180,8 +182,8 @@ def test_averaged_names_are_told_apart(name):
     from triptych.weights.diffusion import unet
 
     with torch.device("meta"):
-        net = build(SIZES[name].unet)
-    layout = unet.CompVis(len(net.config.multipliers), net.config.depth)
+        net = build(SIZES[name].network)
+    layout = unet.CompVis(len(net.config.channel_multipliers), net.config.num_res_blocks)
     names = [theirs for one in unet.table(net.config, layout) for theirs in one.theirs]
     assert len(set(map(averaged_name, names))) == len(names) > 100
 

@@ -11,7 +11,7 @@ import transformers as hf
 from safetensors.torch import save_file
 
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.registry import config_for
 from triptych.weights import export, inspect, load, save
 from triptych.weights.exporting import formats
@@ -85,7 +85,9 @@ def test_new_keys_and_the_oldest_are_read_as_those_between(scramble, tmp_path, s
 
 def test_preprocessing_and_classes_go_to_transformers_and_back(tiny_segmenter, tmp_path):
     net = tiny_segmenter(num_classes=2)
-    net.card = Card(preprocess=Preprocess(size=(128, 128), mode="squash", crop=1.0), classes=("sky", "sea"))
+    net.card = ModelCard(
+        preprocess=Preprocess(size=(128, 128), mode="squash", crop=1.0), classes=("sky", "sea")
+    )
     export(net, tmp_path, "hf")
     said = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert said["image_processor_type"] == "SegformerImageProcessor"
@@ -219,10 +221,10 @@ def test_the_head_of_mmsegmentation_is_transformers(tiny_segmenter, scramble, tm
     "changes",
     [
         {},
-        {"kind": "fpn", "aux_width": 0},
-        {"kind": "unet", "image_width": 4},
+        {"type": "fpn", "aux_channels": 0},
+        {"type": "unet", "image_branch_channels": 4},
         {"backbone": config_for("vit-ti16", image_size=(64, 48), depth=4, num_classes=0)},
-        {"backbone": config_for("convnet-unet", widths=(4, 8)), "kind": "unet"},
+        {"backbone": config_for("convnet-unet", widths=(4, 8)), "type": "unet"},
     ],
 )
 def test_a_saved_segmenter_comes_back_bit_for_bit(tiny_segmenter, same_state, tmp_path, changes):
@@ -254,10 +256,10 @@ def test_configs_with_parts_go_to_json_and_back(tiny_segmenter):
 
 def test_a_segmenter_is_moved_like_its_backbone(tiny_segmenter, tmp_path):
     save(tiny_segmenter(), tmp_path / "net.safetensors")
-    net = load(tmp_path / "net.safetensors", num_classes=3, image_size=64, window=2)
+    net = load(tmp_path / "net.safetensors", num_classes=3, image_size=64, window_size=2)
     assert (net.config.num_classes, net.classifier.out_channels, net.aux[1].out_channels) == (3, 3, 3)
     assert net.config.image_size == net.backbone.config.image_size == net.card.preprocess.size == (64, 64)
-    assert net.config.backbone.window == ((2, 2),) * 4
+    assert net.config.backbone.window_size == ((2, 2),) * 4
     assert net(torch.randn(1, 3, 64, 64)).shape == (1, 3, 64, 64)
 
 
@@ -273,7 +275,7 @@ def test_what_the_formats_hold(tiny_segmenter, tiny, tmp_path):
         with pytest.raises(
             UserError, match="holds UPerNet on a Swin with norms on its maps, not fpn on Swin"
         ):
-            export(tiny_segmenter(kind="fpn"), tmp_path / "x", form)
+            export(tiny_segmenter(type="fpn"), tmp_path / "x", form)
         # Neither transformers' Swinv2Backbone nor mmsegmentation's Swin could read it.
         second = replace(tiny_segmenter().config.backbone, version=2, qkv_bias="qv")
         with pytest.raises(UserError, match="has no SwinV2 with norms on its maps; choose triptych's own"):

@@ -142,7 +142,7 @@ def test_masked_pre_training_is_read_without_its_decoder(tmp_path, scramble):
 
 
 def test_a_network_of_ours_runs_in_transformers(tmp_path, tiny_swin):
-    ours = tiny_swin(num_classes=3, drop_path=0.25)
+    ours = tiny_swin(num_classes=3, drop_path_rate=0.25)
     ours.card = ours.card.__class__(
         preprocess=Preprocess(size=(64, 64), crop=0.9, mean=(0.5,) * 3, std=(0.5,) * 3),
         classes=("a", "b", "c"),
@@ -167,7 +167,7 @@ def test_without_a_config_conventions_are_named(tmp_path, tiny_swin, version):
     facts = inspect(tmp_path)["facts"]
     assert facts["norm_eps"] == "convention: 1e-05"
     assert "squash" in facts["preprocess"]
-    assert facts["window"].startswith("shape of the bias tables" if version == 1 else "convention: 8")
+    assert facts["window_size"].startswith("shape of the bias tables" if version == 1 else "convention: 8")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_without_a_config_conventions_are_named(tmp_path, tiny_swin, version):
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps 1e-06; needed is 1e-05"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps 'small'"),
-        ({"window_size": {"a": 1}}, "window is"),
+        ({"window_size": {"a": 1}}, "window_size is"),
         ({"image_size": "large"}, None),
         ({"id2label": {"a": "b"}}, None),
     ],
@@ -197,15 +197,15 @@ def test_a_config_that_does_not_fit(tmp_path, tiny_swin, changes, part):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"window": (4, 8), "image_size": (64, 128)}, "cannot say windows 4x8"),
-        ({"window": (4, 4, 2)}, "cannot say windows 2x2 and 4x4"),
-        ({"window": 8}, "it has one square window, no larger than a map"),
+        ({"window_size": (4, 8), "image_size": (64, 128)}, "cannot say windows 4x8"),
+        ({"window_size": (4, 4, 2)}, "cannot say windows 2x2 and 4x4"),
+        ({"window_size": 8}, "it has one square window, no larger than a map"),
         ({"norm_eps": 1e-6}, "cannot say norm_eps 1e-06"),
         ({"stem_widths": (8,), "patch_size": 2}, "stem"),
         ({"version": 2, "map_norms": True, "num_classes": 0}, "Swinv2Backbone has no norms"),
         ({"version": 2, "qkv_bias": "qkv"}, "attn.qkv.bias"),
         ({"qkv_bias": "qv"}, "attn.q_bias"),
-        ({"version": 2, "pretrained_window": ((2, 4), (2, 4), (2, 4))}, "which are not square"),
+        ({"version": 2, "pretrained_window_size": ((2, 4), (2, 4), (2, 4))}, "which are not square"),
     ],
 )
 def test_what_transformers_cannot_say_is_refused(tmp_path, tiny_swin, changes, part):

@@ -18,26 +18,41 @@ from triptych.weights.mapping.families import build
 V2 = {"version": 2}
 # Formats -> what of ours they can say, as changes to a small network.
 SAYS = {
-    "triptych": [{}, V2, {"window": ((3, 5), (4, 2), (7, 7))}, {"stem_widths": (8,), "patch_size": 2}],
+    "triptych": [{}, V2, {"window_size": ((3, 5), (4, 2), (7, 7))}, {"stem_widths": (8,), "patch_size": 2}],
     "microsoft": [
         {},
-        {**V2, "window": (8, 8, 4), "pretrained_window": ((4, 4), (4, 4), (2, 2))},
+        {**V2, "window_size": (8, 8, 4), "pretrained_window_size": ((4, 4), (4, 4), (2, 2))},
         {"qkv_bias": "none", "num_classes": 0, "mlp_ratio": 2.6},
         {"image_size": (64, 128), "depths": (1, 2, 1)},
     ],
     "timm": [
-        {"window": ((2, 4), (4, 4), (4, 2))},
-        {"window": (2, 4), "image_size": (48, 80), "in_channels": 1},
-        {**V2, "window": (8, 8, 4), "pretrained_window": ((4, 4), (4, 4), (2, 2))},
-        {**V2, "depths": (2, 2), "num_heads": (2, 4), "window": ((4, 8), (4, 8)), "image_size": (64, 64)},
+        {"window_size": ((2, 4), (4, 4), (4, 2))},
+        {"window_size": (2, 4), "image_size": (48, 80), "in_channels": 1},
+        {**V2, "window_size": (8, 8, 4), "pretrained_window_size": ((4, 4), (4, 4), (2, 2))},
+        {
+            **V2,
+            "depths": (2, 2),
+            "num_heads": (2, 4),
+            "window_size": ((4, 8), (4, 8)),
+            "image_size": (64, 64),
+        },
         {"qkv_bias": "none", "num_classes": 0, "mlp_ratio": 2.6},
     ],
     "hf": [
         {"image_size": (64, 128)},
-        {"map_norms": True, "num_classes": 0, "window": 8},
-        {**V2, "window": (8, 8, 4), "pretrained_window": ((4, 4), (4, 4), (2, 2)), "qkv_bias": "none"},
+        {"map_norms": True, "num_classes": 0, "window_size": 8},
+        {
+            **V2,
+            "window_size": (8, 8, 4),
+            "pretrained_window_size": ((4, 4), (4, 4), (2, 2)),
+            "qkv_bias": "none",
+        },
     ],
-    "torchvision": [{"window": (3, 5)}, {**V2, "num_classes": 0}, {"window": 8, "image_size": (48, 80)}],
+    "torchvision": [
+        {"window_size": (3, 5)},
+        {**V2, "num_classes": 0},
+        {"window_size": 8, "image_size": (48, 80)},
+    ],
 }
 WAYS = [(form, changes) for form, ways in SAYS.items() for changes in ways]
 
@@ -87,25 +102,25 @@ def test_formats_chain(tiny_swin, same_state, tmp_path, version):
 def test_what_a_bare_file_leaves_out_lies_beside_it(tiny_swin, tmp_path, caplog):
     export(tiny_swin(**V2), tmp_path / "net.pth", "timm")
     said = json.loads((tmp_path / "net.pth.json").read_text())["triptych"]
-    assert said["window"] == [[4, 4]] * 3
+    assert said["window_size"] == [[4, 4]] * 3
     assert "which others do not read" in caplog.text
-    assert inspect(tmp_path / "net.pth")["facts"]["window"] == "net.pth.json"
+    assert inspect(tmp_path / "net.pth")["facts"]["window_size"] == "net.pth.json"
 
 
 @pytest.mark.parametrize(
     ("form", "changes", "part"),
     [
-        ("microsoft", {"window": (4, 4, 2)}, "cannot say windows 2x2 and 4x4 for images of 64x64"),
-        ("microsoft", {"window": (2, 4)}, "cannot say windows 2x4"),
+        ("microsoft", {"window_size": (4, 4, 2)}, "cannot say windows 2x2 and 4x4 for images of 64x64"),
+        ("microsoft", {"window_size": (2, 4)}, "cannot say windows 2x4"),
         ("microsoft", {"image_size": (72, 72)}, r"a map of 18x18 does not divide into windows of 4x4"),
         ("microsoft", {"map_norms": True, "num_classes": 0}, "parameters without a place there"),
         ("microsoft", {**V2, "qkv_bias": "qkv"}, "attn.qkv.bias"),
         ("microsoft", {"qkv_bias": "qv"}, "attn.q_bias"),
-        ("timm", {"window": 8}, "none larger than a map"),
-        ("timm", {**V2, "window": (4, 4, 2)}, "version 2's are one for all stages"),
+        ("timm", {"window_size": 8}, "none larger than a map"),
+        ("timm", {**V2, "window_size": (4, 4, 2)}, "version 2's are one for all stages"),
         ("timm", {"stem_widths": (8,), "patch_size": 2}, "stem"),
         ("timm", {"norm_eps": 1e-6}, "the config of timm cannot say norm_eps 1e-06; write a single file"),
-        ("torchvision", {"window": (4, 4, 2)}, "torchvision cannot say windows"),
+        ("torchvision", {"window_size": (4, 4, 2)}, "torchvision cannot say windows"),
         ("torchvision", {"qkv_bias": "none"}, "qkv_bias 'none'"),
     ],
 )
@@ -137,7 +152,7 @@ def test_published_sizes_are_found_by_shape_alone(name, tmp_path):
     assert not (tmp_path / "net.pth.json").exists()
     assert said["config"]["num_heads"] == list(config.num_heads)
     assert said["config"]["image_size"] == list(config.image_size)
-    assert said["config"]["window"] == [list(window) for window in config.window]
+    assert said["config"]["window_size"] == [list(window) for window in config.window_size]
     assert said["parameters"] == sum(p.numel() for p in net.parameters())
     assert said["classes"]["names"][207] == "golden retriever"
     assert said["preprocess"]["crop"] == 0.875
@@ -148,10 +163,10 @@ def test_published_sizes_are_found_by_shape_alone(name, tmp_path):
 
 
 def test_another_window_moves_the_tables(tiny_swin, tmp_path):
-    net = tiny_swin(window=(4, 4, 3))
+    net = tiny_swin(window_size=(4, 4, 3))
     save(net, tmp_path / "net.safetensors")
-    back = load(tmp_path / "net.safetensors", window=(6, 5, 3))
-    assert back.config == replace(net.config, window=((6, 6), (5, 5), (3, 3)))
+    back = load(tmp_path / "net.safetensors", window_size=(6, 5, 3))
+    assert back.config == replace(net.config, window_size=((6, 6), (5, 5), (3, 3)))
     for stage, (old, new) in enumerate(((4, 6), (4, 5), (3, 3))):
         for a, b in zip(net.stages[stage].blocks, back.stages[stage].blocks, strict=True):
             # Swin's own load_pretrained.
@@ -170,10 +185,10 @@ def test_another_window_moves_the_tables(tiny_swin, tmp_path):
 def test_version_2_keeps_its_scale_and_weights(tiny_swin, same_state, slow_swin, tmp_path):
     net = tiny_swin(**V2)
     export(net, tmp_path / "net.pth", "microsoft")
-    back = load(tmp_path / "net.pth", window=8, image_size=128)
+    back = load(tmp_path / "net.pth", window_size=8, image_size=128)
     same_state(net, back)
     assert back.config == replace(with_window(net.config, 8), image_size=(128, 128))
-    assert back.config.pretrained_window == ((4, 4),) * 3
+    assert back.config.pretrained_window_size == ((4, 4),) * 3
     names = torch.load(tmp_path / "net.pth", weights_only=True)["model"]
     images = torch.randn(1, 3, 128, 128)
     expected = slow_swin(names, images, (8, 8, 8), (4, 4, 4))
@@ -183,7 +198,7 @@ def test_version_2_keeps_its_scale_and_weights(tiny_swin, same_state, slow_swin,
 
 @pytest.mark.parametrize("before", [(), ((0, 0),) * 3, ((4, 0), (0, 4), (4, 4))])
 def test_version_2_says_the_same_of_the_same_distance(tiny_swin, before):
-    net = tiny_swin(**V2, pretrained_window=before)
+    net = tiny_swin(**V2, pretrained_window_size=before)
     parts = [block.attn for block in net.blocks()]
     with torch.no_grad():
         old = [part.position_bias()[:, -1].view(-1, 4, 4) for part in parts]  # of the last cell to each
@@ -206,14 +221,14 @@ def test_a_kept_bias_is_forgotten(tiny_swin):
 def test_one_window_for_all_is_no_larger_than_a_map(tiny_swin, tmp_path):
     """As the published networks are: window 12 to 24 at 384, the last stage's 12 (of 6)."""
     net = resize_windows(tiny_swin(), 8)
-    assert net.config.window == ((8, 8), (8, 8), (4, 4))
-    config = config_for("swinv2-b", window=(12, 12, 12, 6), image_size=192, depths=(1, 1, 1, 1))
+    assert net.config.window_size == ((8, 8), (8, 8), (4, 4))
+    config = config_for("swinv2-b", window_size=(12, 12, 12, 6), image_size=192, depths=(1, 1, 1, 1))
     with torch.device("meta"):
         net = build(config)
     net.config = replace(net.config, image_size=(384, 384))
     resize_windows(net, 24)
-    assert net.config.window == ((24, 24),) * 3 + ((12, 12),)
-    assert net.config.pretrained_window == ((12, 12),) * 3 + ((6, 6),)
+    assert net.config.window_size == ((24, 24),) * 3 + ((12, 12),)
+    assert net.config.pretrained_window_size == ((12, 12),) * 3 + ((6, 6),)
 
 
 def test_another_image_size_changes_no_weight(tiny_swin, same_state, tmp_path):
@@ -234,7 +249,7 @@ def test_another_number_of_classes_is_a_zero_head(tiny_swin, tmp_path):
 def test_windows_that_are_none(tiny_swin, tmp_path, window):
     save(tiny_swin(), tmp_path / "net.safetensors")
     with pytest.raises(UserError):
-        load(tmp_path / "net.safetensors", window=window)
+        load(tmp_path / "net.safetensors", window_size=window)
 
 
 def test_imagenet_1k_out_of_22k(tiny_swin):

@@ -167,8 +167,8 @@ def test_parity_with_the_slow_network(tmp_path, slow_swin, layout):
     assert (said["format"], said["family"], said["fits"]) == (LAYOUTS[layout][0], "swin", None)
     net, images = load(path), torch.randn(2, 3, 64, 64)
     sides, before = how.get("sides", SIDES), how.get("before")
-    assert net.config.window == tuple((side, side) for side in sides)
-    assert net.config.pretrained_window == (tuple((s, s) for s in before) if before else ())
+    assert net.config.window_size == tuple((side, side) for side in sides)
+    assert net.config.pretrained_window_size == (tuple((s, s) for s in before) if before else ())
     assert net.config.image_size == (64, 64)
     expected = slow_swin(tensors, images, sides, before)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_simmim_is_read_without_its_decoder(tmp_path, slow_swin):
     torch.save({"model": saved}, tmp_path / "net.pth")
     net, images = load(tmp_path / "net.pth"), torch.randn(1, 3, 64, 64)
     # microsoft/SimMIM#30: the tables of a stage whose map is smaller than the window are smaller.
-    assert net.config.window == ((4, 4), (4, 4), (2, 2))
+    assert net.config.window_size == ((4, 4), (4, 4), (2, 2))
     assert net.config.num_classes == 0
     expected = slow_swin(tensors, images, (4, 4, 2))
     with torch.no_grad():
@@ -273,34 +273,34 @@ def test_a_training_run_says_more_in_its_config(tmp_path, yacs_module, modern):
         net = load(tmp_path / "net.pth")
     finally:
         sys.modules["yacs.config"] = monkeypatched
-    assert net.config.window == ((8, 8), (8, 8), (4, 4))
-    assert net.config.pretrained_window == ((4, 4), (4, 4), (2, 2))
+    assert net.config.window_size == ((8, 8), (8, 8), (4, 4))
+    assert net.config.pretrained_window_size == ((4, 4), (4, 4), (2, 2))
     assert (net.card.preprocess.mode, net.card.preprocess.interpolation) == ("squash", "bilinear")
     facts = inspect(tmp_path / "net.pth")["facts"]
-    assert facts["window"] == facts["image_size"] == facts["preprocess"] == "config in the file"
+    assert facts["window_size"] == facts["image_size"] == facts["preprocess"] == "config in the file"
 
 
 def test_conventions_are_named(tmp_path):
     path, _, _, _ = written(tmp_path, "torchvision")
     facts = inspect(path)["facts"]
-    assert facts["window"] == "shape of the bias tables"
+    assert facts["window_size"] == "shape of the bias tables"
     assert facts["image_size"] == "convention: the last map is one window"
     assert facts["num_heads"] == "shape of the bias tables"
     assert facts["norm_eps"] == "convention: 1e-05"
     path, _, _, _ = written(tmp_path, "microsoft v2 fine-tuned with larger windows")
     facts = inspect(path)["facts"]
-    assert facts["window"] == "shape of the tables of coordinates"
-    assert facts["pretrained_window"] == "numbers of the tables of coordinates"
+    assert facts["window_size"] == "shape of the tables of coordinates"
+    assert facts["pretrained_window_size"] == "numbers of the tables of coordinates"
     assert facts["image_size"] == "the shift's mask"
 
 
 def test_a_bare_version_2_takes_its_window_from_convention_or_call(tmp_path, slow_swin):
     tensors = microsoft(**V2)
     torch.save(timm(tensors), tmp_path / "net.pth")
-    assert "convention: 8" in inspect(tmp_path / "net.pth")["facts"]["window"]
-    assert load(tmp_path / "net.pth").config.window == ((8, 8),) * 3
-    net, images = load(tmp_path / "net.pth", window=4, image_size=64), torch.randn(1, 3, 64, 64)
-    assert (net.config.window, net.config.pretrained_window) == (((4, 4),) * 3, ())
+    assert "convention: 8" in inspect(tmp_path / "net.pth")["facts"]["window_size"]
+    assert load(tmp_path / "net.pth").config.window_size == ((8, 8),) * 3
+    net, images = load(tmp_path / "net.pth", window_size=4, image_size=64), torch.randn(1, 3, 64, 64)
+    assert (net.config.window_size, net.config.pretrained_window_size) == (((4, 4),) * 3, ())
     with torch.no_grad():
         expected = slow_swin(tensors, images, SIDES)
         torch.testing.assert_close(net(images).double(), expected, atol=1e-5, rtol=0)
@@ -320,8 +320,8 @@ def test_timms_architectures_say_their_windows(tmp_path, architecture, window, b
     torch.save(timm(microsoft(**V2)), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
     config = load(tmp_path).config
-    assert config.window == tuple((side, side) for side in window)
-    assert config.pretrained_window == tuple((side, side) for side in before)
+    assert config.window_size == tuple((side, side) for side in window)
+    assert config.pretrained_window_size == tuple((side, side) for side in before)
     assert config.image_size == (size, size)
 
 
@@ -341,7 +341,7 @@ def test_timms_config_is_heeded(tmp_path):
     ("config", "part"),
     [
         ({"model_args": {"window_size": 7}}, "whose bias tables do not have the rows of the tensors"),
-        ({"model_args": {"window_size": "seven"}}, "window is 'seven'"),
+        ({"model_args": {"window_size": "seven"}}, "window_size is 'seven'"),
         ({"model_args": {"window_size": [4, 4, 4, 4]}}, "for each of 3 stages"),
         ({"model_args": {"window_size": -4, "img_size": 64}}, "do not have the rows"),
         ({"model_args": {"act_layer": "relu"}}, "act_layer 'relu'"),
@@ -394,7 +394,7 @@ def test_odd_tensors_are_one_line(tmp_path, harm):
     """Those of computed tables are read or passed over; all others are refused."""
     torch.save({"model": microsoft() | harm}, tmp_path / "net.pth")
     if "attn_mask" in next(iter(harm)) or "index" in next(iter(harm)):
-        assert load(tmp_path / "net.pth").config.window == ((4, 4),) * 3
+        assert load(tmp_path / "net.pth").config.window_size == ((4, 4),) * 3
         return
     with pytest.raises(UserError, match=r"net\.pth") as caught:
         load(tmp_path / "net.pth")
@@ -408,21 +408,21 @@ def test_odd_coordinates_fall_back_to_convention(tmp_path, value):
         if name.endswith("relative_coords_table"):
             tensors[name] = torch.full_like(tensors[name], value)
     torch.save({"model": tensors}, tmp_path / "net.pth")
-    assert load(tmp_path / "net.pth").config.pretrained_window == ()
+    assert load(tmp_path / "net.pth").config.pretrained_window_size == ()
 
 
 def test_rectangular_windows_are_told_by_the_index_or_the_call(tmp_path, tiny_swin, same_state):
-    net = tiny_swin(window=((3, 5), (3, 5), (2, 4)), image_size=(48, 80))
+    net = tiny_swin(window_size=((3, 5), (3, 5), (2, 4)), image_size=(48, 80))
     with pytest.raises(UserError, match="torchvision cannot say windows"):
         export(net, tmp_path / "a.pth", "torchvision")
-    net = tiny_swin(window=(3, 5), image_size=(48, 80))
+    net = tiny_swin(window_size=(3, 5), image_size=(48, 80))
     export(net, tmp_path / "a.pth", "torchvision")
-    assert inspect(tmp_path / "a.pth")["facts"]["window"] == "the index of relative positions"
+    assert inspect(tmp_path / "a.pth")["facts"]["window_size"] == "the index of relative positions"
     same_state(net, load(tmp_path / "a.pth"))
     state = {k: v for k, v in torch.load(tmp_path / "a.pth").items() if "index" not in k}
     torch.save(state, tmp_path / "b.pth")
-    with pytest.raises(UserError, match=r"of no square windows; say window=\(height, width\)"):
+    with pytest.raises(UserError, match=r"of no square windows; give window_size=\(height, width\)"):
         load(tmp_path / "b.pth")
-    told = load(tmp_path / "b.pth", window=(3, 5), image_size=(48, 80))
+    told = load(tmp_path / "b.pth", window_size=(3, 5), image_size=(48, 80))
     same_state(net, told)
     assert told.config == net.config

@@ -354,7 +354,7 @@ def test_what_npz_leaves_to_conventions_lies_beside_it(
     ("changes", "form", "part"),
     [
         ({"mlp": "gelu_tanh", "layer_scale": 0.1}, "google", "scale1"),
-        ({"mlp": "gelu_tanh", "registers": 2}, "big_vision", "registers"),
+        ({"mlp": "gelu_tanh", "num_registers": 2}, "big_vision", "registers"),
     ],
 )
 def test_what_google_cannot_say_is_refused(tmp_path, tiny, changes, form, part):

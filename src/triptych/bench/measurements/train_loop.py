@@ -170,7 +170,7 @@ def stage_of(model: Path) -> FirstStage:
 
 
 def draw(folder: Path, count: int, side: int = 160) -> Path:
-    """So many JPEGs of two classes, of clouds of colour."""
+    """So many JPEGs of two classes, of clouds of color."""
     rng = np.random.default_rng(0)
     for i in range(count):
         path = folder / "ab"[i % 2] / f"{i:05d}.jpg"
@@ -245,13 +245,13 @@ def plain_loop(parts: Run, batch: int) -> Learner:
         images = torch.randn(batch, 3, *net.config.image_size, generator=generator)
         labels = torch.arange(batch) % net.config.num_classes
         return Learner(net, lambda: F.cross_entropy(net(images).float(), labels), parts.dtype)
-    unet = net.unet.config
+    unet = net.network.config
     x, noise = (
         torch.randn(batch, unet.in_channels, *unet.latent_size, generator=generator) for _ in range(2)
     )
     t = torch.randint(1000, (batch,), generator=generator)
 
     def loss() -> Tensor:
-        return F.mse_loss(net.unet(x, t).float(), noise)
+        return F.mse_loss(net.network(x, t).float(), noise)
 
     return Learner(net, loss, parts.dtype)

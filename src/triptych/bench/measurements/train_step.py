@@ -113,7 +113,7 @@ def _part(who: str, folder: Path, part: str) -> Any:
 
         return diffusers_part(folder / "diffusers", part, torch.float32)
     net = _ours(folder)
-    return net.unet if part == "unet" else net.autoencoder
+    return net.network if part == "unet" else net.autoencoder
 
 
 @_undrawn

@@ -99,12 +99,14 @@ def table(title: str, says: str, *more: Column) -> Table:
 def steps(plan: Plan) -> Table:
     """A pass of the UNet over two latents, as guidance takes it."""
     dtype, config = DTYPES[plan.dtype], plan.config
-    net = make(config).unet.to(dtype)
+    net = make(config).network.to(dtype)
     draw = torch.Generator().manual_seed(1)
-    x = torch.randn(2, config.unet.in_channels, *config.unet.latent_size, generator=draw).to(dtype)
-    context = torch.randn(2, config.text.length, config.unet.context_dim, generator=draw).to(dtype)  # type: ignore[union-attr]
+    x = torch.randn(2, config.network.in_channels, *config.network.latent_size, generator=draw).to(dtype)
+    context = torch.randn(2, config.text_encoder.max_length, config.network.context_dim, generator=draw).to(
+        dtype
+    )  # type: ignore[union-attr]
     t = torch.tensor([501, 501])
-    rows, columns = config.unet.latent_size
+    rows, columns = config.network.latent_size
     made = table(
         "A step of the denoiser",
         f"Seconds of one pass of the UNet over two latents of {rows} x {columns} in {plan.dtype}, weights random. Of "
@@ -133,7 +135,7 @@ def decoding(plan: Plan) -> Table:
     dtype, config = DTYPES[plan.dtype], plan.config
     exact: Any = make(config).autoencoder.to(dtype)
     tiny: Any = build(STAGES[plan.tiny]).to(dtype).eval()
-    shape = (1, config.autoencoder.latent_channels, *config.unet.latent_size)
+    shape = (1, config.autoencoder.latent_channels, *config.network.latent_size)
     z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     made = table(
         "Decoding",
@@ -166,12 +168,13 @@ def pictures(plan: Plan) -> Table:
     ways["guidance interval, {:g} to {:g}".format(*INTERVAL)] = {"guidance_interval": INTERVAL}
     painted = {name: paint(**how) for name, how in ways.items()}
     count = plan.pictures * len(plan.prompts)
-    rows, columns = pipe.config.unet.latent_size
+    rows, columns = pipe.config.network.latent_size
     made = table(
         f"Pictures of {plan.model}",
         f"Seconds a picture, from prompt to pixels, and how far the pictures are from the exact ones: {count} of the "
         f"same prompts and seeds, {plan.steps} steps in {plan.dtype}. Its UNet has "
-        f"{len(pipe.config.unet.multipliers)} levels on latents of {rows} x {columns}, where little is to be saved.",
+        f"{len(pipe.config.network.channel_multipliers)} levels on latents of {rows} x {columns}, where "
+        "little is to be saved.",
         Column(key="psnr", heading="PSNR, dB", form=".1f"),
         Column(key="apart", heading="mean difference, of 255", form=".2f"),
     )

@@ -48,7 +48,7 @@ class Plan(Effort):
 
 
 FULL = Plan()
-TINY = (("depth", 2), ("embed_dim", 48), ("num_heads", 3), ("mlp_dim", 96), ("image_size", 32))
+TINY = (("depth", 2), ("embed_dim", 48), ("num_heads", 3), ("mlp_ratio", 2.0), ("image_size", 32))
 QUICK = Plan(networks=("vit-s16",), compiled=(), changes=TINY, batch=2, rounds=1, every=100, accuracy=False)
 
 

@@ -57,14 +57,16 @@ class Plan(Effort):
 
 def small(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
     """The same form with few channels and no depth, for pictures an eighth as wide and high."""
-    assert config.text is not None
-    sizes = {"width": 32, "groups": 16, "depth": 1}
-    side = config.image_size[0] // config.autoencoder.factor // 8
+    assert config.text_encoder is not None
+    sizes = {"base_channels": 32, "norm_groups": 16, "num_res_blocks": 1}
+    side = config.image_size[0] // config.autoencoder.downsample_factor // 8
     return replace(
         config,
-        unet=replace(config.unet, context_dim=32, latent_size=(side, side), **sizes),
-        autoencoder=replace(config.autoencoder, image_size=(side * config.autoencoder.factor,) * 2, **sizes),
-        text=replace(config.text, width=32, depth=2, heads=2, mlp_dim=64),
+        network=replace(config.network, context_dim=32, latent_size=(side, side), **sizes),
+        autoencoder=replace(
+            config.autoencoder, image_size=(side * config.autoencoder.downsample_factor,) * 2, **sizes
+        ),
+        text_encoder=replace(config.text_encoder, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2.0),
     )
 
 
@@ -164,7 +166,7 @@ def steps(
     with ExitStack() as stack:
         if compiled:
             stack.enter_context(frozen())
-        ours: Any = loaded(folder).unet.to(dtype)
+        ours: Any = loaded(folder).network.to(dtype)
         once = ours.project_context(context)
         if not compiled:
             stack.enter_context(packed(ours))
@@ -180,24 +182,24 @@ def steps(
 
 def given(config: LatentDiffusionConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Two latents, their time, and a prompt of each."""
-    text = config.text
+    text = config.text_encoder
     assert text is not None
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, config.unet.in_channels, *config.unet.latent_size, generator=generator).to(dtype)
-    context = torch.randn(2, text.length, config.unet.context_dim, generator=generator).to(dtype)  # type: ignore[union-attr]
+    x = torch.randn(2, config.network.in_channels, *config.network.latent_size, generator=generator).to(dtype)
+    context = torch.randn(2, text.max_length, config.network.context_dim, generator=generator).to(dtype)  # type: ignore[union-attr]
     return x, torch.tensor([501, 501]), context
 
 
 def step_flops(config: LatentDiffusionConfig) -> float:
     """Of a pass of the UNet over what is `given`."""
     with on_meta_device():
-        outline = UNet(config.unet)  # type: ignore[arg-type]  # the plan's is one
+        outline = UNet(config.network)  # type: ignore[arg-type]  # the plan's is one
     return flops(outline, *(like.to("meta") for like in given(config, torch.float32)))
 
 
 def latent(config: LatentDiffusionConfig, dtype: torch.dtype) -> Tensor:
     """Of one picture."""
-    shape = (1, config.autoencoder.latent_channels, *config.unet.latent_size)
+    shape = (1, config.autoencoder.latent_channels, *config.network.latent_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 

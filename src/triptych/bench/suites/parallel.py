@@ -32,7 +32,16 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(
     flags=(
-        *("--model-args", "depth=1", "embed_dim=48", "num_heads=3", "mlp_dim=96", "--image-size", "32", "32"),
+        *(
+            "--model-args",
+            "depth=1",
+            "embed_dim=48",
+            "num_heads=3",
+            "mlp_ratio=2.0",
+            "--image-size",
+            "32",
+            "32",
+        ),
         *("--loop.epochs", "0.1", "--loading.batch-size", "32", "--loading.cache", "off"),
     ),
     rounds=1,

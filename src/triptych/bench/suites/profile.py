@@ -148,17 +148,17 @@ def painting(config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Callable
         net: Any = ldm.make(config).to(dtype)
         (x, t, context), z = ldm.given(config, dtype), ldm.latent(config, dtype)
         with torch.inference_mode():
-            once = net.unet.project_context(context)
+            once = net.network.project_context(context)
 
         @torch.inference_mode()
         def denoise(net: Any = net, x: Any = x, t: Any = t, once: Any = once) -> object:
-            return net.unet(x, t, once)
+            return net.network(x, t, once)
 
         @torch.inference_mode()
         def decoded(net: Any = net, z: Any = z) -> object:
             return net.autoencoder.decode(z)
 
-        with packed(net.unet):
+        with packed(net.network):
             yield "a pass of the UNet, two latents", label, denoise, step
         yield "a decoder's, one picture", label, decoded, decode
 

@@ -77,7 +77,7 @@ QUICK = Plan(
         ("depth", 2),
         ("embed_dim", 48),
         ("num_heads", 3),
-        ("mlp_dim", 96),
+        ("mlp_ratio", 2.0),
         ("image_size", 32),
         ("num_classes", 4),
     ),
@@ -87,8 +87,14 @@ QUICK = Plan(
     patience=0.0,
 )
 
-COLOURS = {"blue": (30, 40, 200), "green": (40, 190, 40), "red": (200, 30, 30), "yellow": (220, 200, 40)}
-SMALL_STAGE = {"width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4, "middle_attention": False}
+COLORS = {"blue": (30, 40, 200), "green": (40, 190, 40), "red": (200, 30, 30), "yellow": (220, 200, 40)}
+SMALL_STAGE = {
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "norm_groups": 4,
+    "middle_attention": False,
+}
 
 
 def run(plan: Plan, command: str) -> Report:
@@ -181,7 +187,14 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
     """The runs, on pictures that are drawn into `folder`."""
     pictures, masked = draw(folder, plan.pictures)
     eye = create(
-        "vit-ti16", patch_size=8, image_size=16, depth=2, embed_dim=24, num_heads=2, mlp_dim=48, num_classes=0
+        "vit-ti16",
+        patch_size=8,
+        image_size=16,
+        depth=2,
+        embed_dim=24,
+        num_heads=2,
+        mlp_ratio=2.0,
+        num_classes=0,
     )
     weights.save(eye, folder / "eye.safetensors")
     stage = create("kl-f8", image_size=16, latent_channels=2, scale=2.0, **SMALL_STAGE)
@@ -203,8 +216,14 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
         first_stage=str(folder / "stage.safetensors"),
         condition="text",
         model="unet-emoji",
-        model_args=("width=8", "groups=4", "multipliers=[1,2]", "depth=1", "head_dim=8"),
-        text=CaptionConfig(vocabulary=300, width=16, depth=1, head_dim=8, length=12),
+        model_args=(
+            "base_channels=8",
+            "norm_groups=4",
+            "channel_multipliers=[1,2]",
+            "num_res_blocks=1",
+            "head_dim=8",
+        ),
+        text=CaptionConfig(vocabulary=300, embed_dim=16, depth=1, head_dim=8, max_length=12),
         samples=SamplesConfig(count=0),
         optim=OptimConfig(lr=2e-3),
         **shared,
@@ -213,9 +232,9 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
         "ViT, classification": ClassifyConfig(
             data=str(pictures),
             model="vit-ti16",
-            model_args=("depth=2", "embed_dim=24", "mlp_dim=48", "patch_size=8", "dropout=0.1"),
+            model_args=("depth=2", "embed_dim=24", "mlp_ratio=2.0", "patch_size=8", "dropout=0.1"),
             image_size=(16, 16),
-            drop_path=0.2,
+            drop_path_rate=0.2,
             augment=AugmentConfig(brightness=0.1, mixup=0.2, erasing=0.2),
             optim=OptimConfig(lr=3e-3),
             **shared,
@@ -232,7 +251,7 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
                 "patch_size=2",
             ),
             image_size=(32, 32),
-            head=HeadConfig(kind="unet", width=16, image_width=8, aux_width=8),
+            head=HeadConfig(type="unet", channels=16, image_branch_channels=8, aux_channels=8),
             augment=AugmentConfig(crop_scale=(0.7, 1.0), brightness=0.1),
             optim=OptimConfig(lr=5e-3),
             **shared,
@@ -259,13 +278,13 @@ def draw(folder: Path, each: int) -> tuple[Path, Path]:
     for name in ("images", "masks"):
         (masked / name).mkdir(parents=True)
     (masked / "classes.txt").write_text("ground\nsquare\n")
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (pictures / name).mkdir(parents=True)
         for i in range(each):
             mask = np.zeros((32, 32), np.uint8)
             y, x = rng.integers(2, 16, 2)
             mask[y : y + 12, x : x + 12] = 1
-            noisy = np.where(mask[..., None] > 0, colour, (60, 60, 60)) + rng.normal(0, 20, (32, 32, 3))
+            noisy = np.where(mask[..., None] > 0, color, (60, 60, 60)) + rng.normal(0, 20, (32, 32, 3))
             image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
             image.save(pictures / name / f"{i}.png")
             (pictures / name / f"{i}.txt").write_text(f"a {name} square\n")

@@ -69,7 +69,7 @@ QUICK = Plan(
     vit=ViTPlan(networks=("vit-ti16",), changes=(("depth", 2), ("image_size", 32), ("num_classes", 10))),
     swin=SwinPlan(
         changes=(
-            *(("embed_dim", 16), ("depths", (2, 2)), ("num_heads", (1, 2)), ("window", 7)),
+            *(("embed_dim", 16), ("depths", (2, 2)), ("num_heads", (1, 2)), ("window_size", 7)),
             *(("num_classes", 10), ("image_size", 56)),
         )
     ),

@@ -60,7 +60,7 @@ class Plan(Effort):
     sides: tuple[int, ...] = (1024, 2048)
 
 
-TINY = (("embed_dim", 16), ("depths", (2, 2)), ("num_heads", (1, 2)), ("window", 7), ("num_classes", 10))
+TINY = (("embed_dim", 16), ("depths", (2, 2)), ("num_heads", (1, 2)), ("window_size", 7), ("num_classes", 10))
 FULL = Plan()
 QUICK = Plan(
     changes=(*TINY, ("image_size", 56)),
@@ -146,7 +146,7 @@ def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compil
     mode = "compiled" if compiled else "eager"
     for (label, dtype), size in itertools.product(DTYPES.items(), plan.compiled if compiled else plan.sizes):
         net = make(plan)
-        maps = zip(maps_at(net.config, size), net.config.window, strict=True)
+        maps = zip(maps_at(net.config, size), net.config.window_size, strict=True)
         padded = any(map[axis] % window[axis] for map, window in maps for axis in (0, 1))
         # Each size has peers of its own: transformers' Swin may stay changed by a size that it has seen.
         theirs = peers.build(net, dtype, tuple(name for name in there if name != "timm" or not padded))

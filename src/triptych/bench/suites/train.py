@@ -58,19 +58,23 @@ class Classifier:
 # A text-to-image model for 128 px: 45 million weights in the UNet, latents of 32 x 32, prompts of 77 tokens.
 MIDDLE = replace(
     SIZES["sd1"],
-    unet=replace(
-        SIZES["sd1"].unet,
+    network=replace(
+        SIZES["sd1"].network,
         latent_size=(32, 32),
-        width=128,
-        multipliers=(1, 2, 3),
-        depth=1,
-        attention_factors=(2, 4),
+        base_channels=128,
+        channel_multipliers=(1, 2, 3),
+        num_res_blocks=1,
+        attention_downsample_factors=(2, 4),
         context_dim=512,
     ),
     autoencoder=replace(
-        SIZES["sd1"].autoencoder, image_size=(128, 128), width=64, multipliers=(1, 2, 4), depth=1
+        SIZES["sd1"].autoencoder,
+        image_size=(128, 128),
+        base_channels=64,
+        channel_multipliers=(1, 2, 4),
+        num_res_blocks=1,
     ),
-    text=replace(SIZES["sd1"].text, width=512, depth=2, heads=8, mlp_dim=1024),  # type: ignore[arg-type]
+    text_encoder=replace(SIZES["sd1"].text_encoder, embed_dim=512, depth=2, num_heads=8, mlp_ratio=2.0),  # type: ignore[arg-type]
 )
 
 
@@ -109,8 +113,8 @@ QUICK = Plan(
     loops=LoopPlan(
         pictures=24,
         batch=4,
-        vit=("depth=1", "embed_dim=48", "num_heads=3", "mlp_dim=96"),
-        unet=("width=16", "multipliers=[1,2]", "groups=8", "head_dim=8"),
+        vit=("depth=1", "embed_dim=48", "num_heads=3", "mlp_ratio=2.0"),
+        unet=("base_channels=16", "channel_multipliers=[1,2]", "norm_groups=8", "head_dim=8"),
         pixels=32,
         rounds=1,
         paint_steps=2,
@@ -176,15 +180,15 @@ def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> 
 
 def diffusion_tasks(plan: Plan, folder: Path, there: Sequence[str]) -> list[Task]:
     """The UNet and the autoencoder, written for each side."""
-    folder, config, text = folder / "ldm", plan.config, plan.config.text
+    folder, config, text = folder / "ldm", plan.config, plan.config.text_encoder
     assert isinstance(text, TextConfig)
     beside = tuple(name for name in there if name == "diffusers")
     folder.mkdir()
     ldm.write(config, folder, bool(beside))
-    rows, columns = config.unet.latent_size
+    rows, columns = config.network.latent_size
     batch, pixels = plan.autoencoder
-    unet = plan.unet_batch, text.length, text.width
-    unet_macs = plan.unet_batch * unet_config.macs(config.unet, tokens=text.length)  # type: ignore[arg-type]
+    unet = plan.unet_batch, text.max_length, text.embed_dim
+    unet_macs = plan.unet_batch * unet_config.macs(config.network, tokens=text.max_length)  # type: ignore[arg-type]
     macs = batch * autoencoder_config.macs(config.autoencoder, (pixels, pixels))
     return [
         Task(f"UNet, {rows} x {columns}, batch {unet[0]}", "unet", folder, unet, unet_macs, beside),

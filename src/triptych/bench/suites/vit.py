@@ -57,7 +57,7 @@ TINY = (
     ("depth", 2),
     ("embed_dim", 48),
     ("num_heads", 3),
-    ("mlp_dim", 96),
+    ("mlp_ratio", 2.0),
     ("image_size", 32),
     ("num_classes", 10),
 )

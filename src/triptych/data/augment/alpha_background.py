@@ -1,4 +1,4 @@
-"""What an image with alpha is shown on: a random colour, ramp or smooth noise, or the plain background."""
+"""What an image with alpha is shown on: a random color, ramp or smooth noise, or the plain background."""
 
 import numpy as np
 import torch
@@ -13,16 +13,16 @@ WAVES = 16  # of the noise, along each axis
 def draw_background(
     count: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours a sample (B, 2, 3), from 0 to 1, and the field between them (B, WAVES + 1, WAVES + 1).
+    """Two colors a sample (B, 2, 3), from 0 to 1, and the field between them (B, WAVES + 1, WAVES + 1).
 
     The field is a constant, a ramp in any direction, or noise whose energy falls with frequency. All three
     are sums of products of one function of y and one of x; drawn are the coefficients, which `paint` uses.
     """
-    colours = rng.random((count, 2, 3))
+    colors = rng.random((count, 2, 3))
     kind = rng.integers(3, size=count)
     plain = rng.random(count) >= config.random_background
-    colours[kind == 0, 1] = colours[kind == 0, 0]
-    colours[plain] = np.array(config.background) / 255
+    colors[kind == 0, 1] = colors[kind == 0, 0]
+    colors[plain] = np.array(config.background) / 255
 
     waves = np.arange(WAVES)
     smoothness = rng.uniform(0.5, 2.0, (count, 1, 1))
@@ -34,16 +34,16 @@ def draw_background(
     field[kind == 1, -1, 0] = 0.7 * np.sin(angle[kind == 1])
     field[kind == 1, 0, -1] = 0.7 * np.cos(angle[kind == 1])
     field[:, 0, 0] += 0.5
-    return colours, field
+    return colors, field
 
 
 def render_background(
-    colours: Float[Tensor, "B 2 3"], field: Float[Tensor, "B k k"], size: tuple[int, int]
+    colors: Float[Tensor, "B 2 3"], field: Float[Tensor, "B k k"], size: tuple[int, int]
 ) -> Float[Tensor, "B 3 H W"]:
     """The backgrounds that `draw_background` drew, at `size` (height, width)."""
     by_y, by_x = (_basis(length, field.device) for length in size)
     t = (by_y @ field @ by_x.T).clamp_(0, 1)  # (B, H, W)
-    first, second = colours[..., None, None].unbind(1)  # each (B, 3, 1, 1)
+    first, second = colors[..., None, None].unbind(1)  # each (B, 3, 1, 1)
     return torch.lerp(first, second, t[:, None])
 
 
@@ -55,5 +55,5 @@ def _basis(length: int, device: torch.device) -> Float[Tensor, "n k"]:
 
 
 def composite_over(x: Float[Tensor, "B 4 H W"], background: Float[Tensor, "..."]) -> Float[Tensor, "B 3 H W"]:
-    """Premultiplied colour over a background (Porter and Duff 1984): c + (1 - alpha) b."""
+    """Premultiplied color over a background (Porter and Duff 1984): c + (1 - alpha) b."""
     return torch.addcmul(x[:, :3], 1 - x[:, 3:], background)

@@ -4,10 +4,10 @@ First everything is drawn, by numpy, from the seed: a few numbers a sample. Then
 with no chance left. So the result is a function of (batch, config, seed) alone, and the global random streams
 are neither read nor moved. Only RandAugment, whose operations do not compose, is left to kornia.
 
-Measured in processor time on one core, 256 RGBA images of 64x64 with affine, flip, colour, background, erasing,
+Measured in processor time on one core, 256 RGBA images of 64x64 with affine, flip, color, background, erasing,
 mixup and cutmix: kornia's RandomAffine and RandomHorizontalFlip take 30 ms, ColorJitter 93 ms, RandomErasing
 7 ms, and backgrounds and mixing are still to come; the whole of it here takes 48 ms, or 5,300 images/s. What
-pays: one warp with a composed matrix, one matrix product for colour, and pieces of the batch that stay in the
+pays: one warp with a composed matrix, one matrix product for color, and pieces of the batch that stay in the
 processor's cache.
 """
 
@@ -39,11 +39,11 @@ class AugmentDraws:
     """All that chance decides about a batch; the first axis of each is the sample."""
 
     matrices: Float[Tensor, "B 2 3"]  # output to input, for `warp`; a mask follows its image with the same
-    colour: Float[Tensor, "B 4"]
+    color: Float[Tensor, "B 4"]
     behind: Float[Tensor, "B 2 3"]
     field: Float[Tensor, "B k k"]
     rubbers: Float[Tensor, "B 4"]
-    rubber_colours: Float[Tensor, "B 3"]
+    rubber_colors: Float[Tensor, "B 3"]
     share: Float[Tensor, " B"]
     cuts: Float[Tensor, "B 4"]
     partner: Int64[Tensor, " B"]
@@ -61,7 +61,7 @@ def draw_augmentation(
 ) -> AugmentDraws:
     """The numbers behind `augment` with the same arguments. The device has no part in them."""
     # A stream for each idea: turning one off leaves the others' draws as they were.
-    place, colour, behind, rubber, blend = np.random.default_rng(_entropy(seed)).spawn(5)
+    place, color, behind, rubber, blend = np.random.default_rng(_entropy(seed)).spawn(5)
     device = torch.device(device)
     ratios = None if aspect is None else np.asarray(torch.as_tensor(aspect).cpu(), dtype=float)
     share = distributed.current_shard()
@@ -71,7 +71,7 @@ def draw_augmentation(
         ratios = np.pad(ratios, (rows.start, whole - rows.stop), constant_values=1.0)
     drawn = (
         draw_geometry(whole, config, place, ratios),
-        draw_color(whole, config, colour),
+        draw_color(whole, config, color),
         *draw_background(whole, config, behind),
         *draw_erasing(whole, config, rubber),
         *draw_mixing(whole, config, blend),
@@ -119,7 +119,7 @@ def augment(
         x = rand_augment(x, config, seed)
     for rows in _pieces(x, config.image_size):
         piece = normalize(x[rows], config.mean, config.std)
-        x[rows] = erase(piece, draws.rubbers[rows], draws.rubber_colours[rows]) if config.erasing else piece
+        x[rows] = erase(piece, draws.rubbers[rows], draws.rubber_colors[rows]) if config.erasing else piece
     if labels is None:
         return x, None
 
@@ -184,7 +184,7 @@ def _change_pixels(
     has_alpha = x.shape[1] == 4
     x = warp(x, draws.matrices, config.image_size, padding="zeros" if has_alpha else "reflection")
     if config.brightness or config.contrast or config.saturation or config.hue or config.grayscale:
-        x = color_jitter(x, draws.colour)
+        x = color_jitter(x, draws.color)
     return (
         composite_over(x, render_background(draws.behind, draws.field, config.image_size)) if has_alpha else x
     )
@@ -210,7 +210,7 @@ def normalize(x: Float[Tensor, "B 3 H W"], mean: RGB, std: RGB) -> Float[Tensor,
 
 
 def to_float(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """From 0 to 1; with alpha, colour times alpha (premultiplied), which may be interpolated and summed."""
+    """From 0 to 1; with alpha, color times alpha (premultiplied), which may be interpolated and summed."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (3, 4):
         got = f"{images.dtype} of shape {tuple(images.shape)}"
         raise UserError(f"augmentation got {got}; it needs torch.uint8 of shape (batch, 3|4, height, width)")

@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation and hue as one affine map of colour a sample."""
+"""Brightness, contrast, saturation and hue as one affine map of color a sample."""
 
 import numpy as np
 import torch
@@ -23,14 +23,14 @@ def draw_color(count: int, config: AugmentConfig, rng: np.random.Generator) -> n
     return np.stack([*factors, angle], -1)
 
 
-def color_jitter(x: Float[Tensor, "B C H W"], colour: Float[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
-    """The colours of RGB or premultiplied RGBA, from 0 to 1, changed and clamped once.
+def color_jitter(x: Float[Tensor, "B C H W"], color: Float[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
+    """The colors of RGB or premultiplied RGBA, from 0 to 1, changed and clamped once.
 
     The composition is Karras et al. 2020, "Training GANs with limited data", appendix B; brightness, contrast
     and saturation are torchvision's, without its clamp after each step; hue turns the chroma plane of YIQ. In
     premultiplied RGBA the map's offset is multiplied by alpha, so that the map is one 3x4 matrix.
     """
-    b, f, s, angle = colour[:, :, None, None].unbind(1)  # each (B, 1, 1)
+    b, f, s, angle = color[:, :, None, None].unbind(1)  # each (B, 1, 1)
     count, has_alpha = len(x), x.shape[1] == 4
     luma = copy_to_device(torch.tensor(LUMA), x.device)
     pixels = x.flatten(2)  # (B, C, N)

@@ -11,7 +11,7 @@ from triptych.data.config import AugmentConfig
 def draw_erasing(
     count: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (B, 4), empty where nothing is erased, and their colours (B, 3), normalised.
+    """Boxes (B, 4), empty where nothing is erased, and their colors (B, 3), normalised.
 
     Random erasing (Zhong et al. 2017): 2 to 33 % of the area, aspect 0.3 to 1/0.3, wholly inside.
     """
@@ -24,10 +24,10 @@ def draw_erasing(
 
 
 def erase(
-    x: Float[Tensor, "B 3 H W"], boxes: Float[Tensor, "B 4"], colours: Float[Tensor, "B 3"]
+    x: Float[Tensor, "B 3 H W"], boxes: Float[Tensor, "B 4"], colors: Float[Tensor, "B 3"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Each box painted over in its colour."""
-    return torch.where(inside_boxes(boxes, x.shape[-2:]), colours[..., None, None], x)
+    """Each box painted over in its color."""
+    return torch.where(inside_boxes(boxes, x.shape[-2:]), colors[..., None, None], x)
 
 
 def draw_mixing(

@@ -1,6 +1,6 @@
 """Procedural pictures to paste drawings on: ramps, clouds, stripes, checks, blobs and hard-edged shapes.
 
-Varied on purpose. On a plain ground a network finds every drawing by its edge; here edges, texture and colour
+Varied on purpose. On a plain ground a network finds every drawing by its edge; here edges, texture and color
 are everywhere, and only what is drawn tells. All in numpy and Pillow: scenes are made in the loader's workers.
 """
 
@@ -11,13 +11,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 Field = Float[np.ndarray, "h w"]
-"""From 0 to 1, coloured by a palette afterwards."""
+"""From 0 to 1, colored by a palette afterwards."""
 
 
 def random_background(rng: np.random.Generator, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
     """A random picture of `size` (height, width); the same for the same state of `rng`.
 
-    One coloured field, in half of the pictures seen through another, and grain on some.
+    One colored field, in half of the pictures seen through another, and grain on some.
     """
     picture = _apply_palette(_field(rng, size), rng)
     if rng.random() < 0.5:
@@ -29,7 +29,7 @@ def random_background(rng: np.random.Generator, size: tuple[int, int]) -> UInt8[
 
 
 def _apply_palette(field: Field, rng: np.random.Generator) -> Float[np.ndarray, "h w 3"]:
-    """0 to 255: along a palette of three random colours, whose distance from their mean is random too."""
+    """0 to 255: along a palette of three random colors, whose distance from their mean is random too."""
     stops = rng.uniform(0, 255, (3, 3))
     stops = stops.mean(0) + (stops - stops.mean(0)) * rng.uniform(0.2, 1.0)
     steps = np.linspace(0, 2, 256)

@@ -170,7 +170,7 @@ def _transform_drawing(
     # A transparent rim, so that drawings that fill their cell get smooth edges.
     rimmed = np.zeros((cell + 4, cell + 4, 4), np.uint8)
     rimmed[2:-2, 2:-2] = drawing
-    picture = Image.fromarray(rimmed).convert("RGBa")  # colours times alpha, which may be interpolated
+    picture = Image.fromarray(rimmed).convert("RGBa")  # colors times alpha, which may be interpolated
     if side < 0.6 * cell:  # bilinear interpolation looks at 2 x 2 pixels only
         picture = picture.reduce(2)
     pixels = picture.width * cell / (cell + 4) / side  # of the picture, in one of the scene

@@ -36,7 +36,7 @@ Cell = tuple[bytes | str, str]
 CLASS_NAME_FILES = ("classes.txt", "class_names.txt", "labels.json", "id2label.json")
 ADE20K = "ADEChallengeData2016"
 
-# Cordts et al. 2016; github.com/mcordts/cityscapesScripts, helpers/labels.py: id, name, colour of the trained ones.
+# Cordts et al. 2016; github.com/mcordts/cityscapesScripts, helpers/labels.py: id, name, color of the trained ones.
 CITYSCAPES: tuple[tuple[int, str, Color], ...] = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
@@ -98,7 +98,7 @@ def find_label_map(
         reduce_zero_label: 0 is no class, 1 the first.
 
     Raises:
-        UserError: masks in colours, numbers beyond 254 without names, a file of names that cannot be read.
+        UserError: masks in colors, numbers beyond 254 without names, a file of names that cannot be read.
     """
     first = next(iter(cells()))
     if known := _published_label_map(Path(first[1]), folder):
@@ -129,11 +129,11 @@ def find_label_map(
 
 def _published_label_map(mask: Path, folder: Path) -> LabelMap | None:
     """By the file's name, which the data set's own tools gave it."""
-    names, colours = tuple(name for _, name, _ in CITYSCAPES), tuple(colour for *_, colour in CITYSCAPES)
+    names, colors = tuple(name for _, name, _ in CITYSCAPES), tuple(color for *_, color in CITYSCAPES)
     if mask.stem.endswith("_labelTrainIds"):
-        return LabelMap(names, identity_table(len(names)), colours)
+        return LabelMap(names, identity_table(len(names)), colors)
     if mask.stem.endswith("_labelIds"):
-        return LabelMap(names, lookup_table([number for number, *_ in CITYSCAPES]), colours)
+        return LabelMap(names, lookup_table([number for number, *_ in CITYSCAPES]), colors)
     if ADE20K in mask.parts or mask.name.startswith(("ADE_train_", "ADE_val_")):
         names = _object_names(folder / "objectInfo150.txt") or tuple(f"class {i}" for i in range(150))
         return LabelMap(names, identity_table(len(names), reduce_zero_label=True))
@@ -149,8 +149,8 @@ def _without_value(legend: LabelMap, number: int) -> LabelMap:
     if not 0 <= k < len(legend.classes):
         return replace(legend, table=table)
     table[(table > k) & (table < VOID)] -= 1
-    colours = legend.colors and (*legend.colors[:k], *legend.colors[k + 1 :])
-    return LabelMap((*legend.classes[:k], *legend.classes[k + 1 :]), table, colours)
+    colors = legend.colors and (*legend.colors[:k], *legend.colors[k + 1 :])
+    return LabelMap((*legend.classes[:k], *legend.classes[k + 1 :]), table, colors)
 
 
 def _object_names(file: Path) -> tuple[str, ...] | None:

@@ -14,26 +14,26 @@ class AutoencoderConfig:
 
     image_size: tuple[int, int] = (256, 256)
     """Height and width of the images that it was trained on; encode takes any multiple of `factor`."""
-    kind: Literal["kl", "vq"]
+    regularization: Literal["kl", "vq"]
     """How the latents are held in bounds: a slight pull towards a Gaussian, or a codebook."""
     in_channels: int = 3
     out_channels: int = 3
-    width: int = 128
+    base_channels: int = 128
     """Channels of the first level."""
-    patch: int = 1
+    patch_size: int = 1
     """Side in pixels of the squares that are folded into channels before the first convolution, and unfolded after the
     last: 2 makes the finest level four times as cheap. 1 in all published ones."""
-    multipliers: tuple[int, ...]
-    """Channels of each level, in `width`s. A level has half the rows and columns of the one before."""
-    depth: int = 2
+    channel_multipliers: tuple[int, ...]
+    """Channels of each level, in `base_channels`. A level has half the rows and columns of the one before."""
+    num_res_blocks: int = 2
     """Residual blocks a level of the encoder; the decoder has one more."""
     latent_channels: int
     """Channels of the latents, and of a codebook's entries: c of Table 8."""
-    bottleneck: int = 0
+    bottleneck_channels: int = 0
     """Channels at the end of the encoder and the start of the decoder; 0 stands for `latent_channels`."""
     codebook_size: int = 0
     """Entries of the codebook, |Z| of Table 8; vq only."""
-    attention_factors: tuple[int, ...] = ()
+    attention_downsample_factors: tuple[int, ...] = ()
     """Downsampling factors after the patch (1, 2, 4, ...: one a level) whose residual blocks are followed by
     self-attention."""
     middle_attention: bool = True
@@ -42,43 +42,67 @@ class AutoencoderConfig:
     scale: float | tuple[float, ...] = 1.0
     """Encode gives (z - shift) * scale, for latents of unit variance; one number, or one a channel."""
     shift: float | tuple[float, ...] = 0.0
-    groups: int = 32
+    norm_groups: int = 32
     """Groups of every GroupNorm."""
     dropout: float = 0.0
 
     def __post_init__(self):
         check(self)
-        _check_sizes(self, "in_channels", "out_channels", "width", "patch", "depth", "latent_channels", "groups")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise UserError(f"multipliers are {self.multipliers}, which must be positive, for example (1, 2, 4, 4)")
-        if self.width % self.groups:
-            raise UserError(f"width {self.width} is no multiple of the {self.groups} groups of a norm; change one")
-        if self.bottleneck < 0:
-            raise UserError(f"bottleneck is {self.bottleneck}, which must be 0 (as latent_channels) or more")
-        if self.bottleneck not in (0, self.latent_channels) and not self.quant_convs:
+        _check_sizes(
+            self,
+            "in_channels",
+            "out_channels",
+            "base_channels",
+            "patch_size",
+            "num_res_blocks",
+            "latent_channels",
+            "norm_groups",
+        )
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise UserError(
-                f"bottleneck {self.bottleneck} beside latent_channels {self.latent_channels} needs quant_convs=True"
+                f"channel_multipliers are {self.channel_multipliers}, which must be positive, for example (1, 2, 4, 4)"
             )
-        if (self.kind == "vq") != (self.codebook_size > 0) or self.codebook_size < 0:
-            needed = "at least 1 with kind='vq'" if self.kind == "vq" else "0 with kind='kl'"
+        if self.base_channels % self.norm_groups:
+            raise UserError(
+                f"base_channels {self.base_channels} is not a multiple of the {self.norm_groups} groups "
+                "of a norm; change one"
+            )
+        if self.bottleneck_channels < 0:
+            raise UserError(
+                f"bottleneck_channels is {self.bottleneck_channels}, which must be 0 (as latent_channels) or more"
+            )
+        if self.bottleneck_channels not in (0, self.latent_channels) and not self.quant_convs:
+            raise UserError(
+                f"bottleneck_channels {self.bottleneck_channels} beside latent_channels "
+                f"{self.latent_channels} needs quant_convs=True"
+            )
+        if (self.regularization == "vq") != (self.codebook_size > 0) or self.codebook_size < 0:
+            needed = (
+                "at least 1 with regularization='vq'"
+                if self.regularization == "vq"
+                else "0 with regularization='kl'"
+            )
             raise UserError(f"codebook_size is {self.codebook_size}, which must be {needed}")
-        known = [2**i for i in range(len(self.multipliers))]
-        if any(factor not in known for factor in self.attention_factors):
+        known = [2**i for i in range(len(self.channel_multipliers))]
+        if any(factor not in known for factor in self.attention_downsample_factors):
             levels = ", ".join(map(str, known))
-            raise UserError(f"attention_factors are {self.attention_factors}; the levels' factors are {levels}")
+            raise UserError(
+                f"attention_downsample_factors are {self.attention_downsample_factors}; the levels' "
+                f"factors are {levels}"
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}, which must be at least 0 and below 1")
         _check_normalisation(self)
 
     @property
-    def factor(self) -> int:
+    def downsample_factor(self) -> int:
         """f: pixels of a side for one of the latents."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def encoder_channels(self) -> int:
         """Channels that the encoder ends in, before the quantising convolution: KL has mean and log variance."""
-        return (self.bottleneck or self.latent_channels) * (2 if self.kind == "kl" else 1)
+        return (self.bottleneck_channels or self.latent_channels) * (2 if self.regularization == "kl" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +112,10 @@ class TinyAutoencoderConfig:
     image_size: tuple[int, int] = (512, 512)
     in_channels: int = 3
     out_channels: int = 3
-    width: int = 64
-    levels: int = 4
+    base_channels: int = 64
+    num_levels: int = 4
     """Resolutions, each half of the one before."""
-    depth: int = 3
+    num_res_blocks: int = 3
     """Residual blocks a level; the finest level has one."""
     latent_channels: int = 4
     scale: float | tuple[float, ...] = 1.0
@@ -100,13 +124,21 @@ class TinyAutoencoderConfig:
 
     def __post_init__(self):
         check(self)
-        _check_sizes(self, "in_channels", "out_channels", "width", "levels", "depth", "latent_channels")
+        _check_sizes(
+            self,
+            "in_channels",
+            "out_channels",
+            "base_channels",
+            "num_levels",
+            "num_res_blocks",
+            "latent_channels",
+        )
         _check_normalisation(self)
 
     @property
-    def factor(self) -> int:
+    def downsample_factor(self) -> int:
         """f: pixels of a side for one of the latents."""
-        return 2 ** (self.levels - 1)
+        return 2 ** (self.num_levels - 1)
 
 
 FirstStageConfig = AutoencoderConfig | TinyAutoencoderConfig
@@ -130,14 +162,22 @@ def _check_normalisation(config: FirstStageConfig) -> None:
             )
     scales = config.scale if isinstance(config.scale, tuple) else (config.scale,)
     if not all(0 < scale < float("inf") for scale in scales):
-        raise UserError(f"scale is {config.scale}, which must be positive: 1 / (standard deviation of the latents)")
+        raise UserError(
+            f"scale is {config.scale}, which must be positive: 1 / (standard deviation of the latents)"
+        )
 
 
-KL_F8 = AutoencoderConfig(kind="kl", multipliers=(1, 2, 4, 4), latent_channels=4)
-KL_F4 = replace(KL_F8, multipliers=(1, 2, 4), latent_channels=3)
-DEEP = {"multipliers": (1, 1, 2, 2, 4), "attention_factors": (16,)}
-VQ_F4 = replace(KL_F4, kind="vq", codebook_size=8192)
-VQ_F8 = replace(VQ_F4, multipliers=(1, 2, 2, 4), attention_factors=(8,), latent_channels=4, codebook_size=16384)
+KL_F8 = AutoencoderConfig(regularization="kl", channel_multipliers=(1, 2, 4, 4), latent_channels=4)
+KL_F4 = replace(KL_F8, channel_multipliers=(1, 2, 4), latent_channels=3)
+DEEP = {"channel_multipliers": (1, 1, 2, 2, 4), "attention_downsample_factors": (16,)}
+VQ_F4 = replace(KL_F4, regularization="vq", codebook_size=8192)
+VQ_F8 = replace(
+    VQ_F4,
+    channel_multipliers=(1, 2, 2, 4),
+    attention_downsample_factors=(8,),
+    latent_channels=4,
+    codebook_size=16384,
+)
 SD3 = replace(
     KL_F8, image_size=(1024, 1024), latent_channels=16, quant_convs=False, scale=1.5305, shift=0.0609
 )
@@ -147,7 +187,12 @@ SIZES: dict[str, FirstStageConfig] = {
     "kl-f4": KL_F4,
     "kl-f8": KL_F8,
     "kl-f16": replace(KL_F8, latent_channels=16, **DEEP),
-    "kl-f32": replace(KL_F8, latent_channels=64, multipliers=(1, 1, 2, 2, 4, 4), attention_factors=(16, 32)),
+    "kl-f32": replace(
+        KL_F8,
+        latent_channels=64,
+        channel_multipliers=(1, 1, 2, 2, 4, 4),
+        attention_downsample_factors=(16, 32),
+    ),
     "vq-f4": VQ_F4,
     "vq-f4-noattn": replace(VQ_F4, middle_attention=False),
     "vq-f8": VQ_F8,
@@ -181,8 +226,12 @@ def layers(config: FirstStageConfig) -> Iterator[tuple[str, Layer]]:
     if isinstance(config, TinyAutoencoderConfig):
         yield from _tiny_layers(config)
         return
-    c, f, p = config.bottleneck or config.latent_channels, config.factor, config.patch
-    widths = [config.width * multiplier for multiplier in config.multipliers]
+    c, f, p = (
+        config.bottleneck_channels or config.latent_channels,
+        config.downsample_factor,
+        config.patch_size,
+    )
+    widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
 
     def block(inputs: int, outputs: int, factor: int) -> Iterator[Layer]:
         yield Layer("norm", inputs, inputs, 1, factor)
@@ -208,9 +257,9 @@ def layers(config: FirstStageConfig) -> Iterator[tuple[str, Layer]]:
         yield Layer("conv", config.in_channels * p**2, widths[0], 3, p)
         x = widths[0]
         for i, width in enumerate(widths):
-            for _ in range(config.depth):
+            for _ in range(config.num_res_blocks):
                 yield from block(x, width, p * 2**i)
-                yield from attention(width, p * 2**i, 2**i in config.attention_factors)
+                yield from attention(width, p * 2**i, 2**i in config.attention_downsample_factors)
                 x = width
             if p * 2**i < f:
                 yield Layer("conv", x, x, 3, p * 2 ** (i + 1))
@@ -223,9 +272,9 @@ def layers(config: FirstStageConfig) -> Iterator[tuple[str, Layer]]:
         yield Layer("conv", c, x, 3, f)
         yield from middle()
         for i, width in reversed(list(enumerate(widths))):
-            for _ in range(config.depth + 1):
+            for _ in range(config.num_res_blocks + 1):
                 yield from block(x, width, p * 2**i)
-                yield from attention(width, p * 2**i, 2**i in config.attention_factors)
+                yield from attention(width, p * 2**i, 2**i in config.attention_downsample_factors)
                 x = width
             if i:
                 yield Layer("conv", x, x, 3, p * 2 ** (i - 1))
@@ -234,23 +283,23 @@ def layers(config: FirstStageConfig) -> Iterator[tuple[str, Layer]]:
 
     yield from (("encoder", layer) for layer in encoder())
     if config.quant_convs:
-        latents = config.latent_channels * (2 if config.kind == "kl" else 1)
+        latents = config.latent_channels * (2 if config.regularization == "kl" else 1)
         yield "between", Layer("conv", config.encoder_channels, latents, 1, f)
         yield "between", Layer("conv", config.latent_channels, c, 1, f)
     yield from (("decoder", layer) for layer in decoder())
 
 
 def _tiny_layers(config: TinyAutoencoderConfig) -> Iterator[tuple[str, Layer]]:
-    w, f = config.width, config.factor
+    w, f = config.base_channels, config.downsample_factor
     yield "encoder", Layer("conv", config.in_channels, w, 3, 1)
-    for i in range(config.levels):
+    for i in range(config.num_levels):
         if i:
             yield "encoder", Layer("conv", w, w, 3, 2**i, bias=False)
-        yield from [("encoder", Layer("conv", w, w, 3, 2**i))] * (3 * (config.depth if i else 1))
+        yield from [("encoder", Layer("conv", w, w, 3, 2**i))] * (3 * (config.num_res_blocks if i else 1))
     yield "encoder", Layer("conv", w, config.latent_channels, 3, f)
     yield "decoder", Layer("conv", config.latent_channels, w, 3, f)
-    for i in reversed(range(config.levels)):
-        yield from [("decoder", Layer("conv", w, w, 3, 2**i))] * (3 * (config.depth if i else 1))
+    for i in reversed(range(config.num_levels)):
+        yield from [("decoder", Layer("conv", w, w, 3, 2**i))] * (3 * (config.num_res_blocks if i else 1))
         if i:
             yield "decoder", Layer("conv", w, w, 3, 2 ** (i - 1), bias=False)
     yield "decoder", Layer("conv", w, config.out_channels, 3, 1)

@@ -22,13 +22,13 @@ class DiTConfig:
     out_channels: int = 4
     patch_size: int
     """P: side of a patch in cells of the latents."""
-    width: int
+    embed_dim: int
     """D: width of a token."""
     depth: int
     """L: number of blocks."""
-    heads: int
-    mlp_dim: int
-    """Hidden width of a block's MLP; 4 D in the paper."""
+    num_heads: int
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over `embed_dim`."""
     context_dim: int = 0
     """Channels of a token of the prompt; 0: the network takes no prompt."""
     num_classes: int = 0
@@ -39,7 +39,7 @@ class DiTConfig:
     """adaLN-zero, where each block makes its shifts, scales and gates of the time and the class by a product of its own
     (DiT, Section 3.2); or adaLN-single, one product for all, and a table a block (PixArt-alpha, Section 2.3), which
     spares a third of a small network's parameters."""
-    learned_sigma: bool = False
+    learn_sigma: bool = False
     """The last layer also predicts a variance, as the published networks do; `forward` leaves it out."""
     mlp: Literal["gelu", "gelu_tanh"] = "gelu_tanh"
     bias: bool = True
@@ -57,23 +57,34 @@ class DiTConfig:
 
     def __post_init__(self):
         check(self)
-        for name in ("in_channels", "out_channels", "patch_size", "width", "depth", "heads", "mlp_dim"):
+        for name in ("in_channels", "out_channels", "patch_size", "embed_dim", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
         for name in ("context_dim", "num_classes"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}, which must be 0 or more")
+        if self.mlp_ratio <= 0:
+            raise UserError(f"mlp_ratio is {self.mlp_ratio}, which must be positive")
         if min(self.latent_size) < 1:
             raise UserError(f"latent_size is {self.latent_size}, which must be positive")
-        if self.width % self.heads:
-            raise UserError(f"width {self.width} is no multiple of {self.heads} heads; change one")
-        if self.width % 4:
-            raise UserError(f"width is {self.width}, which must be a multiple of 4: a position is four parts")
+        if self.embed_dim % self.num_heads:
+            raise UserError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; change one"
+            )
+        if self.embed_dim % 4:
+            raise UserError(
+                f"embed_dim is {self.embed_dim}, which must be a multiple of 4: a position is four parts"
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}, which must be at least 0 and below 1")
 
     @property
-    def factor(self) -> int:
+    def mlp_dim(self) -> int:
+        """Hidden width of a block's MLP."""
+        return round(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def downsample_factor(self) -> int:
         """Rows and columns of the latents for one token."""
         return self.patch_size
 
@@ -85,7 +96,7 @@ class DiTConfig:
     @property
     def predicted(self) -> int:
         """Channels of the last layer: the prediction's, and the variance's."""
-        return self.out_channels * (2 if self.learned_sigma else 1)
+        return self.out_channels * (2 if self.learn_sigma else 1)
 
 
 def grid_of(latent_size: tuple[int, int], patch: int) -> tuple[int, int]:
@@ -97,12 +108,11 @@ def _dit(width: int, depth: int, heads: int, patch: int) -> DiTConfig:
     """A network of the paper (Table 1), for the 1000 classes of ImageNet at 256 x 256 pixels."""
     return DiTConfig(
         patch_size=patch,
-        width=width,
+        embed_dim=width,
         depth=depth,
-        heads=heads,
-        mlp_dim=4 * width,
+        num_heads=heads,
         num_classes=1000,
-        learned_sigma=True,
+        learn_sigma=True,
     )
 
 
@@ -115,10 +125,10 @@ SIZES: dict[str, DiTConfig] = {
     "dit-emoji": DiTConfig(
         latent_size=(8, 8),
         patch_size=1,
-        width=256,
+        embed_dim=256,
         depth=6,
-        heads=4,
-        mlp_dim=768,
+        num_heads=4,
+        mlp_ratio=3.0,
         context_dim=192,
         modulation="single",
         mlp="gelu",
@@ -129,9 +139,9 @@ SIZES: dict[str, DiTConfig] = {
 
 def parameters(config: DiTConfig) -> int:
     """Number of parameters in closed form; a test holds it equal to the built network's."""
-    d, hidden, patch = config.width, config.mlp_dim, config.patch_size**2
+    d, hidden, patch = config.embed_dim, config.mlp_dim, config.patch_size**2
     block = 3 * d * d + (d + 1) * d + 2 * d * hidden + (3 * d + hidden + d if config.bias else 0)
-    block += 4 * (d // config.heads) if config.qk_norm else 0
+    block += 4 * (d // config.num_heads) if config.qk_norm else 0
     block += d * d + 2 * config.context_dim * d + (d + 1) * d if config.context_dim else 0
     each, last = 6 * d, 2 * d
     if config.modulation == "each":
@@ -152,7 +162,7 @@ def macs(config: DiTConfig, latent_size: tuple[int, int] | None = None, tokens: 
         tokens: of the prompt, where the network takes one.
     """
     rows, columns = grid_of(latent_size or config.latent_size, config.patch_size)
-    n, d, patch = rows * columns, config.width, config.patch_size**2
+    n, d, patch = rows * columns, config.embed_dim, config.patch_size**2
     block = n * 4 * d * d + 2 * n * n * d + n * 2 * d * config.mlp_dim
     if config.context_dim:
         block += n * 2 * d * d + tokens * 2 * config.context_dim * d + 2 * n * tokens * d

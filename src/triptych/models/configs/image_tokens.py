@@ -13,9 +13,9 @@ class ImageTokensConfig:
     """A picture as a prompt: a token for each cell of a ViT's or Swin's last map. Checked when made."""
 
     backbone: ViTConfig | SwinConfig
-    width: int = 256
+    embed_dim: int = 256
     """Of a token."""
-    size: tuple[int, int] = (224, 224)
+    image_size: tuple[int, int] = (224, 224)
     """Height and width that the backbone is fed."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -23,7 +23,7 @@ class ImageTokensConfig:
 
     def __post_init__(self):
         check(self)
-        if self.width < 1 or min(self.size) < 1 or min(self.std) <= 0:
+        if self.embed_dim < 1 or min(self.image_size) < 1 or min(self.std) <= 0:
             raise UserError(
-                f"width is {self.width}, size {self.size} and std {self.std}, which must all be positive"
+                f"width is {self.embed_dim}, size {self.image_size} and std {self.std}, which must all be positive"
             )

@@ -29,16 +29,16 @@ GenerationTask = Literal[
     "layout",
 ]
 
-Beside = Literal["nothing", "mask+masked", "masked+mask", "depth", "image", "map"]
+ConcatConditioning = Literal["none", "mask+masked_image", "masked_image+mask", "depth", "image", "semantic_map"]
 
 # What is laid beside the noisy latents -> channels of it, in channels of the latents and others.
-BESIDE: dict[Beside, tuple[int, int]] = {
-    "nothing": (0, 0),
-    "mask+masked": (1, 1),
-    "masked+mask": (1, 1),
+CONCAT_CHANNELS: dict[ConcatConditioning, tuple[int, int]] = {
+    "none": (0, 0),
+    "mask+masked_image": (1, 1),
+    "masked_image+mask": (1, 1),
     "depth": (0, 1),
     "image": (0, 3),
-    "map": (0, 0),  # and those of its own config
+    "semantic_map": (0, 0),  # and those of its own config
 }
 
 # Condition -> tasks of a model without spatial conditions, the usual one first.
@@ -50,17 +50,17 @@ _TASKS: dict[Condition, tuple[GenerationTask, ...]] = {
     "nothing": ("unconditional", "image_to_image", "inpaint"),
 }
 # Spatial condition -> tasks of a model that has it.
-_SPATIAL_TASKS: dict[Beside, tuple[GenerationTask, ...]] = {
-    "mask+masked": ("inpaint",),
-    "masked+mask": ("inpaint",),
+_SPATIAL_TASKS: dict[ConcatConditioning, tuple[GenerationTask, ...]] = {
+    "mask+masked_image": ("inpaint",),
+    "masked_image+mask": ("inpaint",),
     "depth": ("text_to_image", "image_to_image"),
     "image": ("upscale",),
-    "map": ("semantic",),
+    "semantic_map": ("semantic",),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapConfig:
+class SemanticMapConfig:
     """What reads a map of classes. Checked when made."""
 
     num_classes: int
@@ -80,60 +80,66 @@ class LatentDiffusionConfig:
     """The parts of a latent diffusion model (Rombach et al. 2022, Figure 3). Checked when made."""
 
     autoencoder: AutoencoderConfig | TinyAutoencoderConfig
-    unet: UNetConfig | DiTConfig
+    network: UNetConfig | DiTConfig
     """The denoiser, of either kind."""
-    text: TextConfig | ClassTokenConfig | ImageTokensConfig | None = None
+    text_encoder: TextConfig | ClassTokenConfig | ImageTokensConfig | None = None
     """What reads the prompt, the class, or a picture to be like; none in an unconditional model."""
     process: ProcessConfig = field(default_factory=ProcessConfig)
-    beside: Beside = "nothing"
+    concat: ConcatConditioning = "none"
     """Further input channels of the denoiser: a mask and the masked picture's latents (Stable Diffusion), the same in
     the other order (the paper's inpainting), a depth map, a small picture to be upscaled, or a map of classes."""
-    map: MapConfig | None = None
-    """Of beside="map"."""
-    low_process: ProcessConfig | None = None
+    semantic_map: SemanticMapConfig | None = None
+    """Of concat="map"."""
+    low_res_process: ProcessConfig | None = None
     """Upscaling: the process whose noise is added to the small picture; its time is the UNet's label."""
 
     def __post_init__(self):
         check(self)
         latents = self.autoencoder.latent_channels
-        name = "UNet" if isinstance(self.unet, UNetConfig) else "DiT"
-        times, more = BESIDE[self.beside]
-        if (self.map is None) != (self.beside != "map"):
-            raise UserError(f"beside is {self.beside!r} and map {self.map}; a map's config goes with beside='map'")
-        more += 0 if self.map is None else self.map.channels
-        if self.unet.in_channels != latents * (1 + times) + more or self.unet.out_channels != latents:
+        name = "UNet" if isinstance(self.network, UNetConfig) else "DiT"
+        times, more = CONCAT_CHANNELS[self.concat]
+        if (self.semantic_map is None) != (self.concat != "semantic_map"):
             raise UserError(
-                f"the {name} takes {self.unet.in_channels} channels and gives {self.unet.out_channels}; latents of "
-                f"{latents} with beside={self.beside!r} need {latents * (1 + times) + more} and {latents}"
+                f"concat is {self.concat!r} and semantic_map {self.semantic_map}; a map's config goes "
+                "with concat='semantic_map'"
             )
-        width = 0 if self.text is None else self.text.width
-        if self.unet.context_dim != width:
-            raise UserError(f"the {name} reads tokens of {self.unet.context_dim} channels, the text part gives {width}")
+        more += 0 if self.semantic_map is None else self.semantic_map.channels
+        if self.network.in_channels != latents * (1 + times) + more or self.network.out_channels != latents:
+            raise UserError(
+                f"the {name} takes {self.network.in_channels} channels and gives "
+                f"{self.network.out_channels}; latents of "
+                f"{latents} with concat={self.concat!r} need {latents * (1 + times) + more} and {latents}"
+            )
+        width = 0 if self.text_encoder is None else self.text_encoder.embed_dim
+        if self.network.context_dim != width:
+            raise UserError(
+                f"the {name} reads tokens of {self.network.context_dim} channels, the text part gives {width}"
+            )
 
     @property
     def classes(self) -> ClassTokenConfig | DiTConfig | None:
         """What knows classes, in a model that paints those: a token for each, or a DiT's modulation."""
-        if self.text is None:
-            return self.unet if isinstance(self.unet, DiTConfig) and self.unet.num_classes else None
-        return self.text if isinstance(self.text, ClassTokenConfig) else None
+        if self.text_encoder is None:
+            return self.network if isinstance(self.network, DiTConfig) and self.network.num_classes else None
+        return self.text_encoder if isinstance(self.text_encoder, ClassTokenConfig) else None
 
     @property
     def condition(self) -> Condition:
         """What the model generates from, besides spatial conditions."""
         if self.classes is not None:
             return "class"
-        if self.text is None:
+        if self.text_encoder is None:
             return "nothing"
-        if isinstance(self.text, ImageTokensConfig):
+        if isinstance(self.text_encoder, ImageTokensConfig):
             return "image"
-        return "boxes" if getattr(self.text, "boxes", False) else "text"
+        return "boxes" if getattr(self.text_encoder, "boxes", False) else "text"
 
     @property
     def tasks(self) -> tuple[GenerationTask, ...]:
         """The tasks of `DiffusionPipeline` that the model is made for, the usual one first."""
-        if self.condition in ("text", "nothing") and self.beside != "nothing":
-            return _SPATIAL_TASKS[self.beside]
-        return _TASKS[self.condition] if self.beside == "nothing" else ()
+        if self.condition in ("text", "nothing") and self.concat != "none":
+            return _SPATIAL_TASKS[self.concat]
+        return _TASKS[self.condition] if self.concat == "none" else ()
 
     @property
     def guidable(self) -> bool:
@@ -143,22 +149,24 @@ class LatentDiffusionConfig:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels that it was trained on."""
-        height, width = self.unet.latent_size
-        return height * self.autoencoder.factor, width * self.autoencoder.factor
+        height, width = self.network.latent_size
+        return height * self.autoencoder.downsample_factor, width * self.autoencoder.downsample_factor
 
 
 def replaced_size(config: LatentDiffusionConfig, image_size: tuple[int, int]) -> LatentDiffusionConfig:
     """The config for another size of pictures; weights do not depend on it."""
-    factor = config.autoencoder.factor
+    factor = config.autoencoder.downsample_factor
     latent = (image_size[0] // factor, image_size[1] // factor)
-    return replace(config, unet=replace(config.unet, latent_size=latent))
+    return replace(config, network=replace(config.network, latent_size=latent))
 
 
 def _ldm(stage: str, unet: str, last_beta: float, **more) -> LatentDiffusionConfig:
     """A model of the paper: its betas rise from 0.0015, its KL latents are scaled by a number in the checkpoint."""
     process = ProcessConfig(beta_start=0.0015, beta_end=last_beta)
     stages, unets = autoencoder_config.SIZES, unet_config.SIZES
-    return LatentDiffusionConfig(**{"autoencoder": stages[stage], "unet": unets[unet], "process": process, **more})
+    return LatentDiffusionConfig(
+        **{"autoencoder": stages[stage], "network": unets[unet], "process": process, **more}
+    )
 
 
 def _sd(unet: str, text: str, prediction: Literal["eps", "v"] = "eps", **more) -> LatentDiffusionConfig:
@@ -166,8 +174,8 @@ def _sd(unet: str, text: str, prediction: Literal["eps", "v"] = "eps", **more) -
     return LatentDiffusionConfig(
         **{
             "autoencoder": autoencoder_config.SIZES["sd-vae"],
-            "unet": unet_config.SIZES[unet],
-            "text": text_config.SIZES[text],
+            "network": unet_config.SIZES[unet],
+            "text_encoder": text_config.SIZES[text],
             "process": ProcessConfig(prediction=prediction),
             **more,
         }
@@ -178,7 +186,7 @@ def _dit(name: str, side: int) -> LatentDiffusionConfig:
     """A model of the DiT paper, on Stable Diffusion's latents of square pictures."""
     return LatentDiffusionConfig(
         autoencoder=autoencoder_config.SIZES["sd-vae"],
-        unet=replace(dit_config.SIZES[name], latent_size=(side // 8, side // 8)),
+        network=replace(dit_config.SIZES[name], latent_size=(side // 8, side // 8)),
         process=ProcessConfig(schedule="linear", beta_start=0.0001, beta_end=0.02),
     )
 
@@ -187,32 +195,34 @@ CLASSES = text_config.CLASS_SIZES
 
 SIZES: dict[str, LatentDiffusionConfig] = {
     "sd1": _sd("sd1", "clip-l"),
-    "sd1-inpaint": _sd("sd1-inpaint", "clip-l", beside="mask+masked"),
+    "sd1-inpaint": _sd("sd1-inpaint", "clip-l", concat="mask+masked_image"),
     "sd2": _sd("sd2", "openclip-h", "v"),
     "sd2-base": _sd("sd2-base", "openclip-h"),
-    "sd2-inpaint": _sd("sd2-inpaint", "openclip-h", beside="mask+masked"),
-    "sd2-depth": _sd("sd2-depth", "openclip-h", beside="depth"),
+    "sd2-inpaint": _sd("sd2-inpaint", "openclip-h", concat="mask+masked_image"),
+    "sd2-depth": _sd("sd2-depth", "openclip-h", concat="depth"),
     "sd-x4-upscaler": _sd(
         "x4-upscaler",
         "openclip-h",
         "v",
         autoencoder=autoencoder_config.SIZES["sd-x4-vae"],
-        beside="image",
+        concat="image",
         # What its CompVis config calls linear in either place, and its diffusers folder scaled_linear.
         process=ProcessConfig(beta_start=0.0001, beta_end=0.02, prediction="v"),
-        low_process=ProcessConfig(beta_start=0.0001, beta_end=0.02),
+        low_res_process=ProcessConfig(beta_start=0.0001, beta_end=0.02),
     ),
     "ldm-celeba": _ldm("vq-f4", "celeba", 0.0195),
     "ldm-ffhq": _ldm("vq-f4", "ffhq", 0.0195),
     "ldm-bedrooms": _ldm("vq-f4", "bedrooms", 0.0195),
     "ldm-churches": _ldm("kl-f8", "churches", 0.0155),
-    "ldm-cin256": _ldm("vq-f8", "cin256", 0.0195, text=CLASSES["cin256"]),
-    "ldm-cin256-v2": _ldm("vq-f4", "cin256-v2", 0.0195, text=CLASSES["cin256-v2"]),
+    "ldm-cin256": _ldm("vq-f8", "cin256", 0.0195, text_encoder=CLASSES["cin256"]),
+    "ldm-cin256-v2": _ldm("vq-f4", "cin256-v2", 0.0195, text_encoder=CLASSES["cin256-v2"]),
     "ldm-txt2img-1p4b": _sd("txt2img-1p4B", "ldm-bert"),
-    "ldm-layout": _ldm("vq-f4", "layout", 0.0205, text=text_config.SIZES["ldm-layout-text"]),
-    "ldm-semantic": _ldm("vq-f4", "semantic", 0.0205, beside="map", map=MapConfig(num_classes=182)),
-    "ldm-inpainting": _ldm("vq-f4-noattn", "inpainting-big", 0.0205, beside="masked+mask"),
-    "ldm-bsr-sr": _ldm("vq-f4", "bsr-sr", 0.0155, beside="image"),
+    "ldm-layout": _ldm("vq-f4", "layout", 0.0205, text_encoder=text_config.SIZES["ldm-layout-text"]),
+    "ldm-semantic": _ldm(
+        "vq-f4", "semantic", 0.0205, concat="semantic_map", semantic_map=SemanticMapConfig(num_classes=182)
+    ),
+    "ldm-inpainting": _ldm("vq-f4-noattn", "inpainting-big", 0.0205, concat="masked_image+mask"),
+    "ldm-bsr-sr": _ldm("vq-f4", "bsr-sr", 0.0155, concat="image"),
     "dit-xl2-256": _dit("dit-xl2", 256),
     "dit-xl2-512": _dit("dit-xl2", 512),
 }

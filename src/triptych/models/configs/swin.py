@@ -30,9 +30,9 @@ class SwinConfig:
     """Blocks of each stage."""
     num_heads: tuple[int, ...]
     """Heads of each stage."""
-    window: tuple[Window, ...]
+    window_size: tuple[Window, ...]
     """M: height and width of a window, in cells of the map, for each stage. `windows_of` makes it from one number."""
-    pretrained_window: tuple[Window, ...] = ()
+    pretrained_window_size: tuple[Window, ...] = ()
     """Version 2: the windows of pre-training, which the scale of positions belongs to; () is `window` itself, and so is
     a side of 0."""
     mlp_ratio: float = 4.0
@@ -43,26 +43,37 @@ class SwinConfig:
     map_norms: bool = False
     """A LayerNorm on each stage's map instead of the last norm and the classifier: what dense heads read (Swin-Det)."""
     norm_eps: float = 1e-5
-    drop_path: float = 0.0
+    drop_path_rate: float = 0.0
     """Stochastic depth of the last block; the first has 0, linear between."""
     dropout: float = 0.0
 
     def __post_init__(self):
         check(self)
-        for name in ("patch_size", "in_channels", "stem_widths", "embed_dim", "depths", "num_heads", "window"):
+        for name in (
+            "patch_size",
+            "in_channels",
+            "stem_widths",
+            "embed_dim",
+            "depths",
+            "num_heads",
+            "window_size",
+        ):
             value = getattr(self, name)
             if (value == () and name != "stem_widths") or _smallest(value) < 1:
                 raise UserError(f"{name} is {value}, which must be at least 1")
         stages = len(self.depths)
-        for name in ("num_heads", "window"):
+        for name in ("num_heads", "window_size"):
             if len(getattr(self, name)) != stages:
                 raise UserError(
                     f"{name} has {len(getattr(self, name))} entries for {stages} stages of depths {self.depths}; "
                     "give one a stage"
                 )
-        if self.pretrained_window and (len(self.pretrained_window) != stages or _smallest(self.pretrained_window) < 0):
+        if self.pretrained_window_size and (
+            len(self.pretrained_window_size) != stages or _smallest(self.pretrained_window_size) < 0
+        ):
             raise UserError(
-                f"pretrained_window is {self.pretrained_window}; give (height, width) for each of {stages} stages, "
+                f"pretrained_window_size is {self.pretrained_window_size}; give (height, width) for "
+                f"each of {stages} stages, "
                 "or leave it out"
             )
         if min(self.image_size) < self.stride or self.num_classes < 0:
@@ -72,12 +83,18 @@ class SwinConfig:
             )
         for width, heads in zip(self.widths, self.num_heads, strict=True):
             if width % heads:
-                raise UserError(f"a stage of width {width} is no multiple of its {heads} heads; change one of the two")
+                raise UserError(
+                    f"a stage of width {width} is no multiple of its {heads} heads; change one of the two"
+                )
         if self.map_norms and self.num_classes:
             raise UserError("map_norms takes the classifier's place; give num_classes=0 with it")
-        if not 0 <= self.drop_path < 1 or not 0 <= self.dropout < 1 or self.embed_dim * self.mlp_ratio < 1:
+        if (
+            not 0 <= self.drop_path_rate < 1
+            or not 0 <= self.dropout < 1
+            or self.embed_dim * self.mlp_ratio < 1
+        ):
             raise UserError(
-                f"drop_path {self.drop_path} and dropout {self.dropout} must be at least 0 and below 1, "
+                f"drop_path_rate {self.drop_path_rate} and dropout {self.dropout} must be at least 0 and below 1, "
                 f"mlp_ratio {self.mlp_ratio} large enough for an MLP of width 1"
             )
 
@@ -116,7 +133,7 @@ def windows_of(window: Any, stages: int) -> Any:
     pairs = tuple((side, side) if isinstance(side, Integral) else side for side in entries)
     if len(pairs) != stages or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise UserError(
-            f"window is {window!r}; give a number, (height, width), or one of these for each of {stages} stages"
+            f"window_size is {window!r}; give a number, (height, width), or one of these for each of {stages} stages"
         )
     return tuple(map(tuple, pairs))
 
@@ -128,7 +145,9 @@ def fitting(config: SwinConfig, window: Any) -> tuple[Window, ...]:
     if not isinstance(window, Integral) and len(window) == len(config.depths):
         return windows
     maps = maps_at(config, config.image_size)
-    return tuple((min(h, rows), min(w, columns)) for (h, w), (rows, columns) in zip(windows, maps, strict=True))
+    return tuple(
+        (min(h, rows), min(w, columns)) for (h, w), (rows, columns) in zip(windows, maps, strict=True)
+    )
 
 
 def maps_at(config: SwinConfig, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -143,7 +162,7 @@ def maps_at(config: SwinConfig, image_size: tuple[int, int]) -> list[tuple[int, 
 
 def _size(dim: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int = 7, **more) -> SwinConfig:
     return SwinConfig(
-        embed_dim=dim, depths=depths, num_heads=heads, window=windows_of(window, len(depths)), **more
+        embed_dim=dim, depths=depths, num_heads=heads, window_size=windows_of(window, len(depths)), **more
     )
 
 
@@ -168,7 +187,7 @@ SIZES["swin-emoji"] = _size(
     patch_size=1,
     stem_widths=(32, 64),
     num_classes=1032,
-    drop_path=0.1,
+    drop_path_rate=0.1,
 )
 
 
@@ -179,7 +198,7 @@ def parameters(config: SwinConfig) -> int:
         total, channels = total + 9 * channels * width + 2 * width, width
     total += channels * config.patch_size**2 * c + c + 2 * c
     for i, (d, depth, heads, (h, w)) in enumerate(
-        zip(config.widths, config.depths, config.num_heads, config.window, strict=True)
+        zip(config.widths, config.depths, config.num_heads, config.window_size, strict=True)
     ):
         if i:
             merged = 2 * d if config.version == 1 else d  # width that the merging's norm sees
@@ -208,7 +227,7 @@ def macs(config: SwinConfig, image_size: tuple[int, int] | None = None) -> int:
         total, channels = total + 9 * channels * width * rows * columns, width
     total += channels * config.patch_size**2 * config.embed_dim * maps[0][0] * maps[0][1]
     for i, (d, depth, heads, (wh, ww), (h, w)) in enumerate(
-        zip(config.widths, config.depths, config.num_heads, config.window, maps, strict=True)
+        zip(config.widths, config.depths, config.num_heads, config.window_size, maps, strict=True)
     ):
         n, m = -(-h // wh) * -(-w // ww), wh * ww
         total += depth * (n * (4 * m * d * d + 2 * m * m * d) + 2 * h * w * d * int(d * config.mlp_ratio))
@@ -223,10 +242,10 @@ def with_window(config: SwinConfig, window: Any) -> SwinConfig:
     """The config with other windows; SwinV2 keeps the scale of the windows that it was trained with."""
     made = windows_of(window, len(config.depths))
     if config.version == 1:
-        return replace(config, window=made, pretrained_window=())
+        return replace(config, window_size=made, pretrained_window_size=())
     own = ((0, 0),) * len(made)  # what stands for a stage's own window
     scales = tuple(
         (before[0] or now[0], before[1] or now[1])
-        for before, now in zip(config.pretrained_window or own, config.window, strict=True)
+        for before, now in zip(config.pretrained_window_size or own, config.window_size, strict=True)
     )
-    return replace(config, window=made, pretrained_window=scales if scales != made else ())
+    return replace(config, window_size=made, pretrained_window_size=scales if scales != made else ())

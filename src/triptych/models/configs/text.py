@@ -15,29 +15,29 @@ class TextConfig:
     (Rombach et al. 2022, Appendix E.2.1) looks both ways, at the word pieces of BERT or any other vocabulary.
     """
 
-    kind: Literal["clip", "openclip", "ldm-bert"]
+    type: Literal["clip", "openclip", "ldm-bert"]
     vocab_size: int
     """Entries of the vocabulary."""
-    added: int = 0
+    num_added_tokens: int = 0
     """Rows of the table behind the vocabulary's: the vectors of added tokens (textual inversion)."""
-    length: int = 77
+    max_length: int = 77
     """Tokens of a text with its start, end and padding."""
-    width: int
+    embed_dim: int
     """D: width of a token."""
     depth: int
     """Number of blocks, used or not."""
-    heads: int
+    num_heads: int
     head_dim: int = 0
     """Width of a head; 0 stands for D / heads. The LDM paper's heads are 64 wide whatever D is."""
-    mlp_dim: int
-    """Hidden width of a block's MLP."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over `embed_dim`."""
     activation: Literal["quick_gelu", "gelu"] = "gelu"
     """quick_gelu is x sigmoid(1.702 x), which CLIP was trained with."""
-    skip: int = 0
+    skip_last_blocks: int = 0
     """Last blocks that are left out before the final norm. 1 gives the penultimate layer that SD 2 reads."""
     boxes: bool = False
     """It reads a layout's boxes as tokens, see `models.spatial_conditions.box_tokens`, and no text."""
-    pad: int = 0
+    pad_token: int = 0
     """Token behind a text's end: the end again for CLIP, 0 for the others."""
     logits: bool = False
     """A classifier over the vocabulary that nothing reads, as the LDM paper's transformers carry it in their files."""
@@ -45,29 +45,48 @@ class TextConfig:
 
     def __post_init__(self):
         check(self)
-        for name in ("vocab_size", "width", "depth", "heads", "mlp_dim"):
+        for name in ("vocab_size", "embed_dim", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
-        if self.length < 3:
-            raise UserError(f"length is {self.length}, which must be at least 3: a start, a token, an end")
-        if self.added < 0 or self.head_dim < 0:
-            raise UserError(f"added is {self.added} and head_dim {self.head_dim}, which must be 0 or more")
-        if not self.head_dim and self.width % self.heads:
-            raise UserError(f"width {self.width} is no multiple of {self.heads} heads; change one, or give head_dim")
-        if not 0 <= self.skip < self.depth:
-            raise UserError(f"skip is {self.skip}, which must be from 0 to {self.depth - 1}: one block is left")
-        if not 0 <= self.pad < self.vocab_size:
-            raise UserError(f"pad is {self.pad}, which must be a token from 0 to {self.vocab_size - 1}")
+        if self.mlp_ratio <= 0:
+            raise UserError(f"mlp_ratio is {self.mlp_ratio}, which must be positive")
+        if self.max_length < 3:
+            raise UserError(
+                f"max_length is {self.max_length}, which must be at least 3: a start, a token, an end"
+            )
+        if self.num_added_tokens < 0 or self.head_dim < 0:
+            raise UserError(
+                f"num_added_tokens is {self.num_added_tokens} and head_dim {self.head_dim}, which must be 0 or more"
+            )
+        if not self.head_dim and self.embed_dim % self.num_heads:
+            raise UserError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; change "
+                "one, or give head_dim"
+            )
+        if not 0 <= self.skip_last_blocks < self.depth:
+            raise UserError(
+                f"skip_last_blocks is {self.skip_last_blocks}, which must be from 0 to "
+                f"{self.depth - 1}: one block is left"
+            )
+        if not 0 <= self.pad_token < self.vocab_size:
+            raise UserError(
+                f"pad_token is {self.pad_token}, which must be a token from 0 to {self.vocab_size - 1}"
+            )
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of a block's MLP."""
+        return round(self.embed_dim * self.mlp_ratio)
 
     @property
     def causal(self) -> bool:
         """Whether a token sees only those before it."""
-        return self.kind != "ldm-bert"
+        return self.type != "ldm-bert"
 
     @property
     def inner(self) -> int:
         """Width of all heads together."""
-        return self.heads * (self.head_dim or self.width // self.heads)
+        return self.num_heads * (self.head_dim or self.embed_dim // self.num_heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,33 +94,35 @@ class ClassTokenConfig:
     """A class as a prompt of one token (Rombach et al. 2022, Appendix E.2.1). Checked when made."""
 
     num_classes: int
-    width: int = 512
+    embed_dim: int = 512
     null_class: bool = True
     """One more row, after the classes, that stands for no class: what guidance is measured against."""
 
     def __post_init__(self):
         check(self)
-        if self.num_classes < 1 or self.width < 1:
-            raise UserError(f"num_classes is {self.num_classes} and width {self.width}, which must be at least 1")
+        if self.num_classes < 1 or self.embed_dim < 1:
+            raise UserError(
+                f"num_classes is {self.num_classes} and embed_dim {self.embed_dim}, which must be at least 1"
+            )
 
 
 def _clip(width: int, depth: int, heads: int, **more) -> TextConfig:
-    form = {"kind": "clip", "vocab_size": 49408, "mlp_dim": 4 * width}
-    return TextConfig(**{**form, "width": width, "depth": depth, "heads": heads, **more})
+    form = {"type": "clip", "vocab_size": 49408}
+    return TextConfig(**{**form, "embed_dim": width, "depth": depth, "num_heads": heads, **more})
 
 
 def _bert(width: int, depth: int, **more) -> TextConfig:
-    form = {"kind": "ldm-bert", "vocab_size": 30522, "heads": 8, "head_dim": 64, "mlp_dim": 4 * width, "logits": True}
-    return TextConfig(**{**form, "width": width, "depth": depth, **more})
+    form = {"type": "ldm-bert", "vocab_size": 30522, "num_heads": 8, "head_dim": 64, "logits": True}
+    return TextConfig(**{**form, "embed_dim": width, "depth": depth, **more})
 
 
 SIZES: dict[str, TextConfig] = {
-    "clip-l": _clip(768, 12, 12, activation="quick_gelu", pad=49407),                    # SD 1
-    "openclip-h": _clip(1024, 23, 16, kind="openclip"),                                  # SD 2 as diffusers keeps it
-    "openclip-h-whole": _clip(1024, 24, 16, kind="openclip", skip=1),                    # SD 2 in single files
-    "ldm-bert": _bert(1280, 32),                                                         # txt2img-1p4B
-    "ldm-bert-640": _bert(640, 32),                                                      # text2img256
-    "ldm-layout-text": _bert(512, 16, vocab_size=8192, length=92, boxes=True),                # layout2img-openimages256
+    "clip-l": _clip(768, 12, 12, activation="quick_gelu", pad_token=49407),  # SD 1
+    "openclip-h": _clip(1024, 23, 16, type="openclip"),  # SD 2 as diffusers keeps it
+    "openclip-h-whole": _clip(1024, 24, 16, type="openclip", skip_last_blocks=1),  # SD 2 in single files
+    "ldm-bert": _bert(1280, 32),  # txt2img-1p4B
+    "ldm-bert-640": _bert(640, 32),  # text2img256
+    "ldm-layout-text": _bert(512, 16, vocab_size=8192, max_length=92, boxes=True),  # layout2img-openimages256
 }
 
 CLASS_SIZES: dict[str, ClassTokenConfig] = {
@@ -113,9 +134,9 @@ CLASS_SIZES: dict[str, ClassTokenConfig] = {
 def parameters(config: TextConfig | ClassTokenConfig) -> int:
     """Number of parameters in closed form; a test holds it equal to the built network's."""
     if isinstance(config, ClassTokenConfig):
-        return (config.num_classes + int(config.null_class)) * config.width
-    d, inner, hidden = config.width, config.inner, config.mlp_dim
+        return (config.num_classes + int(config.null_class)) * config.embed_dim
+    d, inner, hidden = config.embed_dim, config.inner, config.mlp_dim
     qkv = 3 * d * inner + (3 * inner if config.causal else 0)
     block = 4 * d + qkv + inner * d + d + 2 * d * hidden + hidden + d
-    table = (config.vocab_size + config.added + config.length) * d
+    table = (config.vocab_size + config.num_added_tokens + config.max_length) * d
     return table + config.depth * block + 2 * d + ((d + 1) * config.vocab_size if config.logits else 0)

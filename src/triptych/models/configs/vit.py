@@ -22,8 +22,8 @@ class ViTConfig:
     depth: int
     """L: number of encoder blocks."""
     num_heads: int
-    mlp_dim: int
-    """Hidden width of a block's MLP; 4 D in the paper."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over `embed_dim`."""
     num_classes: int = 1000
     """0 leaves the classifier out: the output is the pooled token, or the hidden layer of an MLP head."""
     stem: Literal["patch", "conv", "resnet"] = "patch"
@@ -35,7 +35,7 @@ class ViTConfig:
     class_token: bool = True
     distill_token: bool = False
     """DeiT's second token with a head of its own; at inference the two heads' logits are averaged."""
-    registers: int = 0
+    num_registers: int = 0
     """Extra tokens without a position, read by nobody (Darcet et al. 2024)."""
     position: Literal["learned", "sincos", "rotary", "none"] = "learned"
     prefix_positions: bool = True
@@ -57,25 +57,27 @@ class ViTConfig:
     layer_scale: float | None = None
     """Initial gain of each branch's channels; none leaves the gains out."""
     norm_eps: float = 1e-6
-    drop_path: float = 0.0
+    drop_path_rate: float = 0.0
     """Stochastic depth of the last block; the first has 0, linear between."""
     dropout: float = 0.0
 
     def __post_init__(self):
         check(self)
-        for name in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads", "mlp_dim"):
+        for name in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
+        if self.mlp_ratio <= 0:
+            raise UserError(f"mlp_ratio is {self.mlp_ratio}, which must be positive")
         if self.head_dim < 0:
             raise UserError(f"head_dim is {self.head_dim}, which must be 0 (as wide as a token) or more")
         if self.embed_dim % self.num_heads:
             raise UserError(
                 f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}; change one of the two"
             )
-        if min(self.image_size) < 1 or self.num_classes < 0 or self.registers < 0:
+        if min(self.image_size) < 1 or self.num_classes < 0 or self.num_registers < 0:
             raise UserError(
                 f"image_size {self.image_size} must be positive; num_classes {self.num_classes} and "
-                f"registers {self.registers} cannot be negative"
+                f"registers {self.num_registers} cannot be negative"
             )
         if self.position == "sincos" and self.embed_dim % 4:
             raise UserError(
@@ -91,15 +93,20 @@ class ViTConfig:
             raise UserError("pool='token+mean' is twice as wide as the final norm; use norm_after_pool=False")
         if self.distill_token and not (self.class_token and self.pool == "token" and self.head == "linear"):
             raise UserError("distill_token needs class_token=True, pool='token' and head='linear'")
-        if not 0 <= self.drop_path < 1 or not 0 <= self.dropout < 1:
+        if not 0 <= self.drop_path_rate < 1 or not 0 <= self.dropout < 1:
             raise UserError(
-                f"drop_path {self.drop_path} and dropout {self.dropout} must be at least 0 and below 1"
+                f"drop_path_rate {self.drop_path_rate} and dropout {self.dropout} must be at least 0 and below 1"
             )
         if self.stem == "conv" and not self.stem_widths:
             raise UserError("stem='conv' needs stem_widths, for example (32, 64, 128)")
         if self.stem == "resnet" and (len(self.stem_widths) != 1 or self.stem_widths[0] % 32):
             needed = "stem_widths=(width of the root,), a multiple of 32 such as (64,)"
             raise UserError(f"stem='resnet' needs {needed}, got {self.stem_widths}")
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of a block's MLP."""
+        return round(self.embed_dim * self.mlp_ratio)
 
     @property
     def stride(self) -> int:
@@ -119,7 +126,7 @@ class ViTConfig:
     @property
     def prefix(self) -> int:
         """Tokens before the patches: class, distillation, registers."""
-        return int(self.class_token) + int(self.distill_token) + self.registers
+        return int(self.class_token) + int(self.distill_token) + self.num_registers
 
 
 def grid_at(config: ViTConfig, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -134,7 +141,6 @@ def _size(patch: int, dim: int, depth: int, heads: int, **more) -> ViTConfig:
             "embed_dim": dim,
             "depth": depth,
             "num_heads": heads,
-            "mlp_dim": 4 * dim,
             **more,
         }
     )
@@ -154,7 +160,7 @@ DINOV2 = {"image_size": (518, 518), "num_classes": 0, "layer_scale": 1e-5}
 DINOV3 = {
     "num_classes": 0,
     "layer_scale": 1e-5,
-    "registers": 4,
+    "num_registers": 4,
     "position": "rotary",
     "qkv_bias": "qv",
     "norm_eps": 1e-5,
@@ -182,7 +188,7 @@ SIZES |= {
     "dinov2-s14": _size(14, 384, 12, 6, **DINOV2),
     "dinov2-b14": _size(14, 768, 12, 12, **DINOV2),
     "dinov2-l14": _size(14, 1024, 24, 16, **DINOV2),
-    "dinov2-g14": _size(14, 1536, 40, 24, mlp="swiglu", **DINOV2 | {"mlp_dim": 4096}),
+    "dinov2-g14": _size(14, 1536, 40, 24, mlp="swiglu", mlp_ratio=4096 / 1536, **DINOV2),
     "dinov3-s16": _size(16, 384, 12, 6, **DINOV3),
     "dinov3-b16": _size(16, 768, 12, 12, **DINOV3),
     "dinov3-l16": _size(16, 1024, 24, 16, **DINOV3),
@@ -200,7 +206,7 @@ SIZES |= {
         head="cosine",
         num_classes=1032,
         layer_scale=0.1,
-        drop_path=0.05,
+        drop_path_rate=0.05,
     ),
 }
 

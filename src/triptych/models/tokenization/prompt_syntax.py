@@ -102,7 +102,7 @@ def extract_loras(prompt: str) -> tuple[str, list[Lora]]:
         except ValueError as problem:
             raise UserError(f"{match[0]} has the weight {weight!r}, which must be a number such as 0.8") from problem
         if not name or not abs(loras[-1].weight) <= LARGEST:
-            raise UserError(f"{match[0]} must be a name and a number, such as <lora:watercolour:0.8>")
+            raise UserError(f"{match[0]} must be a name and a number, such as <lora:watercolor:0.8>")
     return _LORA.sub("", prompt), loras
 
 

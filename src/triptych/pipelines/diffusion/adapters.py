@@ -86,7 +86,7 @@ class Adapters:
         requested = {"loras": record.loras, "embeddings": record.embeddings, "hashes": self.hashes(record)}
         if requested == self._current:
             return False
-        if self.net.text is None and self.net.config.text is not None:
+        if self.net.text_encoder is None and self.net.config.text_encoder is not None:
             raise ConfigError(
                 "the text encoder was freed after the first prompts (low_memory=True); make a new pipeline for other "
                 "LoRAs or words"
@@ -105,7 +105,7 @@ class Adapters:
         return True
 
     def _remember_text_encoder(self) -> None:
-        encoder = self.net.text
+        encoder = self.net.text_encoder
         if self._original is None and isinstance(encoder, TextEncoder):
             self._original = (encoder.tokens, encoder.tokenizer, encoder.config)
 
@@ -113,7 +113,7 @@ class Adapters:
         if self._applied is not None:
             self._applied.undo()
         if self._original is not None:
-            encoder = self.net.text
+            encoder = self.net.text_encoder
             encoder.tokens, tokenizer, encoder.config = self._original
             encoder.tokenizer = tokenizer
         self._applied = self._original = None

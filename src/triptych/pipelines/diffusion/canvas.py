@@ -111,7 +111,7 @@ def make_canvas(
 
 
 def grayscale(image: ImageInput) -> UInt8[np.ndarray, "H W"]:
-    """The mean of a picture's colours."""
+    """The mean of a picture's colors."""
     return np.rint(decode(image, name=name_of(image)).mean(axis=2)).astype(np.uint8)
 
 
@@ -129,7 +129,7 @@ def read_class_map(
     """The classes of a map's pixels, one number each, 255 for none; stretched to a size if one is given.
 
     Raises:
-        UserError: it holds colours, or a number that is no class.
+        UserError: it holds colors, or a number that is no class.
     """
     name = name_of(picture)
     if isinstance(picture, np.ndarray):

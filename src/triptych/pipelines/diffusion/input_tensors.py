@@ -99,17 +99,17 @@ class InputTensors:
             self.hashes["mask_image"] = digest(canvas.mask)
         self.tensors["canvas"] = canvas
         images = canvas.images(config.autoencoder.in_channels)
-        if record.task == "image_to_image" or config.beside == "nothing" or record.strength != 1:
+        if record.task == "image_to_image" or config.concat == "none" or record.strength != 1:
             self.tensors["init_latents"] = self._encode(images)
         if record.task == "inpaint":
             latent_mask, hole = canvas.latent_mask(factor), canvas.pixel_mask()
-            if config.beside == "nothing":
+            if config.concat == "none":
                 self.tensors["latent_mask"] = latent_mask
             else:
                 masked = self._masked_channels(images, hole, latent_mask)
                 self.tensors["concat"] = lambda seeds: masked
         rows, columns = canvas.size[0] // factor, canvas.size[1] // factor
-        if size is None and rows * columns > WARN_AREA_RATIO * math.prod(config.unet.latent_size):
+        if size is None and rows * columns > WARN_AREA_RATIO * math.prod(config.network.latent_size):
             height, width = config.image_size
             log.warning(
                 "the image is processed at its own %dx%d pixels, but the model was trained on %dx%d: this takes long "
@@ -120,7 +120,7 @@ class InputTensors:
 
     def _masked_channels(self, images: Tensor, hole: Tensor, latent_mask: Tensor) -> Tensor:
         """Mask and masked image as an inpainting network takes them."""
-        if self.config.beside == "mask+masked":  # Stable Diffusion: the hole is gray, the mask 0 and 1
+        if self.config.concat == "mask+masked_image":  # Stable Diffusion: the hole is gray, the mask 0 and 1
             masked = self._encode(images * (1 - hole))
             return torch.cat([latent_mask.to(masked), masked], dim=1)
         # The paper, as CompVis trained it: the hole is black, the mask -1 and 1.
@@ -131,11 +131,11 @@ class InputTensors:
         """Read the image to upscale, with noise of its own for each seed if the model was trained with noise."""
         low = make_canvas(self.images["init_image"], 1)
         self.hashes["init_image"] = digest(low.original)
-        image, config, noise_level = low.images(), self.config.low_process, self.record.noise_level
+        image, config, noise_level = low.images(), self.config.low_res_process, self.record.noise_level
         if config is None:
             self.tensors["concat"] = lambda seeds: image
             return low.size
-        most = min(self.config.unet.num_classes, config.steps) - 1
+        most = min(self.config.network.num_classes, config.num_timesteps) - 1
         if noise_level > most:
             raise ConfigError(f"noise_level is {noise_level}, which must be from 0 to {most}")
         level = Process(config).level(noise_level)
@@ -147,7 +147,7 @@ class InputTensors:
 
     def _read_class_map(self) -> tuple[int, int]:
         """Read and encode the class map; return the latents' height and width."""
-        config, encoder, factor = self.config.map, self.net.map, self.codec.factor
+        config, encoder, factor = self.config.semantic_map, self.net.semantic_map, self.codec.factor
         assert config is not None
         assert encoder is not None
         classes = read_class_map(self.images["class_map"], config.num_classes, self._size())

@@ -39,7 +39,7 @@ class LatentCodec:
 
     @property
     def factor(self) -> int:
-        return self.autoencoder.config.factor
+        return self.autoencoder.config.downsample_factor
 
     def encode(
         self, images: Float[Tensor, "1 c h w"], tiles: Tiles = "auto", tiling: Tiling = ""

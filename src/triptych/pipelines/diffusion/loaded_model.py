@@ -140,10 +140,15 @@ class LoadedModel:
                     f"the decoder {file} is a {type(net).__name__}; give an autoencoder, such as TAESD's"
                 )
             own, other = self.net.config.autoencoder, net.config
-            if (own.latent_channels, own.factor) != (other.latent_channels, other.factor):
+            if (own.latent_channels, own.downsample_factor) != (
+                other.latent_channels,
+                other.downsample_factor,
+            ):
                 raise ConfigError(
-                    f"the decoder {file} takes latents of {other.latent_channels} channels at 1/{other.factor}, the "
-                    f"model's have {own.latent_channels} at 1/{own.factor}; give one that was made for them"
+                    f"the decoder {file} takes latents of {other.latent_channels} channels at "
+                    f"1/{other.downsample_factor}, "
+                    f"the model's have {own.latent_channels} at 1/{own.downsample_factor}; give one "
+                    "that was made for them"
                 )
             codec = LatentCodec(place_network(net, self.device, self.dtype))
             self._decoders[file] = fingerprint(net)[:12], codec
@@ -153,11 +158,11 @@ class LoadedModel:
         """Return the contexts of prompts, one row each."""
         if prompts in self._contexts:
             return self._contexts[prompts]
-        if self.net.text is None:
+        if self.net.text_encoder is None:
             raise ConfigError(
                 "the text encoder was freed after the first prompts (low_memory=True); make a new pipeline for others"
             )
-        contexts = self.net.text.encode_prompts(prompts)
+        contexts = self.net.text_encoder.encode_prompts(prompts)
         if self.low_memory:
             self._contexts = {prompts: contexts}
             self.net.drop_text()

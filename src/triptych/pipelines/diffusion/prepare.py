@@ -14,7 +14,7 @@ from triptych.diffusion.schedule import Levels, from_strength, spaced_levels
 from triptych.errors import ConfigError, DataError
 from triptych.models.configs.dit import DiTConfig
 from triptych.models.configs.latent_diffusion import (
-    Beside,
+    ConcatConditioning,
     Condition,
     GenerationTask,
     LatentDiffusionConfig,
@@ -27,13 +27,13 @@ from triptych.pipelines.diffusion.loaded_model import LoadedModel
 from triptych.pipelines.diffusion.options import IMAGE_ROLES, GenerationRecord
 from triptych.pipelines.image_input import ImageInput, name_of
 
-SPATIAL: dict[Beside, str] = {
-    "nothing": "takes no spatial condition",
-    "mask+masked": "is made to inpaint",
-    "masked+mask": "is made to inpaint",
+SPATIAL: dict[ConcatConditioning, str] = {
+    "none": "takes no spatial condition",
+    "mask+masked_image": "is made to inpaint",
+    "masked_image+mask": "is made to inpaint",
     "depth": "takes a depth map",
     "image": "is made to upscale",
-    "map": "takes a map of classes",
+    "semantic_map": "takes a map of classes",
 }
 # Condition -> what the model takes, and how to give it.
 USAGE: dict[Condition, str] = {
@@ -41,7 +41,7 @@ USAGE: dict[Condition, str] = {
     "class": "takes a class, not a prompt: use class_conditional, or --class NAME-or-NUMBER",
     "boxes": "takes boxes, not a prompt: use layout, or --box CLASS:LEFT,TOP,RIGHT,BOTTOM",
     "image": "is conditioned on images, for which there is no task here: take the context of "
-    "ldm.text(images), ldm.denoiser(context) and a sampler",
+    "ldm.text_encoder(images), ldm.denoiser(context) and a sampler",
     "nothing": "takes neither prompt nor class: use unconditional, or leave PROMPT and --class out",
 }
 CONDITION_OF_TASK: dict[GenerationTask, Condition] = {
@@ -105,11 +105,11 @@ def check_task(config: LatentDiffusionConfig, record: GenerationRecord, name: st
     other = CONDITION_OF_TASK.get(task, condition) != condition
     if other or condition == "image" or (prompted and condition != "text"):
         raise ConfigError(f"{name} {USAGE[condition]}")
-    if record.tiling and isinstance(config.unet, DiTConfig):
+    if record.tiling and isinstance(config.network, DiTConfig):
         raise ConfigError(f"{name} has a DiT, which cannot wrap around as a UNet can; leave tiling out")
     if task not in config.tasks:
         raise ConfigError(
-            f"{name} {SPATIAL[config.beside]}: it does {', '.join(config.tasks) or 'no task here'}, not {task}"
+            f"{name} {SPATIAL[config.concat]}: it does {', '.join(config.tasks) or 'no task here'}, not {task}"
         )
 
 
@@ -183,7 +183,7 @@ def _guidance_scale(net: LatentDiffusion, record: GenerationRecord) -> float:
             return 1.0
         if record.task == "upscale":
             return UPSCALING_GUIDANCE_SCALE
-        return net.card.guidance or GUIDANCE_SCALE[condition]
+        return net.card.guidance_scale or GUIDANCE_SCALE[condition]
     if record.guidance_scale != 1 and not guidable:
         reasons = {"class": "has no null class", "boxes": "has no empty layout"}
         raise ConfigError(
@@ -199,7 +199,7 @@ def _contexts(
 ) -> dict[str, Any]:
     """The `SamplingJob`'s contexts, or its labels and null label."""
     net, record = model.net, records[0]
-    condition, encoder = net.config.condition, net.text
+    condition, encoder = net.config.condition, net.text_encoder
     guided = guidance_scale != 1
     if condition == "nothing":
         return {}
@@ -208,13 +208,13 @@ def _contexts(
         if len(labels) < len(records):
             raise ConfigError("this model takes a class; name one")
         if encoder is None:
-            return {"labels": labels, "null_label": net.config.unet.num_classes if guided else None}
+            return {"labels": labels, "null_label": net.config.network.num_classes if guided else None}
         return {
             "context": encoder(labels),
             "negative_context": encoder([encoder.null]) if guided else None,
         }
     if condition == "boxes":
-        tokens = box_tokens(net.config.text, record.boxes)
+        tokens = box_tokens(net.config.text_encoder, record.boxes)
         return {"context": encoder.encode_tokens(tokens.to(encoder.positions.device))}
     prompts = tuple(one.prompt for one in records)
     if len(set(prompts)) == 1:
@@ -236,8 +236,8 @@ def _roles(config: LatentDiffusionConfig, task: GenerationTask) -> list[str]:
     """The images that a task needs."""
     roles = ["init_image"] if task in ("image_to_image", "inpaint", "upscale") else []
     roles += ["mask_image"] if task == "inpaint" else []
-    roles += ["depth_map"] if config.beside == "depth" else []
-    return roles + (["class_map"] if config.beside == "map" else [])
+    roles += ["depth_map"] if config.concat == "depth" else []
+    return roles + (["class_map"] if config.concat == "semantic_map" else [])
 
 
 def _input_image(role: str, record: GenerationRecord, images: Mapping[str, ImageInput | None]) -> ImageInput:

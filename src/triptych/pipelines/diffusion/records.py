@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from triptych.errors import ConfigError, near_names_hint
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.diffusion.options import SEEDS, GenerationRecord
@@ -32,7 +32,7 @@ def batchable_groups(
     Records of one prompt are one group, whatever their number. Others are grouped up to the batch size by the length
     of their contexts and by the LoRAs that their prompts ask for.
     """
-    chunks = getattr(net.text, "chunks", None)
+    chunks = getattr(net.text_encoder, "chunks", None)
     if chunks is None or len({record.prompt for record in records}) < 2:
         yield list(records)
         return
@@ -50,7 +50,7 @@ def batchable_groups(
 
 
 def with_class(
-    record: GenerationRecord, name: int | str, config: LatentDiffusionConfig, card: Card
+    record: GenerationRecord, name: int | str, config: LatentDiffusionConfig, card: ModelCard
 ) -> GenerationRecord:
     """Return the record for one class of a model.
 

@@ -106,7 +106,7 @@ class SamplingLoop:
         Raises:
             ConfigError: latents became NaN or infinite.
         """
-        record, network = job.records[0], self.net.unet
+        record, network = job.records[0], self.net.network
         batches = -(-len(rows) // batch_size)
         with (
             nullcontext() if self.model.low_memory or self.model.compiled else packed(network),
@@ -189,7 +189,7 @@ class SamplingLoop:
                 label = torch.tensor(job.labels)[rows if len(job.labels) > 1 else [0]].expand(count)
                 null = label if job.null_label is None else torch.full_like(label, job.null_label)
                 labels = torch.cat([label, *[null] * (repeats - 1)]).to(self.model.device)
-            return self.net.denoiser(context, beside=channels, labels=labels)
+            return self.net.denoiser(context, concat=channels, labels=labels)
 
         context = job.context
         if context is not None:

@@ -48,7 +48,7 @@ class SwinExplanation(Explained):
     """What the first map's cells give to the mean of the last map; sums to 1."""
     point_rollout: Float[np.ndarray, "stages h w"]
     """What they give to the cell at the point, at the end of each stage; each sums to 1."""
-    colours: list[Float[np.ndarray, "_ _ 3"]]
+    colors: list[Float[np.ndarray, "_ _ 3"]]
     """Directions of each map's cells: their first three principal components, each from 0 to 1."""
     share: Float[np.ndarray, "stages 3"]
     """Of the variance, that each of them explains."""
@@ -73,7 +73,7 @@ class SwinExplanation(Explained):
         )
         named = {name: getattr(self, name) for name in (*names, "filter_share")}
         named["point"] = np.array(self.point, np.float32)
-        for name in ("attention", "colours", "norms"):
+        for name in ("attention", "colors", "norms"):
             named |= {f"{name}_{s}": array for s, array in enumerate(getattr(self, name), start=1)}
         return named
 
@@ -110,7 +110,7 @@ def explain_swin(
     attention = [maps[block.name][0] for block in blocks]
     paid = [attention_at(weights, block, at) for weights, block in zip(attention, blocks, strict=True)]
     last = blocks[-1].size
-    shown = [colours(z[0]) for z in features]
+    shown = [colors(z[0]) for z in features]
     components, filter_share = first_filters(swin)
     return SwinExplanation(
         source=name_of(image),
@@ -128,7 +128,7 @@ def explain_swin(
         strides=np.array(swin.strides),
         rollout=rollout(attention, blocks, torch.full((1, *last), 1 / (last[0] * last[1])))[0].numpy(),
         point_rollout=point_rollout(attention, blocks, at).numpy(),
-        colours=[c for c, _ in shown],
+        colors=[c for c, _ in shown],
         share=np.stack([s for _, s in shown]),
         norms=[z[0].norm(dim=-1).numpy() for z in features],
         filters=components,
@@ -175,7 +175,7 @@ def point_rollout(
     return torch.stack(rows)
 
 
-def colours(
+def colors(
     z: Float[Tensor, "h w d"],
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, " 3"]]:
     """Directions of a map's cells as red, green and blue: their first three principal components, and the share of the

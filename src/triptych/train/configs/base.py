@@ -124,7 +124,7 @@ class ClassifyConfig(DataAndModel):
     """Fraction of the image that the center crop of evaluation keeps; none is that of the weights, or 0.875."""
     head: Literal["linear", "mlp", "cosine"] | None = None
     """Head for a new set of classes; none is linear, as in fine-tuning; mlp is that of ViT pre-training."""
-    drop_path: float | None = None
+    drop_path_rate: float | None = None
     """Stochastic depth rate of the last block; none is the model's own."""
     train: Literal["all", "head", "lora"] = "all"
     """Train all weights, only the head (linear probe), or low-rank updates of the attention's products and the head."""
@@ -146,7 +146,7 @@ class ClassifyConfig(DataAndModel):
         need_at_least(self, 0, "frozen_blocks")
         need_at_least(self, 1, "lora_rank")
         need_fraction(self, "teacher_share")
-        need_fraction(self, "drop_path", below_one=True)
+        need_fraction(self, "drop_path_rate", below_one=True)
         need(self.temperature > 0, self, "temperature", "positive")
         need(self.eval_crop is None or 0 < self.eval_crop <= 1, self, "eval_crop", "above 0 and at most 1")
         if self.train != "all" and self.init is None:
@@ -195,7 +195,7 @@ class SegmentConfig(DataAndModel):
     the classes are the same); of a classifier or a masked pre-training, the backbone is used."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """Dense head; `num_classes` is set from the data. With `init` of a segmenter, it must be the head that it has."""
-    drop_path: float | None = None
+    drop_path_rate: float | None = None
     """Stochastic depth rate of the backbone's last block; none is the model's own."""
     frozen_blocks: int = 0
     """Freeze the embedding and this many of the first blocks of the backbone."""
@@ -204,7 +204,7 @@ class SegmentConfig(DataAndModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         need_at_least(self, 0, "frozen_blocks")
-        need_fraction(self, "drop_path", below_one=True)
+        need_fraction(self, "drop_path_rate", below_one=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +223,11 @@ class PretrainConfig(DataAndModel):
     """Side in pixels of the squares that are masked; a multiple of the backbone's patch size."""
     mask_ratio: float = 0.6
     """Fraction of the squares that are masked."""
-    drop_path: float | None = None
+    drop_path_rate: float | None = None
     """Stochastic depth rate of the last block; none is the model's own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         need_at_least(self, 1, "mask_patch")
         need(0 < self.mask_ratio < 1, self, "mask_ratio", "above 0 and below 1")
-        need_fraction(self, "drop_path", below_one=True)
+        need_fraction(self, "drop_path_rate", below_one=True)

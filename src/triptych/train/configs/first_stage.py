@@ -66,7 +66,7 @@ class CompressConfig(DataAndModel):
     model: str = "kl-f8"
     """Autoencoder by name (`triptych list "kl*"`), with random weights; ignored if `init` is given."""
     model_args: tuple[str, ...] = ()
-    """Changes to the named autoencoder, such as latent_channels=8 multipliers=[1,2,4]."""
+    """Changes to the named autoencoder, such as latent_channels=8 channel_multipliers=[1,2,4]."""
     image_size: tuple[int, int] | None = None
     """Height and width in pixels of the crops to train at, multiples of its factor; none is the model's own."""
     enlarge: bool = False

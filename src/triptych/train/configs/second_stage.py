@@ -22,9 +22,9 @@ class CaptionConfig:
     """Pretrained text encoder to use: a file, folder or hub id of one, or of a Stable Diffusion model."""
     vocabulary: int = 8192
     """Maximum size of the vocabulary; few captions have fewer byte pairs."""
-    length: int = 0
+    max_length: int = 0
     """Tokens per caption with start and end token, longer ones are cut; 0 is as many as the longest has, at most 77."""
-    width: int = 256
+    embed_dim: int = 256
     """Channels of a token."""
     depth: int = 4
     """Number of blocks."""
@@ -37,10 +37,18 @@ class CaptionConfig:
         check(self)
         need(self.vocabulary >= 259, self, "vocabulary", "at least 259: the bytes, start, end and padding")
         need(
-            self.length == 0 or self.length >= 3, self, "length", "0, or at least 3: a start, a token, an end"
+            self.max_length == 0 or self.max_length >= 3,
+            self,
+            "max_length",
+            "0, or at least 3: a start, a token, an end",
         )
         need_at_least(self, 1, "depth", "head_dim")
-        need(self.width >= 1 and self.width % self.head_dim == 0, self, "width", "a multiple of head_dim")
+        need(
+            self.embed_dim >= 1 and self.embed_dim % self.head_dim == 0,
+            self,
+            "embed_dim",
+            "a multiple of head_dim",
+        )
         need(
             self.encoder is None or self.train != "on",
             self,
@@ -140,7 +148,7 @@ class SecondStageConfig(DataAndModel):
     model: str = "unet-s"
     """Denoiser by name, with random weights; ignored if `init` is given."""
     model_args: tuple[str, ...] = ()
-    """Changes to the named denoiser, such as width=96 multipliers=[1,2,3]."""
+    """Changes to the named denoiser, such as width=96 channel_multipliers=[1,2,3]."""
     init: str | None = None
     """Start from the denoiser and text encoder of this latent diffusion model: a RUN, file or hub id. Its process is
     kept; `process` can only ask for zero terminal SNR."""

@@ -82,7 +82,7 @@ def build_network(config: CompressConfig) -> Compression:
                 f"{name} is no autoencoder to train, KL or VQ; `triptych list` shows which there are"
             )
         size = config.image_size or net.config.image_size
-        factor = net.config.factor
+        factor = net.config.downsample_factor
         if any(side % factor for side in size):
             raise UserError(
                 f"image_size is {size[0]} x {size[1]}, and the autoencoder takes multiples of {factor}; change one"

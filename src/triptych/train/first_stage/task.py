@@ -39,7 +39,9 @@ class Compression(Network):
     def __init__(self, autoencoder: Autoencoder, config: CompressConfig):
         super().__init__()
         self.config, self.card, self.autoencoder = autoencoder.config, autoencoder.card, autoencoder
-        self.codebook = Codebook(autoencoder, config.codebook) if autoencoder.config.kind == "vq" else None
+        self.codebook = (
+            Codebook(autoencoder, config.codebook) if autoencoder.config.regularization == "vq" else None
+        )
         self.logvar = nn.Parameter(torch.zeros(()), requires_grad=config.logvar)
 
     def blocks(self) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from triptych.device import choose_device
 from triptych.diffusion.config import ProcessConfig
 from triptych.errors import UserError, require_known
 from triptych.metrics.cost import count_macs
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.autoencoder import FirstStage
 from triptych.models.configs import dit as dit_config
 from triptych.models.configs import unet as unet_config
@@ -54,16 +54,16 @@ def prepare(config: SecondStageConfig) -> Run:
         denoiser = denoiser_of(config, first_stage, latent, reader, start)
     model = LatentDiffusionConfig(
         autoencoder=first_stage.config,  # type: ignore[arg-type]
-        unet=denoiser.config,
-        text=None if reader is None else reader.config,
+        network=denoiser.config,
+        text_encoder=None if reader is None else reader.config,
         process=process_of(config, start),
     )
     how = replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop")
     classes = source.classes if config.condition == "class" else None
     guidance = (
-        config.samples.guidance if start is None else start.card.guidance
+        config.samples.guidance if start is None else start.card.guidance_scale
     )  # as it was looked at, it is used
-    card = replace(Card(preprocess=how, classes=classes, guidance=guidance), **origin(config))
+    card = replace(ModelCard(preprocess=how, classes=classes, guidance_scale=guidance), **origin(config))
     whole = SecondStage(model, denoiser, text)
     whole.card = card
     augment = match_preprocessing(config.augment, how)
@@ -150,10 +150,12 @@ def open_first_stage(config: SecondStageConfig) -> tuple[FirstStage, LatentDiffu
         )
     if start is not None:
         mine, its = loaded.config, start.config.autoencoder
-        if (mine.latent_channels, mine.factor) != (its.latent_channels, its.factor):
+        if (mine.latent_channels, mine.downsample_factor) != (its.latent_channels, its.downsample_factor):
             raise UserError(
-                f"first_stage {config.first_stage} has latents of {mine.latent_channels} channels at 1/{mine.factor}, "
-                f"init {config.init} was trained on {its.latent_channels} at 1/{its.factor}; leave one of the two out"
+                f"first_stage {config.first_stage} has latents of {mine.latent_channels} channels at "
+                f"1/{mine.downsample_factor}, "
+                f"init {config.init} was trained on {its.latent_channels} at 1/{its.downsample_factor}; "
+                "leave one of the two out"
             )
     return loaded, start
 
@@ -167,7 +169,7 @@ def process_of(config: SecondStageConfig, start: LatentDiffusion | None) -> Proc
 
 def latent_size(config: SecondStageConfig, first_stage: FirstStage, size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the latents."""
-    factor = first_stage.config.factor
+    factor = first_stage.config.downsample_factor
     if any(side % factor for side in size):
         near = [max(1, round(side / factor)) * factor for side in size]
         raise UserError(
@@ -185,20 +187,20 @@ def denoiser_of(
     start: LatentDiffusion | None,
 ) -> Network:
     """The denoiser to train: by name with random weights, or loaded."""
-    width = 0 if reader is None else reader.config.width
+    width = 0 if reader is None else reader.config.embed_dim
     if start is not None:
-        if start.config.beside != "nothing":
+        if start.config.concat != "none":
             raise UserError(
-                f"init {config.init} takes {start.config.beside} beside its latents, of which the data have nothing; "
+                f"init {config.init} takes {start.config.concat} beside its latents, of which the data have nothing; "
                 "start from a model that paints from its prompt alone"
             )
-        if start.config.unet.context_dim != width:
+        if start.config.network.context_dim != width:
             raise UserError(
-                f"init {config.init} reads a condition of width {start.config.unet.context_dim}, and condition "
+                f"init {config.init} reads a condition of width {start.config.network.context_dim}, and condition "
                 f"{config.condition!r} gives {width}; start from a model of the same kind"
             )
-        start.unet.config = replace(start.unet.config, latent_size=latent)
-        return start.unet
+        start.network.config = replace(start.network.config, latent_size=latent)
+        return start.network
     channels = first_stage.config.latent_channels
     made: dict[str, Any] = {
         "latent_size": latent,
@@ -210,7 +212,7 @@ def denoiser_of(
     }
     named = denoiser_named(config.model)
     if isinstance(named, DiTConfig):
-        made["learned_sigma"] = False
+        made["learn_sigma"] = False
     known = {field.name for field in fields(named)}
     if wrong := [name for name in parsed(config.model_args) if name not in known]:
         raise UserError(f"{config.model} has no field {wrong[0]!r}; it has {', '.join(sorted(known))}")
@@ -225,11 +227,11 @@ def denoiser_named(name: str) -> UNetConfig | DiTConfig:
 
 def denoiser_macs(net: SecondStage) -> int:
     """Of one step of the denoiser for one picture."""
-    config, text = net.config.unet, net.config.text
+    config, text = net.config.network, net.config.text_encoder
     shapes: list[tuple[int, ...]] = [(1, config.in_channels, *config.latent_size), (1,)]
     if text is not None:
-        shapes.append((1, text.length if isinstance(text, TextConfig) else 1, text.width))
-    return count_macs(net.unet, *shapes)
+        shapes.append((1, text.max_length if isinstance(text, TextConfig) else 1, text.embed_dim))
+    return count_macs(net.network, *shapes)
 
 
 def fingerprint(source: Source, frozen: Sequence[Network]) -> str:

@@ -44,11 +44,11 @@ def condition_of(
         return _class_condition(config, source, held_out, start)
     if config.condition == "image":
         return _image_condition(config, source, held_out, start)
-    text: Any = None if start is None else start.text
+    text: Any = None if start is None else start.text_encoder
     if config.train == "words":
         text = teach(text, config.word, config.init)
         sayings = [naming(one, config.word) for one in (source, held_out)]
-        of = (text.tokenizer, text.config.length, text.config.pad)
+        of = (text.tokenizer, text.config.max_length, text.config.pad_token)
         return text, None, Captions(sayings[0], *of), Captions(sayings[1], *of)
     sayings = [captions(one, config.data) for one in (source, held_out)]
     encoder = text_encoder(config.text.encoder) if config.text.encoder is not None else text
@@ -60,7 +60,7 @@ def condition_of(
         text = _own_text(config, [text for texts in sayings[0] for text in texts])
     if not isinstance(text, TextEncoder):
         raise UserError(f"init {config.init} reads no captions; give another --condition")
-    of = (text.tokenizer, text.config.length, text.config.pad)
+    of = (text.tokenizer, text.config.max_length, text.config.pad_token)
     return text, None, Captions(sayings[0], *of), Captions(sayings[1], *of)
 
 
@@ -68,7 +68,7 @@ def learns(config: SecondStageConfig, encoder: TextEncoder) -> bool:
     """Whether a text encoder that is there already learns with the rest."""
     if config.text.encoder is not None:
         return False
-    return config.text.train == "on" or (config.text.train == "auto" and encoder.config.kind == "ldm-bert")
+    return config.text.train == "on" or (config.text.train == "auto" and encoder.config.type == "ldm-bert")
 
 
 def _class_condition(
@@ -80,9 +80,9 @@ def _class_condition(
             "name --loading.label-column, or give --condition none"
         )
     count = len(source.classes)
-    text: Any = None if start is None else start.text
+    text: Any = None if start is None else start.text_encoder
     if text is None:
-        text = ClassToken(ClassTokenConfig(num_classes=count, width=config.text.width))
+        text = ClassToken(ClassTokenConfig(num_classes=count, embed_dim=config.text.embed_dim))
     if not isinstance(text, ClassToken) or text.config.num_classes != count or text.null is None:
         raise UserError(f"init {config.init} does not read {count} classes and no class; start from another")
     labels = [
@@ -95,7 +95,7 @@ def _class_condition(
 def _image_condition(
     config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
 ) -> tuple[Network, Network, Condition, Condition]:
-    seeing: Any = None if start is None else start.text
+    seeing: Any = None if start is None else start.text_encoder
     if seeing is None:
         backbone: Any = weights.load(config.image_encoder).float()
         if not isinstance(backbone, ViT | Swin):
@@ -106,7 +106,11 @@ def _image_condition(
         backbone.replace_head(0)
         seeing = ImageTokens(
             ImageTokensConfig(
-                backbone=backbone.config, width=config.text.width, size=how.size, mean=how.mean, std=how.std
+                backbone=backbone.config,
+                embed_dim=config.text.embed_dim,
+                image_size=how.size,
+                mean=how.mean,
+                std=how.std,
             )
         )
         seeing.backbone = backbone
@@ -145,14 +149,13 @@ def _own_text(config: SecondStageConfig, texts: Sequence[str]) -> TextEncoder:
     tokenizer = train_tokenizer(texts, settings.vocabulary)
     return TextEncoder(
         TextConfig(
-            kind="ldm-bert",
+            type="ldm-bert",
             vocab_size=tokenizer.size,
-            length=settings.length or tokens_needed(texts, tokenizer),
-            width=settings.width,
+            max_length=settings.max_length or tokens_needed(texts, tokenizer),
+            embed_dim=settings.embed_dim,
             depth=settings.depth,
-            heads=settings.width // settings.head_dim,
-            mlp_dim=4 * settings.width,
-            pad=tokenizer.pad,
+            num_heads=settings.embed_dim // settings.head_dim,
+            pad_token=tokenizer.pad,
         ),
         tokenizer,
     )
@@ -161,7 +164,7 @@ def _own_text(config: SecondStageConfig, texts: Sequence[str]) -> TextEncoder:
 def text_encoder(source: str) -> TextEncoder:
     """A text encoder by itself, or of a latent diffusion model."""
     loaded: Any = weights.load(source).float()
-    loaded = getattr(loaded, "text", loaded)
+    loaded = getattr(loaded, "text_encoder", loaded)
     if not isinstance(loaded, TextEncoder):
         raise UserError(f"text.encoder {source} holds no text encoder; give one, or a Stable Diffusion")
     return loaded

@@ -128,12 +128,12 @@ class FrozenCaptions(Captions):
 
     def __init__(self, sayings: Sequence[tuple[str, ...]], encoder: TextEncoder):
         config = encoder.config
-        super().__init__(sayings, encoder.tokenizer, config.length, config.pad)
+        super().__init__(sayings, encoder.tokenizer, config.max_length, config.pad_token)
         self.encoder = encoder
         self.kept: Tensor | None = None
         self.has = np.zeros(len(self.texts), bool)
-        if len(self.texts) * config.length * config.width * 2 <= KEPT_BYTES:
-            self.kept = torch.empty(len(self.texts), config.length, config.width, dtype=torch.float16)
+        if len(self.texts) * config.max_length * config.embed_dim * 2 <= KEPT_BYTES:
+            self.kept = torch.empty(len(self.texts), config.max_length, config.embed_dim, dtype=torch.float16)
 
     @torch.no_grad()
     def context(self, reader: Any, chosen: Chosen) -> Float[Tensor, "b n d"]:

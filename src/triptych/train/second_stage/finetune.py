@@ -90,8 +90,12 @@ class LowRankTuning(Tuning):
 def _is_read(name: str, base: SecondStage) -> bool:
     """Whether the weight has a part in what the network gives: not in the last blocks of a text encoder that is read
     before its end."""
-    found, text = re.match(r"text\.encoder\.(\d+)\.", name), base.config.text
-    return found is None or not isinstance(text, TextConfig) or int(found[1]) < text.depth - text.skip
+    found, text = re.match(r"text_encoder\.encoder\.(\d+)\.", name), base.config.text_encoder
+    return (
+        found is None
+        or not isinstance(text, TextConfig)
+        or int(found[1]) < text.depth - text.skip_last_blocks
+    )
 
 
 class WordTuning(Tuning):
@@ -100,12 +104,12 @@ class WordTuning(Tuning):
     def __init__(self, base: SecondStage, word: str):
         super().__init__()
         self.config, self.card, self.word = base.config, base.card, word
-        assert isinstance(base.text, TextEncoder)
-        rows = base.text.tokenizer.added[word]
-        self.vectors = nn.Parameter(base.text.tokens.weight[list(rows)].detach().clone())
+        assert isinstance(base.text_encoder, TextEncoder)
+        rows = base.text_encoder.tokenizer.added[word]
+        self.vectors = nn.Parameter(base.text_encoder.tokens.weight[list(rows)].detach().clone())
 
     def tensors(self, base: SecondStage) -> dict[str, Tensor]:
-        name = "text.tokens.weight"
+        name = "text_encoder.tokens.weight"
         return {name: torch.cat([base.get_parameter(name)[: -len(self.vectors)], self.vectors])}
 
     def save(self, whole: LatentDiffusion, folder: Path, said: Mapping[str, str]) -> None:
@@ -174,7 +178,7 @@ def tuning_of(config: SecondStageConfig, base: SecondStage) -> Tuning:
     """
     if config.train == "words":
         return WordTuning(base, config.word.name.strip())
-    if not isinstance(base.config.unet, UNetConfig):
+    if not isinstance(base.config.network, UNetConfig):
         raise UserError(
             f"train=lora writes updates of a UNet, and init {config.init} has a DiT; give --train all"
         )
@@ -193,7 +197,7 @@ def metadata(
         "ss_learning_rate": str(config.optim.lr),
         "ss_seed": str(config.loop.seed),
     }
-    width, guesses = base.config.unet.context_dim, base.config.process.prediction
+    width, guesses = base.config.network.context_dim, base.config.process.prediction
     if width in (768, 1024):  # the widths of the text encoders of Stable Diffusion 1 and 2
         version = "sd_v1" if width == 768 else "sd_v2" + ("_v" if guesses == "v" else "")
         said |= {"ss_v2": str(width == 1024), "ss_base_model_version": version}

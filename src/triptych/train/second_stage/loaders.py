@@ -96,7 +96,7 @@ def _bucketed(
     make: Callable[[Source, ImageShape], Any],
     workers: int,
 ) -> Loader:
-    shapes = bucket_shapes(how.size, config.buckets, first_stage.config.factor)
+    shapes = bucket_shapes(how.size, config.buckets, first_stage.config.downsample_factor)
     buckets = assign_buckets(source, shapes)
     dataset = BucketedDataset(buckets, lambda number, rows: make(Subset(source, rows), shapes[number]))
     order = BucketOrder(buckets, _batch_size(config, train), config.loop.seed, shuffle=train)

@@ -37,7 +37,7 @@ def paint(
         steps: of DPM-Solver++(2M).
         guidance: 1 is the prompt alone.
     """
-    if isinstance(ldm.text, ImageTokens):
+    if isinstance(ldm.text_encoder, ImageTokens):
         raise UserError(
             "samples are painted from prompts, and this model is shown pictures; set samples.count to 0"
         )
@@ -48,8 +48,8 @@ def paint(
     denoise = ldm.denoiser(contexts)
     if guides:
         denoise = guided(denoise, guidance)
-    size = (ldm.config.autoencoder.latent_channels, *ldm.config.unet.latent_size)
-    x = seeded_noise(range(count), size, device=next(ldm.unet.parameters()).device)
+    size = (ldm.config.autoencoder.latent_channels, *ldm.config.network.latent_size)
+    x = seeded_noise(range(count), size, device=next(ldm.network.parameters()).device)
     levels = spaced_levels(ldm.process, steps, usual_spacing("dpm++2m", ldm.config.process))
     for step in dpmpp_2m(denoise, x, levels):
         x = step.x
@@ -74,11 +74,13 @@ def write_sheet(images: Float[Tensor, "n 3 h w"], prompts: Sequence[str], path: 
 
 def _contexts(ldm: LatentDiffusion, prompts: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
     """Of the prompts, and of none."""
-    reader: Any = ldm.text
+    reader: Any = ldm.text_encoder
     if isinstance(reader, TextEncoder):
         # As they are: a caption's brackets are no weights, and what is too long is cut off without a word.
         ids = [
-            reader.tokenizer.framed(reader.tokenizer.ids(p), reader.config.length, reader.config.pad)
+            reader.tokenizer.framed(
+                reader.tokenizer.ids(p), reader.config.max_length, reader.config.pad_token
+            )
             for p in (*prompts, "")
         ]
         read = reader.encode_tokens(torch.tensor(ids, device=reader.positions.device))

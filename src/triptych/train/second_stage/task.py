@@ -19,7 +19,7 @@ from triptych.diffusion.config import NoiseConfig
 from triptych.diffusion.loss import diffusion_loss
 from triptych.diffusion.process import Process
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.autoencoder import FirstStage
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.models.image_tokens import ImageTokens, TokenProjection
@@ -38,12 +38,12 @@ class SecondStage(Network):
     def __init__(self, config: LatentDiffusionConfig, unet: Network, text: Network | None):
         super().__init__()
         self.config = config
-        self.card = Card()
-        self.unet = unet
-        self.text = text
+        self.card = ModelCard()
+        self.network = unet
+        self.text_encoder = text
 
     def blocks(self) -> list[nn.Module]:
-        return self.unet.blocks()
+        return self.network.blocks()
 
 
 class Denoise:
@@ -73,7 +73,7 @@ class Denoise:
         said: Condition,
         said_held: Condition,
         drop: float,
-        card: Card,
+        card: ModelCard,
         samples: SamplesConfig,
         bucketed: bool = False,
     ):
@@ -102,8 +102,10 @@ class Denoise:
         chosen: Chosen,
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        context = said.context(model.text, chosen)
-        return diffusion_loss(lambda x, t: model.unet(x, t, context), x0, self.process, self.noise, generator)
+        context = said.context(model.text_encoder, chosen)
+        return diffusion_loss(
+            lambda x, t: model.network(x, t, context), x0, self.process, self.noise, generator
+        )
 
     @torch.no_grad()
     def latents(
@@ -171,13 +173,13 @@ class Denoise:
         """The whole latent diffusion model."""
         with torch.device("meta"):
             whole: Any = LatentDiffusion(net.config)
-        whole.autoencoder, whole.unet = self.first_stage, net.unet
-        seeing = whole.text
-        whole.text = self.frozen_text if net.text is None else net.text
-        if isinstance(net.text, TokenProjection):
+        whole.autoencoder, whole.network = self.first_stage, net.network
+        seeing = whole.text_encoder
+        whole.text_encoder = self.frozen_text if net.text_encoder is None else net.text_encoder
+        if isinstance(net.text_encoder, TokenProjection):
             assert isinstance(self.frozen_text, ImageTokens)
-            seeing.backbone, seeing.projection = self.frozen_text.backbone, net.text
-            whole.text = seeing
+            seeing.backbone, seeing.projection = self.frozen_text.backbone, net.text_encoder
+            whole.text_encoder = seeing
         whole.card = self.card
         return whole.eval()
 

@@ -21,7 +21,7 @@ from triptych.errors import UserError
 from triptych.evaluation.classification import measure_classification
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.lora import add_low_rank
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.registry import build, config_for
 from triptych.network import Network
 from triptych.train.configs.base import ClassifyConfig
@@ -39,7 +39,7 @@ class Classify:
     def __init__(
         self,
         config: AugmentConfig,
-        card: Card,
+        card: ModelCard,
         num_classes: int,
         loss: str = "cross_entropy",
         teacher: "Teacher | None" = None,
@@ -94,7 +94,7 @@ class Teacher:
         loss: Float[Tensor, ""],
         logits: Float[Tensor, "b k"],
         images: Float[Tensor, "b c h w"],
-        card: Card,
+        card: ModelCard,
     ) -> Float[Tensor, ""]:
         """(1 - share) times the loss on the labels, plus share T^2 KL(teacher || student) at temperature T."""
         told = self.answer(images, card).div(self.temperature).log_softmax(1)
@@ -103,7 +103,7 @@ class Teacher:
         return (1 - self.share) * loss + self.share * self.temperature**2 * gap
 
     @torch.no_grad()
-    def answer(self, images: Float[Tensor, "b c h w"], card: Card) -> Float[Tensor, "b k"]:
+    def answer(self, images: Float[Tensor, "b c h w"], card: ModelCard) -> Float[Tensor, "b k"]:
         """The teacher's logits for images that were normalised as the student's card says."""
         now, then = card.preprocess, self.net.card.preprocess
         self.net.to(images.device)
@@ -183,8 +183,8 @@ def build_network(
             net = started_from(config.init, config.image_size)
             if net.card.classes != classes or config.head is not None:
                 net.replace_head(len(classes), config.head or "linear")
-        if config.drop_path is not None:
-            set_drop_path(net, config.drop_path)
+        if config.drop_path_rate is not None:
+            set_drop_path(net, config.drop_path_rate)
         if config.train == "lora":
             add_low_rank(net, config.lora_rank)
     how = replace(net.card.preprocess, size=net.config.image_size)

@@ -52,15 +52,15 @@ def freeze(net: Network, blocks: int) -> None:
 
 def set_drop_path(net: Network, rate: float) -> None:
     """Stochastic depth that rises linearly to `rate` at the last block. `net` is the network of the blocks itself."""
-    if not hasattr(net.config, "drop_path"):
+    if not hasattr(net.config, "drop_path_rate"):
         raise UserError(
-            f"drop_path is {rate}, and {type(net).__name__} has no branches to drop; leave drop_path out"
+            f"drop_path_rate is {rate}, and {type(net).__name__} has no branches to drop; leave drop_path out"
         )
     paths = [[part for part in block.modules() if isinstance(part, DropPath)] for block in net.blocks()]
     for i, parts in enumerate(paths):
         for part in parts:
             part.rate = rate * i / max(len(paths) - 1, 1)
-    net.config = replace(net.config, drop_path=rate)
+    net.config = replace(net.config, drop_path_rate=rate)
 
 
 def parsed(changes: tuple[str, ...]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from triptych.device import copy_to_device
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.heads.simmim import MaskedImageModel
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.registry import build, config_for
 from triptych.train.configs.base import PretrainConfig
 from triptych.train.runner import Run, make_run, match_preprocessing
@@ -35,7 +35,7 @@ class MaskedPixels:
 
     headline = "loss"
 
-    def __init__(self, config: AugmentConfig, card: Card, patch: int, ratio: float):
+    def __init__(self, config: AugmentConfig, card: ModelCard, patch: int, ratio: float):
         self.config, self.card, self.patch, self.ratio = config, card, patch, ratio
 
     def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
@@ -126,8 +126,8 @@ def build_network(config: PretrainConfig) -> MaskedImageModel:
                 f"mask_patch is {config.mask_patch}, which must be a multiple of the patch of {first} pixels "
                 f"and divide the image size {size[0]} x {size[1]}"
             )
-        if config.drop_path is not None:
-            set_drop_path(backbone, config.drop_path)
+        if config.drop_path_rate is not None:
+            set_drop_path(backbone, config.drop_path_rate)
         net = MaskedImageModel(backbone)
     how = replace(backbone.card.preprocess, size=size)
     backbone.card = replace(

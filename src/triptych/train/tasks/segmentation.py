@@ -20,7 +20,7 @@ from triptych.errors import UserError
 from triptych.evaluation.segmentation import measure_segmentation
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter, quarters
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.registry import build, config_for
 from triptych.models.swin import Swin
 from triptych.network import Network
@@ -35,7 +35,7 @@ class Segment:
 
     headline = "miou"
 
-    def __init__(self, config: AugmentConfig, card: Card, num_classes: int, loss: LossConfig):
+    def __init__(self, config: AugmentConfig, card: ModelCard, num_classes: int, loss: LossConfig):
         self.config, self.card, self.num_classes, self.weights = config, card, num_classes, loss
 
     def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
@@ -118,7 +118,7 @@ def prepare(config: SegmentConfig) -> Run:
             f"{config.data} has no masks, and segmentation needs them; name --loading.mask-column"
         )
     net = build_network(config, classes)
-    net.card = replace(net.card, colours=source.mask_colors)
+    net.card = replace(net.card, colors=source.mask_colors)
     how = net.card.preprocess
     return make_run(
         config,
@@ -148,9 +148,9 @@ def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
             backbone = _named(config) if start is None else start
             as_backbone(backbone)
             net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone)
-            net.card = Card(preprocess=backbone.card.preprocess)
-        if config.drop_path is not None:
-            set_drop_path(net.backbone, config.drop_path)
+            net.card = ModelCard(preprocess=backbone.card.preprocess)
+        if config.drop_path_rate is not None:
+            set_drop_path(net.backbone, config.drop_path_rate)
             net.config = replace(net.config, backbone=net.backbone.config)
     # The whole picture, squeezed into the size: what is cut away could not be parsed.
     how = replace(net.card.preprocess, size=net.config.image_size, mode="squash", crop=1.0)
@@ -170,8 +170,8 @@ def keep_head(net: Segmenter, asked: HeadConfig, name: str) -> None:
     if net.pyramid is not None:  # of a backbone without, no blocks are chosen
         has = replace(has, blocks=net.blocks_read)
         asked = replace(asked, blocks=asked.blocks or quarters(len(net.backbone.blocks())))
-    names = ["kind", "width", *(["blocks"] if net.pyramid is not None else []), "aux_width"]
-    names += {"upernet": ["pool_scales"], "unet": ["image_width"]}.get(has.kind, [])
+    names = ["type", "channels", *(["blocks"] if net.pyramid is not None else []), "aux_channels"]
+    names += {"upernet": ["pool_scales"], "unet": ["image_branch_channels"]}.get(has.type, [])
     if any(getattr(has, name) != getattr(asked, name) for name in names):
         flags = " ".join(f"--head.{name.replace('_', '-')} {_words(getattr(has, name))}" for name in names)
         raise UserError(

@@ -82,26 +82,26 @@ def layout_of(names: Names) -> Layout | None:
 
 def table(config: AutoencoderConfig, layout: Layout) -> list[Rule]:
     """Theirs <-> ours, as the network runs."""
-    count = len(config.multipliers)
+    count = len(config.channel_multipliers)
     rules = layer("encoder.conv_in", "encoder.conv_in")
-    widths = [config.width * m for m in config.multipliers]
+    widths = [config.base_channels * m for m in config.channel_multipliers]
     x = widths[0]
     for i, width in enumerate(widths):
         theirs, ours = layout.down.format(l=i), f"encoder.down.{i}"
-        rules += _level(config, layout, theirs, ours, i, x, config.depth)
+        rules += _level(config, layout, theirs, ours, i, x, config.num_res_blocks)
         if i < count - 1:
             rules += layer(f"{theirs}.{layout.downsample}", f"{ours}.resample.conv")
         x = width
     rules += _end(config, layout, "encoder")
     if config.quant_convs:
         rules += layer("quant_conv", "quant") + layer("post_quant_conv", "post_quant")
-    if config.kind == "vq":
+    if config.regularization == "vq":
         rules.append(same(f"{layout.codebook}.weight", "codebook.weight"))
     rules += layer("decoder.conv_in", "decoder.conv_in")
     for step in range(count):
         level = count - 1 - step
         theirs, ours = layout.up.format(l=level, s=step), f"decoder.up.{step}"
-        rules += _level(config, layout, theirs, ours, level, x, config.depth + 1)
+        rules += _level(config, layout, theirs, ours, level, x, config.num_res_blocks + 1)
         x = widths[level]
         if level:
             rules += layer(f"{theirs}.{layout.upsample}", f"{ours}.resample.conv")
@@ -114,10 +114,10 @@ def table(config: AutoencoderConfig, layout: Layout) -> list[Rule]:
 def _level(
     config: AutoencoderConfig, layout: Layout, theirs: str, ours: str, level: int, taken: int, depth: int
 ) -> list[Rule]:
-    given, rules = config.width * config.multipliers[level], []
+    given, rules = config.base_channels * config.channel_multipliers[level], []
     for j in range(depth):
         rules += _block(layout, f"{theirs}.{layout.block.format(j=j)}", f"{ours}.blocks.{j}", taken != given)
-        if 2**level in config.attention_factors:
+        if 2**level in config.attention_downsample_factors:
             rules += _attention(layout, f"{theirs}.{layout.attention.format(j=j)}", f"{ours}.attentions.{j}")
         taken = given
     return rules
@@ -166,14 +166,16 @@ def read(
     published = next((known for known in autoencoder_config.SIZES.values() if _alike(known, sizes)), None)
     facts = {"scale": "convention: 1"}
     groups = said.get("norm_num_groups")
-    sizes["groups"] = groups if isinstance(groups, int) and groups > 0 else halves_of(sizes["width"])
+    sizes["norm_groups"] = (
+        groups if isinstance(groups, int) and groups > 0 else halves_of(sizes["base_channels"])
+    )
     if published is not None:
         sizes["image_size"] = published.image_size
     side = said.get("sample_size")
     if isinstance(side, int | list | tuple):
         sizes["image_size"] = (side, side) if isinstance(side, int) else tuple(side)
     default = (
-        sizes["kind"] == "vq" and said.get("scaling_factor") == 0.18215
+        sizes["regularization"] == "vq" and said.get("scaling_factor") == 0.18215
     )  # VQModel's own, which no VQ model meant
     if "scaling_factor" in said and not default:
         sizes["scale"], facts["scale"] = said["scaling_factor"], "config.json"
@@ -203,16 +205,18 @@ def _shapes(names: Names, layout: Layout) -> dict[str, Any]:
     bottleneck = names.shape("decoder.conv_in.weight", 4)[1]
     depth = names.count(f"{layout.down.format(l=0)}.{layout.block.replace('{j}', '{i}')}.")
     return {
-        "kind": "vq" if entries else "kl",
+        "regularization": "vq" if entries else "kl",
         "in_channels": first[1],
         "out_channels": names.shape(f"decoder.{layout.conv_out}.weight", 4)[0],
-        "width": width,
-        "multipliers": tuple(c // width for c in widths),
-        "depth": depth,
+        "base_channels": width,
+        "channel_multipliers": tuple(c // width for c in widths),
+        "num_res_blocks": depth,
         "latent_channels": latents,
-        "bottleneck": 0 if bottleneck == latents else bottleneck,
+        "bottleneck_channels": 0 if bottleneck == latents else bottleneck,
         "codebook_size": entries,
-        "attention_factors": tuple(2**i for i in range(count) if attends.replace("{i}", str(i)) in names),
+        "attention_downsample_factors": tuple(
+            2**i for i in range(count) if attends.replace("{i}", str(i)) in names
+        ),
         "middle_attention": f"encoder.{layout.middle[1]}.{layout.attention_norm}.weight" in names,
         "quant_convs": quants,
     }
@@ -261,9 +265,15 @@ def tiny_table(config: TinyAutoencoderConfig, layout: str) -> list[Rule]:
         elif kind != "nothing":
             rules.extend(layer(theirs, ours, bias=kind == "conv"))
 
-    more = config.levels - 1
-    encoder = ["conv", "block", *(["step", *["block"] * config.depth] * more), "conv"]
-    decoder = ["conv", "nothing", *([*["block"] * config.depth, "nothing", "step"] * more), "block", "conv"]
+    more = config.num_levels - 1
+    encoder = ["conv", "block", *(["step", *["block"] * config.num_res_blocks] * more), "conv"]
+    decoder = [
+        "conv",
+        "nothing",
+        *([*["block"] * config.num_res_blocks, "nothing", "step"] * more),
+        "block",
+        "conv",
+    ]
     for half, kinds, shift in (("encoder", encoder, 0), ("decoder", decoder, later)):
         for index, kind in enumerate(kinds):
             add(half, index, shift, kind)
@@ -293,9 +303,9 @@ def read_tiny(names: Names, layout: str, said: dict[str, Any] | None = None) -> 
     return TinyAutoencoderConfig(
         in_channels=first[1],
         out_channels=names.shape(f"{decoder}{max(ways)}.weight", 4)[0],
-        width=first[0],
-        levels=len(steps) + 1,
-        depth=depths.pop(),
+        base_channels=first[0],
+        num_levels=len(steps) + 1,
+        num_res_blocks=depths.pop(),
         latent_channels=names.shape(f"{inner}{last}.weight", 4)[0],
         scale=float(said.get("scaling_factor") or 1.0),
         shift=float(said.get("shift_factor") or 0.0),

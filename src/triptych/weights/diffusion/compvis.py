@@ -8,12 +8,17 @@ import torch
 
 from triptych.diffusion.config import ProcessConfig
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.configs import latent_diffusion as latent_diffusion_config
 from triptych.models.configs.autoencoder import AutoencoderConfig
 from triptych.models.configs.image_tokens import ImageTokensConfig
-from triptych.models.configs.latent_diffusion import BESIDE, Beside, LatentDiffusionConfig, MapConfig
+from triptych.models.configs.latent_diffusion import (
+    CONCAT_CHANNELS,
+    ConcatConditioning,
+    LatentDiffusionConfig,
+    SemanticMapConfig,
+)
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
@@ -62,7 +67,7 @@ def read(names: Names, hints: Hints) -> Reading:
     said = read_yaml(names.yaml)
     layout = unet.CompVis.of(unet_names)
     unet_config, facts = unet.read(unet_names, layout, _said(hints, said))
-    rules, chosen = averaged(names, hints, said, inside(unet.table(unet_config, layout), UNET, "unet."))
+    rules, chosen = averaged(names, hints, said, inside(unet.table(unet_config, layout), UNET, "network."))
     facts |= chosen
     stage = autoencoder.layout_of(stage_names)
     if stage is None:
@@ -73,13 +78,13 @@ def read(names: Names, hints: Hints) -> Reading:
     rules += inside(autoencoder.table(stage_config, stage), STAGE, "autoencoder.")
     text_config, text_rules, more = _text(names, said)
     config, process_facts = _whole(names, hints, said, stage_config, unet_config, text_config)
-    if config.map is not None:
-        rules.append(same(MAP, "map.mix.weight"))
+    if config.semantic_map is not None:
+        rules.append(same(MAP, "semantic_map.mix.weight"))
     rules += text_rules + _buffers(config) + [drop(name, reason) for name, reason in LEFT]
     facts |= more | process_facts
     preprocess = Preprocess(size=config.image_size, mean=HALF, std=HALF)
     facts |= {"preprocess": "convention: pixels in [-1, 1]", "classes": "none"}
-    return Reading("latent-diffusion", config, rules, Card(preprocess=preprocess), facts)
+    return Reading("latent-diffusion", config, rules, ModelCard(preprocess=preprocess), facts)
 
 
 def _said(hints: Hints, said: ModelYaml) -> unet.Said:
@@ -122,17 +127,20 @@ def _text(
 ) -> tuple[TextConfig | ClassTokenConfig | None, list[Rule], dict[str, str]]:
     """What reads the prompt."""
     if CLASSES in names:
-        return text.read_classes(names, CLASSES), [same(CLASSES, "text.classes.weight")], {}
+        return text.read_classes(names, CLASSES), [same(CLASSES, "text_encoder.classes.weight")], {}
     for place in (f"{TEXT}transformer.", f"{TEXT}model.", TEXT):
         part = names.within(place)
         if (found := text.layout_of(part)) is not None:
             layout, prefix = found
             config, facts = text.read(part.within(prefix), layout)
             if layout is text.OPENCLIP and (skip := said.skipped()) is not None and skip < config.depth:
-                config, facts["text.skip"] = replace(config, skip=skip), said.name
+                config, facts["text_encoder.skip_last_blocks"] = (
+                    replace(config, skip_last_blocks=skip),
+                    said.name,
+                )
             if layout is text.BERT and (boxes := said.boxes()) is not None:
-                config, facts["text.boxes"] = replace(config, boxes=boxes), said.name
-            return config, inside(text.table(config, layout), place + prefix, "text."), facts
+                config, facts["text_encoder.boxes"] = replace(config, boxes=boxes), said.name
+            return config, inside(text.table(config, layout), place + prefix, "text_encoder."), facts
     return None, [], {}
 
 
@@ -149,14 +157,14 @@ def _whole(
     published = [
         known
         for known in latent_diffusion_config.SIZES.values()
-        if comparable(replace(known.unet, latent_size=net.latent_size)) == comparable(net)
+        if comparable(replace(known.network, latent_size=net.latent_size)) == comparable(net)
         and known.autoencoder.latent_channels == latents
-        and _kind(known.text) == _kind(reader)
+        and _kind(known.text_encoder) == _kind(reader)
     ]
-    beside, map_config = "map", None
+    beside, map_config = "semantic_map", None
     if MAP in names:
         channels, classes = names.shape(MAP, 4)[:2]
-        map_config = MapConfig(num_classes=classes, channels=channels)
+        map_config = SemanticMapConfig(num_classes=classes, channels=channels)
     else:
         beside = beside_of(names, net.in_channels, latents, reader is not None)
     low = "low_scale_model." if names.starts("low_scale_model.") else ""
@@ -165,7 +173,7 @@ def _whole(
     said = [known for known in published if known.process.prediction == prediction] or published
     if said:
         usual = replace(said[0].process, prediction=prediction)
-        net = replace(net, latent_size=said[0].unet.latent_size)
+        net = replace(net, latent_size=said[0].network.latent_size)
         stage = replace(stage, image_size=said[0].autoencoder.image_size)
     else:
         net = replace(net, latent_size=yaml.latent_size() or net.latent_size)
@@ -173,39 +181,39 @@ def _whole(
         if _kind(reader) in ("none", "class"):  # the paper's models without text
             usual = replace(usual, beta_start=0.0015, beta_end=0.0195)
     process, facts["process"] = schedule.read(names, "", yaml.process(usual), yaml.name)
-    low_process = None
+    low_res_process = None
     if upscales:
         noise = (
-            said[0].low_process
-            if said and said[0].low_process
+            said[0].low_res_process
+            if said and said[0].low_res_process
             else ProcessConfig(beta_start=1e-4, beta_end=0.02)
         )
         noise = yaml.process(noise, "low_scale_config", "params", "noise_schedule_config")
-        low_process, facts["low_process"] = schedule.read(names, low, noise, yaml.name)
+        low_res_process, facts["low_res_process"] = schedule.read(names, low, noise, yaml.name)
     stage, facts["scale"] = _scaled(names, yaml, stage, [known.autoencoder.scale for known in said])
     return LatentDiffusionConfig(
         autoencoder=stage,
-        unet=net,
-        text=reader,
+        network=net,
+        text_encoder=reader,
         process=process,
-        beside=beside,
-        map=map_config,
-        low_process=low_process,
+        concat=beside,
+        semantic_map=map_config,
+        low_res_process=low_res_process,
     ), facts
 
 
 def _kind(config: TextConfig | ClassTokenConfig | ImageTokensConfig | None) -> str:
     if config is None:
         return "none"
-    return config.kind if isinstance(config, TextConfig) else "class"
+    return config.type if isinstance(config, TextConfig) else "class"
 
 
-def beside_of(names: Names, channels: int, latents: int, prompted: bool) -> Beside:
+def beside_of(names: Names, channels: int, latents: int, prompted: bool) -> ConcatConditioning:
     """What a UNet of so many channels is given beside its latents."""
-    masks: Beside = "mask+masked" if prompted else "masked+mask"
-    kinds: tuple[Beside, ...] = ("nothing", masks, "depth", "image")
+    masks: ConcatConditioning = "mask+masked_image" if prompted else "masked_image+mask"
+    kinds: tuple[ConcatConditioning, ...] = ("none", masks, "depth", "image")
     for kind in kinds:
-        times, more = BESIDE[kind]
+        times, more = CONCAT_CHANNELS[kind]
         if channels == latents * (1 + times) + more:
             return kind
     raise UserError(
@@ -215,7 +223,7 @@ def beside_of(names: Names, channels: int, latents: int, prompted: bool) -> Besi
 
 
 def _prediction(
-    names: Names, hints: Hints, yaml: ModelYaml, net: UNetConfig, beside: Beside, upscales: bool
+    names: Names, hints: Hints, yaml: ModelYaml, net: UNetConfig, beside: ConcatConditioning, upscales: bool
 ) -> tuple[Any, dict[str, str]]:
     """eps or v. Files of the second Stable Diffusion are shaped alike for both, and mostly do not tell."""
     if hints.prediction is not None:
@@ -233,7 +241,7 @@ def _prediction(
         return "eps", {"prediction": f"{yaml.name} leaves it at CompVis' default"}
     if upscales:
         return "v", {"prediction": "convention: upscalers predict v"}
-    if net.projection == "linear" and net.context_dim and beside == "nothing":
+    if net.projection == "linear" and net.context_dim and beside == "none":
         raise UserError(
             f"{names.path} is a Stable Diffusion 2, whose shapes do not tell what it predicts; load it with "
             'prediction="v" (768 pixels) or prediction="eps" (512 pixels, base), --prediction v or eps'
@@ -250,7 +258,9 @@ def _scaled(
         return replace(stage, scale=shortest(given)), "scale_factor in the file"
     if (said := yaml.scale()) is not None:
         return replace(stage, scale=said), yaml.name
-    return replace(stage, scale=usual[0] if usual else 0.18215 if stage.kind == "kl" else 1.0), "convention"
+    return replace(
+        stage, scale=usual[0] if usual else 0.18215 if stage.regularization == "kl" else 1.0
+    ), "convention"
 
 
 def _buffers(config: LatentDiffusionConfig) -> list[Rule]:
@@ -260,8 +270,8 @@ def _buffers(config: LatentDiffusionConfig) -> list[Rule]:
         *schedule.rules(config.process),
         *(
             []
-            if config.low_process is None
-            else schedule.rules(config.low_process, "low_scale_model.", False)
+            if config.low_res_process is None
+            else schedule.rules(config.low_res_process, "low_scale_model.", False)
         ),
         drop("scale_factor", "it is the first stage's scale", number(float(scale)) if known else None),  # type: ignore
     ]
@@ -283,29 +293,29 @@ def draft(net: LatentDiffusion) -> Draft:
     config = net.config
     if not isinstance(config.autoencoder, AutoencoderConfig):
         raise UserError(f"{TITLE} has no place for a tiny autoencoder; choose triptych's own format")
-    if not isinstance(config.unet, UNetConfig):
+    if not isinstance(config.network, UNetConfig):
         raise UserError(f"{TITLE} has no place for a DiT; choose diffusers' or triptych's own format")
-    if isinstance(config.text, ImageTokensConfig):
+    if isinstance(config.text_encoder, ImageTokensConfig):
         raise UserError(f"{TITLE} has no place for what reads pictures; choose triptych's own format")
     if config.process.schedule == "flow":
         raise UserError(f"{TITLE} cannot say a flow; choose triptych's own format")
-    layout = unet.CompVis(len(config.unet.multipliers), config.unet.depth)
-    rules = inside(unet.table(config.unet, layout), UNET, "unet.")
+    layout = unet.CompVis(len(config.network.channel_multipliers), config.network.num_res_blocks)
+    rules = inside(unet.table(config.network, layout), UNET, "network.")
     rules += inside(autoencoder.table(config.autoencoder, autoencoder.COMPVIS), STAGE, "autoencoder.")
-    if config.map is not None:
-        rules.append(same(MAP, "map.mix.weight"))
-    if isinstance(config.text, ClassTokenConfig):
-        rules.append(same(CLASSES, "text.classes.weight"))
-    elif config.text is not None:
-        if config.text.added:
+    if config.semantic_map is not None:
+        rules.append(same(MAP, "semantic_map.mix.weight"))
+    if isinstance(config.text_encoder, ClassTokenConfig):
+        rules.append(same(CLASSES, "text_encoder.classes.weight"))
+    elif config.text_encoder is not None:
+        if config.text_encoder.num_added_tokens:
             raise UserError(
                 f"{TITLE} has no place for added words; save them with weights.diffusion.embeddings.save_embedding, "
                 "or choose triptych's own format"
             )
-        layout_of_text, place = LAYOUTS[config.text.kind], PLACES[config.text.kind]
-        rules += inside(text.table(config.text, layout_of_text), place, "text.")
-        if config.text.kind == "clip":
-            length = config.text.length
+        layout_of_text, place = LAYOUTS[config.text_encoder.type], PLACES[config.text_encoder.type]
+        rules += inside(text.table(config.text_encoder, layout_of_text), place, "text_encoder.")
+        if config.text_encoder.type == "clip":
+            length = config.text_encoder.max_length
             rules.append(
                 drop(f"{place}embeddings.position_ids", "it counts", lambda: torch.arange(length)[None])
             )
@@ -340,7 +350,7 @@ def stage_reading(config: Any, rules: list[Rule], facts: dict[str, str]) -> Read
     preprocess = Preprocess(size=config.image_size, crop=1.0, mean=HALF, std=HALF)
     family = "autoencoder" if isinstance(config, AutoencoderConfig) else "tiny-autoencoder"
     facts = {**facts, "preprocess": "convention: pixels in [-1, 1]", "classes": "none"}
-    return Reading(family, config, rules, Card(preprocess=preprocess), facts)
+    return Reading(family, config, rules, ModelCard(preprocess=preprocess), facts)
 
 
 def draft_stage(net: Autoencoder) -> Draft:
@@ -388,11 +398,11 @@ def read_unet(names: Names, hints: Hints) -> Reading:
 
 
 def unet_reading(config: UNetConfig, rules: list[Rule], facts: dict[str, str]) -> Reading:
-    return Reading("unet", config, rules, Card(), {**facts, "preprocess": "none", "classes": "none"})
+    return Reading("unet", config, rules, ModelCard(), {**facts, "preprocess": "none", "classes": "none"})
 
 
 def draft_unet(net: UNet) -> Draft:
-    layout = unet.CompVis(len(net.config.multipliers), net.config.depth)
+    layout = unet.CompVis(len(net.config.channel_multipliers), net.config.num_res_blocks)
     rules = inside(unet.table(net.config, layout), UNET)
     tensors = to_theirs(rules, state(net), f"{TITLE} has no place for all of this network")
     return checked(Draft(tensors, nest="state_dict"), net, read_unet, TITLE)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.configs.autoencoder import AutoencoderConfig
 from triptych.models.configs.image_tokens import ImageTokensConfig
@@ -49,7 +49,7 @@ def read(names: Names, hints: Hints) -> Reading:
     part = names.within("unet/")
     layout = unet.Diffusers.of(part)
     net, facts = unet.read(part, layout, said_of(part, unet_said))
-    rules = inside(unet.table(net, layout), "unet/", "unet.")
+    rules = inside(unet.table(net, layout), "unet/", "network.")
     where = next((name for name in STAGES if names.starts(f"{name}/")), "vae")
     found = stage_of(names.within(f"{where}/"), settings.get(f"{where}/config", {}))
     if found is None:
@@ -71,9 +71,9 @@ def read(names: Names, hints: Hints) -> Reading:
         text_layout, prefix = named
         reader, more = text.read(part.within(prefix), text_layout, settings.get(f"{where}/config", {}), added)
         if tokenizer is not None:
-            reader = replace(reader, pad=tokenizer.pad)
+            reader = replace(reader, pad_token=tokenizer.pad)
             finish = functools.partial(_give_tokenizer, tokenizer)
-        rules += inside(text.table(reader, text_layout), f"{where}/{prefix}", "text.")
+        rules += inside(text.table(reader, text_layout), f"{where}/{prefix}", "text_encoder.")
         rules += [
             drop(f"{where}/{name}", "only the pooled embedding reads it")
             for name in ("text_projection.*",)
@@ -84,46 +84,46 @@ def read(names: Names, hints: Hints) -> Reading:
     low = settings.get("low_res_scheduler/scheduler_config")
     config = LatentDiffusionConfig(
         autoencoder=stage,
-        unet=net,
-        text=reader,
+        network=net,
+        text_encoder=reader,
         process=process,
-        beside=beside_of(names, net.in_channels, stage.latent_channels, reader is not None),
-        low_process=None if low is None else read_process(low, f"{names.path}/low_res_scheduler"),
+        concat=beside_of(names, net.in_channels, stage.latent_channels, reader is not None),
+        low_res_process=None if low is None else read_process(low, f"{names.path}/low_res_scheduler"),
     )
     facts |= {
         "process": "scheduler_config.json",
         "preprocess": "convention: pixels in [-1, 1]",
         "classes": "none",
     }
-    card = Card(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
+    card = ModelCard(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
     return Reading("latent-diffusion", config, rules, card, facts, finish)
 
 
 def _give_tokenizer(tokenizer: Any, net: Any) -> None:
-    net.text.tokenizer = tokenizer
+    net.text_encoder.tokenizer = tokenizer
 
 
 def draft(net: LatentDiffusion) -> Draft:
     config = net.config
-    if not isinstance(config.unet, UNetConfig):
+    if not isinstance(config.network, UNetConfig):
         raise UserError(f"{TITLE} has no pipeline with a DiT and these parts; choose another format")
-    reader = config.text
-    if isinstance(reader, ClassTokenConfig | ImageTokensConfig) or config.beside in ("depth", "map"):
-        what = "a map of classes" if config.map is not None else "depth without its estimator"
+    reader = config.text_encoder
+    if isinstance(reader, ClassTokenConfig | ImageTokensConfig) or config.concat in ("depth", "semantic_map"):
+        what = "a map of classes" if config.semantic_map is not None else "depth without its estimator"
         what = "a table of classes" if isinstance(reader, ClassTokenConfig) else what
         what = "a reader of pictures" if isinstance(reader, ImageTokensConfig) else what
         raise UserError(f"{TITLE} has no pipeline with {what}; choose another format")
-    old = reader is None or reader.kind == "ldm-bert"
+    old = reader is None or reader.type == "ldm-bert"
     stage_at, reader_at = ("vqvae", "bert") if old else ("vae", "text_encoder")
-    layout = unet.Diffusers(len(config.unet.multipliers), config.unet.depth)
-    rules = inside(unet.table(config.unet, layout), "unet/", "unet.")
+    layout = unet.Diffusers(len(config.network.channel_multipliers), config.network.num_res_blocks)
+    rules = inside(unet.table(config.network, layout), "unet/", "network.")
     if isinstance(config.autoencoder, AutoencoderConfig):
         table = autoencoder.table(config.autoencoder, autoencoder.DIFFUSERS)
     else:
         table = autoencoder.tiny_table(config.autoencoder, "diffusers")
     rules += inside(table, f"{stage_at}/", "autoencoder.")
     settings: Settings = {
-        "unet/config": unet_settings(config.unet),
+        "unet/config": unet_settings(config.network),
         f"{stage_at}/config": stage_settings(config.autoencoder),
         "scheduler/scheduler_config": process_settings(config.process),
     }
@@ -139,17 +139,21 @@ def draft(net: LatentDiffusion) -> Draft:
         prefix = "" if old else "text_model."
         text_layout = text.LDM_BERT if old else text.HF
         short = text.shortened(reader)
-        kept = {f"text.encoder.{i}." for i in range(short.depth, reader.depth)}  # blocks that nothing reads
+        kept = {
+            f"text_encoder.encoder.{i}." for i in range(short.depth, reader.depth)
+        }  # blocks that nothing reads
         tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(kept) or "\0")}
-        rules += inside(text.table(short, text_layout), f"{reader_at}/{prefix}", "text.")
+        rules += inside(text.table(short, text_layout), f"{reader_at}/{prefix}", "text_encoder.")
         settings[f"{reader_at}/config"] = text_settings(reader, net)
         tokens = "CLIPTokenizer" if not old else "BertTokenizer"
         maker = ["latent_diffusion", "LDMBertModel"] if old else ["transformers", "CLIPTextModel"]
         index |= {reader_at: maker, "tokenizer": ["transformers", tokens]}
-        if not old or net.text.has_tokenizer:  # type: ignore[union-attr]
+        if not old or net.text_encoder.has_tokenizer:  # type: ignore[union-attr]
             finish = functools.partial(_write_tokenizer, net)
-    if config.low_process is not None:
-        settings["low_res_scheduler/scheduler_config"] = process_settings(config.low_process, "DDPMScheduler")
+    if config.low_res_process is not None:
+        settings["low_res_scheduler/scheduler_config"] = process_settings(
+            config.low_res_process, "DDPMScheduler"
+        )
         index |= {"low_res_scheduler": [TITLE, "DDPMScheduler"], "max_noise_level": 350}
     elif not old:
         index |= {
@@ -164,18 +168,22 @@ def draft(net: LatentDiffusion) -> Draft:
 
 
 def _write_tokenizer(net: LatentDiffusion, folder: Path) -> None:
-    reader: Any = net.text
-    save_tokenizer(reader.tokenizer, folder / "tokenizer", reader.config.pad, reader.config.length)
+    reader: Any = net.text_encoder
+    save_tokenizer(reader.tokenizer, folder / "tokenizer", reader.config.pad_token, reader.config.max_length)
 
 
 def _pipeline_of(config: LatentDiffusionConfig) -> str:
-    if config.text is None:
-        return "LDMSuperResolutionPipeline" if config.beside == "image" else "LDMPipeline"
-    if isinstance(config.text, TextConfig) and config.text.kind == "ldm-bert":
+    if config.text_encoder is None:
+        return "LDMSuperResolutionPipeline" if config.concat == "image" else "LDMPipeline"
+    if isinstance(config.text_encoder, TextConfig) and config.text_encoder.type == "ldm-bert":
         return "LDMTextToImagePipeline"
-    if config.low_process is not None:
+    if config.low_res_process is not None:
         return "StableDiffusionUpscalePipeline"
-    return "StableDiffusionInpaintPipeline" if config.beside == "mask+masked" else "StableDiffusionPipeline"
+    return (
+        "StableDiffusionInpaintPipeline"
+        if config.concat == "mask+masked_image"
+        else "StableDiffusionPipeline"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- parts alone
@@ -193,7 +201,7 @@ def read_unet(names: Names, hints: Hints) -> Reading:
 
 
 def draft_unet(net: UNet) -> Draft:
-    layout = unet.Diffusers(len(net.config.multipliers), net.config.depth)
+    layout = unet.Diffusers(len(net.config.channel_multipliers), net.config.num_res_blocks)
     tensors = to_theirs(
         unet.table(net.config, layout), state(net), f"{TITLE} has no place for all of this network"
     )

@@ -49,7 +49,7 @@ def read_process(said: Settings | None, where: str) -> ProcessConfig:
     return ProcessConfig(
         schedule=DIFFUSERS_SCHEDULES[schedule],
         prediction=DIFFUSERS_PREDICTIONS[prediction],
-        steps=said.get("num_train_timesteps", 1000),
+        num_timesteps=said.get("num_train_timesteps", 1000),
         zero_terminal_snr=bool(said.get("rescale_betas_zero_snr", False)),
         **ends,
     )
@@ -71,7 +71,7 @@ def process_settings(config: ProcessConfig, kind: str = "DDIMScheduler") -> Sett
         "beta_schedule": next(k for k, v in DIFFUSERS_SCHEDULES.items() if v == config.schedule),
         "beta_start": config.beta_start,
         "beta_end": config.beta_end,
-        "num_train_timesteps": config.steps,
+        "num_train_timesteps": config.num_timesteps,
         "prediction_type": next(k for k, v in DIFFUSERS_PREDICTIONS.items() if v == config.prediction),
         "rescale_betas_zero_snr": config.zero_terminal_snr,
         "clip_sample": False,
@@ -110,7 +110,7 @@ def said_of(names: Names, said: Settings) -> unet.Said:
         head_dim=head_dim,
         latent_size=None if side is None else (side, side) if isinstance(side, int) else tuple(side),
         groups=said.get("norm_num_groups") or 0,
-        cross_only_factors=tuple(2**i for i, yes in enumerate(only) if yes),
+        cross_only_downsample_factors=tuple(2**i for i, yes in enumerate(only) if yes),
         where="config.json",
     )
 
@@ -132,8 +132,8 @@ def unet_settings(config: UNetConfig) -> Settings:
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
         "block_out_channels": widths,
-        "layers_per_block": config.depth,
-        "norm_num_groups": config.groups,
+        "layers_per_block": config.num_res_blocks,
+        "norm_num_groups": config.norm_groups,
         "norm_eps": 1e-5,
         "act_fn": "silu",
         "center_input_sample": False,
@@ -143,7 +143,7 @@ def unet_settings(config: UNetConfig) -> Settings:
         "resnet_time_scale_shift": "scale_shift" if config.scale_shift else "default",
     }
     if config.context_dim:
-        if by_block or not middle.attention or (config.heads == 0) == (config.head_dim == 0):
+        if by_block or not middle.attention or (config.num_heads == 0) == (config.head_dim == 0):
             raise UserError(f"{TITLE} cannot say this UNet with a prompt; choose another format")
         depths = config.transformer_depth
         attends = ["CrossAttn" if level.attention else "" for level in down]
@@ -152,22 +152,22 @@ def unet_settings(config: UNetConfig) -> Settings:
             "up_block_types": [f"{a}UpBlock2D" for a in reversed(attends)],
             "mid_block_type": "UNetMidBlock2DCrossAttn",
             "cross_attention_dim": config.context_dim,
-            "attention_head_dim": config.heads or [c // config.head_dim for c in widths],
+            "attention_head_dim": config.num_heads or [c // config.head_dim for c in widths],
             "transformer_layers_per_block": depths if isinstance(depths, int) else list(depths),
-            "only_cross_attention": [2**i in config.cross_only_factors for i in range(len(down))],
+            "only_cross_attention": [2**i in config.cross_only_downsample_factors for i in range(len(down))],
             "use_linear_projection": config.projection == "linear",
             "num_class_embeds": config.num_classes or None,
             "class_embed_type": "projection" if config.vector_dim else None,
             "projection_class_embeddings_input_dim": config.vector_dim or None,
         }
     attending = {level.channels for level in (*down, middle) if level.attention}
-    if config.num_classes or config.vector_dim or (config.heads > 1 and len(attending) > 1):
+    if config.num_classes or config.vector_dim or (config.num_heads > 1 and len(attending) > 1):
         raise UserError(
-            f"{TITLE} cannot say {config.heads} heads at every level, or labels, without a prompt"
+            f"{TITLE} cannot say {config.num_heads} heads at every level, or labels, without a prompt"
         )
     head_dim: int | None = config.head_dim or None
-    if config.heads > 1 and attending:
-        head_dim = attending.copy().pop() // config.heads
+    if config.num_heads > 1 and attending:
+        head_dim = attending.copy().pop() // config.num_heads
 
     def kind(level: Any, way: str, resampled: bool) -> str:
         if level.attention:
@@ -179,7 +179,7 @@ def unet_settings(config: UNetConfig) -> Settings:
         "down_block_types": [kind(level, "Down", i < last) for i, level in enumerate(down)],
         "up_block_types": [kind(level, "Up", i > 0) for i, level in reversed(list(enumerate(down)))],
         "attention_head_dim": head_dim,
-        "attn_norm_num_groups": config.groups,
+        "attn_norm_num_groups": config.norm_groups,
         "add_attention": middle.attention > 0,
         "downsample_type": "resnet" if by_block else "conv",
         "upsample_type": "resnet" if by_block else "conv",
@@ -203,21 +203,26 @@ def stage_settings(config: FirstStageConfig) -> Settings:
     if isinstance(config.scale, tuple) or isinstance(config.shift, tuple):
         raise UserError(f"{TITLE} has one scale for all channels of the latents; choose another format")
     if isinstance(config, TinyAutoencoderConfig):
-        blocks = [1] + [config.depth] * (config.levels - 1)
+        blocks = [1] + [config.num_res_blocks] * (config.num_levels - 1)
         return found | {
             "_class_name": "AutoencoderTiny",
-            "encoder_block_out_channels": [config.width] * config.levels,
-            "decoder_block_out_channels": [config.width] * config.levels,
+            "encoder_block_out_channels": [config.base_channels] * config.num_levels,
+            "decoder_block_out_channels": [config.base_channels] * config.num_levels,
             "num_encoder_blocks": blocks,
             "num_decoder_blocks": blocks[::-1],
             "latent_channels": config.latent_channels,
             "scaling_factor": config.scale,
             "shift_factor": config.shift,
         }
-    attends = ["Attn" if 2**i in config.attention_factors else "" for i in range(len(config.multipliers))]
-    vq = config.kind == "vq"
-    if config.bottleneck not in (0, config.latent_channels) and not vq:
-        raise UserError(f"{TITLE} cannot say a bottleneck of {config.bottleneck}; choose another format")
+    attends = [
+        "Attn" if 2**i in config.attention_downsample_factors else ""
+        for i in range(len(config.channel_multipliers))
+    ]
+    vq = config.regularization == "vq"
+    if config.bottleneck_channels not in (0, config.latent_channels) and not vq:
+        raise UserError(
+            f"{TITLE} cannot say a bottleneck of {config.bottleneck_channels}; choose another format"
+        )
     if vq and not config.quant_convs:
         raise UserError(f"{TITLE}' VQModel has convolutions around its codebook; choose another format")
     height, width = config.image_size
@@ -225,11 +230,13 @@ def stage_settings(config: FirstStageConfig) -> Settings:
         "_class_name": "VQModel" if vq else "AutoencoderKL",
         "down_block_types": [f"{a}DownEncoderBlock2D" for a in attends],
         "up_block_types": [f"{a}UpDecoderBlock2D" for a in reversed(attends)],
-        "block_out_channels": [config.width * m for m in config.multipliers],
-        "layers_per_block": config.depth,
+        "block_out_channels": [config.base_channels * m for m in config.channel_multipliers],
+        "layers_per_block": config.num_res_blocks,
         "act_fn": "silu",
-        "latent_channels": (config.bottleneck or config.latent_channels) if vq else config.latent_channels,
-        "norm_num_groups": config.groups,
+        "latent_channels": (config.bottleneck_channels or config.latent_channels)
+        if vq
+        else config.latent_channels,
+        "norm_num_groups": config.norm_groups,
         "sample_size": height if height == width else [height, width],
         "scaling_factor": config.scale,
         "mid_block_add_attention": config.middle_attention,
@@ -264,32 +271,32 @@ def stage_of(names: Names, said: Settings) -> tuple[FirstStageConfig, list[Rule]
 
 def text_settings(config: TextConfig, net: Any) -> Settings:
     """A text encoder's config.json."""
-    if config.kind == "ldm-bert":
+    if config.type == "ldm-bert":
         return {
             "architectures": ["LDMBertModel"],
             "model_type": "ldmbert",
-            "vocab_size": config.vocab_size + config.added,
-            "max_position_embeddings": config.length,
+            "vocab_size": config.vocab_size + config.num_added_tokens,
+            "max_position_embeddings": config.max_length,
             "encoder_layers": config.depth,
             "encoder_ffn_dim": config.mlp_dim,
-            "encoder_attention_heads": config.heads,
-            "head_dim": config.head_dim or config.width // config.heads,
-            "d_model": config.width,
+            "encoder_attention_heads": config.num_heads,
+            "head_dim": config.head_dim or config.embed_dim // config.num_heads,
+            "d_model": config.embed_dim,
             "activation_function": "gelu",
-            "pad_token_id": config.pad,
+            "pad_token_id": config.pad_token,
         }
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "hidden_size": config.width,
+        "hidden_size": config.embed_dim,
         "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.depth - config.skip,
-        "num_attention_heads": config.heads,
-        "max_position_embeddings": config.length,
-        "vocab_size": config.vocab_size + config.added,
+        "num_hidden_layers": config.depth - config.skip_last_blocks,
+        "num_attention_heads": config.num_heads,
+        "max_position_embeddings": config.max_length,
+        "vocab_size": config.vocab_size + config.num_added_tokens,
         "hidden_act": config.activation,
         "layer_norm_eps": config.norm_eps,
-        "projection_dim": config.width,
+        "projection_dim": config.embed_dim,
         "bos_token_id": 0,
         "eos_token_id": 2,  # as in the published ones: the pooled embedding alone reads it
         "pad_token_id": 1,

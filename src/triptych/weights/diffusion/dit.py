@@ -9,7 +9,7 @@ from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.layers.position import sincos_positions
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.dit import SIZES, DiTConfig
 from triptych.models.dit import DiT
 from triptych.weights.diffusion.rule_helpers import fused, layer
@@ -33,7 +33,7 @@ def _modulation(config: DiTConfig, blocks: list[str], last: str) -> list[Rule]:
         raise UserError(
             "this DiT has one modulation for all blocks, published files one each; choose another format"
         )
-    sizes = [6 * config.width] * config.depth + [2 * config.width]
+    sizes = [6 * config.embed_dim] * config.depth + [2 * config.embed_dim]
     operation = Operation(joined, lambda whole: whole[0].split(sizes))
     return [
         rule(tuple(f"{name}.{leaf}" for name in (*blocks, last)), f"modulation.{leaf}", operation)
@@ -101,7 +101,7 @@ def _alike(copies: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _positions(config: DiTConfig) -> Tensor:
-    return sincos_positions(config.grid, config.width, closed=False)
+    return sincos_positions(config.grid, config.embed_dim, closed=False)
 
 
 # --------------------------------------------------------------------------------------------------- sizes
@@ -116,18 +116,18 @@ def _sizes(names: Names, patch: str, label: str, out: str, fc1: str, depth: int)
     return {
         "in_channels": channels,
         "out_channels": channels if learned else predicted,
-        "learned_sigma": learned,
+        "learn_sigma": learned,
         "patch_size": side,
-        "width": width,
+        "embed_dim": width,
         "depth": depth,
-        "mlp_dim": names.shape(fc1, 2)[0],
+        "mlp_ratio": names.shape(fc1, 2)[0] / width,
         "num_classes": classes,
     }
 
 
 def _usual_heads(width: int) -> int:
     """The published networks' heads, else 64 channels each."""
-    known = [size.heads for size in SIZES.values() if size.width == width]
+    known = [size.num_heads for size in SIZES.values() if size.embed_dim == width]
     return known[0] if known else max(width // 64, 1)
 
 
@@ -142,8 +142,8 @@ def read_authors(names: Names, hints: Hints) -> Reading:
     label, out = "y_embedder.embedding_table.weight", "final_layer.linear.weight"
     depth = names.count("blocks.{i}.")
     sizes = _sizes(names, "x_embedder.proj.weight", label, out, "blocks.0.mlp.fc1.weight", depth)
-    facts = {"heads": "convention", "latent_size": "convention", "classes": "the last is none of them"}
-    config = DiTConfig(**sizes, heads=_usual_heads(sizes["width"]))
+    facts = {"num_heads": "convention", "latent_size": "convention", "classes": "the last is none of them"}
+    config = DiTConfig(**sizes, num_heads=_usual_heads(sizes["embed_dim"]))
     if "pos_embed" in names:
         cells = names.shape("pos_embed", 3)[1]
         rows = math.isqrt(cells)
@@ -157,7 +157,7 @@ def read_authors(names: Names, hints: Hints) -> Reading:
                 f"{names.path} has a pos_embed that is not the fixed table of a DiT; it is another network"
             )
     facts |= {"mlp": "convention: gelu_tanh", "preprocess": "none"}
-    return Reading("dit", config, authors_table(config), Card(), facts)
+    return Reading("dit", config, authors_table(config), ModelCard(), facts)
 
 
 def draft_authors(net: DiT) -> Draft:
@@ -179,7 +179,7 @@ def recognises_diffusers(names: Names) -> bool:
 
 def read_diffusers(names: Names, hints: Hints) -> Reading:
     config, facts = of_diffusers(names, names.settings.get("config", {}))
-    return Reading("dit", config, diffusers_table(config), Card(), facts | {"preprocess": "none"})
+    return Reading("dit", config, diffusers_table(config), ModelCard(), facts | {"preprocess": "none"})
 
 
 def of_diffusers(names: Names, said: Settings) -> tuple[DiTConfig, dict[str, str]]:
@@ -191,14 +191,14 @@ def of_diffusers(names: Names, said: Settings) -> tuple[DiTConfig, dict[str, str
     side = said.get("sample_size", 32)
     config = DiTConfig(
         **sizes,
-        heads=said.get("num_attention_heads") or _usual_heads(sizes["width"]),
+        num_heads=said.get("num_attention_heads") or _usual_heads(sizes["embed_dim"]),
         latent_size=(side, side),
         mlp="gelu" if said.get("activation_fn") == "gelu" else "gelu_tanh",
         time_frequencies="closed",
     )
     where = "config.json" if said else "convention"
     return config, {
-        "heads": where,
+        "num_heads": where,
         "latent_size": where,
         "time_frequencies": "convention: as diffusers runs it, which is not as it was trained",
         "classes": "the last is none of them",
@@ -218,17 +218,17 @@ def settings_of(config: DiTConfig) -> Settings:
             f"{DIFFUSERS} runs with closed frequencies of the time, stretched positions and epsilon 1e-6; this has "
             f"{config.time_frequencies} ones, {config.position} ones and {config.norm_eps:g}; choose another format"
         )
-    if config.mlp_dim != 4 * config.width:
+    if config.mlp_dim != 4 * config.embed_dim:
         raise UserError(
-            f"{DIFFUSERS} has MLPs of 4 x {config.width}, not {config.mlp_dim}; choose another format"
+            f"{DIFFUSERS} has MLPs of 4 x {config.embed_dim}, not {config.mlp_dim}; choose another format"
         )
     if len(set(config.latent_size)) > 1:
         raise UserError(f"{DIFFUSERS} has square latents, not {config.latent_size}; choose another format")
     return {
         "_class_name": "DiTTransformer2DModel",
         "_diffusers_version": "0.32.0",
-        "num_attention_heads": config.heads,
-        "attention_head_dim": config.width // config.heads,
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.embed_dim // config.num_heads,
         "in_channels": config.in_channels,
         "out_channels": config.predicted,
         "num_layers": config.depth,

@@ -1,7 +1,7 @@
 """diffusers' folder of a DiT: transformer, vae, scheduler, and the names of the classes in its model_index.json."""
 
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.autoencoder import AutoencoderConfig
 from triptych.models.configs.dit import DiTConfig
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
@@ -23,19 +23,21 @@ def recognises(names: Names) -> bool:
 def read(names: Names, hints: Hints) -> Reading:
     settings = names.settings
     net, facts = dit.of_diffusers(names.within("transformer/"), settings.get("transformer/config", {}))
-    rules = inside(dit.diffusers_table(net), "transformer/", "unet.")
+    rules = inside(dit.diffusers_table(net), "transformer/", "network.")
     found = diffusers.stage_of(names.within("vae/"), settings.get("vae/config", {}))
     if found is None:
         raise UserError(f"{names.path} has no vae that this triptych knows; give the whole folder")
     stage, table, more = found
     rules += inside(table, "vae/", "autoencoder.")
     process = diffusers.read_process(settings.get("scheduler/scheduler_config"), f"{names.path}/scheduler")
-    config = LatentDiffusionConfig(autoencoder=stage, unet=net, process=process)
+    config = LatentDiffusionConfig(autoencoder=stage, network=net, process=process)
     preprocess = Preprocess(size=config.image_size, mean=HALF, std=HALF)
     facts |= {**more, "process": "scheduler_config.json", "preprocess": "convention: pixels in [-1, 1]"}
     classes = _classes(settings["model_index"].get("id2label"), net.num_classes)
     facts["classes"] = "model_index.json" if classes else "none"
-    return Reading("latent-diffusion", config, rules, Card(preprocess=preprocess, classes=classes), facts)
+    return Reading(
+        "latent-diffusion", config, rules, ModelCard(preprocess=preprocess, classes=classes), facts
+    )
 
 
 def _classes(said: object, count: int) -> tuple[str, ...] | None:
@@ -48,11 +50,11 @@ def _classes(said: object, count: int) -> tuple[str, ...] | None:
 def draft(net: LatentDiffusion) -> Draft:
     """A pipeline's folder, of a DiT or of a UNet."""
     config = net.config
-    if not isinstance(config.unet, DiTConfig):
+    if not isinstance(config.network, DiTConfig):
         return diffusers.draft(net)
-    if not isinstance(config.autoencoder, AutoencoderConfig) or config.autoencoder.kind != "kl":
+    if not isinstance(config.autoencoder, AutoencoderConfig) or config.autoencoder.regularization != "kl":
         raise UserError(f"{TITLE} has a KL autoencoder; choose another format")
-    rules = inside(dit.diffusers_table(config.unet), "transformer/", "unet.")
+    rules = inside(dit.diffusers_table(config.network), "transformer/", "network.")
     rules += inside(autoencoder.table(config.autoencoder, autoencoder.DIFFUSERS), "vae/", "autoencoder.")
     index: Settings = {
         "_class_name": "DiTPipeline",
@@ -64,7 +66,7 @@ def draft(net: LatentDiffusion) -> Draft:
     if net.card.classes:
         index["id2label"] = {str(i): name for i, name in enumerate(net.card.classes)}
     settings: Settings = {
-        "transformer/config": dit.settings_of(config.unet),
+        "transformer/config": dit.settings_of(config.network),
         "vae/config": diffusers.stage_settings(config.autoencoder),
         "scheduler/scheduler_config": diffusers.process_settings(config.process),
         "model_index": index,

@@ -177,17 +177,17 @@ def lora_hash(path: Source) -> str:
 
 
 def layer_names(config: LatentDiffusionConfig) -> dict[str, tuple[str, ...]]:
-    """Our weights, "unet.middle.transformer.blocks.0.attn.qkv.weight" -> the layers that each is made of, one below the
-    other, in the names that `save_kohya` takes.
+    """Our weights, "network.middle.transformer.blocks.0.attn.qkv.weight" -> the layers that each is made of, one below
+    the other, in the names that `save_kohya` takes.
 
     Raises:
         UserError: it has a DiT.
     """
     denoiser = _unet_of(config)
-    layout = unet.Diffusers(len(denoiser.multipliers), denoiser.depth)
-    rules = inside(unet.table(denoiser, layout), "unet.", "unet.")
-    if isinstance(config.text, TextConfig) and config.text.causal:
-        rules += inside(text.table(config.text, text.HF), "text_encoder.text_model.", "text.")
+    layout = unet.Diffusers(len(denoiser.channel_multipliers), denoiser.num_res_blocks)
+    rules = inside(unet.table(denoiser, layout), "unet.", "network.")
+    if isinstance(config.text_encoder, TextConfig) and config.text_encoder.causal:
+        rules += inside(text.table(config.text_encoder, text.HF), "text_encoder.text_model.", "text_encoder.")
     return {
         one.ours[0]: tuple(name.removesuffix(".weight") for name in one.theirs)
         for one in rules
@@ -196,25 +196,30 @@ def layer_names(config: LatentDiffusionConfig) -> dict[str, tuple[str, ...]]:
 
 
 def _unet_of(config: LatentDiffusionConfig) -> UNetConfig:
-    if not isinstance(config.unet, UNetConfig):
+    if not isinstance(config.network, UNetConfig):
         raise UserError("these LoRAs are changes to a UNet, and this model has a DiT")
-    return config.unet
+    return config.network
 
 
 def _places(net: LatentDiffusion) -> dict[str, Place]:
     """A LoRA's name of a layer, with every separator an underscore -> where its weight lies."""
     config = net.config
     denoiser = _unet_of(config)
-    count, depth = len(denoiser.multipliers), denoiser.depth
+    count, depth = len(denoiser.channel_multipliers), denoiser.num_res_blocks
     tables: list[tuple[str, list[Rule], str]] = []
     for layout in (unet.CompVis(count, depth), unet.Diffusers(count, depth)):
         rules = unet.table(denoiser, layout)
-        tables += [(prefix, rules, "unet.") for prefix in ("lora_unet_", "unet_", "base_model_model_")]
-    if net.text is not None and isinstance(config.text, TextConfig) and config.text.causal:
+        tables += [(prefix, rules, "network.") for prefix in ("lora_unet_", "unet_", "base_model_model_")]
+    if (
+        net.text_encoder is not None
+        and isinstance(config.text_encoder, TextConfig)
+        and config.text_encoder.causal
+    ):
         for inner in ("text_model.", ""):
-            rules = inside(text.table(config.text, text.HF), inner)
+            rules = inside(text.table(config.text_encoder, text.HF), inner)
             tables += [
-                (prefix, rules, "text.") for prefix in ("lora_te_", "text_encoder_", "base_model_model_")
+                (prefix, rules, "text_encoder.")
+                for prefix in ("lora_te_", "text_encoder_", "base_model_model_")
             ]
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
     found: dict[str, Place] = {}

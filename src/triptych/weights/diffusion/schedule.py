@@ -80,7 +80,7 @@ def read(names: Names, prefix: str, usual: ProcessConfig, where: str = "") -> tu
     if table is None or table.ndim != 1 or len(table) < 2 or not table.is_floating_point():
         return usual, where or "convention"
     rough = 2e-2 if table.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    for config in _candidates(table, replace(usual, steps=len(table))):
+    for config in _candidates(table, replace(usual, num_timesteps=len(table))):
         if torch.allclose(torch.tensor(betas(config)), table.float(), rtol=rough, atol=1e-7):
             return config, "betas in the file"
     raise UserError(

@@ -157,29 +157,29 @@ def read(
     mlp_dim = names.shape(f"{layout.feed_block(0) if layout.feed_block else first}{layout.fc1}.weight", 2)[0]
     inner = names.shape(f"{first}{layout.proj}.weight", 2)[1]
     sizes: dict[str, Any] = {
-        "kind": layout.kind,
+        "type": layout.kind,
         "vocab_size": rows - added,
-        "added": added,
-        "length": names.shape(layout.positions, 2)[0],
-        "width": width,
+        "num_added_tokens": added,
+        "max_length": names.shape(layout.positions, 2)[0],
+        "embed_dim": width,
         "depth": depth,
-        "mlp_dim": mlp_dim,
+        "mlp_ratio": mlp_dim / width,
         "logits": bool(layout.logits) and f"{layout.logits}.weight" in names,
     }
-    facts = {"text.heads": "convention: heads of 64 channels"}
+    facts = {"text_encoder.num_heads": "convention: heads of 64 channels"}
     if layout.kind == "ldm-bert":
         heads = said.get("encoder_attention_heads")
         count = heads if isinstance(heads, int) and heads > 0 else max(inner // 64, 1)
         layout_text = text_config.SIZES["ldm-layout-text"]
-        boxes = (sizes["vocab_size"], sizes["length"]) == (layout_text.vocab_size, layout_text.length)
-        sizes |= {"heads": count, "head_dim": inner // count, "boxes": boxes}
+        boxes = (sizes["vocab_size"], sizes["max_length"]) == (layout_text.vocab_size, layout_text.max_length)
+        sizes |= {"num_heads": count, "head_dim": inner // count, "boxes": boxes}
         if "encoder_attention_heads" in said:
-            facts["text.heads"] = "config.json"
+            facts["text_encoder.num_heads"] = "config.json"
         return TextConfig(**sizes), facts
     heads = said.get("num_attention_heads")
     if isinstance(heads, int):
-        facts["text.heads"] = "config.json"
-    sizes["heads"] = heads if isinstance(heads, int) else max(width // 64, 1)
+        facts["text_encoder.num_heads"] = "config.json"
+    sizes["num_heads"] = heads if isinstance(heads, int) else max(width // 64, 1)
     act = said.get(
         "hidden_act", "gelu" if layout.kind == "openclip" or (width != 768 and not said) else "quick_gelu"
     )
@@ -187,14 +187,14 @@ def read(
         raise UserError(
             f"{names.path}: config.json says hidden_act {act!r}; needed is 'gelu' or 'quick_gelu'"
         )
-    sizes["kind"] = "clip" if act == "quick_gelu" and layout.kind == "clip" else "openclip"
-    facts["text.activation"] = "config.json" if "hidden_act" in said else f"convention: {act}"
+    sizes["type"] = "clip" if act == "quick_gelu" and layout.kind == "clip" else "openclip"
+    facts["text_encoder.activation"] = "config.json" if "hidden_act" in said else f"convention: {act}"
     sizes |= {"activation": act, "norm_eps": float(said.get("layer_norm_eps", 1e-5))}
-    sizes["pad"] = min(49407, rows - added - 1) if sizes["kind"] == "clip" else 0
+    sizes["pad_token"] = min(49407, rows - added - 1) if sizes["type"] == "clip" else 0
     whole = text_config.SIZES["openclip-h-whole"]
-    if layout is OPENCLIP and (depth, width) == (whole.depth, whole.width):
-        sizes["skip"] = whole.skip
-        facts["text.skip"] = "convention: Stable Diffusion 2 reads the last layer but one"
+    if layout is OPENCLIP and (depth, width) == (whole.depth, whole.embed_dim):
+        sizes["skip_last_blocks"] = whole.skip_last_blocks
+        facts["text_encoder.skip_last_blocks"] = "convention: Stable Diffusion 2 reads the last layer but one"
     return TextConfig(**sizes), facts
 
 
@@ -209,9 +209,9 @@ def read_classes(names: Names, name: str) -> ClassTokenConfig:
     """The table of classes: 1,001 rows are ImageNet's thousand and no class."""
     rows, width = names.shape(name, 2)
     null = rows > 1 and rows % 2 == 1
-    return ClassTokenConfig(num_classes=rows - null, width=width, null_class=null)
+    return ClassTokenConfig(num_classes=rows - null, embed_dim=width, null_class=null)
 
 
 def shortened(config: TextConfig) -> TextConfig:
     """The config without the last blocks, which nothing reads."""
-    return replace(config, depth=config.depth - config.skip, skip=0)
+    return replace(config, depth=config.depth - config.skip_last_blocks, skip_last_blocks=0)

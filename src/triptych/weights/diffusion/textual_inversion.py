@@ -40,7 +40,7 @@ def load_embedding(
     Raises:
         UserError: no such embedding, one of another family (its width), or a word that is known already.
     """
-    reader = net if isinstance(net, TextEncoder) else net.text
+    reader = net if isinstance(net, TextEncoder) else net.text_encoder
     if not isinstance(reader, TextEncoder):
         raise UserError(f"{path} is a word's embedding, and this network reads no text")
     word, vectors = read_embedding(path)
@@ -57,7 +57,7 @@ def save_embedding(net: LatentDiffusion | TextEncoder, token: str, path: str | o
     Raises:
         UserError: the word was not added to this network.
     """
-    reader = net if isinstance(net, TextEncoder) else net.text
+    reader = net if isinstance(net, TextEncoder) else net.text_encoder
     if not isinstance(reader, TextEncoder) or token not in reader.tokenizer.added:
         raise UserError(f"{token!r} is no word that was added to this network")
     rows = list(reader.tokenizer.added[token])

@@ -208,7 +208,7 @@ def _block(
     if level.attention and config.context_dim:
         rules += _transformer(config, level, attention, f"{ours}.transformer")
     elif level.attention:
-        heads = config.heads or level.channels // config.head_dim
+        heads = config.num_heads or level.channels // config.head_dim
         rules += layout.attention(attention, f"{ours}.attention", heads)
     return rules
 
@@ -257,7 +257,7 @@ class Said:
     head_dim: int = 0
     latent_size: tuple[int, int] | None = None
     groups: int = 0
-    cross_only_factors: tuple[int, ...] | None = None
+    cross_only_downsample_factors: tuple[int, ...] | None = None
     where: str = ""
 
 
@@ -277,23 +277,23 @@ def read(names: Names, layout: Layout, said: Said = Said()) -> tuple[UNetConfig,
     """
     sizes = _shapes(names, layout)
     published = next((known for known in unet_config.SIZES.values() if _alike(known, sizes)), None)
-    facts = {"heads": said.where}
-    width = sizes["width"]
+    facts = {"num_heads": said.where}
+    width = sizes["base_channels"]
     conv = names.shape(f"{layout.norm}.weight", 1)
-    sizes["groups"] = said.groups or halves_of(min(conv[0], width))
-    if said.cross_only_factors is not None:
-        sizes["cross_only_factors"] = said.cross_only_factors
+    sizes["norm_groups"] = said.groups or halves_of(min(conv[0], width))
+    if said.cross_only_downsample_factors is not None:
+        sizes["cross_only_downsample_factors"] = said.cross_only_downsample_factors
     elif published is not None:
-        sizes["cross_only_factors"] = published.cross_only_factors
-    attends = bool(sizes["attention_factors"]) or sizes["middle_attention"]
+        sizes["cross_only_downsample_factors"] = published.cross_only_downsample_factors
+    attends = bool(sizes["attention_downsample_factors"]) or sizes["middle_attention"]
     if said.heads or said.head_dim:
-        sizes["heads"], sizes["head_dim"] = said.heads, said.head_dim
+        sizes["num_heads"], sizes["head_dim"] = said.heads, said.head_dim
     elif published is not None:
-        sizes["heads"], sizes["head_dim"] = published.heads, published.head_dim
-        facts["heads"] = "convention: those of the published network of these sizes"
+        sizes["num_heads"], sizes["head_dim"] = published.num_heads, published.head_dim
+        facts["num_heads"] = "convention: those of the published network of these sizes"
     elif attends:
-        sizes["heads"], sizes["head_dim"] = _usual_heads(names, sizes)
-        facts["heads"] = f"convention: {sizes['heads'] or 'as many as 64 channels each'} heads"
+        sizes["num_heads"], sizes["head_dim"] = _usual_heads(names, sizes)
+        facts["num_heads"] = f"convention: {sizes['num_heads'] or 'as many as 64 channels each'} heads"
     if said.latent_size is not None:
         sizes["latent_size"], facts["latent_size"] = said.latent_size, said.where
     elif published is not None:
@@ -303,7 +303,7 @@ def read(names: Names, layout: Layout, said: Said = Said()) -> tuple[UNetConfig,
 
 def _usual_heads(names: Names, sizes: dict[str, Any]) -> tuple[int, int]:
     """SD 2 has heads of 64 channels, all else of its kind 8 heads."""
-    widths = {sizes["width"] * m for m in sizes["multipliers"]}
+    widths = {sizes["base_channels"] * m for m in sizes["channel_multipliers"]}
     if sizes["projection"] == "linear" and sizes["context_dim"] and all(c % 64 == 0 for c in widths):
         return 0, 64
     if any(c % 8 for c in widths):
@@ -366,14 +366,14 @@ def _shapes(names: Names, layout: Layout) -> dict[str, Any]:
     return {
         "in_channels": first[1],
         "out_channels": names.shape(f"{layout.out}.weight", 4)[0],
-        "width": width,
-        "multipliers": tuple(c // width for c in widths),
-        "depth": layout.depth,
-        "attention_factors": tuple(2**i for i in range(count) if found[i]),
+        "base_channels": width,
+        "channel_multipliers": tuple(c // width for c in widths),
+        "num_res_blocks": layout.depth,
+        "attention_downsample_factors": tuple(2**i for i in range(count) if found[i]),
         "middle_attention": found[-1],
         "context_dim": context,
         "transformer_depth": per_level[0] if len(set(per_level)) == 1 else per_level,
-        "cross_only_factors": only,
+        "cross_only_downsample_factors": only,
         "projection": "linear" if projection == 2 else "conv",
         "num_classes": names.shape(f"{layout.label}.weight", 2)[0]
         if f"{layout.label}.weight" in names
@@ -390,11 +390,13 @@ def _alike(known: UNetConfig, sizes: dict[str, Any]) -> bool:
     """Whether a published network has these shapes, as far as they tell."""
     for name, value in sizes.items():
         mine: Any = getattr(known, name)
-        if name == "attention_factors":
-            mine = tuple(f for f in mine if f <= known.factor)
-        elif name == "cross_only_factors":
-            widths = {2**i: known.width * m for i, m in enumerate(known.multipliers)}
-            mine = tuple(f for f in mine if f in known.attention_factors and widths[f] != known.context_dim)
+        if name == "attention_downsample_factors":
+            mine = tuple(f for f in mine if f <= known.downsample_factor)
+        elif name == "cross_only_downsample_factors":
+            widths = {2**i: known.base_channels * m for i, m in enumerate(known.channel_multipliers)}
+            mine = tuple(
+                f for f in mine if f in known.attention_downsample_factors and widths[f] != known.context_dim
+            )
         elif name == "projection" and not known.context_dim:
             continue
         if mine != value:

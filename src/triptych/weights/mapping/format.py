@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from triptych.diffusion.config import Prediction
 from triptych.errors import UserError
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.unet import UNetConfig
 from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.tensor_entry import Shape, TensorEntry
@@ -42,13 +42,13 @@ class Hints:
 def hints_of(config: Any) -> Hints:
     """All hints that a reader could want for a network of this config."""
     config = getattr(config, "backbone", config)
-    process, unet = getattr(config, "process", None), getattr(config, "unet", config)
+    process, unet = getattr(config, "process", None), getattr(config, "network", config)
     return Hints(
         getattr(config, "image_size", None),
-        getattr(config, "window", None),
+        getattr(config, "window_size", None),
         certain=True,
         prediction=None if process is None else process.prediction,
-        heads=(unet.heads, unet.head_dim) if isinstance(unet, UNetConfig) else None,
+        heads=(unet.num_heads, unet.head_dim) if isinstance(unet, UNetConfig) else None,
     )
 
 
@@ -60,7 +60,7 @@ class Reading:
     config: Any
     rules: list[Rule] | None
     """None where the file names its tensors as the network does."""
-    card: Card
+    card: ModelCard
     facts: dict[str, str] = field(default_factory=dict)
     """Where each thing that shapes cannot tell came from: {"num_heads": "config.json", ...}."""
     finish: Callable[[Any], None] | None = None

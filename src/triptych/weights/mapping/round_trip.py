@@ -25,15 +25,15 @@ from triptych.network import Network
 from triptych.weights.mapping.families import family_of, from_json, to_json
 from triptych.weights.mapping.format import Draft, Hints, Names, Reading, drafted, hints_of
 
-FIRST_STAGE = ("image_size", "scale", "shift", "groups")
-UNET = ("heads", "head_dim", "latent_size", "groups")
-DIT = ("heads", "latent_size", "mlp", "norm_eps", "position", "time_frequencies")
-TEXT = ("heads", "head_dim", "activation", "skip", "pad", "norm_eps", "kind", "boxes")
+FIRST_STAGE = ("image_size", "scale", "shift", "norm_groups")
+UNET = ("num_heads", "head_dim", "latent_size", "norm_groups")
+DIT = ("num_heads", "latent_size", "mlp", "norm_eps", "position", "time_frequencies")
+TEXT = ("num_heads", "head_dim", "activation", "skip_last_blocks", "pad_token", "norm_eps", "type", "boxes")
 
 # A dot leads into a part: its fields are those of the part's own config.
 UNSAID: dict[str, tuple[str, ...]] = {
     "vit": ("mlp", "norm_eps", "image_size"),
-    "swin": ("norm_eps", "image_size", "window", "pretrained_window"),
+    "swin": ("norm_eps", "image_size", "window_size", "pretrained_window_size"),
     "segmenter": ("backbone.norm_eps", "backbone.image_size", "backbone.window", "head.pool_scales"),
     "autoencoder": FIRST_STAGE,
     "tiny-autoencoder": ("image_size", "scale", "shift"),
@@ -42,14 +42,14 @@ UNSAID: dict[str, tuple[str, ...]] = {
     "text": TEXT,
     "latent-diffusion": (
         *(f"autoencoder.{name}" for name in FIRST_STAGE),
-        *(f"unet.{name}" for name in dict.fromkeys(UNET + DIT)),
-        *(f"text.{name}" for name in TEXT),
+        *(f"network.{name}" for name in dict.fromkeys(UNET + DIT)),
+        *(f"text_encoder.{name}" for name in TEXT),
         *(
             f"{process}.{field.name}"
-            for process in ("process", "low_process")
+            for process in ("process", "low_res_process")
             for field in fields(ProcessConfig)
         ),
-        "beside",
+        "concat",
     ),
 }
 
@@ -72,7 +72,7 @@ def shapes_to_tell(config: Any) -> Said:
     """The image size and the windows, whichever the family leaves unsaid: a reader may need them to begin with."""
     data = to_json(config)
     names = UNSAID.get(family_of(config) or "", ())
-    needed = ("image_size", "window")
+    needed = ("image_size", "window_size")
     return {n: _at(data, n) for n in names if n.split(".")[-1] in needed or n == "process.prediction"}
 
 
@@ -81,10 +81,10 @@ def hints_in(said: Said) -> Hints:
     by_end = {name.split(".")[-1]: value for name, value in said.items()}
     size = by_end.get("image_size")
     prediction = said.get("process.prediction")
-    heads = tuple(said.get(f"unet.{name}", said.get(name, 0)) for name in ("heads", "head_dim"))
+    heads = tuple(said.get(f"network.{name}", said.get(name, 0)) for name in ("num_heads", "head_dim"))
     return Hints(
         tuple(size) if size else None,
-        by_end.get("window"),
+        by_end.get("window_size"),
         certain=True,
         prediction=prediction,
         heads=heads if any(heads) else None,
@@ -188,7 +188,7 @@ def _(config: ViTConfig) -> ViTConfig:
     placed = config.position == "learned" and (config.class_token or config.distill_token)
     return replace(
         config,
-        drop_path=0.0,
+        drop_path_rate=0.0,
         dropout=0.0,
         layer_scale=None if config.layer_scale is None else 1.0,
         head_dim=(config.head_dim or config.embed_dim) if config.head == "mlp" else 0,
@@ -203,14 +203,14 @@ def _(config: SwinConfig) -> SwinConfig:
     ratio = max(int(width * config.mlp_ratio) / width for width in config.widths)
     before = tuple(
         tuple(old or new for old, new in zip(*pair, strict=True))
-        for pair in zip(config.pretrained_window, config.window, strict=False)
+        for pair in zip(config.pretrained_window_size, config.window_size, strict=False)
     )
     return replace(
         config,
-        drop_path=0.0,
+        drop_path_rate=0.0,
         dropout=0.0,
         mlp_ratio=ratio,
-        pretrained_window=() if config.version == 1 or before == config.window else before,
+        pretrained_window_size=() if config.version == 1 or before == config.window_size else before,
     )
 
 
@@ -221,15 +221,20 @@ def _(config: SegmenterConfig) -> SegmenterConfig:
 
 @comparable.register
 def _(config: AutoencoderConfig) -> AutoencoderConfig:
-    as_latents = config.bottleneck == config.latent_channels
-    return replace(config, dropout=0.0, bottleneck=0 if as_latents else config.bottleneck)
+    as_latents = config.bottleneck_channels == config.latent_channels
+    return replace(config, dropout=0.0, bottleneck_channels=0 if as_latents else config.bottleneck_channels)
 
 
 @comparable.register
 def _(config: TextConfig) -> TextConfig:
-    each = config.inner // config.heads
-    whole = each * config.heads == config.width
-    return replace(config, depth=config.depth - config.skip, skip=0, head_dim=0 if whole else each)
+    each = config.inner // config.num_heads
+    whole = each * config.num_heads == config.embed_dim
+    return replace(
+        config,
+        depth=config.depth - config.skip_last_blocks,
+        skip_last_blocks=0,
+        head_dim=0 if whole else each,
+    )
 
 
 @comparable.register
@@ -237,7 +242,7 @@ def _(config: UNetConfig) -> UNetConfig:
     down, middle, _ = levels(config)
     attending = {level.factor: level for level in (*down, middle) if level.attention}
     widths = {level.channels for level in attending.values()}
-    heads, head_dim = config.heads, config.head_dim
+    heads, head_dim = config.num_heads, config.head_dim
     if len(widths) <= 1:  # one width: heads are their number and their size at once
         heads, head_dim = (heads or widths.pop() // head_dim) if widths else 0, 0
     deep = {factor: level.attention for factor, level in attending.items() if config.context_dim}
@@ -246,9 +251,9 @@ def _(config: UNetConfig) -> UNetConfig:
     return replace(
         config,
         dropout=0.0,
-        attention_factors=seen,
-        cross_only_factors=tuple(f for f in config.cross_only_factors if f in seen),
-        heads=heads,
+        attention_downsample_factors=seen,
+        cross_only_downsample_factors=tuple(f for f in config.cross_only_downsample_factors if f in seen),
+        num_heads=heads,
         head_dim=head_dim,
         transformer_depth=depths,
         projection=config.projection if config.context_dim else "conv",
@@ -262,7 +267,10 @@ def _(config: DiTConfig) -> DiTConfig:
 
 @comparable.register
 def _(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
-    text = config.text if config.text is None else comparable(config.text)
+    text = config.text_encoder if config.text_encoder is None else comparable(config.text_encoder)
     return replace(
-        config, autoencoder=comparable(config.autoencoder), unet=comparable(config.unet), text=text
+        config,
+        autoencoder=comparable(config.autoencoder),
+        network=comparable(config.network),
+        text_encoder=text,
     )

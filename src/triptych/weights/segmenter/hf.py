@@ -5,7 +5,7 @@ from typing import Any
 from triptych.errors import UserError
 from triptych.heads.config import SegmenterConfig
 from triptych.heads.segmenter import Segmenter
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.weights.mapping.defaults import (
     class_names,
     from_id2label,
@@ -46,12 +46,12 @@ def read(names: Names, hints: Hints) -> Reading:
     labels, facts["classes"] = class_names(
         head.num_classes, from_id2label(settings), "id2label in config.json"
     )
-    return Reading("segmenter", config, rules, Card(preprocess=preprocess, classes=labels), facts | more)
+    return Reading("segmenter", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts | more)
 
 
 def draft(net: Segmenter) -> Draft:
     backbone, head = swin_in(net, TITLE), net.config.head
-    if head.aux_width and len(backbone.depths) != 4:
+    if head.aux_channels and len(backbone.depths) != 4:
         raise UserError(
             f"{TITLE} puts the auxiliary head on the third map, here the last but one of {len(backbone.depths)}; "
             "choose another format"
@@ -62,11 +62,11 @@ def draft(net: Segmenter) -> Draft:
         "architectures": ["UperNetForSemanticSegmentation"],
         "model_type": "upernet",
         "backbone_config": hf.settings(backbone),
-        "hidden_size": head.width,
+        "hidden_size": head.channels,
         "pool_scales": list(head.pool_scales),
-        "use_auxiliary_head": head.aux_width > 0,
+        "use_auxiliary_head": head.aux_channels > 0,
         "auxiliary_in_channels": backbone.widths[-2],
-        "auxiliary_channels": head.aux_width or 256,
+        "auxiliary_channels": head.aux_channels or 256,
         "auxiliary_num_convs": 1,
         "auxiliary_concat_input": False,
         "loss_ignore_index": 255,

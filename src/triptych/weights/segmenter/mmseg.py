@@ -9,7 +9,7 @@ from typing import Any
 
 from triptych.heads.config import SegmenterConfig
 from triptych.heads.segmenter import Segmenter
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.weights.mapping.defaults import class_names, describe
 from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
 from triptych.weights.mapping.round_trip import checked
@@ -52,7 +52,7 @@ def _read(names: Names, hints: Hints, layout: BackboneLayout) -> Reading:
     preprocess = Preprocess(size=backbone.image_size, crop=1.0, interpolation="bilinear")
     facts["preprocess"] = f"convention: {describe(preprocess)}"
     labels, facts["classes"] = class_names(head.num_classes, _classes(names), "meta in the file")
-    return Reading("segmenter", config, rules, Card(preprocess=preprocess, classes=labels), facts | more)
+    return Reading("segmenter", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts | more)
 
 
 def _classes(names: Names) -> tuple[str, ...] | None:

@@ -41,7 +41,7 @@ def table(config: HeadConfig, levels: int, layout: Layout) -> list[Rule]:
         pairs.append((f"{head}fpn_convs.{level}", f"decoder.smooth.{level}"))
     pairs.append((f"{head}fpn_bottleneck", "decoder.join"))
     rules = [same(f"{head}{layout.classifier}.{{weight,bias}}", "classifier.{weight,bias}")]
-    if config.aux_width:
+    if config.aux_channels:
         pairs.append(("auxiliary_head.convs.0", "aux.0"))
         rules.append(same(f"auxiliary_head.{layout.classifier}.{{weight,bias}}", "aux.1.{weight,bias}"))
     for theirs, ours in pairs:
@@ -77,11 +77,11 @@ def read_head(names: Names, layout: Layout, scales: Any, where: str) -> tuple[He
         )
     aux = "auxiliary_head.convs.0.conv.weight"
     return HeadConfig(
-        kind="upernet",
+        type="upernet",
         num_classes=names.shape(f"decode_head.{layout.classifier}.weight", 4)[0],
-        width=names.shape("decode_head.fpn_bottleneck.conv.weight", 4)[0],
+        channels=names.shape("decode_head.fpn_bottleneck.conv.weight", 4)[0],
         pool_scales=tuple(scales),
-        aux_width=names.shape(aux, 4)[0] if aux in names else 0,
+        aux_channels=names.shape(aux, 4)[0] if aux in names else 0,
     ), facts
 
 
@@ -94,9 +94,9 @@ def swin_in(net: Segmenter, title: str) -> SwinConfig:
     """
     config: SegmenterConfig = net.config
     backbone = config.backbone
-    if config.head.kind != "upernet" or not isinstance(backbone, SwinConfig) or not backbone.map_norms:
+    if config.head.type != "upernet" or not isinstance(backbone, SwinConfig) or not backbone.map_norms:
         raise UserError(
-            f"{title} holds UPerNet on a Swin with norms on its maps, not {config.head.kind} on "
+            f"{title} holds UPerNet on a Swin with norms on its maps, not {config.head.type} on "
             f"{type(backbone).__name__.removesuffix('Config')}; choose triptych's own format"
         )
     if backbone.version == 2:

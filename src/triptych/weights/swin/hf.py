@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.swin import SwinConfig, windows_of
 from triptych.models.swin import Swin
 from triptych.weights.mapping.defaults import (
@@ -91,7 +91,7 @@ def read(names: Names, hints: Hints) -> Reading:
     labels, facts["classes"] = class_names(
         config.num_classes, from_id2label(settings), "id2label in config.json"
     )
-    return Reading("swin", config, rules, Card(preprocess=preprocess, classes=labels), facts)
+    return Reading("swin", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts)
 
 
 def read_backbone(
@@ -116,7 +116,7 @@ def read_backbone(
     before = before[:stages] if isinstance(before, list) else before
     said = Said(
         image_size=pair(settings.get("image_size")),
-        window=None if window is None else windows_of(window, stages),
+        window_size=None if window is None else windows_of(window, stages),
         pretrained=None if before is None else windows_of(before, stages),
         fit="rows" if version == 2 else "never",
     )
@@ -161,13 +161,13 @@ def settings(config: SwinConfig) -> dict[str, Any]:
         "window_size": window,
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias != "none",
-        "drop_path_rate": config.drop_path,
+        "drop_path_rate": config.drop_path_rate,
         "hidden_act": "gelu",
         "layer_norm_eps": EPS,
         "use_absolute_embeddings": False,
     }
     if version_2:
-        before = config.pretrained_window or ((0, 0),) * len(config.depths)
+        before = config.pretrained_window_size or ((0, 0),) * len(config.depths)
         if any(h != w for h, w in before):
             raise UserError(
                 f"{TITLE} cannot say pretrained windows {before}, which are not square; choose another"

@@ -34,7 +34,7 @@ class Said:
 
     where: str = "config.json"
     image_size: tuple[int, int] | None = None
-    window: Windows | None = None
+    window_size: Windows | None = None
     """Before it is fitted to the maps."""
     pretrained: Windows | None = None
     fit: Fit = "square"
@@ -81,16 +81,18 @@ def read_sizes(
         "norm_eps": eps,
     }
     strides = [patch * 2**stage for stage in range(len(depths))]
-    window, facts["window"] = (
+    window, facts["window_size"] = (
         _windows_of_tables(names, layout, tables, strides, hints, said)
         if version == 1
         else _windows_of_v2(names, layout, strides, hints, said)
     )
     shown = version == 1 or first + layout.coordinates in names
     size, facts["image_size"] = _image_size(names, layout, window, shown, strides, hints, said)
-    sizes |= {"window": window, "image_size": size}
+    sizes |= {"window_size": window, "image_size": size}
     if version == 2:
-        sizes["pretrained_window"], facts["pretrained_window"] = _pretrained(names, layout, window, said)
+        sizes["pretrained_window_size"], facts["pretrained_window_size"] = _pretrained(
+            names, layout, window, said
+        )
     return SwinConfig(**sizes), facts
 
 
@@ -116,10 +118,10 @@ def single(config: SwinConfig, title: str, fit: Fit = "square") -> int:
     Raises:
         UserError: rectangular windows, several, or one that its code would build smaller.
     """
-    found = max(max(pair) for pair in config.window)
+    found = max(max(pair) for pair in config.window_size)
     everywhere = windows_of(found, len(config.depths))
-    if fitted(everywhere, config.image_size, config.strides, fit) != config.window:
-        shown = sorted(set(config.window))
+    if fitted(everywhere, config.image_size, config.strides, fit) != config.window_size:
+        shown = sorted(set(config.window_size))
         raise UserError(
             f"{title} cannot say windows {' and '.join(f'{h}x{w}' for h, w in shown)} for images of "
             f"{config.image_size[0]}x{config.image_size[1]}: it has one square window, no larger than a map; "
@@ -155,8 +157,8 @@ def _windows_of_tables(
     """Version 1: a table has (2 M_h - 1)(2 M_w - 1) rows."""
     rows = [names.shape(table, 2)[0] for table in tables]
     stages = len(rows)
-    if said.window is not None:
-        told = fitted(said.window, said.image_size or UNKNOWN, strides, said.fit)
+    if said.window_size is not None:
+        told = fitted(said.window_size, said.image_size or UNKNOWN, strides, said.fit)
         if not _agree(told, rows):
             raise UserError(
                 f"{names.path}: {said.where} says windows {told}, whose bias tables do not have the rows of the "
@@ -172,7 +174,7 @@ def _windows_of_tables(
     if hints.window is not None and _agree(windows_of(hints.window, stages), rows):
         return windows_of(hints.window, stages), "window of the call"
     raise UserError(
-        f"{names.path} has bias tables of {rows} rows, of no square windows; say window=(height, width)"
+        f"{names.path} has bias tables of {rows} rows, of no square windows; give window_size=(height, width)"
     )
 
 
@@ -202,15 +204,15 @@ def _windows_of_v2(
     if all(table in names for table in tables):
         sides = [names.shape(table, 4)[1:3] for table in tables]
         return tuple(((h + 1) // 2, (w + 1) // 2) for h, w in sides), "shape of the tables of coordinates"
-    if said.window is not None:
-        return fitted(said.window, said.image_size or UNKNOWN, strides, said.fit), said.where
+    if said.window_size is not None:
+        return fitted(said.window_size, said.image_size or UNKNOWN, strides, said.fit), said.where
     if hints.window is not None:
         given = windows_of(hints.window, len(strides))
         side = SIZES_OF_V2.get(hints.window) if isinstance(hints.window, int) else None
         size = hints.image_size or (UNKNOWN if side is None else (side, side))
         return fitted(given, size, strides, "never" if hints.certain else "axis"), "window of the call"
     usual = fitted(windows_of(8, len(strides)), (256, 256), strides, "axis")
-    return usual, "convention: 8, as no tensor tells; say window= to correct it"
+    return usual, "convention: 8, as no tensor tells; give window_size= to correct it"
 
 
 def _pretrained(names: Names, layout: Layout, window: Windows, said: Said) -> tuple[Windows, str]:

@@ -122,12 +122,12 @@ def block(config: SwinConfig, layout: Layout, stage: int) -> list[Rule]:
         same(f"{b}{layout.fc1}.{{weight,bias}}", ours + "mlp.fc1.{weight,bias}"),
         same(f"{b}{layout.fc2}.{{weight,bias}}", ours + "mlp.fc2.{weight,bias}"),
     ]
-    window = config.window[stage]
+    window = config.window_size[stage]
     made = partial(index_of, window, layout.flat_index)
     follows = "it follows from the windows"
     rules.append(drop(b + layout.index, follows, made if "index" in layout.saved else None))
     if config.version == 2:
-        before = config.pretrained_window[stage] if config.pretrained_window else (0, 0)
+        before = config.pretrained_window_size[stage] if config.pretrained_window_size else (0, 0)
         made = partial(coordinates_of, window, before)
         rules.append(drop(b + layout.coordinates, follows, made if "coordinates" in layout.saved else None))
     return rules
@@ -176,7 +176,7 @@ def biases(b: str, layout: Layout) -> list[str]:
 def masks(config: SwinConfig, layout: Layout, stage: int) -> list[Rule]:
     """The shift's mask, which older code keeps in each block that shifts."""
     b, made = layout.block(stage), None
-    (rows, columns), window = maps_at(config, config.image_size)[stage], config.window[stage]
+    (rows, columns), window = maps_at(config, config.image_size)[stage], config.window_size[stage]
     if "mask" in layout.saved and rows > window[0] and columns > window[1]:
         made = partial(mask_of, (rows // window[0], columns // window[1]), window)
     return [

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.swin import maps_at, windows_of
 from triptych.models.swin import Swin
 from triptych.weights.mapping.defaults import class_names, describe, imagenet_style, pair
@@ -50,7 +50,7 @@ def read(names: Names, hints: Hints) -> Reading:
         rules += [drop(f"{prefix}mask_token", reason), drop("decoder.*", reason)]
     preprocess, facts["preprocess"] = _preprocess(yacs, config.image_size)
     labels, facts["classes"] = class_names(config.num_classes, None, "")
-    return Reading("swin", config, rules, Card(preprocess=preprocess, classes=labels), facts)
+    return Reading("swin", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts)
 
 
 def _node(found: Any, *path: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _said(yacs: dict[str, Any], stages: int) -> Said:
     return Said(
         where="config in the file",
         image_size=pair(_node(yacs, "DATA").get("IMG_SIZE")),
-        window=None if window is None else windows_of(window, stages),
+        window_size=None if window is None else windows_of(window, stages),
         pretrained=None if before is None else windows_of(before, stages),
     )
 
@@ -87,7 +87,7 @@ def _preprocess(yacs: dict[str, Any], size: tuple[int, int]) -> tuple[Preprocess
 def draft(net: Swin) -> Draft:
     config = net.config
     single(config, TITLE)
-    for (rows, columns), (h, w) in zip(maps_at(config, config.image_size), config.window, strict=True):
+    for (rows, columns), (h, w) in zip(maps_at(config, config.image_size), config.window_size, strict=True):
         if rows % h or columns % w:
             raise UserError(
                 f"{TITLE} cannot say images of {config.image_size[0]}x{config.image_size[1]}: a map of "

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.swin import SwinConfig, windows_of
 from triptych.models.swin import Swin
 from triptych.weights.mapping.defaults import (
@@ -57,7 +57,7 @@ def read(names: Names, hints: Hints) -> Reading:
     preprocess, facts["preprocess"] = from_pretrained_cfg(cfg, convention)
     labels, facts["classes"] = class_names(config.num_classes, from_label_names(settings, cfg), "config.json")
     license = cfg.get("license") if isinstance(cfg.get("license"), str) else None
-    card = Card(preprocess=preprocess, classes=labels, license=license)
+    card = ModelCard(preprocess=preprocess, classes=labels, license=license)
     return Reading("swin", config, [*table(config, TIMM), *classifier(config, HEAD)], card, facts)
 
 
@@ -74,7 +74,7 @@ def _said(architecture: str, args: dict[str, Any], cfg: dict[str, Any], stages: 
             pretrained = fitted(windows_of(first, stages), (old or 1, old or 1), strides, "axis")
     return Said(
         image_size=size,
-        window=None if window is None else windows_of(_for_all(window, stages), stages),
+        window_size=None if window is None else windows_of(_for_all(window, stages), stages),
         pretrained=pretrained,
         fit="never" if args.get("always_partition") else "axis",
     )
@@ -117,7 +117,7 @@ def settings(net: Swin) -> dict[str, Any]:
         },
     }
     if config.version == 2:
-        before = config.pretrained_window or ((0, 0),) * len(config.depths)
+        before = config.pretrained_window_size or ((0, 0),) * len(config.depths)
         found["model_args"]["pretrained_window_sizes"] = [list(window) for window in before]
     if net.card.classes is not None:
         found["label_names"] = list(net.card.classes)
@@ -131,16 +131,16 @@ def window_size(config: SwinConfig) -> Any:
         UserError: timm would build others.
     """
     stages = len(config.depths)
-    h, w = (max(window[axis] for window in config.window) for axis in (0, 1))
+    h, w = (max(window[axis] for window in config.window_size) for axis in (0, 1))
     options: list[Any] = [h if h == w else [h, w]]
     if config.version == 1 and stages != 2:
-        options.append([list(window) for window in config.window])
+        options.append([list(window) for window in config.window_size])
     for option in options:
         given = windows_of(_for_all(option, stages), stages)
-        if fitted(given, config.image_size, config.strides, "axis") == config.window:
+        if fitted(given, config.image_size, config.strides, "axis") == config.window_size:
             return option
     raise UserError(
-        f"timm cannot say windows {config.window} for images of {config.image_size[0]}x{config.image_size[1]}: "
+        f"timm cannot say windows {config.window_size} for images of {config.image_size[0]}x{config.image_size[1]}: "
         "it makes none larger than a map, and version 2's are one for all stages; choose triptych's own format"
     )
 

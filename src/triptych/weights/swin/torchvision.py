@@ -2,7 +2,7 @@
 ones. Version 2's bias of keys is there, and made zero whenever the network runs; it is dropped here."""
 
 from triptych.errors import UserError
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.swin import SwinConfig
 from triptych.models.swin import Swin
 from triptych.weights.mapping.defaults import class_names, describe, imagenet_style
@@ -48,7 +48,7 @@ def read(names: Names, hints: Hints) -> Reading:
     facts["preprocess"] = f"convention: {describe(preprocess)}"
     labels, facts["classes"] = class_names(config.num_classes, None, "")
     rules = [*table(config, TORCHVISION), *classifier(config)]
-    return Reading("swin", config, rules, Card(preprocess=preprocess, classes=labels), facts)
+    return Reading("swin", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts)
 
 
 def _crop(config: SwinConfig) -> float:
@@ -60,9 +60,9 @@ def _crop(config: SwinConfig) -> float:
 
 def draft(net: Swin) -> Draft:
     config = net.config
-    if len(set(config.window)) > 1 or config.qkv_bias == "none":
+    if len(set(config.window_size)) > 1 or config.qkv_bias == "none":
         raise UserError(
-            f"{TITLE} cannot say windows {config.window} and qkv_bias {config.qkv_bias!r}: it has one window for "
+            f"{TITLE} cannot say windows {config.window_size} and qkv_bias {config.qkv_bias!r}: it has one window for "
             "all stages, and biases; choose another format"
         )
     tensors = to_theirs(

@@ -8,7 +8,7 @@ epsilon is 1e-6.
 import math
 from dataclasses import dataclass
 
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
 from triptych.weights.mapping.defaults import class_names, describe, half_style, square_grid
@@ -197,7 +197,7 @@ def read(names: Names, hints: Hints) -> Reading:
         embed_dim=width,
         depth=depth,
         num_heads=query[-2],
-        mlp_dim=hidden,
+        mlp_ratio=hidden / width,
         num_classes=classes,
         stem="resnet" if root else "patch",
         stem_widths=(names.shape("conv_root/kernel", 4)[3],) if root else (),
@@ -215,7 +215,9 @@ def read(names: Names, hints: Hints) -> Reading:
     preprocess = half_style(image_size, interpolation="bilinear", **how)
     labels, where = class_names(classes, None, "")
     facts |= {"preprocess": f"convention: {describe(preprocess)}", "classes": where}
-    return Reading("vit", config, table(config, layout), Card(preprocess=preprocess, classes=labels), facts)
+    return Reading(
+        "vit", config, table(config, layout), ModelCard(preprocess=preprocess, classes=labels), facts
+    )
 
 
 def _stem_depths(names: Names) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
 from triptych.weights.mapping.defaults import (
@@ -71,7 +71,7 @@ def table(config: ViTConfig, layout: Layout) -> list[Rule]:
     ]
     if config.distill_token:
         rules.append(same(e + "distillation_token", "distill_token"))
-    if config.registers:
+    if config.num_registers:
         rules.append(same(e + "register_tokens", "registers"))
     elif v3:
         rules.append(drop(e + "register_tokens", "there are none", zeros(1, 0, config.embed_dim)))
@@ -224,10 +224,10 @@ def read(names: Names, hints: Hints) -> Reading:
         embed_dim=width,
         depth=names.count(p + layout.block),
         num_heads=heads,
-        mlp_dim=_hidden(names, b, swiglu, v3),
+        mlp_ratio=_hidden(names, b, swiglu, v3) / width,
         num_classes=classes,
         distill_token=distilled,
-        registers=names.shapes.get(e + "register_tokens", (1, 0))[1],
+        num_registers=names.shapes.get(e + "register_tokens", (1, 0))[1],
         position="rotary" if v3 else "learned",
         rotary_base=float(settings.get("rope_theta", 100.0)) if v3 else 100.0,
         pool="token+mean" if inputs == 2 * width else "token",
@@ -240,7 +240,9 @@ def read(names: Names, hints: Hints) -> Reading:
     )
     preprocess, facts["preprocess"] = from_processor(names.settings, _convention(layout.kind, image_size))
     labels, facts["classes"] = class_names(classes, from_id2label(settings), "id2label in config.json")
-    return Reading("vit", config, table(config, layout), Card(preprocess=preprocess, classes=labels), facts)
+    return Reading(
+        "vit", config, table(config, layout), ModelCard(preprocess=preprocess, classes=labels), facts
+    )
 
 
 def _hidden(names: Names, b: str, swiglu: bool, v3: bool) -> int:

@@ -22,7 +22,7 @@ def kind_of(config: ViTConfig) -> str:
         return "deit"
     if config.position == "rotary":
         return "dinov3_vit"
-    if config.registers:
+    if config.num_registers:
         return "dinov2_with_registers"
     return "dinov2" if config.layer_scale is not None else "vit"
 
@@ -72,8 +72,8 @@ def settings(net: ViT, kind: str) -> dict[str, Any]:
         found["layerscale_value"] = config.layer_scale
     else:
         found["intermediate_size"] = config.mlp_dim
-    if config.registers:
-        found["num_register_tokens"] = config.registers
+    if config.num_registers:
+        found["num_register_tokens"] = config.num_registers
     if kind == "dinov3_vit":
         bias = config.qkv_bias
         found |= {"query_bias": bias != "none", "key_bias": bias == "qkv", "value_bias": bias != "none"}

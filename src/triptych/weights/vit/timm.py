@@ -95,7 +95,7 @@ def tokens(config: ViTConfig, layout: Layout) -> list[Rule]:
         rules.append(same("cls_token", "class_token"))
     if config.distill_token:
         rules.append(same("dist_token", "distill_token"))
-    if config.registers:
+    if config.num_registers:
         rules.append(same(layout.registers, "registers"))
     if layout.mask_token:
         shape = (1,) * (layout.mask_token - 1) + (config.embed_dim,)

@@ -25,7 +25,7 @@ def architecture(config: ViTConfig) -> str:
         if config.mlp == "swiglu":
             return "vit_huge_plus_patch16_dinov3" + ("_qkvb" if config.qkv_bias == "qv" else "")
         return "vit_small_patch16_dinov3" + ("_qkvb" if config.qkv_bias == "qv" else "")
-    if config.registers and config.class_token and config.prefix_positions:
+    if config.num_registers and config.class_token and config.prefix_positions:
         raise UserError("timm cannot say registers beside a class token with a position; choose hf or dinov2")
     if config.distill_token:
         return "deit_base_distilled_patch16_224"
@@ -52,7 +52,7 @@ def arguments(config: ViTConfig, pool: str | None) -> dict[str, Any]:
         "mlp_ratio": ratio(config),
     }
     if config.position == "rotary":
-        return args | {"num_reg_tokens": config.registers, "global_pool": pool}
+        return args | {"num_reg_tokens": config.num_registers, "global_pool": pool}
     args["qkv_bias"] = config.qkv_bias == "qkv"
     args["qk_norm"] = config.qk_norm
     if config.layer_scale is not None:
@@ -63,7 +63,7 @@ def arguments(config: ViTConfig, pool: str | None) -> dict[str, Any]:
         return args
     return args | {
         "class_token": config.class_token,
-        "reg_tokens": config.registers,
+        "reg_tokens": config.num_registers,
         "no_embed_class": not (config.class_token and config.prefix_positions),
         "pos_embed": "learn" if config.position == "learned" else "none",
         "pre_norm": config.pre_norm,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.model_card import Card, Preprocess
+from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
 from triptych.weights.mapping.defaults import (
@@ -118,14 +118,14 @@ def read(names: Names, hints: Hints) -> Reading:
         embed_dim=width,
         depth=names.count("blocks.{i}."),
         num_heads=heads,
-        mlp_dim=hidden,
+        mlp_ratio=hidden / width,
         num_classes=classes,
         stem="resnet" if root else "patch",
         stem_widths=(root[0],) if root else (),
         stem_depths=depths,
         class_token=class_token,
         distill_token=distilled,
-        registers=registers,
+        num_registers=registers,
         position="learned" if "pos_embed" in names else ("rotary" if rotary else "none"),
         prefix_positions=placed,
         pool=pool,
@@ -139,7 +139,7 @@ def read(names: Names, hints: Hints) -> Reading:
     )
     preprocess, facts["preprocess"] = from_pretrained_cfg(cfg, _convention(names, layout, config))
     labels, facts["classes"] = class_names(classes, from_label_names(settings, cfg), "config.json")
-    card = Card(
+    card = ModelCard(
         preprocess=preprocess,
         classes=labels,
         license=cfg.get("license") if isinstance(cfg.get("license"), str) else None,

@@ -1,6 +1,6 @@
 """torchvision's VisionTransformer: `nn.MultiheadAttention`, a class token, learned positions."""
 
-from triptych.model_card import Card
+from triptych.model_card import ModelCard
 from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
 from triptych.weights.mapping.defaults import class_names, describe, heads_of, imagenet_style
@@ -55,7 +55,7 @@ def read(names: Names, hints: Hints) -> Reading:
         embed_dim=width,
         depth=names.count("encoder.layers.encoder_layer_{i}."),
         num_heads=heads,
-        mlp_dim=names.shape(block + ("mlp.linear_1.weight" if old_mlp else "mlp.0.weight"), 2)[0],
+        mlp_ratio=names.shape(block + ("mlp.linear_1.weight" if old_mlp else "mlp.0.weight"), 2)[0] / width,
         num_classes=classes,
         head="mlp" if mlp_head else "linear",
         head_dim=names.shape("heads.pre_logits.weight", 2)[0] if mlp_head else 0,
@@ -72,7 +72,9 @@ def read(names: Names, hints: Hints) -> Reading:
         "preprocess": f"convention: {describe(preprocess)}",
         "classes": where,
     }
-    return Reading("vit", config, table(config, old_mlp), Card(preprocess=preprocess, classes=labels), facts)
+    return Reading(
+        "vit", config, table(config, old_mlp), ModelCard(preprocess=preprocess, classes=labels), facts
+    )
 
 
 def draft(net: ViT) -> Draft:
