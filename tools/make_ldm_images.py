@@ -23,7 +23,7 @@ from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.plots import style
 from triptych.plots.denoising_strip import denoising_strip
-from triptych.plots.grid import picture_grid
+from triptych.plots.grid import captioned_grid
 
 Pixels = np.ndarray
 BATCH = 32
@@ -68,7 +68,7 @@ def reconstructions(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
         decoded = pipe.net.autoencoder.decode(latents)
     pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     shown = (latents[:, :3] / 5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    return picture_grid(
+    return captioned_grid(
         [drawings, list(shown), list(pixels)],
         "Perceptual compression",
         "64 x 64 pixels to 8 x 8 x 8 latents and back, of images of a held-out style",
@@ -95,7 +95,7 @@ def styles(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
     below = "One seed; rows are the requested style" + (
         ", an orange edge: the style lacks this concept" if marked else ""
     )
-    return picture_grid(rows, "Prompts", below, row_words=names, column_words=CONCEPTS, marked=marked)
+    return captioned_grid(rows, "Prompts", below, row_words=names, column_words=CONCEPTS, marked=marked)
 
 
 def unseen(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
@@ -109,12 +109,12 @@ def unseen(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
         pipe, [GenerationRecord(prompt=words, seed=seed) for words in prompts for seed in range(4)]
     )
     blocks = [images[i : i + 4] for i in range(0, len(images), 4)]
-    return picture_grid(
+    return captioned_grid(
         blocks,
         "Unseen combinations",
         "Above, concepts in styles that lack them; below, combinations that no style has. Seeds 0 to 3",
         row_words=prompts,
-        beside=3.2,
+        row_margin=3.2,
     )
 
 
@@ -123,13 +123,13 @@ def guidance(pipe: tp.DiffusionPipeline) -> Figure:
     each = [
         GenerationRecord(prompt=words, seed=0, guidance_scale=scale) for words in PROMPTS for scale in scales
     ]
-    return picture_grid(
+    return captioned_grid(
         chunks([generate(pipe, [one])[0] for one in each], len(scales)),
         "Guidance",
         "A scale of 1 is no guidance; the same noise along a row",
         row_words=PROMPTS,
         column_words=[f"{scale:g}" for scale in scales],
-        beside=2.2,
+        row_margin=2.2,
     )
 
 
@@ -140,13 +140,13 @@ def samplers(pipe: tp.DiffusionPipeline) -> Figure:
         for name in names
         for n in steps
     ]
-    return picture_grid(
+    return captioned_grid(
         chunks([generate(pipe, [one])[0] for one in each], len(steps)),
         "Samplers and steps",
         f"{PROMPTS[0]}, from the same noise",
         row_words=names,
         column_words=[f"{n} steps" for n in steps],
-        beside=1.0,
+        row_margin=1.0,
     )
 
 

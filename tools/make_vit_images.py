@@ -46,14 +46,14 @@ def patches(image: np.ndarray, patch: int = 16) -> Figure:
     style.heading(
         page, "Patch partition", f"{H} x {W} pixels, P = {patch}: N = HW / P² = {rows * columns} patches"
     )
-    style.picture(style.axes(page, 0.4, top, side, side), image)
+    style.show_image(style.axes(page, 0.4, top, side, side), image)
     cell = (side - (columns - 1) * gap) / columns
     left = 0.4 + side + 1.0
     style.text(page, left - 0.62, top + side / 2, "→", 20, style.SOFT)
     for i in range(rows):
         for j in range(columns):
             at = style.axes(page, left + j * (cell + gap), top + i * (cell + gap), cell, cell)
-            style.picture(at, pieces[i, j])
+            style.show_image(at, pieces[i, j])
             number = style.INK if pieces[i, j].mean() > 150 else style.PAPER
             at.text(
                 0.05,
@@ -81,7 +81,7 @@ def patches(image: np.ndarray, patch: int = 16) -> Figure:
     style.text(page, 0.4, below - 0.1, "the sequence, row by row", 9, style.SOFT)
     for n, piece in enumerate(pieces.reshape(-1, patch, patch, 3)):
         x = 0.4 + n * (small + 0.06)
-        style.picture(style.axes(page, x, below, small, small), piece)
+        style.show_image(style.axes(page, x, below, small, small), piece)
         style.text(page, x + small / 2, below + small + 0.18, str(n + 1), 8, style.SOFT, ha="center")
     return page
 
@@ -130,8 +130,8 @@ def rollouts(explanations: dict[str, Explanation]) -> Figure:
     for i, (label, one) in enumerate(explanations.items()):
         x = 0.4 + i * (side + gap)
         style.text(page, x + side / 2, top - 0.1, style.short(label, 16), 9, style.SOFT, ha="center")
-        style.picture(style.axes(page, x, top, side, side), one.image)
-        style.picture(
+        style.show_image(style.axes(page, x, top, side, side), one.image)
+        style.show_image(
             style.axes(page, x, top + side + gap, side, side), style.overlay(one.image, one.rollout)
         )
         best = one.classification[0]

@@ -1,4 +1,4 @@
-"""A tiny classifier and a tiny segmenter on disk and a few pictures, for the verbs to work on."""
+"""A tiny classifier and a tiny segmenter on disk and a few images, for the verbs to work on."""
 
 import io
 from dataclasses import replace
@@ -73,9 +73,9 @@ def masked(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """Five good pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Five good images."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(5):
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
@@ -84,7 +84,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory):
-    """train and val of class folders: three of the model's four classes, 4 pictures each, one damaged."""
+    """train and val of class folders: three of the model's four classes, 4 images each, one damaged."""
     folder = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(1)
     for split in ("train", "val"):
@@ -100,7 +100,7 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def odd(tmp_path_factory):
-    """Files that are no pictures, and one pixel that is."""
+    """Files that are no images, and one pixel that is."""
     folder = tmp_path_factory.mktemp("odd")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     whole = io.BytesIO()

@@ -7,7 +7,7 @@ from triptych import device as hardware
 from triptych.cli import main
 
 # What is typed, and what the line must name.
-# {m} is a good classifier, {s} a good segmenter, {p} good pictures, {o} odd files, {t} a new folder.
+# {m} is a good classifier, {s} a good segmenter, {p} good images, {o} odd files, {t} a new folder.
 MISTAKES = [
     ("clasify x.png", "did you mean classify?"),
     ("xyz", "there are demo, list"),
@@ -71,18 +71,18 @@ MISTAKES = [
     ("convert {t}/none.pth {t}/out --format hf", "none.pth"),
     ("plot {t}", "log.jsonl does not exist"),
     ("plot {o}/text.png", "no rows"),
-    ("demo --model {m} --out {t}/x.png", "other things than emoji"),
-    ("demo --parser {m} --out {t}/x.png", "is a classifier (ViT)"),
+    ("demo --classifier {m} --out {t}/x.png", "other classes than emoji"),
+    ("demo --segmenter {m} --out {t}/x.png", "is a classifier (ViT)"),
 ]
 
 
 @pytest.mark.parametrize(("typed", "named"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
-def test_one_line_and_exit_2(typed, named, model, parser, pictures, odd, tmp_path, capsys, monkeypatch):
+def test_one_line_and_exit_2(typed, named, model, parser, images, odd, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hardware, "native_bf16", lambda device: None)
     monkeypatch.setattr(hardware, "_LOGGED", {(torch.float32, "cpu")})  # else one run says it
     (tmp_path / "cut.safetensors").write_bytes(model.read_bytes()[:-1000])
     (tmp_path / "text.pth").write_text("this is text, not a checkpoint")
-    args = [word.format(m=model, s=parser, p=pictures, o=odd, t=tmp_path) for word in typed.split()]
+    args = [word.format(m=model, s=parser, p=images, o=odd, t=tmp_path) for word in typed.split()]
     assert main(args) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     # A skipped image has a line of its own before.
@@ -91,10 +91,10 @@ def test_one_line_and_exit_2(typed, named, model, parser, pictures, odd, tmp_pat
     assert named in lines[-1], lines[-1]
 
 
-def test_a_damaged_image_among_good_ones_is_skipped_and_said(model, pictures, odd, capsys):
+def test_a_damaged_image_among_good_ones_is_skipped_and_said(model, images, odd, capsys):
     args = [
         "classify",
-        str(pictures),
+        str(images),
         str(odd / "cut.jpg"),
         "--model",
         str(model),

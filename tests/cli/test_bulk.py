@@ -1,4 +1,4 @@
-"""Folders of many pictures: the same results in the same order however they are read, in memory that does not grow."""
+"""Folders of many images: the same results in the same order however they are read, in memory that does not grow."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from triptych.pipelines.image_input import images_below
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Eleven pictures in two folders, the sixth of which is cut short."""
+    """Eleven images in two folders, the sixth of which is cut short."""
     folder = tmp_path_factory.mktemp("folder")
     (folder / "below").mkdir()
     rng = np.random.default_rng(2)
@@ -61,7 +61,7 @@ def test_workers_change_nothing_and_the_damaged_one_is_told(model, folder, capsy
 
 
 def test_labels_are_those_of_one_by_one(parser, folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(segment, "SEVERAL", 5)  # of more pictures legends and overlays are not drawn
+    monkeypatch.setattr(segment, "SEVERAL", 5)  # of more images legends and overlays are not drawn
     args = ("segment", folder, "--model", parser, "--json", "--on-bad-image", "skip", "--dtype", "fp32")
     found, _ = lines(capsys, *args, "--out", tmp_path / "a", "--workers", 0)
     again, _ = lines(capsys, *args, "--out", tmp_path / "b", "--workers", 2, "--batch-size", 3)
@@ -76,8 +76,8 @@ def test_labels_are_those_of_one_by_one(parser, folder, tmp_path, capsys, monkey
                 assert (np.asarray(labels) == alone).mean() > 0.999
 
 
-def test_a_stopped_run_of_masks_goes_on(parser, pictures, tmp_path, capsys):
-    args = ("segment", pictures, "--model", parser, "--json", "--out", tmp_path, "--write", "labels", "json")
+def test_a_stopped_run_of_masks_goes_on(parser, images, tmp_path, capsys):
+    args = ("segment", images, "--model", parser, "--json", "--out", tmp_path, "--write", "labels", "json")
     found, _ = lines(capsys, *args)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if not path.name.startswith("3.")}
     assert len(kept) == 2 * 4
@@ -92,12 +92,12 @@ def test_a_stopped_run_of_masks_goes_on(parser, pictures, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_an_interrupt_leaves_whole_lines(model, pictures, tmp_path):
+def test_an_interrupt_leaves_whole_lines(model, images, tmp_path):
     """The program cannot be done before the interrupt: reading the last image, a pipe, waits for somebody to write."""
     many, output = tmp_path / "many", tmp_path / "results.jsonl"
     many.mkdir()
     for i in range(400):
-        os.link(pictures / f"{i % 5}.png", many / f"{i:04d}.png")
+        os.link(images / f"{i % 5}.png", many / f"{i:04d}.png")
     os.mkfifo(many / "9999.png")
     command = [sys.executable, "-m", "triptych", "classify", str(many), "--model", str(model), "--json"]
     with open(output, "w") as file:
@@ -126,10 +126,10 @@ MEMORY = """
 import itertools
 import triptych as tp
 
-kind, model, picture = sys.argv[1:]
+kind, model, image = sys.argv[1:]
 pipe = getattr(tp, kind)(model, dtype="fp32", batch_size=4, workers=1)
 peaks = []
-for number, one in enumerate(pipe(itertools.repeat(picture, 200))):
+for number, one in enumerate(pipe(itertools.repeat(image, 200))):
     if number in (39, 199):
         peaks.append(memory()[1])
 say(peaks=peaks)
@@ -138,8 +138,8 @@ say(peaks=peaks)
 
 @pytest.mark.parametrize("kind", ["ClassificationPipeline", "SegmentationPipeline"])
 def test_memory_does_not_grow_with_the_pictures(kind, parser, tmp_path):
-    """Held as they are decoded, 160 pictures would take 31 MB."""
-    Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(tmp_path / "picture.png")
+    """Held as they are decoded, 160 images would take 31 MB."""
+    Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(tmp_path / "image.png")
     path = parser
     if kind == "ClassificationPipeline":
         torch.manual_seed(0)
@@ -148,5 +148,5 @@ def test_memory_does_not_grow_with_the_pictures(kind, parser, tmp_path):
         net.card = replace(net.card, preprocess=Preprocess(size=(256, 256), crop=1.0))
         path = tmp_path / "net.safetensors"
         tp.save(net, path)
-    first, last = python(MEMORY, kind, path, tmp_path / "picture.png").said["peaks"]
+    first, last = python(MEMORY, kind, path, tmp_path / "image.png").said["peaks"]
     assert last - first < 12e6

@@ -46,11 +46,11 @@ def test_a_second_process_starts_warm(tmp_path):
     assert (tmp_path / "inductor").is_dir()
 
 
-def test_no_compiler_is_one_line(model, pictures, capsys):
+def test_no_compiler_is_one_line(model, images, capsys):
     import torch._inductor.config as inductor
 
     with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
-        assert main(["classify", str(pictures / "0.png"), "--model", str(model), "--compile"]) == 2
+        assert main(["classify", str(images / "0.png"), "--model", str(model), "--compile"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "needs a C++ compiler" in said

@@ -1,4 +1,4 @@
-"""`triptych evaluate` of what makes pictures: the pictures that `generate` would paint, measured beside the data."""
+"""`triptych evaluate` of what makes images: the images that `generate` would paint, measured beside the data."""
 
 import json
 from dataclasses import replace
@@ -53,7 +53,7 @@ LOADED: dict = {}
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Tiny models, a folder with captions, and one of pictures that somebody made."""
+    """Tiny models, a folder with captions, and one of images that somebody made."""
     folder = tmp_path_factory.mktemp("measured")
     for name, config in CONFIGS.items():
         torch.manual_seed(1)
@@ -131,7 +131,7 @@ def test_pictures_of_captions_are_those_that_generate_paints(places, model, tmp_
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == found
     assert "faithfulness" not in found
 
-    # The same figures from the files of the same pictures, whoever made them
+    # The same figures from the files of the same images, whoever made them
     folder = tmp_path / "painted"
     pipe.save(painted, folder)
     again = measured(capsys, "--samples", folder, "--data", places / "data", "--extractor", model)
@@ -160,40 +160,37 @@ def test_pictures_of_classes_show_the_datas_classes(places, model, labelled, cap
     assert "faithfulness" not in measured(capsys, *args, "--classifier", "none")
 
 
-def test_a_model_of_neither_needs_pictures_alone(places, model, pictures, tmp_path, capsys):
+def test_a_model_of_neither_needs_pictures_alone(places, model, images, tmp_path, capsys):
     file = tmp_path / "real.safetensors"
     args = ("--samples", 4, "--num-steps", 1, "--extractor", model, "--reference", file)
-    found = measured(capsys, places / "free.safetensors", "--data", pictures, *args)
+    found = measured(capsys, places / "free.safetensors", "--data", images, *args)
     assert read(file).identity == found["identity"]
     # With the file no data is needed, and what was prepared otherwise is refused
     again = measured(capsys, places / "free.safetensors", *args)
     assert again["frechet"] == found["frechet"]
     line = refused(capsys, places / "free.safetensors", *args, "--size", "40x32")
-    assert "picture [32, 32], and this is [32, 40]" in line
+    assert "image [32, 32], and this is [32, 40]" in line
 
 
-def test_folders_are_compared_at_the_size_that_all_samples_have(places, model, pictures, tmp_path, capsys):
-    args = ("--samples", places / "made", "--data", pictures, "--extractor", model)
+def test_folders_are_compared_at_the_size_that_all_samples_have(places, model, images, tmp_path, capsys):
+    args = ("--samples", places / "made", "--data", images, "--extractor", model)
     found = measured(capsys, *args)
     assert (found["count"], found["real_count"]) == (8, 5)
     assert found["identity"]["preparation"]["picture"] == [40, 36]
     extractor = open_extractor(str(model), picture=(40, 36), device="cpu")
     assert found["identity"]["extractor"] == extractor.identity["extractor"]
-    Image.new("L", (9, 9)).save(tmp_path / "grey.png")
+    Image.new("L", (9, 9)).save(tmp_path / "gray.png")
     Image.new("RGBA", (8, 9)).save(tmp_path / "clear.png")
-    args = ("--samples", tmp_path, "--data", pictures, "--extractor", model)
+    args = ("--samples", tmp_path, "--data", images, "--extractor", model)
     assert measured(capsys, *args)["identity"]["preparation"]["picture"] is None
     assert measured(capsys, *args, "--size", "20x30")["identity"]["preparation"]["picture"] == [30, 20]
 
 
-def test_the_same_pictures_are_at_no_distance(pictures, model, capsys):
-    found = measured(capsys, "--samples", pictures, "--data", pictures, "--extractor", model)
+def test_the_same_pictures_are_at_no_distance(images, model, capsys):
+    found = measured(capsys, "--samples", images, "--data", images, "--extractor", model)
     assert found["frechet"] < 1e-6
     assert found["kernel_exact"] < 0
-    assert (
-        main(["evaluate", "--samples", str(pictures), "--data", str(pictures), "--extractor", str(model)])
-        == 0
-    )
+    assert main(["evaluate", "--samples", str(images), "--data", str(images), "--extractor", str(model)]) == 0
     out = capsys.readouterr().out
     for words in ("Fréchet distance", "its floor at this count", "kernel distance", "±", "protocol"):
         assert words in out
@@ -205,7 +202,7 @@ def test_the_same_pictures_are_at_no_distance(pictures, model, capsys):
         ("{f}/text.safetensors --samples 3", "no data was named; give --data, a folder of real images"),
         ("{f}/text.safetensors --samples 1 --data {f}/data", "samples is 1"),
         ("{f}/text.safetensors --samples {f}/made --data {f}/data", "give one of the two"),
-        ("{f}/text.safetensors --samples 3 --data {f}/made", "3 of 3 pictures of the data have no caption"),
+        ("{f}/text.safetensors --samples 3 --data {f}/made", "3 of 3 images of the data have no caption"),
         (
             "{f}/text.safetensors --samples 3 --data {f}/data --extractor {f}/free.safetensors",
             "from a ViT or a Swin",

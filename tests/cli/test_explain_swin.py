@@ -43,9 +43,9 @@ def swins(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
-def test_explain(kind, swins, pictures, tmp_path, capsys):
+def test_explain(kind, swins, images, tmp_path, capsys):
     typed = (
-        f"explain {pictures}/0.png --model {swins}/{kind}.safetensors --out {tmp_path}/o --point 20 18 --json"
+        f"explain {images}/0.png --model {swins}/{kind}.safetensors --out {tmp_path}/o --point 20 18 --json"
     )
     assert main(typed.split()) == 0
     found = json.loads(capsys.readouterr().out)
@@ -61,7 +61,7 @@ def test_explain(kind, swins, pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "point", "named"),
     [
-        ("segmenter", "50 3", "x = 50, y = 3 is outside the picture of 50 x 40 pixels"),
+        ("segmenter", "50 3", "x = 50, y = 3 is outside the image of 50 x 40 pixels"),
         (
             "classifier",
             "3 3",
@@ -71,8 +71,8 @@ def test_explain(kind, swins, pictures, tmp_path, capsys):
         ("segmenter", "3", "--point"),
     ],
 )
-def test_points_that_are_no_good(kind, point, named, swins, pictures, tmp_path, capsys):
-    typed = f"explain {pictures}/0.png --model {swins}/{kind}.safetensors --out {tmp_path}/o --point {point}"
+def test_points_that_are_no_good(kind, point, named, swins, images, tmp_path, capsys):
+    typed = f"explain {images}/0.png --model {swins}/{kind}.safetensors --out {tmp_path}/o --point {point}"
     assert main(typed.split()) == 2
     said = capsys.readouterr().err
     assert said.startswith("triptych: ")
@@ -81,7 +81,7 @@ def test_points_that_are_no_good(kind, point, named, swins, pictures, tmp_path, 
     assert not (tmp_path / "o").exists()
 
 
-def test_a_point_in_a_vit(model, pictures, tmp_path, capsys):
-    typed = f"explain {pictures}/0.png --model {model} --out {tmp_path}/o --point 20 18 --json"
+def test_a_point_in_a_vit(model, images, tmp_path, capsys):
+    typed = f"explain {images}/0.png --model {model} --out {tmp_path}/o --point 20 18 --json"
     assert main(typed.split()) == 0
     assert json.loads(capsys.readouterr().out)["readout"].startswith("patch at x = ")

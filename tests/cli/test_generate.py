@@ -77,7 +77,7 @@ LOADED: dict = {}
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Tiny models in files of ours, and pictures."""
+    """Tiny models in files of ours, and images."""
     folder = tmp_path_factory.mktemp("models")
     for name, config in CONFIGS.items():
         torch.manual_seed(1)
@@ -163,7 +163,7 @@ def test_a_prompt_and_the_same_pixels_again(places, tmp_path, capsys):
 
 
 def test_a_lora_and_a_word(places, tmp_path):
-    """Beside the model, by file and by name, and again from the picture."""
+    """Beside the model, by file and by name, and again from the image."""
     common = " --model {m}/text.safetensors --num-steps 2 --seed 3 --size 24x16"
     run(places, tmp_path, "apple --out {t}/plain.png" + common)
     run(places, tmp_path, "apple --lora {m}/style.safetensors:0.5 --out {t}/file.png" + common)
@@ -461,9 +461,9 @@ def test_a_prompt_of_nothing_and_one_of_5000_words(places, tmp_path):
 
 
 def test_the_demo_paints_its_prompts_and_the_way_of_the_first(places):
-    from triptych.cli.demo import PROMPTS, painted
+    from triptych.cli.demo import PROMPTS, generate_panel
 
-    panel = painted(str(places / "text.safetensors"))
+    panel = generate_panel(str(places / "text.safetensors"))
     assert [card.words for card in panel.cards] == list(PROMPTS)
     assert {card.image.shape for card in panel.cards} == {(32, 32, 3)}
     assert len(panel.frames) == len(panel.labels) == 8
@@ -471,7 +471,7 @@ def test_the_demo_paints_its_prompts_and_the_way_of_the_first(places):
 
 
 def test_prompts_of_a_file_are_those_of_single_commands(places, tmp_path, capsys):
-    """Each of its pictures, in batches with others, and in a run that goes on where another stopped."""
+    """Each of its images, in batches with others, and in a run that goes on where another stopped."""
     file = tmp_path / "prompts.txt"
     long = " ".join(["apple"] * 90)  # of two chunks: never in a batch with the others
     file.write_text(f"a red apple\n\n  a blue owl\n{long}\na fox\n")
@@ -496,7 +496,7 @@ def test_prompts_of_a_file_are_those_of_single_commands(places, tmp_path, capsys
     assert [one["seed"] for one in json.loads(said.out)] == [7, 12]
     assert "6 of 8 already exist" in said.err
     assert main([*many, "--out", str(tmp_path / "many"), "--skip-existing", "--guidance-scale", "3"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 8  # other pictures than those
+    assert len(json.loads(capsys.readouterr().out)) == 8  # other images than those
 
 
 def test_pictures_that_are_not_kept(places):

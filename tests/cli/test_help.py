@@ -31,16 +31,18 @@ FLAGS = {
     "bench": "--out --quick --short --compiled --json",
     "classify": "IMAGE... --model --top --dtype --compile --batch-size --workers --on-bad-image --json",
     "convert": "SRC DST --format --prediction --json",
-    "demo": "--out --model --parser --painter --json",
+    "demo": "--out --classifier --segmenter --generator --json",
     "evaluate": "[MODEL-or-RUN] --data --split --batch-size --workers --dtype --compile --on-bad-image"
     " --image-column --label-column --mask-column --ignore-index --reduce-zero-label --size --window --overlap --scales"
-    " --flip --caption-column --samples --extractor --reference --classifier --steps --guidance --sampler --seed"
-    " --out --json",
+    " --flip --caption-column --samples --extractor --reference --classifier --num-steps --guidance-scale --sampler"
+    " --seed --out --json",
     "explain": "IMAGE --model --out --point --size --json",
-    "generate": "[PROMPT] --prompts --model --negative --seed --steps --guidance --count --size --sampler --spacing"
-    " --rescale --merge-tokens --deep-cache --decoder"
-    " --class --init --strength --mask --depth --map --box --noise-level --tiling --from --lora --lora-dir"
-    " --embedding --out --skip-existing --strip --preview --batch-size --prediction --dtype --compile --json",
+    "generate": "[PROMPT] --prompts --class --box --model --num-images --size --from --lora --lora-dir"
+    " --embedding --out --skip-existing --strip --preview --batch-size --prediction --dtype --compile"
+    " --json --negative-prompt --num-steps --guidance-scale --seed --height --width --sampler"
+    " --schedule --init-image --strength --mask-image --mask-feather --depth-map --class-map"
+    " --noise-level --guidance-rescale --guidance-interval --merge-tokens --deep-cache --decoder"
+    " --tiling --tiled-decode",
     "info": "FILE --json",
     "list": "[PATTERN] --json",
     "plot": "RUN --out",

@@ -1,4 +1,4 @@
-"""From a folder of pictures with captions to pictures of one's own, all through the command line."""
+"""From a folder of images with captions to images of one's own, all through the command line."""
 
 import json
 
@@ -53,15 +53,14 @@ def test_from_a_folder_to_pictures(squares, compressed, tmp_path, capsys):
     made = {path.name for path in out.iterdir()}
     assert {"model.safetensors", "config.json", "log.jsonl", "latents", "samples"} <= made
     assert main(command) == 0  # the same command: nothing is left to do
-    picture = tmp_path / "red.png"
+    image = tmp_path / "red.png"
     assert (
-        main(["generate", "a red square", "--model", str(out), "--num-steps", "3", "--out", str(picture)])
-        == 0
+        main(["generate", "a red square", "--model", str(out), "--num-steps", "3", "--out", str(image)]) == 0
     )
-    with Image.open(picture) as image:
-        image.load()
-        assert image.size == (16, 16)
-        assert json.loads(image.info["triptych"])["prompt"] == "a red square"
+    with Image.open(image) as opened:
+        opened.load()
+        assert opened.size == (16, 16)
+        assert json.loads(opened.info["triptych"])["prompt"] == "a red square"
     capsys.readouterr()
     assert main(["info", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["family"] == "latent-diffusion"
@@ -72,8 +71,8 @@ def test_from_a_folder_to_pictures(squares, compressed, tmp_path, capsys):
     assert figures["frechet"] > 0
 
 
-def test_a_folder_without_captions_is_one_line(pictures, compressed, tmp_path, capsys):
-    command = f"train latent-diffusion --data {pictures} --first-stage {compressed} --out {tmp_path / 'B'}"
+def test_a_folder_without_captions_is_one_line(images, compressed, tmp_path, capsys):
+    command = f"train latent-diffusion --data {images} --first-stage {compressed} --out {tmp_path / 'B'}"
     assert main([*command.split(), *SMALL.split(), *LEARNING.split()]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1

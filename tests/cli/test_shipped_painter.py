@@ -34,7 +34,7 @@ def pipe() -> tp.DiffusionPipeline:
 
 
 def test_what_was_asked_for_is_found_in_the_pictures(pipe):
-    """Its card has 1,000 pictures' figures; here a few prompts stand far above chance, which is 1 in 65."""
+    """Its card has 1,000 images' figures; here a few prompts stand far above chance, which is 1 in 65."""
     each = [GenerationRecord(prompt=f"{name}, noto style", seed=seed) for name in ASKED for seed in range(2)]
     images = pipe.make(each, batch_size=len(each), progress=False)
     classify: Callable = tp.ClassificationPipeline("vit-emoji", device="cpu")
@@ -76,6 +76,6 @@ def test_the_demo_has_three_panels(tmp_path, capsys):
     assert found["paint"] == list(PROMPTS)
     with Image.open(out) as whole:
         tall = whole.height
-    assert main(["demo", "--out", str(out), "--painter", ""]) == 0
+    assert main(["demo", "--out", str(out), "--generator", ""]) == 0
     with Image.open(out) as two:
         assert two.height < tall

@@ -26,7 +26,7 @@ def sd(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """Six pictures with captions."""
+    """Six images with captions."""
     folder = tmp_path_factory.mktemp("toys")
     rng = np.random.default_rng(0)
     for i in range(6):

@@ -31,27 +31,26 @@ def said(capsys, *args):
     return capsys.readouterr().out
 
 
-def test_classify(model, pictures, capsys):
-    lines = said(capsys, "classify", pictures / "0.png", "--model", model, "--top", 2).splitlines()
-    assert lines[0] == str(pictures / "0.png")
+def test_classify(model, images, capsys):
+    lines = said(capsys, "classify", images / "0.png", "--model", model, "--top", 2).splitlines()
+    assert lines[0] == str(images / "0.png")
     assert len(lines) == 3
     pipe = tp.ClassificationPipeline(tp.load(model))
-    assert pipe(pictures / "0.png").name in lines[1]
+    assert pipe(images / "0.png").name in lines[1]
     assert "%" in lines[1]
 
 
-def test_classify_json_is_a_line_an_image(model, pictures, capsys):
+def test_classify_json_is_a_line_an_image(model, images, capsys):
     rows = [
-        json.loads(line)
-        for line in said(capsys, "classify", pictures, "--model", model, "--json").splitlines()
+        json.loads(line) for line in said(capsys, "classify", images, "--model", model, "--json").splitlines()
     ]
-    assert [row["image"] for row in rows] == [str(pictures / f"{i}.png") for i in range(5)]
+    assert [row["image"] for row in rows] == [str(images / f"{i}.png") for i in range(5)]
     assert [len(row["top"]) for row in rows] == [4] * 5
     assert set(rows[0]["top"][0]) == {"name", "index", "probability"}
 
 
-def test_explain(model, pictures, tmp_path, capsys):
-    args = ("explain", pictures / "0.png", "--model", model, "--out", tmp_path / "out", "--size", "48x32")
+def test_explain(model, images, tmp_path, capsys):
+    args = ("explain", images / "0.png", "--model", model, "--out", tmp_path / "out", "--size", "48x32")
     found = json.loads(said(capsys, *args, "--json"))
     assert found["size"] == [32, 48]
     assert len(found["rollout"]) == 4
@@ -65,12 +64,12 @@ def test_explain(model, pictures, tmp_path, capsys):
     assert "rollout.png" in said(capsys, *args)
 
 
-def test_segment(parser, pictures, tmp_path, capsys):
+def test_segment(parser, images, tmp_path, capsys):
     out = tmp_path / "out"
-    lines = said(capsys, "segment", pictures / "0.png", "--model", parser, "--out", out).splitlines()
+    lines = said(capsys, "segment", images / "0.png", "--model", parser, "--out", out).splitlines()
     pipe = tp.SegmentationPipeline(tp.load(parser))
-    found = pipe(pictures / "0.png")
-    assert lines[0].startswith(f"{pictures / '0.png'}: {found.areas[0].name} ")
+    found = pipe(images / "0.png")
+    assert lines[0].startswith(f"{images / '0.png'}: {found.areas[0].name} ")
     assert lines[1] == f"{out}: 0.overlay.png, 0.labels.png, 0.legend.png, 0.json"
     assert sorted(path.name for path in out.iterdir()) == [
         "0.json",
@@ -89,27 +88,27 @@ def test_segment(parser, pictures, tmp_path, capsys):
     assert json.loads((out / "0.json").read_text()) == found.to_json()
 
 
-def test_segment_json_is_a_line_an_image(parser, pictures, tmp_path, capsys):
+def test_segment_json_is_a_line_an_image(parser, images, tmp_path, capsys):
     args = ("--window", "24x16", "--overlap", 0.25, "--scales", 0.5, 1, "--flip", "--json", "--size", 30)
-    out = said(capsys, "segment", pictures, "--model", parser, "--out", tmp_path, *args)
+    out = said(capsys, "segment", images, "--model", parser, "--out", tmp_path, *args)
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["image"] for row in rows] == [str(pictures / f"{i}.png") for i in range(5)]
+    assert [row["image"] for row in rows] == [str(images / f"{i}.png") for i in range(5)]
     pipe = tp.SegmentationPipeline(tp.load(parser))
-    same = pipe(pictures / "2.png", window=(16, 24), overlap=0.25, scales=(0.5, 1.0), flip=True, size=30)
+    same = pipe(images / "2.png", window=(16, 24), overlap=0.25, scales=(0.5, 1.0), flip=True, size=30)
     assert rows[2] == same.to_json() | {"files": rows[2]["files"]}
     assert all(Path(file).is_file() for row in rows for file in row["files"])
     assert sum(area["share"] for area in rows[0]["areas"]) == pytest.approx(1)
 
 
-def test_segmented_files_never_cover_each_other(parser, pictures, tmp_path, capsys):
+def test_segmented_files_never_cover_each_other(parser, images, tmp_path, capsys):
     """Folders keep their shape; one name with two endings, and one name in two folders, stay apart."""
     folder = tmp_path / "in"
     (folder / "below").mkdir(parents=True)
-    with Image.open(pictures / "0.png") as image:
+    with Image.open(images / "0.png") as image:
         for name in ("a.png", "a.bmp", "b.png", "below/a.png"):
             image.save(folder / name)
-    typed = (folder, folder / "b.png", pictures / "0.png", folder / "below" / "a.png")
-    out = said(capsys, "segment", *typed, pictures, "--model", parser, "--out", tmp_path / "out")
+    typed = (folder, folder / "b.png", images / "0.png", folder / "below" / "a.png")
+    out = said(capsys, "segment", *typed, images, "--model", parser, "--out", tmp_path / "out")
     assert len(out.splitlines()) == 4 + 5 + 1
     made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.json")}
     assert made == {"a.png.json", "a.bmp.json", "b.json", "below/a.json", *(f"{i}.json" for i in range(5))}
@@ -278,11 +277,11 @@ def test_demo_on_a_network_of_the_built_in_names(parser, tmp_path, capsys):
     out = tmp_path / "triptych.png"
     args = (
         "demo",
-        "--model",
+        "--classifier",
         tmp_path / "net.safetensors",
-        "--parser",
+        "--segmenter",
         parser,
-        "--painter",
+        "--generator",
         "",
         "--out",
         out,

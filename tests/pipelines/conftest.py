@@ -116,7 +116,7 @@ def scrambled(config: LatentDiffusionConfig) -> LatentDiffusion:
 
 @pytest.fixture
 def photo():
-    """A smooth picture with some noise, (height, width, 3)."""
+    """A smooth image with some noise, (height, width, 3)."""
 
     def make(height: int = 32, width: int = 32) -> np.ndarray:
         rng = np.random.default_rng(height * 1000 + width)

@@ -13,6 +13,7 @@ import triptych as tp
 from triptych import device as hardware
 from triptych.model_card import ModelCard, Preprocess
 from triptych.pipelines.classification import ClassificationPipeline
+from triptych.pipelines.classification_result import Guess
 from triptych.pipelines.image_input import fitted, images_below, normalized
 
 NAMES = ("cat", "dog", "fox", "owl")
@@ -36,15 +37,15 @@ def pipe(net):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     (folder / "b").mkdir()
     for i in range(11):
         size = (int(rng.integers(20, 60)), int(rng.integers(20, 60)), 3)
         path = folder / ("b" if i > 7 else ".") / f"{i:02d}.png"
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(path)
-    (folder / "notes.txt").write_text("not a picture")
-    (folder / ".hidden.png").write_text("not a picture either")
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.png").write_text("not an image either")
     return folder
 
 
@@ -52,7 +53,7 @@ def test_result(pipe, folder):
     found = pipe(folder / "00.png", top=3)
     assert [guess.name for guess in found] == [NAMES[guess.index] for guess in found]
     assert len(found) == 3
-    assert found[0] == (found.name, found.label, found.probability)
+    assert found[0] == Guess(found.name, found.label, found.probability)
     assert found[0].probability >= found[1].probability >= found[2].probability > 0
     assert found.source == str(folder / "00.png")
     assert repr(found).startswith(f"<{found.source}: {found.name} 0.")
@@ -65,9 +66,9 @@ def test_logits_are_the_networks(net, pipe, folder):
     with torch.inference_mode():
         expected = net.eval()(x).softmax(1)[0]
     found = pipe(folder / "00.png", top=4)
-    for name, index, probability in found:
-        assert NAMES[index] == name
-        assert probability == pytest.approx(expected[index].item(), abs=1e-6)
+    for guess in found:
+        assert NAMES[guess.index] == guess.name
+        assert guess.probability == pytest.approx(expected[guess.index].item(), abs=1e-6)
 
 
 def test_every_kind_of_picture(pipe, folder):
@@ -81,7 +82,7 @@ def test_every_kind_of_picture(pipe, folder):
         assert one.label == pipe(path).label
         assert one.probability == pytest.approx(pipe(path).probability, abs=1e-6)
     assert pipe(array).source == "array"
-    assert pipe(array[..., 0])[0]  # grey
+    assert pipe(array[..., 0])[0]  # gray
 
 
 def test_list_folder_and_stream_agree(pipe, folder):
@@ -99,10 +100,10 @@ def test_list_folder_and_stream_agree(pipe, folder):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(net, pipe, folder, workers):
-    pictures = [*images_below(folder), (folder / "03.png").read_bytes(), np.full((9, 7, 3), 9, np.uint8)]
-    pictures.insert(2, Image.open(folder / "05.png"))
+    images = [*images_below(folder), (folder / "03.png").read_bytes(), np.full((9, 7, 3), 9, np.uint8)]
+    images.insert(2, Image.open(folder / "05.png"))
     read = ClassificationPipeline(net, dtype="fp32", batch_size=4, workers=workers)
-    assert list(read(iter(pictures))) == list(pipe(iter(pictures)))
+    assert list(read(iter(images))) == list(pipe(iter(images)))
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(0, 4), (2, 5 * 4)])
@@ -123,12 +124,12 @@ def test_a_stream_is_read_as_it_is_asked_for(net, workers, ahead):
 
 
 def test_bad_images_fail_or_are_skipped(net, folder, caplog):
-    pictures = [folder / "00.png", folder / "notes.txt", b"", folder / "01.png"]
+    images = [folder / "00.png", folder / "notes.txt", b"", folder / "01.png"]
     with pytest.raises(tp.UserError, match=r"notes\.txt"):
-        ClassificationPipeline(net)(pictures)
+        ClassificationPipeline(net)(images)
     pipe = ClassificationPipeline(net, on_bad_image="skip")
     with caplog.at_level(logging.WARNING, logger="triptych"):
-        found = pipe(pictures)
+        found = pipe(images)
     assert [one.source for one in found] == [str(folder / "00.png"), str(folder / "01.png")]
     assert pipe.skipped == [str(folder / "notes.txt"), "bytes"]
     assert "notes.txt" in caplog.text

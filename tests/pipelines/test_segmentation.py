@@ -1,7 +1,7 @@
-"""The parse of a picture: at its own size, whole or in windows, at several scales, the same however it is batched."""
+"""The parse of an image: at its own size, whole or in windows, at several scales, the same however it is batched."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +18,7 @@ from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import InMemoryLogits, SlidingWindowLogits, resized_rows
 from triptych.model_card import ModelCard, Preprocess
 from triptych.pipelines.image_input import normalized
-from triptych.pipelines.palette import FIRST, GROUND, colors_of, far_apart, oklab
+from triptych.pipelines.palette import FIRST, GROUND, class_colors, far_apart, oklab
 from triptych.pipelines.segmentation import SegmentationPipeline
 from triptych.pipelines.segmentation_result import Segmentation, _boxes
 
@@ -26,7 +26,7 @@ NAMES = ("background", "cat", "dog")
 rng = np.random.default_rng(0)
 
 
-def picture(height=40, width=56):
+def make_image(height=40, width=56):
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -51,7 +51,7 @@ def net():
     made.card = card()
     made.eval()
     with torch.no_grad():
-        seen = made(normalized(picture(32, 32), made.card.preprocess)[None])
+        seen = made(normalized(make_image(32, 32), made.card.preprocess)[None])
         made.classifier.bias -= seen.mean((0, 2, 3))
     return made
 
@@ -77,7 +77,7 @@ class Pointwise(nn.Module):
 
 
 def test_the_result(pipe, tmp_path):
-    pixels = picture()
+    pixels = make_image()
     Image.fromarray(pixels).save(tmp_path / "cat.png")
     found = pipe(tmp_path / "cat.png", confidence=True)
     assert found.labels.shape == (40, 56)
@@ -102,7 +102,7 @@ def test_the_result(pipe, tmp_path):
 
 def test_whole_picture_as_by_hand(net, pipe):
     """Squashed by Pillow, through the network, logits enlarged, the greatest taken."""
-    pixels = picture(50, 37)
+    pixels = make_image(50, 37)
     small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
     with torch.inference_mode():
         logits = F.interpolate(net(normalized(small, net.card.preprocess)[None]), (50, 37), mode="bilinear")
@@ -141,7 +141,7 @@ def test_what_is_fed(shape, how, passes, inner, outer):
 
 
 def test_padding_has_no_share():
-    """Of a card that pads only the picture's own part is read: every pixel keeps its own class."""
+    """Of a card that pads only the image's own part is read: every pixel keeps its own class."""
     net = Pointwise(mode="pad", size=(24, 24), background=(0, 0, 0))
     net.mix.weight.data[:] = torch.eye(3)[:, :, None, None]
     pixels = np.zeros((24, 12, 3), np.uint8)
@@ -157,7 +157,7 @@ def test_padding_has_no_share():
 def test_a_window_that_covers_the_picture_is_the_whole(net, window, overlap):
     own = SegmentationPipeline(net, dtype="fp32")
     own.card = card(size=(40, 56))
-    pixels = picture()
+    pixels = make_image()
     one, other = own(pixels, confidence=True), own(pixels, window=window, overlap=overlap, confidence=True)
     assert (one.labels == other.labels).all()
     np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-6)
@@ -168,19 +168,19 @@ def test_a_window_that_covers_the_picture_is_the_whole(net, window, overlap):
 )
 def test_windows_of_a_pointwise_net_are_the_whole(window, overlap):
     net = Pointwise(size=(40, 56))
-    pipe, pixels = SegmentationPipeline(net, dtype="fp32", batch_size=3), picture()
+    pipe, pixels = SegmentationPipeline(net, dtype="fp32", batch_size=3), make_image()
     whole, slid = pipe(pixels, confidence=True), pipe(pixels, window=window, overlap=overlap, confidence=True)
     np.testing.assert_allclose(whole.confidence, slid.confidence, atol=1e-6)
     assert (whole.labels != slid.labels).mean() < 1e-3
 
 
 def test_seams_vanish():
-    """Windows whose logits differ by a constant meet in a ramp: no step between neighbours is larger than the constant
+    """Windows whose logits differ by a constant meet in a ramp: no step between neighbors is larger than the constant
     over the width in which they are blended; and the classes, which the constant does not touch, are those of one pass.
     """
     net = Pointwise(shift=8.0)
     net.mix.weight.data.zero_()
-    pixels = picture(96, 80)
+    pixels = make_image(96, 80)
     pipe = SegmentationPipeline(net, dtype="fp32", batch_size=2)
     strip = SlidingWindowLogits(pipe._run, pixels, (32, 32), 0.5, 2)
     logits = torch.cat([strip.rows(y, y + 8).clone() for y in range(0, 96, 8)], dim=1)
@@ -194,7 +194,7 @@ def test_seams_vanish():
 def test_bands_are_the_whole_and_are_let_go():
     """Rows come as in one piece whatever the bands; no more is held than two windows' rows."""
     net = Pointwise(classes=4)
-    pipe, pixels = SegmentationPipeline(replaced(net), dtype="fp32"), picture(150, 30)
+    pipe, pixels = SegmentationPipeline(replaced(net), dtype="fp32"), make_image(150, 30)
     whole = pipe._run([pixels])[0]
     for sizes in ([1], [17], [64, 1, 5], [150]):
         strip, first, most = SlidingWindowLogits(pipe._run, pixels, (24, 16), 0.5, 4), 0, 0
@@ -206,7 +206,7 @@ def test_bands_are_the_whole_and_are_let_go():
                 break
         assert most <= 2 * 24 + max(sizes)
     skipping = SlidingWindowLogits(pipe._run, pixels, (24, 16), 0.5, 4)
-    for first in range(0, 150, 60):  # as when the picture is much smaller than what is fed
+    for first in range(0, 150, 60):  # as when the image is much smaller than what is fed
         torch.testing.assert_close(
             skipping.rows(first, first + 1), whole[:, first : first + 1], atol=1e-5, rtol=0
         )
@@ -232,8 +232,8 @@ def test_rows_are_enlarged_as_the_whole(size, to):
 
 @pytest.mark.parametrize("window", [None, (20, 20)])
 def test_scales_and_flip_are_the_mean_of_each(net, pipe, window):
-    """Against a slow twin: each scale and its mirror image by itself, probabilities averaged at the picture's size."""
-    pixels, scales = picture(48, 40), (0.5, 1.0, 1.5)
+    """Against a slow twin: each scale and its mirror image by itself, probabilities averaged at the image's size."""
+    pixels, scales = make_image(48, 40), (0.5, 1.0, 1.5)
     base = (32, 32) if window is None else (48, 40)
     total = torch.zeros(3, 48, 40)
     with torch.inference_mode():
@@ -257,7 +257,7 @@ def test_scales_and_flip_are_the_mean_of_each(net, pipe, window):
 
 
 def test_a_mirrored_picture_has_the_mirrored_parse(pipe):
-    pixels = picture()
+    pixels = make_image()
     one = pipe(pixels, flip=True, confidence=True)
     other = pipe(np.ascontiguousarray(pixels[:, ::-1]), flip=True, confidence=True)
     np.testing.assert_allclose(one.confidence, other.confidence[:, ::-1], atol=1e-5)
@@ -265,7 +265,7 @@ def test_a_mirrored_picture_has_the_mirrored_parse(pipe):
 
 def test_lists_folders_and_batches_agree(net, pipe, tmp_path):
     for i, size in enumerate([(20, 30), (64, 40), (33, 33), (20, 30), (10, 99)]):
-        Image.fromarray(picture(*size)).save(tmp_path / f"{i}.png")
+        Image.fromarray(make_image(*size)).save(tmp_path / f"{i}.png")
     files = sorted(tmp_path.iterdir())
     single = [pipe(file) for file in files]
     wide = SegmentationPipeline(net, dtype="fp32", batch_size=16, workers=2)
@@ -283,7 +283,7 @@ def test_lists_folders_and_batches_agree(net, pipe, tmp_path):
 
 
 def test_every_kind_of_picture(pipe, tmp_path):
-    rgb = picture(20, 30)
+    rgb = make_image(20, 30)
     turned = Image.fromarray(np.ascontiguousarray(np.rot90(rgb)))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
@@ -294,20 +294,20 @@ def test_every_kind_of_picture(pipe, tmp_path):
     assert (upright.labels == pipe(rgb).labels).all()
     clear = np.dstack([rgb, np.zeros((20, 30), np.uint8)])
     assert (pipe(clear).image == 255).all()
-    grey = rgb[..., 0]
-    sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
-    expected = pipe(np.repeat(grey[..., None], 3, axis=2)).labels
-    for kind in (grey, Image.fromarray(grey), sixteen):
+    gray = rgb[..., 0]
+    sixteen = Image.fromarray(gray.astype(np.uint16) * 257)
+    expected = pipe(np.repeat(gray[..., None], 3, axis=2)).labels
+    for kind in (gray, Image.fromarray(gray), sixteen):
         assert (pipe(kind).labels == expected).all()
     Image.fromarray(rgb).convert("CMYK").save(tmp_path / "cmyk.tif")
     assert pipe(tmp_path / "cmyk.tif").labels.shape == (20, 30)
     for size in ((1, 1), (2, 300)):
-        assert pipe(picture(*size)).labels.shape == size
-        assert pipe(picture(*size), window=16).labels.shape == size
+        assert pipe(make_image(*size)).labels.shape == size
+        assert pipe(make_image(*size), window=16).labels.shape == size
 
 
 def test_bf16_says_nearly_the_same(net, pipe):
-    pixels = picture()
+    pixels = make_image()
     half = SegmentationPipeline(net, device="cpu", dtype="bf16")(pixels, confidence=True)
     np.testing.assert_allclose(half.confidence, pipe(pixels, confidence=True).confidence, atol=0.06)
 
@@ -315,7 +315,7 @@ def test_bf16_says_nearly_the_same(net, pipe):
 def test_more_than_256_classes():
     net = Pointwise(classes=300)
     net.card = replace(net.card, classes=None)
-    found = SegmentationPipeline(net, dtype="fp32")(picture(30, 30))
+    found = SegmentationPipeline(net, dtype="fp32")(make_image(30, 30))
     assert found.labels.dtype == np.uint16
     assert found.label_image().mode == "I;16"
     assert (np.asarray(found.label_image()) == found.labels).all()
@@ -324,7 +324,7 @@ def test_more_than_256_classes():
 
 
 def test_files(pipe, tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a cat.jpg")
+    Image.fromarray(make_image()).save(tmp_path / "a cat.jpg")
     found = pipe(tmp_path / "a cat.jpg")
     written = found.save(tmp_path / "out")
     assert [path.name for path in written] == ["a cat.overlay.png", "a cat.labels.png", "a cat.json"]
@@ -337,7 +337,7 @@ def test_files(pipe, tmp_path):
     said = json.loads(written[2].read_text())
     assert said == found.to_json()
     assert said["areas"][0] == {
-        **found.areas[0]._asdict(),
+        **asdict(found.areas[0]),
         "box": list(found.areas[0].box),
         "color": found.colors[found.areas[0].index].tolist(),
     }
@@ -351,9 +351,9 @@ def test_files(pipe, tmp_path):
 def test_overlay_colors_all_but_the_background():
     labels = np.zeros((20, 20), np.uint8)
     labels[5:15, 5:15] = 1
-    found = Segmentation(labels=labels, classes=NAMES, colors=colors_of(NAMES), image=picture(20, 20))
+    found = Segmentation(labels=labels, classes=NAMES, colors=class_colors(NAMES), image=make_image(20, 20))
     shown = np.asarray(found.overlay())
-    assert (np.ptp(shown[labels == 0], axis=1) == 0).all()  # grey
+    assert (np.ptp(shown[labels == 0], axis=1) == 0).all()  # gray
     assert (np.ptp(shown[labels == 1], axis=1) > 0).all()
     assert (
         np.asarray(found.overlay(strength=0.0))
@@ -377,15 +377,15 @@ def test_colors_are_apart_and_only_added_to():
     assert between[:20, :20].min() > 0.08
     assert between.min() > 0.02
     assert len(far_apart(70_000)) == 70_000
-    made = colors_of(("background", "a", "b"))
+    made = class_colors(("background", "a", "b"))
     assert made.tolist() == [list(GROUND), list(FIRST[0]), list(FIRST[1])]
-    assert colors_of(NAMES, [(1, 2, 3), (4, 5, 6), (7, 8, 255)])[2].tolist() == [7, 8, 255]
+    assert class_colors(NAMES, [(1, 2, 3), (4, 5, 6), (7, 8, 255)])[2].tolist() == [7, 8, 255]
 
 
 def test_cityscapes_has_its_colors():
     from triptych.data.sources.label_maps import CITYSCAPES
 
-    assert colors_of([name for _, name, _ in CITYSCAPES])[0].tolist() == [128, 64, 128]
+    assert class_colors([name for _, name, _ in CITYSCAPES])[0].tolist() == [128, 64, 128]
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_cityscapes_has_its_colors():
 )
 def test_mistakes_are_named(pipe, how, message):
     with pytest.raises(tp.UserError, match=message) as caught:
-        pipe(picture(), **how)
+        pipe(make_image(), **how)
     assert "\n" not in str(caught.value)
 
 
@@ -426,7 +426,7 @@ def test_the_wrong_kind_of_network(net, tmp_path):
         SegmentationPipeline(net, colors=[(1, 2, 3)])
     with pytest.raises(tp.UserError, match="batch_size 0"):
         SegmentationPipeline(net, batch_size=0)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(tp.UserError, match=r"notes\.txt"):
         SegmentationPipeline(net)(tmp_path / "notes.txt")
     folder = tmp_path / "empty"

@@ -17,7 +17,7 @@ from triptych.plots.attention import (
     rollout_overlay,
 )
 from triptych.plots.confusion import confusion
-from triptych.plots.demo_sheet import Seen, SeePanel, demo_sheet
+from triptych.plots.demo_sheet import ClassifiedCard, ClassifyPanel, demo_sheet
 from triptych.plots.embedding import patch_filters, position_similarity
 from triptych.plots.explanation import explanation_figures
 
@@ -30,7 +30,7 @@ def coarse(monkeypatch):
     monkeypatch.setattr(style, "DPI", 80)
 
 
-def picture(height=48, width=64):
+def make_image(height=48, width=64):
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -50,21 +50,23 @@ def drawn(figure, folder):
 )
 def test_heads(tmp_path, blocks, heads, h, w):
     drawn(
-        attention_heads(picture(), rng.random((blocks, heads, h, w)).astype(np.float32), "class token"),
+        attention_heads(make_image(), rng.random((blocks, heads, h, w)).astype(np.float32), "class token"),
         tmp_path,
     )
 
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (1, 1), (600, 40)])
 def test_rollout(tmp_path, size):
-    drawn(rollout_overlay(picture(*size), rng.random((6, 8)).astype(np.float32), below="cat 0.9"), tmp_path)
+    drawn(
+        rollout_overlay(make_image(*size), rng.random((6, 8)).astype(np.float32), below="cat 0.9"), tmp_path
+    )
 
 
 def test_overlay_is_warm_where_the_heat_is():
     heat = np.zeros((8, 8), np.float32)
     heat[1, 6] = 1
-    grey = np.full((64, 64, 3), 128, np.uint8)
-    shown = style.overlay(grey, heat).astype(int)
+    gray = np.full((64, 64, 3), 128, np.uint8)
+    shown = style.overlay(gray, heat).astype(int)
     redness = shown[..., 0] - shown[..., 2]
     y, x = np.unravel_index(redness.argmax(), redness.shape)
     assert abs(y / len(shown) - 1.5 / 8) < 0.1
@@ -73,7 +75,7 @@ def test_overlay_is_warm_where_the_heat_is():
 
 
 def test_overlay_of_even_heat_is_the_grey_picture():
-    shown = style.overlay(picture(), np.ones((4, 4), np.float32))
+    shown = style.overlay(make_image(), np.ones((4, 4), np.float32))
     assert (shown[..., 0] == shown[..., 2]).all()
 
 
@@ -127,17 +129,19 @@ def test_confusion_of_classes_never_seen(tmp_path):
 def test_sheet(tmp_path):
     guesses = [("a very long name that will not fit into its column", 0.5), ("b", 0.3), ("c", 0.001)]
     cards = [
-        Seen(image=picture(40, 40 + 10 * i), rollout=rng.random((4, 4)), guesses=guesses, truth="b")
+        ClassifiedCard(
+            image=make_image(40, 40 + 10 * i), rollout=rng.random((4, 4)), guesses=guesses, truth="b"
+        )
         for i in range(3)
     ]
-    two = [SeePanel(cards=cards), SeePanel(cards=cards[:1], title="Again")]
-    one = drawn(demo_sheet(two[:1], below="three pictures"), tmp_path)
-    assert len(drawn(demo_sheet(two, below="three pictures"), tmp_path)) > len(one)
+    two = [ClassifyPanel(cards=cards), ClassifyPanel(cards=cards[:1], title="Again")]
+    one = drawn(demo_sheet(two[:1], below="three images"), tmp_path)
+    assert len(drawn(demo_sheet(two, below="three images"), tmp_path)) > len(one)
 
 
 def test_explanation_figures_by_name():
     arrays = {
-        "image": picture(),
+        "image": make_image(),
         "rollout": rng.random((3, 4)),
         "heads": rng.random((3, 2, 3, 4)),
         "distances": rng.random((2, 2)),
@@ -157,13 +161,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 def test_global_state_stays(tmp_path):
     before = dict(matplotlib.rcParams)
-    drawn(rollout_overlay(picture(), rng.random((6, 8))), tmp_path)
+    drawn(rollout_overlay(make_image(), rng.random((6, 8))), tmp_path)
     assert dict(matplotlib.rcParams) == before
 
 
 def test_pyplot_is_never_imported():
     code = (
-        "import sys; from triptych.plots import attention, confusion, curves, embedding, explanation, sheet;"
+        "import sys; from triptych.plots import attention, confusion, curves, embedding, explanation, demo_sheet;"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -1,12 +1,19 @@
-"""The picture beside its parse, the legend, and the second panel of the sheet: nothing is cut off at any shape."""
+"""The image beside its parse, the legend, and the second panel of the sheet: nothing is cut off at any shape."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from triptych.plots import style
-from triptych.plots.demo_samples import Painted, PaintPanel
-from triptych.plots.demo_sheet import Looked, Parsed, ParsePanel, Seen, SeePanel, demo_sheet
+from triptych.plots.demo_samples import GeneratedCard, GeneratePanel
+from triptych.plots.demo_sheet import (
+    AttentionCard,
+    ClassifiedCard,
+    ClassifyPanel,
+    SegmentedCard,
+    SegmentPanel,
+    demo_sheet,
+)
 from triptych.plots.segmentation import MOST, Entry, parse_figure, percent
 
 rng = np.random.default_rng(0)
@@ -18,7 +25,7 @@ def coarse(monkeypatch):
     monkeypatch.setattr(style, "DPI", 80)
 
 
-def picture(height=48, width=64):
+def make_image(height=48, width=64):
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -42,13 +49,13 @@ def entries(count):
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (1, 1), (600, 40), (30, 900)])
 @pytest.mark.parametrize("count", [1, 7])
 def test_pictures_of_every_shape(tmp_path, size, count):
-    image = picture(*size)
-    assert drawn(parse_figure(image, image, entries(count), "a picture.png"), tmp_path).std() > 5
+    image = make_image(*size)
+    assert drawn(parse_figure(image, image, entries(count), "an image.png"), tmp_path).std() > 5
 
 
 @pytest.mark.parametrize("count", [MOST, MOST + 1, 150])
 def test_many_classes(tmp_path, count):
-    drawn(parse_figure(picture(), picture(), entries(count), "a/very/long/path" * 9 + ".png"), tmp_path)
+    drawn(parse_figure(make_image(), make_image(), entries(count), "a/very/long/path" * 9 + ".png"), tmp_path)
 
 
 def test_the_legend_has_each_color(tmp_path):
@@ -72,7 +79,7 @@ def test_shares_are_said_as_one_says_them():
 
 def panel(blocks=8, size=(64, 64), cards=2):
     looked = [
-        Looked(
+        AttentionCard(
             words=f"{'SW' if i % 2 else 'W'}-MSA, stage {i // 2 + 1}, 8 × 8 cells",
             heat=rng.random((8, 8)).astype(np.float32),
             stride=8,
@@ -81,10 +88,13 @@ def panel(blocks=8, size=(64, 64), cards=2):
         )
         for i in range(blocks)
     ]
-    pictures = [Parsed(image=picture(*size), overlay=picture(*size), words="mIoU 0.81") for _ in range(cards)]
+    images = [
+        SegmentedCard(image=make_image(*size), overlay=make_image(*size), words="mIoU 0.81")
+        for _ in range(cards)
+    ]
     legend = [(entry.name, entry.color, "0.71") for entry in entries(7)]
-    image = picture(64, 64) if blocks else None
-    return ParsePanel(cards=pictures, legend=legend, looked=looked, image=image, point=(40.0, 20.0))
+    image = make_image(64, 64) if blocks else None
+    return SegmentPanel(cards=images, legend=legend, attention_cards=looked, image=image, point=(40.0, 20.0))
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 8, 12])
@@ -93,17 +103,22 @@ def test_the_panel(tmp_path, blocks):
 
 
 def test_the_sheet_stacks_both_panels(tmp_path):
-    seen = Seen(image=picture(), rollout=rng.random((6, 8)).astype(np.float32), guesses=[("cat", 0.9)])
-    both = drawn(demo_sheet([SeePanel(cards=[seen] * 4), panel(size=(128, 128))], below="words"), tmp_path)
-    alone = drawn(demo_sheet([SeePanel(cards=[seen] * 4)], below="words"), tmp_path)
+    seen = ClassifiedCard(
+        image=make_image(), rollout=rng.random((6, 8)).astype(np.float32), guesses=[("cat", 0.9)]
+    )
+    both = drawn(
+        demo_sheet([ClassifyPanel(cards=[seen] * 4), panel(size=(128, 128))], below="words"), tmp_path
+    )
+    alone = drawn(demo_sheet([ClassifyPanel(cards=[seen] * 4)], below="words"), tmp_path)
     assert len(both) > len(alone) + 300
 
 
 @pytest.mark.parametrize(("cards", "frames"), [(1, 0), (8, 8), (11, 3)])
 def test_what_was_painted_and_how(tmp_path, cards, frames):
     made = [
-        Painted(image=picture(64, 64), words=f"a picture {'of a long prompt ' * i}") for i in range(cards)
+        GeneratedCard(image=make_image(64, 64), words=f"an image {'of a long prompt ' * i}")
+        for i in range(cards)
     ]
-    steps = [picture(64, 64) for _ in range(frames)]
+    steps = [make_image(64, 64) for _ in range(frames)]
     labels = [f"step {i}, noise {i * 0.01:.3g}" for i in range(frames)]
-    drawn(demo_sheet([PaintPanel(cards=made, frames=steps, labels=labels)]), tmp_path)
+    drawn(demo_sheet([GeneratePanel(cards=made, frames=steps, labels=labels)]), tmp_path)

@@ -1,4 +1,4 @@
-"""Pictures of windows and of the pyramid: whole at every size, and what they show is where it is."""
+"""Images of windows and of the pyramid: whole at every size, and what they show is where it is."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from triptych.layers.window import shift_mask, sources
+from triptych.layers.window import shift_mask, window_sources
 from triptych.plots import style
 from triptych.plots.explanation import explanation_figures
 from triptych.plots.swin_attention import gathered, on_pixels, point_attention
@@ -21,7 +21,7 @@ def coarse(monkeypatch):
     monkeypatch.setattr(style, "DPI", 60)
 
 
-def picture(height=48, width=64):
+def make_image(height=48, width=64):
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -39,7 +39,7 @@ def drawn(figure, folder):
 def arrays(depths, size, window_size=4, stride=4):
     """What a SwinExplanation of such a network holds."""
     made = {
-        "image": picture(*size),
+        "image": make_image(*size),
         "point": np.array([size[1] / 2, 1], np.float32),
         "rollout": rng.random((-(-size[0] // stride), -(-size[1] // stride))),
         "strides": stride * 2 ** np.arange(len(depths)),
@@ -109,7 +109,7 @@ def test_cells_are_squares_that_stop_at_the_picture():
 def test_cyclic_shift(tmp_path, size, window, shift):
     """Numbers follow the package's roll, colors its regions, and the mask is dark where two colors meet."""
     rows, columns = (-(-side // w) for side, w in zip(size, window, strict=True))
-    taken = sources(*size, rows, columns, window, shift).numpy()
+    taken = window_sources(*size, rows, columns, window, shift).numpy()
     mask = shift_mask(rows, columns, window, shift, torch.device("cpu"), torch.float32)[:, 0].numpy()
     figure = cyclic_shift(size, window, shift, taken, mask)
     drawn(figure, tmp_path)
@@ -130,13 +130,15 @@ def test_cyclic_shift(tmp_path, size, window, shift):
 
 
 def test_hierarchy_and_bias(tmp_path):
-    drawn(hierarchy(picture(64, 64), (4, 8), (40, 80), ((4, 4), (8, 8))), tmp_path)
-    drawn(hierarchy(picture(50, 90), (4,), (40,), ((7, 5),)), tmp_path)
+    drawn(hierarchy(make_image(64, 64), (4, 8), (40, 80), ((4, 4), (8, 8))), tmp_path)
+    drawn(hierarchy(make_image(50, 90), (4,), (40,), ((7, 5),)), tmp_path)
     drawn(position_bias([rng.normal(size=(heads, 7, 7)) for heads in (1, 2, 32)]), tmp_path)
     drawn(position_bias([np.zeros((1, 1, 1))]), tmp_path)
 
 
 def test_pyramid_and_rollout_of_one_cell(tmp_path):
     one = np.ones((1, 1))
-    drawn(feature_pyramid(picture(), [np.ones((1, 1, 3))], [one], np.ones((1, 3)), np.array([64])), tmp_path)
-    drawn(gathered(picture(), one, one[None], np.array([0.0, 0.0]), "mean"), tmp_path)
+    drawn(
+        feature_pyramid(make_image(), [np.ones((1, 1, 3))], [one], np.ones((1, 3)), np.array([64])), tmp_path
+    )
+    drawn(gathered(make_image(), one, one[None], np.array([0.0, 0.0]), "mean"), tmp_path)

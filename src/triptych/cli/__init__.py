@@ -14,18 +14,26 @@ from triptych.errors import ConfigError, TriptychError, near_names
 
 # Verb -> its module, the class or function in it, and what `triptych --help` says of it.
 VERBS: dict[str, tuple[str, str, str]] = {
-    "demo": ("demo", "Demo", "shipped pictures through the shipped network: triptych.png"),
-    "list": ("list_models", "List", "the networks that can be made by name"),
-    "info": ("info", "Info", "what a checkpoint file, folder or hub id is"),
-    "classify": ("classify", "Classify", "name what is in pictures"),
-    "segment": ("segment", "Segment", "the class of every pixel: overlay, label map, legend, areas"),
-    "explain": ("explain", "Explain", "heads, rollout, distances, positions and filters for a picture"),
+    "demo": ("demo", "Demo", "run the shipped networks on shipped images: triptych.png"),
+    "list": ("list_models", "List", "list the networks that can be created by name"),
+    "info": ("info", "Info", "describe a checkpoint file, folder or hub id"),
+    "classify": ("classify", "Classify", "classify images"),
+    "segment": ("segment", "Segment", "segment images: overlay, label map, legend, areas"),
+    "explain": (
+        "explain",
+        "Explain",
+        "attention heads, rollout, distances, positions and filters for an image",
+    ),
     "generate": ("generate", "generate", "generate images from a prompt, a class or an image"),
-    "evaluate": ("evaluate", "Evaluate", "top-1, top-5 or mIoU, every class, and a confusion picture"),
-    "train": ("train", "train", "train or fine-tune on your pictures; the same command resumes"),
-    "plot": ("plot", "Plot", "the curves of a training run"),
+    "evaluate": (
+        "evaluate",
+        "Evaluate",
+        "accuracy or mIoU, per class, with a confusion matrix; Frechet distance",
+    ),
+    "train": ("train", "train", "train or fine-tune on your images; the same command resumes"),
+    "plot": ("plot", "Plot", "plot the curves of a training run"),
     "convert": ("convert", "Convert", "write a checkpoint in another library's format"),
-    "bench": ("bench", "bench", "measure speed beside a peer"),
+    "bench": ("bench", "bench", "benchmark against timm, transformers and diffusers"),
 }
 
 USAGE = "usage: triptych VERB [...]        triptych VERB --help        triptych --version"
@@ -44,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of our output left (`triptych list | head`). Nobody reads what Python would still flush.
+        # The reader of our output left (`triptych list | head`). There is no reader for what Python would still flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as problem:

@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from triptych.cli.output import print_json
-from triptych.cli.parsing import logged_to_stderr, parse
+from triptych.cli.parsing import flag, logged_to_stderr, parse
 from triptych.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure speed, loading, starting and learning beside a peer with the same weights, in turn, in one run.
+    """Benchmark speed, loading, startup and training against a reference with the same weights, interleaved in one run.
 
-    A suite takes ten to thirty minutes; let nothing else run meanwhile. Peers that are not installed are left out,
-    and named. `resume` has no peer: it kills training runs, compares them with unbroken ones, and times checkpoints.
-    `approximate` and `int8` measure opt-in approximations, and integer weights, beside the exact network.
+    A suite takes ten to thirty minutes; run nothing else meanwhile. References that are not installed are skipped and
+    reported. `resume` has no reference: it kills training runs, compares them with uninterrupted ones, and times
+    checkpoints. `approximate` and `int8` compare opt-in approximations, and integer weights, with the exact network.
     """
 
     suite: Annotated[
@@ -40,13 +40,13 @@ class Bench:
         tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|bulk|approximate|int8"),
     ]
     """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files; bulk is
-    folders of up to 100,000 pictures beside the network alone."""
-    out: Path | None = None
-    """Folder for benchmarks.md and benchmarks.json; sections of other suites in it stay. Else printed only."""
+    folders of up to 100,000 images against the network alone."""
+    out: Annotated[Path | None, flag("FOLDER", "print only")] = None
+    """Folder for benchmarks.md and benchmarks.json; sections of other suites are kept."""
     quick: bool = False
-    """Tiny networks and few rounds: shows that everything runs, and measures nothing."""
+    """Tiny networks and few rounds: a smoke test, no measurement."""
     short: bool = False
-    """ldm: bf16 alone, few rounds, and pictures of a tenth of the steps."""
+    """ldm: bf16 alone, few rounds, and images of a tenth of the steps."""
     compiled: bool = False
     """ldm and train: compiled networks too, which takes many minutes more. Others always measure what they compile."""
     json: bool = False
@@ -94,14 +94,14 @@ class Bench:
             plan = replace(plan, compiled=True)
         flags = [f"--{name}" for name in ("quick", "short", "compiled") if getattr(self, name)]
         out = ["--out", str(self.out)] if self.out else []
-        found = suite.run(plan, " ".join(["triptych", "bench", self.suite, *out, *flags]))
-        written = report.write(found, self.out) if self.out else []
+        result = suite.run(plan, " ".join(["triptych", "bench", self.suite, *out, *flags]))
+        written = report.write(result, self.out) if self.out else []
         if self.json:
-            print_json(found.as_json(), indent=1)
+            print_json(result.as_json(), indent=1)
         elif written:
             print(*written, sep="\n")
         else:
-            print(report.markdown(found.as_json()))
+            print(report.markdown(result.as_json()))
         return 0
 
 

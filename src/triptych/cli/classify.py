@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from triptych.cli.output import SHIPPED_CLASSIFIER, Workers, print_json, shortened, with_progress
-from triptych.errors import UserError
+from triptych.cli.parsing import flag
+from triptych.errors import ConfigError
 
 if TYPE_CHECKING:
     from triptych.pipelines.classification_result import Classification
@@ -16,26 +17,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Classify:
-    """Name what is in pictures: the most probable classes of each, best first."""
+    """Classify images: the most probable classes of each, best first."""
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, flag("IMAGE...")] = ()
     """Image files, or folders of them."""
     model: str = SHIPPED_CLASSIFIER
     """A model's file, folder, hub id or name, or a RUN folder."""
     top: int = 5
-    """How many classes to name."""
+    """Number of classes."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision; auto takes bf16 where the hardware multiplies it natively."""
+    """Precision; auto is bf16 where the hardware multiplies it natively."""
     compile: bool = False
-    """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
+    """Compile the network's blocks: slow to start, faster for many images of one size."""
     batch_size: int = 64
-    """Images a forward pass."""
+    """Images per forward pass."""
     workers: Workers = None
-    """Processes that read ahead; 0 reads in between."""
+    """Worker processes that read ahead; 0 reads in the main process."""
     on_bad_image: Literal["fail", "skip"] = "fail"
-    """Stop at an image that cannot be read, or leave it out and say so."""
+    """Stop at an image that cannot be read, or skip and report it."""
     json: bool = False
-    """Print one JSON object an image, a line each."""
+    """Print one JSON object per image, one per line."""
 
     def run(self) -> int:
         from triptych import ClassificationPipeline
@@ -47,29 +48,29 @@ class Classify:
         pipe = ClassificationPipeline(
             self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
         )
-        found = pipe.stream(files, self.top)
+        results = pipe.stream(files, self.top)
         if len(files) > self.batch_size and not sys.stdout.isatty():  # else the results are the progress
-            found = with_progress(found, len(files), "classifying")
-        for one in found:
-            print_json(one.to_json()) if self.json else show(one)
+            results = with_progress(results, len(files), "classifying")
+        for result in results:
+            print_json(result.to_json()) if self.json else show(result)
         if len(pipe.skipped) == len(files):
-            raise UserError(f"none of the {len(files)} images could be read; see the lines above")
+            raise ConfigError(f"none of the {len(files)} images could be read; see the lines above")
         if pipe.skipped:
             print(f"{len(pipe.skipped)} of {len(files)} images could not be read", file=sys.stderr)
         return 0
 
 
 def image_files(named: tuple[str, ...]) -> list[Path]:
-    """The named files, and all images below the named folders."""
+    """Return the named files, and all images below the named folders."""
     from triptych.pipelines.image_input import images_below
 
     if not named:
-        raise UserError("no image was named; give image files or folders: triptych classify IMAGE...")
+        raise ConfigError("no image is given; name image files or folders: triptych classify IMAGE...")
     files: list[Path] = []
     for path in map(Path, named):
         below = list(images_below(path)) if path.is_dir() else [path]
         if not below:
-            raise UserError(f"{path} has no images below it; give a folder of images")
+            raise ConfigError(f"{path} has no images below it; give a folder of images")
         files += below
     return files
 

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 import tyro
 
 from triptych.cli.output import print_json
+from triptych.cli.parsing import flag
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Write a checkpoint in another library's format, bit for bit."""
+    """Convert a checkpoint to another library's format, bit for bit."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """A model's file, folder, hub id or name, or a RUN folder."""
@@ -18,8 +19,8 @@ class Convert:
     """The file or folder to write."""
     format: Annotated[str, tyro.conf.arg(metavar="F")]
     """triptych, timm, hf, torchvision, google, ..."""
-    prediction: Literal["eps", "v"] | None = None
-    """What a latent diffusion model's UNet predicts, where the file does not say (Stable Diffusion 2)."""
+    prediction: Annotated[Literal["eps", "v"] | None, flag("eps|v")] = None
+    """What a latent diffusion model's UNet predicts, where the file does not store it (Stable Diffusion 2)."""
     json: bool = False
     """Print what was written as JSON."""
 

@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.output import SHIPPED_CLASSIFIER, SHIPPED_GENERATOR, SHIPPED_SEGMENTER, print_json
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 if TYPE_CHECKING:
     from triptych.network import Network
-    from triptych.plots.demo_samples import PaintPanel
-    from triptych.plots.demo_sheet import ParsePanel, SeePanel
+    from triptych.plots.demo_samples import GeneratePanel
+    from triptych.plots.demo_sheet import ClassifyPanel, SegmentPanel
 
-# Two of most groups, by their names; drawn by a hand that no training picture is by.
+# Classes from most groups, in a drawing style that was held out from training.
 SHOWN = (
     *("fox", "strawberry", "sailboat", "guitar", "basketball"),
     *("cactus", "grinning face", "hamburger", "rocket", "owl"),
 )
-SCENES = (9, 2)  # numbers of test scenes, taken for their many groups; the first is the one with the point
-LOOK = 8  # blocks whose attention is shown
+SCENES = (9, 2)  # test scenes with many groups; the first is the one with the query point
+ATTENTION_BLOCKS = 8  # blocks whose attention is shown
 
-# What is painted: the first comes out of noise, step after step.
+# The denoising steps of the first prompt are shown.
 PROMPTS = (
     *(
         "a red apple, fluent-3d style",
@@ -40,121 +40,123 @@ PROMPTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Put shipped drawings of a style never trained on through the shipped networks, and draw what they see in them.
+    """Run the shipped networks on shipped drawings of a held-out style, and draw one sheet of results.
 
-    Writes a sheet. See: each picture, its five most probable names, and its attention rollout. Parse: scenes of such
-    drawings, the class of every pixel, and what one point attends to through its windows. Paint: what latent diffusion
-    makes of prompts, and how the first picture comes out of noise.
+    See: images, their five most probable classes and attention rollout. Parse: scenes of such drawings, the class of
+    every pixel, and the attention of one query point. Paint: images that latent diffusion generates from prompts, and
+    the denoising steps of the first.
     """
 
     out: Path = Path("triptych.png")
     """PNG to write."""
-    model: str = SHIPPED_CLASSIFIER
-    """Another classifier of the same drawings: a file, or a RUN folder."""
-    parser: str = SHIPPED_SEGMENTER
-    """Another segmenter of the same scenes."""
-    painter: str = SHIPPED_GENERATOR
-    """Another latent diffusion model that reads prompts, such as a RUN of `latent_diffusion_emoji`; "" for none."""
+    classifier: str = SHIPPED_CLASSIFIER
+    """Classifier of the emoji classes: a file, or a RUN folder."""
+    segmenter: str = SHIPPED_SEGMENTER
+    """Segmenter of the scenes' classes."""
+    generator: str = SHIPPED_GENERATOR
+    """Text-conditioned latent diffusion model, such as a RUN of `latent_diffusion_emoji`; "" for none."""
     json: bool = False
-    """Print the names and probabilities, the scores of the scenes, and the prompts, as JSON."""
+    """Print classes and probabilities, the scenes' scores and the prompts as JSON."""
 
     def run(self) -> int:
         from triptych.plots import style
         from triptych.plots.demo_sheet import demo_sheet
 
         started = time.perf_counter()
-        classifier, parser = seer(self.model), parser_of(self.parser)
-        see, names = seen(classifier)
-        parse, scores = parsed(parser)
-        paint = [painted(self.painter)] if self.painter else []
+        classifier, segmenter = load_classifier(self.classifier), load_segmenter(self.segmenter)
+        classified, num_classes = classify_panel(classifier)
+        segmented, scores = segment_panel(segmenter)
+        generated = [generate_panel(self.generator)] if self.generator else []
         seconds = time.perf_counter() - started
         below = (
-            "Drawings by a hand that the networks have never seen: Twemoji, CC BY 4.0. The right name is blue; "
-            f"there are {names:,}"
+            "Drawings of a style held out from training: Twemoji, CC BY 4.0. The true class is blue; "
+            f"there are {num_classes:,} classes"
         )
-        style.save(demo_sheet([see, parse, *paint], below=below), self.out)
+        style.save(demo_sheet([classified, segmented, *generated], below=below), self.out)
         if self.json:
-            found = [{"truth": card.truth, "top": list(card.guesses)} for card in see.cards]
-            words = [card.words for panel in paint for card in panel.cards]
-            print_json({"see": found, "parse": scores, "paint": words})
+            classes = [{"truth": card.truth, "top": list(card.guesses)} for card in classified.cards]
+            prompts = [card.words for panel in generated for card in panel.cards]
+            print_json({"see": classes, "parse": scores, "paint": prompts})
             return 0
-        right = sum(card.guesses[0][0] == card.truth for card in see.cards)
-        for card in see.cards:
+        correct = sum(card.guesses[0][0] == card.truth for card in classified.cards)
+        for card in classified.cards:
             name, probability = card.guesses[0]
             mark = "right" if name == card.truth else "wrong"
             print(f"  {mark}  {card.truth}: {name} {probability:.0%}")
         for score in scores:
             print(
-                f"  scene {score['scene']}: mIoU {score['miou']:.2f}, {score['pixel_accuracy']:.0%} of pixels right"
+                f"  scene {score['scene']}: mIoU {score['miou']:.2f}, {score['pixel_accuracy']:.0%} of pixels correct"
             )
-        print(f"{self.out}: {right} of {len(see.cards)} right, {seconds:.1f} s")
+        print(f"{self.out}: {correct} of {len(classified.cards)} correct, {seconds:.1f} s")
         return 0
 
 
-def seer(model: str) -> "Network":
-    """The classifier, if it names emoji."""
+def load_classifier(model: str) -> "Network":
+    """Load the classifier, if it has the emoji classes."""
     from triptych.data.builtin.emoji import emoji
     from triptych.weights import load
 
     net = load(model)
     if net.card.classes != emoji("test").classes:  # pyright: ignore[reportAttributeAccessIssue]
-        raise UserError(f"{model} names other things than emoji; use {SHIPPED_CLASSIFIER}, or a run on emoji")
+        raise ConfigError(
+            f"{model} has other classes than emoji; use {SHIPPED_CLASSIFIER}, or a run on emoji"
+        )
     return net
 
 
-def parser_of(model: str) -> Any:
-    """A pipeline of the segmenter, if it parses scenes."""
+def load_segmenter(model: str) -> Any:
+    """Load the segmenter, if it has the scenes' classes."""
     from triptych.data.builtin.scenes import scenes
     from triptych.pipelines.segmentation import SegmentationPipeline
 
     pipe = SegmentationPipeline(model, dtype="fp32")
     if set(pipe.classes) != set(scenes("test", 1).mask_classes):
-        raise UserError(
-            f"{model} parses other things than scenes; use {SHIPPED_SEGMENTER}, or a run on scenes"
+        raise ConfigError(
+            f"{model} has other classes than scenes; use {SHIPPED_SEGMENTER}, or a run on scenes"
         )
     return pipe
 
 
-def seen(net: "Network") -> tuple["SeePanel", int]:
-    """The first panel, and how many names there are to choose from."""
+def classify_panel(net: "Network") -> tuple["ClassifyPanel", int]:
+    """The first panel, and the number of classes."""
     from triptych.data.builtin.emoji import emoji
     from triptych.pipelines.explain.vit import explain
-    from triptych.plots.demo_sheet import Seen, SeePanel
+    from triptych.plots.demo_sheet import ClassifiedCard, ClassifyPanel
 
     source, cards = emoji("test"), []
     first = {source.classes[label]: i for i, label in reversed(list(enumerate(source.labels)))}
     for name in SHOWN:
-        found = explain(net, source[first[name]].image)
-        guesses = [(guess.name, guess.probability) for guess in found.classification]
-        cards.append(Seen(image=found.image, rollout=found.rollout, guesses=guesses, truth=name))
-    return SeePanel(cards=cards), len(source.classes)
+        result = explain(net, source[first[name]].image)
+        guesses = [(guess.name, guess.probability) for guess in result.classification]
+        cards.append(ClassifiedCard(image=result.image, rollout=result.rollout, guesses=guesses, truth=name))
+    return ClassifyPanel(cards=cards), len(source.classes)
 
 
-def parsed(pipe: Any) -> tuple["ParsePanel", list[dict[str, Any]]]:
+def segment_panel(pipe: Any) -> tuple["SegmentPanel", list[dict[str, Any]]]:
     """The second panel, and the scores of its scenes."""
     import numpy as np
     import torch
 
     from triptych.data.builtin.scenes import scenes
     from triptych.metrics.segmentation import SegmentationMetrics
-    from triptych.plots.demo_sheet import Parsed, ParsePanel
+    from triptych.plots.demo_sheet import SegmentedCard, SegmentPanel
 
     source = scenes("test")
     names = source.mask_classes
     ours = torch.tensor([names.index(name) for name in pipe.classes])
-    together, cards, scores = SegmentationMetrics(len(names)), [], []
+    total, cards, scores = SegmentationMetrics(len(names)), [], []
     examples = [source[n] for n in SCENES]
     for number, example in zip(SCENES, examples, strict=True):
-        found = pipe(np.asarray(example.image))
-        alone, predicted = SegmentationMetrics(len(names)), ours[torch.from_numpy(found.labels).long()][None]
-        for metrics in (alone, together):
+        result = pipe(np.asarray(example.image))
+        own, predicted = SegmentationMetrics(len(names)), ours[torch.from_numpy(result.labels).long()][None]
+        for metrics in (own, total):
             metrics.update(predicted, torch.from_numpy(example.mask)[None])
-        figures = alone.compute()
+        figures = own.compute()
         score = {name: figures[name] for name in ("miou", "pixel_accuracy")}
         scores.append({"scene": number, **score})
-        words = f"mIoU {score['miou']:.2f}, {score['pixel_accuracy']:.0%} of pixels right"
-        cards.append(Parsed(image=found.image, overlay=np.asarray(found.overlay()), words=words))
-    iou: Any = together.compute()["per_class_iou"]
+        words = f"mIoU {score['miou']:.2f}, {score['pixel_accuracy']:.0%} of pixels correct"
+        cards.append(SegmentedCard(image=result.image, overlay=np.asarray(result.overlay()), words=words))
+    iou: Any = total.compute()["per_class_iou"]
     legend = [
         (
             name,
@@ -163,12 +165,12 @@ def parsed(pipe: Any) -> tuple["ParsePanel", list[dict[str, Any]]]:
         )
         for i, name in enumerate(names)
     ]
-    at = middle_of_the_largest(examples[0])
-    return ParsePanel(cards=cards, legend=legend, **looked(pipe, examples[0].image, at)), scores
+    at = center_of_largest(examples[0])
+    return SegmentPanel(cards=cards, legend=legend, **attention_cards(pipe, examples[0].image, at)), scores
 
 
-def middle_of_the_largest(scene: Any) -> tuple[float, float]:
-    """x and y of the middle of the largest drawing that is seen there."""
+def center_of_largest(scene: Any) -> tuple[float, float]:
+    """x and y of the center of the largest drawing that is visible there."""
     middles = {
         (box.x1 - box.x0) * (box.y1 - box.y0): ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
         for box in scene.boxes
@@ -177,43 +179,45 @@ def middle_of_the_largest(scene: Any) -> tuple[float, float]:
     return middles[max(middles)]
 
 
-def looked(pipe: Any, image: Any, point: tuple[float, float]) -> dict[str, Any]:
-    """What a point attends to in the first blocks of each stage; nothing of a network without windows."""
+def attention_cards(pipe: Any, image: Any, point: tuple[float, float]) -> dict[str, Any]:
+    """The attention of a point in the first blocks of each stage; empty for a network without windows."""
     from triptych.models.swin import Swin
     from triptych.pipelines.explain.vit import explain
-    from triptych.plots.demo_sheet import Looked
+    from triptych.plots.demo_sheet import AttentionCard
 
     if not isinstance(getattr(pipe.net, "backbone", None), Swin):
         return {}
-    found = explain(pipe.net, image, point=point)
-    made, block = [], 0
-    for stage, maps in enumerate(found.attention):
+    result = explain(pipe.net, image, point=point)
+    cards, block = [], 0
+    for stage, maps in enumerate(result.attention):
         for i, heads in enumerate(maps):
-            if i < LOOK // len(found.attention):
-                kind = "SW-MSA" if found.shifts[block].any() else "W-MSA"
-                words = f"{kind}, stage {stage + 1}, {heads.shape[1]} × {heads.shape[2]} cells"
-                window, shift = found.windows[block], found.shifts[block]
-                stride = int(found.strides[stage])
-                made.append(
-                    Looked(words=words, heat=heads.mean(0), stride=stride, window=window, shift=shift)
+            if i < ATTENTION_BLOCKS // len(result.attention):
+                block_type = "SW-MSA" if result.shifts[block].any() else "W-MSA"
+                words = f"{block_type}, stage {stage + 1}, {heads.shape[1]} × {heads.shape[2]} cells"
+                window, shift = result.windows[block], result.shifts[block]
+                stride = int(result.strides[stage])
+                cards.append(
+                    AttentionCard(words=words, heat=heads.mean(0), stride=stride, window=window, shift=shift)
                 )
             block += 1
-    return {"looked": made, "image": found.image, "point": found.point}
+    return {"attention_cards": cards, "image": result.image, "point": result.point}
 
 
-def painted(model: str) -> "PaintPanel":
-    """The third panel: a picture for each prompt, all made at once, and the first one's way out of noise."""
+def generate_panel(model: str) -> "GeneratePanel":
+    """The third panel: an image for each prompt, generated in one batch, and the denoising steps of the first."""
     import numpy as np
 
     from triptych.cli.generate_output import StepRecorder
     from triptych.pipelines.diffusion.options import GenerationRecord
     from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
-    from triptych.plots.demo_samples import Painted, PaintPanel
+    from triptych.plots.demo_samples import GeneratedCard, GeneratePanel
 
     pipe = DiffusionPipeline(model, dtype="fp32")
-    watch = StepRecorder(Path("strip"), None)  # keeps frames; nothing is written
-    asked = [GenerationRecord(prompt=prompt, seed=seed) for seed, prompt in enumerate(PROMPTS)]
-    images = pipe.generate(asked, batch_size=len(asked), preview=watch)
-    pictures = [np.asarray(image.convert("RGB")) for image in images]
-    cards = [Painted(image=image, words=words) for image, words in zip(pictures, PROMPTS, strict=True)]
-    return PaintPanel(cards=cards, frames=[*watch.frames, pictures[0]], labels=[*watch.labels, "the picture"])
+    recorder = StepRecorder(Path("strip"), None)  # keeps frames; nothing is written
+    records = [GenerationRecord(prompt=prompt, seed=seed) for seed, prompt in enumerate(PROMPTS)]
+    images = pipe.generate(records, batch_size=len(records), preview=recorder)
+    images = [np.asarray(image.convert("RGB")) for image in images]
+    cards = [GeneratedCard(image=image, words=words) for image, words in zip(images, PROMPTS, strict=True)]
+    return GeneratePanel(
+        cards=cards, frames=[*recorder.frames, images[0]], labels=[*recorder.labels, "result"]
+    )

@@ -11,8 +11,7 @@ from triptych.cli.output import count, facts, print_json, shortened
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Say what a checkpoint is, without loading it: format, network, preprocessing, classes, and how each is
-    known.
+    """Describe a checkpoint without loading it: format, network, preprocessing, classes, and the source of each fact.
 
     Reads .safetensors, .bin, .pth, .pt and .npz, folders of them, training runs and hub ids. Nothing in a
     file is ever executed.
@@ -26,56 +25,56 @@ class Info:
     def run(self) -> int:
         from triptych.weights import inspect
 
-        found = inspect(self.file)
+        info = inspect(self.file)
         if self.json:
-            print_json(found, indent=1)
+            print_json(info, indent=1)
         else:
-            facts(found["path"], described(found))
+            facts(info["path"], described(info))
         return 0
 
 
-def described(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def described(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The lines of `triptych info`: what, and in words. An empty pair is a gap."""
     yield (
         "file",
-        f"{found['container']}, {found['tensors']} tensors, {count(found['bytes'])}B, {found['dtype']}",
+        f"{info['container']}, {info['tensors']} tensors, {count(info['bytes'])}B, {info['dtype']}",
     )
-    for note in found["notes"]:
+    for note in info["notes"]:
         yield "", note
-    if (adapter := found.get("adapter")) is not None:
+    if (adapter := info.get("adapter")) is not None:
         yield from adapter_lines(adapter)
         return
-    if found["format"] is None:
-        yield "format", f"unknown; looks like {found['looks_like']}"
+    if info["format"] is None:
+        yield "format", f"unknown; looks like {info['looks_like']}"
         return
     from triptych.cli.model_summary import describe
     from triptych.weights.mapping.families import from_json
 
-    config, source = from_json(found["family"], found["config"]), found["facts"]
+    config, source = from_json(info["family"], info["config"]), info["facts"]
     known = describe(config)
-    yield "format", found["format"]
+    yield "format", info["format"]
     yield "network", f"{known.family}: {known.form}"
-    yield "parameters", f"{found['parameters']:,}"
+    yield "parameters", f"{info['parameters']:,}"
     if macs := multiply_accumulates(config, known.macs):
         yield "MACs", f"{count(macs)} an image of {known.size}"
-    yield "fits", "yes, every tensor" if found["fits"] is None else found["fits"]
+    yield "fits", "yes, every tensor" if info["fits"] is None else info["fits"]
     yield "", ""
-    p = found["preprocess"]
-    how = f"centre crop of {p['crop']:.3g}" if p["mode"] == "crop" else p["mode"]
-    yield "image", f"{p['size'][0]}x{p['size'][1]} (height x width), {how}, {p['interpolation']}"
+    p = info["preprocess"]
+    resize = f"center crop of {p['crop']:.3g}" if p["mode"] == "crop" else p["mode"]
+    yield "image", f"{p['size'][0]}x{p['size'][1]} (height x width), {resize}, {p['interpolation']}"
     yield "mean, std", f"{_numbers(p['mean'])}   {_numbers(p['std'])}"
-    names = found["classes"]["names"]
+    names = info["classes"]["names"]
     some = (
         f": {', '.join(map(shortened, names[:4]))}{', ...' if len(names) > 4 else ''}"
         if names
         else ", without names"
     )
-    yield "classes", f"{found['classes']['number']}{some}"
-    for name, value in (found.get("figures") or {}).items():
+    yield "classes", f"{info['classes']['number']}{some}"
+    for name, value in (info.get("figures") or {}).items():
         yield name, f"{value:.4g}"
     for name in ("license", "notes_of_card"):
-        if found.get(name):
-            yield name.split("_")[0], str(found[name])
+        if info.get(name):
+            yield name.split("_")[0], str(info[name])
     yield "", ""
     for fact, origin in source.items():
         yield f"{fact} from", origin
@@ -86,7 +85,7 @@ def adapter_lines(adapter: dict[str, Any]) -> Iterator[tuple[str, str]]:
     titles = {"unet": "of the UNet", "text": "of the text encoder", "other": "of another part"}
     yield (
         "format",
-        "LoRA, low-rank updates of another model; paint with both: generate --model MODEL --lora FILE",
+        "LoRA, low-rank updates of another model; use both: generate --model MODEL --lora FILE",
     )
     yield "rank", ", ".join(map(str, adapter["ranks"]))
     yield "alpha", ", ".join(f"{alpha:g}" for alpha in adapter["alphas"]) or "that of the rank"

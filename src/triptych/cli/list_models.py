@@ -10,10 +10,10 @@ from triptych.cli.output import count, print_json, table
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """The networks that `triptych.create` and `triptych train` know by name.
+    """List the networks that `triptych.create` and `triptych train` know by name.
 
-    Parameters and multiply-accumulates (MACs) are those of the size shown, with its classes: for one image, for an
-    autoencoder there and back, for a diffusion model one step.
+    Parameters and multiply-accumulates (MACs) are for the size shown, with its classes: per image, for an autoencoder
+    encoding and decoding, for a diffusion model one step.
     """
 
     pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PATTERN]")] = "*"
@@ -30,7 +30,7 @@ class List:
         configs = {name: config_for(name) for name in list_models(self.pattern)}
         if not configs:
             raise UserError(f"no model matches {self.pattern!r}; `triptych list` shows all")
-        found = {name: describe(config) for name, config in configs.items()}
+        summaries = {name: describe(config) for name, config in configs.items()}
         if self.json:
             print_json(
                 [
@@ -44,7 +44,7 @@ class List:
                         "form": known.form,
                         "config": to_json(configs[name]),
                     }
-                    for name, known in found.items()
+                    for name, known in summaries.items()
                 ],
                 indent=1,
             )
@@ -57,7 +57,7 @@ class List:
                 known.form,
                 *("-" if n is None else count(n) for n in (known.parameters, known.macs)),
             )
-            for name, known in found.items()
+            for name, known in summaries.items()
         ]
         sides = {"name": "left", "family": "left", "size": "right", "form": "left"}
         table("", {**sides, "parameters": "right", "MACs": "right"}, rows)

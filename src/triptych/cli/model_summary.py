@@ -88,9 +88,9 @@ def _(c: ConvNetConfig) -> Described:
 
 @describe.register
 def _(c: SegmenterConfig) -> Described:
-    kind = {"fpn": "FPN", "unet": "U-Net", "upernet": "UPerNet"}[c.head.type]
+    head = {"fpn": "FPN", "unet": "U-Net", "upernet": "UPerNet"}[c.head.type]
     backbone = describe(c.backbone)
-    words = f"{kind} of width {c.head.channels} on {backbone.family}: {backbone.form}"
+    words = f"{head} of width {c.head.channels} on {backbone.family}: {backbone.form}"
     return Described("segmenter", _by(c.image_size), words, None, None)
 
 
@@ -118,8 +118,8 @@ def _first_stage(c: AutoencoderConfig | TinyAutoencoderConfig, words: str) -> De
 
 @describe.register
 def _(c: TextConfig) -> Described:
-    kept = f"{c.depth - c.skip_last_blocks} of {c.depth} blocks" if c.skip_last_blocks else _blocks(c.depth)
-    words = f"{c.type}, width {c.embed_dim}, {kept}, {_heads(c.num_heads)}, {c.vocab_size:,} words"
+    used = f"{c.depth - c.skip_last_blocks} of {c.depth} blocks" if c.skip_last_blocks else _blocks(c.depth)
+    words = f"{c.type}, width {c.embed_dim}, {used}, {_heads(c.num_heads)}, {c.vocab_size:,} words"
     return Described("text", f"{c.max_length} tokens", words, text_config.parameters(c), None)
 
 

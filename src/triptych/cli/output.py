@@ -11,12 +11,13 @@ import tyro
 
 T = TypeVar("T")
 
-SHIPPED_CLASSIFIER = "vit-emoji"  # what verbs that see use without --model
-SHIPPED_SEGMENTER = "swin-scenes"  # what verbs that parse use
-SHIPPED_GENERATOR = "ldm-emoji"  # what verbs that paint use
+SHIPPED_CLASSIFIER = "vit-emoji"  # of classify and explain, without --model
+SHIPPED_SEGMENTER = "swin-scenes"  # of segment
+SHIPPED_GENERATOR = "ldm-emoji"  # of generate
 
 Workers = Annotated[
-    int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: a core's each but one, at most 8)")
+    int | None,
+    tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one less than the cores, at most 8)"),
 ]
 
 
@@ -87,15 +88,15 @@ def table(title: str, columns: Mapping[str, str], rows: Iterable[Iterable[str]])
     from rich.console import Console
     from rich.table import Table
 
-    made = Table(
+    grid = Table(
         title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="dim"
     )
     for heading, side in columns.items():
-        made.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+        grid.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
-    # Into a file or a pipe a table is as wide as it needs: nobody's terminal breaks its cells.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(made)
+        grid.add_row(*row)
+    # In a file or pipe a table is as wide as it needs; no terminal breaks its cells.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(grid)
 
 
 def facts(title: str, lines: Iterable[tuple[str, str]]) -> None:
@@ -103,10 +104,10 @@ def facts(title: str, lines: Iterable[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console, made = Console(highlight=False), Table.grid(padding=(0, 2))
-    made.add_column(style="dim", justify="right", no_wrap=True)
-    made.add_column(overflow="fold")
+    console, grid = Console(highlight=False), Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
     for word, known in lines:
-        made.add_row(word, known)
+        grid.add_row(word, known)
     console.print(title, style="bold", markup=False, soft_wrap=True)
-    console.print(made)
+    console.print(grid)

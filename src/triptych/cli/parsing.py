@@ -1,4 +1,4 @@
-"""Flags from types: tyro reads a dataclass, and what it rejects becomes one line with near names."""
+"""Command line flags from dataclasses, by tyro; what it rejects becomes an error of one line with near names."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -44,31 +44,31 @@ def parse(cls: type[T], args: Sequence[str], prog: str, default: Any = None, des
         description: printed instead of the docstring of `cls`.
 
     Raises:
-        UserError: what the arguments lack or have wrong, in one line.
+        ConfigError: what the arguments lack or have wrong, in one line.
         SystemExit: help was asked for.
     """
-    said, helped = _Page(), bool({"-h", "--help"} & set(args))
+    page, helped = _Page(), bool({"-h", "--help"} & set(args))
     more = {"default": default} if default is not None else {}
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(sys.stdout if helped else _Page()):
+        with contextlib.redirect_stderr(page), contextlib.redirect_stdout(sys.stdout if helped else _Page()):
             return tyro.cli(
                 cls, args=list(args), prog=prog, description=description or None, config=CONFIG, **more
             )
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        raise UserError(one_line(said.getvalue(), prog)) from None
+        raise ConfigError(one_line(page.getvalue(), prog)) from None
 
 
 def height_width(words: str, what: str = "size") -> tuple[int, int]:
     """Height and width from "320x224", as a person writes a width and a height; `what` is the flag's name.
 
     Raises:
-        UserError: not two numbers of pixels up to 8192.
+        ConfigError: not two numbers of pixels up to 8192.
     """
     match = re.fullmatch(r"(\d+)x(\d+)", words)
     if not match or not 1 <= min(int(match[1]), int(match[2])) <= max(int(match[1]), int(match[2])) <= 8192:
-        raise UserError(f"{what} is {words!r}, which must be WIDTHxHEIGHT in pixels, for example 224x224")
+        raise ConfigError(f"{what} is {words!r}, which must be WIDTHxHEIGHT in pixels, for example 224x224")
     return int(match[2]), int(match[1])
 
 

@@ -6,15 +6,17 @@ from typing import Annotated
 
 import tyro
 
+from triptych.cli.parsing import flag
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """Draw a training run's curves: losses, scores, learning rate, speed."""
+    """Plot a training run's curves: losses, scores, learning rate, speed."""
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a training run, which holds log.jsonl; or such a file."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
-    """PNG to write; curves.png in the run's folder if left out."""
+    out: Annotated[Path | None, flag("PNG", "curves.png in the run's folder")] = None
+    """PNG to write."""
 
     def run(self) -> int:
         from triptych.plots import style

@@ -10,59 +10,59 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from triptych.cli.output import SHIPPED_SEGMENTER, Workers, percent, print_json, shortened, with_progress
-from triptych.cli.parsing import height_width
-from triptych.errors import UserError
+from triptych.cli.parsing import flag, height_width
+from triptych.errors import ConfigError
 
 if TYPE_CHECKING:
     from triptych.pipelines.segmentation_result import Segmentation
 
 Part = Literal["overlay", "labels", "legend", "json"]
 ENDS = {"overlay": ".overlay.png", "labels": ".labels.png", "legend": ".legend.png", "json": ".json"}
-SEVERAL = 32  # pictures of which all is written
-ALL = f"(default: all; of more than {SEVERAL} pictures labels json)"
+SEVERAL = 32  # images of which all is written
+ALL = f"(default: all; for more than {SEVERAL} images only labels and json)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Parse pictures: the class of every pixel.
+    """Segment images: predict the class of every pixel.
 
-    Writes of each image NAME.overlay.png, NAME.labels.png (a pixel's value is the index of its class), NAME.legend.png
-    and NAME.json with the area, share and box of each class. Pictures below a folder keep their place below --out. Of
-    more than 32 pictures only labels and json are written, unless --write says what: a legend takes a second.
+    Writes for each image NAME.overlay.png, NAME.labels.png (a pixel's value is the index of its class), NAME.legend.png
+    and NAME.json with the area, share and box of each class. Images below a folder keep their place below --out. For
+    more than 32 images only labels and json are written by default: drawing a legend takes a second.
     """
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = ()
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, flag("IMAGE...")] = ()
     """Image files, or folders of them."""
     model: str = SHIPPED_SEGMENTER
     """A segmenter's file, folder, hub id or name, or a RUN folder."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("parsed")
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("segmented")
     """Folder to write into."""
     write: Annotated[tuple[Part, ...], tyro.conf.arg(metavar="PART...", help_behavior_hint=ALL)] = ()
-    """What to write of each picture, of overlay, labels, legend and json."""
+    """What to write for each image: overlay, labels, legend, json."""
     skip_existing: bool = False
-    """Leave out pictures of which all that is there: so a run goes on where it was stopped."""
-    size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Resize pictures to this shorter side, their aspect kept, instead of as the model's card says."""
-    window: Annotated[str, tyro.conf.arg(metavar="WxH")] = ""
-    """Slide a window of this width and height in pixels over each picture, at its own size or at --size."""
+    """Skip images whose parts all exist, to resume a run that was stopped."""
+    size: Annotated[int | None, flag("PIXELS")] = None
+    """Resize images to this shorter side instead of the model's own size."""
+    window: Annotated[str, flag("WxH")] = ""
+    """Slide a window of this width and height in pixels over each image, at its own size or at --size."""
     overlap: float = 0.5
-    """Of neighbouring windows, as a share of the window."""
+    """Overlap of adjacent windows, as a share of the window."""
     scales: tuple[float, ...] = (1.0,)
-    """Look at each of these relative sizes and average, for example 0.75 1 1.5."""
+    """Average over these relative sizes, for example 0.75 1 1.5."""
     flip: bool = False
-    """Average with the mirrored picture."""
+    """Average with the horizontally flipped image."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision; auto takes bf16 where the hardware multiplies it natively."""
+    """Precision; auto is bf16 where the hardware multiplies it natively."""
     compile: bool = False
-    """Compile the network's blocks: a wait at the start, which pays for many pictures of one size."""
+    """Compile the network's blocks: slow to start, faster for many images of one size."""
     batch_size: int = 4
-    """Pictures or windows a forward pass."""
+    """Images or windows per forward pass."""
     workers: Workers = None
-    """Processes that read ahead; 0 reads in between."""
+    """Worker processes that read ahead; 0 reads in the main process."""
     on_bad_image: Literal["fail", "skip"] = "fail"
-    """Stop at an image that cannot be read, or leave it out and say so."""
+    """Stop at an image that cannot be read, or skip and report it."""
     json: bool = False
-    """Print one JSON object an image, a line each."""
+    """Print one JSON object per image, one per line."""
 
     def run(self) -> int:
         from triptych import SegmentationPipeline
@@ -72,9 +72,9 @@ class Segment:
         files = destinations(self.images)
         parts = self.write or (ENDS if len(files) <= SEVERAL else ("labels", "json"))
         if self.skip_existing:
-            every = len(files)
-            files = {file: place for file, place in files.items() if not there(self.out / place, parts)}
-            print(f"{every - len(files)} of {every} are there already", file=sys.stderr)
+            total = len(files)
+            files = {file: place for file, place in files.items() if not exists(self.out / place, parts)}
+            print(f"{total - len(files)} of {total} already exist", file=sys.stderr)
             if not files:
                 return 0
         window = height_width(self.window, "window") if self.window else None
@@ -86,22 +86,22 @@ class Segment:
         pipe = SegmentationPipeline(
             self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
         )
-        found = pipe.stream(files, passes)
+        results = pipe.stream(files, passes)
         if len(files) > 1 and not (
             sys.stdout.isatty() and not self.json
         ):  # else the results are the progress
-            found = with_progress(found, len(files), "parsing")
-        for one in found:
-            place = self.out / files[Path(one.source)]
-            written = [str(path) for path in written_parts(one, place, parts)]
+            results = with_progress(results, len(files), "segmenting")
+        for result in results:
+            place = self.out / files[Path(result.source)]
+            written = [str(path) for path in written_parts(result, place, parts)]
             if self.json:
-                print_json(one.to_json() | {"files": written})
+                print_json(result.to_json() | {"files": written})
             else:
-                areas = [f"{shortened(area.name)} {percent(area.share)}" for area in one.areas[:6]]
-                more = [f"{len(one.areas) - 6} more"] if len(one.areas) > 6 else []
-                print(f"{one.source}: {', '.join(areas + more)}\n", end="", flush=True)  # whole lines
+                areas = [f"{shortened(area.name)} {percent(area.share)}" for area in result.areas[:6]]
+                more = [f"{len(result.areas) - 6} more"] if len(result.areas) > 6 else []
+                print(f"{result.source}: {', '.join(areas + more)}\n", end="", flush=True)  # whole lines
         if len(pipe.skipped) == len(files):
-            raise UserError(f"none of the {len(files)} images could be read; see the lines above")
+            raise ConfigError(f"none of the {len(files)} images could be read; see the lines above")
         if pipe.skipped:
             print(f"{len(pipe.skipped)} of {len(files)} images could not be read", file=sys.stderr)
         if not self.json:
@@ -110,43 +110,43 @@ class Segment:
         return 0
 
 
-def there(place: Path, parts: Collection[str]) -> bool:
-    """Whether all that is written of a picture is there."""
+def exists(place: Path, parts: Collection[str]) -> bool:
+    """Whether all parts of an image have been written."""
     return all(place.with_name(place.name + ENDS[part]).exists() for part in parts)
 
 
 def destinations(named: tuple[str, ...]) -> dict[Path, Path]:
     """Every image file that was named, or lies below a named folder -> its place below --out, without an ending. Two of
-    one name in one place are told apart by their own endings, else by a number.
+    one name in one place are distinguished by their suffixes, else by a number.
     """
     from triptych.pipelines.image_input import images_below
 
     if not named:
-        raise UserError(
+        raise ConfigError(
             "no image was named; give image files or folders: triptych segment IMAGE... --out DIR"
         )
     places: dict[Path, Path] = {}
     for path in map(Path, named):
         below = list(images_below(path)) if path.is_dir() else [path]
         if not below:
-            raise UserError(f"{path} has no images below it; give a folder of images")
+            raise ConfigError(f"{path} has no images below it; give a folder of images")
         for file in below:
             places.setdefault(file, file.relative_to(path) if path.is_dir() else Path(file.name))
     often = Counter(place.with_suffix("") for place in places.values())
-    made: dict[Path, Path] = {}
-    taken: set[Path] = set()
+    unique: dict[Path, Path] = {}
+    used: set[Path] = set()
     for file, place in places.items():
         wanted = place if often[place.with_suffix("")] > 1 else place.with_suffix("")
-        number, made[file] = 1, wanted
-        while made[file] in taken:
+        number, unique[file] = 1, wanted
+        while unique[file] in used:
             number += 1
-            made[file] = wanted.with_name(f"{wanted.name}-{number}")
-        taken.add(made[file])
-    return made
+            unique[file] = wanted.with_name(f"{wanted.name}-{number}")
+        used.add(unique[file])
+    return unique
 
 
-def written_parts(one: "Segmentation", place: Path, parts: Collection[str]) -> list[Path]:
-    """Writes of one picture its `parts`; `place` is their folder and the beginning of their names."""
+def written_parts(result: "Segmentation", place: Path, parts: Collection[str]) -> list[Path]:
+    """Write the parts of one image; `place` is their folder and the start of their names."""
     legend = []
     if "legend" in parts:
         import numpy as np
@@ -155,13 +155,14 @@ def written_parts(one: "Segmentation", place: Path, parts: Collection[str]) -> l
         from triptych.plots.segmentation import Entry, parse_figure
 
         entries = [
-            Entry(shortened(area.name), one.colors[area.index].tolist(), area.share) for area in one.areas
+            Entry(shortened(area.name), result.colors[area.index].tolist(), area.share)
+            for area in result.areas
         ]
         legend = [place.with_name(place.name + ENDS["legend"])]
-        page = parse_figure(one.image, np.asarray(one.overlay()), entries, Path(one.source).name)
+        page = parse_figure(result.image, np.asarray(result.overlay()), entries, Path(result.source).name)
         style.save(page, legend[0])
-    # What can be made again need not be on the disk before the next one is begun.
-    saved = one.save(place.parent, place.name, [part for part in parts if part != "legend"], durable=False)
+    # These files can be computed again, so they need not reach the disk before the next image starts.
+    saved = result.save(place.parent, place.name, [part for part in parts if part != "legend"], durable=False)
     return sorted(
         [*saved, *legend], key=lambda path: list(ENDS.values()).index(path.name.removeprefix(place.name))
     )

@@ -16,10 +16,10 @@ from triptych.train.configs.registry import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """What every kind of run is told besides its config."""
+    """Flags of every run besides its config."""
 
     out: Path | None = None
-    """Folder of the run. The same command again goes on from its newest checkpoint."""
+    """Folder of the run. The same command resumes from its newest checkpoint."""
     dry_run: bool = False
     """Show the whole config, sizes, cost, and estimates of time and memory from a few steps; write nothing."""
     json: bool = False
@@ -27,10 +27,10 @@ class Train:
 
 
 def command_of(config: RunConfig) -> Any:
-    """`Train` with the flags of this kind of config, and its values as their defaults."""
-    kind = Annotated[type(config), tyro.conf.arg(name="")]
-    made = make_dataclass("Train", [("config", kind)], bases=(Train,), frozen=True, kw_only=True)
-    return made(config=config)
+    """`Train` with the flags of a config's type, and its values as their defaults."""
+    config_type = Annotated[type(config), tyro.conf.arg(name="")]
+    command = make_dataclass("Train", [("config", config_type)], bases=(Train,), frozen=True, kw_only=True)
+    return command(config=config)
 
 
 def train(args: Sequence[str]) -> int:
@@ -43,9 +43,7 @@ def train(args: Sequence[str]) -> int:
         for name in RECIPES:
             print(f"  {name:<{width}}  {(recipe(name).__doc__ or '').splitlines()[0]}")
         print("\ntriptych train RECIPE --help lists every flag. The same command again resumes.")
-        print(
-            "Exit code 130: SIGINT or SIGTERM came, and a checkpoint was written. 2: a mistake, or a full disk."
-        )
+        print("Exit code 130: interrupted; checkpoint written. 2: wrong arguments, or a full disk.")
         return 0
     from triptych.cli.parsing import logged_to_stderr, parse
 
@@ -85,29 +83,29 @@ def train(args: Sequence[str]) -> int:
             f"at step {outcome.best['step']}"
         )
     else:
-        print(f"{command.out}: stopped at step {outcome.step}; the same command goes on", file=sys.stderr)
+        print(f"{command.out}: stopped at step {outcome.step}; the same command resumes", file=sys.stderr)
     return 0 if outcome.finished else 130
 
 
 def _dry_run(config: RunConfig, as_json: bool) -> int:
     from triptych.train import dry_run
 
-    found = dry_run(config)
+    plan = dry_run(config)
     if as_json:
-        print_json(found, indent=1)
+        print_json(plan, indent=1)
         return 0
     import json
 
-    print(json.dumps({"config": found["config"], "network": found["network"]}, indent=1))
+    print(json.dumps({"config": plan["config"], "network": plan["network"]}, indent=1))
     print(
-        f"images       {found['images']['train']:,} to train on, {found['images']['evaluation']:,} to evaluate on"
+        f"images       {plan['images']['train']:,} to train on, {plan['images']['evaluation']:,} to evaluate on"
     )
-    print(f"classes      {found['classes']:,}")
-    print(f"parameters   {count(found['parameters'])}, of which {count(found['parameters_trained'])} learn")
+    print(f"classes      {plan['classes']:,}")
     print(
-        f"FLOPs        {count(found['flops_per_image'])} an image, forward (twice the multiply-accumulates)"
+        f"parameters   {count(plan['parameters'])}, of which {count(plan['parameters_trained'])} are trained"
     )
-    print(f"steps        {found['steps']:,} of {found['seconds_per_step']:.2f} s on {found['device']}")
-    print(f"time         {found['hours'] * 60:,.1f} minutes without evaluations")
-    print(f"memory       {found['peak_memory_bytes'] / 1e9:.2f} GB at the highest")
+    print(f"FLOPs        {count(plan['flops_per_image'])} an image, forward (twice the multiply-accumulates)")
+    print(f"steps        {plan['steps']:,} of {plan['seconds_per_step']:.2f} s on {plan['device']}")
+    print(f"time         {plan['hours'] * 60:,.1f} minutes without evaluations")
+    print(f"memory       {plan['peak_memory_bytes'] / 1e9:.2f} GB at the highest")
     return 0

@@ -1,4 +1,4 @@
-"""What every pipeline of pictures has: a network made ready, pictures read ahead in order, bad ones left out."""
+"""Base of the image pipelines: a network on its device, images read ahead in order, unreadable ones skipped."""
 
 import itertools
 import logging
@@ -15,7 +15,7 @@ from torch import nn
 
 from triptych.data.loading.workers import prefetch_map
 from triptych.device import choose_device, choose_dtype, place_network
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError, TriptychError
 from triptych.pipelines.image_input import ImageInput, images_below, name_of
 from triptych.torch_compile import compile_blocks
 
@@ -26,21 +26,21 @@ B = TypeVar("B")
 
 
 class ImagePipeline:
-    """A network on its device in its precision, and pictures that are read for it.
+    """A network on its device, and the images that are read for it.
 
     Args:
         net: a network with `config` and `card`, or what `tp.load` takes.
-        device: None takes CUDA, then MPS, then the processor.
-        dtype: "fp32", "bf16", "fp16"; None takes bf16 where the hardware multiplies it natively, and logs it
+        device: None picks CUDA, then MPS, then CPU.
+        dtype: "fp32", "bf16", "fp16"; None picks bf16 where the hardware multiplies it natively, and logs it
             once.
-        batch_size: images a forward pass.
-        workers: processes that read and resize ahead; 0 does it in between.
+        batch_size: images per forward pass.
+        workers: worker processes that read and resize ahead; 0 reads in this process.
         on_bad_image: "fail" raises at the first image that cannot be read; "skip" leaves it out of the
-            results, logs it, and lists it in `skipped`. A single image always raises.
+            results, logs it and lists it in `skipped`. A single image always raises.
         compile: `torch.compile` each block at the first images; see `triptych.torch_compile` for when it pays.
 
     Raises:
-        UserError: an argument is out of its range.
+        TriptychError: an argument is out of its range.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class ImagePipeline:
         compile: bool = False,
     ) -> None:
         if batch_size < 1 or workers < 0:
-            raise UserError(f"batch_size {batch_size} must be at least 1 and workers {workers} at least 0")
+            raise ConfigError(f"batch_size {batch_size} must be at least 1 and workers {workers} at least 0")
         if on_bad_image not in ("skip", "fail"):
-            raise UserError(f"on_bad_image is {on_bad_image!r}, which must be 'skip' or 'fail'")
+            raise ConfigError(f"on_bad_image is {on_bad_image!r}, which must be 'skip' or 'fail'")
         self.source = "" if isinstance(net, nn.Module) else os.fspath(net)
         if not isinstance(net, nn.Module):
             from triptych.weights import load
@@ -74,77 +74,82 @@ class ImagePipeline:
         self.skipped: list[str] = []
 
     def check(self, net: Any) -> None:
-        """Raises a `UserError` if the network cannot do what the pipeline is for."""
+        """Raise a `ConfigError` if the network is not for this pipeline."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Name of each class, by index; its number where the card has no names."""
+        """Name of each class, by index; "class 3" where the card has no names."""
         count, names = self.config.num_classes, self.card.classes
         return names if names and len(names) == count else tuple(f"class {i}" for i in range(count))
 
     def answer(
         self, images: Any, one: Callable[[ImageInput], A], many: Callable[[Iterable[ImageInput]], Iterator[A]]
     ):
-        """`one` of a picture, a list of `many` for a list or tuple, and their iterator for the path of a folder
-        or any other iterable.
+        """Return `one` of a single image, a list of `many` for a list or tuple, and the iterator `many` for the path
+        of a folder or any other iterable.
 
         Raises:
-            UserError: a folder has no images.
+            DataError: a folder has no images.
         """
         if isinstance(images, str | os.PathLike) and os.path.isdir(images):
             return many(
-                _some(images_below(images), f"{images} has no images below it; give a folder of images")
+                _require_some(
+                    images_below(images), f"{images} has no images below it; give a folder of images"
+                )
             )
         if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
             return one(images)
-        found = many(images)
-        return list(found) if isinstance(images, list | tuple) else found
+        results = many(images)
+        return list(results) if isinstance(images, list | tuple) else results
 
     def readable(
-        self, pictures: Iterable[ImageInput], read: Callable[[ImageInput], A], size: int
+        self, images: Iterable[ImageInput], read: Callable[[ImageInput], A], size: int
     ) -> Iterator[tuple[str, A]]:
-        """Name and `read` of each picture in order; `workers` processes read ahead, `size` pictures a request, and no
+        """Yield name and `read` of each image in order; worker processes read ahead, `size` images per request, and no
         further than needed."""
-        tried = _Tried(read)
-        # Paths and bytes are read in the workers; opened images and arrays are here, and stay.
-        asked = (one if isinstance(one, str | os.PathLike | bytes) else tried(one) for one in pictures)
+        attempt = _ReadAttempt(read)
+        # Paths and bytes are read in the workers; opened images and arrays stay in this process.
+        requests = (
+            image if isinstance(image, str | os.PathLike | bytes) else attempt(image) for image in images
+        )
         self.skipped = []
-        for name, found in prefetch_map(tried, asked, size, self.workers):
-            if not isinstance(found, UserError):
-                yield name, found
+        for name, result in prefetch_map(attempt, requests, size, self.workers):
+            if not isinstance(result, TriptychError):
+                yield name, result
             elif self.on_bad_image == "fail":
-                raise found
+                raise result
             else:
-                log.warning("skipped: %s", found)
+                log.warning("skipped: %s", result)
                 self.skipped.append(name)
 
 
 @dataclass(frozen=True)
-class _Tried(Generic[A]):
-    """A picture's name with what is read of it, or with why it cannot be; such a pair as it is. Runs in workers."""
+class _ReadAttempt(Generic[A]):
+    """From an image to its name and what is read of it, or the error; such a pair is returned unchanged. Runs in
+    worker processes."""
 
     read: Callable[[ImageInput], A]
 
-    def __call__(self, picture: ImageInput | tuple[str, A | UserError]) -> tuple[str, A | UserError]:
-        if isinstance(picture, tuple):
-            return picture
+    def __call__(self, image: ImageInput | tuple[str, A | TriptychError]) -> tuple[str, A | TriptychError]:
+        if isinstance(image, tuple):
+            return image
         try:
-            return name_of(picture), self.read(picture)
-        except UserError as problem:
-            return name_of(picture), problem
+            return name_of(image), self.read(image)
+        except TriptychError as problem:
+            return name_of(image), problem
 
 
 def batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
-    """Lists of `size` items, the last one shorter."""
+    """Yield lists of `size` items, the last one shorter."""
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
 
 
-def _some(items: Iterator[A], otherwise: str) -> Iterator[A]:
-    """The same items; a `UserError` now, not at the first `next`, if there are none."""
+def _require_some(items: Iterator[A], otherwise: str) -> Iterator[A]:
+    """Return the same items; raise a `DataError` now, not at the first `next`, if there are none."""
     try:
         first = next(items)
     except StopIteration:
-        raise UserError(otherwise) from None
+        raise DataError(otherwise) from None
     return itertools.chain([first], items)

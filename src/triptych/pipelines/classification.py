@@ -1,4 +1,4 @@
-"""Pictures in, names and probabilities out."""
+"""Images in, class names and probabilities out."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from triptych.device import log_dtype
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.heads.segmenter import Segmenter
 from triptych.kernels.linear import packed_linears
 from triptych.model_card import Preprocess
@@ -21,39 +21,38 @@ from triptych.pipelines.image_input import ImageInput, batched, fitted, name_of
 
 
 class ClassificationPipeline(ImagePipeline):
-    """A classifier with what surrounds it: reading, resizing, normalising, batching, naming.
+    """Classify images: read, resize, normalize and batch them, run a classifier, name its classes.
 
     ```python
     pipe = tp.ClassificationPipeline(net)           # or a name, a file, a RUN folder, a hub id
     pipe("cat.jpg", top=3)                          # <cat.jpg: tabby 0.81, tiger cat 0.12, lynx 0.02>
     pipe(["a.png", pil_image, array, open("b.jpg", "rb").read()])      # a list of them
-    for found in pipe("folder/"): ...               # one after another, memory flat
+    for result in pipe("folder/"): ...              # one after another, in constant memory
     ```
 
     Args:
         net: a network with `card` (which holds preprocessing and class names), or what `tp.load` takes.
-        device: None takes CUDA, then MPS, then the processor.
-        dtype: "fp32", "bf16", "fp16"; None takes bf16 where the hardware multiplies it natively, and logs it
+        device: None picks CUDA, then MPS, then CPU.
+        dtype: "fp32", "bf16", "fp16"; None picks bf16 where the hardware multiplies it natively, and logs it
             once.
-        batch_size: images a forward pass.
-        workers: processes that read and resize ahead; 0 does it in between.
+        batch_size: images per forward pass.
+        workers: worker processes that read and resize ahead; 0 reads in this process.
         on_bad_image: "fail" raises at the first image that cannot be read; "skip" leaves it out of the
             results, logs it, and lists it in `skipped`. A single image always raises.
-        compile: `torch.compile` each block at the first images; what it makes is kept on disk for the next process. See
-            `triptych.torch_compile` for when it pays.
+        compile: `torch.compile` each block at the first images, see `triptych.torch_compile`.
 
     Raises:
-        UserError: the network has no classes, or an argument is out of its range.
+        TriptychError: the network has no classes, or an argument is out of its range.
     """
 
     def check(self, net: Any) -> None:
         if isinstance(net, Segmenter):
-            raise UserError(
-                f"{self.source or 'the network'} is a segmenter, which names pixels; use SegmentationPipeline or "
+            raise ConfigError(
+                f"{self.source or 'the network'} is a segmenter, which classifies pixels; use SegmentationPipeline or "
                 "`triptych segment`, or give a classifier"
             )
         if not getattr(net.config, "num_classes", 0):
-            raise UserError(
+            raise ConfigError(
                 "the network has no classes; tp.load(source, num_classes=N) gives it a head to train"
             )
 
@@ -69,31 +68,32 @@ class ClassificationPipeline(ImagePipeline):
         """Classify one image, several, or a stream of them.
 
         Args:
-            images: one picture (path, bytes of a file, PIL image, uint8 array) gives a `Classification`; a
+            images: one image (path, bytes of a file, PIL image, uint8 array) gives a `Classification`; a
                 list or tuple gives a list; the path of a folder (everything below it) and any other iterable
                 give an iterator that reads one batch at a time.
-            top: how many classes, best first; fewer if the network has fewer.
+            top: number of classes, best first, at least 1.
 
         Raises:
-            UserError: an image cannot be read; a folder has none; `top` is below 1.
+            DataError: an image cannot be read, or a folder has none.
+            ConfigError: `top` is below 1.
         """
         _check(top)
         return self.answer(
             images,
-            lambda one: self._seen([(name_of(one), self._fitting(one))], top)[0],
+            lambda image: self._classify([(name_of(image), self._fitting(image))], top)[0],
             lambda many: self.stream(many, top),
         )
 
-    def stream(self, pictures: Iterable[ImageInput], top: int = 5) -> Iterator[Classification]:
-        """Results in the order of the pictures; a batch, and two that each of `workers` reads ahead, are held."""
+    def stream(self, images: Iterable[ImageInput], top: int = 5) -> Iterator[Classification]:
+        """Yield results in the images' order. One batch is held, and two that each worker reads ahead."""
         _check(top)
         with packed_linears(self.net):
-            for batch in batches(self.readable(pictures, self._fitting, self.batch_size), self.batch_size):
-                yield from self._seen(batch, top)
+            for batch in batches(self.readable(images, self._fitting, self.batch_size), self.batch_size):
+                yield from self._classify(batch, top)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W) to logits (B, classes), fp32 on the processor."""
+        """Return the logits (B, classes), fp32 on the CPU, of normalized images (B, C, H, W)."""
         log_dtype(self.dtype, self.device)
         return self.net(images.to(self.device, self.dtype)).float().cpu()
 
@@ -101,7 +101,7 @@ class ClassificationPipeline(ImagePipeline):
     def _fitting(self) -> "_Fitting":
         return _Fitting(self.card.preprocess)
 
-    def _seen(self, batch: list[tuple[str, np.ndarray]], top: int) -> list[Classification]:
+    def _classify(self, batch: list[tuple[str, np.ndarray]], top: int) -> list[Classification]:
         names, pixels = zip(*batch, strict=True)
         return self._name(
             self.logits(batched(pixels, self.card.preprocess, self.config.in_channels)), names, top
@@ -118,14 +118,14 @@ class ClassificationPipeline(ImagePipeline):
 
 @dataclass(frozen=True)
 class _Fitting:
-    """`fitted` as a card says; goes to other processes."""
+    """`fitted` with a card's preprocessing; sent to worker processes."""
 
     preprocess: Preprocess
 
-    def __call__(self, picture: ImageInput) -> np.ndarray:
-        return fitted(picture, self.preprocess)
+    def __call__(self, image: ImageInput) -> np.ndarray:
+        return fitted(image, self.preprocess)
 
 
 def _check(top: int) -> None:
     if top < 1:
-        raise UserError(f"top is {top}, which must be at least 1")
+        raise ConfigError(f"top is {top}, which must be at least 1")

@@ -1,12 +1,13 @@
-"""What a classifier says of an image."""
+"""The result of classifying an image."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from dataclasses import asdict, dataclass
+from typing import Any, overload
 
 
-class Guess(NamedTuple):
-    """A class, and how probable it is."""
+@dataclass(frozen=True)
+class Guess:
+    """A class and its probability."""
 
     name: str
     index: int
@@ -15,12 +16,11 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Classification(Sequence[Guess]):
-    """The most probable classes of one image, best first: a sequence of `Guess` with the best one's
-    attributes."""
+    """The most probable classes of one image, best first: a sequence of `Guess`, and the best one's attributes."""
 
     guesses: tuple[Guess, ...]
     source: str = ""
-    """The file, or what else the image came from."""
+    """The image's file, else its type."""
 
     @property
     def name(self) -> str:
@@ -49,8 +49,8 @@ class Classification(Sequence[Guess]):
         return iter(self.guesses)
 
     def __repr__(self) -> str:
-        words = ", ".join(f"{guess.name} {guess.probability:.3f}" for guess in self.guesses)
-        return f"<{self.source}: {words}>" if self.source else f"<{words}>"
+        text = ", ".join(f"{guess.name} {guess.probability:.3f}" for guess in self.guesses)
+        return f"<{self.source}: {text}>" if self.source else f"<{text}>"
 
     def to_json(self) -> dict[str, Any]:
-        return {"image": self.source, "top": [guess._asdict() for guess in self.guesses]}
+        return {"image": self.source, "top": [asdict(guess) for guess in self.guesses]}

@@ -1,4 +1,4 @@
-"""From a picture of any kind to what a network is fed, as its card says."""
+"""From an image of any kind to what a network is fed, as its card says."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -26,39 +26,39 @@ SUFFIXES = frozenset(
 )
 
 
-def name_of(picture: ImageInput) -> str:
+def name_of(image: ImageInput) -> str:
     """The file's name, else what kind of thing it is."""
-    if isinstance(picture, str | os.PathLike):
-        return os.fspath(picture)
-    if isinstance(picture, Image.Image):
-        return str(getattr(picture, "filename", "")) or "image"
-    return "bytes" if isinstance(picture, bytes) else "array"
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    if isinstance(image, Image.Image):
+        return str(getattr(image, "filename", "")) or "image"
+    return "bytes" if isinstance(image, bytes) else "array"
 
 
-def fitted(picture: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture at the network's size, as pixels: decoded, resized and cropped, on the card's background.
+def fitted(image: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
+    """The image at the network's size, as pixels: decoded, resized and cropped, on the card's background.
 
     Args:
-        picture: a path, the bytes of a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        image: a path, the bytes of a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
     Raises:
         UserError: no image, or not one that can be read; names it.
     """
     p = preprocess
-    pixels = decode(picture, alpha=not _white(p), name=name_of(picture))
+    pixels = decode(image, alpha=not _white(p), name=name_of(image))
     return flatten_alpha(
         resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p.background
     )
 
 
-def read_full(picture: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture at its own size, upright, on the card's background.
+def read_full(image: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
+    """The image at its own size, upright, on the card's background.
 
     Raises:
         UserError: as `fitted`.
     """
     return flatten_alpha(
-        decode(picture, alpha=not _white(preprocess), name=name_of(picture)), preprocess.background
+        decode(image, alpha=not _white(preprocess), name=name_of(image)), preprocess.background
     )
 
 
@@ -77,13 +77,13 @@ def normalized(
 def batched(
     pixels: Sequence[UInt8[np.ndarray, "H W 3"]], preprocess: Preprocess, channels: int = 3
 ) -> Float[Tensor, "b channels H W"]:
-    """`normalised` of several pictures of one size: worked on together, small ones take a twentieth of the time."""
+    """`normalized` of several images of one size: worked on together, small ones take a twentieth of the time."""
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    if channels == 1:  # a network of grey images: ITU-R 601 luma
+    if channels == 1:  # a network of gray images: ITU-R 601 luma
         x = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     elif channels != 3:
-        raise UserError(f"the network takes images of {channels} channels; pipelines feed 3, or 1 for grey")
+        raise UserError(f"the network takes images of {channels} channels; pipelines feed 3, or 1 for gray")
     mean, std = (
         x.new_tensor(values[:channels])[:, None, None] for values in (preprocess.mean, preprocess.std)
     )

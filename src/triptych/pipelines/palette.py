@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from triptych.data.sources.label_maps import CITYSCAPES
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 GROUND = (58, 66, 77)
 """Of what is no thing; overlays leave it clear."""
@@ -18,31 +18,31 @@ FIRST = (
     *((37, 99, 235), (240, 140, 29), (15, 157, 138), (220, 61, 67), (124, 77, 219), (246, 196, 54)),
     *((233, 92, 171), (96, 165, 40), (56, 189, 248), (146, 84, 36)),
 )
-STEPS = 18  # of each channel, in the grid that further colors are taken from
+STEPS = 18  # of each channel, in the grid that further colors are occupied from
 
 
-def colors_of(
-    classes: Sequence[str], given: Sequence[Sequence[int]] | None = None
+def class_colors(
+    classes: Sequence[str], chosen_colors: Sequence[Sequence[int]] | None = None
 ) -> UInt8[np.ndarray, "classes 3"]:
-    """RGB of each class: those that were given, those of Cityscapes for its classes, else ours, which depend on the
-    index alone. A class named "background" is dark grey.
+    """Return the RGB of each class: the chosen colors, Cityscapes' for its classes, else the package's, which depend on
+    the index alone. A class named "background" is dark gray.
 
     Raises:
-        UserError: not a color of three numbers from 0 to 255 for each class.
+        ConfigError: not a color of three numbers from 0 to 255 for each class.
     """
-    if given is None and list(classes) == [name for _, name, _ in CITYSCAPES]:
-        given = [color for _, _, color in CITYSCAPES]
-    if given is None:
+    if chosen_colors is None and list(classes) == [name for _, name, _ in CITYSCAPES]:
+        chosen_colors = [color for _, _, color in CITYSCAPES]
+    if chosen_colors is None:
         ground = [i for i, name in enumerate(classes) if is_ground(name)]
         things = iter(far_apart(max(len(classes) - len(ground), 1)))
         return np.array([GROUND if i in ground else next(things) for i in range(len(classes))], np.uint8)
-    made = np.asarray(given)
-    if made.shape != (len(classes), 3) or made.min(initial=0) < 0 or made.max(initial=0) > 255:
-        raise UserError(
-            f"colors are of shape {made.shape}; give red, green and blue from 0 to 255 for each of "
+    rgb = np.asarray(chosen_colors)
+    if rgb.shape != (len(classes), 3) or rgb.min(initial=0) < 0 or rgb.max(initial=0) > 255:
+        raise ConfigError(
+            f"colors are of shape {rgb.shape}; give red, green and blue from 0 to 255 for each of "
             f"{len(classes)} classes"
         )
-    return made.astype(np.uint8)
+    return rgb.astype(np.uint8)
 
 
 def is_ground(name: str) -> bool:
@@ -53,17 +53,17 @@ def is_ground(name: str) -> bool:
 @functools.lru_cache(maxsize=8)
 def far_apart(count: int) -> UInt8[np.ndarray, "count 3"]:
     """`count` colors, each as far as can be from those before it, so that more only add to them. After the few chosen
-    ones they are taken from a grid, by their distance as it is seen (OKLab, Ottosson 2020); beyond about a thousand
-    they begin again, for nobody tells so many apart."""
+    ones they are occupied from a grid, by their distance as it is seen (OKLab, Ottosson 2020); beyond about a thousand
+    they begin again, as no one can distinguish so many."""
     axis = np.linspace(0, 255, STEPS)
     grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3).round()
     seen = oklab(grid)
     grid = grid[(seen[:, 0] > 0.3) & (seen[:, 0] < 0.93)]  # neither black nor white
     seen = oklab(grid)
     chosen = [np.array(color, np.float64) for color in FIRST[:count]]
-    # From black, white and greys, which pictures are full of, and from what is chosen.
-    taken = oklab(np.array([*((v, v, v) for v in (0, 64, 128, 192, 255)), *FIRST], np.float64))
-    near = np.linalg.norm(seen[:, None] - taken, axis=-1).min(1)
+    # From black, white and grays, which images are full of, and from what is chosen.
+    occupied = oklab(np.array([*((v, v, v) for v in (0, 64, 128, 192, 255)), *FIRST], np.float64))
+    near = np.linalg.norm(seen[:, None] - occupied, axis=-1).min(1)
     while len(chosen) < min(count, len(grid) // 3):
         best = int(near.argmax())
         chosen.append(grid[best])

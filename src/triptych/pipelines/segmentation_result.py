@@ -1,62 +1,63 @@
-"""What a segmenter says of a picture: a class for each pixel, and what can be made of that."""
+"""The result of segmenting an image: a class for each pixel, areas, and images of them."""
 
 import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
 from triptych.atomic_write import write_atomically, write_text_atomically
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.pipelines.palette import is_ground
 
 ENDINGS = {"overlay": ".overlay.png", "labels": ".labels.png", "json": ".json"}
 PARTS = tuple(ENDINGS)
 
 
-class Area(NamedTuple):
-    """One class that occurs in a picture, and where."""
+@dataclass(frozen=True)
+class Area:
+    """A class that occurs in an image, and where."""
 
     name: str
     index: int
     pixels: int
     share: float
-    """Of the picture's pixels, from 0 to 1."""
+    """Of the image's pixels, from 0 to 1."""
     box: tuple[int, int, int, int]
-    """The least box that holds all of them: left, top, and right, bottom, which are not in it."""
+    """Bounding box: left and top inclusive, right and bottom exclusive."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Segmentation:
-    """The parse of one picture, at the picture's own size."""
+    """The segmentation of one image, at the image's own size."""
 
     labels: Integer[np.ndarray, "H W"]
     """Index of each pixel's class: uint8, or uint16 with more than 256 classes."""
     classes: tuple[str, ...]
     """Name of each class, by index."""
     colors: UInt8[np.ndarray, "classes 3"]
-    """Its red, green and blue."""
+    """Red, green and blue of each class."""
     image: UInt8[np.ndarray, "H W 3"]
-    """The picture, upright."""
+    """The image, upright."""
     confidence: Float[np.ndarray, "H W"] | None = None
-    """Probability of each pixel's class, where it was asked for."""
+    """Probability of each pixel's class; None unless requested."""
     source: str = ""
-    """The file, or what else the picture came from."""
+    """The image's file, else its type."""
 
     @cached_property
     def areas(self) -> tuple[Area, ...]:
-        """The classes that occur, the largest first."""
+        """The classes that occur, largest first."""
         H, W = self.labels.shape
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         left, top, right, bottom = _boxes(self.labels, len(self.classes))
-        found = [
+        areas = [
             Area(
                 self.classes[i],
                 int(i),
@@ -66,58 +67,60 @@ class Segmentation:
             )
             for i in np.flatnonzero(counts)
         ]
-        return tuple(sorted(found, key=lambda area: -area.pixels))
+        return tuple(sorted(areas, key=lambda area: -area.pixels))
 
     @property
     def shares(self) -> dict[str, float]:
-        """Name of each class that occurs -> its share of the pixels, the largest first."""
+        """Name of each class that occurs -> share of the pixels, largest first."""
         return {area.name: area.share for area in self.areas}
 
     def mask(self, name: str | int) -> np.ndarray:
-        """True where a class is, by its name or index.
+        """Return an array that is True where a class is, by name or index.
 
         Raises:
-            UserError: there is no such class.
+            ConfigError: there is no such class.
         """
         index = self.classes.index(name) if name in self.classes else name
         if not isinstance(index, int) or not 0 <= index < len(self.classes):
             known = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
-            raise UserError(f"no class is called {name!r}; there are {known}")
+            raise ConfigError(f"no class is called {name!r}; there are {known}")
         return self.labels == index
 
     def overlay(self, strength: float = 0.6) -> Image.Image:
-        """The picture in grey with each class in its color over it and a line around it; "background" is only paler.
+        """Return the image in gray, tinted and outlined in each class's color; background classes are only paler.
 
         Args:
-            strength: how much of the color, from 0 to 1.
+            strength: opacity of the colors, 0 to 1.
 
         Raises:
-            UserError: `strength` is outside of that.
+            ConfigError: `strength` is out of range.
         """
         if not 0 <= strength <= 1:
-            raise UserError(f"strength is {strength}, which must be from 0 to 1")
-        grey = Image.fromarray(self.image).convert("L").convert("RGB")
+            raise ConfigError(f"strength is {strength}, which must be from 0 to 1")
+        gray = Image.fromarray(self.image).convert("L").convert("RGB")
         tint = Image.fromarray(self.colors[self.labels])
         thing = np.array([not is_ground(name) for name in self.classes])[self.labels]
-        shown = np.array(Image.blend(grey, tint, strength))
+        shown = np.array(Image.blend(gray, tint, strength))
         if not thing.all():
-            faded = Image.blend(grey, Image.new("RGB", grey.size, "white"), 0.6 * strength)
+            faded = Image.blend(gray, Image.new("RGB", gray.size, "white"), 0.6 * strength)
             shown[~thing] = np.asarray(faded)[~thing]
         rim = _rim(self.labels, max(1, round(max(self.labels.shape) / 700))) & thing
         shown[rim] = self.colors[self.labels[rim]]
         return Image.fromarray(shown)
 
     def label_image(self) -> Image.Image:
-        """The labels as a picture whose pixel values are the class indices: with a palette of the classes' colors
-        (mode P), or 16-bit grey (mode I;16) for more than 256 classes."""
+        """Return the labels as an image whose pixel values are class indices.
+
+        It has a palette of the classes' colors (mode P), or is 16-bit gray (mode I;16) for more than 256 classes.
+        """
         if len(self.classes) > 256:
             return Image.fromarray(self.labels.astype(np.uint16))
-        made = Image.fromarray(self.labels.astype(np.uint8)).convert("P")
-        made.putpalette(self.colors.ravel().tolist())
-        return made
+        image = Image.fromarray(self.labels.astype(np.uint8)).convert("P")
+        image.putpalette(self.colors.ravel().tolist())
+        return image
 
     def to_json(self) -> dict[str, Any]:
-        """Size and areas as plain values."""
+        """Return the size and the areas as plain values."""
         height, width = self.labels.shape
         return {
             "image": self.source,
@@ -125,7 +128,7 @@ class Segmentation:
             "width": width,
             "classes": len(self.classes),
             "areas": [
-                {**area._asdict(), "box": list(area.box), "color": self.colors[area.index].tolist()}
+                {**asdict(area), "box": list(area.box), "color": self.colors[area.index].tolist()}
                 for area in self.areas
             ],
         }
@@ -137,20 +140,20 @@ class Segmentation:
         parts: Sequence[str] = PARTS,
         durable: bool = True,
     ) -> list[Path]:
-        """Write the labels into a .png file, the areas into a .json file, or into a folder all there is:
+        """Write the labels into a .png file, the areas into a .json file, or all parts into a folder:
         NAME.overlay.png, NAME.labels.png and NAME.json, in this order.
 
         Args:
-            where: ends in .png or .json, or is a folder, which is made.
-            name: NAME; that of the picture's file if left out.
+            where: a file that ends in .png or .json, or a folder, which is created.
+            name: NAME; by default the stem of the image's file.
             parts: which of "overlay", "labels" and "json" a folder gets.
             durable: as in `triptych.atomic_write.write_atomically`.
 
         Returns:
-            the files.
+            The files.
 
         Raises:
-            UserError: the place cannot be written.
+            StorageError: the place cannot be written.
         """
         where = Path(where)
         if where.suffix.lower() in (".png", ".json"):
@@ -171,9 +174,9 @@ class Segmentation:
         return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
 
     def __repr__(self) -> str:
-        words = ", ".join(f"{area.name} {area.share:.1%}" for area in self.areas[:5])
+        text = ", ".join(f"{area.name} {area.share:.1%}" for area in self.areas[:5])
         more = f", {len(self.areas) - 5} more" if len(self.areas) > 5 else ""
-        return f"<{self.source + ': ' if self.source else ''}{words}{more}>"
+        return f"<{self.source + ': ' if self.source else ''}{text}{more}>"
 
 
 def _write_png(image: Image.Image, path: Path, durable: bool) -> None:
@@ -192,14 +195,14 @@ def _ends(labels: Integer[np.ndarray, "H W"], count: int) -> tuple[np.ndarray, n
     """The first row of each class, and the one after its last."""
     H, W = labels.shape
     first, last = np.full(count, H), np.zeros(count, int)
-    step = max(1, 2**18 // W)  # rows counted at once: the numbers made of them stay in the cache
+    step = max(1, 2**18 // W)  # rows counted at once, few enough for the CPU's cache
     for y in range(0, H, step):
         band = labels[y : y + step]
         places = band + (np.arange(len(band)) * count)[:, None]
-        there = np.bincount(places.ravel(), minlength=len(band) * count).reshape(len(band), count) > 0
-        here = there.any(0)
-        first[here] = np.minimum(first[here], y + there[:, here].argmax(0))
-        last[here] = y + len(band) - there[::-1, here].argmax(0)
+        occurs = np.bincount(places.ravel(), minlength=len(band) * count).reshape(len(band), count) > 0
+        here = occurs.any(0)
+        first[here] = np.minimum(first[here], y + occurs[:, here].argmax(0))
+        last[here] = y + len(band) - occurs[::-1, here].argmax(0)
     return first, last
 
 

@@ -33,22 +33,22 @@ def attention_heads(
         0.06,
         2.75,
         1.3,
-    )  # the picture stands at the left, the maps beside it
+    )  # the image stands at the left, the maps to its right
     bottom = max(count * (high + gap), 1.6 * H / W)
-    made = style.figure(max(first + blocks * (wide + gap) + 0.4, 7.6), top + bottom + 0.35)
+    fig = style.figure(max(first + blocks * (wide + gap) + 0.4, 7.6), top + bottom + 0.35)
     whose = f"what the {readout} attends to" if readout else "what is attended to"
-    style.heading(made, title, f"{whose}, {count} heads a block; each map on its own scale")
-    style.picture(style.axes(made, 0.4, top, 1.6, 1.6 * H / W), image)
-    style.text(made, first - 0.12, top - 0.1, "block", 8, style.FAINT, ha="right")
+    style.heading(fig, title, f"{whose}, {count} heads a block; each map on its own scale")
+    style.show_image(style.axes(fig, 0.4, top, 1.6, 1.6 * H / W), image)
+    style.text(fig, first - 0.12, top - 0.1, "block", 8, style.FAINT, ha="right")
     for block in range(blocks):
         x = first + block * (wide + gap)
-        style.text(made, x + wide / 2, top - 0.1, names[block], 8, style.SOFT, ha="center")
+        style.text(fig, x + wide / 2, top - 0.1, names[block], 8, style.SOFT, ha="center")
         for head in range(count):
             y = top + head * (high + gap)
             if block == 0:
-                style.text(made, x - 0.12, y + high / 2 + 0.04, f"head {head + 1}", 8, style.SOFT, ha="right")
-            style.picture(style.axes(made, x, y, wide, high), style.overlay(image, heads[block, head]))
-    return made
+                style.text(fig, x - 0.12, y + high / 2 + 0.04, f"head {head + 1}", 8, style.SOFT, ha="right")
+            style.show_image(style.axes(fig, x, y, wide, high), style.overlay(image, heads[block, head]))
+    return fig
 
 
 def rollout_overlay(
@@ -57,15 +57,15 @@ def rollout_overlay(
     title: str = "Attention rollout",
     below: str = "",
 ) -> Figure:
-    """The picture, and the picture with the rollout (Abnar and Zuidema 2020) as light over it."""
+    """The image, and the image with the rollout (Abnar and Zuidema 2020) as light over it."""
     H, W = image.shape[:2]
     wide = 3.2 if W >= H else 3.2 * W / H
     high = wide * H / W
-    made = style.figure(max(0.4 + 2 * wide + 0.2 + 0.4, 5.2), 0.95 + high + 0.4)
-    style.heading(made, title, below)
-    style.picture(style.axes(made, 0.4, 0.95, wide, high), image)
-    style.picture(style.axes(made, 0.6 + wide, 0.95, wide, high), style.overlay(image, rollout))
-    return made
+    fig = style.figure(max(0.4 + 2 * wide + 0.2 + 0.4, 5.2), 0.95 + high + 0.4)
+    style.heading(fig, title, below)
+    style.show_image(style.axes(fig, 0.4, 0.95, wide, high), image)
+    style.show_image(style.axes(fig, 0.6 + wide, 0.95, wide, high), style.overlay(image, rollout))
+    return fig
 
 
 def attention_distance(
@@ -80,12 +80,12 @@ def attention_distance(
     Args:
         distances: pixels.
         size: height and width of the image, pixels.
-        grid: rows and columns of patches; the distance of attention spread evenly over them is drawn beside.
+        grid: rows and columns of patches; the distance of attention spread evenly over them is drawn too.
     """
     blocks, heads = distances.shape
-    made = style.figure(6.4, 4.4)
-    style.heading(made, title, "mean distance in pixels from a patch to what it attends to; a dot a head")
-    ax = style.quiet(style.axes(made, 0.85, 1.05, 5.15, 2.75))
+    fig = style.figure(6.4, 4.4)
+    style.heading(fig, title, "mean distance in pixels from a patch to what it attends to; a dot a head")
+    ax = style.quiet(style.axes(fig, 0.85, 1.05, 5.15, 2.75))
     depth = np.arange(1, blocks + 1)
     ax.plot(depth, distances.mean(1), color=style.BLUE, linewidth=1.6, zorder=2)
     ax.scatter(
@@ -100,11 +100,11 @@ def attention_distance(
     ax.set(xlabel="block", ylabel="pixels", xlim=(0.5, blocks + 0.5), ylim=(0, None))
     ax.set_xticks(_some(depth, 24))
     ax.set_ylim(0, max(ax.get_ylim()[1], even * 1.15))
-    return made
+    return fig
 
 
 def distance_of_even_attention(size: tuple[int, int], grid: tuple[int, int]) -> float:
-    """Mean distance, pixels, between the centres of two patches drawn evenly, each pair of them counted once
+    """Mean distance, pixels, between the centers of two patches drawn evenly, each pair of them counted once
     by how often its offset occurs."""
     (H, W), (h, w) = size, grid
     dy, dx = np.arange(1 - h, h)[:, None], np.arange(1 - w, w)

@@ -25,10 +25,10 @@ def confusion(
 ) -> Figure:
     """Rows are the truth, columns the prediction, each row shared out to 1: right in blue, wrong in orange.
 
-    Up to 16 classes the shares are written into the cells, up to 80 the names beside them; above that each
+    Up to 16 classes the shares are written into the cells, up to 80 their names next to the axes; above that each
     pair is a dot whose area is its share, and `groups` (the coarser name of each class) order the classes and
-    name the axes. Beside it the pairs confused most often and the classes recognised worst. `counted` says what
-    the matrix counts.
+    name the axes. To its right are the pairs confused most often and the classes with the lowest accuracy.
+    `counted` names what the matrix counts.
     """
     C = len(matrix)
     names = [str(i) for i in range(C)] if names is None else list(names)
@@ -40,22 +40,22 @@ def confusion(
     seen = matrix.sum(1)
     share = matrix / np.maximum(seen, 1)[:, None]
 
-    labelled = C <= MOST_WITH_NAMES
+    labeled = C <= MOST_WITH_NAMES
     side = min(max(C * 0.5, 2.6), 6.4) if C <= MOST_WITH_NUMBERS else 7.2 if C <= MOST_WITH_NAMES else 7.6
-    longest = max((len(style.short(name, 22)) for name in names), default=1) if labelled else 14
+    longest = max((len(style.short(name, 22)) for name in names), default=1) if labeled else 14
     letters = 8.5 if C <= MOST_WITH_NUMBERS else max(4.0, min(8.0, side * 72 / C * 0.8))
-    margin = 0.55 + longest * letters * 0.6 / 72 if labelled else 1.5
+    margin = 0.55 + longest * letters * 0.6 / 72 if labeled else 1.5
     left, top = 0.3 + margin, 1.15
-    made = style.figure(left + side + 0.45 + 3.3, top + side + margin + 0.2)
+    fig = style.figure(left + side + 0.45 + 3.3, top + side + margin + 0.2)
     style.heading(
-        made,
+        fig,
         title,
         f"{matrix.trace() / max(seen.sum(), 1):.1%} of {seen.sum():,} {counted} right, {C:,} classes"
         + ("; in each cell the percentage of its row" if C <= MOST_WITH_NUMBERS else ""),
     )
-    ax = style.axes(made, left, top, side, side)
-    (_cells if labelled else _dots)(ax, share, side)
-    if labelled:
+    ax = style.axes(fig, left, top, side, side)
+    (_cells if labeled else _dots)(ax, share, side)
+    if labeled:
         _name_classes(ax, share, names, letters)
     else:
         _name_groups(ax, groups, C)
@@ -65,8 +65,8 @@ def confusion(
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set(color=style.LINE, linewidth=0.8)
-    _lists(made, left + side + 0.45, top, side, matrix, share, seen, names, counted)
-    return made
+    _lists(fig, left + side + 0.45, top, side, matrix, share, seen, names, counted)
+    return fig
 
 
 def _cells(ax: Axes, share: np.ndarray, side: float) -> None:
@@ -81,14 +81,14 @@ def _cells(ax: Axes, share: np.ndarray, side: float) -> None:
 def _dots(ax: Axes, share: np.ndarray, side: float) -> None:
     """A dot a pair with its area as its share; a full row's dot is as wide as twelve points, or one cell."""
     C = len(share)
-    whole = max(side * 72 / C, 3.0) ** 2
+    full = max(side * 72 / C, 3.0) ** 2
     truth, guess = np.nonzero(share)
     size, right = share[truth, guess], truth == guess
     for chosen, color in ((~right, style.ORANGE), (right, style.BLUE)):
         ax.scatter(
             guess[chosen],
             truth[chosen],
-            s=np.maximum(whole * size[chosen], 2.2),
+            s=np.maximum(full * size[chosen], 2.2),
             color=color,
             alpha=0.75,
             linewidths=0,
@@ -130,7 +130,7 @@ def _name_groups(ax: Axes, groups: Sequence[str] | None, C: int) -> None:
 
 
 def _lists(
-    made: Figure,
+    fig: Figure,
     x: float,
     top: float,
     side: float,
@@ -140,8 +140,8 @@ def _lists(
     names: Sequence[str],
     counted: str,
 ) -> None:
-    """At the right: the pairs confused most often, then the classes recognised worst. Images are told by their number,
-    what is finer by its share of all.
+    """At the right: the pairs confused most often, then the classes with the lowest accuracy.
+    Images are given by number, pixels by their share.
     """
 
     def amount(count: int) -> str:
@@ -151,15 +151,15 @@ def _lists(
     wrong = matrix * (1 - np.eye(len(matrix), dtype=int))
     pairs = np.argsort(-wrong, axis=None, kind="stable")
     lines = max(3, min(12, int((side - 0.9) / 2 / 0.2)))
-    style.text(made, x, top + 0.1, f"taken for another, {often}", 9, weight="bold")
+    style.text(fig, x, top + 0.1, f"confused with another class, {often}", 9, weight="bold")
     y = top + 0.36
     for flat in pairs[:lines]:
         truth, guess = divmod(int(flat), len(matrix))
         if not wrong[truth, guess]:
             break
-        style.text(made, x + 0.3, y, amount(wrong[truth, guess]), 8, style.ORANGE, ha="right", weight="bold")
+        style.text(fig, x + 0.3, y, amount(wrong[truth, guess]), 8, style.ORANGE, ha="right", weight="bold")
         style.text(
-            made,
+            fig,
             x + 0.4,
             y,
             f"{style.short(names[truth], 19)} → {style.short(names[guess], 19)}",
@@ -168,13 +168,13 @@ def _lists(
         )
         y += 0.2
     y += 0.25
-    style.text(made, x, y, "recognised worst, share right", 9, weight="bold")
+    style.text(fig, x, y, "lowest accuracy", 9, weight="bold")
     y += 0.26
     recall = np.where(seen > 0, share.diagonal(), np.inf)
     for i in np.argsort(recall, kind="stable")[:lines]:
         if not np.isfinite(recall[i]) or recall[i] == 1:
             break
-        style.text(made, x + 0.3, y, f"{recall[i]:.0%}", 8, style.BLUE, ha="right", weight="bold")
-        style.text(made, x + 0.4, y, style.short(names[int(i)], 36), 8)
-        style.text(made, x + 3.1, y, f"of {amount(int(seen[i]))}", 8, style.FAINT, ha="right")
+        style.text(fig, x + 0.3, y, f"{recall[i]:.0%}", 8, style.BLUE, ha="right", weight="bold")
+        style.text(fig, x + 0.4, y, style.short(names[int(i)], 36), 8)
+        style.text(fig, x + 3.1, y, f"of {amount(int(seen[i]))}", 8, style.FAINT, ha="right")
         y += 0.2

@@ -59,7 +59,7 @@ def training_curves(rows: Iterable[Mapping[str, Any]], title: str = "Training") 
         UserError: there is nothing to draw.
     """
     clock, series = collect(rows)
-    panels = {name: found for name, found in sorted_out(series).items() if found}
+    panels = {name: curves for name, curves in sorted_out(series).items() if curves}
     if not panels:
         raise UserError(
             "the log holds no loss, score, learning rate or speed; is it a log of a training run?"
@@ -68,17 +68,17 @@ def training_curves(rows: Iterable[Mapping[str, Any]], title: str = "Training") 
     columns = min(2, len(panels))
     wide, high, left, top = 4.5, 2.35, 0.85, 1.25
     across, down = wide + 1.75, high + 1.0
-    made = style.figure(left + columns * across - 0.45, top + -(-len(panels) // columns) * down - 0.2)
-    style.heading(made, title, _summary(series))
-    for i, (name, found) in enumerate(panels.items()):
+    fig = style.figure(left + columns * across - 0.45, top + -(-len(panels) // columns) * down - 0.2)
+    style.heading(fig, title, _summary(series))
+    for i, (name, curves) in enumerate(panels.items()):
         x, y = left + i % columns * across, top + i // columns * down
-        ax = style.quiet(style.axes(made, x, y, wide, high))
-        style.text(made, x, y - 0.14, name, 10, weight="bold")
-        _draw(ax, name, found)
+        ax = style.quiet(style.axes(fig, x, y, wide, high))
+        style.text(fig, x, y - 0.14, name, 10, weight="bold")
+        _draw(ax, name, curves)
         ax.set_xlim(0, last * 1.02)
         ax.set_xlabel("images seen" if clock.startswith("images") else clock, fontsize=8)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))
-    return made
+    return fig
 
 
 def collect(rows: Iterable[Mapping[str, Any]]) -> tuple[str, Series]:
@@ -137,8 +137,8 @@ def _is_score(leaf: str) -> bool:
     )
 
 
-def _draw(ax: Axes, name: str, found: Series) -> None:
-    for i, (x, y) in enumerate(found.values()):
+def _draw(ax: Axes, name: str, curves: Series) -> None:
+    for i, (x, y) in enumerate(curves.values()):
         color = style.CYCLE[i % len(style.CYCLE)]
         many = len(x) > 40 and name != "learning rate"
         if many:  # noise stays visible behind a running mean
@@ -152,17 +152,17 @@ def _draw(ax: Axes, name: str, found: Series) -> None:
     if name == "waiting for data":
         ax.yaxis.set_major_formatter(PercentFormatter(1))
     if name == "loss":
-        _log_if_wide(ax, found)
-    if len(found) > 1:  # else the title says it
-        _name_ends(ax, found)
+        _log_if_wide(ax, curves)
+    if len(curves) > 1:  # else the title says it
+        _name_ends(ax, curves)
 
 
-def _name_ends(ax: Axes, found: Series) -> None:
-    """Each curve's name beside its last value, moved apart where they would touch."""
+def _name_ends(ax: Axes, curves: Series) -> None:
+    """Each curve's name next to its last value, moved apart where they would touch."""
     ax.autoscale_view()  # limits are settled late, and the place of a value depends on them
     to_axes = ax.transData + ax.transAxes.inverted()
     last = [
-        float(to_axes.transform((0, _smooth(y)[-1] if len(y) > 40 else y[-1]))[1]) for _, y in found.values()
+        float(to_axes.transform((0, _smooth(y)[-1] if len(y) > 40 else y[-1]))[1]) for _, y in curves.values()
     ]
     order = sorted(range(len(last)), key=lambda i: last[i] if np.isfinite(last[i]) else 0)
     step, floor = 0.085, -1.0
@@ -171,14 +171,14 @@ def _name_ends(ax: Axes, found: Series) -> None:
         floor = max(floor + step, last[i] if np.isfinite(last[i]) else 0)
         places[i] = floor
     down = max(0.0, floor - 1.0)
-    for i, name in enumerate(found):
+    for i, name in enumerate(curves):
         color = style.CYCLE[i % len(style.CYCLE)]
         words = style.short(name.removeprefix("eval/") if "loss" not in name else name, 18)
         ax.text(1.02, places[i] - down, words, color=color, fontsize=8, va="center", transform=ax.transAxes)
 
 
-def _log_if_wide(ax: Axes, found: Series) -> None:
-    values = np.concatenate([y for _, y in found.values()])
+def _log_if_wide(ax: Axes, curves: Series) -> None:
+    values = np.concatenate([y for _, y in curves.values()])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() / values.min() > 30:
         ax.set_yscale("log")
@@ -188,7 +188,7 @@ def _log_if_wide(ax: Axes, found: Series) -> None:
 
 
 def _smooth(y: np.ndarray) -> np.ndarray:
-    """A centred running mean over a fiftieth of the curve; shorter at its ends, so that it covers all of
+    """A centered running mean over a fiftieth of the curve; shorter at its ends, so that it covers all of
     it."""
     half = max(1, len(y) // 100)
     total = np.concatenate([[0.0], np.cumsum(np.nan_to_num(y))])

@@ -1,4 +1,4 @@
-"""The demo's third panel: pictures that were painted from their prompts, and how the first came out of noise."""
+"""The demo's third panel: images generated from prompts, and the denoising steps of the first."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,28 +12,28 @@ from triptych.plots import style
 
 
 @dataclass(frozen=True, kw_only=True)
-class Painted:
-    """One picture, and the prompt that it was painted from."""
+class GeneratedCard:
+    """One image and its prompt."""
 
     image: UInt8[np.ndarray, "H W 3"]
     words: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaintPanel:
-    """Pictures in rows, their prompts below; then what the network saw in the first one, step after step.
+class GeneratePanel:
+    """Images in rows, their prompts below; then the denoising steps of the first.
 
     Attributes:
         cards: eight fill a row.
-        frames: of the first card, from noise on; eight fill the row.
+        frames: steps of the first card, from noise to image; eight fill a row.
         labels: one for each frame, such as "step 4".
     """
 
-    cards: Sequence[Painted]
+    cards: Sequence[GeneratedCard]
     frames: Sequence[UInt8[np.ndarray, "H W 3"]] = ()
     labels: Sequence[str] = ()
     title: str = "Paint"
-    below: str = "Latent diffusion: a picture for each prompt, and the first one coming out of noise"
+    below: str = "Latent diffusion: one image per prompt, and the first one's denoising steps"
 
     GAP, HEAD, NOTE, LETTER, ACROSS = 0.12, 0.62, 0.5, 0.062, 8
 
@@ -52,12 +52,12 @@ class PaintPanel:
         for start in range(0, len(self.cards), self.ACROSS):
             for i, card in enumerate(self.cards[start : start + self.ACROSS]):
                 x = left + i * (tile + self.GAP)
-                style.picture(style.axes(page, x, y, tile, tile), card.image)
+                style.show_image(style.axes(page, x, y, tile, tile), card.image)
                 lines = textwrap.wrap(card.words, int(tile / self.LETTER), max_lines=2, placeholder="…")
                 for n, line in enumerate(lines):
                     style.text(page, x, y + tile + 0.17 + 0.15 * n, line, 8, style.SOFT)
             y += tile + self.NOTE
         for i, (frame, label) in enumerate(zip(self.frames, self.labels, strict=True)):
             x = left + i * (tile + self.GAP)
-            style.picture(style.axes(page, x, y, tile, tile), frame)
+            style.show_image(style.axes(page, x, y, tile, tile), frame)
             style.text(page, x, y + tile + 0.16, label, 8, style.SOFT)

@@ -1,7 +1,7 @@
 """The sheet `triptych demo` makes: a page of panels, each drawn by its own small class.
 
 A panel knows its height for a given width and draws itself at a place; the sheet stacks them under one title.
-See (ViT) and parse (Swin) are here; paint (diffusion) is a further class of the same two methods.
+The panels of the ViT and the Swin are here; that of diffusion is in `demo_samples`.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ class Panel(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ClassifiedCard:
     """One image through a classifier.
 
     Attributes:
-        image: what the network saw.
-        rollout: where it looked, one number a patch.
+        image: the network's input.
+        rollout: attention rollout, one number per patch.
         guesses: (name, probability), most probable first.
         truth: the right name, if it is known; its bar is blue.
     """
@@ -47,12 +47,12 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeePanel:
+class ClassifyPanel:
     """Each image, its attention rollout and its first guesses, two to a row."""
 
-    cards: Sequence[Seen]
+    cards: Sequence[ClassifiedCard]
     title: str = "See"
-    below: str = "Vision Transformer: five guesses, and where its attention went"
+    below: str = "Vision Transformer: five most probable classes, and attention rollout"
 
     SIDE, GAP, ROW, HEAD = 1.34, 0.12, 1.62, 0.72
 
@@ -68,18 +68,18 @@ class SeePanel:
             x = left + i % 2 * (column + gutter)
             self._card(page, card, x, top + self.HEAD + i // 2 * self.ROW, column)
 
-    def _card(self, page: Figure, card: Seen, x: float, y: float, width: float) -> None:
+    def _card(self, page: Figure, card: ClassifiedCard, x: float, y: float, width: float) -> None:
         side = self.SIDE
-        style.picture(style.axes(page, x, y, side, side), _square(card.image))
+        style.show_image(style.axes(page, x, y, side, side), _square(card.image))
         light = style.overlay(card.image, card.rollout)
-        style.picture(style.axes(page, x + side + self.GAP, y, side, side), _square(light))
+        style.show_image(style.axes(page, x + side + self.GAP, y, side, side), _square(light))
         bars = x + 2 * (side + self.GAP) + 0.08
         ax = style.axes(page, bars, y, x + width - bars, side)
         ax.set(xlim=(0, x + width - bars), ylim=(side, 0))
         ax.axis("off")
         self._bars(ax, card, x + width - bars)
 
-    def _bars(self, ax: Axes, card: Seen, width: float) -> None:
+    def _bars(self, ax: Axes, card: ClassifiedCard, width: float) -> None:
         """A line a guess: name and percentage above a thin bar, the best in bold."""
         step = self.SIDE / 5
         for i, (name, probability) in enumerate(card.guesses[:5]):
@@ -112,13 +112,13 @@ class SeePanel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parsed:
-    """One picture through a segmenter.
+class SegmentedCard:
+    """One image through a segmenter.
 
     Attributes:
-        image: what the network saw.
-        overlay: its parse over it.
-        words: how well it went, for the line below.
+        image: the network's input.
+        overlay: the segmentation over it.
+        words: the scores, for the line below.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -127,8 +127,8 @@ class Parsed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
-    """What a point of a picture attended to in one block of a Swin.
+class AttentionCard:
+    """What a point of an image attended to in one block of a Swin.
 
     Attributes:
         words: which block; what comes after the first comma stands on a line of its own.
@@ -145,21 +145,21 @@ class Looked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParsePanel:
-    """Pictures beside their parse, a legend; below, what a point of the first picture attends to, block by block.
+class SegmentPanel:
+    """Images and their segmentations, a legend; below, what a point of the first image attends to, block by block.
 
     Attributes:
-        cards: two pictures.
+        cards: two images.
         legend: name, color (red, green, blue from 0 to 255) and a number in words of each class.
-        looked: attention of a point of the first picture; eight blocks fill the line.
-        image: that picture as the network saw it, which `looked` and `point` are in pixels of.
+        attention_cards: attention of a point of the first image; eight blocks fill the line.
+        image: that image as the network's input, which `attention_cards` and `point` are in pixels of.
         point: x and y.
     """
 
-    cards: Sequence[Parsed]
+    cards: Sequence[SegmentedCard]
     legend: Sequence[tuple[str, Sequence[int], str]]
     heading: str = "IoU, both scenes"
-    looked: Sequence[Looked] = ()
+    attention_cards: Sequence[AttentionCard] = ()
     image: UInt8[np.ndarray, "h w 3"] | None = None
     point: tuple[float, float] = (0.0, 0.0)
     title: str = "Parse"
@@ -170,7 +170,7 @@ class ParsePanel:
     SIDE, GAP, HEAD, NOTE, LABEL, ACROSS = 2.0, 0.12, 0.62, 0.3, 0.5, 8
 
     def height(self, width: float) -> float:
-        rows = -(-len(self.looked) // self.ACROSS)
+        rows = -(-len(self.attention_cards) // self.ACROSS)
         return self.HEAD + self.SIDE + self.NOTE + rows * (self.LABEL + self._tile(width))
 
     def _tile(self, width: float) -> float:
@@ -182,10 +182,10 @@ class ParsePanel:
         x, y, side = left, top + self.HEAD, self.SIDE
         for i, card in enumerate(self.cards):
             ax = style.axes(page, x, y, side, side)
-            style.picture(ax, _square(card.image))
+            style.show_image(ax, _square(card.image))
             if i == 0 and self.image is not None:
                 mark_point(ax, self.image.shape[:2], np.array(self.point, np.float32))
-            style.picture(style.axes(page, x + side + self.GAP, y, side, side), _square(card.overlay))
+            style.show_image(style.axes(page, x + side + self.GAP, y, side, side), _square(card.overlay))
             style.text(page, x + side + self.GAP, y + side + 0.2, card.words, 8.5, style.SOFT)
             x += 2 * (side + self.GAP) + 0.24
         self._legend(page, x, y, left + width - x)
@@ -212,14 +212,14 @@ class ParsePanel:
         if self.image is None:
             return
         tile, point, size = self._tile(width), np.array(self.point, np.float32), self.image.shape[:2]
-        for i, look in enumerate(self.looked):
+        for i, look in enumerate(self.attention_cards):
             x = left + i % self.ACROSS * (tile + self.GAP)
             y = top + i // self.ACROSS * (self.LABEL + tile) + self.LABEL
             first, _, rest = look.words.partition(", ")
             style.text(page, x, y - 0.23, first, 8.5, style.INK)
             style.text(page, x, y - 0.08, rest, 7.5, style.SOFT)
             ax = style.axes(page, x, y, tile, tile * size[0] / size[1])
-            style.picture(ax, style.overlay(self.image, on_pixels(look.heat, size, look.stride), high=1.0))
+            style.show_image(ax, style.overlay(self.image, on_pixels(look.heat, size, look.stride), high=1.0))
             mark_windows(ax, size, look.window, look.shift, point)
 
 

@@ -1,4 +1,4 @@
-"""How a picture came out of noise: what the network saw in it, step after step."""
+"""How an image came out of noise: what the network estimated in it, step after step."""
 
 import math
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ def denoising_strip(
     below: str = "",
     columns: int = 8,
 ) -> Figure:
-    """Pictures side by side in the order of the steps, a label under each.
+    """Images side by side in the order of the steps, a label under each.
 
     Args:
-        frames: what the network saw, all of one size.
+        frames: what the network estimated, all of one size.
         labels: one each, such as "step 4".
         below: a line under the title, for example the prompt.
         columns: at most, before a new row begins.
@@ -38,6 +38,6 @@ def denoising_strip(
     style.heading(page, title, below, left=MARGIN)
     for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
         x, y = MARGIN + i % across * (side + GAP), 0.85 + i // across * (tall + 0.32)
-        style.picture(style.axes(page, x, y, side, tall), frame)
+        style.show_image(style.axes(page, x, y, side, tall), frame)
         style.text(page, x, y + tall + 0.17, label, 8, style.SOFT)
     return page

@@ -1,4 +1,4 @@
-"""Every picture of one explanation, by name."""
+"""Every image of one explanation, by name."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Pictures in rows and columns with words beside them: what one thing becomes as two others change."""
+"""Images in rows and columns with captions: one result as two settings vary."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,7 +11,7 @@ from triptych.plots import style
 LEFT, TOP, GAP, BELOW = 0.4, 0.85, 0.06, 0.3  # inches
 
 
-def picture_grid(
+def captioned_grid(
     rows: Sequence[Sequence[UInt8[np.ndarray, "H W 3"]]],
     title: str,
     below: str = "",
@@ -19,20 +19,20 @@ def picture_grid(
     column_words: Sequence[str] = (),
     marked: Collection[tuple[int, int]] = (),
     side: float = 0.9,
-    beside: float = 1.3,
+    row_margin: float = 1.3,
 ) -> Figure:
-    """Equally large pictures.
+    """Equally large images.
 
     Args:
-        rows: of pictures; a row may be shorter than others.
-        title, below: above the pictures.
+        rows: of images; a row may be shorter than others.
+        title, below: above the images.
         row_words: a line to the left of each row; none leaves no room for any.
         column_words: a line above each column.
-        marked: (row, column) of pictures with an orange edge.
-        side: of a picture, inches.
-        beside: room for `row_words`, inches.
+        marked: (row, column) of images with an orange edge.
+        side: of an image, inches.
+        row_margin: room for `row_words`, inches.
     """
-    left = LEFT + (beside if row_words else 0)
+    left = LEFT + (row_margin if row_words else 0)
     top = TOP + (0.25 if column_words else 0)
     across = max(len(row) for row in rows)
     width = left + across * (side + GAP) + LEFT - GAP
@@ -46,11 +46,11 @@ def picture_grid(
         y = top + i * (side + GAP)
         if row_words:
             style.text(
-                page, LEFT, y + side / 2, style.short(row_words[i], int(beside / 0.072)), 8.5, style.SOFT
+                page, LEFT, y + side / 2, style.short(row_words[i], int(row_margin / 0.072)), 8.5, style.SOFT
             )
         for j, pixels in enumerate(row):
             ax = style.axes(page, left + j * (side + GAP), y, side, side)
-            style.picture(ax, pixels)
+            style.show_image(ax, pixels)
             if (i, j) in marked:
                 for spine in ax.spines.values():
                     spine.set(color=style.ORANGE, linewidth=2)

@@ -37,14 +37,14 @@ def scaling(
     """
     wide, high, left, top = 3.3, 2.9, 0.85, 1.2
     across = wide + 2.0
-    made = style.figure(left + len(panels) * across - 0.25, top + high + 0.75)
-    style.heading(made, title, below)
+    fig = style.figure(left + len(panels) * across - 0.25, top + high + 0.75)
+    style.heading(fig, title, below)
     for i, (name, curves) in enumerate(panels.items()):
         x = left + i * across
-        ax = style.quiet(style.axes(made, x, top, wide, high))
-        style.text(made, x, top - 0.14, name, 10, weight="bold")
+        ax = style.quiet(style.axes(fig, x, top, wide, high))
+        style.text(fig, x, top - 0.14, name, 10, weight="bold")
         _draw(ax, sides, curves, counted)
-    return made
+    return fig
 
 
 def _draw(ax: Axes, sides: Sequence[int], curves: Mapping[str, Curve], counted: str | None) -> None:
@@ -57,12 +57,12 @@ def _draw(ax: Axes, sides: Sequence[int], curves: Mapping[str, Curve], counted: 
             continue
         ax.plot(*zip(*drawn, strict=True), color=color, linewidth=2, marker="o", markersize=4)
         of = "n" if counted else "pixels"
-        says = name if curve.exponent is None else f"{name}\n{of}$^{{{curve.exponent:.2f}}}$"
-        ends.append((drawn[-1][1], says, color))
+        label = name if curve.exponent is None else f"{name}\n{of}$^{{{curve.exponent:.2f}}}$"
+        ends.append((drawn[-1][1], label, color))
     low, high = map(math.log, ax.get_ylim())
     heights = [(math.log(end) - low) / (high - low) for end, _, _ in ends]
-    for height, (_, says, color) in zip(_apart(heights), ends, strict=True):  # curves may end together
-        ax.text(1.02, height, says, color=color, fontsize=9, va="center", transform=ax.transAxes)
+    for height, (_, label, color) in zip(_apart(heights), ends, strict=True):  # curves may end together
+        ax.text(1.02, height, label, color=color, fontsize=9, va="center", transform=ax.transAxes)
     ax.xaxis.set_major_locator(FixedLocator(pixels))
     ax.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{round(value if counted else value**0.5):d}")

@@ -1,4 +1,4 @@
-"""A picture and its parse side by side, and what each color stands for."""
+"""An image and its parse side by side, and what each color stands for."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     color: Sequence[int]
     """Red, green, blue from 0 to 255."""
     share: float
-    """Of the picture, from 0 to 1."""
+    """Of the image, from 0 to 1."""
 
 
 def parse_figure(
@@ -29,7 +29,7 @@ def parse_figure(
     entries: Sequence[Entry],
     title: str = "",
 ) -> Figure:
-    """The picture, the picture under its parse, and a legend of the classes in it, the largest first."""
+    """The image, the image under its parse, and a legend of the classes in it, the largest first."""
     H, W = image.shape[:2]
     gap, margin = 0.15, 0.4
     wide = min(max(4.4 * W / H, 2.2), 4.4) if H > W else 4.4
@@ -40,17 +40,17 @@ def parse_figure(
     rest = sum(entry.share for entry in entries[MOST:])
     lines = -(-len(shown) // columns) + bool(rest)
     top = 0.75
-    made = style.figure(width + 2 * margin, top + high + 0.3 + lines * LINE + 0.35)
+    fig = style.figure(width + 2 * margin, top + high + 0.3 + lines * LINE + 0.35)
     made_of = f"{len(entries)} class{'es' if len(entries) != 1 else ''}"
-    style.text(made, margin, 0.45, style.short(title, int((width - 1.6) / 0.105)), 13, weight="bold")
-    style.text(made, margin + width, 0.45, f"{W} × {H}, {made_of}", 9, style.SOFT, ha="right")
+    style.text(fig, margin, 0.45, style.short(title, int((width - 1.6) / 0.105)), 13, weight="bold")
+    style.text(fig, margin + width, 0.45, f"{W} × {H}, {made_of}", 9, style.SOFT, ha="right")
     for pixels, left in ((image, margin), (overlay, margin + wide + gap)):
-        style.picture(style.axes(made, left, top, wide, high), pixels)
-    legend(made, margin, top + high + 0.3, width, shown, columns)
+        style.show_image(style.axes(fig, left, top, wide, high), pixels)
+    legend(fig, margin, top + high + 0.3, width, shown, columns)
     if rest:
         words = f"and {len(entries) - MOST} more, {percent(rest)} together"
-        style.text(made, margin, top + high + 0.3 + (lines - 1) * LINE + 0.16, words, 8.5, style.SOFT)
-    return made
+        style.text(fig, margin, top + high + 0.3 + (lines - 1) * LINE + 0.16, words, 8.5, style.SOFT)
+    return fig
 
 
 LINE = 0.235

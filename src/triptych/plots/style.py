@@ -1,4 +1,4 @@
-"""One hand for every picture: colors, letters, spacing, and how a figure becomes a file.
+"""One hand for every image: colors, letters, spacing, and how a figure becomes a file.
 
 Figures are `matplotlib.figure.Figure` objects drawn by Agg: no display, no pyplot, no global settings, so
 that plots can be drawn from any thread and leave a caller's own matplotlib as it was.
@@ -25,7 +25,7 @@ CYCLE = (BLUE, ORANGE, TEAL, VIOLET, RED, "#8a6d1f", "#4d7c0f", "#64748b")
 BLUES = LinearSegmentedColormap.from_list(
     "triptych-blues", ["#ffffff", "#dbe7fd", "#9dbef9", "#4f86f0", BLUE, "#173a9c", "#0b1f5e"]
 )
-# Warm light over a greyed picture: clear where nothing is looked at.
+# Warm light over a greyed image: clear where nothing is looked at.
 HEAT = LinearSegmentedColormap.from_list(
     "triptych-heat", ["#fff6cf", "#fdd45c", "#f98f2e", "#e2443f", "#b0174f"]
 )
@@ -39,36 +39,36 @@ DPI = 160
 
 def figure(width: float, height: float) -> Figure:
     """An empty white figure of `width` x `height` inches at 160 dots an inch."""
-    made = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
-    FigureCanvasAgg(made)
-    return made
+    fig = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
+    FigureCanvasAgg(fig)
+    return fig
 
 
-def axes(made: Figure, left: float, top: float, width: float, height: float) -> Axes:
+def axes(fig: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Axes at a place given in inches from the upper left corner, as a page is laid out."""
-    W, H = made.get_size_inches()
-    return made.add_axes((left / W, 1 - (top + height) / H, width / W, height / H))
+    W, H = fig.get_size_inches()
+    return fig.add_axes((left / W, 1 - (top + height) / H, width / W, height / H))
 
 
 def text(
-    made: Figure, x: float, y: float, words: str, size: float = 9, color: str = INK, **more: object
+    fig: Figure, x: float, y: float, words: str, size: float = 9, color: str = INK, **more: object
 ) -> None:
     """Letters with their baseline's left end at (x, y) inches from the upper left corner."""
-    W, H = made.get_size_inches()
-    made.text(x / W, 1 - y / H, _plain(words), fontsize=size, color=color, **more)  # pyright: ignore[reportArgumentType]
+    W, H = fig.get_size_inches()
+    fig.text(x / W, 1 - y / H, _plain(words), fontsize=size, color=color, **more)  # pyright: ignore[reportArgumentType]
 
 
-def heading(made: Figure, title: str, below: str = "", left: float = 0.4) -> None:
+def heading(fig: Figure, title: str, below: str = "", left: float = 0.4) -> None:
     """A title in the upper left corner, and a softer line below it, cut at the page's width; takes the first
     0.85 inches."""
-    text(made, left, 0.42, title, size=14, weight="bold")
+    text(fig, left, 0.42, title, size=14, weight="bold")
     if below:
-        room = made.get_size_inches()[0] - 2 * left
-        text(made, left, 0.66, short(below, int(room / 0.075)), size=9, color=SOFT)
+        room = fig.get_size_inches()[0] - 2 * left
+        text(fig, left, 0.66, short(below, int(room / 0.075)), size=9, color=SOFT)
 
 
 def quiet(ax: Axes, grid: str | None = "y") -> Axes:
-    """Axes that step back: two thin lines, small grey numbers, faint rules."""
+    """Axes that step back: two thin lines, small gray numbers, faint rules."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -83,7 +83,7 @@ def quiet(ax: Axes, grid: str | None = "y") -> Axes:
     return ax
 
 
-def picture(ax: Axes, pixels: np.ndarray) -> None:
+def show_image(ax: Axes, pixels: np.ndarray) -> None:
     """An image alone in its axes, with a hairline around it so that white on white has an edge.
 
     A photograph (uint8) is brought to the size it is printed at by Lanczos, so that small and large ones are
@@ -129,27 +129,27 @@ def overlay(
     high: float = 0.995,
     low: float | None = None,
 ) -> UInt8[np.ndarray, "bigH bigW 3"]:
-    """The picture greyed and lightened, with warm light where `heat` is high: fully from its `high` quantile on, and
+    """The image greyed and lightened, with warm light where `heat` is high: fully from its `high` quantile on, and
     none up to `low`, by default its least value.
 
-    The light covers in proportion to the heat, so that what is looked at keeps its place in the picture. A
-    small picture is enlarged first, or the light would show its pixels.
+    The light covers in proportion to the heat, so that what is looked at keeps its place in the image. A
+    small image is enlarged first, or the light would show its pixels.
     """
     grow = max(1, round(320 / max(image.shape[:2])))
     if grow > 1:
         size = (image.shape[1] * grow, image.shape[0] * grow)
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     light = unit(enlarge(heat, image.shape[:2]), high, low)[..., None]
-    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    base = 0.55 * grey[..., None].repeat(3, axis=2) + 0.45 * 255
+    gray = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    base = 0.55 * gray[..., None].repeat(3, axis=2) + 0.45 * 255
     color = HEAT(light[..., 0])[..., :3] * 255
     cover = 0.82 * np.minimum(1, 2 * light)
     return np.clip(base * (1 - cover) + color * cover, 0, 255).astype(np.uint8)
 
 
-def save(made: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the figure as PNG, whole or not at all. `UserError` if the place cannot be written."""
-    write_atomically(path, lambda file: made.savefig(file, format="png", facecolor=PAPER))
+def save(fig: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure as a PNG, completely or not at all. Raise a `StorageError` if the place cannot be written."""
+    write_atomically(path, lambda file: fig.savefig(file, format="png", facecolor=PAPER))
 
 
 def _plain(words: str) -> str:

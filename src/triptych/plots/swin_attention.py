@@ -1,4 +1,4 @@
-"""What a point of a picture sees through the windows of a Swin."""
+"""What a point of an image sees through the windows of a Swin."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,7 +21,7 @@ def point_attention(
     point: Float[np.ndarray, " 2"],
     title: str = "What a point attends to",
 ) -> Figure:
-    """A picture a block: the attention of the cell at the point, the mean of the heads, with the borders of the block's
+    """An image a block: the attention of the cell at the point, the mean of the heads, with the borders of the block's
     windows; the point's own one is framed.
 
     Args:
@@ -37,20 +37,22 @@ def point_attention(
     wide, gap, note, top = 1.75, 0.14, 0.42, 0.85
     high = wide * H / W
     rows = -(-len(blocks) // across)
-    made = style.figure(max(0.66 + across * (wide + gap), 5.2), top + rows * (high + note + gap) + 0.25)
+    fig = style.figure(max(0.66 + across * (wide + gap), 5.2), top + rows * (high + note + gap) + 0.25)
     style.heading(
-        made, title, f"from x {point[0]:.0f}, y {point[1]:.0f}; mean of the heads; lines part windows"
+        fig, title, f"from x {point[0]:.0f}, y {point[1]:.0f}; mean of the heads; lines part windows"
     )
     for i, (s, heat) in enumerate(blocks):
         x, y = 0.4 + i % across * (wide + gap), top + i // across * (high + note + gap)
-        kind = "SW-MSA" if shifts[i].any() else "W-MSA"
-        style.text(made, x, y + note - 0.23, f"{i + 1}  {kind}", 8.5, style.INK)
+        block_type = "SW-MSA" if shifts[i].any() else "W-MSA"
+        style.text(fig, x, y + note - 0.23, f"{i + 1}  {block_type}", 8.5, style.INK)
         size = f"stage {s + 1}, {heat.shape[0]} x {heat.shape[1]} cells"
-        style.text(made, x, y + note - 0.08, size, 7.5, style.SOFT)
-        ax = style.axes(made, x, y + note, wide, high)
-        style.picture(ax, style.overlay(image, on_pixels(heat, (H, W), int(strides[s])), high=1.0, low=0.0))
+        style.text(fig, x, y + note - 0.08, size, 7.5, style.SOFT)
+        ax = style.axes(fig, x, y + note, wide, high)
+        style.show_image(
+            ax, style.overlay(image, on_pixels(heat, (H, W), int(strides[s])), high=1.0, low=0.0)
+        )
         mark_windows(ax, (H, W), windows[i], shifts[i], point)
-    return made
+    return fig
 
 
 def gathered(
@@ -62,25 +64,25 @@ def gathered(
     title: str = "Attention rollout",
     below: str = "",
 ) -> Figure:
-    """The picture; what all of it gives to what is read at the end; and what it gives to the point's cell by the end of
+    """The image; what all of it gives to what is read at the end; and what it gives to the point's cell by the end of
     each stage."""
     H, W = image.shape[:2]
     count = len(point_rollout)
     big, gap, top = 2.2, 0.14, 1.2
     high = big * H / W
-    made = style.figure(0.8 + (2 + count) * (big + gap), top + high + 0.35)
-    style.heading(made, title, below)
+    fig = style.figure(0.8 + (2 + count) * (big + gap), top + high + 0.35)
+    style.heading(fig, title, below)
     words = [f"into the {readout}" if readout else "into the output"]
     words += [f"into the point's cell, stage {s + 1}" for s in range(count)]
-    style.picture(style.axes(made, 0.4, top, big, high), image)
+    style.show_image(style.axes(fig, 0.4, top, big, high), image)
     for i, (name, heat) in enumerate(zip(words, [rollout, *point_rollout], strict=True)):
         x = 0.4 + (i + 1) * (big + gap)
-        style.text(made, x, top - 0.1, name, 8.5, style.SOFT)
-        ax = style.axes(made, x, top, big, high)
-        style.picture(ax, style.overlay(image, heat))
+        style.text(fig, x, top - 0.1, name, 8.5, style.SOFT)
+        ax = style.axes(fig, x, top, big, high)
+        style.show_image(ax, style.overlay(image, heat))
         if i:
             mark_point(ax, (H, W), point)
-    return made
+    return fig
 
 
 def mark_windows(
@@ -90,7 +92,7 @@ def mark_windows(
     shift: Float[np.ndarray, " 2"],
     point: Float[np.ndarray, " 2"],
 ) -> None:
-    """Lines between the windows over a picture of `size` pixels, a frame around the point's own, and the point."""
+    """Lines between the windows over an image of `size` pixels, a frame around the point's own, and the point."""
     cuts = [cuts_along(side, int(w), int(s)) for side, w, s in zip(size, window, shift, strict=True)]
     to_y, to_x = _scales(ax, size)
     for y in cuts[0][1:-1]:
@@ -109,7 +111,7 @@ def mark_windows(
 
 
 def mark_point(ax: Axes, size: tuple[int, int], point: Float[np.ndarray, " 2"]) -> None:
-    """A small ring over a picture of `size` pixels."""
+    """A small ring over an image of `size` pixels."""
     to_y, to_x = _scales(ax, size)
     at = to_x(float(point[0])), to_y(float(point[1]))
     ax.plot(
@@ -118,12 +120,12 @@ def mark_point(ax: Axes, size: tuple[int, int], point: Float[np.ndarray, " 2"]) 
 
 
 def on_pixels(heat: Float[np.ndarray, "h w"], size: tuple[int, int], stride: int) -> Float[np.ndarray, "H W"]:
-    """Cells as squares of `stride` pixels; the last ones may reach past the picture, and are cut off there."""
+    """Cells as squares of `stride` pixels; the last ones may reach past the image, and are cut off there."""
     return heat.repeat(stride, 0).repeat(stride, 1)[: size[0], : size[1]]
 
 
 def _scales(ax: Axes, size: tuple[int, int]):
-    """From pixels of a picture to the coordinates of the axes that show it, however much it was enlarged."""
+    """From pixels of an image to the coordinates of the axes that show it, however much it was enlarged."""
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     return (
         lambda y: top + (bottom - top) * y / size[0],

@@ -21,7 +21,7 @@ def hierarchy(
     windows: Sequence[tuple[int, int]],
     title: str = "A hierarchy of maps",
 ) -> Figure:
-    """Figure 1 of the paper: the cells of each stage over the picture, thin, and its windows, thick.
+    """Figure 1 of the paper: the cells of each stage over the image, thin, and its windows, thick.
 
     Args:
         strides: pixels of a cell of each stage.
@@ -31,24 +31,24 @@ def hierarchy(
     H, W = image.shape[:2]
     wide, gap, top = 2.2, 0.16, 1.3
     high = wide * H / W
-    made = style.figure(0.8 + len(strides) * (wide + gap) - gap, top + high + 0.3)
+    fig = style.figure(0.8 + len(strides) * (wide + gap) - gap, top + high + 0.3)
     style.heading(
-        made, title, f"{H} x {W} pixels; thin lines are cells, thick ones the windows that attention stays in"
+        fig, title, f"{H} x {W} pixels; thin lines are cells, thick ones the windows that attention stays in"
     )
     pale = np.rint(0.6 * image + 0.4 * 255).astype(np.uint8)
     for s, (stride, width, window) in enumerate(zip(strides, widths, windows, strict=True)):
         x = 0.4 + s * (wide + gap)
         rows, columns = -(-H // stride), -(-W // stride)
         count = -(-rows // window[0]) * -(-columns // window[1])
-        style.text(made, x, top - 0.27, f"stage {s + 1}: {rows} x {columns} cells of {width}", 8.5, style.INK)
+        style.text(fig, x, top - 0.27, f"stage {s + 1}: {rows} x {columns} cells of {width}", 8.5, style.INK)
         words = "window" if count == 1 else "windows"
-        style.text(made, x, top - 0.1, f"{count} {words} of {window[0]} x {window[1]}", 8, style.SOFT)
-        ax = style.axes(made, x, top, wide, high)
-        style.picture(ax, pale)
+        style.text(fig, x, top - 0.1, f"{count} {words} of {window[0]} x {window[1]}", 8, style.SOFT)
+        ax = style.axes(fig, x, top, wide, high)
+        style.show_image(ax, pale)
         sides = ((rows, window[0], H), (columns, window[1], W))
         _rules(ax, [np.arange(1, n) * stride / pixels for n, _, pixels in sides], 0.25)
         _rules(ax, [np.arange(m, n, m) * stride / pixels for n, m, pixels in sides], 1.3)
-    return made
+    return fig
 
 
 def cyclic_shift(
@@ -71,9 +71,9 @@ def cyclic_shift(
     H, W = rows * window[0], columns * window[1]
     side, gap, top = 2.3, 0.42, 1.35
     high = side * H / W
-    made = style.figure(0.8 + 4 * side + 3 * gap, top + high + 0.6)
+    fig = style.figure(0.8 + 4 * side + 3 * gap, top + high + 0.6)
     style.heading(
-        made,
+        fig,
         title,
         f"a map of {size[0]} x {size[1]} cells, windows of {window[0]} x {window[1]}, shifted by {shift[0]} and "
         f"{shift[1]}; a number is a cell, cells of one color see each other",
@@ -85,7 +85,7 @@ def cyclic_shift(
     padded = ", padding without numbers" if size != (H, W) else ""
     shown = (
         ("W-MSA", f"{rows * columns} windows{padded}", numbers, plain, (0, 0)),
-        ("SW-MSA", f"cut anew: {regions.max() + 1} regions", numbers, regions, shift),
+        ("SW-MSA", f"shifted: {regions.max() + 1} regions", numbers, regions, shift),
         (
             "cyclic shift",
             "rolled up and left, cut as before",
@@ -96,21 +96,21 @@ def cyclic_shift(
     )
     for i, (name, words, cells, region, cut) in enumerate(shown):
         x = 0.4 + i * (side + gap)
-        style.text(made, x, top - 0.28, name, 10, style.INK)
-        style.text(made, x, top - 0.1, words, 8, style.SOFT)
-        ax = style.axes(made, x, top, side, high)
+        style.text(fig, x, top - 0.28, name, 10, style.INK)
+        style.text(fig, x, top - 0.1, words, 8, style.SOFT)
+        ax = style.axes(fig, x, top, side, high)
         _cells(ax, cells, region)
         ends = (cuts_along(H, window[0], cut[0]), cuts_along(W, window[1], cut[1]))
         _rules(ax, [np.array(e[1:-1]) / e[-1] for e in ends], 1.3)
     x = 0.4 + 3 * (side + gap)
-    style.text(made, x, top - 0.28, "mask", 10, style.INK)
-    style.text(made, x, top - 0.1, "of each window; dark is -inf", 8, style.SOFT)
+    style.text(fig, x, top - 0.28, "mask", 10, style.INK)
+    style.text(fig, x, top - 0.1, "of each window; dark is -inf", 8, style.SOFT)
     part, tall = (side - (columns - 1) * 0.12) / columns, (high - (rows - 1) * 0.12) / rows
     for n, matrix in enumerate(mask):
         r, c = divmod(n, columns)
-        ax = style.axes(made, x + c * (part + 0.12), top + r * (tall + 0.12), part, tall)
-        style.picture(ax, np.where(np.isneginf(matrix)[..., None], to_rgb(style.SOFT), 1.0))
-    return made
+        ax = style.axes(fig, x + c * (part + 0.12), top + r * (tall + 0.12), part, tall)
+        style.show_image(ax, np.where(np.isneginf(matrix)[..., None], to_rgb(style.SOFT), 1.0))
+    return fig
 
 
 def position_bias(
@@ -119,7 +119,7 @@ def position_bias(
     title: str = "Relative position bias",
 ) -> Figure:
     """A row a block, a square a head: what is added to the attention of a cell to another one, by how far to the right
-    and below of it that one is. The centre is the cell itself.
+    and below of it that one is. The center is the cell itself.
 
     Args:
         tables: the bias by difference of coordinates, for each block; every square is drawn on its own scale.
@@ -127,16 +127,16 @@ def position_bias(
     names = [f"block {i + 1}" for i in range(len(tables))] if names is None else names
     most = max(len(table) for table in tables)
     cell, gap, left, top = min(0.62, 9.0 / most), 0.07, 1.75, 0.95
-    made = style.figure(max(left + most * (cell + gap) + 0.4, 5.6), top + len(tables) * (cell + gap) + 0.3)
-    style.heading(made, title, "by offset, the cell itself in the middle; blue is more, orange less")
+    fig = style.figure(max(left + most * (cell + gap) + 0.4, 5.6), top + len(tables) * (cell + gap) + 0.3)
+    style.heading(fig, title, "by offset, the cell itself in the middle; blue is more, orange less")
     for i, (name, table) in enumerate(zip(names, tables, strict=True)):
         y = top + i * (cell + gap)
-        style.text(made, left - 0.14, y + cell / 2 + 0.04, name, 8, style.SOFT, ha="right")
+        style.text(fig, left - 0.14, y + cell / 2 + 0.04, name, 8, style.SOFT, ha="right")
         for head, bias in enumerate(table):
             limit = max(float(np.abs(bias).max()), 1e-12)
             shown = style.SIMILARITY(0.5 + 0.5 * bias / limit)[..., :3]
-            style.picture(style.axes(made, left + head * (cell + gap), y, cell, cell), shown)
-    return made
+            style.show_image(style.axes(fig, left + head * (cell + gap), y, cell, cell), shown)
+    return fig
 
 
 def _rules(ax: Axes, at: Sequence[np.ndarray], width: float) -> None:
@@ -168,7 +168,7 @@ def _tiled(cells: Int[np.ndarray, "n m"], rows: int, columns: int, window: tuple
 def _cells(ax: Axes, numbers: np.ndarray, regions: np.ndarray) -> None:
     """A map whose cells have numbers and a color a region; what has none is padding, and paler."""
     strength = np.where(numbers < 0, 0.1, 0.32)[..., None]
-    style.picture(ax, 1 - strength + strength * TINTS[regions % len(TINTS)])
+    style.show_image(ax, 1 - strength + strength * TINTS[regions % len(TINTS)])
     for (y, x), n in np.ndenumerate(numbers):
         if n >= 0:
             ax.text(x, y, str(n), fontsize=5.5, color=style.INK, ha="center", va="center")

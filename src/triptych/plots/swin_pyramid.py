@@ -29,22 +29,22 @@ def feature_pyramid(
     H, W = image.shape[:2]
     wide, gap, left, top = 1.9, 0.14, 0.4, 1.25
     high = wide * H / W
-    made = style.figure(left + (len(colors) + 1) * (wide + gap) + 0.26, top + 2 * high + 0.8)
+    fig = style.figure(left + (len(colors) + 1) * (wide + gap) + 0.26, top + 2 * high + 0.8)
     style.heading(
-        made, title, "three principal components of each map's directions as red, green, blue; and lengths"
+        fig, title, "three principal components of each map's directions as red, green, blue; and lengths"
     )
-    style.picture(style.axes(made, left, top, wide, high), image)
+    style.show_image(style.axes(fig, left, top, wide, high), image)
     below = top + high + 0.42
-    style.text(made, left, below + 0.15, "length of each cell,", 8.5, style.SOFT)
-    style.text(made, left, below + 0.33, "from least to most", 8.5, style.SOFT)
+    style.text(fig, left, below + 0.15, "length of each cell,", 8.5, style.SOFT)
+    style.text(fig, left, below + 0.33, "from least to most", 8.5, style.SOFT)
     for s, (shown, lengths) in enumerate(zip(colors, norms, strict=True)):
         x = left + (s + 1) * (wide + gap)
         h, w = lengths.shape
-        style.text(made, x, top - 0.1, f"stage {s + 1}: {h} x {w} of {strides[s]} px", 8.5, style.SOFT)
-        style.picture(style.axes(made, x, top, wide, high), shown)
-        style.text(made, x, top + high + 0.17, f"{share[s].sum():.0%} of the variance", 8, style.FAINT)
+        style.text(fig, x, top - 0.1, f"stage {s + 1}: {h} x {w} of {strides[s]} px", 8.5, style.SOFT)
+        style.show_image(style.axes(fig, x, top, wide, high), shown)
+        style.text(fig, x, top + high + 0.17, f"{share[s].sum():.0%} of the variance", 8, style.FAINT)
         lit = style.BLUES(style.unit(lengths))[..., :3]
-        style.picture(style.axes(made, x, below, wide, high), lit)
+        style.show_image(style.axes(fig, x, below, wide, high), lit)
         words = f"{lengths.min():.3g} to {lengths.max():.3g}"
-        style.text(made, x, below + high + 0.17, words, 8, style.FAINT)
-    return made
+        style.text(fig, x, below + high + 0.17, words, 8, style.FAINT)
+    return fig

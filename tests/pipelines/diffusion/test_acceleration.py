@@ -63,7 +63,7 @@ def test_recorded_and_made_again(pipe, tiny, tmp_path):
 
 
 def test_picture_k_is_its_own_in_any_batch(pipe):
-    """The second picture of a call, whose batch is another, whatever came before."""
+    """The second image of a call, whose batch is another, whatever came before."""
     several = pipe.text_to_image(
         "an apple", num_images=3, seed=4, batch_size=2, guidance_interval=(0.5, 5.0), **BOTH, **CALL
     )

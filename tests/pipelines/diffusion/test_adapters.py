@@ -106,8 +106,8 @@ def test_other_programs_are_told(pipe, folder):
     again = parse(text)
     assert again.prompt == "an apple <lora:style:0.5>"
     assert np.array_equal(array(pipe.regenerate(again, progress=False)), np.asarray(made))
-    pipe.save([made], folder / "pictures")
-    (file,) = (folder / "pictures").iterdir()
+    pipe.save([made], folder / "images")
+    (file,) = (folder / "images").iterdir()
     assert file.name == "0001-an-apple-0.png"
     assert json.loads(json.dumps(read(file).loras)) == made.info["loras"]
 

@@ -74,7 +74,7 @@ def test_a_picture_depends_on_its_class_and_its_seed_alone(net):
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.filterwarnings("ignore")
 def test_beside_the_pipeline_of_diffusers(net, guidance, tmp_path, monkeypatch):
-    """The same folder, the same seed: the same picture."""
+    """The same folder, the same seed: the same image."""
     tp.export(net, tmp_path / "dit", "diffusers")
     theirs = DiTPipeline.from_pretrained(tmp_path / "dit", local_files_only=True)
     theirs.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""What made a picture, in its file: written, read, and made again."""
+"""What made an image, in its file: written, read, and made again."""
 
 import hashlib
 import io

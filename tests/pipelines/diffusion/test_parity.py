@@ -1,4 +1,4 @@
-"""The same latents as diffusers' pipelines, with its own networks, from the same noise, pictures and masks."""
+"""The same latents as diffusers' pipelines, with its own networks, from the same noise, images and masks."""
 
 import copy
 import importlib.util

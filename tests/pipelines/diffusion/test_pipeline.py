@@ -73,7 +73,7 @@ def test_each_picture_depends_on_its_own_seed_alone(pipe, sampler):
     assert len({one.tobytes() for one in together}) == 4
     for size in (3, 4):
         batched = paint(PROMPT, num_steps=steps, seed=7, num_images=4, sampler=sampler, batch_size=size)
-        # Kernels that take more pictures at once may add in another order.
+        # Kernels that take more images at once may add in another order.
         assert np.abs(arrays(batched) - arrays(together)).max() <= 1
 
 
@@ -107,7 +107,7 @@ def test_every_sampler_at_any_size(pipe, kind, sampler):
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_prompts_side_by_side_are_what_each_paints_alone(pipe, guidance):
     prompts = ["a red apple", "an owl", PROMPT, "an owl"]
-    look = {"num_steps": 2, "guidance_scale": guidance, "negative_prompt": "grey"}
+    look = {"num_steps": 2, "guidance_scale": guidance, "negative_prompt": "gray"}
     alone = [pipe().text_to_image(p, seed=3 + i, **look)[0] for i, p in enumerate(prompts)]
     each = [GenerationRecord(prompt=p, seed=3 + i, **look) for i, p in enumerate(prompts)]
     assert same(pipe().generate(each), alone)
@@ -171,7 +171,7 @@ def test_a_prompt_of_5000_words(pipe):
     assert image.info["prompt"] == prompt
 
 
-# From a picture
+# From an image
 
 
 def test_image_to_image(pipe, photo, heard):
@@ -230,8 +230,8 @@ def test_a_feathered_mask_rises_from_its_edge(pipe, photo, blob):
     )
     painted = np.abs(hard - given).sum(axis=2)
     kept = np.abs(soft - given).sum(axis=2)
-    centre = (28, 38)
-    assert kept[centre] >= 0.95 * painted[centre]
+    center = (28, 38)
+    assert kept[center] >= 0.95 * painted[center]
     edge = (mask > 0) & ~np.asarray(np.roll(mask, 2, 0) * np.roll(mask, -2, 0) > 0)
     assert kept[edge].mean() < 0.6 * painted[edge].mean()
 
@@ -245,7 +245,7 @@ def test_a_thin_mask_is_painted(pipe, photo):
 
 
 def test_what_an_inpainting_network_is_shown(pipe, photo, heard):
-    """Stable Diffusion's order, a grey hole and 0 and 1; the paper's order, a black hole and -1 and 1."""
+    """Stable Diffusion's order, a gray hole and 0 and 1; the paper's order, a black hole and -1 and 1."""
     given = photo()
     mask = np.zeros((32, 32), np.uint8)
     mask[8:24, 4:20] = 255
@@ -288,7 +288,7 @@ def test_upscale(pipe, photo, heard):
     for seen, _, labels in calls:
         assert labels.tolist() == [30, 30]
         assert torch.equal(seen[0, 4:], seen[1, 4:])  # prompt and negative prompt see the same noise
-    assert not torch.equal(*shown)  # and each picture its own
+    assert not torch.equal(*shown)  # and each image its own
     assert 0.05 < (shown[0] - x).std() < 0.5
     again = pipe("upscaler").upscale(PROMPT, small, noise_level=30, num_steps=1, seed=4)
     assert same(again, images[1:])
@@ -365,7 +365,7 @@ def test_classes_by_their_names():
 
 
 def test_seamless(pipe):
-    """Where a side is joined, rolled noise gives the rolled picture; elsewhere it does not."""
+    """Where a side is joined, rolled noise gives the rolled image; elsewhere it does not."""
     noise = torch.randn(1, 4, 8, 8)
     for tiling in ("", "x", "y", (True, True)):
         paint = [
@@ -413,7 +413,7 @@ def test_a_decoder_that_overflows_is_run_again_in_fp32(ldm, caplog):
 
 
 def test_after_an_overflow_the_next_picture_is_as_it_was(ldm, monkeypatch):
-    """A picture that overflows, or a look at one, must not decide how the others are decoded."""
+    """An image that overflows, or a look at one, must not decide how the others are decoded."""
     paint = DiffusionPipeline(ldm("unconditional"), device="cpu", dtype="bf16").unconditional
     alone = paint(num_steps=1, seed=1)
     decode, calls = LatentCodec._decode, []
@@ -491,7 +491,7 @@ def test_cancelled_at_a_step(pipe):
     assert same(images, looks[1])  # what there was
     images = paint(6)
     assert [one.info["stopped_at"] for one in images] == [None, 2]
-    images = paint(4)  # just as the first picture is done
+    images = paint(4)  # just as the first image is done
     assert [one.info["stopped_at"] for one in images] == [None]
 
 
@@ -507,7 +507,7 @@ def test_low_memory(ldm):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_weights_are_laid_out_while_it_paints_and_no_longer(ldm, dtype):
-    """The same picture with and without, but for how sums are rounded."""
+    """The same image with and without, but for how sums are rounded."""
     net, seen = ldm("text"), []
 
     def packed(pipe):
@@ -547,11 +547,11 @@ def test_a_map_of_classes(pipe, heard, tmp_path):
     expected = semantic.net.semantic_map(torch.from_numpy(classes)[None], 4)
     assert torch.equal(calls[0][0][:, 3:], expected)
     assert not same([made], semantic.semantic(np.zeros_like(classes), **call))
-    grey = Image.fromarray(classes)
-    grey.save(tmp_path / "map.png")
+    gray = Image.fromarray(classes)
+    gray.save(tmp_path / "map.png")
     (from_file,) = semantic.semantic(tmp_path / "map.png", **call)
     assert same([from_file], [made])
-    assert same([made], semantic.semantic(grey, **call))
+    assert same([made], semantic.semantic(gray, **call))
     assert same([made], semantic.regenerate(from_file))
     assert from_file.info["class_map"] == str(tmp_path / "map.png")
     assert semantic.semantic(classes, height=16, width=16, **call)[0].size == (16, 16)

@@ -49,7 +49,7 @@ def parser(**changes):
     return net
 
 
-def picture(height=28, width=20):
+def make_image(height=28, width=20):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -193,14 +193,14 @@ def test_padding_is_left_out_and_told():
     maps = watched(net, 28, 20)  # a map of 7 x 5 in windows of 4 x 4
     block = block_windows(net, (28, 20))[0]
     seen, padding = attention_at(maps[block.name][0], block, (19, 27))
-    torch.testing.assert_close(padding, torch.full((2,), 13 / 16))  # 3 x 1 cells are the picture's
+    torch.testing.assert_close(padding, torch.full((2,), 13 / 16))  # 3 x 1 cells are the image's
     torch.testing.assert_close(seen[:, 4:, 4], torch.full((2, 3), 1 / 3))
     assert seen.sum() == pytest.approx(2)
 
 
 def test_explanation_of_a_classifier(tmp_path):
     net = small()
-    found = explain(net, picture(), point=(10, 3))
+    found = explain(net, make_image(), point=(10, 3))
     assert [a.shape for a in found.attention] == [(2, 2, 7, 5), (2, 4, 4, 3)]
     for maps in found.attention:
         np.testing.assert_allclose(maps.sum((2, 3)), 1, rtol=1e-5)
@@ -213,7 +213,7 @@ def test_explanation_of_a_classifier(tmp_path):
     assert found.image.shape == (28, 20, 3)
     assert [c.shape for c in found.colors] == [(7, 5, 3), (4, 3, 3)]
     assert [n.shape for n in found.norms] == [(7, 5), (4, 3)]
-    before = tp.ClassificationPipeline(net, dtype="fp32", device="cpu")(picture())
+    before = tp.ClassificationPipeline(net, dtype="fp32", device="cpu")(make_image())
     assert [guess.index for guess in found.classification] == [guess.index for guess in before]
     found.save(tmp_path)
     said = json.loads((tmp_path / "explanation.json").read_text())
@@ -227,7 +227,7 @@ def test_explanation_of_a_classifier(tmp_path):
 
 def test_explanation_of_a_segmenter_is_of_the_pixel():
     net = parser()
-    found = explain(net, picture(56, 40), point=(39, 2))  # twice the size the card names, squashed
+    found = explain(net, make_image(56, 40), point=(39, 2))  # twice the size the card names, squashed
     x = torch.from_numpy(found.image.copy()).permute(2, 0, 1).float()[None] / 255
     how = net.card.preprocess
     x = (x - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
@@ -237,17 +237,17 @@ def test_explanation_of_a_segmenter_is_of_the_pixel():
     assert np.ptp(found.norms[0]) > 0.1 * found.norms[0].mean()  # not of the normed maps that the head reads
     assert found.classification.probability == pytest.approx(float(probabilities.max()), abs=1e-5)
     assert found.classification.name == net.card.classes[int(probabilities.argmax())]
-    assert explain(net, picture()).point == (10, 14)  # the middle
+    assert explain(net, make_image()).point == (10, 14)  # the middle
 
 
 def test_the_default_device_has_no_part_in_it():
     net = parser()
-    wanted = explain(net, picture(), point=(3, 4)).arrays()
+    wanted = explain(net, make_image(), point=(3, 4)).arrays()
     pipe = tp.ClassificationPipeline(small(), device="cpu", dtype="fp32")
-    named = pipe(picture())
+    named = pipe(make_image())
     with torch.device("meta"):
-        found = explain(net, picture(), point=(3, 4)).arrays()
-        assert [guess.name for guess in pipe(picture())] == [guess.name for guess in named]
+        found = explain(net, make_image(), point=(3, 4)).arrays()
+        assert [guess.name for guess in pipe(make_image())] == [guess.name for guess in named]
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], array)
 
@@ -255,10 +255,10 @@ def test_the_default_device_has_no_part_in_it():
 def test_a_segmenter_is_not_cropped():
     net = parser()
     net.card = replace(net.card, preprocess=Preprocess(size=(20, 20), mode="crop", crop=1.0))
-    found = explain(net, picture(40, 120), point=(119, 39))
+    found = explain(net, make_image(40, 120), point=(119, 39))
     assert found.image.shape == (20, 60, 3)
     assert found.point == (59.5, 19.5)
-    assert explain(net, picture(40, 120), size=(24, 28)).image.shape == (24, 28, 3)
+    assert explain(net, make_image(40, 120), size=(24, 28)).image.shape == (24, 28, 3)
 
 
 def test_a_segmenter_whose_backbone_has_no_windows():
@@ -271,16 +271,16 @@ def test_a_segmenter_whose_backbone_has_no_windows():
     maps = tp.create("convnet-unet", image_size=32)
     net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(type="unet", channels=16)), maps)
     with pytest.raises(tp.UserError, match="segmenters on them; this is a Segmenter on a ConvNet"):
-        explain(net, picture())
+        explain(net, make_image())
 
 
 @pytest.mark.parametrize("map_norms", [False, True])
 def test_a_backbone_without_a_head_says_nothing_and_shows_all_else(map_norms):
     net = small()
-    with_head = explain(net, picture(), point=(3, 17))
+    with_head = explain(net, make_image(), point=(3, 17))
     headless = small(num_classes=0, map_norms=map_norms)
     headless.load_state_dict(net.state_dict(), strict=False)
-    found = explain(headless, picture(), point=(3, 17))
+    found = explain(headless, make_image(), point=(3, 17))
     assert len(with_head.classification) == 5
     assert list(found.classification) == found.to_json()["top"] == []
     arrays = found.arrays()
@@ -291,10 +291,10 @@ def test_a_backbone_without_a_head_says_nothing_and_shows_all_else(map_norms):
 def test_swinv2_stems_and_maps_of_one_cell():
     v2 = small(version=2, qkv_bias="qv", depths=(1, 1, 1), num_heads=(2, 2, 2), window_size=windows_of(3, 3))
     v2.card = replace(v2.card, preprocess=replace(v2.card.preprocess, size=(4, 4)))
-    found = explain(v2, picture())
+    found = explain(v2, make_image())
     assert [a.shape for a in found.attention] == [(1, 2, 1, 1)] * 3
     assert found.rollout.tolist() == [[1]]
-    stem = explain(small(stem_widths=(4,), patch_size=2), picture(), size=(30, 30), point=(16, 17))
+    stem = explain(small(stem_widths=(4,), patch_size=2), make_image(), size=(30, 30), point=(16, 17))
     assert stem.rollout.shape == (8, 8)
     assert stem.filters.shape[1:] == (3, 3, 3)
 
@@ -315,14 +315,14 @@ def test_a_point_lands_where_the_picture_puts_it(mode, crop):
 
 
 def test_points_that_are_not_seen():
-    with pytest.raises(tp.UserError, match=r"x = 20, y = 3 is outside the picture of 20 x 28 pixels"):
-        explain(small(), picture(), point=(20, 3))
+    with pytest.raises(tp.UserError, match=r"x = 20, y = 3 is outside the image of 20 x 28 pixels"):
+        explain(small(), make_image(), point=(20, 3))
     with pytest.raises(tp.UserError, match=r"x = -1, y = 3 is outside"):
-        explain(parser(), picture(), point=(-1, 3))
+        explain(parser(), make_image(), point=(-1, 3))
     with pytest.raises(
         tp.UserError, match="cropped away: the network sees x from 2 to 18 and y from 188 to 212"
     ):
-        explain(small(), picture(400, 20), point=(3, 5))
+        explain(small(), make_image(400, 20), point=(3, 5))
     maps = watched(small(), 28, 20)
     with pytest.raises(tp.UserError, match="block is 4; the network has 4"):
         window_attention_at(maps, small(), (28, 20), 4, (0, 0))

@@ -34,14 +34,14 @@ def small(seed=0, **changes):
     return net
 
 
-def picture(height=64, width=96):
+def make_image(height=64, width=96):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("readout", KINDS)
 def test_every_kind(readout):
     net = small(**KINDS[readout])
-    found = explain(net, picture())
+    found = explain(net, make_image())
     pooled = readout == "attention pooling"
     assert found.readout == readout
     assert found.heads.shape == (3 + pooled, 3, 4, 6)
@@ -59,7 +59,7 @@ def test_every_kind(readout):
 def test_without_a_head_all_else_is_shown(readout):
     net, headless = small(**KINDS[readout]), small(**KINDS[readout])
     headless.replace_head(0)
-    expected, found = explain(net, picture()), explain(headless, picture())
+    expected, found = explain(net, make_image()), explain(headless, make_image())
     assert len(found.classification) == 0
     assert found.to_json()["top"] == []
     assert found.readout == readout
@@ -81,21 +81,21 @@ def test_a_segmenter_is_looked_into_from_a_point():
     )  # all that a segmenter is fed
     for point in (None, (90, 3)):
         found, expected = (
-            explain(net, picture(), point=point),
-            explain(alone, picture(), point=point or (48, 32)),
+            explain(net, make_image(), point=point),
+            explain(alone, make_image(), point=point or (48, 32)),
         )
         assert found.point == expected.point
         for name, array in expected.arrays().items():
             assert np.array_equal(found.arrays()[name], array), name
-    parsed = tp.SegmentationPipeline(net, device="cpu", dtype="fp32")(picture(), confidence=True)
+    parsed = tp.SegmentationPipeline(net, device="cpu", dtype="fp32")(make_image(), confidence=True)
     assert found.classification.label == parsed.labels[3, 90]
 
 
 def test_sdpa_stays_on_and_logits_are_the_same():
     """Looking does not change what is seen: the fused kernel's logits, the network left in training mode."""
     net = small()
-    before = tp.ClassificationPipeline(net, dtype="fp32", device="cpu")(picture())
-    found = explain(net, picture())
+    before = tp.ClassificationPipeline(net, dtype="fp32", device="cpu")(make_image())
+    found = explain(net, make_image())
     for one, other in zip(before, found.classification, strict=True):
         assert one.index == other.index
         assert one.probability == pytest.approx(other.probability, abs=1e-5)
@@ -154,7 +154,7 @@ def test_a_network_that_looks_at_one_patch_is_shown_to():
 
 
 def test_another_size():
-    found = explain(small(), picture(200, 100), size=(48, 80))
+    found = explain(small(), make_image(200, 100), size=(48, 80))
     assert found.rollout.shape == (3, 5)
     assert found.image.shape == (48, 80, 3)
     assert found.positions.shape == (4, 6, 4, 6)
@@ -162,7 +162,7 @@ def test_another_size():
 
 def test_stem_registers_and_rotary():
     conv = {"stem": "conv", "stem_widths": (8, 16), "patch_size": 4, "position": "rotary", "num_registers": 3}
-    found = explain(small(**conv), picture())
+    found = explain(small(**conv), make_image())
     assert found.rollout.shape == (4, 6)
     assert found.filters.shape == (8, 3, 3, 3)
     own = np.array([[found.positions[y, x, y, x] for x in range(6)] for y in range(4)])
@@ -170,7 +170,7 @@ def test_stem_registers_and_rotary():
 
 
 def test_no_positions():
-    assert explain(small(position="none"), picture()).positions is None
+    assert explain(small(position="none"), make_image()).positions is None
 
 
 def test_position_similarity_of_a_known_table():
@@ -199,7 +199,7 @@ def test_filters_are_the_principal_components(dim):
 
 
 def test_saved_files(tmp_path):
-    found = explain(small(), picture())
+    found = explain(small(), make_image())
     found.save(tmp_path / "out")
     said = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert said["top"][0]["name"] == found.classification.name
@@ -213,4 +213,4 @@ def test_not_a_vit():
     net = torch.nn.Linear(2, 2)
     net.config, net.card = type("Config", (), {"num_classes": 2, "in_channels": 3}), small().card
     with pytest.raises(tp.UserError, match="Linear"):
-        explain(net, picture())
+        explain(net, make_image())

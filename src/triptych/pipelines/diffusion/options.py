@@ -154,7 +154,7 @@ class GenerationRecord(SamplingOptions):
     weights_hash: str = ""
     """Fingerprint of the model's config and parameters, wherever it lies."""
     stopped_at: int | None = None
-    """Steps done before the call was cancelled; None if all were done."""
+    """Steps done before the call was canceled; None if all were done."""
     software: str = ""
     """Program and version."""
 

@@ -100,8 +100,8 @@ class SamplingLoop:
         """Sample the images `rows` of a job.
 
         Yields:
-            An image's row, its latents (c, h, w), and the number of steps done if it was cancelled, else None. After a
-            cancelled batch there is no other.
+            An image's row, its latents (c, h, w), and the number of steps done if it was canceled, else None. After a
+            canceled batch there is no other.
 
         Raises:
             ConfigError: latents became NaN or infinite.
@@ -130,7 +130,7 @@ class SamplingLoop:
         preview: Callable[[Preview], object] | None,
         cancel: Callable[[], bool] | None,
     ) -> tuple[Tensor, int | None]:
-        """Sample one batch; return its latents, and the number of steps done if it was cancelled."""
+        """Sample one batch; return its latents, and the number of steps done if it was canceled."""
         record, levels = job.records[0], job.levels
         seeds = [job.records[row].seed for row in rows]
         noise = self._initial_noise(job, rows, seeds)

@@ -5,14 +5,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.models.vit import ViT, sincos_positions
 
 
 def first_filters(
     net: nn.Module, most: int = 28
 ) -> tuple[Float[np.ndarray, "n p q c"], Float[np.ndarray, " n"]]:
-    """Principal components of the first convolution's weights, as pictures (ViT, Figure 7, left, has 28).
+    """Principal components of the first convolution's weights, as images (ViT, Figure 7, left, has 28).
 
     In a ViT that is the linear projection of patches; after a stem, the stem's first convolution, which sees
     the pixels. The sign of a component is arbitrary: its largest weight is made positive.
@@ -21,11 +21,11 @@ def first_filters(
         the components, and the share of the variance that each explains.
 
     Raises:
-        UserError: the network has no convolution.
+        ConfigError: the network has no convolution.
     """
     first = next((part for part in net.modules() if isinstance(part, nn.Conv2d)), None)
     if first is None:
-        raise UserError(f"{type(net).__name__} has no convolution whose filters could be shown")
+        raise ConfigError(f"{type(net).__name__} has no convolution whose filters could be shown")
     W = first.weight.detach().double().cpu()  # D C P Q
     flat = W.flatten(1) - W.flatten(1).mean(0)  # D CPQ
     # Eigenvectors of the smaller of the two products with itself: an SVD of 1024 x 3072 takes many times as long.
@@ -44,7 +44,7 @@ def first_filters(
 
 
 def position_similarity(net: ViT) -> Float[np.ndarray, "h w h w"] | None:
-    """Cosine similarity of each patch position's embedding to every other (ViT, Figure 7, centre).
+    """Cosine similarity of each patch position's embedding to every other (ViT, Figure 7, center).
 
     For rotary positions it is the mean cosine of the angles by which one position is turned against another:
     what a query and a key that are alike in every pair of channels would see.

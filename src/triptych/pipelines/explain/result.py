@@ -1,4 +1,4 @@
-"""What every explanation is made of, and how it is written."""
+"""What all explanations share, and how they are written."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from triptych.atomic_write import write_atomically, write_text_atomically
 from triptych.data.images import decode
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.model_card import Preprocess
 from triptych.pipelines.classification_result import Classification, Guess
 from triptych.pipelines.image_input import ImageInput, name_of
@@ -22,17 +22,17 @@ Point: TypeAlias = tuple[float | int, float | int]  # x, y in pixels from the up
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explained:
-    """What was found in one image. Arrays are fp32; maps lie as their cells do, rows from the top."""
+class ExplanationBase:
+    """The explanation of one image. Arrays are fp32; maps have their rows from the top."""
 
     source: str
-    """The file, or what else the image came from."""
+    """The image's file, else its type."""
     classification: Classification
     """Of the image; of the pixel at `point` from a segmenter; empty of a network without a head."""
     image: UInt8[np.ndarray, "H W 3"]
-    """What the network saw, as pixels."""
+    """The network's input, as pixels."""
     readout: str
-    """What the rollout leads to, in words: "class token", "mean of the last map", ..."""
+    """What the rollout is computed for: "class token", "mean of the last map", ..."""
     point: Point | None
     """x and y in pixels of `image`."""
 
@@ -41,12 +41,12 @@ class Explained:
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        """What is short, as plain values; the larger arrays are in `arrays()`."""
-        said = self.classification.to_json() | {"size": list(self.image.shape[:2]), "readout": self.readout}
-        return said if self.point is None else said | {"point": [round(side, 2) for side in self.point]}
+        """Return the small values; the large arrays are in `arrays()`."""
+        values = self.classification.to_json() | {"size": list(self.image.shape[:2]), "readout": self.readout}
+        return values if self.point is None else values | {"point": [round(side, 2) for side in self.point]}
 
     def save(self, folder: str | Path) -> None:
-        """Write `explanation.json` and `explanation.npz` into `folder`. Pictures: `triptych.plots`."""
+        """Write `explanation.json` and `explanation.npz` into `folder`. Images: `triptych.plots`."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self.arrays())  # pyright: ignore[reportArgumentType]
         write_atomically(Path(folder) / "explanation.npz", lambda file: file.write(buffer.getvalue()))
@@ -68,32 +68,32 @@ def best(
 
 
 def size_of(image: ImageInput) -> tuple[int, int]:
-    """Height and width of a picture, upright."""
+    """Height and width of an image, upright."""
     height, width = decode(image, name=name_of(image)).shape[:2]
     return height, width
 
 
 def check_point(point: Point, image_size: tuple[int, int]) -> None:
-    """Raises `UserError` if a point is not in an image of such height and width."""
+    """Raise a `ConfigError` if a point is outside an image of this height and width."""
     if not (0 <= point[0] < image_size[1] and 0 <= point[1] < image_size[0]):
-        raise UserError(
-            f"the point x = {point[0]:g}, y = {point[1]:g} is outside the picture of "
+        raise ConfigError(
+            f"the point x = {point[0]:g}, y = {point[1]:g} is outside the image of "
             f"{image_size[1]} x {image_size[0]} pixels (width x height)"
         )
 
 
-def landed(point: Point, image_size: tuple[int, int], preprocess: Preprocess) -> Point:
-    """Where a point of a picture of height and width `image_size` lies in what `fitted` makes of it.
+def map_point(point: Point, image_size: tuple[int, int], preprocess: Preprocess) -> Point:
+    """Where a point of an image of height and width `image_size` lies in what `fitted` makes of it.
 
     Raises:
-        UserError: it is outside the picture, or what is around it is cropped away.
+        ConfigError: it is outside the image, or what is around it is cropped away.
     """
     check_point(point, image_size)
     size = preprocess.size
     by = [to / preprocess.crop / have for to, have in zip(size, image_size, strict=True)]
     if preprocess.mode != "squash":
         by = [max(by) if preprocess.mode == "crop" else min(by)] * 2
-    # The centre stays the centre. All is in the order y, x.
+    # The center stays the center. All is in the order y, x.
     at = [
         to / 2 + s * (v - have / 2) for to, s, v, have in zip(size, by, point[::-1], image_size, strict=True)
     ]
@@ -102,7 +102,7 @@ def landed(point: Point, image_size: tuple[int, int], preprocess: Preprocess) ->
             f"from {max(0, math.ceil(have / 2 - to / 2 / s))} to {min(have, math.floor(have / 2 + to / 2 / s))}"
             for to, s, have in zip(size, by, image_size, strict=True)
         )
-        raise UserError(
-            f"the point x = {point[0]:g}, y = {point[1]:g} is cropped away: the network sees x {x} and y {y}"
+        raise ConfigError(
+            f"the point x = {point[0]:g}, y = {point[1]:g} is cropped away: the network's input has x {x} and y {y}"
         )
     return at[1], at[0]

@@ -1,4 +1,4 @@
-"""Why a Swin said what it said: a point's attention in every block, the rollout through the merging, the pyramid."""
+"""Explain a Swin: a point's attention in every block, the rollout through the merging, the pyramid."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from triptych.layers.capture import capture
 from triptych.model_card import Preprocess
 from triptych.pipelines.base import ImagePipeline
 from triptych.pipelines.explain.filters import first_filters
-from triptych.pipelines.explain.result import Explained, Point, best, landed, size_of
+from triptych.pipelines.explain.result import ExplanationBase, Point, best, map_point, size_of
 from triptych.pipelines.explain.swin_windows import (
     BlockWindows,
     attention_at,
@@ -30,8 +30,8 @@ from triptych.pipelines.image_input import ImageInput, fitted, name_of, normaliz
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinExplanation(Explained):
-    """What `explain` found in a Swin, or in a segmenter on one. Lists have an entry a stage, the finest first."""
+class SwinExplanation(ExplanationBase):
+    """The result of `explain` for a Swin, or a segmenter on one. Lists have one entry per stage, the finest first."""
 
     point: Point
     attention: list[Float[np.ndarray, "blocks heads _ _"]]
@@ -97,18 +97,18 @@ def explain_swin(
     """`explain` for a Swin or a segmenter on one; see there."""
     pipe = ImagePipeline(net, device="cpu", dtype="fp32")
     swin: Any = backbone_of(pipe.net)[1]
-    picture = size_of(image)
-    seen = what_is_seen(pipe.net, picture, size)
-    at = (seen.size[1] / 2, seen.size[0] / 2) if point is None else landed(point, picture, seen)
+    image_size = size_of(image)
+    seen = preprocess_at(pipe.net, image_size, size)
+    at = (seen.size[1] / 2, seen.size[0] / 2) if point is None else map_point(point, image_size, seen)
     pixels = fitted(image, seen)
     x = normalized(pixels, seen, pipe.config.in_channels)[None]
     with torch.inference_mode(), capture(pipe.net) as maps, outputs(swin.stages) as features:
         logits = pipe.net(x)[0] if pipe.classes else None
-        if logits is None:  # without a head it has maps to show, and nothing to say
+        if logits is None:  # without a head there are maps, but no classes
             swin.features(x)
     blocks = block_windows(pipe.net, seen.size)
     attention = [maps[block.name][0] for block in blocks]
-    paid = [attention_at(weights, block, at) for weights, block in zip(attention, blocks, strict=True)]
+    attended = [attention_at(weights, block, at) for weights, block in zip(attention, blocks, strict=True)]
     last = blocks[-1].size
     shown = [colors(z[0]) for z in features]
     components, filter_share = first_filters(swin)
@@ -119,10 +119,10 @@ def explain_swin(
         readout="mean of the last map",
         point=at,
         attention=[
-            np.stack([a.numpy() for (a, _), block in zip(paid, blocks, strict=True) if block.stage == s])
+            np.stack([a.numpy() for (a, _), block in zip(attended, blocks, strict=True) if block.stage == s])
             for s in range(len(features))
         ],
-        padding=np.array([float(lost.mean()) for _, lost in paid], np.float32),
+        padding=np.array([float(lost.mean()) for _, lost in attended], np.float32),
         windows=np.array([[b.window[0] * b.stride, b.window[1] * b.stride] for b in blocks], np.float32),
         shifts=np.array([[b.shift[0] * b.stride, b.shift[1] * b.stride] for b in blocks], np.float32),
         strides=np.array(swin.strides),
@@ -138,28 +138,27 @@ def explain_swin(
 
 @contextmanager
 def outputs(parts: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """What each of the parts gives while the block runs: a Swin's maps before any norm, which would make all cells
-    alike in length."""
-    kept: list[Tensor] = []
+    """Record the outputs of modules: a Swin's maps before any norm, which would equalize the lengths of all cells."""
+    features: list[Tensor] = []
 
-    def keep(_part: nn.Module, _inputs: Any, made: Tensor) -> None:
-        kept.append(made)
+    def record(_part: nn.Module, _inputs: Any, output: Tensor) -> None:
+        features.append(output)
 
-    hooks = [part.register_forward_hook(keep) for part in parts]
+    hooks = [part.register_forward_hook(record) for part in parts]
     try:
-        yield kept
+        yield features
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def what_is_seen(net: Any, picture: tuple[int, int], size: tuple[int, int] | None) -> Preprocess:
-    """The card's preparation at `size`. A segmenter sees all of a picture, as `SegmentationPipeline` shows it."""
-    how: Preprocess = net.card.preprocess
-    if isinstance(net, Segmenter) and how.mode == "crop":
-        fed, _ = view_sizes(picture, how, ViewOptions(), 1.0, net.backbone.strides[0])
-        return replace(how, size=size or fed, mode="squash", crop=1.0)
-    return replace(how, size=size or how.size)
+def preprocess_at(net: Any, image_size: tuple[int, int], size: tuple[int, int] | None) -> Preprocess:
+    """The card's preprocessing at `size`. A segmenter is given the full image, as by `SegmentationPipeline`."""
+    preprocess: Preprocess = net.card.preprocess
+    if isinstance(net, Segmenter) and preprocess.mode == "crop":
+        fed, _ = view_sizes(image_size, preprocess, ViewOptions(), 1.0, net.backbone.strides[0])
+        return replace(preprocess, size=size or fed, mode="squash", crop=1.0)
+    return replace(preprocess, size=size or preprocess.size)
 
 
 def point_rollout(
@@ -181,7 +180,7 @@ def colors(
     """Directions of a map's cells as red, green and blue: their first three principal components, and the share of the
     variance that each explains.
 
-    The sign of a component is arbitrary: its largest value is made positive. Each is scaled by itself, from its 2nd to
+    The sign of a component is arbitrary: its largest value is positive. Each is scaled by itself, from its 2nd to
     its 98th percentile.
     """
     cells = F.normalize(z.flatten(0, 1).double(), dim=1)  # hw d
@@ -192,7 +191,7 @@ def colors(
     P[:, :n] = U[:, :n] * S[:n]
     P = P * P.gather(0, P.abs().argmax(0, keepdim=True)).sign()
     low, high = P.quantile(torch.tensor([0.02, 0.98], dtype=P.dtype), dim=0)
-    # What does not differ between cells, but by rounding, is grey.
+    # What does not differ between cells, but by rounding, is gray.
     flat = high - low < 1e-9
     P = torch.where(flat, 0.5, ((P - low) / (high - low).masked_fill(flat, 1)).clamp(0, 1))
     share = torch.zeros(3, dtype=torch.float64)

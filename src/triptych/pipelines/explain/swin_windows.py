@@ -1,7 +1,7 @@
-"""Where the windows of a Swin stand in the picture, and what the attention inside them says of it.
+"""The windows of a Swin in the image, and the attention inside them.
 
 `capture` gives the attention of a block as (windows, heads, cells, cells) of the padded and rolled map. Here every
-weight goes back to the cell that it belongs to. Padding is no part of the picture: what is paid to it is left out, and
+weight goes back to the cell that it belongs to. Padding is no part of the image: what is paid to it is left out, and
 the rest made to sum to 1.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.window import shift_along, window_slots, window_sources, windows_along
 from triptych.models.configs.swin import maps_at
@@ -73,18 +73,18 @@ def block_windows(net: nn.Module, image_size: tuple[int, int]) -> list[BlockWind
     """Every block of a Swin, or of a segmenter's Swin, on images of height and width `image_size`.
 
     Raises:
-        UserError: neither of them.
+        ConfigError: neither of them.
     """
     before, swin = backbone_of(net)
     if not isinstance(swin, Swin):
-        raise UserError(f"{type(swin).__name__} has no windows; give a Swin, or a segmenter on one")
-    found = []
+        raise ConfigError(f"{type(swin).__name__} has no windows; give a Swin, or a segmenter on one")
+    windows = []
     for s, size in enumerate(maps_at(swin.config, image_size)):
         blocks: Any = swin.stages[s].blocks
         for b, block in enumerate(blocks):
             window: tuple[int, int] = block.attn.window
             shift = (shift_along(size[0], window[0]), shift_along(size[1], window[1]))
-            found.append(
+            windows.append(
                 BlockWindows(
                     name=f"{before}stages.{s}.blocks.{b}.attn",
                     stage=s,
@@ -94,7 +94,7 @@ def block_windows(net: nn.Module, image_size: tuple[int, int]) -> list[BlockWind
                     shift=shift if block.shifted else (0, 0),
                 )
             )
-    return found
+    return windows
 
 
 def window_attention_at(
@@ -116,11 +116,11 @@ def window_attention_at(
         point: x and y in pixels of those images.
 
     Raises:
-        UserError: no Swin, a point outside the image, or no such block.
+        ConfigError: no Swin, a point outside the image, or no such block.
     """
     blocks = block_windows(net, image_size)
     if not -len(blocks) <= block < len(blocks):
-        raise UserError(f"block is {block}; the network has {len(blocks)}, counted from 0")
+        raise ConfigError(f"block is {block}; the network has {len(blocks)}, counted from 0")
     check_point(point, image_size)
     weights, _ = attention_at(maps[blocks[block].name][0], blocks[block], point)
     return weights.mean(0).cpu().numpy()
@@ -136,7 +136,7 @@ def attention_at(
     real = source < block.size[0] * block.size[1]
     seen = weights[n, :, m, real]  # heads, real
     cells = seen.new_zeros(len(seen), block.size[0] * block.size[1])
-    cells[:, source[real]] = _whole(seen)
+    cells[:, source[real]] = _normalized(seen)
     return cells.unflatten(1, block.size), 1 - seen.sum(-1)
 
 
@@ -172,7 +172,7 @@ def before_block(
     """rows (0.5 A + 0.5 I): A is the mean of the heads, I the residual connection."""
     source = block.sources().to(rows.device)  # n m
     real = source < block.size[0] * block.size[1]
-    A = _whole(weights.to(rows) * real[:, None, None, :]).mean(1)  # n m m
+    A = _normalized(weights.to(rows) * real[:, None, None, :]).mean(1)  # n m m
     cells = F.pad(rows.flatten(1), (0, 1))  # r hw+1: padding has nothing
     pulled = torch.einsum("rnq,nqk->rnk", cells[:, source], A).flatten(1)  # r nm
     back = pulled[:, block.places().to(rows.device)]  # r h w
@@ -188,6 +188,6 @@ def before_merging(rows: Float[Tensor, "r h w"], size: tuple[int, int]) -> Float
     return rows.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, : size[0], : size[1]]
 
 
-def _whole(shares: Tensor) -> Tensor:
+def _normalized(shares: Tensor) -> Tensor:
     """Made to sum to 1 along the last axis; what is all 0 stays so."""
     return shares / shares.sum(-1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)

@@ -1,6 +1,6 @@
-"""Why a network said what it said; of a Vision Transformer every head, rollout, distances, positions, filters.
+"""Explain a network's prediction; for a Vision Transformer all heads, rollout, distances, positions and filters.
 
-A network without a head, such as masked pre-training leaves, says nothing: it is looked into all the same.
+A network without a head, such as after masked pre-training, has no prediction; the rest is computed all the same.
 
 The network runs as it is; `capture` makes its attention show the probabilities that the fused kernel hides. All
 figures are for one image. A ViT's are for the tokens that the head reads: the class token, both tokens of a distilled
@@ -18,22 +18,22 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.capture import capture
 from triptych.models.swin import Swin
 from triptych.models.vit import ViT
 from triptych.pipelines.base import ImagePipeline
 from triptych.pipelines.explain.filters import first_filters, position_similarity
-from triptych.pipelines.explain.result import Explained, Point, best, landed, size_of
-from triptych.pipelines.explain.swin import SwinExplanation, explain_swin, what_is_seen
+from triptych.pipelines.explain.result import ExplanationBase, Point, best, map_point, size_of
+from triptych.pipelines.explain.swin import SwinExplanation, explain_swin, preprocess_at
 from triptych.pipelines.explain.swin_windows import backbone_of
 from triptych.pipelines.image_input import ImageInput, fitted, name_of, normalized
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explanation(Explained):
-    """What `explain` found in a ViT; patches are laid out in their grid (h, w)."""
+class Explanation(ExplanationBase):
+    """The result of `explain` for a ViT; patches are in their grid (h, w)."""
 
     heads: Float[np.ndarray, "blocks heads h w"]
     """Attention that the tokens of `readout` pay to each patch; with attention pooling the probe's maps come
@@ -90,21 +90,21 @@ def explain(
     top: int = 5,
     point: Point | None = None,
 ) -> Any:
-    """Look into a ViT, a Swin, or a segmenter on one of them while it looks at an image.
+    """Explain what a ViT, a Swin, or a segmenter on one of them computes for an image.
 
     Args:
         net: a network with `card`, or what `tp.load` takes; left as it is. It runs in fp32.
         image: path, bytes of a file, PIL image or uint8 array.
         size: height and width in pixels to feed instead of the card's; they need not be equal.
-        top: classes to name; of a network without a head there are none.
-        point: x and y in pixels of the image. Of a ViT, the patch there is looked at instead of what the head reads; of
-            a Swin, the cell there in every block. By default that in the middle, for a Swin and for a segmenter.
+        top: number of classes to return; a network without a head has none.
+        point: x and y in pixels of the image. A ViT is explained at the patch there instead of at what the head
+            reads, a Swin at the cell there in every block. Default for a Swin and a segmenter: the center.
 
     Returns:
         an `Explanation` of a ViT, a `SwinExplanation` of a Swin, whether alone or in a segmenter.
 
     Raises:
-        UserError: another network, not an image, or a point that the network does not see.
+        ConfigError: another network, not an image, or a point that the network does not see.
     """
     if not isinstance(net, nn.Module):
         from triptych.weights import load
@@ -113,12 +113,12 @@ def explain(
     _, backbone = backbone_of(net)
     if not isinstance(backbone, ViT | Swin):
         on = f" on a {type(backbone).__name__}" if isinstance(net, Segmenter) else ""
-        raise UserError(
+        raise ConfigError(
             f"explain looks into ViTs, Swins and segmenters on them; this is a {type(net).__name__}{on}"
         )
     with torch.device("cpu"):  # all of it runs there, whatever the default device
-        looked = explain_swin if isinstance(backbone, Swin) else explain_vit
-        return looked(net, image, size, top, point)
+        run = explain_swin if isinstance(backbone, Swin) else explain_vit
+        return run(net, image, size, top, point)
 
 
 def explain_vit(
@@ -127,10 +127,10 @@ def explain_vit(
     """`explain` for a ViT or a segmenter on one; see there."""
     pipe = ImagePipeline(net, device="cpu", dtype="fp32")
     vit: Any = backbone_of(pipe.net)[1]
-    config, picture = vit.config, size_of(image)
-    preprocess = what_is_seen(pipe.net, picture, size)
+    config, image_size = vit.config, size_of(image)
+    preprocess = preprocess_at(pipe.net, image_size, size)
     pixels = fitted(image, preprocess)
-    at = None if point is None else landed(point, picture, preprocess)
+    at = None if point is None else map_point(point, image_size, preprocess)
     if at is None and isinstance(net, Segmenter):  # its head reads every patch
         at = preprocess.size[1] / 2, preprocess.size[0] / 2
     x = normalized(pixels, preprocess, config.in_channels)[None]
