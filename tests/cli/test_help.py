@@ -55,7 +55,7 @@ FLAGS = {
         {LEARNING}
         --text.encoder --text.vocabulary --text.max-length --text.embed-dim --text.depth --text.head-dim --text.train
         --lora.rank --lora.alpha --lora.feed-forward --word.name --word.like --word.vectors --word.templates
-        --process.schedule --process.beta-start --process.beta-end --process.steps --process.zero-terminal-snr
+        --process.schedule --process.beta-start --process.beta-end --process.num-timesteps --process.zero-terminal-snr
         --process.prediction
         --noise.times --noise.logit-mean --noise.logit-std --noise.min-snr --noise.offset
         --cache.use --cache.folder --cache.dtype --cache.shard --cache.batch-size

@@ -214,7 +214,7 @@ def test_evaluate(model, labelled, tmp_path, capsys):
     right = sum(pipe(path).name == path.parent.name for path in files)
     assert found["top1"] == pytest.approx(right / 11)
     assert found["top5"] == 1.0
-    assert found["per_class"]["owl"] == {"right": None, "count": 0}
+    assert found["per_class"]["owl"] == {"accuracy": None, "count": 0}
     assert found["per_class"]["fox"]["count"] == 3
     assert sum(pair["count"] for pair in found["most_confused"]) == 11 - right
     assert "3.png" in next(iter(found["left_out"]))
@@ -222,13 +222,13 @@ def test_evaluate(model, labelled, tmp_path, capsys):
     assert (tmp_path / "confusion.png").stat().st_size > 3000
     out = said(capsys, *args)
     assert f"{right / 11:.2%}" in out
-    assert "confused most" in out
+    assert "most confused" in out
 
 
 @pytest.mark.parametrize("data", ["scenes", "folder"])
 def test_evaluate_a_segmenter(parser, masked, tmp_path, capsys, data, monkeypatch):
     if data == "scenes":
-        monkeypatch.setattr("triptych.data.builtin.scenes.COUNTS", {"train": 4, "test": 4})
+        monkeypatch.setattr("triptych.data.builtin.scenes.DEFAULT_COUNTS", {"train": 4, "test": 4})
     args = ("evaluate", parser, "--data", "scenes" if data == "scenes" else masked, "--workers", 0)
     found = json.loads(said(capsys, *args, "--out", tmp_path, "--json"))
     assert found["task"] == "segmentation"
@@ -246,7 +246,7 @@ def test_evaluate_a_segmenter(parser, masked, tmp_path, capsys, data, monkeypatc
     assert json.loads((tmp_path / "metrics.json").read_text()) == found
     assert (tmp_path / "confusion.png").stat().st_size > 3000
     out = said(capsys, *args)
-    for words in (f"{found['miou']:.2%}", "mIoU", "pixel accuracy", "background", "confused most"):
+    for words in (f"{found['miou']:.2%}", "mIoU", "pixel accuracy", "background", "most confused"):
         assert words in out
     if data == "folder":
         without = json.loads(

@@ -420,7 +420,7 @@ def test_the_wrong_kind_of_network(net, tmp_path):
         SegmentationPipeline(classifier)
     with pytest.raises(tp.UserError, match=r"is a segmenter.*use SegmentationPipeline or `triptych segment`"):
         tp.ClassificationPipeline(net)
-    with pytest.raises(tp.UserError, match="no class for each pixel"):
+    with pytest.raises(tp.UserError, match="no class per pixel"):
         SegmentationPipeline(tp.create("convnet-unet", widths=(4, 4)))
     with pytest.raises(tp.UserError, match=r"colors are of shape \(1, 3\)"):
         SegmentationPipeline(net, colors=[(1, 2, 3)])
