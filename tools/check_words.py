@@ -41,7 +41,7 @@ PARTS = frozenset(
         r"\w+",
         """
             told nobody somebody anew teller opponent learnt colour colours coloured grey normalise normalised
-            initialize initialised quantise quantised optimise optimised picture pictures painted painting painter
+            initialise initialised quantise quantised optimise optimised picture pictures painted painting painter
             paints neighbour neighbours centre centred behaviour labelled
         """,
     )

@@ -43,7 +43,9 @@ def arrays(depths, size, window_size=4, stride=4):
         "point": np.array([size[1] / 2, 1], np.float32),
         "rollout": rng.random((-(-size[0] // stride), -(-size[1] // stride))),
         "strides": stride * 2 ** np.arange(len(depths)),
-        "windows": np.repeat(window_size * stride * 2.0 ** np.arange(len(depths)), depths)[:, None].repeat(2, 1),
+        "windows": np.repeat(window_size * stride * 2.0 ** np.arange(len(depths)), depths)[:, None].repeat(
+            2, 1
+        ),
         "share": np.full((len(depths), 3), 0.3),
         "filters": rng.normal(size=(4, 2, 2, 3)),
         "filter_share": np.full(4, 0.25),

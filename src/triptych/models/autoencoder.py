@@ -71,7 +71,7 @@ class FirstStage(Network):
         Args:
             images: (B, 3, H, W) in [-1, 1], sides multiples of `config.downsample_factor`.
             sample: draw from the posterior instead of taking its mean. VQ and tiny ones have nothing to draw; VQ
-                gives the latents before quantisation (Appendix G).
+                gives the latents before quantization (Appendix G).
             noise: standard normal numbers to sample with, (B, c, H / f, W / f); implies `sample`.
             generator: source of these numbers otherwise.
 
@@ -107,8 +107,8 @@ class FirstStage(Network):
     def decode_tiled(self, latents: Latents, tile: int = 64, overlap: int = 16) -> Images:
         """`decode` in tiles of `tile` by `tile` latents, so that the memory it takes does not grow with the image.
 
-        Neighbours share `overlap` latents at least. Each tile has its own norms and attention, so that tones may
-        differ a little over the picture; the blend is smooth.
+        Neighbors share `overlap` latents at least. Each tile has its own norms and attention, so that tones may
+        differ a little over the image; the blend is smooth.
         """
         self._check_latents(latents)
         factor = self.config.downsample_factor
@@ -282,7 +282,7 @@ class Autoencoder(FirstStage):
     """The first stage, KL or VQ: `encode` gives scaled latents, `decode` takes them.
 
     KL: the encoder gives mean and log variance of a Gaussian for each latent. VQ: `decode` moves each latent to the
-    nearest entry of the codebook first, so that what is diffused is not yet quantised (Appendix G).
+    nearest entry of the codebook first, so that what is diffused is not yet quantized (Appendix G).
     """
 
     config: AutoencoderConfig
@@ -385,7 +385,7 @@ class Autoencoder(FirstStage):
         return self.decoder(self.post_quant(self.unscaled(latents)))
 
     def render(self, z: Latents) -> Images:
-        """Quantise (VQ alone), then the decoder."""
+        """Quantize (VQ alone), then the decoder."""
         if self.config.regularization == "vq":
             entries, _ = self._nearest(z)
             z = z + (entries - z).detach() if torch.is_grad_enabled() and z.requires_grad else entries

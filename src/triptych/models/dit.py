@@ -117,7 +117,7 @@ class DiT(Prompted):
         """What the network predicts of `x`, as large as `x`.
 
         Args:
-            x: noisy latents; what a network is given beside them (mask, masked picture, depth) are further channels.
+            x: noisy latents; what a network is given beside them (mask, masked image, depth) are further channels.
             t: the time of each, in steps of the process, whole or broken.
             context: tokens of the prompts, or `project_context` of them.
             labels: a class each, from 0; `config.num_classes` is none of them.
@@ -138,17 +138,17 @@ class DiT(Prompted):
         for block, modulation in zip(self.encoder, modulations, strict=True):
             z = block(z, modulation, context)
         z = linear(self.norm(z) * (1 + scale) + shift, self.out.weight, self.out.bias)   # b n PPo
-        return self._pictured(z, (rows, columns), (x.shape[-2], x.shape[-1]))            # b o h w
+        return self._unpatchify(z, (rows, columns), (x.shape[-2], x.shape[-1]))            # b o h w
 
     def _modulations(self, condition: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
         """The shifts, scales and gates of every block (B, 6, D), then shift and scale of the last norm (B, 2, D)."""
         depth, dim = self.config.depth, self.config.embed_dim
-        made = linear(F.silu(condition), self.modulation.weight, self.modulation.bias)
-        made = rearrange(made, "b (parts d) -> b parts d", d=dim)                        # b parts D
+        modulations = linear(F.silu(condition), self.modulation.weight, self.modulation.bias)
+        modulations = rearrange(modulations, "b (parts d) -> b parts d", d=dim)          # b parts D
         if self.config.modulation == "single":
-            last = condition.to(made)[:, None].expand(-1, 2, -1)
-            made = torch.cat([made.repeat(1, depth, 1), last], dim=1) + self.table.to(made)
-        return made.split([6] * depth + [2], dim=1)
+            last = condition.to(modulations)[:, None].expand(-1, 2, -1)
+            modulations = torch.cat([modulations.repeat(1, depth, 1), last], dim=1) + self.table.to(modulations)
+        return modulations.split([6] * depth + [2], dim=1)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
         """The frequencies are those of the paper's code, which is MAE's."""
@@ -157,7 +157,7 @@ class DiT(Prompted):
             steps = (self.config.grid[0] / grid[0], self.config.grid[1] / grid[1])
         return sincos_positions(grid, self.config.embed_dim, closed=False, steps=steps)
 
-    def _pictured(
+    def _unpatchify(
         self, z: Float[Tensor, "b n ppc"], grid: tuple[int, int], size: tuple[int, int]
     ) -> Float[Tensor, "b o h w"]:
         """Patches laid out as latents of a size, less the variance and what was padded."""

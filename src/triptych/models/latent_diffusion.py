@@ -96,8 +96,8 @@ class LatentDiffusion(Network):
             labels: for networks that take them: a DiT's classes, the upscaler's noise level.
         """
         if (concat is None) != (self.config.concat == "none"):
-            said = "takes nothing" if self.config.concat == "none" else f"needs {self.config.concat}"
-            raise UserError(f"this model {said} beside its latents; give it so")
+            needs = "takes no concatenated channels" if self.config.concat == "none" else f"needs {self.config.concat}"
+            raise UserError(f"this model {needs}; pass `concat` accordingly")
         dtype = next(self.network.parameters()).dtype
         projected = None if context is None else self.network.project_context(context.to(dtype))
 

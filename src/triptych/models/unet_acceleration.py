@@ -147,26 +147,26 @@ def destinations(size: tuple[int, int], generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def deep_cached(net: nn.Module, every: int) -> Iterator[None]:
+def deep_cached(net: nn.Module, interval: int) -> Iterator[None]:
     """Reuse deep features while the block runs (Ma et al. 2023, "DeepCache: Accelerating Diffusion Models for Free").
 
     What the UNet computes between its first block down and its last two blocks up changes slowly from step to step, so
-    it is computed in every `every`-th step only. Use one block for the steps of one sampler. Inputs of another shape
+    it is computed in every `interval`-th step only. Use one block for the steps of one sampler. Inputs of another shape
     than the previous ones, as by guidance in an interval, are computed in full.
 
     Args:
         net: the UNet.
-        every: N of Section 3.3, at least 1 (no effect).
+        interval: N of Section 3.3, at least 1 (no effect).
 
     Raises:
         UserError: less than 1, or no UNet.
     """
-    if every < 1:
-        raise UserError(f"deep_cache is {every}, which must be at least 1 (off)")
-    if every == 1:
+    if interval < 1:
+        raise UserError(f"deep_cache is {interval}, which must be at least 1 (off)")
+    if interval == 1:
         yield
         return
-    unet, cache = _unet(net, "deep_cache"), DeepFeatures(every)
+    unet, cache = _unet(net, "deep_cache"), DeepFeatures(interval)
     down, middle, up = list(unet.down), unet.middle, list(unet.up)
     try:
         for i, level in enumerate(down):
@@ -184,15 +184,15 @@ def deep_cached(net: nn.Module, every: int) -> Iterator[None]:
 
 
 class DeepFeatures:
-    """The input of a UNet's last two blocks, computed in every `every`-th step."""
+    """The input of a UNet's last two blocks, computed in every `interval`-th step."""
 
-    def __init__(self, every: int):
-        self.every, self.age, self.shape = every, 0, torch.Size()
+    def __init__(self, interval: int):
+        self.interval, self.age, self.shape = interval, 0, torch.Size()
         self.x = torch.empty(0)
 
     def next_step(self, shape: torch.Size) -> None:
         """Begin a step for inputs of this shape."""
-        self.age = (self.age + 1) % self.every if shape == self.shape else 0
+        self.age = (self.age + 1) % self.interval if shape == self.shape else 0
         self.shape = shape
 
     @property

@@ -415,7 +415,7 @@ def test_bad_input_is_one_line(config, sd, first_stages, tmp_path):
     refused(
         r"is a Autoencoder; give a latent diffusion model to start from|is an? Autoencoder", init=str(stage)
     )
-    refused(r"takes mask\+masked beside its latents", train="all", init=str(inpainting))
+    refused(r"takes mask\+masked_image beside its latents", train="all", init=str(inpainting))
     refused(r"train=lora writes updates of a UNet, and init .* has a DiT; give --train all", init=str(dit))
     with pytest.raises(UserError, match=r"rank is 0, which must be at least 1|rank"):
         LoraConfig(rank=0)

@@ -101,7 +101,7 @@ class AutoencoderConfig:
 
     @property
     def encoder_channels(self) -> int:
-        """Channels that the encoder ends in, before the quantising convolution: KL has mean and log variance."""
+        """Channels that the encoder ends in, before the quantizing convolution: KL has mean and log variance."""
         return (self.bottleneck_channels or self.latent_channels) * (2 if self.regularization == "kl" else 1)
 
 
@@ -212,7 +212,7 @@ SIZES: dict[str, FirstStageConfig] = {
 class Layer(NamedTuple):
     """A convolution, a norm (inputs = outputs) or the product of all pairs of pixels (attention), and where."""
 
-    kind: Literal["conv", "norm", "pairs"]
+    operation: Literal["conv", "norm", "pairs"]
     inputs: int
     outputs: int
     kernel: int
@@ -308,10 +308,10 @@ def _tiny_layers(config: TinyAutoencoderConfig) -> Iterator[tuple[str, Layer]]:
 def parameters(config: FirstStageConfig, part: Literal["all", "encoder", "decoder"] = "all") -> int:
     """Number of parameters, of the whole or of one half (without the 1x1 convolutions between them)."""
     total = 0
-    for where, (kind, inputs, outputs, kernel, _, bias) in layers(config):
+    for where, (operation, inputs, outputs, kernel, _, bias) in layers(config):
         if part in ("all", where):
-            weights = {"conv": kernel**2 * inputs * outputs, "norm": outputs, "pairs": 0}[kind]
-            total += weights + (outputs if bias and kind != "pairs" else 0)
+            weights = {"conv": kernel**2 * inputs * outputs, "norm": outputs, "pairs": 0}[operation]
+            total += weights + (outputs if bias and operation != "pairs" else 0)
     if part == "all" and isinstance(config, AutoencoderConfig):
         total += config.codebook_size * config.latent_channels
     return total
@@ -325,8 +325,8 @@ def macs(
     """Multiply-accumulates of the products and convolutions for one image: encoded and decoded, or one of the two."""
     height, width = image_size or config.image_size
     total = 0
-    for where, (kind, inputs, outputs, kernel, factor, _) in layers(config):
-        if part in ("all", where) and kind != "norm":
+    for where, (operation, inputs, outputs, kernel, factor, _) in layers(config):
+        if part in ("all", where) and operation != "norm":
             cells = (height // factor) * (width // factor)
-            total += cells * (kernel**2 * inputs * outputs if kind == "conv" else 2 * cells * inputs)
+            total += cells * (kernel**2 * inputs * outputs if operation == "conv" else 2 * cells * inputs)
     return total

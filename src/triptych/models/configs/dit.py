@@ -12,13 +12,13 @@ class DiTConfig:
     """Sizes and forms of a DiT: a ViT that denoises (Peebles and Xie 2023, Section 3.2). Checked when made.
 
     With `num_classes` a class is part of what modulates the blocks; with `context_dim` each block looks at a prompt
-    (Chen et al. 2023, "PixArt-alpha", Section 2.3); with neither it paints unconditionally.
+    (Chen et al. 2023, "PixArt-alpha", Section 2.3); with neither it generates unconditionally.
     """
 
     latent_size: tuple[int, int] = (32, 32)
     """Height and width of the latents that it was trained on; forward takes any size."""
     in_channels: int = 4
-    """Channels of the noisy latents, and of what is laid beside them (a mask, a masked picture, depth)."""
+    """Channels of the noisy latents, and of what is concatenated to them (a mask, a masked image, depth)."""
     out_channels: int = 4
     patch_size: int
     """P: side of a patch in cells of the latents."""
@@ -48,7 +48,7 @@ class DiTConfig:
     qk_norm: bool = False
     """LayerNorm over each head's queries and keys."""
     position: Literal["stretched", "counted"] = "stretched"
-    """At another size than `latent_size` the trained grid is stretched over the latents, so that a picture is composed
+    """At another size than `latent_size` the trained grid is stretched over the latents, so that an image is composed
     as a whole; or patches are counted from the corner, so that a place has one position at every aspect ratio."""
     time_frequencies: Literal["open", "closed"] = "open"
     """The time's frequencies stop one short of 1 / 10000 (the paper's code, and every UNet) or at it (diffusers)."""

@@ -1,4 +1,4 @@
-"""A picture as a prompt, as data. Imports no torch."""
+"""An image as a prompt, as data. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from triptych.models.configs.vit import ViTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTokensConfig:
-    """A picture as a prompt: a token for each cell of a ViT's or Swin's last map. Checked when made."""
+    """An image as a prompt: a token for each cell of a ViT's or Swin's last map. Checked when made."""
 
     backbone: ViTConfig | SwinConfig
     embed_dim: int = 256

@@ -31,7 +31,7 @@ GenerationTask = Literal[
 
 ConcatConditioning = Literal["none", "mask+masked_image", "masked_image+mask", "depth", "image", "semantic_map"]
 
-# What is laid beside the noisy latents -> channels of it, in channels of the latents and others.
+# What is concatenated to the noisy latents -> channels of it, in channels of the latents and others.
 CONCAT_CHANNELS: dict[ConcatConditioning, tuple[int, int]] = {
     "none": (0, 0),
     "mask+masked_image": (1, 1),
@@ -83,15 +83,15 @@ class LatentDiffusionConfig:
     network: UNetConfig | DiTConfig
     """The denoiser, of either kind."""
     text_encoder: TextConfig | ClassTokenConfig | ImageTokensConfig | None = None
-    """What reads the prompt, the class, or a picture to be like; none in an unconditional model."""
+    """What reads the prompt, the class, or an image to be like; none in an unconditional model."""
     process: ProcessConfig = field(default_factory=ProcessConfig)
     concat: ConcatConditioning = "none"
-    """Further input channels of the denoiser: a mask and the masked picture's latents (Stable Diffusion), the same in
-    the other order (the paper's inpainting), a depth map, a small picture to be upscaled, or a map of classes."""
+    """Further input channels of the denoiser: a mask and the masked image's latents (Stable Diffusion), the same in
+    the other order (the paper's inpainting), a depth map, a small image to be upscaled, or a map of classes."""
     semantic_map: SemanticMapConfig | None = None
     """Of concat="map"."""
     low_res_process: ProcessConfig | None = None
-    """Upscaling: the process whose noise is added to the small picture; its time is the UNet's label."""
+    """Upscaling: the process whose noise is added to the small image; its time is the UNet's label."""
 
     def __post_init__(self):
         check(self)
@@ -118,7 +118,7 @@ class LatentDiffusionConfig:
 
     @property
     def classes(self) -> ClassTokenConfig | DiTConfig | None:
-        """What knows classes, in a model that paints those: a token for each, or a DiT's modulation."""
+        """What knows classes, in a model that generates those: a token for each, or a DiT's modulation."""
         if self.text_encoder is None:
             return self.network if isinstance(self.network, DiTConfig) and self.network.num_classes else None
         return self.text_encoder if isinstance(self.text_encoder, ClassTokenConfig) else None
@@ -154,7 +154,7 @@ class LatentDiffusionConfig:
 
 
 def replaced_size(config: LatentDiffusionConfig, image_size: tuple[int, int]) -> LatentDiffusionConfig:
-    """The config for another size of pictures; weights do not depend on it."""
+    """The config for another size of images; weights do not depend on it."""
     factor = config.autoencoder.downsample_factor
     latent = (image_size[0] // factor, image_size[1] // factor)
     return replace(config, network=replace(config.network, latent_size=latent))
@@ -183,7 +183,7 @@ def _sd(unet: str, text: str, prediction: Literal["eps", "v"] = "eps", **more) -
 
 
 def _dit(name: str, side: int) -> LatentDiffusionConfig:
-    """A model of the DiT paper, on Stable Diffusion's latents of square pictures."""
+    """A model of the DiT paper, on Stable Diffusion's latents of square images."""
     return LatentDiffusionConfig(
         autoencoder=autoencoder_config.SIZES["sd-vae"],
         network=replace(dit_config.SIZES[name], latent_size=(side // 8, side // 8)),

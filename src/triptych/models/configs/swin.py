@@ -240,12 +240,12 @@ def macs(config: SwinConfig, image_size: tuple[int, int] | None = None) -> int:
 
 def with_window(config: SwinConfig, window: Any) -> SwinConfig:
     """The config with other windows; SwinV2 keeps the scale of the windows that it was trained with."""
-    made = windows_of(window, len(config.depths))
+    windows = windows_of(window, len(config.depths))
     if config.version == 1:
-        return replace(config, window_size=made, pretrained_window_size=())
-    own = ((0, 0),) * len(made)  # what stands for a stage's own window
+        return replace(config, window_size=windows, pretrained_window_size=())
+    own = ((0, 0),) * len(windows)  # what stands for a stage's own window
     scales = tuple(
         (before[0] or now[0], before[1] or now[1])
         for before, now in zip(config.pretrained_window_size or own, config.window_size, strict=True)
     )
-    return replace(config, window_size=made, pretrained_window_size=scales if scales != made else ())
+    return replace(config, window_size=windows, pretrained_window_size=scales if scales != windows else ())

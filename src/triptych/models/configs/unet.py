@@ -18,7 +18,7 @@ class UNetConfig:
     latent_size: tuple[int, int] = (64, 64)
     """Height and width of the latents that it was trained on; forward takes any size."""
     in_channels: int = 4
-    """Channels of the noisy latents, and of what is laid beside them (a mask, a masked picture, depth)."""
+    """Channels of the noisy latents, and of what is concatenated to them (a mask, a masked image, depth)."""
     out_channels: int = 4
     base_channels: int
     """Channels of the first level."""
@@ -44,7 +44,7 @@ class UNetConfig:
     num_classes: int = 0
     """Labels (class, level of noise) with an embedding that is added to the time's; 0: none."""
     vector_dim: int = 0
-    """Length of a vector (a picture's embedding) that is added to the time's embedding through an MLP; 0: none."""
+    """Length of a vector (an image's embedding) that is added to the time's embedding through an MLP; 0: none."""
     resample: Literal["conv", "resnet"] = "conv"
     """Between levels: a convolution, or a residual block that pools or repeats (`resblock_updown`)."""
     scale_shift: bool = False
@@ -184,7 +184,7 @@ LDM4 = UNetConfig(  # on the latents of VQ-f4
 )
 
 SIZES: dict[str, UNetConfig] = {
-    # To train from scratch: for a folder of pictures, and for small drawings.
+    # To train from scratch: for a folder of images, and for small drawings.
     "unet-s": UNetConfig(
         latent_size=(32, 32),
         base_channels=128,
@@ -269,10 +269,10 @@ def parameters(config: UNetConfig) -> int:
     """Number of parameters in closed form; a test holds it equal to the built network's."""
     time, width = 4 * config.base_channels, config.base_channels
 
-    def residual(taken: int, given: int) -> int:
-        embedding = (time + 1) * given * (2 if config.scale_shift else 1)
-        skip = (taken + 1) * given if taken != given else 0
-        return 2 * taken + (9 * taken + 1) * given + embedding + 2 * given + (9 * given + 1) * given + skip
+    def residual(inputs: int, outputs: int) -> int:
+        embedding = (time + 1) * outputs * (2 if config.scale_shift else 1)
+        skip = (inputs + 1) * outputs if inputs != outputs else 0
+        return 2 * inputs + (9 * inputs + 1) * outputs + embedding + 2 * outputs + (9 * outputs + 1) * outputs + skip
 
     def attention(level: UNetLevel) -> int:
         c, m = level.channels, config.context_dim
@@ -292,7 +292,7 @@ def parameters(config: UNetConfig) -> int:
     total += 2 * residual(middle.channels, middle.channels) + attention(middle)
     for level in (*down, *up):
         c = level.channels
-        total += sum(residual(taken, c) + attention(level) for taken in level.blocks)
+        total += sum(residual(inputs, c) + attention(level) for inputs in level.blocks)
         if level.resampled:
             total += residual(c, c) if config.resample == "resnet" else (9 * c + 1) * c
     return total
@@ -311,11 +311,10 @@ def macs(config: UNetConfig, latent_size: tuple[int, int] | None = None, tokens:
     cells = {2**i: rows * columns for i, (rows, columns) in enumerate(sizes)}
     time, width = 4 * config.base_channels, config.base_channels
 
-    def residual(taken: int, given: int, n: int) -> int:
-        embedding = time * given * (2 if config.scale_shift else 1)
-        return (
-            n * (9 * taken * given + 9 * given * given + (taken * given if taken != given else 0)) + embedding
-        )
+    def residual(inputs: int, outputs: int, n: int) -> int:
+        embedding = time * outputs * (2 if config.scale_shift else 1)
+        skip = inputs * outputs if inputs != outputs else 0
+        return n * (9 * inputs * outputs + 9 * outputs * outputs + skip) + embedding
 
     def attention(level: UNetLevel) -> int:
         c, m, n = level.channels, config.context_dim, cells[level.factor]
@@ -335,7 +334,7 @@ def macs(config: UNetConfig, latent_size: tuple[int, int] | None = None, tokens:
     for way in (down, up):
         for level in way:
             c = level.channels
-            total += sum(residual(taken, c, cells[level.factor]) + attention(level) for taken in level.blocks)
+            total += sum(residual(inputs, c, cells[level.factor]) + attention(level) for inputs in level.blocks)
             if level.resampled:
                 n = cells[level.factor * 2 if way is down else level.factor // 2]
                 total += residual(c, c, n) if config.resample == "resnet" else n * 9 * c * c

@@ -36,7 +36,7 @@ class ViTConfig:
     distill_token: bool = False
     """DeiT's second token with a head of its own; at inference the two heads' logits are averaged."""
     num_registers: int = 0
-    """Extra tokens without a position, read by nobody (Darcet et al. 2024)."""
+    """Extra tokens without a position, not read by the head (Darcet et al. 2024)."""
     position: Literal["learned", "sincos", "rotary", "none"] = "learned"
     prefix_positions: bool = True
     """Whether the learned table has entries for the class and distillation tokens."""

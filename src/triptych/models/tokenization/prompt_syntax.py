@@ -150,7 +150,7 @@ def _closes(mark: re.Match[str]) -> str | None:
 
 
 def _merged(section: list[Piece]) -> list[Piece]:
-    """Neighbours that count alike as one piece: a word is cut into tokens whole, with the literal brackets."""
+    """Neighbors that count alike as one piece: a word is cut into tokens whole, with the literal brackets."""
     merged = []
     for weight, alike in itertools.groupby((piece for piece in section if piece.text), lambda piece: piece.weight):
         merged.append(Piece("".join(piece.text for piece in alike), weight))
