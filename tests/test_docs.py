@@ -108,7 +108,7 @@ def test_the_table_of_sizes():
     assert len(rows) == 5
     for name, depth, dim, heads, count, gmacs in rows:
         config = config_for(name)
-        assert (config.num_res_blocks, config.embed_dim, config.num_heads) == (
+        assert (config.depth, config.embed_dim, config.num_heads) == (
             int(depth),
             int(dim),
             int(heads),

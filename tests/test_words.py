@@ -23,7 +23,7 @@ def findings(tmp_path: Path, name: str, text: str) -> list[str]:
     [
         "told = 1",
         "def f(how): ...",
-        "class ColorMatrix: ...",
+        "class ColourMatrix: ...",
         "import a as said",
         "x.picture_grid = 1",
         "# one of many pictures",
@@ -44,7 +44,7 @@ def test_retired_words_are_found(tmp_path, source):
         "# preprocessor_config.json is read by an image processor",
         'x = "not found"  # nothing else is known of it',
         'NAME = "framed picture"',
-        'x = "color"  # words: quoted',
+        'x = "colour"  # words: quoted',
     ],
 )
 def test_other_words_are_not(tmp_path, source):
