@@ -18,11 +18,11 @@ from triptych.errors import (
 )
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, DeviceError, StorageError])
-def test_one_base_catches_every_error(kind):
-    assert issubclass(kind, TriptychError)
-    assert issubclass(kind, ValueError)
-    assert getattr(tp, kind.__name__) is kind
+@pytest.mark.parametrize("error", [ConfigError, DataError, CheckpointError, DeviceError, StorageError])
+def test_one_base_catches_every_error(error):
+    assert issubclass(error, TriptychError)
+    assert issubclass(error, ValueError)
+    assert getattr(tp, error.__name__) is error
 
 
 def test_the_command_line_prints_any_of_them_and_exits_with_2(capsys, monkeypatch):
