@@ -27,8 +27,8 @@ import torch
 
 import triptych as tp
 from page_tables import write_table
+from triptych.api.generation import generate_requested
 from triptych.atomic_write import write_text_atomically
-from triptych.cli.evaluate_generation import generated
 from triptych.data.config import DataConfig
 from triptych.data.open import open_source
 from triptych.data.source import Source
@@ -75,7 +75,7 @@ def keep(net: Any) -> None:
 def first_stage(pipe: tp.DiffusionPipeline) -> dict[str, float]:
     """Measure its autoencoder's reconstructions of the held-out style."""
     assert isinstance(pipe.net, LatentDiffusion)
-    result = evaluate(pipe.net.autoencoder, "emoji", workers=0, dtype="fp32", extractor=CLASSIFIER)
+    result = evaluate(pipe.net.autoencoder, "emoji", workers=0, dtype="fp32", extractor=CLASSIFIER).metrics()
     return {f"first_stage_{name}": float(result[name]) for name in ("psnr", "ssim", "frechet")}
 
 
@@ -83,7 +83,7 @@ def samples(pipe: tp.DiffusionPipeline, source: Source) -> dict[str, float]:
     """Compare samples with the real images whose captions they were generated from."""
     requests = ask(pipe.config, pipe.card, source, SAMPLES)
     result = evaluate_generation(
-        generated(pipe, requests, BATCH, {}),
+        generate_requested(pipe, requests, BATCH, {}),
         open_extractor(CLASSIFIER, picture=(64, 64)),
         source,
         asked=requests,
@@ -91,7 +91,7 @@ def samples(pipe: tp.DiffusionPipeline, source: Source) -> dict[str, float]:
         loading=DataConfig(eval_batch_size=BATCH, workers=0),
     )
     names = ("frechet", "frechet_floor", "kernel", "precision", "recall", "density", "coverage")
-    return {name: float(result[name]) for name in names} | faithfulness(result["faithfulness"])
+    return {name: float(getattr(result, name)) for name in names} | faithfulness(result.faithfulness or {})
 
 
 def faithfulness(shares: dict[str, dict[str, float]]) -> dict[str, float]:

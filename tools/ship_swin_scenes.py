@@ -80,7 +80,7 @@ def measure(model: str) -> dict[str, Any]:
     """Figures on the held-out scenes, and the cost."""
     net = tp.load(model)
     cost = {"parameters": count_parameters(net) / 1e6, "macs": count_macs(net, (1, 3, 96, 96)) / 1e9}
-    return {**evaluate(model, "scenes", workers=0, dtype="fp32"), **cost}
+    return {**vars(evaluate(model, "scenes", workers=0, dtype="fp32")), **cost}
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(run: str, styles: str) -> None:
     )
     net.card = card
     tp.save(net, ASSET, dtype=torch.float16)
-    result = evaluate(str(ASSET), "emoji", workers=0, dtype="fp32")
+    result = evaluate(str(ASSET), "emoji", workers=0, dtype="fp32").metrics()
     figures = {name: round(float(result[name]), 4) for name in NAMES}
     figures |= {f"floor_{name}": value for name, value in floor(train, test).items()}
     facts = (

@@ -18,6 +18,8 @@ _PUBLIC = {
     "quantize": "triptych.weights",
     "load_lora": "triptych.weights",
     "load_embedding": "triptych.weights",
+    "train": "triptych.train",
+    "evaluate": "triptych.api.evaluation",
     "ClassificationPipeline": "triptych.pipelines.classification",
     "SegmentationPipeline": "triptych.pipelines.segmentation",
     "DiffusionPipeline": "triptych.pipelines.diffusion.pipeline",
@@ -35,6 +37,8 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
+    from triptych.api.evaluation import evaluate as evaluate
+    from triptych.api.training import train as train
     from triptych.errors import CheckpointError as CheckpointError
     from triptych.errors import ConfigError as ConfigError
     from triptych.errors import DataError as DataError

@@ -5,9 +5,10 @@ import functools
 import numbers
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from triptych.errors import ConfigError, TriptychError, did_you_mean
+from triptych.errors import ConfigError, TriptychError, did_you_mean, near_names
 
 T = TypeVar("T")
 
@@ -54,6 +55,77 @@ def first_difference(a: Any, b: Any, name: str = "") -> tuple[str, Any, Any] | N
                 return difference
         return None
     return None if a == b else (name, a, b)
+
+
+def with_changes(config: T, changes: Mapping[str, Any]) -> T:
+    """Return a copy of a config with some fields changed, nested ones included.
+
+    ```python
+    with_changes(config, {"data": "DIR", "loop.epochs": 3})       # a nested field by its dotted name
+    with_changes(config, {"epochs": 3})                           # or by its own name, if only one field has it
+    with_changes(config, {"loop": {"epochs": 3, "ema": 0.99}})    # several fields of a nested config
+    ```
+
+    Args:
+        config: a frozen dataclass.
+        changes: field -> new value. A field of `config` itself goes before a nested field of the same name.
+
+    Raises:
+        ConfigError: no such field, with similar names; a name that several nested fields have; or an invalid value.
+    """
+    paths = list(_field_paths(config))
+    resolved: dict[str, Any] = {}
+    for name, value in changes.items():
+        path = _resolve_field(config, name, paths)
+        if path in resolved:
+            raise ConfigError(f"{type(config).__name__}.{path} is given twice; leave one of the two out")
+        resolved[path] = value
+    return _with_paths(config, resolved)
+
+
+def _with_paths(config: T, changes: Mapping[str, Any]) -> T:
+    """Change fields by dotted names that exist."""
+    fields: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        head, _, rest = path.partition(".")
+        current = getattr(config, head)
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+        elif isinstance(value, Mapping) and dataclasses.is_dataclass(current):
+            fields[head] = with_changes(current, value)
+        else:
+            fields[head] = value
+    for head, parts in nested.items():
+        fields[head] = _with_paths(fields.get(head, getattr(config, head)), parts)
+    return dataclasses.replace(config, **fields)  # type: ignore[type-var]
+
+
+def _field_paths(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields, those of nested configs included."""
+    for spec in dataclasses.fields(config):
+        yield prefix + spec.name
+        value = getattr(config, spec.name)
+        if dataclasses.is_dataclass(value):
+            yield from _field_paths(value, f"{prefix}{spec.name}.")
+
+
+def _resolve_field(config: object, name: str, paths: list[str]) -> str:
+    """Return the dotted name of the field that `name` means."""
+    if name in paths:
+        return name
+    matches = [path for path in paths if path.rpartition(".")[2] == name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ConfigError(
+            f"{type(config).__name__} has several fields called {name!r}; name one of {', '.join(matches)}"
+        )
+    leaves = {path.rpartition(".")[2]: path for path in paths}
+    near = near_names(name, [*paths, *(leaf for leaf in leaves if leaf not in paths)])
+    near = list(dict.fromkeys(leaves.get(leaf, leaf) for leaf in near))
+    hint = f"near names: {', '.join(near)}" if near else f"there are {', '.join(paths)}"
+    raise ConfigError(f"{type(config).__name__} has no field {name!r}; {hint}")
 
 
 def check(config: Any) -> None:

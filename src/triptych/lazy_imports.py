@@ -15,7 +15,7 @@ def lazy_attributes(
 
     Args:
         package: the package's `__name__`.
-        names: public name -> the module that defines it.
+        names: public name -> the module that defines it, or the subpackage of that name.
     """
     namespace = vars(sys.modules[package])
 
@@ -23,7 +23,8 @@ def lazy_attributes(
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         with paused_gc():
-            namespace[name] = getattr(importlib.import_module(names[name]), name)
+            module = importlib.import_module(names[name])
+            namespace[name] = module if names[name] == f"{package}.{name}" else getattr(module, name)
         return namespace[name]
 
     return __getattr__, lambda: sorted({*namespace, *names})

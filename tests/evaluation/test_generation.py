@@ -149,14 +149,14 @@ def test_figures_are_those_of_the_features(source, eye, tmp_path):
     y = extractor(extractor.fitted(made)).features
     known = generation_figures(x, Statistics(Moments.of(y), y))
     for name, value in known.items():
-        assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-9)
-    assert found["inception_score"] >= 1
-    assert found["identity"]["data"]["name"] == "colors"
+        assert getattr(found, name) == pytest.approx(value, rel=1e-6, abs=1e-9)
+    assert found.inception_score >= 1
+    assert found.identity["data"]["name"] == "colors"
     # The file alone is enough, and the same figures are of the same protocol
     again = evaluate_generation(made, extractor, reference_file=path, loading=LOADING)
-    assert again == found
+    assert again.to_json() == found.to_json()
     fewer = evaluate_generation(made[:-1], extractor, reference_file=path, loading=LOADING)
-    assert fewer["protocol"] != found["protocol"]
+    assert fewer.protocol != found.protocol
     with pytest.raises(UserError, match="no real pictures"):
         evaluate_generation(made, extractor)
     other = open_extractor(eye, picture=(20, 20), device="cpu")
@@ -173,7 +173,7 @@ def test_pictures_are_rounded_before_they_are_measured(source, eye, tmp_path):
     for one, file in zip(color, files, strict=True):
         Image.fromarray(one).save(file)
     kinds = (grey, color, map(Image.fromarray, color), files)
-    found = [evaluate_generation(kind, extractor, source, loading=LOADING)["frechet"] for kind in kinds]
+    found = [evaluate_generation(kind, extractor, source, loading=LOADING).frechet for kind in kinds]
     assert len(set(found)) == 1
 
 
@@ -218,9 +218,9 @@ def test_a_classifier_finds_what_pictures_were_to_show(source, eye):
     rows = [int(np.flatnonzero(source.labels == i)[k]) for k in range(4) for i in range(3)]
     asked = [Asked(seed=k, row=row) for k, row in enumerate(rows)]
     painted = [plain(name) for name in ("blue", "green", "red") * 2 + ("green", "blue", "blue") * 2]
-    found = evaluate_generation(painted, extractor, source, asked=asked, classifier=Color(), loading=LOADING)[
-        "faithfulness"
-    ]
+    found = evaluate_generation(
+        painted, extractor, source, asked=asked, classifier=Color(), loading=LOADING
+    ).faithfulness
     assert found["generated"] == pytest.approx({"top1": 0.5, "warmth": 10 / 12})
     assert found["real"] == {"top1": 1.0, "warmth": 1.0}
 
@@ -233,12 +233,12 @@ def test_the_shipped_classifier_reads_the_built_in_drawings():
     extractor = open_extractor(net, picture=(64, 64), device="cpu")
     pictures = [source[i].image for i in range(24)]
     found = evaluate_generation(pictures, extractor, source, asked=asked, classifier=net, loading=LOADING)
-    figures = found["faithfulness"]
+    figures = found.faithfulness
     assert figures["generated"] == figures["real"]
     assert figures["real"].keys() == {"top1", "subgroup", "group"}
     assert figures["real"]["top1"] == pytest.approx(net.card.figures["top1"], abs=0.25)
-    assert found["frechet"] < 1e-6
-    assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+    assert found.frechet < 1e-6
+    assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
 
 
 def test_a_classifier_that_does_not_know_the_classes_is_refused(source, eye):

@@ -138,7 +138,7 @@ def test_both_heads_of_a_distilled_network_learn(short, tmp_path):
 
 def test_a_run_s_own_data_under_another_name_is_still_its_own(short, tmp_path):
     run(short, tmp_path)
-    assert evaluate(tmp_path, short.data + "/", workers=0)["count"] == 8
+    assert evaluate(tmp_path, short.data + "/", workers=0).count == 8
 
 
 def test_sigterm_to_the_whole_group_saves_and_ends(pictures, tmp_path):
@@ -284,9 +284,9 @@ def test_dry_run_counts_and_writes_nothing(config, tmp_path, monkeypatch):
 def test_evaluation_counts_every_image_once_whatever_the_batch(short, tmp_path):
     run(short, tmp_path)
     figures = [evaluate(tmp_path, batch_size=size, workers=0) for size in (1, 3, 64)]
-    assert len({figure["top1"] for figure in figures}) == 1
-    assert figures[0]["count"] == 8  # a run's own data: the fifth that it held back
-    assert evaluate(tp.load(tmp_path), short.data, workers=0, dtype="fp32")["count"] == 3 * 14
+    assert len({figure.top1 for figure in figures}) == 1
+    assert figures[0].count == 8  # a run's own data: the fifth that it held back
+    assert evaluate(tp.load(tmp_path), short.data, workers=0, dtype="fp32").count == 3 * 14
 
 
 def test_evaluation_matches_classes_by_name(short, pictures, tmp_path):
@@ -297,8 +297,8 @@ def test_evaluation_matches_classes_by_name(short, pictures, tmp_path):
     for name in ("green", "red"):
         (some / name).symlink_to(pictures / name, target_is_directory=True)
     found = evaluate(tmp_path / "r", str(some), workers=0)
-    assert found["top1"] == 1.0
-    assert found["per_class_count"].tolist() == [0, 14, 14]  # other data is measured whole
+    assert found.top1 == 1.0
+    assert found.per_class_count.tolist() == [0, 14, 14]  # other data is measured whole
     (some / "violet").symlink_to(pictures / "blue", target_is_directory=True)
     with pytest.raises(UserError, match=r"does not know \(violet\)"):
         evaluate(tmp_path / "r", str(some), workers=0)

@@ -96,9 +96,9 @@ class Evaluate:
             raise ConfigError(
                 f"{self.model} generates no images; leave --samples out, or name a latent diffusion model"
             )
+        from triptych.api.evaluation import evaluate
         from triptych.cli import evaluate_report
         from triptych.data.loading.test_time_views import ViewOptions
-        from triptych.train import evaluate
 
         window = height_width(self.window, "window") if self.window else None
         passes = ViewOptions(
@@ -120,19 +120,18 @@ class Evaluate:
             dtype=None if self.dtype == "auto" else self.dtype,
             compile=self.compile,
             extractor=self.extractor or None,
-            progress=lambda batches, total: with_progress(batches, total, "evaluating"),
+            progress=with_progress,
         )
-        report = evaluate_report.REPORTS[result["task"]]
-        metrics = report.summarize(result) | {"model": self.model, "data": self.data, "split": self.split}
+        metrics = result.to_json() | {"model": self.model, "data": self.data, "split": self.split}
         is_run = (Path(self.model) / "log.jsonl").is_file()
         out = self.out or (Path(self.model) if is_run else None)
         if out is not None:
-            evaluate_report.write(metrics, result, out)
+            evaluate_report.write(result, metrics, out)
         if self.json:
             print_json(metrics, indent=1)
         else:
-            report.show(metrics)
-            files = "metrics.json, confusion.png" if "confusion" in result else "metrics.json"
+            evaluate_report.SHOW[result.task](metrics)
+            files = "metrics.json, confusion.png" if hasattr(result, "confusion") else "metrics.json"
             print(f"{out}: {files}" if out else "--out FOLDER writes metrics.json and the confusion matrix")
         return 0
 

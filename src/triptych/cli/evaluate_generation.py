@@ -1,27 +1,21 @@
 """`triptych evaluate` of latent diffusion models and of folders of generated images."""
 
-import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from triptych.cli.output import SHIPPED_CLASSIFIER, plain, print_json, table, with_progress
+from triptych.cli.output import SHIPPED_CLASSIFIER, print_json, table, with_progress
 from triptych.cli.parsing import height_width
-from triptych.errors import ConfigError, DataError
+from triptych.errors import ConfigError
 
 if TYPE_CHECKING:
-    from triptych.data.config import DataConfig
-    from triptych.data.open import Source
-    from triptych.evaluation.generation import Asked
-    from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
+    from triptych.evaluation.results import GenerationResult
 
 FAMILY = "latent-diffusion"
-SAMPLES, BATCH = 1000, 64
-PIXELS = BATCH * 64 * 64  # of the images generated in one forward pass, by default
+SAMPLES = 1000
 TITLES = {
     "frechet": "Fréchet distance",
     "frechet_floor": "  its floor at this count",
@@ -93,15 +87,15 @@ class EvaluateGeneration:
     def run(self) -> int:
         """Evaluate, write metrics.json where --out or a RUN folder says, and print."""
         started = time.perf_counter()
-        metrics = self._folder() if self.is_folder else self._model()
-        metrics["skipped"] = metrics.pop("bad")
+        metrics = self._evaluate().to_json()
+        metrics |= {} if self.is_folder else {"model": self.model}
         metrics |= {"data": self.data, "split": self.split, "seconds": time.perf_counter() - started}
         is_run = bool(self.model) and (Path(self.model) / "log.jsonl").is_file()
         out = self.out or (Path(self.model) if is_run else None)
         if out is not None:
             from triptych.atomic_write import write_text_atomically
 
-            text = json.dumps(plain(metrics), indent=1, ensure_ascii=False) + "\n"
+            text = json.dumps(metrics, indent=1, ensure_ascii=False) + "\n"
             write_text_atomically(out / "metrics.json", text)
         if self.json:
             print_json(metrics, indent=1)
@@ -110,161 +104,43 @@ class EvaluateGeneration:
             print(f"{out}: metrics.json" if out else "--out FOLDER writes metrics.json, --json prints it")
         return 0
 
-    def _model(self) -> dict[str, Any]:
-        """Compare images that the model generates from the data's captions or classes with the data."""
-        from triptych.evaluation.feature_extractor import open_extractor
-        from triptych.evaluation.generation import ask, evaluate_generation
-        from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
+    def _evaluate(self) -> "GenerationResult":
+        from triptych.api.generation import evaluate_generator, evaluate_samples
 
-        count = int(self.samples or SAMPLES)
-        source, loading = self._real_images()
-        dtype = None if self.dtype == "auto" else self.dtype
-        pipe = DiffusionPipeline(self.model, None, dtype, compile=self.compile)
-        size = height_width(self.size) if self.size else None
-        height, width = size or pipe.config.image_size
-        extractor = open_extractor(self.extractor or SHIPPED_CLASSIFIER, picture=(height, width))
-        requests = ask(pipe.config, pipe.card, source, count, self.seed)
-        options = {
-            "num_steps": self.num_steps,
-            "guidance_scale": self.guidance_scale,
-            "sampler": self.sampler,
-            "height": size and height,
-            "width": size and width,
+        height, width = height_width(self.size) if self.size else (None, None)
+        options: dict[str, Any] = {
+            "split": self.split or None,
+            "height": height,
+            "width": width,
+            "extractor": self.extractor or SHIPPED_CLASSIFIER,
+            "reference": self.reference,
+            "batch_size": self.batch_size,
+            "workers": self.workers,
+            "on_bad_image": self.on_bad_image,
+            "image_column": self.image_column,
+            "progress": with_progress,
         }
-        batch_size = self.batch_size or max(1, min(BATCH, PIXELS // (height * width)))
-        images = generated(pipe, requests, batch_size, options)
-        first = next(images)  # wrong settings show before the real images are read
-        result = evaluate_generation(
-            with_progress(itertools.chain([first], images), count, "generating"),
-            extractor,
-            source,
-            asked=requests,
-            reference_file=self.reference,
-            classifier=self._classifier(source, requests),
-            name=self.data,
-            loading=loading,
-            progress=reading_progress,
-        )
-        model = {"model": self.model, "weights_hash": pipe.model.weights_hash, "seed": self.seed}
-        return result | model | options
-
-    def _folder(self) -> dict[str, Any]:
-        """Compare the images of a folder with the data."""
-        from triptych.evaluation.feature_extractor import open_extractor
-        from triptych.evaluation.generation import evaluate_generation
-        from triptych.pipelines.image_input import images_below
-
-        if not Path(self.samples).is_dir():
-            raise DataError(f"--samples {self.samples} is neither a number nor a folder of images")
-        files = list(images_below(self.samples))
-        if len(files) < 2:
-            raise DataError(
-                f"--samples {self.samples} has {len(files)} images below it; a distance needs 2 at least"
-            )
-        if self.classifier not in ("", "none"):
-            raise ConfigError(
-                "a folder of samples has no prompts, so faithfulness cannot be measured; leave --classifier out"
-            )
-        source, loading = self._real_images()
-        size = height_width(self.size) if self.size else common_size(files)
-        result = evaluate_generation(
-            with_progress(files, len(files), "reading samples"),
-            open_extractor(self.extractor or SHIPPED_CLASSIFIER, picture=size),
-            source,
-            reference_file=self.reference,
-            name=self.data,
-            loading=loading,
-            progress=reading_progress,
-        )
-        return result | {"samples": self.samples}
-
-    def _real_images(self) -> "tuple[Source | None, DataConfig]":
-        """The real images, if any are named, and how they are loaded. Without --split it is the split for training,
-        which a generator is trained to resemble."""
-        from triptych.data.config import DataConfig
-        from triptych.data.open import open_source
-
-        loading = DataConfig(
-            eval_batch_size=self.batch_size or BATCH,
-            workers=self.workers,
-            on_bad_image=self.on_bad_image,
-            image_column=self.image_column,
+        if self.is_folder:
+            if self.classifier not in ("", "none"):
+                raise ConfigError(
+                    "a folder of samples has no prompts, so faithfulness cannot be measured; leave --classifier out"
+                )
+            return evaluate_samples(self.samples, self.data or None, **options)
+        return evaluate_generator(
+            self.model,
+            self.data or None,
+            num_samples=int(self.samples or SAMPLES),
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            sampler=self.sampler,
+            seed=self.seed,
+            classifier=None if self.classifier == "none" else self.classifier or "auto",
             label_column=self.label_column,
             caption_column=self.caption_column,
-        )
-        data = self.data or data_of_run(self.model)
-        if not data and self.reference is None:
-            raise ConfigError(
-                "no data was named; give --data, a folder of real images, or a --reference file"
-            )
-        return (open_source(data, self.split or None, **loading.columns) if data else None), loading
-
-    def _classifier(self, source: "Source | None", requests: Sequence["Asked"]) -> Any:
-        """The named classifier; by default the shipped one, if images of the data's classes were requested and it knows
-        them."""
-        if self.classifier == "none":
-            return None
-        from triptych.weights import load
-
-        if self.classifier:
-            return load(self.classifier)
-        if source is None or source.labels is None or any(request.row is None for request in requests):
-            return None
-        shipped = load(SHIPPED_CLASSIFIER)
-        return shipped if set(source.classes or ()) <= set(shipped.card.classes or ()) else None
-
-
-def generated(
-    pipe: "DiffusionPipeline", requests: Sequence["Asked"], batch_size: int, options: dict[str, Any]
-) -> Iterator[Any]:
-    """Yield the images in order, each from its own seed. Captions are literal text, not prompt syntax; a batch holds
-    contexts of one length only, so that no image depends on the others."""
-    from triptych.models.tokenization.prompt_syntax import literal
-    from triptych.pipelines.diffusion.options import GenerationRecord
-
-    records = [
-        GenerationRecord(
-            task=pipe.config.tasks[0],
-            prompt=literal(request.prompt),
-            label=request.label,
-            seed=request.seed,
+            dtype=None if self.dtype == "auto" else self.dtype,
+            compile=self.compile,
             **options,
         )
-        for request in requests
-    ]
-    reads_text = pipe.config.condition == "text"
-    lengths = [pipe.net.text_encoder.chunks(record.prompt) if reads_text else 1 for record in records]
-    first = 0
-    for i in range(1, len(records) + 1):
-        if i == len(records) or i - first == batch_size or lengths[i] != lengths[first]:
-            yield from pipe.generate(records[first:i], batch_size=i - first, progress=False)
-            first = i
-
-
-def data_of_run(model: str) -> str:
-    """Return the data that a RUN folder was trained on; an empty string for anything else."""
-    from triptych.train.run_folder import config_of
-
-    config = config_of(model) if model else None
-    return "" if config is None else config.data
-
-
-def common_size(files: Sequence[Path]) -> tuple[int, int] | None:
-    """The height and width that all images have; None if they differ."""
-    from triptych.data.images import image_errors, open_image
-
-    sizes = set()
-    for file in files:
-        with image_errors(str(file)):
-            image = open_image(file, str(file))
-            sizes.add((image.height, image.width))
-        if len(sizes) > 1:
-            return None
-    return sizes.pop()
-
-
-def reading_progress(batches: Any, total: int) -> Any:
-    return with_progress(batches, total, "reading real images")
 
 
 def show(metrics: dict[str, Any]) -> None:

@@ -2,110 +2,34 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from triptych.cli.output import percent, plain, table
+from triptych.cli.output import percent, table
 
 WORST = 10  # lines in each list on the screen
-PAIRS = 100  # pairs of confused classes in metrics.json
 
 Metrics = dict[str, Any]
 
-
-def summarize_classification(result: Metrics) -> Metrics:
-    """Return the metrics of a classifier by class and group name, with the confusion matrix as its largest pairs."""
-    names = result["classes"]
-    arrays = ("per_class", "per_class_count", "confusion", "classes", "bad", "groupings")
-    return {
-        **{name: value for name, value in result.items() if name not in arrays},
-        "per_class": {
-            name: {"accuracy": accuracy, "count": count}
-            for name, accuracy, count in zip(
-                names, result["per_class"], result["per_class_count"], strict=True
-            )
-        },
-        "per_group": {
-            grouping: by_group(groups, result["per_class"], result["per_class_count"])
-            for grouping, groups in result["groupings"].items()
-        },
-        "most_confused": _most_confused(result),
-        "skipped": result["bad"],
-    }
+if TYPE_CHECKING:
+    from triptych.evaluation.results import EvaluationResult
 
 
-def summarize_segmentation(result: Metrics) -> Metrics:
-    """Return the metrics of a segmenter by class name; counts are pixels."""
-    per_class = zip(
-        result["classes"],
-        result["per_class_iou"],
-        result["per_class_accuracy"],
-        result["per_class_count"],
-        strict=True,
-    )
-    return {
-        **{name: result[name] for name in ("task", "count", "miou", "pixel_accuracy", "mean_accuracy")},
-        "per_class": {
-            name: {"iou": iou, "accuracy": accuracy, "count": count}
-            for name, iou, accuracy, count in per_class
-        },
-        "most_confused": _most_confused(result),
-        "skipped": result["bad"],
-    }
-
-
-def summarize_reconstruction(result: Metrics) -> Metrics:
-    """Return the metrics of an autoencoder."""
-    metrics = {name: value for name, value in result.items() if name != "bad"}
-    return {**metrics, "skipped": result["bad"]}
-
-
-def _most_confused(result: Metrics) -> list[Metrics]:
-    from triptych.metrics.classification import most_confused
-
-    names, matrix = result["classes"], result["confusion"]
-    pairs = [] if matrix is None else most_confused(matrix, PAIRS)
-    return [
-        {"truth": names[truth], "prediction": names[predicted], "count": count}
-        for truth, predicted, count in pairs
-    ]
-
-
-def by_group(
-    groups: Sequence[str], accuracies: Sequence[float], counts: Sequence[int]
-) -> dict[str, dict[str, Any]]:
-    """Return for each group the share of its images whose class, not just group, was predicted.
-
-    Args:
-        groups: the group of each class.
-        accuracies, counts: of each class.
-    """
-    result: dict[str, dict[str, Any]] = {}
-    for name, accuracy, count in zip(groups, accuracies, counts, strict=True):
-        if count:
-            group = result.setdefault(name, {"accuracy": 0.0, "count": 0})
-            group["accuracy"] += float(accuracy) * int(count)
-            group["count"] += int(count)
-    for group in result.values():
-        group["accuracy"] /= group["count"]
-    return result
-
-
-def write(metrics: Metrics, result: Metrics, out: Path) -> None:
+def write(result: "EvaluationResult", metrics: Metrics, out: Path) -> None:
     """Write metrics.json, and confusion.png where there are classes."""
     from triptych.atomic_write import write_text_atomically
     from triptych.plots import style
     from triptych.plots.confusion import confusion
 
-    text = json.dumps(plain(metrics), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(metrics, indent=1, ensure_ascii=False) + "\n"
     write_text_atomically(out / "metrics.json", text)
-    if result.get("confusion") is not None:
+    matrix = getattr(result, "confusion", None)
+    if matrix is not None:
         # The coarsest grouping orders many classes best.
-        groups = min(result["groupings"].values(), key=lambda names: len(set(names)), default=None)
-        counted = "pixels" if result["task"] == "segmentation" else "images"
-        figure = confusion(result["confusion"], result["classes"], groups, counted=counted)
-        style.save(figure, out / "confusion.png")
+        groups = min(result.groupings.values(), key=lambda names: len(set(names)), default=None)  # type: ignore[attr-defined]
+        counted = "pixels" if result.task == "segmentation" else "images"
+        style.save(confusion(matrix, result.classes, groups, counted=counted), out / "confusion.png")  # type: ignore[attr-defined]
 
 
 def show_classification(metrics: Metrics) -> None:
@@ -134,7 +58,7 @@ def show_segmentation(metrics: Metrics) -> None:
     titles = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy"}
     rows = [(title, f"{metrics[name]:.2%}") for name, title in titles.items()]
     table("", {"metric": "left", "": "right"}, [*rows, ("pixels", f"{metrics['count']:,}")])
-    classes = {n: scores for n, scores in metrics["per_class"].items() if scores["iou"] == scores["iou"]}
+    classes = {n: scores for n, scores in metrics["per_class"].items() if scores["iou"] is not None}
     few = len(classes) <= 2 * WORST
     shown = list(classes) if few else sorted(classes, key=lambda name: classes[name]["iou"])[:WORST]
     table(
@@ -192,15 +116,8 @@ def _report_skipped(metrics: Metrics) -> None:
         print(f"skipped: {name}: {reason}", file=sys.stderr)
 
 
-class TaskReport(NamedTuple):
-    """How the result of a task is summarized and printed."""
-
-    summarize: Callable[[Metrics], Metrics]
-    show: Callable[[Metrics], None]
-
-
-REPORTS = {
-    "classification": TaskReport(summarize_classification, show_classification),
-    "segmentation": TaskReport(summarize_segmentation, show_segmentation),
-    "reconstruction": TaskReport(summarize_reconstruction, show_reconstruction),
+SHOW = {
+    "classification": show_classification,
+    "segmentation": show_segmentation,
+    "reconstruction": show_reconstruction,
 }

@@ -1,10 +1,11 @@
 """Measure a classifier: accuracy over all images, by class and by coarser group."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
@@ -14,6 +15,7 @@ from triptych.data.source import Source
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.evaluation.class_names import match_classes
+from triptych.evaluation.results import ClassificationResult
 from triptych.evaluation.runtime import Runtime
 from triptych.metrics.classification import ClassificationMetrics
 from triptych.model_card import Preprocess
@@ -55,7 +57,7 @@ def measure_classification(
 
 def evaluate_classifier(
     net: Network, source: Source, loading: DataConfig, runtime: Runtime, name: str = "the data"
-) -> dict[str, Any]:
+) -> ClassificationResult:
     """Evaluate a classifier on labeled images, loaded as its card says.
 
     Args:
@@ -69,14 +71,13 @@ def evaluate_classifier(
     match = match_classes(net.card, net.config.num_classes, source.classes, source.groupings)
     net = runtime.place(net)
     loader = make_loader(source, loading, net.card.preprocess, train=False)
-    index = torch.tensor(match.index)
-    batches = ({**batch, "label": index[batch["label"]]} for batch in runtime.batches(loader, len(source)))
+    batches = _relabel(runtime.batches(loader, len(source)), torch.tensor(match.index))
     with runtime.autocast():
-        figures = measure_classification(net, batches, net.card.preprocess, len(match.names), match.groupings)
-    return {
-        "task": "classification",
-        **figures,
-        "classes": list(match.names),
-        "groupings": match.groupings,
-        "bad": dict(loader.bad),
-    }
+        metrics = measure_classification(net, batches, net.card.preprocess, len(match.names), match.groupings)
+    return ClassificationResult.of(metrics, match.names, match.groupings, loader.bad)
+
+
+def _relabel(batches: Iterable[Batch], index: Int[Tensor, " k"]) -> Iterator[Batch]:
+    """Yield batches whose labels are the network's indices of the classes, instead of the data's."""
+    for batch in batches:
+        yield {**batch, "label": index[batch["label"]]}

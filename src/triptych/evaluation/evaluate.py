@@ -1,7 +1,5 @@
 """Evaluate a network on data, by what it is: a classifier, a segmenter or an autoencoder."""
 
-from typing import Any
-
 from triptych.data.config import DataConfig
 from triptych.data.loading.test_time_views import ViewOptions
 from triptych.data.source import Source
@@ -9,6 +7,7 @@ from triptych.errors import UserError
 from triptych.evaluation.classification import evaluate_classifier
 from triptych.evaluation.config import PerceptualConfig
 from triptych.evaluation.reconstruction import evaluate_autoencoder
+from triptych.evaluation.results import ClassificationResult, ReconstructionResult, SegmentationResult
 from triptych.evaluation.runtime import Runtime
 from triptych.evaluation.segmentation import evaluate_segmenter
 from triptych.heads.segmenter import Segmenter
@@ -27,7 +26,7 @@ def evaluate_network(
     extractor: str | Network | None = None,
     enlarge: bool = False,
     name: str = "the data",
-) -> dict[str, Any]:
+) -> ClassificationResult | SegmentationResult | ReconstructionResult:
     """Evaluate a network on all images of a source.
 
     Args:

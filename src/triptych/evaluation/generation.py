@@ -20,7 +20,9 @@ from triptych.data.source import Source, Subset
 from triptych.device import place_network
 from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import Extractor
-from triptych.evaluation.reference_statistics import Shown, read, reference, require
+from triptych.evaluation.reference_statistics import read, reference, require
+from triptych.evaluation.results import GenerationResult
+from triptych.evaluation.runtime import Progress
 from triptych.metrics.classification import ClassificationMetrics
 from triptych.metrics.generation import GenerationMetrics
 from triptych.model_card import ModelCard
@@ -100,8 +102,8 @@ def evaluate_generation(
     name: str = "",
     loading: DataConfig | None = None,
     seed: int = 0,
-    progress: Shown | None = None,
-) -> dict[str, Any]:
+    progress: Progress | None = None,
+) -> GenerationResult:
     """Figures of generated pictures beside real ones.
 
     Args:
@@ -117,9 +119,7 @@ def evaluate_generation(
         seed: of the metrics' subsets.
 
     Returns:
-        What `generation_figures` does, with "task"; "extractor" (its name); "identity", which says what features,
-        preparation and real pictures the figures are of; "protocol", a hash of that and of the count: figures of equal
-        protocols can be compared; "bad", real pictures that could not be read; and with a classifier "faithfulness".
+        The metrics of `generation_figures`; with a classifier `faithfulness`, too.
 
     Raises:
         UserError: no real pictures, a reference of something else, or a classifier that does not know the classes.
@@ -144,15 +144,14 @@ def evaluate_generation(
             faith.update(batch, at)
         at += len(batch)
     figures = metrics.compute()
-    return {
-        "task": "generation",
+    return GenerationResult(
         **figures,
-        **({"faithfulness": faith.compute(loading)} if faith is not None else {}),
-        "extractor": extractor.name,
-        "identity": real.identity,
-        "protocol": protocol(real.identity, figures["count"]),
-        "bad": dict(real.bad),
-    }
+        faithfulness=None if faith is None else faith.compute(loading),
+        extractor=extractor.name,
+        identity=real.identity,
+        protocol=protocol(real.identity, figures["count"]),
+        bad=dict(real.bad),
+    )
 
 
 def protocol(identity: dict[str, Any], count: int) -> str:

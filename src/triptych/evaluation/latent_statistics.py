@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from triptych.data.augment.batch import preprocess_batch
+from triptych.data.example import Batch
 from triptych.distributed import ProcessGroup
 from triptych.models.autoencoder import Autoencoder, FirstStage
 
@@ -59,7 +59,7 @@ class LatentMoments:
 
 @torch.no_grad()
 def measure_latents(
-    net: FirstStage, loader: Iterable[dict[str, Any]], per_channel: bool = False, most: int | None = None
+    net: FirstStage, loader: Iterable[Batch], per_channel: bool = False, most: int | None = None
 ) -> Normalisation:
     """`scale` and `shift` of a first stage's latents over data; see `LatentMoments`.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from triptych.evaluation.config import PerceptualConfig
 from triptych.evaluation.feature_extractor import Extractor, eight_bits, open_extractor
 from triptych.evaluation.latent_statistics import LatentMoments, Normalisation
 from triptych.evaluation.perceptual_distance import make_distance
+from triptych.evaluation.results import ReconstructionResult
 from triptych.evaluation.runtime import Runtime
 from triptych.metrics.frechet_distance import Moments, frechet_distance
 from triptych.metrics.generation import GenerationMetrics, Statistics
@@ -111,7 +111,7 @@ def evaluate_autoencoder(
     perceptual: PerceptualConfig | None = None,
     extractor: str | Network = "vit-emoji",
     enlarge: bool = False,
-) -> dict[str, Any]:
+) -> ReconstructionResult:
     """Evaluate the reconstructions of an autoencoder.
 
     Args:
@@ -133,13 +133,12 @@ def evaluate_autoencoder(
         result = measure_reconstruction(
             net, runtime.batches(loader, len(source)), distance=distance, extractor=features
         )
-    return {
-        "task": "reconstruction",
-        **result.figures,
-        "extractor": features.name,
-        "identity": features.identity,
-        "bad": dict(loader.bad),
-    }
+    return ReconstructionResult(
+        **result.figures,  # type: ignore[arg-type]
+        extractor=features.name,
+        identity=features.identity,
+        bad=dict(loader.bad),
+    )
 
 
 class ReconstructionDistance:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
 from triptych.errors import UserError
 from triptych.evaluation.feature_extractor import Extractor, Prepared
+from triptych.evaluation.runtime import Progress
 from triptych.metrics.frechet_distance import Moments
 from triptych.metrics.generation import Statistics
 
@@ -32,8 +32,6 @@ KEY = "triptych_reference"
 VERSION = 1
 KEPT = 10_000  # features kept besides the moments of all; Naeem et al. 2020 count neighbours among as many
 SAVE_EVERY = 60.0  # seconds between two savings of what is unfinished
-
-Shown = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def reference(
     *,
     name: str = "",
     loading: DataConfig | None = None,
-    progress: Shown | None = None,
+    progress: Progress | None = None,
 ) -> Reference:
     """Statistics of all pictures of a source: from the file, if it holds them, else made, and kept there.
 
@@ -66,7 +64,7 @@ def reference(
             preparation's.
         name: of the data, for people.
         loading: batch size, workers, and what to do about damaged pictures.
-        progress: given the batches and their number, hands them on.
+        progress: wraps an iterable, given its length and a description; for a progress bar.
 
     Raises:
         UserError: the file is damaged, or of another network, preparation or data, which is named; no pictures; a
@@ -143,7 +141,7 @@ def _made(
     path: Path,
     identity: dict[str, Any],
     loading: DataConfig,
-    progress: Shown | None,
+    progress: Progress | None,
 ) -> Reference:
     kept = np.zeros(len(source), bool)
     kept[np.random.default_rng(0).choice(len(source), min(KEPT, len(source)), replace=False)] = True
@@ -156,7 +154,7 @@ def _made(
         log.info("going on from %d of %d pictures in %s", done, len(source), begun)
     first, loader = done, pictures_of(Subset(source, np.arange(done, len(source))), extractor, loading)
     saved = time.monotonic()
-    for batch in progress(loader, len(loader)) if progress else loader:
+    for batch in progress(loader, len(loader), "reading real images") if progress else loader:
         rows = first + np.asarray(batch["row"])
         features = extractor(batch["image"]).features.cpu()
         added = Moments.of(features)

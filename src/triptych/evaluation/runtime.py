@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,8 +13,8 @@ from triptych.errors import UserError
 from triptych.network import Network
 from triptych.torch_compile import compile_blocks
 
-Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
-"""Wraps an iterable of batches whose number is given; for a progress bar."""
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Wraps an iterable, given its length and a description such as "evaluating"; for a progress bar."""
 N = TypeVar("N", bound=Network)
 
 
@@ -60,7 +60,7 @@ class Runtime:
             UserError: not one of the `num_images` images could be read; gives the reason for the first.
         """
         any_read = False
-        for batch in self.progress(loader, len(loader)) if self.progress else loader:
+        for batch in self.progress(loader, len(loader), "evaluating") if self.progress else loader:
             any_read = True
             yield batch
         if not any_read:

@@ -1,6 +1,6 @@
 """Measure a segmenter: mean intersection over union, pixel accuracy, and the figures of each class."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from triptych.data.source import Source
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import UserError
 from triptych.evaluation.class_names import match_classes
+from triptych.evaluation.results import SegmentationResult
 from triptych.evaluation.runtime import Runtime
 from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import logits_of_views, predicted_bands
@@ -53,14 +54,16 @@ def measure_segmentation(
         images = preprocess_batch(
             batch["image"].to(device), preprocess.mean, preprocess.std, preprocess.background
         )
-        metrics.update(net(images).float(), batch["mask"].to(device))
+        masks = batch.get("mask")
+        assert masks is not None  # the loader's source has masks
+        metrics.update(net(images).float(), masks.to(device))
     return metrics.compute()
 
 
 @torch.no_grad()
 def measure_full_segmentation(
     net: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Mapping[str, Any]],
     preprocess: Preprocess,
     num_classes: int,
     passes: ViewOptions,
@@ -105,7 +108,7 @@ def evaluate_segmenter(
     runtime: Runtime,
     passes: ViewOptions | None = None,
     name: str = "the data",
-) -> dict[str, Any]:
+) -> SegmentationResult:
     """Evaluate a segmenter on full images and their masks.
 
     Args:
@@ -127,18 +130,12 @@ def evaluate_segmenter(
     num_data, num_classes = len(source.mask_classes), len(match.names)
     index = np.full(void_label(num_data) + 1, void_label(num_classes), mask_dtype(num_classes))
     index[:num_data] = match.index
-    batches = (
-        {**batch, "mask": [index[mask] for mask in batch["mask"]]}
+    batches: Iterable[dict[str, Any]] = (
+        {**batch, "mask": [index[mask] for mask in batch.get("mask", ())]}
         for batch in runtime.batches(loader, len(source))
     )
     with runtime.autocast():
-        figures = measure_full_segmentation(
+        metrics = measure_full_segmentation(
             net, batches, net.card.preprocess, num_classes, passes, batch_size
         )
-    return {
-        "task": "segmentation",
-        **figures,
-        "classes": list(match.names),
-        "groupings": match.groupings,
-        "bad": dict(loader.bad),
-    }
+    return SegmentationResult.of(metrics, match.names, match.groupings, loader.bad)

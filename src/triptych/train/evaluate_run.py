@@ -57,7 +57,7 @@ def evaluate(
         compile: `torch.compile` each block of a classifier or a segmenter; see `triptych.torch_compile`.
         extractor: for an autoencoder, in whose features sets are compared, as `open_extractor` takes it; None is the
             run's own, else vit-emoji.
-        progress: given the batches and their number, hands them on; for a progress bar.
+        progress: wraps an iterable, given its length and a description; for a progress bar.
 
     Raises:
         UserError: no data is named, none of it can be read, it has no labels or masks, or classes that the model does

@@ -110,10 +110,10 @@ def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path, cap
     assert figures[-1]["frechet"] < figures[0]["frechet"]
     found = evaluate(tmp_path / "r", workers=0, dtype="fp32")
     for name in ("psnr", "ssim", "perceptual", "frechet", "kernel"):
-        assert found[name] == pytest.approx(net.card.figures[name], abs=1e-4)
-    assert found["extractor"] == config.features
-    assert found["identity"]["preparation"]["picture"] == [16, 16]
-    assert evaluate(net, config.data, workers=0)["count"] == 42
+        assert getattr(found, name) == pytest.approx(net.card.figures[name], abs=1e-4)
+    assert found.extractor == config.features
+    assert found.identity["preparation"]["picture"] == [16, 16]
+    assert evaluate(net, config.data, workers=0).count == 42
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "r"), "--workers", "0"]) == 0
     printed = capsys.readouterr().out

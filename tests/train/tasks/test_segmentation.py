@@ -176,8 +176,8 @@ def test_it_learns_and_leaves_a_segmenter_that_loads(config, tmp_path):
     assert net.card.classes == ("ground", "square")
     assert net.card.figures["miou"] == outcome.best["miou"]
     found = evaluate(tmp_path / "r", dtype="fp32")
-    assert found["task"] == "segmentation"
-    assert found["miou"] == pytest.approx(outcome.best["miou"], abs=1e-6)
+    assert found.task == "segmentation"
+    assert found.miou == pytest.approx(outcome.best["miou"], abs=1e-6)
 
 
 def segmenter(classes: tuple[str, ...], **how) -> Segmenter:
@@ -196,10 +196,10 @@ def test_a_model_of_more_classes_than_a_byte_counts(shapes):
     """The data's numbers become the model's, which go beyond 255."""
     names = (*(f"other {i}" for i in range(297)), "square", "more", "ground")
     found = evaluate(segmenter(names), str(shapes), workers=0, dtype="fp32")
-    assert found["per_class_count"].nonzero()[0].tolist() == [297, 299]
-    assert found["count"] == 20 * 31 * 32
+    assert found.per_class_count.nonzero()[0].tolist() == [297, 299]
+    assert found.count == 20 * 31 * 32
     few = evaluate(segmenter(("square", "ground")), str(shapes), workers=0, dtype="fp32")
-    assert found["per_class_count"][[297, 299]].tolist() == few["per_class_count"].tolist()
+    assert found.per_class_count[[297, 299]].tolist() == few.per_class_count.tolist()
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
@@ -217,24 +217,24 @@ def test_evaluation_counts_every_pixel_at_the_masks_own_size(tmp_path, mode):
     for words in ({}, {"scales": (1.0, 1.5), "flip": True}, {"window": (24, 16)}):
         passes = ViewOptions(**words) if words else None
         found = evaluate(net, str(tmp_path), workers=0, dtype="fp32", passes=passes, batch_size=3)
-        assert found["count"] == sum(h * w for h, w in sizes)
+        assert found.count == sum(h * w for h, w in sizes)
         expected = np.zeros((3, 3), int)
         for i in range(len(sizes)):
             truth = np.asarray(Image.open(tmp_path / "masks" / f"{i}.png"))
             np.add.at(expected, (truth, pipe(tmp_path / "images" / f"{i}.png", **words).labels), 1)
         assert (
-            np.abs(found["confusion"] - expected).sum() <= 4
+            np.abs(found.confusion - expected).sum() <= 4
         )  # products of other shapes may round a tie otherwise
 
 
 def test_evaluation_runs_a_copy_in_evaluation_mode_and_fp32(shapes):
     net = segmenter(("ground", "square"))
-    wanted = evaluate(net, str(shapes), workers=0, dtype="fp32")["confusion"]
+    wanted = evaluate(net, str(shapes), workers=0, dtype="fp32").confusion
     before = {name: value.clone() for name, value in net.train().state_dict().items()}
-    assert (evaluate(net, str(shapes), workers=0, dtype="fp32")["confusion"] == wanted).all()
+    assert (evaluate(net, str(shapes), workers=0, dtype="fp32").confusion == wanted).all()
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    halves = evaluate(net.half(), str(shapes), workers=0, dtype="fp32")["confusion"]
+    halves = evaluate(net.half(), str(shapes), workers=0, dtype="fp32").confusion
     assert halves.sum() == wanted.sum()
     assert next(net.parameters()).dtype == torch.float16
 
@@ -256,9 +256,9 @@ def test_evaluation_is_told_what_masks_leave_out(shapes):
     (shapes / "classes.txt").rename(shapes / "names.txt")
     try:
         found = evaluate(net, data, workers=0, reduce_zero_label=True)
-        assert found["count"] == 20 * 12 * 12
-        assert found["classes"] == ["class 0"]
-        assert evaluate(net, data, workers=0, ignore_index=1)["count"] == 20 * (31 * 32 - 12 * 12)
+        assert found.count == 20 * 12 * 12
+        assert found.classes == ("class 0",)
+        assert evaluate(net, data, workers=0, ignore_index=1).count == 20 * (31 * 32 - 12 * 12)
     finally:
         (shapes / "names.txt").rename(shapes / "classes.txt")
 

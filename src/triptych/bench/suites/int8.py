@@ -147,10 +147,10 @@ def accuracy(plan: Plan) -> Table:
         seen = [pipe.logits(batched(some, exact.card.preprocess)) for some in batches(fed, 64)]
         logits[form] = torch.cat(seen)
     for form, net in forms.items():
-        found = evaluate(net, "emoji", dtype="fp32", workers=0) if plan.accuracy else {}
+        metrics = evaluate(net, "emoji", dtype="fp32", workers=0).metrics() if plan.accuracy else {}
         apart = (logits[form] - logits["fp32"]).abs().mean() / logits["fp32"].abs().mean()
         same = (logits[form].argmax(1) == logits["fp32"].argmax(1)).float().mean()
-        row = {"what": form, "top1": found.get("top1"), "group": found.get("group")}
+        row = {"what": form, "top1": metrics.get("top1"), "group": metrics.get("group")}
         made.rows.append(row | {"apart": float(apart), "same": float(same), "megabytes": megabytes(net)})
-        log.info("%s: top-1 %s, logits %.2g apart", form, found.get("top1"), float(apart))
+        log.info("%s: top-1 %s, logits %.2g apart", form, metrics.get("top1"), float(apart))
     return made

@@ -1,0 +1,1 @@
+"""Training and evaluation in one call: `triptych.train` and `triptych.evaluate`, which the command line runs, too."""
