@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from triptych import weights
 from triptych.data.config import DataConfig
 from triptych.data.loading.test_time_views import ViewOptions
 from triptych.errors import UserError
 from triptych.evaluation.evaluate import check_options, evaluate_network
+from triptych.evaluation.results import ClassificationResult, ReconstructionResult, SegmentationResult
 from triptych.evaluation.runtime import Progress, Runtime
 from triptych.network import Network
 from triptych.train.configs.first_stage import CompressConfig
@@ -34,13 +35,8 @@ def evaluate(
     compile: bool = False,
     extractor: str | Network | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Figures of a classifier, a segmenter or an autoencoder: what `ClassificationMetrics.compute`,
-    `SegmentationMetrics.compute` or `ReconstructionMetrics.compute` returns, with "task" ("classification",
-    "segmentation" or "reconstruction"), "bad" (images left out, and why), of the first two "classes" (names by index)
-    and "groupings" (the coarser names that were scored), and of the last "frechet" and "kernel" (how far the
-    reconstructions are from their images as sets of features: `ReconstructionDistance`), "extractor" (its name) and
-    "identity" (what features and preparation they are of; figures of others cannot be compared with them).
+) -> ClassificationResult | SegmentationResult | ReconstructionResult:
+    """Evaluate a classifier, a segmenter or an autoencoder.
 
     A segmenter gets full images, as `triptych.SegmentationPipeline` feeds them, also where its card crops; its
     logits are enlarged to each mask's own size and every pixel counts, as is usual for ADE20K. (During training, masks
