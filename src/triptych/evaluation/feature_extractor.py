@@ -23,6 +23,7 @@ from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD
 from triptych.data.example import Example, Image
 from triptych.data.images import decode, resize_crop
+from triptych.data.source import Source
 from triptych.device import choose_device, choose_dtype, place_network
 from triptych.errors import UserError
 from triptych.metrics.generation import Extracted
@@ -133,10 +134,8 @@ def eight_bits(images: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"]
     return levels.permute(0, 2, 3, 1).cpu().numpy()
 
 
-class Prepared:
+class Prepared(Source):
     """A source whose pictures are as the network is fed them; workers of a loader do it."""
-
-    mask_classes = None
 
     def __init__(self, source: Any, preparation: Preparation) -> None:
         self.source, self.preparation = source, preparation
