@@ -140,6 +140,10 @@ class Prepared(Source):
     def __init__(self, source: Any, preparation: Preparation) -> None:
         self.source, self.preparation = source, preparation
 
+    @property
+    def fingerprint(self) -> str:
+        return self.source.fingerprint
+
     def __len__(self) -> int:
         return len(self.source)
 
