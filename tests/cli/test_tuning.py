@@ -66,7 +66,7 @@ def test_a_lora_is_learned_told_and_painted_with(sd, toys, tmp_path, capsys):
     assert "LoRA, low-rank updates of another model" in said
     assert "rank 2 alpha 16 changes 32 layers of the UNet, 4 layers of the text encoder" in said
     assert main(["info", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["adapter"]["said"]["ss_network_dim"] == "2"
+    assert json.loads(capsys.readouterr().out)["adapter"]["metadata"]["ss_network_dim"] == "2"
     assert main(["generate", "a toy", "--model", str(out), "--out", str(tmp_path / "none.png")]) == 2
     assert "looks like a LoRA, which changes another model" in capsys.readouterr().err
 

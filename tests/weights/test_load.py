@@ -126,7 +126,9 @@ def test_export_refuses(tiny, tmp_path):
         export(tiny(mlp="gelu_tanh"), tmp_path / "x.pth", "google")
     with pytest.raises(UserError, match="timm holds a Swin or a ViT, not Linear"):
         export(torch.nn.Linear(2, 2), tmp_path / "x", "timm")
-    with pytest.raises(UserError, match=r"the config of timm cannot say norm_eps 0.001; write a single file"):
+    with pytest.raises(
+        UserError, match=r"the config of timm cannot store norm_eps 0.001; write a single file"
+    ):
         export(tiny(norm_eps=1e-3), tmp_path / "x", "timm")
     assert not list(tmp_path.iterdir())
 
@@ -289,7 +291,7 @@ def test_whole_numbers_are_no_weights(tiny, tmp_path):
     export(tiny(), tmp_path / "net.safetensors", "timm")
     state = {k: v.to(torch.int8) for k, v in load_file(tmp_path / "net.safetensors").items()}
     save_file(state, tmp_path / "net.safetensors")
-    with pytest.raises(UserError, match="needed are floating numbers"):
+    with pytest.raises(UserError, match="needed are floating point numbers"):
         load(tmp_path / "net.safetensors")
 
 

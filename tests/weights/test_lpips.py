@@ -81,7 +81,7 @@ def test_a_whole_lpips_is_one_file(vgg, heads, tmp_path):
 
 def test_what_does_not_fit_is_named(vgg, heads, tmp_path):
     save_file(of(vgg), tmp_path / "vgg.safetensors")
-    with pytest.raises(UserError, match="has no linear heads of LPIPS; name the file that has"):
+    with pytest.raises(UserError, match="has no linear heads of LPIPS; also name the file"):
         load_lpips(str(tmp_path / "vgg.safetensors"))
     short = {name: tensor for name, tensor in heads.items() if not name.startswith("lin3")}
     save_file(short, tmp_path / "short.safetensors")

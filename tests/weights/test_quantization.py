@@ -107,7 +107,7 @@ def test_it_is_not_saved(tmp_path):
 
 def test_what_does_not_go_is_said(monkeypatch):
     net = NETS["vit"]()
-    with pytest.raises(UserError, match="kind is 'int4'"):
+    with pytest.raises(UserError, match="scheme is 'int4'"):
         tp.quantize(net, "int4")
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(UserError, match=r"pip install 'triptych\[int8\]'"):

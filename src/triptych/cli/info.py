@@ -90,7 +90,7 @@ def adapter_lines(adapter: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "rank", ", ".join(map(str, adapter["ranks"]))
     yield "alpha", ", ".join(f"{alpha:g}" for alpha in adapter["alphas"]) or "that of the rank"
     yield "changes", ", ".join(f"{n} layers {titles[part]}" for part, n in adapter["layers"].items() if n)
-    for key, value in adapter["said"].items():
+    for key, value in adapter["metadata"].items():
         yield key, shortened(value)
 
 

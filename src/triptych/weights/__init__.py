@@ -1,6 +1,6 @@
-"""Checkpoints in and out: `load`, `save`, `export`, `inspect`. Models never see any of it.
+"""Checkpoints: `load`, `save`, `export`, `inspect`. Networks know nothing of them.
 
-Read `rules.py` first (what a table of names is), then `vit/timm.py` (one table), `loading.py`.
+Read `mapping/rules.py` first (what a table of rules is), then `vit/timm.py` (one table) and `loading.py`.
 """
 
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from triptych.lazy_imports import lazy_attributes
 _PUBLIC = {
     "export": "triptych.weights.exporting",
     "fine_tuning_head": "triptych.weights.resize",
-    "inspect": "triptych.weights.loading",
+    "inspect": "triptych.weights.inspection",
     "load": "triptych.weights.loading",
     "load_embedding": "triptych.weights.diffusion.textual_inversion",
     "load_lora": "triptych.weights.diffusion.lora",
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from triptych.weights.diffusion.textual_inversion import load_embedding as load_embedding
     from triptych.weights.diffusion.textual_inversion import save_embedding as save_embedding
     from triptych.weights.exporting import export as export
-    from triptych.weights.loading import inspect as inspect
+    from triptych.weights.inspection import inspect as inspect
     from triptych.weights.loading import load as load
     from triptych.weights.native import save as save
     from triptych.weights.quantization import quantize as quantize

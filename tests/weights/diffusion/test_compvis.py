@@ -19,9 +19,9 @@ from triptych.models.text import add_embedding
 from triptych.weights import inspect, load
 from triptych.weights.diffusion import compvis, schedule
 from triptych.weights.diffusion.diffusers_config import read_process
-from triptych.weights.mapping.format import Hints, drafted, shapes_of
-from triptych.weights.mapping.round_trip import comparable
-from triptych.weights.mapping.rules import plan
+from triptych.weights.mapping.format import Hints, draft_keys, state_dict_shapes
+from triptych.weights.mapping.round_trip import canonical
+from triptych.weights.mapping.rules import plan_rules
 
 SIZES = {
     name: size for name, size in latent_diffusion_config.SIZES.items() if isinstance(size.network, UNetConfig)
@@ -47,13 +47,13 @@ def test_published_sizes_are_told_by_their_names_and_shapes(name, tmp_path, monk
     config = SIZES[name]
     with torch.device("meta"):
         net = build(config)
-    monkeypatch.setattr(compvis, "state", lambda net: dict(net.state_dict()))
-    names = drafted(compvis.draft(net), tmp_path / "net.ckpt", "pickle")
+    monkeypatch.setattr(compvis, "cpu_state_dict", lambda net: dict(net.state_dict()))
+    names = draft_keys(compvis.draft(net), tmp_path / "net.ckpt", "pickle")
     if name in TOLD:
         with pytest.raises(UserError, match=r'Stable Diffusion 2.*prediction="v".*prediction="eps"'):
             compvis.read(names, Hints())
     reading = compvis.read(names, Hints(prediction=TOLD.get(name)))
-    plan(reading.rules, names.shapes, shapes_of(net), "it")
+    plan_rules(reading.rules, names.shapes, state_dict_shapes(net), "it")
     assert reading.config == config
 
 
@@ -64,7 +64,7 @@ def test_there_and_back_bit_for_bit(name, tiny_ldm, same_state, tmp_path, caplog
     tp.export(net, path, "compvis")
     back = tp.load(path)
     same_state(net, back)
-    assert comparable(back.config) == comparable(net.config)
+    assert canonical(back.config) == canonical(net.config)
     again = tmp_path / "again.safetensors"
     tp.export(back, again, "compvis")
     if path.suffix == ".safetensors":
@@ -264,11 +264,11 @@ def test_sdxl_is_named(sd1, tmp_path):
 
 def test_what_the_format_cannot_say_is_refused(tiny_ldm, tmp_path):
     net = tiny_ldm("sd1", autoencoder=TinyAutoencoderConfig(base_channels=8))
-    with pytest.raises(UserError, match="no place for a tiny autoencoder"):
+    with pytest.raises(UserError, match="no key for a tiny autoencoder"):
         tp.export(net, tmp_path / "a.safetensors", "compvis")
     net = tiny_ldm("ldm-layout")
     net.text_encoder.config = replace(net.text_encoder.config, num_added_tokens=1)
-    with pytest.raises(UserError, match="no place for added words"):
+    with pytest.raises(UserError, match="no key for added words"):
         tp.export(net, tmp_path / "a.safetensors", "compvis")
     assert list(tmp_path.iterdir()) == []
 
@@ -310,8 +310,8 @@ def test_the_scale_of_a_bare_first_stage_is_the_published_one(tmp_path, monkeypa
     for name in ("sd-vae", "sd-x4-vae", "sd3-vae"):
         with torch.device("meta"):
             net = build(autoencoder_config.SIZES[name])
-        monkeypatch.setattr(compvis, "state", lambda net: dict(net.state_dict()))
-        names = drafted(compvis.draft_stage(net), tmp_path / "vae.pt", "pickle")
+        monkeypatch.setattr(compvis, "cpu_state_dict", lambda net: dict(net.state_dict()))
+        names = draft_keys(compvis.draft_stage(net), tmp_path / "vae.pt", "pickle")
         assert compvis.read_stage(names, Hints()).config == net.config
 
 

@@ -15,9 +15,9 @@ from triptych.models.configs.dit import DiTConfig
 from triptych.models.dit import DiT
 from triptych.weights import load
 from triptych.weights.diffusion.dit import authors_table, read_authors
-from triptych.weights.loading import recognise
-from triptych.weights.mapping.format import Draft, Hints, drafted
-from triptych.weights.mapping.rules import to_theirs
+from triptych.weights.mapping.format import Draft, Hints, draft_keys
+from triptych.weights.mapping.rules import export_tensors
+from triptych.weights.recognition import recognize
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what importing it deprecates is its own affair
@@ -164,9 +164,9 @@ def test_another_table_of_positions_is_refused(net, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "format", "words"),
     [
-        ({"context_dim": 12}, "dit", "without a place there"),
+        ({"context_dim": 12}, "dit", "without a key there"),
         ({"modulation": "single"}, "dit", "one modulation for all"),
-        ({"qk_norm": True}, "dit", "without a place there"),
+        ({"qk_norm": True}, "dit", "without a key there"),
         ({"bias": False}, "diffusers", "parameters missing"),
         ({"null_class": False}, "dit", "null_class"),
         ({"num_classes": 0}, "diffusers", "a class"),
@@ -188,8 +188,8 @@ def test_published_files_are_known_by_their_shapes():
     """DiT-XL/2 as it can be fetched: heads of 72 channels."""
     with torch.device("meta"):
         net = tp.create("dit-xl2")
-    tensors = to_theirs(authors_table(net.config), net.state_dict(), "DiT-XL-2-256x256.pt")
-    names = drafted(Draft(tensors), Path("DiT-XL-2-256x256.pt"), "pickle")
-    assert recognise(names).name == "dit"
+    tensors = export_tensors(authors_table(net.config), net.state_dict(), "DiT-XL-2-256x256.pt")
+    names = draft_keys(Draft(tensors), Path("DiT-XL-2-256x256.pt"), "pickle")
+    assert recognize(names).name == "dit"
     assert read_authors(names, Hints()).config == net.config
     assert sum(t.numel() for t in tensors.values()) == 675_129_632

@@ -197,10 +197,10 @@ def test_a_config_that_does_not_fit(tmp_path, tiny_swin, changes, part):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"window_size": (4, 8), "image_size": (64, 128)}, "cannot say windows 4x8"),
-        ({"window_size": (4, 4, 2)}, "cannot say windows 2x2 and 4x4"),
+        ({"window_size": (4, 8), "image_size": (64, 128)}, "cannot store windows 4x8"),
+        ({"window_size": (4, 4, 2)}, "cannot store windows 2x2 and 4x4"),
         ({"window_size": 8}, "it has one square window, no larger than a map"),
-        ({"norm_eps": 1e-6}, "cannot say norm_eps 1e-06"),
+        ({"norm_eps": 1e-6}, "cannot store norm_eps 1e-06"),
         ({"stem_widths": (8,), "patch_size": 2}, "stem"),
         ({"version": 2, "map_norms": True, "num_classes": 0}, "Swinv2Backbone has no norms"),
         ({"version": 2, "qkv_bias": "qkv"}, "attn.qkv.bias"),

@@ -103,24 +103,24 @@ def test_what_a_bare_file_leaves_out_lies_beside_it(tiny_swin, tmp_path, caplog)
     export(tiny_swin(**V2), tmp_path / "net.pth", "timm")
     said = json.loads((tmp_path / "net.pth.json").read_text())["triptych"]
     assert said["window_size"] == [[4, 4]] * 3
-    assert "which others do not read" in caplog.text
+    assert "which other programs do not read" in caplog.text
     assert inspect(tmp_path / "net.pth")["facts"]["window_size"] == "net.pth.json"
 
 
 @pytest.mark.parametrize(
     ("form", "changes", "part"),
     [
-        ("microsoft", {"window_size": (4, 4, 2)}, "cannot say windows 2x2 and 4x4 for images of 64x64"),
-        ("microsoft", {"window_size": (2, 4)}, "cannot say windows 2x4"),
+        ("microsoft", {"window_size": (4, 4, 2)}, "cannot store windows 2x2 and 4x4 for images of 64x64"),
+        ("microsoft", {"window_size": (2, 4)}, "cannot store windows 2x4"),
         ("microsoft", {"image_size": (72, 72)}, r"a map of 18x18 does not divide into windows of 4x4"),
-        ("microsoft", {"map_norms": True, "num_classes": 0}, "parameters without a place there"),
+        ("microsoft", {"map_norms": True, "num_classes": 0}, "parameters without a key there"),
         ("microsoft", {**V2, "qkv_bias": "qkv"}, "attn.qkv.bias"),
         ("microsoft", {"qkv_bias": "qv"}, "attn.q_bias"),
         ("timm", {"window_size": 8}, "none larger than a map"),
         ("timm", {**V2, "window_size": (4, 4, 2)}, "version 2's are one for all stages"),
         ("timm", {"stem_widths": (8,), "patch_size": 2}, "stem"),
-        ("timm", {"norm_eps": 1e-6}, "the config of timm cannot say norm_eps 1e-06; write a single file"),
-        ("torchvision", {"window_size": (4, 4, 2)}, "torchvision cannot say windows"),
+        ("timm", {"norm_eps": 1e-6}, "the config of timm cannot store norm_eps 1e-06; write a single file"),
+        ("torchvision", {"window_size": (4, 4, 2)}, "torchvision cannot store windows"),
         ("torchvision", {"qkv_bias": "none"}, "qkv_bias 'none'"),
     ],
 )

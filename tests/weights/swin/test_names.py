@@ -413,7 +413,7 @@ def test_odd_coordinates_fall_back_to_convention(tmp_path, value):
 
 def test_rectangular_windows_are_told_by_the_index_or_the_call(tmp_path, tiny_swin, same_state):
     net = tiny_swin(window_size=((3, 5), (3, 5), (2, 4)), image_size=(48, 80))
-    with pytest.raises(UserError, match="torchvision cannot say windows"):
+    with pytest.raises(UserError, match="torchvision cannot store windows"):
         export(net, tmp_path / "a.pth", "torchvision")
     net = tiny_swin(window_size=(3, 5), image_size=(48, 80))
     export(net, tmp_path / "a.pth", "torchvision")

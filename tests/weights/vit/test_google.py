@@ -305,7 +305,7 @@ def test_bfloat16_arrays(tmp_path):
 
 def test_a_rectangular_grid_needs_to_be_said(tmp_path):
     np.savez(tmp_path / "net.npz", **paper(tokens=16))  # 15 patches and the class token
-    with pytest.raises(UserError, match="15 patches, which form no square; say image_size"):
+    with pytest.raises(UserError, match="15 patches, which form no square; give image_size"):
         load(tmp_path / "net.npz")
     net = load(tmp_path / "net.npz", image_size=(24, 40))
     assert net.config.grid == (3, 5)
@@ -347,7 +347,7 @@ def test_what_npz_leaves_to_conventions_lies_beside_it(
         assert getattr(back.config, name) == getattr(net.config, name)
     lies = tmp_path / "x.npz.json"
     assert (json.loads(lies.read_text())["triptych"] if lies.exists() else None) == aside
-    assert ("which others do not read" in caplog.text) == (aside is not None)
+    assert ("which other programs do not read" in caplog.text) == (aside is not None)
 
 
 @pytest.mark.parametrize(

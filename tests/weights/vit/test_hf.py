@@ -231,8 +231,8 @@ def test_a_config_that_does_not_fit(tmp_path, tiny, changes, part):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"pool": "mean"}, "cannot say pool \\(here 'mean', read back as 'token'\\)"),
-        ({"head": "mlp"}, "parameters without a place there \\(head.hidden.weight"),
+        ({"pool": "mean"}, "cannot store pool \\(here 'mean', read back as 'token'\\)"),
+        ({"head": "mlp"}, "parameters without a key there \\(head.hidden.weight"),
         ({"qk_norm": True}, "q_norm"),
         ({"class_token": False, "pool": "mean"}, "class_token"),
     ],

@@ -350,5 +350,5 @@ def test_a_rectangular_timm_network(tmp_path, tiny, same_state):
 
 
 def test_registers_beside_a_placed_class_token_are_refused_by_timm(tmp_path, tiny):
-    with pytest.raises(UserError, match="timm cannot say registers beside a class token"):
+    with pytest.raises(UserError, match="timm cannot store registers beside a class token"):
         export(tiny(num_registers=4, layer_scale=0.1), tmp_path / "x", "timm")

@@ -24,7 +24,7 @@ from triptych.pipelines.image_input import batched, fitted
 from triptych.torch_compile import compile_blocks
 from triptych.train import evaluate
 from triptych.weights import load, quantize
-from triptych.weights.quantization import KINDS
+from triptych.weights.quantization import SCHEMES
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +103,9 @@ def speed(plan: Plan) -> Table:
         exact = make(name, **dict(plan.changes))
         bf16 = copy.deepcopy(exact).bfloat16()
         forms: dict[str, Network] = {"bf16": bf16, "fp32": exact}
-        forms |= {f"bf16, {kind}": quantize(bf16, kind) for kind in KINDS}  # type: ignore[arg-type]
+        forms |= {f"bf16, {scheme}": quantize(bf16, scheme) for scheme in SCHEMES}  # type: ignore[arg-type]
         if name in plan.compiled:
-            for form in ("bf16", *(f"bf16, {kind}" for kind in KINDS)):
+            for form in ("bf16", *(f"bf16, {scheme}" for scheme in SCHEMES)):
                 forms[f"{form}, compiled"] = again = copy.deepcopy(forms[form])
                 compile_blocks(again)
         size = exact.config.image_size
@@ -138,7 +138,7 @@ def accuracy(plan: Plan) -> Table:
         ],
     )
     exact = load(plan.model)
-    forms: dict[str, Network] = {"fp32": exact} | {kind: quantize(exact, kind) for kind in KINDS}  # type: ignore[arg-type]
+    forms: dict[str, Network] = {"fp32": exact} | {scheme: quantize(exact, scheme) for scheme in SCHEMES}  # type: ignore[arg-type]
     pipes = {form: ClassificationPipeline(net, dtype="fp32") for form, net in forms.items()}
     source = emoji.emoji("test")
     logits = {}

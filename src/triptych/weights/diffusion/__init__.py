@@ -1,4 +1,4 @@
-"""Published formats of latent diffusion and its parts. The first that recognises a file reads it."""
+"""Published formats of latent diffusion and its parts. The first that matches a file reads it."""
 
 from triptych.weights.diffusion.compvis import FORMATS as COMPVIS
 from triptych.weights.diffusion.diffusers import FORMATS as DIFFUSERS

@@ -1,20 +1,21 @@
-"""First stages in the names of CompVis (those of taming-transformers) and of diffusers; TAESD in its author's too."""
+"""First stages with keys of CompVis (those of taming-transformers) and diffusers; TAESD also with its author's."""
 
 import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs.autoencoder import AutoencoderConfig, FirstStageConfig, TinyAutoencoderConfig
-from triptych.weights.diffusion.rule_helpers import ONE_BY_ONE, fused, halves_of, layer, matrix
-from triptych.weights.mapping.format import Names
-from triptych.weights.mapping.rules import Rule, drop, same
+from triptych.weights.diffusion.rule_helpers import ONE_BY_ONE, default_groups, fused, layer, matrix
+from triptych.weights.mapping.format import StateDictKeys
+from triptych.weights.mapping.rules import Rule, drop, rename
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What the two call differently. `{l}` is a level from the finest, `{s}` a step of the way up, `{j}` a block."""
+    """Names that differ between the two. `{l}` is a level from the finest, `{s}` a step of the way up, `{j}` a
+    block."""
 
     down: str
     up: str
@@ -71,17 +72,17 @@ DIFFUSERS = Layout(
 DIFFUSERS_OLD = replace(DIFFUSERS, qkv=("query", "key", "value"), proj="proj_attn")
 
 
-def layout_of(names: Names) -> Layout | None:
-    """Whose names these are; none if they are no first stage's."""
-    if "encoder.down.0.block.0.conv1.weight" in names and "decoder.conv_in.weight" in names:
+def layout_of(keys: StateDictKeys) -> Layout | None:
+    """Return the layout of the keys; None if they are not of a first stage."""
+    if "encoder.down.0.block.0.conv1.weight" in keys and "decoder.conv_in.weight" in keys:
         return COMPVIS
-    if "encoder.down_blocks.0.resnets.0.conv1.weight" in names and "decoder.conv_in.weight" in names:
-        return DIFFUSERS_OLD if names.any(".attentions.0.query.weight") else DIFFUSERS
+    if "encoder.down_blocks.0.resnets.0.conv1.weight" in keys and "decoder.conv_in.weight" in keys:
+        return DIFFUSERS_OLD if keys.any_endswith(".attentions.0.query.weight") else DIFFUSERS
     return None
 
 
 def table(config: AutoencoderConfig, layout: Layout) -> list[Rule]:
-    """Theirs <-> ours, as the network runs."""
+    """Return the rules, in the order in which the network runs."""
     count = len(config.channel_multipliers)
     rules = layer("encoder.conv_in", "encoder.conv_in")
     widths = [config.base_channels * m for m in config.channel_multipliers]
@@ -96,7 +97,7 @@ def table(config: AutoencoderConfig, layout: Layout) -> list[Rule]:
     if config.quant_convs:
         rules += layer("quant_conv", "quant") + layer("post_quant_conv", "post_quant")
     if config.regularization == "vq":
-        rules.append(same(f"{layout.codebook}.weight", "codebook.weight"))
+        rules.append(rename(f"{layout.codebook}.weight", "codebook.weight"))
     rules += layer("decoder.conv_in", "decoder.conv_in")
     for step in range(count):
         level = count - 1 - step
@@ -107,24 +108,31 @@ def table(config: AutoencoderConfig, layout: Layout) -> list[Rule]:
             rules += layer(f"{theirs}.{layout.upsample}", f"{ours}.resample.conv")
     rules += _end(config, layout, "decoder")
     for name in ("loss", "model_ema", "discriminator", "perceptual_loss"):
-        rules.append(drop(f"{name}.*", "only training reads it"))
+        rules.append(drop(f"{name}.*", "only training uses it"))
     return rules
 
 
 def _level(
-    config: AutoencoderConfig, layout: Layout, theirs: str, ours: str, level: int, taken: int, depth: int
+    config: AutoencoderConfig,
+    layout: Layout,
+    theirs: str,
+    ours: str,
+    level: int,
+    in_channels: int,
+    depth: int,
 ) -> list[Rule]:
-    given, rules = config.base_channels * config.channel_multipliers[level], []
+    out_channels, rules = config.base_channels * config.channel_multipliers[level], []
     for j in range(depth):
-        rules += _block(layout, f"{theirs}.{layout.block.format(j=j)}", f"{ours}.blocks.{j}", taken != given)
+        block, skip = f"{theirs}.{layout.block.format(j=j)}", in_channels != out_channels
+        rules += _block(layout, block, f"{ours}.blocks.{j}", skip)
         if 2**level in config.attention_downsample_factors:
             rules += _attention(layout, f"{theirs}.{layout.attention.format(j=j)}", f"{ours}.attentions.{j}")
-        taken = given
+        in_channels = out_channels
     return rules
 
 
 def _end(config: AutoencoderConfig, layout: Layout, half: str) -> list[Rule]:
-    """The middle and the output, which both halves have."""
+    """Return the rules of the middle and the output, which both halves have."""
     first, attention, last = (f"{half}.{name}" for name in layout.middle)
     rules = _block(layout, first, f"{half}.middle.block1", skip=False)
     if config.middle_attention:
@@ -154,60 +162,63 @@ def _attention(layout: Layout, theirs: str, ours: str) -> list[Rule]:
 
 
 def read(
-    names: Names, layout: Layout, said: dict[str, Any] | None = None
+    keys: StateDictKeys, layout: Layout, config_json: dict[str, Any] | None = None
 ) -> tuple[AutoencoderConfig, dict[str, str]]:
-    """The config of a first stage from its tensors; `said` is its config.json, where it has one.
+    """Infer the config of a first stage from its tensors; also return where the scale came from.
+
+    Args:
+        config_json: its config.json, if there is one.
 
     Raises:
-        UserError: it is no first stage that this package has.
+        CheckpointError: it is no first stage that this package has.
     """
-    said = said or {}
-    sizes = _shapes(names, layout)
+    config_json = config_json or {}
+    sizes = _shapes(keys, layout)
     published = next((known for known in autoencoder_config.SIZES.values() if _alike(known, sizes)), None)
     facts = {"scale": "convention: 1"}
-    groups = said.get("norm_num_groups")
+    groups = config_json.get("norm_num_groups")
     sizes["norm_groups"] = (
-        groups if isinstance(groups, int) and groups > 0 else halves_of(sizes["base_channels"])
+        groups if isinstance(groups, int) and groups > 0 else default_groups(sizes["base_channels"])
     )
     if published is not None:
         sizes["image_size"] = published.image_size
-    side = said.get("sample_size")
+    side = config_json.get("sample_size")
     if isinstance(side, int | list | tuple):
         sizes["image_size"] = (side, side) if isinstance(side, int) else tuple(side)
     default = (
-        sizes["regularization"] == "vq" and said.get("scaling_factor") == 0.18215
-    )  # VQModel's own, which no VQ model meant
-    if "scaling_factor" in said and not default:
-        sizes["scale"], facts["scale"] = said["scaling_factor"], "config.json"
-        sizes["shift"] = said.get("shift_factor") or 0.0
+        sizes["regularization"] == "vq" and config_json.get("scaling_factor") == 0.18215
+    )  # the default of VQModel, which no published VQ model uses
+    if "scaling_factor" in config_json and not default:
+        sizes["scale"], facts["scale"] = config_json["scaling_factor"], "config.json"
+        sizes["shift"] = config_json.get("shift_factor") or 0.0
     return AutoencoderConfig(**sizes), facts
 
 
-def _shapes(names: Names, layout: Layout) -> dict[str, Any]:
-    """All that names and shapes tell."""
+def _shapes(keys: StateDictKeys, layout: Layout) -> dict[str, Any]:
+    """Return the fields of the config that keys and shapes determine."""
     pattern = layout.down.replace("{l}", "{i}")
-    count = names.count(f"{pattern}.")
-    first = names.shape("encoder.conv_in.weight", 4)
+    count = keys.count_blocks(f"{pattern}.")
+    first = keys.shape("encoder.conv_in.weight", 4)
     width = first[0]
     block = f"{pattern}.{layout.block.format(j=0)}.conv1.weight"
-    widths = [names.shape(block.replace("{i}", str(i)), 4)[0] for i in range(count)]
+    widths = [keys.shape(block.replace("{i}", str(i)), 4)[0] for i in range(count)]
     if not widths or any(c % width for c in widths):
-        raise UserError(
-            f"{names.path} has levels of {widths} channels; needed are multiples of the first {width}"
+        raise CheckpointError(
+            f"{keys.path} has levels of {widths} channels; needed are multiples of the first {width}"
         )
     attends = f"{pattern}.{layout.attention.format(j=0)}.{layout.attention_norm}.weight"
-    ends = names.shape("encoder.conv_out.weight", 4)[0]
+    ends = keys.shape("encoder.conv_out.weight", 4)[0]
     vq = f"{layout.codebook}.weight"
-    quants = "quant_conv.weight" in names
-    entries, latents = names.shape(vq, 2) if vq in names else (0, ends // 2)
+    quants = "quant_conv.weight" in keys
+    entries, latents = keys.shape(vq, 2) if vq in keys else (0, ends // 2)
     if quants and not entries:
-        latents = names.shape("quant_conv.weight", 4)[0] // 2
-    bottleneck = names.shape("decoder.conv_in.weight", 4)[1]
-    depth = names.count(f"{layout.down.format(l=0)}.{layout.block.replace('{j}', '{i}')}.")
+        latents = keys.shape("quant_conv.weight", 4)[0] // 2
+    bottleneck = keys.shape("decoder.conv_in.weight", 4)[1]
+    depth = keys.count_blocks(f"{layout.down.format(l=0)}.{layout.block.replace('{j}', '{i}')}.")
     return {
         "regularization": "vq" if entries else "kl",
         "in_channels": first[1],
-        "out_channels": names.shape(f"decoder.{layout.conv_out}.weight", 4)[0],
+        "out_channels": keys.shape(f"decoder.{layout.conv_out}.weight", 4)[0],
         "base_channels": width,
         "channel_multipliers": tuple(c // width for c in widths),
         "num_res_blocks": depth,
@@ -215,15 +226,15 @@ def _shapes(names: Names, layout: Layout) -> dict[str, Any]:
         "bottleneck_channels": 0 if bottleneck == latents else bottleneck,
         "codebook_size": entries,
         "attention_downsample_factors": tuple(
-            2**i for i in range(count) if attends.replace("{i}", str(i)) in names
+            2**i for i in range(count) if attends.replace("{i}", str(i)) in keys
         ),
-        "middle_attention": f"encoder.{layout.middle[1]}.{layout.attention_norm}.weight" in names,
+        "middle_attention": f"encoder.{layout.middle[1]}.{layout.attention_norm}.weight" in keys,
         "quant_convs": quants,
     }
 
 
 def scaled(config: AutoencoderConfig) -> AutoencoderConfig | None:
-    """The published first stage of these sizes whose latents are scaled; none if there is no such."""
+    """Return the published first stage of these sizes whose latents are scaled, or None."""
     for known in autoencoder_config.SIZES.values():
         if isinstance(known, AutoencoderConfig) and known.scale != 1.0:
             same_form = {"scale": config.scale, "shift": config.shift, "image_size": config.image_size}
@@ -243,27 +254,27 @@ def _alike(known: FirstStageConfig, sizes: dict[str, Any]) -> bool:
 CONVS = {"conv1": "conv.0", "conv2": "conv.2", "conv3": "conv.4"}
 
 
-def tiny_layout(names: Names) -> str | None:
-    """ "diffusers" or "taesd", whose decoder counts one layer more; none if it is no TAESD."""
-    if "encoder.layers.1.conv.0.weight" in names and "decoder.layers.0.weight" in names:
+def tiny_layout(keys: StateDictKeys) -> str | None:
+    """Return "diffusers", or "taesd" (whose decoder counts one layer more); None if it is no TAESD."""
+    if "encoder.layers.1.conv.0.weight" in keys and "decoder.layers.0.weight" in keys:
         return "diffusers"
-    if "encoder.1.conv.0.weight" in names and "decoder.1.weight" in names:
+    if "encoder.1.conv.0.weight" in keys and "decoder.1.weight" in keys:
         return "taesd"
     return None
 
 
 def tiny_table(config: TinyAutoencoderConfig, layout: str) -> list[Rule]:
-    """Theirs <-> ours."""
+    """Return the rules."""
     inner, later = (".layers", 0) if layout == "diffusers" else ("", 1)
     rules: list[Rule] = []
 
-    def add(half: str, index: int, shift: int, kind: str) -> None:
+    def add(half: str, index: int, shift: int, layer_type: str) -> None:
         theirs, ours = f"{half}{inner}.{index + shift}", f"{half}.{index}"
-        if kind == "block":
+        if layer_type == "block":
             for mine, other in CONVS.items():
                 rules.extend(layer(f"{theirs}.{other}", f"{ours}.{mine}"))
-        elif kind != "nothing":
-            rules.extend(layer(theirs, ours, bias=kind == "conv"))
+        elif layer_type != "nothing":
+            rules.extend(layer(theirs, ours, bias=layer_type == "conv"))
 
     more = config.num_levels - 1
     encoder = ["conv", "block", *(["step", *["block"] * config.num_res_blocks] * more), "conv"]
@@ -274,39 +285,39 @@ def tiny_table(config: TinyAutoencoderConfig, layout: str) -> list[Rule]:
         "block",
         "conv",
     ]
-    for half, kinds, shift in (("encoder", encoder, 0), ("decoder", decoder, later)):
-        for index, kind in enumerate(kinds):
-            add(half, index, shift, kind)
+    for half, layers, shift in (("encoder", encoder, 0), ("decoder", decoder, later)):
+        for index, layer_type in enumerate(layers):
+            add(half, index, shift, layer_type)
     return rules
 
 
-def read_tiny(names: Names, layout: str, said: dict[str, Any] | None = None) -> TinyAutoencoderConfig:
-    """The config of a TAESD from its tensors.
+def read_tiny(
+    keys: StateDictKeys, layout: str, config_json: dict[str, Any] | None = None
+) -> TinyAutoencoderConfig:
+    """Infer the config of a TAESD from its tensors.
 
     Raises:
-        UserError: other sizes than a TAESD can have.
+        CheckpointError: sizes that a TAESD cannot have.
     """
     inner = "encoder.layers." if layout == "diffusers" else "encoder."
-    found = {int(m[1]) for name in names.shapes if (m := re.match(rf"{re.escape(inner)}(\d+)\.", name))}
-    steps = [i for i in sorted(found) if f"{inner}{i}.weight" in names and f"{inner}{i}.bias" not in names]
-    last = max(found)
+    indices = {int(m[1]) for name in keys.shapes if (m := re.match(rf"{re.escape(inner)}(\d+)\.", name))}
+    steps = [i for i in sorted(indices) if f"{inner}{i}.weight" in keys and f"{inner}{i}.bias" not in keys]
+    last = max(indices)
     ends = [*steps[1:], last]
     depths = {end - step - 1 for step, end in zip(steps, ends, strict=True)}
     if len(depths) != 1:
-        raise UserError(f"{names.path} is no TAESD: its levels have {sorted(depths)} blocks")
-    first = names.shape(f"{inner}0.weight", 4)
+        raise CheckpointError(f"{keys.path} is no TAESD: its levels have {sorted(depths)} blocks")
+    first = keys.shape(f"{inner}0.weight", 4)
     decoder = "decoder.layers." if layout == "diffusers" else "decoder."
-    ways = [
-        int(m[1]) for name in names.shapes if (m := re.match(rf"{re.escape(decoder)}(\d+)\.weight", name))
-    ]
-    said = said or {}
+    ways = [int(m[1]) for name in keys.shapes if (m := re.match(rf"{re.escape(decoder)}(\d+)\.weight", name))]
+    config_json = config_json or {}
     return TinyAutoencoderConfig(
         in_channels=first[1],
-        out_channels=names.shape(f"{decoder}{max(ways)}.weight", 4)[0],
+        out_channels=keys.shape(f"{decoder}{max(ways)}.weight", 4)[0],
         base_channels=first[0],
         num_levels=len(steps) + 1,
         num_res_blocks=depths.pop(),
-        latent_channels=names.shape(f"{inner}{last}.weight", 4)[0],
-        scale=float(said.get("scaling_factor") or 1.0),
-        shift=float(said.get("shift_factor") or 0.0),
+        latent_channels=keys.shape(f"{inner}{last}.weight", 4)[0],
+        scale=float(config_json.get("scaling_factor") or 1.0),
+        shift=float(config_json.get("shift_factor") or 0.0),
     )

@@ -1,5 +1,6 @@
-"""The YAML beside a CompVis file (v1-inference.yaml): what its names and shapes cannot tell. Read as plain values;
-class paths in it are passed over."""
+"""The YAML next to a CompVis file (v1-inference.yaml), for what keys and shapes do not determine.
+
+It is read as plain values; class paths in it are ignored."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.diffusion.config import COMPVIS_SCHEDULES, Prediction, ProcessConfig
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights.files.sanitize import printable
 
 PREDICTIONS: dict[str, Prediction] = {"eps": "eps", "v": "v", "x0": "x0"}
@@ -16,7 +17,7 @@ LARGEST = 2**20  # bytes
 
 @dataclass(frozen=True)
 class ModelYaml:
-    """`model.params` of such a file; empty where there is none."""
+    """`model.params` of such a file; empty if there is none."""
 
     path: Path | None = None
     params: dict[str, Any] = field(default_factory=dict)
@@ -26,72 +27,72 @@ class ModelYaml:
         return "" if self.path is None else self.path.name
 
     def at(self, *way: str) -> dict[str, Any]:
-        """The object that keys lead to; empty where one is missing.
+        """Return the object that the keys lead to; empty if one is missing.
 
         Raises:
-            UserError: something else stands there.
+            CheckpointError: the value is no object.
         """
-        found: Any = self.params
+        node: Any = self.params
         for key in way:
-            found = found.get(key)
-            if found is None:
+            node = node.get(key)
+            if node is None:
                 return {}
-            if not isinstance(found, dict):
-                raise UserError(
-                    f"{self.path} says {'.'.join(way)} is {printable(found, 40)}, which must hold values"
+            if not isinstance(node, dict):
+                raise CheckpointError(
+                    f"{self.path} says {'.'.join(way)} is {printable(node, 40)}, which must hold values"
                 )
-        return found
+        return node
 
     def prediction(self) -> Prediction | None:
-        said = self.params.get("parameterization")
-        if said is None:
+        value = self.params.get("parameterization")
+        if value is None:
             return None
-        if not isinstance(said, str) or said not in PREDICTIONS:
-            raise UserError(
-                f"{self.path} says parameterization {printable(said, 40)!r}; known are {', '.join(PREDICTIONS)}"
+        if not isinstance(value, str) or value not in PREDICTIONS:
+            raise CheckpointError(
+                f"{self.path} says parameterization {printable(value, 40)!r}; known are {', '.join(PREDICTIONS)}"
             )
-        return PREDICTIONS[said]
+        return PREDICTIONS[value]
 
     def process(self, usual: ProcessConfig, *way: str) -> ProcessConfig:
-        """`usual` with the betas that are said."""
-        said = self.at(*way)
+        """Return `usual` with the betas of the file."""
+        params = self.at(*way)
         more: dict[str, Any] = {}
         for theirs, ours in (
             ("linear_start", "beta_start"),
             ("linear_end", "beta_end"),
             ("timesteps", "steps"),
         ):
-            if theirs in said:
-                more[ours] = self._number(said, theirs)
+            if theirs in params:
+                more[ours] = self._number(params, theirs)
         if "steps" in more:
             more["steps"] = round(more["steps"])
-        if "beta_schedule" in said:
-            schedule = said["beta_schedule"]
+        if "beta_schedule" in params:
+            schedule = params["beta_schedule"]
             if not isinstance(schedule, str) or schedule not in COMPVIS_SCHEDULES:
-                raise UserError(
+                raise CheckpointError(
                     f"{self.path} says beta_schedule {printable(schedule, 40)!r}; known are "
                     f"{', '.join(COMPVIS_SCHEDULES)}"
                 )
             more["schedule"] = COMPVIS_SCHEDULES[schedule]
         elif more:
-            more["schedule"] = COMPVIS_SCHEDULES["linear"]  # CompVis' own default
+            more["schedule"] = COMPVIS_SCHEDULES["linear"]  # CompVis' default
         try:
             return replace(usual, **more)
-        except UserError as problem:
-            raise UserError(f"{self.path}: {problem}") from problem
+        except CheckpointError as problem:
+            raise CheckpointError(f"{self.path}: {problem}") from problem
 
     def scale(self) -> float | None:
         return self._number(self.params, "scale_factor") if "scale_factor" in self.params else None
 
     def averaged(self) -> bool:
-        """Whether CompVis' scripts sample with averaged weights; they do unless told otherwise."""
+        """Return whether CompVis' scripts sample with averaged weights, which is their default."""
         return self.path is not None and self.params.get("use_ema", True) is not False
 
     def heads(self) -> tuple[int, int] | None:
-        """Heads, or channels a head, of the UNet."""
-        said = self.at("unet_config", "params")
+        """Return (heads, channels per head) of the UNet, one of them 0; None if the file has neither."""
+        params = self.at("unet_config", "params")
         for name, place in (("num_head_channels", 1), ("num_heads", 0)):
-            count = said.get(name, -1)
+            count = params.get(name, -1)
             if isinstance(count, int) and not isinstance(count, bool) and count > 0:
                 return (count, 0) if place == 0 else (0, count)
         return None
@@ -101,30 +102,32 @@ class ModelYaml:
         return (side, side) if isinstance(side, int) and side > 0 else None
 
     def skipped(self) -> int | None:
-        """Last blocks of OpenCLIP that are left out."""
+        """Return the number of last blocks of OpenCLIP that are skipped."""
         layer = self.at("cond_stage_config", "params").get("layer")
         return {"last": 0, "penultimate": 1}.get(layer) if isinstance(layer, str) else None
 
     def boxes(self) -> bool | None:
-        """Whether the text encoder is given tokens of its own kind, no words."""
-        said = self.at("cond_stage_config", "params").get("use_tokenizer")
-        return None if said is None else said is False
+        """Return whether the text encoder takes bounding box tokens in place of words."""
+        value = self.at("cond_stage_config", "params").get("use_tokenizer")
+        return None if value is None else value is False
 
-    def _number(self, said: dict[str, Any], name: str) -> float:
+    def _number(self, params: dict[str, Any], name: str) -> float:
         try:
-            value = float(said[name])  # 1e-4 without a point is a string in YAML 1.1
+            value = float(params[name])  # 1e-4 without a point is a string in YAML 1.1
         except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not math.isfinite(value):
-            raise UserError(f"{self.path} says {name} {printable(said[name], 40)!r}, which must be a number")
+            raise CheckpointError(
+                f"{self.path} says {name} {printable(params[name], 40)!r}, which must be a number"
+            )
         return value
 
 
 def read_yaml(path: Path | None) -> ModelYaml:
-    """What a YAML file says of a model; nothing where there is no file, or it speaks of something else.
+    """Read the YAML of a model. The result is empty without a file, or if it describes no model.
 
     Raises:
-        UserError: it is no YAML of plain values, or too large for one.
+        CheckpointError: it is no YAML of plain values, or too large.
     """
     if path is None:
         return ModelYaml()
@@ -132,17 +135,17 @@ def read_yaml(path: Path | None) -> ModelYaml:
 
     try:
         if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a config; remove it")
-        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UserError:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, too many for a config; remove it")
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except CheckpointError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         where = getattr(problem, "problem", None) or problem
-        raise UserError(
+        raise CheckpointError(
             f"{path} is no YAML of plain values ({printable(where, 80)}); fetch it again or remove it"
         ) from problem
     except OSError as problem:
-        raise UserError(f"cannot read {path}: {problem.strerror}; check its permissions") from problem
-    model = whole.get("model") if isinstance(whole, dict) else None
+        raise CheckpointError(f"cannot read {path}: {problem.strerror}; check its permissions") from problem
+    model = document.get("model") if isinstance(document, dict) else None
     params = model.get("params") if isinstance(model, dict) else None
     return ModelYaml(path, params) if isinstance(params, dict) else ModelYaml()

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.configs.autoencoder import AutoencoderConfig
@@ -18,77 +18,86 @@ from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.models.tokenization.files import load_tokenizer, save_tokenizer
 from triptych.models.unet import UNet
 from triptych.weights.diffusion import autoencoder, text, unet
-from triptych.weights.diffusion.compvis import beside_of, stage_reading, unet_reading
+from triptych.weights.diffusion.compvis import infer_concat, stage_reading, unet_reading
 from triptych.weights.diffusion.diffusers_config import (
     READERS,
     STAGES,
     TITLE,
     VERSION,
+    file_config_of,
     process_settings,
     read_process,
-    said_of,
     stage_of,
     stage_settings,
     text_settings,
     unet_settings,
 )
-from triptych.weights.diffusion.rule_helpers import inside
 from triptych.weights.mapping.defaults import HALF
-from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, Settings, state
-from triptych.weights.mapping.round_trip import checked
-from triptych.weights.mapping.rules import drop, to_theirs
+from triptych.weights.mapping.format import (
+    Draft,
+    Format,
+    Hints,
+    LoadPlan,
+    Settings,
+    StateDictKeys,
+    cpu_state_dict,
+)
+from triptych.weights.mapping.round_trip import verify_round_trip
+from triptych.weights.mapping.rules import add_prefixes, drop, export_tensors
 
 
-def recognises(names: Names) -> bool:
-    return "model_index" in names.settings and names.starts("unet/")
+def matches(keys: StateDictKeys) -> bool:
+    return "model_index" in keys.settings and keys.any_startswith("unet/")
 
 
-def read(names: Names, hints: Hints) -> Reading:
-    settings = names.settings
+def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
+    settings = keys.settings
     unet_said = settings.get("unet/config", {})
-    part = names.within("unet/")
+    part = keys.subset("unet/")
     layout = unet.Diffusers.of(part)
-    net, facts = unet.read(part, layout, said_of(part, unet_said))
-    rules = inside(unet.table(net, layout), "unet/", "network.")
-    where = next((name for name in STAGES if names.starts(f"{name}/")), "vae")
-    found = stage_of(names.within(f"{where}/"), settings.get(f"{where}/config", {}))
-    if found is None:
-        raise UserError(f"{names.path} has no vae or vqvae that this triptych knows; give the whole folder")
-    stage, stage_rules, more = found
-    rules += inside(stage_rules, f"{where}/", "autoencoder.")
+    net, facts = unet.read(part, layout, file_config_of(part, unet_said))
+    rules = add_prefixes(unet.table(net, layout), "unet/", "network.")
+    where = next((name for name in STAGES if keys.any_startswith(f"{name}/")), "vae")
+    result = stage_of(keys.subset(f"{where}/"), settings.get(f"{where}/config", {}))
+    if result is None:
+        raise CheckpointError(
+            f"{keys.path} has no vae or vqvae that this triptych knows; give the whole folder"
+        )
+    stage, stage_rules, more = result
+    rules += add_prefixes(stage_rules, f"{where}/", "autoencoder.")
     facts |= more
     reader, finish = None, None
-    where = next((name for name in READERS if names.starts(f"{name}/")), "")
+    where = next((name for name in READERS if keys.any_startswith(f"{name}/")), "")
     if where:
-        part = names.within(f"{where}/")
+        part = keys.subset(f"{where}/")
         named = text.layout_of(part)
         if named is None:
-            raise UserError(
-                f"{names.path} has a {where} that this triptych does not know; needed is CLIP or LDMBert"
+            raise CheckpointError(
+                f"{keys.path} has a {where} that this triptych does not know; needed is CLIP or LDMBert"
             )
-        tokenizer = load_tokenizer(names.path) if (names.path / "tokenizer").is_dir() else None
+        tokenizer = load_tokenizer(keys.path) if (keys.path / "tokenizer").is_dir() else None
         added = 0 if tokenizer is None else sum(map(len, tokenizer.added.values()))
         text_layout, prefix = named
-        reader, more = text.read(part.within(prefix), text_layout, settings.get(f"{where}/config", {}), added)
+        reader, more = text.read(part.subset(prefix), text_layout, settings.get(f"{where}/config", {}), added)
         if tokenizer is not None:
             reader = replace(reader, pad_token=tokenizer.pad)
             finish = functools.partial(_give_tokenizer, tokenizer)
-        rules += inside(text.table(reader, text_layout), f"{where}/{prefix}", "text_encoder.")
+        rules += add_prefixes(text.table(reader, text_layout), f"{where}/{prefix}", "text_encoder.")
         rules += [
-            drop(f"{where}/{name}", "only the pooled embedding reads it")
+            drop(f"{where}/{name}", "only the pooled embedding uses it")
             for name in ("text_projection.*",)
             if prefix
         ]
         facts |= more
-    process = read_process(settings.get("scheduler/scheduler_config"), f"{names.path}/scheduler")
+    process = read_process(settings.get("scheduler/scheduler_config"), f"{keys.path}/scheduler")
     low = settings.get("low_res_scheduler/scheduler_config")
     config = LatentDiffusionConfig(
         autoencoder=stage,
         network=net,
         text_encoder=reader,
         process=process,
-        concat=beside_of(names, net.in_channels, stage.latent_channels, reader is not None),
-        low_res_process=None if low is None else read_process(low, f"{names.path}/low_res_scheduler"),
+        concat=infer_concat(keys, net.in_channels, stage.latent_channels, reader is not None),
+        low_res_process=None if low is None else read_process(low, f"{keys.path}/low_res_scheduler"),
     )
     facts |= {
         "process": "scheduler_config.json",
@@ -96,7 +105,7 @@ def read(names: Names, hints: Hints) -> Reading:
         "classes": "none",
     }
     card = ModelCard(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
-    return Reading("latent-diffusion", config, rules, card, facts, finish)
+    return LoadPlan("latent-diffusion", config, rules, card, facts, finish)
 
 
 def _give_tokenizer(tokenizer: Any, net: Any) -> None:
@@ -106,22 +115,22 @@ def _give_tokenizer(tokenizer: Any, net: Any) -> None:
 def draft(net: LatentDiffusion) -> Draft:
     config = net.config
     if not isinstance(config.network, UNetConfig):
-        raise UserError(f"{TITLE} has no pipeline with a DiT and these parts; choose another format")
+        raise CheckpointError(f"{TITLE} has no pipeline with a DiT and these parts; choose another format")
     reader = config.text_encoder
     if isinstance(reader, ClassTokenConfig | ImageTokensConfig) or config.concat in ("depth", "semantic_map"):
         what = "a map of classes" if config.semantic_map is not None else "depth without its estimator"
         what = "a table of classes" if isinstance(reader, ClassTokenConfig) else what
-        what = "a reader of pictures" if isinstance(reader, ImageTokensConfig) else what
-        raise UserError(f"{TITLE} has no pipeline with {what}; choose another format")
+        what = "an image encoder" if isinstance(reader, ImageTokensConfig) else what
+        raise CheckpointError(f"{TITLE} has no pipeline with {what}; choose another format")
     old = reader is None or reader.type == "ldm-bert"
     stage_at, reader_at = ("vqvae", "bert") if old else ("vae", "text_encoder")
     layout = unet.Diffusers(len(config.network.channel_multipliers), config.network.num_res_blocks)
-    rules = inside(unet.table(config.network, layout), "unet/", "network.")
+    rules = add_prefixes(unet.table(config.network, layout), "unet/", "network.")
     if isinstance(config.autoencoder, AutoencoderConfig):
         table = autoencoder.table(config.autoencoder, autoencoder.DIFFUSERS)
     else:
         table = autoencoder.tiny_table(config.autoencoder, "diffusers")
-    rules += inside(table, f"{stage_at}/", "autoencoder.")
+    rules += add_prefixes(table, f"{stage_at}/", "autoencoder.")
     settings: Settings = {
         "unet/config": unet_settings(config.network),
         f"{stage_at}/config": stage_settings(config.autoencoder),
@@ -134,16 +143,14 @@ def draft(net: LatentDiffusion) -> Draft:
         stage_at: [TITLE, settings[f"{stage_at}/config"]["_class_name"]],
         "scheduler": [TITLE, "DDIMScheduler"],
     }
-    tensors, finish = state(net), None
+    tensors, finish = cpu_state_dict(net), None
     if reader is not None:
         prefix = "" if old else "text_model."
         text_layout = text.LDM_BERT if old else text.HF
         short = text.shortened(reader)
-        kept = {
-            f"text_encoder.encoder.{i}." for i in range(short.depth, reader.depth)
-        }  # blocks that nothing reads
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(kept) or "\0")}
-        rules += inside(text.table(short, text_layout), f"{reader_at}/{prefix}", "text_encoder.")
+        skipped = {f"text_encoder.encoder.{i}." for i in range(short.depth, reader.depth)}  # unused blocks
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(skipped) or "\0")}
+        rules += add_prefixes(text.table(short, text_layout), f"{reader_at}/{prefix}", "text_encoder.")
         settings[f"{reader_at}/config"] = text_settings(reader, net)
         tokens = "CLIPTokenizer" if not old else "BertTokenizer"
         maker = ["latent_diffusion", "LDMBertModel"] if old else ["transformers", "CLIPTextModel"]
@@ -163,8 +170,8 @@ def draft(net: LatentDiffusion) -> Draft:
         }
     settings["model_index"] = index
     rules = [one for one in rules if one.ours]
-    out = to_theirs(rules, tensors, f"{TITLE} has no place for all of this network")
-    return checked(Draft(out, settings, finish=finish), net, read, TITLE, "safetensors")
+    out = export_tensors(rules, tensors, f"{TITLE} has no key for all of this network")
+    return verify_round_trip(Draft(out, settings, finish=finish), net, read, TITLE, "safetensors")
 
 
 def _write_tokenizer(net: LatentDiffusion, folder: Path) -> None:
@@ -189,38 +196,40 @@ def _pipeline_of(config: LatentDiffusionConfig) -> str:
 # ---------------------------------------------------------------------------------------------- parts alone
 
 
-def recognises_unet(names: Names) -> bool:
-    return "down_blocks.0.resnets.0.conv1.weight" in names and "time_embedding.linear_1.weight" in names
+def matches_unet(keys: StateDictKeys) -> bool:
+    return "down_blocks.0.resnets.0.conv1.weight" in keys and "time_embedding.linear_1.weight" in keys
 
 
-def read_unet(names: Names, hints: Hints) -> Reading:
-    layout = unet.Diffusers.of(names)
-    said = names.settings.get("config", {})
-    config, facts = unet.read(names, layout, said_of(names, said) if said else unet.hinted(hints))
+def read_unet(keys: StateDictKeys, hints: Hints) -> LoadPlan:
+    layout = unet.Diffusers.of(keys)
+    config_json = keys.settings.get("config", {})
+    config, facts = unet.read(
+        keys, layout, file_config_of(keys, config_json) if config_json else unet.hinted(hints)
+    )
     return unet_reading(config, unet.table(config, layout), facts)
 
 
 def draft_unet(net: UNet) -> Draft:
     layout = unet.Diffusers(len(net.config.channel_multipliers), net.config.num_res_blocks)
-    tensors = to_theirs(
-        unet.table(net.config, layout), state(net), f"{TITLE} has no place for all of this network"
+    tensors = export_tensors(
+        unet.table(net.config, layout), cpu_state_dict(net), f"{TITLE} has no key for all of this network"
     )
-    return checked(Draft(tensors, {"config": unet_settings(net.config)}), net, read_unet, TITLE)
+    return verify_round_trip(Draft(tensors, {"config": unet_settings(net.config)}), net, read_unet, TITLE)
 
 
-def recognises_stage(names: Names) -> bool:
-    return autoencoder.layout_of(names) not in (None, autoencoder.COMPVIS)
+def matches_stage(keys: StateDictKeys) -> bool:
+    return autoencoder.layout_of(keys) not in (None, autoencoder.COMPVIS)
 
 
-def recognises_tiny(names: Names) -> bool:
-    return autoencoder.tiny_layout(names) == "diffusers"
+def matches_tiny(keys: StateDictKeys) -> bool:
+    return autoencoder.tiny_layout(keys) == "diffusers"
 
 
-def read_stage(names: Names, hints: Hints) -> Reading:
-    found = stage_of(names, names.settings.get("config", {}))
-    if found is None:
-        raise UserError(f"{names.path} is no first stage of {TITLE}")
-    return stage_reading(*found)
+def read_stage(keys: StateDictKeys, hints: Hints) -> LoadPlan:
+    result = stage_of(keys, keys.settings.get("config", {}))
+    if result is None:
+        raise CheckpointError(f"{keys.path} is no first stage of {TITLE}")
+    return stage_reading(*result)
 
 
 def draft_stage(net: Autoencoder | TinyAutoencoder) -> Draft:
@@ -229,8 +238,8 @@ def draft_stage(net: Autoencoder | TinyAutoencoder) -> Draft:
         rules = [one for one in autoencoder.table(config, autoencoder.DIFFUSERS) if one.ours]
     else:
         rules = autoencoder.tiny_table(config, "diffusers")
-    tensors = to_theirs(rules, state(net), f"{TITLE} has no place for all of this network")
-    return checked(Draft(tensors, {"config": stage_settings(config)}), net, read_stage, TITLE)
+    tensors = export_tensors(rules, cpu_state_dict(net), f"{TITLE} has no key for all of this network")
+    return verify_round_trip(Draft(tensors, {"config": stage_settings(config)}), net, read_stage, TITLE)
 
 
 STEM = "diffusion_pytorch_model"
@@ -240,17 +249,17 @@ FORMATS = (
         "latent-diffusion",
         "diffusers (a pipeline's folder)",
         "pipeline",
-        recognises,
+        matches,
         read,
         draft,
     ),
-    Format("diffusers", "unet", "diffusers (a UNet)", "folder", recognises_unet, read_unet, draft_unet, STEM),
+    Format("diffusers", "unet", "diffusers (a UNet)", "folder", matches_unet, read_unet, draft_unet, STEM),
     Format(
         "diffusers",
         "autoencoder",
         "diffusers (a first stage)",
         "folder",
-        recognises_stage,
+        matches_stage,
         read_stage,
         draft_stage,
         STEM,
@@ -260,7 +269,7 @@ FORMATS = (
         "tiny-autoencoder",
         "diffusers (TAESD)",
         "folder",
-        recognises_tiny,
+        matches_tiny,
         read_stage,
         draft_stage,
         STEM,

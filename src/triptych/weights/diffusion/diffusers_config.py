@@ -1,18 +1,18 @@
-"""The JSON files of diffusers' folders: the configs of the parts, and what is written of ours."""
+"""JSON files of diffusers' folders: the configs of the parts, read and written."""
 
 from typing import Any
 
 from triptych.diffusion.config import DIFFUSERS_PREDICTIONS, DIFFUSERS_SCHEDULES, ProcessConfig
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.models.configs.autoencoder import FirstStageConfig, TinyAutoencoderConfig
 from triptych.models.configs.text import TextConfig
-from triptych.models.configs.unet import UNetConfig, levels
+from triptych.models.configs.unet import UNetConfig, UNetLevel, levels
 from triptych.weights.diffusion import autoencoder, unet
-from triptych.weights.mapping.format import Names, Settings
+from triptych.weights.mapping.format import Settings, StateDictKeys
 from triptych.weights.mapping.rules import Rule
 
 TITLE = "diffusers"
-VERSION = "0.32.0"  # the first whose classes know all that is written here
+VERSION = "0.32.0"  # the first whose classes accept all fields written here
 STAGES = ("vae", "vqvae")
 READERS = ("text_encoder", "bert")
 
@@ -20,53 +20,59 @@ READERS = ("text_encoder", "bert")
 # --------------------------------------------------------------------------------------------- the process
 
 
-def read_process(said: Settings | None, where: str) -> ProcessConfig:
-    """A scheduler's config as the process that it runs.
+def read_process(config_json: Settings | None, where: str) -> ProcessConfig:
+    """Return the diffusion process of a scheduler's config.
 
     Raises:
-        UserError: there is none, or one of betas or a prediction that no process here has, or of a flow.
+        CheckpointError: it is missing; it is a flow; or its betas or prediction are unknown.
     """
-    if said is None:
-        raise UserError(
+    if config_json is None:
+        raise CheckpointError(
             f"{where}/scheduler_config.json, which says how the network was trained, is not there; give all of the "
             "folder"
         )
-    if str(said.get("_class_name", "")).startswith("FlowMatch") or said.get("use_flow_sigmas"):
-        raise UserError(f"{where} runs a flow, which triptych reads from its own format alone")
-    schedule, prediction = said.get("beta_schedule", "linear"), said.get("prediction_type", "epsilon")
+    if str(config_json.get("_class_name", "")).startswith("FlowMatch") or config_json.get("use_flow_sigmas"):
+        raise CheckpointError(f"{where} runs a flow, which triptych reads from its own format alone")
+    schedule, prediction = (
+        config_json.get("beta_schedule", "linear"),
+        config_json.get("prediction_type", "epsilon"),
+    )
     if (
         schedule not in DIFFUSERS_SCHEDULES
         or prediction not in DIFFUSERS_PREDICTIONS
-        or said.get("trained_betas")
+        or config_json.get("trained_betas")
     ):
-        raise UserError(
+        raise CheckpointError(
             f"{where} says beta_schedule {schedule!r} and prediction_type {prediction!r}; known are "
             f"{', '.join(DIFFUSERS_SCHEDULES)} and {', '.join(DIFFUSERS_PREDICTIONS)}, without trained_betas"
         )
     ends = {}
     if schedule != "squaredcos_cap_v2":
-        ends = {"beta_start": said.get("beta_start", 0.0001), "beta_end": said.get("beta_end", 0.02)}
+        ends = {
+            "beta_start": config_json.get("beta_start", 0.0001),
+            "beta_end": config_json.get("beta_end", 0.02),
+        }
     return ProcessConfig(
         schedule=DIFFUSERS_SCHEDULES[schedule],
         prediction=DIFFUSERS_PREDICTIONS[prediction],
-        num_timesteps=said.get("num_train_timesteps", 1000),
-        zero_terminal_snr=bool(said.get("rescale_betas_zero_snr", False)),
+        num_timesteps=config_json.get("num_train_timesteps", 1000),
+        zero_terminal_snr=bool(config_json.get("rescale_betas_zero_snr", False)),
         **ends,
     )
 
 
-def process_settings(config: ProcessConfig, kind: str = "DDIMScheduler") -> Settings:
-    """The config of a scheduler that runs this process.
+def process_settings(config: ProcessConfig, scheduler: str = "DDIMScheduler") -> Settings:
+    """Return the config of a scheduler that runs the process.
 
     Raises:
-        UserError: a flow.
+        CheckpointError: it is a flow.
     """
     if config.schedule == "flow" or config.prediction == "flow":
-        raise UserError(
-            f"{TITLE}' pipelines of latent diffusion cannot say a flow; choose triptych's own format"
+        raise CheckpointError(
+            f"{TITLE}' pipelines of latent diffusion cannot store a flow; choose triptych's own format"
         )
     return {
-        "_class_name": kind,
+        "_class_name": scheduler,
         "_diffusers_version": VERSION,
         "beta_schedule": next(k for k, v in DIFFUSERS_SCHEDULES.items() if v == config.schedule),
         "beta_start": config.beta_start,
@@ -75,7 +81,7 @@ def process_settings(config: ProcessConfig, kind: str = "DDIMScheduler") -> Sett
         "prediction_type": next(k for k, v in DIFFUSERS_PREDICTIONS.items() if v == config.prediction),
         "rescale_betas_zero_snr": config.zero_terminal_snr,
         "clip_sample": False,
-        **({"set_alpha_to_one": False, "steps_offset": 1} if kind == "DDIMScheduler" else {}),
+        **({"set_alpha_to_one": False, "steps_offset": 1} if scheduler == "DDIMScheduler" else {}),
         "timestep_spacing": "trailing" if config.zero_terminal_snr else "leading",
     }
 
@@ -83,55 +89,52 @@ def process_settings(config: ProcessConfig, kind: str = "DDIMScheduler") -> Sett
 # ------------------------------------------------------------------------------------------------ the UNet
 
 
-def said_of(names: Names, said: Settings) -> unet.Said:
-    """What a UNet's config.json says and shapes do not."""
-    if not said:
-        return unet.Said()
-    widths = list(said.get("block_out_channels", ()))
+def file_config_of(keys: StateDictKeys, config_json: Settings) -> unet.UNetFileConfig:
+    """Return the values in a UNet's config.json that shapes do not determine."""
+    if not config_json:
+        return unet.UNetFileConfig()
+    widths = list(config_json.get("block_out_channels", ()))
     heads, head_dim = 0, 0
-    given = said.get("num_attention_heads") or said.get("attention_head_dim", 8)
-    if said.get("_class_name") == "UNet2DModel" or "cross_attention_dim" not in said:
-        given = said.get("attention_head_dim", 8)
-        heads, head_dim = (0, given) if given else (1, 0)
-    elif isinstance(given, list | tuple):
-        each = {c // n for c, n in zip(widths, given, strict=True)}
-        heads, head_dim = (given[0], 0) if len(set(given)) == 1 else (0, each.pop() if len(each) == 1 else 0)
+    value = config_json.get("num_attention_heads") or config_json.get("attention_head_dim", 8)
+    if config_json.get("_class_name") == "UNet2DModel" or "cross_attention_dim" not in config_json:
+        value = config_json.get("attention_head_dim", 8)
+        heads, head_dim = (0, value) if value else (1, 0)
+    elif isinstance(value, list | tuple):
+        each = {c // n for c, n in zip(widths, value, strict=True)}
+        heads, head_dim = (value[0], 0) if len(set(value)) == 1 else (0, each.pop() if len(each) == 1 else 0)
         if not heads and not head_dim:
-            raise UserError(
-                f"{names.path}: config.json says heads {list(given)} for {widths} channels, of no one size"
+            raise CheckpointError(
+                f"{keys.path}: config.json says heads {list(value)} for {widths} channels, of no one size"
             )
     else:
-        heads = given
-    side = said.get("sample_size")
-    only = said.get("only_cross_attention", False)
+        heads = value
+    side = config_json.get("sample_size")
+    only = config_json.get("only_cross_attention", False)
     only = only if isinstance(only, list | tuple) else [only] * len(widths)
-    return unet.Said(
+    return unet.UNetFileConfig(
         heads=heads,
         head_dim=head_dim,
         latent_size=None if side is None else (side, side) if isinstance(side, int) else tuple(side),
-        groups=said.get("norm_num_groups") or 0,
+        groups=config_json.get("norm_num_groups") or 0,
         cross_only_downsample_factors=tuple(2**i for i, yes in enumerate(only) if yes),
         where="config.json",
     )
 
 
 def unet_settings(config: UNetConfig) -> Settings:
-    """A UNet's config.json.
+    """Return a UNet's config.json.
 
     Raises:
-        UserError: it is none that diffusers has.
+        CheckpointError: diffusers has no such UNet.
     """
-    down, middle, _ = levels(config)
-    widths = [level.channels for level in down]
     height, width = config.latent_size
-    by_block = config.resample == "resnet"
-    found: Settings = {
+    common: Settings = {
         "_class_name": "UNet2DConditionModel" if config.context_dim else "UNet2DModel",
         "_diffusers_version": VERSION,
         "sample_size": height if height == width else [height, width],
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
-        "block_out_channels": widths,
+        "block_out_channels": [level.channels for level in levels(config)[0]],
         "layers_per_block": config.num_res_blocks,
         "norm_num_groups": config.norm_groups,
         "norm_eps": 1e-5,
@@ -142,42 +145,57 @@ def unet_settings(config: UNetConfig) -> Settings:
         "downsample_padding": 1,
         "resnet_time_scale_shift": "scale_shift" if config.scale_shift else "default",
     }
-    if config.context_dim:
-        if by_block or not middle.attention or (config.num_heads == 0) == (config.head_dim == 0):
-            raise UserError(f"{TITLE} cannot say this UNet with a prompt; choose another format")
-        depths = config.transformer_depth
-        attends = ["CrossAttn" if level.attention else "" for level in down]
-        return found | {
-            "down_block_types": [f"{a}DownBlock2D" for a in attends],
-            "up_block_types": [f"{a}UpBlock2D" for a in reversed(attends)],
-            "mid_block_type": "UNetMidBlock2DCrossAttn",
-            "cross_attention_dim": config.context_dim,
-            "attention_head_dim": config.num_heads or [c // config.head_dim for c in widths],
-            "transformer_layers_per_block": depths if isinstance(depths, int) else list(depths),
-            "only_cross_attention": [2**i in config.cross_only_downsample_factors for i in range(len(down))],
-            "use_linear_projection": config.projection == "linear",
-            "num_class_embeds": config.num_classes or None,
-            "class_embed_type": "projection" if config.vector_dim else None,
-            "projection_class_embeddings_input_dim": config.vector_dim or None,
-        }
-    attending = {level.channels for level in (*down, middle) if level.attention}
-    if config.num_classes or config.vector_dim or (config.num_heads > 1 and len(attending) > 1):
-        raise UserError(
-            f"{TITLE} cannot say {config.num_heads} heads at every level, or labels, without a prompt"
+    return common | (_conditional_settings(config) if config.context_dim else _unconditional_settings(config))
+
+
+def _conditional_settings(config: UNetConfig) -> Settings:
+    """Return the settings of a UNet2DConditionModel, which has transformers."""
+    down, middle, _ = levels(config)
+    if (
+        config.resample == "resnet"
+        or not middle.attention
+        or (config.num_heads == 0) == (config.head_dim == 0)
+    ):
+        raise CheckpointError(f"{TITLE} cannot store this UNet with a prompt; choose another format")
+    depths = config.transformer_depth
+    prefixes = ["CrossAttn" if level.attention else "" for level in down]
+    return {
+        "down_block_types": [f"{prefix}DownBlock2D" for prefix in prefixes],
+        "up_block_types": [f"{prefix}UpBlock2D" for prefix in reversed(prefixes)],
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "cross_attention_dim": config.context_dim,
+        "attention_head_dim": config.num_heads or [level.channels // config.head_dim for level in down],
+        "transformer_layers_per_block": depths if isinstance(depths, int) else list(depths),
+        "only_cross_attention": [2**i in config.cross_only_downsample_factors for i in range(len(down))],
+        "use_linear_projection": config.projection == "linear",
+        "num_class_embeds": config.num_classes or None,
+        "class_embed_type": "projection" if config.vector_dim else None,
+        "projection_class_embeddings_input_dim": config.vector_dim or None,
+    }
+
+
+def _unconditional_settings(config: UNetConfig) -> Settings:
+    """Return the settings of a UNet2DModel, which has self-attention only."""
+    down, middle, _ = levels(config)
+    by_block = config.resample == "resnet"
+    attention_channels = {level.channels for level in (*down, middle) if level.attention}
+    if config.num_classes or config.vector_dim or (config.num_heads > 1 and len(attention_channels) > 1):
+        raise CheckpointError(
+            f"{TITLE} cannot store {config.num_heads} heads at every level, or labels, without a prompt"
         )
     head_dim: int | None = config.head_dim or None
-    if config.num_heads > 1 and attending:
-        head_dim = attending.copy().pop() // config.num_heads
+    if config.num_heads > 1 and attention_channels:
+        head_dim = next(iter(attention_channels)) // config.num_heads
 
-    def kind(level: Any, way: str, resampled: bool) -> str:
+    def block_type(level: UNetLevel, direction: str, resampled: bool) -> str:
         if level.attention:
-            return f"Attn{way}Block2D"
-        return f"Resnet{way}sampleBlock2D" if by_block and resampled else f"{way}Block2D"
+            return f"Attn{direction}Block2D"
+        return f"Resnet{direction}sampleBlock2D" if by_block and resampled else f"{direction}Block2D"
 
     last = len(down) - 1
-    return found | {
-        "down_block_types": [kind(level, "Down", i < last) for i, level in enumerate(down)],
-        "up_block_types": [kind(level, "Up", i > 0) for i, level in reversed(list(enumerate(down)))],
+    return {
+        "down_block_types": [block_type(level, "Down", i < last) for i, level in enumerate(down)],
+        "up_block_types": [block_type(level, "Up", i > 0) for i, level in reversed(list(enumerate(down)))],
         "attention_head_dim": head_dim,
         "attn_norm_num_groups": config.norm_groups,
         "add_attention": middle.attention > 0,
@@ -190,21 +208,21 @@ def unet_settings(config: UNetConfig) -> Settings:
 
 
 def stage_settings(config: FirstStageConfig) -> Settings:
-    """A first stage's config.json.
+    """Return a first stage's config.json.
 
     Raises:
-        UserError: it is none that diffusers has.
+        CheckpointError: diffusers has no such first stage.
     """
-    found: Settings = {
+    result: Settings = {
         "_diffusers_version": VERSION,
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
     }
     if isinstance(config.scale, tuple) or isinstance(config.shift, tuple):
-        raise UserError(f"{TITLE} has one scale for all channels of the latents; choose another format")
+        raise CheckpointError(f"{TITLE} has one scale for all channels of the latents; choose another format")
     if isinstance(config, TinyAutoencoderConfig):
         blocks = [1] + [config.num_res_blocks] * (config.num_levels - 1)
-        return found | {
+        return result | {
             "_class_name": "AutoencoderTiny",
             "encoder_block_out_channels": [config.base_channels] * config.num_levels,
             "decoder_block_out_channels": [config.base_channels] * config.num_levels,
@@ -220,13 +238,13 @@ def stage_settings(config: FirstStageConfig) -> Settings:
     ]
     vq = config.regularization == "vq"
     if config.bottleneck_channels not in (0, config.latent_channels) and not vq:
-        raise UserError(
-            f"{TITLE} cannot say a bottleneck of {config.bottleneck_channels}; choose another format"
+        raise CheckpointError(
+            f"{TITLE} cannot store a bottleneck of {config.bottleneck_channels}; choose another format"
         )
     if vq and not config.quant_convs:
-        raise UserError(f"{TITLE}' VQModel has convolutions around its codebook; choose another format")
+        raise CheckpointError(f"{TITLE}' VQModel has convolutions around its codebook; choose another format")
     height, width = config.image_size
-    found |= {
+    result |= {
         "_class_name": "VQModel" if vq else "AutoencoderKL",
         "down_block_types": [f"{a}DownEncoderBlock2D" for a in attends],
         "up_block_types": [f"{a}UpDecoderBlock2D" for a in reversed(attends)],
@@ -242,27 +260,29 @@ def stage_settings(config: FirstStageConfig) -> Settings:
         "mid_block_add_attention": config.middle_attention,
     }
     if vq:
-        return found | {"num_vq_embeddings": config.codebook_size, "vq_embed_dim": config.latent_channels}
-    return found | {
+        return result | {"num_vq_embeddings": config.codebook_size, "vq_embed_dim": config.latent_channels}
+    return result | {
         "use_quant_conv": config.quant_convs,
         "use_post_quant_conv": config.quant_convs,
         "shift_factor": config.shift or None,
     }
 
 
-def stage_of(names: Names, said: Settings) -> tuple[FirstStageConfig, list[Rule], dict[str, str]] | None:
-    """A first stage and its table; none if these are no names of one."""
-    if autoencoder.tiny_layout(names) == "diffusers":
-        config = autoencoder.read_tiny(names, "diffusers", said)
+def stage_of(
+    keys: StateDictKeys, config_json: Settings
+) -> tuple[FirstStageConfig, list[Rule], dict[str, str]] | None:
+    """Return the config, rules and facts of a first stage; None if the keys are not of one."""
+    if autoencoder.tiny_layout(keys) == "diffusers":
+        config = autoencoder.read_tiny(keys, "diffusers", config_json)
         return (
             config,
             autoencoder.tiny_table(config, "diffusers"),
-            {"scale": "config.json" if said else "convention: 1"},
+            {"scale": "config.json" if config_json else "convention: 1"},
         )
-    layout = autoencoder.layout_of(names)
+    layout = autoencoder.layout_of(keys)
     if layout is None or layout is autoencoder.COMPVIS:
         return None
-    stage, facts = autoencoder.read(names, layout, said)
+    stage, facts = autoencoder.read(keys, layout, config_json)
     return stage, autoencoder.table(stage, layout), facts
 
 
@@ -270,7 +290,7 @@ def stage_of(names: Names, said: Settings) -> tuple[FirstStageConfig, list[Rule]
 
 
 def text_settings(config: TextConfig, net: Any) -> Settings:
-    """A text encoder's config.json."""
+    """Return a text encoder's config.json."""
     if config.type == "ldm-bert":
         return {
             "architectures": ["LDMBertModel"],
@@ -298,6 +318,6 @@ def text_settings(config: TextConfig, net: Any) -> Settings:
         "layer_norm_eps": config.norm_eps,
         "projection_dim": config.embed_dim,
         "bos_token_id": 0,
-        "eos_token_id": 2,  # as in the published ones: the pooled embedding alone reads it
+        "eos_token_id": 2,  # as published; only the pooled embedding uses it
         "pad_token_id": 1,
     }

@@ -1,61 +1,67 @@
-"""What the tables of latent diffusion are made of: layers with their bias, and products that files store in parts."""
+"""Building blocks of the tables of latent diffusion: layers with bias, and fused layers that files store in parts."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from triptych.weights.mapping.rules import CONCATENATE, Operation, Rule, each, joined, rule, same, then
+from triptych.weights.mapping.rules import (
+    FUSE_QKV,
+    Operation,
+    Rule,
+    compose,
+    concatenate,
+    convert,
+    per_tensor,
+    rename,
+)
 
-PAIR = Operation(joined, lambda whole: whole[0].chunk(2))
-"""Keys and values, each (D, C), are one (2D, C)."""
-ONE_BY_ONE = each(lambda t: t.flatten(1), lambda t: t[..., None, None])
-"""A 1x1 convolution's kernel (o, i, 1, 1) as the matrix (o, i) that it is."""
-ALONG = each(lambda t: t.flatten(1), lambda t: t[..., None])
-"""The same of a convolution over a sequence, (o, i, 1)."""
+FUSE_PAIR = Operation(concatenate, lambda fused: fused[0].chunk(2))
+"""Keys and values, each (D, C) <-> one (2D, C)."""
+ONE_BY_ONE = per_tensor(lambda t: t.flatten(1), lambda t: t[..., None, None])
+"""The kernel of a 1x1 convolution (o, i, 1, 1) <-> a matrix (o, i)."""
+ALONG = per_tensor(lambda t: t.flatten(1), lambda t: t[..., None])
+"""The kernel of a 1D convolution of size 1 (o, i, 1) <-> a matrix (o, i)."""
 
 
 def layer(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
-    """A layer or norm under another name."""
+    """Return the rules of a layer or norm that has other keys."""
     leaves = ("weight", "bias") if bias else ("weight",)
-    return [same(f"{theirs}.{leaf}", f"{ours}.{leaf}") for leaf in leaves]
+    return [rename(f"{theirs}.{leaf}", f"{ours}.{leaf}") for leaf in leaves]
 
 
 def matrix(theirs: str, ours: str, operation: Operation) -> list[Rule]:
-    """A linear layer whose weight is stored in another shape; its bias is not."""
-    return [rule(f"{theirs}.weight", f"{ours}.weight", operation), same(f"{theirs}.bias", f"{ours}.bias")]
+    """Return the rules of a linear layer whose weight, not its bias, is stored in another shape."""
+    return [
+        convert(f"{theirs}.weight", f"{ours}.weight", operation),
+        rename(f"{theirs}.bias", f"{ours}.bias"),
+    ]
 
 
 def fused(theirs: tuple[str, ...], ours: str, bias: bool, shaped: Operation | None = None) -> list[Rule]:
-    """Two or three layers that are one of ours, each weight stored in another shape where `shaped` is given."""
-    join = PAIR if len(theirs) == 2 else CONCATENATE
+    """Return the rules of two or three layers that are one of ours.
+
+    Args:
+        shaped: conversion of each weight, if it is stored in another shape."""
+    join = FUSE_PAIR if len(theirs) == 2 else FUSE_QKV
     names = tuple(f"{name}.weight" for name in theirs)
-    rules = [rule(names, f"{ours}.weight", join if shaped is None else then(shaped, join))]
+    rules = [convert(names, f"{ours}.weight", join if shaped is None else compose(shaped, join))]
     if bias:
-        rules.append(rule(tuple(f"{name}.bias" for name in theirs), f"{ours}.bias", join))
+        rules.append(convert(tuple(f"{name}.bias" for name in theirs), f"{ours}.bias", join))
     return rules
 
 
 def by_head(heads: int) -> Operation:
-    """Rows of queries, keys and values head by head, [heads, 3, d], as one after the other, [3, heads, d]."""
+    """Return: rows of queries, keys and values head by head, [heads, 3, d] <-> one after the other, [3, heads, d]."""
 
     def turn(t: Tensor, first: int, second: int) -> Tensor:
         return t.reshape(first, second, -1, *t.shape[1:]).transpose(0, 1).reshape(t.shape)
 
-    return each(lambda t: turn(t, heads, 3), lambda t: turn(t, 3, heads))
+    return per_tensor(lambda t: turn(t, heads, 3), lambda t: turn(t, 3, heads))
 
 
-def inside(rules: Iterable[Rule], theirs: str = "", ours: str = "") -> list[Rule]:
-    """The same rules for a part of a larger file, and of a larger network."""
-    return [
-        replace(one, theirs=tuple(theirs + n for n in one.theirs), ours=tuple(ours + n for n in one.ours))
-        for one in rules
-    ]
-
-
-def halves_of(count: int) -> int:
-    """Groups of a norm over so many channels, where the file does not say: 32, in tiny networks fewer."""
+def default_groups(count: int) -> int:
+    """Return the default number of groups of a norm over `count` channels: 32, in tiny networks fewer."""
     groups = 32
     while count % groups:
         groups //= 2
@@ -65,11 +71,11 @@ def halves_of(count: int) -> int:
 Make = Callable[[], Tensor]
 
 
-def number(value: float) -> Make:
-    """Makes a tensor of one number."""
+def scalar_factory(value: float) -> Make:
+    """Return a function that creates a scalar tensor."""
     return lambda: torch.tensor(value)
 
 
-def shortest(tensor: Tensor) -> float:
-    """A number of fp32 as the shortest decimal that it is: 0.18215, not 0.18215000629425049."""
+def shortest_decimal(tensor: Tensor) -> float:
+    """Return an fp32 number as its shortest decimal: 0.18215, not 0.18215000629425049."""
     return float(str(tensor.float().numpy().reshape(-1)[0]))

@@ -1,4 +1,4 @@
-"""The process of a CompVis file: its table of betas, and the buffers that follow from them."""
+"""The diffusion process of a CompVis file: its table of betas, and the buffers derived from it."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from triptych.diffusion.config import ProcessConfig, Schedule
 from triptych.diffusion.process import betas
-from triptych.errors import UserError
-from triptych.weights.diffusion.rule_helpers import shortest
-from triptych.weights.mapping.format import Names
+from triptych.errors import CheckpointError
+from triptych.weights.diffusion.rule_helpers import shortest_decimal
+from triptych.weights.mapping.format import StateDictKeys
 from triptych.weights.mapping.rules import Rule, drop
 
 ALPHAS = (
@@ -34,13 +34,14 @@ POSTERIOR = (
 
 
 def buffers(config: ProcessConfig) -> dict[str, Tensor]:
-    """What CompVis' `DDPM.register_schedule` makes, each (T,) in fp32, by double precision as there."""
+    """Return the buffers of CompVis' `DDPM.register_schedule`, each (T,) in fp32, computed in double precision as
+    there."""
     beta = np.array(betas(config), dtype=np.float64)
     cumulative = np.cumprod(1 - beta)
     before = np.append(1.0, cumulative[:-1])
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = beta * (1 - before) / (1 - cumulative)
-        made = {
+        tensors = {
             "betas": beta,
             "alphas_cumprod": cumulative,
             "alphas_cumprod_prev": before,
@@ -54,37 +55,39 @@ def buffers(config: ProcessConfig) -> dict[str, Tensor]:
             "posterior_mean_coef1": beta * np.sqrt(before) / (1 - cumulative),
             "posterior_mean_coef2": (1 - before) * np.sqrt(1 - beta) / (1 - cumulative),
         }
-    return {name: torch.tensor(values, dtype=torch.float32) for name, values in made.items()}
+    return {name: torch.tensor(values, dtype=torch.float32) for name, values in tensors.items()}
 
 
 def rules(config: ProcessConfig | None, prefix: str = "", posterior: bool = True) -> list[Rule]:
-    """Those buffers dropped, and made again where the process has such a table."""
+    """Return rules that drop these buffers, and create them on export if the process has betas."""
     if config is None or config.schedule == "flow":
         return [drop(prefix + name, "there is no such table") for name in ALPHAS + POSTERIOR]
-    made = functools.cache(lambda: buffers(config))
+    cached_buffers = functools.cache(lambda: buffers(config))
 
     def restore(name: str) -> Callable[[], Tensor]:
-        return lambda: made()[name]
+        return lambda: cached_buffers()[name]
 
     names = ALPHAS + (POSTERIOR if posterior else ())
-    return [drop(prefix + name, "it follows from the schedule", restore(name)) for name in names]
+    return [drop(prefix + name, "derived from the schedule", restore(name)) for name in names]
 
 
-def read(names: Names, prefix: str, usual: ProcessConfig, where: str = "") -> tuple[ProcessConfig, str]:
-    """The process that a file's betas are the table of, and where it came from: without betas `usual`, from `where`.
+def read(
+    keys: StateDictKeys, prefix: str, usual: ProcessConfig, where: str = ""
+) -> tuple[ProcessConfig, str]:
+    """Return the process of a file's betas, and its origin. Without betas it is `usual`, from `where`.
 
     Raises:
-        UserError: a table that belongs to no schedule here.
+        CheckpointError: the betas are of no known schedule.
     """
-    table = names.numbers(f"{prefix}betas", 2**20)
+    table = keys.read_small(f"{prefix}betas", 2**20)
     if table is None or table.ndim != 1 or len(table) < 2 or not table.is_floating_point():
         return usual, where or "convention"
     rough = 2e-2 if table.dtype in (torch.float16, torch.bfloat16) else 1e-3
     for config in _candidates(table, replace(usual, num_timesteps=len(table))):
         if torch.allclose(torch.tensor(betas(config)), table.float(), rtol=rough, atol=1e-7):
             return config, "betas in the file"
-    raise UserError(
-        f"{names.path}: its {len(table)} betas, from {float(table[0]):g} to {float(table[-1]):g}, are no linear, "
+    raise CheckpointError(
+        f"{keys.path}: its {len(table)} betas, from {float(table[0]):g} to {float(table[-1]):g}, are no linear, "
         "scaled-linear or cosine schedule; take them out of the file to have the usual one"
     )
 
@@ -93,7 +96,7 @@ def _candidates(table: Tensor, usual: ProcessConfig) -> Iterator[ProcessConfig]:
     yield usual
     if usual.prediction != "eps":
         yield replace(usual, zero_terminal_snr=True)
-    first, last = shortest(table[:1]), shortest(table[-1:])
+    first, last = shortest_decimal(table[:1]), shortest_decimal(table[-1:])
     schedules: tuple[Schedule, ...] = ("scaled_linear", "linear")
     for schedule in schedules:
         if 0 < first <= last < 1:

@@ -1,29 +1,29 @@
-"""Text encoders in the names of transformers' CLIP, of OpenCLIP, of CompVis' transformer and of diffusers' LDMBert."""
+"""Text encoders with keys of transformers' CLIP, OpenCLIP, CompVis' transformer and diffusers' LDMBert."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.models.configs import text as text_config
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.weights.diffusion.rule_helpers import fused, layer
-from triptych.weights.mapping.format import Names
-from triptych.weights.mapping.rules import Rule, drop, same
+from triptych.weights.mapping.format import StateDictKeys
+from triptych.weights.mapping.rules import Rule, drop, rename
 
 QKV = ("q", "k", "v")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Names of the parts; of a block's, `{i}` is its number."""
+    """Names of the parts."""
 
-    kind: str
-    """Of the encoders that are stored so; "clip" may turn out to be an OpenCLIP of transformers."""
+    type: str
+    """Type of the encoder; "clip" may turn out to be an OpenCLIP in transformers' keys."""
     tokens: str
     positions: str
     block: Callable[[int], str]
-    """What a block's names begin with."""
+    """Prefix of a block."""
     norm1: str
     qkv: tuple[str, ...]
     proj: str
@@ -33,13 +33,13 @@ class Layout:
     norm: str
     logits: str = ""
     feed_block: Callable[[int], str] | None = None
-    """The same of its MLP's, where that is a layer by itself."""
+    """Prefix of a block's MLP, if that is a layer of its own."""
     unread: tuple[tuple[str, str], ...] = ()
 
 
-POOLED = "only the pooled embedding reads it"
+POOLED = "only the pooled embedding uses it"
 HF = Layout(
-    kind="clip",
+    type="clip",
     tokens="embeddings.token_embedding.weight",
     positions="embeddings.position_embedding.weight",
     block=lambda i: f"encoder.layers.{i}.",
@@ -57,7 +57,7 @@ HF = Layout(
     ),
 )
 OPENCLIP = Layout(
-    kind="openclip",
+    type="openclip",
     tokens="token_embedding.weight",
     positions="positional_embedding",
     block=lambda i: f"transformer.resblocks.{i}.",
@@ -75,7 +75,7 @@ OPENCLIP = Layout(
     ),
 )
 BERT = Layout(
-    kind="ldm-bert",
+    type="ldm-bert",
     tokens="token_emb.weight",
     positions="pos_emb.emb.weight",
     block=lambda i: f"attn_layers.layers.{2 * i}.",
@@ -90,7 +90,7 @@ BERT = Layout(
     logits="to_logits",
 )
 LDM_BERT = Layout(
-    kind="ldm-bert",
+    type="ldm-bert",
     tokens="model.embed_tokens.weight",
     positions="model.embed_positions.weight",
     block=lambda i: f"model.layers.{i}.",
@@ -103,22 +103,22 @@ LDM_BERT = Layout(
     norm="model.layer_norm",
     logits="to_logits",
 )
-# The layout, and what may stand in front of its names.
+# Layouts and their possible prefixes.
 LAYOUTS = ((HF, ("text_model.", "")), (LDM_BERT, ("",)), (OPENCLIP, ("",)), (BERT, ("",)))
 
 
-def layout_of(names: Names) -> tuple[Layout, str] | None:
-    """Whose names these are, and what stands in front of each; none if they are no text encoder's."""
+def layout_of(keys: StateDictKeys) -> tuple[Layout, str] | None:
+    """Return the layout of the keys and their prefix; None if they are not of a text encoder."""
     for layout, prefixes in LAYOUTS:
         for prefix in prefixes:
-            if prefix + layout.tokens in names and prefix + layout.positions in names:
+            if prefix + layout.tokens in keys and prefix + layout.positions in keys:
                 return layout, prefix
     return None
 
 
 def table(config: TextConfig, layout: Layout) -> list[Rule]:
-    """Theirs <-> ours, bottom to top."""
-    rules = [same(layout.tokens, "tokens.weight"), same(layout.positions, "positions")]
+    """Return the rules, in the order in which the network runs."""
+    rules = [rename(layout.tokens, "tokens.weight"), rename(layout.positions, "positions")]
     for i in range(config.depth):
         a, ours = layout.block(i), f"encoder.{i}."
         b = layout.feed_block(i) if layout.feed_block else a
@@ -126,8 +126,8 @@ def table(config: TextConfig, layout: Layout) -> list[Rule]:
         if len(layout.qkv) == 1:
             pair = a + layout.qkv[0], ours + "attn.qkv."
             rules += [
-                same(f"{pair[0]}_weight", f"{pair[1]}weight"),
-                same(f"{pair[0]}_bias", f"{pair[1]}bias"),
+                rename(f"{pair[0]}_weight", f"{pair[1]}weight"),
+                rename(f"{pair[0]}_bias", f"{pair[1]}bias"),
             ]
         else:
             rules += fused(tuple(a + part for part in layout.qkv), ours + "attn.qkv", bias=config.causal)
@@ -140,78 +140,80 @@ def table(config: TextConfig, layout: Layout) -> list[Rule]:
 
 
 def read(
-    names: Names, layout: Layout, said: dict[str, Any] | None = None, added: int = 0
+    keys: StateDictKeys, layout: Layout, config_json: dict[str, Any] | None = None, added: int = 0
 ) -> tuple[TextConfig, dict[str, str]]:
-    """The config of a text encoder from its tensors; `said` is its config.json, where it has one.
+    """Infer the config of a text encoder from its tensors; also return where values came from.
 
     Args:
-        added: rows of the table that are a tokenizer's added tokens.
+        config_json: its config.json, if there is one.
+        added: number of rows of the token embedding that belong to tokens added to the tokenizer.
 
     Raises:
-        UserError: sizes that fit no such encoder, or an activation that it cannot have.
+        CheckpointError: sizes that fit no such encoder, or an activation that it cannot have.
     """
-    said = said or {}
-    rows, width = names.shape(layout.tokens, 2)
-    depth = _depth(names, layout)
+    config_json = config_json or {}
+    rows, width = keys.shape(layout.tokens, 2)
+    depth = _depth(keys, layout)
     first = layout.block(0)
-    mlp_dim = names.shape(f"{layout.feed_block(0) if layout.feed_block else first}{layout.fc1}.weight", 2)[0]
-    inner = names.shape(f"{first}{layout.proj}.weight", 2)[1]
+    mlp_dim = keys.shape(f"{layout.feed_block(0) if layout.feed_block else first}{layout.fc1}.weight", 2)[0]
+    inner = keys.shape(f"{first}{layout.proj}.weight", 2)[1]
     sizes: dict[str, Any] = {
-        "type": layout.kind,
+        "type": layout.type,
         "vocab_size": rows - added,
         "num_added_tokens": added,
-        "max_length": names.shape(layout.positions, 2)[0],
+        "max_length": keys.shape(layout.positions, 2)[0],
         "embed_dim": width,
         "depth": depth,
         "mlp_ratio": mlp_dim / width,
-        "logits": bool(layout.logits) and f"{layout.logits}.weight" in names,
+        "logits": bool(layout.logits) and f"{layout.logits}.weight" in keys,
     }
     facts = {"text_encoder.num_heads": "convention: heads of 64 channels"}
-    if layout.kind == "ldm-bert":
-        heads = said.get("encoder_attention_heads")
+    if layout.type == "ldm-bert":
+        heads = config_json.get("encoder_attention_heads")
         count = heads if isinstance(heads, int) and heads > 0 else max(inner // 64, 1)
         layout_text = text_config.SIZES["ldm-layout-text"]
         boxes = (sizes["vocab_size"], sizes["max_length"]) == (layout_text.vocab_size, layout_text.max_length)
         sizes |= {"num_heads": count, "head_dim": inner // count, "boxes": boxes}
-        if "encoder_attention_heads" in said:
+        if "encoder_attention_heads" in config_json:
             facts["text_encoder.num_heads"] = "config.json"
         return TextConfig(**sizes), facts
-    heads = said.get("num_attention_heads")
+    heads = config_json.get("num_attention_heads")
     if isinstance(heads, int):
         facts["text_encoder.num_heads"] = "config.json"
     sizes["num_heads"] = heads if isinstance(heads, int) else max(width // 64, 1)
-    act = said.get(
-        "hidden_act", "gelu" if layout.kind == "openclip" or (width != 768 and not said) else "quick_gelu"
+    act = config_json.get(
+        "hidden_act",
+        "gelu" if layout.type == "openclip" or (width != 768 and not config_json) else "quick_gelu",
     )
     if act not in ("gelu", "quick_gelu"):
-        raise UserError(
-            f"{names.path}: config.json says hidden_act {act!r}; needed is 'gelu' or 'quick_gelu'"
+        raise CheckpointError(
+            f"{keys.path}: config.json says hidden_act {act!r}; needed is 'gelu' or 'quick_gelu'"
         )
-    sizes["type"] = "clip" if act == "quick_gelu" and layout.kind == "clip" else "openclip"
-    facts["text_encoder.activation"] = "config.json" if "hidden_act" in said else f"convention: {act}"
-    sizes |= {"activation": act, "norm_eps": float(said.get("layer_norm_eps", 1e-5))}
+    sizes["type"] = "clip" if act == "quick_gelu" and layout.type == "clip" else "openclip"
+    facts["text_encoder.activation"] = "config.json" if "hidden_act" in config_json else f"convention: {act}"
+    sizes |= {"activation": act, "norm_eps": float(config_json.get("layer_norm_eps", 1e-5))}
     sizes["pad_token"] = min(49407, rows - added - 1) if sizes["type"] == "clip" else 0
-    whole = text_config.SIZES["openclip-h-whole"]
-    if layout is OPENCLIP and (depth, width) == (whole.depth, whole.embed_dim):
-        sizes["skip_last_blocks"] = whole.skip_last_blocks
+    published = text_config.SIZES["openclip-h-published"]
+    if layout is OPENCLIP and (depth, width) == (published.depth, published.embed_dim):
+        sizes["skip_last_blocks"] = published.skip_last_blocks
         facts["text_encoder.skip_last_blocks"] = "convention: Stable Diffusion 2 reads the last layer but one"
     return TextConfig(**sizes), facts
 
 
-def _depth(names: Names, layout: Layout) -> int:
+def _depth(keys: StateDictKeys, layout: Layout) -> int:
     depth = 0
-    while names.starts(layout.block(depth)):
+    while keys.any_startswith(layout.block(depth)):
         depth += 1
     return depth
 
 
-def read_classes(names: Names, name: str) -> ClassTokenConfig:
-    """The table of classes: 1,001 rows are ImageNet's thousand and no class."""
-    rows, width = names.shape(name, 2)
+def read_classes(keys: StateDictKeys, name: str) -> ClassTokenConfig:
+    """Return the config of a class embedding: 1,001 rows are ImageNet's 1,000 classes and the null class."""
+    rows, width = keys.shape(name, 2)
     null = rows > 1 and rows % 2 == 1
     return ClassTokenConfig(num_classes=rows - null, embed_dim=width, null_class=null)
 
 
 def shortened(config: TextConfig) -> TextConfig:
-    """The config without the last blocks, which nothing reads."""
+    """Return the config without the unused last blocks."""
     return replace(config, depth=config.depth - config.skip_last_blocks, skip_last_blocks=0)

@@ -1,27 +1,27 @@
-"""The denoising UNet in the names of CompVis and of diffusers: its sizes from the shapes, and its table."""
+"""The denoising UNet with keys of CompVis and of diffusers: sizes inferred from shapes, and the table of rules."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.models.configs import unet as unet_config
 from triptych.models.configs.unet import UNetConfig, UNetLevel, levels
 from triptych.weights.diffusion.rule_helpers import (
     ALONG,
     ONE_BY_ONE,
     by_head,
+    default_groups,
     fused,
-    halves_of,
     layer,
     matrix,
 )
-from triptych.weights.mapping.format import Hints, Names
-from triptych.weights.mapping.rules import Rule, same, then
+from triptych.weights.mapping.format import Hints, StateDictKeys
+from triptych.weights.mapping.rules import Rule, compose, rename
 
 
 class Layout(ABC):
-    """How a publisher calls the parts of a UNet of a known number of levels and blocks."""
+    """Names of the parts of a UNet with a given number of levels and blocks."""
 
     time: tuple[str, str]
     label: str
@@ -31,23 +31,25 @@ class Layout(ABC):
     out: str
     middle: tuple[str, str, str]
     res: ClassVar[dict[str, str]]
-    """Our names of a residual block's layers -> theirs."""
+    """Names of a residual block's layers: ours -> theirs."""
 
     def __init__(self, count: int, depth: int):
         self.levels, self.depth = count, depth
 
     @classmethod
     @abstractmethod
-    def of(cls, names: Names) -> "Layout":
-        """The layout of a file of this publisher."""
+    def of(cls, keys: StateDictKeys) -> "Layout":
+        """Infer the layout of a publisher's file."""
 
     @abstractmethod
     def down(self, level: int, block: int) -> tuple[str, str]:
-        """A residual block on the way down, and the attention behind it; levels count from the first."""
+        """Return the prefixes of a residual block on the way down and of its attention; levels count from the
+        finest."""
 
     @abstractmethod
     def up(self, step: int, block: int) -> tuple[str, str]:
-        """The same on the way up, which counts from the deepest level."""
+        """Return the prefixes of a residual block on the way up and of its attention; steps count from the deepest
+        level."""
 
     @abstractmethod
     def downsample(self, level: int, by_block: bool) -> str: ...
@@ -57,7 +59,7 @@ class Layout(ABC):
 
     @abstractmethod
     def attention(self, theirs: str, ours: str, heads: int) -> list[Rule]:
-        """Self-attention without a prompt."""
+        """Return the rules of self-attention in a UNet without a context."""
 
 
 class CompVis(Layout):
@@ -78,21 +80,21 @@ class CompVis(Layout):
     }
 
     @classmethod
-    def of(cls, names: Names) -> "CompVis":
-        steps = names.count("output_blocks.{i}.")
+    def of(cls, keys: StateDictKeys) -> "CompVis":
+        steps = keys.count_blocks("output_blocks.{i}.")
         ups = [
             i
             for i in range(steps)
             if any(
-                f"output_blocks.{i}.{k}.{e}" in names
+                f"output_blocks.{i}.{k}.{e}" in keys
                 for k in (1, 2)
                 for e in ("conv.weight", "in_layers.2.weight")
             )
         ]
         count = len(ups) + 1
         if not steps or steps % count or steps // count < 2:
-            raise UserError(
-                f"{names.path} has {steps} output blocks in {count} levels; needed are as many in each"
+            raise CheckpointError(
+                f"{keys.path} has {steps} output blocks in {count} levels; needed are as many in each"
             )
         return cls(count, steps // count - 1)
 
@@ -115,7 +117,7 @@ class CompVis(Layout):
         rows = by_head(heads)
         return [
             *layer(f"{theirs}.norm", f"{ours}.norm"),
-            Rule((f"{theirs}.qkv.weight",), (f"{ours}.attn.qkv.weight",), then(ALONG, rows)),
+            Rule((f"{theirs}.qkv.weight",), (f"{ours}.attn.qkv.weight",), compose(ALONG, rows)),
             Rule((f"{theirs}.qkv.bias",), (f"{ours}.attn.qkv.bias",), rows),
             *matrix(f"{theirs}.proj_out", f"{ours}.attn.proj", ALONG),
         ]
@@ -138,13 +140,13 @@ class Diffusers(Layout):
         "skip": "conv_shortcut",
     }
     old = False
-    """Whether self-attention has its first names."""
+    """Whether self-attention has the names of early versions."""
 
     @classmethod
-    def of(cls, names: Names) -> "Diffusers":
-        made = cls(names.count("down_blocks.{i}."), names.count("down_blocks.0.resnets.{i}."))
-        made.old = "mid_block.attentions.0.query.weight" in names
-        return made
+    def of(cls, keys: StateDictKeys) -> "Diffusers":
+        layout = cls(keys.count_blocks("down_blocks.{i}."), keys.count_blocks("down_blocks.0.resnets.{i}."))
+        layout.old = "mid_block.attentions.0.query.weight" in keys
+        return layout
 
     def down(self, level: int, block: int) -> tuple[str, str]:
         return f"down_blocks.{level}.resnets.{block}", f"down_blocks.{level}.attentions.{block}"
@@ -168,19 +170,19 @@ class Diffusers(Layout):
 
 
 def table(config: UNetConfig, layout: Layout) -> list[Rule]:
-    """Theirs <-> ours, as the network runs."""
+    """Return the rules, in the order in which the network runs."""
     down, middle, up = levels(config)
     by_block = config.resample == "resnet"
     rules = [*layer(layout.time[0], "time.fc1"), *layer(layout.time[1], "time.fc2")]
     if config.num_classes:
-        rules.append(same(f"{layout.label}.weight", "label.weight"))
+        rules.append(rename(f"{layout.label}.weight", "label.weight"))
     if config.vector_dim:
         rules += layer(layout.vector[0], "vector.fc1") + layer(layout.vector[1], "vector.fc2")
     rules += layer(layout.input, "input")
     for i, level in enumerate(down):
-        for j, taken in enumerate(level.blocks):
+        for j, in_channels in enumerate(level.blocks):
             res, attention = layout.down(i, j)
-            rules += _block(config, layout, level, taken, res, attention, f"down.{i}.blocks.{j}")
+            rules += _block(config, layout, level, in_channels, res, attention, f"down.{i}.blocks.{j}")
         if level.resampled:
             c, ours = level.channels, f"down.{i}.downsample"
             theirs = layout.downsample(i, by_block)
@@ -191,9 +193,9 @@ def table(config: UNetConfig, layout: Layout) -> list[Rule]:
     rules += _block(config, layout, middle, c, first, attention, "middle")
     rules += _res(layout, last, "middle.res2", c, c)
     for k, level in enumerate(up):
-        for j, taken in enumerate(level.blocks):
+        for j, in_channels in enumerate(level.blocks):
             res, attention = layout.up(k, j)
-            rules += _block(config, layout, level, taken, res, attention, f"up.{k}.blocks.{j}")
+            rules += _block(config, layout, level, in_channels, res, attention, f"up.{k}.blocks.{j}")
         if level.resampled:
             c, ours = level.channels, f"up.{k}.upsample"
             theirs = layout.upsample(k, by_block, level.attention > 0)
@@ -202,9 +204,9 @@ def table(config: UNetConfig, layout: Layout) -> list[Rule]:
 
 
 def _block(
-    config: UNetConfig, layout: Layout, level: UNetLevel, taken: int, res: str, attention: str, ours: str
+    config: UNetConfig, layout: Layout, level: UNetLevel, in_channels: int, res: str, attention: str, ours: str
 ) -> list[Rule]:
-    rules = _res(layout, res, f"{ours}.res", taken, level.channels)
+    rules = _res(layout, res, f"{ours}.res", in_channels, level.channels)
     if level.attention and config.context_dim:
         rules += _transformer(config, level, attention, f"{ours}.transformer")
     elif level.attention:
@@ -213,13 +215,13 @@ def _block(
     return rules
 
 
-def _res(layout: Layout, theirs: str, ours: str, taken: int, given: int) -> list[Rule]:
-    parts = [part for part in layout.res if part != "skip" or taken != given]
+def _res(layout: Layout, theirs: str, ours: str, in_channels: int, out_channels: int) -> list[Rule]:
+    parts = [part for part in layout.res if part != "skip" or in_channels != out_channels]
     return [one for part in parts for one in layer(f"{theirs}.{layout.res[part]}", f"{ours}.{part}")]
 
 
 def _transformer(config: UNetConfig, level: UNetLevel, theirs: str, ours: str) -> list[Rule]:
-    """Both publishers call its parts alike."""
+    """Return the rules of a transformer, which both publishers name alike."""
     ends = [[], []]
     for k, name in enumerate(("proj_in", "proj_out")):
         pair = f"{theirs}.{name}", f"{ours}.{name}"
@@ -243,15 +245,15 @@ def _transformer(config: UNetConfig, level: UNetLevel, theirs: str, ours: str) -
 
 def _cross(theirs: str, ours: str) -> list[Rule]:
     return [
-        same(f"{theirs}.to_q.weight", f"{ours}.q.weight"),
+        rename(f"{theirs}.to_q.weight", f"{ours}.q.weight"),
         *fused((f"{theirs}.to_k", f"{theirs}.to_v"), f"{ours}.kv", bias=False),
         *layer(f"{theirs}.to_out.0", f"{ours}.proj"),
     ]
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a config beside the file says and shapes do not."""
+class UNetFileConfig:
+    """Values in the config next to the file that shapes do not determine."""
 
     heads: int = 0
     head_dim: int = 0
@@ -261,144 +263,145 @@ class Said:
     where: str = ""
 
 
-def hinted(hints: Hints) -> Said:
-    """What was written beside the file, or is known of the network."""
+def hinted(hints: Hints) -> UNetFileConfig:
+    """Return the values of a sidecar, or of the network that is exported."""
     heads = hints.heads or (0, 0)
     if not all(isinstance(n, int) and n >= 0 for n in heads):
-        raise UserError(f"heads and head_dim beside the file are {heads}, which must be whole numbers")
-    return Said(heads=heads[0], head_dim=heads[1], where="the JSON beside the file")
+        raise CheckpointError(f"heads and head_dim beside the file are {heads}, which must be whole numbers")
+    return UNetFileConfig(heads=heads[0], head_dim=heads[1], where="the JSON beside the file")
 
 
-def read(names: Names, layout: Layout, said: Said = Said()) -> tuple[UNetConfig, dict[str, str]]:
-    """The config of a UNet from its tensors, and where what they do not tell came from.
+def read(
+    keys: StateDictKeys, layout: Layout, file_config: UNetFileConfig = UNetFileConfig()
+) -> tuple[UNetConfig, dict[str, str]]:
+    """Infer the config of a UNet from its tensors; also return where what they do not determine came from.
 
     Raises:
-        UserError: it is no UNet that this package has, or its heads cannot be told.
+        CheckpointError: it is no UNet that this package has, or its heads cannot be determined.
     """
-    sizes = _shapes(names, layout)
-    published = next((known for known in unet_config.SIZES.values() if _alike(known, sizes)), None)
-    facts = {"num_heads": said.where}
+    sizes = _sizes_from_shapes(keys, layout)
+    published = next((known for known in unet_config.SIZES.values() if _sizes_match(known, sizes)), None)
+    facts = {"num_heads": file_config.where}
     width = sizes["base_channels"]
-    conv = names.shape(f"{layout.norm}.weight", 1)
-    sizes["norm_groups"] = said.groups or halves_of(min(conv[0], width))
-    if said.cross_only_downsample_factors is not None:
-        sizes["cross_only_downsample_factors"] = said.cross_only_downsample_factors
+    conv = keys.shape(f"{layout.norm}.weight", 1)
+    sizes["norm_groups"] = file_config.groups or default_groups(min(conv[0], width))
+    if file_config.cross_only_downsample_factors is not None:
+        sizes["cross_only_downsample_factors"] = file_config.cross_only_downsample_factors
     elif published is not None:
         sizes["cross_only_downsample_factors"] = published.cross_only_downsample_factors
     attends = bool(sizes["attention_downsample_factors"]) or sizes["middle_attention"]
-    if said.heads or said.head_dim:
-        sizes["num_heads"], sizes["head_dim"] = said.heads, said.head_dim
+    if file_config.heads or file_config.head_dim:
+        sizes["num_heads"], sizes["head_dim"] = file_config.heads, file_config.head_dim
     elif published is not None:
         sizes["num_heads"], sizes["head_dim"] = published.num_heads, published.head_dim
         facts["num_heads"] = "convention: those of the published network of these sizes"
     elif attends:
-        sizes["num_heads"], sizes["head_dim"] = _usual_heads(names, sizes)
+        sizes["num_heads"], sizes["head_dim"] = _usual_heads(keys, sizes)
         facts["num_heads"] = f"convention: {sizes['num_heads'] or 'as many as 64 channels each'} heads"
-    if said.latent_size is not None:
-        sizes["latent_size"], facts["latent_size"] = said.latent_size, said.where
+    if file_config.latent_size is not None:
+        sizes["latent_size"], facts["latent_size"] = file_config.latent_size, file_config.where
     elif published is not None:
         sizes["latent_size"], facts["latent_size"] = published.latent_size, "convention"
     return UNetConfig(**sizes), facts
 
 
-def _usual_heads(names: Names, sizes: dict[str, Any]) -> tuple[int, int]:
-    """SD 2 has heads of 64 channels, all else of its kind 8 heads."""
+def _usual_heads(keys: StateDictKeys, sizes: dict[str, Any]) -> tuple[int, int]:
+    """Return the default heads: 64 channels per head for SD 2, 8 heads for all others."""
     widths = {sizes["base_channels"] * m for m in sizes["channel_multipliers"]}
     if sizes["projection"] == "linear" and sizes["context_dim"] and all(c % 64 == 0 for c in widths):
         return 0, 64
     if any(c % 8 for c in widths):
-        raise UserError(
-            f"{names.path}: the heads of attention over {sorted(widths)} channels cannot be told; add its config"
+        raise CheckpointError(
+            f"{keys.path}: the heads of attention over {sorted(widths)} channels cannot be determined; add its config"
         )
     return 8, 0
 
 
-def _shapes(names: Names, layout: Layout) -> dict[str, Any]:
-    """All that names and shapes tell."""
-    first = names.shape(f"{layout.input}.weight", 4)
+def _sizes_from_shapes(keys: StateDictKeys, layout: Layout) -> dict[str, Any]:
+    """Return the fields of the config that keys and shapes determine."""
+    first = keys.shape(f"{layout.input}.weight", 4)
     width, count = first[0], layout.levels
     if count < 1 or layout.depth < 1:
-        raise UserError(f"{names.path} has no residual blocks on the way down; give a whole checkpoint")
-    conv1 = layout.res["conv1"]
-    widths = [names.shape(f"{layout.down(i, 0)[0]}.{conv1}.weight", 4)[0] for i in range(count)]
-    if any(c % width for c in widths):
-        raise UserError(
-            f"{names.path} has levels of {widths} channels; needed are multiples of the first {width}"
+        raise CheckpointError(
+            f"{keys.path} has no residual blocks on the way down; give a complete checkpoint"
         )
-    places = [layout.down(i, 0)[1] for i in range(count)] + [layout.middle[1]]
-    depths = [names.count(f"{place}.transformer_blocks.{{i}}.") for place in places]
-    plain = [
-        f"{place}.{'qkv' if isinstance(layout, CompVis) else 'group_norm'}.weight" in names
-        for place in places
-    ]
-    context = next(
-        (
-            names.shape(f"{place}.transformer_blocks.0.attn2.to_k.weight", 2)[1]
-            for place, d in zip(places, depths, strict=True)
-            if d
-        ),
-        0,
-    )
-    found = [bool(d) or p for d, p in zip(depths, plain, strict=True)]
-    if not context and any(depths):
-        raise UserError(f"{names.path} has transformers that look at no prompt; it is another kind of UNet")
-    attended = [d for d in depths if d] or [1]
-    per_level = tuple(d or depths[-1] or attended[-1] for d in depths[:-1])
-    per_level = (*per_level[:-1], depths[-1] or per_level[-1])
-    projection = next(
-        (
-            len(names.shapes.get(f"{place}.proj_in.weight", ()))
-            for place, d in zip(places, depths, strict=True)
-            if d
-        ),
-        4,
-    )
-    only = tuple(
-        2**i
-        for i, place in enumerate(places[:-1])
-        if depths[i]
-        and names.shape(f"{place}.transformer_blocks.0.attn1.to_k.weight", 2)[1]
-        == context
-        != width * (widths[i] // width)
-    )
-    by_block = count > 1 and f"{layout.downsample(0, True)}.{conv1}.weight" in names
-    time = names.shape(f"{layout.down(0, 0)[0]}.{layout.res['time']}.weight", 2)
+    conv1 = layout.res["conv1"]
+    widths = [keys.shape(f"{layout.down(i, 0)[0]}.{conv1}.weight", 4)[0] for i in range(count)]
+    if any(c % width for c in widths):
+        raise CheckpointError(
+            f"{keys.path} has levels of {widths} channels; needed are multiples of the first {width}"
+        )
+    label, vector = f"{layout.label}.weight", f"{layout.vector[0]}.weight"
+    time = keys.shape(f"{layout.down(0, 0)[0]}.{layout.res['time']}.weight", 2)
+    by_block = count > 1 and f"{layout.downsample(0, True)}.{conv1}.weight" in keys
     return {
         "in_channels": first[1],
-        "out_channels": names.shape(f"{layout.out}.weight", 4)[0],
+        "out_channels": keys.shape(f"{layout.out}.weight", 4)[0],
         "base_channels": width,
         "channel_multipliers": tuple(c // width for c in widths),
         "num_res_blocks": layout.depth,
-        "attention_downsample_factors": tuple(2**i for i in range(count) if found[i]),
-        "middle_attention": found[-1],
-        "context_dim": context,
-        "transformer_depth": per_level[0] if len(set(per_level)) == 1 else per_level,
-        "cross_only_downsample_factors": only,
-        "projection": "linear" if projection == 2 else "conv",
-        "num_classes": names.shape(f"{layout.label}.weight", 2)[0]
-        if f"{layout.label}.weight" in names
-        else 0,
-        "vector_dim": names.shape(f"{layout.vector[0]}.weight", 2)[1]
-        if f"{layout.vector[0]}.weight" in names
-        else 0,
+        **_attention_from_shapes(keys, layout, widths),
+        "num_classes": keys.shape(label, 2)[0] if label in keys else 0,
+        "vector_dim": keys.shape(vector, 2)[1] if vector in keys else 0,
         "resample": "resnet" if by_block else "conv",
         "scale_shift": time[0] == 2 * widths[0],
     }
 
 
-def _alike(known: UNetConfig, sizes: dict[str, Any]) -> bool:
-    """Whether a published network has these shapes, as far as they tell."""
+def _attention_from_shapes(keys: StateDictKeys, layout: Layout, widths: list[int]) -> dict[str, Any]:
+    """Return which levels have attention or transformers, of which depth and form."""
+    prefixes = [layout.down(i, 0)[1] for i in range(layout.levels)] + [layout.middle[1]]
+    depths = [keys.count_blocks(f"{prefix}.transformer_blocks.{{i}}.") for prefix in prefixes]
+    with_transformer = [prefix for prefix, depth in zip(prefixes, depths, strict=True) if depth]
+    attention_key = "qkv" if isinstance(layout, CompVis) else "group_norm"
+    has_attention = [
+        depth > 0 or f"{prefix}.{attention_key}.weight" in keys
+        for prefix, depth in zip(prefixes, depths, strict=True)
+    ]
+    context, projection_ndim = 0, 4
+    if with_transformer:
+        first = with_transformer[0]
+        context = keys.shape(f"{first}.transformer_blocks.0.attn2.to_k.weight", 2)[1]
+        projection_ndim = len(keys.shapes.get(f"{first}.proj_in.weight", ()))
+        if not context:
+            raise CheckpointError(
+                f"{keys.path} has transformers without a context; it is another kind of UNet"
+            )
+    # A level without transformers gets the depth of the middle, else of the deepest level that has some.
+    fallback = depths[-1] or ([d for d in depths if d] or [1])[-1]
+    per_level = tuple(d or fallback for d in depths[:-1])
+    per_level = (*per_level[:-1], depths[-1] or per_level[-1])
+    cross_only = tuple(
+        2**i
+        for i, prefix in enumerate(prefixes[:-1])
+        if depths[i]
+        and keys.shape(f"{prefix}.transformer_blocks.0.attn1.to_k.weight", 2)[1] == context != widths[i]
+    )
+    return {
+        "attention_downsample_factors": tuple(2**i for i in range(layout.levels) if has_attention[i]),
+        "middle_attention": has_attention[-1],
+        "context_dim": context,
+        "transformer_depth": per_level[0] if len(set(per_level)) == 1 else per_level,
+        "cross_only_downsample_factors": cross_only,
+        "projection": "linear" if projection_ndim == 2 else "conv",
+    }
+
+
+def _sizes_match(known: UNetConfig, sizes: dict[str, Any]) -> bool:
+    """Return whether a published network has these sizes, as far as shapes determine them."""
     for name, value in sizes.items():
-        mine: Any = getattr(known, name)
+        expected: Any = getattr(known, name)
         if name == "attention_downsample_factors":
-            mine = tuple(f for f in mine if f <= known.downsample_factor)
+            expected = tuple(f for f in expected if f <= known.downsample_factor)
         elif name == "cross_only_downsample_factors":
             widths = {2**i: known.base_channels * m for i, m in enumerate(known.channel_multipliers)}
-            mine = tuple(
-                f for f in mine if f in known.attention_downsample_factors and widths[f] != known.context_dim
+            expected = tuple(
+                f
+                for f in expected
+                if f in known.attention_downsample_factors and widths[f] != known.context_dim
             )
         elif name == "projection" and not known.context_dim:
             continue
-        if mine != value:
+        if expected != value:
             return False
     return True

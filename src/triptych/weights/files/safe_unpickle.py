@@ -1,7 +1,7 @@
 """PyTorch's pickled checkpoints, read without executing anything.
 
 Unpickling runs whatever callables the file names. This reader does not unpickle: it interprets the opcodes and records
-what they describe. Names of classes and functions stay names (`GlobalName`), calls stay descriptions
+what they describe. StateDictKeys of classes and functions stay names (`GlobalName`), calls stay descriptions
 (`RecordedCall`), and only the few calls that PyTorch writes for tensors are understood, as locations in the file.
 Training arguments, Lightning objects, NumPy scalars and hostile code all become the same inert records.
 """

@@ -1,4 +1,4 @@
-"""What a file does not say and its publishers mean: heads, preprocessing, class names. Each is named."""
+"""Publishers' defaults for what a file does not store: heads, preprocessing, class names."""
 
 import math
 from functools import cache
@@ -6,38 +6,43 @@ from gzip import decompress
 from importlib.resources import files
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.model_card import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess
 
 HALF = (0.5, 0.5, 0.5)
 
-# Widths whose heads are not 64 channels wide, as published: ViT-H, g, G, e and So400m have 16 heads.
+# Widths of published ViTs whose heads do not have 64 channels: ViT-H, g, G, e and So400m have 16 heads.
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
 
 
-def heads_of(width: int) -> tuple[int, str]:
-    """Number of heads of a published ViT of this width, and the words that say where it came from."""
+def default_num_heads(width: int) -> tuple[int, str]:
+    """Return the number of heads of a published ViT of this width, and its origin in words."""
     if width in HEADS:
         return HEADS[width], f"convention: ViTs of width {width} have {HEADS[width]} heads"
     if width % 64:
-        raise UserError(
-            f"heads of a network of width {width} cannot be guessed (no multiple of 64); add its config.json"
+        raise CheckpointError(
+            f"the number of heads at width {width} is unknown (no multiple of 64); add its config.json"
         )
     return width // 64, "convention: heads of 64 channels"
 
 
 def square_grid(count: int, what: str) -> tuple[int, int]:
-    """Rows and columns of so many patches, if they form a square."""
+    """Return rows and columns of `count` patches.
+
+    Raises:
+        CheckpointError: they do not form a square.
+    """
     side = math.isqrt(count)
     if side * side != count:
-        raise UserError(
-            f"{what} has positions for {count} patches, which form no square; say image_size=(height, width)"
+        raise CheckpointError(
+            f"{what} has positions for {count} patches, which form no square; give image_size=(height, width)"
         )
     return side, side
 
 
-def pair(value: Any) -> tuple[int, int] | None:
-    """A size out of JSON, one number or two (or channels, height, width), as (height, width)."""
+def parse_size(value: Any) -> tuple[int, int] | None:
+    """Return a size in JSON as (height, width): one number, two, or channels, height, width. None if it is none of
+    these."""
     if isinstance(value, int) and value > 0:
         return value, value
     if (
@@ -61,7 +66,7 @@ _TITLES = {
 
 @cache
 def _imagenet() -> list[tuple[str, list[str]]]:
-    """Each class of any list, sorted by synset, with the lists that it is on."""
+    """Return each class of any list, sorted by synset, with the lists that contain it."""
     packed = files("triptych").joinpath("assets", "imagenet.txt.gz").read_bytes()
     lines = [line.split("\t") for line in decompress(packed).decode().splitlines()]
     return [(name, lists.split()) for name, lists in lines]
@@ -69,30 +74,32 @@ def _imagenet() -> list[tuple[str, list[str]]]:
 
 @cache
 def imagenet_names(count: int) -> tuple[str, ...] | None:
-    """Names of ImageNet's classes in the order of checkpoints that have so many; none for other counts."""
+    """Return the names of ImageNet's classes in the order of checkpoints with `count`; None for other counts."""
     if count not in _LISTS:
         return None
     return tuple(name for name, lists in _imagenet() if _LISTS[count] in lists)
 
 
 def imagenet_1k_in_22k() -> list[int]:
-    """For each class of ImageNet-1k its place among the 21,841 of ImageNet-22k. The teddy bear, which is not there,
-    stands for the teddy that is, a garment, as in Swin's own list."""
-    places, place = [], 0
+    """Return for each class of ImageNet-1k its index among the 21,841 of ImageNet-22k.
+
+    The teddy bear is not among them; it gets the index of the teddy, a garment, as in Swin's own list.
+    """
+    indices, index = [], 0
     for _, lists in _imagenet():
-        here = _LISTS[21841] in lists
+        in_22k = _LISTS[21841] in lists
         if _LISTS[1000] in lists:
-            places.append(place if here else 5564)
-        place += here
-    return places
+            indices.append(index if in_22k else 5564)
+        index += in_22k
+    return indices
 
 
-def class_names(count: int, given: tuple[str, ...] | None, where: str) -> tuple[tuple[str, ...] | None, str]:
-    """Names for a head's classes: those that came with the file, else ImageNet's if there are as many."""
+def class_names(count: int, stored: tuple[str, ...] | None, where: str) -> tuple[tuple[str, ...] | None, str]:
+    """Return a head's class names and their origin: those in the file, else ImageNet's if their number agrees."""
     if count == 0:
         return None, "no head"
-    if given is not None and len(given) == count:
-        return given, where
+    if stored is not None and len(stored) == count:
+        return stored, where
     names = imagenet_names(count)
     return names, _TITLES[count] if names else "unknown"
 
@@ -101,20 +108,20 @@ def class_names(count: int, given: tuple[str, ...] | None, where: str) -> tuple[
 
 
 def from_id2label(settings: dict[str, Any]) -> tuple[str, ...] | None:
-    """Class names out of transformers' config.json."""
-    found = settings.get("id2label")
-    if not isinstance(found, dict):
+    """Return the class names in transformers' config.json, or None."""
+    id2label = settings.get("id2label")
+    if not isinstance(id2label, dict):
         return None
     try:
-        labels = tuple(str(found[key]) for key in sorted(found, key=int))
+        labels = tuple(str(id2label[key]) for key in sorted(id2label, key=int))
     except ValueError:
         return None
-    # transformers fills in LABEL_0, LABEL_1, ... where nobody gave names.
+    # transformers writes LABEL_0, LABEL_1, ... where names are missing.
     return None if all(label == f"LABEL_{i}" for i, label in enumerate(labels)) else labels
 
 
 def to_id2label(classes: tuple[str, ...] | None, count: int) -> dict[str, Any]:
-    """Class names as transformers' config.json has them; nothing without a head."""
+    """Return class names in the form of transformers' config.json; empty without a head."""
     if not count:
         return {}
     names = classes or tuple(f"LABEL_{i}" for i in range(count))
@@ -128,37 +135,39 @@ _PIL = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 
 
 def from_processor(settings: dict[str, Any], fallback: Preprocess) -> tuple[Preprocess, str]:
-    """transformers' preprocessor_config.json as ours; the fallback where it is missing."""
-    found = settings.get("preprocessor_config")
-    if found is None:
-        return fallback, f"convention: {describe(fallback)}"
-    size, cut = _sides(found.get("size")), _sides(found.get("crop_size"))
+    """Return the preprocessing of transformers' preprocessor_config.json and its origin; `fallback` if it is
+    missing."""
+    processor = settings.get("preprocessor_config")
+    if processor is None:
+        return fallback, f"convention: {describe_preprocess(fallback)}"
+    size, crop_size = _sides(processor.get("size")), _sides(processor.get("crop_size"))
+    has_crop_size = processor.get("crop_size") is not None
     crops = bool(
-        found.get(
-            "do_center_crop", found.get("crop_size") is not None and "height" not in (found.get("size") or {})
-        )
+        processor.get("do_center_crop", has_crop_size and "height" not in (processor.get("size") or {}))
     )
-    target = cut if crops and cut else size
-    target = target if target is not None and found.get("do_resize", True) else (cut or fallback.size)
-    interpolation = _PIL.get(found.get("resample", 2), fallback.interpolation)
-    plain = not found.get("do_normalize", True)
+    target = crop_size if crops and crop_size else size
+    target = (
+        target if target is not None and processor.get("do_resize", True) else (crop_size or fallback.size)
+    )
+    interpolation = _PIL.get(processor.get("resample", 2), fallback.interpolation)
+    unnormalized = not processor.get("do_normalize", True)
     return Preprocess(
         size=target,
-        crop=_share(found, target[0] / size[0]) if crops and size else 1.0,
-        mode="crop" if crops or not _both_sides(found.get("size")) else "squash",
+        crop=_crop_fraction(processor, target[0] / size[0]) if crops and size else 1.0,
+        mode="crop" if crops or not _has_both_sides(processor.get("size")) else "squash",
         interpolation=interpolation,  # type: ignore[arg-type]
-        mean=(0.0, 0.0, 0.0) if plain else _triple(found.get("image_mean"), fallback.mean),
-        std=(1.0, 1.0, 1.0) if plain else _triple(found.get("image_std"), fallback.std),
+        mean=(0.0, 0.0, 0.0) if unnormalized else _triple(processor.get("image_mean"), fallback.mean),
+        std=(1.0, 1.0, 1.0) if unnormalized else _triple(processor.get("image_std"), fallback.std),
     ), "preprocessor_config.json"
 
 
-def _share(found: dict[str, Any], otherwise: float) -> float:
-    """The crop's share; `crop_pct` is ours beside theirs, which round it to a whole number of pixels."""
-    exact = found.get("crop_pct")
+def _crop_fraction(processor: dict[str, Any], otherwise: float) -> float:
+    """Return the fraction of the crop: `crop_pct`, which we add since theirs is rounded to pixels, else `otherwise`."""
+    exact = processor.get("crop_pct")
     return exact if isinstance(exact, float) and abs(exact - otherwise) < 0.1 else min(otherwise, 1.0)
 
 
-def _both_sides(size: Any) -> bool:
+def _has_both_sides(size: Any) -> bool:
     return isinstance(size, int) or (isinstance(size, dict) and "height" in size)
 
 
@@ -183,13 +192,13 @@ def _triple(values: Any, otherwise: tuple[float, float, float]) -> tuple[float, 
 
 
 def to_processor(preprocess: Preprocess) -> dict[str, Any]:
-    """Ours as transformers' preprocessor_config.json.
+    """Return preprocessing in the form of transformers' preprocessor_config.json.
 
     Raises:
-        UserError: padding, which no classification processor of transformers does.
+        CheckpointError: padding, which no classification processor of transformers does.
     """
     if preprocess.mode == "pad":
-        raise UserError(
+        raise CheckpointError(
             "transformers' image processors cannot pad; set the card's mode to 'crop' or 'squash'"
         )
     height, width = preprocess.size
@@ -223,34 +232,34 @@ def to_processor(preprocess: Preprocess) -> dict[str, Any]:
 _TIMM_MODES = {"center": "crop", "squash": "squash", "border": "pad"}
 
 
-def from_pretrained_cfg(found: dict[str, Any], fallback: Preprocess) -> tuple[Preprocess, str]:
-    """timm's pretrained_cfg as ours; the fallback where it is missing."""
-    if not found:
-        return fallback, f"convention: {describe(fallback)}"
-    sides = found.get("input_size", (3, *fallback.size))
-    interpolation = found.get("interpolation", fallback.interpolation)
+def from_pretrained_cfg(cfg: dict[str, Any], fallback: Preprocess) -> tuple[Preprocess, str]:
+    """Return the preprocessing of timm's pretrained_cfg and its origin; `fallback` if it is missing."""
+    if not cfg:
+        return fallback, f"convention: {describe_preprocess(fallback)}"
+    sides = cfg.get("input_size", (3, *fallback.size))
+    interpolation = cfg.get("interpolation", fallback.interpolation)
     known = Interpolation.__args__  # type: ignore[attr-defined]
     return Preprocess(
         size=(int(sides[-2]), int(sides[-1])),
-        crop=float(found.get("crop_pct") or fallback.crop),
-        mode=_TIMM_MODES.get(found.get("crop_mode", "center"), "crop"),  # type: ignore[arg-type]
+        crop=float(cfg.get("crop_pct") or fallback.crop),
+        mode=_TIMM_MODES.get(cfg.get("crop_mode", "center"), "crop"),  # type: ignore[arg-type]
         interpolation=interpolation if interpolation in known else "bicubic",
-        mean=_triple(found.get("mean"), fallback.mean),
-        std=_triple(found.get("std"), fallback.std),
+        mean=_triple(cfg.get("mean"), fallback.mean),
+        std=_triple(cfg.get("std"), fallback.std),
     ), "pretrained_cfg in config.json"
 
 
 def from_label_names(settings: dict[str, Any], cfg: dict[str, Any]) -> tuple[str, ...] | None:
-    """Class names out of timm's config.json: descriptions where there are any."""
-    found = settings.get("label_names") or cfg.get("label_names")
-    if not isinstance(found, list):
+    """Return the class names in timm's config.json, as descriptions where it has them; or None."""
+    names = settings.get("label_names") or cfg.get("label_names")
+    if not isinstance(names, list):
         return None
     descriptions = settings.get("label_descriptions") or cfg.get("label_descriptions") or {}
-    return tuple(str(descriptions.get(name, name)) for name in found)
+    return tuple(str(descriptions.get(name, name)) for name in names)
 
 
 def to_pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
-    """Ours as the preprocessing part of timm's pretrained_cfg."""
+    """Return preprocessing in the form of timm's pretrained_cfg."""
     return {
         "input_size": [3, *preprocess.size],
         "crop_pct": preprocess.crop,
@@ -261,21 +270,21 @@ def to_pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-def describe(preprocess: Preprocess) -> str:
-    """Preprocessing in a few words."""
+def describe_preprocess(preprocess: Preprocess) -> str:
+    """Return preprocessing in a few words."""
     stats = {HALF: "mean and std 0.5", IMAGENET_MEAN: "ImageNet's mean and std"}.get(
         preprocess.mean, f"mean {preprocess.mean}"
     )
     height, width = preprocess.size
-    how = f"centre crop {preprocess.crop:g}" if preprocess.mode == "crop" else preprocess.mode
-    return f"{height}x{width}, {how}, {preprocess.interpolation}, {stats}"
+    mode = f"center crop {preprocess.crop:g}" if preprocess.mode == "crop" else preprocess.mode
+    return f"{height}x{width}, {mode}, {preprocess.interpolation}, {stats}"
 
 
-def imagenet_style(size: tuple[int, int], crop: float, interpolation: Interpolation) -> Preprocess:
-    """ImageNet's mean and std, short side resized, centre cropped: torchvision, DeiT, DINO."""
+def imagenet_preprocess(size: tuple[int, int], crop: float, interpolation: Interpolation) -> Preprocess:
+    """Return ImageNet's mean and std, shorter side resized, center cropped: torchvision, DeiT, DINO."""
     return Preprocess(size=size, crop=crop, interpolation=interpolation, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def half_style(size: tuple[int, int], **how: Any) -> Preprocess:
-    """Pixels from -1 to 1: Google's checkpoints."""
-    return Preprocess(size=size, mean=HALF, std=HALF, **how)
+def half_preprocess(size: tuple[int, int], **options: Any) -> Preprocess:
+    """Return preprocessing to pixels in [-1, 1]: Google's checkpoints."""
+    return Preprocess(size=size, mean=HALF, std=HALF, **options)

@@ -1,11 +1,11 @@
-"""The families of networks that files hold: a config type each, and how one is built and written down."""
+"""The families of networks that checkpoints hold: their config classes, construction, and JSON form."""
 
 import functools
 import typing
 from typing import Any
 
-from triptych import config as plain
-from triptych.errors import UserError
+from triptych import config as config_json
+from triptych.errors import CheckpointError
 from triptych.heads.config import SegmenterConfig
 from triptych.models import registry
 from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
@@ -31,7 +31,7 @@ FAMILIES: dict[str, type] = {
     "class-token": ClassTokenConfig,
     "latent-diffusion": LatentDiffusionConfig,
 }
-"""Name in files -> config."""
+"""Name in checkpoints -> config class."""
 
 TITLES = {
     "vit": "a ViT",
@@ -46,16 +46,16 @@ TITLES = {
     "class-token": "a table of classes",
     "latent-diffusion": "a latent diffusion model",
 }
-"""What a person calls one."""
+"""Names for messages."""
 
 
 def family_of(config: Any) -> str | None:
-    """The family that a config belongs to; none for anything else."""
-    return next((name for name, kind in FAMILIES.items() if isinstance(config, kind)), None)
+    """Return the family that a config belongs to, or None."""
+    return next((name for name, cls in FAMILIES.items() if isinstance(config, cls)), None)
 
 
 def build(config: Any) -> Network:
-    """The network of a config of any family, with random weights."""
+    """Return a network with random weights, of a config of any family."""
     if isinstance(config, SegmenterConfig):
         from triptych.heads.segmenter import Segmenter
 
@@ -64,8 +64,8 @@ def build(config: Any) -> Network:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A config as plain JSON values. A part of whatever family is {"family": name, "config": its own}."""
-    data = plain.to_json(config)
+    """Return a config as JSON values. A part that may be of any family becomes {"family": name, "config": ...}."""
+    data = config_json.to_json(config)
     for name in _parts(type(config)):
         part = getattr(config, name)
         data[name] = {"family": family_of(part), "config": to_json(part)}
@@ -73,26 +73,27 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(family: str, data: Any) -> Any:
-    """The inverse of `to_json`.
+    """Return the config that `to_json` gave as `data`.
 
     Raises:
-        UserError: unknown family or fields, missing fields, wrong types, or sizes that do not fit together.
+        CheckpointError: unknown family, or a malformed part.
+        ConfigError: unknown or missing fields, wrong types, or sizes that do not fit together.
     """
     if family not in FAMILIES:
-        raise UserError(f"family {family!r} is unknown; this triptych knows {', '.join(FAMILIES)}")
-    kind = FAMILIES[family]
+        raise CheckpointError(f"family {family!r} is unknown; this triptych knows {', '.join(FAMILIES)}")
+    cls = FAMILIES[family]
     if isinstance(data, dict):
-        data = data | {name: _part_from_json(data[name]) for name in _parts(kind) if name in data}
-    return plain.from_json(kind, data)
+        data = data | {name: _part_from_json(data[name]) for name in _parts(cls) if name in data}
+    return config_json.from_json(cls, data)
 
 
 def _part_from_json(data: Any) -> Any:
     if not isinstance(data, dict) or set(data) != {"family", "config"} or not isinstance(data["family"], str):
-        raise UserError(f"a part is {str(data)[:60]}, which must be its family and its config")
+        raise CheckpointError(f"a part is {str(data)[:60]}, which must be its family and its config")
     return from_json(data["family"], data["config"])
 
 
 @functools.cache
-def _parts(kind: type) -> list[str]:
-    """Fields that hold a config of whatever family."""
-    return [name for name, hint in typing.get_type_hints(kind).items() if hint is Any]
+def _parts(cls: type) -> list[str]:
+    """Return the fields that hold a config of any family."""
+    return [name for name, hint in typing.get_type_hints(cls).items() if hint is Any]

@@ -1,4 +1,4 @@
-"""What a format is: how its files are recognised, read and written. The tables live in a folder a family."""
+"""What a format is: how its files are recognized, read and written. The tables lie in one folder for each family."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.diffusion.config import Prediction
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.model_card import ModelCard
 from triptych.models.configs.unet import UNetConfig
 from triptych.weights.files.checkpoint import CheckpointFile
@@ -19,28 +19,29 @@ from triptych.weights.files.tensor_entry import Shape, TensorEntry
 from triptych.weights.mapping.rules import Rule
 
 Settings = dict[str, Any]
-Weights = Literal["raw", "ema"]
+WeightsChoice = Literal["raw", "ema"]
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What the caller knows and a file may not say."""
+    """What the caller knows and a file may not store."""
 
     image_size: tuple[int, int] | None = None
-    window: Any = None
+    window_size: Any = None
     """As `models.configs.swin.windows_of` takes it."""
     certain: bool = False
-    """Whether it was written down for this very file; what a call asks for may be another size to move to."""
+    """Whether the hints belong to this very file, as those of a sidecar do. Arguments of a call may instead be sizes to
+    resize to."""
     prediction: Prediction | None = None
-    """What a denoising network's output stands for."""
-    weights: Weights | None = None
-    """Which of two sets in a file: as training left them, or their running average."""
+    """What a denoising network predicts."""
+    weights: WeightsChoice | None = None
+    """Which of two sets in a file: raw, as training left them, or their exponential moving average."""
     heads: tuple[Any, Any] | None = None
-    """Of a UNet: `heads` and `head_dim`, one of them 0. The order of rows may depend on them."""
+    """Of a UNet: `num_heads` and `head_dim`, one of them 0. The order of attention's rows may depend on them."""
 
 
-def hints_of(config: Any) -> Hints:
-    """All hints that a reader could want for a network of this config."""
+def hints_from_config(config: Any) -> Hints:
+    """Return all hints that a reader could need for a network of this config."""
     config = getattr(config, "backbone", config)
     process, unet = getattr(config, "process", None), getattr(config, "network", config)
     return Hints(
@@ -53,55 +54,60 @@ def hints_of(config: Any) -> Hints:
 
 
 @dataclass
-class Reading:
-    """What a format's reader found out about a checkpoint, before reading a tensor."""
+class LoadPlan:
+    """The network that a checkpoint holds and the rules that fill it. What a format's reader returns."""
 
     family: str
     config: Any
     rules: list[Rule] | None
-    """None where the file names its tensors as the network does."""
+    """None if the file has our own keys."""
     card: ModelCard
     facts: dict[str, str] = field(default_factory=dict)
-    """Where each thing that shapes cannot tell came from: {"num_heads": "config.json", ...}."""
+    """Where each value that shapes cannot determine came from: {"num_heads": "config.json", ...}."""
     finish: Callable[[Any], None] | None = None
     """Gives the filled network what is no tensor: its tokenizer."""
 
 
 @dataclass
 class Draft:
-    """A network in a foreign format, not yet written: tensors by their names there, and JSON beside them."""
+    """A network in a foreign format, before it is written: tensors by their keys there, and JSON files."""
 
     tensors: dict[str, Tensor]
     settings: dict[str, Settings] = field(default_factory=dict)
-    """By file name without the ending: config, preprocessor_config."""
-    nest: str | None = None
-    """Key under which a .pth holds the weights."""
-    beside: Settings = field(default_factory=dict)
-    """Plain values beside that key."""
+    """JSON by file name without the suffix: config, preprocessor_config."""
+    wrapper_key: str | None = None
+    """Key under which a .pth stores the weights."""
+    extras: Settings = field(default_factory=dict)
+    """Plain values stored next to that key."""
     finish: Callable[[Path], None] | None = None
-    """Writes into the folder what is neither: a tokenizer."""
+    """Writes the remaining files into the folder: a tokenizer."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One published layout of names and shapes, for the networks of one family."""
+    """One published layout of keys and shapes, for the networks of one family."""
 
     name: str
-    """What `export` is told. Formats of several families may share it: "timm" holds a ViT or a Swin."""
+    """The name that `export` takes. Formats of several families may share it: "timm" holds a ViT or a Swin."""
     family: str
     title: str
     container: Literal["folder", "npz", "torch", "pipeline"]
-    """What writing makes: a folder with JSON beside the weights, a .npz, a .pth (or bare .safetensors), or a folder of
-    such folders, whose names stand in front of tensors' and settings'."""
-    recognises: Callable[["Names"], bool]
-    read: Callable[["Names", Hints], Reading]
+    """What is written: a folder with JSON and the weights, a .npz, a .pth (or single .safetensors), or a folder of such
+    folders, whose names are prefixes of the keys of tensors and settings."""
+    matches: Callable[["StateDictKeys"], bool]
+    read: Callable[["StateDictKeys", Hints], LoadPlan]
     draft: Callable[[Any], Draft]
     stem: str = "model"
-    """What the weights in a folder are called, without ending."""
+    """Name of the weights file in a folder, without suffix."""
 
 
-class Names:
-    """The names and shapes of a checkpoint, with the questions that every reader asks of them."""
+class StateDictKeys:
+    """The keys and shapes of a checkpoint's state dict, with the queries that readers need.
+
+    Args:
+        checkpoint: the file.
+        tensors: tensors to read values from, of a draft that has no file yet.
+    """
 
     def __init__(self, checkpoint: CheckpointFile, tensors: Mapping[str, Tensor] | None = None):
         self._read: Callable[[str], Tensor] = checkpoint.read if tensors is None else tensors.__getitem__
@@ -113,70 +119,74 @@ class Names:
         self.yaml = checkpoint.yaml
         self.shapes: dict[str, Shape] = dict(checkpoint.shapes)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.shapes
+    def __contains__(self, key: str) -> bool:
+        return key in self.shapes
 
-    def shape(self, name: str, ndim: int) -> Shape:
-        """The shape of a tensor that must be there, with so many axes."""
-        if name not in self.shapes:
-            raise UserError(f"{self.path} lacks {name}; give a whole checkpoint")
-        shape = self.shapes[name]
+    def shape(self, key: str, ndim: int) -> Shape:
+        """Return the shape of a tensor that must exist and have `ndim` axes.
+
+        Raises:
+            CheckpointError: it is missing, has another number of axes, or is empty.
+        """
+        if key not in self.shapes:
+            raise CheckpointError(f"{self.path} lacks {key}; give a complete checkpoint")
+        shape = self.shapes[key]
         if len(shape) != ndim or min(shape, default=1) < 1:
-            raise UserError(
-                f"{self.path} has {name} of shape {list(shape)}, needs {ndim} axes; it is another kind"
+            raise CheckpointError(
+                f"{self.path} has {key} of shape {list(shape)}, needs {ndim} axes; it is another kind of network"
             )
         return shape
 
-    def within(self, beginning: str) -> "Names":
-        """The part of the names that begin so, without that beginning."""
+    def subset(self, prefix: str) -> "StateDictKeys":
+        """Return the keys that begin with `prefix`, without it."""
         part = copy.copy(self)
-        part.shapes = {n[len(beginning) :]: s for n, s in self.shapes.items() if n.startswith(beginning)}
-        part._read = lambda name: self._read(beginning + name)
+        part.shapes = {key[len(prefix) :]: s for key, s in self.shapes.items() if key.startswith(prefix)}
+        part._read = lambda key: self._read(prefix + key)
         return part
 
-    def before(self, ending: str) -> str | None:
-        """What stands in front of the first name that ends like that; none if no name does."""
-        return next((name.removesuffix(ending) for name in self.shapes if name.endswith(ending)), None)
+    def prefix_before(self, suffix: str) -> str | None:
+        """Return what precedes `suffix` in the first key that ends with it, or None."""
+        return next((key.removesuffix(suffix) for key in self.shapes if key.endswith(suffix)), None)
 
-    def numbers(self, name: str, most: int = 2**24) -> Tensor | None:
-        """A small tensor itself, where its numbers say what no shape does; none if it is missing or large."""
-        if name not in self.shapes or math.prod(self.shapes[name]) > most:
+    def read_small(self, key: str, max_numel: int = 2**24) -> Tensor | None:
+        """Read a small tensor whose values are needed for the config; None if it is missing or large."""
+        if key not in self.shapes or math.prod(self.shapes[key]) > max_numel:
             return None
-        return self._read(name)
+        return self._read(key)
 
-    def any(self, ending: str) -> bool:
-        """Whether some name ends like that."""
-        return any(name.endswith(ending) for name in self.shapes)
+    def any_endswith(self, suffix: str) -> bool:
+        """Return whether any key ends with `suffix`."""
+        return any(key.endswith(suffix) for key in self.shapes)
 
-    def starts(self, beginning: str) -> bool:
-        """Whether some name begins like that."""
-        return any(name.startswith(beginning) for name in self.shapes)
+    def any_startswith(self, prefix: str) -> bool:
+        """Return whether any key starts with `prefix`."""
+        return any(key.startswith(prefix) for key in self.shapes)
 
-    def count(self, pattern: str) -> int:
-        """How many blocks there are: `{i}` in the pattern runs from 0 while some name begins with it."""
+    def count_blocks(self, pattern: str) -> int:
+        """Return the number of blocks: `{i}` in the pattern counts from 0 while some key starts with it."""
         depth = 0
-        while self.starts(pattern.replace("{i}", str(depth))):
+        while self.any_startswith(pattern.replace("{i}", str(depth))):
             depth += 1
         return depth
 
 
-def drafted(draft: Draft, path: Path, container: str) -> Names:
-    """A draft as its reader would find it on disk."""
-    entries = {name: TensorEntry(path, 0, tuple(t.shape), t.dtype) for name, t in draft.tensors.items()}
-    settings = draft.settings | ({"inside": draft.beside} if draft.beside else {})
-    return Names(CheckpointFile(path, entries, container, settings=settings), draft.tensors)
+def draft_keys(draft: Draft, path: Path, container: str) -> StateDictKeys:
+    """Return a draft as its reader would see it on disk."""
+    entries = {key: TensorEntry(path, 0, tuple(t.shape), t.dtype) for key, t in draft.tensors.items()}
+    settings = draft.settings | ({"inside": draft.extras} if draft.extras else {})
+    return StateDictKeys(CheckpointFile(path, entries, container, settings=settings), draft.tensors)
 
 
-def state(net: nn.Module) -> dict[str, Tensor]:
-    """Every saved tensor of a network by name, on the CPU, as it is."""
-    return {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
+def cpu_state_dict(net: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a network, detached and on the CPU."""
+    return {key: tensor.detach().cpu() for key, tensor in net.state_dict().items()}
 
 
-def shapes_of(net: nn.Module) -> dict[str, Shape]:
-    """The shape of every saved tensor of a network."""
-    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+def state_dict_shapes(net: nn.Module) -> dict[str, Shape]:
+    """Return the shape of every tensor in the state dict of a network."""
+    return {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
 
 
-def zeros(*shape: int) -> Callable[[], Tensor]:
-    """Makes a tensor of zeros when called."""
+def zeros_factory(*shape: int) -> Callable[[], Tensor]:
+    """Return a function that creates a tensor of zeros, as `restore` of a rule takes it."""
     return lambda: torch.zeros(shape)

@@ -1,15 +1,15 @@
-"""Every published format that is read and written; the first that recognises a file reads it."""
+"""All published formats that are read and written. The first whose keys match a file reads it."""
 
 import importlib
 from collections.abc import Iterator
 
 from triptych.weights.mapping.format import Format
 
-# Those with a backbone inside come first: the backbone's own names are among theirs.
+# Formats of networks that contain a backbone come first: their keys include the backbone's.
 PACKAGES = ("segmenter", "swin", "vit", "diffusion")
 
 
 def all_formats() -> Iterator[Format]:
-    """All formats; a package's tables are imported when it is its turn."""
+    """Yield all formats. Each package of tables is imported when its turn comes."""
     for package in PACKAGES:
         yield from importlib.import_module(f"triptych.weights.{package}").FORMATS

@@ -1,15 +1,15 @@
-"""The engine behind every table of names: which tensor of a published file is which parameter of ours.
+"""Rules that map the state dict of a published format to ours, and back.
 
-A table is a list of rules. A rule ties names of theirs to names of ours and knows both directions; `{i}`
-stands for every block, `{a,b}` for alternatives taken in step on both sides:
+A table is a list of rules. A rule relates keys of theirs to keys of ours and works in both directions; `{i}` stands for
+every block, and `{a,b}` for alternatives that are taken in step on both sides:
 
-    same("encoder.layer.{i}.norm1.{weight,bias}", "encoder.{i}.norm1.{weight,bias}")
-    rule(("{i}.q.weight", "{i}.k.weight", "{i}.v.weight"), "encoder.{i}.attn.qkv.weight", CONCATENATE)
-    drop("mask_token", "only masked pre-training reads it")
+    rename("encoder.layer.{i}.norm1.{weight,bias}", "encoder.{i}.norm1.{weight,bias}")
+    convert(("{i}.q.weight", "{i}.k.weight", "{i}.v.weight"), "encoder.{i}.attn.qkv.weight", FUSE_QKV)
+    drop("mask_token", "only masked pre-training uses it")
 
-A name that ends in `[{i}]` is one slab of a tensor stacked over blocks. Before a byte is read the whole plan
-is checked: every tensor of the file is claimed by exactly one rule, every parameter is filled exactly once,
-all shapes agree. What fails is listed in one error; there is no partial load.
+A key that ends in `[{i}]` is one slice of a tensor that is stacked over blocks. All rules are checked before any tensor
+is read: every tensor of the file belongs to exactly one rule, every parameter is filled exactly once, and all shapes
+agree. One error lists everything that fails; nothing is loaded partially.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights.files.sanitize import printable
 
 Shape = tuple[int, ...]
@@ -29,267 +29,289 @@ Shapes = Mapping[str, Shape]
 Tensors = tuple[Tensor, ...]
 
 
+# ---------------------------------------------------------------------------------------------- operations
+
+
 @dataclass(frozen=True)
 class Operation:
-    """What happens to tensors on their way: `forward` from theirs to ours, `inverse` back."""
+    """A conversion of tensors: `forward` from theirs to ours, `inverse` back."""
 
     forward: Callable[[Tensors], Tensors]
     inverse: Callable[[Tensors], Tensors]
 
 
-SAME = Operation(lambda t: t, lambda t: t)
+IDENTITY = Operation(lambda t: t, lambda t: t)
 
 
-def joined(parts: Tensors) -> Tensors:
-    """Tensors one after the other on the first axis, as one.
+def concatenate(parts: Tensors) -> Tensors:
+    """Concatenate tensors along the first axis.
 
-    Not `torch.cat`: on the meta device, where shapes are checked, that imports half of PyTorch's Python.
+    Not `torch.cat`: on the meta device, where shapes are checked, it imports half of PyTorch's Python code.
     """
     if len({part.shape[1:] for part in parts}) > 1:
         raise ValueError("parts of different shapes")
-    whole = parts[0].new_empty((sum(len(part) for part in parts), *parts[0].shape[1:]))
+    result = parts[0].new_empty((sum(len(part) for part in parts), *parts[0].shape[1:]))
     start = 0
     for part in parts:
-        whole[start : start + len(part)].copy_(part)
+        result[start : start + len(part)].copy_(part)
         start += len(part)
-    return (whole,)
+    return (result,)
 
 
-CONCATENATE = Operation(joined, lambda whole: whole[0].chunk(3))
-"""Query, key and value, each (D, D) or (D,), are one (3D, D) or (3D,)."""
+FUSE_QKV = Operation(concatenate, lambda fused: fused[0].chunk(3))
+"""Query, key and value, each (D, D) or (D,) <-> one (3D, D) or (3D,)."""
 
-WITHOUT_KEYS = Operation(
+DROP_KEY_BIAS = Operation(
     lambda t: t[0].chunk(3)[::2],
-    lambda parts: joined((parts[0], torch.zeros_like(parts[0]), parts[1])),
+    lambda parts: concatenate((parts[0], torch.zeros_like(parts[0]), parts[1])),
 )
-"""A whole (3D,) bias whose middle third counts for nothing <-> the biases of queries and values."""
+"""A fused (3D,) bias whose keys' third is unused <-> the biases of queries and values."""
 
 
-def each(forward: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor]) -> Operation:
-    """An operation on every tensor of a rule by itself."""
+def per_tensor(forward: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor]) -> Operation:
+    """Return an operation that is applied to each tensor of a rule separately."""
     return Operation(lambda ts: tuple(map(forward, ts)), lambda ts: tuple(map(inverse, ts)))
 
 
-def then(first: Operation, second: Operation) -> Operation:
-    """Two operations in a row, from theirs to ours."""
+def compose(first: Operation, second: Operation) -> Operation:
+    """Return the operation that applies `first`, then `second` (from theirs to ours)."""
     return Operation(lambda t: second.forward(first.forward(t)), lambda t: first.inverse(second.inverse(t)))
 
 
-TRANSPOSE = each(lambda t: t.T, lambda t: t.T)
-HWIO = each(lambda t: t.permute(3, 2, 0, 1), lambda t: t.permute(2, 3, 1, 0))
-"""A convolution's kernel as JAX stores it, (height, width, in, out)."""
+TRANSPOSE = per_tensor(lambda t: t.T, lambda t: t.T)
+HWIO = per_tensor(lambda t: t.permute(3, 2, 0, 1), lambda t: t.permute(2, 3, 1, 0))
+"""A convolution kernel as JAX stores it, (height, width, in, out) <-> (out, in, height, width)."""
+
+
+# ---------------------------------------------------------------------------------------------------- rules
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors of theirs <-> parameters of ours. No `ours`: theirs are dropped; no `theirs`: ours are made."""
+    """Tensors of theirs <-> parameters of ours. Without `ours` the tensors are dropped, without `theirs` created."""
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    operation: Operation = SAME
+    operation: Operation = IDENTITY
     reason: str = ""
-    """Why tensors are dropped or made."""
+    """Why tensors are dropped or created."""
     restore: Callable[[], Tensor] | None = None
-    """Makes a dropped tensor again on the way back, or one of ours that the file lacks."""
+    """Creates a dropped tensor for export, or a parameter of ours that the file lacks."""
 
 
-def same(theirs: str, ours: str) -> Rule:
-    """The same tensor under another name."""
+def rename(theirs: str, ours: str) -> Rule:
+    """Return the rule for a tensor that has another key."""
     return Rule((theirs,), (ours,))
 
 
-def rule(theirs: str | tuple[str, ...], ours: str | tuple[str, ...], operation: Operation) -> Rule:
-    """Tensors of theirs that become parameters of ours by an operation that inverts."""
-    return Rule(_names(theirs), _names(ours), operation)
+def convert(theirs: str | tuple[str, ...], ours: str | tuple[str, ...], operation: Operation) -> Rule:
+    """Return the rule for tensors of theirs that an operation turns into parameters of ours."""
+    return Rule(_as_tuple(theirs), _as_tuple(ours), operation)
 
 
 def drop(theirs: str, reason: str, restore: Callable[[], Tensor] | None = None) -> Rule:
-    """Tensors that our network has no use for; `restore` makes them again when the format is written."""
+    """Return the rule for tensors that our network does not use.
+
+    Args:
+        theirs: a key, which may be absent from the file; with `*` at its end every key that begins so.
+        restore: creates the tensor when the format is exported; None leaves it out.
+    """
     return Rule((theirs,), (), reason=reason, restore=restore)
 
 
-def make(ours: str, reason: str, value: Callable[[], Tensor]) -> Rule:
-    """A parameter that the file lacks because it is a constant there; writing the format leaves it out."""
+def constant(ours: str, reason: str, value: Callable[[], Tensor]) -> Rule:
+    """Return the rule for a parameter that is constant in their network and therefore absent from the file."""
     return Rule((), (ours,), reason=reason, restore=value)
 
 
-def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else names
+def _as_tuple(keys: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (keys,) if isinstance(keys, str) else keys
 
 
 def expand(rules: Iterable[Rule], depth: int) -> list[Rule]:
-    """Rules for single tensors: `{i}` for each of `depth` blocks, `{a,b}` for each alternative, in step."""
-    return [one for rule in rules for one in _expand(rule, depth)]
+    """Return rules for single tensors: `{i}` for each of `depth` blocks, `{a,b}` for each alternative, in step."""
+    return [single for rule in rules for single in _expand(rule, depth)]
 
 
 def _expand(rule: Rule, depth: int) -> Iterable[Rule]:
-    names = rule.theirs + rule.ours
-    layers = range(depth) if any("{i}" in name for name in names) else [0]
-    ways = max(
-        (len(group.split(",")) for name in names for group in re.findall(r"{([^{}]*,[^{}]*)}", name)),
+    keys = rule.theirs + rule.ours
+    layers = range(depth) if any("{i}" in key for key in keys) else [0]
+    alternatives = max(
+        (len(group.split(",")) for key in keys for group in re.findall(r"{([^{}]*,[^{}]*)}", key)),
         default=1,
     )
-    for layer, way in itertools.product(layers, range(ways)):
+    for layer, choice in itertools.product(layers, range(alternatives)):
 
-        def one(name: str, layer: int = layer, way: int = way) -> str:
-            name = name.replace("{i}", str(layer))
-            return re.sub(r"{([^{}]*,[^{}]*)}", lambda match: match[1].split(",")[way], name)
+        def fill_in(key: str, layer: int = layer, choice: int = choice) -> str:
+            key = key.replace("{i}", str(layer))
+            return re.sub(r"{([^{}]*,[^{}]*)}", lambda match: match[1].split(",")[choice], key)
 
-        yield Rule(
-            tuple(map(one, rule.theirs)),
-            tuple(map(one, rule.ours)),
-            rule.operation,
-            rule.reason,
-            rule.restore,
+        theirs, ours = tuple(map(fill_in, rule.theirs)), tuple(map(fill_in, rule.ours))
+        yield replace(rule, theirs=theirs, ours=ours)
+
+
+def add_prefixes(rules: Iterable[Rule], theirs: str = "", ours: str = "") -> list[Rule]:
+    """Return the rules of a network that is a part of a larger file, and of a larger network of ours."""
+    return [
+        replace(
+            rule,
+            theirs=tuple(theirs + key for key in rule.theirs),
+            ours=tuple(ours + key for key in rule.ours),
         )
+        for rule in rules
+    ]
 
 
-def within(rules: Iterable[Rule], part: str) -> list[Rule]:
-    """The same rules where ours is a part of a larger network, whose name stands in front of its parameters'."""
-    return [replace(rule, ours=tuple(part + name for name in rule.ours)) for rule in rules]
+def split_slice(key: str) -> tuple[str, int | None]:
+    """Split "blocks.kernel[3]" into ("blocks.kernel", 3). A key without an index gives (key, None)."""
+    match = re.fullmatch(r"(.*)\[(\d+)\]", key)
+    return (match[1], int(match[2])) if match else (key, None)
 
 
-def slab(name: str) -> tuple[str, int | None]:
-    """`blocks.kernel[3]` is ("blocks.kernel", 3), a plain name is itself and None."""
-    match = re.fullmatch(r"(.*)\[(\d+)\]", name)
-    return (match[1], int(match[2])) if match else (name, None)
+# ------------------------------------------------------------------------------------------------- checking
 
 
 @dataclass
-class _Offenders:
-    """Everything wrong with a plan, by kind, so that one error says it all."""
+class _Mismatches:
+    """Everything that is wrong with a set of rules, by category, for one error."""
 
-    found: dict[str, list[str]] = field(default_factory=dict)
+    by_category: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, kind: str, name: str) -> None:
-        self.found.setdefault(kind, []).append(printable(name))
+    def add(self, category: str, key: str) -> None:
+        self.by_category.setdefault(category, []).append(printable(key))
 
-    def raise_any(self, what: str, remedy: str, shown: int = 4) -> None:
-        if not self.found:
+    def raise_any(self, what: str, remedy: str, max_shown: int = 4) -> None:
+        if not self.by_category:
             return
         parts = []
-        for kind, names in self.found.items():
-            more = f" and {len(names) - shown} more" if len(names) > shown else ""
-            parts.append(f"{len(names)} {kind} ({', '.join(names[:shown])}{more})")
-        raise UserError(f"{what}: {'; '.join(parts)}; {remedy}")
+        for category, keys in self.by_category.items():
+            more = f" and {len(keys) - max_shown} more" if len(keys) > max_shown else ""
+            parts.append(f"{len(keys)} {category} ({', '.join(keys[:max_shown])}{more})")
+        raise CheckpointError(f"{what}: {'; '.join(parts)}; {remedy}")
 
 
-def plan(rules: Sequence[Rule], theirs: Shapes, ours: Shapes, what: str) -> list[Rule]:
-    """The rules to carry out, after checking that file and network fit each other exactly.
+def plan_rules(rules: Sequence[Rule], theirs: Shapes, ours: Shapes, what: str) -> list[Rule]:
+    """Return the rules to apply, after checking that file and network match exactly.
 
     Args:
-        rules: expanded rules. A `drop` may name a tensor that is not there, and end in `*` for any ending.
+        rules: expanded rules.
         theirs: shape of every tensor in the file.
         ours: shape of every parameter and saved buffer of the network.
-        what: the beginning of the error, naming the file and the format.
+        what: start of the error message, which names the file and the format.
 
     Raises:
-        UserError: all names that are unclaimed, claimed twice, missing, filled twice or unfilled, and all
-            shapes that disagree.
+        CheckpointError: lists all keys that no rule knows, that are claimed twice, missing, filled twice or unfilled,
+            and all shapes that differ.
     """
-    wrong, claims, fills, steps = _Offenders(), Counter[str](), Counter[str](), []
-    for one in rules:
-        if not one.ours:
-            claims.update(_matching(one.theirs[0], theirs))
+    mismatches, claims, fills, steps = _Mismatches(), Counter[str](), Counter[str](), []
+    for rule in rules:
+        if not rule.ours:
+            claims.update(_matching_keys(rule.theirs[0], theirs))
             continue
-        absent = [name for name in one.theirs if slab(name)[0] not in theirs]
-        claims.update(name for name in one.theirs if name not in absent)
-        fills.update(one.ours)
-        for name in absent:
-            wrong.add("missing", name)
+        absent = [key for key in rule.theirs if split_slice(key)[0] not in theirs]
+        claims.update(key for key in rule.theirs if key not in absent)
+        fills.update(rule.ours)
+        for key in absent:
+            mismatches.add("missing", key)
         if not absent:
-            steps.append(one)
-            _check_shapes(one, theirs, ours, wrong)
-    _check_claims(claims, theirs, wrong)
-    for name, count in fills.items():
-        if name not in ours:
-            wrong.add("of no parameter", name)
+            steps.append(rule)
+            _check_shapes(rule, theirs, ours, mismatches)
+    _check_claims(claims, theirs, mismatches)
+    for key, count in fills.items():
+        if key not in ours:
+            mismatches.add("of no parameter", key)
         elif count > 1:
-            wrong.add("filled twice", name)
-    for name in ours:
-        if name not in fills:
-            wrong.add("parameters that nothing fills", name)
-    wrong.raise_any(what, "give a whole checkpoint, and the config that belongs to it")
+            mismatches.add("filled twice", key)
+    for key in ours:
+        if key not in fills:
+            mismatches.add("parameters that nothing fills", key)
+    mismatches.raise_any(what, "give a complete checkpoint, and the config that belongs to it")
     return steps
 
 
-def _matching(pattern: str, names: Iterable[str]) -> list[str]:
+def _matching_keys(pattern: str, keys: Iterable[str]) -> list[str]:
     if pattern.endswith("*"):
-        return [name for name in names if name.startswith(pattern[:-1])]
-    return [name for name in names if name == pattern]
+        return [key for key in keys if key.startswith(pattern[:-1])]
+    return [key for key in keys if key == pattern]
 
 
-def _check_claims(claims: Counter[str], theirs: Shapes, wrong: _Offenders) -> None:
-    pieces = Counter(slab(name)[0] for name in claims if slab(name)[1] is not None)
-    for name, count in claims.items():
+def _check_claims(claims: Counter[str], theirs: Shapes, mismatches: _Mismatches) -> None:
+    slices = Counter(split_slice(key)[0] for key in claims if split_slice(key)[1] is not None)
+    for key, count in claims.items():
         if count > 1:
-            wrong.add("claimed twice", name)
-    for name, shape in theirs.items():
-        if name in pieces:
-            if not shape or pieces[name] != shape[0]:
-                wrong.add("of another depth", f"{name}: {list(shape)}, needs {pieces[name]} slabs")
-        elif name not in claims:
-            wrong.add("that no rule knows", name)
+            mismatches.add("claimed twice", key)
+    for key, shape in theirs.items():
+        if key in slices:
+            if not shape or slices[key] != shape[0]:
+                mismatches.add("of another depth", f"{key}: {list(shape)}, needs {slices[key]} slices")
+        elif key not in claims:
+            mismatches.add("that no rule knows", key)
 
 
-def _check_shapes(one: Rule, theirs: Shapes, ours: Shapes, wrong: _Offenders) -> None:
-    if any(name not in ours for name in one.ours):
+def _check_shapes(rule: Rule, theirs: Shapes, ours: Shapes, mismatches: _Mismatches) -> None:
+    if any(key not in ours for key in rule.ours):
         return
-    if one.restore is not None:
-        given: Tensors = (one.restore().to("meta"),)
+    if rule.restore is not None:
+        inputs: Tensors = (rule.restore().to("meta"),)
     else:
-        shapes = [theirs[key] if piece is None else theirs[key][1:] for key, piece in map(slab, one.theirs)]
-        given = tuple(torch.empty(shape, device="meta") for shape in shapes)
+        shapes = [
+            theirs[key] if index is None else theirs[key][1:] for key, index in map(split_slice, rule.theirs)
+        ]
+        inputs = tuple(torch.empty(shape, device="meta") for shape in shapes)
     try:
-        made = one.operation.forward(given)
-        got = [tuple(t.shape) for t in made]
+        shapes = [tuple(t.shape) for t in rule.operation.forward(inputs)]
     except (RuntimeError, IndexError, ValueError):
-        got = []
-    needed = [tuple(ours[name]) for name in one.ours]
-    if got != needed:
-        shown = " + ".join(str(list(t.shape)) for t in given)
-        wrong.add(
-            "of another shape",
-            f"{one.theirs[0] if one.theirs else one.ours[0]}: {shown}, for {list(needed[0])}",
-        )
+        shapes = []
+    needed = [tuple(ours[key]) for key in rule.ours]
+    if shapes != needed:
+        shown = " + ".join(str(list(t.shape)) for t in inputs)
+        first = rule.theirs[0] if rule.theirs else rule.ours[0]
+        mismatches.add("of another shape", f"{first}: {shown}, for {list(needed[0])}")
 
 
-def to_theirs(rules: Sequence[Rule], ours: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """A network's tensors under a format's names: the rules carried out backwards.
+# --------------------------------------------------------------------------------------------------- export
+
+
+def export_tensors(rules: Sequence[Rule], ours: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Return a network's tensors under the keys of a format: the rules in reverse.
+
+    Args:
+        ours: the network's state dict.
+        what: start of the error message.
 
     Raises:
-        UserError: the network has parameters that the format has no place for.
+        CheckpointError: the network has parameters that the format has no key for.
     """
     out: dict[str, Tensor] = {}
-    slabs: dict[str, dict[int, Tensor]] = {}
+    slices: dict[str, dict[int, Tensor]] = {}
     used: set[str] = set()
-    wrong = _Offenders()
-    for one in rules:
-        if not one.ours:
-            if one.restore is not None:
-                out[one.theirs[0]] = one.restore()
+    mismatches = _Mismatches()
+    for rule in rules:
+        if not rule.ours:
+            if rule.restore is not None:
+                out[rule.theirs[0]] = rule.restore()
             continue
-        absent = [name for name in one.ours if name not in ours]
-        for name in absent:
-            wrong.add("parameters missing", name)
-        used.update(one.ours)
+        absent = [key for key in rule.ours if key not in ours]
+        for key in absent:
+            mismatches.add("parameters missing", key)
+        used.update(rule.ours)
         if absent:
             continue
-        if one.restore is not None:
-            if not torch.equal(ours[one.ours[0]].detach().cpu(), one.restore().to(ours[one.ours[0]].dtype)):
-                wrong.add("that are constants there", one.ours[0])
+        if rule.restore is not None:
+            tensor = ours[rule.ours[0]]
+            if not torch.equal(tensor.detach().cpu(), rule.restore().to(tensor.dtype)):
+                mismatches.add("that are constants there", rule.ours[0])
             continue
-        for name, tensor in zip(
-            one.theirs, one.operation.inverse(tuple(ours[n] for n in one.ours)), strict=True
-        ):
-            key, piece = slab(name)
-            if piece is None:
+        tensors = rule.operation.inverse(tuple(ours[key] for key in rule.ours))
+        for name, tensor in zip(rule.theirs, tensors, strict=True):
+            key, index = split_slice(name)
+            if index is None:
                 out[key] = tensor
             else:
-                slabs.setdefault(key, {})[piece] = tensor
-    for name in ours:
-        if name not in used:
-            wrong.add("parameters without a place there", name)
-    wrong.raise_any(what, "choose another format; triptych's own holds everything")
-    out |= {key: torch.stack([parts[i] for i in range(len(parts))]) for key, parts in slabs.items()}
-    return {name: tensor.detach().contiguous() for name, tensor in out.items()}
+                slices.setdefault(key, {})[index] = tensor
+    for key in ours:
+        if key not in used:
+            mismatches.add("parameters without a key there", key)
+    mismatches.raise_any(what, "choose another format; triptych's own holds everything")
+    out |= {key: torch.stack([parts[i] for i in range(len(parts))]) for key, parts in slices.items()}
+    return {key: tensor.detach().contiguous() for key, tensor in out.items()}

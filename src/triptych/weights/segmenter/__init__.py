@@ -1,4 +1,4 @@
-"""Published formats of segmenters: UPerNet on Swin. The first that recognises a file reads it."""
+"""Published formats of segmenters: UPerNet on Swin. The first that matches a file reads it."""
 
 from triptych.weights.segmenter.hf import FORMAT as HF_FORMAT
 from triptych.weights.segmenter.mmseg import MMSEG_FORMAT, SWIN_SEG_FORMAT

@@ -1,7 +1,7 @@
-"""mmsegmentation's UPerNet on Swin, .pth: {"state_dict": tensors, "meta": classes and more}, and that of the older
-Swin-Transformer-Semantic-Segmentation, whose backbone has Swin's own names.
+"""UPerNet on Swin of mmsegmentation and of the older Swin-Transformer-Semantic-Segmentation, both .pth.
 
-mmsegmentation merges patches with nn.Unfold, so that its norm and reduction have their channels in another order.
+The files hold {"state_dict": tensors, "meta": classes and more}. The older one has the keys of Swin's own code for its
+backbone. mmsegmentation merges patches with nn.Unfold, so that the channels of its norm and reduction are permuted.
 """
 
 from dataclasses import replace
@@ -10,14 +10,14 @@ from typing import Any
 from triptych.heads.config import SegmenterConfig
 from triptych.heads.segmenter import Segmenter
 from triptych.model_card import ModelCard, Preprocess
-from triptych.weights.mapping.defaults import class_names, describe
-from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.mapping.round_trip import checked
-from triptych.weights.mapping.rules import to_theirs, within
-from triptych.weights.segmenter.upernet import Layout, read_head, recognises, swin_in, table
-from triptych.weights.swin.infer_config import Said, read_sizes, single
+from triptych.weights.mapping.defaults import class_names, describe_preprocess
+from triptych.weights.mapping.format import Draft, Format, Hints, LoadPlan, StateDictKeys, cpu_state_dict
+from triptych.weights.mapping.round_trip import verify_round_trip
+from triptych.weights.mapping.rules import add_prefixes, export_tensors
+from triptych.weights.segmenter.upernet import Layout, matches, read_head, swin_in, table
+from triptych.weights.swin.infer_config import SwinFileConfig, read_sizes, single_window
 from triptych.weights.swin.key_layout import Layout as BackboneLayout
-from triptych.weights.swin.key_layout import inside
+from triptych.weights.swin.key_layout import prefix_layout
 from triptych.weights.swin.key_layout import table as backbone_table
 from triptych.weights.swin.microsoft import MICROSOFT
 
@@ -38,44 +38,50 @@ MMSEG = BackboneLayout(
     saved=("index",),
 )
 SWIN_SEG = replace(
-    inside(MICROSOFT, "backbone."), map_norm=lambda stage: f"backbone.norm{stage}", saved=("index",)
+    prefix_layout(MICROSOFT, "backbone."), map_norm=lambda stage: f"backbone.norm{stage}", saved=("index",)
 )
 
 
-def _read(names: Names, hints: Hints, layout: BackboneLayout) -> Reading:
-    crops = Said(where="convention: ADE20K's crops of 512x512", image_size=(512, 512))
-    backbone, facts = read_sizes(names, layout, hints, crops)
-    head, more = read_head(names, HEAD, None, "convention")
+def _read(keys: StateDictKeys, hints: Hints, layout: BackboneLayout) -> LoadPlan:
+    crops = SwinFileConfig(where="convention: ADE20K's crops of 512x512", image_size=(512, 512))
+    backbone, facts = read_sizes(keys, layout, hints, crops)
+    head, more = read_head(keys, HEAD, None, "convention")
     config = SegmenterConfig(backbone=backbone, head=head)
-    rules = within(backbone_table(backbone, layout), "backbone.") + table(head, len(backbone.depths), HEAD)
-    # Short side to 512, aspect kept.
+    rules = add_prefixes(backbone_table(backbone, layout), ours="backbone.") + table(
+        head, len(backbone.depths), HEAD
+    )
+    # Resizes the shorter side to 512 and keeps the aspect ratio.
     preprocess = Preprocess(size=backbone.image_size, crop=1.0, interpolation="bilinear")
-    facts["preprocess"] = f"convention: {describe(preprocess)}"
-    labels, facts["classes"] = class_names(head.num_classes, _classes(names), "meta in the file")
-    return Reading("segmenter", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts | more)
+    facts["preprocess"] = f"convention: {describe_preprocess(preprocess)}"
+    labels, facts["classes"] = class_names(head.num_classes, _classes(keys), "meta in the file")
+    return LoadPlan(
+        "segmenter", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts | more
+    )
 
 
-def _classes(names: Names) -> tuple[str, ...] | None:
-    """meta["CLASSES"], since version 1.0 meta["dataset_meta"]["classes"]."""
-    inside_file = names.settings.get("inside")
+def _classes(keys: StateDictKeys) -> tuple[str, ...] | None:
+    """Return meta["CLASSES"]; since version 1.0 meta["dataset_meta"]["classes"]."""
+    inside_file = keys.settings.get("inside")
     meta: Any = inside_file.get("meta") if isinstance(inside_file, dict) else None
     if not isinstance(meta, dict):
         return None
     newer = meta.get("dataset_meta")
-    found = meta.get("CLASSES") or (newer.get("classes") if isinstance(newer, dict) else None)
-    return tuple(map(str, found)) if isinstance(found, list | tuple) else None
+    classes = meta.get("CLASSES") or (newer.get("classes") if isinstance(newer, dict) else None)
+    return tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
 
 
 def _draft(net: Segmenter, layout: BackboneLayout, title: str) -> Draft:
     backbone, head = swin_in(net, title), net.config.head
-    single(backbone, title, "never")
-    rules = within(backbone_table(backbone, layout), "backbone.") + table(head, len(backbone.depths), HEAD)
-    tensors = to_theirs(rules, state(net), f"{title} has no place for all of this network")
+    single_window(backbone, title, "never")
+    rules = add_prefixes(backbone_table(backbone, layout), ours="backbone.") + table(
+        head, len(backbone.depths), HEAD
+    )
+    tensors = export_tensors(rules, cpu_state_dict(net), f"{title} has no key for all of this network")
     classes = net.card.classes
-    # Both of its ages find them.
+    # Where versions before and since 1.0 look for them.
     meta = {"CLASSES": classes, "dataset_meta": {"classes": classes}} if classes else {}
-    made = Draft(tensors, nest="state_dict", beside={"meta": meta})
-    return checked(made, net, lambda names, hints: _read(names, hints, layout), title)
+    result = Draft(tensors, wrapper_key="state_dict", extras={"meta": meta})
+    return verify_round_trip(result, net, lambda keys, hints: _read(keys, hints, layout), title)
 
 
 def _format(name: str, title: str, layout: BackboneLayout) -> Format:
@@ -85,8 +91,8 @@ def _format(name: str, title: str, layout: BackboneLayout) -> Format:
         "segmenter",
         title,
         "torch",
-        lambda names: recognises(names) and first in names,
-        lambda names, hints: _read(names, hints, layout),
+        lambda keys: matches(keys) and first in keys,
+        lambda keys, hints: _read(keys, hints, layout),
         lambda net: _draft(net, layout, title),
     )
 

@@ -7,7 +7,7 @@ written, which every version reads.
 from dataclasses import replace
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.swin import SwinConfig, windows_of
 from triptych.models.swin import Swin
@@ -15,15 +15,15 @@ from triptych.weights.mapping.defaults import (
     class_names,
     from_id2label,
     from_processor,
-    pair,
+    parse_size,
     to_id2label,
     to_processor,
 )
-from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.mapping.round_trip import checked
-from triptych.weights.mapping.rules import Rule, drop, to_theirs
-from triptych.weights.swin.infer_config import Said, read_sizes, single, stages_of
-from triptych.weights.swin.key_layout import Layout, classifier, inside, table
+from triptych.weights.mapping.format import Draft, Format, Hints, LoadPlan, StateDictKeys, cpu_state_dict
+from triptych.weights.mapping.round_trip import verify_round_trip
+from triptych.weights.mapping.rules import Rule, drop, export_tensors
+from triptych.weights.swin.infer_config import SwinFileConfig, num_stages, read_sizes, single_window
+from triptych.weights.swin.key_layout import Layout, classifier, prefix_layout, table
 
 TITLE = "transformers"
 HEAD = "classifier"
@@ -64,92 +64,92 @@ NEW = replace(
 OLD_V2 = replace(OLD, saved=())
 
 
-def recognises(names: Names) -> bool:
+def matches(keys: StateDictKeys) -> bool:
     first = OLD.block(0).replace("{i}", "0")
-    return names.before(f"{first}{OLD.norm1}.weight") in ("", "swin.", "swinv2.")
+    return keys.prefix_before(f"{first}{OLD.norm1}.weight") in ("", "swin.", "swinv2.")
 
 
-def layout_of(names: Names) -> Layout:
-    """The names, by themselves: of which version, and of what they are a part ("swin.", "backbone.")."""
-    prefix = names.before(OLD.embed + ".weight") or ""
-    new = names.any(".attention.q_proj.weight")
-    layout = inside(NEW if new else OLD, prefix)
-    return with_norms_at(layout, names.before("hidden_states_norms.stage1.weight") or "")
+def layout_of(keys: StateDictKeys) -> Layout:
+    """The keys, by themselves: of which version, and of what they are a part ("swin.", "backbone.")."""
+    prefix = keys.prefix_before(OLD.embed + ".weight") or ""
+    new = keys.any_endswith(".attention.q_proj.weight")
+    layout = prefix_layout(NEW if new else OLD, prefix)
+    return with_norms_at(layout, keys.prefix_before("hidden_states_norms.stage1.weight") or "")
 
 
 def with_norms_at(layout: Layout, prefix: str) -> Layout:
-    """The layout where the norms of the maps stand elsewhere than the network: beside it, not inside."""
+    """Return the layout in which the norms of the maps have another prefix than the network."""
     return replace(layout, map_norm=lambda stage: f"{prefix}hidden_states_norms.stage{stage + 1}")
 
 
-def read(names: Names, hints: Hints) -> Reading:
-    layout, settings = layout_of(names), names.settings.get("config", {})
-    config, facts = read_backbone(names, layout, settings, hints)
-    rules = [*table(config, layout), *classifier(config, HEAD), *unread(names, config, layout)]
-    whole = Preprocess(size=config.image_size, mode="squash", crop=1.0)
-    preprocess, facts["preprocess"] = from_processor(names.settings, whole)
+def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
+    layout, settings = layout_of(keys), keys.settings.get("config", {})
+    config, facts = read_backbone(keys, layout, settings, hints)
+    rules = [*table(config, layout), *classifier(config, HEAD), *unread(keys, config, layout)]
+    default = Preprocess(size=config.image_size, mode="squash", crop=1.0)
+    preprocess, facts["preprocess"] = from_processor(keys.settings, default)
     labels, facts["classes"] = class_names(
         config.num_classes, from_id2label(settings), "id2label in config.json"
     )
-    return Reading("swin", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts)
+    return LoadPlan("swin", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts)
 
 
 def read_backbone(
-    names: Names, layout: Layout, settings: dict[str, Any], hints: Hints
+    keys: StateDictKeys, layout: Layout, settings: dict[str, Any], hints: Hints
 ) -> tuple[SwinConfig, dict[str, str]]:
-    """The config of a Swin from its tensors and its own part of config.json.
+    """Infer the config of a Swin from its tensors and its part of config.json.
 
     Raises:
-        UserError: the config says what this network cannot be.
+        CheckpointError: the config describes a network that this package does not have.
     """
     if settings.get("hidden_act", "gelu") != "gelu":
-        raise UserError(
-            f"{names.path}: config.json says hidden_act {settings['hidden_act']!r}; needed is 'gelu'"
+        raise CheckpointError(
+            f"{keys.path}: config.json says hidden_act {settings['hidden_act']!r}; needed is 'gelu'"
         )
     eps = settings.get("layer_norm_eps", EPS)
     if eps != EPS:
-        # The norms of the embedding and of merging do not heed it: a network with two epsilons.
-        raise UserError(f"{names.path}: config.json says layer_norm_eps {eps!r}; needed is {EPS:g}")
-    stages, version = stages_of(names, layout), 2 if names.any(f".{OLD.scale}") else 1
+        # The norms of the embedding and of merging ignore it: such a network has two epsilons.
+        raise CheckpointError(f"{keys.path}: config.json says layer_norm_eps {eps!r}; needed is {EPS:g}")
+    stages, version = num_stages(keys, layout), 2 if keys.any_endswith(f".{OLD.scale}") else 1
     window, before = settings.get("window_size"), settings.get("pretrained_window_sizes")
-    # Its default has four, whatever the number of stages.
+    # Its default has four entries, regardless of the number of stages.
     before = before[:stages] if isinstance(before, list) else before
-    said = Said(
-        image_size=pair(settings.get("image_size")),
+    file_config = SwinFileConfig(
+        image_size=parse_size(settings.get("image_size")),
         window_size=None if window is None else windows_of(window, stages),
         pretrained=None if before is None else windows_of(before, stages),
         fit="rows" if version == 2 else "never",
     )
-    return read_sizes(names, layout, hints, said, HEAD, EPS)
+    return read_sizes(keys, layout, hints, file_config, HEAD, EPS)
 
 
-def unread(names: Names, config: SwinConfig, layout: Layout) -> list[Rule]:
-    """What masked pre-training has besides, and the last norm that a backbone for dense heads saves without use."""
+def unread(keys: StateDictKeys, config: SwinConfig, layout: Layout) -> list[Rule]:
+    """Drop what only masked pre-training uses, and the last norm that a backbone for dense heads saves without use."""
     prefix = layout.norm.removesuffix(OLD.norm)
     if not config.map_norms:
-        reason = "only masked pre-training reads it"
+        reason = "only masked pre-training uses it"
         return [drop(f"{prefix}embeddings.mask_token", reason), drop("decoder.*", reason)]
-    beside = names.before("hidden_states_norms.stage1.weight") or ""
-    norms = dict.fromkeys((layout.norm, f"{beside}swin.layernorm"))
-    return [drop(f"{norm}.*", "maps are normed each by its own") for norm in norms]
+    prefix_of_norms = keys.prefix_before("hidden_states_norms.stage1.weight") or ""
+    norms = dict.fromkeys((layout.norm, f"{prefix_of_norms}swin.layernorm"))
+    return [drop(f"{norm}.*", "each map has a norm of its own") for norm in norms]
 
 
 def settings(config: SwinConfig) -> dict[str, Any]:
-    """A Swin's config.json, or its part of one.
+    """Return a Swin's config.json, or its part of one.
 
     Raises:
-        UserError: windows that transformers cannot say or run.
+        CheckpointError: windows that transformers cannot store or run.
     """
     version_2 = config.version == 2
-    window = single(config, TITLE, "rows" if version_2 else "never")
+    window = single_window(config, TITLE, "rows" if version_2 else "never")
     if not version_2 and not config.map_norms:
-        single(config, TITLE)  # its classifiers break on a map smaller than the window
+        single_window(config, TITLE)  # its classifiers fail on a map smaller than the window
     if config.norm_eps != EPS:
-        raise UserError(
-            f"{TITLE} cannot say norm_eps {config.norm_eps:g}: part of its norms have {EPS:g}; choose another"
+        raise CheckpointError(
+            f"{TITLE} cannot store norm_eps {config.norm_eps:g}: part of its norms have {EPS:g}; choose another"
         )
     height, width = config.image_size
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "model_type": "swinv2" if version_2 else "swin",
         "image_size": height if height == width else [height, width],
         "patch_size": config.patch_size,
@@ -169,37 +169,39 @@ def settings(config: SwinConfig) -> dict[str, Any]:
     if version_2:
         before = config.pretrained_window_size or ((0, 0),) * len(config.depths)
         if any(h != w for h, w in before):
-            raise UserError(
-                f"{TITLE} cannot say pretrained windows {before}, which are not square; choose another"
+            raise CheckpointError(
+                f"{TITLE} cannot store pretrained windows {before}, which are not square; choose another"
             )
-        found["pretrained_window_sizes"] = [h for h, _ in before]
+        result["pretrained_window_sizes"] = [h for h, _ in before]
     if config.map_norms:
-        found["out_features"] = [f"stage{i + 1}" for i in range(len(config.depths))]
-    return found
+        result["out_features"] = [f"stage{i + 1}" for i in range(len(config.depths))]
+    return result
 
 
 def draft(net: Swin) -> Draft:
     config = net.config
-    kind = "Swinv2" if config.version == 2 else "Swin"
+    model = "Swinv2" if config.version == 2 else "Swin"
     if config.map_norms and config.version == 2:
-        raise UserError(f"{TITLE}' Swinv2Backbone has no norms of its maps; choose triptych's own format")
+        raise CheckpointError(
+            f"{TITLE}' Swinv2Backbone has no norms of its maps; choose triptych's own format"
+        )
     layout = OLD_V2 if config.version == 2 else OLD
     if config.num_classes:
-        layout = inside(layout, f"{kind.lower()}.")
-    tensors = to_theirs(
+        layout = prefix_layout(layout, f"{model.lower()}.")
+    tensors = export_tensors(
         [*table(config, layout), *classifier(config, HEAD)],
-        state(net),
-        f"{TITLE} has no place for all of this network",
+        cpu_state_dict(net),
+        f"{TITLE} has no key for all of this network",
     )
     role = "Backbone" if config.map_norms else ("ForImageClassification" if config.num_classes else "Model")
-    found = {
-        "architectures": [kind + role],
+    config_json = {
+        "architectures": [model + role],
         **settings(config),
         "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
         **to_id2label(net.card.classes, config.num_classes),
     }
-    beside = {"config": found, "preprocessor_config": to_processor(net.card.preprocess)}
-    return checked(Draft(tensors, beside), net, read, TITLE)
+    json_files = {"config": config_json, "preprocessor_config": to_processor(net.card.preprocess)}
+    return verify_round_trip(Draft(tensors, json_files), net, read, TITLE)
 
 
-FORMAT = Format("hf", "swin", "transformers (Swin)", "folder", recognises, read, draft)
+FORMAT = Format("hf", "swin", "transformers (Swin)", "folder", matches, read, draft)

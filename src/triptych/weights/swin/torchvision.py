@@ -1,15 +1,17 @@
-"""torchvision's SwinTransformer, of both versions: all steps are numbered in `features`, a stage's blocks at the odd
-ones. Version 2's bias of keys is there, and made zero whenever the network runs; it is dropped here."""
+"""torchvision's SwinTransformer, of both versions.
 
-from triptych.errors import UserError
+All steps are numbered in `features`, the blocks of a stage at odd numbers. Version 2 stores a bias of keys and sets
+it to zero in forward; it is dropped here."""
+
+from triptych.errors import CheckpointError
 from triptych.model_card import ModelCard
 from triptych.models.configs.swin import SwinConfig
 from triptych.models.swin import Swin
-from triptych.weights.mapping.defaults import class_names, describe, imagenet_style
-from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.mapping.round_trip import checked
-from triptych.weights.mapping.rules import to_theirs
-from triptych.weights.swin.infer_config import Said, read_sizes
+from triptych.weights.mapping.defaults import class_names, describe_preprocess, imagenet_preprocess
+from triptych.weights.mapping.format import Draft, Format, Hints, LoadPlan, StateDictKeys, cpu_state_dict
+from triptych.weights.mapping.round_trip import verify_round_trip
+from triptych.weights.mapping.rules import export_tensors
+from triptych.weights.swin.infer_config import SwinFileConfig, read_sizes
 from triptych.weights.swin.key_layout import Layout, classifier, table
 
 TITLE = "torchvision"
@@ -21,12 +23,12 @@ TORCHVISION = Layout(
     scale="attn.v2_logit_scale",
     fc1="mlp.0",
     fc2="mlp.3",
-    whole_bias=True,
+    fused_qkv_bias=True,
     saved=("index", "coordinates"),
     flat_index=True,
 )
 
-# (version, width, blocks of stage 3) -> what the short side is resized to before the crop.
+# (version, width, blocks of stage 3) -> size that the shorter side is resized to before the crop.
 RESIZE = {
     (1, 96, 6): 232,
     (1, 96, 18): 246,
@@ -37,18 +39,18 @@ RESIZE = {
 }
 
 
-def recognises(names: Names) -> bool:
-    return "features.0.0.weight" in names and "features.1.0.attn.qkv.weight" in names
+def matches(keys: StateDictKeys) -> bool:
+    return "features.0.0.weight" in keys and "features.1.0.attn.qkv.weight" in keys
 
 
-def read(names: Names, hints: Hints) -> Reading:
-    config, facts = read_sizes(names, TORCHVISION, hints, Said())
-    facts["qkv_bias"] = "names" + ("; the keys' third counts for nothing" if config.version == 2 else "")
-    preprocess = imagenet_style(config.image_size, _crop(config), "bicubic")
-    facts["preprocess"] = f"convention: {describe(preprocess)}"
+def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
+    config, facts = read_sizes(keys, TORCHVISION, hints, SwinFileConfig())
+    facts["qkv_bias"] = "keys" + ("; the keys' third counts for nothing" if config.version == 2 else "")
+    preprocess = imagenet_preprocess(config.image_size, _crop(config), "bicubic")
+    facts["preprocess"] = f"convention: {describe_preprocess(preprocess)}"
     labels, facts["classes"] = class_names(config.num_classes, None, "")
     rules = [*table(config, TORCHVISION), *classifier(config)]
-    return Reading("swin", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts)
+    return LoadPlan("swin", config, rules, ModelCard(preprocess=preprocess, classes=labels), facts)
 
 
 def _crop(config: SwinConfig) -> float:
@@ -61,16 +63,16 @@ def _crop(config: SwinConfig) -> float:
 def draft(net: Swin) -> Draft:
     config = net.config
     if len(set(config.window_size)) > 1 or config.qkv_bias == "none":
-        raise UserError(
-            f"{TITLE} cannot say windows {config.window_size} and qkv_bias {config.qkv_bias!r}: it has one window for "
-            "all stages, and biases; choose another format"
+        raise CheckpointError(
+            f"{TITLE} cannot store windows {config.window_size} and qkv_bias {config.qkv_bias!r}: "
+            "it has one window for all stages, and biases; choose another format"
         )
-    tensors = to_theirs(
+    tensors = export_tensors(
         [*table(config, TORCHVISION), *classifier(config)],
-        state(net),
-        f"{TITLE} has no place for all of this network",
+        cpu_state_dict(net),
+        f"{TITLE} has no key for all of this network",
     )
-    return checked(Draft(tensors), net, read, TITLE)
+    return verify_round_trip(Draft(tensors), net, read, TITLE)
 
 
-FORMAT = Format("torchvision", "swin", "torchvision Swin (.pth)", "torch", recognises, read, draft)
+FORMAT = Format("torchvision", "swin", "torchvision Swin (.pth)", "torch", matches, read, draft)

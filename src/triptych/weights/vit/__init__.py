@@ -1,4 +1,4 @@
-"""The Vision Transformer's published formats, a file each; the first that recognises a file reads it."""
+"""Published formats of the Vision Transformer, one module each. The first that matches a file reads it."""
 
 from triptych.weights.vit.google import BIG_VISION_FORMAT, PAPER_FORMAT
 from triptych.weights.vit.hf import FORMAT as HF_FORMAT

@@ -1,8 +1,8 @@
-"""timm's config.json: a registered architecture near the network, and the arguments that make it this one."""
+"""timm's config.json: a registered architecture close to the network, and the arguments that make them equal."""
 
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
 from triptych.weights.mapping.defaults import to_pretrained_cfg
@@ -16,22 +16,24 @@ HYBRIDS = {
 
 
 def architecture(config: ViTConfig) -> str:
-    """A registered name whose fixed traits (epsilon, kind of MLP, stem) are the network's.
+    """Return a registered architecture with the network's epsilon, MLP and stem, which arguments cannot change.
 
     Raises:
-        UserError: timm has none.
+        CheckpointError: timm has none.
     """
     if config.position == "rotary":
         if config.mlp == "swiglu":
             return "vit_huge_plus_patch16_dinov3" + ("_qkvb" if config.qkv_bias == "qv" else "")
         return "vit_small_patch16_dinov3" + ("_qkvb" if config.qkv_bias == "qv" else "")
     if config.num_registers and config.class_token and config.prefix_positions:
-        raise UserError("timm cannot say registers beside a class token with a position; choose hf or dinov2")
+        raise CheckpointError(
+            "timm cannot store registers beside a class token with a position; choose hf or dinov2"
+        )
     if config.distill_token:
         return "deit_base_distilled_patch16_224"
     if config.stem == "resnet":
         if config.stem_depths not in HYBRIDS or config.stem_widths != (64,):
-            raise UserError(
+            raise CheckpointError(
                 f"timm has no ResNet stem of {config.stem_depths} units and width {config.stem_widths}"
             )
         return HYBRIDS[config.stem_depths]
@@ -41,7 +43,7 @@ def architecture(config: ViTConfig) -> str:
 
 
 def arguments(config: ViTConfig, pool: str | None) -> dict[str, Any]:
-    """What `create_model` must be told beside the architecture."""
+    """Return the arguments of `create_model` that differ from the architecture."""
     args: dict[str, Any] = {
         "img_size": list(config.image_size),
         "patch_size": config.patch_size,
@@ -73,9 +75,9 @@ def arguments(config: ViTConfig, pool: str | None) -> dict[str, Any]:
 
 
 def ratio(config: ViTConfig) -> float:
-    """Hidden width over width, such that timm's rounding down gives the hidden width back.
+    """Return the MLP ratio from which timm, rounding down, derives the hidden width.
 
-    Where gate and up are one layer, timm counts both.
+    If gate and up are one layer, timm counts both.
     """
     hidden = config.mlp_dim * (2 if config.mlp == "swiglu" and config.position != "rotary" else 1)
     exact = hidden / config.embed_dim
@@ -83,14 +85,14 @@ def ratio(config: ViTConfig) -> float:
 
 
 def settings(net: ViT) -> dict[str, Any]:
-    """The whole config.json, preprocessing and class names included.
+    """Return config.json, preprocessing and class names included.
 
     Raises:
-        UserError: timm has no such network.
+        CheckpointError: timm has no such network.
     """
     config = net.config
     pool = {"token": "token", "mean": "avg", "attention": "map"}.get(config.pool)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "architecture": architecture(config),
         "num_classes": config.num_classes,
         "num_features": config.embed_dim,
@@ -104,5 +106,5 @@ def settings(net: ViT) -> dict[str, Any]:
         },
     }
     if net.card.classes is not None:
-        found["label_names"] = list(net.card.classes)
-    return found
+        result["label_names"] = list(net.card.classes)
+    return result

@@ -1,25 +1,25 @@
-"""Reading and writing what `timm.py` tabulates: timm itself, and Facebook's DeiT, DINOv2 and DINOv3 files."""
+"""Readers and writers for the table in `timm.py`: timm itself, and Facebook's DeiT, DINOv2 and DINOv3 files."""
 
 import re
 from collections.abc import Callable
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
 from triptych.weights.mapping.defaults import (
     class_names,
+    default_num_heads,
     from_label_names,
     from_pretrained_cfg,
-    half_style,
-    heads_of,
-    imagenet_style,
-    pair,
+    half_preprocess,
+    imagenet_preprocess,
+    parse_size,
 )
-from triptych.weights.mapping.format import Draft, Format, Hints, Names, Reading, state
-from triptych.weights.mapping.round_trip import checked
-from triptych.weights.mapping.rules import to_theirs
+from triptych.weights.mapping.format import Draft, Format, Hints, LoadPlan, StateDictKeys, cpu_state_dict
+from triptych.weights.mapping.round_trip import verify_round_trip
+from triptych.weights.mapping.rules import export_tensors
 from triptych.weights.vit import timm_config
 from triptych.weights.vit.position_grid import learned_grid
 from triptych.weights.vit.timm import UNUSED, Layout, table
@@ -30,36 +30,36 @@ DEIT = Layout(scale="gamma_{1,2}")
 DINOV2 = Layout(registers="register_tokens", swiglu="w12", mask_token=2)
 DINOV3 = Layout(registers="storage_tokens", swiglu="w123", masked_bias=True, mask_token=2)
 
-# timm's SigLIP ports with the tanh form of GELU; the older ones keep the exact form.
+# timm's ports of SigLIP with the tanh form of GELU; the older ones have the exact form.
 _TANH = re.compile(
     r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip|vit_large_patch16_siglip_(gap_)?512"
 )
 
 
-def recognises(names: Names) -> bool:
+def matches(keys: StateDictKeys) -> bool:
     return (
-        "patch_embed.proj.weight" in names
-        and "blocks.0.norm1.weight" in names
-        and "blocks.0.attn.proj.weight" in names
+        "patch_embed.proj.weight" in keys
+        and "blocks.0.norm1.weight" in keys
+        and "blocks.0.attn.proj.weight" in keys
     )
 
 
-def layout_of(names: Names) -> Layout:
-    """The dialect, by its own names."""
-    mask = len(names.shapes.get("mask_token", ()))
-    if "storage_tokens" in names or names.starts("rope_embed."):
+def layout_of(keys: StateDictKeys) -> Layout:
+    """Infer which variant the keys belong to."""
+    mask = len(keys.shapes.get("mask_token", ()))
+    if "storage_tokens" in keys or keys.any_startswith("rope_embed."):
         base = DINOV3
-    elif "mask_token" in names and "pos_embed" in names and names.any(".ls1.gamma"):
+    elif "mask_token" in keys and "pos_embed" in keys and keys.any_endswith(".ls1.gamma"):
         base = DINOV2
-    elif names.any(".gamma_1"):
-        base = DEIT if "pos_embed" in names else TIMM_DINOV3
+    elif keys.any_endswith(".gamma_1"):
+        base = DEIT if "pos_embed" in keys else TIMM_DINOV3
     else:
         base = TIMM
     swiglu = next(
         (
-            kind
-            for kind, key in (("w12", "w12"), ("w123", "w1"), ("split", "fc1_g"))
-            if names.any(f"mlp.{key}.weight")
+            layout
+            for layout, key in (("w12", "w12"), ("w123", "w1"), ("split", "fc1_g"))
+            if keys.any_endswith(f"mlp.{key}.weight")
         ),
         "packed",
     )
@@ -68,45 +68,45 @@ def layout_of(names: Names) -> Layout:
         distill_head=base.distill_head,
         scale=base.scale,
         swiglu=swiglu,
-        masked_bias=names.any("attn.qkv.bias_mask"),
-        patch_bias="patch_embed.proj.bias" in names,
+        masked_bias=keys.any_endswith("attn.qkv.bias_mask"),
+        patch_bias="patch_embed.proj.bias" in keys,
         mask_token=mask,
     )
 
 
-def read(names: Names, hints: Hints) -> Reading:
-    layout, settings = layout_of(names), names.settings.get("config", {})
+def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
+    layout, settings = layout_of(keys), keys.settings.get("config", {})
     architecture = settings.get("architecture") if isinstance(settings.get("architecture"), str) else ""
     args = settings.get("model_args") or {}
     cfg = settings.get("pretrained_cfg") or (settings if "input_size" in settings else {})
     if "quickgelu" in architecture or args.get("act_layer", "gelu") not in ("gelu", "gelu_tanh"):
         act = args.get("act_layer", "quick_gelu")
-        raise UserError(
-            f"{names.path}: config.json says {architecture} with act_layer {act!r}; needed is gelu(_tanh)"
+        raise CheckpointError(
+            f"{keys.path}: config.json says {architecture} with act_layer {act!r}; needed is gelu(_tanh)"
         )
-    width, channels, patch, _ = names.shape("patch_embed.proj.weight", 4)
+    width, channels, patch, _ = keys.shape("patch_embed.proj.weight", 4)
     facts: dict[str, str] = {}
-    heads, facts["num_heads"] = _heads(names, width, architecture, args)
-    root, depths = _stem(names)
+    heads, facts["num_heads"] = _heads(keys, width, architecture, args)
+    root, depths = _stem(keys)
     stride = patch * (4 * 2 ** max(len(depths) - 1, 0) if root else 1)
-    rotary = "pos_embed" not in names and (
-        layout.registers == "storage_tokens" or names.any(".gamma_1") or "dinov3" in architecture
+    rotary = "pos_embed" not in keys and (
+        layout.registers == "storage_tokens" or keys.any_endswith(".gamma_1") or "dinov3" in architecture
     )
-    class_token, distilled = "cls_token" in names, "dist_token" in names
-    registers = names.shape(layout.registers, 3)[1] if layout.registers in names else 0
-    norm_after = "fc_norm.weight" in names
-    pool, facts["pool"] = _pool(names, settings, norm_after, class_token)
-    configured = pair(args.get("img_size")) or pair(cfg.get("input_size"))
+    class_token, distilled = "cls_token" in keys, "dist_token" in keys
+    registers = keys.shape(layout.registers, 3)[1] if layout.registers in keys else 0
+    norm_after = "fc_norm.weight" in keys
+    pool, facts["pool"] = _pool(keys, settings, norm_after, class_token)
+    configured = parse_size(args.get("img_size")) or parse_size(cfg.get("input_size"))
     image_size, placed = hints.image_size or configured or (224, 224), True
-    if "pos_embed" in names:
-        placed = _placed(names, int(class_token) + int(distilled), stride, configured, hints)
+    if "pos_embed" in keys:
+        placed = _placed(keys, int(class_token) + int(distilled), stride, configured, hints)
         prefix = int(class_token) + int(distilled) if placed else 0
-        image_size, facts["image_size"] = learned_grid(names, "pos_embed", prefix, stride, configured, hints)
-    hidden, swiglu = _mlp(names, layout)
-    classes = names.shape("head.weight", 2)[0] if "head.weight" in names else 0
+        image_size, facts["image_size"] = learned_grid(keys, "pos_embed", prefix, stride, configured, hints)
+    hidden, swiglu = _mlp(keys, layout)
+    classes = keys.shape("head.weight", 2)[0] if "head.weight" in keys else 0
     tanh = bool(_TANH.match(architecture)) or args.get("act_layer") == "gelu_tanh"
     facts["mlp"] = "architecture in config.json" if architecture else "convention: the exact GELU"
-    pre_norm = "norm_pre.weight" in names
+    pre_norm = "norm_pre.weight" in keys
     eps = 1e-5 if rotary or pre_norm else 1e-6
     facts["norm_eps"] = f"convention: {eps:g}"
     if rotary:
@@ -116,7 +116,7 @@ def read(names: Names, hints: Hints) -> Reading:
         patch_size=patch,
         in_channels=root[1] if root else channels,
         embed_dim=width,
-        depth=names.count("blocks.{i}."),
+        depth=keys.count_blocks("blocks.{i}."),
         num_heads=heads,
         mlp_ratio=hidden / width,
         num_classes=classes,
@@ -126,107 +126,113 @@ def read(names: Names, hints: Hints) -> Reading:
         class_token=class_token,
         distill_token=distilled,
         num_registers=registers,
-        position="learned" if "pos_embed" in names else ("rotary" if rotary else "none"),
+        position="learned" if "pos_embed" in keys else ("rotary" if rotary else "none"),
         prefix_positions=placed,
         pool=pool,
         norm_after_pool=norm_after,
         pre_norm=pre_norm,
         mlp="swiglu" if swiglu else ("gelu_tanh" if tanh else "gelu"),
-        qkv_bias=_bias(names, layout),
-        qk_norm=names.any("attn.q_norm.weight"),
-        layer_scale=1e-5 if names.any("gamma_1") or names.any("ls1.gamma") else None,
+        qkv_bias=_bias(keys, layout),
+        qk_norm=keys.any_endswith("attn.q_norm.weight"),
+        layer_scale=1e-5 if keys.any_endswith("gamma_1") or keys.any_endswith("ls1.gamma") else None,
         norm_eps=eps,
     )
-    preprocess, facts["preprocess"] = from_pretrained_cfg(cfg, _convention(names, layout, config))
+    preprocess, facts["preprocess"] = from_pretrained_cfg(cfg, _convention(keys, layout, config))
     labels, facts["classes"] = class_names(classes, from_label_names(settings, cfg), "config.json")
     card = ModelCard(
         preprocess=preprocess,
         classes=labels,
         license=cfg.get("license") if isinstance(cfg.get("license"), str) else None,
     )
-    return Reading("vit", config, [*table(config, layout), *UNUSED], card, facts)
+    return LoadPlan("vit", config, [*table(config, layout), *UNUSED], card, facts)
 
 
-def _heads(names: Names, width: int, architecture: str, args: dict[str, Any]) -> tuple[int, str]:
+def _heads(keys: StateDictKeys, width: int, architecture: str, args: dict[str, Any]) -> tuple[int, str]:
     if isinstance(args.get("num_heads"), int):
         return args["num_heads"], "model_args in config.json"
-    if "blocks.0.attn.q_norm.weight" in names:
-        return width // names.shape("blocks.0.attn.q_norm.weight", 1)[0], "shape of q_norm"
+    if "blocks.0.attn.q_norm.weight" in keys:
+        return width // keys.shape("blocks.0.attn.q_norm.weight", 1)[0], "shape of q_norm"
     if "giantopt" in architecture:
         return 16, "architecture in config.json"
-    if "storage_tokens" in names or "dinov3" in architecture:
-        # DINOv3 keeps to 64 channels a head where Google's H has 80; the 7B has 128.
+    if "storage_tokens" in keys or "dinov3" in architecture:
+        # DINOv3 has 64 channels per head also at the width where Google's ViT-H has 80; the 7B has 128.
         return (32 if width == 4096 else width // 64), "convention: DINOv3's heads"
-    return heads_of(width)
+    return default_num_heads(width)
 
 
-def _stem(names: Names) -> tuple[tuple[int, int] | None, tuple[int, ...]]:
-    """(width of the root, image channels) and units a stage of a hybrid."""
+def _stem(keys: StateDictKeys) -> tuple[tuple[int, int] | None, tuple[int, ...]]:
+    """Return (width of the root, image channels), or None, and the number of units in each stage of a hybrid."""
     backbone = "patch_embed.backbone."
-    root = next((n for n in (f"{backbone}stem.conv.weight", f"{backbone}conv.weight") if n in names), None)
+    root = next((n for n in (f"{backbone}stem.conv.weight", f"{backbone}conv.weight") if n in keys), None)
     if root is None:
         return None, ()
     depths = []
-    while count := names.count(f"{backbone}stages.{len(depths)}.blocks.{{i}}."):
+    while count := keys.count_blocks(f"{backbone}stages.{len(depths)}.blocks.{{i}}."):
         depths.append(count)
-    width, channels, _, _ = names.shape(root, 4)
+    width, channels, _, _ = keys.shape(root, 4)
     return (width, channels), tuple(depths)
 
 
-def _pool(names: Names, settings: dict[str, Any], norm_after: bool, class_token: bool) -> tuple[Any, str]:
-    if "attn_pool.latent" in names:
-        return "attention", "names"
-    said = settings.get("global_pool") or (settings.get("model_args") or {}).get("global_pool")
-    if said in ("token", "avg"):
-        return ("token" if said == "token" else "mean"), "config.json"
-    if said:
-        raise UserError(f"{names.path}: config.json says global_pool {said!r}; needed is token, avg or map")
+def _pool(
+    keys: StateDictKeys, settings: dict[str, Any], norm_after: bool, class_token: bool
+) -> tuple[Any, str]:
+    if "attn_pool.latent" in keys:
+        return "attention", "keys"
+    global_pool = settings.get("global_pool") or (settings.get("model_args") or {}).get("global_pool")
+    if global_pool in ("token", "avg"):
+        return ("token" if global_pool == "token" else "mean"), "config.json"
+    if global_pool:
+        raise CheckpointError(
+            f"{keys.path}: config.json says global_pool {global_pool!r}; needed is token, avg or map"
+        )
     if norm_after:
         return "mean", "convention: fc_norm follows mean pooling"
     return ("token" if class_token else "mean"), "convention: the class token where there is one"
 
 
-def _placed(names: Names, prefix: int, stride: int, configured: tuple[int, int] | None, hints: Hints) -> bool:
-    """Whether the class token has a position: tried with one first, then (DeiT-III, registers) without."""
+def _placed(
+    keys: StateDictKeys, prefix: int, stride: int, configured: tuple[int, int] | None, hints: Hints
+) -> bool:
+    """Return whether the class token has a position. DeiT-III and models with registers have none."""
     if prefix == 0:
         return True
     try:
-        learned_grid(names, "pos_embed", prefix, stride, configured, hints)
-    except UserError:
+        learned_grid(keys, "pos_embed", prefix, stride, configured, hints)
+    except CheckpointError:
         return False
     return True
 
 
-def _mlp(names: Names, layout: Layout) -> tuple[int, bool]:
-    """Hidden width, and whether it is SwiGLU."""
+def _mlp(keys: StateDictKeys, layout: Layout) -> tuple[int, bool]:
+    """Return the hidden width, and whether the MLP is SwiGLU."""
     b = "blocks.0.mlp."
     if layout.swiglu == "w12":
-        return names.shape(f"{b}w12.weight", 2)[0] // 2, True
+        return keys.shape(f"{b}w12.weight", 2)[0] // 2, True
     if layout.swiglu in ("w123", "split"):
-        return names.shape(f"{b}{'w1' if layout.swiglu == 'w123' else 'fc1_g'}.weight", 2)[0], True
-    rows, columns = names.shape(f"{b}fc1.weight", 2)[0], names.shape(f"{b}fc2.weight", 2)[1]
+        return keys.shape(f"{b}{'w1' if layout.swiglu == 'w123' else 'fc1_g'}.weight", 2)[0], True
+    rows, columns = keys.shape(f"{b}fc1.weight", 2)[0], keys.shape(f"{b}fc2.weight", 2)[1]
     return columns, rows == 2 * columns
 
 
-def _bias(names: Names, layout: Layout) -> Any:
-    if layout.masked_bias or names.any("attn.q_bias"):
+def _bias(keys: StateDictKeys, layout: Layout) -> Any:
+    if layout.masked_bias or keys.any_endswith("attn.q_bias"):
         return "qv"
-    return "qkv" if names.any("attn.qkv.bias") else "none"
+    return "qkv" if keys.any_endswith("attn.qkv.bias") else "none"
 
 
-def _convention(names: Names, layout: Layout, config: ViTConfig) -> Preprocess:
-    """How pictures were prepared, where nothing says so."""
+def _convention(keys: StateDictKeys, layout: Layout, config: ViTConfig) -> Preprocess:
+    """Return the preprocessing of the publisher."""
     if (
         layout.registers in ("register_tokens", "storage_tokens")
         or layout.mask_token
         or config.position == "rotary"
     ):
-        return imagenet_style((224, 224), 0.875, "bicubic")
-    size, whole = config.image_size, min(config.image_size) > 224
-    published_by_facebook = names.container == "pickle" and any("'model'" in note for note in names.notes)
+        return imagenet_preprocess((224, 224), 0.875, "bicubic")
+    size, large = config.image_size, min(config.image_size) > 224
+    published_by_facebook = keys.container == "pickle" and any("'model'" in note for note in keys.notes)
     if config.distill_token or config.layer_scale is not None or published_by_facebook:
-        return imagenet_style(size, 1.0 if whole else 0.875, "bicubic")
-    return half_style(size, crop=1.0 if whole else 0.9, interpolation="bicubic")
+        return imagenet_preprocess(size, 1.0 if large else 0.875, "bicubic")
+    return half_preprocess(size, crop=1.0 if large else 0.9, interpolation="bicubic")
 
 
 def _timm_layout(config: ViTConfig) -> Layout:
@@ -237,15 +243,17 @@ def _writer(
     title: str,
     layout: Callable[[ViTConfig], Layout],
     settings: Callable[[ViT], dict[str, Any]],
-    nest: str | None = None,
+    wrapper_key: str | None = None,
 ):
     def draft(net: ViT) -> Draft:
         config = net.config
-        tensors = to_theirs(
-            table(config, layout(config)), state(net), f"{title} has no place for all of this network"
+        tensors = export_tensors(
+            table(config, layout(config)), cpu_state_dict(net), f"{title} has no key for all of this network"
         )
-        found = settings(net)
-        return checked(Draft(tensors, {"config": found} if found else {}, nest), net, read, title)
+        config_json = settings(net)
+        return verify_round_trip(
+            Draft(tensors, {"config": config_json} if config_json else {}, wrapper_key), net, read, title
+        )
 
     return draft
 
@@ -255,23 +263,23 @@ def _nothing(net: ViT) -> dict[str, Any]:
 
 
 TIMM_FORMAT = Format(
-    "timm", "vit", "timm", "folder", recognises, read, _writer("timm", _timm_layout, timm_config.settings)
+    "timm", "vit", "timm", "folder", matches, read, _writer("timm", _timm_layout, timm_config.settings)
 )
 DEIT_FORMAT = Format(
     "deit",
     "vit",
     "Facebook DeiT (.pth)",
     "torch",
-    lambda names: recognises(names) and names.any(".gamma_1") and "pos_embed" in names,
+    lambda keys: matches(keys) and keys.any_endswith(".gamma_1") and "pos_embed" in keys,
     read,
-    _writer("DeiT", lambda config: DEIT, _nothing, nest="model"),
+    _writer("DeiT", lambda config: DEIT, _nothing, wrapper_key="model"),
 )
 DINOV2_FORMAT = Format(
     "dinov2",
     "vit",
     "Facebook DINOv2 (.pth)",
     "torch",
-    lambda names: recognises(names) and "mask_token" in names and "pos_embed" in names,
+    lambda keys: matches(keys) and "mask_token" in keys and "pos_embed" in keys,
     read,
     _writer("DINOv2", lambda config: DINOV2, _nothing),
 )
@@ -280,7 +288,7 @@ DINOV3_FORMAT = Format(
     "vit",
     "Facebook DINOv3 (.pth)",
     "torch",
-    lambda names: recognises(names) and ("storage_tokens" in names or names.starts("rope_embed.")),
+    lambda keys: matches(keys) and ("storage_tokens" in keys or keys.any_startswith("rope_embed.")),
     read,
     _writer("DINOv3", lambda config: DINOV3, _nothing),
 )

@@ -1,0 +1,75 @@
+"""`inspect`: what a checkpoint is, without loading it."""
+
+import os
+from collections import Counter
+from typing import Any
+
+from triptych.config import to_json
+from triptych.errors import TriptychError
+from triptych.network import on_meta_device
+from triptych.weights import native
+from triptych.weights.files.opening import open_checkpoint
+from triptych.weights.filling import rules_for
+from triptych.weights.hub import locate
+from triptych.weights.mapping import families
+from triptych.weights.mapping.format import Hints, StateDictKeys, state_dict_shapes
+from triptych.weights.mapping.rules import plan_rules
+from triptych.weights.recognition import looks_like, plan_loading, recognize
+
+
+def inspect(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a checkpoint without loading it, as `triptych info` prints it.
+
+    Returns:
+        Plain values: path, container, tensors (number), bytes, dtype (the most frequent), notes, format. For a known
+        network also family, config, parameters (number), classes (number and names), preprocess, license, figures,
+        notes_of_card, facts (where each value came from) and fits (None, or why the tensors do not match). Otherwise
+        format is None, and looks_like says what it may be; of a LoRA, adapter holds ranks, alphas, numbers of layers
+        and the metadata of its training.
+
+    Raises:
+        CheckpointError: no such source, or no checkpoint.
+    """
+    checkpoint = open_checkpoint(locate(source))
+    numel: Counter[str] = Counter()
+    for entry in checkpoint.entries.values():
+        numel[str(entry.dtype).removeprefix("torch.")] += entry.numel
+    description: dict[str, Any] = {
+        "path": str(checkpoint.path),
+        "container": checkpoint.container,
+        "tensors": len(checkpoint.entries),
+        "bytes": sum(entry.nbytes for entry in checkpoint.entries.values()),
+        "dtype": max(numel, key=lambda dtype: numel[dtype]),
+        "notes": list(checkpoint.notes),
+        "format": None,
+    }
+    keys = StateDictKeys(checkpoint)
+    if not native.is_ours(checkpoint) and recognize(keys) is None:
+        from triptych.weights.diffusion.lora import lora_facts
+
+        adapter = lora_facts(checkpoint)
+        return description | ({"adapter": adapter} if adapter else {"looks_like": looks_like(keys)})
+    plan, format_name, _ = plan_loading(checkpoint, Hints())
+    with on_meta_device():
+        net = families.build(plan.config)
+    try:
+        plan_rules(rules_for(net, plan), checkpoint.shapes, state_dict_shapes(net), str(checkpoint.path))
+        mismatch = None
+    except TriptychError as problem:
+        mismatch = str(problem)
+    return description | {
+        "format": format_name,
+        "family": plan.family,
+        "config": families.to_json(plan.config),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "classes": {
+            "number": getattr(plan.config, "num_classes", 0),
+            "names": list(plan.card.classes or ()),
+        },
+        "preprocess": to_json(plan.card.preprocess),
+        "license": plan.card.license,
+        "figures": dict(plan.card.figures),
+        "notes_of_card": plan.card.notes,
+        "facts": dict(plan.facts),
+        "fits": mismatch,
+    }

@@ -1,0 +1,115 @@
+"""What a checkpoint is: its format, and the plan to load it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from triptych.errors import CheckpointError, TriptychError
+from triptych.weights import native
+from triptych.weights.files.checkpoint import CheckpointFile
+from triptych.weights.files.sanitize import printable
+from triptych.weights.mapping.format import Format, Hints, LoadPlan, StateDictKeys
+from triptych.weights.mapping.registry import all_formats
+from triptych.weights.mapping.round_trip import (
+    SidecarFields,
+    hints_from_sidecar,
+    sidecar_path,
+    with_sidecar,
+)
+
+# Parts of keys that identify a checkpoint which no format matches.
+_FAMILIAR = (
+    ("pixel_level_module.", "a MaskFormer or Mask2Former"),
+    ("decode_head.", "a segmentation network of another backbone or head"),
+    ("attn.meta_mlp.", "timm's own SwinV2 (swinv2_cr)"),
+    ("spatial_mlp", "a SwinMLP"),
+    ("relative_position_bias_table", "a Swin Transformer (or BEiT)"),
+    ("logit_scale", "a CLIP, or a Swin Transformer v2"),
+    ("model.diffusion_model.", "a latent diffusion model"),
+    ("first_stage_model.", "a latent diffusion model"),
+    ("down_blocks.0.", "a diffusion UNet or autoencoder"),
+    ("decoder_embed.", "a masked autoencoder with its decoder"),
+    ("vision_model.", "a CLIP or SigLIP"),
+    ("visual.", "a CLIP"),
+    ("word_embeddings", "a language model"),
+    ("layer1.0.conv1.", "a ResNet"),
+    ("downsample_layers.", "a ConvNeXt"),
+    ("stages.0.blocks.0.", "a ConvNeXt or another staged network"),
+)
+
+
+def plan_loading(checkpoint: CheckpointFile, hints: Hints) -> tuple[LoadPlan, str, torch.dtype | None]:
+    """Return how to load a checkpoint, the name of its format, and the dtype to load in (None: the file's own).
+
+    Raises:
+        CheckpointError: an unknown format, or a damaged config.
+    """
+    if native.is_ours(checkpoint) and hints.weights != "ema":
+        plan, dtype = native.read(checkpoint)
+        return plan, "triptych", dtype
+    keys = StateDictKeys(checkpoint)
+    format = None if native.is_ours(checkpoint) else recognize(keys)
+    if hints.weights == "ema" and (format is None or format.name != "compvis"):
+        raise CheckpointError(
+            f"{checkpoint.path} has no averaged weights in addition to its own; leave weights out"
+        )
+    if format is None:
+        raise CheckpointError(
+            f"{checkpoint.path} is no network of a known format: it looks like {looks_like(keys)}; "
+            f"known are {', '.join(f.title for f in all_formats())}"
+        )
+    weights, sidecar = _read_sidecar(checkpoint)
+    try:
+        if sidecar:
+            hints = replace(hints_from_sidecar(sidecar), weights=hints.weights)
+        plan = format.read(keys, hints)
+        if sidecar:
+            plan.config = with_sidecar(plan.config, sidecar)
+            plan.facts |= {name.split(".")[-1]: sidecar_path(weights).name for name in sidecar}
+        return plan, format.name, None
+    except TriptychError as problem:
+        line = str(problem)
+        if str(checkpoint.path) in line:
+            raise
+        raise CheckpointError(f"{checkpoint.path}: {line}") from problem
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as problem:
+        # Only the JSON next to the file is free-form enough to break a reader.
+        raise CheckpointError(
+            f"{checkpoint.path} read as {format.title}: its config.json is damaged ({printable(problem)}); "
+            "fetch it again"
+        ) from problem
+
+
+def _read_sidecar(checkpoint: CheckpointFile) -> tuple[Path, SidecarFields]:
+    """Return the file of the weights and the fields in its sidecar, which are empty if there is none."""
+    files = {entry.path for entry in checkpoint.entries.values()}
+    weights = files.pop() if len(files) == 1 else checkpoint.path
+    path = sidecar_path(weights)
+    if not path.is_file() or path.stat().st_size > 2**20:
+        return weights, {}
+    try:
+        sidecar = json.loads(path.read_text())["triptych"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return weights, {}  # JSON of another program
+    return weights, sidecar if isinstance(sidecar, dict) else {}
+
+
+def recognize(keys: StateDictKeys) -> Format | None:
+    """Return the first format that matches, or None."""
+    return next((format for format in all_formats() if format.matches(keys)), None)
+
+
+def looks_like(keys: StateDictKeys) -> str:
+    """Return a guess, in words, of what an unknown checkpoint is."""
+    from triptych.weights.diffusion.lora import UP, layers_in  # imports all tables of diffusion
+
+    if layers_in(keys.shapes) and any(map(keys.any_endswith, UP)):
+        return "a LoRA, which changes another model: give that one, and this with --lora"
+    for part, title in _FAMILIAR:
+        if any(part in key for key in keys.shapes):
+            return title
+    return (
+        f"{len(keys.shapes)} tensors such as {', '.join(printable(key, 80) for key in list(keys.shapes)[:3])}"
+    )
