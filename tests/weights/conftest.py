@@ -27,7 +27,7 @@ def tiny():
         torch.manual_seed(0)
         small = {"image_size": (32, 32), "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
         config = ViTConfig(**{**small, "mlp_ratio": 1.5, "num_classes": 5, **changes})
-        return randomise(build(config))
+        return randomize(build(config))
 
     return make
 
@@ -48,7 +48,7 @@ def tiny_swin():
 
     def make(**changes) -> nn.Module:
         torch.manual_seed(0)
-        return randomise(build(small_swin(**changes)))
+        return randomize(build(small_swin(**changes)))
 
     return make
 
@@ -62,7 +62,7 @@ def tiny_segmenter():
         sizes = {"image_size": (128, 128), "depths": (2, 2, 1, 1), "num_heads": (2, 4, 4, 4)}
         backbone = backbone or small_swin(num_classes=0, map_norms=True, **sizes)
         head = HeadConfig(**{"num_classes": 5, "channels": 8, "aux_channels": 6, **changes})
-        return randomise(families.build(SegmenterConfig(backbone=backbone, head=head)))
+        return randomize(families.build(SegmenterConfig(backbone=backbone, head=head)))
 
     return make
 
@@ -70,10 +70,10 @@ def tiny_segmenter():
 @pytest.fixture
 def scramble():
     """Gives every parameter of a network random numbers, and batch norms random statistics."""
-    return randomise
+    return randomize
 
 
-def randomise(net: nn.Module) -> nn.Module:
+def randomize(net: nn.Module) -> nn.Module:
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.2)
     for part in net.modules():
@@ -272,6 +272,6 @@ def build_tiny():
         torch.manual_seed(0)
         with torch.device("meta"):
             net = families.build(replace(small_ldm(name), **changes))
-        return randomise(net.to_empty(device="cpu"))
+        return randomize(net.to_empty(device="cpu"))
 
     return make

@@ -97,9 +97,9 @@ def test_no_payload_runs(tmp_path, index, modern):
     path = tmp_path / "model.pth"
     torch.save(value, path, _use_new_zipfile_serialization=modern)
     ran.clear()  # pickling a Key hashes it
-    said = complaint(load, path)
-    assert "model.pth" in said
-    assert "\n" not in said
+    message = complaint(load, path)
+    assert "model.pth" in message
+    assert "\n" not in message
     assert ran == []
     assert not marker.exists()
     # The same file does run where it is unpickled: the test would see it.
@@ -237,7 +237,7 @@ def test_damaged_files_are_one_line_with_their_name(tmp_path, content, name):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def full(tmp_path_factory):
     """One good file of each kind."""
     folder = tmp_path_factory.mktemp("whole")
     tensors = {f"blocks.{i}.weight": torch.randn(5, 7) for i in range(6)}
@@ -258,9 +258,9 @@ def read_all(path) -> None:
             checkpoint.read(name)
             checkpoint.mapped(name)
 
-    said = complaint(everything)
-    assert "\n" not in said
-    assert not said or path.name in said
+    message = complaint(everything)
+    assert "\n" not in message
+    assert not message or path.name in message
 
 
 SLOWLY = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
@@ -268,9 +268,9 @@ SLOWLY = settings(max_examples=120, deadline=None, suppress_health_check=list(He
 
 @SLOWLY
 @given(which=st.integers(0, 4), share=st.floats(0, 1))
-def test_truncated_anywhere(whole, tmp_path_factory, which, share):
-    content = whole[which].read_bytes()
-    path = tmp_path_factory.getbasetemp() / f"cut-{whole[which].name}"
+def test_truncated_anywhere(full, tmp_path_factory, which, share):
+    content = full[which].read_bytes()
+    path = tmp_path_factory.getbasetemp() / f"cut-{full[which].name}"
     path.write_bytes(content[: int(share * (len(content) - 1))])
     with pytest.raises(UserError, match="cut-"):
         open_checkpoint(path)
@@ -281,22 +281,22 @@ def test_truncated_anywhere(whole, tmp_path_factory, which, share):
     which=st.integers(0, 4),
     changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=20),
 )
-def test_bytes_changed_anywhere(whole, tmp_path_factory, which, changes):
-    content = bytearray(whole[which].read_bytes())
+def test_bytes_changed_anywhere(full, tmp_path_factory, which, changes):
+    content = bytearray(full[which].read_bytes())
     for share, value in changes:
         content[int(share * (len(content) - 1))] = value
-    path = tmp_path_factory.getbasetemp() / f"changed-{whole[which].name}"
+    path = tmp_path_factory.getbasetemp() / f"changed-{full[which].name}"
     path.write_bytes(bytes(content))
     read_all(path)
 
 
 @SLOWLY
 @given(which=st.integers(0, 4), seed=st.integers(0, 10_000), size=st.sampled_from([1, 16, 64, 512]))
-def test_shuffled_pieces(whole, tmp_path_factory, which, seed, size):
-    content = whole[which].read_bytes()
+def test_shuffled_pieces(full, tmp_path_factory, which, seed, size):
+    content = full[which].read_bytes()
     pieces = [content[i : i + size] for i in range(0, len(content), size)]
     order = np.random.default_rng(seed).permutation(len(pieces))
-    path = tmp_path_factory.getbasetemp() / f"shuffled-{whole[which].name}"
+    path = tmp_path_factory.getbasetemp() / f"shuffled-{full[which].name}"
     path.write_bytes(b"".join(pieces[i] for i in order))
     read_all(path)
 

@@ -53,26 +53,26 @@ def test_the_hub_from_its_cache_and_refused(tiny, tiny_ldm, tmp_path, offline):
     net.card = net.card.__class__(classes=("cat", "dog"))
     for form in ("hf", "timm"):
         export(net, tmp_path / form, form)
-        lay_out(tmp_path / "home", f"somebody/{form}", tmp_path / form)
-    lay_out(tmp_path / "home", "somebody/old", tmp_path / "hf", revision="v2")
-    export(tiny_ldm("ldm-celeba"), tmp_path / "painter", "diffusers")
-    lay_out(tmp_path / "home", "somebody/painter", tmp_path / "painter")
-    for weights in (tmp_path / "painter").rglob("*.safetensors"):
+        lay_out(tmp_path / "home", f"someone/{form}", tmp_path / form)
+    lay_out(tmp_path / "home", "someone/old", tmp_path / "hf", revision="v2")
+    export(tiny_ldm("ldm-celeba"), tmp_path / "pipeline", "diffusers")
+    lay_out(tmp_path / "home", "someone/pipeline", tmp_path / "pipeline")
+    for weights in (tmp_path / "pipeline").rglob("*.safetensors"):
         weights.unlink()
-    lay_out(tmp_path / "home", "somebody/empty", tmp_path / "painter")
+    lay_out(tmp_path / "home", "someone/empty", tmp_path / "pipeline")
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     env |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     env |= {"HF_HUB_OFFLINE": "1"} if offline else {}
-    asked = ["somebody/hf", "somebody/timm", "somebody/old@v2", "somebody/old", "nobody/nothing"]
-    asked += ["somebody/painter", "somebody/empty"]
-    command = [sys.executable, "-W", "error", "-c", LOAD, *asked]
+    requested = ["someone/hf", "someone/timm", "someone/old@v2", "someone/old", "no one/nothing"]
+    requested += ["someone/pipeline", "someone/empty"]
+    command = [sys.executable, "-W", "error", "-c", LOAD, *requested]
     done = subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path
     )
     loaded = "loaded 64 ('cat', 'dog')"
-    refused = [REFUSED.format(name) for name in ("somebody/old", "nobody/nothing")]
-    painter = ["loaded LatentDiffusion None", REFUSED.format("somebody/empty")]
-    assert done.stdout.splitlines() == [loaded, loaded, loaded, *refused, *painter]
+    refused = [REFUSED.format(name) for name in ("someone/old", "no one/nothing")]
+    pipeline = ["loaded LatentDiffusion None", REFUSED.format("someone/empty")]
+    assert done.stdout.splitlines() == [loaded, loaded, loaded, *refused, *pipeline]
 
 
 def test_paths_never_touch_the_network(tmp_path, monkeypatch):
@@ -106,23 +106,23 @@ def test_what_the_hub_answers(monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     from huggingface_hub import errors
 
-    def raiser(kind):
+    def raiser(variant):
         def download(*_, **__):
-            problem = kind.__new__(kind)
+            problem = variant.__new__(variant)
             Exception.__init__(problem, "first line\nsecond line")
             raise problem
 
         return download
 
-    for kind, part in (
-        (errors.GatedRepoError, "is gated; accept its licence"),
+    for variant, part in (
+        (errors.GatedRepoError, "is gated; accept its license"),
         (errors.RepositoryNotFoundError, "the hub has no model a/b"),
         (errors.RevisionNotFoundError, "has no revision 'r'"),
         (errors.HfHubHTTPError, "the hub refused a/b"),
         (errors.LocalEntryNotFoundError, "cannot be reached"),
         (ConnectionError, "cannot be reached"),
     ):
-        monkeypatch.setattr(hub, "snapshot_download", raiser(kind))
+        monkeypatch.setattr(hub, "snapshot_download", raiser(variant))
         with pytest.raises(UserError, match=part) as caught:
             locate("a/b@r")
         assert "\n" not in str(caught.value)
@@ -169,19 +169,19 @@ NEEDED = """
 
 def test_of_a_pipeline_no_more_is_fetched_than_is_read(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    asked = []
+    requested = []
 
     def download(repo, revision, allow_patterns):
-        asked.append((repo, revision, allow_patterns))
+        requested.append((repo, revision, allow_patterns))
         (tmp_path / "model_index.json").write_text(json.dumps(INDEX))
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     monkeypatch.setattr(hub, "list_repo_files", lambda repo, revision: REPOSITORY.split())
     assert locate("a/b@r") == tmp_path
-    assert [one[:2] for one in asked] == [("a/b", "r")] * 2
-    assert not any("*" in pattern and "-of-" not in pattern for pattern in asked[0][2])
-    assert sorted(asked[1][2]) == sorted(NEEDED.split())
+    assert [one[:2] for one in requested] == [("a/b", "r")] * 2
+    assert not any("*" in pattern and "-of-" not in pattern for pattern in requested[0][2])
+    assert sorted(requested[1][2]) == sorted(NEEDED.split())
     pickled = [name for name in REPOSITORY.split() if not name.endswith(".safetensors")]
     assert "unet/diffusion_pytorch_model.bin" in zoo.pipeline_files(pickled, INDEX)
     assert "unet/diffusion_pytorch_model.fp16.bin" not in zoo.pipeline_files(pickled, INDEX)
@@ -195,20 +195,20 @@ def test_halves_of_a_folder(tiny_ldm, same_state, tmp_path):
     """The names of the fp16 variant, whole and in shards, in a folder that has no others."""
     net = tiny_ldm("ldm-celeba").half()
     export(net, tmp_path / "it", "diffusers")
-    whole = tmp_path / "it" / "vqvae" / "diffusion_pytorch_model.safetensors"
-    whole.rename(whole.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    whole = tmp_path / "it" / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors, places = load_file(whole), {}
+    full = tmp_path / "it" / "vqvae" / "diffusion_pytorch_model.safetensors"
+    full.rename(full.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    full = tmp_path / "it" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors, places = load_file(full), {}
     for k in range(2):
         name = f"diffusion_pytorch_model.fp16-0000{k + 1}-of-00002.safetensors"
         part = dict(list(tensors.items())[k::2])
-        save_file(part, whole.with_name(name))
+        save_file(part, full.with_name(name))
         places |= dict.fromkeys(part, name)
-    index = whole.with_name("diffusion_pytorch_model.safetensors.index.fp16.json")
+    index = full.with_name("diffusion_pytorch_model.safetensors.index.fp16.json")
     index.write_text(json.dumps({"weight_map": places}))
-    whole.unlink()
+    full.unlink()
     back = load(tmp_path / "it")
     same_state(net, back)
-    (whole.with_name("diffusion_pytorch_model.fp16-00002-of-00002.safetensors")).unlink()
+    (full.with_name("diffusion_pytorch_model.fp16-00002-of-00002.safetensors")).unlink()
     with pytest.raises(UserError, match="lacks 1 of 2 shards"):
         load(tmp_path / "it")

@@ -16,7 +16,7 @@ from triptych.weights.exporting import formats
 from triptych.weights.mapping.defaults import imagenet_names
 
 # Formats -> what of ours they can say, as changes to a small network.
-SAYS = {
+CONFIG_JSON = {
     "triptych": [{}, {"pool": "token+mean", "stem": "conv", "stem_widths": (8,), "patch_size": 4}],
     "google": [
         {"mlp": "gelu_tanh"},
@@ -70,11 +70,11 @@ SAYS = {
         {"position": "rotary", "qkv_bias": "qv", "layer_scale": 1e-5, "num_classes": 0, "rotary_base": 50.0},
     ],
 }
-WAYS = [(form, changes) for form, ways in SAYS.items() for changes in ways]
+WAYS = [(form, changes) for form, ways in CONFIG_JSON.items() for changes in ways]
 
 
 def test_every_format_is_tried():
-    assert set(SAYS) == set(formats("vit"))
+    assert set(CONFIG_JSON) == set(formats("vit"))
 
 
 @pytest.mark.parametrize(("form", "changes"), WAYS)
@@ -91,9 +91,9 @@ def test_there_and_back_is_bit_for_bit(tiny, same_state, tmp_path, form, changes
     torch.testing.assert_close(back(images), net(images))
 
 
-@pytest.mark.parametrize("form", SAYS)
+@pytest.mark.parametrize("form", CONFIG_JSON)
 def test_bfloat16_goes_there_and_back_too(tiny, same_state, tmp_path, form):
-    net = tiny(**SAYS[form][0]).bfloat16()
+    net = tiny(**CONFIG_JSON[form][0]).bfloat16()
     export(net, tmp_path / "out", form)
     same_state(net, load(tmp_path / "out"))
 
@@ -160,9 +160,9 @@ def test_another_number_of_classes_is_a_zero_head(tiny, tmp_path):
     assert back.card.classes is None
     assert torch.equal(back(torch.randn(2, 3, 32, 32)), torch.zeros(2, 3))
     assert torch.equal(back.encoder[1].mlp.fc1.weight, net.encoder[1].mlp.fc1.weight)
-    kept = load(tmp_path / "net.safetensors", num_classes=7)
-    assert kept.config.head == "mlp"
-    assert kept.card.classes == tuple("abcdefg")
+    remaining = load(tmp_path / "net.safetensors", num_classes=7)
+    assert remaining.config.head == "mlp"
+    assert remaining.card.classes == tuple("abcdefg")
 
 
 def test_both_heads_of_a_distilled_network_are_replaced(tiny):

@@ -70,10 +70,10 @@ def test_a_whole_lpips_is_one_file(vgg, heads, tmp_path):
     """As the lpips package saves it: VGG16 in slices, the heads twice, constants."""
     slices = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
     level = {number: at for at, numbers in slices.items() for number in numbers}
-    whole = {f"net.slice{level[int(k.split('.')[0])]}.{k}": v for k, v in of(vgg, "{}").items()}
-    whole |= heads | {name.replace("lin", "lins.", 1): tensor.clone() for name, tensor in heads.items()}
-    whole |= {"scaling_layer.shift": torch.zeros(1, 3, 1, 1), "scaling_layer.scale": torch.ones(1, 3, 1, 1)}
-    save_file(whole, tmp_path / "lpips.safetensors")
+    full = {f"net.slice{level[int(k.split('.')[0])]}.{k}": v for k, v in of(vgg, "{}").items()}
+    full |= heads | {name.replace("lin", "lins.", 1): tensor.clone() for name, tensor in heads.items()}
+    full |= {"scaling_layer.shift": torch.zeros(1, 3, 1, 1), "scaling_layer.scale": torch.ones(1, 3, 1, 1)}
+    save_file(full, tmp_path / "lpips.safetensors")
     net = load_lpips(str(tmp_path / "lpips.safetensors"))
     images, others = torch.rand(2, 1, 3, 32, 32) * 2 - 1
     torch.testing.assert_close(net(images, others), by_hand(vgg, heads, images, others))

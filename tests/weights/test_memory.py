@@ -37,7 +37,7 @@ def ratio(path) -> float:
 
 
 def quick(name: str, **changes):
-    """A network without the time that random initialisation takes."""
+    """A network without the time that random initialization takes."""
     with torch.device("meta"):
         net = create(name, **changes)
     net.to_empty(device="cpu")

@@ -44,8 +44,8 @@ def test_the_file_is_an_ordinary_safetensors_file(tiny, tmp_path):
     read = load_file(tmp_path / "net.safetensors")
     assert all(torch.equal(read[name], tensor) for name, tensor in net.state_dict().items())
     with safe_open(tmp_path / "net.safetensors", "pt") as file:
-        said = json.loads(file.metadata()["triptych"])
-    assert (said["version"], said["family"], said["config"]["embed_dim"]) == (1, "vit", 64)
+        message = json.loads(file.metadata()["triptych"])
+    assert (message["version"], message["family"], message["config"]["embed_dim"]) == (1, "vit", 64)
 
 
 def test_stored_small_loads_in_the_networks_own_type(tiny, tmp_path):
@@ -95,8 +95,8 @@ def test_damaged_metadata_is_one_line(tiny, tmp_path, change, part):
     path = tmp_path / "net.safetensors"
     save(tiny(), path)
     with safe_open(path, "pt") as file:
-        said = json.loads(file.metadata()["triptych"])
-    save_file(load_file(path), path, {"triptych": json.dumps(said | change)})
+        message = json.loads(file.metadata()["triptych"])
+    save_file(load_file(path), path, {"triptych": json.dumps(message | change)})
     with pytest.raises(UserError, match=part) as caught:
         load(path)
     assert "net.safetensors" in str(caught.value)
@@ -135,12 +135,12 @@ def test_nothing_is_left_behind_when_the_disk_is_full(tiny, tmp_path, monkeypatc
 def test_inspect_says_what_it_is(tiny, tmp_path):
     net = tiny()
     save(net, tmp_path / "net.safetensors")
-    said = inspect(tmp_path / "net.safetensors")
-    assert said["format"] == "triptych"
-    assert said["family"] == "vit"
-    assert said["parameters"] == sum(p.numel() for p in net.parameters())
-    assert said["fits"] is None
-    json.dumps(said)
+    message = inspect(tmp_path / "net.safetensors")
+    assert message["format"] == "triptych"
+    assert message["family"] == "vit"
+    assert message["parameters"] == sum(p.numel() for p in net.parameters())
+    assert message["fits"] is None
+    json.dumps(message)
 
 
 def test_only_our_networks_are_saved(tmp_path):

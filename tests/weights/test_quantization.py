@@ -56,31 +56,31 @@ def run(net, dtype=torch.float32):
         return net(*x)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int8-dynamic"])
+@pytest.mark.parametrize("variant", ["int8", "int8-dynamic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_near_and_the_network_stays(net, kind, dtype):
+def test_near_and_the_network_stays(net, variant, dtype):
     net = net.to(dtype)
     before = copy.deepcopy(net.state_dict())
     expected = run(net, dtype)
-    made = tp.quantize(net, kind)
-    found = run(made, dtype)
-    error = (found - expected).float().norm() / expected.float().norm()
+    output = tp.quantize(net, variant)
+    result = run(output, dtype)
+    error = (result - expected).float().norm() / expected.float().norm()
     assert 0 < error < 0.06
     assert torch.equal(run(net, dtype), expected)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    layers = [part for block in made.blocks() for part in block.modules() if type(part) is nn.Linear]
+    layers = [part for block in output.blocks() for part in block.modules() if type(part) is nn.Linear]
     changed = {id(layer.weight) for layer in layers}
     assert changed
     own = dict(net.named_parameters())
-    for name, parameter in made.named_parameters():
+    for name, parameter in output.named_parameters():
         assert (id(parameter) in changed) != (parameter is own[name])
 
 
 def test_weights_are_rounded_to_a_127th_of_their_row(net):
     """The closed form: no weight moves by more than half a step of its row's scale."""
-    made = tp.quantize(net, "int8")
+    output = tp.quantize(net, "int8")
     own = dict(net.named_modules())
-    for name, part in made.named_modules():
+    for name, part in output.named_modules():
         if type(part) is nn.Linear and part.weight is not own[name].weight:
             step = own[name].weight.abs().amax(dim=1, keepdim=True) / 127
             apart = (part.weight.dequantize() - own[name].weight).abs()
@@ -93,10 +93,10 @@ def test_in_a_pipeline():
     net = NETS["vit"]()
     nn.init.normal_(net.head.weight)
     x = torch.randn(2, 3, 32, 32)
-    made = tp.quantize(net)
-    found = tp.ClassificationPipeline(made, dtype="fp32").logits(x)
+    output = tp.quantize(net)
+    result = tp.ClassificationPipeline(output, dtype="fp32").logits(x)
     with torch.inference_mode():
-        assert torch.equal(found, made(x))
+        assert torch.equal(result, output(x))
 
 
 def test_it_is_not_saved(tmp_path):

@@ -26,7 +26,7 @@ from triptych.weights.mapping.rules import plan_rules
 SIZES = {
     name: size for name, size in latent_diffusion_config.SIZES.items() if isinstance(size.network, UNetConfig)
 }
-TOLD = {"sd2": "v", "sd2-base": "eps"}
+STATED = {"sd2": "v", "sd2-base": "eps"}
 # One of each form; the others are slow.
 FORMS = (
     "sd1",
@@ -42,17 +42,17 @@ FULL = [name if name in FORMS[:3] else pytest.param(name, marks=pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_published_sizes_are_told_by_their_names_and_shapes(name, tmp_path, monkeypatch):
+def test_published_sizes_are_inferred_from_keys_and_shapes(name, tmp_path, monkeypatch):
     """Without a byte of weights: everything is on the meta device but the tables of the process."""
     config = SIZES[name]
     with torch.device("meta"):
         net = build(config)
     monkeypatch.setattr(compvis, "cpu_state_dict", lambda net: dict(net.state_dict()))
     names = draft_keys(compvis.draft(net), tmp_path / "net.ckpt", "pickle")
-    if name in TOLD:
+    if name in STATED:
         with pytest.raises(UserError, match=r'Stable Diffusion 2.*prediction="v".*prediction="eps"'):
             compvis.read(names, Hints())
-    reading = compvis.read(names, Hints(prediction=TOLD.get(name)))
+    reading = compvis.read(names, Hints(prediction=STATED.get(name)))
     plan_rules(reading.rules, names.shapes, state_dict_shapes(net), "it")
     assert reading.config == config
 
@@ -77,7 +77,7 @@ def test_there_and_back_bit_for_bit(name, tiny_ldm, same_state, tmp_path, caplog
 
 def test_the_usual_buffers_are_compvis_own():
     """`make_beta_schedule("linear")` and `register_schedule`, spelled out."""
-    made = schedule.buffers(SIZES["sd1"].process)
+    output = schedule.buffers(SIZES["sd1"].process)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas = torch.cumprod(1 - betas, 0)
     before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
@@ -92,22 +92,22 @@ def test_the_usual_buffers_are_compvis_own():
         "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - alphas),
     }
     for name, values in expected.items():
-        torch.testing.assert_close(made[name], values.float(), rtol=1e-6, atol=1e-7)
-    assert len(made) == 12
+        torch.testing.assert_close(output[name], values.float(), rtol=1e-6, atol=1e-7)
+    assert len(output) == 12
 
 
 def test_the_upscalers_betas_are_the_published_ones():
     """x4-upscaling.yaml says 0.0001 to 0.02 and leaves the schedule to `make_beta_schedule`, whose "linear" is even in
     the root; its diffusers folder says scaled_linear for both of its schedulers."""
-    said = {
+    message = {
         "beta_start": 0.0001,
         "beta_end": 0.02,
         "beta_schedule": "scaled_linear",
         "num_train_timesteps": 1000,
     }
     config = SIZES["sd-x4-upscaler"]
-    assert read_process(said | {"prediction_type": "v_prediction"}, "it") == config.process
-    assert read_process(said | {"prediction_type": "epsilon"}, "it") == config.low_res_process
+    assert read_process(message | {"prediction_type": "v_prediction"}, "it") == config.process
+    assert read_process(message | {"prediction_type": "epsilon"}, "it") == config.low_res_process
     betas = torch.linspace(0.0001**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
     torch.testing.assert_close(schedule.buffers(config.process)["betas"], betas.float())
 
@@ -155,19 +155,19 @@ def test_what_training_leaves_is_dropped_and_said(sd1, same_state, tmp_path):
         "first_stage_model.loss.discriminator.main.0.weight": torch.zeros(3),
         "logvar": torch.zeros(1000),
     }
-    whole = {
+    full = {
         "state_dict": tensors,
         "epoch": 3,
         "callbacks": {Marker: Marker()},
         "optimizer_states": [{"state": {}}],
     }
-    torch.save(whole, tmp_path / "net.ckpt")
+    torch.save(full, tmp_path / "net.ckpt")
     (tmp_path / "sd1.safetensors.json").rename(tmp_path / "net.ckpt.json")
     same_state(net, load(tmp_path / "net.ckpt"))
-    said = inspect(tmp_path / "net.ckpt")
-    assert said["facts"]["weights"] == "raw, not model_ema.* (convention, as web UIs do)"
-    assert (said["format"], said["family"], said["fits"]) == ("compvis", "latent-diffusion", None)
-    json.dumps(said)
+    message = inspect(tmp_path / "net.ckpt")
+    assert message["facts"]["weights"] == "raw, not model_ema.* (convention, as web UIs do)"
+    assert (message["format"], message["family"], message["fits"]) == ("compvis", "latent-diffusion", None)
+    json.dumps(message)
 
 
 class Marker:
@@ -202,7 +202,7 @@ def test_betas_of_no_schedule_are_refused(sd1, tmp_path):
         load(tmp_path / "odd.safetensors")
 
 
-def test_prediction_is_asked_for_told_and_found(tiny_ldm, tmp_path, caplog):
+def test_prediction_comes_from_the_call_the_file_or_its_keys(tiny_ldm, tmp_path, caplog):
     net = tiny_ldm("sd2")
     path = tmp_path / "sd2.safetensors"
     with caplog.at_level(logging.WARNING):

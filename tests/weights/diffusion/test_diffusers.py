@@ -41,18 +41,18 @@ def test_a_pipeline_runs_in_diffusers_and_comes_back(name, tiny_ldm, same_state,
     net = with_words(tiny_ldm, name)
     tp.export(net, tmp_path / "ours", "diffusers")
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "ours", local_files_only=True)
-    x, t, given = torch.randn(1, net.config.network.in_channels, 16, 16), torch.tensor([500]), {}
+    x, t, inputs = torch.randn(1, net.config.network.in_channels, 16, 16), torch.tensor([500]), {}
     if net.text_encoder is not None:
-        said = ["a red apple"]
-        ids = theirs.tokenizer(said, padding="max_length", max_length=77, return_tensors="pt").input_ids
-        assert torch.equal(ids, net.text_encoder.tokenize(said))
+        prompts = ["a red apple"]
+        ids = theirs.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        assert torch.equal(ids, net.text_encoder.tokenize(prompts))
         context = theirs.text_encoder(ids)[0]
-        torch.testing.assert_close(context, net.text_encoder(said), atol=1e-5, rtol=1e-5)
-        given = {"encoder_hidden_states": context}
+        torch.testing.assert_close(context, net.text_encoder(prompts), atol=1e-5, rtol=1e-5)
+        inputs = {"encoder_hidden_states": context}
     labels = torch.tensor([3]) if net.config.network.num_classes else None
     more = {} if labels is None else {"class_labels": labels}
-    expected = net.network(x, t, given.get("encoder_hidden_states"), labels)
-    torch.testing.assert_close(theirs.unet(x, t, **given, **more).sample, expected, atol=1e-5, rtol=1e-5)
+    expected = net.network(x, t, inputs.get("encoder_hidden_states"), labels)
+    torch.testing.assert_close(theirs.unet(x, t, **inputs, **more).sample, expected, atol=1e-5, rtol=1e-5)
     stage = theirs.vae if net.text_encoder is not None else theirs.vqvae
     z = torch.randn(1, net.config.autoencoder.latent_channels, 8, 8)
     decoded = stage.decode(z / stage.config.scaling_factor).sample
@@ -65,9 +65,9 @@ def test_a_pipeline_runs_in_diffusers_and_comes_back(name, tiny_ldm, same_state,
         assert net.text_encoder is None or back.text_encoder.tokenizer.added == {}
 
 
-def decoded(seen, pixels, z, *how):
+def decoded(seen, pixels, z, *options):
     seen.append(z)
-    return pixels(z, *how)
+    return pixels(z, *options)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
@@ -82,8 +82,8 @@ def test_the_whole_pipeline_gives_the_same_latents(name, tiny_ldm, tmp_path, mon
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "ours", local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 16, 16)
-    said = {"negative_prompt": "blurry", "guidance_scale": 5.0, "num_inference_steps": 4}
-    expected = theirs("a red apple", latents=noise, output_type="latent", **said).images
+    options = {"negative_prompt": "blurry", "guidance_scale": 5.0, "num_inference_steps": 4}
+    expected = theirs("a red apple", latents=noise, output_type="latent", **options).images
     theirs.save_pretrained(tmp_path / "theirs")
     for source in (net, tmp_path / "theirs"):
         pipe, seen = tp.DiffusionPipeline(source, device="cpu", dtype="fp32"), []
@@ -108,12 +108,12 @@ def test_other_pipelines_there_and_back(name, tiny_ldm, same_state, tmp_path):
 def test_a_block_that_nothing_reads_stays_behind(tiny_ldm, tmp_path):
     """Single files of Stable Diffusion 2 hold 24 blocks of which 23 are read; diffusers' folders hold those."""
     net = with_words(tiny_ldm, "sd2")
-    whole = tiny_ldm("sd2", text_encoder=replace(net.config.text_encoder, depth=3, skip_last_blocks=1))
-    tp.export(whole, tmp_path / "it", "diffusers")
+    full = tiny_ldm("sd2", text_encoder=replace(net.config.text_encoder, depth=3, skip_last_blocks=1))
+    tp.export(full, tmp_path / "it", "diffusers")
     back = load(tmp_path / "it")
     assert (back.config.text_encoder.depth, back.config.text_encoder.skip_last_blocks) == (2, 0)
     ids = torch.randint(60, (1, 9))
-    assert torch.equal(back.text_encoder.encode_tokens(ids), whole.text_encoder.encode_tokens(ids))
+    assert torch.equal(back.text_encoder.encode_tokens(ids), full.text_encoder.encode_tokens(ids))
 
 
 def test_parts_alone(tiny_ldm, same_state, tmp_path):
@@ -149,17 +149,17 @@ def test_damaged_folders_are_one_line(tiny_ldm, tmp_path):
         load(folder)
     (folder / "model_index.json").write_text(index)
     path = folder / "scheduler" / "scheduler_config.json"
-    said = json.loads(path.read_text())
-    path.write_text(json.dumps(said | {"beta_schedule": "sigmoid"}))
+    scheduler = json.loads(path.read_text())
+    path.write_text(json.dumps(scheduler | {"beta_schedule": "sigmoid"}))
     with pytest.raises(UserError, match="beta_schedule 'sigmoid'"):
         load(folder)
-    path.write_text(json.dumps(said | {"_class_name": "FlowMatchEulerDiscreteScheduler"}))
+    path.write_text(json.dumps(scheduler | {"_class_name": "FlowMatchEulerDiscreteScheduler"}))
     with pytest.raises(UserError, match="runs a flow"):
         load(folder)
     path.unlink()
     with pytest.raises(UserError, match=r"scheduler_config\.json, which says .* is not there"):
         load(folder)
-    path.write_text(json.dumps(said))
+    path.write_text(json.dumps(scheduler))
     (folder / "vqvae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="no vae or vqvae"):
         load(folder)
@@ -189,6 +189,6 @@ def test_heads_by_level_are_a_size(same_state, tmp_path, scramble):
     )
     net = scramble(build(config))
     tp.export(net, tmp_path / "it", "diffusers")
-    said = json.loads((tmp_path / "it" / "config.json").read_text())
-    assert said["attention_head_dim"] == [2, 4]
+    config_json = json.loads((tmp_path / "it" / "config.json").read_text())
+    assert config_json["attention_head_dim"] == [2, 4]
     assert load(tmp_path / "it").config == config

@@ -52,7 +52,7 @@ def net(scramble) -> DiT:
     return scramble(DiT(TINY))
 
 
-def given(size=8):
+def inputs(size=8):
     return torch.randn(3, 4, size, size), torch.tensor([1, 500, 999]), torch.tensor([0, 6, 7])
 
 
@@ -62,7 +62,7 @@ def test_beside_diffusers(net, size, same_state, tmp_path):
     """At its own size, and at one that it was not made for."""
     tp.export(net, tmp_path / "ours", "diffusers")
     theirs = DiTTransformer2DModel.from_pretrained(tmp_path / "ours").eval()
-    x, t, labels = given(size)
+    x, t, labels = inputs(size)
     expected = theirs(x, t, class_labels=labels).sample[:, :4]
     torch.testing.assert_close(net(x, t, labels=labels), expected, atol=1e-5, rtol=1e-5)
     theirs.save_pretrained(tmp_path / "theirs")
@@ -80,17 +80,17 @@ def test_read_from_diffusers(tmp_path):
     for block in theirs.transformer_blocks:
         block.norm1.emb.load_state_dict(theirs.transformer_blocks[0].norm1.emb.state_dict())
     theirs.save_pretrained(tmp_path)
-    x, t, labels = given()
-    found = load(tmp_path)
+    x, t, labels = inputs()
+    result = load(tmp_path)
     expected = theirs(x, t, class_labels=labels).sample[:, :4]
-    torch.testing.assert_close(found(x, t, labels=labels), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result(x, t, labels=labels), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_embeddings_of_their_own_are_refused(tmp_path):
     DiTTransformer2DModel(**THEIRS).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="one embedding for all") as told:
+    with pytest.raises(UserError, match="one embedding for all") as reported:
         load(tmp_path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
 
 
 def by_hand(w, x, t, labels, heads):
@@ -109,13 +109,13 @@ def by_hand(w, x, t, labels, heads):
     i = 0
     while f"blocks.{i}.attn.qkv.weight" in w:
         name = f"blocks.{i}"
-        made = dense(silu(c), f"{name}.adaLN_modulation.1")[:, None].chunk(6, dim=-1)
-        q, k, v = dense(norm(z) * (1 + made[1]) + made[0], f"{name}.attn.qkv").chunk(3, dim=-1)
+        output = dense(silu(c), f"{name}.adaLN_modulation.1")[:, None].chunk(6, dim=-1)
+        q, k, v = dense(norm(z) * (1 + output[1]) + output[0], f"{name}.attn.qkv").chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
         seen = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-        z = z + made[2] * dense(seen.transpose(1, 2).flatten(2), f"{name}.attn.proj")
-        hidden = dense(norm(z) * (1 + made[4]) + made[3], f"{name}.mlp.fc1")
-        z = z + made[5] * dense(torch.nn.functional.gelu(hidden, approximate="tanh"), f"{name}.mlp.fc2")
+        z = z + output[2] * dense(seen.transpose(1, 2).flatten(2), f"{name}.attn.proj")
+        hidden = dense(norm(z) * (1 + output[4]) + output[3], f"{name}.mlp.fc1")
+        z = z + output[5] * dense(torch.nn.functional.gelu(hidden, approximate="tanh"), f"{name}.mlp.fc2")
         i += 1
     shift, scale = dense(silu(c), "final_layer.adaLN_modulation.1")[:, None].chunk(2, dim=-1)
     z = dense(norm(z) * (1 + scale) + shift, "final_layer.linear")
@@ -129,7 +129,7 @@ def test_the_authors_file(net, same_state, tmp_path):
     opened.load_state_dict(net.state_dict())
     path = tp.export(opened, tmp_path / "DiT.pt", "dit")
     raw = torch.load(path, weights_only=True)
-    x, t, labels = given()
+    x, t, labels = inputs()
     expected = by_hand(raw, x, t, labels, 4)[:, :4]
     torch.testing.assert_close(opened(x, t, labels=labels).double(), expected, atol=1e-4, rtol=1e-4)
     back = load(path)
@@ -142,7 +142,7 @@ def test_the_authors_file(net, same_state, tmp_path):
 
 
 def test_a_training_run_of_the_authors(net, same_state, tmp_path):
-    """Their train.py saves the model, its average and the optimiser; the average is read."""
+    """Their train.py saves the model, its average and the optimizer; the average is read."""
     raw = torch.load(tp.export(net, tmp_path / "bare.pt", "dit"), weights_only=True)
     torch.save(
         {"model": {n: t + 1 for n, t in raw.items()}, "ema": raw, "opt": {"state": {}}},
@@ -178,10 +178,10 @@ def test_another_table_of_positions_is_refused(net, tmp_path):
     ],
 )
 def test_what_they_cannot_say_is_refused(changes, format, words, tmp_path):
-    with pytest.raises(UserError, match=words) as told:
+    with pytest.raises(UserError, match=words) as reported:
         tp.export(DiT(replace(TINY, **changes)), tmp_path / ("it.pt" if format == "dit" else "it"), format)
     assert list(tmp_path.iterdir()) == []
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
 
 
 def test_published_files_are_known_by_their_shapes():

@@ -47,7 +47,7 @@ def said_of(call: Callable[..., object], *arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory, build_tiny):
+def remaining(tmp_path_factory, build_tiny):
     """A folder of diffusers and a single file, to be copied and harmed."""
     folder = tmp_path_factory.mktemp("kept")
     tp.export(build_tiny("ldm-celeba"), folder / "pipeline", "diffusers")
@@ -56,17 +56,17 @@ def kept(tmp_path_factory, build_tiny):
 
 
 @pytest.fixture
-def pipeline(kept, tmp_path):
-    return Path(shutil.copytree(kept / "pipeline", tmp_path / "pipeline"))
+def pipeline(remaining, tmp_path):
+    return Path(shutil.copytree(remaining / "pipeline", tmp_path / "pipeline"))
 
 
-def test_a_pickle_with_code_does_not_run(kept, tmp_path):
+def test_a_pickle_with_code_does_not_run(remaining, tmp_path):
     """As a checkpoint beside its weights, as a LoRA, and as a word."""
     marker, path = tmp_path / "harmed", tmp_path / "it.ckpt"
-    weights = load_file(kept / "sd1.safetensors")
+    weights = load_file(remaining / "sd1.safetensors")
     command = Command(f"touch {marker}")
     torch.save({"state_dict": weights, "callbacks": command}, path)
-    shutil.copy(kept / "sd1.safetensors.json", tmp_path / "it.ckpt.json")
+    shutil.copy(remaining / "sd1.safetensors.json", tmp_path / "it.ckpt.json")
     net = load(path)  # what it would call is passed over
     torch.save({"state_dict": weights | {"model.diffusion_model.x": command}}, path)
     load(path)
@@ -82,10 +82,10 @@ def test_a_pickle_with_code_does_not_run(kept, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.9999])
-def test_truncated(kept, pipeline, tmp_path, share):
+def test_truncated(remaining, pipeline, tmp_path, share):
     for source, name in (
-        (kept / "sd1.safetensors", "sd1.safetensors"),
-        (kept / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors", "unet"),
+        (remaining / "sd1.safetensors", "sd1.safetensors"),
+        (remaining / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors", "unet"),
     ):
         content = source.read_bytes()
         path = tmp_path / "sd1.safetensors" if name != "unet" else pipeline / "unet" / source.name
@@ -93,8 +93,8 @@ def test_truncated(kept, pipeline, tmp_path, share):
         assert path.name in one_line(load, tmp_path / "sd1.safetensors" if name != "unet" else pipeline)
 
 
-def test_a_header_of_exabytes(kept, pipeline, tmp_path):
-    content = (kept / "sd1.safetensors").read_bytes()
+def test_a_header_of_exabytes(remaining, pipeline, tmp_path):
+    content = (remaining / "sd1.safetensors").read_bytes()
     for length in (2**63, 2**40, len(content), 0):
         (tmp_path / "sd1.safetensors").write_bytes(length.to_bytes(8, "little") + content[8:])
         assert "sd1.safetensors" in one_line(load, tmp_path / "sd1.safetensors")
@@ -113,9 +113,9 @@ def test_a_zip_that_unpacks_to_gigabytes(tmp_path):
 
 
 def test_missing_shards(pipeline):
-    whole = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(whole)
-    whole.unlink()
+    full = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(full)
+    full.unlink()
     places = dict.fromkeys(tensors, "a.safetensors") | dict.fromkeys(list(tensors)[::2], "b.safetensors")
     index = pipeline / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
@@ -152,10 +152,10 @@ FIELDS = {
 def test_values_of_wrong_types(pipeline, file):
     """Each field with each wrong value: read as ever or one line, never another error, and at once."""
     path = pipeline / f"{file}.json"
-    said = json.loads(path.read_text())
+    message = json.loads(path.read_text())
     for name in FIELDS[file]:
         for value in WRONG:
-            path.write_text(json.dumps(said | {name: value}))
+            path.write_text(json.dumps(message | {name: value}))
             assert "\n" not in said_of(inspect, pipeline)
     for text in ("", "[", "[]", "null", '"x"', "[" * 10**5, "\0", "{" + '"a":{' * 5000):
         path.write_text(text)
@@ -193,8 +193,8 @@ def test_a_damaged_tokenizer(build_tiny, tmp_path):
     load(tmp_path / "it")
 
 
-def test_damaged_loras_and_words(kept, tmp_path):
-    net = load(kept / "sd1.safetensors")
+def test_damaged_loras_and_words(remaining, tmp_path):
+    net = load(remaining / "sd1.safetensors")
     path = tmp_path / "it.safetensors"
     at = "lora_unet_mid_block_attentions_0_proj_in"
     good = {f"{at}.lora_down.weight": torch.ones(2, 64), f"{at}.lora_up.weight": torch.ones(64, 2)}

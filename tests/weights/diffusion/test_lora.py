@@ -36,10 +36,10 @@ def halves():
 
 
 def test_kohya_diffusers_and_peft_say_the_same(net, tmp_path):
-    made = halves()
-    save_kohya(net, tmp_path / "kohya.safetensors", made)
+    output = halves()
+    save_kohya(net, tmp_path / "kohya.safetensors", output)
     scaled = {
-        name: (down, up * 0.5) for name, (down, up, _) in made.items()
+        name: (down, up * 0.5) for name, (down, up, _) in output.items()
     }  # without alpha, 2 / 4 in the numbers
     diffusers, peft = {}, {}
     for name, (down, up) in scaled.items():
@@ -58,7 +58,7 @@ def test_kohya_diffusers_and_peft_say_the_same(net, tmp_path):
         for name, t in answer.items():
             torch.testing.assert_close(t, answers[0][name], atol=1e-6, rtol=1e-6)
     key = "network.down.0.blocks.0.transformer.blocks.0.attn.qkv.weight"
-    down, up, _ = made["unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k"]
+    down, up, _ = output["unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k"]
     expected = before[key].clone()
     expected[16:32] += 0.7 * 0.5 * up @ down
     torch.testing.assert_close(answers[0][key], expected)
@@ -67,8 +67,8 @@ def test_kohya_diffusers_and_peft_say_the_same(net, tmp_path):
 
 
 def test_several_are_summed_and_convolutions_count(net, tmp_path):
-    made = halves()
-    save_kohya(net, tmp_path / "a.safetensors", made)
+    output = halves()
+    save_kohya(net, tmp_path / "a.safetensors", output)
     flat = "lora_" + CONV.replace(".", "_")
     down, up = torch.randn(4, 16, 3, 3), torch.randn(32, 4, 1, 1)
     save_file({f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up}, tmp_path / "b.safetensors")
@@ -139,14 +139,14 @@ def test_a_dit_has_no_loras(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["compvis", "diffusers"])
-def test_what_reads_pictures_has_no_place_in_others_files(form, tmp_path):
+def test_image_tokens_cannot_be_exported(form, tmp_path):
     from triptych.models.configs.image_tokens import ImageTokensConfig
     from triptych.models.configs.vit import SIZES as VITS
 
     seen = ImageTokensConfig(backbone=replace(VITS["vit-ti16"], num_classes=0), embed_dim=768)
     with torch.device("meta"):
         net = build(replace(SIZES["sd1"], text_encoder=seen))
-    with pytest.raises(UserError, match=r"reader of pictures|what reads pictures"):
+    with pytest.raises(UserError, match="image encoder"):
         tp.export(net, tmp_path / "it", form)
     assert not list(tmp_path.iterdir())
 
@@ -174,9 +174,9 @@ def test_pefts_own_files_are_scaled_as_their_config_says(net, tmp_path):
 
     def moved(file) -> torch.Tensor:
         applied = load_lora(net, file)
-        found = net.state_dict()[key][:64] - before[:64]
+        result = net.state_dict()[key][:64] - before[:64]
         applied.undo()
-        return found
+        return result
 
     folder = tmp_path / "adapter"
     folder.mkdir()

@@ -89,8 +89,8 @@ def test_which_yaml_is_a_files(bare, tmp_path):
 def test_numbers_in_the_file_hold_above_the_yaml(tiny_ldm, tmp_path):
     net = tiny_ldm("sd1")
     tp.export(net, tmp_path / "sd1.safetensors", "compvis")
-    said = YAML.replace("num_head_channels: 4, ", "").replace('"v"', "eps").replace("1e-3", "0.003")
-    (tmp_path / "sd1.yaml").write_text(said)
+    message = YAML.replace("num_head_channels: 4, ", "").replace('"v"', "eps").replace("1e-3", "0.003")
+    (tmp_path / "sd1.yaml").write_text(message)
     process = load(tmp_path / "sd1.safetensors").config.process
     assert process == SIZES["sd1"].process
 
@@ -143,9 +143,9 @@ def test_raw_and_averaged(bare, same_state, tmp_path):
         assert torch.equal(a + 1, b)
     same_state(load(path, prediction="v").network, raw.network)
     # A YAML that does not say `use_ema: false` means the averages, as in CompVis' scripts.
-    for said, expected in (("", raw), ("use_ema: true", ema), ("x: 1", ema), ("use_ema: false", raw)):
+    for message, expected in (("", raw), ("use_ema: true", ema), ("x: 1", ema), ("use_ema: false", raw)):
         path.with_suffix(".yaml").write_text(
-            f"model: {{params: {{parameterization: v, {said}}}}}" if said else ""
+            f"model: {{params: {{parameterization: v, {message}}}}}" if message else ""
         )
         same_state(load(path, prediction="v").network, expected.network)
     assert load(path, weights="raw") is not None
@@ -177,7 +177,7 @@ def test_averaged_weights_are_strict(bare, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sd1", "ldm-churches", "ldm-cin256-v2"])
-def test_averaged_names_are_told_apart(name):
+def test_averaged_keys_are_distinguished(name):
     """No two weights of a published UNet lose themselves in one name without dots."""
     from triptych.weights.diffusion import unet
 

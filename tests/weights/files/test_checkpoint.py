@@ -121,10 +121,10 @@ def test_a_shared_prefix_is_taken_off(tmp_path):
 
 
 def test_safetensors(tmp_path):
-    whole = {name: t.contiguous() for name, t in TENSORS.items()}
-    save_file(whole, tmp_path / "a.safetensors", {"note": "x"})
+    full = {name: t.contiguous() for name, t in TENSORS.items()}
+    save_file(full, tmp_path / "a.safetensors", {"note": "x"})
     checkpoint = open_checkpoint(tmp_path / "a.safetensors")
-    check(checkpoint, whole)
+    check(checkpoint, full)
     assert checkpoint.metadata == {"note": "x"}
 
 
@@ -161,16 +161,16 @@ def test_arrays_of_objects_are_refused(tmp_path):
         open_checkpoint(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_shards(tmp_path, kind):
+@pytest.mark.parametrize("variant", ["safetensors", "bin"])
+def test_shards(tmp_path, variant):
     parts = [{"a": torch.ones(2)}, {"b": torch.zeros(3, 3), "c": torch.ones(1)}]
-    stem = "model" if kind == "safetensors" else "pytorch_model"
+    stem = "model" if variant == "safetensors" else "pytorch_model"
     places = {}
     for i, part in enumerate(parts):
-        name = f"{stem}-0000{i + 1}-of-00002.{kind}"
-        save_file(part, tmp_path / name) if kind == "safetensors" else torch.save(part, tmp_path / name)
+        name = f"{stem}-0000{i + 1}-of-00002.{variant}"
+        save_file(part, tmp_path / name) if variant == "safetensors" else torch.save(part, tmp_path / name)
         places |= dict.fromkeys(part, name)
-    (tmp_path / f"{stem}.{kind}.index.json").write_text(json.dumps({"weight_map": places}))
+    (tmp_path / f"{stem}.{variant}.index.json").write_text(json.dumps({"weight_map": places}))
     check(open_checkpoint(tmp_path), parts[0] | parts[1])
     (tmp_path / places["c"]).unlink()
     with pytest.raises(UserError, match="lacks 1 of 2 shards"):

@@ -89,8 +89,8 @@ def test_preprocessing_and_classes_go_to_transformers_and_back(tiny_segmenter, t
         preprocess=Preprocess(size=(128, 128), mode="squash", crop=1.0), classes=("sky", "sea")
     )
     export(net, tmp_path, "hf")
-    said = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert said["image_processor_type"] == "SegformerImageProcessor"
+    message = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert message["image_processor_type"] == "SegformerImageProcessor"
     back = load(tmp_path)
     assert back.card.preprocess == net.card.preprocess
     assert back.card.classes == ("sky", "sea")
@@ -161,10 +161,10 @@ def test_parity_with_the_slow_backbone(tiny_segmenter, slow_swin, tmp_path, form
     net = tiny_segmenter()
     state = published(net, form)
     torch.save({"meta": {"CLASSES": tuple("abcde")}, "state_dict": state}, tmp_path / "net.pth")
-    said = inspect(tmp_path / "net.pth")
-    assert (said["format"], said["family"], said["fits"]) == (form, "segmenter", None)
-    assert said["classes"] == {"number": 5, "names": list("abcde")}
-    assert said["config"]["backbone"]["config"]["image_size"] == [512, 512]
+    message = inspect(tmp_path / "net.pth")
+    assert (message["format"], message["family"], message["fits"]) == (form, "segmenter", None)
+    assert message["classes"] == {"number": 5, "names": list("abcde")}
+    assert message["config"]["backbone"]["config"]["image_size"] == [512, 512]
     ours, images = load(tmp_path / "net.pth"), torch.randn(1, 3, 128, 96)
     names = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
     if form == "mmseg":

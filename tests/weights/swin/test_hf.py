@@ -28,7 +28,7 @@ CASES = {
     "swin without a head": (hf.SwinModel, hf.SwinConfig, SIZES),
     "swin no bias, another ratio": (*V1, SIZES | {"qkv_bias": False, "mlp_ratio": 2.5}),
     "swin rectangular": (*V1, SIZES | {"image_size": [80, 112]}),
-    "swin patches of 2, grey": (*V1, SIZES | {"patch_size": 2, "num_channels": 1, "image_size": 32}),
+    "swin patches of 2, gray": (*V1, SIZES | {"patch_size": 2, "num_channels": 1, "image_size": 32}),
     "swin backbone": (hf.SwinBackbone, hf.SwinConfig, SIZES | ALL | {"image_size": 96}),
     "swinv2": (*V2, SIZES),
     "swinv2 without a head": (hf.Swinv2Model, hf.Swinv2Config, SIZES),
@@ -91,7 +91,7 @@ def test_parity_in_both_directions(theirs, tmp_path, same_state):
 
 @pytest.mark.parametrize("theirs", ["swin", "swin backbone"], indirect=True)
 def test_new_keys_are_read_as_old_ones(theirs, tmp_path, same_state):
-    """transformers 5's names in memory, as somebody saves a state_dict."""
+    """transformers 5's names in memory, as someone saves a state_dict."""
     theirs.save_pretrained(tmp_path / "old")
     new = tmp_path / "new"
     new.mkdir()

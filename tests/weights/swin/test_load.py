@@ -17,7 +17,7 @@ from triptych.weights.mapping.families import build
 
 V2 = {"version": 2}
 # Formats -> what of ours they can say, as changes to a small network.
-SAYS = {
+CONFIG_JSON = {
     "triptych": [{}, V2, {"window_size": ((3, 5), (4, 2), (7, 7))}, {"stem_widths": (8,), "patch_size": 2}],
     "microsoft": [
         {},
@@ -54,11 +54,11 @@ SAYS = {
         {"window_size": 8, "image_size": (48, 80)},
     ],
 }
-WAYS = [(form, changes) for form, ways in SAYS.items() for changes in ways]
+WAYS = [(form, changes) for form, ways in CONFIG_JSON.items() for changes in ways]
 
 
 def test_every_format_is_tried():
-    assert set(SAYS) == set(formats("swin"))
+    assert set(CONFIG_JSON) == set(formats("swin"))
 
 
 @pytest.mark.parametrize(("form", "changes"), WAYS)
@@ -80,9 +80,9 @@ def test_there_and_back_is_bit_for_bit(tiny_swin, same_state, tmp_path, form, ch
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("form", SAYS)
+@pytest.mark.parametrize("form", CONFIG_JSON)
 def test_bfloat16_goes_there_and_back_too(tiny_swin, same_state, tmp_path, form):
-    net = tiny_swin(**SAYS[form][-1]).bfloat16()
+    net = tiny_swin(**CONFIG_JSON[form][-1]).bfloat16()
     export(net, tmp_path / "out", form)
     same_state(net, load(tmp_path / "out"))
 
@@ -101,8 +101,8 @@ def test_formats_chain(tiny_swin, same_state, tmp_path, version):
 
 def test_what_a_bare_file_leaves_out_lies_beside_it(tiny_swin, tmp_path, caplog):
     export(tiny_swin(**V2), tmp_path / "net.pth", "timm")
-    said = json.loads((tmp_path / "net.pth.json").read_text())["triptych"]
-    assert said["window_size"] == [[4, 4]] * 3
+    message = json.loads((tmp_path / "net.pth.json").read_text())["triptych"]
+    assert message["window_size"] == [[4, 4]] * 3
     assert "which other programs do not read" in caplog.text
     assert inspect(tmp_path / "net.pth")["facts"]["window_size"] == "net.pth.json"
 
@@ -148,15 +148,15 @@ def test_published_sizes_are_found_by_shape_alone(name, tmp_path):
         for parameter in net.parameters():
             parameter.zero_()
     export(net, tmp_path / "net.pth", "microsoft")
-    said = inspect(tmp_path / "net.pth")
+    message = inspect(tmp_path / "net.pth")
     assert not (tmp_path / "net.pth.json").exists()
-    assert said["config"]["num_heads"] == list(config.num_heads)
-    assert said["config"]["image_size"] == list(config.image_size)
-    assert said["config"]["window_size"] == [list(window) for window in config.window_size]
-    assert said["parameters"] == sum(p.numel() for p in net.parameters())
-    assert said["classes"]["names"][207] == "golden retriever"
-    assert said["preprocess"]["crop"] == 0.875
-    assert said["fits"] is None
+    assert message["config"]["num_heads"] == list(config.num_heads)
+    assert message["config"]["image_size"] == list(config.image_size)
+    assert message["config"]["window_size"] == [list(window) for window in config.window_size]
+    assert message["parameters"] == sum(p.numel() for p in net.parameters())
+    assert message["classes"]["names"][207] == "golden retriever"
+    assert message["preprocess"]["crop"] == 0.875
+    assert message["fits"] is None
 
 
 # --------------------------------------------------------------------------- another window, another size, another head

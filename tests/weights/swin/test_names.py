@@ -55,7 +55,7 @@ def microsoft(version=1, sides=SIDES, before=None, head=True) -> dict[str, Tenso
     shapes |= dict.fromkeys(
         ("patch_embed.proj.bias", "patch_embed.norm.weight", "patch_embed.norm.bias"), (DIM,)
     )
-    made: dict[str, Tensor] = {}
+    output: dict[str, Tensor] = {}
     for stage, (depth, heads, side) in enumerate(zip(DEPTHS, HEADS, sides, strict=True)):
         d, rows = DIM * 2**stage, SIZE // 4 // 2**stage
         for i in range(depth):
@@ -66,9 +66,9 @@ def microsoft(version=1, sides=SIDES, before=None, head=True) -> dict[str, Tenso
             shapes |= {f"{b}attn.qkv.weight": (3 * d, d), f"{b}attn.proj.weight": (d, d)}
             shapes |= {f"{b}mlp.fc1.weight": (4 * d, d), f"{b}mlp.fc1.bias": (4 * d,)}
             shapes |= {f"{b}mlp.fc2.weight": (d, 4 * d), f"{b}mlp.fc2.bias": (d,)}
-            made[f"{b}attn.relative_position_index"] = index_of(side)
+            output[f"{b}attn.relative_position_index"] = index_of(side)
             if i % 2 and rows > side:
-                made[f"{b}attn_mask"] = mask_of(rows, side)
+                output[f"{b}attn_mask"] = mask_of(rows, side)
             if version == 1:
                 shapes |= {f"{b}attn.qkv.bias": (3 * d,)}
                 shapes |= {f"{b}attn.relative_position_bias_table": ((2 * side - 1) ** 2, heads)}
@@ -80,7 +80,7 @@ def microsoft(version=1, sides=SIDES, before=None, head=True) -> dict[str, Tenso
             }
             shapes |= {f"{b}attn.cpb_mlp.0.weight": (512, 2), f"{b}attn.cpb_mlp.0.bias": (512,)}
             shapes |= {f"{b}attn.cpb_mlp.2.weight": (heads, 512)}
-            made[f"{b}attn.relative_coords_table"] = coordinates_of(side, (before or sides)[stage])
+            output[f"{b}attn.relative_coords_table"] = coordinates_of(side, (before or sides)[stage])
         if stage < len(DEPTHS) - 1:
             m, width = f"layers.{stage}.downsample.", 4 * d if version == 1 else 2 * d
             shapes |= {f"{m}reduction.weight": (2 * d, 4 * d)}
@@ -89,7 +89,7 @@ def microsoft(version=1, sides=SIDES, before=None, head=True) -> dict[str, Tenso
     shapes |= {"norm.weight": (d,), "norm.bias": (d,)}
     shapes |= {"head.weight": (CLASSES, d), "head.bias": (CLASSES,)} if head else {}
     torch.manual_seed(0)
-    return {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()} | made
+    return {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()} | output
 
 
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
@@ -151,22 +151,22 @@ LAYOUTS = {
 
 def written(folder, layout):
     """The layout's file, its tensors, the same under Microsoft's names, and how they were made."""
-    form, change, how = LAYOUTS[layout]
-    tensors = microsoft(**how)
+    form, change, options = LAYOUTS[layout]
+    tensors = microsoft(**options)
     theirs = change(tensors)
     torch.save({"model": theirs} if form == "microsoft" else theirs, folder / "net.pth")
-    if form == "timm" and how.get("version") == 2:  # nothing in its tensors tells the window
+    if form == "timm" and options.get("version") == 2:  # nothing in its tensors tells the window
         (folder / "config.json").write_text(json.dumps({"model_args": {"window_size": 4, "img_size": 64}}))
-    return folder / "net.pth", theirs, tensors, how
+    return folder / "net.pth", theirs, tensors, options
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_parity_with_the_slow_network(tmp_path, slow_swin, layout):
-    path, _, tensors, how = written(tmp_path, layout)
+    path, _, tensors, options = written(tmp_path, layout)
     said = inspect(path)
     assert (said["format"], said["family"], said["fits"]) == (LAYOUTS[layout][0], "swin", None)
     net, images = load(path), torch.randn(2, 3, 64, 64)
-    sides, before = how.get("sides", SIDES), how.get("before")
+    sides, before = options.get("sides", SIDES), options.get("before")
     assert net.config.window_size == tuple((side, side) for side in sides)
     assert net.config.pretrained_window_size == (tuple((s, s) for s in before) if before else ())
     assert net.config.image_size == (64, 64)
@@ -411,7 +411,7 @@ def test_odd_coordinates_fall_back_to_convention(tmp_path, value):
     assert load(tmp_path / "net.pth").config.pretrained_window_size == ()
 
 
-def test_rectangular_windows_are_told_by_the_index_or_the_call(tmp_path, tiny_swin, same_state):
+def test_rectangular_windows_come_from_the_index_or_the_call(tmp_path, tiny_swin, same_state):
     net = tiny_swin(window_size=((3, 5), (3, 5), (2, 4)), image_size=(48, 80))
     with pytest.raises(UserError, match="torchvision cannot store windows"):
         export(net, tmp_path / "a.pth", "torchvision")
@@ -423,6 +423,6 @@ def test_rectangular_windows_are_told_by_the_index_or_the_call(tmp_path, tiny_sw
     torch.save(state, tmp_path / "b.pth")
     with pytest.raises(UserError, match=r"of no square windows; give window_size=\(height, width\)"):
         load(tmp_path / "b.pth")
-    told = load(tmp_path / "b.pth", window_size=(3, 5), image_size=(48, 80))
-    same_state(net, told)
-    assert told.config == net.config
+    reported = load(tmp_path / "b.pth", window_size=(3, 5), image_size=(48, 80))
+    same_state(net, reported)
+    assert reported.config == net.config

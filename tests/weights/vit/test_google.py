@@ -225,7 +225,7 @@ def hybrid(squeezed: bool = True) -> dict[str, np.ndarray]:
                 parts.append(("_proj", 1, channels, 4 * width))
             for part, k, inputs, outputs in parts:
                 names[f"{b}conv{part}/kernel"] = (k, k, inputs, outputs)
-                names |= {f"{b}gn{part}/{kind}": norm(outputs) for kind in ("scale", "bias")}
+                names |= {f"{b}gn{part}/{variant}": norm(outputs) for variant in ("scale", "bias")}
             channels = 4 * width
     w |= {name: random(*shape) for name, shape in names.items()}
     return w | {"embedding/kernel": random(1, 1, channels, D)}
@@ -281,13 +281,13 @@ def test_a_scan_stack_is_the_loop_it_stands_for(tmp_path, same_state):
     same_state(load(tmp_path / "stacked.npz"), load(tmp_path / "loop.npz"))
 
 
-def test_the_optimisers_state_is_left_out_and_said(tmp_path):
+def test_the_optimizers_state_is_left_out_and_said(tmp_path):
     w = {f"opt/target/{name}": array for name, array in paper().items()}
     np.savez(tmp_path / "net.npz", **w, **{"opt/state/step": np.int32(3), "extra/rng": np.zeros(2)})
-    said = inspect(tmp_path / "net.npz")
-    assert said["format"] == "google"
-    assert said["fits"] is None
-    assert said["notes"] == ["weights taken from 'opt/target', leaving out extra, opt"]
+    message = inspect(tmp_path / "net.npz")
+    assert message["format"] == "google"
+    assert message["fits"] is None
+    assert message["notes"] == ["weights taken from 'opt/target', leaving out extra, opt"]
 
 
 def test_bfloat16_arrays(tmp_path):
@@ -317,11 +317,11 @@ def test_a_rectangular_grid_needs_to_be_said(tmp_path):
 
 def test_what_it_says(tmp_path):
     np.savez(tmp_path / "net.npz", **paper(rep=24))
-    said = inspect(tmp_path / "net.npz")
-    assert said["config"]["mlp"] == "gelu_tanh"
-    assert said["config"]["head"] == "mlp"
-    assert said["facts"]["num_heads"] == "shape of the query kernel"
-    assert "squash, bilinear, mean and std 0.5" in said["facts"]["preprocess"]
+    message = inspect(tmp_path / "net.npz")
+    assert message["config"]["mlp"] == "gelu_tanh"
+    assert message["config"]["head"] == "mlp"
+    assert message["facts"]["num_heads"] == "shape of the query kernel"
+    assert "squash, bilinear, mean and std 0.5" in message["facts"]["preprocess"]
 
 
 @pytest.mark.parametrize("form", ["google", "big_vision"])

@@ -107,7 +107,7 @@ def test_last_hidden_state(theirs, tmp_path):
 
 @pytest.mark.parametrize("theirs", CASES, indirect=True)
 def test_new_keys_are_read_as_old_ones(theirs, tmp_path, same_state):
-    """transformers 5's names in memory, as somebody saves a state_dict."""
+    """transformers 5's names in memory, as someone saves a state_dict."""
     theirs.save_pretrained(tmp_path / "old")
     new = tmp_path / "new"
     new.mkdir()
@@ -163,7 +163,7 @@ def test_preprocessing_goes_there_and_back(tmp_path, tiny, mode):
 
 
 @pytest.mark.parametrize(
-    ("found", "size", "crop", "mode"),
+    ("result", "size", "crop", "mode"),
     [
         ({"size": 224, "do_resize": True}, (224, 224), 1.0, "squash"),
         ({"size": {"height": 384, "width": 256}}, (384, 256), 1.0, "squash"),
@@ -186,9 +186,9 @@ def test_preprocessing_goes_there_and_back(tmp_path, tiny, mode):
         ({"size": {"shortest_edge": 224}, "do_center_crop": False}, (224, 224), 1.0, "crop"),
     ],
 )
-def test_processors_of_several_ages(tmp_path, tiny, found, size, crop, mode):
+def test_processors_of_several_ages(tmp_path, tiny, result, size, crop, mode):
     export(tiny(), tmp_path, "hf")
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(found | {"resample": 3}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(result | {"resample": 3}))
     preprocess = load(tmp_path).card.preprocess
     assert (preprocess.size, preprocess.crop, preprocess.mode) == (size, crop, mode)
     assert preprocess.interpolation == "bicubic"
@@ -199,10 +199,10 @@ def test_without_a_config_conventions_are_named(tmp_path, tiny):
     export(net, tmp_path, "hf")
     (tmp_path / "config.json").unlink()
     (tmp_path / "preprocessor_config.json").unlink()
-    said = inspect(tmp_path)
-    assert said["facts"]["num_heads"] == "convention: heads of 64 channels"
-    assert said["facts"]["norm_eps"] == "convention: transformers' default 1e-12"
-    assert "mean and std 0.5" in said["facts"]["preprocess"]
+    message = inspect(tmp_path)
+    assert message["facts"]["num_heads"] == "convention: heads of 64 channels"
+    assert message["facts"]["norm_eps"] == "convention: transformers' default 1e-12"
+    assert "mean and std 0.5" in message["facts"]["preprocess"]
     assert load(tmp_path).config == net.config
 
 

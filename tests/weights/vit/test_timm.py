@@ -54,14 +54,14 @@ def blocks(
     return names
 
 
-def base(positions: int | None, **how) -> dict[str, tuple[int, ...]]:
+def base(positions: int | None, **options) -> dict[str, tuple[int, ...]]:
     names: dict[str, tuple[int, ...]] = {
         "patch_embed.proj.weight": (D, 3, P, P),
         "patch_embed.proj.bias": (D,),
     }
     if positions:
         names["pos_embed"] = (1, positions, D)
-    return names | blocks(**how)
+    return names | blocks(**options)
 
 
 CLS: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, D)}
@@ -274,9 +274,9 @@ def test_written_back_every_tensor_is_the_same(tmp_path, layout):
 def test_deit_publishes_under_model(tmp_path, tiny):
     export(tiny(layer_scale=0.1, prefix_positions=False), tmp_path / "net.pth", "deit")
     assert list(torch.load(tmp_path / "net.pth", weights_only=True)) == ["model"]
-    said = inspect(tmp_path / "net.pth")
-    assert said["notes"] == ["weights taken from 'model'"]
-    assert "ImageNet's mean and std" in said["facts"]["preprocess"]
+    message = inspect(tmp_path / "net.pth")
+    assert message["notes"] == ["weights taken from 'model'"]
+    assert "ImageNet's mean and std" in message["facts"]["preprocess"]
 
 
 # -------------------------------------------------------------------------------------------------- timm's JSON
