@@ -16,7 +16,7 @@ from PIL import Image
 
 import triptych as tp
 from triptych.data.builtin.scenes import scenes
-from triptych.layers.window import shift_along, shift_mask, sources, windows_along
+from triptych.layers.window import shift_along, shift_mask, window_sources, windows_along
 from triptych.models.swin import Swin
 from triptych.pipelines.explain.swin_windows import backbone_of
 from triptych.pipelines.segmentation import SegmentationPipeline
@@ -33,7 +33,7 @@ def shifted(size: tuple[int, int], side: int, title: str) -> Figure:
     """Draw the windows, regions, roll and mask of a map."""
     rows, columns = (windows_along(cells, side) for cells in size)
     shift = (shift_along(size[0], side), shift_along(size[1], side))
-    order = sources(*size, rows, columns, (side, side), shift)
+    order = window_sources(*size, rows, columns, (side, side), shift)
     mask = shift_mask(rows, columns, (side, side), shift, torch.device("cpu"), torch.float32)
     return cyclic_shift(size, (side, side), shift, order.numpy(), mask[:, 0].numpy(), title)
 

@@ -173,7 +173,7 @@ def _(c: LatentDiffusionConfig) -> Described:
     if isinstance(c.text_encoder, TextConfig):
         words += f", {c.text_encoder.type} text"
     elif isinstance(c.text_encoder, ImageTokensConfig):
-        words += ", a picture"
+        words += ", an image"
     elif c.text_encoder is not None:
         words += f", {c.text_encoder.num_classes:,} classes"
     elif c.network.num_classes and isinstance(c.network, DiTConfig):
