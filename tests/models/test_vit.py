@@ -92,7 +92,7 @@ def test_drop_path_rises_with_depth(small):
     net = ViT(small(drop_path_rate=0.3, depth=4))
     rates = [part.rate for part in net.modules() if isinstance(part, DropPath)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
-    assert ViT(small(drop_path_rate=0.3, depth=1)).encoder[0].drop_path_rate.rate == 0
+    assert ViT(small(drop_path_rate=0.3, depth=1)).encoder[0].drop_path.rate == 0
 
 
 def test_eval_is_the_same_every_time_and_training_is_not(small, scrambled, images):
