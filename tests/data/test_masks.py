@@ -52,10 +52,10 @@ def head(source, index: int = 0, count: int = 3) -> list[int]:
 def pairs(tmp_path, png):
     """Three images and masks, the masks by the numbers they hold."""
 
-    def make(*masks: bytes, folder: Path = tmp_path / "data", images="images", concat="masks") -> Path:
+    def make(*masks: bytes, folder: Path = tmp_path / "data", images="images", mask_folder="masks") -> Path:
         for number, content in enumerate(masks):
             write(folder / images / f"{number}.jpg", png(number))
-            write(folder / beside / f"{number}.png", content)
+            write(folder / mask_folder / f"{number}.png", content)
         return folder
 
     return make
@@ -79,9 +79,11 @@ def test_images_and_masks(pairs, values):
     assert len(train) + len(held) == 3
 
 
-@pytest.mark.parametrize(("images", "beside"), [("img", "labels"), ("Imgs", "Annotations"), ("image", "gt")])
-def test_other_names(pairs, images, beside):
-    assert head(open_source(pairs(mask(2), images=images, beside=beside))) == [2, 0, 0]
+@pytest.mark.parametrize(
+    ("images", "mask_folder"), [("img", "labels"), ("Imgs", "Annotations"), ("image", "gt")]
+)
+def test_other_names(pairs, images, mask_folder):
+    assert head(open_source(pairs(mask(2), images=images, mask_folder=mask_folder))) == [2, 0, 0]
 
 
 @pytest.mark.parametrize("above", [True, False])
@@ -149,7 +151,7 @@ def test_a_changed_mask_changes_the_fingerprint(pairs):
         ("id2label.json", '{"0": "sky", "1": "sea", "2": "sand", "255": "void"}'),
     ],
 )
-def test_names_lie_beside_the_data(pairs, file, content):
+def test_names_next_to_the_data(pairs, file, content):
     folder = pairs(mask(1))
     write(folder / file, content)
     assert open_source(folder).mask_classes == ("sky", "sea", "sand")

@@ -123,7 +123,7 @@ def destinations(named: tuple[str, ...]) -> dict[Path, Path]:
 
     if not named:
         raise ConfigError(
-            "no image was named; give image files or folders: triptych segment IMAGE... --out DIR"
+            "no image is given; name image files or folders: triptych segment IMAGE... --out DIR"
         )
     places: dict[Path, Path] = {}
     for path in map(Path, named):

@@ -303,7 +303,7 @@ def test_a_vit_is_pre_trained_and_parses_too(config, tmp_path):
     small = replace(config, model="vit-ti16", model_args=vit, loop=replace(config.loop, epochs=1))
     run(replace(small, head=HeadConfig(type="upernet", channels=16)), tmp_path / "seg")
     net = tp.load(tmp_path / "seg")
-    assert net.taken == (0, 1, 2, 3)
+    assert net.blocks_read == (0, 1, 2, 3)
     pretraining = PretrainConfig(
         data=config.data, model="vit-ti16", model_args=vit, image_size=(32, 32), mask_patch=8,
         loading=config.loading, loop=replace(config.loop, epochs=1),
@@ -315,7 +315,9 @@ def test_the_head_of_a_segmenter_stays_or_is_refused(config, tmp_path):
     tp.save(segmenter(("ground", "square")), tmp_path / "fpn.safetensors")
     tp.save(segmenter(("a", "b", "c")), tmp_path / "three.safetensors")
     again = replace(config, init=str(tmp_path / "fpn.safetensors"), loop=replace(config.loop, epochs=1))
-    with pytest.raises(UserError, match=r"--head\.kind fpn --head\.width 8 --head\.aux-width 0") as caught:
+    with pytest.raises(
+        UserError, match=r"--head\.type fpn --head\.channels 8 --head\.aux-channels 0"
+    ) as caught:
         run(again, tmp_path / "r")
     assert "\n" not in str(caught.value)
     own = HeadConfig(type="fpn", channels=8, dropout=0.3)

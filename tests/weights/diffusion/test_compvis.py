@@ -353,7 +353,7 @@ def test_our_own_file_bit_for_bit(name, tiny_ldm, same_state, tmp_path):
 
 def test_our_own_file_keeps_an_added_word(tiny_ldm, same_state, tmp_path):
     text = replace(SIZES["sd1"].text_encoder, embed_dim=24, depth=1, num_heads=2, mlp_ratio=1.0)
-    net = tiny_ldm("sd1", text=text)
+    net = tiny_ldm("sd1", text_encoder=text)
     add_embedding(net.text_encoder, "<cat>", torch.randn(2, 24))
     tp.save(net, tmp_path / "net.safetensors")
     back = load(tmp_path / "net.safetensors")

@@ -193,7 +193,7 @@ def read(
     facts["text_encoder.activation"] = "config.json" if "hidden_act" in config_json else f"convention: {act}"
     sizes |= {"activation": act, "norm_eps": float(config_json.get("layer_norm_eps", 1e-5))}
     sizes["pad_token"] = min(49407, rows - added - 1) if sizes["type"] == "clip" else 0
-    published = text_config.SIZES["openclip-h-published"]
+    published = text_config.SIZES["openclip-h-whole"]
     if layout is OPENCLIP and (depth, width) == (published.depth, published.embed_dim):
         sizes["skip_last_blocks"] = published.skip_last_blocks
         facts["text_encoder.skip_last_blocks"] = "convention: Stable Diffusion 2 reads the last layer but one"

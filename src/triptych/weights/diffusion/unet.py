@@ -204,7 +204,13 @@ def table(config: UNetConfig, layout: Layout) -> list[Rule]:
 
 
 def _block(
-    config: UNetConfig, layout: Layout, level: UNetLevel, in_channels: int, res: str, attention: str, ours: str
+    config: UNetConfig,
+    layout: Layout,
+    level: UNetLevel,
+    in_channels: int,
+    res: str,
+    attention: str,
+    ours: str,
 ) -> list[Rule]:
     rules = _res(layout, res, f"{ours}.res", in_channels, level.channels)
     if level.attention and config.context_dim:
