@@ -1,6 +1,7 @@
 """What all tests share. Under pytest the shapes in the signatures of `layers`, `models` and `heads` are checked at each
 call."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 from PIL import Image
+
+# A shell that runs the tests in the background makes them ignore SIGINT, and their child processes would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before the first import of either: the hook rewrites modules as they are loaded.
 install_import_hook(["triptych.layers", "triptych.models", "triptych.heads"], "beartype.beartype")

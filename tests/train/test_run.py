@@ -176,7 +176,7 @@ def test_sigterm_to_the_whole_group_saves_and_ends(pictures, tmp_path):
     said = process.stderr.read()
     assert process.wait(60) == 130, said
     process.stderr.close()
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     assert len(checkpoint_steps(tmp_path / "r")) == 1
 
 

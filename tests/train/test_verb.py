@@ -40,7 +40,8 @@ def test_the_flags_people_type_stay(capsys):
     main(["train", "vit", "--help"])
     assert {
         "data", "out", "init", "model", "model-args", "image-size", "train", "frozen-blocks", "lora-rank", "head",
-        "drop-path-rate", "loss", "eval-crop", "dry-run", "json", "loop.epochs", "loop.ema", "loop.precision", "loop.seed",
+        "drop-path-rate", "loss", "eval-crop", "dry-run", "json", "loop.epochs", "loop.ema", "loop.precision",
+        "loop.seed",
         "loop.device", "loop.compile", "loop.accumulate", "loop.eval-every", "loop.save-every", "loop.keep",
         "loop.tensorboard", "optim.lr", "optim.weight-decay", "optim.layer-decay", "optim.warmup", "optim.clip",
         "loading.batch-size", "loading.workers", "loading.on-bad-image", "loading.label-column", "augment.mixup",
