@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import triptych as tp
-from triptych.bench.harness.subprocesses import python
+from triptych.bench.harness.subprocesses import run_code
 from triptych.cli import main, segment
 from triptych.model_card import Preprocess
 from triptych.pipelines.image_input import images_below
@@ -107,11 +107,17 @@ def test_an_interrupt_leaves_whole_lines(model, images, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell starts jobs in the background with SIGINT ignored, which they pass on, and then it stays ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     while process.poll() is None and not output.stat().st_size:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert errors.endswith("triptych: interrupted\n")
     assert "Traceback" not in errors
@@ -124,6 +130,8 @@ def test_an_interrupt_leaves_whole_lines(model, images, tmp_path):
 
 MEMORY = """
 import itertools
+import sys
+from triptych.bench.children.process_memory import memory, report
 import triptych as tp
 
 kind, model, image = sys.argv[1:]
@@ -131,8 +139,8 @@ pipe = getattr(tp, kind)(model, dtype="fp32", batch_size=4, workers=1)
 peaks = []
 for number, one in enumerate(pipe(itertools.repeat(image, 200))):
     if number in (39, 199):
-        peaks.append(memory()[1])
-say(peaks=peaks)
+        peaks.append(memory().peak)
+report(peaks=peaks)
 """
 
 
@@ -148,5 +156,5 @@ def test_memory_does_not_grow_with_the_pictures(kind, parser, tmp_path):
         net.card = replace(net.card, preprocess=Preprocess(size=(256, 256), crop=1.0))
         path = tmp_path / "net.safetensors"
         tp.save(net, path)
-    first, last = python(MEMORY, kind, path, tmp_path / "image.png").said["peaks"]
+    first, last = run_code(MEMORY, kind, path, tmp_path / "image.png").reported["peaks"]
     assert last - first < 12e6

@@ -1,5 +1,6 @@
 """`triptych bench`"""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,8 @@ class Bench:
                 raise UserError(f"--{name} is of {' and '.join(suites)}, not of {self.suite}; leave it out")
         if self.quick and self.short:
             raise UserError("--quick and --short are two plans; give one of them")
+        if importlib.util.find_spec("psutil") is None:
+            raise UserError("triptych bench needs psutil; run: pip install 'triptych[bench]'")
         from triptych.bench.harness import report
         from triptych.bench.suites import (
             approximate,

@@ -64,10 +64,10 @@ class LabelMap:
         values = read_mask(source, name)
         if int(values.max(initial=0)) >= NUM_MASK_VALUES:
             self._refuse(int(values.max()), name)
-        found = self.table[values]
-        if int(found.min(initial=0)) < 0:
-            self._refuse(int(values[found < 0].min()), name)
-        return found.astype(mask_dtype(len(self.classes)))
+        classes = self.table[values]
+        if int(classes.min(initial=0)) < 0:
+            self._refuse(int(values[classes < 0].min()), name)
+        return classes.astype(mask_dtype(len(self.classes)))
 
     def _refuse(self, value: int, name: str) -> None:
         classes = np.flatnonzero((self.table != INVALID) & (self.table != void_label(len(self.classes))))
@@ -96,7 +96,7 @@ def lookup_table(numbers: Sequence[int], others: int = VOID, void: Collection[in
 
 
 def orient_mask(
-    mask: Integer[np.ndarray, "H W"], turn: int, size: tuple[int, int], name: str
+    mask: Integer[np.ndarray, "H W"], orientation: int, size: tuple[int, int], name: str
 ) -> Integer[np.ndarray, "h w"]:
     """The mask of a picture of EXIF orientation `turn` that was turned upright to `size` (height, width): turned with
     it if it lies as the picture was stored, as it is if it lies as the picture is shown.
@@ -105,16 +105,16 @@ def orient_mask(
         UserError: it is of another size, or could be either; names the picture.
     """
     (tall, wide), (height, width) = mask.shape, size
-    stored = (width, height) if turn >= 5 else size
-    if turn != 1 and mask.shape == size == stored:
+    stored = (width, height) if orientation >= 5 else size
+    if orientation != 1 and mask.shape == size == stored:
         raise UserError(
-            f"{name} is stored turned (EXIF orientation {turn}), and its mask fits it as stored and as shown; save it "
-            "upright, as the mask lies, without the tag"
+            f"{name} is stored turned (EXIF orientation {orientation}), and its mask fits it as stored and as shown; "
+            "save it upright, as the mask lies, without the tag"
         )
     if mask.shape == size:
         return mask
     if mask.shape == stored:
-        return np.asarray(Image.fromarray(mask).transpose(UNDO_ORIENTATION[turn]))
+        return np.asarray(Image.fromarray(mask).transpose(UNDO_ORIENTATION[orientation]))
     raise UserError(
         f"{name} is {width} x {height} pixels and its mask {wide} x {tall}; they must be of one size"
     )

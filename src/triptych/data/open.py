@@ -59,8 +59,8 @@ def open_source(
     if is_built_in(spec):
         _need_files(spec, stream)
         return _open_built_in(spec, split)
-    asked = (image_column, label_column, caption_column, mask_column)
-    return _open(spec, asked, ignore_index, reduce_zero_label, stream).source(split)
+    requested = (image_column, label_column, caption_column, mask_column)
+    return _open(spec, requested, ignore_index, reduce_zero_label, stream).source(split)
 
 
 def train_and_eval(
@@ -91,34 +91,36 @@ def train_and_eval(
     if is_built_in(spec):
         _need_files(spec, stream)
         return _open_built_in(spec, "train"), _open_built_in(spec, "eval")
-    asked = (image_column, label_column, caption_column, mask_column)
-    opened = _open(spec, asked, ignore_index, reduce_zero_label, stream)
+    requested = (image_column, label_column, caption_column, mask_column)
+    opened = _open(spec, requested, ignore_index, reduce_zero_label, stream)
     if "train" in opened.splits and ("val" in opened.splits or "test" in opened.splits):
         return opened.source("train"), opened.source("eval")
     if isinstance(opened, OpenedStream):
         return opened.split_off(eval_fraction, seed)
-    whole = opened.source(None)
-    if len(whole) < 2:
+    source = opened.source(None)
+    if len(source) < 2:
         raise UserError(
             f"{os.fspath(spec)} holds one image; give one to train and one to evaluate on at least"
         )
-    held = choose_held_out(len(whole), whole.labels, eval_fraction, seed)
-    return Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held))
+    held = choose_held_out(len(source), source.labels, eval_fraction, seed)
+    return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
 
 
 def _open(
-    spec: Spec, asked: tuple[str | None, ...], ignore_index: int, reduce_zero_label: bool, stream: bool
+    spec: Spec, requested: tuple[str | None, ...], ignore_index: int, reduce_zero_label: bool, stream: bool
 ) -> "_Opened | OpenedStream":
-    return (OpenedStream if stream else _Opened)(spec, asked, ignore_index, reduce_zero_label)
+    return (OpenedStream if stream else _Opened)(spec, requested, ignore_index, reduce_zero_label)
 
 
 class _Opened:
     """What `spec` names, read once for all of its splits."""
 
-    def __init__(self, spec: Spec, asked: tuple[str | None, ...], ignore_index: int, reduce_zero_label: bool):
-        self.spec, self.asked = spec, asked
+    def __init__(
+        self, spec: Spec, requested: tuple[str | None, ...], ignore_index: int, reduce_zero_label: bool
+    ):
+        self.spec, self.requested = spec, requested
         self.ignore_index, self.reduce_zero_label = ignore_index, reduce_zero_label
-        image_column, _, _, mask_column = asked
+        image_column, _, _, mask_column = requested
         self.splits = read_tables(spec, image_column, mask_column)
         path = Path(spec).expanduser().absolute()
         self.root = dataset_root(path) if path.is_dir() else path.parent
@@ -130,7 +132,7 @@ class _Opened:
         if len(table) == 0:
             where = f" in its split {chosen}" if chosen else ""
             raise UserError(f"{os.fspath(self.spec)} holds no images{where}")
-        image, label, caption, mask = self.asked
+        image, label, caption, mask = self.requested
         if ID_COLUMN in table.features:  # of our own readers, which call the pictures "image"
             image = "image"
         if mask not in table.features and any(mask in other.features for other in self.splits.values()):
@@ -191,5 +193,5 @@ def _open_built_in(spec: Spec, split: str | None) -> Source:
     from triptych.data.builtin.scenes import scenes
 
     name, _, folder = os.fspath(spec).partition(":")
-    asked = {None: "train", "eval": "test", "val": "test"}.get(split, split)
-    return {"emoji": emoji, "scenes": scenes}[name](asked, root=folder or None)
+    requested = {None: "train", "eval": "test", "val": "test"}.get(split, split)
+    return {"emoji": emoji, "scenes": scenes}[name](requested, root=folder or None)

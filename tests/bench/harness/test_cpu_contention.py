@@ -1,24 +1,46 @@
-import os
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
 from triptych.bench.harness import cpu_contention
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are not bound to processors here")
-def test_only_the_processors_that_one_may_run_on_count(tmp_path, monkeypatch):
-    """Ticks are user, nice, system, idle, iowait, irq, softirq, steal, guest and guest's nice."""
-    stat = tmp_path / "stat"
-    monkeypatch.setattr(cpu_contention, "STAT", str(stat))
-    monkeypatch.setattr(cpu_contention.os, "sched_getaffinity", lambda of: {1})
+class Times(NamedTuple):
+    """As psutil gives them on Linux."""
 
-    def says(zeroth: int, first: int, idle: int) -> None:
-        rows = [f"cpu{i} {busy} 0 0 {idle} 0 0 0 0 0 0" for i, busy in enumerate((zeroth, first))]
-        stat.write_text("\n".join([f"cpu  {zeroth + first} 0 0 {2 * idle} 0 0 0 0 0 0", *rows, "intr 1 2"]))
+    user: float = 0.0
+    system: float = 0.0
+    idle: float = 0.0
+    iowait: float = 0.0
+    guest: float = 0.0
 
-    says(0, 0, 0)
-    watched = cpu_contention.Others()
-    says(100_000, 25_000, 75_000)
-    assert watched.share() == pytest.approx(0.25, abs=0.01)
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Two cores, of which this process may use the second alone, and has used none."""
+    times = [Times(), Times()]
+    own = SimpleNamespace(user=0.0, system=0.0, children_user=0.0, children_system=0.0)
+    monkeypatch.setattr(cpu_contention.psutil, "cpu_times", lambda percpu: list(times))
+    monkeypatch.setattr(cpu_contention.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: own))
+    monkeypatch.setattr(cpu_contention.os, "sched_getaffinity", lambda of: {1}, raising=False)
+    times.append(own)
+    return times
+
+
+def test_only_usable_cores_count(cores, monkeypatch):
+    contention = cpu_contention.CpuContention()
+    cores[0] = Times(user=1000.0)
+    cores[1] = Times(user=200.0, system=50.0, idle=700.0, iowait=50.0, guest=100.0)
+    assert contention.share() == pytest.approx(0.25)
+    assert contention.describe() == "25% of the CPU, over the whole run"
     monkeypatch.setattr(cpu_contention.os, "sched_getaffinity", lambda of: {7})
-    assert watched.share() is None
+    assert contention.share() is None
+    assert contention.describe() == "unknown"
+
+
+def test_own_work_does_not_count(cores):
+    contention = cpu_contention.CpuContention()
+    cores[1] = Times(user=300.0, idle=700.0)
+    cores[2].user, cores[2].children_user = 100.0, 150.0
+    assert contention.share() == pytest.approx(0.05)

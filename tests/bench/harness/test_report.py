@@ -11,7 +11,7 @@ from triptych.bench.harness.timing import Spread
 def made(suite="toy", value=2.0):
     columns = [Column(key="what", heading="what"), Column(key="speed", heading="a|b", form=".1f")]
     rows = [{"what": "x", "speed": Spread(value, 1.0, 3.0)}, {"what": "y", "speed": None}]
-    table = Table(title="Speed", says="How fast.", columns=columns, rows=rows)
+    table = Table(title="Speed", description="How fast.", columns=columns, rows=rows)
     return Report(
         suite=suite,
         command=f"triptych bench {suite}",

@@ -14,7 +14,7 @@ def shares(monkeypatch):
     now, given = iter(range(100)), []
     monkeypatch.setattr("triptych.bench.harness.timing.time.perf_counter", lambda: next(now))
     monkeypatch.setattr(
-        "triptych.bench.harness.timing.Others.share", lambda self: given.pop(0) if given else None
+        "triptych.bench.harness.timing.CpuContention.share", lambda self: given.pop(0) if given else None
     )
     return given
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from triptych.bench.harness.forward import TOLERANCES
-from triptych.bench.harness.subprocesses import python
+from triptych.bench.harness.subprocesses import run_code
 from triptych.bench.harness.timing import check_equal
 from triptych.bench.peers import build as peers
 from triptych.bench.suites import swin, train, vit
@@ -27,19 +27,21 @@ frozen = isinstance(NAMES, FrozenBatchNorm2d)
 """
 
 USE = """
+import sys
+from triptych.bench.children.process_memory import report
 sys.path.insert(0, sys.argv[1])
 {before}
-from triptych.bench import alone
-found, why = alone.timm()
-assert alone.timm() == (found, why)
+from triptych.bench.peers import timm_import
+found, why = timm_import.timm()
+assert timm_import.timm() == (found, why)
 assert sys.modules["timm"] is found
 {after}
-say(why=why, left=[name for name in sys.modules if name.startswith("torchvision")])
+report(why=why, left=[name for name in sys.modules if name.startswith("torchvision")])
 """
 
 
 def used(folder, after="", before=""):
-    return python(USE.format(before=before, after=after), folder).said
+    return run_code(USE.format(before=before, after=after), folder).reported
 
 
 def package(folder, name, text):
@@ -101,9 +103,11 @@ def test_a_torchvision_that_works_is_preferred(place):
     modes = "class InterpolationMode:\n    NEAREST, BICUBIC = 1, 2\n"
     package(place / "torchvision", "transforms", modes + "class Compose(list): pass")
     (place / "torchvision" / "transforms" / "functional.py").write_text("")
-    said = used(place, "assert found.Pipeline([1]) == [1] and found.MODES == {'nearest': 1, 'bicubic': 2}")
-    assert said["why"] is None
-    assert "torchvision.transforms.functional" in said["left"]
+    reported = used(
+        place, "assert found.Pipeline([1]) == [1] and found.MODES == {'nearest': 1, 'bicubic': 2}"
+    )
+    assert reported["why"] is None
+    assert "torchvision.transforms.functional" in reported["left"]
 
 
 def test_a_torchvision_for_another_torch(place):
@@ -116,25 +120,27 @@ def test_a_torchvision_for_another_torch(place):
 def test_what_was_in_its_place_is_again(place):
     """None is how a program says that a module must not be imported."""
     after = "assert sys.modules['torchvision'] is None"
-    said = used(place, after, "sys.modules['torchvision'] = None")
-    assert said == {
+    reported = used(place, after, "sys.modules['torchvision'] = None")
+    assert reported == {
         "why": "import of torchvision halted; None in sys.modules",
         "left": ["torchvision"],
     }
 
 
 NOTES = """
+import sys
+from triptych.bench.children.process_memory import report
 sys.path.insert(0, sys.argv[1])
-from triptych.bench import peers
+from triptych.bench.peers import build as peers
 there, notes = peers.present(("timm", "no_such_library"))
-say(there=there, notes=notes, left=[name for name in sys.modules if name.startswith(("timm", "torchvision"))])
+report(there=there, notes=notes, left=[name for name in sys.modules if name.startswith(("timm", "torchvision"))])
 """
 
 
 def test_the_report_says_so(place):
-    said = python(ABSENT + NOTES, place).said
-    assert said["there"] == ["timm"]
-    assert said["notes"] == [
+    reported = run_code(ABSENT + NOTES, place).reported
+    assert reported["there"] == ["timm"]
+    assert reported["notes"] == [
         "timm was imported with a stand-in for torchvision (No module named 'torchvision'), which its networks' "
         "forward passes do not touch.",
         "no_such_library is not measured: No module named 'no_such_library'.",
@@ -144,9 +150,9 @@ def test_the_report_says_so(place):
 def test_timm_is_left_out_where_names_are_not_enough(place):
     (place / "timm" / "data.py").write_text(TIMM + "NAMES = [mode.value for mode in InterpolationMode]")
     (place / "timm" / "__init__.py").write_text("from timm import data")
-    said = python(ABSENT + NOTES, place).said
-    assert (said["there"], said["left"]) == ([], [])
-    assert said["notes"][0] == (
+    reported = run_code(ABSENT + NOTES, place).reported
+    assert (reported["there"], reported["left"]) == ([], [])
+    assert reported["notes"][0] == (
         "timm is not measured: No module named 'torchvision', and timm needs more of it than names: "
         "'_Placeholder' object is not iterable."
     )
@@ -171,5 +177,5 @@ def test_timms_networks_are_ours():
 def test_timms_networks_learn_as_ours(tmp_path):
     """Losses and gradients of the first steps; `steps` raises where they differ."""
     tasks = train.classifier_tasks(train.QUICK, tmp_path, ("timm",))
-    table = train.steps("", tasks, ("timm",), train.QUICK, {"fp32": 1e12, "bf16": 1e12})
-    assert [row["ratio to timm"].median > 0 for row in table.rows] == [True] * 4
+    rows = train.steps(tasks, train.QUICK, {"fp32": 1e12, "bf16": 1e12})
+    assert [row["ratio to timm"].median > 0 for row in rows] == [True] * 4

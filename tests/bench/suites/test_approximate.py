@@ -30,7 +30,7 @@ def test_the_whole_command(tmp_path, capsys):
         assert all(row["seconds"]["low"] > 0 and row["ratio"]["low"] > 0 for row in table["rows"])
         assert table["rows"][0]["ratio"]["median"] == 1
     exact, *others = said["tables"][2]["rows"]
-    assert exact["apart"]["high"] == 0  # painted twice
+    assert exact["apart"]["high"] == 0  # generated twice
     assert all(row["apart"]["median"] > 0 and row["psnr"]["median"] < 99 for row in others[:2])
 
 

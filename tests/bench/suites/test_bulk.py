@@ -3,7 +3,7 @@
 import pytest
 
 from triptych.bench.harness.report import markdown
-from triptych.bench.harness.subprocesses import Process
+from triptych.bench.harness.subprocesses import FinishedProcess
 from triptych.bench.harness.timing import UnequalError
 from triptych.bench.peers import build as peers
 from triptych.bench.suites import bulk
@@ -12,24 +12,24 @@ from triptych.data.images import decode
 
 @pytest.fixture
 def programs(monkeypatch):
-    """What was asked for, and what each program says: the network takes 10 ms before and 8 after, a folder 12."""
-    asked = []
+    """Calls of programs, which report that the network takes 10 ms before and 8 after, a folder 12."""
+    calls = []
 
-    def python(code, *arguments):
-        asked.append((code, [str(one) for one in arguments]))
-        said = {"seconds": 0.012, "before": 2**20, "peak": 3 * 2**20}
-        if code == bulk.FOLDERS:
-            said |= {"network": [0.01, 0.008], "private": 2**21, "seen": int(arguments[6])}
-        return Process(1.0, said | {"first": [{"a": 0.75, "b": 0.25}]})
+    def run_child(program, *arguments):
+        calls.append((program, [str(argument) for argument in arguments]))
+        reported = {"seconds": 0.012, "before": 2**20, "peak": 3 * 2**20}
+        if program == "folder_ours":
+            reported |= {"network": [0.01, 0.008], "private": 2**21, "count": int(arguments[6])}
+        return FinishedProcess(1.0, reported | {"first": [{"a": 0.75, "b": 0.25}]})
 
-    monkeypatch.setattr(bulk, "python", python)
+    monkeypatch.setattr(bulk, "run_child", run_child)
     monkeypatch.setattr(peers, "present", lambda names: (names, []))
-    return asked
+    return calls
 
 
 def test_every_run_of_the_plan_is_a_row(programs):
     report = bulk.run(bulk.QUICK)
-    seen, parsed, beside, painted = report.tables
+    seen, parsed, beside, generated = report.tables
     assert [(row["count"], row["workers"]) for row in seen.rows] == [(40, 0), (40, 1)]
     assert [(row["count"], row["workers"]) for row in parsed.rows] == [(8, 1)]
     assert seen.rows[0]["private"] is None
@@ -39,10 +39,10 @@ def test_every_run_of_the_plan_is_a_row(programs):
     assert seen.rows[1]["ratio"].high == pytest.approx(10 / 12)
     assert (seen.rows[1]["peak"], seen.rows[1]["grown"]) == (3, 2)
     assert [row["ratio"] for row in beside.rows] == [1.0, 1.0]
-    assert [(row["count"], row["batch"]) for row in painted.rows] == [(2, 2)]
+    assert [(row["count"], row["batch"]) for row in generated.rows] == [(2, 2)]
     for table in report.tables:
         assert {column.key for column in table.columns} == set(table.rows[0])
-    assert "### Painting many" in markdown(report.as_json())
+    assert "### Generating many images" in markdown(report.as_json())
     assert len(programs) == 3 + 2 * 2 + 1
 
 
@@ -55,8 +55,7 @@ def test_other_probabilities_are_told():
 
 
 def test_a_missing_result_is_told(programs, monkeypatch, tmp_path):
-    said = {"seen": 7}
-    monkeypatch.setattr(bulk, "python", lambda *_: Process(1.0, said))
+    monkeypatch.setattr(bulk, "run_child", lambda *_: FinishedProcess(1.0, {"count": 7}))
     with pytest.raises(RuntimeError, match="7 results for 8 pictures"):
         bulk.folders("classify", "vit-emoji", tmp_path, tmp_path, 4, 0, 8, bulk.QUICK)
 

@@ -33,7 +33,7 @@ def test_sets(kind, tmp_path, monkeypatch):
 def test_the_suite():
     (table,) = data.run(data.QUICK).tables
     assert [row["count"] for row in table.rows] == [300, 600, 300, 300]
-    assert [row["whole"] is None for row in table.rows] == [False, True, False, False]
+    assert [row["table"] is None for row in table.rows] == [False, True, False, False]
     assert all(set(row) == {column.key for column in table.columns} for row in table.rows)
     assert all(0 < row["grown"] < row["making"] + row["reading"] for row in table.rows)
     json.dumps(table.rows, allow_nan=False)

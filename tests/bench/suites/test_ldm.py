@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from triptych.bench.harness.forward import DTYPES, TOLERANCES
-from triptych.bench.harness.subprocesses import Process
+from triptych.bench.harness.subprocesses import FinishedProcess
 from triptych.bench.harness.timing import UnequalError
 from triptych.bench.measurements import image_generation
 from triptych.bench.suites import ldm
@@ -29,7 +29,7 @@ def test_beside_diffusers(folder, measure):
         assert (row["mode"], row["dtype"]) == ("eager", label)
         assert row["ours"].low > 0
         assert row["ratio to diffusers"].median > 0
-        assert 0 < row["utilisation"] < 1
+        assert 0 < row["utilization"] < 1
         assert row["apart"] <= TOLERANCES[label]
         assert {column.key for column in ldm.table("", "", True).columns} == set(row)
 
@@ -58,25 +58,30 @@ def test_operations_are_those_of_a_convolution():
 
 
 def test_programs_and_what_becomes_of_what_they_say(monkeypatch, tmp_path):
-    asked = []
+    calls = []
 
-    def measured(code, path=None, given="{}"):
-        asked.append((None if path is None else path.name, json.loads(given)))
-        ours = code == image_generation.OURS
-        said = {"load": 1.0, "image": 10.0 if ours else 40.0, "peak": 4e9 if ours else 8e9}
-        return Process(2.0 if ours or "triptych" in code else 8.0, said)
+    def run_child(program, path, options):
+        calls.append((program, path.name, json.loads(options)))
+        ours = program == "generate_ours"
+        reported = {"load": 1.0, "image": 10.0 if ours else 40.0, "peak": 4e9 if ours else 8e9}
+        return FinishedProcess(2.0 if ours else 8.0, reported)
 
-    monkeypatch.setattr(image_generation, "python", measured)
+    def run_code(code):
+        calls.append((code,))
+        return FinishedProcess(2.0 if "triptych" in code else 8.0, {})
+
+    monkeypatch.setattr(image_generation, "run_child", run_child)
+    monkeypatch.setattr(image_generation, "run_code", run_code)
     table = image_generation.painting(tmp_path, True, (3, 5), rounds=1)
-    assert asked == [
-        ("model.safetensors", {"first": False, "steps": 3}),
-        ("diffusers", {"first": False, "num_inference_steps": 5}),
-        ("model.safetensors", {"first": False, "steps": 3, "low_memory": True}),
+    assert calls == [
+        ("generate_ours", "model.safetensors", {"num_steps": 3}),
+        ("generate_diffusers", "diffusers", {"num_inference_steps": 5}),
+        ("generate_ours", "model.safetensors", {"num_steps": 3, "low_memory": True}),
     ]
     assert [row.get("ratio") and row["ratio"].median for row in table.rows] == [1.0, 0.25, 0.5, None]
-    asked.clear()
+    calls.clear()
     table = image_generation.starting({"a": tmp_path, "b": tmp_path}, True, 1)
-    assert asked[2:4] == [("model.safetensors", {"first": True}), ("diffusers", {"first": True})]
+    assert calls[2:4] == [("model.safetensors", {"first": True}), ("diffusers", {"first": True})]
     assert [row["ratio"].median for row in table.rows] == [0.25] * 3
 
 
@@ -88,14 +93,14 @@ def test_flags_of_one_suite(flag, capsys):
 
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capsys):
-    """With programs of both sides, each of which paints a picture and stops another after its first step."""
+    """With programs of both sides, each of which paints per image and stops another after its first step."""
     assert main(["bench", "ldm", "--quick", "--out", str(tmp_path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "benchmarks.json").read_text())["ldm"] == said
-    assert [table["title"] for table in said["tables"]][1:] == [
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["ldm"] == printed
+    assert [table["title"] for table in printed["tables"]][1:] == [
         "A step of the denoiser",
         "Decoding",
-        "A whole picture",
-        "Starting",
+        "Generating an image",
+        "Startup",
     ]
-    assert all(row["ratio"] for row in said["tables"][-1]["rows"])
+    assert all(row["ratio"] for row in printed["tables"][-1]["rows"])

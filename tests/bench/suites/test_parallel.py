@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from triptych.bench.harness.subprocesses import Process
+from triptych.bench.harness.subprocesses import FinishedProcess
 from triptych.bench.suites import parallel
 
 
@@ -18,7 +18,7 @@ def test_each_way_is_a_row_beside_one_process(monkeypatch):
         rows = [{"step": 1, "loss": loss, "images_per_second": 9.0}, {"step": 2, "loss": loss}]
         rows += [{"step": 2, "eval": {"loss": 3.0}}, {"step": 3, "loss": loss, "images_per_second": 50.0}]
         (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return Process(1.0, {})
+        return FinishedProcess(1.0, {})
 
     monkeypatch.setattr(parallel, "program", program)
     (table,) = parallel.run(parallel.QUICK).tables

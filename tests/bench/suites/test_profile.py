@@ -16,7 +16,7 @@ def test_every_call_is_taken_apart(tmp_path):
         shares = [row[name] for name, _ in profile.KINDS] + [row["rest"]]
         assert all(0 <= share <= 1.1 for share in shares)
         assert 0.95 < sum(shares) < 1.2
-        assert 0 < row["utilisation"] < row["of products"]
+        assert 0 < row["utilization"] < row["of products"]
     (row,) = attention["rows"]
     assert all(row[way]["median"] > 0 for way in ("ours", "plain", "slabs", "softmax"))
     assert "## Targets" in (tmp_path / "benchmarks.md").read_text()
@@ -29,7 +29,7 @@ def test_kinds_of_operators():
     assert kind("aten::_scaled_dot_product_flash_attention_for_cpu") == "attention"
     assert kind("mkldnn::_linear_pointwise") == kind("aten::convolution_backward") == "products"
     assert kind("aten::native_layer_norm_backward") == kind("aten::_softmax") == "norms, softmax"
-    assert kind("aten::_fused_adamw_") == "optimiser"
+    assert kind("aten::_fused_adamw_") == "optimizer"
     assert kind("aten::copy_") == "copies"
     assert kind("aten::gelu") == "by element"
 

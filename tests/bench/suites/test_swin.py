@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from triptych.bench.harness.forward import DTYPES, TOLERANCES, compare
-from triptych.bench.harness.subprocesses import Process, python
+from triptych.bench.harness.subprocesses import FinishedProcess, run_code
 from triptych.bench.harness.timing import Spread, UnequalError
 from triptych.bench.measurements import peak_memory as memory_module
 from triptych.bench.measurements import scaling as scaling_module
@@ -26,7 +26,7 @@ def test_throughput_beside_transformers():
     for row in table.rows:
         assert row["ours"].low > 0
         assert row["ratio to transformers"].median > 0
-        assert 0 < row["utilisation"] < 1
+        assert 0 < row["utilization"] < 1
         assert row["apart"] <= TOLERANCES[row["dtype"]]
         assert {column.key for column in table.columns} == set(row)
 
@@ -78,17 +78,18 @@ def test_exponents_are_those_of_the_costs():
 
 
 def test_growth_is_measured_drawn_and_written(monkeypatch):
-    asked = []
+    calls = []
 
-    def measured(code, name, changes, side, *rest):
-        asked.append((name, changes, side))
-        return Process(1.0, {"seconds": int(side) ** 2 / 1e6, "grown": int(side) ** 2 * 100})
+    def run_child(program, name, changes, side, *rest):
+        assert program == "scaling"
+        calls.append((name, changes, side))
+        return FinishedProcess(1.0, {"seconds": int(side) ** 2 / 1e6, "grown": int(side) ** 2 * 100})
 
-    monkeypatch.setattr(scaling_module, "python", measured)
+    monkeypatch.setattr(scaling_module, "run_child", run_child)
     networks = {"swin-t": {"depths": (1, 1)}, "vit-s16": {}}
     grown, exponents = scaling_module.scaling(networks, (32, 64), 2, 0.0)
-    assert asked[:2] == [("swin-t", "{'depths': (1, 1)}", "32"), ("vit-s16", "{}", "32")]
-    assert len(asked) == 8
+    assert calls[:2] == [("swin-t", "{'depths': (1, 1)}", "32"), ("vit-s16", "{}", "32")]
+    assert len(calls) == 8
     assert [row["pixels"] for row in grown.rows] == [1024, 4096]
     assert {column.key for column in grown.columns} == set(grown.rows[0])
     assert exponents.rows[1]["memory"] == pytest.approx(1.0)
@@ -97,13 +98,15 @@ def test_growth_is_measured_drawn_and_written(monkeypatch):
 
 
 def test_memory_of_both_sides(monkeypatch, tmp_path):
-    def measured(code, path, dtype, *sizes):
-        ours = path.name == "model.safetensors"
+    def run_child(program, library, path, dtype, *sizes):
+        ours = library == "ours"
+        assert program == "peak_memory"
+        assert path.name == ("model.safetensors" if ours else "hf")
         assert path.exists()
         logits = [1.0, 2.0 if ours or dtype == "float32" else 2.01]
-        return Process(1.0, {"before": 1e9, "peak": 2e9 if ours else 3e9, "logits": logits})
+        return FinishedProcess(1.0, {"before": 1e9, "peak": 2e9 if ours else 3e9, "logits": logits})
 
-    monkeypatch.setattr(memory_module, "python", measured)
+    monkeypatch.setattr(memory_module, "run_child", run_child)
     net = swin.make(swin.QUICK)
 
     def table(tolerances):
@@ -118,18 +121,19 @@ def test_memory_of_both_sides(monkeypatch, tmp_path):
         table({"fp32": 0.0, "bf16": 0.0})
 
 
-def test_the_peak_begins_anew():
-    done = python(
-        "x = bytearray(b'x' * 200_000_000)\ndel x\nforget_peak()\nsay(now=memory()[0], peak=memory()[1])"
+def test_the_peak_is_reset():
+    process = run_code(
+        "from triptych.bench.children.process_memory import memory, report, reset_peak\n"
+        "x = bytearray(b'x' * 200_000_000)\ndel x\nreset_peak()\nreport(**memory()._asdict())"
     )
-    assert done.said["peak"] < done.said["now"] + 50_000_000
+    assert process.reported["peak"] < process.reported["current"] + 50_000_000
 
 
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capsys):
     assert main(["bench", "swin", "--quick", "--out", str(tmp_path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "benchmarks.json").read_text())["swin"] == said
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["swin"] == printed
     page = (tmp_path / "benchmarks.md").read_text()
     assert "![Exponents](images/swin_scaling.png)" in page
     assert (tmp_path / "images" / "swin_scaling.png").stat().st_size > 10_000
@@ -137,14 +141,15 @@ def test_the_whole_command(tmp_path, capsys):
 
 COMPILED = """
 from dataclasses import replace
-from triptych.bench import swin
+from triptych.bench.children.process_memory import report
+from triptych.bench.suites import swin
 plan = replace(swin.QUICK, compiled=((56, 56),))
 table = swin.throughput(plan, ("transformers",), {"fp32": 1e12, "bf16": 1e12}, compiled=True)
-say(modes=[row["mode"] for row in table.rows])
+report(modes=[row["mode"] for row in table.rows])
 """
 
 
 @pytest.mark.slow
 def test_compiled():
     """In a process without the shape checks, which cannot be traced."""
-    assert python(COMPILED).said["modes"] == ["compiled"] * 2
+    assert run_code(COMPILED).reported["modes"] == ["compiled"] * 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from triptych.bench.harness.forward import DTYPES
-from triptych.bench.harness.subprocesses import Process, python
+from triptych.bench.harness.subprocesses import FinishedProcess, run_code
 from triptych.bench.harness.timing import UnequalError
 from triptych.bench.measurements import train_loop
 from triptych.bench.measurements.train_step import learner
@@ -44,7 +44,7 @@ def test_steps_beside_a_peer(peer, request):
     for row in table.rows:
         assert row["ours"].low > 0
         assert row[f"ratio to {peer}"].median > 0
-        assert 0 < row["utilisation"] < 1
+        assert 0 < row["utilization"] < 1
         assert 0 < row["apart"] <= train.TOLERANCES[row["dtype"]]
         assert {column.key for column in table.columns} == set(row)
 
@@ -95,23 +95,24 @@ def test_loss_and_norm_are_each_measured_by_their_own_size():
 
 
 def test_memory_of_both_sides(monkeypatch, diffusion):
-    asked = []
+    calls = []
 
-    def measured(code, what, who, folder, dtype, threads, *size):
-        asked.append((what, who, size))
+    def run_child(program, what, who, folder, dtype, threads, *size):
+        assert program == "train_step"
+        calls.append((what, who, size))
         first = 1.0 if who == "ours" else 1.2
-        return Process(
+        return FinishedProcess(
             1.0,
-            {"before": 1e9, "peak": 2e9 if who == "ours" else 3e9, "firsts": [[first, 2.0], [1.0, 2.0]]},
+            {"before": 1e9, "peak": 2e9 if who == "ours" else 3e9, "losses": [[first, 2.0], [1.0, 2.0]]},
         )
 
-    monkeypatch.setattr(train, "python", measured)
+    monkeypatch.setattr(train, "run_child", run_child)
     with pytest.raises(UnequalError):
         train.memory(diffusion[1:], 1)
     monkeypatch.setattr(train, "TOLERANCES", {"bf16": 0.5})
-    asked.clear()
+    calls.clear()
     table = train.memory([*diffusion, replace(diffusion[0], there=())], 2)
-    assert asked[:4] == [("unet", who, ("2", "77", "32")) for who in ("ours", "diffusers")] * 2
+    assert calls[:4] == [("unet", who, ("2", "77", "32")) for who in ("ours", "diffusers")] * 2
     assert [row["peer"] for row in table.rows] == ["diffusers", "diffusers", None]
     row = table.rows[0]
     assert (row["ratio"].median, row["grown ratio"].median) == (pytest.approx(2 / 3), 0.5)
@@ -130,7 +131,7 @@ def test_what_the_loop_adds_and_the_cache_saves(diffusion, monkeypatch):
         assert 0 <= row["waiting"].median < 1
         assert {column.key for column in table.columns} == set(row)
     table = train_loop.latents_and_pictures(train.QUICK.loops, model)
-    assert [row["what"] for row in table.rows] == ["kept as latents", "learnt from", "painted"]
+    assert [row["what"] for row in table.rows] == ["cached as latents", "trained on", "generated"]
     for row in table.rows[:2]:
         assert row["ratio"].median == pytest.approx(row["other"].median / row["ours"].median)
     assert table.rows[2]["ours"].low > 0
@@ -158,47 +159,51 @@ def test_seconds_of_a_run_are_those_of_its_log(monkeypatch):
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capsys):
     assert main(["bench", "train", "--quick", "--out", str(tmp_path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "benchmarks.json").read_text())["train"] == said
-    assert [table["title"] for table in said["tables"]][1:] == [
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["train"] == printed
+    assert [table["title"] for table in printed["tables"]][1:] == [
         "A step of latent diffusion",
         "A step of a classifier",
         "Memory of a step",
         "The whole loop",
-        "Latents and pictures",
+        "Latents and images",
     ]
     assert "| UNet" in (tmp_path / "benchmarks.md").read_text()
 
 
 COMPILED = """
+import sys
 from pathlib import Path
-from triptych.bench import train
+from triptych.bench.children.process_memory import report
+from triptych.bench.suites import train
 tasks = train.classifier_tasks(train.QUICK, Path(sys.argv[1]), ("transformers",))[:1]
 rows = train.steps(tasks, train.QUICK, {"fp32": 1e12, "bf16": 1e12}, compiled=True)
-say(rows=[(row["mode"], row["dtype"], row["apart"]) for row in rows])
+report(rows=[(row["mode"], row["dtype"], row["apart"]) for row in rows])
 """
 UNET = """
+import sys
 from pathlib import Path
 import torch
-from triptych.bench import train
+from triptych.bench.children.process_memory import report
+from triptych.bench.suites import train
 from triptych.bench.measurements.train_step import learner
 from triptych.torch_compile import compile_blocks
 task = train.diffusion_tasks(train.QUICK, Path(sys.argv[1]), ())[0]
 eager, compiled = (learner(task.what, "ours", task.folder, task.size, torch.bfloat16) for _ in range(2))
 compile_blocks(compiled.net)
-say(steps=[[step().tolist() for _ in range(2)] for step in (eager, compiled)])
+report(steps=[[step().tolist() for _ in range(2)] for step in (eager, compiled)])
 """
 
 
 @pytest.mark.slow
 def test_compiled(tmp_path):
     """In a process without the shape checks, which cannot be traced."""
-    ((mode, dtype, apart),) = python(COMPILED, tmp_path).said["rows"]
+    ((mode, dtype, apart),) = run_code(COMPILED, tmp_path).reported["rows"]
     assert (mode, dtype) == ("compiled", "bf16")
     assert apart < 5e-2
 
 
 @pytest.mark.slow
 def test_blocks_of_a_unet_are_compiled_for_maps_of_several_sizes_and_learn_as_before(tmp_path):
-    eager, compiled = python(UNET, tmp_path).said["steps"]
+    eager, compiled = run_code(UNET, tmp_path).reported["steps"]
     assert np.allclose(eager, compiled, rtol=1e-2)

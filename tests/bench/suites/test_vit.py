@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from triptych.bench.harness import machine, subprocesses
-from triptych.bench.harness.cpu_contention import Others
+from triptych.bench.harness.cpu_contention import CpuContention
 from triptych.bench.harness.timing import UnequalError
 from triptych.bench.measurements.load_time import loading
 from triptych.bench.peers import build as peers
@@ -24,7 +24,7 @@ def test_throughput_beside_transformers():
     for row in table.rows:
         assert row["ours"].low > 0
         assert row["ratio to transformers"].median > 0
-        assert 0 < row["utilisation"] < 1
+        assert 0 < row["utilization"] < 1
         assert row["apart"] <= vit.TOLERANCES[row["dtype"]]
     assert {column.key for column in table.columns} == set(table.rows[0])
 
@@ -53,34 +53,37 @@ def test_ours_is_measured_where_no_peer_is():
         "dtype",
         "batch",
         "ours",
-        "utilisation",
+        "utilization",
         "apart",
         "others",
     ]
     assert [column.key for column in loaded.columns] == ["what", "ours"]
     assert [row["what"] for row in started.rows][-1] == "import to first result, vit-ti16"
-    assert {"processor", "cores", "versions", "taken by others"} <= set(report.machine)
+    assert {"CPU", "cores", "versions", "used by others"} <= set(report.machine)
     json.dumps(report.as_json(), allow_nan=False)
 
 
 def test_memory_is_of_the_program_itself():
     """A large parent does not count: `ru_maxrss` would begin at its size."""
     ballast = bytearray(b"x" * 300_000_000)
-    done = subprocesses.python("held = bytearray(b'x' * 50_000_000)\nsay(now=memory()[0], peak=memory()[1])")
-    assert len(ballast) > 50_000_000 < done.said["peak"] < 200_000_000
-    assert done.said["now"] <= done.said["peak"]
-    assert 0 < done.seconds < 60
+    process = subprocesses.run_code(
+        "from triptych.bench.children.process_memory import memory, report\n"
+        "held = bytearray(b'x' * 50_000_000)\nreport(**memory()._asdict())"
+    )
+    assert len(ballast) > 50_000_000 < process.reported["peak"] < 200_000_000
+    assert process.reported["current"] <= process.reported["peak"]
+    assert process.seconds > 0
 
 
 def test_a_program_that_fails_is_named():
     with pytest.raises(RuntimeError, match=r"ended with 1: ZeroDivisionError"):
-        subprocesses.python("1 / 0")
+        subprocesses.run_code("1 / 0")
 
 
 def test_peaks_and_versions():
     assert machine.product_peak(torch.float32, (64,), 2) > 1e6
     assert machine.copy_peak(2**16, 2) > 1e6
-    share = Others().share()
+    share = CpuContention().share()
     assert share is None or 0 <= share <= 1
     assert machine.version_of("torch") == torch.__version__
     assert machine.version_of("no-such-distribution") is None
@@ -90,8 +93,8 @@ def test_peaks_and_versions():
 def test_the_whole_command(tmp_path, capsys):
     """With transformers' processes too, which take their time to start."""
     assert main(["bench", "vit", "--quick", "--out", str(tmp_path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "benchmarks.json").read_text())["vit"] == said
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["vit"] == printed
     assert "| vit-ti16" in (tmp_path / "benchmarks.md").read_text()
 
 

@@ -1,5 +1,6 @@
 """Worker processes: `map`, in order, no further ahead than needed, nothing left behind, and no Ctrl-C lost."""
 
+import collections
 import itertools
 import multiprocessing
 import os
@@ -9,7 +10,15 @@ import time
 import pytest
 import torch.utils.data
 
-from triptych.data.loading.workers import deferred_interrupt, prefetch_map
+from triptych.data.loading.workers import HOLDS_LOCK, deferred_interrupt, prefetch_map
+
+
+@pytest.fixture(autouse=True)
+def sigint_raises():
+    """Also where the tests run in the background of a shell, which starts its jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def squared(number):
@@ -99,6 +108,49 @@ def test_an_interrupt_is_handled_at_the_end_of_the_block():
         interrupted()
     assert steps == ["the rest"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class InterruptedBuffer(collections.deque):
+    """Items of a queue: a SIGINT arrives as the first is appended, which the queue does under its lock."""
+
+    count = 0
+
+    def append(self, item):
+        self.count += 1
+        if self.count == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        super().append(item)
+
+
+def test_an_interrupt_leaves_no_lock_of_a_queue_held():
+    queue = multiprocessing.Queue()
+    queue._buffer = InterruptedBuffer()
+    steps = []
+
+    def interrupted():
+        with deferred_interrupt(HOLDS_LOCK):
+            queue.put("item")
+            steps.append("the rest")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert steps == ["the rest"]
+    assert queue.get(timeout=60) == "item"
+    queue.close()
+    queue.join_thread()
+
+
+def test_elsewhere_an_interrupt_is_handled_at_once():
+    steps = []
+
+    def interrupted():
+        with deferred_interrupt(HOLDS_LOCK):
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("the rest")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert steps == []
 
 
 def test_workers_leave_an_interrupt_to_the_main_process():

@@ -1,4 +1,4 @@
-"""A forward pass of ours beside a peer's: images a second in turn, outputs checked equal, and the machine's peaks."""
+"""A forward pass of ours beside a peer's: images per second in turn, outputs checked equal, and the machine's peaks."""
 
 import contextlib
 import logging
@@ -38,45 +38,45 @@ class Effort:
 
 
 HOW = (
-    "Utilisation is 2 x MACs x images/s over the measured peak of the precision. Ratios are of time. Rounds in which "
-    f"other programs took more than {CALM:.0%} of the processors were repeated for a while; what was taken in the "
+    "Utilization is 2 x MACs x images/s over the measured peak of the precision. Ratios are of time. Rounds in which "
+    f"other programs used more than {CALM:.0%} of the CPU were repeated for a while; what was taken in the "
     "worst one kept is said."
 )
 
-LAID = "Ours runs as in its pipelines: the weights were laid out for the processor once, before."
+LAID = "Ours runs as in its pipelines: its weights were packed for the CPU before."
 
 
 def measure_peaks(effort: Effort) -> tuple[dict[str, float], Table]:
     """FLOP/s of the best product in each precision, and the table of the machine's limits."""
-    found = {
+    peaks = {
         name: machine.product_peak(dtype, effort.sides, effort.rounds, effort.patience)
         for name, dtype in DTYPES.items()
     }
     rows = [
         {"what": f"matrix product, {name}", "peak": f"{peak / 1e9:.0f} GFLOP/s"}
-        for name, peak in found.items()
+        for name, peak in peaks.items()
     ]
     copied = machine.copy_peak(effort.copied, effort.rounds, effort.patience)
     rows.append({"what": f"copy of {effort.copied >> 20} MiB", "peak": f"{copied / 1e9:.1f} GB/s"})
     for row in rows:
         log.info("%s: %s", row["what"], row["peak"])
     columns = [Column(key="what", heading="limit"), Column(key="peak", heading="measured")]
-    says = (
-        f"The fastest square product of sides {', '.join(map(str, effort.sides))}, by torch.mm; the fastest copy, "
-        "bytes read and written."
+    description = (
+        f"The fastest product of square matrices of sides {', '.join(map(str, effort.sides))}, by torch.mm; "
+        "the fastest copy, bytes read and written."
     )
-    return found, Table(title="What the machine can do", says=says, columns=columns, rows=rows)
+    return peaks, Table(title="Limits of the machine", description=description, columns=columns, rows=rows)
 
 
 def compare(sides: Mapping[str, Forward], x: Tensor, tolerance: float, effort: Effort) -> dict[str, Any]:
-    """Images a second of every side on `x`, and ours over each other's time.
+    """Images per second of every side on `x`, and ours over each other's time.
 
     Raises:
         UnequalError: the sides do not compute the same.
     """
     work = {name: (lambda forward=forward: forward(x)) for name, forward in sides.items()}
     row = compare_seconds(work, tolerance, effort)
-    for name in sides:  # the most images a second are those of the least seconds
+    for name in sides:  # the most images per second are those of the least seconds
         row[name] = Spread(*(len(x) / t for t in (row[name].median, row[name].high, row[name].low)))
     return row
 
@@ -98,7 +98,7 @@ def in_turn(sides: Mapping[str, Callable[[], object]], effort: Effort) -> dict[s
     """Seconds of every side, ours over each other's, and what other programs took meanwhile."""
     times = {name: timed(work) for name, work in sides.items()}
     done = interleave(times, effort.rounds, effort.seconds, patience=effort.patience)
-    row: dict[str, Any] = {name: Spread.of(taken) for name, taken in done.found.items()}
+    row: dict[str, Any] = {name: Spread.of(seconds) for name, seconds in done.found.items()}
     row |= {
         f"ratio to {name}": ratio(done.found["ours"], t) for name, t in done.found.items() if name != "ours"
     }
@@ -117,11 +117,11 @@ def beside(peers: tuple[str, ...]) -> list[Column]:
     """The columns of what `compare` gives."""
     columns = [
         Column(key="ours", heading="ours", form=".3g"),
-        Column(key="utilisation", heading="utilisation", form=".0%"),
+        Column(key="utilization", heading="utilization", form=".0%"),
     ]
     for name in peers:
         columns.append(Column(key=name, heading=name, form=".3g"))
         columns.append(Column(key=f"ratio to {name}", heading=f"ours / {name}", form=".2f"))
     columns.append(Column(key="apart", heading="outputs apart", form=".0e"))
-    columns.append(Column(key="others", heading="others took", form=".0%"))
+    columns.append(Column(key="others", heading="used by others", form=".0%"))
     return columns

@@ -19,7 +19,7 @@ COPIED = 2**28  # bytes: many times what any cache holds
 def describe() -> dict[str, str]:
     """Processor, cores, what it can do, memory, and the versions of what runs on it."""
     return {
-        "processor": _processor(),
+        "CPU": _processor(),
         "cores": f"{len(_cores())} ({torch.get_num_threads()} threads used)",
         "capabilities": ", ".join(capabilities()) or "none known",
         "memory": f"{_memory() / 2**30:.0f} GiB",
@@ -91,8 +91,8 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    said = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(said, platform.machine())
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _cores() -> set[int]:

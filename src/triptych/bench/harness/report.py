@@ -1,4 +1,4 @@
-"""What was measured, as data, and the same as a page: benchmarks.json and benchmarks.md beside it."""
+"""What was measured, as data and as a page: benchmarks.json and benchmarks.md."""
 
 import json
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from triptych.plots import style
 
 HEADER = """# Benchmarks
 
-Written by `triptych bench`, never by hand; the same figures are in `benchmarks.json`. Each section is one run on
-one machine: ours and the peer's in turn, A B A B, on the same inputs with equal weights and outputs checked equal.
-A figure is the median, with the least and the greatest in brackets. A ratio is ours over theirs, taken round by
-round; of times and of memory less than 1 is better.
+Written by `triptych bench`, never by hand; the same figures are in `benchmarks.json`. Each section is one run on one
+machine: ours and the reference implementation in turn, A B A B, on the same inputs with equal weights and outputs
+checked equal. A figure is the median, with the minimum and the maximum in brackets. A ratio is ours over theirs, taken
+round by round; of times and of memory less than 1 is better.
 """
 
-AIMS = """## Targets
+TARGETS_HEADER = """## Targets
 
-Ratios of time, ours over theirs, less is better; or a share of the processor's measured peak. Each is the median of the
-last run of its suite, below. Of two peers for one network either target is enough: where only one is met, the other's
-verdict says over whom. Why one is missed: see the section `profile`, which says where the time goes.
+Ratios of time, ours over theirs, less is better; or a fraction of the CPU's measured peak. Each is the median of the
+last run of its suite, below. Of two reference implementations of one network either target is enough: if only one is
+met, the verdict of the other names it. For why one is missed see the section `profile`: it shows where the time goes.
 """
 
 
@@ -40,38 +40,38 @@ class Column:
 
 @dataclass(kw_only=True)
 class Table:
-    """A title, what is measured and how, and rows of values: words, numbers, spreads, or None where nothing was."""
+    """A title, what is measured and how, and rows of values: words, numbers, spreads, or None if not measured."""
 
     title: str
-    says: str
+    description: str
     columns: list[Column]
     rows: list[dict[str, Any]] = field(default_factory=list)
-    picture: str = ""
-    """The file of a picture of it, from the page; empty for none."""
+    image: str = ""
+    """File with a plot of it, relative to the page; empty for none."""
 
 
 @dataclass(kw_only=True)
 class Report:
-    """All of one run."""
+    """The results of one run of a suite."""
 
     suite: str
-    """What was measured: "vit", "swin"."""
+    """Name of the suite, such as "vit"."""
     command: str
-    """What repeats it."""
+    """The command line that repeats the run."""
     machine: Mapping[str, str]
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     day: str = field(default_factory=lambda: date.today().isoformat())
-    pictures: dict[str, Any] = field(default_factory=dict)
-    """Files that tables name, and their figures."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """The plots, by the file that a table names."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; a spread is {"median", "low", "high"}. Pictures are left out."""
-        return json.loads(json.dumps(asdict(replace(self, pictures={}))))
+        """Return plain values; a spread is {"median", "low", "high"}. Figures are left out."""
+        return json.loads(json.dumps(asdict(replace(self, figures={}))))
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Put a run's section into `folder`/benchmarks.json and .md, its pictures beside; other suites' sections stay.
+    """Write a run as a section of `folder`/benchmarks.json and .md, and its figures; sections of other suites stay.
 
     Returns:
         The files written.
@@ -85,22 +85,22 @@ def write(report: Report, folder: Path) -> list[Path]:
     except (OSError, ValueError):
         sections = {}
     sections = {**(sections if isinstance(sections, dict) else {}), report.suite: report.as_json()}
-    for name, figure in report.pictures.items():
+    for name, figure in report.figures.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         style.save(figure, folder / name)
     write_text_atomically(data, json.dumps(sections, indent=1, ensure_ascii=False) + "\n")
-    aims = grid(["target", "asked", "measured", ""], judged(sections), [False, True, True, False])
+    targets = grid(["target", "required", "measured", ""], judged(sections), [False, True, True, False])
     parts = [
         HEADER,
-        "\n".join(["", AIMS, *aims, ""]),
+        "\n".join(["", TARGETS_HEADER, *targets, ""]),
         *("\n" + markdown(sections[name]) for name in sorted(sections)),
     ]
     write_text_atomically(page, "".join(parts))
-    return [data, page, *(folder / name for name in report.pictures)]
+    return [data, page, *(folder / name for name in report.figures)]
 
 
 def markdown(section: Mapping[str, Any]) -> str:
-    """A run, as `Report.as_json` gives it, as a section of a page."""
+    """Return a run, as `Report.as_json` gives it, as a section of the page."""
     lines = [
         f"## {section['suite']}",
         "",
@@ -115,15 +115,15 @@ def markdown(section: Mapping[str, Any]) -> str:
     for table in section["tables"]:
         columns = table["columns"]
         rows = [[cell(row.get(c["key"]), c["form"]) for c in columns] for row in table["rows"]]
-        lines += ["", f"### {table['title']}", "", table["says"], ""]
+        lines += ["", f"### {table['title']}", "", table["description"], ""]
         lines += grid([c["heading"] for c in columns], rows, [bool(c["form"]) for c in columns])
-        if table.get("picture"):
-            lines += ["", f"![{table['title']}]({table['picture']})"]
+        if table.get("image"):
+            lines += ["", f"![{table['title']}]({table['image']})"]
     return "\n".join(lines) + "\n"
 
 
 def cell(value: Any, form: str) -> str:
-    """A value as it is printed: a spread as "median (low to high)", nothing as a dash."""
+    """Format a value: a spread as "median (low to high)", None as a dash."""
     if value is None:
         return "-"
     if isinstance(value, Spread):
@@ -135,14 +135,14 @@ def cell(value: Any, form: str) -> str:
 
 
 def grid(headings: list[str], rows: list[list[str]], numbers: bool | list[bool] = True) -> list[str]:
-    """A markdown table whose source is in columns too; those of numbers to the right."""
+    """Return a Markdown table whose source is aligned, too; numbers to the right."""
     right = numbers if isinstance(numbers, list) else [numbers] * len(headings)
-    every = [[text.replace("|", "\\|") for text in row] for row in [headings, *rows]]
-    widths = [max(3, *(len(row[i]) for row in every)) for i in range(len(headings))]
+    all_rows = [[text.replace("|", "\\|") for text in row] for row in [headings, *rows]]
+    widths = [max(3, *(len(row[i]) for row in all_rows)) for i in range(len(headings))]
 
     def line(row: list[str]) -> str:
         cells = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(row, widths, right, strict=True))
         return "| " + " | ".join(cells) + " |"
 
     rule = ["-" * (w - 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)]
-    return [line(every[0]), line(rule), *(line(row) for row in every[1:])]
+    return [line(all_rows[0]), line(rule), *(line(row) for row in all_rows[1:])]

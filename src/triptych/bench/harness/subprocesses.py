@@ -1,4 +1,4 @@
-"""Work in processes of its own: seconds from start to exit, and memory by the operating system's account."""
+"""Run programs in fresh processes: their seconds from start to exit, and what they report."""
 
 import json
 import os
@@ -10,44 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What a measured program may call. VmHWM is the peak of this program alone: `ru_maxrss` of a child starts at
-# the size of the process that forked it.
-PRELUDE = """
-import json, os, sys, time
+from triptych.bench import children
+from triptych.bench.children.process_memory import PREFIX
 
-def memory():
-    "Bytes resident now, and at the most so far."
-    try:
-        with open("/proc/self/status") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return tuple(int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    except OSError:
-        import resource
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return most, most
+CHILDREN = Path(children.__file__).parent
 
-def forget_peak():
-    "Begin the most anew, where the system can."
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
-
-def own(pid):
-    "Bytes that a process shares with none."
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            parts = dict(line.split(":") for line in file if ":" in line and line.startswith("Private"))
-    except OSError:
-        return 0
-    return sum(int(part.split()[0]) * 1024 for part in parts.values())
-
-def say(**known):
-    print("SAID " + json.dumps(known), flush=True)
-"""
-
-# Nothing is fetched, nothing is drawn: hubs are off, progress bars too.
+# Hubs are offline, so that nothing is downloaded; progress bars are off.
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -55,36 +23,46 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore",
-    "PYTHONDONTWRITEBYTECODE": "",  # installed packages are compiled; ours in a working tree is once this is off
+    "PYTHONDONTWRITEBYTECODE": "",  # as of installed packages, the bytecode of a working tree is cached
 }
 
 
 @dataclass(frozen=True)
-class Process:
-    """What a program took, and what it said."""
+class FinishedProcess:
+    """A program that has ended."""
 
     seconds: float
-    """From start to exit, the interpreter's own included."""
-    said: dict[str, Any]
+    """From start to exit, including the interpreter's own start."""
+    reported: dict[str, Any]
+    """What it passed to `triptych.bench.children.process_memory.report`."""
 
 
-def python(code: str, *arguments: str | Path) -> Process:
-    """Run a program in a fresh interpreter; it may use `memory()`, and `say(name=value)` once.
+def run_child(name: str, *arguments: str | Path) -> FinishedProcess:
+    """Run the program `name` of `triptych.bench.children` in a fresh interpreter.
 
     Raises:
         RuntimeError: it failed; with the last line that it printed.
     """
-    return run([sys.executable, "-c", PRELUDE + code, *map(str, arguments)])
+    return run([sys.executable, str(CHILDREN / f"{name}.py"), *map(str, arguments)])
 
 
-def run(command: list[str], environment: Mapping[str, str] | None = None) -> Process:
-    """Run a command to its end, with more in its environment.
+def run_code(code: str, *arguments: str | Path) -> FinishedProcess:
+    """Run a few lines of Python, such as an import, in a fresh interpreter.
 
     Raises:
-        RuntimeError: it failed; with the last line that it printed.
+        RuntimeError: as `run_child`.
+    """
+    return run([sys.executable, "-c", code, *map(str, arguments)])
+
+
+def run(command: list[str], environment: Mapping[str, str] | None = None) -> FinishedProcess:
+    """Run a command to its end, with additional environment variables.
+
+    Raises:
+        RuntimeError: as `run_child`.
     """
     start = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         capture_output=True,
         text=True,
@@ -92,8 +70,8 @@ def run(command: list[str], environment: Mapping[str, str] | None = None) -> Pro
         check=False,
     )
     seconds = time.perf_counter() - start
-    if done.returncode:
-        printed = (done.stderr or done.stdout).strip().splitlines() or ["nothing printed"]
-        raise RuntimeError(f"a measured program ended with {done.returncode}: {printed[-1]}")
-    said = next((line for line in done.stdout.splitlines() if line.startswith("SAID ")), "SAID {}")
-    return Process(seconds, json.loads(said.removeprefix("SAID ")))
+    if process.returncode:
+        printed = (process.stderr or process.stdout).strip().splitlines() or ["nothing printed"]
+        raise RuntimeError(f"a measured program ended with {process.returncode}: {printed[-1]}")
+    reports = (line for line in process.stdout.splitlines() if line.startswith(PREFIX))
+    return FinishedProcess(seconds, json.loads(next(reports, PREFIX + "{}").removeprefix(PREFIX)))

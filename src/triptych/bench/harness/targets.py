@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-FORWARD, STEP, CLASSIFIER = "Images a second", "A step of latent diffusion", "A step of a classifier"
+FORWARD, STEP, CLASSIFIER = "Images per second", "A step of latent diffusion", "A step of a classifier"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def _eager(network: str, batch: int, peer: str, bound: float, suite: str, mode: 
 def _learning(table: str, network: str, peer: str) -> list[Target]:
     return [
         Target(
-            f"step of learning, {network}, {dtype}, over {peer}",
+            f"training step, {network}, {dtype}, over {peer}",
             "train",
             table,
             {"network": network, "mode": "eager", "dtype": dtype},
@@ -64,7 +64,7 @@ TARGETS = (
         "vit",
         FORWARD,
         {"mode": "compiled", "network": "vit-b16", "dtype": "bf16", "batch": 8},
-        "utilisation",
+        "utilization",
         0.8,
         most=False,
     ),
@@ -86,15 +86,15 @@ TARGETS = (
         for mode, bound in (("eager", 0.8), ("compiled", 0.85))
     ),
     Target(
-        "a picture by its prompt, over diffusers",
+        "an image from its prompt, over diffusers",
         "ldm",
-        "A whole picture",
-        {"what": "prompt to picture, s"},
+        "Generating an image",
+        {"what": "prompt to image, s"},
         "ratio",
         0.35,
     ),
     *(
-        Target(f"{what}, over transformers", "vit", "Starting", {"what": what}, "ratio", 0.3)
+        Target(f"{what}, over transformers", "vit", "Startup", {"what": what}, "ratio", 0.3)
         for what in (
             "import the package",
             "import to first result, vit-ti16",
@@ -102,7 +102,7 @@ TARGETS = (
         )
     ),
     *(
-        Target(f"{what}, over diffusers", "ldm", "Starting", {"what": what}, "ratio", 0.3)
+        Target(f"{what}, over diffusers", "ldm", "Startup", {"what": what}, "ratio", 0.3)
         for what in ("import the pipeline", "import to first step, a tiny one")
     ),
     *_learning(STEP, "UNet, 32 x 32, batch 4", "diffusers"),
@@ -117,17 +117,17 @@ def measured(target: Target, sections: Mapping[str, Any]) -> float | None:
     for table in sections.get(target.suite, {}).get("tables", ()):
         for row in table["rows"] if table["title"] == target.table else ():
             if all(row.get(key) == value for key, value in target.row.items()):
-                found = row.get(target.key)
-                return found["median"] if isinstance(found, Mapping) else found
+                value = row.get(target.key)
+                return value["median"] if isinstance(value, Mapping) else value
     return None
 
 
 def met(target: Target, sections: Mapping[str, Any]) -> bool | None:
     """Whether what was measured is within the bound; None where nothing was."""
-    found = measured(target, sections)
-    if found is None:
+    value = measured(target, sections)
+    if value is None:
         return None
-    return found <= target.bound if target.most else found >= target.bound
+    return value <= target.bound if target.most else value >= target.bound
 
 
 def verdict(target: Target, sections: Mapping[str, Any]) -> str:
@@ -145,12 +145,12 @@ def judged(sections: Mapping[str, Any]) -> list[list[str]]:
     """Every target as cells: what, its bound, what was measured, and the verdict."""
     rows = []
     for target in TARGETS:
-        found = measured(target, sections)
+        value = measured(target, sections)
         rows.append(
             [
                 target.what,
                 f"{'at most' if target.most else 'at least'} {target.bound:.2f}",
-                "-" if found is None else f"{found:.2f}",
+                "-" if value is None else f"{value:.2f}",
                 verdict(target, sections),
             ]
         )

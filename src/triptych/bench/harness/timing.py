@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from triptych.bench.harness.cpu_contention import Others
+from triptych.bench.harness.cpu_contention import CpuContention
 
 T = TypeVar("T")
 
@@ -58,10 +58,10 @@ class Rounds(Generic[T]):
     found: dict[str, list[T]]
     """Side -> its measurements; the i-th of one was made next to the i-th of another."""
     others: float
-    """The share of the processors that other programs took in the worst of these rounds; 0 if unknown."""
+    """The share of the CPU that other programs took in the worst of these rounds; 0 if unknown."""
 
 
-CALM = 0.05  # share of the processors that others may take in a round that counts
+CALM = 0.05  # share of the CPU that others may take in a round that counts
 
 
 def interleave(
@@ -75,27 +75,27 @@ def interleave(
 
     Args:
         sides: name -> a call that makes one measurement.
-        rounds: measurements a side, at least.
-        seconds: further rounds are run until so much time has passed.
-        warmup: rounds that are run first and thrown away.
-        patience: seconds in which rounds are repeated where other programs took more than `CALM` of the
-            processors. After that the calmest `rounds` are kept. What a round measured has no say in it.
+        rounds: smallest number of measurements per side.
+        seconds: more rounds are run until this time has passed.
+        warmup: rounds that are run first and discarded.
+        patience: seconds for which rounds are repeated if other programs used more than `CALM` of the CPU. After that
+            the `rounds` with the least use by others count, whatever they measured.
     """
     for _ in range(warmup):
         for measure in sides.values():
             measure()
     start = time.perf_counter()
-    made: list[tuple[float, dict[str, T]]] = []
+    measured_rounds: list[tuple[float, dict[str, T]]] = []
     while True:
-        others = Others()
+        contention = CpuContention()
         row = {name: measure() for name, measure in sides.items()}
-        made.append((others.share() or 0.0, row))
-        calm = [one for one in made if one[0] <= CALM]
+        measured_rounds.append((contention.share() or 0.0, row))
+        calm = [item for item in measured_rounds if item[0] <= CALM]
         passed = time.perf_counter() - start
         if len(calm) >= rounds and passed >= seconds:
             break
-        if len(made) >= rounds and passed >= max(seconds, patience):
-            calm = sorted(made, key=lambda one: one[0])[:rounds]
+        if len(measured_rounds) >= rounds and passed >= max(seconds, patience):
+            calm = sorted(measured_rounds, key=lambda item: item[0])[:rounds]
             break
     return Rounds({name: [row[name] for _, row in calm] for name in sides}, max(share for share, _ in calm))
 

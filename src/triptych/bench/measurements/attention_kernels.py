@@ -1,4 +1,4 @@
-"""Ways to compute attention in bf16 on a processor, beside the fused kernel that the layers call: what another one, or
+"""Attention implementations in bf16 on a CPU, beside the fused kernel that the layers call: what another one, or
 cheaper exponentials, would save."""
 
 import logging
@@ -36,8 +36,8 @@ def attending(shapes: dict[str, Shape], compiled: bool, effort: Effort) -> Table
     """
     ways = {key: heading for key, heading in WAYS.items() if compiled or key != "flex"}
     table = Table(
-        title="Ways to attend",
-        says=(
+        title="Attention implementations",
+        description=(
             "Self-attention in bf16, without a bias, of queries, keys and values as one product leaves them. Seconds "
             "over those of PyTorch's fused kernel: of attention as product, softmax and product, over everything or "
             "over as many rows as keep their logits in the cache; and of `flex_attention`, compiled. The last column "
@@ -51,7 +51,7 @@ def attending(shapes: dict[str, Shape], compiled: bool, effort: Effort) -> Table
             Column(key="ours", heading="fused, ms", form=".3g"),
             *(Column(key=key, heading=f"{heading} / fused", form=".2f") for key, heading in ways.items()),
             Column(key="softmax", heading="softmax / fused", form=".2f"),
-            Column(key="others", heading="others took", form=".0%"),
+            Column(key="others", heading="used by others", form=".0%"),
         ],
     )
     for what, shape in shapes.items():
@@ -93,5 +93,5 @@ def compiled_flex() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     torch.compiler.reset()
-    made: Any = torch.compile(flex_attention)
-    return made
+    compiled: Any = torch.compile(flex_attention)
+    return compiled

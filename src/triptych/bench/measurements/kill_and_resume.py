@@ -22,7 +22,7 @@ KINDS = ("in a step", "in a checkpoint", "in a step", "in a checkpoint", "at the
 POLL = 0.001  # seconds between looks at a run
 
 
-class Process(Protocol):
+class RunningProcess(Protocol):
     """As `subprocess.Popen` is."""
 
     @property
@@ -42,7 +42,7 @@ class Killed:
 
 
 def kill_often(
-    start: Callable[[], Process], run: Path, steps: int, kills: int, rng: np.random.Generator
+    start: Callable[[], RunningProcess], run: Path, steps: int, kills: int, rng: np.random.Generator
 ) -> Killed:
     """Start a run of `steps` steps, kill it with SIGKILL, start it again: `kills` times, and then to its end.
 
@@ -55,16 +55,16 @@ def kill_often(
     """
     found, last, startup = Killed(), 0, 1.0
     for number in range(kills):
-        kind = KINDS[number % len(KINDS)]
+        moment = KINDS[number % len(KINDS)]
         began, process = time.monotonic(), start()
-        if kind == "at the start":
+        if moment == "at the start":
             time.sleep(rng.uniform(0, startup))
         else:
             reach = max(1, (steps - last) // (kills - number + 1))
             target = last + int(rng.integers(1, reach + 1))
             _until(process, lambda target=target: step_of(run) >= target)
             startup = time.monotonic() - began
-            if kind == "in a step":
+            if moment == "in a step":
                 time.sleep(rng.exponential(0.02))
             else:
                 _until(process, lambda: any((run / "checkpoints").glob(".step-*.part")))
@@ -75,7 +75,9 @@ def kill_often(
                 f"the run ended after {number} kills; it is too short for {kills}, or it failed"
             )
         half = any((run / "checkpoints").glob(".step-*.part"))
-        found.kills["in a checkpoint" if half else kind if kind != "in a checkpoint" else "in a step"] += 1
+        found.kills[
+            "in a checkpoint" if half else moment if moment != "in a checkpoint" else "in a step"
+        ] += 1
         newest = Checkpoints(run / "checkpoints", 1).newest()
         reached = step_of(run)
         found.lost += reached - (newest[0].step if newest else 0)
@@ -85,8 +87,8 @@ def kill_often(
     return found
 
 
-def _until(process: Process, there: Callable[[], bool]) -> None:
-    while not there():
+def _until(process: RunningProcess, condition: Callable[[], bool]) -> None:
+    while not condition():
         if process.poll() is not None:
             return
         time.sleep(POLL)
@@ -109,7 +111,7 @@ def step_of(run: Path) -> int:
 
 
 def apart(one: Path, other: Path) -> dict[str, Any]:
-    """How far two finished runs of one config are from each other: `tensors` compared (weights, average, optimisers)
+    """How far two finished runs of one config are from each other: `tensors` compared (weights, average, optimizers)
     and the greatest `difference` of any two numbers in them; `rows` of the log, and how many `rows apart`; whether
     their `facts` (data position, best figures, guard) and the `kept` files are the same."""
     (mine, my_facts), (theirs, their_facts) = final(one), final(other)
@@ -154,8 +156,8 @@ def again(config: Path, out: Path) -> None:
     """Begin the run that a file describes, or go on with it."""
     from triptych.train import run
 
-    said = json.loads(config.read_text())
-    run(run_from_json(said, config), out)
+    config_dict = json.loads(config.read_text())
+    run(run_from_json(config_dict, config), out)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from triptych.bench.harness.report import Column, Table
-from triptych.bench.harness.subprocesses import Process, python
+from triptych.bench.harness.subprocesses import FinishedProcess, run_child
 from triptych.bench.harness.timing import Spread, check_equal, interleave, ratio
 from triptych.metrics.cost import count_parameters
 from triptych.models.vit import ViT
@@ -15,30 +15,9 @@ from triptych.weights import export, save
 
 log = logging.getLogger(__name__)
 
-# Every weight is used before memory is read: ours stay mapped to the file until then.
-MEASURE = """
-import torch
-{imports}
-source, height, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-image = torch.linspace(-1, 1, 3 * height * width).view(1, 3, height, width)
-before, start = memory()[0], time.perf_counter()
-net = {load}
-loaded = time.perf_counter()
-with torch.inference_mode():
-    logits = {forward}
-end = time.perf_counter()
-say(load=loaded - start, result=end - start, before=before, peak=memory()[1], logits=logits[0].tolist())
-"""
-OURS = MEASURE.format(imports="from triptych.weights import load", load="load(source)", forward="net(image)")
-THEIRS = MEASURE.format(
-    imports="from transformers import ViTForImageClassification",
-    load="ViTForImageClassification.from_pretrained(source).eval()",
-    forward="net(image).logits",
-)
-
 
 def loading(
-    name: str, net: ViT, folder: Path, there: tuple[str, ...], rounds: int, patience: float = 0.0
+    name: str, net: ViT, folder: Path, peers: tuple[str, ...], rounds: int, patience: float = 0.0
 ) -> Table:
     """Load `net` from a file of ours, and the same weights with transformers, each in a fresh process.
 
@@ -49,22 +28,24 @@ def loading(
     size = [str(side) for side in net.config.image_size]
     file = folder / "model.safetensors"
     save(net, file)
-    programs: dict[str, tuple[str, Path]] = {"ours": (OURS, file)}
-    if "transformers" in there:
+    sources = {"ours": file}
+    if "transformers" in peers:
         export(net, folder / "hf", "hf")
-        programs["transformers"] = (THEIRS, folder / "hf")
+        sources["transformers"] = folder / "hf"
     sides = {
-        who: (lambda code=code, path=path: python(code, path, *size))
-        for who, (code, path) in programs.items()
+        library: (lambda library=library, source=source: run_child("load_time", library, source, *size))
+        for library, source in sources.items()
     }
     runs = interleave(sides, rounds, warmup=min(rounds - 1, 1), patience=patience).found
-    check_equal({who: torch.tensor(done[0].said["logits"]) for who, done in runs.items()}, 1e-5)
+    check_equal({who: torch.tensor(done[0].reported["logits"]) for who, done in runs.items()}, 1e-5)
     rows = [
         row(what, key, runs) for what, key in (("load, s", "load"), ("load and first image, s", "result"))
     ]
-    rows.append(memory_row("peak memory, GB", runs, lambda said: said["peak"] / 1e9))
+    rows.append(memory_row("peak memory, GB", runs, lambda reported: reported["peak"] / 1e9))
     rows.append(
-        memory_row("its growth / weights", runs, lambda said: (said["peak"] - said["before"]) / weights)
+        memory_row(
+            "its growth / weights", runs, lambda reported: (reported["peak"] - reported["before"]) / weights
+        )
     )
     for found in rows:
         log.info(
@@ -74,24 +55,24 @@ def loading(
     columns += [Column(key=who, heading=who, form=".3g") for who in runs]
     if len(runs) > 1:
         columns.append(Column(key="ratio", heading="ours / transformers", form=".2f"))
-    says = (
+    description = (
         "From a .safetensors of ours, and from transformers' folder of the same weights; fresh processes, torch and "
         "the library imported before the clock starts, the files in the system's cache. Memory is the process's peak "
         "(VmHWM) after the first image, when every weight has been used; its growth counts from what was resident "
         "before loading."
     )
-    return Table(title="Loading", says=says, columns=columns, rows=rows)
+    return Table(title="Loading", description=description, columns=columns, rows=rows)
 
 
-def row(what: str, key: str, runs: dict[str, list[Process]]) -> dict[str, Any]:
+def row(what: str, key: str, runs: dict[str, list[FinishedProcess]]) -> dict[str, Any]:
     """What every side's programs said under a key, and ours over the other's."""
-    return memory_row(what, runs, lambda said: said[key])
+    return memory_row(what, runs, lambda reported: reported[key])
 
 
-def memory_row(what: str, runs: dict[str, list[Process]], value: Any) -> dict[str, Any]:
+def memory_row(what: str, runs: dict[str, list[FinishedProcess]], value: Any) -> dict[str, Any]:
     """What is computed of what every side's programs said, and ours over the other's."""
-    found = {who: [value(done.said) for done in all_of] for who, all_of in runs.items()}
-    made: dict[str, Any] = {"what": what, **{who: Spread.of(values) for who, values in found.items()}}
+    found = {who: [value(done.reported) for done in all_of] for who, all_of in runs.items()}
+    values: dict[str, Any] = {"what": what, **{who: Spread.of(values) for who, values in found.items()}}
     for other in found.keys() - {"ours"}:
-        made["ratio"] = ratio(found["ours"], found[other])
-    return made
+        values["ratio"] = ratio(found["ours"], found[other])
+    return values

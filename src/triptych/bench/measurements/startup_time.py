@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from triptych.bench.harness.report import Column, Table
-from triptych.bench.harness.subprocesses import Process, python, run
+from triptych.bench.harness.subprocesses import FinishedProcess, run, run_child, run_code
 from triptych.bench.harness.timing import Spread, check_equal, interleave, ratio
 from triptych.model_card import Preprocess
 from triptych.network import Network
@@ -20,22 +20,9 @@ from triptych.weights import export, save
 
 log = logging.getLogger(__name__)
 
-OURS = """
-import triptych as tp
-pipe = tp.ClassificationPipeline(sys.argv[1], dtype="fp32")
-found = pipe(sys.argv[2], top=5)
-say(guesses={guess.name: guess.probability for guess in found})
-"""
-THEIRS = """
-from transformers import pipeline
-pipe = pipeline("image-classification", model=sys.argv[1])
-found = pipe(sys.argv[2], top_k=5)
-say(guesses={guess["label"]: guess["score"] for guess in found})
-"""
-
 
 def starting(
-    networks: Mapping[str, Network], folder: Path, there: tuple[str, ...], rounds: int, patience: float = 0.0
+    networks: Mapping[str, Network], folder: Path, peers: tuple[str, ...], rounds: int, patience: float = 0.0
 ) -> Table:
     """Whole programs, from start to exit, beside the same of transformers.
 
@@ -46,16 +33,16 @@ def starting(
         UnequalError: the first results differ.
     """
     command = [sys.executable, "-m", "triptych"]
-    peer = "transformers" in there
+    peer = "transformers" in peers
     tasks: list[tuple[str, dict[str, Any]]] = [
-        ("the bare interpreter", {"ours": lambda: python("")}),
-        ("import torch, nothing of ours", {"ours": lambda: python("import torch")}),
-        ("import the package", {"ours": lambda: python("import triptych")}),
+        ("the bare interpreter", {"ours": lambda: run_code("")}),
+        ("import torch, nothing of ours", {"ours": lambda: run_code("import torch")}),
+        ("import the package", {"ours": lambda: run_code("import triptych")}),
         ("triptych --help", {"ours": lambda: run([*command, "--help"])}),
         ("triptych classify --help", {"ours": lambda: run([*command, "classify", "--help"])}),
     ]
     if peer:
-        tasks[2][1]["transformers"] = lambda: python("import transformers")
+        tasks[2][1]["transformers"] = lambda: run_code("import transformers")
     for name, net in networks.items():
         tasks.append((f"import to first result, {name}", first(name, net, folder, peer)))
     warmup = min(rounds - 1, 1)
@@ -64,13 +51,13 @@ def starting(
     if peer:
         columns.append(Column(key="transformers", heading="transformers", form=".2f"))
         columns.append(Column(key="ratio", heading="ours / transformers", form=".2f"))
-    says = (
+    description = (
         "From the start of the interpreter to its exit, files in the system's cache. The first result is the top 5 of "
         "one PNG, from a network in fp32 on disk: `ClassificationPipeline` beside transformers' image-classification "
         "`pipeline`, their classes and probabilities checked equal. PyTorch's own import is in both: no first result "
         "can be sooner."
     )
-    return Table(title="Starting", says=says, columns=columns, rows=rows)
+    return Table(title="Startup", description=description, columns=columns, rows=rows)
 
 
 def first(name: str, net: Any, folder: Path, peer: bool) -> dict[str, Any]:
@@ -79,26 +66,30 @@ def first(name: str, net: Any, folder: Path, peer: bool) -> dict[str, Any]:
     # Squashed from a picture of that very size: no rounding of a crop can tell the two apart.
     size = net.config.image_size
     net.card = replace(net.card, classes=classes, preprocess=Preprocess(size=size, mode="squash", crop=1.0))
-    model, picture = folder / f"{name}.safetensors", folder / f"{name}.png"
+    model, image = folder / f"{name}.safetensors", folder / f"{name}.png"
     save(net, model)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(picture)
-    sides = {"ours": lambda: python(OURS, model, picture)}
+    Image.fromarray(pixels).save(image)
+    sides = {"ours": lambda: run_child("classify_ours", model, image)}
     if peer:
         export(net, folder / name, "hf")
-        sides["transformers"] = lambda: python(THEIRS, folder / name, picture)
+        sides["transformers"] = lambda: run_child("classify_transformers", folder / name, image)
     return sides
 
 
-def row(what: str, runs: dict[str, list[Process]]) -> dict[str, Any]:
+def row(what: str, runs: dict[str, list[FinishedProcess]]) -> dict[str, Any]:
     """A task's seconds; where programs said what they found, only if they found the same."""
-    guesses = {who: done[0].said["guesses"] for who, done in runs.items() if "guesses" in done[0].said}
+    guesses = {
+        who: done[0].reported["probabilities"]
+        for who, done in runs.items()
+        if "probabilities" in done[0].reported
+    }
     if len(guesses) > 1:
-        names = sorted({name for found in guesses.values() for name in found})
+        names = sorted({name for probabilities_of in guesses.values() for name in probabilities_of})
         check_equal({who: torch.tensor([g.get(n, 0.0) for n in names]) for who, g in guesses.items()}, 1e-3)
     seconds = {who: [done.seconds for done in all_of] for who, all_of in runs.items()}
-    made: dict[str, Any] = {"what": what, **{who: Spread.of(values) for who, values in seconds.items()}}
+    values: dict[str, Any] = {"what": what, **{who: Spread.of(values) for who, values in seconds.items()}}
     if len(seconds) > 1:
-        made["ratio"] = ratio(seconds["ours"], seconds["transformers"])
-    log.info("%s: %s", what, ", ".join(f"{who} {made[who].median:.2f} s" for who in seconds))
-    return made
+        values["ratio"] = ratio(seconds["ours"], seconds["transformers"])
+    log.info("%s: %s", what, ", ".join(f"{who} {values[who].median:.2f} s" for who in seconds))
+    return values

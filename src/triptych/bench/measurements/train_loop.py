@@ -53,11 +53,11 @@ class LoopPlan:
 
 
 def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
-    """Seconds a step of `triptych train` and of a plain loop of the same network, batch and precision."""
+    """Seconds per step of `triptych train` and of a plain loop of the same network, batch and precision."""
     table = Table(
         title="The whole loop",
-        says=(
-            f"Seconds a step of `triptych train` on {plan.pictures} JPEGs of 160 px, by its own log: loading, "
+        description=(
+            f"Seconds per step of `triptych train` on {plan.pictures} JPEGs of 160 px, by its own log: loading, "
             "augmenting, moving average, clipping, schedule and log in it, evaluation and checkpoints not; beside the "
             "same network in the plain loop on one batch that is ready. Precision is what `auto` chooses. Decoded "
             "pictures are kept in memory, but for the run that decodes them every time in another process. Waiting is "
@@ -78,7 +78,7 @@ def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
         for what, config in (
             (f"ViT, {plan.pixels} px, batch {plan.batch}", classify),
             ("the same, decoding", decoding),
-            (f"UNet on kept latents, batch {plan.batch}", second_stage(plan, data, first_stage, "on")),
+            (f"UNet on cached latents, batch {plan.batch}", second_stage(plan, data, first_stage, "on")),
         ):
             waited: list[float] = []
             plain = plain_loop(prepare(config), plan.batch)
@@ -89,7 +89,7 @@ def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
                 ),
             }
             done = interleave(sides, plan.rounds, warmup=0).found
-            row: dict[str, Any] = {side: Spread.of(taken) for side, taken in done.items()}
+            row: dict[str, Any] = {side: Spread.of(seconds_taken) for side, seconds_taken in done.items()}
             row |= {"what": what, "ratio": ratio(done["ours"], done["plain"]), "waiting": Spread.of(waited)}
             log.info("%s: %.3g s a step, plain %.3g", what, row["ours"].median, row["plain"].median)
             table.rows.append(row)
@@ -97,45 +97,46 @@ def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
 
 
 def latents_and_pictures(plan: LoopPlan, model: Path) -> Table:
-    """Pictures a second: into the cache, out of it, and painted."""
+    """Images per second: into the cache, out of it, and generated."""
     table = Table(
-        title="Latents and pictures",
-        says=(
-            f"Pictures a second at {plan.pixels} px, by the model whose steps are measured above. Kept: each picture "
+        title="Latents and images",
+        description=(
+            f"Images per second at {plan.pixels} px, by the model whose steps are measured above. Kept: each picture "
             "and its mirror image go into the latent cache of `triptych train`, loading and writing included; beside "
-            "the encoder alone on batches that are ready. Learnt from: a small UNet on kept latents, beside encoding "
+            "the encoder alone on batches that are ready. Trained on: a small UNet on cached latents, beside encoding "
             "each time. "
-            f"Painted: {plan.paint_steps} steps with guidance and the decoder, four at a time, bf16."
+            f"Generated: {plan.paint_steps} steps with guidance and the decoder, four at a time, bf16."
         ),
         columns=[
             Column(key="what", heading="what"),
-            Column(key="ours", heading="pictures/s", form=".3g"),
-            Column(key="other", heading="beside", form=".3g"),
-            Column(key="ratio", heading="time / beside", form=".2f"),
+            Column(key="ours", heading="images/s", form=".3g"),
+            Column(key="other", heading="compared with", form=".3g"),
+            Column(key="ratio", heading="time / compared with", form=".2f"),
         ],
     )
     with tempfile.TemporaryDirectory() as place:
         data = draw(Path(place) / "data", plan.pictures)
-        kept = interleave(caching(plan, data, model), plan.rounds, warmup=0)
-        table.rows.append(a_second("kept as latents", plan.pictures, kept))
+        cached = interleave(caching(plan, data, model), plan.rounds, warmup=0)
+        table.rows.append(a_second("cached as latents", plan.pictures, cached))
         learnt = {
             side: (lambda use=use: whole(second_stage(plan, data, model, use)) / plan.batch)
             for side, use in (("ours", "on"), ("other", "off"))
         }
-        table.rows.append(a_second("learnt from", 1, interleave(learnt, max(plan.rounds - 1, 1), warmup=0)))
+        table.rows.append(a_second("trained on", 1, interleave(learnt, max(plan.rounds - 1, 1), warmup=0)))
     paint = DiffusionPipeline(model, dtype="bf16").text_to_image
-    asked = {"num_steps": plan.paint_steps, "num_images": 4, "height": plan.pixels, "width": plan.pixels}
-    painted = timed(lambda: paint("a red apple", progress=False, **asked))
-    table.rows.append(a_second("painted", 4, interleave({"ours": painted}, plan.rounds)))
+    options = {"num_steps": plan.paint_steps, "num_images": 4, "height": plan.pixels, "width": plan.pixels}
+    generated = timed(lambda: paint("a red apple", progress=False, **options))
+    table.rows.append(a_second("generated", 4, interleave({"ours": generated}, plan.rounds)))
     for row in table.rows:
-        log.info("%s: %.3g pictures/s", row["what"], row["ours"].median)
+        log.info("%s: %.3g images/s", row["what"], row["ours"].median)
     return table
 
 
 def a_second(what: str, count: int, done: Rounds[float]) -> dict[str, Any]:
     """A row of so many pictures over the seconds that they took."""
     row: dict[str, Any] = {
-        side: Spread.of(count / seconds for seconds in taken) for side, taken in done.found.items()
+        side: Spread.of(count / seconds for seconds in seconds_taken)
+        for side, seconds_taken in done.found.items()
     }
     if "other" in row:
         row["ratio"] = ratio(done.found["ours"], done.found["other"])
@@ -146,8 +147,8 @@ def caching(plan: LoopPlan, data: Path, model: Path) -> dict[str, Callable[[], f
     """Seconds for all pictures: through the cache onto the disk, and through the encoder alone."""
     first_stage = stage_of(model)
     source, size = open_source(str(data)), (plan.pixels, plan.pixels)
-    how = replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop")
-    cache = LatentCache(source, first_stage, how, True, DataConfig(workers=0), batch_size=plan.batch)
+    preprocess = replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop")
+    cache = LatentCache(source, first_stage, preprocess, True, DataConfig(workers=0), batch_size=plan.batch)
     images = torch.rand(plan.batch, 3, *size) * 2 - 1
 
     @torch.no_grad()
@@ -222,7 +223,7 @@ def loop(plan: LoopPlan) -> LoopConfig:
 
 
 def whole(config: RunConfig, waited: list[float] | None = None) -> float:
-    """Seconds a step of a run, by its own account, after the first `SPEED_STEPS`; and the share it waited."""
+    """Seconds per step of a run, by its own account, after the first `SPEED_STEPS`; and the share it waited."""
     with tempfile.TemporaryDirectory() as place:
         if not train(config, Path(place) / "run").finished:
             raise KeyboardInterrupt  # which the run took for a wish to go on later

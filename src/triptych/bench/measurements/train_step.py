@@ -1,4 +1,4 @@
-"""One step of learning in a plain loop, the same for a network of ours and for the same network of a peer.
+"""One training step in a plain loop, the same for a network of ours and for the same network of a peer.
 
 It imports no more than PyTorch until a side is built, so that a peer's program carries nothing of ours along.
 """
@@ -62,8 +62,8 @@ def _unet(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dtype) -> 
     t, context = torch.randint(1000, (batch,)), torch.randn(batch, tokens, width)
 
     def loss() -> Tensor:
-        made = net(x, t, context)
-        return F.mse_loss((made if ours else made.sample).float(), noise)
+        output = net(x, t, context)
+        return F.mse_loss((output if ours else output.sample).float(), noise)
 
     return Learner(net, loss, dtype)
 
@@ -82,10 +82,10 @@ def _autoencoder(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dty
             mean, logvar = posterior.mean, posterior.logvar
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1), dtype=mean.dtype)
         z = mean + torch.exp(0.5 * logvar) * noise
-        made = net.render(z) if who == "ours" else net.decode(z).sample
+        output = net.render(z) if who == "ours" else net.decode(z).sample
         mean, logvar = mean.float(), logvar.float()
         bound = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1).mean()
-        return F.l1_loss(made.float(), images) + KL * bound
+        return F.l1_loss(output.float(), images) + KL * bound
 
     return Learner(net, loss, dtype)
 

@@ -16,20 +16,20 @@ from triptych.weights import export
 
 def present(names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """Those of the named peers that can be imported, and what a report has to say of the others: a sentence each."""
-    there, notes = [], []
+    available, notes = [], []
     for name in names:
         try:
             _, why = timm_import.timm() if name == "timm" else (importlib.import_module(name), None)
         except ImportError as problem:
             notes.append(f"{name} is not measured: {str(problem).splitlines()[0]}.")
             continue
-        there.append(name)
+        available.append(name)
         if why:
             notes.append(
                 f"{name} was imported with a stand-in for torchvision ({why}), "
                 "which its networks' forward passes do not touch."
             )
-    return tuple(there), notes
+    return tuple(available), notes
 
 
 def transformers_classifier(net: Network, dtype: torch.dtype) -> Forward:

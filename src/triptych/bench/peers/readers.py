@@ -13,10 +13,10 @@ from triptych.bench.peers import timm_import
 def transformers_network(folder: str | Path, dtype: torch.dtype) -> Any:
     """Their classifier in one of their folders, with the fused attention kernel."""
     from transformers import AutoModelForImageClassification
-    from transformers.utils import logging as said
+    from transformers.utils import logging as library_logging
 
-    said.set_verbosity_error()
-    said.disable_progress_bar()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
     with contextlib.redirect_stderr(None):
         theirs = AutoModelForImageClassification.from_pretrained(
             folder, attn_implementation="sdpa", dtype=dtype
@@ -34,9 +34,9 @@ def timm_network(folder: str | Path, dtype: torch.dtype) -> Any:
 def diffusers_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     """The "unet" or the "vae" of a folder of diffusers."""
     import diffusers
-    from diffusers.utils import logging as said
+    from diffusers.utils import logging as library_logging
 
-    said.set_verbosity_error()
-    kind: Any = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+    library_logging.set_verbosity_error()
+    network_class: Any = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
     with contextlib.redirect_stderr(None):
-        return kind.from_pretrained(folder / part, torch_dtype=dtype).eval()
+        return network_class.from_pretrained(folder / part, torch_dtype=dtype).eval()

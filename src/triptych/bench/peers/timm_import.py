@@ -48,9 +48,9 @@ class _Placeholder(type):
     """The class of classes that can be named, compared, asked for and derived from, but not used."""
 
     def __getattr__(cls, name: str) -> "_Placeholder":
-        made = _placeholder(_name(cls), name)
-        setattr(cls, name, made)  # the same each time: members of an enumeration are keys
-        return made
+        placeholder = _placeholder(_name(cls), name)
+        setattr(cls, name, placeholder)  # the same each time: members of an enumeration are keys
+        return placeholder
 
     def __call__(cls, *_: object, **__: object) -> NoReturn:
         raise RuntimeError(
@@ -79,9 +79,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         def named(name: str) -> _Placeholder:
-            made = _placeholder(module.__name__, name)
-            setattr(module, name, made)
-            return made
+            placeholder = _placeholder(module.__name__, name)
+            setattr(module, name, placeholder)
+            return placeholder
 
         module.__dict__["__getattr__"] = named  # PEP 562
 
@@ -111,5 +111,5 @@ def _forget(package: str) -> None:
 
 def _line(problem: Exception) -> str:
     """An error in one line, without the full stop that some end with."""
-    said = str(problem).strip().splitlines()
-    return said[0].rstrip(".") if said else type(problem).__name__
+    lines = str(problem).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(problem).__name__

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from triptych.bench.harness import machine
-from triptych.bench.harness.cpu_contention import Others
 from triptych.bench.harness.forward import DTYPES, Effort
 from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.suite import suite
 from triptych.bench.harness.timing import Spread, interleave, ratio, timed
 from triptych.bench.suites.ldm import TINY, make
 from triptych.layers.resnet import packed
@@ -53,39 +52,35 @@ FULL = Plan()
 QUICK = Plan(config=TINY, merges=(0.5,), caches=(2,), pictures=1, prompts=PROMPTS[:1], steps=3, rounds=1)
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench approximate --out docs") -> Report:
-    """Measure everything in the plan. Nothing else should run meanwhile."""
-    others = Others()
-    facts = machine.describe()
-    report = Report(suite="approximate", command=command, machine=facts)
+@suite("approximate", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Measure everything in the plan."""
     report.tables = [steps(plan), decoding(plan), pictures(plan)]
     report.notes = [
-        "Each is opt-in, and another picture than the exact one: token merging (Bolya and Hoffman 2023) in the finest "
-        "self-attentions, deep cache (Ma et al. 2023), guidance in an interval (Kynkäänniemi et al. 2024), TAESD in "
-        "place of the decoder. At zero strength each is exact to the bit."
+        "Each is opt-in, and gives another image than the exact computation: token merging (Bolya and Hoffman 2023) in "
+        "the finest self-attentions, deep cache (Ma et al. 2023), guidance in an interval (Kynkäänniemi et al. 2024), "
+        "TAESD in place of the decoder. At zero strength each is exact to the bit."
     ]
-    facts["taken by others"] = others.said()
-    return report
 
 
 def compare(
     sides: Mapping[str, Callable[[], object]], rounds: int, passes: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """Seconds of a pass of each side, in turn, and over those of the first."""
-    found = interleave({name: timed(work) for name, work in sides.items()}, rounds, warmup=0).found
-    found = {name: [t / passes.get(name, 1) for t in times] for name, times in found.items()}
-    first, rows = next(iter(found)), []
-    for name, times in found.items():
-        row = {"what": name, "seconds": Spread.of(times), "ratio": ratio(times, found[first])}
+    times_of = interleave({name: timed(work) for name, work in sides.items()}, rounds, warmup=0).found
+    times_of = {name: [t / passes.get(name, 1) for t in times] for name, times in times_of.items()}
+    first, rows = next(iter(times_of)), []
+    for name, times in times_of.items():
+        row = {"what": name, "seconds": Spread.of(times), "ratio": ratio(times, times_of[first])}
         log.info("%s: %.3g s, %.2f of %s", name, row["seconds"].median, row["ratio"].median, first)
         rows.append(row)
     return rows
 
 
-def table(title: str, says: str, *more: Column) -> Table:
+def table(title: str, description: str, *more: Column) -> Table:
     return Table(
         title=title,
-        says=says,
+        description=description,
         columns=[
             Column(key="what", heading="what"),
             Column(key="seconds", heading="seconds", form=".3g"),
@@ -107,7 +102,7 @@ def steps(plan: Plan) -> Table:
     )  # type: ignore[union-attr]
     t = torch.tensor([501, 501])
     rows, columns = config.network.latent_size
-    made = table(
+    result = table(
         "A step of the denoiser",
         f"Seconds of one pass of the UNet over two latents of {rows} x {columns} in {plan.dtype}, weights random. Of "
         "deep cache at every n-th the mean over n passes, of which one is whole.",
@@ -116,17 +111,17 @@ def steps(plan: Plan) -> Table:
         stack.enter_context(packed(net))
         once = net.project_context(context)
 
-        def passes(ratio: float = 0.0, every: int = 1) -> None:
-            with merged_tokens(net, ratio), deep_cached(net, every):
-                for _ in range(every):
+        def passes(ratio: float = 0.0, interval: int = 1) -> None:
+            with merged_tokens(net, ratio), deep_cached(net, interval):
+                for _ in range(interval):
                     net(x, t, once)
 
         sides: dict[str, Callable[[], object]] = {"exact": passes}
         sides |= {f"merged tokens, {r:g}": lambda r=r: passes(r) for r in plan.merges}
-        sides |= {f"deep cache, {n}": lambda n=n: passes(every=n) for n in plan.caches}
+        sides |= {f"deep cache, {n}": lambda n=n: passes(interval=n) for n in plan.caches}
         passes()  # lays the weights out
-        made.rows = compare(sides, plan.rounds, {f"deep cache, {n}": n for n in plan.caches})
-    return made
+        result.rows = compare(sides, plan.rounds, {f"deep cache, {n}": n for n in plan.caches})
+    return result
 
 
 @torch.inference_mode()
@@ -137,28 +132,28 @@ def decoding(plan: Plan) -> Table:
     tiny: Any = build(STAGES[plan.tiny]).to(dtype).eval()
     shape = (1, config.autoencoder.latent_channels, *config.network.latent_size)
     z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    made = table(
+    result = table(
         "Decoding",
-        f"Seconds from latents to one picture in {plan.dtype}, weights random, so that no distance can be measured.",
+        f"Seconds from latents to one image in {plan.dtype}, weights random, so that no distance can be measured.",
     )
     sides: dict[str, Callable[[], object]] = {
         "exact": lambda: exact.decode(z),
         f"tiny decoder, {plan.tiny}": lambda: tiny.decode(z),
     }
-    made.rows = compare(sides, plan.rounds, {})
-    return made
+    result.rows = compare(sides, plan.rounds, {})
+    return result
 
 
 def pictures(plan: Plan) -> Table:
-    """The same seeds painted exactly and otherwise."""
+    """The same seeds generated exactly and otherwise."""
     pipe = DiffusionPipeline(plan.model, dtype=plan.dtype)
 
-    def paint(**how: Any) -> Any:
+    def paint(**options: Any) -> Any:
         return [
             np.asarray(image, dtype=np.float64)
             for prompt in plan.prompts
             for image in pipe.text_to_image(
-                prompt, num_steps=plan.steps, num_images=plan.pictures, progress=False, **how
+                prompt, num_steps=plan.steps, num_images=plan.pictures, progress=False, **options
             )
         ]
 
@@ -166,29 +161,29 @@ def pictures(plan: Plan) -> Table:
     ways |= {f"merged tokens, {r:g}": {"merge_tokens": r} for r in plan.merges}
     ways |= {f"deep cache, {n}": {"deep_cache": n} for n in plan.caches}
     ways["guidance interval, {:g} to {:g}".format(*INTERVAL)] = {"guidance_interval": INTERVAL}
-    painted = {name: paint(**how) for name, how in ways.items()}
+    generated = {name: paint(**options) for name, options in ways.items()}
     count = plan.pictures * len(plan.prompts)
     rows, columns = pipe.config.network.latent_size
-    made = table(
-        f"Pictures of {plan.model}",
-        f"Seconds a picture, from prompt to pixels, and how far the pictures are from the exact ones: {count} of the "
+    result = table(
+        f"Images of {plan.model}",
+        f"Seconds per image, from prompt to pixels, and how far the images are from the exact ones: {count} of the "
         f"same prompts and seeds, {plan.steps} steps in {plan.dtype}. Its UNet has "
         f"{len(pipe.config.network.channel_multipliers)} levels on latents of {rows} x {columns}, where "
         "little is to be saved.",
         Column(key="psnr", heading="PSNR, dB", form=".1f"),
         Column(key="apart", heading="mean difference, of 255", form=".2f"),
     )
-    made.rows = compare(
-        {name: lambda how=how: paint(**how) for name, how in ways.items()},
+    result.rows = compare(
+        {name: lambda options=options: paint(**options) for name, options in ways.items()},
         plan.rounds,
         dict.fromkeys(ways, count),
     )
-    for row in made.rows:
-        pairs = list(zip(painted[row["what"]], painted["exact"], strict=True))
+    for row in result.rows:
+        pairs = list(zip(generated[row["what"]], generated["exact"], strict=True))
         if row["what"] != "exact":
             row["psnr"] = Spread.of(psnr(a, b) for a, b in pairs)
         row["apart"] = Spread.of(float(np.abs(a - b).mean()) for a, b in pairs)
-    return made
+    return result
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""`triptych bench bulk`: folders of small pictures seen and parsed, beside the network alone; many painted."""
+"""`triptych bench bulk`: folders of small pictures seen and parsed, beside the network alone; many generated."""
 
 import io
 import logging
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from triptych.bench.harness import machine
-from triptych.bench.harness.cpu_contention import Others
 from triptych.bench.harness.report import Column, Report, Table
-from triptych.bench.harness.subprocesses import Process, python
+from triptych.bench.harness.subprocesses import FinishedProcess, run_child
+from triptych.bench.harness.suite import suite
 from triptych.bench.harness.timing import Spread, check_equal
 from triptych.bench.peers import build as peers
 from triptych.data.builtin.scenes import scenes
@@ -30,86 +29,6 @@ DIFFERENT = 256  # pictures, each there many times
 SIDE = 64
 FOLDER = 1_000  # files of a folder
 APART = {"fp32": 1e-4, "bf16": 5e-2}  # how far rounding takes probabilities apart, in units of the largest
-
-FOLDERS = """
-import json, multiprocessing
-from pathlib import Path
-import numpy as np
-import triptych as tp
-from triptych.pipelines.image_input import batched
-
-task, model, folder, out, batch, workers, count, dtype = sys.argv[1:]
-batch, workers, count = int(batch), int(workers), int(count)
-kinds = {"classify": tp.ClassificationPipeline, "segment": tp.SegmentationPipeline}
-pipe = kinds[task](model, dtype=dtype, batch_size=batch, workers=workers)
-how = pipe.card.preprocess
-pixels = np.random.default_rng(0).integers(0, 256, (batch, *how.size, 3), dtype=np.uint8)
-images = batched(list(pixels), how, pipe.config.in_channels)
-pipe.logits(images)
-
-def alone():
-    "Seconds a picture of the network, on tensors that are there."
-    times = max(1, min(count, 1024) // batch)
-    start = time.perf_counter()
-    for _ in range(times):
-        pipe.logits(images)
-    return (time.perf_counter() - start) / times / batch
-
-network, private, seen, first = [alone()], 0, 0, []
-forget_peak()
-before, start = memory()[0], time.perf_counter()
-with open(out + ".jsonl", "w") as lines:
-    for one in pipe(folder):
-        if task == "segment":
-            one.save(out, str(seen), ("labels", "json"), durable=False)
-        lines.write(json.dumps(one.to_json()) + "\\n")
-        if seen < 64 and task == "classify":
-            first.append({guess.name: guess.probability for guess in one})
-        seen += 1
-        if seen % (count // 4) == 0:
-            private = max([private, *(own(child.pid) for child in multiprocessing.active_children())])
-seconds = (time.perf_counter() - start) / seen
-peak = memory()[1]
-network.append(alone())
-say(network=network, seconds=seconds, before=before, peak=peak, private=private, seen=seen, first=first)
-"""
-
-THEIRS = """
-import torch
-from pathlib import Path
-from transformers import pipeline
-
-model, folder, batch, workers, dtype = sys.argv[1:]
-files = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
-dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-pipe = pipeline("image-classification", model=model, dtype=dtype)
-run = lambda files: pipe(files, batch_size=int(batch), num_workers=int(workers), top_k=5)
-run(files[: int(batch)])
-forget_peak()
-before, start = memory()[0], time.perf_counter()
-found = run(files)
-seconds = (time.perf_counter() - start) / len(files)
-say(seconds=seconds, before=before, peak=memory()[1],
-    first=[{guess["label"]: guess["score"] for guess in one} for one in found[:64]])
-"""
-
-PAINTED = """
-import triptych as tp
-from triptych.pipelines.diffusion.options import GenerationRecord
-from triptych.pipelines.diffusion.records import with_seeds
-
-model, out, count, batch, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-pipe = tp.DiffusionPipeline(model)
-record = GenerationRecord(prompt="a red apple", num_steps=steps)
-pipe.generate(with_seeds([record], batch), batch_size=batch, progress=False)
-forget_peak()
-before, start = memory()[0], time.perf_counter()
-keep = lambda one: pipe.save([one], out)
-pipe.generate(
-    with_seeds([record], count), batch_size=batch, progress=False, on_image=keep, return_images=False
-)
-say(seconds=(time.perf_counter() - start) / count, before=before, peak=memory()[1])
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +65,10 @@ QUICK = Plan(
 )
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench bulk --out docs") -> Report:
-    """Make the folders, and read each in fresh processes. Nothing else should run meanwhile."""
-    others, facts = Others(), machine.describe()
-    report = Report(suite="bulk", command=command, machine=facts)
-    there, report.notes = peers.present(plan.peers)
+@suite("bulk", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Make the folders, and read each in fresh processes."""
+    available, report.notes = peers.present(plan.peers)
     seen, parsed = [], []
     with tempfile.TemporaryDirectory(prefix="triptych-bench-") as place:
         for count in sorted({count for count, _ in (*plan.classify, *plan.segment)}):
@@ -160,49 +78,51 @@ def run(plan: Plan = FULL, command: str = "triptych bench bulk --out docs") -> R
                 for workers in dict(getattr(plan, task)).get(count, ()):
                     batch = plan.batches[task == "segment"]
                     with tempfile.TemporaryDirectory(dir=place) as out:
-                        told = folders(task, model, folder, Path(out) / "made", batch, workers, count, plan)
-                    rows.append(row(count, workers, told))
+                        process = folders(
+                            task, model, folder, Path(out) / "made", batch, workers, count, plan
+                        )
+                    rows.append(row(count, workers, process))
                     log.info("%s, %d pictures, %d workers: %s", task, count, workers, rows[-1])
         report.tables = [
-            table("Seeing", "vit-emoji", plan.batches[0], "a line of JSON each is", seen),
-            table("Parsing", "swin-scenes", plan.batches[1], "labels and JSON of each are", parsed),
+            table("Classifying", "vit-emoji", plan.batches[0], "a line of JSON each is", seen),
+            table("Segmenting", "swin-scenes", plan.batches[1], "labels and JSON of each are", parsed),
         ]
-        if "transformers" in there:
+        if "transformers" in available:
             report.tables.append(beside(Path(place), plan))
         report.tables.append(painting(Path(place), plan))
-    facts["taken by others"] = others.said()
-    return report
 
 
 def folders(
     task: str, model: str | Path, folder: Path, out: Path, batch: int, workers: int, count: int, plan: Plan
-) -> Process:
+) -> FinishedProcess:
     """A folder through one of our pipelines."""
-    told = python(FOLDERS, task, model, folder, out, *map(str, (batch, workers, count)), plan.dtype)
-    if told.said["seen"] != count:
-        raise RuntimeError(f"{task} gave {told.said['seen']} results for {count} pictures")
-    return told
+    process = run_child(
+        "folder_ours", task, model, folder, out, *map(str, (batch, workers, count)), plan.dtype
+    )
+    if process.reported["count"] != count:
+        raise RuntimeError(f"{task} gave {process.reported['seen']} results for {count} pictures")
+    return process
 
 
-def row(count: int, workers: int, told: Process) -> dict[str, Any]:
+def row(count: int, workers: int, process: FinishedProcess) -> dict[str, Any]:
     """Of a run: images/s, of the network beside it before and after, and memory."""
-    said = told.said
-    network = Spread.of(1 / seconds for seconds in said["network"])
+    reported = process.reported
+    network = Spread.of(1 / seconds for seconds in reported["network"])
     return {
         "count": count,
         "workers": workers,
         "network": network,
-        "folder": 1 / said["seconds"],
-        "ratio": Spread.of(seconds / said["seconds"] for seconds in said["network"]),
-        "peak": said["peak"] / 2**20,
-        "grown": (said["peak"] - said["before"]) / 2**20,
-        "private": said["private"] / 2**20 if workers else None,
+        "folder": 1 / reported["seconds"],
+        "ratio": Spread.of(seconds / reported["seconds"] for seconds in reported["network"]),
+        "peak": reported["peak"] / 2**20,
+        "grown": (reported["peak"] - reported["before"]) / 2**20,
+        "private": reported["private"] / 2**20 if workers else None,
     }
 
 
 def table(title: str, model: str, batch: int, written: str, rows: list[dict[str, Any]]) -> Table:
     columns = [
-        Column(key="count", heading="pictures", form=",d"),
+        Column(key="count", heading="images", form=",d"),
         Column(key="workers", heading="workers", form="d"),
         Column(key="network", heading="network alone, images/s", form=".0f"),
         Column(key="folder", heading="folder, images/s", form=".0f"),
@@ -211,13 +131,13 @@ def table(title: str, model: str, batch: int, written: str, rows: list[dict[str,
         Column(key="grown", heading="of it for the folder, MiB", form=".0f"),
         Column(key="private", heading="a worker's own, MiB", form=".0f"),
     ]
-    says = (
+    description = (
         f"A folder of PNGs and JPEGs of {SIDE} pixels through {model} in batches of {batch}, each run in a fresh "
         f"process; {written} written. The network alone is given one batch of tensors again and again, before and "
         "after; the ratio is of speeds, more is better. Peaks are the operating system's (VmHWM); a worker's own "
         "memory is what it shares with no process."
     )
-    return Table(title=f"{title} a folder", says=says, columns=columns, rows=rows)
+    return Table(title=f"{title} a folder", description=description, columns=columns, rows=rows)
 
 
 def beside(place: Path, plan: Plan) -> Table:
@@ -240,9 +160,9 @@ def beside(place: Path, plan: Plan) -> Table:
     for workers in (0, 1):
         ours = folders(
             "classify", place / "beside.safetensors", folder, place / "made", batch, workers, count, plan
-        ).said
-        asked = (place / "hf", folder, str(batch), str(workers), plan.dtype)
-        theirs = python(THEIRS, *asked).said
+        ).reported
+        arguments = (place / "hf", folder, str(batch), str(workers), plan.dtype)
+        theirs = run_child("folder_transformers", *arguments).reported
         check_first(ours["first"], theirs["first"], APART[plan.dtype])
         rows.append(
             {
@@ -261,13 +181,15 @@ def beside(place: Path, plan: Plan) -> Table:
         Column(key="transformers", heading="transformers, images/s", form=".0f"),
         Column(key="ratio", heading="time, ours / transformers", form=".2f"),
     ]
-    says = (
-        f"{count:,} of the same pictures, named by ViT-Ti/8 with random weights of {SIDE} pixels in {plan.dtype}, in "
-        f"batches of {batch}: `ClassificationPipeline` beside transformers' image-classification `pipeline` over a "
-        "list of the files, with as many workers. The probabilities of the first pictures' best classes are checked "
+    description = (
+        f"{count:,} of the same images, classified by ViT-Ti/8 with random weights of {SIDE} pixels in {plan.dtype}, "
+        f"in batches of {batch}: `ClassificationPipeline` beside transformers' image-classification `pipeline` over a "
+        "list of the files, with as many workers. The probabilities of the first images' best classes are checked "
         "equal."
     )
-    return Table(title="A folder beside transformers", says=says, columns=columns, rows=rows)
+    return Table(
+        title="A folder, compared with transformers", description=description, columns=columns, rows=rows
+    )
 
 
 def check_first(
@@ -276,8 +198,8 @@ def check_first(
     """The best class of each of ours has the same probability in theirs."""
     best = [max(one, key=one.__getitem__) for one in ours]
     sides = {
-        who: torch.tensor([one.get(name, 0.0) for one, name in zip(found, best, strict=True)])
-        for who, found in (("ours", ours), ("transformers", theirs))
+        who: torch.tensor([one.get(name, 0.0) for one, name in zip(rows_of, best, strict=True)])
+        for who, rows_of in (("ours", ours), ("transformers", theirs))
     }
     check_equal(sides, tolerance)
 
@@ -287,39 +209,41 @@ def painting(place: Path, plan: Plan) -> Table:
     rows = []
     for count, batch in plan.paint:
         with tempfile.TemporaryDirectory(dir=place) as out:
-            said = python(PAINTED, "ldm-emoji", out, *map(str, (count, batch, plan.steps))).said
+            reported = run_child(
+                "generate_many", "ldm-emoji", out, *map(str, (count, batch, plan.steps))
+            ).reported
         rows.append(
             {
                 "count": count,
                 "batch": batch,
-                "seconds": said["seconds"],
-                "peak": said["peak"] / 2**20,
-                "grown": (said["peak"] - said["before"]) / 2**20,
+                "seconds": reported["seconds"],
+                "peak": reported["peak"] / 2**20,
+                "grown": (reported["peak"] - reported["before"]) / 2**20,
             }
         )
         log.info("%d pictures in batches of %d: %s", count, batch, rows[-1])
     columns = [
-        Column(key="count", heading="pictures", form=",d"),
+        Column(key="count", heading="images", form=",d"),
         Column(key="batch", heading="batch", form="d"),
-        Column(key="seconds", heading="seconds a picture", form=".2f"),
+        Column(key="seconds", heading="seconds per image", form=".2f"),
         Column(key="peak", heading="peak, MiB", form=".0f"),
-        Column(key="grown", heading="of it for the pictures, MiB", form=".0f"),
+        Column(key="grown", heading="of it for the images, MiB", form=".0f"),
     ]
-    says = (
-        f"Pictures of one prompt by ldm-emoji, {plan.steps} steps, each written when it is there; after one batch that "
+    description = (
+        f"Images of one prompt by ldm-emoji, {plan.steps} steps, each written as it is finished; after one batch that "
         "does not count. In fresh processes."
     )
-    return Table(title="Painting many", says=says, columns=columns, rows=rows)
+    return Table(title="Generating many images", description=description, columns=columns, rows=rows)
 
 
 def make(folder: Path, count: int) -> None:
     """Pictures 0 to `count`, of which those that are there stay."""
     source = scenes("test", DIFFERENT, (SIDE, SIDE))
-    kinds = (("JPEG", "jpg"), ("PNG", "png"))
+    formats = (("JPEG", "jpg"), ("PNG", "png"))
     known: list[tuple[bytes, str]] = []
     for i in range(min(count, DIFFERENT)):
-        file, (kind, ending) = io.BytesIO(), kinds[i % 2]
-        Image.fromarray(decode(source[i].image)).save(file, kind)
+        file, (format, ending) = io.BytesIO(), formats[i % 2]
+        Image.fromarray(decode(source[i].image)).save(file, format)
         known.append((file.getvalue(), ending))
     for number in range(count):
         content, ending = known[number % len(known)]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from triptych.bench.harness import machine
 from triptych.bench.harness.report import Column, Report, Table
-from triptych.bench.harness.subprocesses import python
+from triptych.bench.harness.subprocesses import run_child
+from triptych.bench.harness.suite import suite
 
 log = logging.getLogger(__name__)
 
@@ -23,36 +23,6 @@ DIFFERENT = 256  # pictures, of one pixel
 GROUP = 5_000  # rows of a row group
 SHARD = 10_000  # examples of a tar
 CLASSES = 100
-
-MEASURE = """
-os.environ["HF_DATASETS_CACHE"], spec, stream, workers = sys.argv[1:]
-stream, workers = stream == "stream", int(workers)
-from pathlib import Path
-import datasets
-import pyarrow.parquet
-from triptych.data.config import DataConfig
-from triptych.data.images import Resize
-from triptych.data.loading.loader import make_loader
-from triptych.data.open import train_and_eval
-
-forget_peak()
-before, start = memory()[0], time.perf_counter()
-train, held = train_and_eval(spec, 0.1, stream=stream)
-train.fingerprint
-opened, indexed = time.perf_counter() - start, memory()[1]
-config = DataConfig(batch_size=256, workers=workers, cache="off", stream=stream)
-loader = make_loader(train, config, Resize(size=(4, 4)), train=True)
-start, seen, private = time.perf_counter(), 0, 0
-for batch in loader:
-    seen += len(batch["id"])
-    if seen >= 20 * 256:
-        import multiprocessing
-        private = max([own(child.pid) for child in multiprocessing.active_children()], default=0)
-        break
-disk = sum(file.stat().st_size for file in Path(sys.argv[1]).glob("triptych/*/*"))
-say(count=len(train) + len(held), opened=opened, before=before, indexed=indexed, peak=memory()[1], private=private,
-    batches=time.perf_counter() - start, disk=disk)
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,28 +41,29 @@ FULL = Plan()
 QUICK = Plan(parquet=(300, 600), tar=(300,), folder=(300,), held=500)
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench data --out docs") -> Report:
+@suite("data", FULL)
+def run(report: Report, plan: Plan) -> None:
     """Make synthetic sets of each size, and open and read each in fresh processes."""
     makers = {"parquet": make_parquet, "tar": make_tar, "folder": make_folder}
-    rows = []
-    for kind, make in makers.items():
-        for count in getattr(plan, kind):
+    rows: list[dict[str, Any]] = []
+    for layout, make in makers.items():
+        for count in getattr(plan, layout):
             with tempfile.TemporaryDirectory(prefix="triptych-bench-") as folder:
-                rows.append(measured(kind, count, make, Path(folder), plan))
-                log.info("%s of %s: %s", kind, f"{count:,}", rows[-1])
-    return Report(suite="data", command=command, machine=machine.describe(), tables=[table(rows)])
+                rows.append(measured(layout, count, make, Path(folder), plan))
+                log.info("%s of %s: %s", layout, f"{count:,}", rows[-1])
+    report.tables = [table(rows)]
 
 
 def measured(
-    kind: str, count: int, make: Callable[[Path, int], None], folder: Path, plan: Plan
+    layout: str, count: int, make: Callable[[Path, int], None], folder: Path, plan: Plan
 ) -> dict[str, Any]:
     """A row of the table."""
     make(folder / "set", count)
     cache = folder / "cache"
-    first = python(MEASURE, cache, folder / "set", "stream", "0").said
-    again = python(MEASURE, cache, folder / "set", "stream", "2").said
+    first = run_child("read_data", cache, folder / "set", "stream", "0").reported
+    again = run_child("read_data", cache, folder / "set", "stream", "2").reported
     row = {
-        "kind": kind,
+        "format": format,
         "count": first["count"],
         "index": first["opened"],
         "open": again["opened"],
@@ -101,18 +72,18 @@ def measured(
         "reading": again["peak"] / 2**20,
         "grown": (max(first["peak"], again["peak"]) - first["before"]) / 2**20,
         "worker": again["private"] / 2**20,
-        "whole": None,
+        "table": None,
     }
     if count <= plan.held:
-        whole = python(MEASURE, folder / "other", folder / "set", "whole", "0").said
-        row["whole"] = (whole["peak"] - whole["before"]) / 2**20
+        table_run = run_child("read_data", folder / "other", folder / "set", "table", "0").reported
+        row["table"] = (table_run["peak"] - table_run["before"]) / 2**20
     shutil.rmtree(folder / "set")
     return row
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     columns = [
-        Column(key="kind", heading="in"),
+        Column(key="format", heading="in"),
         Column(key="count", heading="examples", form=",d"),
         Column(key="index", heading="index, s", form=".1f"),
         Column(key="open", heading="open again, s", form=".2f"),
@@ -121,25 +92,27 @@ def table(rows: list[dict[str, Any]]) -> Table:
         Column(key="reading", heading="peak, reading, MiB", form=".0f"),
         Column(key="grown", heading="of it above imports, MiB", form=".0f"),
         Column(key="worker", heading="a worker's own, MiB", form=".0f"),
-        Column(key="whole", heading="not streamed, above imports, MiB", form=".0f"),
+        Column(key="table", heading="not streamed, above imports, MiB", form=".0f"),
     ]
-    says = (
-        "Pictures of one pixel, labelled, opened with `stream=True`, a tenth held back, then 20 shuffled batches of "
+    description = (
+        "Images of one pixel, labeled, opened with `stream=True`, a tenth held out, then 20 shuffled batches of "
         f"256; in fresh processes. Row groups of {GROUP:,}, shards of {SHARD:,}. Peaks are the operating system's "
-        "(VmHWM): of the process that indexes and reads by itself, and of one that finds the index made and reads with "
-        "two workers, whose own memory is what they share with nobody. The last column is the same without streaming; "
-        "for parquet it counts what is mapped of the copy in the cache of `datasets`, too."
+        "(VmHWM): of the process that indexes and reads by itself, and of one that finds the index and reads with "
+        "two workers, whose own memory is what they share with no other process. The last column is the same "
+        "without streaming; for parquet it counts what is mapped of the copy in the cache of `datasets`, too."
     )
-    return Table(title="Memory against the number of examples", says=says, columns=columns, rows=rows)
+    return Table(
+        title="Memory against the number of examples", description=description, columns=columns, rows=rows
+    )
 
 
 def pictures() -> list[bytes]:
-    found = []
+    files = []
     for value in range(DIFFERENT):
         file = io.BytesIO()
         Image.new("L", (1, 1), value).save(file, "PNG")
-        found.append(file.getvalue())
-    return found
+        files.append(file.getvalue())
+    return files
 
 
 def make_parquet(folder: Path, count: int) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from triptych.bench.harness import machine
-from triptych.bench.harness.cpu_contention import Others
 from triptych.bench.harness.forward import Effort
 from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.suite import suite
 from triptych.bench.suites.approximate import compare
 from triptych.data.builtin import emoji
 from triptych.models.registry import create
@@ -24,7 +24,6 @@ from triptych.pipelines.image_input import batched, fitted
 from triptych.torch_compile import compile_blocks
 from triptych.train import evaluate
 from triptych.weights import load, quantize
-from triptych.weights.quantization import SCHEMES
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class Plan(Effort):
     batch: int = 4
     rounds: int = 5
     model: str = "vit-emoji"
-    """Whose accuracy is measured, on the split of the built-in data that it did not learn from."""
+    """Whose accuracy is measured, on the split of the built-in data that it was not trained on."""
     every: int = 1
     """Of how many pictures one is looked at where logits are compared."""
     accuracy: bool = True
@@ -52,18 +51,14 @@ TINY = (("depth", 2), ("embed_dim", 48), ("num_heads", 3), ("mlp_ratio", 2.0), (
 QUICK = Plan(networks=("vit-s16",), compiled=(), changes=TINY, batch=2, rounds=1, every=100, accuracy=False)
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench int8 --out docs") -> Report:
-    """Measure everything in the plan. Nothing else should run meanwhile."""
-    others = Others()
-    facts = machine.describe()
-    report = Report(suite="int8", command=command, machine=facts)
+@suite("int8", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Measure everything in the plan."""
     report.tables = [speed(plan), accuracy(plan)]
     report.notes = [
         "int8 is `triptych.quantize`: the weights of the blocks' linear layers as integers, one scale a row, through "
         f"torchao {machine.version_of('torchao')}; dynamic makes integers of activations too. Its gain is memory."
     ]
-    facts["taken by others"] = others.said()
-    return report
 
 
 def make(name: str, **changes: Any) -> Network:
@@ -88,9 +83,11 @@ def megabytes(net: nn.Module) -> float:
 @torch.inference_mode()
 def speed(plan: Plan) -> Table:
     """Seconds of a pass of each network in each form, over those of bf16."""
-    made = Table(
+    result = Table(
         title="Speed and memory",
-        says=f"Seconds of a pass over {plan.batch} images, weights and inputs random. Ratios are to bf16, eager.",
+        description=(
+            f"Seconds of a pass over {plan.batch} images, weights and inputs random. Ratios are to bf16, eager."
+        ),
         columns=[
             Column(key="network", heading="network"),
             Column(key="what", heading="form"),
@@ -116,16 +113,16 @@ def speed(plan: Plan) -> Table:
         for work in sides.values():
             work()  # compiles
         for row in compare(sides, plan.rounds, {}):
-            made.rows.append(row | {"network": name, "megabytes": megabytes(forms[row["what"]])})
-    return made
+            result.rows.append(row | {"network": name, "megabytes": megabytes(forms[row["what"]])})
+    return result
 
 
 def accuracy(plan: Plan) -> Table:
     """What of `plan.model` integers cost, in fp32, so that nothing but them differs."""
-    made = Table(
+    result = Table(
         title=f"Accuracy of {plan.model}",
-        says=(
-            "In fp32 on the emoji it did not learn from. The difference of logits is the mean over the mean of the "
+        description=(
+            "In fp32 on the emoji it was not trained on. The difference of logits is the mean over the mean of the "
             "exact ones' size."
         ),
         columns=[
@@ -151,6 +148,6 @@ def accuracy(plan: Plan) -> Table:
         apart = (logits[form] - logits["fp32"]).abs().mean() / logits["fp32"].abs().mean()
         same = (logits[form].argmax(1) == logits["fp32"].argmax(1)).float().mean()
         row = {"what": form, "top1": metrics.get("top1"), "group": metrics.get("group")}
-        made.rows.append(row | {"apart": float(apart), "same": float(same), "megabytes": megabytes(net)})
+        result.rows.append(row | {"apart": float(apart), "same": float(same), "megabytes": megabytes(net)})
         log.info("%s: top-1 %s, logits %.2g apart", form, metrics.get("top1"), float(apart))
-    return made
+    return result

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.bench.harness import machine
-from triptych.bench.harness.cpu_contention import Others
 from triptych.bench.harness.forward import (
     DTYPES,
     HOW,
@@ -25,6 +24,7 @@ from triptych.bench.harness.forward import (
     measure_peaks,
 )
 from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.suite import suite
 from triptych.bench.measurements.image_generation import painting, starting
 from triptych.bench.peers import build as peers
 from triptych.bench.peers.readers import diffusers_part
@@ -78,47 +78,43 @@ QUICK = Plan(
 )
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench ldm --out docs") -> Report:
-    """Measure everything in the plan. Nothing else should run meanwhile."""
-    others = Others()
-    facts = machine.describe()
-    report = Report(suite="ldm", command=command, machine=facts)
-    found, report.notes = peers.present(plan.peers)
-    there = found == plan.peers
-    if there and machine.version_of("accelerate") is None:
+@suite("ldm", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Measure everything in the plan."""
+    available, report.notes = peers.present(plan.peers)
+    compare = available == plan.peers
+    if compare and machine.version_of("accelerate") is None:
         report.notes.append(
             "accelerate is not installed: diffusers fills its networks with random numbers before it loads them."
         )
     with tempfile.TemporaryDirectory() as place:
         folder, tiny = Path(place), Path(place) / "tiny"
-        write(plan.config, folder, there)
-        write(TINY, tiny, there)
+        write(plan.config, folder, compare)
+        write(TINY, tiny, compare)
         # The programs come first: they are best measured while this one is small.
         started = starting(
-            {"Stable Diffusion 1": folder, "a tiny one": tiny}, there, plan.rounds, plan.patience
+            {"Stable Diffusion 1": folder, "a tiny one": tiny}, compare, plan.rounds, plan.patience
         )
-        painted = painting(folder, there, plan.steps, plan.pictures)
+        generated = painting(folder, compare, plan.steps, plan.pictures)
         peaks, limits = measure_peaks(plan)
         step = table(
             "A step of the denoiser",
             "Seconds of one pass of the UNet over two latents, as guidance takes it: ours as its pipeline does, with "
-            "keys and values of the prompt made before and weights laid out for the processor; diffusers' as its "
+            "keys and values of the prompt made before and weights packed for the CPU; diffusers' as its "
             "pipeline does. Compiled is `torch.compile` with weights frozen.",
-            there,
+            compare,
         )
         decode = table(
             "Decoding",
-            "Seconds from latents to one picture, by the autoencoder.",
-            there,
+            "Seconds from latents to one image, by the autoencoder.",
+            compare,
         )
         for label in plan.dtypes:
-            step.rows.append(steps(plan, label, folder, there, peaks))
-            decode.rows.append(decoding(plan, label, folder, there, peaks))
+            step.rows.append(steps(plan, label, folder, compare, peaks))
+            decode.rows.append(decoding(plan, label, folder, compare, peaks))
         for label in plan.dtypes if plan.compiled else ():
-            step.rows.append(steps(plan, label, folder, there, peaks, compiled=True))
-    report.tables = [limits, step, decode, painted, started]
-    facts["taken by others"] = others.said()
-    return report
+            step.rows.append(steps(plan, label, folder, compare, peaks, compiled=True))
+    report.tables = [limits, step, decode, generated, started]
 
 
 def make(config: LatentDiffusionConfig) -> LatentDiffusion:
@@ -135,30 +131,30 @@ def make(config: LatentDiffusionConfig) -> LatentDiffusion:
     return net.eval()
 
 
-def write(config: LatentDiffusionConfig, folder: Path, there: bool) -> None:
+def write(config: LatentDiffusionConfig, folder: Path, compare: bool) -> None:
     """The same random weights as a file of ours, and as a folder of diffusers."""
     folder.mkdir(exist_ok=True)
     net = make(config)
     save(net, folder / "model.safetensors")
-    if there:
+    if compare:
         export(net, folder / "diffusers", "diffusers")
 
 
-def table(title: str, says: str, there: bool) -> Table:
-    utilisation = HOW.replace("2 x MACs x images/s", "2 x MACs / seconds")
+def table(title: str, description: str, compare: bool) -> Table:
+    utilization = HOW.replace("2 x MACs x images/s", "2 x MACs / seconds")
     return Table(
         title=title,
-        says=f"{says} Weights and inputs random. {utilisation}",
+        description=f"{description} Weights and inputs random. {utilization}",
         columns=[
             Column(key="mode", heading="mode"),
             Column(key="dtype", heading="precision"),
-            *beside(("diffusers",) if there else ()),
+            *beside(("diffusers",) if compare else ()),
         ],
     )
 
 
 def steps(
-    plan: Plan, label: str, folder: Path, there: bool, peaks: Mapping[str, float], compiled: bool = False
+    plan: Plan, label: str, folder: Path, compare: bool, peaks: Mapping[str, float], compiled: bool = False
 ) -> dict[str, Any]:
     """Seconds of a pass of the UNet."""
     dtype, config = DTYPES[label], plan.config
@@ -172,7 +168,7 @@ def steps(
             stack.enter_context(packed(ours))
         call = torch.compile(ours) if compiled else ours
         sides: dict[str, Callable[[], Tensor]] = {"ours": lambda: call(x, t, once)}
-        if there:
+        if compare:
             theirs = diffusers_part(folder / "diffusers", "unet", dtype)
             their_call: Any = torch.compile(theirs) if compiled else theirs
             sides["diffusers"] = lambda: their_call(x, t, context).sample
@@ -210,13 +206,15 @@ def decode_flops(config: LatentDiffusionConfig) -> float:
     return flops(outline.decoder, latent(config, torch.float32).to("meta"))
 
 
-def decoding(plan: Plan, label: str, folder: Path, there: bool, peaks: Mapping[str, float]) -> dict[str, Any]:
+def decoding(
+    plan: Plan, label: str, folder: Path, compare: bool, peaks: Mapping[str, float]
+) -> dict[str, Any]:
     """Seconds of a pass of the autoencoder's decoder."""
     dtype = DTYPES[label]
     z = latent(plan.config, dtype)
     ours: Any = loaded(folder).autoencoder.to(dtype)
     sides: dict[str, Callable[[], Tensor]] = {"ours": lambda: ours.decode(z)}
-    if there:
+    if compare:
         theirs = diffusers_part(folder / "diffusers", "vae", dtype)
         sides["diffusers"] = lambda: theirs.decode(z / theirs.config.scaling_factor).sample
     row = compare_seconds(sides, TOLERANCES[label], plan)
@@ -227,7 +225,7 @@ def noted(
     row: dict[str, Any], mode: str, label: str, count: float, peaks: Mapping[str, float]
 ) -> dict[str, Any]:
     log.info("%s, %s: %.3g s", mode, label, row["ours"].median)
-    return row | {"mode": mode, "dtype": label, "utilisation": count / row["ours"].median / peaks[label]}
+    return row | {"mode": mode, "dtype": label, "utilization": count / row["ours"].median / peaks[label]}
 
 
 def loaded(folder: Path) -> LatentDiffusion:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from triptych.bench.harness import machine
 from triptych.bench.harness.report import Column, Report, Table
 from triptych.bench.harness.subprocesses import run as program
+from triptych.bench.harness.suite import suite
 from triptych.bench.harness.timing import Spread, interleave
 
 log = logging.getLogger(__name__)
@@ -50,18 +50,18 @@ QUICK = Plan(
 WAYS = {"one process": 1, "two, DDP": 2, "two, FSDP2": 2}
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench parallel --out docs") -> Report:
-    """Train the emoji's ViT in each way, in turn. Nothing else should run meanwhile."""
-    report = Report(suite="parallel", command=command, machine=machine.describe())
+@suite("parallel", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Train the emoji's ViT in each way, in turn."""
     cores = torch.get_num_threads()
     calls = {name: (lambda name=name: trained(plan, name, max(1, cores // WAYS[name]))) for name in WAYS}
     done = interleave(calls, plan.rounds, warmup=0, patience=plan.patience)
     alone = done.found["one process"][0]["loss"]
     table = Table(
         title="One process and two on the same cores",
-        says=(
+        description=(
             "`triptych train vit_emoji` in fp32, the same batch of 64 and the same steps in all, its cores divided "
-            "among the processes: images a second of the log after the first line, and the largest difference of a "
+            "among the processes: images per second of the log after the first line, and the largest difference of a "
             "step's loss from that of one process. On one machine there is nothing to win but what one process leaves "
             "idle; the rows say what the exchange of gradients costs over gloo."
         ),
@@ -70,24 +70,23 @@ def run(plan: Plan = FULL, command: str = "triptych bench parallel --out docs") 
             Column(key="threads", heading="threads each", form="d"),
             Column(key="speed", heading="images/s", form=".0f"),
             Column(key="apart", heading="loss apart", form=".1e"),
-            Column(key="others", heading="others took", form=".0%"),
+            Column(key="others", heading="used by others", form=".0%"),
         ],
     )
     for name, size in WAYS.items():
-        found = done.found[name]
-        speed = Spread.of(one["speed"] for one in found)
-        apart = max(abs(a - b) for one in found for a, b in zip(one["loss"], alone, strict=True))
+        runs = done.found[name]
+        speed = Spread.of(one["speed"] for one in runs)
+        apart = max(abs(a - b) for one in runs for a, b in zip(one["loss"], alone, strict=True))
         threads = max(1, cores // size)
         table.rows.append(
             {"way": name, "threads": threads, "speed": speed, "apart": apart, "others": done.others}
         )
         log.info("%s: %.0f images/s", name, speed.median)
     report.tables = [table]
-    return report
 
 
 def trained(plan: Plan, way: str, threads: int) -> dict[str, Any]:
-    """A run from its start: images a second, and the loss of each step."""
+    """A run from its start: images per second, and the loss of each step."""
     start = [sys.executable, "-m"]
     if WAYS[way] > 1:
         start += ["torch.distributed.run", "--nproc-per-node", str(WAYS[way]), "-m"]

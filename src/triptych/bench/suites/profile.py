@@ -1,4 +1,4 @@
-"""`triptych bench profile`: where the time of a forward pass and of a step of learning goes, and what other ways to
+"""`triptych bench profile`: where the time of a forward pass and of a training step goes, and what other ways to
 attend would take."""
 
 import logging
@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from triptych.bench.harness import machine
-from triptych.bench.harness.cpu_contention import Others
 from triptych.bench.harness.forward import DTYPES, Effort, measure_peaks
 from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.suite import suite
 from triptych.bench.measurements.attention_kernels import SHAPES, Shape, attending
 from triptych.bench.measurements.train_step import learner
 from triptych.bench.suites import ldm, swin, train, vit
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 # Kinds of operators, by the first pattern that their names match.
 KINDS = (
     ("attention", "scaled_dot_product|flash_attention"),
-    ("optimiser", "fused_adamw|_foreach"),
+    ("optimizer", "fused_adamw|_foreach"),
     ("products", r"::(mm|addmm|bmm|baddbmm|matmul)$|linear|convolution|conv2d"),
     ("norms, softmax", "norm|softmax"),
     ("copies", "copy|::cat$|roll|index|::stack$|fill|zero|::empty|::clone$|resize"),
@@ -77,43 +76,39 @@ QUICK = Plan(
 )
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench profile --out docs") -> Report:
-    """Profile everything in the plan. Nothing else should run meanwhile."""
-    others = Others()
-    facts = machine.describe()
-    report = Report(suite="profile", command=command, machine=facts)
+@suite("profile", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Profile everything in the plan."""
     peaks, limits = measure_peaks(plan)
-    kinds = [name for name, _ in KINDS]
+    categories = [name for name, _ in KINDS]
     table = Table(
         title="Where the time goes",
-        says=(
+        description=(
             "Shares of PyTorch's operators in the seconds of one call, by their own time in torch.profiler, which "
-            "slows many small ones; the rest is Python and waiting. Utilisation is that of the whole call, as in the "
+            "slows many small ones; the rest is Python and waiting. Utilization is that of the whole call, as in the "
             "other sections; of products that of their own time: where it is near 100% only fewer products would help."
         ),
         columns=[
             Column(key="what", heading="call"),
             Column(key="dtype", heading="precision"),
             Column(key="seconds", heading="s", form=".3g"),
-            *(Column(key=name, heading=name, form=".0%") for name in (*kinds, "rest")),
-            Column(key="utilisation", heading="utilisation", form=".0%"),
+            *(Column(key=name, heading=name, form=".0%") for name in (*categories, "rest")),
+            Column(key="utilization", heading="utilization", form=".0%"),
             Column(key="of products", heading="of products", form=".0%"),
         ],
     )
     with tempfile.TemporaryDirectory() as folder:
         for what, label, call, flops in calls(plan, Path(folder)):
             seconds, own = profiled(call, plan.passes)
-            shares = {name: own[name] / seconds for name in kinds}
+            shares = {name: own[name] / seconds for name in categories}
             row: dict[str, Any] = {"what": what, "dtype": label, "seconds": seconds, **shares}
             row["rest"] = max(0.0, 1 - sum(shares.values()))
-            row["utilisation"] = flops / seconds / peaks[label]
+            row["utilization"] = flops / seconds / peaks[label]
             multiplied = own["products"] + own["attention"]
             row["of products"] = flops / multiplied / peaks[label] if multiplied else None
             table.rows.append(row)
             log.info("%s, %s: %s", what, label, {name: f"{share:.0%}" for name, share in shares.items()})
     report.tables = [limits, table, attending(plan.attention, plan.compiled, plan)]
-    facts["taken by others"] = others.said()
-    return report
 
 
 def calls(plan: Plan, folder: Path) -> Iterator[tuple[str, str, Callable[[], object], float]]:
@@ -138,7 +133,7 @@ def calls(plan: Plan, folder: Path) -> Iterator[tuple[str, str, Callable[[], obj
     for task in tasks:
         for label, dtype in DTYPES.items():
             step = learner(task.what, "ours", task.folder, task.size, dtype)
-            yield f"a step of learning: {task.name}", label, step, 6.0 * task.macs
+            yield f"a training step: {task.name}", label, step, 6.0 * task.macs
 
 
 def painting(config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Callable[[], object], float]]:
@@ -160,7 +155,7 @@ def painting(config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Callable
 
         with packed(net.network):
             yield "a pass of the UNet, two latents", label, denoise, step
-        yield "a decoder's, one picture", label, decoded, decode
+        yield "a decoder's, one image", label, decoded, decode
 
 
 def profiled(call: Callable[[], object], passes: int) -> tuple[float, Counter[str]]:
@@ -173,7 +168,7 @@ def profiled(call: Callable[[], object], passes: int) -> tuple[float, Counter[st
         seconds = (time.perf_counter() - start) / passes
     own: Counter[str] = Counter()
     for event in profile.key_averages():
-        kind = next((name for name, pattern in KINDS if re.search(pattern, event.key)), None)
-        if kind is not None:
-            own[kind] += event.self_cpu_time_total / 1e6 / passes
+        category = next((name for name, pattern in KINDS if re.search(pattern, event.key)), None)
+        if category is not None:
+            own[category] += event.self_cpu_time_total / 1e6 / passes
     return seconds, own

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from triptych import weights
-from triptych.bench.harness import machine
 from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.suite import suite
 from triptych.bench.harness.timing import Spread, UnequalError, interleave, ratio
-from triptych.bench.measurements.kill_and_resume import Process, apart, kill_often, step_of
+from triptych.bench.measurements.kill_and_resume import RunningProcess, apart, kill_often, step_of
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.evaluation.config import PerceptualConfig
 from triptych.heads.config import HeadConfig
@@ -48,7 +48,7 @@ class Plan:
 
     kills: int = 10
     """Of each run."""
-    pictures: int = 40
+    images: int = 40
     """Of each of four classes."""
     epochs: float = 12.0
     save_every: float = 0.2
@@ -68,7 +68,7 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(
     kills=2,
-    pictures=16,
+    images=16,
     epochs=2.0,
     save_every=0.0,
     runs=("ViT, classification",),
@@ -97,18 +97,17 @@ SMALL_STAGE = {
 }
 
 
-def run(plan: Plan, command: str) -> Report:
+@suite("resume", FULL)
+def run(report: Report, plan: Plan) -> None:
     """Everything in the plan.
 
     Raises:
         UnequalError: a killed run ended elsewhere than the unbroken one.
     """
-    report = Report(suite="resume", command=command, machine=machine.describe())
     with tempfile.TemporaryDirectory() as folder:
         report.tables.append(resumed(plan, Path(folder)))
     with tempfile.TemporaryDirectory() as folder:
         report.tables.append(saving(plan, Path(folder)))
-    return report
 
 
 def resumed(plan: Plan, folder: Path) -> Table:
@@ -128,20 +127,20 @@ def resumed(plan: Plan, folder: Path) -> Table:
         Column(key="kills", heading="kills survived", form="d"),
         Column(key="in a checkpoint", heading="of them while writing a checkpoint", form="d"),
         Column(key="at the start", heading="while starting", form="d"),
-        Column(key="lost", heading="steps made twice", form="d"),
+        Column(key="lost", heading="steps run twice", form="d"),
         Column(key="tensors", heading="tensors compared", form="d"),
         Column(key="difference", heading="greatest difference", form="g"),
         Column(key="rows", heading="log rows compared", form="d"),
         Column(key="rows apart", heading="that differ", form="d"),
     ]
-    says = (
+    description = (
         "Each run once unbroken, and once killed with SIGKILL at random moments, the same command again each time: "
         "within steps, while a checkpoint is being written, and while starting. Compared at the end: every tensor of "
-        "the last checkpoint (weights, their average, both moments of every optimiser), every logged number that no "
-        "clock measured, data position, best figures, and the bytes of model.safetensors. fp32 on the processor, two "
+        "the last checkpoint (weights, their EMA, both moments of every optimizer), every logged number that no "
+        "clock measured, data position, best figures, and the bytes of model.safetensors. fp32 on the CPU, two "
         f"workers that decode, a checkpoint every {plan.save_every} s, the same number of threads throughout."
     )
-    return Table(title="Killed and resumed", says=says, columns=columns, rows=rows)
+    return Table(title="Killed and resumed", description=description, columns=columns, rows=rows)
 
 
 def survived(
@@ -149,7 +148,7 @@ def survived(
     folder: Path,
     kills: int,
     rng: np.random.Generator,
-    start: Callable[[Path, Path], Process] | None = None,
+    start: Callable[[Path, Path], RunningProcess] | None = None,
 ) -> dict[str, Any]:
     """A row of the table: one run unbroken and one killed, in `folder`.
 
@@ -159,33 +158,37 @@ def survived(
     Raises:
         UnequalError: they end apart.
     """
-    begin, said = start or _interpreter, folder / "config.json"
-    said.write_text(json.dumps(run_to_json(config)))
-    whole, killed = folder / "whole", folder / "killed"
-    if begin(said, whole).wait() != 0:
+    begin, config_file = start or _interpreter, folder / "config.json"
+    config_file.write_text(json.dumps(run_to_json(config)))
+    unbroken, killed = folder / "whole", folder / "killed"
+    if begin(config_file, unbroken).wait() != 0:
         raise RuntimeError(f"the unbroken run failed; see {folder}/run.log")
-    steps = step_of(whole)
-    befell = kill_often(lambda: begin(said, killed), killed, steps, kills, rng)
-    found = apart(whole, killed)
-    if found["difference"] or found["rows apart"] or not (found["facts"] and found["kept"]):
+    steps = step_of(unbroken)
+    befell = kill_often(lambda: begin(config_file, killed), killed, steps, kills, rng)
+    differences = apart(unbroken, killed)
+    if (
+        differences["difference"]
+        or differences["rows apart"]
+        or not (differences["facts"] and differences["kept"])
+    ):
         raise UnequalError(
-            f"a run that was killed {kills} times ended elsewhere than an unbroken one: {found}"
+            f"a run that was killed {kills} times ended elsewhere than an unbroken one: {differences}"
         )
-    return {"steps": steps, "kills": kills, **befell.kills, "lost": befell.lost, **found}
+    return {"steps": steps, "kills": kills, **befell.kills, "lost": befell.lost, **differences}
 
 
-def _interpreter(config: Path, out: Path) -> Process:
-    with open(config.parent / "run.log", "ab") as told:
+def _interpreter(config: Path, out: Path) -> RunningProcess:
+    with open(config.parent / "run.log", "ab") as log_file:
         return subprocess.Popen(
             [sys.executable, "-m", "triptych.bench.measurements.kill_and_resume", str(config), str(out)],
-            stdout=told,
-            stderr=told,
+            stdout=log_file,
+            stderr=log_file,
         )
 
 
 def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
     """The runs, on pictures that are drawn into `folder`."""
-    pictures, masked = draw(folder, plan.pictures)
+    images, masked = draw(folder, plan.pictures)
     eye = create(
         "vit-ti16",
         patch_size=8,
@@ -212,7 +215,7 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
         "loop": loop,
     }
     latent = SecondStageConfig(
-        data=str(pictures),
+        data=str(images),
         first_stage=str(folder / "stage.safetensors"),
         condition="text",
         model="unet-emoji",
@@ -230,7 +233,7 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
     )
     return {
         "ViT, classification": ClassifyConfig(
-            data=str(pictures),
+            data=str(images),
             model="vit-ti16",
             model_args=("depth=2", "embed_dim=24", "mlp_ratio=2.0", "patch_size=8", "dropout=0.1"),
             image_size=(16, 16),
@@ -257,7 +260,7 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
             **shared,
         ),
         "autoencoder, with a GAN": CompressConfig(
-            data=str(pictures),
+            data=str(images),
             model_args=tuple(f"{k}={json.dumps(v)}" for k, v in SMALL_STAGE.items()),
             image_size=(16, 16),
             perceptual=PerceptualConfig(model=str(folder / "eye.safetensors"), weight=0.3),
@@ -273,24 +276,24 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
 
 def draw(folder: Path, each: int) -> tuple[Path, Path]:
     """Noisy squares: a folder of class folders with captions, and one of images and masks."""
-    pictures, masked = folder / "pictures", folder / "masked"
+    images, masked = folder / "pictures", folder / "masked"
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (masked / name).mkdir(parents=True)
     (masked / "classes.txt").write_text("ground\nsquare\n")
     for name, color in COLORS.items():
-        (pictures / name).mkdir(parents=True)
+        (images / name).mkdir(parents=True)
         for i in range(each):
             mask = np.zeros((32, 32), np.uint8)
             y, x = rng.integers(2, 16, 2)
             mask[y : y + 12, x : x + 12] = 1
             noisy = np.where(mask[..., None] > 0, color, (60, 60, 60)) + rng.normal(0, 20, (32, 32, 3))
             image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-            image.save(pictures / name / f"{i}.png")
-            (pictures / name / f"{i}.txt").write_text(f"a {name} square\n")
+            image.save(images / name / f"{i}.png")
+            (images / name / f"{i}.txt").write_text(f"a {name} square\n")
             image.save(masked / "images" / f"{name}-{i}.png")
             Image.fromarray(mask).save(masked / "masks" / f"{name}-{i}.png")
-    return pictures, masked
+    return images, masked
 
 
 def saving(plan: Plan, folder: Path) -> Table:
@@ -300,7 +303,7 @@ def saving(plan: Plan, folder: Path) -> Table:
     optimizer = make_optimizer(net, OptimConfig())
     size = net.config.image_size
     images = torch.randn(plan.batch, 3, *size, generator=torch.Generator().manual_seed(0))
-    kept, written, number = Checkpoints(folder / "checkpoints", 1), [], 0
+    checkpoints, written, number = Checkpoints(folder / "checkpoints", 1), [], 0
 
     def step() -> None:
         net(images).logsumexp(1).mean().backward()
@@ -308,35 +311,35 @@ def saving(plan: Plan, folder: Path) -> Table:
         optimizer.zero_grad(set_to_none=True)
         ema.update(net, 1000, torch.zeros(()))
 
-    def steps(how: str) -> float:
-        """Seconds a step; what is still being written afterwards is waited for, uncounted."""
+    def steps(mode: str) -> float:
+        """Seconds per step; what is still being written afterwards is waited for, uncounted."""
         nonlocal number
         start = time.perf_counter()
         for i in range(plan.steps):
             step()
-            if i == 0 and how != "none":
+            if i == 0 and mode != "none":
                 number += 1
                 began = time.perf_counter()
-                kept.save(number, collect_tensors(net, ema, optimizer), {"step": number})
-                if how == "waited for":
-                    kept.wait()
+                checkpoints.save(number, collect_tensors(net, ema, optimizer), {"step": number})
+                if mode == "waited for":
+                    checkpoints.wait()
                     written.append(time.perf_counter() - began)
         seconds = (time.perf_counter() - start) / plan.steps
-        kept.wait()
+        checkpoints.wait()
         return 1e3 * seconds
 
-    hows = ("none", "asynchronous", "waited for")
+    modes = ("none", "asynchronous", "waited for")
     times = interleave(
-        {how: lambda how=how: steps(how) for how in hows}, plan.rounds, patience=plan.patience
+        {mode: lambda mode=mode: steps(mode) for mode in modes}, plan.rounds, patience=plan.patience
     ).found
     megabytes = _bytes(collect_tensors(net, ema, optimizer)) / 1e6
-    kept.close()
+    checkpoints.close()
     rows = [
         {
             "network": f"{plan.saved}, batch {plan.batch}",
             "megabytes": megabytes,
             "written": Spread.of(written[-plan.rounds :]),
-            **{how: Spread.of(times[how]) for how in hows},
+            **{mode: Spread.of(times[mode]) for mode in modes},
             "asynchronous ratio": ratio(times["asynchronous"], times["none"]),
             "waited ratio": ratio(times["waited for"], times["none"]),
         }
@@ -345,19 +348,19 @@ def saving(plan: Plan, folder: Path) -> Table:
         Column(key="network", heading="network"),
         Column(key="megabytes", heading="checkpoint, MB", form=".0f"),
         Column(key="written", heading="seconds to write it", form=".2f"),
-        Column(key="none", heading="ms a step without", form=".1f"),
+        Column(key="none", heading="ms per step without", form=".1f"),
         Column(key="asynchronous", heading="written meanwhile", form=".1f"),
         Column(key="waited for", heading="waited for", form=".1f"),
         Column(key="asynchronous ratio", heading="meanwhile / without", form=".3f"),
         Column(key="waited ratio", heading="waited for / without", form=".3f"),
     ]
-    says = (
+    description = (
         f"The mean of {plan.steps} training steps, after the first of which a checkpoint is made: none; copied, and "
-        "written while the next steps run, as a run does; written before the next step. Weights, average and both "
-        "moments, with checksums and synced. On a processor the writing takes its time from the steps. A checkpoint in "
+        "written while the next steps run, as a run does; written before the next step. Weights, EMA and both "
+        "moments, with checksums and synced. On a CPU the writing takes its time from the steps. A checkpoint in "
         f"every {plan.steps} steps is many: a run makes one in five minutes."
     )
-    return Table(title="What a checkpoint costs", says=says, columns=columns, rows=rows)
+    return Table(title="What a checkpoint costs", description=description, columns=columns, rows=rows)
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:

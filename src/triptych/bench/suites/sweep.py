@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.bench.harness import machine
-from triptych.bench.harness.cpu_contention import Others
 from triptych.bench.harness.forward import (
     LAID,
     TOLERANCES,
@@ -23,6 +21,7 @@ from triptych.bench.harness.forward import (
     measure_peaks,
 )
 from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.suite import suite
 from triptych.bench.harness.timing import Spread
 from triptych.bench.measurements.scaling import exponent
 from triptych.bench.peers import build as peers
@@ -86,52 +85,48 @@ QUICK = Plan(
 )
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench sweep --out docs") -> Report:
-    """Measure everything in the plan. Nothing else should run meanwhile."""
-    others = Others()
-    facts = machine.describe()
-    report = Report(suite="sweep", command=command, machine=facts)
-    there, report.notes = peers.present(plan.peers)
+@suite("sweep", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Measure everything in the plan."""
+    available, report.notes = peers.present(plan.peers)
     peaks, limits = measure_peaks(plan)
-    report.tables = [limits, batch(plan, there, peaks["bf16"]), tokens(plan), steps(plan)]
+    report.tables = [limits, batch(plan, available, peaks["bf16"]), tokens(plan), steps(plan)]
     for table, counted in zip(report.tables[1:], ("images in a batch", "tokens", "steps"), strict=True):
-        table.picture = f"images/sweep_{table.title.lower()}.png"
-        report.pictures[table.picture] = drawn(table, counted)
-    facts["taken by others"] = others.said()
-    return report
+        table.image = f"images/sweep_{table.title.lower()}.png"
+        report.figures[table.image] = drawn(table, counted)
 
 
-def batch(plan: Plan, there: Sequence[str], peak: float) -> Table:
-    """Images a second by how many go through the network at once."""
+def batch(plan: Plan, available: Sequence[str], peak: float) -> Table:
+    """Images per second by how many go through the network at once."""
     table = Table(
         title="Batch",
-        says=(
-            f"Images a second in bf16, eager, weights and inputs random, outputs checked equal. {LAID} "
-            "Utilisation is 2 x MACs x images/s over the measured peak of bf16: how many fill the processor."
+        description=(
+            f"Images per second in bf16, eager, weights and inputs random, outputs checked equal. {LAID} "
+            "Utilization is 2 x MACs x images/s over the measured peak of bf16: how many fill the CPU."
         ),
         columns=[
             Column(key="network", heading="network"),
             Column(key="n", heading="batch", form="d"),
             Column(key="ours", heading="ours", form=".3g"),
-            Column(key="utilisation", heading="utilisation", form=".0%"),
+            Column(key="utilization", heading="utilization", form=".0%"),
         ],
     )
-    for name in there:
+    for name in available:
         table.columns.append(Column(key=name, heading=name, form=".3g"))
         table.columns.append(Column(key=f"ratio to {name}", heading=f"ours / {name}", form=".2f"))
-    table.columns.append(Column(key="others", heading="others took", form=".0%"))
+    table.columns.append(Column(key="others", heading="used by others", form=".0%"))
     for name, net in {
         plan.vit.networks[0]: make_vit(plan.vit, plan.vit.networks[0]),
         plan.swin.network: make_swin(plan.swin),
     }.items():
-        theirs = peers.build(net, BF16, tuple(there))
+        theirs = peers.build(net, BF16, tuple(available))
         macs = swin_config.macs(net.config) if isinstance(net, Swin) else vit_config.macs(net.config)
         sides: dict[str, Forward] = {"ours": net.to(BF16), **theirs}
         for n in plan.batches:
             with packed(net):
                 row = compare(sides, images(net, n, BF16), TOLERANCES["bf16"], plan)
             used = 2 * macs * row["ours"].median / peak
-            table.rows.append(row | {"network": name, "n": n, "utilisation": used})
+            table.rows.append(row | {"network": name, "n": n, "utilization": used})
             log.info("%s, batch %d: %.3g images/s", name, n, row["ours"].median)
     return table
 
@@ -142,7 +137,7 @@ def tokens(plan: Plan) -> Table:
     heads, width = plan.heads
     table = Table(
         title="Tokens",
-        says=(
+        description=(
             f"Seconds of one self-attention of {heads} heads of {width} in bf16, without a gradient: ours "
             "(`layers.attention`), the formula written out, and `scaled_dot_product_attention` called plainly. "
             "Outputs checked equal."
@@ -152,7 +147,7 @@ def tokens(plan: Plan) -> Table:
             *(Column(key=key, heading=key, form=".3g") for key in ("ours", "written out", "fused kernel")),
             Column(key="ratio to written out", heading="ours / written out", form=".2f"),
             Column(key="ratio to fused kernel", heading="ours / fused kernel", form=".2f"),
-            Column(key="others", heading="others took", form=".0%"),
+            Column(key="others", heading="used by others", form=".0%"),
         ],
     )
     for n in plan.tokens:
@@ -175,19 +170,19 @@ def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def steps(plan: Plan) -> Table:
-    """Seconds a picture by the sampler's steps, and the line through them."""
+    """Seconds per image by the sampler's steps, and the line through them."""
     pipe = DiffusionPipeline(PAINTER, dtype="bf16")
     table = Table(
         title="Steps",
-        says=(
-            f"Seconds a picture of `{PAINTER}` in bf16, {plan.pictures} at once, by the steps of dpm++2m, "
+        description=(
+            f"Seconds per image of `{PAINTER}` in bf16, {plan.pictures} at once, by the steps of dpm++2m, "
             "guidance on: the prompt and the decoder cost the same at all of them."
         ),
         columns=[
             Column(key="n", heading="steps", form="d"),
-            Column(key="ours", heading="s a picture", form=".3g"),
-            Column(key="each", heading="s a further step", form=".3g"),
-            Column(key="others", heading="others took", form=".0%"),
+            Column(key="ours", heading="s per image", form=".3g"),
+            Column(key="each", heading="s per further step", form=".3g"),
+            Column(key="others", heading="used by others", form=".0%"),
         ],
     )
     before: tuple[int, float] | None = None
@@ -205,7 +200,7 @@ def steps(plan: Plan) -> Table:
         each = None if before is None else (seconds.median - before[1]) / (n - before[0])
         before = (n, seconds.median)
         table.rows.append(row | {"n": n, "ours": seconds, "each": each})
-        log.info("%d steps: %.3g s a picture", n, seconds.median)
+        log.info("%d steps: %.3g s per image", n, seconds.median)
     return table
 
 
@@ -220,5 +215,5 @@ def drawn(table: Table, counted: str) -> Any:
             power = exponent(np.array([row["n"] for row in rows], dtype=float), np.array(values))
             curves[network or side] = Curve(values=values, exponent=power)
     xs = sorted({row["n"] for row in table.rows})
-    unit = "images a second" if counted.startswith("images") else "seconds"
-    return scaling(xs, {unit: curves}, table.title, "bf16, on a processor; exponents over all sizes", counted)
+    unit = "images per second" if counted.startswith("images") else "seconds"
+    return scaling(xs, {unit: curves}, table.title, "bf16, on a CPU; exponents over all sizes", counted)

@@ -11,26 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from triptych.bench.harness import machine
-from triptych.bench.harness.cpu_contention import Others
 from triptych.bench.harness.forward import (
     DTYPES,
     HOW,
     LAID,
     TOLERANCES,
     Effort,
-    Forward,
-    beside,
-    compare,
-    frozen,
     measure_peaks,
 )
 from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.suite import add_compiled, suite
+from triptych.bench.measurements.forward_throughput import random_images, throughput_rows, throughput_table
 from triptych.bench.measurements.peak_memory import memory
 from triptych.bench.measurements.scaling import scaling
 from triptych.bench.peers import build as peers
-from triptych.kernels.inductor import backend_error
-from triptych.layers.resnet import packed
 from triptych.models.configs.swin import macs, maps_at
 from triptych.models.registry import create
 from triptych.models.swin import Swin
@@ -77,23 +71,21 @@ QUICK = Plan(
 )
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench swin --out docs") -> Report:
-    """Measure everything in the plan. Nothing else should run meanwhile."""
-    others = Others()
-    facts = machine.describe()
-    report = Report(suite="swin", command=command, machine=facts)
-    there, report.notes = peers.present(plan.peers)
+@suite("swin", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Measure everything in the plan."""
+    available, report.notes = peers.present(plan.peers)
     # The programs come first: they are best measured while this one is small.
     networks = {name: dict(changes) for name, changes in plan.scaled}
     grown, exponents = scaling(networks, plan.sides_px, min(plan.rounds, 2), plan.seconds / 2, plan.patience)
-    report.pictures[exponents.picture] = picture(grown, exponents, tuple(networks))
+    report.figures[exponents.image] = picture(grown, exponents, tuple(networks))
     with tempfile.TemporaryDirectory() as folder:
         batch = max(plan.batches)
         held = memory(
             plan.network,
             make(plan),
             Path(folder),
-            there,
+            available,
             plan.sizes,
             batch,
             DTYPES,
@@ -101,15 +93,10 @@ def run(plan: Plan = FULL, command: str = "triptych bench swin --out docs") -> R
             min(plan.rounds, 2),
         )
     peaks, limits = measure_peaks(plan)
-    speed = throughput(plan, there, peaks)
+    speed = throughput(plan, available, peaks)
     if plan.compiled:
-        try:
-            speed.rows += throughput(plan, there, peaks, compiled=True).rows
-        except backend_error() as problem:
-            report.notes.append(f"Not all compiled is measured: {str(problem).splitlines()[0]}")
+        add_compiled(report, speed, lambda: throughput(plan, available, peaks, compiled=True).rows)
     report.tables = [limits, speed, held, grown, exponents]
-    facts["taken by others"] = others.said()
-    return report
 
 
 def make(plan: Plan) -> Swin:
@@ -126,54 +113,28 @@ def make(plan: Plan) -> Swin:
     return net.eval()
 
 
-def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compiled: bool = False) -> Table:
-    """Images a second at each size, in each precision and batch, beside each peer that is there."""
-    table = Table(
-        title="Images a second",
-        says=(
-            f"Forward passes of {plan.network}, weights and inputs random. {LAID} Compiled is `torch.compile` with "
-            f"weights frozen, for each side, shape and precision anew. {HOW} timm rolls its maps before it pads them: "
-            "where maps are padded it computes something else, and is left out."
-        ),
-        columns=[
-            Column(key="mode", heading="mode"),
-            Column(key="size", heading="size"),
-            Column(key="dtype", heading="precision"),
-            Column(key="batch", heading="batch", form="d"),
-            *beside(tuple(there)),
-        ],
+def throughput(
+    plan: Plan, available: Sequence[str], peaks: dict[str, float], compiled: bool = False
+) -> Table:
+    """Images per second at each size, in each precision and batch, beside each peer."""
+    table = throughput_table(
+        f"Forward passes of {plan.network}, weights and inputs random. {LAID} Compiled is `torch.compile` with "
+        f"weights frozen, for each side, shape and precision anew. {HOW} timm rolls its maps before it pads them: "
+        "where maps are padded it computes something else, and is left out.",
+        Column(key="size", heading="size"),
+        available,
     )
-    mode = "compiled" if compiled else "eager"
     for (label, dtype), size in itertools.product(DTYPES.items(), plan.compiled if compiled else plan.sizes):
         net = make(plan)
         maps = zip(maps_at(net.config, size), net.config.window_size, strict=True)
         padded = any(map[axis] % window[axis] for map, window in maps for axis in (0, 1))
         # Each size has peers of its own: transformers' Swin may stay changed by a size that it has seen.
-        theirs = peers.build(net, dtype, tuple(name for name in there if name != "timm" or not padded))
-        sides: dict[str, Forward] = {"ours": net.to(dtype), **theirs}
-        for batch in plan.batches:
-            x = images(net, size, batch, dtype)
-            with frozen() if compiled else packed(net):
-                called = {who: torch.compile(side) for who, side in sides.items()} if compiled else sides
-                row = compare(called, x, TOLERANCES[label], plan)
-            used = 2 * macs(net.config, size) * row["ours"].median / peaks[label]
-            row |= {
-                "mode": mode,
-                "size": f"{size[0]} x {size[1]}",
-                "dtype": label,
-                "batch": batch,
-                "utilisation": used,
-            }
-            table.rows.append(row)
-            said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
-            log.info("%s, %d x %d, %s, batch %d: images/s %s", mode, *size, label, batch, said)
+        theirs = peers.build(net, dtype, tuple(name for name in available if name != "timm" or not padded))
+        net = net.to(dtype)
+        inputs = (random_images(net, size, batch, dtype) for batch in plan.batches)
+        cost, subject = macs(net.config, size), {"size": f"{size[0]} x {size[1]}"}
+        table.rows += throughput_rows(net, theirs, inputs, cost, subject, label, peaks, plan, compiled)
     return table
-
-
-def images(net: Swin, size: tuple[int, int], batch: int, dtype: torch.dtype) -> torch.Tensor:
-    """Random images."""
-    shape = (batch, net.config.in_channels, *size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def picture(grown: Table, exponents: Table, networks: Sequence[str]) -> Any:
@@ -186,8 +147,8 @@ def picture(grown: Table, exponents: Table, networks: Sequence[str]) -> Any:
             )
             for name in networks
         }
-        for title, what in (("seconds an image", "seconds"), ("memory of a forward pass, GB", "memory"))
+        for title, what in (("seconds per image", "seconds"), ("memory of a forward pass, GB", "memory"))
     }
     sides = [row["side"] for row in grown.rows]
-    below = "one image in fp32, on a processor; exponents are fitted over all sizes"
+    below = "one image in fp32, on a CPU; exponents are fitted over all sizes"
     return drawn(sides, panels, "Time and memory against pixels", below)

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.bench.harness import machine
-from triptych.bench.harness.cpu_contention import Others
 from triptych.bench.harness.forward import DTYPES, HOW, Effort, beside, in_turn, measure_peaks
 from triptych.bench.harness.report import Column, Report, Table
-from triptych.bench.harness.subprocesses import Process, python
+from triptych.bench.harness.subprocesses import FinishedProcess, run_child
+from triptych.bench.harness.suite import add_compiled, suite
 from triptych.bench.harness.timing import check_equal
 from triptych.bench.measurements.peak_memory import row as memory_row
 from triptych.bench.measurements.train_loop import LoopPlan, latents_and_pictures, whole_loops
@@ -24,7 +23,6 @@ from triptych.bench.measurements.train_step import learner
 from triptych.bench.peers import build as peers
 from triptych.bench.suites import ldm, swin, vit
 from triptych.device import flush_denormals
-from triptych.kernels.inductor import backend_error
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs import swin as swin_config
 from triptych.models.configs import unet as unet_config
@@ -141,20 +139,21 @@ class Task:
     size: Size
     macs: int
     """Of the forward pass of a step."""
-    there: tuple[str, ...]
+    available: tuple[str, ...]
     """Peers that have the same network."""
 
 
 @flush_denormals()
-def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> Report:
-    """Measure everything in the plan. Nothing else should run meanwhile."""
-    others = Others()
-    facts = machine.describe()
-    report = Report(suite="train", command=command, machine=facts)
-    there, report.notes = peers.present(plan.peers)
+@suite("train", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Measure everything in the plan."""
+    available, report.notes = peers.present(plan.peers)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        diffusion, classifiers = diffusion_tasks(plan, folder, there), classifier_tasks(plan, folder, there)
+        diffusion, classifiers = (
+            diffusion_tasks(plan, folder, available),
+            classifier_tasks(plan, folder, available),
+        )
         # The programs come first: they are best measured while this one is small.
         held = memory([*diffusion, *classifiers])
         peaks, limits = measure_peaks(plan)
@@ -170,19 +169,14 @@ def run(plan: Plan = FULL, command: str = "triptych bench train --out docs") -> 
             table.rows += steps(tasks, plan, peaks)
         # What is compiled comes last: it leaves the process larger.
         if plan.compiled:
-            try:
-                report.tables[2].rows += steps(classifiers, plan, peaks, compiled=True)
-            except backend_error() as problem:
-                report.notes.append(f"Not all compiled is measured: {str(problem).splitlines()[0]}")
-    facts["taken by others"] = others.said()
-    return report
+            add_compiled(report, report.tables[2], lambda: steps(classifiers, plan, peaks, compiled=True))
 
 
-def diffusion_tasks(plan: Plan, folder: Path, there: Sequence[str]) -> list[Task]:
+def diffusion_tasks(plan: Plan, folder: Path, available: Sequence[str]) -> list[Task]:
     """The UNet and the autoencoder, written for each side."""
     folder, config, text = folder / "ldm", plan.config, plan.config.text_encoder
     assert isinstance(text, TextConfig)
-    beside = tuple(name for name in there if name == "diffusers")
+    beside = tuple(name for name in available if name == "diffusers")
     folder.mkdir()
     ldm.write(config, folder, bool(beside))
     rows, columns = config.network.latent_size
@@ -198,21 +192,23 @@ def diffusion_tasks(plan: Plan, folder: Path, there: Sequence[str]) -> list[Task
     ]
 
 
-def classifier_tasks(plan: Plan, folder: Path, there: Sequence[str]) -> list[Task]:
+def classifier_tasks(plan: Plan, folder: Path, available: Sequence[str]) -> list[Task]:
     """The classifiers, written for each side."""
     tasks = []
-    for asked in plan.classifiers:
-        if asked.name.startswith("swin"):
-            net: Any = swin.make(replace(swin.FULL, network=asked.name, changes=asked.changes))
+    for classifier in plan.classifiers:
+        if classifier.name.startswith("swin"):
+            net: Any = swin.make(replace(swin.FULL, network=classifier.name, changes=classifier.changes))
         else:
-            net = vit.make(replace(vit.FULL, changes=asked.changes), asked.name)
-        here = folder / asked.name
-        beside = tuple(name for name in there if name in peers.FORMATS)
+            net = vit.make(replace(vit.FULL, changes=classifier.changes), classifier.name)
+        here = folder / classifier.name
+        beside = tuple(name for name in available if name in peers.FORMATS)
         write(net, here, beside)
         pixels = net.config.image_size[0]
         macs = swin_config.macs(net.config) if isinstance(net, Swin) else vit_config.macs(net.config)
-        name = f"{asked.name}, {pixels} px, batch {asked.batch}"
-        tasks.append(Task(name, "classifier", here, (asked.batch, pixels), asked.batch * macs, beside))
+        name = f"{classifier.name}, {pixels} px, batch {classifier.batch}"
+        tasks.append(
+            Task(name, "classifier", here, (classifier.batch, pixels), classifier.batch * macs, beside)
+        )
     return tasks
 
 
@@ -226,20 +222,20 @@ def write(net: Network, folder: Path, beside: Sequence[str]) -> None:
 
 def table_of(title: str, tasks: Sequence[Task], named: Sequence[str]) -> Table:
     """Without rows, beside each of the named peers that is there."""
-    how = HOW.replace("2 x MACs x images/s", "3 x 2 x MACs of the forward pass / seconds")
+    method = HOW.replace("2 x MACs x images/s", "3 x 2 x MACs of the forward pass / seconds")
     return Table(
         title=title,
-        says=(
+        description=(
             "Seconds of one step on inputs that stay the same: forward pass, loss, backward pass, clipped gradient, "
             "fused AdamW. One plain loop for all sides, weights in fp32 and equal at the start; bf16 is by autocast. "
             "Compiled is `torch.compile`: of each of our blocks, as `triptych train --loop.compile` does, and of the "
-            f"whole of a peer's network. Losses and gradient norms of the first {FIRST} steps checked equal. {how}"
+            f"whole of a peer's network. Losses and gradient norms of the first {FIRST} steps checked equal. {method}"
         ),
         columns=[
             Column(key="network", heading="network"),
             Column(key="mode", heading="mode"),
             Column(key="dtype", heading="precision"),
-            *beside(tuple(name for name in named if any(name in task.there for task in tasks))),
+            *beside(tuple(name for name in named if any(name in task.available for task in tasks))),
         ],
     )
 
@@ -255,7 +251,9 @@ def steps(
     rows = []
     for task, label in itertools.product(tasks, ["bf16"] if compiled else DTYPES):
         dtype = DTYPES[label]
-        sides = {who: learner(task.what, who, task.folder, task.size, dtype) for who in ("ours", *task.there)}
+        sides = {
+            who: learner(task.what, who, task.folder, task.size, dtype) for who in ("ours", *task.available)
+        }
         if compiled:
             for who, side in sides.items():
                 compile_blocks(side.net) if who == "ours" else side.net.compile()
@@ -264,10 +262,10 @@ def steps(
         row = in_turn(sides, plan)
         used = 6 * task.macs / row["ours"].median / peaks[label]
         row |= {"network": task.name, "mode": "compiled" if compiled else "eager", "dtype": label}
-        row |= {"utilisation": used, "apart": apart if len(sides) > 1 else None}
+        row |= {"utilization": used, "apart": apart if len(sides) > 1 else None}
         rows.append(row)
-        said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
-        log.info("%s, %s, %s: seconds %s", task.name, row["mode"], label, said)
+        speeds = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
+        log.info("%s, %s, %s: seconds %s", task.name, row["mode"], label, speeds)
     return rows
 
 
@@ -277,24 +275,10 @@ def alike(firsts: Mapping[str, Tensor], tolerance: float) -> float:
     Raises:
         UnequalError: further than `tolerance`.
     """
-    (count,) = {found.shape[1] for found in firsts.values()}
+    (count,) = {values.shape[1] for values in firsts.values()}
     return max(
-        check_equal({who: found[:, i] for who, found in firsts.items()}, tolerance) for i in range(count)
+        check_equal({who: values[:, i] for who, values in firsts.items()}, tolerance) for i in range(count)
     )
-
-
-STEPS = """
-import torch
-from triptych.bench.measurements.train_step import learner
-what, who, folder, dtype, threads, *size = sys.argv[1:]
-torch.set_num_threads(int(threads))
-step = learner(what, who, folder, tuple(map(int, size)), getattr(torch, dtype))
-sum(float(p.sum()) for p in step.net.parameters())
-forget_peak()
-before = memory()[0]
-firsts = [step().tolist() for _ in range(2)]
-say(before=before, peak=memory()[1], firsts=firsts)
-"""
 
 
 def memory(tasks: Sequence[Task], rounds: int = 1) -> Table:
@@ -305,24 +289,27 @@ def memory(tasks: Sequence[Task], rounds: int = 1) -> Table:
     """
     table = Table(
         title="Memory of a step",
-        says=(
+        description=(
             "Two steps in a fresh process, bf16 by autocast: the process's peak (VmHWM), and how far above what was "
-            "resident before the first, with the weights in memory. The optimiser's moments are in both."
+            "resident before the first, with the weights in memory. The optimizer's moments are in both."
         ),
-        columns=[Column(key="network", heading="network"), Column(key="peer", heading="beside")],
+        columns=[Column(key="network", heading="network"), Column(key="peer", heading="compared with")],
     )
     for what, unit in (("", "peak, GB"), ("grown ", "grown, GB")):
         for who in ("ours", "theirs"):
             table.columns.append(Column(key=what + who, heading=f"{who} {unit}", form=".3f"))
         table.columns.append(Column(key=what + "ratio", heading="ours / theirs", form=".2f"))
     for task in tasks:
-        named = {"ours": "ours"} | dict(zip(("theirs",), task.there, strict=False))
-        runs: dict[str, list[Process]] = {side: [] for side in named}
+        named = {"ours": "ours"} | dict(zip(("theirs",), task.available, strict=False))
+        runs: dict[str, list[FinishedProcess]] = {side: [] for side in named}
         for side, who in [*named.items()] * rounds:
-            asked = (task.what, who, task.folder, "bfloat16", str(torch.get_num_threads()))
-            runs[side].append(python(STEPS, *asked, *map(str, task.size)))
-        alike({side: torch.tensor(done[0].said["firsts"]) for side, done in runs.items()}, TOLERANCES["bf16"])
-        peer = task.there[0] if task.there else None
+            classifier = (task.what, who, task.folder, "bfloat16", str(torch.get_num_threads()))
+            runs[side].append(run_child("train_step", *classifier, *map(str, task.size)))
+        alike(
+            {side: torch.tensor(done[0].reported["losses"]) for side, done in runs.items()},
+            TOLERANCES["bf16"],
+        )
+        peer = task.available[0] if task.available else None
         table.rows.append({"network": task.name, "peer": peer, **memory_row(runs)})
         log.info("%s: peak %s", task.name, {side: table.rows[-1][side].median for side in runs})
     return table

@@ -11,26 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from triptych.bench.harness import machine
-from triptych.bench.harness.cpu_contention import Others
 from triptych.bench.harness.forward import (
     DTYPES,
     HOW,
     LAID,
-    TOLERANCES,
     Effort,
-    Forward,
-    beside,
-    compare,
-    frozen,
     measure_peaks,
 )
 from triptych.bench.harness.report import Column, Report, Table
+from triptych.bench.harness.suite import add_compiled, suite
+from triptych.bench.measurements.forward_throughput import random_images, throughput_rows, throughput_table
 from triptych.bench.measurements.load_time import loading
 from triptych.bench.measurements.startup_time import starting
 from triptych.bench.peers import build as peers
-from triptych.kernels.inductor import backend_error
-from triptych.layers.resnet import packed
 from triptych.models.configs.vit import macs
 from triptych.models.registry import create
 from triptych.models.swin import Swin
@@ -77,30 +70,28 @@ QUICK = Plan(
 )
 
 
-def run(plan: Plan = FULL, command: str = "triptych bench vit --out docs") -> Report:
-    """Measure everything in the plan. Nothing else should run meanwhile."""
-    others = Others()
-    facts = machine.describe()
-    report = Report(suite="vit", command=command, machine=facts)
-    there, report.notes = peers.present(plan.peers)
+@suite("vit", FULL)
+def run(report: Report, plan: Plan) -> None:
+    """Measure everything in the plan."""
+    available, report.notes = peers.present(plan.peers)
     with tempfile.TemporaryDirectory() as folder:
         # The programs come first: they are best measured while this one is small.
         networks = {name: make(plan, name) for name in plan.started}
-        started = starting(networks, Path(folder), there, plan.rounds, plan.patience)
+        started = starting(networks, Path(folder), available, plan.rounds, plan.patience)
     with tempfile.TemporaryDirectory() as folder:
         loaded = loading(
-            plan.loaded, make(plan, plan.loaded), Path(folder), there, max(plan.rounds // 2, 1), plan.patience
+            plan.loaded,
+            make(plan, plan.loaded),
+            Path(folder),
+            available,
+            max(plan.rounds // 2, 1),
+            plan.patience,
         )
     peaks, limits = measure_peaks(plan)
-    speed = throughput(plan, there, peaks)
+    speed = throughput(plan, available, peaks)
     if plan.compiled:
-        try:
-            speed.rows += throughput(plan, there, peaks, compiled=True).rows
-        except backend_error() as problem:
-            report.notes.append(f"Not all compiled is measured: {str(problem).splitlines()[0]}")
+        add_compiled(report, speed, lambda: throughput(plan, available, peaks, compiled=True).rows)
     report.tables = [limits, speed, loaded, started]
-    facts["taken by others"] = others.said()
-    return report
 
 
 def make(plan: Plan, name: str) -> Any:
@@ -113,47 +104,27 @@ def make(plan: Plan, name: str) -> Any:
     return net.eval()
 
 
-def throughput(plan: Plan, there: Sequence[str], peaks: dict[str, float], compiled: bool = False) -> Table:
-    """Images a second of each network, precision and batch, beside each peer that is there."""
-    table = Table(
-        title="Images a second",
-        says=(
-            f"Forward passes, weights and inputs random. {LAID} Compiled is `torch.compile` with weights frozen. "
-            f"{HOW}"
-        ),
-        columns=[
-            Column(key="mode", heading="mode"),
-            Column(key="network", heading="network"),
-            Column(key="dtype", heading="precision"),
-            Column(key="batch", heading="batch", form="d"),
-            *beside(tuple(there)),
-        ],
+def throughput(
+    plan: Plan, available: Sequence[str], peaks: dict[str, float], compiled: bool = False
+) -> Table:
+    """Images per second of each network, precision and batch, beside each peer."""
+    table = throughput_table(
+        f"Forward passes, weights and inputs random. {LAID} Compiled is `torch.compile` with weights frozen. {HOW}",
+        Column(key="network", heading="network"),
+        available,
     )
-    mode, networks = ("compiled", plan.compiled) if compiled else ("eager", plan.networks)
-    for network, (label, dtype) in itertools.product(networks, DTYPES.items()):
+    for network, (label, dtype) in itertools.product(
+        plan.compiled if compiled else plan.networks, DTYPES.items()
+    ):
         net = make(plan, network)
-        theirs = peers.build(net, dtype, tuple(there))
+        theirs = peers.build(net, dtype, tuple(available))
         net = net.to(dtype)
-        for batch in plan.batches:
-            sides: dict[str, Forward] = {"ours": net, **theirs}
-            with frozen() if compiled else packed(net):
-                called = {who: torch.compile(side) for who, side in sides.items()} if compiled else sides
-                row = compare(called, images(net, batch, dtype), TOLERANCES[label], plan)
-            used = 2 * macs(net.config) * row["ours"].median / peaks[label]
-            row |= {
-                "mode": mode,
-                "network": network,
-                "dtype": label,
-                "batch": batch,
-                "utilisation": used,
-            }
-            table.rows.append(row)
-            said = ", ".join(f"{name} {row[name].median:.3g}" for name in sides)
-            log.info("%s, %s, %s, batch %d: images/s %s", mode, network, label, batch, said)
+        inputs = (images(net, batch, dtype) for batch in plan.batches)
+        cost, subject = macs(net.config), {"network": network}
+        table.rows += throughput_rows(net, theirs, inputs, cost, subject, label, peaks, plan, compiled)
     return table
 
 
 def images(net: ViT | Swin, batch: int, dtype: torch.dtype) -> torch.Tensor:
     """Random images of the network's own size."""
-    shape = (batch, net.config.in_channels, *net.config.image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return random_images(net, net.config.image_size, batch, dtype)

@@ -19,9 +19,9 @@ def draw_background(
     are sums of products of one function of y and one of x; drawn are the coefficients, which `paint` uses.
     """
     colors = rng.random((count, 2, 3))
-    kind = rng.integers(3, size=count)
+    pattern = rng.integers(3, size=count)
     plain = rng.random(count) >= config.random_background
-    colors[kind == 0, 1] = colors[kind == 0, 0]
+    colors[pattern == 0, 1] = colors[pattern == 0, 0]
     colors[plain] = np.array(config.background) / 255
 
     waves = np.arange(WAVES)
@@ -30,9 +30,9 @@ def draw_background(
     noise *= 0.3 / np.sqrt((noise**2).sum((1, 2), keepdims=True))
     angle = rng.uniform(0, 2 * np.pi, count)
     field = np.zeros((count, WAVES + 1, WAVES + 1))
-    field[kind == 2, :-1, :-1] = noise[kind == 2]
-    field[kind == 1, -1, 0] = 0.7 * np.sin(angle[kind == 1])
-    field[kind == 1, 0, -1] = 0.7 * np.cos(angle[kind == 1])
+    field[pattern == 2, :-1, :-1] = noise[pattern == 2]
+    field[pattern == 1, -1, 0] = 0.7 * np.sin(angle[pattern == 1])
+    field[pattern == 1, 0, -1] = 0.7 * np.cos(angle[pattern == 1])
     field[:, 0, 0] += 0.5
     return colors, field
 

@@ -40,12 +40,12 @@ class AugmentDraws:
 
     matrices: Float[Tensor, "B 2 3"]  # output to input, for `warp`; a mask follows its image with the same
     color: Float[Tensor, "B 4"]
-    behind: Float[Tensor, "B 2 3"]
-    field: Float[Tensor, "B k k"]
-    rubbers: Float[Tensor, "B 4"]
-    rubber_colors: Float[Tensor, "B 3"]
-    share: Float[Tensor, " B"]
-    cuts: Float[Tensor, "B 4"]
+    background_colors: Float[Tensor, "B 2 3"]
+    background_field: Float[Tensor, "B k k"]
+    erase_boxes: Float[Tensor, "B 4"]
+    erase_colors: Float[Tensor, "B 3"]
+    mix_share: Float[Tensor, " B"]
+    cut_boxes: Float[Tensor, "B 4"]
     partner: Int64[Tensor, " B"]
 
     def __getitem__(self, rows: slice) -> "AugmentDraws":
@@ -61,28 +61,28 @@ def draw_augmentation(
 ) -> AugmentDraws:
     """The numbers behind `augment` with the same arguments. The device has no part in them."""
     # A stream for each idea: turning one off leaves the others' draws as they were.
-    place, color, behind, rubber, blend = np.random.default_rng(_entropy(seed)).spawn(5)
+    place, color, background, erasing, blend = np.random.default_rng(_entropy(seed)).spawn(5)
     device = torch.device(device)
     ratios = None if aspect is None else np.asarray(torch.as_tensor(aspect).cpu(), dtype=float)
     share = distributed.current_shard()
     rows = slice(0, count) if share is None else slice(share.start, share.start + count)
-    whole = count if share is None else share.total
+    full_count = count if share is None else share.total
     if ratios is not None and share is not None:  # those of other processes' pictures have no part in ours
-        ratios = np.pad(ratios, (rows.start, whole - rows.stop), constant_values=1.0)
+        ratios = np.pad(ratios, (rows.start, full_count - rows.stop), constant_values=1.0)
     drawn = (
-        draw_geometry(whole, config, place, ratios),
-        draw_color(whole, config, color),
-        *draw_background(whole, config, behind),
-        *draw_erasing(whole, config, rubber),
-        *draw_mixing(whole, config, blend),
+        draw_geometry(full_count, config, place, ratios),
+        draw_color(full_count, config, color),
+        *draw_background(full_count, config, background),
+        *draw_erasing(full_count, config, erasing),
+        *draw_mixing(full_count, config, blend),
     )
-    found = AugmentDraws(*(_tensor(values, device) for values in drawn))[rows]
+    drawn_params = AugmentDraws(*(_tensor(values, device) for values in drawn))[rows]
     if share is None:
-        return found
+        return drawn_params
     # Pictures are mixed with others of the same process: the shift to the partner is drawn, and taken within its rows.
     at = torch.arange(count, device=device)
-    shift = (found.partner - at - rows.start - 1) % whole % max(1, count - 1) + 1
-    return replace(found, partner=(at + shift) % count)
+    shift = (drawn_params.partner - at - rows.start - 1) % full_count % max(1, count - 1) + 1
+    return replace(drawn_params, partner=(at + shift) % count)
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def augment(
         x = rand_augment(x, config, seed)
     for rows in _pieces(x, config.image_size):
         piece = normalize(x[rows], config.mean, config.std)
-        x[rows] = erase(piece, draws.rubbers[rows], draws.rubber_colors[rows]) if config.erasing else piece
+        x[rows] = erase(piece, draws.erase_boxes[rows], draws.erase_colors[rows]) if config.erasing else piece
     if labels is None:
         return x, None
 
@@ -127,11 +127,13 @@ def augment(
     targets = targets * (1 - config.label_smoothing) + config.label_smoothing / targets.shape[1]
     if count < 2 or not (config.mixup or config.cutmix):
         return x, targets
-    mixed, kept = torch.empty_like(x), torch.empty(count, device=device)
+    mixed, kept_fraction = torch.empty_like(x), torch.empty(count, device=device)
     for rows in _pieces(x, config.image_size):
         piece = draws[rows]
-        mixed[rows], kept[rows] = mix_images(x, piece.share, piece.cuts, piece.partner, rows)
-    return mixed, torch.lerp(targets[draws.partner], targets, kept[:, None])
+        mixed[rows], kept_fraction[rows] = mix_images(
+            x, piece.mix_share, piece.cut_boxes, piece.partner, rows
+        )
+    return mixed, torch.lerp(targets[draws.partner], targets, kept_fraction[:, None])
 
 
 @torch.no_grad()
@@ -185,9 +187,10 @@ def _change_pixels(
     x = warp(x, draws.matrices, config.image_size, padding="zeros" if has_alpha else "reflection")
     if config.brightness or config.contrast or config.saturation or config.hue or config.grayscale:
         x = color_jitter(x, draws.color)
-    return (
-        composite_over(x, render_background(draws.behind, draws.field, config.image_size)) if has_alpha else x
-    )
+    if not has_alpha:
+        return x
+    background = render_background(draws.background_colors, draws.background_field, config.image_size)
+    return composite_over(x, background)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ def draw_color(count: int, config: AugmentConfig, rng: np.random.Generator) -> n
 
 
 def color_jitter(x: Float[Tensor, "B C H W"], color: Float[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
-    """The colors of RGB or premultiplied RGBA, from 0 to 1, changed and clamped once.
+    """The colours of RGB or premultiplied RGBA, from 0 to 1, changed and clamped once.
 
     The composition is Karras et al. 2020, "Training GANs with limited data", appendix B; brightness, contrast
     and saturation are torchvision's, without its clamp after each step; hue turns the chroma plane of YIQ. In
@@ -36,11 +36,11 @@ def color_jitter(x: Float[Tensor, "B C H W"], color: Float[Tensor, "B 4"]) -> Fl
     pixels = x.flatten(2)  # (B, C, N)
     total = pixels.sum(-1)  # (B, C)
     weight = total[:, 3].clamp_min(1e-6) if has_alpha else pixels.shape[-1]
-    grey = (total[:, :3] @ luma / weight)[:, None, None]  # mean luma of what is there
+    mean_gray = (total[:, :3] @ luma / weight)[:, None, None]  # mean luma of what is there
 
     saturate = s * torch.eye(3, device=x.device) + (1 - s) * luma.expand(3, 3)
     m = _hue(angle) @ saturate * (b * f)  # (B, 3, 3)
-    offset = ((1 - f) * b * grey).expand(count, 3, 1)  # a grey, which saturation and hue leave as it is
+    offset = ((1 - f) * b * mean_gray).expand(count, 3, 1)  # a grey, which saturation and hue leave as it is
     if has_alpha:
         alpha = pixels[:, 3:]
         rgb = torch.bmm(torch.cat([m, offset], -1), pixels).clamp_min_(0)

@@ -51,13 +51,13 @@ def _crop(count: int, config: AugmentConfig, rng: np.random.Generator, aspect: n
     width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
     fits = (width <= aspect * (1 + 1e-9)) & (height <= 1 + 1e-9)
     first, sample = fits.argmax(0), np.arange(count)
-    kept = np.clip(aspect, narrow, wide)
-    found = fits.any(0)
-    width = np.where(found, width[first, sample], np.minimum(aspect, kept))
-    height = np.where(found, height[first, sample], np.minimum(1.0, aspect / kept))
+    ratio_in_range = np.clip(aspect, narrow, wide)
+    fitted = fits.any(0)
+    width = np.where(fitted, width[first, sample], np.minimum(aspect, ratio_in_range))
+    height = np.where(fitted, height[first, sample], np.minimum(1.0, aspect / ratio_in_range))
 
     half_x, half_y = width / aspect, height  # halves of a [-1, 1] range are shares of the whole
-    position = rng.uniform(-1, 1, (2, count)) * found  # the fallback stays in the centre
+    position = rng.uniform(-1, 1, (2, count)) * fitted  # the fallback stays in the centre
     crop = np.tile(np.eye(3), (count, 1, 1))
     crop[:, 0, 0], crop[:, 0, 2] = half_x, position[0] * (1 - half_x)
     crop[:, 1, 1], crop[:, 1, 2] = half_y, position[1] * (1 - half_y)

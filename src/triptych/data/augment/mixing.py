@@ -26,7 +26,7 @@ def draw_erasing(
 def erase(
     x: Float[Tensor, "B 3 H W"], boxes: Float[Tensor, "B 4"], colors: Float[Tensor, "B 3"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Each box painted over in its color."""
+    """Each box painted over in its colour."""
     return torch.where(inside_boxes(boxes, x.shape[-2:]), colors[..., None, None], x)
 
 
@@ -43,8 +43,8 @@ def draw_mixing(
     alpha = np.where(cut, config.cutmix or 1.0, config.mixup or 1.0)
     share = np.where(rng.random(count) < config.mix_probability, rng.beta(alpha, alpha), 1.0)
     half = np.sqrt(1 - share)[:, None] / 2  # the box has the image's shape and 1 - share of its area
-    centre = rng.random((count, 2))
-    boxes = np.concatenate([centre - half, centre + half], -1) * cut[:, None]
+    center = rng.random((count, 2))
+    boxes = np.concatenate([center - half, center + half], -1) * cut[:, None]
     partner = (np.arange(count) + rng.integers(1, max(2, count))) % count
     return np.where(cut, 1.0, share), boxes, partner
 
@@ -58,8 +58,8 @@ def mix_images(
 ) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, " b"]]:
     """`rows` of the batch mixed with their partners, and the share of its target that each keeps, exactly."""
     size = x.shape[-2:]
-    kept = share[:, None, None, None] * ~inside_boxes(boxes, size)  # (b, 1, H, W)
-    return torch.lerp(x[partner], x[rows], kept), kept.mean((1, 2, 3))
+    kept_fraction = share[:, None, None, None] * ~inside_boxes(boxes, size)  # (b, 1, H, W)
+    return torch.lerp(x[partner], x[rows], kept_fraction), kept_fraction.mean((1, 2, 3))
 
 
 def inside_boxes(boxes: Float[Tensor, "B 4"], size: tuple[int, int] | torch.Size) -> Tensor:

@@ -46,7 +46,7 @@ class Style:
     name: str
     split: Literal["train", "test"]
     family: str  # styles of one family are redrawings of each other, never on both sides of a split
-    licence: str  # SPDX, of the artwork
+    license: str  # SPDX, of the artwork
     credit: str
     source: str
     cells: tuple[int, ...]  # the concept in each cell, row by row
@@ -98,7 +98,7 @@ class EmojiSource:
         # A style may draw a concept more than once, in neighbouring cells: they are told apart by -2, -3.
         again = cell - style.cells.index(style.cells[cell]) + 1
         return Example(
-            image=self._picture(style, cell),
+            image=self._image(style, cell),
             label=style.cells[cell],
             caption=f"{concept.label}, {style.name} style",
             id=f"{style.name}/{concept.id}" + (f"-{again}" if again > 1 else ""),
@@ -130,25 +130,25 @@ class EmojiSource:
     def contents(self) -> None:
         """None: what is built in does not change."""
 
-    def _picture(self, style: Style, cell: int) -> np.ndarray:
+    def _image(self, style: Style, cell: int) -> np.ndarray:
         atlas, size = _decode_atlas(self.root, style.name), self._cell
         y, x = cell // self._columns * size, cell % self._columns * size
-        picture = atlas[y : y + size, x : x + size]
+        drawing = atlas[y : y + size, x : x + size]
         if self.background is None:
-            return picture.copy()  # the caller may write into it; the atlas is shared
-        alpha = picture[..., 3:].astype(np.float32) / 255
-        pasted = picture[..., :3] * alpha + np.array(self.background, np.float32) * (1 - alpha)
+            return drawing.copy()  # the caller may write into it; the atlas is shared
+        alpha = drawing[..., 3:].astype(np.float32) / 255
+        pasted = drawing[..., :3] * alpha + np.array(self.background, np.float32) * (1 - alpha)
         return pasted.round().astype(np.uint8)
 
 
 def _captions_of(concept: Concept, style: str) -> tuple[str, ...]:
     label, named = concept.label, with_article(concept.label)
-    sayings = [f"{label}, {style} style", f"{named}, {style} style", f"{style} style {label}", named]
+    captions = [f"{label}, {style} style", f"{named}, {style} style", f"{style} style {label}", named]
     fresh = [tag for tag in concept.tags if tag not in label]
     if fresh:
-        sayings.append(f"{label}, {', '.join(fresh[:2])}, {style} style")
-    kind = concept.subgroup.replace("-", " ")
-    return (*sayings, f"{kind}: {label}, {style} style")
+        captions.append(f"{label}, {', '.join(fresh[:2])}, {style} style")
+    subgroup_name = concept.subgroup.replace("-", " ")
+    return (*captions, f"{subgroup_name}: {label}, {style} style")
 
 
 def with_article(name: str) -> str:
@@ -233,7 +233,7 @@ def _read_table(root: Path) -> tuple[tuple[Concept, ...], tuple[Style, ...], int
                 name=s["name"],
                 split=s["split"],
                 family=s["family"],
-                licence=s["licence"],
+                license=s["licence"],
                 credit=s["credit"],
                 source=s["source"],
                 cells=tuple(s["cells"]),

@@ -19,13 +19,13 @@ def random_background(rng: np.random.Generator, size: tuple[int, int]) -> UInt8[
 
     One colored field, in half of the pictures seen through another, and grain on some.
     """
-    picture = _apply_palette(_field(rng, size), rng)
+    image = _apply_palette(_field(rng, size), rng)
     if rng.random() < 0.5:
         through = _field(rng, size)[..., None] * rng.uniform(0.3, 1.0)
-        picture += (_apply_palette(_field(rng, size), rng) - picture) * through
+        image += (_apply_palette(_field(rng, size), rng) - image) * through
     if rng.random() < 0.5:
-        picture += rng.standard_normal(size, np.float32)[..., None] * np.float32(rng.uniform(2, 16))
-    return picture.clip(0, 255).astype(np.uint8)
+        image += rng.standard_normal(size, np.float32)[..., None] * np.float32(rng.uniform(2, 16))
+    return image.clip(0, 255).astype(np.uint8)
 
 
 def _apply_palette(field: Field, rng: np.random.Generator) -> Float[np.ndarray, "h w 3"]:
@@ -38,9 +38,9 @@ def _apply_palette(field: Field, rng: np.random.Generator) -> Float[np.ndarray, 
 
 
 def _field(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    kinds: tuple[Callable[[np.random.Generator, tuple[int, int]], Field], ...]
-    kinds = (ramp, clouds, stripes, checks, blobs, shapes)
-    return kinds[rng.integers(len(kinds))](rng, size).clip(0, 1)
+    patterns: tuple[Callable[[np.random.Generator, tuple[int, int]], Field], ...]
+    patterns = (ramp, clouds, stripes, checks, blobs, shapes)
+    return patterns[rng.integers(len(patterns))](rng, size).clip(0, 1)
 
 
 def _axes(size: tuple[int, int], angle: float) -> tuple[Field, Field]:
@@ -57,8 +57,8 @@ def ramp(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     along, across = _axes(size, rng.uniform(0, 2 * np.pi))
     if rng.random() < 0.5:
         return 0.5 + along * np.float32(rng.uniform(0.4, 1.0))
-    centre = rng.uniform(-0.5, 0.5, 2).astype(np.float32)
-    return np.hypot(along - centre[0], across - centre[1]) * np.float32(rng.uniform(0.7, 1.6))
+    center = rng.uniform(-0.5, 0.5, 2).astype(np.float32)
+    return np.hypot(along - center[0], across - center[1]) * np.float32(rng.uniform(0.7, 1.6))
 
 
 def clouds(rng: np.random.Generator, size: tuple[int, int]) -> Field:
@@ -116,17 +116,17 @@ def shapes(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     height, width = (side * fine for side in size)
     canvas = Image.new("L", (width, height), int(rng.integers(256)))
     draw = ImageDraw.Draw(canvas)
-    for kind in rng.integers(4, size=rng.integers(3, 13)):
-        grey, reach = int(rng.integers(256)), rng.uniform(0.04, 0.28) * min(height, width)
+    for shape in rng.integers(4, size=rng.integers(3, 13)):
+        gray, reach = int(rng.integers(256)), rng.uniform(0.04, 0.28) * min(height, width)
         x, y = rng.uniform(0, width), rng.uniform(0, height)
-        if kind < 2:
+        if shape < 2:
             box, line = (x - reach, y - reach, x + reach, y + reach), max(2, round(reach / 4))
-            draw.ellipse(box, fill=grey) if kind == 0 else draw.ellipse(box, outline=grey, width=line)
+            draw.ellipse(box, fill=gray) if shape == 0 else draw.ellipse(box, outline=gray, width=line)
         else:
-            corners = int(kind) + 1
+            corners = int(shape) + 1
             angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * (2 * np.pi / corners)
             stretch = rng.uniform(0.4, 1.0)
             draw.polygon(
-                [(x + reach * np.cos(a), y + reach * stretch * np.sin(a)) for a in angles], fill=grey
+                [(x + reach * np.cos(a), y + reach * stretch * np.sin(a)) for a in angles], fill=gray
             )
     return np.asarray(canvas.reduce(fine), np.float32) / 255

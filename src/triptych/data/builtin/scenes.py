@@ -77,7 +77,7 @@ class SceneSource:
         """Puts drawings on the canvas, the later over the earlier: mask, and boxes and names from left to right."""
         owner = np.zeros(self.size, np.uint8)  # 0, or the number of the drawing that is seen here
         labels, names = [0], ["background"]
-        whole, seen = (
+        areas, seen = (
             np.zeros(MAX_DRAWINGS + 1, int),
             np.zeros(MAX_DRAWINGS + 1, int),
         )  # pixels of each drawing
@@ -93,8 +93,8 @@ class SceneSource:
             solid = np.asarray(sprite.getchannel("A")) >= 128
             covered = solid[max(-top, 0) :, max(-left, 0) :][: here.shape[0], : here.shape[1]]
             still = seen - np.bincount(here[covered], minlength=MAX_DRAWINGS + 1)
-            still[0], still[number], whole[number] = 0, covered.sum(), solid.sum()
-            if still[number] == 0 or (still[: number + 1] < VISIBLE * whole[: number + 1]).any():
+            still[0], still[number], areas[number] = 0, covered.sum(), solid.sum()
+            if still[number] == 0 or (still[: number + 1] < VISIBLE * areas[: number + 1]).any():
                 continue
             here[covered], seen = number, still
             canvas.paste(sprite, (left, top), sprite)
@@ -122,8 +122,8 @@ class SceneSource:
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of the drawings and of all that a scene depends on."""
-        asked = (self.drawings.fingerprint, self.count, self.size, self.seed, SCENE_VERSION)
-        return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]
+        parts = (self.drawings.fingerprint, self.count, self.size, self.seed, SCENE_VERSION)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def contents(self) -> None:
         """None: what is built in does not change."""
@@ -170,17 +170,17 @@ def _transform_drawing(
     # A transparent rim, so that drawings that fill their cell get smooth edges.
     rimmed = np.zeros((cell + 4, cell + 4, 4), np.uint8)
     rimmed[2:-2, 2:-2] = drawing
-    picture = Image.fromarray(rimmed).convert("RGBa")  # colors times alpha, which may be interpolated
+    image = Image.fromarray(rimmed).convert("RGBa")  # colours times alpha, which may be interpolated
     if side < 0.6 * cell:  # bilinear interpolation looks at 2 x 2 pixels only
-        picture = picture.reduce(2)
-    pixels = picture.width * cell / (cell + 4) / side  # of the picture, in one of the scene
+        image = image.reduce(2)
+    pixels = image.width * cell / (cell + 4) / side  # of the picture, in one of the scene
     cos, sin = np.cos(angle) * pixels, np.sin(angle) * pixels
     extent = int(np.ceil(side * (abs(np.cos(angle)) + abs(np.sin(angle))))) + 2
-    middle, to = extent / 2, picture.width / 2
+    middle, to = extent / 2, image.width / 2
     a, b, c, d = mirror * cos, mirror * sin, -sin, cos
     matrix = (a, b, to - middle * (a + b), c, d, to - middle * (c + d))
     resampling = Image.Resampling.BILINEAR if pixels > 0.8 else Image.Resampling.BICUBIC
-    return picture.transform((extent, extent), Image.Transform.AFFINE, matrix, resampling).convert("RGBA")
+    return image.transform((extent, extent), Image.Transform.AFFINE, matrix, resampling).convert("RGBA")
 
 
 def _random_start(side: int, extent: int, rng: np.random.Generator) -> int:

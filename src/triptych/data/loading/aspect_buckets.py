@@ -41,15 +41,15 @@ def assign_buckets(source: Source, shapes: Sequence[ImageShape]) -> np.ndarray:
     """int64 (n,): the bucket whose aspect each picture's is nearest to. Headers alone are read; a picture without a
     readable one goes into the first."""
     aspects = np.log([width / height for height, width in shapes])
-    found = np.zeros(len(source), np.int64)
+    assigned = np.zeros(len(source), np.int64)
     for row in range(len(source)):
         try:
             size = read_image_size(source[row].image)
         except UserError:
             continue
         if size is not None and min(size) > 0:
-            found[row] = np.abs(aspects - math.log(size[1] / size[0])).argmin()
-    return found
+            assigned[row] = np.abs(aspects - math.log(size[1] / size[0])).argmin()
+    return assigned
 
 
 class BucketOrder:
@@ -70,13 +70,13 @@ class BucketOrder:
 
     def batches(self, epoch: int, /) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed % 2**64, epoch])
-        made = []
+        all_batches = []
         for rows in self.rows:
             if self.shuffle:
                 rows = rng.permutation(rows)
                 rows = rows[: max(self.batch_size, len(rows) // self.batch_size * self.batch_size)]
-            made += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        return [made[i] for i in rng.permutation(len(made))] if self.shuffle else made
+            all_batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        return [all_batches[i] for i in rng.permutation(len(all_batches))] if self.shuffle else all_batches
 
 
 class BucketedDataset(Dataset[Any]):
@@ -109,5 +109,6 @@ class BucketedDataset(Dataset[Any]):
         """A batch of one bucket; "row" counts in the whole source."""
         at = np.asarray(indices, np.int64)
         number = int(self.buckets[at[0]])
-        batch = self.parts[number].__getitems__(self.place[at].tolist())
-        return {**batch, "row": self.rows[number][batch["row"]].tolist()}
+        batch: Batch = self.parts[number].__getitems__(self.place[at].tolist())
+        batch["row"] = self.rows[number][batch["row"]].tolist()
+        return batch

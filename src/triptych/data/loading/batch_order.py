@@ -61,9 +61,10 @@ class DividedOrder:
         return count if self.within else len(range(self.rank, count, self.world))
 
     def batches(self, epoch: int, /) -> Sequence[np.ndarray]:
-        every = self.order.batches(epoch)
+        all_batches = self.order.batches(epoch)
         if self.within:
             return LazyBatches(
-                lambda number: np.array_split(every[number], self.world)[self.rank], range(len(every))
+                lambda number: np.array_split(all_batches[number], self.world)[self.rank],
+                range(len(all_batches)),
             )
-        return every[self.rank :: self.world]
+        return all_batches[self.rank :: self.world]

@@ -25,7 +25,6 @@ class BatchDataset(Protocol):
 
     @property
     def source(self) -> Source: ...
-    def __len__(self) -> int: ...
     def __getitems__(self, indices: Sequence[int], /) -> Batch: ...
 
 
@@ -49,17 +48,17 @@ class DecodingDataset(Dataset):
         resize: Resize,
         alpha: bool,
         fast: bool,
-        smallest: tuple[int, int] | None = None,
+        min_size: tuple[int, int] | None = None,
     ):
-        self.source, self.resize, self.alpha, self.smallest = source, resize, alpha, smallest
+        self.source, self.resize, self.alpha, self.min_size = source, resize, alpha, min_size
         classes = source.mask_classes
-        self.masked = classes is not None
+        self.has_masks = classes is not None
         self.mask_type, self.void = mask_dtype(len(classes or ())), void_label(len(classes or ()))
         # Reduced decoding is not bit for bit: not in evaluation. Nor does it tell the size that a mask must have.
-        self.at_least = resize.size if fast and not self.masked else None
+        self.draft_size = resize.size if fast and not self.has_masks else None
         self.shape = (4 if alpha else 3, *resize.size)
-        each = self.shape[0] + self.masked * np.dtype(self.mask_type).itemsize
-        self.nbytes = len(source) * each * math.prod(resize.size)
+        bytes_per_pixel = self.shape[0] + self.has_masks * np.dtype(self.mask_type).itemsize
+        self.nbytes = len(source) * bytes_per_pixel * math.prod(resize.size)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of `Loader`, and "row", the index of each image in it. Damaged ones are only in "bad"."""
@@ -70,14 +69,14 @@ class DecodingDataset(Dataset):
             try:
                 example = self.source[row]
                 name = example.id
-                good.append((row, example, *self._picture(example)))
+                good.append((row, example, *self._load(example)))
             except SourceChangedError as problem:  # as words: an error of a worker comes with its traceback
                 return empty_batch(gone=str(problem))
             except UserError as problem:
                 bad[name] = str(problem)
         labels = [-1 if e.label is None else e.label for _, e, *_ in good]
         batch: Batch = {
-            "image": self._together([image for _, _, image, _, _ in good], self.shape, np.uint8),
+            "image": self._stack([image for _, _, image, _, _ in good], self.shape, np.uint8),
             "label": torch.tensor(labels, dtype=torch.int64),
             "caption": [e.caption for _, e, *_ in good],
             "id": [e.id for _, e, *_ in good],
@@ -85,20 +84,20 @@ class DecodingDataset(Dataset):
             "row": [row for row, *_ in good],
             "bad": bad,
         }
-        if self.masked:
+        if self.has_masks:
             masks = [mask for *_, mask, _ in good]
-            batch["mask"] = self._together(masks, self.shape[1:], self.mask_type)
+            batch["mask"] = self._stack(masks, self.shape[1:], self.mask_type)
         return batch
 
-    def _together(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
+    def _stack(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
         stacked = np.stack(arrays) if arrays else np.empty((0, *shape), dtype)
         return torch.from_numpy(np.ascontiguousarray(stacked))
 
-    def _picture(self, example: Example) -> tuple[Any, Any, float]:
+    def _load(self, example: Example) -> tuple[Any, Any, float]:
         """Uint8 (C, h, w), its mask (h, w) where there are masks, and width over height before it was resized."""
-        array, mask = self._decoded(example)
-        if self.smallest is not None and any(a < b for a, b in zip(array.shape, self.smallest, strict=False)):
-            (tall, wide), (height, width) = array.shape[:2], self.smallest
+        array, mask = self._decode(example)
+        if self.min_size is not None and any(a < b for a, b in zip(array.shape, self.min_size, strict=False)):
+            (tall, wide), (height, width) = array.shape[:2], self.min_size
             raise UserError(
                 f"{example.id} is {wide} x {tall} pixels, smaller than the crop of {width} x {height}; "
                 "take larger pictures, a smaller --image-size, or --enlarge"
@@ -110,12 +109,12 @@ class DecodingDataset(Dataset):
             mask = resize_crop(mask, r.size, r.crop, r.mode, "nearest", (self.void,))
         return array.transpose(2, 0, 1), mask, aspect
 
-    def _decoded(self, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
+    def _decode(self, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole picture, and its mask where there are masks."""
         array, turn = decode_with_orientation(
-            example.image, self.alpha, name=example.id, min_size=self.at_least
+            example.image, self.alpha, name=example.id, min_size=self.draft_size
         )
-        if not self.masked:
+        if not self.has_masks:
             return array, None
         if example.mask is None:
             raise UserError(f"{example.id} has no mask; give it one or leave it out")
@@ -126,15 +125,19 @@ class FullImageDataset(DecodingDataset):
     """Of each picture all that is fed to a segmenter, as `feed` makes it; and its mask at its own size. Lists, since no
     two need be of one size."""
 
-    def __init__(self, source: Source, how: ResizeLike, passes: ViewOptions, least: int):
-        resize = Resize(**{name: getattr(how, name) for name in Resize.__dataclass_fields__})
+    def __init__(self, source: Source, preprocess: ResizeLike, options: ViewOptions, patch_size: int):
+        resize = Resize(**{name: getattr(preprocess, name) for name in Resize.__dataclass_fields__})
         super().__init__(source, resize, alpha=tuple(resize.background) != (255, 255, 255), fast=False)
-        self.passes, self.least = passes, least
+        self.options, self.patch_size = options, patch_size
 
     def _together(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
         return arrays  # not tensors: each would hold a file open on its way out of a worker
 
     def _picture(self, example: Example) -> tuple[Any, Any, float]:
-        array, mask = self._decoded(example)
+        array, mask = self._decode(example)
         array = flatten_alpha(array, self.resize.background)
-        return make_views(array, self.resize, self.passes, self.least), mask, array.shape[1] / array.shape[0]
+        return (
+            make_views(array, self.resize, self.options, self.patch_size),
+            mask,
+            array.shape[1] / array.shape[0],
+        )

@@ -17,6 +17,7 @@ from triptych.data.loading.collate import BatchDataset, DecodingDataset, FullIma
 from triptych.data.loading.stream_order import StreamOrder
 from triptych.data.loading.test_time_views import ViewOptions
 from triptych.data.loading.workers import (
+    HOLDS_LOCK,
     available_cores,
     deferred_interrupt,
     loader_options,
@@ -62,8 +63,8 @@ def make_loader(
     if train:
         height, width = config.load_size or tuple(round(side * 8 / 7) for side in resize.size)
         resize = replace(resize, size=(height, width), crop=1.0, mode="squash")
-    pictures = DecodingDataset(
-        source, resize, config.keep_alpha or _has_alpha(source), fast=train, smallest=min_size
+    dataset = DecodingDataset(
+        source, resize, config.keep_alpha or _has_alpha(source), fast=train, min_size=min_size
     )
     if batch_size is None:
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
@@ -76,12 +77,17 @@ def make_loader(
         order = StreamOrder(source.bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
         source.hold(order.buffered_rows(workers), order.window)
     order = order or EpochOrder(len(source), batch_size, seed, shuffle=train)
-    cached = config.cache == "on" or (config.cache == "auto" and pictures.nbytes <= CACHE_BYTES)
-    return Loader(pictures, order, workers, cached, config.on_bad_image)
+    cached = config.cache == "on" or (config.cache == "auto" and dataset.nbytes <= CACHE_BYTES)
+    return Loader(dataset, order, workers, cached, config.on_bad_image)
 
 
 def make_full_image_loader(
-    source: Source, config: DataConfig, how: ResizeLike, passes: ViewOptions, least: int, batch_size: int
+    source: Source,
+    config: DataConfig,
+    preprocess: ResizeLike,
+    options: ViewOptions,
+    patch_size: int,
+    batch_size: int,
 ) -> "Loader":
     """A loader for the evaluation of a segmenter: as `make_loader`'s, but with whole pictures and masks.
 
@@ -90,7 +96,11 @@ def make_full_image_loader(
     """
     order = EpochOrder(len(source), batch_size, 0, shuffle=False)
     return Loader(
-        FullImageDataset(source, how, passes, least), order, _processes(config), False, config.on_bad_image
+        FullImageDataset(source, preprocess, options, patch_size),
+        order,
+        _processes(config),
+        False,
+        config.on_bad_image,
     )
 
 
@@ -187,13 +197,15 @@ class Loader(StatefulDataLoader):
         except BaseException:
             if current_iterator(self) is fetched:
                 forget_iterator(self)
-            shut_down(fetched)
+            with deferred_interrupt(HOLDS_LOCK):
+                shut_down(fetched)
             raise
         self.epoch, self._done = self.epoch + 1, 0
 
     def _next(self, fetched: Iterator[Batch]) -> Batch:
         """A batch that was fetched, put together if several workers made it."""
-        parts = [next(fetched) for _ in range(self._shares)]
+        with deferred_interrupt(HOLDS_LOCK):
+            parts = [next(fetched) for _ in range(self._shares)]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _note_bad(self, bad: dict[str, str]) -> None:
@@ -248,10 +260,10 @@ def _joined(parts: "list[Any]") -> Batch:
 class _Cache:
     """Decoded examples by row, filled as they come."""
 
-    def __init__(self, pictures: DecodingDataset):
-        count = len(pictures.source)
-        self.images = torch.empty(count, *pictures.shape, dtype=torch.uint8)  # pages are taken when written
-        masks = np.empty((count * pictures.masked, *pictures.shape[1:]), pictures.mask_type)
+    def __init__(self, dataset: DecodingDataset):
+        count = len(dataset.source)
+        self.images = torch.empty(count, *dataset.shape, dtype=torch.uint8)  # pages are taken when written
+        masks = np.empty((count * dataset.has_masks, *dataset.shape[1:]), dataset.mask_type)
         self.masks = torch.from_numpy(masks)
         self.labels = torch.empty(count, dtype=torch.int64)
         self.aspects = torch.empty(count)
@@ -269,7 +281,7 @@ class _Cache:
         if at:
             self.images[at], self.labels[at] = fetched["image"], fetched["label"]
             self.aspects[at] = fetched["aspect"]
-            if len(self.masks):
+            if "mask" in fetched:
                 self.masks[at] = fetched["mask"]
         for row, caption, name in zip(at, fetched["caption"], fetched["id"], strict=True):
             self.captions[row], self.ids[row] = caption, name

@@ -15,12 +15,12 @@ def permute(places: np.ndarray, count: int, *key: int) -> np.ndarray:
     half = max(1, -(-max(count - 1, 1).bit_length() // 2))
     low = np.uint64((1 << half) - 1)
     keys = np.random.SeedSequence([part % 2**64 for part in key]).generate_state(ROUNDS, np.uint64)
-    found = np.array(places, np.uint64)
-    beyond = np.ones(len(found), bool)
+    result = np.array(places, np.uint64)
+    beyond = np.ones(len(result), bool)
     while beyond.any():
-        found[beyond] = _encrypt(found[beyond], np.uint64(half), low, keys)
-        beyond = found >= count
-    return found.astype(np.int64)
+        result[beyond] = _encrypt(result[beyond], np.uint64(half), low, keys)
+        beyond = result >= count
+    return result.astype(np.int64)
 
 
 def hashed_integers(numbers: np.ndarray, below: int, key: int) -> np.ndarray:

@@ -96,8 +96,8 @@ class StreamOrder:
         window, inner = at // self.window, at % self.window
         least, more = divmod(self.count, self.lanes)
         start = lane * least + np.minimum(lane, more) + window * self.window
-        for i, (number, there) in enumerate(zip(lane.tolist(), window.tolist(), strict=True)):
-            start[i] += self._shuffled(epoch, number, there)[inner[i]]
+        for i, (number, window_number) in enumerate(zip(lane.tolist(), window.tolist(), strict=True)):
+            start[i] += self._shuffled(epoch, number, window_number)[inner[i]]
         order, ends = self._runs(epoch)
         run = np.searchsorted(ends, start, side="right")
         return self.bounds[order[run] + 1] - (ends[run] - start)

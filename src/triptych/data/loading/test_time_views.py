@@ -61,14 +61,14 @@ class ViewOptions:
         sides = self.window
         return (sides, sides) if isinstance(sides, int) else sides and (sides[0], sides[1])
 
-    def check_window(self, least: int) -> None:
+    def check_window(self, patch_size: int) -> None:
         """Raises a `UserError` for a window below a patch of `least` pixels."""
-        if self.window_size is not None and min(self.window_size) < least:
-            raise UserError(f"window is {self.window}; it must hold a patch, which is of {least} pixels")
+        if self.window_size is not None and min(self.window_size) < patch_size:
+            raise UserError(f"window is {self.window}; it must hold a patch, which is of {patch_size} pixels")
 
 
 def make_views(
-    pixels: UInt8[np.ndarray, "H W 3"], how: ResizeLike, passes: ViewOptions, least: int
+    pixels: UInt8[np.ndarray, "H W 3"], preprocess: ResizeLike, options: ViewOptions, patch_size: int
 ) -> list[View]:
     """The whole picture as it is fed, at each of the scales.
 
@@ -76,55 +76,55 @@ def make_views(
         how: a card's preparation.
         least: pixels of a patch, below which there is nothing to see.
     """
-    fed = []
-    for scale in passes.scales:
-        (h, w), (height, width) = view_sizes(pixels.shape[:2], how, passes, scale, least)
+    views = []
+    for scale in options.scales:
+        (h, w), (height, width) = view_sizes(pixels.shape[:2], preprocess, options, scale, patch_size)
         image = Image.fromarray(pixels)
         if image.size != (w, h):
-            image = image.resize((w, h), RESAMPLING_FILTERS[how.interpolation])
+            image = image.resize((w, h), RESAMPLING_FILTERS[preprocess.interpolation])
         top, left = (height - h) // 2, (width - w) // 2
         piece = np.asarray(image)
         if (h, w) != (height, width):
-            piece = np.full((height, width, 3), how.background, np.uint8)
+            piece = np.full((height, width, 3), preprocess.background, np.uint8)
             piece[top : top + h, left : left + w] = np.asarray(image)
-        fed.append((piece, (slice(top, top + h), slice(left, left + w))))
-    return fed
+        views.append((piece, (slice(top, top + h), slice(left, left + w))))
+    return views
 
 
 def view_sizes(
-    picture: tuple[int, int], how: ResizeLike, passes: ViewOptions, scale: float, least: int
+    image_size: tuple[int, int], preprocess: ResizeLike, options: ViewOptions, scale: float, patch_size: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width that a picture is resized to, and of what it is then padded to; neither below `least`.
 
     The card's `size` and `crop` give the size before its crop, which is not done: what is cut off has no class.
     """
-    H, W = picture
+    H, W = image_size
     padded = None
-    if passes.size is not None:
-        if isinstance(passes.size, int):
-            factor = passes.size / min(H, W)
+    if options.size is not None:
+        if isinstance(options.size, int):
+            factor = options.size / min(H, W)
         else:
-            factor = min(passes.size[0] / H, passes.size[1] / W)
+            factor = min(options.size[0] / H, options.size[1] / W)
         h, w = H * factor, W * factor
-    elif passes.window is not None:
+    elif options.window is not None:
         h, w = H, W
     else:
-        h, w = (math.floor(side / how.crop) for side in how.size)
-        if how.mode == "crop":
+        h, w = (math.floor(side / preprocess.crop) for side in preprocess.size)
+        if preprocess.mode == "crop":
             factor = max(h / H, w / W)
             h, w = min(H * factor, MAX_VIEW_ASPECT * h), min(W * factor, MAX_VIEW_ASPECT * w)
-        elif how.mode == "pad":
+        elif preprocess.mode == "pad":
             padded, factor = (h, w), min(h / H, w / W)
             h, w = H * factor, W * factor
-    inner = _side(h * scale, least), _side(w * scale, least)
+    inner = _side(h * scale, patch_size), _side(w * scale, patch_size)
     if padded is None:
         return inner, inner
-    outer = tuple(max(_side(side * scale, least), n) for side, n in zip(padded, inner, strict=True))
+    outer = tuple(max(_side(side * scale, patch_size), n) for side, n in zip(padded, inner, strict=True))
     return inner, (outer[0], outer[1])
 
 
-def _side(side: float, least: int) -> int:
-    return max(round(side), least)
+def _side(side: float, patch_size: int) -> int:
+    return max(round(side), patch_size)
 
 
 def _pixels(sides: Any) -> bool:

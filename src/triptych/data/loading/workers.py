@@ -3,11 +3,13 @@
 import atexit
 import contextlib
 import itertools
+import multiprocessing.queues
 import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -52,10 +54,15 @@ def prefetch_map(function: Callable[[A], B], items: Iterable[A], size: int, work
         with deferred_interrupt():
             results = iter(loader)
         shut_down_at_exit(results)
-        for batch in results:
+        while True:
+            with deferred_interrupt(HOLDS_LOCK):
+                batch = next(results, None)
+            if batch is None:
+                return
             yield from batch
     finally:
-        shut_down(results)
+        with deferred_interrupt(HOLDS_LOCK):
+            shut_down(results)
 
 
 def loader_options(workers: int, requests: int = 2) -> dict[str, Any]:
@@ -75,12 +82,19 @@ def loader_options(workers: int, requests: int = 2) -> dict[str, Any]:
     }
 
 
+# What holds a lock of a queue: interrupted there, it may keep the lock, for which the end of the workers waits forever.
+HOLDS_LOCK = (multiprocessing.queues.Queue.put.__code__, multiprocessing.queues.Queue.close.__code__)
+
+
 @contextlib.contextmanager
-def deferred_interrupt() -> Iterator[None]:
+def deferred_interrupt(within: Collection[CodeType] = ()) -> Iterator[None]:
     """Handle a SIGINT (Ctrl-C) that arrives within the block at its end. Start workers in it.
 
     A `KeyboardInterrupt` that is raised in a callback of `os.fork` (`logging` and `threading` register some) is printed
     and discarded, so that the program would carry on. And a worker that has not disabled SIGINT yet would die of it.
+
+    Args:
+        within: only while one of these functions runs; else it is handled at once.
     """
     if threading.current_thread() is not threading.main_thread():  # others handle no signals
         yield
@@ -90,13 +104,27 @@ def deferred_interrupt() -> Iterator[None]:
     if not callable(previous):  # ignored, or the operating system's
         yield
         return
-    signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if within and not any(caller.f_code in within for caller in _stack(frame)):
+            previous(number, frame)
+        else:
+            arrived.append((number, frame))
+
+    signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
     for number, frame in arrived[:1]:
         previous(number, frame)
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and its callers."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def shut_down_at_exit(iterator: Any) -> None:

@@ -67,13 +67,13 @@ def find_columns(
 
 
 def _choose_column(
-    what: str, candidates: list[str], asked: str | None, features: "Features", first: tuple[str, ...]
+    what: str, candidates: list[str], requested: str | None, features: "Features", first: tuple[str, ...]
 ) -> str | None:
-    there = ", ".join(name for name in features if name != ID_COLUMN)
-    if asked is not None:
-        if asked not in features:
-            raise UserError(f"there is no column {asked!r} for the {what}; the data has {there}")
-        return asked
+    available = ", ".join(name for name in features if name != ID_COLUMN)
+    if requested is not None:
+        if requested not in features:
+            raise UserError(f"there is no column {requested!r} for the {what}; the data has {available}")
+        return requested
     for name in first:
         if name in candidates:
             return name
@@ -83,21 +83,23 @@ def _choose_column(
     return candidates[0] if candidates else None
 
 
-def _mask_column(features: "Features", image: str | None, asked: str | None) -> str | None:
+def _mask_column(features: "Features", image: str | None, requested: str | None) -> str | None:
     """Asked for, else of pictures and called so, beside another that holds the images."""
-    pictures = [name for name in _image_columns(features) if name != image]
-    if asked is None:
-        called = [name for name in MASK_NAMES if name in pictures]
-        return called[0] if called and (image is not None or len(pictures) > len(called)) else None
-    mask = _choose_column("mask", [], asked, features, ())
-    if mask not in pictures and not _can_be_path(features[mask]):
+    image_columns = [name for name in _image_columns(features) if name != image]
+    if requested is None:
+        called = [name for name in MASK_NAMES if name in image_columns]
+        return called[0] if called and (image is not None or len(image_columns) > len(called)) else None
+    mask = _choose_column("mask", [], requested, features, ())
+    if mask not in image_columns and not _can_be_path(features[mask]):
         raise UserError(f"column {mask} holds {features[mask]}, and masks must be pictures or names of files")
     return mask
 
 
 def _no_image(features: "Features") -> str:
-    there = ", ".join(name for name in features if name != ID_COLUMN)
-    raise UserError(f"no column holds images; the data has {there}; name the one that does with image_column")
+    available = ", ".join(name for name in features if name != ID_COLUMN)
+    raise UserError(
+        f"no column holds images; the data has {available}; name the one that does with image_column"
+    )
 
 
 def _image_columns(features: "Features") -> list[str]:
@@ -133,8 +135,8 @@ def _can_be_label(feature: object) -> bool:
 
     if isinstance(feature, datasets.ClassLabel):
         return True
-    kinds = ("int", "uint", "string", "large_string", "bool")
-    return isinstance(feature, datasets.Value) and feature.dtype.rstrip("0123456789") in kinds
+    types = ("int", "uint", "string", "large_string", "bool")
+    return isinstance(feature, datasets.Value) and feature.dtype.rstrip("0123456789") in types
 
 
 def check_label_column(column: str, features: "Features") -> None:
@@ -169,15 +171,15 @@ def read_labels(
         if any(value != -1 for value in values):
             cells[split] = values
             _need_all(values, column, table)
-    every = {value for values in cells.values() for value in values}
-    is_text = any(isinstance(value, str) for value in every)
+    distinct = {value for values in cells.values() for value in values}
+    is_text = any(isinstance(value, str) for value in distinct)
     if is_text and not names:
-        names = sorted(map(str, every))
+        names = sorted(map(str, distinct))
     index = {name: i for i, name in enumerate(names)} if is_text else {}
     indices: dict[str, np.ndarray | None] = dict.fromkeys(tables)
     for split, values in cells.items():
         indices[split] = np.array([index[v] if is_text else int(v) for v in values], dtype=np.int64)
-        names = names or [str(i) for i in range(_count(every, column))]
+        names = names or [str(i) for i in range(_count(distinct, column))]
         _need_in_range(indices[split], names, column, tables[split])
     return tuple(names), indices
 

@@ -33,8 +33,8 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
         raise UserError(
             f"{path} is a file of no known kind; give a folder, or a .tar, .parquet, .jsonl or .csv"
         )
-    if found := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
-        return _read_files(found, image_column, mask_column)
+    if matches := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
+        return _read_files(matches, image_column, mask_column)
     if HUB_ID.fullmatch(os.fspath(spec)):
         return read_hub(os.fspath(spec))
     raise UserError(
@@ -70,8 +70,8 @@ def data_files(folder: Path) -> list[Path]:
     for where in (folder, folder / "data"):
         files = [path for path in list_visible(where) if path.is_file()] if where.is_dir() else []
         for suffix in (".parquet", ".tar"):
-            if found := [path for path in files if path.suffix.lower() == suffix]:
-                return found
+            if matches := [path for path in files if path.suffix.lower() == suffix]:
+                return matches
     return []
 
 

@@ -44,10 +44,10 @@ def list_visible(folder: Path) -> list[Path]:
 
 def metadata_file(folder: Path) -> Path | None:
     """The folder's metadata.jsonl or metadata.csv."""
-    found = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(found) > 1:
+    result = [folder / name for name in METADATA if (folder / name).is_file()]
+    if len(result) > 1:
         raise UserError(f"{folder} holds both {METADATA[0]} and {METADATA[1]}; remove one of them")
-    return found[0] if found else None
+    return result[0] if result else None
 
 
 def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
@@ -107,11 +107,11 @@ def read_captions(paths: list[str]) -> list[list[str] | None]:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in (".txt", ".caption"):
                 texts[os.path.join(folder, stem)] = os.path.join(folder, name)
-    found: list[list[str] | None] = []
+    result: list[list[str] | None] = []
     for path in paths:
         text = texts.get(os.path.splitext(path)[0])
-        found.append(None if text is None else read_lines(Path(text)))
-    return found
+        result.append(None if text is None else read_lines(Path(text)))
+    return result
 
 
 def read_lines(text: Path) -> list[str]:
@@ -236,10 +236,10 @@ def make_table(
 
 
 def _check_types(name: str, values: list[Any]) -> list[Any]:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {int, float}:
+    types = {type(value) for value in values if value is not None}
+    if types == {int, float}:
         return [None if value is None else float(value) for value in values]
-    if len(kinds) > 1:
-        mixed = " and ".join(sorted(kind.__name__ for kind in kinds))
+    if len(types) > 1:
+        mixed = " and ".join(sorted(value_type.__name__ for value_type in types))
         raise UserError(f"column {name} mixes {mixed}; use one kind throughout")
     return values

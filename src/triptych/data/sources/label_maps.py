@@ -106,12 +106,12 @@ def find_label_map(
         return known if known.colors else _with_palette(known, first)
     named = read_class_names(folder)
     if named is not None and len(named) > 2:
-        legend = _from_names(named, ignore_index, reduce_zero_label)
+        label_map = _from_names(named, ignore_index, reduce_zero_label)
     else:
-        found = _scan_values(cells())
-        if not found:
+        seen = _scan_values(cells())
+        if not seen:
             read_mask(*first)  # says why it cannot be read
-        if found <= {0, VOID} and VOID in found and ignore_index == VOID and not reduce_zero_label:
+        if seen <= {0, VOID} and VOID in seen and ignore_index == VOID and not reduce_zero_label:
             table = np.full_like(identity_table(1), INVALID)
             table[[0, VOID]] = 0, 1
             two = (
@@ -119,12 +119,12 @@ def find_label_map(
                 if named is not None and len(named) == 2
                 else ("background", "foreground")
             )
-            legend = LabelMap(two, table)
+            label_map = LabelMap(two, table)
         elif named is not None:
-            legend = _from_names(named, ignore_index, reduce_zero_label)
+            label_map = _from_names(named, ignore_index, reduce_zero_label)
         else:
-            legend = _from_values(found - {VOID, ignore_index}, ignore_index, reduce_zero_label, first[1])
-    return _with_palette(legend, first)
+            label_map = _from_values(seen - {VOID, ignore_index}, ignore_index, reduce_zero_label, first[1])
+    return _with_palette(label_map, first)
 
 
 def _published_label_map(mask: Path, folder: Path) -> LabelMap | None:
@@ -142,15 +142,15 @@ def _published_label_map(mask: Path, folder: Path) -> LabelMap | None:
     return None
 
 
-def _without_value(legend: LabelMap, number: int) -> LabelMap:
+def _without_value(label_map: LabelMap, number: int) -> LabelMap:
     """The legend where a number is ignored, and its class, if it is that of one, is none."""
-    k, table = int(legend.table[number]), legend.table.copy()
+    k, table = int(label_map.table[number]), label_map.table.copy()
     table[number] = VOID
-    if not 0 <= k < len(legend.classes):
-        return replace(legend, table=table)
+    if not 0 <= k < len(label_map.classes):
+        return replace(label_map, table=table)
     table[(table > k) & (table < VOID)] -= 1
-    colors = legend.colors and (*legend.colors[:k], *legend.colors[k + 1 :])
-    return LabelMap((*legend.classes[:k], *legend.classes[k + 1 :]), table, colors)
+    colors = label_map.colors and (*label_map.colors[:k], *label_map.colors[k + 1 :])
+    return LabelMap((*label_map.classes[:k], *label_map.classes[k + 1 :]), table, colors)
 
 
 def _object_names(file: Path) -> tuple[str, ...] | None:
@@ -213,42 +213,42 @@ def _from_names(names: dict[int, str], ignore_index: int, reduce_zero_label: boo
     return LabelMap(tuple(names[n - first] for n in numbers), lookup_table(numbers, INVALID, void))
 
 
-def _from_values(found: set[int], ignore_index: int, reduce_zero_label: bool, example: str) -> LabelMap:
-    count = max(found, default=-1) + 1 - reduce_zero_label
+def _from_values(seen: set[int], ignore_index: int, reduce_zero_label: bool, example: str) -> LabelMap:
+    count = max(seen, default=-1) + 1 - reduce_zero_label
     if count < 1:
         raise UserError(
             f"the masks, such as {example}, hold no class; give masks that number the classes from 0"
         )
     if count > VOID:
         raise UserError(
-            f"the masks, such as {example}, go up to {max(found)}, and class numbers without names to {VOID - 1} at "
+            f"the masks, such as {example}, go up to {max(seen)}, and class numbers without names to {VOID - 1} at "
             "most; number the classes from 0, or name more of them in a classes.txt"
         )
     return _from_names({i: f"class {i}" for i in range(count)}, ignore_index, reduce_zero_label)
 
 
-def _with_palette(legend: LabelMap, first: Cell) -> LabelMap:
+def _with_palette(label_map: LabelMap, first: Cell) -> LabelMap:
     """With the palette of the first mask, where it has one."""
     try:
         palette = read_palette(*first)
     except MaskFormatError:
         raise
     except UserError:
-        return legend  # a damaged mask is told of when its turn comes
-    numbers = [int(np.flatnonzero(legend.table == k)[0]) for k in range(len(legend.classes))]
+        return label_map  # a damaged mask is told of when its turn comes
+    numbers = [int(np.flatnonzero(label_map.table == k)[0]) for k in range(len(label_map.classes))]
     if palette is None or max(numbers) >= len(palette):
-        return legend
-    return replace(legend, colors=tuple(palette[number] for number in numbers))
+        return label_map
+    return replace(label_map, colors=tuple(palette[number] for number in numbers))
 
 
 def _scan_values(cells: Iterable[Cell]) -> set[int]:
     """The numbers that occur in any mask that can be read."""
-    found: set[int] = set()
+    seen: set[int] = set()
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
         for part in _batched(cells, 256):
             for values in pool.map(_numbers, part):
-                found |= values
-    return found
+                seen |= values
+    return seen
 
 
 def _numbers(cell: Cell) -> set[int]:

@@ -80,7 +80,7 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
     splits = {"": sorted(images.keys() & masks.keys())}
     if lists.is_dir() and (files := [path for path in list_visible(lists) if path.suffix == ".txt"]):
         splits = {SPLITS.get(file.stem, file.stem): _read_list(file) for file in files}
-    found = {}
+    result = {}
     for split, names in splits.items():
         where = f"of the split {split}" if split else "here"
         if not names:
@@ -99,8 +99,8 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
                     f"{mask_folders[0]} has no mask of {lacking} {where}; add it or take it off the list"
                 )
             columns["mask"] = [masks[name] for name in names]
-        found[split] = make_table(columns, masks="mask" if "mask" in columns else None)
-    return found
+        result[split] = make_table(columns, masks="mask" if "mask" in columns else None)
+    return result
 
 
 def _read_list(file: Path) -> list[str]:
@@ -110,26 +110,26 @@ def _read_list(file: Path) -> list[str]:
 
 def _first_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The first folder of these names, in whatever case, that holds pictures."""
-    there = {path.name.lower(): path for path in list_visible(folder) if path.is_dir()}
-    found = (there[name] for name in names if name in there)
-    return next((path for path in found if next(find_images(path), None)), None)
+    by_name = {path.name.lower(): path for path in list_visible(folder) if path.is_dir()}
+    result = (by_name[name] for name in names if name in by_name)
+    return next((path for path in result if next(find_images(path), None)), None)
 
 
 def _pair(images: Path, masks: Path | None, root: Path) -> "Dataset":
-    pictures = list(find_images(images))
-    if not pictures:
+    image_files = list(find_images(images))
+    if not image_files:
         raise UserError(f"{images} holds no images (.jpg, .png, .webp ...); put them there or remove it")
     columns: dict[str, list[str]] = {
-        "image": [path for path, _ in pictures],
-        ID_COLUMN: ["/".join((*images.relative_to(root).parts, *parts)) for _, parts in pictures],
+        "image": [path for path, _ in image_files],
+        ID_COLUMN: ["/".join((*images.relative_to(root).parts, *parts)) for _, parts in image_files],
     }
     if masks is None:
         return make_table(columns)
-    found = _masks_by_key(masks)
-    columns["mask"] = of_images = [_mask_of(parts, found) for _, parts in pictures]
-    if lacking := [path for (path, _), mask in zip(pictures, of_images, strict=True) if not mask]:
+    result = _masks_by_key(masks)
+    columns["mask"] = of_images = [_mask_of(parts, result) for _, parts in image_files]
+    if lacking := [path for (path, _), mask in zip(image_files, of_images, strict=True) if not mask]:
         raise UserError(
-            f"{len(lacking)} of {len(pictures)} images have no mask of their name in {masks}, the first being "
+            f"{len(lacking)} of {len(image_files)} images have no mask of their name in {masks}, the first being "
             f"{lacking[0]}; add the masks or remove the images"
         )
     return make_table(columns, masks="mask")
@@ -145,12 +145,12 @@ def _mask_of(parts: tuple[str, ...], masks: dict[str, str]) -> str:
 
 def _masks_by_key(folder: Path) -> dict[str, str]:
     """Masks by their place below the folder, without suffix. Where Cityscapes has both kinds, the train ids."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for path, parts in find_images(folder):
         key = "/".join((*parts[:-1], Path(parts[-1]).stem))
-        if key in found:
-            raise UserError(f"{found[key]} and {path} are masks of one image; remove one of them")
-        found[key] = path
-    if any(key.endswith("_labelTrainIds") for key in found):
-        found = {key: path for key, path in found.items() if not key.endswith("_labelIds")}
-    return found
+        if key in result:
+            raise UserError(f"{result[key]} and {path} are masks of one image; remove one of them")
+        result[key] = path
+    if any(key.endswith("_labelTrainIds") for key in result):
+        result = {key: path for key, path in result.items() if not key.endswith("_labelIds")}
+    return result

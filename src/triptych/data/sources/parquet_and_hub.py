@@ -34,14 +34,14 @@ def read_parquet(files: list[Path]) -> "Dataset":
                 raise UserError(f"{file} is not a parquet file; copy or convert it again")
     with _quiet():
         try:
-            whole = datasets.Dataset.from_parquet([str(file) for file in files])
+            dataset = datasets.Dataset.from_parquet([str(file) for file in files])
         except Exception as problem:
             reason = _first_line(problem.__cause__ or problem)
             raise UserError(
                 f"{files[0]} cannot be read as parquet ({reason}); copy or convert it again"
             ) from problem
-        assert isinstance(whole, datasets.Dataset)
-        return without_decoding(whole)
+        assert isinstance(dataset, datasets.Dataset)
+        return without_decoding(dataset)
 
 
 def read_saved(folder: Path) -> "dict[str, Dataset]":

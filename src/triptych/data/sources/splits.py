@@ -20,9 +20,9 @@ def split_folders(folder: Path) -> dict[str, Path]:
     A class may be called "train" too: it is a split only if every folder beside it is one, or one more.
     """
     names = {path.name: path for path in list_visible(folder) if path.is_dir()}
-    found = {SPLITS[name.lower()]: path for name, path in names.items() if name.lower() in SPLITS}
-    if len(found) == len(names) or ("train" in found and len(found) > 1):
-        return found
+    matches = {SPLITS[name.lower()]: path for name, path in names.items() if name.lower() in SPLITS}
+    if len(matches) == len(names) or ("train" in matches and len(matches) > 1):
+        return matches
     return {}
 
 
@@ -32,18 +32,18 @@ def split_of_file(path: Path) -> str:
     return SPLITS.get(word, "")
 
 
-def choose_split(spec: str, splits: list[str], asked: str | None) -> str:
+def choose_split(spec: str, splits: list[str], requested: str | None) -> str:
     """The one of `splits` that `asked` means; see `open_source`."""
-    order = {None: ("train", ""), "eval": ("val", "test", "")}.get(asked)
+    order = {None: ("train", ""), "eval": ("val", "test", "")}.get(requested)
     if order is None:
-        order = (SPLITS.get(str(asked).lower(), str(asked)), str(asked))
+        order = (SPLITS.get(str(requested).lower(), str(requested)), str(requested))
     for split in order:
         if split in splits:
             return split
-    if asked is None and len(splits) == 1:
+    if requested is None and len(splits) == 1:
         return splits[0]
     has = "it has no splits; leave the split out" if splits == [""] else f"it has {', '.join(splits)}"
-    raise UserError(f"{spec} has no split {asked or 'train'!r}; {has}")
+    raise UserError(f"{spec} has no split {requested or 'train'!r}; {has}")
 
 
 def choose_held_out(count: int, labels: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:

@@ -77,8 +77,8 @@ def iter_members(shard: Path) -> Iterator[TarMember]:
                     raise tarfile.ReadError("it ends without an end mark, cut short perhaps")
                 if not header.strip(b"\0"):
                     return
-                found = _parse_header(header)
-                if found is None:  # a folder, a link, a long name: rare, and the library knows them all
+                parsed = _parse_header(header)
+                if parsed is None:  # a folder, a link, a long name: rare, and the library knows them all
                     archive = archive or tarfile.open(shard, "r:")  # noqa: SIM115
                     member, after = _read_with_tarfile(archive, at)
                     if member is None:
@@ -90,7 +90,7 @@ def iter_members(shard: Path) -> Iterator[TarMember]:
                         member.size,
                     )
                 else:
-                    plain, (name, size), offset = True, found, at + 512
+                    plain, (name, size), offset = True, parsed, at + 512
                     after = offset + -(-size // 512) * 512
                 if offset + size > known.size:
                     raise tarfile.ReadError(f"it is cut short in {name}")
@@ -184,9 +184,9 @@ def parse_values(field: str, suffix: str, content: str) -> dict[str, Any]:
     values = json.loads(content)
     if not isinstance(values, dict):
         return {field: values}
-    taken = (ID_COLUMN, "image")
+    reserved = (ID_COLUMN, "image")
     return {
-        name: value for name, value in values.items() if isinstance(value, str | int) and name not in taken
+        name: value for name, value in values.items() if isinstance(value, str | int) and name not in reserved
     }
 
 

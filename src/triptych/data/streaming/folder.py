@@ -69,8 +69,8 @@ class FolderRows:
         self.labels_file = index.path("labels")
         self.numbering: dict[str, Any] | None = summary["numbering"]
         self.fingerprint: str = summary["fingerprint"]
-        labelled = None if self.numbering is None else "label"
-        self.columns = Columns("image", labelled, "caption" if summary["captions"] else None)
+        label_column = None if self.numbering is None else "label"
+        self.columns = Columns("image", label_column, "caption" if summary["captions"] else None)
         count = len(self._records)
         self.bounds = np.array([*range(0, count, RUN), count], np.int64)
 
@@ -92,17 +92,17 @@ class FolderRows:
         lines, numbering, digest = TextWriter(names), LabelWriter(labels, ID_COLUMN), hashlib.sha256()
         count = captions = 0
         stray = ""
-        for picture in walk_images(self.folder):
-            name = "/".join(picture.parts)
+        for image in walk_images(self.folder):
+            name = "/".join(image.parts)
             try:
                 place = lines.append(name)
             except UnicodeEncodeError as problem:
                 raise UserError(f"{name!r} has a name that is not UTF-8; rename it") from problem
-            rows.write(np.array([(*place, picture.text)], ROW).tobytes())
-            digest.update(f"{name}\n{picture.text} {picture.size}\n".encode())
-            count, captions = count + 1, captions + (picture.text > 0)
-            if len(picture.parts) > 1:
-                numbering.add([picture.parts[0]], str)
+            rows.write(np.array([(*place, image.text)], ROW).tobytes())
+            digest.update(f"{name}\n{image.text} {image.size}\n".encode())
+            count, captions = count + 1, captions + (image.text > 0)
+            if len(image.parts) > 1:
+                numbering.add([image.parts[0]], str)
             elif not stray:
                 stray = name
             if stray and numbering.count:

@@ -34,12 +34,12 @@ class OpenedStream:
         UserError: another kind of data; files that are damaged or do not agree; as the kinds say.
     """
 
-    def __init__(self, spec: Spec, asked: RequestedColumns, ignore_index: int, reduce_zero_label: bool):
+    def __init__(self, spec: Spec, requested: RequestedColumns, ignore_index: int, reduce_zero_label: bool):
         self.spec, self.ignore_index, self.reduce_zero_label = spec, ignore_index, reduce_zero_label
         path = Path(spec).expanduser().absolute()
         self.root = dataset_root(path) if path.is_dir() else path.parent
         self.splits: dict[str, RowReader] = {
-            split: make(asked, self._name(split)) for split, make in _row_readers(path, spec).items()
+            split: make(requested, self._name(split)) for split, make in _row_readers(path, spec).items()
         }
         self.classes = _classes(self.splits)
         self._legend: LabelMap | None = None
@@ -57,13 +57,13 @@ class OpenedStream:
 
     def split_off(self, fraction: float, seed: int) -> tuple[StreamSplit, StreamSplit]:
         """What to train on and what to evaluate on, of data without splits."""
-        whole = self.source(None)
-        if len(whole) < 2:
+        stream = self.source(None)
+        if len(stream) < 2:
             raise UserError(
                 f"{os.fspath(self.spec)} holds one image; give one to train and one to evaluate on"
             )
-        step = min(max(2, round(1 / fraction)), len(whole))
-        return StreamSplit(whole, step, seed, others=True), StreamSplit(whole, step, seed)
+        step = min(max(2, round(1 / fraction)), len(stream))
+        return StreamSplit(stream, step, seed, others=True), StreamSplit(stream, step, seed)
 
     def _name(self, split: str) -> str:
         return os.path.basename(os.path.normpath(self.spec)) + (f"/{split}" if split else "")
@@ -86,21 +86,21 @@ def _row_readers(path: Path, spec: Spec) -> dict[str, Callable[[RequestedColumns
     if path.is_dir():
         folder = dataset_root(path)
         splits = split_folders(folder) or {"": folder}
-        made: dict[str, Any] = {}
+        readers: dict[str, Any] = {}
         for split, below in splits.items():
             files = data_files(below)
             if files and not split:
                 return _readers_of_files(files)
             if files:
-                made[split] = next(iter(_readers_of_files(files).values()))
+                readers[split] = next(iter(_readers_of_files(files).values()))
             elif (lists := metadata_file(below)) is not None:
                 raise UserError(
                     f"{lists} is read whole, not streamed; leave --loading.stream out, or make shards"
                 )
             else:
                 prefix = f"{below.name}/" if split else ""
-                made[split] = lambda asked, name, below=below, prefix=prefix: FolderRows(below, prefix)
-        return made
+                readers[split] = lambda requested, name, below=below, prefix=prefix: FolderRows(below, prefix)
+        return readers
     if path.is_file():
         return _readers_of_files([path])
     if files := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
@@ -113,8 +113,8 @@ def _readers_of_files(files: list[Path]) -> dict[str, Any]:
 
     def rows(some: list[Path]) -> Callable[[RequestedColumns, str], RowReader]:
         if suffix == ".parquet":
-            return lambda asked, name: ParquetRows(some, asked, name)
-        return lambda asked, name: TarRows(some, asked)
+            return lambda requested, name: ParquetRows(some, requested, name)
+        return lambda requested, name: TarRows(some, requested)
 
     return {split: rows(some) for split, some in groups.items()}
 

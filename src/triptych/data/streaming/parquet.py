@@ -41,7 +41,7 @@ class ParquetRows:
         UserError: a file that is no parquet or has other columns, columns as in `find_columns`, labels of a wrong kind.
     """
 
-    def __init__(self, files: Sequence[Path], asked: tuple[str | None, ...], name: str):
+    def __init__(self, files: Sequence[Path], requested: tuple[str | None, ...], name: str):
         import datasets
 
         self.files, self.name = [FileStamp.of(file) for file in files], name
@@ -49,13 +49,13 @@ class ParquetRows:
         self._forget()
         schema = self._file(0).schema_arrow
         features = datasets.Features.from_arrow_schema(schema)
-        image, label, caption, mask = asked
+        image, label, caption, mask = requested
         self.columns: Columns = find_columns(features, image, label, caption, mask)
         self.names: tuple[str, ...] | None = None
         if self.columns.label is not None:
             check_label_column(self.columns.label, features)
-            kind = features[self.columns.label]
-            self.names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+            feature = features[self.columns.label]
+            self.names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
         index = DiskIndex(["parquet", self.files, self.columns.label])
         summary = index.load_or_build(("labels",), lambda labels: self._make(labels, schema))
         self.labels_file = index.path("labels")
@@ -95,36 +95,36 @@ class ParquetRows:
             return self._blocks[group, number]
         for passed, table in self._advance(group, number):
             self._blocks[group, passed] = table
-        found = self._blocks[group, number]
+        result = self._blocks[group, number]
         while len(self._blocks) > max(self._limit // BLOCK, self._window):
             self._blocks.popitem(last=False)
-        return found
+        return result
 
     def _advance(self, group: int, number: int) -> "list[tuple[int, pyarrow.Table]]":
         """That block and those of its window before it, by going on from the nearest one before that was read last."""
         import pyarrow
 
-        at = max((there for of, there in self._cursors if of == group and there <= number), default=0)
+        at = max((reached for of, reached in self._cursors if of == group and reached <= number), default=0)
         blocks = self._cursors.pop((group, at), None) or self._read(group)
-        known = self.files[self._groups[group][0]]
-        found: list[tuple[int, Any]] = []
+        stamp = self.files[self._groups[group][0]]
+        result: list[tuple[int, Any]] = []
         try:
-            known.check(os.stat(known.path))
+            stamp.check(os.stat(stamp.path))
             for passed in range(at, number + 1):
                 table = next(blocks)
                 if number - passed < self._window:
-                    found.append((passed, table))
+                    result.append((passed, table))
         except StopIteration:
-            raise SourceChangedError(f"{known.path} has fewer rows than it had; start again") from None
+            raise SourceChangedError(f"{stamp.path} has fewer rows than it had; start again") from None
         except (OSError, pyarrow.ArrowException) as problem:
             why = getattr(problem, "strerror", None) or str(problem).split("\n")[0]
             raise SourceChangedError(
-                f"{known.path} cannot be read ({why}); it is damaged, or gone since"
+                f"{stamp.path} cannot be read ({why}); it is damaged, or gone since"
             ) from problem
         self._cursors[group, number + 1] = blocks
         if len(self._cursors) > self._places:
             self._cursors.popitem(last=False)
-        return found
+        return result
 
     def _read(self, group: int) -> "Iterator[pyarrow.Table]":
         """A row group in blocks."""
@@ -181,16 +181,16 @@ class ParquetRows:
         column = self.columns.label
         digest, groups = hashlib.sha256(), []
         numbering = LabelWriter(labels, column or "")
-        for number, known in enumerate(self.files):
+        for number, stamp in enumerate(self.files):
             file = self._file(number)
             if file.schema_arrow.names != schema.names:
                 raise UserError(
-                    f"{known.path} has the columns {', '.join(file.schema_arrow.names)}, and {self.files[0].path} "
+                    f"{stamp.path} has the columns {', '.join(file.schema_arrow.names)}, and {self.files[0].path} "
                     f"{', '.join(schema.names)}; give files that agree"
                 )
             counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             sizes = [file.metadata.row_group(i).total_byte_size for i in range(len(counts))]
-            digest.update(repr((Path(known.path).name, known.size, counts, sizes)).encode())
+            digest.update(repr((Path(stamp.path).name, stamp.size, counts, sizes)).encode())
             groups.append(counts)
             if column is not None:
                 self._number(file, column, numbering)
@@ -210,6 +210,6 @@ class ParquetRows:
             def name(i: int, first: int = first) -> str:
                 return f"row {first + i}"
 
-            whole = pyarrow.types.is_integer(cells.type) and not cells.null_count
-            values = cells.to_numpy() if whole else cells.to_pylist()
+            integral = pyarrow.types.is_integer(cells.type) and not cells.null_count
+            values = cells.to_numpy() if integral else cells.to_pylist()
             numbering.add(values, name)

@@ -125,8 +125,8 @@ class StreamSplit:
     def _below(self, row: Any) -> Any:
         """How many of these come before a row of the source."""
         block, at = np.divmod(row, self.step)
-        taken = block + (hashed_integers(block, self.step, self.seed) < at)
-        return row - taken if self.others else taken
+        count_before = block + (hashed_integers(block, self.step, self.seed) < at)
+        return row - count_before if self.others else count_before
 
     def row(self, index: Any) -> Any:
         """The row of the source."""
@@ -143,14 +143,14 @@ class StreamSplit:
 
     @property
     def labels(self) -> np.ndarray | None:
-        whole = self.source.labels
-        return None if whole is None else whole[self.row(np.arange(len(self)))]
+        full = self.source.labels
+        return None if full is None else full[self.row(np.arange(len(self)))]
 
     @property
     def captions(self) -> "Sequence[tuple[str, ...]] | None":
         """All that each example may be called."""
-        whole = self.source.captions
-        return None if whole is None else _LazyCaptions(lambda i: whole[int(self.row(i))], range(len(self)))
+        full = self.source.captions
+        return None if full is None else _LazyCaptions(lambda i: full[int(self.row(i))], range(len(self)))
 
     @property
     def fingerprint(self) -> str:
@@ -184,13 +184,13 @@ def label_file(rows: RowReader, classes: tuple[str, ...]) -> Path:
     `classes`, written once beside them."""
     assert rows.numbering is not None
     index = {name: i for i, name in enumerate(classes)}
-    found = [index[name] for name in rows.numbering["names"]]
-    if found == list(range(len(found))):
+    order = [index[name] for name in rows.numbering["names"]]
+    if order == list(range(len(order))):
         return rows.labels_file
     digest = hashlib.sha256(repr((rows.fingerprint, classes)).encode()).hexdigest()[:16]
     path = rows.labels_file.with_name(f"labels-{digest}.bin")
     if not path.exists():
-        table = np.array(found, LABEL_DTYPE)
+        table = np.array(order, LABEL_DTYPE)
 
         def write(file: Any) -> None:
             with open(rows.labels_file, "rb") as noted:

@@ -27,7 +27,7 @@ FIRST = 1000  # examples that tell which files and columns there are
 ROW = np.dtype(
     [
         *(("shard", "<i4"), ("name", "<i8"), ("name_size", "<i4")),
-        *((what + end, kind) for what in ("image", "text", "mask") for end, kind in (("", "<i8"), ("_size", "<u4"))),
+        *((what + end, dtype) for what in ("image", "text", "mask") for end, dtype in (("", "<i8"), ("_size", "<u4"))),
     ]
 )  # fmt: skip
 
@@ -42,20 +42,20 @@ class ExampleFiles(NamedTuple):
 def iter_examples(shard: Path) -> Iterator[ExampleFiles]:
     """The examples of a shard in the webdataset layout: files that follow one another, of the same name up to its first
     dot."""
-    found: ExampleFiles | None = None
+    result: ExampleFiles | None = None
     for member in iter_members(shard):
         folder, _, name = member.name.rpartition("/")
         stem, _, field = name.partition(".")
         if not stem or not field:
             continue
         key = f"{folder}/{stem}" if folder else stem
-        if found is None or found.key != key:
-            if found is not None:
-                yield found
-            found = ExampleFiles(key, {})
-        found.files[field] = member
-    if found is not None:
-        yield found
+        if result is None or result.key != key:
+            if result is not None:
+                yield result
+            result = ExampleFiles(key, {})
+        result.files[field] = member
+    if result is not None:
+        yield result
 
 
 class _Fields(NamedTuple):
@@ -77,11 +77,11 @@ class TarRows:
         UserError: a damaged shard, no pictures, ambiguous or unknown columns, labels that cannot be read.
     """
 
-    def __init__(self, shards: Sequence[Path], asked: tuple[str | None, ...]):
+    def __init__(self, shards: Sequence[Path], requested: tuple[str | None, ...]):
         self.files = [FileStamp.of(shard) for shard in shards]
-        self.shards, self.asked = list(shards), asked
+        self.shards, self.requested = list(shards), requested
         self._handles = FileReader(self.files)
-        index = DiskIndex(["tar", self.files, asked])
+        index = DiskIndex(["tar", self.files, requested])
         summary = index.load_or_build(("rows", "names", "labels"), self._make)
         self._records = RecordFile(index.path("rows"), ROW)
         self._names = FileReader([FileStamp.of(index.path("names"))])
@@ -169,25 +169,25 @@ class TarRows:
         assert image is not None
         text = group.files.get(fields.caption or "")
         mask = group.files.get(fields.columns.mask or "")
-        found = [shard, *lines.append(group.key)]
+        result = [shard, *lines.append(group.key)]
         for member in (image, text, mask):
-            found += [0, 0] if member is None else [member.offset, member.size]
-        return tuple(found)
+            result += [0, 0] if member is None else [member.offset, member.size]
+        return tuple(result)
 
     def _image(self, group: ExampleFiles, column: str) -> TarMember | None:
         if column != "image":
             return group.files.get(column)
-        mask = self.asked[3]
-        found = [
+        mask = self.requested[3]
+        result = [
             field
             for field in group.files
             if field != mask and f".{field.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
         ]
-        if len(found) > 1:
+        if len(result) > 1:
             raise UserError(
-                f"{group.key} has several images; name the one to use, such as image_column={found[1]}"
+                f"{group.key} has several images; name the one to use, such as image_column={result[1]}"
             )
-        return group.files[found[0]] if found else None
+        return group.files[result[0]] if result else None
 
     def _label_of(self, shard: int, group: ExampleFiles, fields: _Fields) -> Any:
         member = group.files.get(fields.label or "")
@@ -199,7 +199,7 @@ class TarRows:
 
     def _fields(self) -> _Fields:
         """What the first examples have; the others must have it too."""
-        image, label, caption, mask = self.asked
+        image, label, caption, mask = self.requested
         examples: list[dict[str, Any]] = []
         held: dict[str, str] = {}  # which file each column was found in
         for number, shard in enumerate(self.shards):

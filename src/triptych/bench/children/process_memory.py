@@ -1,0 +1,59 @@
+"""Memory of a process by the operating system's account, and the report that a child process sends to its parent."""
+
+import json
+import sys
+from typing import Any, NamedTuple
+
+import psutil
+
+PREFIX = "REPORT "
+
+
+class Memory(NamedTuple):
+    """Bytes of a process that are resident."""
+
+    current: int
+    peak: int
+
+
+def memory() -> Memory:
+    """Resident bytes of this process now, and at most since its start or since `reset_peak`.
+
+    The peak is Linux's VmHWM, which psutil does not read; `ru_maxrss` of a child begins at the size of the process that
+    forked it.
+    """
+    current = psutil.Process().memory_info().rss
+    try:
+        with open("/proc/self/status") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return Memory(current, max(current, int(lines["VmHWM"].split()[0]) * 1024))
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        return Memory(current, psutil.Process().memory_info().peak_wset)
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return Memory(current, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
+
+
+def reset_peak() -> None:
+    """Let the peak start again from the current size, where the system can (Linux)."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass
+
+
+def private_memory(pid: int) -> int:
+    """Bytes that a process shares with no other (its unique set size); 0 if it has ended."""
+    try:
+        return psutil.Process(pid).memory_full_info().uss
+    except psutil.Error:
+        return 0
+
+
+def report(**values: Any) -> None:
+    """Send values, as JSON, to the process that runs this one by `triptych.bench.harness.subprocesses`."""
+    print(PREFIX + json.dumps(values), flush=True)
