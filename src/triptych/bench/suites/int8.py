@@ -24,6 +24,7 @@ from triptych.pipelines.image_input import batched, fitted
 from triptych.torch_compile import compile_blocks
 from triptych.train import evaluate
 from triptych.weights import load, quantize
+from triptych.weights.quantization import SCHEMES
 
 log = logging.getLogger(__name__)
 
