@@ -60,12 +60,12 @@ class ModelYaml:
         for theirs, ours in (
             ("linear_start", "beta_start"),
             ("linear_end", "beta_end"),
-            ("timesteps", "steps"),
+            ("timesteps", "num_timesteps"),
         ):
             if theirs in params:
                 more[ours] = self._number(params, theirs)
-        if "steps" in more:
-            more["steps"] = round(more["steps"])
+        if "num_timesteps" in more:
+            more["num_timesteps"] = round(more["num_timesteps"])
         if "beta_schedule" in params:
             schedule = params["beta_schedule"]
             if not isinstance(schedule, str) or schedule not in COMPVIS_SCHEDULES:
