@@ -169,7 +169,7 @@ def test_a_model_of_neither_needs_pictures_alone(places, model, images, tmp_path
     again = measured(capsys, places / "free.safetensors", *args)
     assert again["frechet"] == found["frechet"]
     line = refused(capsys, places / "free.safetensors", *args, "--size", "40x32")
-    assert "image [32, 32], and this is [32, 40]" in line
+    assert "picture [32, 32], and this is [32, 40]" in line
 
 
 def test_folders_are_compared_at_the_size_that_all_samples_have(places, model, images, tmp_path, capsys):

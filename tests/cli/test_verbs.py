@@ -217,7 +217,7 @@ def test_evaluate(model, labelled, tmp_path, capsys):
     assert found["per_class"]["owl"] == {"accuracy": None, "count": 0}
     assert found["per_class"]["fox"]["count"] == 3
     assert sum(pair["count"] for pair in found["most_confused"]) == 11 - right
-    assert "3.png" in next(iter(found["left_out"]))
+    assert "3.png" in next(iter(found["skipped"]))
     assert json.loads((tmp_path / "metrics.json").read_text()) == found
     assert (tmp_path / "confusion.png").stat().st_size > 3000
     out = said(capsys, *args)

@@ -75,7 +75,7 @@ def ask(
         lacking = sum(caption is None for caption in captions.values())
         if lacking or source is None:
             raise UserError(
-                f"the model reads prompts, and {lacking or 'none'} of {len(captions)} pictures of the data have no "
+                f"the model reads prompts, and {lacking or 'none'} of {len(captions)} images of the data have no "
                 "caption; name the column with --caption-column, or put captions into its metadata.jsonl"
             )
         return [

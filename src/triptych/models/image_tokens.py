@@ -65,6 +65,6 @@ class ImageTokens(Network):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return the context of images in [-1, 1], of any size."""
         config = self.config
-        images = nn.functional.interpolate(images, size=config.size, mode="bicubic", antialias=True)
+        images = nn.functional.interpolate(images, size=config.image_size, mode="bicubic", antialias=True)
         mean, std = (images.new_tensor(v)[:, None, None] for v in (config.mean, config.std))
         return self.projection(self.cells(((images / 2 + 0.5).clamp(0, 1) - mean) / std))

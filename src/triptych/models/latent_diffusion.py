@@ -67,6 +67,11 @@ class LatentDiffusion(Network):
     def config(self, config: LatentDiffusionConfig) -> None:
         self._config = config
 
+    @property
+    def unet(self) -> UNet | DiT:
+        """The denoising network under its usual name."""
+        return self.network
+
     def blocks(self) -> list[nn.Module]:
         """Return the blocks of the denoising network, which is what is trained."""
         return self.network.blocks()

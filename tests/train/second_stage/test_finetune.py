@@ -166,23 +166,23 @@ def test_all_of_it_learns_but_what_it_came_with(config, sd, tmp_path):
         for name, tensor in before.state_dict().items()
         if torch.equal(tensor, after.state_dict()[name])
     }
-    assert kept == {"autoencoder", "text"}
+    assert kept == {"autoencoder", "text_encoder"}
     assert {name.split(".")[1] for name in last_checkpoint(tmp_path)[0] if name.startswith("net.")} == {
-        "unet"
+        "network"
     }
     assert after.autoencoder.config.scale == 0.5
-    assert after.text.tokenizer.ids("a red apple") == before.text_encoder.tokenizer.ids("a red apple")
+    assert after.text_encoder.tokenizer.ids("a red apple") == before.text_encoder.tokenizer.ids("a red apple")
 
 
 def test_a_clip_learns_only_if_asked(config, sd):
     parts = prepare(config("all", text=CaptionConfig(train="on")))
     names = {name.split(".")[0] for name, _ in parts.net.named_parameters()}
-    assert names == {"unet", "text"}
+    assert names == {"network", "text_encoder"}
     assert all(p.requires_grad for p in parts.net.parameters())
     batch = {**next(iter(parts.train_loader)), "seed": (0, 1, 0)}
     parts.task.loss(parts.net, batch)[0].backward()
     assert parts.net.text_encoder.encoder[0].attn.qkv.weight.grad.any()
-    assert {name.split(".")[0] for name, _ in prepare(config("all")).net.named_parameters()} == {"unet"}
+    assert {name.split(".")[0] for name, _ in prepare(config("all")).net.named_parameters()} == {"network"}
 
 
 def test_the_process_is_its_own_and_may_be_asked_to_end_in_noise(config, sd, tmp_path):
@@ -233,7 +233,7 @@ def test_what_a_lora_learns_is_in_its_file_and_nowhere_else(config, sd, tmp_path
     assert changed == set(parts.net.names)
     found = {re.sub(r".*\.(attn|cross|mlp)\.", "", name) for name in changed}
     assert found == {"qkv.weight", "proj.weight", "q.weight", "kv.weight", "fc1.weight", "fc2.weight"}
-    assert {name.split(".")[0] for name in changed} == {"unet", "text"}
+    assert {name.split(".")[0] for name in changed} == {"network", "text_encoder"}
     with safe_open(tmp_path / "lora.safetensors", "pt") as file:
         layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k"
         down, up, alpha = (
@@ -291,7 +291,7 @@ def test_diffusers_unet_with_the_file_is_ours(config, sd, tmp_path):
         from diffusers.utils import convert_unet_state_dict_to_peft
 
         tp.export(tp.load(sd), tmp_path / "sd", "diffusers")
-        theirs = UNet2DConditionModel.from_pretrained(tmp_path / "sd" / "unet", local_files_only=True)
+        theirs = UNet2DConditionModel.from_pretrained(tmp_path / "sd" / "network", local_files_only=True)
     lora = LoraConfig(rank=2, alpha=4.0, feed_forward=True)
     run(config("lora", init=str(tmp_path / "sd"), lora=lora), tmp_path / "r")
     with safe_open(tmp_path / "r" / "lora.safetensors", "pt") as file:
@@ -325,7 +325,7 @@ def test_names_are_kohyas_over_the_whole_published_unet(name):
 
         sizes = SIZES[name].network
         heads = sizes.num_heads or tuple(
-            sizes.embed_dim * m // sizes.head_dim for m in sizes.channel_multipliers
+            sizes.base_channels * m // sizes.head_dim for m in sizes.channel_multipliers
         )
         with torch.device("meta"):
             theirs = UNet2DConditionModel(
@@ -425,7 +425,7 @@ def test_bad_input_is_one_line(config, sd, first_stages, tmp_path):
     refused(r"train=words needs captions, and condition is 'none'", train="words", condition="none")
     refused(r"prediction is that of a model to start from", train="all", init=None, prediction="v")
     refused(
-        r"text.train is off, and a text encoder of random weights",
+        r"text.train is off, and a text encoder with random weights",
         "all",
         init=None,
         text=CaptionConfig(train="off"),

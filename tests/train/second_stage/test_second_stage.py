@@ -283,7 +283,7 @@ def test_a_model_can_be_gone_on_from(config, tmp_path):
     more = replace(config, init=str(tmp_path / "a"), first_stage=None, loop=replace(config.loop, epochs=1))
     before = tp.load(tmp_path / "a")
     parts = prepare(more)
-    for name, parameter in before.unet.named_parameters():
+    for name, parameter in before.network.named_parameters():
         assert torch.equal(parameter, parts.net.network.get_parameter(name))
     assert parts.net.text_encoder.tokenizer.ids("a red square") == before.text_encoder.tokenizer.ids(
         "a red square"

@@ -181,7 +181,7 @@ def test_a_damaged_tokenizer(build_tiny, tmp_path):
         max_length=77,
         pad_token=49407,
     )
-    net = build_tiny("sd1", text=text)
+    net = build_tiny("sd1", text_encoder=text)
     tp.export(net, tmp_path / "it", "diffusers")
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         path = tmp_path / "it" / "tokenizer" / name

@@ -207,7 +207,7 @@ def test_found_by_name(tmp_path):
     assert find_lora("Watercolor", tmp_path).name == "Watercolor.safetensors"
     assert find_lora("watercolor", tmp_path).name == "Watercolor.safetensors"
     with pytest.raises(UserError, match="near names: Watercolor;"):
-        find_lora("watercolor", tmp_path)
+        find_lora("watercolors", tmp_path)
     with pytest.raises(UserError, match="it holds Watercolor, detail;"):
         find_lora("zzz", tmp_path)
     with pytest.raises(UserError, match="no folder"):

@@ -60,7 +60,7 @@ def test_the_yaml_says_what_shapes_do_not(bare, same_state, tmp_path):
         beta_start=0.001, beta_end=0.015, num_timesteps=500, prediction="v"
     )
     assert config.autoencoder.scale == 0.25
-    assert (config.network.heads, config.network.head_dim, config.network.latent_size) == (0, 4, (24, 24))
+    assert (config.network.num_heads, config.network.head_dim, config.network.latent_size) == (0, 4, (24, 24))
     assert config.text_encoder.skip_last_blocks == 1
     assert inspect(path)["facts"]["prediction"] == "sd2.ckpt.yaml"
     assert load(path, prediction="eps").config.process.prediction == "eps"
@@ -68,7 +68,7 @@ def test_the_yaml_says_what_shapes_do_not(bare, same_state, tmp_path):
     path.with_suffix(".yaml").write_text(other.replace("num_head_channels: 4", "num_heads: 2"))
     config = load(path).config
     assert (config.process.schedule, config.process.prediction) == ("cosine", "eps")
-    assert (config.network.heads, config.network.head_dim) == (2, 0)
+    assert (config.network.num_heads, config.network.head_dim) == (2, 0)
 
 
 def test_which_yaml_is_a_files(bare, tmp_path):

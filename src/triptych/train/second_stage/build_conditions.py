@@ -118,7 +118,7 @@ def _image_condition(
         raise UserError(f"init {config.init} is not shown pictures; give another --condition")
     seeing.backbone.eval().requires_grad_(False)
     shown = seeing.config
-    fed = Preprocess(size=shown.size, crop=1.0, mode="squash", mean=shown.mean, std=shown.std)
+    fed = Preprocess(size=shown.image_size, crop=1.0, mode="squash", mean=shown.mean, std=shown.std)
     said = [FrozenImages(one, seeing.backbone, fed, config.loading) for one in (source, held_out)]
     return seeing.projection, seeing, said[0], said[1]
 

@@ -286,7 +286,7 @@ class LatentCache(Dataset):
         stage = self.first_stage
         moments = stage.embed(images)
         mean = stage.scaled(stage.draw(moments))
-        if getattr(stage.config, "kind", "") != "kl":
+        if getattr(stage.config, "regularization", "") != "kl":
             return {"mean": mean}
         return {"mean": mean, "std": stage.scaled(stage.draw(moments, noise=torch.ones_like(mean))) - mean}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.diffusion.config import COMPVIS_SCHEDULES, Prediction, ProcessConfig
-from triptych.errors import CheckpointError
+from triptych.errors import CheckpointError, TriptychError
 from triptych.weights.files.sanitize import printable
 
 PREDICTIONS: dict[str, Prediction] = {"eps": "eps", "v": "v", "x0": "x0"}
@@ -78,7 +78,7 @@ class ModelYaml:
             more["schedule"] = COMPVIS_SCHEDULES["linear"]  # CompVis' default
         try:
             return replace(usual, **more)
-        except CheckpointError as problem:
+        except TriptychError as problem:
             raise CheckpointError(f"{self.path}: {problem}") from problem
 
     def scale(self) -> float | None:
@@ -137,7 +137,7 @@ def read_yaml(path: Path | None) -> ModelYaml:
         if path.stat().st_size > LARGEST:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, too many for a config; remove it")
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except CheckpointError:
+    except TriptychError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         where = getattr(problem, "problem", None) or problem

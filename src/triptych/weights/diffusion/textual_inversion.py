@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from triptych.errors import CheckpointError
+from triptych.errors import CheckpointError, TriptychError
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.text import TextEncoder, add_embedding
 from triptych.weights.files.opening import open_checkpoint
@@ -49,7 +49,7 @@ def load_embedding(
     word, vectors = read_embedding(path)
     try:
         add_embedding(reader, token or word, vectors.float())
-    except CheckpointError as problem:
+    except TriptychError as problem:
         raise CheckpointError(f"{path}: {problem}") from problem
     return token or word
 

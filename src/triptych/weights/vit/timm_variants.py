@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from triptych.errors import CheckpointError
+from triptych.errors import CheckpointError, TriptychError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.vit import ViTConfig
 from triptych.models.vit import ViT
@@ -198,7 +198,7 @@ def _placed(
         return True
     try:
         learned_grid(keys, "pos_embed", prefix, stride, configured, hints)
-    except CheckpointError:
+    except TriptychError:
         return False
     return True
 
