@@ -63,14 +63,14 @@ def test_the_hub_from_its_cache_and_refused(tiny, tiny_ldm, tmp_path, offline):
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     env |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     env |= {"HF_HUB_OFFLINE": "1"} if offline else {}
-    requested = ["someone/hf", "someone/timm", "someone/old@v2", "someone/old", "no one/nothing"]
+    requested = ["someone/hf", "someone/timm", "someone/old@v2", "someone/old", "no-one/nothing"]
     requested += ["someone/pipeline", "someone/empty"]
     command = [sys.executable, "-W", "error", "-c", LOAD, *requested]
     done = subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path
     )
     loaded = "loaded 64 ('cat', 'dog')"
-    refused = [REFUSED.format(name) for name in ("someone/old", "no one/nothing")]
+    refused = [REFUSED.format(name) for name in ("someone/old", "no-one/nothing")]
     pipeline = ["loaded LatentDiffusion None", REFUSED.format("someone/empty")]
     assert done.stdout.splitlines() == [loaded, loaded, loaded, *refused, *pipeline]
 

@@ -101,7 +101,7 @@ def test_in_a_pipeline():
 
 def test_it_is_not_saved(tmp_path):
     pytest.importorskip("torchao")
-    with pytest.raises(UserError, match="save the network that it was made of"):
+    with pytest.raises(UserError, match="save the network that it was made from"):
         tp.save(tp.quantize(NETS["vit"]()), tmp_path / "x.safetensors")
 
 

@@ -201,7 +201,7 @@ def test_what_torchvision_has_for_keys_counts_for_nothing(tmp_path):
     net = load(path)
     assert net.config.qkv_bias == "qv"
     assert torch.equal(net(images), expected)
-    assert inspect(path)["facts"]["qkv_bias"] == "names; the keys' third counts for nothing"
+    assert inspect(path)["facts"]["qkv_bias"] == "keys; the keys' third counts for nothing"
 
 
 def test_simmim_is_read_without_its_decoder(tmp_path, slow_swin):
@@ -290,7 +290,7 @@ def test_conventions_are_named(tmp_path):
     path, _, _, _ = written(tmp_path, "microsoft v2 fine-tuned with larger windows")
     facts = inspect(path)["facts"]
     assert facts["window_size"] == "shape of the tables of coordinates"
-    assert facts["pretrained_window_size"] == "numbers of the tables of coordinates"
+    assert facts["pretrained_window_size"] == "values of the coordinate tables"
     assert facts["image_size"] == "the shift's mask"
 
 
