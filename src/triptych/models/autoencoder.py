@@ -35,7 +35,7 @@ class FirstStage(Network):
     Subclasses define `embed`, from images to the encoder's output, and `render`, from unscaled latents to images.
     """
 
-    config: FirstStageConfig
+    config: Any  # FirstStageConfig: each subclass narrows it
 
     def __init__(self, config: FirstStageConfig):
         super().__init__()

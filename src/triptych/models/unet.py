@@ -39,20 +39,21 @@ class TimedBlock(ResnetBlock):
             self.time = nn.Linear(time_dim, 2 * outputs)
 
     def forward(
-        self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"], size: tuple[int, int] | None = None
+        self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"] | None = None, size: tuple[int, int] | None = None
     ) -> Float[Tensor, "b o rows columns"]:
+        assert time is not None  # a block of a denoiser always has it
         h = silu(self.norm1(x))                                                          # b i h w
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2, ceil_mode=True), F.avg_pool2d(x, 2, ceil_mode=True)
         elif self.resample == "up":
             h, x = F.interpolate(h, size), F.interpolate(x, size)                        # b i rows columns
         h = self.conv1(h)                                                                # b o rows columns
-        time = self.time(F.silu(time))[:, :, None, None]
+        embedded = self.time(F.silu(time))[:, :, None, None]
         if self.scale_shift:
-            scale, shift = time.chunk(2, dim=1)                                          # b o 1 1
+            scale, shift = embedded.chunk(2, dim=1)                                        # b o 1 1
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h + time)
+            h = self.norm2(h + embedded)
         return self.skip(x) + self.conv2(self.dropout(silu(h)))
 
 

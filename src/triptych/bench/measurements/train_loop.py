@@ -124,7 +124,12 @@ def latents_and_pictures(plan: LoopPlan, model: Path) -> Table:
         }
         table.rows.append(a_second("trained on", 1, interleave(learnt, max(plan.rounds - 1, 1), warmup=0)))
     paint = DiffusionPipeline(model, dtype="bf16").text_to_image
-    options = {"num_steps": plan.paint_steps, "num_images": 4, "height": plan.pixels, "width": plan.pixels}
+    options: Any = {
+        "num_steps": plan.paint_steps,
+        "num_images": 4,
+        "height": plan.pixels,
+        "width": plan.pixels,
+    }
     generated = timed(lambda: paint("a red apple", progress=False, **options))
     table.rows.append(a_second("generated", 4, interleave({"ours": generated}, plan.rounds)))
     for row in table.rows:

@@ -18,6 +18,7 @@ from triptych.bench.suites.ldm import TINY, make
 from triptych.layers.resnet import packed
 from triptych.models.configs.autoencoder import SIZES as STAGES
 from triptych.models.configs.latent_diffusion import SIZES, LatentDiffusionConfig
+from triptych.models.configs.text import TextConfig
 from triptych.models.registry import build
 from triptych.models.unet_acceleration import deep_cached, merged_tokens
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
@@ -97,9 +98,9 @@ def steps(plan: Plan) -> Table:
     net = make(config).network.to(dtype)
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(2, config.network.in_channels, *config.network.latent_size, generator=draw).to(dtype)
-    context = torch.randn(2, config.text_encoder.max_length, config.network.context_dim, generator=draw).to(
-        dtype
-    )  # type: ignore[union-attr]
+    text = config.text_encoder
+    assert isinstance(text, TextConfig)  # the plans are of Stable Diffusion
+    context = torch.randn(2, text.max_length, config.network.context_dim, generator=draw).to(dtype)  # type: ignore[union-attr]
     t = torch.tensor([501, 501])
     rows, columns = config.network.latent_size
     result = table(

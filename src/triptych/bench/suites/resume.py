@@ -188,7 +188,7 @@ def _interpreter(config: Path, out: Path) -> RunningProcess:
 
 def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
     """The runs, on pictures that are drawn into `folder`."""
-    images, masked = draw(folder, plan.pictures)
+    images, masked = draw(folder, plan.images)
     eye = create(
         "vit-ti16",
         patch_size=8,

@@ -130,10 +130,10 @@ class FullImageDataset(DecodingDataset):
         super().__init__(source, resize, alpha=tuple(resize.background) != (255, 255, 255), fast=False)
         self.options, self.patch_size = options, patch_size
 
-    def _together(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
+    def _stack(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
         return arrays  # not tensors: each would hold a file open on its way out of a worker
 
-    def _picture(self, example: Example) -> tuple[Any, Any, float]:
+    def _load(self, example: Example) -> tuple[Any, Any, float]:
         array, mask = self._decode(example)
         array = flatten_alpha(array, self.resize.background)
         return (

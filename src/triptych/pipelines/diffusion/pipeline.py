@@ -282,7 +282,7 @@ class DiffusionPipeline:
         task: GenerationTask,
         options: GenerationArguments,
         images: Mapping[str, ImageInput | None],
-        classes: Sequence[int | str] = (),
+        classes: Any = (),
         **fields: Any,
     ) -> list[Image.Image]:
         """Generate `num_images` images of a task, of each class if there are any."""

@@ -1,6 +1,6 @@
 """The sampling loop: from records to images, batch by batch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 
@@ -96,7 +96,7 @@ class SamplingLoop:
         preview: Callable[[Preview], object] | None = None,
         progress: Progress = True,
         cancel: Callable[[], bool] | None = None,
-    ) -> Iterator[tuple[int, Tensor, int | None]]:
+    ) -> Generator[tuple[int, Tensor, int | None], None, None]:
         """Sample the images `rows` of a job.
 
         Yields:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ class LatentCache(Dataset):
     def _labelled(self, found: dict[str, Tensor], rows: list[int], bad: dict[str, str]) -> Batch:
         labels = torch.full((len(rows),), -1) if self.labels is None else torch.from_numpy(self.labels[rows])
         more = {"row": rows, "id": [str(row) for row in rows], "caption": [None] * len(rows), "bad": bad}
-        return {**found, "label": labels, **more}
+        return cast(Batch, {**found, "label": labels, **more})
 
     def _gather(self, name: str, rows: np.ndarray) -> Tensor:
         shards, at = self._shard_of[rows], self._at[rows]

@@ -3,7 +3,7 @@
 The prefixes are `model.diffusion_model.`, `first_stage_model.` and `cond_stage_model.`."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -297,7 +297,9 @@ def _buffers(config: LatentDiffusionConfig) -> list[Rule]:
             else schedule.rules(config.low_res_process, "low_scale_model.", False)
         ),
         drop(
-            "scale_factor", "it is the first stage's scale", scalar_factory(float(scale)) if known else None
+            "scale_factor",
+            "it is the first stage's scale",
+            scalar_factory(float(cast(float, scale))) if known else None,
         ),  # type: ignore
     ]
 
