@@ -254,7 +254,7 @@ def test_a_picture_can_be_the_prompt(config, tmp_path, kind):
         torch.equal(parameter, kept[name]) for name, parameter in seeing.named_parameters() if name in kept
     )
     assert torch.isfinite(ldm.denoiser(context)(torch.randn(2, 2, 8, 8), torch.full((2,), 500.0))).all()
-    with pytest.raises(UserError, match=r"is shown a picture to be like, for which there is no task here"):
+    with pytest.raises(UserError, match=r"is conditioned on images, for which there is no task here"):
         tp.DiffusionPipeline(ldm).text_to_image("a red square")
 
 
