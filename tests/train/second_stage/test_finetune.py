@@ -291,7 +291,7 @@ def test_diffusers_unet_with_the_file_is_ours(config, sd, tmp_path):
         from diffusers.utils import convert_unet_state_dict_to_peft
 
         tp.export(tp.load(sd), tmp_path / "sd", "diffusers")
-        theirs = UNet2DConditionModel.from_pretrained(tmp_path / "sd" / "network", local_files_only=True)
+        theirs = UNet2DConditionModel.from_pretrained(tmp_path / "sd" / "unet", local_files_only=True)
     lora = LoraConfig(rank=2, alpha=4.0, feed_forward=True)
     run(config("lora", init=str(tmp_path / "sd"), lora=lora), tmp_path / "r")
     with safe_open(tmp_path / "r" / "lora.safetensors", "pt") as file:

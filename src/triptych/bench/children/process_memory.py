@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-PREFIX = "REPORT "
+MEASUREMENT_PREFIX = "REPORT "
 
 
 class Memory(NamedTuple):
@@ -56,4 +56,4 @@ def private_memory(pid: int) -> int:
 
 def report(**values: Any) -> None:
     """Send values, as JSON, to the process that runs this one by `triptych.bench.harness.subprocesses`."""
-    print(PREFIX + json.dumps(values), flush=True)
+    print(MEASUREMENT_PREFIX + json.dumps(values), flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.bench import children
-from triptych.bench.children.process_memory import PREFIX
+from triptych.bench.children.process_memory import MEASUREMENT_PREFIX
 
 CHILDREN = Path(children.__file__).parent
 
@@ -73,5 +73,7 @@ def run(command: list[str], environment: Mapping[str, str] | None = None) -> Fin
     if process.returncode:
         printed = (process.stderr or process.stdout).strip().splitlines() or ["nothing printed"]
         raise RuntimeError(f"a measured program ended with {process.returncode}: {printed[-1]}")
-    reports = (line for line in process.stdout.splitlines() if line.startswith(PREFIX))
-    return FinishedProcess(seconds, json.loads(next(reports, PREFIX + "{}").removeprefix(PREFIX)))
+    reports = (line for line in process.stdout.splitlines() if line.startswith(MEASUREMENT_PREFIX))
+    return FinishedProcess(
+        seconds, json.loads(next(reports, MEASUREMENT_PREFIX + "{}").removeprefix(MEASUREMENT_PREFIX))
+    )
