@@ -125,7 +125,7 @@ def test_classes_are_those_of_the_data_by_name_or_all_equally_often(source):
 
 
 def test_what_cannot_be_asked_is_said(source):
-    with pytest.raises(UserError, match="42 of 42 pictures of the data have no caption"):
+    with pytest.raises(UserError, match="42 of 42 images of the data have no caption"):
         ask(TEXT, ModelCard(), source, 60)
     with pytest.raises(UserError, match="reads prompts"):
         ask(TEXT, ModelCard(), None, 5)

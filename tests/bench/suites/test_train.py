@@ -50,7 +50,7 @@ def test_steps_beside_a_peer(peer, request):
 
 
 def test_ours_is_measured_where_no_peer_is(diffusion):
-    alone = [replace(task, there=()) for task in diffusion[:1]]
+    alone = [replace(task, available=()) for task in diffusion[:1]]
     assert "diffusers" not in {column.key for column in train.table_of("", alone, ("diffusers",)).columns}
     assert [row["apart"] for row in train.steps(alone, train.QUICK, PEAKS)] == [None, None]
 
@@ -111,7 +111,7 @@ def test_memory_of_both_sides(monkeypatch, diffusion):
         train.memory(diffusion[1:], 1)
     monkeypatch.setattr(train, "TOLERANCES", {"bf16": 0.5})
     calls.clear()
-    table = train.memory([*diffusion, replace(diffusion[0], there=())], 2)
+    table = train.memory([*diffusion, replace(diffusion[0], available=())], 2)
     assert calls[:4] == [("unet", who, ("2", "77", "32")) for who in ("ours", "diffusers")] * 2
     assert [row["peer"] for row in table.rows] == ["diffusers", "diffusers", None]
     row = table.rows[0]

@@ -34,7 +34,7 @@ def columns(heading: str, compare: bool) -> list[Column]:
 
 def painting(folder: Path, compare: bool, steps: tuple[int, int] | None = None, rounds: int = 2) -> Table:
     """A picture of the network in `folder` with the default settings of each side, or with so many steps."""
-    mine, other = ({}, {}) if steps is None else ({"steps": steps[0]}, {"num_inference_steps": steps[1]})
+    mine, other = ({}, {}) if steps is None else ({"num_steps": steps[0]}, {"num_inference_steps": steps[1]})
     sides: dict[str, Callable[[], FinishedProcess]] = {"ours": lambda: ours(folder, **mine)}
     if compare:
         sides["diffusers"] = lambda: theirs(folder, **other)
