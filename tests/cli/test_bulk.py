@@ -84,7 +84,7 @@ def test_a_stopped_run_of_masks_goes_on(parser, images, tmp_path, capsys):
     (tmp_path / "3.json").unlink()
     again, said = lines(capsys, *args, "--skip-existing")
     assert again == [found[3]]
-    assert "4 of 5 are there already" in said
+    assert "4 of 5 already exist" in said
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert lines(capsys, *args, "--skip-existing")[0] == []
     only, _ = lines(capsys, *args[:-2], "overlay", "--skip-existing")

@@ -65,7 +65,7 @@ def test_explain(kind, swins, images, tmp_path, capsys):
         (
             "classifier",
             "3 3",
-            "x = 3, y = 3 is cropped away: the network sees x from 15 to 35 and y from 10 to 30",
+            "x = 3, y = 3 is cropped away: the network's input has x from 15 to 35 and y from 10 to 30",
         ),
         ("segmenter", "3 y", "--point"),
         ("segmenter", "3", "--point"),

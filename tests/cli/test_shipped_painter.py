@@ -36,7 +36,7 @@ def pipe() -> tp.DiffusionPipeline:
 def test_what_was_asked_for_is_found_in_the_pictures(pipe):
     """Its card has 1,000 images' figures; here a few prompts stand far above chance, which is 1 in 65."""
     each = [GenerationRecord(prompt=f"{name}, noto style", seed=seed) for name in ASKED for seed in range(2)]
-    images = pipe.make(each, batch_size=len(each), progress=False)
+    images = pipe.generate(each, batch_size=len(each), progress=False)
     classify: Callable = tp.ClassificationPipeline("vit-emoji", device="cpu")
     net = tp.load("vit-emoji")
     kinds = dict(zip(net.card.classes, net.card.groupings["subgroup"], strict=True))

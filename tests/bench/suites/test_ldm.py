@@ -81,7 +81,10 @@ def test_programs_and_what_becomes_of_what_they_say(monkeypatch, tmp_path):
     assert [row.get("ratio") and row["ratio"].median for row in table.rows] == [1.0, 0.25, 0.5, None]
     calls.clear()
     table = image_generation.starting({"a": tmp_path, "b": tmp_path}, True, 1)
-    assert calls[2:4] == [("model.safetensors", {"first": True}), ("diffusers", {"first": True})]
+    assert calls[2:4] == [
+        ("generate_ours", "model.safetensors", {"first": True}),
+        ("generate_diffusers", "diffusers", {"first": True}),
+    ]
     assert [row["ratio"].median for row in table.rows] == [0.25] * 3
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from triptych.bench.harness import machine, subprocesses
+from triptych.bench.harness import forward, machine, subprocesses
 from triptych.bench.harness.cpu_contention import CpuContention
 from triptych.bench.harness.timing import UnequalError
 from triptych.bench.measurements.load_time import loading
@@ -25,7 +25,7 @@ def test_throughput_beside_transformers():
         assert row["ours"].low > 0
         assert row["ratio to transformers"].median > 0
         assert 0 < row["utilization"] < 1
-        assert row["apart"] <= vit.TOLERANCES[row["dtype"]]
+        assert row["apart"] <= forward.TOLERANCES[row["dtype"]]
     assert {column.key for column in table.columns} == set(table.rows[0])
 
 
@@ -34,7 +34,7 @@ def test_another_network_is_refused():
     theirs = peers.build(net, torch.float32, ("transformers",))
     net.norm.bias.data.add_(0.1)
     with pytest.raises(UnequalError, match="ours and transformers are"):
-        vit.compare({"ours": net, **theirs}, vit.images(net, 2, torch.float32), 1e-5, vit.QUICK)
+        forward.compare({"ours": net, **theirs}, vit.images(net, 2, torch.float32), 1e-5, vit.QUICK)
 
 
 def test_ours_is_measured_where_no_peer_is():
