@@ -41,7 +41,7 @@ def test_timm_is_not_asked_where_maps_are_padded(monkeypatch):
 def test_a_wrong_mask_or_bias_shows():
     """The random weights are such that no error hides below the tolerance, not even that of bf16."""
     net = swin.make(swin.QUICK)
-    x = swin.images(net, (64, 72), 2, torch.float32)
+    x = swin.random_images(net, (64, 72), 2, torch.float32)
     for change in (forget_masks, forget_positions):
         other = change(swin.make(swin.QUICK))
         with pytest.raises(UnequalError):

@@ -15,7 +15,7 @@ from triptych.heads.segmenter import Segmenter
 from triptych.layers.capture import capture
 from triptych.model_card import Preprocess
 from triptych.models.configs.swin import windows_of
-from triptych.pipelines.explain.result import landed
+from triptych.pipelines.explain.result import map_point
 from triptych.pipelines.explain.swin import colors
 from triptych.pipelines.explain.swin_windows import (
     attention_at,
@@ -311,7 +311,7 @@ def test_a_point_lands_where_the_picture_puts_it(mode, crop):
     dark = 255.0 - fitted(image, how)[..., 0]
     y, x = np.indices(dark.shape)
     where = ((x + 0.5) * dark).sum() / dark.sum(), ((y + 0.5) * dark).sum() / dark.sum()
-    assert landed((95, 165), (300, 200), how) == pytest.approx(where, abs=0.6)
+    assert map_point((95, 165), (300, 200), how) == pytest.approx(where, abs=0.6)
 
 
 def test_points_that_are_not_seen():
