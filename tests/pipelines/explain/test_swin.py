@@ -320,7 +320,7 @@ def test_points_that_are_not_seen():
     with pytest.raises(tp.UserError, match=r"x = -1, y = 3 is outside"):
         explain(parser(), make_image(), point=(-1, 3))
     with pytest.raises(
-        tp.UserError, match="cropped away: the network sees x from 2 to 18 and y from 188 to 212"
+        tp.UserError, match="cropped away: the network's input has x from 2 to 18 and y from 188 to 212"
     ):
         explain(small(), make_image(400, 20), point=(3, 5))
     maps = watched(small(), 28, 20)
