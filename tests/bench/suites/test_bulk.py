@@ -56,7 +56,7 @@ def test_other_probabilities_are_told():
 
 def test_a_missing_result_is_told(programs, monkeypatch, tmp_path):
     monkeypatch.setattr(bulk, "run_child", lambda *_: FinishedProcess(1.0, {"count": 7}))
-    with pytest.raises(RuntimeError, match="7 results for 8 pictures"):
+    with pytest.raises(RuntimeError, match="7 results for 8 images"):
         bulk.folders("classify", "vit-emoji", tmp_path, tmp_path, 4, 0, 8, bulk.QUICK)
 
 

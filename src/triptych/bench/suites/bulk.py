@@ -100,7 +100,7 @@ def folders(
         "folder_ours", task, model, folder, out, *map(str, (batch, workers, count)), plan.dtype
     )
     if process.reported["count"] != count:
-        raise RuntimeError(f"{task} gave {process.reported['seen']} results for {count} pictures")
+        raise RuntimeError(f"{task} gave {process.reported['count']} results for {count} images")
     return process
 
 
