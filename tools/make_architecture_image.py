@@ -16,7 +16,7 @@ FOLDERS = {
     "recipes": (60, 1, "complete run configurations", "train"),
     "bench": (372, 1, "speed beside references", "use"),
     "plots": (684, 1, "arrays in, figures out", "leaf"),
-    "train": (60, 2, "loop, tasks, checkpoints", "train"),
+    "training": (60, 2, "loop, tasks, checkpoints", "train"),
     "pipelines": (684, 2, "pixels and text in, results out", "use"),
     "evaluation": (60, 3, "a trained model measured", "train"),
     "metrics": (60, 4, "update() and compute()", "leaf"),
@@ -30,8 +30,8 @@ FOLDERS = {
 }
 # Direct imports; those that follow from others are left out.
 ARROWS = [
-    ("cli", "recipes"), ("cli", "bench"), ("cli", "plots"), ("bench", "train"),
-    ("bench", "pipelines"), ("recipes", "train"), ("train", "evaluation"), ("evaluation", "metrics"),
+    ("cli", "recipes"), ("cli", "bench"), ("cli", "plots"), ("bench", "training"),
+    ("bench", "pipelines"), ("recipes", "training"), ("training", "evaluation"), ("evaluation", "metrics"),
     ("evaluation", "weights"), ("evaluation", "data"), ("pipelines", "weights"), ("pipelines", "data"),
     ("weights", "models"), ("weights", "heads"), ("models", "layers"), ("models", "diffusion"), ("heads", "layers"),
     ("layers", "kernels"),

@@ -35,7 +35,7 @@ from triptych.data.source import Source
 from triptych.evaluation.feature_extractor import open_extractor
 from triptych.evaluation.generation import ask, evaluate_generation
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.train import evaluate
+from triptych.training import evaluate
 from triptych.weights.mapping.families import to_json
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,7 @@ import triptych as tp
 from page_tables import write_table
 from triptych.atomic_write import write_text_atomically
 from triptych.metrics.cost import count_macs, count_parameters
-from triptych.train import evaluate
+from triptych.training import evaluate
 from triptych.weights.mapping.families import to_json
 
 ROOT = Path(__file__).parents[1]

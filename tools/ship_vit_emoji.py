@@ -24,7 +24,7 @@ from triptych.atomic_write import write_text_atomically
 from triptych.config import to_json
 from triptych.data.builtin.emoji import EmojiSource, emoji
 from triptych.data.images import resize_crop
-from triptych.train import evaluate
+from triptych.training import evaluate
 
 ROOT = Path(__file__).parents[1]
 ASSET = ROOT / "src/triptych/assets/vit_emoji.safetensors"

@@ -18,7 +18,7 @@ _PUBLIC = {
     "quantize": "triptych.weights",
     "load_lora": "triptych.weights",
     "load_embedding": "triptych.weights",
-    "train": "triptych.train",
+    "train": "triptych.api.training",
     "evaluate": "triptych.api.evaluation",
     "ClassificationPipeline": "triptych.pipelines.classification",
     "SegmentationPipeline": "triptych.pipelines.segmentation",

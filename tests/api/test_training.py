@@ -10,7 +10,7 @@ import pytest
 import triptych as tp
 from triptych.config import with_changes
 from triptych.recipes import recipe
-from triptych.train.configs.base import ClassifyConfig
+from triptych.training.configs.base import ClassifyConfig
 
 TINY = {
     "model": "vit-ti16",
@@ -101,7 +101,7 @@ def test_an_unknown_recipe_is_refused(tmp_path):
 
 def test_train_is_a_package_and_can_be_called():
     """In whatever order the two are imported."""
-    for first in ("import triptych.train.configs.base", "tp.train", "tp.evaluate"):
-        script = f"import triptych as tp\n{first}\nimport triptych.train.configs.base as base\n"
-        script += "from triptych.train import run\nassert callable(tp.train) and tp.train.run is run and base"
+    for first in ("import triptych.training.configs.base", "tp.train", "tp.evaluate"):
+        script = f"import triptych as tp\n{first}\nimport triptych.training.configs.base as base\n"
+        script += "from triptych.training import run\nassert callable(tp.train) and callable(run) and base"
         subprocess.run([sys.executable, "-c", script], check=True)

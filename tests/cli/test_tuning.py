@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.train.second_stage.test_finetune import SD, filled
+from tests.training.second_stage.test_finetune import SD, filled
 
 import triptych as tp
 from triptych.cli import main

@@ -15,7 +15,7 @@ from triptych.evaluation.results import (
 )
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.network import Network
-from triptych.train.evaluate_run import evaluate as evaluate_run
+from triptych.training.evaluate_run import evaluate as evaluate_run
 
 Result = ClassificationResult | SegmentationResult | ReconstructionResult | GenerationResult
 
@@ -44,7 +44,7 @@ def evaluate(
         model: a network, or anything `triptych.load` takes: a file, folder, RUN, hub id or shipped name.
         data: as in `triptych.train`; None is the data of the RUN.
         samples: a folder of generated images, instead of a model.
-        options: of a classifier, segmenter or autoencoder those of `triptych.train.evaluate_run.evaluate`; of a latent
+        options: of a classifier, segmenter or autoencoder those of `triptych.training.evaluate`; of a latent
             diffusion model or of samples those of `triptych.api.generation.evaluate_generator` or `evaluate_samples`.
 
     Returns:

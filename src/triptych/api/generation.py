@@ -24,7 +24,7 @@ from triptych.network import Network
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 from triptych.pipelines.image_input import images_below
-from triptych.train.run_folder import config_of
+from triptych.training.run_folder import config_of
 
 CLASSIFIER = "vit-emoji"  # the default extractor, and the default classifier of data whose classes it knows
 BATCH_SIZE = 64

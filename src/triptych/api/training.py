@@ -6,7 +6,7 @@ from typing import Any
 
 from triptych.config import with_changes
 from triptych.recipes import recipe as find_recipe
-from triptych.train.configs.registry import RunConfig
+from triptych.training.configs.registry import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def train(
         DataError: data that cannot be read or that the task cannot use.
         TriptychError: `out` is the folder of another run; or a loss is not finite.
     """
-    from triptych.train.runner import run
+    from triptych.training.runner import run
 
     config = find_recipe(recipe)() if isinstance(recipe, str) else recipe
     if data is not None:

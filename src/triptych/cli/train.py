@@ -11,7 +11,7 @@ import tyro
 
 from triptych.cli.output import count, print_json
 from triptych.errors import UserError
-from triptych.train.configs.registry import RunConfig
+from triptych.training.configs.registry import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def train(args: Sequence[str]) -> int:
     with logged_to_stderr():
         if command.dry_run:
             return _dry_run(command.config, command.json)
-        from triptych.train import run
+        from triptych.training import run
 
         outcome = run(command.config, command.out)  # type: ignore[arg-type]
     import os
@@ -88,7 +88,7 @@ def train(args: Sequence[str]) -> int:
 
 
 def _dry_run(config: RunConfig, as_json: bool) -> int:
-    from triptych.train import dry_run
+    from triptych.training import dry_run
 
     plan = dry_run(config)
     if as_json:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.evaluation.config import PerceptualConfig
-from triptych.train.configs.base import LoopConfig, OptimConfig
-from triptych.train.configs.first_stage import (
+from triptych.training.configs.base import LoopConfig, OptimConfig
+from triptych.training.configs.first_stage import (
     CodebookConfig,
     CompressConfig,
     DiscriminatorConfig,

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from triptych.data.config import DataConfig
 from triptych.diffusion.config import NoiseConfig, ProcessConfig
-from triptych.train.configs.base import LoopConfig, OptimConfig
-from triptych.train.configs.second_stage import FLIP_ONLY, CaptionConfig, SamplesConfig, SecondStageConfig
+from triptych.training.configs.base import LoopConfig, OptimConfig
+from triptych.training.configs.second_stage import FLIP_ONLY, CaptionConfig, SamplesConfig, SecondStageConfig
 
 
 def latent_diffusion() -> SecondStageConfig:

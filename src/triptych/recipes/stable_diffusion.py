@@ -4,8 +4,8 @@ are those that are usual in the field; none was run here at full size, so there 
 from dataclasses import replace
 
 from triptych.data.config import DataConfig
-from triptych.train.configs.base import LoopConfig, OptimConfig
-from triptych.train.configs.second_stage import FLIP_ONLY, SamplesConfig, SecondStageConfig
+from triptych.training.configs.base import LoopConfig, OptimConfig
+from triptych.training.configs.second_stage import FLIP_ONLY, SamplesConfig, SecondStageConfig
 
 SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SAMPLES = SamplesConfig(count=4, steps=25, guidance=7.5)

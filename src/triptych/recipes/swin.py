@@ -6,7 +6,7 @@ from dataclasses import replace
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.heads.config import HeadConfig
 from triptych.recipes.augmentations import DEIT, DRAWINGS
-from triptych.train.configs.base import (
+from triptych.training.configs.base import (
     ClassifyConfig,
     LoopConfig,
     LossConfig,

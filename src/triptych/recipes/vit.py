@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.recipes.augmentations import DEIT, DRAWINGS, PHOTOGRAPHS
-from triptych.train.configs.base import ClassifyConfig, LoopConfig, OptimConfig
+from triptych.training.configs.base import ClassifyConfig, LoopConfig, OptimConfig
 
 
 def vit() -> ClassifyConfig:

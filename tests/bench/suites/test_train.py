@@ -16,8 +16,8 @@ from triptych.bench.measurements.train_step import learner
 from triptych.bench.peers import readers
 from triptych.bench.suites import train
 from triptych.cli import main
-from triptych.train.loop import Outcome
-from triptych.train.monitoring import step_reporter
+from triptych.training.loop import Outcome
+from triptych.training.monitoring import step_reporter
 from triptych.weights import load
 
 PEAKS = {"fp32": 1e12, "bf16": 1e12}

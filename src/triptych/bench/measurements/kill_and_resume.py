@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.train.checkpoints import Checkpoints
-from triptych.train.configs.registry import run_from_json
-from triptych.train.monitoring.throughput import MEASURED_FIELDS
+from triptych.training.checkpoints import Checkpoints
+from triptych.training.configs.registry import run_from_json
+from triptych.training.monitoring.throughput import MEASURED_FIELDS
 
 KINDS = ("in a step", "in a checkpoint", "in a step", "in a checkpoint", "at the start")
 POLL = 0.001  # seconds between looks at a run
@@ -154,7 +154,7 @@ def learnt(run: Path) -> list[dict[str, Any]]:
 
 def again(config: Path, out: Path) -> None:
     """Begin the run that a file describes, or go on with it."""
-    from triptych.train import run
+    from triptych.training import run
 
     config_dict = json.loads(config.read_text())
     run(run_from_json(config_dict, config), out)

@@ -22,12 +22,12 @@ from triptych.data.open import open_source
 from triptych.models.autoencoder import FirstStage
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
-from triptych.train.configs.base import ClassifyConfig, LoopConfig
-from triptych.train.configs.second_stage import LatentCacheConfig, SamplesConfig, SecondStageConfig
-from triptych.train.monitoring.step_reporter import SPEED_STEPS
-from triptych.train.runner import Run, RunConfig, prepare
-from triptych.train.runner import run as train
-from triptych.train.second_stage.latent_cache import LatentCache
+from triptych.training.configs.base import ClassifyConfig, LoopConfig
+from triptych.training.configs.second_stage import LatentCacheConfig, SamplesConfig, SecondStageConfig
+from triptych.training.monitoring.step_reporter import SPEED_STEPS
+from triptych.training.runner import Run, RunConfig, prepare
+from triptych.training.runner import run as train
+from triptych.training.second_stage.latent_cache import LatentCache
 from triptych.weights import load
 
 log = logging.getLogger(__name__)

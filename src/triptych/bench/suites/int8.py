@@ -22,7 +22,7 @@ from triptych.pipelines.base import batches
 from triptych.pipelines.classification import ClassificationPipeline
 from triptych.pipelines.image_input import batched, fitted
 from triptych.torch_compile import compile_blocks
-from triptych.train import evaluate
+from triptych.training import evaluate
 from triptych.weights import load, quantize
 from triptych.weights.quantization import SCHEMES
 

@@ -25,19 +25,19 @@ from triptych.data.config import AugmentConfig, DataConfig
 from triptych.evaluation.config import PerceptualConfig
 from triptych.heads.config import HeadConfig
 from triptych.models.registry import create
-from triptych.train.checkpoints import Checkpoints
-from triptych.train.configs.base import ClassifyConfig, LoopConfig, OptimConfig, SegmentConfig
-from triptych.train.configs.first_stage import CompressConfig, DiscriminatorConfig
-from triptych.train.configs.registry import RunConfig, run_to_json
-from triptych.train.configs.second_stage import (
+from triptych.training.checkpoints import Checkpoints
+from triptych.training.configs.base import ClassifyConfig, LoopConfig, OptimConfig, SegmentConfig
+from triptych.training.configs.first_stage import CompressConfig, DiscriminatorConfig
+from triptych.training.configs.registry import RunConfig, run_to_json
+from triptych.training.configs.second_stage import (
     CaptionConfig,
     LatentCacheConfig,
     SamplesConfig,
     SecondStageConfig,
 )
-from triptych.train.ema import Ema
-from triptych.train.optim import make_optimizer
-from triptych.train.state import collect_tensors
+from triptych.training.ema import Ema
+from triptych.training.optim import make_optimizer
+from triptych.training.state import collect_tensors
 
 log = logging.getLogger(__name__)
 

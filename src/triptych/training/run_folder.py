@@ -1,0 +1,157 @@
+"""The RUN folder: which run it belongs to, and what it says about its data.
+
+The same command resumes the run; another one is refused before anything is written.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from triptych.atomic_write import write_text_atomically
+from triptych.config import first_difference
+from triptych.data.config import DataConfig
+from triptych.data.open import open_source, train_and_eval
+from triptych.data.source import Source
+from triptych.errors import CheckpointError, StorageError
+from triptych.training.configs.registry import RunConfig, check_version, is_run_json, run_from_json
+
+ConfigDict = dict[
+    str, Any
+]  # the content of config.json: version, task, fields, and the fingerprint of the data
+
+# Fields that may differ when a run is resumed.
+CHANGEABLE = {
+    "": ("features",),
+    "loop": (
+        *("log_every", "save_every", "keep", "device", "tensorboard", "on_nonfinite"),
+        *("parallel", "recompute"),
+    ),
+    "loading": ("workers", "cache", "eval_batch_size"),
+    "cache": ("folder", "shard", "batch_size"),
+    "samples": ("count", "prompts", "steps", "guidance"),
+}
+CONFIG = "config.json"
+EXAMPLES = "examples.json.gz"
+# What a run writes, besides its config.
+OUTPUTS = ("model.safetensors", "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
+
+
+def resume_identity(config: ConfigDict) -> ConfigDict:
+    """Return a config without the fields that may differ when its run is resumed."""
+    return {
+        name: {k: v for k, v in value.items() if k not in CHANGEABLE.get(name, ())}
+        if isinstance(value, dict)
+        else value
+        for name, value in config.items()
+        if name not in CHANGEABLE[""]
+    }
+
+
+def claim(out: Path, config: ConfigDict, data_changes: Callable[[], str] = str) -> None:
+    """Make `out` the folder of a run by writing its config.json.
+
+    Args:
+        config: the content of config.json.
+        data_changes: called if the data has changed; describes how.
+
+    Raises:
+        CheckpointError: it is the folder of another run, or of something else.
+        StorageError: it is a file, or cannot be written.
+    """
+    path = out / CONFIG
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"{out} is a file, and a folder for the run is needed; give another --out")
+    if path.exists():
+        try:
+            existing = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            existing = None
+        if not is_run_json(existing):
+            raise CheckpointError(f"{path} does not belong to a training run; give another --out")
+        check_version(existing, path)
+        require_same(out, resume_identity(existing), resume_identity(config), data_changes)
+    elif any((out / name).exists() for name in OUTPUTS):
+        raise CheckpointError(f"{out} has files of something else and no {CONFIG}; give another --out")
+    write_text_atomically(path, json.dumps(config, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def claim_folder(out: Path, config: ConfigDict, data_changes: Callable[[], str] = str) -> Iterator[None]:
+    """`claim` a folder while a run trains, and permanently once it has written anything. If the run is refused before,
+    perhaps at its first batch, the folder is released, so that the corrected command can use it."""
+    existed, claimed = out.exists(), (out / CONFIG).exists()
+    claim(out, config, data_changes)
+    try:
+        yield
+    except Exception:
+        log = out / "log.jsonl"
+        trained = any((out / name).exists() for name in OUTPUTS if name != log.name)
+        if not (claimed or trained or (log.exists() and log.stat().st_size)):
+            log.unlink(missing_ok=True)
+            (out / EXAMPLES).unlink(missing_ok=True)
+            (out / CONFIG).unlink()
+            if not existed and not any(out.iterdir()):
+                out.rmdir()
+        raise
+
+
+def require_same(
+    out: Path, existing: ConfigDict, config: ConfigDict, data_changes: Callable[[], str] = str
+) -> None:
+    """Refuse to resume another run.
+
+    Raises:
+        CheckpointError: the two configs differ; names the first difference.
+    """
+    difference = first_difference(existing, config)
+    if difference is None:
+        return
+    name, before, after = difference
+    if name == "fingerprint":
+        more = " or the first stage" if "first_stage" in config else ""
+        changes = data_changes()
+        raise CheckpointError(
+            f"the images in {config.get('data')}{more} changed since the run in {out} began"
+            f"{': ' if changes else ''}{changes}; restore them to resume, or give another --out"
+        )
+    raise CheckpointError(
+        f"{out} has a run with {name} {before!r}, and {after!r} was requested; give the same command to resume it, or "
+        "another --out"
+    )
+
+
+def open_evaluation(
+    data: str | None, split: str | None, loading: DataConfig, config: RunConfig | None
+) -> Source:
+    """Open the data to evaluate on: the named split; of a run's own data the part that it held out; of other data its
+    evaluation split, or all of it if it has none."""
+    if config is not None and split is None and (data is None or _same(data, config.data)):
+        return train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)[1]
+    return open_source(data or (config.data if config else ""), split or "eval", **loading.columns)
+
+
+def _same(data: str, other: str) -> bool:
+    """Whether two names of data are one path."""
+    if Path(data).exists() and Path(other).exists():
+        return Path(data).resolve() == Path(other).resolve()
+    return data == other
+
+
+def config_of(folder: str | Path) -> RunConfig | None:
+    """Return the config of a RUN folder; None if it is not one.
+
+    Raises:
+        CheckpointError: its config.json is damaged, or another version of the package wrote it.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); give the weights' file and --data instead"
+        ) from error
+    return run_from_json(data, path) if is_run_json(data) else None

@@ -1,0 +1,137 @@
+"""Masked image modeling (SimMIM): the task, and how a run of it is built."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from triptych import distributed
+from triptych.data.augment.batch import augment, preprocess_batch
+from triptych.data.config import AugmentConfig
+from triptych.data.example import Batch, TrainBatch
+from triptych.data.loading.loader import make_loader
+from triptych.data.open import train_and_eval
+from triptych.device import copy_to_device
+from triptych.distributed import SINGLE_PROCESS, ProcessGroup
+from triptych.errors import UserError
+from triptych.heads.simmim import MaskedImageModel
+from triptych.model_card import ModelCard
+from triptych.models.registry import build, config_for
+from triptych.training.configs.base import PretrainConfig
+from triptych.training.runner import Run, make_run, match_preprocessing
+from triptych.training.task import LossOutput
+from triptych.training.tasks.initial_network import origin, parsed, set_drop_path, started_from
+
+
+class MaskedPixels:
+    """SimMIM (Xie et al. 2022, Section 3): squares of the picture are hidden; the loss is the mean absolute error of
+    the guessed pixels, normalised as the network's input is, on the hidden ones alone."""
+
+    headline = "loss"
+
+    def __init__(self, config: AugmentConfig, card: ModelCard, patch: int, ratio: float):
+        self.config, self.card, self.patch, self.ratio = config, card, patch, ratio
+
+    def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            images, _ = augment(batch["image"], None, self.config, batch["seed"], aspect=batch["aspect"])
+        return LossOutput(self.error(model, images, batch["seed"]), {})
+
+    def error(
+        self, model: nn.Module, images: Float[Tensor, "b c h w"], seed: Sequence[int]
+    ) -> Float[Tensor, ""]:
+        mask = random_squares(images, self.patch, self.ratio, seed)
+        guessed = model(images, mask).float()
+        wrong = (guessed - images).abs().mean(dim=1)
+        return (wrong * mask).sum() / mask.sum()
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
+    ) -> Iterator[tuple[str, float]]:
+        """The loss, under masks that are the same each time."""
+        device, how = next(model.parameters()).device, self.card.preprocess
+        total, count = 0.0, 0
+        for i, batch in enumerate(loader):
+            images = preprocess_batch(batch["image"].to(device), how.mean, how.std, how.background)
+            total += self.error(model, images, (0, batch.get("number", i))).item() * len(images)
+            count += len(images)
+        total, count = group.all_sum(total, count)
+        yield "loss", total / count
+        yield "count", int(count)
+
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        return (-figures["loss"],)
+
+    def product(self, net: Any) -> Any:
+        """The backbone: a fine-tuning run starts from it."""
+        return net.backbone
+
+
+def random_squares(
+    images: Float[Tensor, "b c h w"], side: int, ratio: float, seed: Sequence[int]
+) -> Bool[Tensor, "b h w"]:
+    """True in the hidden squares, the same number in each image; a function of `seed` alone."""
+    b, (rows, columns) = images.shape[0], (images.shape[-2] // side, images.shape[-1] // side)
+    rng = np.random.default_rng([n % 2**64 for n in seed])
+    order = distributed.draw_rows(b, lambda n: rng.random((n, rows * columns))).argsort(axis=1)
+    hidden = torch.from_numpy(order < math.ceil(ratio * rows * columns)).view(b, rows, columns)
+    hidden = copy_to_device(hidden, images.device).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    return F.pad(hidden, (0, images.shape[-1] - columns * side, 0, images.shape[-2] - rows * side))
+
+
+def prepare(config: PretrainConfig) -> Run:
+    """Open the data, build the network, and place it."""
+    loading = config.loading
+    source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
+    net = build_network(config)
+    how = net.card.preprocess
+    return make_run(
+        config,
+        net,
+        MaskedPixels(
+            match_preprocessing(config.augment, how), net.card, config.mask_patch, config.mask_ratio
+        ),
+        make_loader(source, loading, how, train=True, seed=config.loop.seed),
+        make_loader(held_out, loading, how, train=False),
+        source.fingerprint,
+        (len(source), len(held_out)),
+    )
+
+
+def build_network(config: PretrainConfig) -> MaskedImageModel:
+    """The backbone without its head, by name or loaded, and the head that guesses pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.loop.seed)
+        if config.init is None:
+            changes: dict[str, Any] = {**parsed(config.model_args), "num_classes": 0}
+            if config.image_size is not None:
+                changes["image_size"] = config.image_size
+            backbone = build(config_for(config.model, **changes))
+        else:
+            backbone = started_from(config.init, config.image_size)
+            backbone.replace_head(0)
+        patch, size = getattr(backbone, "patch", None), backbone.config.image_size
+        if patch is None:
+            raise UserError(f"{type(backbone).__name__} has no patches to mask; pre-train a ViT or a Swin")
+        first = backbone.config.stride
+        if config.mask_patch % first or any(side % config.mask_patch for side in size):
+            raise UserError(
+                f"mask_patch is {config.mask_patch}, which must be a multiple of the patch of {first} pixels "
+                f"and divide the image size {size[0]} x {size[1]}"
+            )
+        if config.drop_path_rate is not None:
+            set_drop_path(backbone, config.drop_path_rate)
+        net = MaskedImageModel(backbone)
+    how = replace(backbone.card.preprocess, size=size)
+    backbone.card = replace(
+        backbone.card, preprocess=how, classes=None, groupings={}, figures={}, **origin(config)
+    )
+    net.card = backbone.card
+    return net

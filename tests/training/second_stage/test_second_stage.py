@@ -1,0 +1,459 @@
+"""The second stage: what learns and what does not, exact resume on latents and on pictures, conditions, bad input."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.training.interrupted_runs import interrupt_after, last_checkpoint
+
+import triptych as tp
+from triptych.data.config import DataConfig
+from triptych.data.images import decode
+from triptych.diffusion.config import NoiseConfig, ProcessConfig
+from triptych.errors import UserError
+from triptych.training import run
+from triptych.training.configs.base import LoopConfig, OptimConfig
+from triptych.training.configs.second_stage import (
+    FLIP_ONLY,
+    CaptionConfig,
+    LatentCacheConfig,
+    SamplesConfig,
+    SecondStageConfig,
+)
+from triptych.training.runner import prepare
+
+COLORS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 220), "yellow": (230, 210, 40)}
+TINY = (
+    "base_channels=8",
+    "channel_multipliers=[1,2]",
+    "num_res_blocks=1",
+    "attention_downsample_factors=[2]",
+    "norm_groups=4",
+    "head_dim=8",
+)
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory):
+    """Squares of four colors with captions beside them, among them bad ones, in class folders."""
+    folder = tmp_path_factory.mktemp("captioned")
+    rng = np.random.default_rng(0)
+    for name, color in COLORS.items():
+        (folder / name).mkdir()
+        for i in range(6):
+            pixels = np.clip(np.array(color) + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+            (folder / name / f"{i}.txt").write_text(f"a {name} square\nthe color {name}\n")
+    (folder / "red" / "0.txt").write_text("")
+    (folder / "red" / "1.txt").write_text("a red square " * 1000)
+    (folder / "red" / "2.txt").write_text("赤い四角 مربع أحمر 🟥")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Two classes of pictures of three shapes."""
+    folder = tmp_path_factory.mktemp("shapes")
+    rng = np.random.default_rng(0)
+    for name in ("left", "right"):
+        (folder / name).mkdir()
+        for i, size in enumerate([(16, 16), (12, 24), (24, 12)] * 4):
+            pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def first_stage(tmp_path_factory):
+    torch.manual_seed(0)
+    small = {
+        "base_channels": 8,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "norm_groups": 4,
+        "middle_attention": False,
+    }
+    net = tp.create("kl-f8", image_size=16, latent_channels=2, scale=2.0, **small)
+    path = tmp_path_factory.mktemp("stage") / "tiny.safetensors"
+    tp.save(net, path)
+    return path
+
+
+@pytest.fixture
+def config(captioned, first_stage):
+    return SecondStageConfig(
+        data=str(captioned),
+        first_stage=str(first_stage),
+        condition="text",
+        model="unet-emoji",
+        model_args=TINY,
+        text=CaptionConfig(vocabulary=300, embed_dim=16, depth=1, head_dim=8, max_length=12),
+        process=ProcessConfig(prediction="v"),
+        noise=NoiseConfig(min_snr=5.0, offset=0.1),
+        drop_condition=0.2,
+        samples=SamplesConfig(count=2, steps=2),
+        loading=DataConfig(batch_size=8, workers=0, eval_fraction=0.2),
+        optim=OptimConfig(lr=2e-3),
+        loop=LoopConfig(epochs=2, ema=0.9, precision="fp32", device="cpu"),
+    )
+
+
+def with_cache(config, use):
+    return replace(config, cache=replace(config.cache, use=use))
+
+
+@pytest.mark.parametrize(
+    ("condition", "use", "buckets"),
+    [("text", "on", 1), ("text", "off", 1), ("class", "on", 3), ("none", "off", 3)],
+)
+def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
+    config, shapes, tmp_path, monkeypatch, condition, use, buckets
+):
+    config = replace(with_cache(config, use), condition=condition, buckets=buckets)
+    if buckets > 1:
+        config = replace(config, data=str(shapes))
+    run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert not run(config, tmp_path / "cut").finished
+    assert run(config, tmp_path / "cut").finished
+    (one, _), (other, _) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut")
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert not [name for name in one if "autoencoder" in name]
+
+
+def test_a_batch_is_of_one_bucket(config, shapes):
+    config = replace(config, data=str(shapes), condition="class", buckets=3)
+    for use, name, wanted in (("on", "mean", (8, 6, 11)), ("off", "image", (16, 12, 22))):
+        square, short, long = wanted
+        loader = prepare(with_cache(config, use)).train_loader
+        seen = {tuple(batch[name].shape[-2:]) for batch in loader}
+        assert seen == {(square, square), (short, long), (long, short)}
+
+
+def test_what_is_kept_is_the_average_with_first_stage_and_words(config, first_stage, tmp_path):
+    outcome = run(config, tmp_path)
+    assert outcome.best["step"] == outcome.step  # the newest, not the one of the least loss
+    net = tp.load(tmp_path)
+    assert type(net).__name__ == "LatentDiffusion"
+    tensors, _ = last_checkpoint(tmp_path)
+    for name, parameter in net.network.named_parameters():
+        assert torch.equal(parameter, tensors[f"ema.network.{name}"])
+    for name, parameter in tp.load(first_stage).named_parameters():
+        assert torch.equal(parameter, net.autoencoder.get_parameter(name))
+    assert net.text_encoder.tokenizer.ids("a red square")
+    assert net.text_encoder(["a red square"]).shape == (1, 12, 16)
+    (image,) = tp.DiffusionPipeline(net, dtype="fp32").text_to_image("a red square", num_steps=2)
+    assert image.size == (16, 16)
+    sheets = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert sheets[-1] == f"step-{outcome.step:07d}.png"
+    with Image.open(tmp_path / "samples" / sheets[-1]) as sheet:
+        assert sheet.size == (34, 16)
+
+
+def test_first_stage_does_not_learn_and_everything_else_does(config):
+    parts = prepare(config)
+    assert not any(p.requires_grad for p in parts.task.first_stage.parameters())
+    names = {name.split(".")[0] for name, _ in parts.net.named_parameters()}
+    assert names == {"network", "text_encoder"}
+    batch = {**next(iter(parts.train_loader)), "seed": (0, 1, 0)}
+    torch.nn.init.normal_(
+        parts.net.network.out.weight
+    )  # it begins as a constant 0, which stops every gradient
+    for part in parts.net.network.modules():
+        for end in ("conv2", "proj_out"):
+            if hasattr(part, end):
+                torch.nn.init.normal_(getattr(part, end).weight, std=0.1)
+    parts.task.loss(parts.net, batch)[0].backward()
+    assert [n for n, p in parts.net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_the_loss_is_a_function_of_the_seed_alone(config):
+    parts = prepare(config)
+    batch = next(iter(parts.train_loader))
+    torch.nn.init.normal_(parts.net.network.out.weight)
+    losses = []
+    for seed in ((0, 1, 0), (0, 1, 0), (0, 2, 0)):
+        torch.manual_seed(len(losses))  # torch's own stream has no part in it
+        losses.append(parts.task.loss(parts.net, {**batch, "seed": seed})[0].item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_latents_of_a_cache_are_those_of_the_pictures(config):
+    one, other = prepare(with_cache(config, "on")), prepare(with_cache(config, "off"))
+    generator = torch.Generator()
+    kept, made = (next(iter(parts.eval_loader)) for parts in (one, other))
+    assert kept["row"] == made["row"]
+    from_cache = one.task.latents(kept, None, generator.manual_seed(0))
+    from_pixels = other.task.latents(made, None, generator.manual_seed(0))
+    torch.testing.assert_close(from_cache, from_pixels, atol=1e-4, rtol=1e-4)
+
+
+def test_the_share_of_dropped_conditions_and_each_of_several_captions(config):
+    parts = prepare(replace(config, drop_condition=0.25))
+    said = parts.task.said
+    seen = []
+    parts.task.error = lambda model, x0, said, chosen, generator: seen.append(chosen)
+    batch = next(iter(parts.train_loader))
+    for step in range(200):
+        parts.task.loss(parts.net, {**batch, "seed": (0, step, 0)})
+    chosen = np.concatenate(seen)
+    plain = [row for row in batch["row"] if said.count[row] == 2]
+    dropped = np.stack(seen)[:, [batch["row"].index(row) for row in plain]] == said.nothing
+    assert dropped.mean() == pytest.approx(0.25, abs=0.03)
+    texts = [said.texts[i] for i in chosen if i != said.nothing]
+    for name in COLORS:
+        first, second = texts.count(f"a {name} square"), texts.count(f"the color {name}")
+        if first + second:
+            assert first / (first + second) == pytest.approx(0.5, abs=0.08)
+
+
+def test_a_frozen_text_encoder_is_kept_whole_and_does_not_learn(config, tmp_path):
+    torch.manual_seed(1)
+    encoder = tp.create("clip-l", embed_dim=16, depth=1, num_heads=2, mlp_ratio=1.0)
+    tp.save(encoder, tmp_path / "clip.safetensors")
+    config = replace(config, text=CaptionConfig(encoder=str(tmp_path / "clip.safetensors")))
+    run(config, tmp_path / "r")
+    tensors, _ = last_checkpoint(tmp_path / "r")
+    assert not [name for name in tensors if "text_encoder." in name]
+    net = tp.load(tmp_path / "r")
+    for name, parameter in encoder.named_parameters():
+        assert torch.equal(parameter, net.text_encoder.get_parameter(name))
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_a_picture_can_be_the_prompt(config, tmp_path, kind):
+    torch.manual_seed(2)
+    if kind == "vit":
+        seeing = tp.create(
+            "vit-ti16", depth=1, embed_dim=12, mlp_ratio=1.0, image_size=16, patch_size=8, num_classes=3
+        )
+    else:
+        seeing = tp.create(
+            "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=2, image_size=16
+        )
+    seeing.card = replace(seeing.card, preprocess=replace(seeing.card.preprocess, size=(16, 16)))
+    tp.save(seeing, tmp_path / "seeing.safetensors")
+    config = replace(config, condition="image", image_encoder=str(tmp_path / "seeing.safetensors"))
+    run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "r")
+    tensors, _ = last_checkpoint(tmp_path / "r")
+    assert not [name for name in tensors if "backbone" in name]
+    ldm = tp.load(tmp_path / "r")
+    images = torch.rand(2, 3, 24, 20) * 2 - 1
+    context = ldm.text_encoder(images)
+    assert context.shape == (2, 4, 16)
+    assert ldm.text_encoder.nothing(4).shape == (1, 4, 16)
+    for name, parameter in ldm.text_encoder.projection.named_parameters():
+        assert torch.equal(parameter, tensors[f"ema.text_encoder.{name}"])
+    kept = dict(ldm.text_encoder.backbone.named_parameters())
+    assert all(
+        torch.equal(parameter, kept[name]) for name, parameter in seeing.named_parameters() if name in kept
+    )
+    assert torch.isfinite(ldm.denoiser(context)(torch.randn(2, 2, 8, 8), torch.full((2,), 500.0))).all()
+    with pytest.raises(UserError, match=r"is conditioned on images, for which there is no task here"):
+        tp.DiffusionPipeline(ldm).text_to_image("a red square")
+
+
+def test_features_of_the_prompt_are_those_of_its_picture(config, tmp_path):
+    torch.manual_seed(2)
+    seeing = tp.create(
+        "vit-ti16", depth=1, embed_dim=12, mlp_ratio=1.0, image_size=16, patch_size=8, num_classes=3
+    )
+    seeing.card = replace(seeing.card, preprocess=replace(seeing.card.preprocess, size=(16, 16)))
+    tp.save(seeing, tmp_path / "seeing.safetensors")
+    parts = prepare(replace(config, condition="image", image_encoder=str(tmp_path / "seeing.safetensors")))
+    said, whole = parts.task.said, parts.task.product(parts.net)
+    chosen = np.array([3, said.nothing, 0, 3])
+    with torch.no_grad():
+        context = said.context(parts.net.text_encoder, chosen)
+        pixels = torch.from_numpy(decode(said.source[3].image))
+        picture = pixels.movedim(-1, 0)[None] / 127.5 - 1
+        torch.testing.assert_close(context[:1], whole.text_encoder(picture), atol=2e-2, rtol=2e-2)
+        assert torch.equal(context[1], whole.text_encoder.nothing(4)[0])
+        assert torch.equal(context[0], context[3])
+        assert not torch.equal(context[0], context[2])
+
+
+def test_a_model_can_be_gone_on_from(config, tmp_path):
+    run(config, tmp_path / "a")
+    more = replace(config, init=str(tmp_path / "a"), first_stage=None, loop=replace(config.loop, epochs=1))
+    before = tp.load(tmp_path / "a")
+    parts = prepare(more)
+    for name, parameter in before.network.named_parameters():
+        assert torch.equal(parameter, parts.net.network.get_parameter(name))
+    assert parts.net.text_encoder.tokenizer.ids("a red square") == before.text_encoder.tokenizer.ids(
+        "a red square"
+    )
+    with pytest.raises(
+        UserError, match=r"init .* reads a condition of width 16, and condition 'none' gives 0"
+    ):
+        prepare(replace(more, condition="none"))
+
+
+def test_of_emoji_some_drawings_of_known_concepts_are_held_back(config):
+    parts = prepare(replace(config, data="emoji", image_size=(16, 16)))
+    train, held = parts.train_loader.dataset.source, parts.eval_loader.dataset.source
+    assert set(held.labels) <= set(train.labels)
+    assert {style.name for style in held.source.styles} == {"fluent-3d", "noto", "noto-v1"}
+    assert "an owl" in {text for texts in train.captions for text in texts}
+
+
+def test_bad_input_is_one_line(config, pictures, tmp_path):
+    with pytest.raises(
+        UserError, match=r"has no captions, and --condition text needs them: put NAME.txt beside"
+    ):
+        prepare(replace(config, data=str(pictures)))
+    with pytest.raises(UserError, match=r"no first stage was named; give --first-stage A"):
+        prepare(replace(config, first_stage=None))
+    with pytest.raises(UserError, match=r"image_size is 15 x 16, and the first stage takes multiples of 2"):
+        prepare(replace(config, image_size=(15, 16)))
+    with pytest.raises(UserError, match=r"no denoiser is called 'unet-emojy'; near names: unet-emoji"):
+        prepare(replace(config, model="unet-emojy"))
+    with pytest.raises(UserError, match=r"unet-emoji has no field 'widht'"):
+        prepare(replace(config, model_args=("widht=8",)))
+    net = tp.create("vit-ti16", depth=1, image_size=32)
+    tp.save(net, tmp_path / "vit.safetensors")
+    with pytest.raises(UserError, match=r"first_stage .* is a ViT; give an autoencoder"):
+        prepare(replace(config, first_stage=str(tmp_path / "vit.safetensors")))
+    other = tp.create(
+        "kl-f8",
+        image_size=16,
+        base_channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        norm_groups=4,
+        latent_channels=3,
+    )
+    tp.save(other, tmp_path / "other.safetensors")
+    run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "r")
+    with pytest.raises(UserError, match=r"has latents of 3 channels at 1/2, init .* was trained on 2 at 1/2"):
+        prepare(replace(config, init=str(tmp_path / "r"), first_stage=str(tmp_path / "other.safetensors")))
+    with pytest.raises(UserError, match=r"only latents of images that are at most flipped can be cached"):
+        replace(with_cache(config, "on"), augment=replace(config.augment, hue=0.1))
+
+
+def test_a_cache_is_of_one_first_stage_and_one_set_of_pictures(config, first_stage, captioned, tmp_path):
+    config = replace(config, cache=LatentCacheConfig(folder=str(tmp_path / "latents")))
+    short = replace(config, loop=replace(config.loop, epochs=1))
+    run(short, tmp_path / "a")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").rglob("*.safetensors")}
+    run(replace(short, drop_condition=0.5), tmp_path / "b")  # another run on the same latents
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").rglob("*.safetensors")}
+    other = tp.load(first_stage)
+    torch.nn.init.normal_(other.encoder.conv_in.weight)
+    tp.save(other, tmp_path / "other.safetensors")
+    with pytest.raises(
+        UserError, match=r"latents/train holds latents of another first stage; remove it, or give"
+    ):
+        run(replace(short, first_stage=str(tmp_path / "other.safetensors")), tmp_path / "c")
+    with pytest.raises(UserError, match=r"holds latents of size \[16, 16\], not \[32, 32\]"):
+        run(replace(short, image_size=(32, 32)), tmp_path / "d")
+
+
+def test_another_seed_gives_other_pictures_to_hold_back(config, tmp_path):
+    config = replace(config, cache=LatentCacheConfig(folder=str(tmp_path / "latents")))
+    run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "a")
+    with pytest.raises(UserError, match=r"holds latents of another data"):
+        run(replace(config, loop=replace(config.loop, epochs=1, seed=5)), tmp_path / "b")
+
+
+def test_dry_run_writes_nothing(config, tmp_path, monkeypatch):
+    from triptych.training import dry_run
+
+    monkeypatch.chdir(tmp_path)
+    found = dry_run(config)
+    assert found["parameters_trained"] < found["parameters"]
+    assert found["flops_per_image"] > 0
+    assert list(tmp_path.iterdir()) == []
+    assert json.dumps(found)
+
+
+@pytest.mark.slow
+def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
+    """A first stage that is right on four pictures, and a second one that paints each from its caption."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "four"
+    folder.mkdir()
+    known = {}
+    for name in ("apple", "boat", "cat", "door"):
+        coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        known[name] = np.asarray(Image.fromarray(coarse).resize((16, 16), Image.Resampling.BILINEAR))
+        for copy in range(4):  # of which some are held back
+            Image.fromarray(known[name]).save(folder / f"{name}{copy}.png")
+            (folder / f"{name}{copy}.txt").write_text(f"{'an' if name == 'apple' else 'a'} {name}")
+    torch.manual_seed(0)
+    small = {
+        "width": 16,
+        "channel_multipliers": (1, 2, 2),
+        "depth": 1,
+        "groups": 4,
+        "middle_attention": False,
+    }
+    stage = tp.create("kl-f4", image_size=16, latent_channels=4, **small)
+    images = torch.from_numpy(np.stack(list(known.values()))).movedim(-1, 1) / 127.5 - 1
+    optimizer = torch.optim.Adam(stage.parameters(), lr=3e-3)
+    for _ in range(150):
+        mean, logvar = stage.posterior(images)
+        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        loss = (stage.render(z) - images).abs().mean() + 1e-4 * (mean**2 + logvar.exp() - logvar).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        mean = stage.posterior(images)[0]
+    stage.config = replace(stage.config, scale=1 / mean.std().item(), shift=mean.mean().item())
+    tp.save(stage, tmp_path / "stage.safetensors")
+    run(
+        SecondStageConfig(
+            data=str(folder),
+            first_stage=str(tmp_path / "stage.safetensors"),
+            model="unet-emoji",
+            model_args=(
+                "base_channels=32",
+                "channel_multipliers=[1,2]",
+                "num_res_blocks=1",
+                "norm_groups=8",
+                "head_dim=16",
+            ),
+            text=CaptionConfig(vocabulary=300, embed_dim=32, depth=2, head_dim=16),
+            process=ProcessConfig(schedule="flow", prediction="flow"),
+            samples=SamplesConfig(count=0),
+            augment=replace(FLIP_ONLY, flip=0.0),
+            loading=DataConfig(batch_size=16, workers=0, eval_fraction=0.25),
+            optim=OptimConfig(lr=2e-3),
+            loop=LoopConfig(epochs=400, ema=0.99, eval_every=400, precision="fp32", device="cpu"),
+        ),
+        tmp_path / "run",
+    )
+    pipe = tp.DiffusionPipeline(tmp_path / "run", dtype="fp32")
+    right = 0
+    for name in known:
+        for image in pipe.text_to_image(
+            f"{'an' if name == 'apple' else 'a'} {name}", num_steps=10, guidance_scale=2.0, num_images=2
+        ):
+            far = {
+                other: np.abs(np.asarray(image).astype(float) - truth).mean()
+                for other, truth in known.items()
+            }
+            right += min(far, key=lambda other: far[other]) == name
+    assert right == 8
+
+
+def test_nothing_is_encoded_into_the_folder_of_another_run(config, first_stage, tmp_path):
+    short = replace(config, loop=replace(config.loop, epochs=1))
+    run(with_cache(short, "off"), tmp_path / "r")
+    with pytest.raises(UserError, match=r"has a run with cache.use 'off', and 'on' was requested"):
+        run(with_cache(short, "on"), tmp_path / "r")
+    assert not (tmp_path / "r" / "latents").exists()
+    other = tp.load(first_stage)
+    torch.nn.init.normal_(other.encoder.conv_in.weight)
+    tp.save(other, tmp_path / "stage.safetensors")
+    copied = replace(with_cache(short, "off"), first_stage=str(tmp_path / "stage.safetensors"))
+    run(copied, tmp_path / "s")
+    tp.save(tp.load(first_stage), tmp_path / "stage.safetensors")
+    with pytest.raises(UserError, match=r"the images in .* or the first stage changed since the run in"):
+        run(copied, tmp_path / "s")
