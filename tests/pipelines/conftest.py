@@ -1,4 +1,4 @@
-"""Tiny latent diffusion models of every kind, all of whose numbers are random."""
+"""Tiny latent diffusion models for every task, with random weights."""
 
 from dataclasses import replace
 
@@ -90,13 +90,13 @@ CONFIGS = {
 
 @pytest.fixture(scope="session")
 def ldm():
-    """The model of that kind, the same one for all tests: nobody changes it. In eval mode."""
-    made: dict[str, LatentDiffusion] = {}
+    """Return the model of that name in eval mode. All tests share it and none may change it."""
+    models: dict[str, LatentDiffusion] = {}
 
-    def get(kind: str) -> LatentDiffusion:
-        if kind not in made:
-            made[kind] = scrambled(CONFIGS[kind])
-        return made[kind]
+    def get(name: str) -> LatentDiffusion:
+        if name not in models:
+            models[name] = scrambled(CONFIGS[name])
+        return models[name]
 
     return get
 

@@ -1,4 +1,4 @@
-"""One image, a list, a folder, a stream: the same answers, in order, and nothing held that is not needed."""
+"""One image, a list, a folder and a stream give the same results in order, without reading more than needed."""
 
 import io
 import logging
@@ -50,37 +50,37 @@ def folder(tmp_path_factory):
 
 
 def test_result(pipe, folder):
-    found = pipe(folder / "00.png", top=3)
-    assert [guess.name for guess in found] == [NAMES[guess.index] for guess in found]
-    assert len(found) == 3
-    assert found[0] == Guess(found.name, found.label, found.probability)
-    assert found[0].probability >= found[1].probability >= found[2].probability > 0
-    assert found.source == str(folder / "00.png")
-    assert repr(found).startswith(f"<{found.source}: {found.name} 0.")
-    assert found.to_json()["top"][0]["name"] == found.name
+    result = pipe(folder / "00.png", top=3)
+    assert [guess.name for guess in result] == [NAMES[guess.index] for guess in result]
+    assert len(result) == 3
+    assert result[0] == Guess(result.name, result.label, result.probability)
+    assert result[0].probability >= result[1].probability >= result[2].probability > 0
+    assert result.source == str(folder / "00.png")
+    assert repr(result).startswith(f"<{result.source}: {result.name} 0.")
+    assert result.to_json()["top"][0]["name"] == result.name
 
 
 def test_logits_are_the_networks(net, pipe, folder):
-    """The pipeline adds nothing: by hand, from the pixels."""
+    """The probabilities are those of preprocessing and the network by hand."""
     x = normalized(fitted(folder / "00.png", net.card.preprocess), net.card.preprocess)[None]
     with torch.inference_mode():
         expected = net.eval()(x).softmax(1)[0]
-    found = pipe(folder / "00.png", top=4)
-    for guess in found:
+    result = pipe(folder / "00.png", top=4)
+    for guess in result:
         assert NAMES[guess.index] == guess.name
         assert guess.probability == pytest.approx(expected[guess.index].item(), abs=1e-6)
 
 
-def test_every_kind_of_picture(pipe, folder):
+def test_every_type_of_image(pipe, folder):
     path = folder / "00.png"
     data = path.read_bytes()
     array = np.asarray(Image.open(path))
-    kinds = [path, str(path), data, Image.open(io.BytesIO(data)), array]
-    found = pipe(kinds)
-    assert isinstance(found, list)
-    for one in found:
-        assert one.label == pipe(path).label
-        assert one.probability == pytest.approx(pipe(path).probability, abs=1e-6)
+    images = [path, str(path), data, Image.open(io.BytesIO(data)), array]
+    results = pipe(images)
+    assert isinstance(results, list)
+    for result in results:
+        assert result.label == pipe(path).label
+        assert result.probability == pytest.approx(pipe(path).probability, abs=1e-6)
     assert pipe(array).source == "array"
     assert pipe(array[..., 0])[0]  # gray
 
@@ -89,9 +89,9 @@ def test_list_folder_and_stream_agree(pipe, folder):
     files = list(images_below(folder))
     assert [file.name for file in files] == [f"{i:02d}.png" for i in range(11)]
     single = [pipe(file) for file in files]
-    for found in (pipe(files), list(pipe(folder)), list(pipe(iter(files))), list(pipe(str(folder)))):
-        assert [one.source for one in found] == [one.source for one in single]
-        for one, other in zip(found, single, strict=True):
+    for results in (pipe(files), list(pipe(folder)), list(pipe(iter(files))), list(pipe(str(folder)))):
+        assert [one.source for one in results] == [one.source for one in single]
+        for one, other in zip(results, single, strict=True):
             assert [guess.index for guess in one] == [guess.index for guess in other]
             np.testing.assert_allclose(
                 [g.probability for g in one], [g.probability for g in other], atol=1e-6
@@ -108,19 +108,19 @@ def test_workers_change_nothing(net, pipe, folder, workers):
 
 @pytest.mark.parametrize(("workers", "ahead"), [(0, 4), (2, 5 * 4)])
 def test_a_stream_is_read_as_it_is_asked_for(net, workers, ahead):
-    taken = 0
+    num_read = 0
 
     def endless():
-        nonlocal taken
+        nonlocal num_read
         while True:
-            taken += 1
+            num_read += 1
             yield np.zeros((8, 8, 3), np.uint8)
 
-    found = ClassificationPipeline(net, dtype="fp32", batch_size=4, workers=workers)(endless())
-    assert taken == 0
-    next(found)
-    assert taken <= ahead + 1
-    found.close()
+    stream = ClassificationPipeline(net, dtype="fp32", batch_size=4, workers=workers)(endless())
+    assert num_read == 0
+    next(stream)
+    assert num_read <= ahead + 1
+    stream.close()
 
 
 def test_bad_images_fail_or_are_skipped(net, folder, caplog):
@@ -129,8 +129,8 @@ def test_bad_images_fail_or_are_skipped(net, folder, caplog):
         ClassificationPipeline(net)(images)
     pipe = ClassificationPipeline(net, on_bad_image="skip")
     with caplog.at_level(logging.WARNING, logger="triptych"):
-        found = pipe(images)
-    assert [one.source for one in found] == [str(folder / "00.png"), str(folder / "01.png")]
+        results = pipe(images)
+    assert [one.source for one in results] == [str(folder / "00.png"), str(folder / "01.png")]
     assert pipe.skipped == [str(folder / "notes.txt"), "bytes"]
     assert "notes.txt" in caplog.text
     with pytest.raises(tp.UserError, match=r"notes\.txt"):
@@ -149,7 +149,7 @@ def test_the_callers_network_stays_as_it_is(net):
     assert not shared.net.training
 
 
-def test_bf16_says_nearly_the_same(net, folder):
+def test_bf16_gives_nearly_the_same(net, folder):
     fp32 = ClassificationPipeline(net, device="cpu", dtype="fp32")(folder / "03.png", top=4)
     bf16 = ClassificationPipeline(net, device="cpu", dtype="bf16")(folder / "03.png", top=4)
     by_index = {guess.index: guess.probability for guess in fp32}
@@ -157,13 +157,13 @@ def test_bf16_says_nearly_the_same(net, folder):
         assert guess.probability == pytest.approx(by_index[guess.index], abs=0.05)
 
 
-def test_precision_follows_the_hardware_and_is_said_once(monkeypatch, caplog):
+def test_precision_follows_the_hardware_and_is_logged_once(monkeypatch, caplog):
     cpu = torch.device("cpu")
     monkeypatch.setattr(hardware, "_LOGGED", set())
     with caplog.at_level(logging.INFO, logger="triptych"):
         monkeypatch.setattr(hardware, "native_bf16", lambda device: "AMX_BF16")
         assert hardware.choose_dtype(None, cpu) == torch.bfloat16
-        assert caplog.text == ""  # said when the work begins
+        assert caplog.text == ""  # logged when the work begins
         hardware.log_dtype(torch.bfloat16, cpu)
         hardware.log_dtype(torch.bfloat16, cpu)
     assert caplog.text.count("bf16 on cpu (native bf16: AMX_BF16)") == 1
@@ -179,7 +179,7 @@ def test_background_under_alpha():
         assert (fitted(clear, preprocess) == np.array(ground)).all()
 
 
-def test_grey_network_takes_color_pictures():
+def test_a_grayscale_network_accepts_color_images():
     net = tp.create(
         "vit-ti16",
         depth=1,

@@ -1,4 +1,4 @@
-"""The parse of an image: at its own size, whole or in windows, at several scales, the same however it is batched."""
+"""Segmentation at the image's own size: in one pass or in windows, at several scales, the same for any batch size."""
 
 import json
 from dataclasses import asdict, replace
@@ -46,14 +46,14 @@ def net():
     )
     backbone.prepare_maps()
     head = HeadConfig(type="fpn", channels=8, num_classes=3, dropout=0.0)
-    made = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone)
-    nn.init.normal_(made.classifier.weight, std=3)
-    made.card = card()
-    made.eval()
+    segmenter = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone)
+    nn.init.normal_(segmenter.classifier.weight, std=3)
+    segmenter.card = card()
+    segmenter.eval()
     with torch.no_grad():
-        seen = made(normalized(make_image(32, 32), made.card.preprocess)[None])
-        made.classifier.bias -= seen.mean((0, 2, 3))
-    return made
+        seen = segmenter(normalized(make_image(32, 32), segmenter.card.preprocess)[None])
+        segmenter.classifier.bias -= seen.mean((0, 2, 3))
+    return segmenter
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,12 @@ def pipe(net):
 
 
 class Pointwise(nn.Module):
-    """Logits of a pixel from that pixel alone, and on request a constant for each call: what windows disagree by."""
+    """Logits of a pixel from that pixel alone; `shift` adds another constant in each call, so that windows differ."""
 
-    def __init__(self, classes=3, shift=0.0, **how):
+    def __init__(self, classes=3, shift=0.0, **options):
         super().__init__()
         self.mix = nn.Conv2d(3, classes, 1)
-        self.config, self.card = SimpleNamespace(num_classes=classes, in_channels=3), card(**how)
+        self.config, self.card = SimpleNamespace(num_classes=classes, in_channels=3), card(**options)
         self.shift, self.calls, self.most = shift, 0, 0
 
     def forward(self, images):
@@ -79,43 +79,43 @@ class Pointwise(nn.Module):
 def test_the_result(pipe, tmp_path):
     pixels = make_image()
     Image.fromarray(pixels).save(tmp_path / "cat.png")
-    found = pipe(tmp_path / "cat.png", confidence=True)
-    assert found.labels.shape == (40, 56)
-    assert found.labels.dtype == np.uint8
-    assert found.classes == NAMES
-    assert found.source == str(tmp_path / "cat.png")
-    assert (found.image == pixels).all()
-    assert found.confidence.shape == (40, 56)
-    assert 1 / 3 <= found.confidence.min() <= found.confidence.max() <= 1
-    assert len(found.areas) > 1
-    assert sum(area.pixels for area in found.areas) == 40 * 56
-    assert list(found.shares.values()) == sorted(found.shares.values(), reverse=True)
-    for area in found.areas:
-        y, x = np.nonzero(found.labels == area.index)
-        assert area.pixels == len(y) == found.mask(area.name).sum()
+    result = pipe(tmp_path / "cat.png", confidence=True)
+    assert result.labels.shape == (40, 56)
+    assert result.labels.dtype == np.uint8
+    assert result.classes == NAMES
+    assert result.source == str(tmp_path / "cat.png")
+    assert (result.image == pixels).all()
+    assert result.confidence.shape == (40, 56)
+    assert 1 / 3 <= result.confidence.min() <= result.confidence.max() <= 1
+    assert len(result.areas) > 1
+    assert sum(area.pixels for area in result.areas) == 40 * 56
+    assert list(result.shares.values()) == sorted(result.shares.values(), reverse=True)
+    for area in result.areas:
+        y, x = np.nonzero(result.labels == area.index)
+        assert area.pixels == len(y) == result.mask(area.name).sum()
         assert area.share == pytest.approx(len(y) / (40 * 56))
         assert area.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
         assert area.name == NAMES[area.index]
-    assert repr(found).startswith(f"<{tmp_path / 'cat.png'}: {found.areas[0].name} ")
+    assert repr(result).startswith(f"<{tmp_path / 'cat.png'}: {result.areas[0].name} ")
     assert pipe(pixels).confidence is None
 
 
-def test_whole_picture_as_by_hand(net, pipe):
-    """Squashed by Pillow, through the network, logits enlarged, the greatest taken."""
+def test_one_pass_equals_its_steps_by_hand(net, pipe):
+    """Pillow squashes the image, the network runs, its logits are enlarged, and the greatest wins."""
     pixels = make_image(50, 37)
     small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
     with torch.inference_mode():
         logits = F.interpolate(net(normalized(small, net.card.preprocess)[None]), (50, 37), mode="bilinear")
     probabilities, labels = logits.softmax(1)[0].max(0)
-    found = pipe(pixels, confidence=True)
+    result = pipe(pixels, confidence=True)
     assert (
-        found.labels == labels.numpy()
+        result.labels == labels.numpy()
     ).mean() > 0.999  # the last bit may decide where two classes are alike
-    np.testing.assert_allclose(found.confidence, probabilities.numpy(), atol=1e-5)
+    np.testing.assert_allclose(result.confidence, probabilities.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("shape", "how", "passes", "inner", "outer"),
+    ("shape", "options", "passes", "inner", "outer"),
     [
         ((40, 80), {}, {}, (32, 32), (32, 32)),
         ((40, 80), {"crop": 0.8}, {}, (40, 40), (40, 40)),
@@ -132,16 +132,16 @@ def test_whole_picture_as_by_hand(net, pipe):
         ((1, 1), {}, {}, (32, 32), (32, 32)),
     ],
 )
-def test_what_is_fed(shape, how, passes, inner, outer):
-    made = Preprocess(**{"size": (32, 32), "crop": 1.0, "mode": "squash", **how})
-    assert view_sizes(shape, made, ViewOptions(**passes), 1.0, 4) == (inner, outer)
+def test_the_size_of_the_network_input(shape, options, passes, inner, outer):
+    preprocess = Preprocess(**{"size": (32, 32), "crop": 1.0, "mode": "squash", **options})
+    assert view_sizes(shape, preprocess, ViewOptions(**passes), 1.0, 4) == (inner, outer)
     if min(inner) > 4:
-        doubled = view_sizes(shape, made, ViewOptions(**passes), 2.0, 4)
+        doubled = view_sizes(shape, preprocess, ViewOptions(**passes), 2.0, 4)
         assert doubled == (tuple(2 * n for n in inner), tuple(2 * n for n in outer))
 
 
 def test_padding_has_no_share():
-    """Of a card that pads only the image's own part is read: every pixel keeps its own class."""
+    """Where the model card asks for padding, its logits are cut off: every pixel keeps its own class."""
     net = Pointwise(mode="pad", size=(24, 24), background=(0, 0, 0))
     net.mix.weight.data[:] = torch.eye(3)[:, :, None, None]
     pixels = np.zeros((24, 12, 3), np.uint8)
@@ -154,7 +154,7 @@ def test_padding_has_no_share():
 
 @pytest.mark.parametrize("window", [(40, 56), (64, 64), 100])
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
-def test_a_window_that_covers_the_picture_is_the_whole(net, window, overlap):
+def test_a_window_that_covers_the_image_equals_one_pass(net, window, overlap):
     own = SegmentationPipeline(net, dtype="fp32")
     own.card = card(size=(40, 56))
     pixels = make_image()
@@ -166,12 +166,12 @@ def test_a_window_that_covers_the_picture_is_the_whole(net, window, overlap):
 @pytest.mark.parametrize(
     ("window", "overlap"), [((16, 24), 0.5), ((7, 9), 0.0), ((39, 56), 0.9), ((1, 1), 0.5)]
 )
-def test_windows_of_a_pointwise_net_are_the_whole(window, overlap):
+def test_windows_of_a_pointwise_net_equal_one_pass(window, overlap):
     net = Pointwise(size=(40, 56))
     pipe, pixels = SegmentationPipeline(net, dtype="fp32", batch_size=3), make_image()
-    whole, slid = pipe(pixels, confidence=True), pipe(pixels, window=window, overlap=overlap, confidence=True)
-    np.testing.assert_allclose(whole.confidence, slid.confidence, atol=1e-6)
-    assert (whole.labels != slid.labels).mean() < 1e-3
+    full, slid = pipe(pixels, confidence=True), pipe(pixels, window=window, overlap=overlap, confidence=True)
+    np.testing.assert_allclose(full.confidence, slid.confidence, atol=1e-6)
+    assert (full.labels != slid.labels).mean() < 1e-3
 
 
 def test_seams_vanish():
@@ -191,16 +191,16 @@ def test_seams_vanish():
     assert max(apart.diff(dim=axis).abs().max() for axis in (1, 2)) > 2
 
 
-def test_bands_are_the_whole_and_are_let_go():
-    """Rows come as in one piece whatever the bands; no more is held than two windows' rows."""
+def test_bands_equal_one_pass_and_are_freed():
+    """Rows equal those of one pass for any bands; memory holds at most the rows of two windows."""
     net = Pointwise(classes=4)
     pipe, pixels = SegmentationPipeline(replaced(net), dtype="fp32"), make_image(150, 30)
-    whole = pipe._run([pixels])[0]
+    full = pipe._run([pixels])[0]
     for sizes in ([1], [17], [64, 1, 5], [150]):
         strip, first, most = SlidingWindowLogits(pipe._run, pixels, (24, 16), 0.5, 4), 0, 0
         for step in range(1000):
             last = min(first + sizes[step % len(sizes)], 150)
-            torch.testing.assert_close(strip.rows(first, last), whole[:, first:last], atol=1e-5, rtol=0)
+            torch.testing.assert_close(strip.rows(first, last), full[:, first:last], atol=1e-5, rtol=0)
             most, first = max(most, strip.buffer.shape[1]), last
             if last == 150:
                 break
@@ -208,7 +208,7 @@ def test_bands_are_the_whole_and_are_let_go():
     skipping = SlidingWindowLogits(pipe._run, pixels, (24, 16), 0.5, 4)
     for first in range(0, 150, 60):  # as when the image is much smaller than what is fed
         torch.testing.assert_close(
-            skipping.rows(first, first + 1), whole[:, first : first + 1], atol=1e-5, rtol=0
+            skipping.rows(first, first + 1), full[:, first : first + 1], atol=1e-5, rtol=0
         )
 
 
@@ -232,7 +232,7 @@ def test_rows_are_enlarged_as_the_whole(size, to):
 
 @pytest.mark.parametrize("window", [None, (20, 20)])
 def test_scales_and_flip_are_the_mean_of_each(net, pipe, window):
-    """Against a slow twin: each scale and its mirror image by itself, probabilities averaged at the image's size."""
+    """Against a slow twin: each scale and its mirror image in turn, probabilities averaged at the image's size."""
     pixels, scales = make_image(48, 40), (0.5, 1.0, 1.5)
     base = (32, 32) if window is None else (48, 40)
     total = torch.zeros(3, 48, 40)
@@ -251,12 +251,12 @@ def test_scales_and_flip_are_the_mean_of_each(net, pipe, window):
                 logits = logits.flip(-1) if mirrored else logits
                 total += F.interpolate(logits, (48, 40), mode="bilinear").softmax(1)[0]
     best, labels = (total / 6).max(0)
-    found = pipe(pixels, scales=scales, flip=True, confidence=True, window=window)
-    np.testing.assert_allclose(found.confidence, best.numpy(), atol=1e-5)
-    assert (found.labels == labels.numpy()).mean() > 0.999
+    result = pipe(pixels, scales=scales, flip=True, confidence=True, window=window)
+    np.testing.assert_allclose(result.confidence, best.numpy(), atol=1e-5)
+    assert (result.labels == labels.numpy()).mean() > 0.999
 
 
-def test_a_mirrored_picture_has_the_mirrored_parse(pipe):
+def test_a_mirrored_image_has_mirrored_labels(pipe):
     pixels = make_image()
     one = pipe(pixels, flip=True, confidence=True)
     other = pipe(np.ascontiguousarray(pixels[:, ::-1]), flip=True, confidence=True)
@@ -269,20 +269,20 @@ def test_lists_folders_and_batches_agree(net, pipe, tmp_path):
     files = sorted(tmp_path.iterdir())
     single = [pipe(file) for file in files]
     wide = SegmentationPipeline(net, dtype="fp32", batch_size=16, workers=2)
-    for found in (
+    for results in (
         pipe(files),
         list(pipe(tmp_path)),
         wide(files),
         list(wide(iter(files))),
         wide(files, flip=False),
     ):
-        assert [one.source for one in found] == [str(file) for file in files]
-        for one, other in zip(found, single, strict=True):
+        assert [one.source for one in results] == [str(file) for file in files]
+        for one, other in zip(results, single, strict=True):
             assert one.labels.shape == other.labels.shape
             assert (one.labels == other.labels).mean() > 0.999
 
 
-def test_every_kind_of_picture(pipe, tmp_path):
+def test_every_type_of_image(pipe, tmp_path):
     rgb = make_image(20, 30)
     turned = Image.fromarray(np.ascontiguousarray(np.rot90(rgb)))
     exif = Image.Exif()
@@ -297,8 +297,8 @@ def test_every_kind_of_picture(pipe, tmp_path):
     gray = rgb[..., 0]
     sixteen = Image.fromarray(gray.astype(np.uint16) * 257)
     expected = pipe(np.repeat(gray[..., None], 3, axis=2)).labels
-    for kind in (gray, Image.fromarray(gray), sixteen):
-        assert (pipe(kind).labels == expected).all()
+    for image in (gray, Image.fromarray(gray), sixteen):
+        assert (pipe(image).labels == expected).all()
     Image.fromarray(rgb).convert("CMYK").save(tmp_path / "cmyk.tif")
     assert pipe(tmp_path / "cmyk.tif").labels.shape == (20, 30)
     for size in ((1, 1), (2, 300)):
@@ -306,7 +306,7 @@ def test_every_kind_of_picture(pipe, tmp_path):
         assert pipe(make_image(*size), window=16).labels.shape == size
 
 
-def test_bf16_says_nearly_the_same(net, pipe):
+def test_bf16_gives_nearly_the_same(net, pipe):
     pixels = make_image()
     half = SegmentationPipeline(net, device="cpu", dtype="bf16")(pixels, confidence=True)
     np.testing.assert_allclose(half.confidence, pipe(pixels, confidence=True).confidence, atol=0.06)
@@ -315,56 +315,56 @@ def test_bf16_says_nearly_the_same(net, pipe):
 def test_more_than_256_classes():
     net = Pointwise(classes=300)
     net.card = replace(net.card, classes=None)
-    found = SegmentationPipeline(net, dtype="fp32")(make_image(30, 30))
-    assert found.labels.dtype == np.uint16
-    assert found.label_image().mode == "I;16"
-    assert (np.asarray(found.label_image()) == found.labels).all()
-    assert found.classes[299] == "class 299"
-    assert found.overlay().size == (30, 30)
+    result = SegmentationPipeline(net, dtype="fp32")(make_image(30, 30))
+    assert result.labels.dtype == np.uint16
+    assert result.label_image().mode == "I;16"
+    assert (np.asarray(result.label_image()) == result.labels).all()
+    assert result.classes[299] == "class 299"
+    assert result.overlay().size == (30, 30)
 
 
 def test_files(pipe, tmp_path):
     Image.fromarray(make_image()).save(tmp_path / "a cat.jpg")
-    found = pipe(tmp_path / "a cat.jpg")
-    written = found.save(tmp_path / "out")
+    result = pipe(tmp_path / "a cat.jpg")
+    written = result.save(tmp_path / "out")
     assert [path.name for path in written] == ["a cat.overlay.png", "a cat.labels.png", "a cat.json"]
     with Image.open(written[1]) as labels:
         assert labels.mode == "P"
-        assert (np.asarray(labels) == found.labels).all()
-        assert (np.asarray(labels.convert("RGB")) == found.colors[found.labels]).all()
+        assert (np.asarray(labels) == result.labels).all()
+        assert (np.asarray(labels.convert("RGB")) == result.colors[result.labels]).all()
     with Image.open(written[0]) as overlay:
         assert overlay.size == (56, 40)
-    said = json.loads(written[2].read_text())
-    assert said == found.to_json()
-    assert said["areas"][0] == {
-        **asdict(found.areas[0]),
-        "box": list(found.areas[0].box),
-        "color": found.colors[found.areas[0].index].tolist(),
+    report = json.loads(written[2].read_text())
+    assert report == result.to_json()
+    assert report["areas"][0] == {
+        **asdict(result.areas[0]),
+        "box": list(result.areas[0].box),
+        "color": result.colors[result.areas[0].index].tolist(),
     }
-    assert found.save(tmp_path / "b.png") == [tmp_path / "b.png"]
+    assert result.save(tmp_path / "b.png") == [tmp_path / "b.png"]
     with Image.open(tmp_path / "b.png") as labels:
-        assert (np.asarray(labels) == found.labels).all()
-    found.save(tmp_path / "b.json")
-    assert json.loads((tmp_path / "b.json").read_text()) == said
+        assert (np.asarray(labels) == result.labels).all()
+    result.save(tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text()) == report
 
 
 def test_overlay_colors_all_but_the_background():
     labels = np.zeros((20, 20), np.uint8)
     labels[5:15, 5:15] = 1
-    found = Segmentation(labels=labels, classes=NAMES, colors=class_colors(NAMES), image=make_image(20, 20))
-    shown = np.asarray(found.overlay())
+    result = Segmentation(labels=labels, classes=NAMES, colors=class_colors(NAMES), image=make_image(20, 20))
+    shown = np.asarray(result.overlay())
     assert (np.ptp(shown[labels == 0], axis=1) == 0).all()  # gray
     assert (np.ptp(shown[labels == 1], axis=1) > 0).all()
     assert (
-        np.asarray(found.overlay(strength=0.0))
-        == np.asarray(Image.fromarray(found.image).convert("L"))[..., None]
+        np.asarray(result.overlay(strength=0.0))
+        == np.asarray(Image.fromarray(result.image).convert("L"))[..., None]
     ).sum() > 1000
-    assert (np.asarray(found.overlay(strength=1.0))[7:13, 7:13] == found.colors[1]).all()
-    assert found.areas[1].box == (5, 5, 15, 15)
+    assert (np.asarray(result.overlay(strength=1.0))[7:13, 7:13] == result.colors[1]).all()
+    assert result.areas[1].box == (5, 5, 15, 15)
     with pytest.raises(tp.UserError, match="strength is 2"):
-        found.overlay(2)
+        result.overlay(2)
     with pytest.raises(tp.UserError, match="no class is called 'horse'; there are background, cat"):
-        found.mask("horse")
+        result.mask("horse")
 
 
 def test_colors_are_apart_and_only_added_to():
@@ -377,8 +377,8 @@ def test_colors_are_apart_and_only_added_to():
     assert between[:20, :20].min() > 0.08
     assert between.min() > 0.02
     assert len(far_apart(70_000)) == 70_000
-    made = class_colors(("background", "a", "b"))
-    assert made.tolist() == [list(GROUND), list(FIRST[0]), list(FIRST[1])]
+    new_colors = class_colors(("background", "a", "b"))
+    assert new_colors.tolist() == [list(GROUND), list(FIRST[0]), list(FIRST[1])]
     assert class_colors(NAMES, [(1, 2, 3), (4, 5, 6), (7, 8, 255)])[2].tolist() == [7, 8, 255]
 
 
@@ -389,7 +389,7 @@ def test_cityscapes_has_its_colors():
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("options", "message"),
     [
         ({"window": 0}, "window is 0"),
         ({"window": (8, 8, 8)}, "window is"),
@@ -404,9 +404,9 @@ def test_cityscapes_has_its_colors():
         ({"size": 3.5}, "size is 3.5"),
     ],
 )
-def test_mistakes_are_named(pipe, how, message):
+def test_mistakes_are_named(pipe, options, message):
     with pytest.raises(tp.UserError, match=message) as caught:
-        pipe(make_image(), **how)
+        pipe(make_image(), **options)
     assert "\n" not in str(caught.value)
 
 

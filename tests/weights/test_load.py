@@ -141,11 +141,11 @@ def test_published_sizes_are_found_by_shape_alone(name, tmp_path):
     config = config_for(name, depth=1)
     net = create(name, depth=1)
     export(net, tmp_path / "net.pth", "dinov2" if "dino" in name else "timm")
-    said = inspect(tmp_path / "net.pth")
-    assert said["config"]["num_heads"] == config.num_heads
-    assert said["config"]["image_size"] == list(config.image_size)
-    assert said["parameters"] == sum(p.numel() for p in net.parameters())
-    assert said["fits"] is None
+    report = inspect(tmp_path / "net.pth")
+    assert report["config"]["num_heads"] == config.num_heads
+    assert report["config"]["image_size"] == list(config.image_size)
+    assert report["parameters"] == sum(p.numel() for p in net.parameters())
+    assert report["fits"] is None
 
 
 # ------------------------------------------------------------------------------------- another head, another size
@@ -251,9 +251,9 @@ def test_another_kind_of_network_is_named(tmp_path, names, what):
         UserError, match=f"x.safetensors is no network of a known format: it looks like {what}"
     ):
         load(tmp_path / "x.safetensors")
-    said = inspect(tmp_path / "x.safetensors")
-    assert said["format"] is None
-    assert what in said["looks_like"]
+    report = inspect(tmp_path / "x.safetensors")
+    assert report["format"] is None
+    assert what in report["looks_like"]
 
 
 def test_a_checkpoint_with_parts_missing_and_shuffled_lists_all(tiny, tmp_path):

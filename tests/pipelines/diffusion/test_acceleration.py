@@ -1,4 +1,4 @@
-"""Approximations in a pipeline: nothing at zero strength, recorded, made again, the same for any batch, gone after."""
+"""Approximations in a pipeline: exact at zero strength, recorded, reproducible, independent of the batch."""
 
 from dataclasses import replace
 
@@ -44,26 +44,26 @@ def test_nothing_at_zero_strength_and_nothing_left_behind(pipe):
     exact = array(pipe.text_to_image("an apple", **CALL))
     zero = pipe.text_to_image("an apple", merge_tokens=0.0, deep_cache=1, decoder="", **CALL)
     assert np.array_equal(array(zero), exact)
-    for one in ({"merge_tokens": 0.5}, {"deep_cache": 2}):
-        assert not np.array_equal(array(pipe.text_to_image("an apple", **one, **CALL)), exact)
+    for option in ({"merge_tokens": 0.5}, {"deep_cache": 2}):
+        assert not np.array_equal(array(pipe.text_to_image("an apple", **option, **CALL)), exact)
         assert np.array_equal(array(pipe.text_to_image("an apple", **CALL)), exact)
 
 
-def test_recorded_and_made_again(pipe, tiny, tmp_path):
-    made = pipe.text_to_image("an apple", decoder=tiny, **BOTH, **CALL)
-    (path,) = pipe.save(made, tmp_path / "a.png")
+def test_recorded_and_regenerated(pipe, tiny, tmp_path):
+    images = pipe.text_to_image("an apple", decoder=tiny, **BOTH, **CALL)
+    (path,) = pipe.save(images, tmp_path / "a.png")
     settings = read(path)
     assert (settings.merge_tokens, settings.deep_cache, settings.decoder) == (0.5, 2, str(tiny))
     assert len(settings.hashes["decoder"]) == 12
-    assert np.array_equal(array(pipe.regenerate(path, progress=False)), array(made))
+    assert np.array_equal(array(pipe.regenerate(path, progress=False)), array(images))
     assert not np.array_equal(
         array(pipe.regenerate(path, progress=False)), array(pipe.text_to_image("an apple", **CALL))
     )
-    assert parse(made[0].info["parameters"]).merge_tokens == 0.5
+    assert parse(images[0].info["parameters"]).merge_tokens == 0.5
 
 
-def test_picture_k_is_its_own_in_any_batch(pipe):
-    """The second image of a call, whose batch is another, whatever came before."""
+def test_image_k_is_the_same_in_any_batch(pipe):
+    """An image does not depend on its batch, nor on the images before it."""
     several = pipe.text_to_image(
         "an apple", num_images=3, seed=4, batch_size=2, guidance_interval=(0.5, 5.0), **BOTH, **CALL
     )
@@ -79,18 +79,18 @@ def test_picture_k_is_its_own_in_any_batch(pipe):
 def test_another_decoder_decodes(pipe, tiny):
     latents = pipe.text_to_image("an apple", decoder=tiny, **CALL)
     small = tp.load(tiny)
-    beside = DiffusionPipeline(pipe.net, dtype="fp32")
-    beside.model.codec = type(beside.model.codec)(small)
-    assert np.array_equal(array(latents), array(beside.text_to_image("an apple", **CALL)))
+    reference = DiffusionPipeline(pipe.net, dtype="fp32")
+    reference.model.codec = type(reference.model.codec)(small)
+    assert np.array_equal(array(latents), array(reference.text_to_image("an apple", **CALL)))
 
 
-def test_what_does_not_fit_is_said(pipe, tiny, tmp_path):
+def test_options_that_do_not_fit_are_reported(pipe, tiny, tmp_path):
     tp.save(
         build(TinyAutoencoderConfig(base_channels=8, num_levels=4, num_res_blocks=1)),
         tmp_path / "f8.safetensors",
     )
     tp.save(pipe.net.network, tmp_path / "unet.safetensors")
-    for words, how in {
+    for words, options in {
         "merge_tokens is 0.9": {"merge_tokens": 0.9},
         "deep_cache is 0": {"deep_cache": 0},
         "4 channels at 1/8, the model's have 4 at 1/4": {"decoder": tmp_path / "f8.safetensors"},
@@ -98,18 +98,18 @@ def test_what_does_not_fit_is_said(pipe, tiny, tmp_path):
         "nothing.safetensors": {"decoder": tmp_path / "nothing.safetensors"},
     }.items():
         with pytest.raises(UserError, match=words):
-            pipe.text_to_image("an apple", **how, **CALL)
+            pipe.text_to_image("an apple", **options, **CALL)
 
 
 def test_what_is_compiled_is_not_changed(pipe, monkeypatch):
     done = []
     monkeypatch.setattr(torch_compile, "_check_compiler", lambda: None)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **_how: done.append(part))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **_options: done.append(part))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     compiled = DiffusionPipeline(pipe.net, dtype="fp32", compile=True)
     assert done == compiled.net.network.blocks()
-    for how in ({"merge_tokens": 0.5}, {"deep_cache": 2}):
+    for options in ({"merge_tokens": 0.5}, {"deep_cache": 2}):
         with pytest.raises(UserError, match="give one or the other"):
-            compiled.text_to_image("an apple", **how, **CALL)
+            compiled.text_to_image("an apple", **options, **CALL)
     plain = array(pipe.text_to_image("an apple", **CALL))  # nothing was compiled: the same network
     assert np.array_equal(array(compiled.text_to_image("an apple", **CALL)), plain)

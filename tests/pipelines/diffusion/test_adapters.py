@@ -1,4 +1,4 @@
-"""LoRAs and words in a pipeline: by file, by name and in the prompt; recorded, made again, and taken off."""
+"""LoRAs and embeddings in a pipeline: by file, by name and in the prompt; recorded, reproduced and removed."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ CALL = {"num_steps": 2, "guidance_scale": 2.0, "height": 16, "width": 16, "progr
 
 @pytest.fixture
 def folder(ldm, tmp_path):
-    """A model in a file, two LoRAs and a word beside it."""
+    """A folder with a model, two LoRAs and an embedding."""
     net = ldm("text")
     tp.save(net, tmp_path / "model.safetensors")
     for seed, name in enumerate(("style", "detail")):
@@ -71,48 +71,50 @@ def test_the_callers_network_stays_as_it_is(ldm, folder):
     assert net.config.text_encoder.num_added_tokens == 0
 
 
-def test_the_picture_is_made_again(pipe, folder, tmp_path, caplog):
+def test_an_image_with_loras_is_regenerated(pipe, folder, tmp_path, caplog):
     words = {"embeddings": {"<cat>": folder / "cat.safetensors"}}
-    made = pipe.text_to_image("a <cat> <lora:style:0.7> <lora:detail:-1>", **words, **CALL)
+    images = pipe.text_to_image("a <cat> <lora:style:0.7> <lora:detail:-1>", **words, **CALL)
     plain = pipe.text_to_image("a <cat> <lora:style:0.7> <lora:detail:-1>", **CALL)
-    assert not np.array_equal(array(made), array(plain))
-    pipe.save(made, tmp_path / "made.png")
+    assert not np.array_equal(array(images), array(plain))
+    pipe.save(images, tmp_path / "made.png")
     other = DiffusionPipeline(folder / "model.safetensors", dtype="fp32")
     with caplog.at_level(logging.WARNING):
-        assert np.array_equal(array(other.regenerate(tmp_path / "made.png", progress=False)), array(made))
-        assert np.array_equal(array(other.regenerate(made[0], progress=False)), array(made))
+        assert np.array_equal(array(other.regenerate(tmp_path / "made.png", progress=False)), array(images))
+        assert np.array_equal(array(other.regenerate(images[0], progress=False)), array(images))
         assert not caplog.records
-        # Moved, it is found by its name; changed, it is said.
+        # A moved LoRA is found by its name; a changed one is reported.
         (folder / "moved").mkdir()
         for name in ("style", "detail"):
             (folder / f"{name}.safetensors").rename(folder / "moved" / f"{name}.safetensors")
         moved = DiffusionPipeline(folder / "model.safetensors", dtype="fp32", lora_dir=folder / "moved")
-        assert np.array_equal(array(moved.regenerate(tmp_path / "made.png", progress=False)), array(made))
+        assert np.array_equal(array(moved.regenerate(tmp_path / "made.png", progress=False)), array(images))
         assert not caplog.records
         (folder / "moved" / "style.safetensors").write_bytes(
             (folder / "moved" / "detail.safetensors").read_bytes()
         )
-        assert not np.array_equal(array(moved.regenerate(tmp_path / "made.png", progress=False)), array(made))
+        assert not np.array_equal(
+            array(moved.regenerate(tmp_path / "made.png", progress=False)), array(images)
+        )
         assert "the LoRA style is not the one that the image was made from" in caplog.text
     with pytest.raises(UserError, match=r"no LoRA .*detail\.safetensors, nor"):
         other.regenerate(tmp_path / "made.png", progress=False)
 
 
-def test_other_programs_are_told(pipe, folder):
-    (made,) = pipe.text_to_image("an apple", loras={"style": 0.5}, **CALL)
-    text = made.info["parameters"]
+def test_other_programs_can_read_the_loras(pipe, folder):
+    (image,) = pipe.text_to_image("an apple", loras={"style": 0.5}, **CALL)
+    text = image.info["parameters"]
     assert text.startswith("an apple <lora:style:0.5>\n")
-    assert f'Lora hashes: "style: {made.info["hashes"]["LoRA style"]}"' in text
+    assert f'Lora hashes: "style: {image.info["hashes"]["LoRA style"]}"' in text
     again = parse(text)
     assert again.prompt == "an apple <lora:style:0.5>"
-    assert np.array_equal(array(pipe.regenerate(again, progress=False)), np.asarray(made))
-    pipe.save([made], folder / "images")
+    assert np.array_equal(array(pipe.regenerate(again, progress=False)), np.asarray(image))
+    pipe.save([image], folder / "images")
     (file,) = (folder / "images").iterdir()
     assert file.name == "0001-an-apple-0.png"
-    assert json.loads(json.dumps(read(file).loras)) == made.info["loras"]
+    assert json.loads(json.dumps(read(file).loras)) == image.info["loras"]
 
 
-def test_in_a_half_the_weights_come_back_too(ldm, folder):
+def test_half_precision_weights_are_restored_too(ldm, folder):
     pipe = DiffusionPipeline(ldm("text"), dtype="bf16", lora_dir=folder)
     before = {name: t.clone() for name, t in pipe.net.state_dict().items()}
     first = array(pipe.text_to_image("an apple", **CALL))
@@ -144,8 +146,8 @@ def test_what_does_not_fit_is_one_line_and_leaves_the_network_bare(pipe, folder)
 
 def test_with_the_text_encoder_given_back(folder):
     pipe = DiffusionPipeline(folder / "model.safetensors", dtype="fp32", low_memory=True)
-    asked = "an apple <lora:style:0.5>"
-    first = array(pipe.text_to_image(asked, **CALL))
-    assert np.array_equal(array(pipe.text_to_image(asked, **CALL)), first)
+    prompt = "an apple <lora:style:0.5>"
+    first = array(pipe.text_to_image(prompt, **CALL))
+    assert np.array_equal(array(pipe.text_to_image(prompt, **CALL)), first)
     with pytest.raises(UserError, match="make a new pipeline for other LoRAs"):
         pipe.text_to_image("an apple", **CALL)

@@ -1,4 +1,4 @@
-"""Painting with a DiT: by class, whose label goes into the network itself, and by prompt."""
+"""Generating with a DiT: by class, with the label as the network's input, and by prompt."""
 
 import warnings
 from dataclasses import replace
@@ -17,7 +17,7 @@ from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.models.registry import build
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what importing it deprecates is its own affair
+    warnings.simplefilter("ignore")  # of deprecations when it is imported
     from diffusers import DiTPipeline
 
 STAGE = AutoencoderConfig(
@@ -45,18 +45,18 @@ DIT = DiTConfig(
 def net():
     torch.manual_seed(0)
     process = ProcessConfig(schedule="linear", beta_start=0.0001, beta_end=0.02)
-    made = build(LatentDiffusionConfig(autoencoder=STAGE, network=DIT, process=process))
-    for parameter in made.parameters():
+    model = build(LatentDiffusionConfig(autoencoder=STAGE, network=DIT, process=process))
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
-    made.card = ModelCard(preprocess=made.card.preprocess, classes=tuple(f"thing {i}" for i in range(1000)))
-    return made.eval().requires_grad_(False)
+    model.card = ModelCard(preprocess=model.card.preprocess, classes=tuple(f"thing {i}" for i in range(1000)))
+    return model.eval().requires_grad_(False)
 
 
 def pixels(images):
     return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
-def test_a_picture_depends_on_its_class_and_its_seed_alone(net):
+def test_an_image_depends_only_on_its_class_and_seed(net):
     paint = tp.DiffusionPipeline(net, device="cpu", dtype="fp32").class_conditional
     each = paint([3, "thing 8"], num_steps=3, num_images=2, seed=5, guidance_scale=2.0)
     assert [image.info["class_name"] for image in each] == ["thing 3", "thing 3", "thing 8", "thing 8"]
@@ -73,8 +73,8 @@ def test_a_picture_depends_on_its_class_and_its_seed_alone(net):
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.filterwarnings("ignore")
-def test_beside_the_pipeline_of_diffusers(net, guidance, tmp_path, monkeypatch):
-    """The same folder, the same seed: the same image."""
+def test_parity_with_the_pipeline_of_diffusers(net, guidance, tmp_path, monkeypatch):
+    """The same folder and seed give the same image."""
     tp.export(net, tmp_path / "dit", "diffusers")
     theirs = DiTPipeline.from_pretrained(tmp_path / "dit", local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
@@ -87,8 +87,8 @@ def test_beside_the_pipeline_of_diffusers(net, guidance, tmp_path, monkeypatch):
     assert back.config == net.config
     assert back.card.classes == net.card.classes
     pipe = tp.DiffusionPipeline(back, device="cpu", dtype="fp32")
-    (found,) = pipe.class_conditional(8, num_steps=5, guidance_scale=guidance, seed=7, sampler="ddim")
-    assert np.abs(np.asarray(found) - 255 * expected[0]).max() < 1
+    (image,) = pipe.class_conditional(8, num_steps=5, guidance_scale=guidance, seed=7, sampler="ddim")
+    assert np.abs(np.asarray(image) - 255 * expected[0]).max() < 1
 
 
 def test_a_prompt_by_cross_attention(ldm):
@@ -113,10 +113,10 @@ def test_a_prompt_by_cross_attention(ldm):
         (lambda p: p.class_conditional(1, tiling="x"), "a DiT, which cannot wrap around"),
     ],
 )
-def test_mistakes_are_told(net, call, words):
-    with pytest.raises(UserError, match=words) as told:
+def test_mistakes_are_reported(net, call, words):
+    with pytest.raises(UserError, match=words) as caught:
         call(tp.DiffusionPipeline(net, device="cpu", dtype="fp32"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_a_class_that_stands_for_none(net):

@@ -1,4 +1,4 @@
-"""What made an image, in its file: written, read, and made again."""
+"""Generation metadata in an image file: written, read, and used to regenerate the image."""
 
 import hashlib
 import io
@@ -28,12 +28,12 @@ Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x768, Model
 
 @pytest.fixture(scope="module")
 def pipe(ldm):
-    made = {}
+    pipelines = {}
 
-    def get(kind: str = "text") -> DiffusionPipeline:
-        if kind not in made:
-            made[kind] = DiffusionPipeline(ldm(kind), device="cpu", dtype="fp32")
-        return made[kind]
+    def get(name: str = "text") -> DiffusionPipeline:
+        if name not in pipelines:
+            pipelines[name] = DiffusionPipeline(ldm(name), device="cpu", dtype="fp32")
+        return pipelines[name]
 
     return get
 
@@ -108,7 +108,7 @@ def test_other_lines(line, expected):
     assert settings == replace(GenerationRecord(prompt="x", num_steps=7), **expected)
 
 
-def test_what_is_left_out_is_said_in_a_line(caplog):
+def test_what_is_left_out_is_reported_in_one_line(caplog):
     with caplog.at_level(logging.WARNING):
         image_metadata.parse(
             "x\nSteps: 7, Sampler: LMS, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, Version: b", "old.png"
@@ -213,7 +213,7 @@ def test_every_letter_comes_back(suffix, tmp_path):
     assert settings.num_steps == 3
 
 
-def test_a_text_too_long_for_a_jpeg_loses_no_picture(tmp_path, caplog):
+def test_metadata_too_long_for_a_jpeg_do_not_prevent_saving(tmp_path, caplog):
     image = Image.new("RGB", (8, 8), "red")
     image.info["parameters"] = "raspberry " * 5000 + "\nSteps: 3, Seed: 2, Size: 8x8"
     assert image_metadata.read(image_metadata.save([image], tmp_path / "x.webp")[0]).num_steps == 3
@@ -227,12 +227,12 @@ def test_a_text_too_long_for_a_jpeg_loses_no_picture(tmp_path, caplog):
 
 
 def test_names_of_files(tmp_path):
-    def made(prompt, seed):
+    def make_image(prompt, seed):
         image = Image.new("RGB", (8, 8))
         image.info |= {"parameters": f"{prompt}\nSteps: 1, Seed: {seed}", "seed": seed}
         return image
 
-    both = [made("A red, (round:1.2) apple/../" + "on a table " * 9, 7), made("", 8)]
+    both = [make_image("A red, (round:1.2) apple/../" + "on a table " * 9, 7), make_image("", 8)]
     names = [path.name for path in image_metadata.save(both, tmp_path / "out")]
     assert names == ["0001-a-red-round-1-2-apple-on-a-table-on-a-ta-7.png", "0002-image-8.png"]
     assert image_metadata.save(both[1:], tmp_path / "out")[0].name == "0003-image-8.png"
@@ -255,7 +255,7 @@ def test_the_name_of_a_model(tmp_path):
     assert image_metadata.model_hash(str(tmp_path)) == image_metadata.model_hash("") == ""
 
 
-def test_files_that_say_nothing(tmp_path):
+def test_files_without_metadata(tmp_path):
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(UserError, match=r"x\.png has no generation metadata; give"):
@@ -291,12 +291,12 @@ def test_a_broken_chunk_leaves_the_text(broken, caplog):
         image_metadata.read(chunked(prompt="{}", workflow="{}"))
 
 
-# Again
+# Regenerate
 
 
 @pytest.mark.parametrize("sampler", ["dpm++2m", "ddim", "euler-ancestral"])
-def test_the_same_pixels_again(pipe, sampler, tmp_path):
-    how = {
+def test_regenerate_gives_the_same_pixels(pipe, sampler, tmp_path):
+    options = {
         "sampler": sampler,
         "num_steps": 2,
         "guidance_rescale": 0.5,
@@ -305,7 +305,7 @@ def test_the_same_pixels_again(pipe, sampler, tmp_path):
         "height": 20,
         "width": 28,
     }
-    images = pipe().text_to_image("a (red:1.3) apple", "blurry", seed=5, num_images=2, **how)
+    images = pipe().text_to_image("a (red:1.3) apple", "blurry", seed=5, num_images=2, **options)
     paths = pipe().save(images, tmp_path)
     (again,) = pipe().regenerate(paths[1])
     assert same(again, images[1])
@@ -324,7 +324,7 @@ def test_from_the_text_alone(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("side", [None, 24])
-def test_from_a_picture_again(pipe, photo, blob, side, tmp_path, caplog):
+def test_tasks_with_an_initial_image_are_regenerated(pipe, photo, blob, side, tmp_path, caplog):
     path, hole = tmp_path / "photo.png", tmp_path / "mask.png"
     Image.fromarray(photo(27, 41)).save(path)
     Image.fromarray(blob(27, 41)).save(hole)
@@ -348,7 +348,7 @@ def test_from_a_picture_again(pipe, photo, blob, side, tmp_path, caplog):
         pipe().regenerate(images[0])
 
 
-def test_every_other_task_again(pipe, photo):
+def test_every_other_task_is_regenerated(pipe, photo):
     small = photo(8, 8)
     (image,) = pipe("upscaler").upscale("x", small, num_steps=1, noise_level=9, seed=4)
     assert same(pipe("upscaler").regenerate(image, init_image=small)[0], image)
@@ -360,11 +360,11 @@ def test_every_other_task_again(pipe, photo):
     assert same(pipe("depth").regenerate(image, depth_map=small)[0], image)
 
 
-def test_again_says_what_is_different(pipe, ldm, caplog):
+def test_regenerate_reports_what_is_different(pipe, ldm, caplog):
     (image,) = pipe().text_to_image("x", num_steps=1)
     DiffusionPipeline(ldm("text-v"), device="cpu", dtype="fp32").regenerate(
         image
-    )  # the same numbers, another process
+    )  # the same weights, another diffusion process
     assert [r.message for r in caplog.records] == ["the image was made with another model (unnamed)"]
     caplog.clear()
     other = DiffusionPipeline(ldm("text"), device="cpu", dtype="bf16")
@@ -372,6 +372,6 @@ def test_again_says_what_is_different(pipe, ldm, caplog):
     assert [r.message for r in caplog.records] == [
         "the image was made in fp32, this is bf16: pixels may differ"
     ]
-    given = pipe().text_to_image("x", num_steps=1, latents=torch.zeros(1, 4, 8, 8))
+    images = pipe().text_to_image("x", num_steps=1, latents=torch.zeros(1, 4, 8, 8))
     with pytest.raises(UserError, match="latents that were passed in"):
-        pipe().regenerate(given[0])
+        pipe().regenerate(images[0])

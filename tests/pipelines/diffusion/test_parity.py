@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what importing it deprecates is its own affair
+    warnings.simplefilter("ignore")  # of deprecations when it is imported
     import diffusers
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -46,7 +46,7 @@ SCHEDULERS = {
 
 
 def names_of(test: str):
-    """The module of another test, which knows diffusers' names for our parameters."""
+    """Return the module of another test, which maps our parameters to diffusers' names."""
     path = Path(__file__).parents[2] / "models" / f"{test}.py"
     spec = importlib.util.spec_from_file_location(f"names_of_{test}", path)
     assert spec is not None
@@ -58,14 +58,14 @@ def names_of(test: str):
 
 @pytest.fixture(scope="module")
 def pair(ldm):
-    """Our network of a kind, and diffusers' parts with the same numbers."""
+    """Return our model of that name, and diffusers' parts with the same weights."""
     unet_names, vae_names = names_of("test_unet"), names_of("test_autoencoder")
-    made = {}
+    pairs = {}
 
-    def get(kind: str) -> tuple[LatentDiffusion, dict]:
-        if kind in made:
-            return made[kind]
-        net = copy.deepcopy(ldm(kind))
+    def get(model: str) -> tuple[LatentDiffusion, dict]:
+        if model in pairs:
+            return pairs[model]
+        net = copy.deepcopy(ldm(model))
         # diffusers draws from the posterior; without variance that is its mean.
         net.autoencoder.quant.weight[4:] = 0
         net.autoencoder.quant.bias[4:] = -30
@@ -91,20 +91,20 @@ def pair(ldm):
             for key, part in zip(keys, value.chunk(len(keys)), strict=True):
                 state[key] = part.view(unet.state_dict()[key].shape)
         unet.load_state_dict(state)
-        made[kind] = net, {"vae": vae, "unet": unet}
-        return made[kind]
+        pairs[model] = net, {"vae": vae, "unet": unet}
+        return pairs[model]
 
     return get
 
 
 @pytest.fixture
 def ours(monkeypatch):
-    """A pipeline, and the latents that it decodes."""
+    """Return a pipeline and a list of the latents that it decodes."""
 
     def make(net):
         pipe, seen = DiffusionPipeline(net, device="cpu", dtype="fp32"), []
         pixels = pipe.model.codec.decode
-        monkeypatch.setattr(pipe.model.codec, "decode", lambda z, *how: seen.append(z) or pixels(z, *how))
+        monkeypatch.setattr(pipe.model.codec, "decode", lambda z, *args: seen.append(z) or pixels(z, *args))
         return pipe, seen
 
     return make
@@ -116,7 +116,7 @@ def theirs(cls, parts, sampler="ddim", **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler = getattr(diffusers, name)(**stable | changes)
-        given = parts | {
+        arguments = parts | {
             "text_encoder": None,
             "tokenizer": None,
             "scheduler": scheduler,
@@ -124,8 +124,8 @@ def theirs(cls, parts, sampler="ddim", **more):
             "feature_extractor": None,
         }
         if cls is not StableDiffusionUpscalePipeline:
-            given["requires_safety_checker"] = False
-        pipe = cls(**given, **more)
+            arguments["requires_safety_checker"] = False
+        pipe = cls(**arguments, **more)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -182,10 +182,10 @@ def test_the_seeds_noise_is_diffusers(pair, ours):
 def test_image_to_image(pair, ours, photo, monkeypatch):
     net, parts = pair("text")
     pipe, seen = ours(net)
-    given = photo(32, 40)
+    init_image = photo(32, 40)
     pipe.image_to_image(
         PROMPT,
-        given,
+        init_image,
         strength=0.6,
         negative_prompt=NEGATIVE,
         num_steps=5,
@@ -197,7 +197,7 @@ def test_image_to_image(pair, ours, photo, monkeypatch):
     expected = called(
         theirs(StableDiffusionImg2ImgPipeline, parts),
         net,
-        image=Image.fromarray(given),
+        image=Image.fromarray(init_image),
         strength=0.6,
         num_inference_steps=5,
         guidance_scale=5.0,
@@ -205,16 +205,16 @@ def test_image_to_image(pair, ours, photo, monkeypatch):
     close(seen[0], expected)
 
 
-@pytest.mark.parametrize("kind", ["text", "inpaint"])
+@pytest.mark.parametrize("name", ["text", "inpaint"])
 @pytest.mark.parametrize("strength", [1.0, 0.6])
-def test_inpaint(pair, ours, photo, kind, strength, monkeypatch):
-    net, parts = pair(kind)
+def test_inpaint(pair, ours, photo, name, strength, monkeypatch):
+    net, parts = pair(name)
     pipe, seen = ours(net)
-    given, mask = photo(32, 40), np.zeros((32, 40), np.uint8)
-    mask[8:24, 4:20] = 255  # along the grid of latents: there both take the same of them
+    init_image, mask = photo(32, 40), np.zeros((32, 40), np.uint8)
+    mask[8:24, 4:20] = 255  # aligned with the grid of latents, where both libraries choose the same cells
     pipe.inpaint(
         PROMPT,
-        given,
+        init_image,
         mask,
         strength=strength,
         negative_prompt=NEGATIVE,
@@ -227,7 +227,7 @@ def test_inpaint(pair, ours, photo, kind, strength, monkeypatch):
     expected = called(
         theirs(StableDiffusionInpaintPipeline, parts),
         net,
-        image=Image.fromarray(given),
+        image=Image.fromarray(init_image),
         mask_image=Image.fromarray(mask),
         strength=strength,
         num_inference_steps=5,
@@ -235,9 +235,9 @@ def test_inpaint(pair, ours, photo, kind, strength, monkeypatch):
         height=32,
         width=40,
     )
-    if kind == "inpaint":
+    if name == "inpaint":
         close(seen[0], expected)
-    else:  # CompVis' levels end a little above the clean image; diffusers puts that itself outside
+    else:  # CompVis' last level has a little noise left; diffusers pastes the clean image outside the mask
         close(seen[0][..., 2:6, 1:5], expected[..., 2:6, 1:5])
 
 
@@ -271,7 +271,7 @@ def test_upscale(pair, ours, photo, monkeypatch):
 
 
 def same_noise(monkeypatch, name: str, *noises: torch.Tensor) -> None:
-    """diffusers' pipeline draws these, in this order; for the posterior it draws elsewhere."""
+    """Make diffusers' pipeline draw these in this order; it draws the posterior elsewhere."""
     left = list(noises)
     module = getattr(diffusers.pipelines.stable_diffusion, f"pipeline_stable_diffusion_{name}")
     monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: left.pop(0))

@@ -1,4 +1,4 @@
-"""What every task of a latent diffusion model gives, at tiny random sizes."""
+"""Every task of a latent diffusion model, with tiny random networks."""
 
 import copy
 import logging
@@ -23,20 +23,20 @@ PROMPT = "a (red:1.3) apple"
 
 @pytest.fixture(scope="module")
 def pipe(ldm):
-    """The pipeline of a kind of model, made once."""
-    made = {}
+    """Return the pipeline of a named model, built once."""
+    pipelines = {}
 
-    def get(kind: str = "text") -> DiffusionPipeline:
-        if kind not in made:
-            made[kind] = DiffusionPipeline(ldm(kind), device="cpu", dtype="fp32")
-        return made[kind]
+    def get(name: str = "text") -> DiffusionPipeline:
+        if name not in pipelines:
+            pipelines[name] = DiffusionPipeline(ldm(name), device="cpu", dtype="fp32")
+        return pipelines[name]
 
     return get
 
 
 @pytest.fixture
-def heard(monkeypatch):
-    """Batches that a pipeline's UNet was called with: (x, t, labels)."""
+def recorded(monkeypatch):
+    """Record the batches that a pipeline's UNet is called with: (x, t, labels)."""
 
     def listen(pipe: DiffusionPipeline) -> list[tuple]:
         calls = []
@@ -64,13 +64,13 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("sampler", ["dpm++2m", *STOCHASTIC])
-def test_each_picture_depends_on_its_own_seed_alone(pipe, sampler):
+def test_each_image_depends_only_on_its_own_seed(pipe, sampler):
     paint, steps = pipe().text_to_image, 2
     together = paint(PROMPT, num_steps=steps, seed=7, num_images=4, sampler=sampler)
     alone = [paint(PROMPT, num_steps=steps, seed=7 + k, sampler=sampler)[0] for k in range(4)]
     assert same(together, alone)
-    assert [one.info["seed"] for one in together] == [7, 8, 9, 10]
-    assert len({one.tobytes() for one in together}) == 4
+    assert [image.info["seed"] for image in together] == [7, 8, 9, 10]
+    assert len({image.tobytes() for image in together}) == 4
     for size in (3, 4):
         batched = paint(PROMPT, num_steps=steps, seed=7, num_images=4, sampler=sampler, batch_size=size)
         # Kernels that take more images at once may add in another order.
@@ -93,10 +93,10 @@ def test_latents_instead_of_the_seeds_noise(pipe):
 # Text to image
 
 
-@pytest.mark.parametrize("kind", ["text", "text-v"])
+@pytest.mark.parametrize("name", ["text", "text-v"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_at_any_size(pipe, kind, sampler):
-    (image,) = pipe(kind).text_to_image(PROMPT, num_steps=2, sampler=sampler, height=20, width=36)
+def test_every_sampler_at_any_size(pipe, name, sampler):
+    (image,) = pipe(name).text_to_image(PROMPT, num_steps=2, sampler=sampler, height=20, width=36)
     assert image.size == (36, 20)
     assert image.mode == "RGB"
     assert 5 < arrays([image]).std() < 128
@@ -105,7 +105,7 @@ def test_every_sampler_at_any_size(pipe, kind, sampler):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_prompts_side_by_side_are_what_each_paints_alone(pipe, guidance):
+def test_prompts_in_one_batch_give_the_same_images_as_one_by_one(pipe, guidance):
     prompts = ["a red apple", "an owl", PROMPT, "an owl"]
     look = {"num_steps": 2, "guidance_scale": guidance, "negative_prompt": "gray"}
     alone = [pipe().text_to_image(p, seed=3 + i, **look)[0] for i, p in enumerate(prompts)]
@@ -113,15 +113,15 @@ def test_prompts_side_by_side_are_what_each_paints_alone(pipe, guidance):
     assert same(pipe().generate(each), alone)
     for size in (2, 3):
         assert np.abs(arrays(pipe().generate(each, batch_size=size)) - arrays(alone)).max() <= 1
-    assert [one.info["prompt"] for one in pipe().generate(each, batch_size=2)] == prompts
+    assert [image.info["prompt"] for image in pipe().generate(each, batch_size=2)] == prompts
     long = replace(each[0], prompt="owl " * 80)
     assert pipe().net.text_encoder.chunks(long.prompt) == 2
     with pytest.raises(UserError, match="different numbers of chunks"):
         pipe().generate([*each, long])
 
 
-def test_one_call_of_the_network_a_step(pipe, heard):
-    calls = heard(pipe())
+def test_one_call_of_the_network_a_step(pipe, recorded):
+    calls = recorded(pipe())
     pipe().text_to_image(PROMPT, num_steps=3, num_images=2, batch_size=2)
     assert [len(x) for x, _, _ in calls] == [4] * 3
     calls.clear()
@@ -136,21 +136,21 @@ def test_one_call_of_the_network_a_step(pipe, heard):
     assert 2 in batches
 
 
-def test_guidance_and_its_cures(pipe):
-    def paint(**how):
-        return arrays(pipe().text_to_image(PROMPT, "blurry", num_steps=3, sampler="euler", **how))
+def test_guidance_and_its_corrections(pipe):
+    def paint(**options):
+        return arrays(pipe().text_to_image(PROMPT, "blurry", num_steps=3, sampler="euler", **options))
 
     plain, alone = paint(), paint(guidance_scale=1)
     assert not np.array_equal(plain, alone)
     assert np.array_equal(paint(guidance_interval=(0.0, 1e9)), plain)
     assert np.array_equal(paint(guidance_interval=(1e8, 1e9)), alone)
     assert np.array_equal(paint(guidance_rescale=0.0, apg=None), plain)
-    assert np.abs(paint(apg={"eta": 1.0}) - plain).max() <= 1  # what is parallel, kept, is plain guidance
+    assert np.abs(paint(apg={"eta": 1.0}) - plain).max() <= 1  # keeping the parallel part is plain guidance
     assert np.abs(paint(apg=True) - plain).max() > 1
     assert np.abs(paint(guidance_rescale=0.7) - plain).max() > 1
 
 
-def test_what_is_written_counts(pipe):
+def test_every_part_of_the_prompt_matters(pipe):
     def paint(*texts):
         return arrays(pipe().text_to_image(*texts, num_steps=2))
 
@@ -161,8 +161,8 @@ def test_what_is_written_counts(pipe):
         paint(PROMPT, "blurry"),
         paint(PROMPT + " BREAK x"),
     ]
-    for i, one in enumerate(seen):
-        assert not any(np.array_equal(one, other) for other in seen[:i])
+    for i, image in enumerate(seen):
+        assert not any(np.array_equal(image, other) for other in seen[:i])
 
 
 def test_a_prompt_of_5000_words(pipe):
@@ -174,23 +174,23 @@ def test_a_prompt_of_5000_words(pipe):
 # From an image
 
 
-def test_image_to_image(pipe, photo, heard):
-    given = photo()
-    back = pipe().image_to_image(PROMPT, given, strength=0)
+def test_image_to_image(pipe, photo, recorded):
+    init_image = photo()
+    back = pipe().image_to_image(PROMPT, init_image, strength=0)
     with torch.no_grad():
-        x = torch.from_numpy(given).permute(2, 0, 1)[None] / 127.5 - 1
+        x = torch.from_numpy(init_image).permute(2, 0, 1)[None] / 127.5 - 1
         net = pipe().net.autoencoder
         expected = (net.decode(net.encode(x)) * 127.5 + 127.5).clamp(0, 255).round()[0].permute(1, 2, 0)
     assert np.abs(arrays(back)[0] - expected.numpy()).max() <= 1
-    calls = heard(pipe())
-    some = pipe().image_to_image(PROMPT, given, strength=0.5, num_steps=4)
+    calls = recorded(pipe())
+    some = pipe().image_to_image(PROMPT, init_image, strength=0.5, num_steps=4)
     assert len(calls) == 2
-    most = pipe().image_to_image(PROMPT, given, strength=1.0, num_steps=4)
+    most = pipe().image_to_image(PROMPT, init_image, strength=1.0, num_steps=4)
     assert len(calls) == 6
     assert np.abs(arrays(some) - arrays(back)).mean() < np.abs(arrays(most) - arrays(back)).mean()
 
 
-def test_a_picture_of_any_size_comes_back_in_its_own(pipe, photo):
+def test_image_to_image_keeps_any_size(pipe, photo):
     (image,) = pipe().image_to_image(PROMPT, photo(27, 41), num_steps=2)
     assert image.size == (41, 27)
     assert (image.info["height"], image.info["width"]) == (28, 44)  # what was sampled
@@ -198,7 +198,7 @@ def test_a_picture_of_any_size_comes_back_in_its_own(pipe, photo):
     assert image.size == (24, 24)
 
 
-def test_a_picture_far_larger_than_what_was_learned_is_told(pipe, photo, caplog):
+def test_an_image_far_larger_than_the_training_size_is_reported(pipe, photo, caplog):
     pipe().image_to_image(PROMPT, photo(72, 96), strength=0)
     assert "its own 96x72 pixels, but the model was trained on 32x32" in caplog.text
     caplog.clear()
@@ -206,68 +206,68 @@ def test_a_picture_far_larger_than_what_was_learned_is_told(pipe, photo, caplog)
     assert not caplog.records
 
 
-@pytest.mark.parametrize("kind", ["text", "inpaint", "ldm-inpaint"])
+@pytest.mark.parametrize("name", ["text", "inpaint", "ldm-inpaint"])
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [{}, {"strength": 0.5}, {"mask_feather": 4.0}, {"height": 24, "width": 36}],
-    ids=lambda how: "".join(how) or "plain",
+    ids=lambda options: "".join(options) or "plain",
 )
-def test_outside_the_mask_nothing_changes(pipe, kind, how, photo, blob):
-    given, mask = photo(33, 45), blob(33, 45)
-    prompt = "" if kind == "ldm-inpaint" else PROMPT
-    (image,) = pipe(kind).inpaint(prompt, given, mask, num_steps=2, **how)
+def test_outside_the_mask_nothing_changes(pipe, name, options, photo, blob):
+    init_image, mask = photo(33, 45), blob(33, 45)
+    prompt = "" if name == "ldm-inpaint" else PROMPT
+    (image,) = pipe(name).inpaint(prompt, init_image, mask, num_steps=2, **options)
     got = np.asarray(image)
-    assert got.shape == given.shape
-    assert np.array_equal(got[mask == 0], given[mask == 0])
-    assert (got[mask > 0] != given[mask > 0]).any(axis=1).mean() > 0.8
+    assert got.shape == init_image.shape
+    assert np.array_equal(got[mask == 0], init_image[mask == 0])
+    assert (got[mask > 0] != init_image[mask > 0]).any(axis=1).mean() > 0.8
 
 
 def test_a_feathered_mask_rises_from_its_edge(pipe, photo, blob):
-    given, mask = photo(64, 64), blob(64, 64)
+    init_image, mask = photo(64, 64), blob(64, 64)
     hard, soft = (
-        arrays(pipe().inpaint(PROMPT, given, mask, num_steps=1, mask_feather=feather))[0]
+        arrays(pipe().inpaint(PROMPT, init_image, mask, num_steps=1, mask_feather=feather))[0]
         for feather in (0, 6)
     )
-    painted = np.abs(hard - given).sum(axis=2)
-    kept = np.abs(soft - given).sum(axis=2)
+    hard_change = np.abs(hard - init_image).sum(axis=2)
+    soft_change = np.abs(soft - init_image).sum(axis=2)
     center = (28, 38)
-    assert kept[center] >= 0.95 * painted[center]
+    assert soft_change[center] >= 0.95 * hard_change[center]
     edge = (mask > 0) & ~np.asarray(np.roll(mask, 2, 0) * np.roll(mask, -2, 0) > 0)
-    assert kept[edge].mean() < 0.6 * painted[edge].mean()
+    assert soft_change[edge].mean() < 0.6 * hard_change[edge].mean()
 
 
-def test_a_thin_mask_is_painted(pipe, photo):
-    """A line between those pixels that stand for their latents."""
+def test_a_thin_mask_is_inpainted(pipe, photo):
+    """A line that lies between the pixels sampled for the latent grid."""
     mask = np.zeros((32, 32), np.uint8)
     mask[14] = 255
     (image,) = pipe().inpaint(PROMPT, photo(), mask, num_steps=2)
     assert (np.asarray(image)[14] != photo()[14]).mean() > 0.5
 
 
-def test_what_an_inpainting_network_is_shown(pipe, photo, heard):
-    """Stable Diffusion's order, a gray hole and 0 and 1; the paper's order, a black hole and -1 and 1."""
-    given = photo()
+def test_the_inputs_of_an_inpainting_network(pipe, photo, recorded):
+    """Stable Diffusion: mask of 0 and 1, then the image with a gray hole. Paper: black hole, then mask of -1 and 1."""
+    init_image = photo()
     mask = np.zeros((32, 32), np.uint8)
     mask[8:24, 4:20] = 255
     cells = torch.zeros(1, 1, 8, 8)
     cells[:, :, 2:6, 1:5] = 1
-    x = torch.from_numpy(given).permute(2, 0, 1)[None] / 127.5 - 1
-    for kind, hole, channels in (("inpaint", 0.0, 4), ("ldm-inpaint", -1.0, 3)):
-        calls = heard(pipe(kind))
-        pipe(kind).inpaint("", given, mask, num_steps=1, num_images=2, batch_size=2)
+    x = torch.from_numpy(init_image).permute(2, 0, 1)[None] / 127.5 - 1
+    for name, hole, channels in (("inpaint", 0.0, 4), ("ldm-inpaint", -1.0, 3)):
+        calls = recorded(pipe(name))
+        pipe(name).inpaint("", init_image, mask, num_steps=1, num_images=2, batch_size=2)
         ((seen, _, _),) = calls
         holed = x.clone()
         holed[:, :, 8:24, 4:20] = hole
         with torch.no_grad():
-            left = pipe(kind).net.autoencoder.encode(holed)
-        extra = torch.cat([cells, left] if kind == "inpaint" else [left, 2 * cells - 1], dim=1)
-        assert len(seen) == (4 if kind == "inpaint" else 2)
-        for one in seen:
-            torch.testing.assert_close(one[channels:], extra[0], atol=1e-5, rtol=1e-5)
+            left = pipe(name).net.autoencoder.encode(holed)
+        extra = torch.cat([cells, left] if name == "inpaint" else [left, 2 * cells - 1], dim=1)
+        assert len(seen) == (4 if name == "inpaint" else 2)
+        for sample in seen:
+            torch.testing.assert_close(sample[channels:], extra[0], atol=1e-5, rtol=1e-5)
 
 
-def test_depth(pipe, photo, heard):
-    calls = heard(pipe("depth"))
+def test_depth(pipe, photo, recorded):
+    calls = recorded(pipe("depth"))
     ramp = np.tile(np.arange(0, 64, 2, dtype=np.uint8), (32, 1))
     pipe("depth").text_to_image(PROMPT, num_steps=1, depth_map=ramp)
     pipe("depth").image_to_image(PROMPT, photo(), depth_map=ramp, num_steps=1, strength=1)
@@ -277,8 +277,8 @@ def test_depth(pipe, photo, heard):
         assert (seen[0, 4].diff(dim=1) > 0).all()
 
 
-def test_upscale(pipe, photo, heard):
-    calls = heard(pipe("upscaler"))
+def test_upscale(pipe, photo, recorded):
+    calls = recorded(pipe("upscaler"))
     small = photo(7, 9)
     images = pipe("upscaler").upscale(PROMPT, small, noise_level=30, num_steps=1, seed=3, num_images=2)
     assert images[0].size == (36, 28)
@@ -287,8 +287,8 @@ def test_upscale(pipe, photo, heard):
     shown = [seen[0, 4:] for seen, _, _ in calls]
     for seen, _, labels in calls:
         assert labels.tolist() == [30, 30]
-        assert torch.equal(seen[0, 4:], seen[1, 4:])  # prompt and negative prompt see the same noise
-    assert not torch.equal(*shown)  # and each image its own
+        assert torch.equal(seen[0, 4:], seen[1, 4:])  # the same noise for prompt and negative prompt
+    assert not torch.equal(*shown)  # but another for each image
     assert 0.05 < (shown[0] - x).std() < 0.5
     again = pipe("upscaler").upscale(PROMPT, small, noise_level=30, num_steps=1, seed=4)
     assert same(again, images[1:])
@@ -296,8 +296,8 @@ def test_upscale(pipe, photo, heard):
         pipe("upscaler").upscale(PROMPT, small, noise_level=50)
 
 
-def test_upscale_without_words_or_noise(pipe, photo, heard):
-    calls = heard(pipe("sr"))
+def test_upscale_without_words_or_noise(pipe, photo, recorded):
+    calls = recorded(pipe("sr"))
     (image,) = pipe("sr").upscale("", photo(8, 8), num_steps=2)
     assert image.size == (32, 32)
     x = torch.from_numpy(photo(8, 8)).permute(2, 0, 1) / 127.5 - 1
@@ -315,34 +315,34 @@ def test_unconditional(pipe):
     assert over[0].size == images[0].size
 
 
-def test_classes(ldm, heard):
+def test_classes(ldm, recorded):
     net = copy.copy(ldm("classes"))
     net.card = replace(net.card, classes=("tabby, tabby cat", "lynx", "owl"))
     pipe = DiffusionPipeline(net, device="cpu", dtype="fp32")
     paint = pipe.class_conditional
     images = paint(["tabby cat", 1, "2"], num_steps=2, num_images=2, seed=5)
-    assert [one.info["label"] for one in images] == [0, 0, 1, 1, 2, 2]
-    assert [one.info["seed"] for one in images] == list(range(5, 11))
+    assert [image.info["label"] for image in images] == [0, 0, 1, 1, 2, 2]
+    assert [image.info["seed"] for image in images] == list(range(5, 11))
     assert images[2].info["class_name"] == "lynx"
     assert images[2].info["parameters"].startswith("lynx\nSteps: 2,")
     assert same(paint("Lynx", num_steps=2, seed=7), images[2:3])
     batched = paint([0, 1, 2], num_steps=2, num_images=2, seed=5, batch_size=4)
     assert np.abs(arrays(batched) - arrays(images)).max() <= 1
-    calls = heard(pipe)
+    calls = recorded(pipe)
     paint(0, num_steps=1)
     paint(0, num_steps=1, guidance_scale=1)
     assert [len(x) for x, _, _ in calls] == [2, 1]
-    for wrong, said in (
+    for wrong, message in (
         ("tabbi", "near names: tabby"),
         (3, "class 3 is not from 0 to 2"),
         ([], "name at least one class"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             paint(wrong)
 
 
-def test_classes_that_know_no_class_cannot_be_guided(pipe, heard):
-    calls = heard(pipe("classes-without-null"))
+def test_classes_that_know_no_class_cannot_be_guided(pipe, recorded):
+    calls = recorded(pipe("classes-without-null"))
     (image,) = pipe("classes-without-null").class_conditional(0, num_steps=1)
     assert len(calls[0][0]) == 1
     assert image.info["guidance_scale"] == 1
@@ -361,16 +361,16 @@ def test_classes_by_their_names():
     ]
 
 
-# What surrounds them
+# Tiling, overflow, previews, memory
 
 
 def test_seamless(pipe):
-    """Where a side is joined, rolled noise gives the rolled image; elsewhere it does not."""
+    """Rolling the noise along a seamless side rolls the image; along another side it does not."""
     noise = torch.randn(1, 4, 8, 8)
     for tiling in ("", "x", "y", (True, True)):
         paint = [
-            arrays(pipe().text_to_image(PROMPT, num_steps=2, latents=given, tiling=tiling))[0]
-            for given in (noise, noise.roll(2, -1), noise.roll(2, -2))
+            arrays(pipe().text_to_image(PROMPT, num_steps=2, latents=noise_in, tiling=tiling))[0]
+            for noise_in in (noise, noise.roll(2, -1), noise.roll(2, -2))
         ]
         joined = [
             np.abs(np.roll(paint[0], 8, axis) - rolled).max() <= 2
@@ -380,13 +380,13 @@ def test_seamless(pipe):
     plain = pipe().text_to_image(PROMPT, num_steps=2, latents=noise)
     assert same(
         plain, pipe().text_to_image(PROMPT, num_steps=2, latents=noise)
-    )  # nothing of it is left behind
+    )  # tiling leaves nothing behind
 
 
 def test_tiles(pipe, monkeypatch):
     from triptych.models.autoencoder import FirstStage
 
-    whole = pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48)
+    untiled = pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48)
     sizes = []
     decode = FirstStage.decode_tiled
     monkeypatch.setattr(
@@ -394,15 +394,15 @@ def test_tiles(pipe, monkeypatch):
     )
     tiled = pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48, tiled_decode=True)
     assert sizes == [(1, 4, 10, 12)]
-    assert tiled[0].size == whole[0].size
+    assert tiled[0].size == untiled[0].size
     monkeypatch.setattr("triptych.pipelines.diffusion.latent_codec.TILED_FROM", 40 * 48 - 1)
     assert same(pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48), tiled)
-    assert same(pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48, tiled_decode=False), whole)
+    assert same(pipe().text_to_image(PROMPT, num_steps=1, height=40, width=48, tiled_decode=False), untiled)
 
 
 def test_a_decoder_that_overflows_is_run_again_in_fp32(ldm, caplog):
     net = copy.deepcopy(ldm("unconditional"))
-    net.autoencoder.post_quant.weight *= 1e3  # together beyond fp16's 65504; the norms take it back
+    net.autoencoder.post_quant.weight *= 1e3  # beyond fp16's 65504; the norms remove the factor
     net.autoencoder.decoder.conv_in.weight *= 1e3
     paint = DiffusionPipeline(net, device="cpu", dtype="fp16").unconditional
     with caplog.at_level(logging.WARNING):
@@ -412,14 +412,14 @@ def test_a_decoder_that_overflows_is_run_again_in_fp32(ldm, caplog):
     assert np.abs(arrays(images) - arrays(exact)).mean() < 3
 
 
-def test_after_an_overflow_the_next_picture_is_as_it_was(ldm, monkeypatch):
-    """An image that overflows, or a look at one, must not decide how the others are decoded."""
+def test_after_an_overflow_the_next_image_is_unchanged(ldm, monkeypatch):
+    """An overflow in one image or preview must not change how the others are decoded."""
     paint = DiffusionPipeline(ldm("unconditional"), device="cpu", dtype="bf16").unconditional
     alone = paint(num_steps=1, seed=1)
     decode, calls = LatentCodec._decode, []
 
-    def overflows_once(self, net, *how):
-        decoded = decode(self, net, *how)
+    def overflows_once(self, net, *options):
+        decoded = decode(self, net, *options)
         calls.append(next(net.parameters()).dtype)
         return decoded * float("nan") if len(calls) == 1 else decoded
 
@@ -430,16 +430,16 @@ def test_after_an_overflow_the_next_picture_is_as_it_was(ldm, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "message"),
     [
         ("autoencoder.decoder.conv_out", "decoder gives NaN in fp32 too"),
         ("network.out", "seed 3 became NaN in fp32: lower guidance_scale"),
     ],
 )
-def test_damaged_weights_are_named(ldm, part, said):
+def test_damaged_weights_are_named(ldm, part, message):
     net = copy.deepcopy(ldm("unconditional"))
     net.get_submodule(part).weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         DiffusionPipeline(net, device="cpu", dtype="fp32").unconditional(num_steps=1, seed=3)
 
 
@@ -449,50 +449,52 @@ def test_latents_that_no_decoder_can_take_are_not_its_fault(pipe):
 
 
 def test_progress_and_preview(pipe):
-    ticks, seen, kept = [], [], []
+    ticks, seen, finished = [], [], []
 
     def look(preview):
         (small,) = preview.images(16)
-        (whole,) = preview.images(None)
-        seen.append((preview.step, preview.num_steps, preview.seeds, small.size, whole.size))
+        (full_size,) = preview.images(None)
+        seen.append((preview.step, preview.num_steps, preview.seeds, small.size, full_size.size))
 
-    looked_at = {"progress": lambda *at: ticks.append(at), "preview": look, "on_image": kept.append}
+    looked_at = {"progress": lambda *at: ticks.append(at), "preview": look, "on_image": finished.append}
     images = pipe().text_to_image(PROMPT, num_steps=2, num_images=2, seed=4, height=24, width=32, **looked_at)
-    assert [id(one) for one in kept] == [id(one) for one in images]
+    assert [id(image) for image in finished] == [id(image) for image in images]
     assert ticks == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert seen == [(i, 2, [seed], (16, 12), (32, 24)) for seed in (4, 5) for i in (1, 2)]
 
 
-def test_looking_changes_nothing_and_the_last_look_is_the_picture(pipe):
-    looks = []
-    images = pipe().text_to_image(PROMPT, num_steps=3, preview=lambda now: looks.append(now.images(None)))
+def test_previews_change_nothing_and_the_last_is_the_image(pipe):
+    previews = []
+    images = pipe().text_to_image(
+        PROMPT, num_steps=3, preview=lambda preview: previews.append(preview.images(None))
+    )
     assert same(images, pipe().text_to_image(PROMPT, num_steps=3))
-    assert same(looks[-1], images)  # dpm++2m's last step goes to what the network sees
+    assert same(previews[-1], images)  # dpm++2m's last step goes to the network's x0
 
 
 def test_cancelled_at_a_step(pipe):
-    done, looks = [], []
+    done, previews = [], []
 
     def paint(stop_after):
         done.clear()
-        looks.clear()
+        previews.clear()
         return pipe().text_to_image(
             PROMPT,
             num_steps=4,
             num_images=3,
             progress=lambda *at: done.append(at),
-            preview=lambda now: looks.append(now.images(None)),
+            preview=lambda preview: previews.append(preview.images(None)),
             cancel=lambda: len(done) >= stop_after,
         )
 
     images = paint(2)
     assert len(done) == 2
     assert images[0].info["stopped_at"] == 2
-    assert same(images, looks[1])  # what there was
+    assert same(images, previews[1])  # the preview of that step
     images = paint(6)
-    assert [one.info["stopped_at"] for one in images] == [None, 2]
+    assert [image.info["stopped_at"] for image in images] == [None, 2]
     images = paint(4)  # just as the first image is done
-    assert [one.info["stopped_at"] for one in images] == [None]
+    assert [image.info["stopped_at"] for image in images] == [None]
 
 
 def test_low_memory(ldm):
@@ -506,24 +508,24 @@ def test_low_memory(ldm):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_weights_are_laid_out_while_it_paints_and_no_longer(ldm, dtype):
-    """The same image with and without, but for how sums are rounded."""
+def test_weights_are_packed_only_while_sampling(ldm, dtype):
+    """Packed or not, the image is the same up to rounding."""
     net, seen = ldm("text"), []
 
     def packed(pipe):
         return [part.packed for part in pipe.net.modules() if isinstance(part, Conv)]
 
-    made = []
+    results = []
     for low_memory in (False, True):
         pipe = DiffusionPipeline(net, device="cpu", dtype=dtype, low_memory=low_memory)
-        made.append(
+        results.append(
             pipe.text_to_image(PROMPT, num_steps=2, preview=lambda _, pipe=pipe: seen.append(packed(pipe)))
         )
         assert packed(pipe) == [None] * len(packed(pipe))
     unet = sum(isinstance(part, Conv) for part in net.network.modules())
-    assert [sum(one is not None for one in step) for step in seen] == [unet, unet, 0, 0]
+    assert [sum(weight is not None for weight in step) for step in seen] == [unet, unet, 0, 0]
     most = {"fp32": 1, "bf16": 24}[dtype]
-    assert np.abs(arrays(made[0]).astype(int) - arrays(made[1]).astype(int)).max() <= most
+    assert np.abs(arrays(results[0]).astype(int) - arrays(results[1]).astype(int)).max() <= most
 
 
 def test_halves(ldm, pipe):
@@ -535,24 +537,24 @@ def test_halves(ldm, pipe):
     assert np.abs(arrays(images) - arrays(exact)).mean() < 8
 
 
-def test_a_map_of_classes(pipe, heard, tmp_path):
+def test_a_map_of_classes(pipe, recorded, tmp_path):
     semantic = pipe("semantic")
-    calls = heard(semantic)
+    calls = recorded(semantic)
     classes = np.zeros((24, 32), np.uint8)
     classes[:, 12:] = 3
     classes[0, 0] = 255
     call = {"num_steps": 2, "seed": 4}
-    (made,) = semantic.semantic(classes, **call)
-    assert made.size == (32, 24)
+    (images,) = semantic.semantic(classes, **call)
+    assert images.size == (32, 24)
     expected = semantic.net.semantic_map(torch.from_numpy(classes)[None], 4)
     assert torch.equal(calls[0][0][:, 3:], expected)
-    assert not same([made], semantic.semantic(np.zeros_like(classes), **call))
+    assert not same([images], semantic.semantic(np.zeros_like(classes), **call))
     gray = Image.fromarray(classes)
     gray.save(tmp_path / "map.png")
     (from_file,) = semantic.semantic(tmp_path / "map.png", **call)
-    assert same([from_file], [made])
-    assert same([made], semantic.semantic(gray, **call))
-    assert same([made], semantic.regenerate(from_file))
+    assert same([from_file], [images])
+    assert same([images], semantic.semantic(gray, **call))
+    assert same([images], semantic.regenerate(from_file))
     assert from_file.info["class_map"] == str(tmp_path / "map.png")
     assert semantic.semantic(classes, height=16, width=16, **call)[0].size == (16, 16)
 
@@ -560,11 +562,11 @@ def test_a_map_of_classes(pipe, heard, tmp_path):
 def test_boxes(pipe):
     layout = pipe("layout")
     boxes = [(7, 0, 0, 0.5, 1), (2, 0.25, 0.25, 1.0, 0.75)]
-    made = layout.layout(boxes, num_steps=2, seed=4, height=32, width=32)
-    assert not same(made, layout.layout(boxes[:1], num_steps=2, seed=4, height=32, width=32))
-    assert same(made, layout.regenerate(made[0]))
-    assert made[0].info["boxes"] == [[7, 0.0, 0.0, 0.5, 1.0], [2, 0.25, 0.25, 1.0, 0.75]]
-    assert made[0].info["guidance_scale"] == 1
+    image = layout.layout(boxes, num_steps=2, seed=4, height=32, width=32)
+    assert not same(image, layout.layout(boxes[:1], num_steps=2, seed=4, height=32, width=32))
+    assert same(image, layout.regenerate(image[0]))
+    assert image[0].info["boxes"] == [[7, 0.0, 0.0, 0.5, 1.0], [2, 0.25, 0.25, 1.0, 0.75]]
+    assert image[0].info["guidance_scale"] == 1
     assert layout.layout([], num_steps=1, height=16, width=16)[0].size == (16, 16)
 
 
@@ -572,7 +574,7 @@ def test_boxes(pipe):
 
 
 @pytest.mark.parametrize(
-    ("kind", "call", "said"),
+    ("name", "call", "message"),
     [
         ("text", lambda p, _: p.text_to_image("x", sampler="euler a"), "near names: euler"),
         ("text", lambda p, _: p.text_to_image("x", schedule="karas"), "near names: karras"),
@@ -647,11 +649,11 @@ def test_boxes(pipe):
         ("layout", lambda p, _: p.layout([(1, 0, 0, 1)]), "GenerationRecord.boxes[0] has 4 values"),
     ],
 )
-def test_mistakes_are_told_in_one_line(pipe, photo, kind, call, said):
-    with pytest.raises(UserError) as told:
-        call(pipe(kind), photo())
-    assert said in str(told.value)
-    assert "\n" not in str(told.value)
+def test_mistakes_are_reported_in_one_line(pipe, photo, name, call, message):
+    with pytest.raises(UserError) as caught:
+        call(pipe(name), photo())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_argument_is_a_type_error(pipe):
@@ -659,6 +661,6 @@ def test_a_wrong_argument_is_a_type_error(pipe):
         pipe().text_to_image("x", guidance_rescal=0.7)
 
 
-def test_another_network_paints_nothing():
+def test_a_network_that_generates_no_images_is_refused():
     with pytest.raises(UserError, match="Linear, which generates no images"):
         DiffusionPipeline(torch.nn.Linear(1, 1))

@@ -37,7 +37,7 @@ def small(seed=0, windows=3, **changes):
     return net
 
 
-def parser(**changes):
+def segmenter(**changes):
     backbone = small(**({"num_classes": 0, "map_norms": True} | changes))
     head = HeadConfig(type="fpn", num_classes=3, channels=8)
     net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone).eval()
@@ -53,7 +53,7 @@ def make_image(height=28, width=20):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def watched(net, *size):
+def captured_maps(net, *size):
     x = torch.randn(1, 3, *size)
     with torch.no_grad(), capture(net) as maps:
         net(x)
@@ -64,7 +64,7 @@ def watched(net, *size):
 
 
 def region(block, y, x):
-    """Which region a cell lies in: windows from half a window before the first cell on, if they are shifted."""
+    """Return the region of a cell: its window, on a grid that starts before the first cell if it is shifted."""
     return tuple(
         (at - shift) // window if shift else at // window
         for at, shift, window in zip((y, x), block.shift, block.window, strict=True)
@@ -72,8 +72,8 @@ def region(block, y, x):
 
 
 def slow_matrix(attn, z, block):
-    """(cells, cells) of the mean of the heads: softmax over all of a cell's region, padding too, which is then dropped.
-    `z` is the normed map (H, W, D)."""
+    """Return the mean of the heads, (cells, cells): softmax over a cell's region, from which padding is then dropped.
+    `z` is the normalized map, (H, W, D)."""
     (H, W), (h, w) = block.size, attn.window
     rows, columns = -(-H // h) * h, -(-W // w) * w
     D, heads = z.shape[-1], attn.heads
@@ -102,7 +102,7 @@ def slow_matrix(attn, z, block):
 
 
 def slow_rollout(net, x, blocks):
-    """Of all cells of the last map: whole matrices, multiplied from the first block on."""
+    """Return the rollout of all cells of the last map: full matrices, multiplied from the first block on."""
     inputs = {}
     hooks = [
         block.register_forward_hook(lambda m, i, o, n=n: inputs.__setitem__(n, m.norm1(i[0])[0]))
@@ -127,7 +127,7 @@ def slow_rollout(net, x, blocks):
 
 
 @pytest.mark.parametrize("size", [(28, 20), (36, 24), (9, 50)], ids=str)
-def test_all_of_it_against_loops(size):
+def test_rollout_and_attention_against_loops(size):
     net = small()
     x = torch.randn(1, 3, *size)
     blocks = block_windows(net, size)
@@ -136,12 +136,12 @@ def test_all_of_it_against_loops(size):
     attention = [maps[block.name][0] for block in blocks]
     wanted, matrices = slow_rollout(net, x, blocks)
     last = blocks[-1].size
-    every = torch.eye(last[0] * last[1]).unflatten(1, last)
-    found = rollout(attention, blocks, every)
-    assert found.shape[1:] == blocks[0].size
-    np.testing.assert_allclose(found.flatten(1), wanted, atol=1e-5)
-    np.testing.assert_allclose(found.sum((1, 2)), 1, rtol=1e-5)
-    pooled = rollout(attention, blocks, torch.full((1, *last), 1 / len(every)))
+    identity = torch.eye(last[0] * last[1]).unflatten(1, last)
+    result = rollout(attention, blocks, identity)
+    assert result.shape[1:] == blocks[0].size
+    np.testing.assert_allclose(result.flatten(1), wanted, atol=1e-5)
+    np.testing.assert_allclose(result.sum((1, 2)), 1, rtol=1e-5)
+    pooled = rollout(attention, blocks, torch.full((1, *last), 1 / len(identity)))
     np.testing.assert_allclose(pooled[0].flatten(), wanted.mean(0), atol=1e-6)
     for n, (block, A) in enumerate(zip(blocks, matrices, strict=True)):
         own = torch.eye(len(A)).unflatten(1, block.size)
@@ -155,28 +155,28 @@ def test_all_of_it_against_loops(size):
 
 
 def test_even_attention_in_one_window_has_a_closed_form():
-    """Each block halves what stayed, and spreads the other half evenly; merging spreads a cell over four."""
+    """Each block keeps half of a cell's share and spreads the rest evenly; merging spreads a cell over four."""
     net = small(windows=8, depths=(3, 2), image_size=(32, 32))
     for block in net.blocks():
         for part in (block.attn.qkv.weight, block.attn.qkv.bias, block.attn.bias_table):
             torch.nn.init.zeros_(part)
     blocks = block_windows(net, (32, 32))
-    maps = watched(net, 32, 32)
+    maps = captured_maps(net, 32, 32)
     row = torch.zeros(1, 4, 4)
     row[0, 1, 2] = 1
-    found = rollout([maps[b.name][0] for b in blocks], blocks, row)[0]
+    result = rollout([maps[b.name][0] for b in blocks], blocks, row)[0]
     wanted = torch.full((8, 8), (1 - 0.5**5) / 64)
     wanted[2:4, 4:6] += 0.5**5 / 4
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(result, wanted)
 
 
 def test_even_attention_in_shifted_windows():
-    """Without weights a cell sees its region evenly: corners of the rolled map are cut into regions."""
+    """With zero weights a cell attends to its region evenly; the corners of the rolled map are separate regions."""
     net = small(windows=4, depths=(2, 1), image_size=(32, 32))
     for block in net.blocks():
         for part in (block.attn.qkv.weight, block.attn.qkv.bias, block.attn.bias_table):
             torch.nn.init.zeros_(part)
-    maps = watched(net, 32, 32)
+    maps = captured_maps(net, 32, 32)
     for point, y, x in (((0, 0), (0, 2), (0, 2)), ((9, 31), (6, 8), (2, 6)), ((12, 12), (2, 6), (2, 6))):
         wanted = np.zeros((8, 8))
         wanted[slice(*y), slice(*x)] = 1 / ((y[1] - y[0]) * (x[1] - x[0]))
@@ -185,12 +185,12 @@ def test_even_attention_in_shifted_windows():
     assert block_windows(net, (32, 32))[0].borders() == ([16], [16])
 
 
-def test_padding_is_left_out_and_told():
+def test_padding_is_left_out_and_reported():
     net = small(windows=4)
     for block in net.blocks():
         for part in (block.attn.qkv.weight, block.attn.qkv.bias, block.attn.bias_table):
             torch.nn.init.zeros_(part)
-    maps = watched(net, 28, 20)  # a map of 7 x 5 in windows of 4 x 4
+    maps = captured_maps(net, 28, 20)  # a map of 7 x 5 in windows of 4 x 4
     block = block_windows(net, (28, 20))[0]
     seen, padding = attention_at(maps[block.name][0], block, (19, 27))
     torch.testing.assert_close(padding, torch.full((2,), 13 / 16))  # 3 x 1 cells are the image's
@@ -200,64 +200,66 @@ def test_padding_is_left_out_and_told():
 
 def test_explanation_of_a_classifier(tmp_path):
     net = small()
-    found = explain(net, make_image(), point=(10, 3))
-    assert [a.shape for a in found.attention] == [(2, 2, 7, 5), (2, 4, 4, 3)]
-    for maps in found.attention:
+    result = explain(net, make_image(), point=(10, 3))
+    assert [a.shape for a in result.attention] == [(2, 2, 7, 5), (2, 4, 4, 3)]
+    for maps in result.attention:
         np.testing.assert_allclose(maps.sum((2, 3)), 1, rtol=1e-5)
-    assert found.rollout.shape == (7, 5)
-    assert found.rollout.sum() == pytest.approx(1, abs=1e-5)
-    np.testing.assert_allclose(found.point_rollout.sum((1, 2)), 1, rtol=1e-5)
-    assert found.point_rollout.shape == (2, 7, 5)
-    assert found.windows.tolist() == [[12, 12]] * 2 + [[24, 24]] * 2
-    assert found.shifts.tolist() == [[0, 0], [4, 4], [0, 0], [8, 0]]  # one window covers the 3 columns
-    assert found.image.shape == (28, 20, 3)
-    assert [c.shape for c in found.colors] == [(7, 5, 3), (4, 3, 3)]
-    assert [n.shape for n in found.norms] == [(7, 5), (4, 3)]
+    assert result.rollout.shape == (7, 5)
+    assert result.rollout.sum() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(result.point_rollout.sum((1, 2)), 1, rtol=1e-5)
+    assert result.point_rollout.shape == (2, 7, 5)
+    assert result.windows.tolist() == [[12, 12]] * 2 + [[24, 24]] * 2
+    assert result.shifts.tolist() == [[0, 0], [4, 4], [0, 0], [8, 0]]  # one window covers the 3 columns
+    assert result.image.shape == (28, 20, 3)
+    assert [c.shape for c in result.colors] == [(7, 5, 3), (4, 3, 3)]
+    assert [n.shape for n in result.norms] == [(7, 5), (4, 3)]
     before = tp.ClassificationPipeline(net, dtype="fp32", device="cpu")(make_image())
-    assert [guess.index for guess in found.classification] == [guess.index for guess in before]
-    found.save(tmp_path)
-    said = json.loads((tmp_path / "explanation.json").read_text())
-    assert said["top"][0]["name"] == before.name
-    assert np.sum(said["rollout"]) == pytest.approx(1, abs=1e-4)
+    assert [guess.index for guess in result.classification] == [guess.index for guess in before]
+    result.save(tmp_path)
+    report = json.loads((tmp_path / "explanation.json").read_text())
+    assert report["top"][0]["name"] == before.name
+    assert np.sum(report["rollout"]) == pytest.approx(1, abs=1e-4)
     with np.load(tmp_path / "explanation.npz") as arrays:
-        assert set(arrays) == set(found.arrays())
-        for name, array in found.arrays().items():
+        assert set(arrays) == set(result.arrays())
+        for name, array in result.arrays().items():
             np.testing.assert_array_equal(arrays[name], array)
 
 
-def test_explanation_of_a_segmenter_is_of_the_pixel():
-    net = parser()
-    found = explain(net, make_image(56, 40), point=(39, 2))  # twice the size the card names, squashed
-    x = torch.from_numpy(found.image.copy()).permute(2, 0, 1).float()[None] / 255
-    how = net.card.preprocess
-    x = (x - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
+def test_a_segmenter_is_explained_at_a_pixel():
+    net = segmenter()
+    result = explain(net, make_image(56, 40), point=(39, 2))  # twice the size in the model card, squashed
+    x = torch.from_numpy(result.image.copy()).permute(2, 0, 1).float()[None] / 255
+    preprocess = net.card.preprocess
+    x = (x - torch.tensor(preprocess.mean)[:, None, None]) / torch.tensor(preprocess.std)[:, None, None]
     with torch.no_grad():
         probabilities = net(x)[0, :, 1, 19].softmax(0)
-    assert found.point == (19.5, 1)
-    assert np.ptp(found.norms[0]) > 0.1 * found.norms[0].mean()  # not of the normed maps that the head reads
-    assert found.classification.probability == pytest.approx(float(probabilities.max()), abs=1e-5)
-    assert found.classification.name == net.card.classes[int(probabilities.argmax())]
+    assert result.point == (19.5, 1)
+    assert (
+        np.ptp(result.norms[0]) > 0.1 * result.norms[0].mean()
+    )  # not of the normalized maps that the head reads
+    assert result.classification.probability == pytest.approx(float(probabilities.max()), abs=1e-5)
+    assert result.classification.name == net.card.classes[int(probabilities.argmax())]
     assert explain(net, make_image()).point == (10, 14)  # the middle
 
 
-def test_the_default_device_has_no_part_in_it():
-    net = parser()
+def test_the_default_device_does_not_matter():
+    net = segmenter()
     wanted = explain(net, make_image(), point=(3, 4)).arrays()
     pipe = tp.ClassificationPipeline(small(), device="cpu", dtype="fp32")
     named = pipe(make_image())
     with torch.device("meta"):
-        found = explain(net, make_image(), point=(3, 4)).arrays()
+        arrays = explain(net, make_image(), point=(3, 4)).arrays()
         assert [guess.name for guess in pipe(make_image())] == [guess.name for guess in named]
     for name, array in wanted.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(arrays[name], array)
 
 
 def test_a_segmenter_is_not_cropped():
-    net = parser()
+    net = segmenter()
     net.card = replace(net.card, preprocess=Preprocess(size=(20, 20), mode="crop", crop=1.0))
-    found = explain(net, make_image(40, 120), point=(119, 39))
-    assert found.image.shape == (20, 60, 3)
-    assert found.point == (59.5, 19.5)
+    arrays = explain(net, make_image(40, 120), point=(119, 39))
+    assert arrays.image.shape == (20, 60, 3)
+    assert arrays.point == (59.5, 19.5)
     assert explain(net, make_image(40, 120), size=(24, 28)).image.shape == (24, 28, 3)
 
 
@@ -275,15 +277,15 @@ def test_a_segmenter_whose_backbone_has_no_windows():
 
 
 @pytest.mark.parametrize("map_norms", [False, True])
-def test_a_backbone_without_a_head_says_nothing_and_shows_all_else(map_norms):
+def test_a_backbone_without_a_head_predicts_nothing_and_shows_the_rest(map_norms):
     net = small()
     with_head = explain(net, make_image(), point=(3, 17))
     headless = small(num_classes=0, map_norms=map_norms)
     headless.load_state_dict(net.state_dict(), strict=False)
-    found = explain(headless, make_image(), point=(3, 17))
+    result = explain(headless, make_image(), point=(3, 17))
     assert len(with_head.classification) == 5
-    assert list(found.classification) == found.to_json()["top"] == []
-    arrays = found.arrays()
+    assert list(result.classification) == result.to_json()["top"] == []
+    arrays = result.arrays()
     for name, array in with_head.arrays().items():
         np.testing.assert_allclose(arrays[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
 
@@ -291,9 +293,9 @@ def test_a_backbone_without_a_head_says_nothing_and_shows_all_else(map_norms):
 def test_swinv2_stems_and_maps_of_one_cell():
     v2 = small(version=2, qkv_bias="qv", depths=(1, 1, 1), num_heads=(2, 2, 2), window_size=windows_of(3, 3))
     v2.card = replace(v2.card, preprocess=replace(v2.card.preprocess, size=(4, 4)))
-    found = explain(v2, make_image())
-    assert [a.shape for a in found.attention] == [(1, 2, 1, 1)] * 3
-    assert found.rollout.tolist() == [[1]]
+    result = explain(v2, make_image())
+    assert [a.shape for a in result.attention] == [(1, 2, 1, 1)] * 3
+    assert result.rollout.tolist() == [[1]]
     stem = explain(small(stem_widths=(4,), patch_size=2), make_image(), size=(30, 30), point=(16, 17))
     assert stem.rollout.shape == (8, 8)
     assert stem.filters.shape[1:] == (3, 3, 3)
@@ -302,28 +304,28 @@ def test_swinv2_stems_and_maps_of_one_cell():
 @pytest.mark.parametrize(
     ("mode", "crop"), [("crop", 1.0), ("crop", 0.8), ("squash", 1.0), ("squash", 0.8), ("pad", 1.0)]
 )
-def test_a_point_lands_where_the_picture_puts_it(mode, crop):
+def test_a_point_is_mapped_as_preprocessing_maps_the_image(mode, crop):
     from triptych.pipelines.image_input import fitted
 
     image = np.full((300, 200, 3), 255, np.uint8)
     image[160:170, 90:100] = 0
-    how = Preprocess(size=(96, 128), mode=mode, crop=crop, interpolation="bilinear")
-    dark = 255.0 - fitted(image, how)[..., 0]
+    preprocess = Preprocess(size=(96, 128), mode=mode, crop=crop, interpolation="bilinear")
+    dark = 255.0 - fitted(image, preprocess)[..., 0]
     y, x = np.indices(dark.shape)
     where = ((x + 0.5) * dark).sum() / dark.sum(), ((y + 0.5) * dark).sum() / dark.sum()
-    assert map_point((95, 165), (300, 200), how) == pytest.approx(where, abs=0.6)
+    assert map_point((95, 165), (300, 200), preprocess) == pytest.approx(where, abs=0.6)
 
 
-def test_points_that_are_not_seen():
+def test_points_outside_the_input():
     with pytest.raises(tp.UserError, match=r"x = 20, y = 3 is outside the image of 20 x 28 pixels"):
         explain(small(), make_image(), point=(20, 3))
     with pytest.raises(tp.UserError, match=r"x = -1, y = 3 is outside"):
-        explain(parser(), make_image(), point=(-1, 3))
+        explain(segmenter(), make_image(), point=(-1, 3))
     with pytest.raises(
         tp.UserError, match="cropped away: the network's input has x from 2 to 18 and y from 188 to 212"
     ):
         explain(small(), make_image(400, 20), point=(3, 5))
-    maps = watched(small(), 28, 20)
+    maps = captured_maps(small(), 28, 20)
     with pytest.raises(tp.UserError, match="block is 4; the network has 4"):
         window_attention_at(maps, small(), (28, 20), 4, (0, 0))
 
@@ -331,13 +333,13 @@ def test_points_that_are_not_seen():
 def test_colors_are_the_principal_components():
     torch.manual_seed(0)
     z = torch.randn(5, 6, 12) * torch.linspace(3, 0.1, 12)
-    made, share = colors(z)
+    rgb, share = colors(z)
     cells = torch.nn.functional.normalize(z.flatten(0, 1).double(), dim=1).numpy()
     cells = cells - cells.mean(0)
     variance, axes = np.linalg.eigh(cells.T @ cells)
     np.testing.assert_allclose(share, (variance / variance.sum())[::-1][:3], rtol=1e-4)
     for i in range(3):
-        shown = made[..., i].ravel()
+        shown = rgb[..., i].ravel()
         inside = (shown > 0) & (shown < 1)
         assert abs(np.corrcoef(shown[inside], (cells @ axes[:, -1 - i])[inside])[0, 1]) > 0.999999
     flat, none = colors(torch.ones(2, 3, 4))

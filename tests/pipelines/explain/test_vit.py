@@ -1,5 +1,4 @@
-"""Rollout, distances, positions and filters against slow or closed forms; every kind of ViT can be looked
-into."""
+"""Rollout, distances, positions and filters against slow or closed forms, for every type of ViT."""
 
 import json
 
@@ -16,7 +15,7 @@ from triptych.pipelines.explain.vit import attention_distance, attention_rollout
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 1.0, "num_classes": 5}
 
-KINDS = {
+READOUTS = {
     "class token": {},
     "class and distillation tokens": {"distill_token": True},
     "mean of patches": {"class_token": False, "pool": "mean"},
@@ -38,37 +37,37 @@ def make_image(height=64, width=96):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("readout", KINDS)
-def test_every_kind(readout):
-    net = small(**KINDS[readout])
-    found = explain(net, make_image())
+@pytest.mark.parametrize("readout", READOUTS)
+def test_every_readout(readout):
+    net = small(**READOUTS[readout])
+    result = explain(net, make_image())
     pooled = readout == "attention pooling"
-    assert found.readout == readout
-    assert found.heads.shape == (3 + pooled, 3, 4, 6)
-    assert found.rollout.shape == (4, 6)
-    assert found.rollout.sum() == pytest.approx(1)
-    assert found.distances.shape == (3, 3)
-    assert found.positions.shape == (4, 6, 4, 6)
-    assert found.image.shape == (64, 96, 3)
-    assert (found.heads >= 0).all()
-    assert (found.heads.sum((2, 3)) <= 1 + 1e-5).all()
-    assert len(found.classification) == 5
+    assert result.readout == readout
+    assert result.heads.shape == (3 + pooled, 3, 4, 6)
+    assert result.rollout.shape == (4, 6)
+    assert result.rollout.sum() == pytest.approx(1)
+    assert result.distances.shape == (3, 3)
+    assert result.positions.shape == (4, 6, 4, 6)
+    assert result.image.shape == (64, 96, 3)
+    assert (result.heads >= 0).all()
+    assert (result.heads.sum((2, 3)) <= 1 + 1e-5).all()
+    assert len(result.classification) == 5
 
 
-@pytest.mark.parametrize("readout", KINDS)
-def test_without_a_head_all_else_is_shown(readout):
-    net, headless = small(**KINDS[readout]), small(**KINDS[readout])
+@pytest.mark.parametrize("readout", READOUTS)
+def test_without_a_head_everything_else_is_the_same(readout):
+    net, headless = small(**READOUTS[readout]), small(**READOUTS[readout])
     headless.replace_head(0)
-    expected, found = explain(net, make_image()), explain(headless, make_image())
-    assert len(found.classification) == 0
-    assert found.to_json()["top"] == []
-    assert found.readout == readout
+    expected, result = explain(net, make_image()), explain(headless, make_image())
+    assert len(result.classification) == 0
+    assert result.to_json()["top"] == []
+    assert result.readout == readout
     for name, array in expected.arrays().items():
-        assert np.array_equal(found.arrays()[name], array), name
+        assert np.array_equal(result.arrays()[name], array), name
 
 
-def test_a_segmenter_is_looked_into_from_a_point():
-    """Its backbone's attention as without the dense head, its own guess of the pixel there."""
+def test_a_segmenter_is_explained_at_a_point():
+    """The attention is the backbone's without its head; the class is the segmenter's at that pixel."""
     backbone = small(num_classes=0)
     head = HeadConfig(type="fpn", num_classes=4, channels=8)
     net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone).eval()
@@ -78,25 +77,25 @@ def test_a_segmenter_is_looked_into_from_a_point():
     alone = small(num_classes=0)
     alone.card = ModelCard(
         preprocess=Preprocess(size=(128, 192), mode="squash", crop=1.0)
-    )  # all that a segmenter is fed
+    )  # a segmenter's input is not cropped
     for point in (None, (90, 3)):
-        found, expected = (
+        result, expected = (
             explain(net, make_image(), point=point),
             explain(alone, make_image(), point=point or (48, 32)),
         )
-        assert found.point == expected.point
+        assert result.point == expected.point
         for name, array in expected.arrays().items():
-            assert np.array_equal(found.arrays()[name], array), name
-    parsed = tp.SegmentationPipeline(net, device="cpu", dtype="fp32")(make_image(), confidence=True)
-    assert found.classification.label == parsed.labels[3, 90]
+            assert np.array_equal(result.arrays()[name], array), name
+    segmentation = tp.SegmentationPipeline(net, device="cpu", dtype="fp32")(make_image(), confidence=True)
+    assert result.classification.label == segmentation.labels[3, 90]
 
 
 def test_sdpa_stays_on_and_logits_are_the_same():
-    """Looking does not change what is seen: the fused kernel's logits, the network left in training mode."""
+    """The logits are those of the fused kernel, and the network stays in training mode."""
     net = small()
     before = tp.ClassificationPipeline(net, dtype="fp32", device="cpu")(make_image())
-    found = explain(net, make_image())
-    for one, other in zip(before, found.classification, strict=True):
+    result = explain(net, make_image())
+    for one, other in zip(before, result.classification, strict=True):
         assert one.index == other.index
         assert one.probability == pytest.approx(other.probability, abs=1e-5)
     assert net.training
@@ -104,7 +103,7 @@ def test_sdpa_stays_on_and_logits_are_the_same():
 
 
 def test_rollout_is_the_product_of_matrices():
-    """Equation 1 as it stands, with whole matrices."""
+    """Equation 1 with full matrices."""
     torch.manual_seed(0)
     attention = [torch.rand(3, 7, 7).softmax(-1) for _ in range(4)]
     rolled = torch.eye(7)
@@ -123,18 +122,18 @@ def test_distance_of_known_attention():
         for x in range(4):
             row = torch.zeros(N)
             row[prefix + y * 4 + (x + 1 if x < 3 else x - 1)] = 0.5
-            row[0] = 0.5  # the class token has no place: it does not count
+            row[0] = 0.5  # the class token has no position and does not count
             right[prefix + y * 4 + x] = row
-    found = attention_distance(torch.stack([itself, right, even]), grid, stride, prefix)
-    assert found[0] == 0
-    assert found[1] == pytest.approx(16)
+    distances = attention_distance(torch.stack([itself, right, even]), grid, stride, prefix)
+    assert distances[0] == 0
+    assert distances[1] == pytest.approx(16)
     places = [(y, x) for y in range(3) for x in range(4)]
     mean = np.mean([[np.hypot(a - c, b - d) for c, d in places] for a, b in places]) * 16
-    assert found[2] == pytest.approx(mean, rel=1e-5)
+    assert distances[2] == pytest.approx(mean, rel=1e-5)
 
 
-def test_a_network_that_looks_at_one_patch_is_shown_to():
-    """Every query wants the key of one patch: rollout and heads point at it, on a rectangular grid."""
+def test_a_network_that_attends_to_one_patch():
+    """Every query matches the key of one patch: rollout and heads point at it on a rectangular grid."""
     net = small(class_token=False, pool="mean", position="none", depth=1, num_heads=1)
     with torch.no_grad():
         net.patch.proj.weight.zero_()
@@ -147,25 +146,25 @@ def test_a_network_that_looks_at_one_patch_is_shown_to():
         attn.qkv.weight[48, 0] = 50.0  # key: redness
     image = np.zeros((64, 96, 3), np.uint8)
     image[16:32, 64:80, 0] = 255  # row 1, column 4
-    found = explain(net, image)
-    assert np.unravel_index(found.rollout.argmax(), found.rollout.shape) == (1, 4)
-    assert np.unravel_index(found.heads[0, 0].argmax(), (4, 6)) == (1, 4)
-    assert found.heads[0, 0, 1, 4] > 0.9
+    result = explain(net, image)
+    assert np.unravel_index(result.rollout.argmax(), result.rollout.shape) == (1, 4)
+    assert np.unravel_index(result.heads[0, 0].argmax(), (4, 6)) == (1, 4)
+    assert result.heads[0, 0, 1, 4] > 0.9
 
 
 def test_another_size():
-    found = explain(small(), make_image(200, 100), size=(48, 80))
-    assert found.rollout.shape == (3, 5)
-    assert found.image.shape == (48, 80, 3)
-    assert found.positions.shape == (4, 6, 4, 6)
+    result = explain(small(), make_image(200, 100), size=(48, 80))
+    assert result.rollout.shape == (3, 5)
+    assert result.image.shape == (48, 80, 3)
+    assert result.positions.shape == (4, 6, 4, 6)
 
 
 def test_stem_registers_and_rotary():
     conv = {"stem": "conv", "stem_widths": (8, 16), "patch_size": 4, "position": "rotary", "num_registers": 3}
-    found = explain(small(**conv), make_image())
-    assert found.rollout.shape == (4, 6)
-    assert found.filters.shape == (8, 3, 3, 3)
-    own = np.array([[found.positions[y, x, y, x] for x in range(6)] for y in range(4)])
+    result = explain(small(**conv), make_image())
+    assert result.rollout.shape == (4, 6)
+    assert result.filters.shape == (8, 3, 3, 3)
+    own = np.array([[result.positions[y, x, y, x] for x in range(6)] for y in range(4)])
     np.testing.assert_allclose(own, 1, atol=1e-6)
 
 
@@ -199,13 +198,13 @@ def test_filters_are_the_principal_components(dim):
 
 
 def test_saved_files(tmp_path):
-    found = explain(small(), make_image())
-    found.save(tmp_path / "out")
-    said = json.loads((tmp_path / "out" / "explanation.json").read_text())
-    assert said["top"][0]["name"] == found.classification.name
-    assert np.sum(said["rollout"]) == pytest.approx(1, abs=1e-4)
+    result = explain(small(), make_image())
+    result.save(tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert report["top"][0]["name"] == result.classification.name
+    assert np.sum(report["rollout"]) == pytest.approx(1, abs=1e-4)
     with np.load(tmp_path / "out" / "explanation.npz") as arrays:
-        for name, array in found.arrays().items():
+        for name, array in result.arrays().items():
             np.testing.assert_array_equal(arrays[name], array)
 
 

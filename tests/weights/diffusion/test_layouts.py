@@ -28,7 +28,7 @@ def sd1():
     return net.eval().requires_grad_(False)
 
 
-def painted(source) -> np.ndarray:
+def generated_pixels(source) -> np.ndarray:
     pipe = tp.DiffusionPipeline(source, device="cpu", dtype="bf16")
     options = {"num_steps": 2, "seed": 7, "height": 64, "width": 64, "progress": False}
     (image,) = pipe.text_to_image("a (red:1.2) apple", "blurry", **options)
@@ -37,7 +37,7 @@ def painted(source) -> np.ndarray:
 
 @pytest.mark.slow
 def test_the_same_pixels_from_every_layout(sd1, tmp_path):
-    expected = painted(sd1)
+    expected = generated_pixels(sd1)
     assert expected.std() > 10
     for name, form in (
         ("ours.safetensors", "triptych"),
@@ -50,7 +50,7 @@ def test_the_same_pixels_from_every_layout(sd1, tmp_path):
         net = tp.load(path)
         assert net.config == sd1.config, name
         assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in sd1.parameters())
-        assert np.array_equal(painted(net), expected), name
+        assert np.array_equal(generated_pixels(net), expected), name
         del net
         gc.collect()
         for file in sorted(tmp_path.rglob("*"), reverse=True):  # 2 GB each

@@ -76,7 +76,7 @@ POOL = (
     | linear("attn_pool.mlp.fc2", D, HIDDEN)
 )
 V3 = {"scale": "ls{}.gamma", "bias": "masked"}
-#      name: (format it is recognised as, names and shapes of the published layout, GELU of its blocks)
+#      name: (the format it is detected as, names and shapes of the published layout, GELU of its blocks)
 LAYOUTS = {
     "timm vit": ("timm", base(17) | CLS | norm("norm") | HEAD),
     "timm headless (MAE, DINO)": ("timm", base(17) | CLS | norm("norm")),
@@ -155,10 +155,10 @@ def rotate(x, rows, columns, prefix):
     x = x.clone()
     d = x.shape[-1]
     for token in range(rows * columns):
-        centre = (2 * (token // columns + 0.5) / rows - 1, 2 * (token % columns + 0.5) / columns - 1)
+        center = (2 * (token // columns + 0.5) / rows - 1, 2 * (token % columns + 0.5) / columns - 1)
         for c in range(d // 2):
             axis, number = divmod(c, d // 4)
-            angle = 2 * math.pi * centre[axis] / 100 ** (number * 4 / d)
+            angle = 2 * math.pi * center[axis] / 100 ** (number * 4 / d)
             a, b = x[..., prefix + token, c].clone(), x[..., prefix + token, c + d // 2].clone()
             x[..., prefix + token, c] = a * math.cos(angle) - b * math.sin(angle)
             x[..., prefix + token, c + d // 2] = b * math.cos(angle) + a * math.sin(angle)
