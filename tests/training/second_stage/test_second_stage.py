@@ -387,10 +387,10 @@ def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
             (folder / f"{name}{copy}.txt").write_text(f"{'an' if name == 'apple' else 'a'} {name}")
     torch.manual_seed(0)
     small = {
-        "width": 16,
+        "base_channels": 16,
         "channel_multipliers": (1, 2, 2),
-        "depth": 1,
-        "groups": 4,
+        "num_res_blocks": 1,
+        "norm_groups": 4,
         "middle_attention": False,
     }
     stage = tp.create("kl-f4", image_size=16, latent_channels=4, **small)
