@@ -52,6 +52,8 @@ $(VENV)/.runs: pyproject.toml
 
 $(VENV)/.tests: $(VENV)/.runs
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	# References whose own requirements would bring another torch.
+	$(BIN)/python -m pip install --quiet --no-deps k-diffusion torchsde torchdiffeq trampoline
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.runs

@@ -12,6 +12,7 @@ import torch
 
 from triptych.diffusion.process import NoiseLevel
 from triptych.diffusion.samplers import SAMPLERS
+from triptych.diffusion.schedule import Levels
 
 MEAN, SPREAD = 0.7, 0.4
 
@@ -31,9 +32,17 @@ def at(angle):
     return NoiseLevel(math.cos(angle) if angle < math.pi / 2 else 0.0, math.sin(angle), angle)
 
 
+class Angles:
+    """The process of these levels, as samplers need it."""
+
+    level = staticmethod(at)
+    time = staticmethod(math.atan)
+
+
 def even(count, start=0.95):
     """Angles from `start` to 0.1 of a quarter turn."""
-    return tuple(at(math.pi / 2 * (start + (0.1 - start) * i / count)) for i in range(count + 1))
+    angles = (math.pi / 2 * (start + (0.1 - start) * i / count) for i in range(count + 1))
+    return Levels(Angles, map(at, angles))
 
 
 def falls(errors):
@@ -44,7 +53,17 @@ def falls(errors):
 @pytest.mark.parametrize("start", [0.95, 1.0], ids=["from-noisy", "from-pure-noise"])
 @pytest.mark.parametrize(
     ("name", "order"),
-    [("ddim", 1), ("euler", 1), ("heun", 2), ("plms", 2), ("dpm++2m", 2), ("unipc", 3)],
+    [
+        ("ddim", 1),
+        ("euler", 1),
+        ("heun", 2),
+        ("plms", 2),
+        ("lms", 2),
+        ("dpm2", 2),
+        ("deis", 2),
+        ("dpm++2m", 2),
+        ("unipc", 3),
+    ],
 )
 def test_the_error_falls_at_the_methods_order(name, order, start):
     x = torch.tensor([[1.3], [-0.4]], dtype=torch.float64)
@@ -60,15 +79,27 @@ def test_the_error_falls_at_the_methods_order(name, order, start):
 
 
 @pytest.mark.parametrize("start", [0.95, 1.0], ids=["from-noisy", "from-pure-noise"])
-@pytest.mark.parametrize(("name", "order"), [("ddpm", 1), ("euler-ancestral", 1), ("dpm++2m-sde", 2)])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("ddpm", 1),
+        ("euler-ancestral", 1),
+        ("dpm2-ancestral", 1),
+        ("dpm++2s-ancestral", 1),
+        ("dpm++sde", 1),
+        ("dpm++2m-sde", 2),
+        ("dpm++2m-sde-heun", 2),
+        ("dpm++3m-sde", 2),
+    ],
+)
 def test_the_spread_of_noisy_samples_falls_in_place(name, order, start):
     """All is linear, so the variance is exact: the response to each of the independent noises, squared and summed."""
     errors = []
     for count in (40, 80, 160):
         levels = even(count, start)
-        # Row i < count has noise at step i alone, row count a start of 1, the last row nothing.
-        x = torch.zeros(count + 2, 1, dtype=torch.float64)
-        x[count] = 1
+        # Row i < 2 count has draw i alone (some samplers draw twice), then a start of 1, the last row nothing.
+        x = torch.zeros(2 * count + 2, 1, dtype=torch.float64)
+        x[2 * count] = 1
         *_, last = SAMPLERS[name](
             denoise, x, levels, noise=lambda i, x=x: torch.eye(len(x), dtype=x.dtype)[:, i : i + 1]
         )

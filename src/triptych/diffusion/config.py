@@ -108,8 +108,16 @@ SAMPLERS: dict[str, str] = {
     "euler": "first order (Karras et al. 2022)",
     "euler-ancestral": "Euler to below the next level, then noise up to it (k-diffusion)",
     "heun": "second order, two calls a step (Karras et al. 2022)",
+    "lms": "linear multistep of order 4, one call a step (k-diffusion)",
+    "dpm2": "second order, two calls a step: at its start and halfway (k-diffusion)",
+    "dpm2-ancestral": "the same to below the next level, then noise up to it (k-diffusion)",
+    "dpm++2s-ancestral": "second order in x_0, two calls a step, new noise at each step (k-diffusion)",
+    "dpm++sde": "the reverse SDE, two calls a step (k-diffusion)",
     "dpm++2m": "second order, one call a step (Lu et al. 2022)",
     "dpm++2m-sde": "the same for the reverse SDE, new noise at each step (Lu et al. 2022)",
+    "dpm++2m-sde-heun": "the same, with the extrapolation integrated over the step (k-diffusion)",
+    "dpm++3m-sde": "third order for the reverse SDE, one call a step (k-diffusion)",
+    "deis": "second order in the noise, one call a step (Zhang and Chen 2023)",
     "unipc": "predictor and corrector, one call a step (Zhao et al. 2023)",
     "lcm": "2 to 8 steps, for networks distilled to consistency (Luo et al. 2023)",
 }
@@ -119,7 +127,8 @@ SPACINGS: dict[str, str] = {
     "linspace": "whole times, even, both ends of the schedule among them",
     "uniform": "even times, not rounded, both ends among them (k-diffusion)",
     "multistep": "linspace with a step more, whose last one is left out (diffusers, for its multistep solvers)",
-    "multistep-leading": "leading in the same way",
+    "sgm-uniform": "the same, not rounded (Stability AI's generative-models, web UI)",
+    "multistep-leading": "leading with a step more, whose last one is left out",
     "compvis": "leading, and ending at the schedule's first level instead of at the clean image (CompVis)",
     "karras": "sigma / alpha even in its seventh root (Karras et al. 2022, Equation 5)",
     "exponential": "sigma / alpha even in its logarithm",
@@ -137,7 +146,7 @@ def usual_spacing(sampler: str, config: ProcessConfig) -> str:
         return "lcm"
     if config.ends_in_noise:
         return "trailing"
-    if sampler in ("dpm++2m", "dpm++2m-sde", "unipc"):
+    if sampler in ("dpm++2m", "dpm++2m-sde", "dpm++2m-sde-heun", "dpm++3m-sde", "deis", "unipc"):
         return "multistep"
     if sampler in ("ddim", "plms"):
         return "compvis"

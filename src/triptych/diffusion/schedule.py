@@ -5,7 +5,7 @@ image-to-image uses the tail of a table.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -13,7 +13,22 @@ from triptych.diffusion.config import SPACINGS
 from triptych.diffusion.process import NoiseLevel, Process
 from triptych.errors import UserError, require_known
 
-Levels = tuple[NoiseLevel, ...]
+
+class Levels(tuple[NoiseLevel, ...]):
+    """A table of noise levels, from the noisiest on, and the process between its rows."""
+
+    process: Process
+
+    def __new__(cls, process: Process, levels: Iterable[NoiseLevel]):
+        table = super().__new__(cls, levels)
+        table.process = process
+        return table
+
+    def between(self, level: NoiseLevel, next_level: NoiseLevel) -> NoiseLevel:
+        """Return the level halfway in log(alpha / sigma), for alpha and sigma' above 0."""
+        ratio = math.sqrt(level.sigma / level.alpha * next_level.sigma / next_level.alpha)
+        return self.process.level(self.process.time(ratio))
+
 
 CLEAN = NoiseLevel(1.0, 0.0, 0.0)
 _WIDEST = 80.0  # the largest sigma / alpha of Karras et al. 2022, Table 1
@@ -64,7 +79,8 @@ def spaced_levels(
             size = process.config.num_timesteps
             times = [size * shift * t / (size + (shift - 1) * t) for t in times]
         levels = [process.level(t) for t in times]
-    return (*levels, process.level(process.first) if spacing == "compvis" else CLEAN)
+    last = process.level(process.first) if spacing == "compvis" else CLEAN
+    return Levels(process, [*levels, last])
 
 
 def from_strength(levels: Levels, strength: float) -> Levels:
@@ -77,7 +93,7 @@ def from_strength(levels: Levels, strength: float) -> Levels:
     if not 0 <= strength <= 1:
         raise UserError(f"strength is {strength}, which must be from 0 (the image as it is) to 1 (all new)")
     steps = len(levels) - 1
-    return levels[steps - int(steps * strength) :]
+    return Levels(levels.process, levels[steps - int(steps * strength) :])
 
 
 # Times, highest first. A process counts from `first` to `last`: 0 to T - 1, in flow 1 to T. Even steps are numpy's, as
@@ -108,6 +124,10 @@ def _linspace(process: Process, steps: int, offset: int) -> list[float]:
 
 def _multistep(process: Process, steps: int, offset: int) -> list[float]:
     return _linspace(process, steps + 1, offset)[:-1]
+
+
+def _sgm_uniform(process: Process, steps: int, offset: int) -> list[float]:
+    return _uniform(process, steps + 1, offset)[:-1]
 
 
 def _multistep_leading(process: Process, steps: int, offset: int) -> list[float]:
@@ -141,6 +161,7 @@ _TIMES: dict[str, Callable[[Process, int, int], list[float]]] = {
     "linspace": _linspace,
     "uniform": _uniform,
     "multistep": _multistep,
+    "sgm-uniform": _sgm_uniform,
     "multistep-leading": _multistep_leading,
     "compvis": _compvis,
     "lcm": _lcm,

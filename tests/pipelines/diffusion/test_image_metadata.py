@@ -91,10 +91,10 @@ def test_the_web_uis_text_is_read():
     [
         ("Sampler: DPM++ 2M Karras", {"sampler": "dpm++2m", "schedule": "karras"}),
         ("Sampler: DPM++ 2M SDE Exponential", {"sampler": "dpm++2m-sde", "schedule": "exponential"}),
-        ("Sampler: DPM++ 2M, Schedule type: SGM Uniform", {"sampler": "dpm++2m", "schedule": "multistep"}),
+        ("Sampler: DPM++ 2M, Schedule type: SGM Uniform", {"sampler": "dpm++2m", "schedule": "sgm-uniform"}),
         ("Sampler: UniPC, Schedule type: Automatic", {"sampler": "unipc"}),
         ("Sampler: k_euler_a", {"sampler": "euler-ancestral"}),
-        ("Sampler: LMS Karras", {"schedule": "karras"}),
+        ("Sampler: LMS Karras", {"sampler": "lms", "schedule": "karras"}),
         ("Sampler: Euler, Schedule type: KL Optimal", {"sampler": "euler"}),
         ("Sampler: DDIM, Denoising strength: 0.4", {"sampler": "ddim", "strength": 0.4}),
         ('Model: "a, b: c", Tiling: True, Version: v1.9.4', {"tiling": "xy"}),
@@ -111,10 +111,10 @@ def test_other_lines(line, expected):
 def test_what_is_left_out_is_reported_in_one_line(caplog):
     with caplog.at_level(logging.WARNING):
         image_metadata.parse(
-            "x\nSteps: 7, Sampler: LMS, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, Version: b", "old.png"
+            "x\nSteps: 7, Sampler: DPM adaptive, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, Version: b", "old.png"
         )
     assert [r.message for r in caplog.records] == [
-        "the sampler 'LMS' is unknown here; using dpm++2m",
+        "the sampler 'DPM adaptive' is unknown here; using dpm++2m",
         "old.png: ignored: clip skip: 2, ensd: 31337, seed: -1",
     ]
 

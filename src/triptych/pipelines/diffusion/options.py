@@ -43,7 +43,8 @@ class SamplingOptions:
     width: int | None = None
     """Width in pixels; like the height."""
     sampler: str = "dpm++2m"
-    """ddpm, ddim, plms, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde, unipc or lcm."""
+    """ddpm, ddim, plms, euler, euler-ancestral, heun, lms, dpm2, dpm2-ancestral, dpm++2s-ancestral, dpm++sde, dpm++2m,
+    dpm++2m-sde, dpm++2m-sde-heun, dpm++3m-sde, deis, unipc or lcm."""
     schedule: str | None = None
     """Noise levels that the sampler visits, such as karras, trailing or uniform. Default: the sampler's usual."""
     init_image: str = ""
