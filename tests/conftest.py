@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 from PIL import Image
+from tests import torchvision_operators  # noqa: F401 - declares them
 
 # A shell that runs the tests in the background makes them ignore SIGINT, and their child processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
 from triptych.errors import UserError
+from triptych.metrics.torchmetrics_import import Metric, dim_zero_cat
 
 # A confusion matrix of ImageNet-21k would take 3.8 GB; up to here it takes at most 134 MB.
 MOST_CLASSES_OF_A_CONFUSION = 4096

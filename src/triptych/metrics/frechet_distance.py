@@ -9,9 +9,9 @@ that can be stored and merged, and the trace comes from singular values.
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from torchmetrics import Metric
 
 from triptych.errors import UserError
+from triptych.metrics.torchmetrics_import import Metric
 
 DRAWN = 4096  # numbers of a Gaussian at a time
 

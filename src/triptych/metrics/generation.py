@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
 from triptych.errors import UserError
 from triptych.metrics.frechet_distance import FeatureMoments, Moments, frechet_distance, sampling_floor
 from triptych.metrics.kernel_distance import kernel_distance, kernel_distance_of_subsets
 from triptych.metrics.precision_recall import density_coverage, precision_recall
+from triptych.metrics.torchmetrics_import import Metric, dim_zero_cat
 
 log = logging.getLogger(__name__)
 

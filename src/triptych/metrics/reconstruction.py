@@ -5,9 +5,8 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.utilities.data import dim_zero_cat
+
+from triptych.metrics.torchmetrics_import import Metric, dim_zero_cat, structural_similarity_index_measure
 
 Images = Float[Tensor, "b 3 h w"]
 

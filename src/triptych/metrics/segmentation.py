@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
 from triptych.errors import UserError
+from triptych.metrics.torchmetrics_import import Metric
 
 
 class SegmentationMetrics(Metric):
