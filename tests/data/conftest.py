@@ -1,4 +1,4 @@
-"""What the tests of sources share: pictures of 5 x 4 whose red is their number, and the containers they lie in."""
+"""Fixtures for the tests of sources: images of 5 x 4 pixels whose red channel is their number, and files with them."""
 
 import io
 import json
@@ -15,25 +15,25 @@ from triptych.errors import UserError
 
 @pytest.fixture
 def png():
-    """Makes the bytes of picture `value`."""
+    """Return the bytes of image `value`."""
     return _png
 
 
 @pytest.fixture
 def put():
-    """Writes picture `value` to a path, and returns the path."""
+    """Write image `value` to a path; return the path."""
     return _put
 
 
 @pytest.fixture
 def values():
-    """The red of each picture of a source, decoded."""
+    """Return the red channel of each decoded image of a source."""
     return lambda source: [int(decode(source[i].image)[0, 0, 0]) for i in range(len(source))]
 
 
 @pytest.fixture
 def refusal():
-    """Opens a source that cannot be opened, and returns what the user is told."""
+    """Open a source that cannot be opened; return the error message."""
 
     def refused(*args, **options) -> str:
         with pytest.raises(UserError) as caught:
@@ -46,7 +46,7 @@ def refusal():
 
 @pytest.fixture
 def metadata():
-    """Writes a metadata file and the pictures that it names, and returns their folder."""
+    """Write a metadata file and the images that it lists; return their folder."""
 
     def write(folder: Path, rows: list[dict], name: str = "metadata.jsonl") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def metadata():
 
 @pytest.fixture
 def shard():
-    """Writes a tar of files by name, and returns its path."""
+    """Write a tar file with the given files; return its path."""
 
     def write(path: Path, files: dict[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def shard():
 
 @pytest.fixture
 def parquet():
-    """Writes a parquet file of columns by name, and returns its path."""
+    """Write a parquet file with the given columns; return its path."""
 
     def write(path: Path, columns: dict) -> Path:
         import pyarrow
@@ -96,7 +96,7 @@ def parquet():
 
 @pytest.fixture
 def cache(tmp_path_factory, monkeypatch):
-    """A cache of `datasets` that nobody else uses, and no hub."""
+    """Give `datasets` an empty cache and an unreachable hub."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))

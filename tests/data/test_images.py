@@ -1,4 +1,4 @@
-"""Any picture to uint8: modes, orientations, formats, sizes; one clear line for what is no picture."""
+"""Decoding images to uint8: modes, orientations, formats and sizes; one-line errors for files that are not images."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
 
 
 def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
-    """Random pixels; size is (width, height)."""
+    """Return random pixels; size is (width, height)."""
     rng = np.random.default_rng(seed)
     channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], *channels), dtype=np.uint8), mode)
@@ -81,9 +81,9 @@ def test_the_pixels_of_each_mode_are_right():
     assert np.array_equal(decode(image.convert("CMYK")), exact)
     assert np.abs(decode(image.convert("YCbCr")).astype(int) - exact).max() <= 3
     assert np.abs(decode(image.convert("HSV")).astype(int) - exact).max() <= 12
-    grey = np.asarray(image.convert("L"))
+    gray = np.asarray(image.convert("L"))
     for mode in ("L", "I", "F", "LA"):
-        assert np.abs(decode(image.convert("L").convert(mode)).astype(int) - grey[..., None]).max() <= 1
+        assert np.abs(decode(image.convert("L").convert(mode)).astype(int) - gray[..., None]).max() <= 1
     palette = Image.new("P", (2, 1))
     palette.putpalette([*RED, 0, 255, 0])
     palette.putpixel((1, 0), 1)
@@ -92,7 +92,7 @@ def test_the_pixels_of_each_mode_are_right():
     assert lab.min() >= 254
 
 
-def test_deep_greys_keep_their_upper_bits():
+def test_deep_grays_keep_their_upper_bits():
     ramp = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     expected = [[[v] * 3 for v in (0, 1, 128, 255)]]
     assert decode(encoded(Image.fromarray(ramp), "PNG")).tolist() == expected
@@ -108,7 +108,7 @@ def test_deep_greys_keep_their_upper_bits():
     assert decode(Image.fromarray(odd))[0, :, 0].tolist() == [0, 128, 255, 128]
 
 
-def test_alpha_is_shown_on_white_or_kept():
+def test_alpha_is_composited_over_white_or_kept():
     image = Image.new("RGBA", (3, 1), (*RED, 255))
     image.putpixel((0, 0), (*RED, 0))
     image.putpixel((1, 0), (0, 0, 0, 51))
@@ -132,7 +132,7 @@ def test_transparent_palettes_and_colors_count_as_alpha():
     assert decode(content).tolist() == [[[255, 255, 255]]]
 
 
-def test_cmyk_jpegs_with_adobes_inversion_come_out_right():
+def test_cmyk_jpegs_with_adobes_inversion():
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
     content = encoded(image, "JPEG", quality=95)
     assert b"Adobe" in content
@@ -164,7 +164,7 @@ def test_exif_orientation_is_undone(orientation):
     assert decode(encoded(deep, "TIFF", exif=exif)).shape == ((4, 6, 3) if orientation < 5 else (6, 4, 3))
 
 
-def test_a_broken_exif_block_does_not_cost_the_picture():
+def test_an_image_with_a_damaged_exif_block_is_decoded():
     content = encoded(noise((6, 4)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\xff\xff")
     assert decode(content).shape == (4, 6, 3)
     exif = Image.Exif()
@@ -198,7 +198,7 @@ def test_formats(format):
     assert decode(encoded(noise((16, 16)), format)).shape == (16, 16, 3)
 
 
-def test_every_way_to_hand_a_picture_over(tmp_path: Path):
+def test_all_types_of_sources(tmp_path: Path):
     image = noise((4, 3))
     exact = np.asarray(image)
     file = tmp_path / "ä b.png"
@@ -221,18 +221,18 @@ def test_a_jpeg_is_decoded_no_larger_than_needed():
     exif[0x0112] = 6
     turned = decode(encoded(noise((640, 320)), "JPEG", exif=exif), min_size=(150, 50))
     assert turned.shape == (160, 80, 3)
-    held = Image.open(io.BytesIO(content))
-    assert decode(held, min_size=(50, 60)).shape == (320, 640, 3)  # a caller's image is not changed
+    opened = Image.open(io.BytesIO(content))
+    assert decode(opened, min_size=(50, 60)).shape == (320, 640, 3)  # the caller's image is not changed
 
 
 # ------------------------------------------------------------------------------------------------- bad files
 
 
 def bomb_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing."""
+    """Return a PNG whose header has a size, and which has no pixels."""
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
@@ -247,17 +247,17 @@ def refusal(source, **options) -> str:
     return str(caught.value)
 
 
-def test_what_is_no_picture_is_named_with_its_remedy(tmp_path: Path):
+def test_files_that_are_not_images_are_reported(tmp_path: Path):
     missing, empty, text, cut = (tmp_path / name for name in ("no.png", "empty.png", "text.png", "cut.jpg"))
     empty.touch()
-    text.write_text("not a picture\n" * 50)
+    text.write_text("not an image\n" * 50)
     content = encoded(noise((64, 64)), "JPEG")
     cut.write_bytes(content[: len(content) // 2])
     for path, what in (
         (missing, "does not exist"),
         (empty, "empty"),
         (text, "or not an image"),
-        (cut, "cut short"),
+        (cut, "truncated"),
     ):
         message = refusal(path)
         assert path.name in message
@@ -273,17 +273,17 @@ def test_a_bomb_is_refused_before_it_is_decoded():
     assert "200 megapixels" in message
     assert str(MAX_PIXELS // 10**6) in message
     image = Image.new("1", (1, 1))
-    image._size = (20000, 10000)  # a Pillow image that was opened elsewhere
+    image._size = (20000, 10000)  # as of an image that the caller opened
     assert "200 megapixels" in refusal(image)
-    assert "damaged" in refusal(bomb_header(10000, 10000))  # large, and allowed: refused for being empty
+    assert "damaged" in refusal(bomb_header(10000, 10000))  # the size is allowed, but the pixels are missing
 
 
 @given(
-    cut=st.integers(0, 10_000), at=st.integers(0, 10_000), byte=st.integers(0, 255), kind=st.integers(0, 5)
+    cut=st.integers(0, 10_000), at=st.integers(0, 10_000), byte=st.integers(0, 255), number=st.integers(0, 5)
 )
 @settings(max_examples=150, deadline=None)
-def test_damaged_files_are_refused_or_decoded_never_worse(cut, at, byte, kind):
-    format = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")[kind]
+def test_damaged_files_are_refused_or_decoded(cut, at, byte, number):
+    format = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")[number]
     content = bytearray(encoded(noise((24, 16)), format))
     content[at % len(content)] = byte
     content = bytes(content[: cut % (2 * len(content)) + 1])
@@ -311,13 +311,13 @@ def test_damaged_files_are_refused_or_decoded_never_worse(cut, at, byte, kind):
     channels=st.sampled_from([3, 4]),
 )
 @settings(max_examples=150, deadline=None)
-def test_resizing_gives_the_size_asked_for(size, out, crop, mode, interpolation, channels):
+def test_resizing_returns_the_requested_size(size, out, crop, mode, interpolation, channels):
     array = np.full((*size, channels), 77, dtype=np.uint8)
     got = resize_crop(array, out, crop, mode, interpolation, background=(77, 77, 77))
     assert got.shape == (*out, channels)
     assert got.dtype == np.uint8
     if channels == 3:
-        assert (got == 77).all()  # nothing is made up
+        assert (got == 77).all()  # no other values appear
 
 
 def test_resizing_to_the_same_size_changes_nothing():
@@ -327,8 +327,8 @@ def test_resizing_to_the_same_size_changes_nothing():
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (256, 256), (640, 427)])
-def test_the_standard_evaluation_is_torchvisions(width, height):
-    """Resize the short side to 256, crop the centre 224; torchvision's roundings written out."""
+def test_standard_preprocessing_equals_torchvision(width, height):
+    """Resize the shorter side to 256 and center-crop 224, with the rounding of torchvision written out."""
     image = noise((width, height))
     short = 256
     if width <= height:
@@ -341,7 +341,7 @@ def test_the_standard_evaluation_is_torchvisions(width, height):
     assert np.array_equal(resize_crop(np.asarray(image), (224, 224), 0.875, "crop", "bicubic"), expected)
 
 
-def test_squash_shows_all_and_pad_too():
+def test_squash_and_pad_crop_nothing():
     image = noise((60, 20))
     squashed = resize_crop(np.asarray(image), (16, 16), 1.0, "squash", "bilinear")
     assert np.array_equal(squashed, np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)))
@@ -353,7 +353,7 @@ def test_squash_shows_all_and_pad_too():
     assert (clear[:10] == 0).all()
 
 
-def test_a_line_of_pixels_does_not_take_all_memory():
+def test_extreme_aspect_ratios_need_little_memory():
     for shape in ((1, 200_000), (200_000, 1)):
         line = np.zeros((*shape, 3), np.uint8)
         assert resize_crop(line, (224, 224), 0.875).shape == (224, 224, 3)
@@ -361,12 +361,12 @@ def test_a_line_of_pixels_does_not_take_all_memory():
         assert resize_crop(line, (224, 224), 0.875, "squash").shape == (224, 224, 3)
 
 
-def test_one_pixel_is_a_picture():
-    one = decode(encoded(Image.new("RGB", (1, 1), RED), "PNG"))
-    assert (resize_crop(one, (4, 6)) == RED).all()
+def test_an_image_of_one_pixel():
+    pixel = decode(encoded(Image.new("RGB", (1, 1), RED), "PNG"))
+    assert (resize_crop(pixel, (4, 6)) == RED).all()
 
 
-def test_unknown_ways_to_resize_are_named():
+def test_unknown_resize_options_are_refused():
     with pytest.raises(UserError, match="cubic2"):
         resize_crop(np.zeros((2, 2, 3), np.uint8), (1, 1), interpolation="cubic2")
     with pytest.raises(UserError, match="stretch"):

@@ -1,4 +1,4 @@
-"""Masks as people have them: folders, ADE20K, Cityscapes, columns; one clear line for each way they can be wrong."""
+"""Layouts of masks: folders, ADE20K, Cityscapes, PASCAL VOC, columns; a one-line error for each mistake in them."""
 
 import io
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def mask(*numbers: int, mode: str = "L", palette: list[int] | None = None, format: str = "PNG") -> bytes:
-    """A mask of 5 x 4 whose first pixels are these numbers, and the others 0."""
+    """Return a mask of 5 x 4 pixels, of which the first have these values and the others 0."""
     pixels = np.zeros((4, 5), np.uint16)
     pixels.flat[: len(numbers)] = numbers
     if mode == "I;16":
@@ -44,13 +44,13 @@ def write(path: Path, content: bytes | str) -> Path:
 
 
 def head(source, index: int = 0, count: int = 3) -> list[int]:
-    """The first classes of a mask."""
+    """Return the classes of the first pixels of a mask."""
     return source[index].mask.flat[:count].tolist()
 
 
 @pytest.fixture
 def pairs(tmp_path, png):
-    """Three images and masks, the masks by the numbers they hold."""
+    """Write images and the given masks; return their folder."""
 
     def make(*masks: bytes, folder: Path = tmp_path / "data", images="images", mask_folder="masks") -> Path:
         for number, content in enumerate(masks):
@@ -87,7 +87,7 @@ def test_other_names(pairs, images, mask_folder):
 
 
 @pytest.mark.parametrize("above", [True, False])
-def test_splits_lie_above_or_below(tmp_path, png, above):
+def test_splits_may_be_above_or_below(tmp_path, png, above):
     for split, number in (("train", 1), ("val", 2)):
         for name in ("images", "masks"):
             folder = tmp_path / split / name if above else tmp_path / name / split
@@ -101,7 +101,7 @@ def test_splits_lie_above_or_below(tmp_path, png, above):
     assert test.mask_classes is test[0].mask is None
 
 
-def test_the_masks_of_all_splits_may_lie_in_one_folder(tmp_path, png):
+def test_the_masks_of_all_splits_may_be_in_one_folder(tmp_path, png):
     for number, split in enumerate(("train", "val")):
         write(tmp_path / "images" / split / f"{split}.jpg", png(number))
         write(tmp_path / "masks" / f"{split}.png", mask(number + 1))
@@ -119,7 +119,7 @@ def test_masks_may_have_an_ending(tmp_path, png):
     assert [head(source, i, 1) for i in range(2)] == [[1], [2]]
 
 
-def test_what_is_no_pair_of_folders_is_read_as_before(tmp_path, put):
+def test_folders_without_masks_are_read_as_images(tmp_path, put):
     for name in ("images/1.png", "dogs/1.png"):
         put(tmp_path / "classes" / name)
     assert open_source(tmp_path / "classes").classes == ("dogs", "images")
@@ -167,7 +167,7 @@ def test_numbers_need_not_be_consecutive(pairs):
 
 def test_more_than_255_classes_need_names_and_16_bits(pairs):
     folder = pairs(mask(0, 255, 299, 65535, mode="I;16"), mask(255, 254, 256, mode="I;16"))
-    write(folder / "classes.txt", "\n".join(f"kind {i}" for i in range(300)))
+    write(folder / "classes.txt", "\n".join(f"name {i}" for i in range(300)))
     source = open_source(folder)
     assert len(source.mask_classes) == 300
     assert head(source, 0, 4) == [0, 255, 299, 65535]  # 255 is a class like the others, 65535 the void
@@ -185,7 +185,7 @@ def test_more_than_255_classes_need_names_and_16_bits(pairs):
             assert batch["mask"].dtype == torch.int32
             assert batch["mask"][0, 0].tolist() == [65535, 65535, 0, 255, 299, 65535, 0, 65535, 65535, 65535]
     write(folder / "masks" / "1.png", mask(300, mode="I;16"))
-    with pytest.raises(UserError, match=r"holds 300, and the numbers of the 300 classes are 0\.\.299"):
+    with pytest.raises(UserError, match=r"holds 300, but the 300 classes are numbered 0\.\.299"):
         open_source(folder)[1]
 
 
@@ -198,7 +198,7 @@ def test_a_palette_gives_colors(pairs):
     assert shifted.mask_colors == ((40, 50, 60), (70, 80, 90))
 
 
-def test_what_is_left_out(pairs):
+def test_ignored_values(pairs):
     folder = pairs(mask(1, 2, 3), mask(4, 255))
     source = open_source(folder, reduce_zero_label=True)
     assert len(source.mask_classes) == 4
@@ -249,16 +249,16 @@ def test_ade20k(tmp_path, png, inside):
     assert open_source(root).mask_classes == tuple(f"name {i}" for i in range(1, 151))
 
 
-@pytest.mark.parametrize("kinds", [("labelIds",), ("labelTrainIds",), ("labelIds", "labelTrainIds")])
-def test_cityscapes(tmp_path, png, kinds):
+@pytest.mark.parametrize("endings", [("labelIds",), ("labelTrainIds",), ("labelIds", "labelTrainIds")])
+def test_cityscapes(tmp_path, png, endings):
     numbers = {"labelIds": (7, 33, 1, 255), "labelTrainIds": (0, 18, 255, 255)}
     for split, city in (("train", "aachen"), ("val", "ulm")):
         frame = f"{city}_000000_000019"
         write(tmp_path / "leftImg8bit" / split / city / f"{frame}_leftImg8bit.png", png(3))
-        for kind in kinds:
+        for ending in endings:
             write(
-                tmp_path / "gtFine" / split / city / f"{frame}_gtFine_{kind}.png",
-                mask(*numbers[kind], *[255] * 16),
+                tmp_path / "gtFine" / split / city / f"{frame}_gtFine_{ending}.png",
+                mask(*numbers[ending], *[255] * 16),
             )
         write(tmp_path / "gtFine" / split / city / f"{frame}_gtFine_color.png", png())
         write(tmp_path / "gtFine" / split / city / f"{frame}_gtFine_polygons.json", "{}")
@@ -268,7 +268,7 @@ def test_cityscapes(tmp_path, png, kinds):
     assert train.mask_colors[0] == (128, 64, 128)
     assert head(train, count=4) == head(held, count=4) == [0, 18, 255, 255]
     assert held[0].id == "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png"
-    roadless = open_source(tmp_path, ignore_index=numbers[kinds[-1]][0])
+    roadless = open_source(tmp_path, ignore_index=numbers[endings[-1]][0])
     assert (roadless.mask_classes[0], roadless.mask_colors[0]) == ("sidewalk", (244, 35, 232))
     assert head(roadless, count=4) == [255, 17, 255, 255]
 
@@ -286,16 +286,16 @@ def test_masks_in_metadata(tmp_path, metadata, values, name, column):
     folder = metadata(tmp_path / "train", rows, name)
     write(folder / "seg" / "a.png", mask(1))
     write(folder / "b_mask.png", mask(2))
-    asked = {"mask_column": column} if column == "trimap" else {}
+    options = {"mask_column": column} if column == "trimap" else {}
     for spec in (tmp_path, folder, folder / name):
-        source = open_source(spec, **asked)
+        source = open_source(spec, **options)
         assert source.mask_classes == ("class 0", "class 1", "class 2")
         assert source.classes == ("x", "y")
         assert values(source) == [0, 1]
         assert [head(source, i, 1) for i in range(2)] == [[1], [2]]
 
 
-def test_a_column_of_words_called_mask_is_none(tmp_path, metadata):
+def test_a_text_column_named_mask_holds_no_masks(tmp_path, metadata):
     folder = metadata(tmp_path, [{"file_name": "a.png", "mask": "yes"}, {"file_name": "b.png", "mask": "no"}])
     assert open_source(folder).mask_classes is None
     assert open_source(folder, label_column="mask").classes == ("no", "yes")
@@ -304,8 +304,8 @@ def test_a_column_of_words_called_mask_is_none(tmp_path, metadata):
 def test_a_test_split_may_lack_masks(tmp_path, metadata):
     write(metadata(tmp_path / "train", [{"file_name": "a.png", "seg": "m/a.png"}]) / "m" / "a.png", mask(1))
     metadata(tmp_path / "test", [{"file_name": "a.png"}])
-    for asked in ({}, {"mask_column": "seg"}):
-        train, held = train_and_eval(tmp_path, **asked)
+    for options in ({}, {"mask_column": "seg"}):
+        train, held = train_and_eval(tmp_path, **options)
         assert train.mask_classes == ("class 0", "class 1")
         assert held.mask_classes is None
 
@@ -317,8 +317,8 @@ def test_masks_in_parquet(tmp_path, parquet, png, values, column):
         tmp_path / "train.parquet", {"pixels": [png(1), png(2)], column: struct, "text": ["x", "y"]}
     )
     write(tmp_path / "id2label.json", json.dumps({str(i): f"n{i}" for i in range(4)}))
-    asked = {"mask_column": "shape"} if column == "shape" else {}
-    source = open_source(path, **asked)
+    options = {"mask_column": "shape"} if column == "shape" else {}
+    source = open_source(path, **options)
     assert source.mask_classes == ("n0", "n1", "n2", "n3")
     assert values(source) == [1, 2]
     assert [head(source, i, 1) for i in range(2)] == [[1], [3]]
@@ -337,9 +337,9 @@ def test_masks_written_by_datasets(tmp_path, png):
         "annotation": [{"bytes": mask(2), "path": None}] * 2,
         "scene": ["a", "b"],
     }
-    whole = datasets.Dataset.from_dict(rows, features=features)
-    whole.to_parquet(tmp_path / "x.parquet")
-    whole.save_to_disk(tmp_path / "saved")
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    dataset.to_parquet(tmp_path / "x.parquet")
+    dataset.save_to_disk(tmp_path / "saved")
     for spec in (tmp_path / "x.parquet", tmp_path / "saved"):
         source = open_source(spec)
         assert source.mask_classes == ("class 0", "class 1", "class 2")
@@ -367,7 +367,7 @@ def test_mmsegmentations_folders(tmp_path, png):
 
 @pytest.fixture
 def voc(tmp_path, png):
-    """VOCdevkit/VOC2012 with a training, a validation and a test picture."""
+    """VOCdevkit/VOC2012 with a training, a validation and a test image."""
     root = tmp_path / "VOCdevkit" / "VOC2012"
     names = {"train": "2007_000032", "val": "2007_000033", "test": "2008_000001"}
     palette = [n for k in range(256) for n in (k, 255 - k, 7)]
@@ -405,7 +405,7 @@ def test_pascal_voc(voc, values, inside):
     assert things.mask_colors[0] == (1, 254, 7)
 
 
-def test_your_own_data_laid_out_as_pascal_voc(voc, tmp_path, refusal, png):
+def test_a_users_data_in_the_layout_of_pascal_voc(voc, tmp_path, refusal, png):
     write(voc / "classes.txt", "\n".join("abcdefghijklmnopqrstuvwx"))
     assert open_source(voc).mask_classes[20] == "u"
     (voc / "classes.txt").unlink()
@@ -420,27 +420,28 @@ def test_your_own_data_laid_out_as_pascal_voc(voc, tmp_path, refusal, png):
     )
     assert len(open_source(own, "train")) == 1
     write(own / "ImageSets" / "Segmentation" / "val.txt", "2007_000032\n2009_000009\n")
-    assert "SegmentationClass has no mask of 2009_000009 of the split val" in refusal(own)
+    assert "SegmentationClass has no mask of 2009_000009 of split val" in refusal(own)
     write(own / "ImageSets" / "Segmentation" / "val.txt", "absent\n")
-    assert "JPEGImages has no image absent of the split val" in refusal(own)
+    assert "JPEGImages has no image absent of split val" in refusal(own)
     write(own.parent / "both" / "VOC2007" / "JPEGImages" / "a.jpg", png())
     write(own.parent / "both" / "VOC2012" / "JPEGImages" / "a.jpg", png())
-    assert "both holds VOC2007 and VOC2012; name one of them" in refusal(own.parent / "both")
+    assert "both holds VOC2007 and VOC2012; give one of them" in refusal(own.parent / "both")
 
 
-# ------------------------------------------------------------------------------------------- turned photographs
+# --------------------------------------------------------------------------------------------- EXIF orientation
 
 
-def turned_photo(folder: Path, turn: int, size: tuple[int, int], mask_upright: bool) -> np.ndarray:
-    """A photograph stored turned, of four grey squares, and a mask that numbers them; returns the upright mask."""
+def rotated_photo(folder: Path, orientation: int, size: tuple[int, int], mask_upright: bool) -> np.ndarray:
+    """Write a photo of four gray squares with an EXIF orientation, and a mask that numbers them; return the upright
+    mask."""
     height, width = size
     upright = np.repeat(np.repeat([[0, 1], [2, 3]], height // 2, 0), width // 2, 1).astype(np.uint8)
     undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-    back = undo.get(turn, UNDO_ORIENTATION.get(turn))  # the others are their own reverse
+    back = undo.get(orientation, UNDO_ORIENTATION.get(orientation))  # the others are their own inverse
     shown = Image.fromarray(upright * 60)
     stored = shown if back is None else shown.transpose(back)
     exif = Image.Exif()
-    exif[0x0112] = turn
+    exif[0x0112] = orientation
     (folder / "images").mkdir(parents=True, exist_ok=True)
     stored.save(folder / "images" / "0.jpg", exif=exif, quality=95)
     labels = Image.fromarray(upright)
@@ -451,10 +452,10 @@ def turned_photo(folder: Path, turn: int, size: tuple[int, int], mask_upright: b
     return upright
 
 
-@pytest.mark.parametrize("turn", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
 @pytest.mark.parametrize("mask_upright", [True, False])
-def test_a_mask_lies_as_its_photo_is_stored_or_as_it_is_shown(tmp_path, turn, mask_upright):
-    upright = turned_photo(tmp_path, turn, (48, 64), mask_upright)
+def test_a_mask_is_oriented_as_its_photo_is_stored_or_upright(tmp_path, orientation, mask_upright):
+    upright = rotated_photo(tmp_path, orientation, (48, 64), mask_upright)
     for train in (False, True):
         loader = make_loader(
             open_source(tmp_path),
@@ -468,33 +469,37 @@ def test_a_mask_lies_as_its_photo_is_stored_or_as_it_is_shown(tmp_path, turn, ma
         assert np.abs(batch["image"][0, 0].numpy().astype(int) - upright * 60)[inner].max() < 12
 
 
-@pytest.mark.parametrize(("turn", "size"), [(2, (48, 64)), (3, (48, 64)), (4, (48, 64)), (6, (48, 48))])
-def test_a_mask_that_fits_either_way_is_not_guessed_at(tmp_path, turn, size):
-    turned_photo(tmp_path, turn, size, True)
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(2, (48, 64)), (3, (48, 64)), (4, (48, 64)), (6, (48, 48))]
+)
+def test_a_mask_that_fits_both_orientations_is_refused(tmp_path, orientation, size):
+    rotated_photo(tmp_path, orientation, size, True)
     loader = make_loader(
         open_source(tmp_path), DataConfig(workers=0, on_bad_image="fail"), Resize(size=(8, 8)), train=False
     )
-    with pytest.raises(UserError, match=rf"EXIF orientation {turn}\), and its mask fits it as stored and as"):
+    with pytest.raises(
+        UserError, match=rf"EXIF orientation {orientation}, and its mask fits it with and without"
+    ):
         list(loader)
 
 
-def test_a_turned_photo_and_a_mask_of_another_size_or_turned_itself(tmp_path, refusal):
-    turned_photo(tmp_path, 6, (48, 64), True)
+def test_a_rotated_photo_with_a_mask_of_another_size_or_a_rotated_mask(tmp_path, refusal):
+    rotated_photo(tmp_path, 6, (48, 64), True)
     write(tmp_path / "masks" / "0.png", mask(1))
     loader = make_loader(
         open_source(tmp_path), DataConfig(workers=0, on_bad_image="fail"), Resize(size=(8, 8)), train=False
     )
-    with pytest.raises(UserError, match="is 64 x 48 pixels and its mask 5 x 4"):
+    with pytest.raises(UserError, match="is 64 x 48 pixels, but its mask is 5 x 4"):
         list(loader)
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
     Image.new("L", (64, 48)).save(file, "PNG", exif=exif)
-    with pytest.raises(UserError, match=r"m is a mask stored turned \(EXIF orientation 6\)"):
+    with pytest.raises(UserError, match="the mask m has EXIF orientation 6"):
         read_mask(file.getvalue(), "m")
 
 
-# --------------------------------------------------------------------------------------------------- wrong
+# -------------------------------------------------------------------------------------------------- errors
 
 
 def test_an_image_without_mask(pairs, put, refusal):
@@ -504,24 +509,26 @@ def test_an_image_without_mask(pairs, put, refusal):
     assert "1 of 3 images have no mask" in message
     assert "images/new.png" in message
     write(folder / "masks" / "1.gif", mask(1))
-    assert "are masks of one image" in refusal(folder)
+    assert "are masks of the same image" in refusal(folder)
 
 
 def test_a_row_without_mask(tmp_path, metadata, parquet, png, refusal):
     rows = [{"file_name": "a.png", "mask": "m.png"}, {"file_name": "b.png"}]
     write(metadata(tmp_path / "meta", rows) / "m.png", mask(1))
-    assert "1 of 2 examples have no mask in column mask, the first being b.png" in refusal(tmp_path / "meta")
+    assert "1 of 2 examples have no mask in column mask, the first of which is b.png" in refusal(
+        tmp_path / "meta"
+    )
     path = parquet(tmp_path / "a.parquet", {"image": [png(), png()], "mask": [None, mask(1)]})
-    assert "the first being row 0" in refusal(path)
+    assert "the first of which is row 0" in refusal(path)
 
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (mask(3, mode="RGB"), "0.png is RGB, and a mask holds one class number a pixel"),
-        (mask(3, mode="RGBA"), "0.png is RGBA"),
-        (mask(3, format="JPEG"), "0.png is a JPEG, which blurs"),
+        (mask(3, mode="RGB"), "0.png has mode RGB, but a mask holds one class number per pixel"),
+        (mask(3, mode="RGBA"), "0.png has mode RGBA"),
+        (mask(3, format="JPEG"), "0.png is a JPEG, whose compression alters class numbers"),
     ],
 )
 def test_masks_that_hold_no_numbers(pairs, refusal, content, what, named):
@@ -536,7 +543,7 @@ def test_numbers_outside_the_classes(pairs, refusal):
     write(folder / "classes.txt", "a\nb\nc")
     source = open_source(folder)
     with pytest.raises(
-        UserError, match=r"masks/1\.png holds 9, and the numbers of the 3 classes are 0\.\.2"
+        UserError, match=r"masks/1\.png holds 9, but the 3 classes are numbered 0\.\.2"
     ) as caught:
         source[1]
     assert "\n" not in str(caught.value)
@@ -544,13 +551,15 @@ def test_numbers_outside_the_classes(pairs, refusal):
     assert [batch["mask"][0, 0, 0].item() for batch in loader] == [1]
     assert "masks/1.png holds 9" in next(iter(loader.bad.values()))
     write(folder / "masks" / "0.png", mask(9))
-    assert "masks/0.png holds 9" in refusal(folder)  # the first of all: likely all are so
-    assert "masks/0.png holds 0, and the numbers of the 3 classes are 1..3" not in refusal(
+    assert "masks/0.png holds 9" in refusal(
+        folder
+    )  # the first mask is checked at once, since the others are probably wrong, too
+    assert "masks/0.png holds 0, but the 3 classes are numbered 1..3" not in refusal(
         folder, reduce_zero_label=True
     )
 
 
-def test_a_damaged_mask_is_left_out_as_a_damaged_image_is(pairs):
+def test_damaged_masks_are_skipped_like_damaged_images(pairs):
     folder = pairs(mask(1), mask(2), mask(3))
     write(folder / "masks" / "0.png", mask(1)[:40])
     write(folder / "masks" / "2.png", b"")
@@ -565,13 +574,13 @@ def test_a_damaged_mask_is_left_out_as_a_damaged_image_is(pairs):
 
 
 def test_too_many_classes_and_none(pairs, refusal):
-    assert "go up to 26001, and class numbers without names to 254 at most" in refusal(
+    assert "hold values up to 26001, but without class names at most 254 is allowed" in refusal(
         pairs(mask(26001, mode="I;16"))
     )
-    assert "hold no class" in refusal(pairs(mask(*[255] * 20), mask(*[0] * 20)), reduce_zero_label=True)
+    assert "hold no classes" in refusal(pairs(mask(*[255] * 20), mask(*[0] * 20)), reduce_zero_label=True)
 
 
-def test_bad_files_of_names(pairs, refusal):
+def test_bad_files_with_class_names(pairs, refusal):
     folder = pairs(mask(1))
     for file, content, what in (
         ("classes.txt", "a\nb\na", "classes.txt names two classes 'a'"),
@@ -588,7 +597,9 @@ def test_bad_files_of_names(pairs, refusal):
 
 def test_bad_columns(tmp_path, metadata, refusal):
     folder = metadata(tmp_path, [{"file_name": "a.png", "size": 3}])
-    assert "no column 'shape' for the mask; the data has size, image" in refusal(folder, mask_column="shape")
+    assert "no column 'shape' for the mask; the columns are size, image" in refusal(
+        folder, mask_column="shape"
+    )
     assert "column size holds" in refusal(folder, mask_column="size")
 
 

@@ -1,4 +1,4 @@
-"""Rows and bytes that are read from disk on demand: none of them stays in memory, and processes share no state."""
+"""Read rows and bytes from disk on demand, in constant memory and without state that processes share."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from triptych.data.example import SourceChangedError
 from triptych.errors import DataError, StorageError
 
 INDEX_VERSION = 1
-MAX_OPEN_FILES = 32  # at a time, of a reader
+MAX_OPEN_FILES = 32  # per reader
 
 
 class FileStamp(NamedTuple):
@@ -34,7 +34,7 @@ class FileStamp(NamedTuple):
         return cls(str(path), stat.st_size, stat.st_mtime_ns)
 
     def check(self, stat: os.stat_result) -> None:
-        """Raise a `SourceChangedError` if the file has another size or modification time now."""
+        """Raise a `SourceChangedError` if the size or modification time of the file has changed."""
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
             raise SourceChangedError(f"{self.path} has changed since it was opened; start again")
 
@@ -51,7 +51,7 @@ class FileReader:
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """Return `size` bytes of file `number` from `offset` on."""
+        """Return `size` bytes of file `number`, starting at `offset`."""
         stamp = self.files[number]
         try:
             handle = self._open.pop(number, None)

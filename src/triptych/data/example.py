@@ -1,4 +1,4 @@
-"""What a source hands out (`Example`) and what a loader hands out (`Batch`)."""
+"""Types of data: an `Example` of a source, and a `Batch` of a loader."""
 
 from dataclasses import dataclass
 from os import PathLike
@@ -102,4 +102,5 @@ class TrainBatch(Batch):
 
 
 class SourceChangedError(UserError):
-    """A file of the source has gone or changed since it was opened, so this is more than one damaged image to skip."""
+    """A file of the source is missing or has changed since it was opened. Unlike a damaged image it cannot be
+    skipped."""

@@ -1,4 +1,4 @@
-"""Any picture to uint8 RGB, whatever its mode, orientation or format; one clear line where it is damaged."""
+"""Decode images of any mode, orientation and format to uint8 RGB, resize them, and report damaged ones in one line."""
 
 import io
 import math
@@ -16,14 +16,14 @@ from PIL import Image, UnidentifiedImageError
 
 from triptych.errors import UserError
 
-MAX_PIXELS = 178_956_970  # Pillow's own line between a large picture and a decompression bomb
+MAX_PIXELS = 178_956_970  # above this size Pillow takes an image for a decompression bomb
 
-# Not all that Pillow opens: EPS would run Ghostscript, and TGA has no magic number, so any bytes may be one.
+# Not all formats of Pillow: EPS would run Ghostscript, and TGA has no magic number, so that any bytes could be one.
 FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000"),
     *("PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP"),
 )
-# EXIF orientation -> what undoes it (EXIF 2.3, tag 0x0112).
+# EXIF orientation (EXIF 2.3, tag 0x0112) -> the transposition that undoes it.
 UNDO_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,7 +46,7 @@ ResizeMode = Literal["crop", "squash", "pad"]
 
 
 class ResizeLike(Protocol):
-    """What `resize_crop` needs to know; a model card's Preprocess is one."""
+    """Settings of `resize_crop`, which see. The `Preprocess` of a model card has them."""
 
     @property
     def size(self) -> tuple[int, int]: ...
@@ -62,7 +62,7 @@ class ResizeLike(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """A `ResizeLike` for when there is no model."""
+    """The settings of `resize_crop` without a model."""
 
     size: tuple[int, int]
     crop: float = 1.0
@@ -78,20 +78,22 @@ def decode(
     name: str | None = None,
     min_size: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "H W C"]:
-    """A picture as uint8 (H, W, 3) in sRGB order, upright; the first frame of an animation.
+    """Decode an image to uint8 (H, W, 3), upright RGB. Of an animation it returns the first frame.
 
-    Color profiles are ignored. 16-bit grey keeps its upper 8 bits, rounded. Of 32-bit
-    pictures, those within 0 to 255 are taken as they are, integers up to 65535 as 16-bit, floats up to 1 as
-    shares of white; other ranges are stretched.
+    Color profiles are ignored. 16-bit grayscale is rounded to 8 bits. Values of 32-bit images are kept if they lie
+    within 0 to 255; integers up to 65535 are taken as 16-bit values and floats up to 1 as fractions of white; other
+    ranges are rescaled to 0 to 255.
 
     Args:
-        source: a file's path, its bytes, a Pillow image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
-        alpha: return (H, W, 4), opaque where the picture has no alpha; else alpha is shown on white.
-        name: what to call the picture in errors; the path by default.
-        at_least: height and width that suffice. A JPEG is decoded at 1/2, 1/4 or 1/8 where that is enough.
+        source: the path of a file, its bytes, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        alpha: return RGBA (H, W, 4), which is opaque if the image has no alpha. Otherwise images are composited over
+            white.
+        name: name of the image in errors; by default its path.
+        min_size: height and width that suffice. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is enough.
 
     Raises:
-        UserError: no such file, empty, not a picture, damaged or cut short, more than 178 megapixels.
+        UserError: the file does not exist, is empty, is not an image, is damaged or truncated, or has more than 178
+            megapixels.
     """
     return decode_with_orientation(source, alpha, name=name, min_size=min_size)[0]
 
@@ -103,7 +105,7 @@ def decode_with_orientation(
     name: str | None = None,
     min_size: tuple[int, int] | None = None,
 ) -> tuple[UInt8[np.ndarray, "H W C"], int]:
-    """`decode`, and the EXIF orientation that was undone, from 1, which is upright, to 8."""
+    """As `decode`, and also return the EXIF orientation that was undone, from 1 (upright) to 8."""
     if isinstance(source, np.ndarray):
         return _from_array(source, alpha, name or "array"), 1
     if name is None:
@@ -115,15 +117,17 @@ def decode_with_orientation(
             height, width = min_size
             turned = exif_orientation(image) >= 5
             image.draft(None, (height, width) if turned else (width, height))
-        turn = exif_orientation(image)  # Pillow turns a TIFF while it loads
+        orientation = exif_orientation(
+            image
+        )  # before loading, since Pillow turns a TIFF upright when it loads it
         image.load()
-        return _pixels(image, alpha), turn if turn in UNDO_ORIENTATION else 1
+        return _pixels(image, alpha), orientation if orientation in UNDO_ORIENTATION else 1
 
 
 def read_image_size(
     source: bytes | str | os.PathLike[str] | Image.Image | np.ndarray,
 ) -> tuple[int, int] | None:
-    """Height and width of a picture as it is upright, from its header alone; None where it has no readable one."""
+    """Return height and width of the upright image, from the header alone; None if the header cannot be read."""
     if isinstance(source, np.ndarray):
         return source.shape[0], source.shape[1]
     if isinstance(source, Image.Image):
@@ -132,7 +136,7 @@ def read_image_size(
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-        except Exception:  # Pillow's readers raise nearly everything; it is told of when it is decoded
+        except Exception:  # Pillow's readers raise many types; decoding the image reports the error
             return None
         with image:
             turned = exif_orientation(image) >= 5
@@ -141,31 +145,35 @@ def read_image_size(
 
 @contextmanager
 def image_errors(name: str) -> Iterator[None]:
-    """Turns whatever goes wrong while Pillow reads into one line about the file called `name`."""
+    """Turn every exception of Pillow's readers into a `UserError` that names the file `name`."""
     with warnings.catch_warnings():
-        # Pillow warns of large, odd and slightly broken files; see the errors below
+        # Pillow warns about large, unusual and slightly damaged files; what matters raises the errors below.
         warnings.simplefilter("ignore")
         try:
             yield
         except (MemoryError, UserError):
             raise
-        except Image.DecompressionBombError as problem:  # of a frame larger than its file's header said
+        except Image.DecompressionBombError as problem:  # a frame that is larger than the file's header says
             raise UserError(f"{name} holds a decompression bomb ({problem}); leave it out") from problem
-        except Exception as problem:  # Pillow's readers raise nearly everything on damaged bytes
+        except Exception as problem:  # on damaged bytes Pillow's readers raise many types
             reason = str(problem).strip().split("\n")[0] or type(problem).__name__
             raise UserError(
-                f"{name} is damaged or cut short ({reason}); replace it or leave it out"
+                f"{name} is damaged or truncated ({reason}); replace it or leave it out"
             ) from problem
 
 
 def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image:
-    """A file or its bytes opened by Pillow, not yet decoded; `name` is what errors call it. Use within `reading`."""
+    """Open a file or its bytes with Pillow, without decoding it. Call it within `image_errors`.
+
+    Args:
+        name: name of the image in errors.
+    """
     if not isinstance(source, bytes):
         path = Path(source)
         if not path.exists():
             raise UserError(f"{name} does not exist; check the path")
         if path.is_dir():
-            raise UserError(f"{name} is a folder, and an image file is needed; name a file in it")
+            raise UserError(f"{name} is a folder, but an image file is needed; give a file in it")
         try:
             source = path.read_bytes()
         except OSError as problem:
@@ -180,7 +188,7 @@ def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
         raise  # not reached
     except UnidentifiedImageError as problem:
         raise UserError(
-            f"{name} is damaged, or not an image of a known format; replace it by a PNG or JPEG"
+            f"{name} is damaged or not an image of a known format; replace it with a PNG or JPEG"
         ) from problem
     except Exception as problem:
         raise UserError(f"{name} is a damaged image ({problem}); replace it or leave it out") from problem
@@ -189,25 +197,25 @@ def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
 def _check_pixel_count(pixels: int, name: str) -> None:
     if pixels > MAX_PIXELS:
         raise UserError(
-            f"{name} has {pixels / 1e6:.0f} megapixels, the limit is {MAX_PIXELS // 10**6}; make it smaller"
+            f"{name} has {pixels / 1e6:.0f} megapixels, but at most {MAX_PIXELS // 10**6} are allowed; make it smaller"
         )
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """As its EXIF block has it; 1, upright, where it has none."""
+    """Return the EXIF orientation of an image; 1 (upright) if it has none."""
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # a broken EXIF block is no reason to lose the picture
+    except Exception:  # the image is usable even if its EXIF block is damaged
         return 1
 
 
 def _pixels(image: Image.Image, alpha: bool) -> np.ndarray:
-    """A loaded image, upright, as uint8 (H, W, 3 or 4)."""
-    turn = exif_orientation(image)
+    """Convert a loaded image to upright uint8 (H, W, 3 or 4)."""
+    orientation = exif_orientation(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
-    if turn in UNDO_ORIENTATION:
-        image = image.transpose(UNDO_ORIENTATION[turn])
+    if orientation in UNDO_ORIENTATION:
+        image = image.transpose(UNDO_ORIENTATION[orientation])
     if image.mode == "LAB":
         image = _lab_to_rgb(image)
     if image.mode == "La":
@@ -235,7 +243,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     out = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    assert out is not None  # it is None only when working in place
+    assert out is not None  # it is None only if the conversion is done in place
     return out
 
 
@@ -243,7 +251,7 @@ def _from_array(array: np.ndarray, alpha: bool, name: str) -> np.ndarray:
     channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
     if array.dtype != np.uint8 or channels not in (1, 3, 4) or array.size == 0:
         raise UserError(
-            f"{name} is {array.dtype} of shape {array.shape}; convert it to uint8 of (height, width, 3 or 4)"
+            f"{name} is {array.dtype} of shape {array.shape}; convert it to uint8 of shape (height, width, 3 or 4)"
         )
     if channels == (4 if alpha else 3):
         return array
@@ -253,12 +261,12 @@ def _from_array(array: np.ndarray, alpha: bool, name: str) -> np.ndarray:
 def flatten_alpha(
     pixels: UInt8[np.ndarray, "H W C"], background: Sequence[float]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """What has alpha, laid on a color of red, green and blue from 0 to 255; other pictures as they are."""
+    """Composite RGBA over a background color, RGB from 0 to 255. RGB images are returned unchanged."""
     if pixels.shape[2] == 3:
         return pixels
-    cover = pixels[..., 3:].astype(np.float32) / 255
-    ground = np.asarray(background, np.float32)
-    return np.rint(pixels[..., :3] * cover + ground * (1 - cover)).astype(np.uint8)
+    alpha = pixels[..., 3:].astype(np.float32) / 255
+    color = np.asarray(background, np.float32)
+    return np.rint(pixels[..., :3] * alpha + color * (1 - alpha)).astype(np.uint8)
 
 
 def resize_crop(
@@ -269,25 +277,28 @@ def resize_crop(
     interpolation: str = "bicubic",
     background: Sequence[float] = (255, 255, 255),
 ) -> Integer[np.ndarray, "h w *C"]:
-    """Resize with Pillow's antialiasing filters, then cut out or fill up around the centre.
+    """Resize with Pillow's antialiasing filters, then crop or pad around the center.
+
+    Sizes are rounded as by torchvision's Resize and CenterCrop, with which most checkpoints were evaluated.
 
     Args:
-        array: uint8 (H, W, 3 or 4); alpha is taken into account and kept. Or a mask (H, W), uint8 or int32, which
-            follows its image with the same size, crop and mode, "nearest", and a background of one number.
+        array: uint8 image (H, W, 3 or 4), in which alpha is kept and taken into account; or a mask (H, W), uint8 or
+            int32. For a mask pass the size, crop and mode of its image, "nearest", and its void as the background.
         size: height and width of the result.
-        crop: the picture is resized for `size / crop`, and the centre `size` kept.
-        mode: "crop" keeps the aspect and fills the size, "pad" keeps it and shows all, "squash" changes it.
+        crop: fraction of the resized image that is kept: it is resized to `size / crop` and center-cropped to `size`.
+        mode: "crop" keeps the aspect ratio and crops what does not fit, "pad" keeps it and pads, "squash" changes it.
         interpolation: nearest, bilinear, bicubic, lanczos or box.
-        background: what "pad" fills with; transparent where there is alpha.
+        background: color of the padding; RGBA images are padded with transparency.
 
-    The roundings are those of torchvision's Resize and CenterCrop, as most checkpoints were measured with.
+    Raises:
+        UserError: an unknown `mode` or `interpolation`.
     """
     if interpolation not in RESAMPLING_FILTERS:
         raise UserError(
-            f"interpolation is {interpolation!r}, which must be one of {', '.join(RESAMPLING_FILTERS)}"
+            f"interpolation is {interpolation!r}, but must be one of {', '.join(RESAMPLING_FILTERS)}"
         )
     if mode not in ("crop", "squash", "pad"):
-        raise UserError(f"resize mode is {mode!r}, which must be one of crop, squash, pad")
+        raise UserError(f"resize mode is {mode!r}, but must be one of crop, squash, pad")
     full = tuple(math.floor(side / crop) for side in size)
     if mode == "crop":
         array = _crop_extreme_aspect(array, full)
@@ -308,7 +319,7 @@ def resize_crop(
 
 
 def _crop_extreme_aspect(array: np.ndarray, full: tuple[int, ...]) -> np.ndarray:
-    """The centre of a very long picture, 4 times what will be kept; 1x10000 would grow to 224x2240000."""
+    """Crop a very long image to 4 times what will be kept, since 1x10000 would be resized to 224x2240000."""
     height, width = array.shape[:2]
     unit = min(height / full[0], width / full[1])
     tall, wide = (
@@ -319,7 +330,7 @@ def _crop_extreme_aspect(array: np.ndarray, full: tuple[int, ...]) -> np.ndarray
 
 
 def _center_crop_or_pad(array: np.ndarray, size: tuple[int, int], background: Sequence[float]) -> np.ndarray:
-    """The centre of the picture, or the picture in the centre, along each axis by itself."""
+    """Crop or pad around the center, along each axis independently."""
     for axis, need in enumerate(size):
         have = array.shape[axis]
         if have > need:

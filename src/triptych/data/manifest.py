@@ -1,4 +1,4 @@
-"""List of the examples that a run trains on, so that a later run can say how the data has changed."""
+"""List of the examples that a run trains on, so that a later run can report how the data has changed."""
 
 import gzip
 import json
@@ -9,12 +9,12 @@ from typing import TypedDict
 from triptych.atomic_write import write_atomically
 from triptych.data.source import Source, full_source
 
-MAX_LISTED = 1_000_000  # examples; of larger sources only the number is stored
-MAX_NAMED = 3  # examples that a message names
+MAX_LISTED = 1_000_000  # examples; for larger sources only their number is stored
+MAX_NAMED = 3  # examples named in a message
 
 
 class Manifest(TypedDict):
-    """What a source holds."""
+    """The examples of a source."""
 
     count: int
     """Number of examples."""
@@ -23,7 +23,7 @@ class Manifest(TypedDict):
 
 
 def list_examples(source: Source) -> Manifest:
-    """The manifest of a source; of a part of a source (`Subset`) it is that of the full one."""
+    """Return the manifest of a source; for a part of a source (`Subset`) that of the full source."""
     source = full_source(source)
     contents = source.contents() if len(source) <= MAX_LISTED else None
     examples = None

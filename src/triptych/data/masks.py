@@ -1,8 +1,8 @@
-"""Masks: files of one number a pixel, and what the numbers mean.
+"""Segmentation masks: files with one number per pixel, and the classes that the numbers stand for.
 
-A `Legend` is all that a source knows of its masks. What it returns is what batches hold: indices into its classes,
-and the void where nobody knows or nothing is. The void is a number that no class can have: 255 of up to 255 classes,
-whose masks are uint8, and 65,535 of more, whose masks are int32.
+A `LabelMap` turns the numbers in files into the values in batches: class indices, and the void value, which marks
+pixels of unknown class and pixels outside of the image. The void is 255 for up to 255 classes, whose masks are uint8,
+and 65,535 for more, whose masks are int32.
 """
 
 import os
@@ -16,39 +16,37 @@ from PIL import Image
 from triptych.data.images import UNDO_ORIENTATION, exif_orientation, image_errors, open_image
 from triptych.errors import UserError
 
-VOID = (
-    255  # the void of up to as many classes; in files too, where it is not the number of one of more classes
-)
-NUM_MASK_VALUES = 1 << 16  # that a mask of 16 bits can hold
-MAX_MASK_CLASSES = NUM_MASK_VALUES - 1  # the last number is their void
-INVALID = -1
+# The void value of up to 255 classes; in files, too, unless there are more classes and 255 is the number of one.
+VOID = 255
+NUM_MASK_VALUES = 1 << 16  # values that a 16-bit mask can hold
+MAX_MASK_CLASSES = NUM_MASK_VALUES - 1  # the last value is the void
+INVALID = -1  # in a table: a value that must not occur
 
 Color = tuple[int, int, int]
 
 
 def void_label(count: int) -> int:
-    """What masks of so many classes hold where the class is unknown, and beside the picture."""
+    """Return the value that marks unknown pixels and padding in masks of `count` classes."""
     return VOID if count <= VOID else NUM_MASK_VALUES - 1
 
 
 def mask_dtype(count: int) -> type[np.integer]:
-    """The type of masks of so many classes."""
+    """Return the dtype of masks of `count` classes."""
     return np.uint8 if count <= VOID else np.int32
 
 
 class MaskFormatError(UserError):
-    """A mask whose numbers cannot be classes, as likely are all masks beside it."""
+    """The values of a mask cannot be class numbers, which is probably true of the other masks of its data set, too."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """What the numbers in masks mean.
+    """The classes that the values in mask files stand for.
 
     Attributes:
-        classes: names, at most 65,535.
-        table: for each number a mask may hold the index of its class, the void for what is ignored, -1 for what must
-            not occur.
-        colors: RGB of each class, from 0 to 255, None where nobody chose any.
+        classes: class names, at most 65,535.
+        table: for each value in a file its class index, the void value if it is ignored, or -1 if it must not occur.
+        colors: RGB of each class, from 0 to 255; None if the data set defines none.
     """
 
     classes: tuple[str, ...]
@@ -56,10 +54,14 @@ class LabelMap:
     colors: tuple[Color, ...] | None = None
 
     def read(self, source: bytes | str | os.PathLike[str], name: str) -> Integer[np.ndarray, "H W"]:
-        """The classes of a mask's pixels.
+        """Return the class index of each pixel of a mask.
+
+        Args:
+            source: a file's path or its bytes.
+            name: name of the mask in errors.
 
         Raises:
-            UserError: as `read_values`, or a number that is no class; names the mask.
+            UserError: as `read_mask`, or the mask holds a value that is not the number of a class.
         """
         values = read_mask(source, name)
         if int(values.max(initial=0)) >= NUM_MASK_VALUES:
@@ -73,21 +75,31 @@ class LabelMap:
         classes = np.flatnonzero((self.table != INVALID) & (self.table != void_label(len(self.classes))))
         known = f"{classes[0]}..{classes[-1]}" if len(classes) else "none"
         raise MaskFormatError(
-            f"{name} holds {value}, and the numbers of the {len(self.classes)} classes are {known}; correct the "
-            "mask, name all classes in a classes.txt, or choose the value to leave out with ignore_index"
+            f"{name} holds {value}, but the {len(self.classes)} classes are numbered {known}; correct the mask, name "
+            "all classes in a classes.txt, or set ignore_index to the value to ignore"
         )
 
 
 def identity_table(count: int, ignore_index: int = VOID, reduce_zero_label: bool = False) -> np.ndarray:
-    """The table of masks whose numbers are class indices from 0, or from 1 where 0 is to be ignored; 255 classes at
-    most."""
+    """Return the table of masks whose values are class indices, for at most 255 classes.
+
+    Args:
+        count: number of classes.
+        ignore_index: a value that is ignored, in addition to 255.
+        reduce_zero_label: ignore 0 and take 1 as the first class.
+    """
     first = int(reduce_zero_label)
     return lookup_table(range(first, first + count), INVALID, {*range(first), VOID, ignore_index})
 
 
 def lookup_table(numbers: Sequence[int], others: int = VOID, void: Collection[int] = ()) -> np.ndarray:
-    """The table of masks where class k is the number `numbers[k]`, `void` is ignored, and `others` is what all other
-    numbers are."""
+    """Return the table of masks in which class k has the value `numbers[k]`.
+
+    Args:
+        numbers: value of each class.
+        others: entry for all other values.
+        void: values that are ignored.
+    """
     count = len(numbers)
     table = np.full(NUM_MASK_VALUES, others, np.int16 if count <= VOID else np.int32)
     table[list(numbers)] = np.arange(count)
@@ -98,45 +110,51 @@ def lookup_table(numbers: Sequence[int], others: int = VOID, void: Collection[in
 def orient_mask(
     mask: Integer[np.ndarray, "H W"], orientation: int, size: tuple[int, int], name: str
 ) -> Integer[np.ndarray, "h w"]:
-    """The mask of a picture of EXIF orientation `turn` that was turned upright to `size` (height, width): turned with
-    it if it lies as the picture was stored, as it is if it lies as the picture is shown.
+    """Orient a mask as its image, which has been turned upright: turn it if its size is that of the image as stored,
+    and return it unchanged if its size is that of the upright image.
+
+    Args:
+        orientation: EXIF orientation of the image.
+        size: height and width of the upright image.
+        name: name of the image in errors.
 
     Raises:
-        UserError: it is of another size, or could be either; names the picture.
+        UserError: the mask has neither size, or both sizes are equal.
     """
-    (tall, wide), (height, width) = mask.shape, size
+    (mask_height, mask_width), (height, width) = mask.shape, size
     stored = (width, height) if orientation >= 5 else size
     if orientation != 1 and mask.shape == size == stored:
         raise UserError(
-            f"{name} is stored turned (EXIF orientation {orientation}), and its mask fits it as stored and as shown; "
-            "save it upright, as the mask lies, without the tag"
+            f"{name} has EXIF orientation {orientation}, and its mask fits it with and without the rotation; save the "
+            "image as the mask is oriented, without the EXIF tag"
         )
     if mask.shape == size:
         return mask
     if mask.shape == stored:
         return np.asarray(Image.fromarray(mask).transpose(UNDO_ORIENTATION[orientation]))
     raise UserError(
-        f"{name} is {width} x {height} pixels and its mask {wide} x {tall}; they must be of one size"
+        f"{name} is {width} x {height} pixels, but its mask is {mask_width} x {mask_height}; give it a mask of its size"
     )
 
 
 def read_mask(source: bytes | str | os.PathLike[str], name: str) -> Integer[np.ndarray, "H W"]:
-    """The numbers of a mask: grey of 1, 8, 16 or 32 bits, or the indices of a palette.
+    """Return the values of a mask: grayscale of 1, 8, 16 or 32 bits, or the indices of a palette.
 
     Raises:
-        UserError: colors or a JPEG, which hold no class numbers; no image, damaged, or below 0.
+        UserError: a color image or a JPEG, which hold no class numbers; a file that is damaged or not an image; or a
+            negative value.
     """
     with image_errors(name):
         values = np.asarray(_open_mask(source, name))
     if values.dtype == bool:
         return values.astype(np.uint8)
     if int(values.min(initial=0)) < 0:
-        raise UserError(f"{name} holds {int(values.min())}, and class numbers start from 0; correct the mask")
+        raise UserError(f"{name} holds {int(values.min())}, but class numbers start at 0; correct the mask")
     return values
 
 
 def read_palette(source: bytes | str | os.PathLike[str], name: str) -> list[Color] | None:
-    """The colors of a mask with a palette, by index; None for others."""
+    """Return the palette of a mask, RGB by index; None if it has none."""
     with image_errors(name):
         image = _open_mask(source, name)
         flat = image.getpalette("RGB") if image.mode == "P" else None
@@ -147,16 +165,16 @@ def _open_mask(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
     image = open_image(source, name)
     if image.format in ("JPEG", "MPO"):
         raise MaskFormatError(
-            f"{name} is a JPEG, which blurs the class numbers of a mask; save the masks as PNG, from the original"
+            f"{name} is a JPEG, whose compression alters class numbers; save the original masks as PNG"
         )
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
         raise MaskFormatError(
-            f"{name} is {image.mode}, and a mask holds one class number a pixel (mode L or P); turn its colors "
-            "into numbers and save them with Image.fromarray(numbers.astype('uint8'))"
+            f"{name} has mode {image.mode}, but a mask holds one class number per pixel (mode L or P); convert its "
+            "colors to numbers and save them with Image.fromarray(numbers.astype('uint8'))"
         )
     if exif_orientation(image) in UNDO_ORIENTATION:
         raise UserError(
-            f"{name} is a mask stored turned (EXIF orientation {exif_orientation(image)}); save it upright"
+            f"the mask {name} has EXIF orientation {exif_orientation(image)}; save it upright, without the EXIF tag"
         )
     image.load()
     return image

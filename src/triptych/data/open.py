@@ -1,4 +1,4 @@
-"""Where pictures come from: one call opens a folder, metadata, shards, parquet, a hub id, or a built-in set."""
+"""Open data sets: folders, metadata files, tar shards, parquet files, the Hugging Face hub, and the built-in sets."""
 
 import os
 from collections.abc import Iterator
@@ -31,30 +31,37 @@ def open_source(
     reduce_zero_label: bool = False,
     stream: bool = False,
 ) -> Source:
-    """The pictures that `spec` names.
+    """Open the data set that `spec` names.
+
+    The names of mask classes are read from a classes.txt (one per line, from 0), labels.json or id2label.json in the
+    folder. If there is none, all masks are read once to find the largest class number.
 
     Args:
-        spec: "emoji" or "scenes" (or "emoji:FOLDER", made by `tools/make_emoji.py`); a folder of class folders, or of
-            train/ and val/ or test/ with such; a folder with metadata.jsonl or metadata.csv (column
-            file_name, and a label, caption or mask), or that file; a folder of images/ and masks/ (or img_dir/ and
-            ann_dir/), with train/ and val/ in both or above both; ADE20K, Cityscapes or PASCAL VOC as they are
-            unpacked; *.tar shards, as a folder, a glob
-            or a file; *.parquet likewise; a folder of `save_to_disk`; or a hub id, "org/name" or "org/name:config".
-        split: "train", "val", "test" or another that the data has. "eval" is val, else test, else all of
-            data that has no splits. None is train, or all of data that has no splits.
-        image_column, label_column, caption_column, mask_column: where the data has several that could be it, or one
-            whose name does not tell.
-        ignore_index: a number in masks that is no class, as 255 never is.
-        reduce_zero_label: 0 in masks is no class, and 1 is the first.
-        stream: tar shards, parquet or a folder of pictures are indexed on disk and read in place, so that memory does
-            not grow with their number. The first examples of shards tell which columns there are.
+        spec: one of
 
-    The classes of masks are named by a classes.txt (one a line, from 0), labels.json or id2label.json in the folder.
-    Without one all masks are read once, for the largest number in them.
+            - "emoji" or "scenes", or "emoji:FOLDER" with a folder written by `tools/make_emoji.py`;
+            - a folder of class folders, or a folder with train/ and val/ or test/ that hold class folders;
+            - a folder with a metadata.jsonl or metadata.csv, whose columns are file_name and a label, caption or mask,
+              or the path of that file;
+            - a folder with images/ and masks/ (or img_dir/ and ann_dir/); train/ and val/ may lie in both or above
+              both;
+            - the unpacked ADE20K, Cityscapes or PASCAL VOC;
+            - tar shards or parquet files: a folder, a glob or a file;
+            - a folder written by `save_to_disk` of `datasets`;
+            - the id of a data set on the hub, "org/name" or "org/name:config".
+        split: "train", "val", "test" or another split of the data. "eval" means val if there is one, else test. None
+            means train. For data without splits, "eval" and None mean all of it.
+        image_column, label_column, caption_column, mask_column: names of the columns; needed if several columns could
+            be meant or if the name of a column does not tell.
+        ignore_index: a mask value that is ignored, in addition to 255.
+        reduce_zero_label: ignore 0 in masks and take 1 as the first class.
+        stream: index tar shards, parquet files or a folder of images on disk and read them in place, in constant
+            memory. The columns of shards are those of their first examples.
 
     Raises:
-        UserError: nothing there, no pictures, no such split, ambiguous or unknown columns, labels missing or
-            out of range, images without masks, masks in colors. Damaged pictures are found when they are decoded.
+        UserError: the data does not exist, holds no images or lacks the split; columns are unknown or ambiguous; labels
+            are missing or out of range; or masks are missing or hold colors. Damaged images are reported when they are
+            decoded.
     """
     if is_built_in(spec):
         _need_files(spec, stream)
@@ -76,17 +83,21 @@ def train_and_eval(
     reduce_zero_label: bool = False,
     stream: bool = False,
 ) -> tuple[Source, Source]:
-    """What to train on and what to evaluate on: the data's own split, else a seeded one, even over classes.
+    """Open the sources to train and evaluate on: the splits of the data, else a random split that is balanced over
+    classes.
 
     Args:
         spec, image_column, label_column, caption_column, mask_column, ignore_index, reduce_zero_label, stream: as in
             `open_source`.
-        eval_fraction: share held back where the data has no split of its own; at least one example. Of a stream it is
-            one of each n neighbours, n being the nearest to 1 / eval_fraction.
-        seed: of that choice.
+        eval_fraction: fraction held out for evaluation if the data has no splits; at least one example. From a stream
+            one of every n consecutive examples is held out, where n is 1 / eval_fraction, rounded.
+        seed: seed of the random split.
+
+    Returns:
+        The training source and the evaluation source.
 
     Raises:
-        UserError: as `open_source`; a single picture.
+        UserError: as `open_source`, or the data holds a single image.
     """
     if is_built_in(spec):
         _need_files(spec, stream)
@@ -100,7 +111,7 @@ def train_and_eval(
     source = opened.source(None)
     if len(source) < 2:
         raise UserError(
-            f"{os.fspath(spec)} holds one image; give one to train and one to evaluate on at least"
+            f"{os.fspath(spec)} holds only one image; give at least one to train on and one to evaluate on"
         )
     held = choose_held_out(len(source), source.labels, eval_fraction, seed)
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
@@ -113,7 +124,7 @@ def _open(
 
 
 class _Opened:
-    """What `spec` names, read once for all of its splits."""
+    """The data set that `spec` names, read once for all of its splits."""
 
     def __init__(
         self, spec: Spec, requested: tuple[str | None, ...], ignore_index: int, reduce_zero_label: bool
@@ -124,49 +135,49 @@ class _Opened:
         self.splits = read_tables(spec, image_column, mask_column)
         path = Path(spec).expanduser().absolute()
         self.root = dataset_root(path) if path.is_dir() else path.parent
-        self._legends: dict[str, LabelMap] = {}
+        self._label_maps: dict[str, LabelMap] = {}
 
     def source(self, split: str | None) -> TableSource:
         chosen = choose_split(os.fspath(self.spec), list(self.splits), split)
         table = self.splits[chosen]
         if len(table) == 0:
-            where = f" in its split {chosen}" if chosen else ""
+            where = f" in split {chosen}" if chosen else ""
             raise UserError(f"{os.fspath(self.spec)} holds no images{where}")
         image, label, caption, mask = self.requested
-        if ID_COLUMN in table.features:  # of our own readers, which call the pictures "image"
+        if ID_COLUMN in table.features:  # written by our own readers, whose image column is "image"
             image = "image"
         if mask not in table.features and any(mask in other.features for other in self.splits.values()):
-            mask = None  # a test set may lack what training sets have
+            mask = None  # the test set has no masks
         columns = find_columns(table.features, image, label, caption, mask)
         classes, labels = read_labels(self.splits, columns.label) if columns.label else (None, {})
         name = os.path.basename(os.path.normpath(self.spec)) + (f"/{chosen}" if chosen else "")
-        legend = self._legend(chosen, columns.mask) if columns.mask else None
-        source = TableSource(table, columns, classes, labels.get(chosen), legend, name, self.root)
-        if legend is not None:
+        label_map = self._label_map(chosen, columns.mask) if columns.mask else None
+        source = TableSource(table, columns, classes, labels.get(chosen), label_map, name, self.root)
+        if label_map is not None:
             try:
                 source[0]
             except MaskFormatError:
-                raise  # now, not one by one
+                raise  # at once, rather than for each mask
             except UserError:
                 pass
         return source
 
-    def _legend(self, split: str, column: str) -> LabelMap | None:
-        """What masks mean, the same for all splits; None for a split that has none."""
+    def _label_map(self, split: str, column: str) -> LabelMap | None:
+        """Return the label map of all splits; None if this split has no masks."""
         lacking = empty_rows(self.splits[split], column)
         count = len(self.splits[split])
         if len(lacking) == count:
             return None
         if len(lacking):
             raise UserError(
-                f"{len(lacking)} of {count} examples have no mask in column {column}, the first being "
-                f"{row_name(self.splits[split], int(lacking[0]))}; give them masks or remove them"
+                f"{len(lacking)} of {count} examples have no mask in column {column}, the first of which is "
+                f"{row_name(self.splits[split], int(lacking[0]))}; add the masks or remove the examples"
             )
-        if column not in self._legends:
-            self._legends[column] = find_label_map(
+        if column not in self._label_maps:
+            self._label_maps[column] = find_label_map(
                 lambda: self._masks(column), self.root, self.ignore_index, self.reduce_zero_label
             )
-        return self._legends[column]
+        return self._label_maps[column]
 
     def _masks(self, column: str) -> Iterator[tuple[bytes | str, str]]:
         for table in self.splits.values():
@@ -177,14 +188,14 @@ class _Opened:
 
 
 def is_built_in(spec: Spec) -> bool:
-    """Whether `spec` names "emoji" or "scenes", and nothing on disk is called so."""
+    """Return whether `spec` names a built-in data set, and no file or folder of that name exists."""
     return os.fspath(spec).partition(":")[0] in ("emoji", "scenes") and not Path(spec).exists()
 
 
 def _need_files(spec: Spec, stream: bool) -> None:
     if stream:
         raise UserError(
-            f"{os.fspath(spec)} is built in, and only files are streamed; leave --loading.stream out"
+            f"{os.fspath(spec)} is built in, but only files can be streamed; omit --loading.stream"
         )
 
 

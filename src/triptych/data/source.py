@@ -1,4 +1,4 @@
-"""What every source of examples offers: `Source`, and `Streamable` if its examples are read in place from disk."""
+"""Interfaces of data sources: `Source`, and `Streamable` if the examples are read in place from disk."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,11 @@ from triptych.data.masks import Color
 
 
 class Source(Protocol):
-    """Examples by index, and what is known about all of them. `triptych.data.open.open_source` returns one.
+    """Examples by index, with the classes, labels and captions of all of them. `triptych.data.open.open_source` returns
+    one.
 
-    A class of your own that inherits from it needs `__len__` and `__getitem__`; by default there are no labels, no
-    masks and no captions. A run needs `fingerprint`, too.
+    A subclass must define `__len__` and `__getitem__`, and `fingerprint` to be trained on. By default there are no
+    labels, masks or captions.
     """
 
     @property
@@ -49,12 +50,12 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of names, labels, captions and sizes: it changes if the data does."""
+        """Hex digest of names, labels, captions and sizes, which changes if the data changes."""
         raise NotImplementedError
 
     def contents(self) -> Iterator[tuple[str, tuple[Any, ...]]] | None:
-        """Name of each example, and the rest of what the fingerprint covers: label, caption, sizes in bytes. None if
-        they cannot be listed cheaply."""
+        """Return the name of each example and its part of the fingerprint: label, caption, sizes in bytes; None if
+        listing them is expensive."""
         return None
 
     def __len__(self) -> int: ...
@@ -67,26 +68,26 @@ class Streamable(Protocol):
 
     @property
     def bounds(self) -> np.ndarray:
-        """int64 (runs + 1,): first row of each run of rows that are stored together, and the number of rows."""
+        """int64 (runs + 1,): first row of each run of rows that are stored contiguously, and the number of rows."""
         ...
 
     def hold(self, rows: int, window: int, /) -> None:
-        """Keep the last `rows` decoded rows in memory, which are read in random order within windows of `window`."""
+        """Keep the last `rows` decoded rows in memory, for reading in random order within windows of `window` rows."""
         ...
 
 
 @runtime_checkable
 class PartOfSource(Protocol):
-    """A source that consists of examples of another one."""
+    """A source whose examples are a part of those of another source."""
 
     @property
     def source(self) -> Source:
-        """The other one."""
+        """The other source."""
         ...
 
 
 def full_source(source: Source) -> Source:
-    """The source that `source` is a part of, or a part of a part; itself if it is no part."""
+    """Return the source that `source` is, directly or indirectly, a part of; itself if it is not a part."""
     while isinstance(source, PartOfSource):
         source = source.source
     return source
@@ -97,7 +98,7 @@ class Subset:
 
     Args:
         source: the full source.
-        indices: integers (m,), which examples.
+        indices: integers (m,), indices of the examples.
     """
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
@@ -124,7 +125,7 @@ class Subset:
         return hashlib.sha256(self.source.fingerprint.encode() + self.indices.tobytes()).hexdigest()[:32]
 
     def contents(self) -> Iterator[tuple[str, tuple[Any, ...]]] | None:
-        """As `Source.contents`, of these examples."""
+        """As `Source.contents`, for the examples of the subset."""
         contents = self.source.contents()
         if contents is None:
             return None

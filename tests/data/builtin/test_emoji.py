@@ -1,4 +1,4 @@
-"""The built-in emoji drawings: what is there, that no split leaks into another, and how hard the task is."""
+"""The built-in emoji drawings: their contents, the separation of the splits, and the difficulty of the task."""
 
 import dataclasses
 import json
@@ -31,10 +31,10 @@ def test_counts(train: EmojiSource, test: EmojiSource):
     assert (len(train), len(test), len(everything)) == (2826, 1032, 3858)
     assert len(train.classes) == len(set(train.classes)) == 1032
     assert {k: len(set(v)) for k, v in train.groupings.items()} == {"subgroup": 65, "group": 6}
-    assert set(test.labels) == set(train.labels) == set(range(1032))  # every class is drawn on both sides
+    assert set(test.labels) == set(train.labels) == set(range(1032))  # each class occurs in both splits
 
 
-def test_splits_share_classes_and_no_hand(train: EmojiSource, test: EmojiSource):
+def test_splits_share_classes_and_no_style(train: EmojiSource, test: EmojiSource):
     everything = emoji("all")
     assert train.classes == test.classes == everything.classes
     assert train.groupings == test.groupings == everything.groupings
@@ -43,7 +43,7 @@ def test_splits_share_classes_and_no_hand(train: EmojiSource, test: EmojiSource)
     assert len({e.id for e in everything}) == len(everything)
 
 
-def test_a_subgroup_lies_in_one_group(train: EmojiSource):
+def test_each_subgroup_belongs_to_one_group(train: EmojiSource):
     group_of: dict[str, set[str]] = {}
     for subgroup, group in zip(train.groupings["subgroup"], train.groupings["group"], strict=True):
         group_of.setdefault(subgroup, set()).add(group)
@@ -51,7 +51,7 @@ def test_a_subgroup_lies_in_one_group(train: EmojiSource):
 
 
 def test_an_example(test: EmojiSource):
-    apple = test[test.classes.index("red apple")]  # the test hand draws every class once, in class order
+    apple = test[test.classes.index("red apple")]  # the test style has each class once, in class order
     assert (apple.id, apple.caption) == ("twemoji/1f34e", "red apple, twemoji style")
     assert apple.label is not None
     assert test.groupings["subgroup"][apple.label] == "food-fruit"
@@ -83,7 +83,7 @@ def test_indexing(train: EmojiSource):
     with pytest.raises(IndexError, match="2826 examples"):
         train[len(train)]
     image = np.asarray(train[0].image)
-    image[:] = 0  # an example is the caller's: the next one is whole
+    image[:] = 0  # an example belongs to the caller: changing it does not change the source
     assert np.asarray(train[0].image).any()
 
 
@@ -106,7 +106,7 @@ def test_styles_are_chosen_by_name(train: EmojiSource):
 
 
 def test_fingerprint_is_stable(train: EmojiSource, test: EmojiSource):
-    # Pinned: a run that resumes, and a figure somebody wrote down, must mean these very pixels.
+    # Pinned, since resumed runs and published results refer to these pixels.
     assert train.fingerprint == "58dc0aa0706c177d1b5c182a96835e2d"
     assert test.fingerprint == "966fd14bdcd0d5061eff3629d066c005"
     assert pickle.loads(pickle.dumps(train)).fingerprint == train.fingerprint
@@ -117,7 +117,7 @@ def test_fingerprint_is_stable(train: EmojiSource, test: EmojiSource):
     [
         ({"styles": ["notto"]}, "'notto'.*noto"),
         ({"styles": ["twemoji"]}, "belongs to split 'test', not 'train'.*fluent-3d"),
-        ({"styles": []}, "no emoji style"),
+        ({"styles": []}, "list of emoji styles is empty"),
         ({"split": "val"}, "'val'.*train, test, all"),
         ({"root": "/nowhere"}, "/nowhere.*make_emoji"),
         ({"background": (0, 0, 300)}, "0 to 255"),
@@ -129,7 +129,7 @@ def test_mistakes_are_explained_in_one_line(arguments: dict, message: str):
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_folder_is_explained(tmp_path):
+def test_a_damaged_folder_is_explained(tmp_path):
     (tmp_path / "emoji.json").write_text("[]")
     with pytest.raises(UserError, match="not an emoji table"):
         emoji(root=tmp_path)
@@ -166,8 +166,8 @@ def test_sizes():
     assert 6 <= sum(files.values()) <= 8
 
 
-def test_nearest_neighbour_floor(train: EmojiSource, test: EmojiSource):
-    """What 16 x 16 raw pixels on white know of a hand they never saw: a network has to beat this."""
+def test_nearest_neighbor_floor(train: EmojiSource, test: EmojiSource):
+    """Accuracy of the nearest neighbor of 16 x 16 raw pixels on the held-out style, which a network has to beat."""
 
     def pixels(source: EmojiSource) -> np.ndarray:
         images = np.stack([np.asarray(example.image) for example in source]).astype(np.float32) / 255

@@ -1,4 +1,4 @@
-"""The built-in scenes: what is there, that a scene is a function of its number, and that its mask is exact."""
+"""The built-in scenes: their contents, that a scene depends only on its index, and that its mask is exact."""
 
 import pickle
 import subprocess
@@ -39,7 +39,7 @@ def test_a_scene():
     assert len(scene.caption.replace(" and ", ", ").split(", ")) == len(scene.boxes)
 
 
-def test_what_is_in_a_scene(some):
+def test_the_contents_of_scenes(some):
     assert {len(scene.boxes) for scene in some} == set(range(MIN_DRAWINGS, MAX_DRAWINGS + 1))
     shares = np.mean([np.bincount(scene.mask.ravel(), minlength=7) for scene in some], 0) / 128**2
     assert 0.5 < shares[0] < 0.85
@@ -47,12 +47,12 @@ def test_what_is_in_a_scene(some):
     assert max(scene.mask.max() for scene in some) == 6
 
 
-def test_boxes_bound_what_is_seen(some):
+def test_boxes_bound_the_visible_part(some):
     for scene in some:
         for box in scene.boxes:
             inside = scene.mask[box.y0 : box.y1, box.x0 : box.x1] == box.label
             assert inside.sum() >= 20
-            # Each edge touches the drawing, unless another of its group lies there too, which only adds pixels.
+            # Each edge touches the drawing; another drawing of its group inside the box can only add pixels.
             assert inside[0].any()
             assert inside[-1].any()
             assert inside[:, 0].any()
@@ -61,12 +61,13 @@ def test_boxes_bound_what_is_seen(some):
         for box in scene.boxes:
             covered[box.y0 : box.y1, box.x0 : box.x1] = True
         assert not scene.mask[~covered].any()
-        centres = [box.x0 + box.x1 for box in scene.boxes]
-        assert centres == sorted(centres)  # as in the caption
+        centers = [box.x0 + box.x1 for box in scene.boxes]
+        assert centers == sorted(centers)  # as in the caption
 
 
 def test_the_mask_is_exact(monkeypatch):
-    """On black and on white a pixel differs by what no drawing covers. It is labelled where half is covered."""
+    """A pixel on black and on white differs by the part that no drawing covers. At least half of each labeled pixel is
+    covered."""
 
     def on(value: int, index: int):
         def plain(rng, size):
@@ -79,15 +80,15 @@ def test_the_mask_is_exact(monkeypatch):
         black, white = on(0, index), on(255, index)
         assert np.array_equal(black.mask, white.mask)
         covered = 255 - (white.image.astype(int) - black.image).max(-1)
-        labelled = black.mask > 0
-        assert covered[labelled].min() >= 127
-        # Beside the mask no drawing covers half, though two soft edges together may.
-        assert (covered[~labelled] > 128).mean() < 0.01
+        labeled = black.mask > 0
+        assert covered[labeled].min() >= 127
+        # Elsewhere no drawing covers half of a pixel, but the soft edges of two drawings may.
+        assert (covered[~labeled] > 128).mean() < 0.01
 
 
 @given(index=st.integers(0, 499), seed=st.integers(-(2**70), 2**70))
 @settings(max_examples=15)
-def test_a_scene_is_a_function_of_seed_and_index(index, seed):
+def test_a_scene_depends_only_on_seed_and_index(index, seed):
     a = scenes("test", seed=seed)
     b = pickle.loads(pickle.dumps(scenes("test", count=index + 1, seed=seed)))
     state = np.random.get_state()[1].copy()
@@ -100,15 +101,17 @@ def test_a_scene_is_a_function_of_seed_and_index(index, seed):
     assert np.array_equal(state, np.random.get_state()[1])
 
 
-def test_other_numbers_give_other_scenes(some):
-    pictures = {scene.image.tobytes() for scene in some}
-    pictures |= {scenes("train", seed=1)[0].image.tobytes(), scenes("test")[0].image.tobytes()}
-    assert len(pictures) == len(some) + 2
-    grounds = [random_background(np.random.default_rng([0, split, 0]), (16, 16)) for split in (False, True)]
-    assert not np.array_equal(*grounds)  # a network has not trained on the test's backdrops
+def test_scenes_differ(some):
+    images = {scene.image.tobytes() for scene in some}
+    images |= {scenes("train", seed=1)[0].image.tobytes(), scenes("test")[0].image.tobytes()}
+    assert len(images) == len(some) + 2
+    backgrounds = [
+        random_background(np.random.default_rng([0, split, 0]), (16, 16)) for split in (False, True)
+    ]
+    assert not np.array_equal(*backgrounds)  # test scenes have backgrounds of their own
 
 
-def test_splits_are_of_other_hands():
+def test_splits_have_different_styles():
     train, test = scenes("train"), scenes("test")
     assert {style.name for style in test.drawings.styles} == {"twemoji"}
     assert not {s.family for s in train.drawings.styles} & {s.family for s in test.drawings.styles}
@@ -166,23 +169,23 @@ def test_captions():
     assert _join_names(["scissors", "octopus", "compass"]) == "scissors, an octopus and a compass"
 
 
-@pytest.mark.parametrize("kind", ["ramp", "clouds", "stripes", "checks", "blobs", "shapes"])
+@pytest.mark.parametrize("pattern", ["ramp", "clouds", "stripes", "checks", "blobs", "shapes"])
 @pytest.mark.parametrize("size", [(1, 1), (9, 40), (64, 48)])
-def test_fields_fill_any_size(kind, size):
+def test_fields_fill_any_size(pattern, size):
     for seed in range(8):
-        field = getattr(procedural_backgrounds, kind)(np.random.default_rng(seed), size)
+        field = getattr(procedural_backgrounds, pattern)(np.random.default_rng(seed), size)
         assert field.shape == size
         assert field.dtype == np.float32
         assert np.isfinite(field).all()
 
 
-def test_backdrops_vary():
-    pictures = np.stack(
+def test_backgrounds_vary():
+    images = np.stack(
         [random_background(np.random.default_rng(seed), (32, 32)) for seed in range(200)]
     ).astype(int)
-    detail = np.abs(np.diff(pictures, axis=2)).mean((1, 2, 3))
-    assert np.percentile(detail, 10) < 4 < 12 < np.percentile(detail, 90)  # from smooth to busy
-    assert pictures.mean((1, 2)).std(0).min() > 25  # of every color
+    detail = np.abs(np.diff(images, axis=2)).mean((1, 2, 3))
+    assert np.percentile(detail, 10) < 4 < 12 < np.percentile(detail, 90)  # from smooth to detailed
+    assert images.mean((1, 2)).std(0).min() > 25  # in each color channel
 
 
 def test_importing_it_does_not_import_torch():

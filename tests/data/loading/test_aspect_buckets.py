@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: their shapes, which picture goes where, and batches of one shape each."""
+"""Aspect-ratio buckets: their shapes, the assignment of images, and batches of one shape each."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_shapes_are_multiples_of_about_the_same_area(rows, columns, unit, count)
         assert height % unit == width % unit == 0
         assert height > 0
         assert width > 0
-        # Rounding moves a side by half a unit at most.
+        # Rounding changes a side by at most half a unit.
         short = min(height, width)
         assert height * width <= rows * columns * unit**2 * (1 + unit / short) ** 2 + 1e-9
     if count > 2:
@@ -38,11 +38,11 @@ def test_shapes_are_multiples_of_about_the_same_area(rows, columns, unit, count)
 def test_the_usual_shapes():
     assert bucket_shapes((64, 64), 5, 8) == ((88, 48), (80, 56), (64, 64), (56, 80), (48, 88))
     assert bucket_shapes((64, 64), 1, 8) == ((64, 64),)
-    with pytest.raises(UserError, match="buckets of 60 x 64 are of multiples of 8"):
+    with pytest.raises(UserError, match="60 x 64 cannot have buckets; make both sides multiples of 8"):
         bucket_shapes((60, 64), 3, 8)
 
 
-def test_pictures_go_to_the_nearest_aspect(tmp_path):
+def test_images_go_to_the_nearest_aspect(tmp_path):
     sizes = {"a": (40, 40), "b": (80, 30), "c": (30, 80), "d": (41, 40)}  # width, height
     for name, size in sizes.items():
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
@@ -62,19 +62,19 @@ def test_pictures_go_to_the_nearest_aspect(tmp_path):
     size=st.integers(1, 9),
     epoch=st.integers(0, 3),
 )
-def test_batches_are_of_one_bucket_and_of_the_epoch_alone(buckets, size, epoch):
+def test_batches_have_one_bucket_and_depend_only_on_the_epoch(buckets, size, epoch):
     buckets = np.array(buckets)
     for shuffle in (True, False):
         order = BucketOrder(buckets, size, 5, shuffle=shuffle)
         batches = order.batches(epoch)
         assert len(batches) == len(order)
         again = BucketOrder(buckets, size, 5, shuffle=shuffle).batches(epoch)
-        assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
         assert all(len(set(buckets[batch])) == 1 for batch in batches)
-        seen = np.concatenate(batches)
-        assert len(set(seen)) == len(seen)
+        rows = np.concatenate(batches)
+        assert len(set(rows)) == len(rows)
         if not shuffle:
-            assert sorted(seen) == list(range(len(buckets)))
+            assert sorted(rows) == list(range(len(buckets)))
         else:
             for number in np.unique(buckets):
                 own = [len(batch) for batch in batches if buckets[batch[0]] == number]
@@ -84,11 +84,11 @@ def test_batches_are_of_one_bucket_and_of_the_epoch_alone(buckets, size, epoch):
 
 def test_epochs_differ():
     order = BucketOrder(np.arange(40) % 2, 4, 0, shuffle=True)
-    one, other = ([batch.tolist() for batch in order.batches(epoch)] for epoch in (0, 1))
-    assert one != other
+    first, second = ([batch.tolist() for batch in order.batches(epoch)] for epoch in (0, 1))
+    assert first != second
 
 
-def test_rows_count_in_the_whole_source():
+def test_rows_refer_to_the_full_source():
     class Part:
         def __init__(self, rows):
             self.rows = rows
@@ -96,6 +96,6 @@ def test_rows_count_in_the_whole_source():
         def __getitems__(self, indices):
             return {"row": list(indices), "value": [int(self.rows[i]) * 10 for i in indices]}
 
-    whole = BucketedDataset(np.array([0, 1, 0, 1, 1]), lambda number, rows: Part(rows))
-    batch = whole.__getitems__([4, 1])
+    dataset = BucketedDataset(np.array([0, 1, 0, 1, 1]), lambda number, rows: Part(rows))
+    batch = dataset.__getitems__([4, 1])
     assert batch == {"row": [4, 1], "value": [40, 10]}

@@ -1,4 +1,4 @@
-"""The loader: orders, resuming anywhere with any workers, damaged images, small sets kept in memory."""
+"""The loader: order, resuming at any batch with any number of workers, damaged images, the cache."""
 
 import io
 import math
@@ -26,23 +26,23 @@ SIZE = Resize(size=(7, 5))
 
 
 class Numbers(Source):
-    """n grey pictures, the i-th of value i; the damaged ones are cut short."""
+    """n gray images, the i-th of value i; the damaged ones are truncated."""
 
-    def __init__(self, count: int, damaged: tuple[int, ...] = (), labelled: bool = True, size=(6, 9)):
-        self.count, self.damaged, self.labelled, self.size = count, damaged, labelled, size
-        self.asked: list[int] = []
+    def __init__(self, count: int, damaged: tuple[int, ...] = (), labeled: bool = True, size=(6, 9)):
+        self.count, self.damaged, self.labeled, self.size = count, damaged, labeled, size
+        self.requested: list[int] = []
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Example:
-        self.asked.append(index)
+        self.requested.append(index)
         file = io.BytesIO()
         Image.new("L", (self.size[1], self.size[0]), index % 256).save(file, "PNG")
         content = file.getvalue()
         if index in self.damaged:
             content = content[: len(content) // 2]
-        return Example(content, index % 3 if self.labelled else None, f"grey {index}", f"n/{index}.png")
+        return Example(content, index % 3 if self.labeled else None, f"gray {index}", f"n/{index}.png")
 
 
 def loader_of(source, *, train=True, seed=0, **config) -> Loader:
@@ -62,13 +62,13 @@ def test_a_batch():
     assert [int(image.max()) for image in batch["image"]] == [0, 1, 2, 3]
     assert batch["label"].tolist() == [0, 1, 2, 0]
     assert batch["label"].dtype == torch.int64
-    assert batch["caption"] == ["grey 0", "grey 1", "grey 2", "grey 3"]
+    assert batch["caption"] == ["gray 0", "gray 1", "gray 2", "gray 3"]
     assert batch["id"] == ["n/0.png", "n/1.png", "n/2.png", "n/3.png"]
     assert batch["aspect"].tolist() == [1.5] * 4
     assert batch["bad"] == {}
 
 
-def test_evaluation_goes_through_everything_in_order():
+def test_evaluation_yields_each_example_once_in_order():
     loader = loader_of(Numbers(10), train=False, eval_batch_size=3)
     assert len(loader) == 4
     for _ in range(2):
@@ -78,16 +78,16 @@ def test_evaluation_goes_through_everything_in_order():
 
 def test_evaluation_follows_the_preprocessing():
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (20, 31, 3), dtype=np.uint8)
 
     class One(Numbers):
         def __getitem__(self, index):
-            return Example(picture, 0, None, "one")
+            return Example(image, 0, None, "one")
 
     preprocess = Resize(size=(8, 8), crop=0.8, mode="crop", interpolation="lanczos")
     config = DataConfig(workers=0)
     batch = next(iter(make_loader(One(1), config, preprocess, train=False)))
-    expected = resize_crop(decode(picture), (8, 8), 0.8, "crop", "lanczos")
+    expected = resize_crop(decode(image), (8, 8), 0.8, "crop", "lanczos")
     assert np.array_equal(batch["image"][0].permute(1, 2, 0), expected)
     batch = next(iter(make_loader(One(1), config, preprocess, train=True, batch_size=1)))
     assert batch["image"].shape == (1, 3, 9, 9)  # 8/7 of the size
@@ -114,32 +114,32 @@ def test_orders(count, size, shuffle, epoch):
         assert sorted(rows) == list(range(count))
     else:
         assert all(len(batch) == size for batch in batches)
-        seen = np.bincount(rows, minlength=count)
+        counts = np.bincount(rows, minlength=count)
         if count >= size:
-            assert seen.max() == 1  # every one at most once, all but the uneven rest
-            assert count - seen.sum() < size
+            assert counts.max() == 1  # each example at most once, and all except the remainder
+            assert count - counts.sum() < size
         else:
-            assert seen.max() - seen.min() <= 1  # a set smaller than a batch comes again
+            assert counts.max() - counts.min() <= 1  # examples are repeated
 
 
 @given(count=st.integers(1, 60), size=st.integers(1, 20), world=st.integers(1, 4), shuffle=st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_processes_share_each_batch_or_take_turns(count, size, world, shuffle):
     order = EpochOrder(count, size, 3, shuffle=shuffle)
-    whole = order.batches(1)
+    batches = order.batches(1)
     parts = [DividedOrder(order, rank, world, within=True) for rank in range(world)]
     assert {len(part) for part in parts} == {len(order)}
-    for batch, *shares in zip(whole, *(part.batches(1) for part in parts), strict=True):
+    for batch, *shares in zip(batches, *(part.batches(1) for part in parts), strict=True):
         assert np.array_equal(np.concatenate(shares), batch)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     turns = [DividedOrder(order, rank, world, within=False) for rank in range(world)]
     assert [len(turn) for turn in turns] == [len(turn.batches(1)) for turn in turns]
-    for number, batch in enumerate(whole):
+    for number, batch in enumerate(batches):
         assert np.array_equal(turns[number % world].batches(1)[number // world], batch)
 
 
-def test_a_divided_loader_gives_empty_batches_too():
-    """Or processes would no longer count alike."""
+def test_a_divided_loader_yields_empty_batches():
+    """Otherwise processes would iterate over different numbers of batches."""
     loader = loader_of(Numbers(5), train=False, batch_size=2)
     loader.divide(1, 2, within=True)
     assert [len(batch["id"]) for batch in loader] == [1, 1, 0]
@@ -154,13 +154,13 @@ def test_epochs_and_seeds_differ():
     assert loader.epoch == 3
 
 
-def test_looking_at_a_batch_costs_nothing():
+def test_an_abandoned_iteration_does_not_advance_the_loader():
     loader = loader_of(Numbers(12))
     first = next(iter(loader))["id"]
     assert ids(loader)[0] == first
 
 
-def test_loading_neither_reads_nor_moves_the_global_stream():
+def test_loading_does_not_use_the_global_rng():
     state = torch.random.get_rng_state()
     ids(loader_of(Numbers(12)))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -175,17 +175,17 @@ def test_a_run_resumes_after_any_batch(cache, train):
     def fresh():
         return loader_of(Numbers(22), train=train, cache=cache)
 
-    whole = fresh()
-    expected = [ids(whole) for _ in range(3)]
+    uninterrupted = fresh()
+    expected = [ids(uninterrupted) for _ in range(3)]
     per_epoch = len(expected[0])
     for done in range(2 * per_epoch + 1):
         first, state = fresh(), None
-        given = 0
-        while given < done:
+        count = 0
+        while count < done:
             for _ in first:
-                given += 1
+                count += 1
                 state = first.state_dict()
-                if given == done:
+                if count == done:
                     break
         second = fresh()
         second.load_state_dict(state or first.state_dict())
@@ -270,12 +270,12 @@ def test_a_missing_file_is_a_bad_image(tmp_path: Path):
 # ----------------------------------------------------------------------------------------------------- cache
 
 
-def test_small_sets_are_decoded_once():
+def test_small_data_sets_are_decoded_once():
     source = Numbers(10)
     loader = loader_of(source, train=False, cache="auto")
-    first, asked = ids(loader), len(source.asked)
+    first, count = ids(loader), len(source.requested)
     assert ids(loader) == first
-    assert len(source.asked) == asked
+    assert len(source.requested) == count
     cached, plain = list(loader), list(loader_of(Numbers(10), train=False))
     for a, b in zip(cached, plain, strict=True):
         assert torch.equal(a["image"], b["image"])
@@ -284,12 +284,12 @@ def test_small_sets_are_decoded_once():
         assert (a["id"], a["caption"]) == (b["id"], b["caption"])
 
 
-def test_large_sets_are_not_kept(monkeypatch):
+def test_large_data_sets_are_not_cached(monkeypatch):
     monkeypatch.setattr(module, "CACHE_BYTES", 10 * 3 * 7 * 5 - 1)
     source = Numbers(10)
     loader = loader_of(source, train=False, cache="auto")
     assert ids(loader) == ids(loader)
-    assert source.asked.count(9) == 2
+    assert source.requested.count(9) == 2
 
 
 def test_the_cache_fills_over_shuffled_epochs():
@@ -299,14 +299,14 @@ def test_the_cache_fills_over_shuffled_epochs():
         for a, b in zip(cached, off, strict=True):
             assert a["id"] == b["id"]
             assert torch.equal(a["image"], b["image"])
-    assert max(source.asked.count(i) for i in range(1, 11)) == 1
-    assert len(plain.asked) > 40
+    assert max(source.requested.count(i) for i in range(1, 11)) == 1
+    assert len(plain.requested) > 40
 
 
-# ------------------------------------------------------------------------------------------------------ kinds
+# ---------------------------------------------------------------------------------------------------- sources
 
 
-def test_sets_smaller_than_a_batch_are_wrapped_in_training():
+def test_training_repeats_examples_of_a_source_smaller_than_a_batch():
     for cache in ("on", "off"):
         loader = loader_of(Numbers(3), batch_size=8, cache=cache)
         assert len(loader) == 1
@@ -315,8 +315,8 @@ def test_sets_smaller_than_a_batch_are_wrapped_in_training():
         assert set(batch["id"]) == {"n/0.png", "n/1.png", "n/2.png"}
 
 
-def test_unlabelled_sources_have_labels_of_minus_one():
-    batch = next(iter(loader_of(Numbers(5, labelled=False))))
+def test_unlabeled_sources_have_labels_of_minus_one():
+    batch = next(iter(loader_of(Numbers(5, labeled=False))))
     assert batch["label"].tolist() == [-1] * 4
 
 
@@ -325,16 +325,16 @@ def test_alpha_is_kept_for_rgba_arrays_and_on_demand():
 
     class Clear(Numbers):
         def __getitem__(self, index):
-            picture = rgba if self.labelled else Image.fromarray(rgba)
-            return Example(picture, 0, None, str(index))
+            image = rgba if self.labeled else Image.fromarray(rgba)
+            return Example(image, 0, None, str(index))
 
     assert next(iter(loader_of(Clear(5), train=False)))["image"].shape == (4, 4, 7, 5)
-    shown = next(iter(loader_of(Clear(5, labelled=False), train=False)))["image"]
+    shown = next(iter(loader_of(Clear(5, labeled=False), train=False)))["image"]
     assert shown.shape == (4, 3, 7, 5)
     assert shown.min() == 255
-    kept = next(iter(loader_of(Clear(5, labelled=False), train=False, keep_alpha=True)))["image"]
-    assert kept.shape == (4, 4, 7, 5)
-    assert kept.max() == 0
+    transparent = next(iter(loader_of(Clear(5, labeled=False), train=False, keep_alpha=True)))["image"]
+    assert transparent.shape == (4, 4, 7, 5)
+    assert transparent.max() == 0
 
 
 def test_an_empty_source_is_refused():
@@ -344,19 +344,19 @@ def test_an_empty_source_is_refused():
 
 @pytest.mark.parametrize("cache", ["on", "off"])
 def test_processes_share_each_batch(cache):
-    alone, *parts = (loader_of(Numbers(25, damaged=(3,)), batch_size=6, cache=cache) for _ in range(3))
+    single, *parts = (loader_of(Numbers(25, damaged=(3,)), batch_size=6, cache=cache) for _ in range(3))
     for rank, part in enumerate(parts):
         part.divide(rank, 2, within=True)
     assert len(parts[0]) == math.floor(25 / 6)
-    for whole, a, b in zip(ids(alone), ids(parts[0]), ids(parts[1]), strict=True):
-        assert whole == a + b
+    for batch, a, b in zip(ids(single), ids(parts[0]), ids(parts[1]), strict=True):
+        assert batch == a + b
 
 
 # --------------------------------------------------------------------------------------------------- masks
 
 
 class Masked(Numbers):
-    """Pictures of 9 x 12 whose pixels say which they are, and whose masks are their red channel."""
+    """Images of 9 x 12 random pixels, seeded by their index, whose masks are their red channel."""
 
     mask_classes = ("a", "b")
 
@@ -365,15 +365,15 @@ class Masked(Numbers):
         self.wrong = wrong
 
     def __getitem__(self, index: int) -> Example:
-        picture = np.random.default_rng(index).integers(0, 200, (9, 12, 3), dtype=np.uint8)
-        mask = picture[..., 0].copy()
-        return Example(picture, None, None, f"m/{index}", mask[:-1] if index in self.wrong else mask)
+        image = np.random.default_rng(index).integers(0, 200, (9, 12, 3), dtype=np.uint8)
+        mask = image[..., 0].copy()
+        return Example(image, None, None, f"m/{index}", mask[:-1] if index in self.wrong else mask)
 
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("cache", ["on", "off"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_masks_are_cut_and_resized_as_their_images(train, cache, workers):
+def test_masks_are_cropped_and_resized_like_their_images(train, cache, workers):
     resize = Resize(size=(8, 8), crop=0.9, mode="crop", interpolation="nearest")
     config = DataConfig(batch_size=4, workers=workers, cache=cache)
     loader = make_loader(Masked(), config, resize, train=train)
@@ -384,7 +384,7 @@ def test_masks_are_cut_and_resized_as_their_images(train, cache, workers):
             assert torch.equal(batch["mask"], batch["image"][:, 0])
 
 
-def test_beside_a_padded_picture_nothing_is_known():
+def test_the_mask_of_padding_is_void():
     resize = Resize(size=(8, 8), mode="pad", interpolation="nearest", background=(7, 7, 7))
     batch = next(iter(make_loader(Masked(), DataConfig(workers=0), resize, train=False)))
     image, mask = batch["image"][:, 0], batch["mask"]
@@ -394,31 +394,31 @@ def test_beside_a_padded_picture_nothing_is_known():
 
 
 @pytest.mark.parametrize("cache", ["on", "off"])
-def test_masks_of_another_size_are_told(cache):
+def test_masks_of_another_size_are_reported(cache):
     config = DataConfig(batch_size=4, workers=0, cache=cache)
     loader = make_loader(Masked(wrong=(0, 5, 6, 7, 4)), config, SIZE, train=False)
     assert [len(batch["mask"]) for batch in loader] == [3, 2]
-    assert "m/5 is 12 x 9 pixels and its mask 12 x 8" in loader.bad["m/5"]
+    assert "m/5 is 12 x 9 pixels, but its mask is 12 x 8" in loader.bad["m/5"]
     assert "\n" not in loader.bad["m/5"]
 
 
-def test_an_example_without_its_mask_is_told():
-    class Forgetful(Masked):
+def test_an_example_without_its_mask_is_reported():
+    class WithoutMasks(Masked):
         def __getitem__(self, index):
             return Example(np.zeros((9, 12, 3), np.uint8), None, None, f"m/{index}")
 
-    loader = loader_of(Forgetful(4), train=False)
+    loader = loader_of(WithoutMasks(4), train=False)
     assert list(loader) == []
     assert "m/0 has no mask" in loader.bad["m/0"]
 
 
-def test_sources_without_masks_give_none():
+def test_batches_of_sources_without_masks_have_none():
     assert "mask" not in next(iter(loader_of(Numbers(4), train=False)))
     assert "mask" not in next(iter(loader_of(Numbers(4), train=False, cache="on")))
 
 
 def test_a_program_may_end_before_its_loader():
-    """Workers outlive a SIGTERM, which is how the interpreter ends those that are left."""
+    """Workers ignore SIGTERM, by which the interpreter ends processes that are still alive at exit."""
     program = """
 from test_loader import Numbers, loader_of
 loader = loader_of(Numbers(12), workers=1)

@@ -1,4 +1,4 @@
-"""Worker processes: `map`, in order, no further ahead than needed, nothing left behind, and no Ctrl-C lost."""
+"""Worker processes: `prefetch_map` keeps the order, reads ahead little, ends its processes, and loses no Ctrl-C."""
 
 import collections
 import itertools
@@ -15,7 +15,7 @@ from triptych.data.loading.workers import HOLDS_LOCK, deferred_interrupt, prefet
 
 @pytest.fixture(autouse=True)
 def sigint_raises():
-    """Also where the tests run in the background of a shell, which starts its jobs with SIGINT ignored."""
+    """Enable SIGINT, which a shell disables in background jobs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -34,28 +34,28 @@ def fragile(number):
 @pytest.mark.parametrize(("count", "size"), [(0, 4), (3, 4), (4, 4), (23, 4), (6, 1)])
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_it_is_map_in_order(count, size, workers):
-    made = list(prefetch_map(squared, iter(range(count)), size, workers))
-    assert [value for value, _ in made] == [n * n for n in range(count)]
-    elsewhere = {process for _, process in made} - {os.getpid()}
+    results = list(prefetch_map(squared, iter(range(count)), size, workers))
+    assert [value for value, _ in results] == [n * n for n in range(count)]
+    elsewhere = {process for _, process in results} - {os.getpid()}
     assert bool(elsewhere) == (workers > 0 and count >= size)  # for a few items no process is started
     assert not multiprocessing.active_children()
 
 
-def test_it_asks_for_no_more_than_two_requests_a_worker():
-    taken = itertools.count()
-    made = prefetch_map(squared, taken, 3, 1)
-    assert next(made)[0] == 0
-    assert next(taken) <= 3 * (1 + 2)
+def test_it_requests_at_most_two_batches_per_worker():
+    items = itertools.count()
+    results = prefetch_map(squared, items, 3, 1)
+    assert next(results)[0] == 0
+    assert next(items) <= 3 * (1 + 2)
     assert len(multiprocessing.active_children()) == 1
-    made.close()
+    results.close()
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_goes_wrong_comes_out_and_the_processes_end(workers):
-    made = prefetch_map(fragile, range(9), 2, workers)
+def test_exceptions_are_raised_and_the_processes_end(workers):
+    results = prefetch_map(fragile, range(9), 2, workers)
     with pytest.raises(KeyError, match="five"):
-        list(made)
+        list(results)
     assert not multiprocessing.active_children()
 
     def broken():
@@ -75,8 +75,7 @@ def stuck(number):
 
 @pytest.fixture(scope="module")
 def interrupted_forks():
-    """While its first item is true, a SIGINT arrives in each `os.fork`, in a callback of which Python discards what is
-    raised."""
+    """While its first item is true, a SIGINT arrives in each `os.fork`, in a callback whose exceptions are lost."""
     on = [False]
     os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT) if on[0] else None)
     yield on
@@ -111,7 +110,7 @@ def test_an_interrupt_is_handled_at_the_end_of_the_block():
 
 
 class InterruptedBuffer(collections.deque):
-    """Items of a queue: a SIGINT arrives as the first is appended, which the queue does under its lock."""
+    """Items of a queue. A SIGINT arrives when the first is appended, which the queue does under its lock."""
 
     count = 0
 

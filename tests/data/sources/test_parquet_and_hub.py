@@ -1,4 +1,4 @@
-"""Pictures inside other files: tar shards, parquet, datasets on the hub."""
+"""Images inside other files: tar shards, parquet files, data sets of the hub."""
 
 import json
 import tarfile
@@ -58,13 +58,13 @@ def test_shards_with_several_images(tmp_path, png, values, refusal, shard):
 
 
 def test_bad_shards(tmp_path, png, refusal, shard):
-    whole = shard(tmp_path / "a.tar", {"a.png": png(), "a.cls": b"1", "b.png": png(), "b.cls": b"0"})
-    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:2000])
+    intact = shard(tmp_path / "a.tar", {"a.png": png(), "a.cls": b"1", "b.png": png(), "b.cls": b"0"})
+    (tmp_path / "cut.tar").write_bytes(intact.read_bytes()[:2000])
     (tmp_path / "text.tar").write_text("hello" * 200)
-    assert "cut.tar is no intact uncompressed tar" in refusal(tmp_path / "cut.tar")
-    assert "text.tar is no intact uncompressed tar" in refusal(tmp_path / "text.tar")
+    assert "cut.tar is not an intact, uncompressed tar file" in refusal(tmp_path / "cut.tar")
+    assert "text.tar is not an intact, uncompressed tar file" in refusal(tmp_path / "text.tar")
     with tarfile.open(tmp_path / "z.tar.gz", "w:gz") as tar:
-        tar.add(whole, "a.png")
+        tar.add(intact, "a.png")
     assert "uncompressed" in refusal(tmp_path / "z.tar.gz")
     assert "holds no images" in refusal(shard(tmp_path / "none.tar", {"a.txt": b"x"}))
     assert "b.cls in" in refusal(shard(tmp_path / "l.tar", {"b.png": png(), "b.cls": b"dog"}))
@@ -72,8 +72,8 @@ def test_bad_shards(tmp_path, png, refusal, shard):
     assert "1 of 2 examples have no label" in refusal(
         shard(tmp_path / "m.tar", {"a.png": png(), "b.png": png(), "b.cls": b"1"})
     )
-    source = open_source(whole)
-    whole.write_bytes(whole.read_bytes()[:600])
+    source = open_source(intact)
+    intact.write_bytes(intact.read_bytes()[:600])
     with pytest.raises(UserError, match="shorter"):
         source[1]
 
@@ -93,8 +93,8 @@ def test_parquet_with_structs_bytes_and_paths(tmp_path, png, put, values, parque
     assert values(open_source(parquet(tmp_path / "b.parquet", {"photo_data": [png(7)], "label": ["x"]}))) == [
         7
     ]
-    put(tmp_path / "pictures" / "p.png", 9)
-    assert values(open_source(parquet(tmp_path / "c.parquet", {"image": ["pictures/p.png"]}))) == [9]
+    put(tmp_path / "files" / "p.png", 9)
+    assert values(open_source(parquet(tmp_path / "c.parquet", {"image": ["files/p.png"]}))) == [9]
 
 
 def test_parquet_written_by_datasets(tmp_path, png, values, refusal):
@@ -108,13 +108,13 @@ def test_parquet_written_by_datasets(tmp_path, png, values, refusal):
         }
     )
     rows = {"image": [{"bytes": png(3), "path": None}] * 2, "fine": [1, 0], "coarse": [0, 0]}
-    whole = datasets.Dataset.from_dict(rows, features=features)
-    whole.to_parquet(tmp_path / "x.parquet")
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    dataset.to_parquet(tmp_path / "x.parquet")
     assert "fine, coarse" in refusal(tmp_path / "x.parquet")
     source = open_source(tmp_path / "x.parquet", label_column="fine")
     assert source.classes == ("a", "b")
     assert values(source) == [3, 3]
-    whole.save_to_disk(tmp_path / "saved")
+    dataset.save_to_disk(tmp_path / "saved")
     assert open_source(tmp_path / "saved", label_column="fine").labels.tolist() == [1, 0]
 
 
@@ -127,7 +127,7 @@ def test_parquet_in_splits_as_on_the_hub(tmp_path, png, values, parquet):
     assert train.classes == held.classes == ("x", "z")
 
 
-def test_changed_parquet_is_seen(tmp_path, png, values, parquet):
+def test_changed_parquet_files_are_noticed(tmp_path, png, values, parquet):
     path = parquet(tmp_path / "a.parquet", {"image": [png(1)], "label": ["x"]})
     before = open_source(path)
     parquet(path, {"image": [png(5), png(6)], "label": ["y", "z"]})
@@ -141,7 +141,7 @@ def test_bad_parquet(tmp_path, png, values, refusal, shard, parquet):
     assert "not a parquet file" in refusal(tmp_path / "t.parquet")
     (tmp_path / "u.parquet").write_bytes(b"PAR1" + b"x" * 100)
     assert "u.parquet cannot be read" in refusal(tmp_path / "u.parquet")
-    assert "no column holds images; the data has a, b" in refusal(
+    assert "no column was recognized as images; the columns are a, b" in refusal(
         parquet(tmp_path / "v.parquet", {"a": [1], "b": ["x"]})
     )
     two = parquet(tmp_path / "w.parquet", {"left": [png(1)], "right": [png(2)]})
@@ -155,7 +155,7 @@ def test_bad_parquet(tmp_path, png, values, refusal, shard, parquet):
 # -------------------------------------------------------------------------------------------------------- hub
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line_at_once(capfd, refusal):
+def test_an_unreachable_hub_is_reported_in_one_line(capfd, refusal):
     message = refusal("some-org/some-data")
     assert "some-org/some-data" in message
     assert "http://127.0.0.1:9" in message
@@ -168,10 +168,10 @@ def test_a_hub_dataset(monkeypatch, tmp_path, png, values):
 
     from triptych.data.sources import parquet_and_hub
 
-    asked = []
+    calls = []
 
     def load(path, config):
-        asked.append((path, config, datasets.config.HF_HUB_OFFLINE))
+        calls.append((path, config, datasets.config.HF_HUB_OFFLINE))
         features = datasets.Features(
             {"img": datasets.Image(), "label": datasets.ClassLabel(names=["p", "q"])}
         )
@@ -188,7 +188,7 @@ def test_a_hub_dataset(monkeypatch, tmp_path, png, values):
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(parquet_and_hub, "_can_reach", lambda endpoint: True)
     train, held = train_and_eval("org/pets:small")
-    assert asked == [("org/pets", "small", False)]
+    assert calls == [("org/pets", "small", False)]
     assert train.classes == ("p", "q")
     assert values(held) == [4]
     hidden = open_source("org/pets", "test")
@@ -197,5 +197,5 @@ def test_a_hub_dataset(monkeypatch, tmp_path, png, values):
 
     monkeypatch.setattr(parquet_and_hub, "_can_reach", lambda endpoint: False)
     assert values(open_source("org/pets")) == [4]  # from the cache
-    assert asked[-1] == ("org/pets", None, True)
+    assert calls[-1] == ("org/pets", None, True)
     assert datasets.config.HF_HUB_OFFLINE is False

@@ -1,4 +1,4 @@
-"""Every way a user's pictures can lie about, and one clear line for every way they can be wrong."""
+"""Layouts of a user's images, and a one-line error for each mistake in them."""
 
 import os
 import pickle
@@ -45,7 +45,7 @@ def test_class_folders(pets, values):
     assert source.groupings == {}
 
 
-def test_a_source_travels_to_a_worker(pets):
+def test_a_source_can_be_sent_to_a_worker(pets):
     source = pickle.loads(pickle.dumps(open_source(pets)))
     assert source[1].id == "cat/1.png"
     loader = make_loader(source, DataConfig(workers=2, cache="off"), Resize(size=(4, 5)), train=False)
@@ -60,7 +60,7 @@ def test_a_relative_path_and_a_home_path(pets, monkeypatch, values):
     assert values(open_source("~/pets")) == [3, 4, 1, 2, 0]
 
 
-def test_a_changed_folder_is_seen_and_changes_the_fingerprint(pets, put):
+def test_a_changed_folder_changes_the_fingerprint(pets, put):
     before = open_source(pets)
     assert before.fingerprint == open_source(pets).fingerprint
     put(pets / "cat" / "9.png")
@@ -71,7 +71,7 @@ def test_a_changed_folder_is_seen_and_changes_the_fingerprint(pets, put):
     assert open_source(pets).fingerprint != after.fingerprint
 
 
-def test_a_damaged_file_among_many_is_found_when_it_is_decoded(pets):
+def test_a_damaged_file_is_reported_when_it_is_decoded(pets):
     (pets / "cat" / "1.png").write_bytes(b"")
     source = open_source(pets)
     assert len(source) == 5
@@ -94,7 +94,7 @@ def test_linked_class_folders_are_followed(pets, tmp_path):
     assert open_source(tmp_path / "some").classes == ("cat",)
 
 
-def test_splits_agree_in_their_classes(tmp_path, put, refusal):
+def test_splits_have_the_same_classes(tmp_path, put, refusal):
     for name in (
         "train/b/1.png",
         "train/c/1.png",
@@ -137,14 +137,14 @@ def test_bad_folders(tmp_path, pets, put, refusal):
     assert "text holds no images" in refusal(tmp_path / "text")
     assert "does not exist" in refusal(tmp_path / "nowhere")
     assert "does not exist" in refusal("nowhere")
-    assert "no known kind" in refusal(pets / "dog" / "1.png")
+    assert "a file of unknown type" in refusal(pets / "dog" / "1.png")
     put(pets / "stray.png")
-    assert "stray.png lies beside class folders" in refusal(pets)
+    assert "stray.png is next to class folders" in refusal(pets)
     assert "it has no splits" in refusal(put(tmp_path / "flat" / "a.png").parent, "val")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows names are UTF-16")
-def test_names_that_are_not_text_are_named(tmp_path, png, refusal):
+def test_file_names_that_are_not_utf8_are_reported(tmp_path, png, refusal):
     path = os.fsencode(tmp_path) + b"/\xff.png"
     try:
         with open(path, "wb") as file:
@@ -206,8 +206,8 @@ def test_columns_can_be_chosen_and_must_be_when_in_doubt(tmp_path, refusal, meta
     source = open_source(folder, label_column="category", caption_column="title")
     assert source.classes == ("y",)
     assert source[0].caption == "hello"
-    assert "no column 'kind' for the label; the data has class, category, title, size" in refusal(
-        folder, label_column="kind"
+    assert "no column 'breed' for the label; the columns are class, category, title, size" in refusal(
+        folder, label_column="breed"
     )
 
 
@@ -219,7 +219,7 @@ def test_columns_can_be_chosen_and_must_be_when_in_doubt(tmp_path, refusal, meta
         ([{"file_name": "a.png", "label": -3}], "label -3 of a.png"),
         ([{"file_name": "a.png", "label": 5_000_000}], "goes up to 5000000"),
         ([{"file_name": "a.png", "label": 1}, {"file_name": "b.png", "label": "x"}], "mixes int and str"),
-        ([{"file_name": "a.png", "label": 0.5}], "whole numbers or text"),
+        ([{"file_name": "a.png", "label": 0.5}], "integers or text"),
         ([{"file_name": "a.png", "label": 1}, {"label": 1}], "no file_name in row 2"),
     ],
 )
@@ -251,7 +251,7 @@ def test_the_emoji():
     assert open_source("emoji", "eval").name == open_source("emoji", "test").name == "emoji-test"
 
 
-# ----------------------------------------------------------------------------------------------- held back
+# ------------------------------------------------------------------------------------------------ held out
 
 
 @given(
@@ -260,7 +260,7 @@ def test_the_emoji():
     seed=st.integers(0, 10),
 )
 @settings(max_examples=80, deadline=None)
-def test_the_share_held_back_is_even_and_leaves_every_class(labels, fraction, seed):
+def test_the_held_out_fraction_is_balanced_and_leaves_each_class(labels, fraction, seed):
     labels = np.array(labels)
     held = choose_held_out(len(labels), labels, fraction, seed)
     assert np.array_equal(held, choose_held_out(len(labels), labels, fraction, seed))
@@ -272,7 +272,7 @@ def test_the_share_held_back_is_even_and_leaves_every_class(labels, fraction, se
         assert abs(held[labels == label].sum() - fraction * counts[label]) <= 2
 
 
-def test_what_is_held_back_in_sum_is_the_share():
+def test_the_total_that_is_held_out_is_the_fraction():
     labels = np.repeat(np.arange(50), 2)
     assert choose_held_out(100, labels, 0.1, 0).sum() == 10
     assert choose_held_out(100, None, 0.1, 0).sum() == 10
@@ -283,8 +283,8 @@ def test_a_seeded_split_is_the_same_each_time(pets):
     first, second = train_and_eval(pets, 0.2, 3), train_and_eval(pets, 0.2, 3)
     assert [p.fingerprint for p in first] == [p.fingerprint for p in second]
     train, held = first
-    together = sorted([train[i].id for i in range(len(train))] + [held[i].id for i in range(len(held))])
-    assert together == sorted(open_source(pets)[i].id for i in range(5))
+    both = sorted([train[i].id for i in range(len(train))] + [held[i].id for i in range(len(held))])
+    assert both == sorted(open_source(pets)[i].id for i in range(5))
     assert train.fingerprint != held.fingerprint
     assert train.labels.tolist() == [train[i].label for i in range(len(train))]
 

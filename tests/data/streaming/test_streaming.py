@@ -1,4 +1,4 @@
-"""Streams: equal to what is held in memory, in an order that is one function whatever reads it, and none of it held."""
+"""Streams: equal to sources in memory, in an order independent of processes and workers, in constant memory."""
 
 import io
 import itertools
@@ -36,19 +36,19 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @given(count=st.integers(1, 3000), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
-def test_a_bijection_is_one(count, seed, epoch):
-    found = permute(np.arange(count), count, seed, epoch)
-    assert np.array_equal(np.sort(found), np.arange(count))
+def test_permute_is_a_permutation(count, seed, epoch):
+    order = permute(np.arange(count), count, seed, epoch)
+    assert np.array_equal(np.sort(order), np.arange(count))
     few = np.arange(count)[::7]
-    assert np.array_equal(permute(few, count, seed, epoch), found[::7])
+    assert np.array_equal(permute(few, count, seed, epoch), order[::7])
 
 
-def test_a_bijection_mixes():
-    found = permute(np.arange(50_000), 50_000, 1, 0)
-    assert abs(np.corrcoef(np.arange(50_000), found)[0, 1]) < 0.02
-    assert not np.array_equal(found, permute(np.arange(50_000), 50_000, 1, 1))
-    # The gap between two places chosen at random is a third of all.
-    assert np.abs(np.diff(found)).mean() / 50_000 == pytest.approx(1 / 3, abs=0.01)
+def test_permute_mixes():
+    order = permute(np.arange(50_000), 50_000, 1, 0)
+    assert abs(np.corrcoef(np.arange(50_000), order)[0, 1]) < 0.02
+    assert not np.array_equal(order, permute(np.arange(50_000), 50_000, 1, 1))
+    # The expected distance of two random positions is a third of the length.
+    assert np.abs(np.diff(order)).mean() / 50_000 == pytest.approx(1 / 3, abs=0.01)
 
 
 def test_large_orders_are_computed(monkeypatch):
@@ -65,18 +65,18 @@ def test_large_orders_are_computed(monkeypatch):
 
 
 def slow_twin(bounds: np.ndarray, seed: int, epoch: int, buffer: int, lanes: int) -> list[int]:
-    """All rows of an epoch, by lists."""
+    """Return all rows of an epoch, computed with lists."""
     runs = [list(range(a, b)) for a, b in itertools.pairwise(bounds)]
     order = np.random.default_rng([seed, epoch]).permutation(len(runs))
-    every = [row for run in order for row in runs[run]]
+    remaining = [row for run in order for row in runs[run]]
     lanes = min(lanes, sum(map(bool, runs)))
     window, cut = (
         max(1, buffer // lanes),
-        [len(part) for part in np.array_split(np.arange(len(every)), lanes)],
+        [len(part) for part in np.array_split(np.arange(len(remaining)), lanes)],
     )
     queues = []
     for lane, length in enumerate(cut):
-        part, every = every[:length], every[length:]
+        part, remaining = remaining[:length], remaining[length:]
         mixed = []
         for number, at in enumerate(range(0, length, window)):
             rows = part[at : at + window]
@@ -101,10 +101,10 @@ sizes = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(sum)
 )
 @settings(max_examples=60, deadline=None)
 def test_lanes(sizes, world, workers, batch, buffer, lanes, epoch):
-    """Each example once an epoch, in the order of the slow twin, whatever processes and workers share it."""
+    """Each example occurs once per epoch, in the order of the slow twin, for any number of processes and workers."""
     bounds = np.cumsum([0, *sizes])
     if bounds[-1] < batch:
-        with pytest.raises(UserError, match="fills no batch"):
+        with pytest.raises(UserError, match="fewer than a batch"):
             StreamOrder(bounds, batch, 5)
         return
     order = StreamOrder(bounds, batch, 5, buffer=buffer, lanes=lanes)
@@ -115,47 +115,47 @@ def test_lanes(sizes, world, workers, batch, buffer, lanes, epoch):
     parts = [DividedOrder(order, rank, world, within=True).batches(epoch) for rank in range(world)]
     readers: dict[int, set[tuple[int, int]]] = {}
     for number in range(len(order)):
-        here = expected[number * batch :][:batch]
-        whole = [part[number] for part in parts]
-        assert np.concatenate(whole).tolist() == sorted(here, key=lambda row: lane_of[row])
-        for rank, rows in enumerate(whole):
+        batch_rows = expected[number * batch :][:batch]
+        shares = [part[number] for part in parts]
+        assert np.concatenate(shares).tolist() == sorted(batch_rows, key=lambda row: lane_of[row])
+        for rank, rows in enumerate(shares):
             for worker, part in enumerate(np.array_split(rows, workers)):
                 for row in part.tolist():
                     readers.setdefault(lane_of[row], set()).add((rank, worker))
     if batch % order.lanes == order.lanes % (world * workers) == 0:  # then each lane has one reader
-        assert all(len(found) == 1 for found in readers.values())
+        assert all(len(lane_readers) == 1 for lane_readers in readers.values())
 
 
 @given(count=st.integers(2, 200), step=st.integers(2, 12), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_one_of_n_is_held_back(count, step, seed):
+def test_one_of_n_is_held_out(count, step, seed):
     step = min(step, count)
 
-    class Whole(list):
+    class Full(list):
         classes = groupings = mask_classes = mask_colors = hold = None
         bounds = np.array([0, count // 3, count // 2, count])
 
-    whole = Whole(range(count))
-    held, rest = StreamSplit(whole, step, seed), StreamSplit(whole, step, seed, others=True)
+    full = Full(range(count))
+    held, rest = StreamSplit(full, step, seed), StreamSplit(full, step, seed, others=True)
     rows = [held[i] for i in range(len(held))]
     blocks = [row // step for row in rows]
     assert blocks in (
         list(range(count // step)),
         list(range(-(-count // step))),
-    )  # a last, smaller one may have none
-    assert [rest[i] for i in range(len(rest))] == [row for row in whole if row not in rows]
+    )  # a last block that is smaller may have none
+    assert [rest[i] for i in range(len(rest))] == [row for row in full if row not in rows]
     for part in (held, rest):
         assert part.bounds.tolist() == [
-            sum(int(part.row(i)) < bound for i in range(len(part))) for bound in whole.bounds
+            sum(int(part.row(i)) < bound for i in range(len(part))) for bound in full.bounds
         ]
 
 
-def test_what_is_held_back_has_every_class():
-    class Whole(list):
+def test_held_out_examples_have_each_class():
+    class Full(list):
         classes = groupings = mask_classes = mask_colors = hold = None
         bounds = np.array([0, 20_000])
 
-    held = StreamSplit(Whole(range(20_000)), 10, 0)
+    held = StreamSplit(Full(range(20_000)), 10, 0)
     shares = np.bincount(held.row(np.arange(len(held))) % 10, minlength=10)  # classes in turn
     assert shares.min() > 150
     assert shares.max() < 250
@@ -165,9 +165,9 @@ def test_what_is_held_back_has_every_class():
 
 
 def same(spec, splits=(None, "eval"), **columns) -> None:
-    """A stream has what a table has."""
+    """Check that a stream and a table of the same data are equal."""
     for split in splits:
-        table, stream = (open_source(spec, split, stream=way, **columns) for way in (False, True))
+        table, stream = (open_source(spec, split, stream=streamed, **columns) for streamed in (False, True))
         assert len(table) == len(stream)
         for name in ("classes", "mask_classes", "mask_colors"):
             assert getattr(table, name) == getattr(stream, name)
@@ -236,8 +236,8 @@ def test_streamed_parquet_is_the_same(tmp_path, png, parquet):
     same(tmp_path)
     rows = {"image": [{"bytes": png(i), "path": None} for i in range(200)], "label": [1, 0] * 100}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
-    made = datasets.Dataset.from_dict(rows, features=features)
-    made.to_parquet(tmp_path / "x.parquet", batch_size=90)
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    dataset.to_parquet(tmp_path / "x.parquet", batch_size=90)
     source = open_source(tmp_path / "x.parquet", stream=True)
     assert source.bounds.tolist() == [0, 90, 180, 200]
     assert source.classes == ("b", "a")
@@ -278,7 +278,7 @@ def test_a_stream_without_splits_is_split(tmp_path, png, shard):
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
-    """60 pictures in two parquet files of row groups of 8, of value and label 0 to 59."""
+    """60 images with values and labels 0 to 59, in two parquet files with row groups of 8."""
     import pyarrow
     import pyarrow.parquet
     from PIL import Image
@@ -313,10 +313,10 @@ def labels(batches) -> list[list[int]]:
     return [batch["label"].tolist() for batch in batches]
 
 
-def test_streams_go_on_anywhere_with_any_workers(numbers):
+def test_streams_resume_at_any_batch_with_any_workers(numbers):
     source = open_source(numbers, stream=True)
-    whole = loader_of(source)
-    epochs = [labels(whole), labels(whole)]
+    uninterrupted = loader_of(source)
+    epochs = [labels(uninterrupted), labels(uninterrupted)]
     assert all(sorted(itertools.chain(*epoch)) == list(range(60)) for epoch in epochs)
     assert epochs[0] != epochs[1]
     for at in range(16):
@@ -329,13 +329,13 @@ def test_streams_go_on_anywhere_with_any_workers(numbers):
     assert [a + b for a, b in zip(*map(labels, shared), strict=True)] == epochs[0]
     loader = loader_of(source, workers=2)
     loader.load_state_dict({"epoch": 1, "batch": 7})
-    found = list(loader)
-    assert labels(found) == epochs[1][7:]
-    assert all(b["image"][:, 0, 0, 0].tolist() == b["label"].tolist() == b["row"] for b in found)
+    batches = list(loader)
+    assert labels(batches) == epochs[1][7:]
+    assert all(b["image"][:, 0, 0, 0].tolist() == b["label"].tolist() == b["row"] for b in batches)
 
 
 def test_a_row_group_is_read_once(numbers, monkeypatch):
-    """By one process; what lies in a window is asked for in any order."""
+    """One process reads each row group once, although the rows of a window are requested in random order."""
     read = []
     original = ParquetRows._read
     monkeypatch.setattr(parquet_rows, "BLOCK", 2)
@@ -347,7 +347,7 @@ def test_a_row_group_is_read_once(numbers, monkeypatch):
         source.hold(order.buffered_rows(1), order.window)
         read.clear()
         assert sorted(source[row].label for batch in order.batches(0) for row in batch) == list(range(60))
-        assert len(read) <= 8 + lanes - 1  # row groups, and those that a border of lanes goes through
+        assert len(read) <= 8 + lanes - 1  # row groups, and again those that two lanes share
 
 
 def test_damage_stops_a_stream(tmp_path, png, shard, numbers, parquet):
@@ -363,16 +363,16 @@ def test_damage_stops_a_stream(tmp_path, png, shard, numbers, parquet):
     source = open_source(path, stream=True)
     content, elsewhere = path.read_bytes(), pickle.dumps(source)
     path.unlink()
-    assert source[7].id == "a.tar/07"  # what is open can still be read
+    assert source[7].id == "a.tar/07"  # an open file can still be read
     source = pickle.loads(elsewhere)
     assert "a.tar cannot be read (No such file or directory); it could be read before" in refused(source)
     path.write_bytes(content[:-512])
     assert "a.tar has changed since it was opened" in refused(source, workers=1)
     path.write_bytes(content[:2600])
-    with pytest.raises(UserError, match=r"a.tar is no intact uncompressed tar.*cut short in"):
+    with pytest.raises(UserError, match=r"a.tar is not an intact, uncompressed tar file.*truncated within"):
         open_source(path, stream=True)
     path.write_bytes(content[:2048])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="truncated"):
         open_source(path, stream=True)
     path.write_bytes(content[:1500] + b"?" + content[1501:])
     for stream in (False, True):
@@ -389,23 +389,23 @@ def test_damage_stops_a_stream(tmp_path, png, shard, numbers, parquet):
         open_source(copy, stream=True)
 
 
-def test_what_cannot_be_streamed(tmp_path, refusal, metadata, parquet, png, shard, put):
+def test_data_that_cannot_be_streamed(tmp_path, refusal, metadata, parquet, png, shard, put):
     assert "built in" in refusal("emoji", stream=True)
-    assert "read whole" in refusal(metadata(tmp_path / "m", [{"file_name": "a.png"}]), stream=True)
-    assert "only files here" in refusal("nobody/nothing", stream=True)
-    unlabelled = {"a.png": png(), "a.cls": b"1", "b.png": png()}
-    assert "1 of 2 examples have no label" in refusal(shard(tmp_path / "l.tar", unlabelled), stream=True)
+    assert "cannot be streamed" in refusal(metadata(tmp_path / "m", [{"file_name": "a.png"}]), stream=True)
+    assert "only local files" in refusal("org/name", stream=True)
+    unlabeled = {"a.png": png(), "a.cls": b"1", "b.png": png()}
+    assert "1 of 2 examples have no label" in refusal(shard(tmp_path / "l.tar", unlabeled), stream=True)
     assert "holds the label -2" in refusal(
         parquet(tmp_path / "n.parquet", {"image": [png()], "label": [-2]}), stream=True
     )
     put(tmp_path / "f" / "cat" / "a.png")
     put(tmp_path / "f" / "b.png")
-    assert "lies beside class folders" in refusal(tmp_path / "f", stream=True)
+    assert "is next to class folders" in refusal(tmp_path / "f", stream=True)
     (tmp_path / "empty").mkdir()
     assert "holds no images" in refusal(tmp_path / "empty", stream=True)
 
 
-def test_an_index_is_made_once(tmp_path, png, shard, monkeypatch):
+def test_an_index_is_built_once(tmp_path, png, shard, monkeypatch):
     path = shard(tmp_path / "a.tar", {"a.png": png(1)})
     built = []
     original = disk_index.DiskIndex.build
@@ -441,7 +441,9 @@ for spec in sys.argv[1:]:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peak")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the operating system does not report peak memory"
+)
 def test_memory_does_not_grow_with_the_number(tmp_path, png, monkeypatch):
     import pyarrow
     import pyarrow.parquet
@@ -461,4 +463,4 @@ def test_memory_does_not_grow_with_the_number(tmp_path, png, monkeypatch):
     assert (few, many) == (20_000, 200_000)
     assert (
         after - before < 12
-    )  # MB; the rows' numbers alone would be 5 as Python's integers, names 15 and more
+    )  # MB; the row numbers alone would take 5 as Python integers, and names 15 or more

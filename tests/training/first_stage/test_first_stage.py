@@ -340,7 +340,7 @@ def test_dry_run_takes_the_discriminator_along_and_writes_nothing(config, tmp_pa
 
 def test_pictures_smaller_than_the_crop_are_one_line_that_says_what_to_do(config, tmp_path):
     big = replace(config, image_size=(32, 32))
-    with pytest.raises(UserError, match=r"is 24 x 24 pixels, smaller than the crop of 32 x 32; take larger"):
+    with pytest.raises(UserError, match=r"is 24 x 24 pixels, smaller than the crop of 32 x 32; use larger"):
         run(big, tmp_path / "r")
     assert run(replace(big, enlarge=True, loop=replace(big.loop, epochs=1)), tmp_path / "s").finished
 

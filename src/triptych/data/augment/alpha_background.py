@@ -1,4 +1,4 @@
-"""What an image with alpha is shown on: a random color, ramp or smooth noise, or the plain background."""
+"""Backgrounds of images with alpha: a random color, a gradient or smooth noise, or the configured color."""
 
 import numpy as np
 import torch
@@ -7,16 +7,21 @@ from torch import Tensor
 
 from triptych.data.config import AugmentConfig
 
-WAVES = 16  # of the noise, along each axis
+WAVES = 16  # cosine waves of the noise along each axis
 
 
 def draw_background(
     count: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two colors a sample (B, 2, 3), from 0 to 1, and the field between them (B, WAVES + 1, WAVES + 1).
+    """Draw the backgrounds of a batch.
 
-    The field is a constant, a ramp in any direction, or noise whose energy falls with frequency. All three
-    are sums of products of one function of y and one of x; drawn are the coefficients, which `paint` uses.
+    A background blends two colors by a field, which is a constant, a gradient in any direction, or noise whose energy
+    falls with frequency. Each field is a sum of products of a function of y and a function of x (see
+    `render_background`).
+
+    Returns:
+        The two colors of each sample (B, 2, 3), from 0 to 1, and the coefficients of its field
+        (B, WAVES + 1, WAVES + 1).
     """
     colors = rng.random((count, 2, 3))
     pattern = rng.integers(3, size=count)
@@ -40,7 +45,7 @@ def draw_background(
 def render_background(
     colors: Float[Tensor, "B 2 3"], field: Float[Tensor, "B k k"], size: tuple[int, int]
 ) -> Float[Tensor, "B 3 H W"]:
-    """The backgrounds that `draw_background` drew, at `size` (height, width)."""
+    """Return the backgrounds that `draw_background` drew, at `size` (height, width), from 0 to 1."""
     by_y, by_x = (_basis(length, field.device) for length in size)
     t = (by_y @ field @ by_x.T).clamp_(0, 1)  # (B, H, W)
     first, second = colors[..., None, None].unbind(1)  # each (B, 3, 1, 1)
@@ -48,12 +53,12 @@ def render_background(
 
 
 def _basis(length: int, device: torch.device) -> Float[Tensor, "n k"]:
-    """Cosine waves from the constant up, and last a straight line from -1/2 to 1/2."""
+    """Return WAVES cosine waves, the first of which is constant, and a straight line from -1/2 to 1/2."""
     place = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) / length
     waves = torch.arange(WAVES, device=device)
     return torch.cat([torch.cos(torch.pi * waves * place[:, None]), place[:, None] - 0.5], -1)
 
 
 def composite_over(x: Float[Tensor, "B 4 H W"], background: Float[Tensor, "..."]) -> Float[Tensor, "B 3 H W"]:
-    """Premultiplied color over a background (Porter and Duff 1984): c + (1 - alpha) b."""
+    """Composite premultiplied RGBA over a background (Porter and Duff 1984): c + (1 - alpha) b."""
     return torch.addcmul(x[:, :3], 1 - x[:, 3:], background)

@@ -1,14 +1,13 @@
-"""Augmentation of whole batches on the device: uint8 in, normalised images and soft targets out.
+"""Augmentation of full batches on the device: from uint8 images to normalized images and soft targets.
 
-First everything is drawn, by numpy, from the seed: a few numbers a sample. Then pixels are touched, by torch,
-with no chance left. So the result is a function of (batch, config, seed) alone, and the global random streams
-are neither read nor moved. Only RandAugment, whose operations do not compose, is left to kornia.
+First numpy draws all random numbers from the seed, a few per sample. Then torch changes the pixels, and nothing is
+random any more. The result depends on (batch, config, seed) alone, and the global RNGs are neither read nor advanced.
+Only RandAugment uses kornia, because its operations do not compose.
 
-Measured in processor time on one core, 256 RGBA images of 64x64 with affine, flip, color, background, erasing,
-mixup and cutmix: kornia's RandomAffine and RandomHorizontalFlip take 30 ms, ColorJitter 93 ms, RandomErasing
-7 ms, and backgrounds and mixing are still to come; the whole of it here takes 48 ms, or 5,300 images/s. What
-pays: one warp with a composed matrix, one matrix product for color, and pieces of the batch that stay in the
-processor's cache.
+Measured in CPU time on one core, for 256 RGBA images of 64x64 with affine, flip, color, background, erasing, mixup
+and CutMix: kornia's RandomAffine and RandomHorizontalFlip take 30 ms, ColorJitter 93 ms and RandomErasing 7 ms,
+without backgrounds and mixing; everything here takes 48 ms, or 5,300 images/s. The difference comes from a single warp
+with a composed matrix, a single matrix product for color, and chunks of the batch that fit in the CPU's cache.
 """
 
 from collections.abc import Sequence
@@ -30,15 +29,15 @@ from triptych.data.masks import NUM_MASK_VALUES, VOID
 from triptych.device import copy_to_device
 from triptych.errors import UserError
 
-# Float pixels worked on at a time on a CPU: 2 and 4 MB were alike, the whole batch took twice as long.
+# Bytes of float pixels that a CPU works on at a time. 2 and 4 MB took equally long, the full batch twice as long.
 PIECE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
 class AugmentDraws:
-    """All that chance decides about a batch; the first axis of each is the sample."""
+    """All random numbers of the augmentation of a batch. The first axis of each tensor is the sample."""
 
-    matrices: Float[Tensor, "B 2 3"]  # output to input, for `warp`; a mask follows its image with the same
+    matrices: Float[Tensor, "B 2 3"]  # output to input, for `warp` and `warp_mask`
     color: Float[Tensor, "B 4"]
     background_colors: Float[Tensor, "B 2 3"]
     background_field: Float[Tensor, "B k k"]
@@ -59,15 +58,17 @@ def draw_augmentation(
     aspect: Sequence[float] | Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> AugmentDraws:
-    """The numbers behind `augment` with the same arguments. The device has no part in them."""
-    # A stream for each idea: turning one off leaves the others' draws as they were.
+    """Draw the random numbers that `augment` uses for the same arguments. They do not depend on the device."""
+    # Each augmentation has its own RNG: turning one off does not change what the others draw.
     place, color, background, erasing, blend = np.random.default_rng(_entropy(seed)).spawn(5)
     device = torch.device(device)
     ratios = None if aspect is None else np.asarray(torch.as_tensor(aspect).cpu(), dtype=float)
     share = distributed.current_shard()
     rows = slice(0, count) if share is None else slice(share.start, share.start + count)
     full_count = count if share is None else share.total
-    if ratios is not None and share is not None:  # those of other processes' pictures have no part in ours
+    if (
+        ratios is not None and share is not None
+    ):  # ratios of other processes' rows do not affect the rows of this one
         ratios = np.pad(ratios, (rows.start, full_count - rows.stop), constant_values=1.0)
     drawn = (
         draw_geometry(full_count, config, place, ratios),
@@ -79,7 +80,7 @@ def draw_augmentation(
     drawn_params = AugmentDraws(*(_tensor(values, device) for values in drawn))[rows]
     if share is None:
         return drawn_params
-    # Pictures are mixed with others of the same process: the shift to the partner is drawn, and taken within its rows.
+    # Images are mixed only with images of the same process: the drawn shift to the partner is wrapped within its rows.
     at = torch.arange(count, device=device)
     shift = (drawn_params.partner - at - rows.start - 1) % full_count % max(1, count - 1) + 1
     return replace(drawn_params, partner=(at + shift) % count)
@@ -94,19 +95,23 @@ def augment(
     num_classes: int | None = None,
     aspect: Sequence[float] | Tensor | None = None,
 ) -> tuple[Float[Tensor, "B 3 h w"], Float[Tensor, "B K"] | None]:
-    """A training batch as the network sees it.
+    """Augment and normalize a training batch.
 
     Args:
-        images: uint8 RGB or RGBA of any one size, on any device.
-        labels: class indices, or None where there are none (then nothing is mixed).
-        config: what may happen, and `image_size`.
-        seed: one number, or several such as (run's seed, step).
-        num_classes: width of the targets; needed with labels.
-        aspect: width over height of each picture before it was squashed to the batch's size (the loader's
-            "aspect"), so that crops have the asked-for ratio on the picture itself.
+        images: uint8 (B, 3 or 4, H, W), RGB or RGBA, on any device.
+        labels: int64 (B,), class indices; None if there are none, in which case nothing is mixed.
+        config: the augmentations, and `image_size`.
+        seed: one or several integers, such as (seed of the run, step).
+        num_classes: number of classes; needed with labels.
+        aspect: width over height of each image before it was squashed to the size of the batch (the loader's
+            "aspect"), so that `crop_ratio` holds for the original image; None if it was not squashed.
 
     Returns:
-        Normalised float32 images on the same device, and targets whose rows sum to 1 (None without labels).
+        Normalized float32 images (B, 3, h, w) of size `config.image_size` on the same device, and targets
+        (B, num_classes), whose rows sum to 1; None without labels.
+
+    Raises:
+        UserError: labels without `num_classes`, or images of another type or shape.
     """
     if labels is not None and num_classes is None:
         raise UserError("augment got labels but no num_classes; give the number of classes")
@@ -144,31 +149,31 @@ def augment_with_masks(
     seed: int | Sequence[int],
     aspect: Sequence[float] | Tensor | None = None,
 ) -> tuple[Float[Tensor, "B 3 h w"], Integer[Tensor, "B h w"]]:
-    """A training batch of images and the class of each pixel, both moved alike.
+    """Augment and normalize a training batch of images and masks.
 
-    What is drawn is what `augment` draws. Crop, flip, zoom, rotation, shear and shift reach image and mask, by the
-    same matrices; the mask takes its nearest pixel, and the void, which is ignored, where there is no picture.
-    Everything else reaches the image alone. Erasing leaves the mask: what is hidden is to be guessed.
+    The random numbers are those of `augment`. Crop, flip, zoom, rotation, shear and shift move image and mask by the
+    same matrices; masks are sampled at the nearest pixel and are void, hence ignored, outside of the image. All other
+    augmentations change the image only. Erasing does not change the mask: the network has to infer the hidden part.
 
     Args:
-        images, config, seed, aspect: as in `augment`. Nothing is mixed.
-        masks: class indices of the images' size: uint8, 255 where unknown, or int32, 65,535 where unknown.
+        images, config, seed, aspect: as in `augment`.
+        masks: (B, H, W), class indices: uint8 with 255 as void, or int32 with 65,535 as void.
 
     Returns:
-        Normalised float32 images, and masks of the same type, on the same device.
+        Normalized float32 images, and masks of the given type, on the same device.
 
     Raises:
-        UserError: masks of another size or type; a config that mixes or smooths, or RandAugment, which moves
-            pixels where masks cannot follow.
+        UserError: masks of another size or type, or a config with mixup, CutMix, label smoothing or RandAugment, which
+            do not work with masks.
     """
     if masks.dtype not in (torch.uint8, torch.int32) or masks.shape != images.shape[:1] + images.shape[2:]:
         raise UserError(
             f"masks are {masks.dtype} of shape {tuple(masks.shape)}, which must be torch.uint8 or torch.int32 of shape "
-            f"{(len(images), *images.shape[2:])}, as the images"
+            f"{(len(images), *images.shape[2:])} to match the images"
         )
     for name in ("mixup", "cutmix", "rand_augment", "label_smoothing"):
         if getattr(config, name):
-            raise UserError(f"{name} is {getattr(config, name)}, and masks do not go with it; set it to 0")
+            raise UserError(f"{name} is {getattr(config, name)}, which does not work with masks; set it to 0")
     x, _ = augment(images, None, config, seed, aspect=aspect)
     matrices = draw_augmentation(len(images), config, seed, aspect, images.device).matrices
     outside = VOID if masks.dtype == torch.uint8 else NUM_MASK_VALUES - 1
@@ -181,7 +186,7 @@ def augment_with_masks(
 def _change_pixels(
     images: UInt8[Tensor, "b C H W"], draws: AugmentDraws, config: AugmentConfig
 ) -> Float[Tensor, "b 3 h w"]:
-    """One piece of the batch, up to where images are RGB from 0 to 1."""
+    """Apply geometry, color and background to a chunk of the batch; return RGB from 0 to 1."""
     x = to_float(images)
     has_alpha = x.shape[1] == 4
     x = warp(x, draws.matrices, config.image_size, padding="zeros" if has_alpha else "reflection")
@@ -200,7 +205,13 @@ def preprocess_batch(
     std: RGB = IMAGENET_STD,
     background: RGB = (255.0, 255.0, 255.0),
 ) -> Float[Tensor, "B 3 H W"]:
-    """Evaluation: alpha over the background, normalised. The size stays; the loader has seen to it."""
+    """Composite over the background and normalize, for evaluation. The loader has already resized the images.
+
+    Args:
+        images: uint8 RGB or RGBA.
+        mean, std: of each channel, for values from 0 to 1.
+        background: RGB from 0 to 255.
+    """
     x = to_float(images)
     if x.shape[1] == 4:
         x = composite_over(x, _channel_column(background, x.device) / 255)
@@ -208,12 +219,16 @@ def preprocess_batch(
 
 
 def normalize(x: Float[Tensor, "B 3 H W"], mean: RGB, std: RGB) -> Float[Tensor, "B 3 H W"]:
-    """(x - mean) / std in place, with x from 0 to 1."""
+    """Return (x - mean) / std, computed in place, for x from 0 to 1."""
     return x.sub_(_channel_column(mean, x.device)).div_(_channel_column(std, x.device))
 
 
 def to_float(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """From 0 to 1; with alpha, color times alpha (premultiplied), which may be interpolated and summed."""
+    """Convert uint8 images to floats from 0 to 1. RGBA is premultiplied by alpha, so that it can be interpolated.
+
+    Raises:
+        UserError: images of another type or shape.
+    """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (3, 4):
         got = f"{images.dtype} of shape {tuple(images.shape)}"
         raise UserError(f"augmentation got {got}; it needs torch.uint8 of shape (batch, 3|4, height, width)")
@@ -226,10 +241,10 @@ def to_float(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
 def rand_augment(
     x: Float[Tensor, "B 3 H W"], config: AugmentConfig, seed: int | Sequence[int]
 ) -> Float[Tensor, "B 3 H W"]:
-    """RandAugment (Cubuk et al. 2019) on images from 0 to 1.
+    """Apply RandAugment (Cubuk et al. 2019) to images from 0 to 1.
 
-    kornia draws one set of operations a call, so the batch is split at random in up to 16 groups, each with
-    its own; the signs of their strengths differ within a group.
+    kornia draws one set of operations per call, so the batch is divided at random into up to 16 groups, each with its
+    own set; the signs of the magnitudes differ within a group.
     """
     from kornia.augmentation.auto import RandAugment
 
@@ -239,7 +254,7 @@ def rand_augment(
     order = copy_to_device(torch.from_numpy(rng.permutation(len(x))), x.device)
     out = torch.empty_like(x)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        # Not torch.manual_seed: that reaches the devices which fork_rng was not told to keep.
+        # Not torch.manual_seed: it would also seed the devices that fork_rng does not restore.
         torch.default_generator.manual_seed(int(rng.integers(2**62)))
         if x.device.type == "cuda":
             torch.cuda.manual_seed(int(rng.integers(2**62)))
@@ -249,7 +264,7 @@ def rand_augment(
 
 
 def _pieces(images: Tensor, size: tuple[int, int]) -> list[slice]:
-    """Rows of the batch that fit in a processor's cache; all of them at once on a GPU."""
+    """Divide the batch into chunks of rows that fit in the CPU's cache; on a GPU the batch is one chunk."""
     count, channels = images.shape[:2]
     if images.device.type != "cpu":
         return [slice(0, count)]
@@ -259,7 +274,7 @@ def _pieces(images: Tensor, size: tuple[int, int]) -> list[slice]:
 
 
 def _entropy(seed: int | Sequence[int]) -> list[int]:
-    """Any integers for numpy's SeedSequence, to which (1,) and (1, 0), or 2**32 and (0, 1), are alike."""
+    """Encode integers unambiguously for numpy's SeedSequence, which takes (1,) for (1, 0) and 2**32 for (0, 1)."""
     numbers = [int(number) % 2**64 for number in (seed if isinstance(seed, Sequence) else [seed])]
     return [len(numbers), *(word for number in numbers for word in divmod(number, 2**32))]
 

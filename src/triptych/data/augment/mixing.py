@@ -1,4 +1,4 @@
-"""Augmentations that work by rectangles, or by whole images: random erasing, cutmix, mixup."""
+"""Augmentations that replace rectangles or blend images: random erasing, CutMix, mixup."""
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from triptych.data.config import AugmentConfig
 def draw_erasing(
     count: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (B, 4), empty where nothing is erased, and their colors (B, 3), normalised.
+    """Draw random erasing (Zhong et al. 2017): 2 to 33% of the area, aspect 0.3 to 1/0.3, entirely inside the image.
 
-    Random erasing (Zhong et al. 2017): 2 to 33 % of the area, aspect 0.3 to 1/0.3, wholly inside.
+    Returns:
+        Boxes (B, 4): x0, y0, x1, y1 as fractions of the image, empty if nothing is erased; and the color of each box
+        (B, 3), normalized.
     """
     area, ratio = rng.uniform(0.02, 1 / 3, count), np.exp(rng.uniform(np.log(0.3), -np.log(0.3), count))
     extent = np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], -1).clip(max=1.0)
@@ -26,17 +28,21 @@ def draw_erasing(
 def erase(
     x: Float[Tensor, "B 3 H W"], boxes: Float[Tensor, "B 4"], colors: Float[Tensor, "B 3"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Each box painted over in its colour."""
+    """Fill each box with its color."""
     return torch.where(inside_boxes(boxes, x.shape[-2:]), colors[..., None, None], x)
 
 
 def draw_mixing(
     count: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share that each image keeps of itself (B,), cutmix's boxes (B, 4), and whom it is mixed with (B,).
+    """Draw mixup and CutMix.
 
-    Mixup (Zhang et al. 2017) keeps a share everywhere; cutmix (Yun et al. 2019) keeps all but a box, which is
-    cut at the edge of the image, as published.
+    Mixup (Zhang et al. 2017) blends two images with one weight; CutMix (Yun et al. 2019) replaces a box, which is
+    clipped at the edge of the image as in the paper.
+
+    Returns:
+        The weight of each image in its mixture (B,), the boxes of CutMix (B, 4), and the index of the image that each
+        is mixed with (B,).
     """
     cut = rng.random(count) < (0.5 if config.mixup else 1.0)
     cut &= config.cutmix > 0
@@ -56,14 +62,19 @@ def mix_images(
     partner: Int64[Tensor, " b"],
     rows: slice,
 ) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, " b"]]:
-    """`rows` of the batch mixed with their partners, and the share of its target that each keeps, exactly."""
+    """Mix `rows` of the batch with their partners.
+
+    Returns:
+        The mixed images, and the exact weight of each image's own target (b,).
+    """
     size = x.shape[-2:]
     kept_fraction = share[:, None, None, None] * ~inside_boxes(boxes, size)  # (b, 1, H, W)
     return torch.lerp(x[partner], x[rows], kept_fraction), kept_fraction.mean((1, 2, 3))
 
 
 def inside_boxes(boxes: Float[Tensor, "B 4"], size: tuple[int, int] | torch.Size) -> Tensor:
-    """(B, 1, H, W) booleans: pixels whose centre lies in the box x0, y0, x1, y1, in shares of the image."""
+    """Return booleans (B, 1, H, W): whether a pixel's center lies in the box x0, y0, x1, y1, as fractions of the
+    image."""
     height, width = size
     x0, y0, x1, y1 = boxes[..., None].unbind(1)  # each (B, 1)
     x = (torch.arange(width, device=boxes.device) + 0.5) / width

@@ -1,8 +1,8 @@
 """The built-in data set: emoji drawings with labels, captions and two coarser groupings, by drawing style.
 
-Training styles and the test style draw the same concepts by different hands, so test accuracy asks whether a
-network knows what a red apple looks like, not whether it has seen this apple. `tools/make_emoji.py` made the
-files.
+The training styles and the test style show the same concepts, drawn by different artists. Test accuracy therefore
+measures whether a network recognizes a red apple in an unseen style, not whether it remembers a training image. The
+files are written by `tools/make_emoji.py`.
 
     train: fluent-3d (MIT), noto, noto-v1 (Apache-2.0)        test: twemoji (CC BY 4.0)
 """
@@ -29,7 +29,7 @@ Split = Literal["train", "test", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """One class: what is drawn, whatever the hand."""
+    """A class: what a drawing shows, in any style."""
 
     id: str  # Unicode code points, lower case, without variation selectors: "1f34e"
     emoji: str
@@ -41,25 +41,28 @@ class Concept:
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """One hand: an atlas of cells, each showing a concept."""
+    """A drawing style: an atlas of cells, each of which shows a concept."""
 
     name: str
     split: Literal["train", "test"]
-    family: str  # styles of one family are redrawings of each other, never on both sides of a split
-    license: str  # SPDX, of the artwork
+    family: str  # styles of one family show the same drawings, so all of them belong to the same split
+    license: str  # SPDX identifier of the artwork's license
     credit: str
     source: str
-    cells: tuple[int, ...]  # the concept in each cell, row by row
+    cells: tuple[int, ...]  # class index of each cell, row by row
 
 
 class EmojiSource:
-    """Emoji drawings as a sequence of `Example`s. Small to pickle; an atlas is decoded at first use.
+    """Emoji drawings as a sequence of `Example`s. Small to pickle; an atlas is decoded when it is first used.
 
     Attributes:
-        name: "emoji-train"; classes: label of each class, the same tuple for every split and style.
+        name: name of the data set and split, such as "emoji-train".
+        classes: label of each class, the same tuple for every split and style.
         groupings: {"subgroup": ..., "group": ...}, a coarser name for each class.
-        mask_classes: None, there are no masks.
-        labels: int64 (n,), the class of each example; concepts: one `Concept` a class; styles: the chosen.
+        mask_classes: None, since there are no masks.
+        labels: int64 (n,), class of each example.
+        concepts: `Concept` of each class.
+        styles: the chosen styles.
     """
 
     mask_classes = mask_colors = None
@@ -87,15 +90,15 @@ class EmojiSource:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`: uint8 (64, 64, 4) with straight alpha, or (64, 64, 3) pasted on the background."""
+        """Return an example whose image is uint8: (64, 64, 4) with straight alpha, or (64, 64, 3) with a background."""
         index = int(index)
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} examples, asked for number {index}")
+            raise IndexError(f"index {index} is out of range: {self.name} has {len(self)} examples")
         index %= len(self)
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
         style, cell = self.styles[which], index - int(self._starts[which])
         concept = self.concepts[style.cells[cell]]
-        # A style may draw a concept more than once, in neighbouring cells: they are told apart by -2, -3.
+        # A style may show a concept several times, in adjacent cells: -2, -3 ... make the names unique.
         again = cell - style.cells.index(style.cells[cell]) + 1
         return Example(
             image=self._image(style, cell),
@@ -106,8 +109,8 @@ class EmojiSource:
 
     @cached_property
     def captions(self) -> list[tuple[str, ...]]:
-        """What each drawing may be called, its plain caption first: with an article or without, with its style before
-        or behind, without any, and with two of its tags."""
+        """All captions of each drawing, the default one first: with and without an article, with the style at the
+        front, at the end or left out, and with two of the tags."""
         return [
             _captions_of(self.concepts[concept], style.name)
             for style in self.styles
@@ -115,12 +118,12 @@ class EmojiSource:
         ]
 
     def __repr__(self) -> str:
-        hands = ", ".join(s.name for s in self.styles)
-        return f"<{self.name}: {len(self)} drawings of {len(self.classes)} concepts by {hands}>"
+        styles = ", ".join(s.name for s in self.styles)
+        return f"<{self.name}: {len(self)} drawings of {len(self.classes)} concepts in {styles}>"
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the bytes of the table and the chosen atlases, and of the choice."""
+        """Hex digest of the table, the chosen atlases, the split and the background."""
         digest = hashlib.sha256((self.root / "emoji.json").read_bytes())
         for style in self.styles:
             digest.update(style.name.encode() + _atlas_path(self.root, style.name).read_bytes())
@@ -128,14 +131,14 @@ class EmojiSource:
         return digest.hexdigest()[:32]
 
     def contents(self) -> None:
-        """None: what is built in does not change."""
+        """Return None: built-in data does not change."""
 
     def _image(self, style: Style, cell: int) -> np.ndarray:
         atlas, size = _decode_atlas(self.root, style.name), self._cell
         y, x = cell // self._columns * size, cell % self._columns * size
         drawing = atlas[y : y + size, x : x + size]
         if self.background is None:
-            return drawing.copy()  # the caller may write into it; the atlas is shared
+            return drawing.copy()  # callers may write to it, and the atlas is shared
         alpha = drawing[..., 3:].astype(np.float32) / 255
         pasted = drawing[..., :3] * alpha + np.array(self.background, np.float32) * (1 - alpha)
         return pasted.round().astype(np.uint8)
@@ -152,7 +155,7 @@ def _captions_of(concept: Concept, style: str) -> tuple[str, ...]:
 
 
 def with_article(name: str) -> str:
-    """ "an owl", "scissors"."""
+    """Add an indefinite article unless the name is a plural: "an owl", "scissors"."""
     plural = name.endswith("s") and not name.endswith(("ss", "us", "is"))
     return name if plural else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
@@ -163,20 +166,21 @@ def emoji(
     root: str | PathLike[str] | None = None,
     background: tuple[int, int, int] | None = None,
 ) -> EmojiSource:
-    """The built-in emoji drawings.
+    """Open the built-in emoji drawings.
 
     Args:
-        split: "train", "test" (a hand never trained on) or "all".
-        styles: only these drawing styles, which must belong to the split; None is all of them.
-        root: a folder that `tools/make_emoji.py --styles all --out FOLDER` made, with twice the training
-            drawings; None is what is shipped. Classes and test drawings are the same.
-        background: RGB 0..255 to paste the drawings on; None leaves them transparent.
+        split: "train", "test" (a held-out style) or "all".
+        styles: names of the drawing styles to use, or a string that lists them, separated by commas; they must belong
+            to the split. None uses all of them.
+        root: a folder written by `tools/make_emoji.py --styles all --out FOLDER`, which has twice as many training
+            drawings; None uses the shipped files. Classes and test drawings are the same.
+        background: RGB from 0 to 255 to composite the drawings over; None keeps them transparent.
 
     Returns:
-        A source of 64 x 64 `Example`s, in the same order every time.
+        A source of `Example`s of 64 x 64 pixels, always in the same order.
 
     Raises:
-        UserError: an unknown split or style, or a `root` without the data.
+        UserError: an unknown split or style, an invalid background, or a `root` without the data.
     """
     if split not in EMOJI_SPLITS:
         raise UserError(f"unknown split {split!r} of emoji; choose one of {', '.join(EMOJI_SPLITS)}")
@@ -195,7 +199,7 @@ def _choose(
         return here
     if not names:
         raise UserError(
-            f"no emoji style was named; leave styles out, or choose from {', '.join(s.name for s in here)}"
+            f"the list of emoji styles is empty; omit styles, or choose from {', '.join(s.name for s in here)}"
         )
     known = {s.name: s for s in styles}
     for name in names:
@@ -207,9 +211,7 @@ def _choose(
                 f"emoji style {name!r} belongs to split {known[name].split!r}, not {split!r}; "
                 f"choose from {', '.join(s.name for s in here)}"
             )
-    return tuple(
-        s for s in here if s.name in names
-    )  # in the table's order, whatever order they were named in
+    return tuple(s for s in here if s.name in names)  # in the table's order, not that of `names`
 
 
 @lru_cache(maxsize=8)
@@ -233,7 +235,7 @@ def _read_table(root: Path) -> tuple[tuple[Concept, ...], tuple[Style, ...], int
                 name=s["name"],
                 split=s["split"],
                 family=s["family"],
-                license=s["licence"],
+                license=s["licence"],  # words: quoted
                 credit=s["credit"],
                 source=s["source"],
                 cells=tuple(s["cells"]),
@@ -244,11 +246,11 @@ def _read_table(root: Path) -> tuple[tuple[Concept, ...], tuple[Style, ...], int
     except OSError as problem:
         raise UserError(
             f"no emoji data in {root} (emoji.json: {problem.strerror}); "
-            f"make it with tools/make_emoji.py --out {root}"
+            f"create it with tools/make_emoji.py --out {root}"
         ) from problem
     except (ValueError, KeyError, TypeError) as problem:
         raise UserError(
-            f"{path} is not an emoji table ({problem}); make it again with tools/make_emoji.py"
+            f"{path} is not an emoji table ({problem}); recreate it with tools/make_emoji.py"
         ) from problem
 
 
@@ -256,21 +258,21 @@ def _atlas_path(root: Path, style: str) -> Path:
     path = root / f"{style}.webp"
     if not path.is_file():
         raise UserError(
-            f"the drawings {path} are missing; make them again with tools/make_emoji.py --out {root}"
+            f"the drawings {path} are missing; recreate them with tools/make_emoji.py --out {root}"
         )
     return path
 
 
 @lru_cache(maxsize=16)
 def _decode_atlas(root: Path, style: str) -> np.ndarray:
-    """uint8 (H, W, 4), read-only: looked for and decoded once a process."""
+    """Return the atlas of a style as uint8 (H, W, 4), read-only. It is decoded once per process."""
     path = _atlas_path(root, style)
     try:
         with Image.open(path) as image:
             atlas = np.asarray(image.convert("RGBA"))
     except OSError as problem:
         raise UserError(
-            f"{path} cannot be decoded ({problem}); make it again with tools/make_emoji.py"
+            f"{path} cannot be decoded ({problem}); recreate it with tools/make_emoji.py"
         ) from problem
     atlas.setflags(write=False)
     return atlas

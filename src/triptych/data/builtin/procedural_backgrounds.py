@@ -1,7 +1,8 @@
-"""Procedural pictures to paste drawings on: ramps, clouds, stripes, checks, blobs and hard-edged shapes.
+"""Procedural background images: gradients, clouds, stripes, checks, blobs and hard-edged shapes.
 
-Varied on purpose. On a plain ground a network finds every drawing by its edge; here edges, texture and color
-are everywhere, and only what is drawn tells. All in numpy and Pillow: scenes are made in the loader's workers.
+They are varied on purpose. On a plain background a network could find each drawing by its edge; here edges, texture and
+color occur everywhere, so that it has to recognize the drawing. numpy and Pillow suffice, because scenes are generated
+in the loader's worker processes.
 """
 
 from collections.abc import Callable
@@ -11,25 +12,25 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 Field = Float[np.ndarray, "h w"]
-"""From 0 to 1, colored by a palette afterwards."""
+"""Values from 0 to 1, to which a palette is applied."""
 
 
 def random_background(rng: np.random.Generator, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """A random picture of `size` (height, width); the same for the same state of `rng`.
+    """Return a random image of `size` (height, width), which depends only on the state of `rng`.
 
-    One colored field, in half of the pictures seen through another, and grain on some.
+    It is a colored field; half of the images blend two of them, and half have noise added.
     """
     image = _apply_palette(_field(rng, size), rng)
     if rng.random() < 0.5:
-        through = _field(rng, size)[..., None] * rng.uniform(0.3, 1.0)
-        image += (_apply_palette(_field(rng, size), rng) - image) * through
+        opacity = _field(rng, size)[..., None] * rng.uniform(0.3, 1.0)
+        image += (_apply_palette(_field(rng, size), rng) - image) * opacity
     if rng.random() < 0.5:
         image += rng.standard_normal(size, np.float32)[..., None] * np.float32(rng.uniform(2, 16))
     return image.clip(0, 255).astype(np.uint8)
 
 
 def _apply_palette(field: Field, rng: np.random.Generator) -> Float[np.ndarray, "h w 3"]:
-    """0 to 255: along a palette of three random colors, whose distance from their mean is random too."""
+    """Color a field by a palette of three random colors of random contrast; return RGB from 0 to 255."""
     stops = rng.uniform(0, 255, (3, 3))
     stops = stops.mean(0) + (stops - stops.mean(0)) * rng.uniform(0.2, 1.0)
     steps = np.linspace(0, 2, 256)
@@ -44,7 +45,7 @@ def _field(rng: np.random.Generator, size: tuple[int, int]) -> Field:
 
 
 def _axes(size: tuple[int, int], angle: float) -> tuple[Field, Field]:
-    """Coordinates along the angle and across it, in units of the shorter side, 0 in the middle."""
+    """Return the coordinates along an angle and across it: 0 at the center, in units of the shorter side."""
     height, width = size
     y = ((np.arange(height, dtype=np.float32) + 0.5 - height / 2) / min(size))[:, None]
     x = ((np.arange(width, dtype=np.float32) + 0.5 - width / 2) / min(size))[None]
@@ -53,7 +54,7 @@ def _axes(size: tuple[int, int], angle: float) -> tuple[Field, Field]:
 
 
 def ramp(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    """A gradient along a direction, or away from a point."""
+    """Return a linear or radial gradient."""
     along, across = _axes(size, rng.uniform(0, 2 * np.pi))
     if rng.random() < 0.5:
         return 0.5 + along * np.float32(rng.uniform(0.4, 1.0))
@@ -62,7 +63,7 @@ def ramp(rng: np.random.Generator, size: tuple[int, int]) -> Field:
 
 
 def clouds(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    """Value noise: random grids, each finer and fainter than the one before, blown up smoothly and summed."""
+    """Return value noise: the sum of random grids of increasing resolution and decreasing weight, interpolated."""
     height, width = size
     cells, weight, field = float(rng.uniform(2, 14)), 1.0, np.zeros(size, np.float32)
     fade = rng.uniform(0.35, 0.8)
@@ -76,18 +77,18 @@ def clouds(rng: np.random.Generator, size: tuple[int, int]) -> Field:
 
 
 def stripes(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    """Waves along a direction, soft or hard, straight or bent."""
+    """Return parallel stripes with soft or hard edges, straight or bent."""
     along, across = _axes(size, rng.uniform(0, np.pi))
     bend = rng.uniform(0, 0.15) * np.sin(across * np.float32(rng.uniform(3, 15)) + rng.uniform(0, 6))
     return _wave(along + bend.astype(np.float32), rng.uniform(2, 16), _hardness(rng))
 
 
 def checks(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    """A board of two alternating fields, turned and stretched."""
+    """Return a checkerboard, rotated and stretched."""
     along, across = _axes(size, rng.uniform(0, np.pi))
     count, hardness = rng.uniform(1.5, 8), _hardness(rng)
-    one, other = _wave(along, count, hardness), _wave(across, count * rng.uniform(0.6, 1.6), hardness)
-    return one + other - 2 * one * other
+    a, b = _wave(along, count, hardness), _wave(across, count * rng.uniform(0.6, 1.6), hardness)
+    return a + b - 2 * a * b
 
 
 def _hardness(rng: np.random.Generator) -> float:
@@ -99,7 +100,7 @@ def _wave(along: Field, count: float, hardness: float) -> Field:
 
 
 def blobs(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    """Soft spots of light: Gaussians, added and taken away."""
+    """Return bright and dark Gaussian spots."""
     count = int(rng.integers(3, 16))
     width = rng.uniform(0.04, 0.25, (count, 1)) * min(size)
     by_y, by_x = (
@@ -111,7 +112,7 @@ def blobs(rng: np.random.Generator, size: tuple[int, int]) -> Field:
 
 
 def shapes(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    """Discs, rings, boxes and triangles in greys, antialiased: things that are none of the drawings."""
+    """Return gray discs, rings, boxes and triangles, antialiased, as distractors."""
     fine = 2
     height, width = (side * fine for side in size)
     canvas = Image.new("L", (width, height), int(rng.integers(256)))

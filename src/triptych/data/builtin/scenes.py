@@ -1,9 +1,8 @@
-"""The built-in set for dense prediction: emoji drawings pasted on procedural pictures, with exact masks.
+"""The built-in data set for dense prediction: emoji drawings on procedural backgrounds, with exact masks.
 
-A scene is a function of (split, seed, index) alone, and made when it is asked for: 128 x 128 pixels in about
-3 ms on one core, so a training run need not see one twice. Training scenes are of the training styles and test
-scenes of the held-out one, as for `emoji`: the test asks whether a network knows food from an animal in a hand
-that it never saw.
+A scene depends only on (split, seed, index) and is generated on demand: 128 x 128 pixels take about 3 ms on one core,
+so a training run need not use a scene twice. As in `emoji`, training scenes use the training styles and test scenes the
+held-out style: test scores measure how well a network segments drawings of an unseen style.
 """
 
 import hashlib
@@ -20,21 +19,22 @@ from triptych.data.builtin.procedural_backgrounds import random_background
 from triptych.data.example import Box, Example
 from triptych.errors import UserError
 
-SCENE_VERSION = 1  # counts the changes of how scenes look: part of the fingerprint
+SCENE_VERSION = 1  # part of the fingerprint; increase it when scenes change
 DEFAULT_COUNTS = {"train": 20_000, "test": 500}
 MIN_DRAWINGS, MAX_DRAWINGS = 2, 6  # drawings in a scene
-SIDE = (0.24, 0.62)  # of a drawing's cell, in shorter sides of the scene
-DEGREES = 30
-VISIBLE = 0.6  # share of each drawing that stays inside the frame and uncovered
-MAX_TRIES = 40  # places tried in a scene
+SIDE = (0.24, 0.62)  # side of a drawing, in units of the scene's shorter side
+DEGREES = 30  # largest rotation
+VISIBLE = 0.6  # smallest fraction of a drawing that is inside the scene and not covered
+MAX_TRIES = 40  # positions tried per scene
 
 
 class SceneSource:
     """Scenes as a sequence of `Example`s. Small to pickle.
 
     Attributes:
-        name: "scenes-train"; mask_classes: "background", then the six groups of the emoji.
-        classes, labels: None, a scene as a whole has no class.
+        name: name of the data set and split, such as "scenes-train".
+        mask_classes: "background" and the six groups of the emoji.
+        classes, labels: None, since a scene has no single class.
     """
 
     classes = labels = mask_colors = None
@@ -55,12 +55,13 @@ class SceneSource:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int, /) -> Example:
-        """Scene `index`: uint8 image (h, w, 3), mask (h, w), a box a drawing, and a caption from left to right."""
+        """Return a scene: uint8 image (h, w, 3), mask (h, w), a box per drawing, and a caption, both from left to
+        right."""
         index = int(index)
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} scenes, asked for number {index}")
+            raise IndexError(f"index {index} is out of range: {self.name} has {len(self)} scenes")
         index %= len(self)
-        # The split is part of the seed, or training would show the test scenes' backgrounds.
+        # The split is part of the seed, so that training and test scenes have different backgrounds.
         rng = np.random.default_rng([self.seed % 2**64, self.drawings.split == "test", index])
         canvas = Image.fromarray(random_background(rng, self.size))
         mask, boxes, names = self._paste(canvas, rng)
@@ -68,19 +69,20 @@ class SceneSource:
 
     @property
     def captions(self) -> list[tuple[str, ...]]:
-        """The sentence of each scene, which has to be made for it."""
+        """Caption of each scene. All scenes are generated for it."""
         return [(example.caption or "",) for example in (self[i] for i in range(len(self)))]
 
     def _paste(
         self, canvas: Image.Image, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "h w"], tuple[Box, ...], list[str]]:
-        """Puts drawings on the canvas, the later over the earlier: mask, and boxes and names from left to right."""
-        owner = np.zeros(self.size, np.uint8)  # 0, or the number of the drawing that is seen here
+        """Paste drawings on the canvas, later ones over earlier ones; return the mask, and boxes and names from left to
+        right."""
+        owner = np.zeros(self.size, np.uint8)  # number of the drawing that is visible at a pixel, or 0
         labels, names = [0], ["background"]
-        areas, seen = (
+        areas, visible = (  # pixels of each drawing
             np.zeros(MAX_DRAWINGS + 1, int),
             np.zeros(MAX_DRAWINGS + 1, int),
-        )  # pixels of each drawing
+        )
         wanted = int(rng.integers(MIN_DRAWINGS, MAX_DRAWINGS + 1))
         for _ in range(MAX_TRIES):
             number = len(names)
@@ -89,14 +91,14 @@ class SceneSource:
             sprite, label, name = self._sprite(rng)
             top, left = (_random_start(side, sprite.width, rng) for side in self.size)
             here = owner[max(top, 0) : top + sprite.height, max(left, 0) : left + sprite.width]
-            # A pixel belongs to what covers at least half of it.
+            # A pixel belongs to the drawing if at least half of it is covered.
             solid = np.asarray(sprite.getchannel("A")) >= 128
             covered = solid[max(-top, 0) :, max(-left, 0) :][: here.shape[0], : here.shape[1]]
-            still = seen - np.bincount(here[covered], minlength=MAX_DRAWINGS + 1)
-            still[0], still[number], areas[number] = 0, covered.sum(), solid.sum()
-            if still[number] == 0 or (still[: number + 1] < VISIBLE * areas[: number + 1]).any():
+            remaining = visible - np.bincount(here[covered], minlength=MAX_DRAWINGS + 1)
+            remaining[0], remaining[number], areas[number] = 0, covered.sum(), solid.sum()
+            if remaining[number] == 0 or (remaining[: number + 1] < VISIBLE * areas[: number + 1]).any():
                 continue
-            here[covered], seen = number, still
+            here[covered], visible = number, remaining
             canvas.paste(sprite, (left, top), sprite)
             labels.append(label)
             names.append(name)
@@ -106,7 +108,7 @@ class SceneSource:
         return mask, tuple(boxes[i] for i in order), [names[i + 1] for i in order]
 
     def _sprite(self, rng: np.random.Generator) -> tuple[Image.Image, int, str]:
-        """A drawing, turned, and its class and name. The groups are drawn equally often."""
+        """Draw a random drawing: the transformed image, its mask class and its name. Groups are equally likely."""
         group = int(rng.integers(len(self._by_group)))
         members = self._by_group[group]
         drawing = self.drawings[int(members[rng.integers(len(members))])]
@@ -116,17 +118,17 @@ class SceneSource:
 
     def __repr__(self) -> str:
         height, width = self.size
-        hands = ", ".join(style.name for style in self.drawings.styles)
-        return f"<{self.name}: {len(self)} scenes of {height} x {width} with drawings by {hands}>"
+        styles = ", ".join(style.name for style in self.drawings.styles)
+        return f"<{self.name}: {len(self)} scenes of {height} x {width} with drawings in {styles}>"
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the drawings and of all that a scene depends on."""
+        """Hex digest of the drawings and of everything else that a scene depends on."""
         parts = (self.drawings.fingerprint, self.count, self.size, self.seed, SCENE_VERSION)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def contents(self) -> None:
-        """None: what is built in does not change."""
+        """Return None: built-in data does not change."""
 
 
 def scenes(
@@ -136,15 +138,14 @@ def scenes(
     root: str | PathLike[str] | None = None,
     seed: int = 0,
 ) -> SceneSource:
-    """Scenes of 2 to 6 emoji drawings, which may hide parts of each other, with the class of every pixel.
+    """Open scenes of 2 to 6 emoji drawings, which may partly cover each other, with the class of each pixel.
 
     Args:
-        split: "train", or "test" (also "val" or "eval"), whose drawing style was never trained on.
-        count: scenes; None is 20,000 to train on, too many for the loader's cache so that most are new when a
-            short run ends, and 500 to test on.
-        size: height and width in pixels, at least 32. Drawings are of 64 pixels, and blur when blown up.
-        root: a folder of `tools/make_emoji.py` with more styles, as for `emoji`.
-        seed: other scenes; scene k of a seed is the same whatever the count.
+        split: "train", or "test" (also "val" or "eval"), which has the held-out drawing style.
+        count: number of scenes; None means 20,000 for training, too many for the loader's cache, and 500 for testing.
+        size: height and width in pixels, at least 32. Drawings have 64 pixels and blur when they are enlarged.
+        root: a folder written by `tools/make_emoji.py` with more styles, as for `emoji`.
+        seed: seed of the scenes; scene k depends on the seed and not on `count`.
 
     Raises:
         UserError: an unknown split, a count or size that is too small, or a `root` without the data.
@@ -162,18 +163,18 @@ def scenes(
 def _transform_drawing(
     drawing: UInt8[np.ndarray, "c c 4"], rng: np.random.Generator, unit: int
 ) -> Image.Image:
-    """The drawing at a random size, turned and perhaps mirrored, as square RGBA."""
+    """Resize, rotate and perhaps mirror a drawing at random; return a square RGBA image."""
     cell = len(drawing)
     side = unit * np.exp(rng.uniform(*np.log(SIDE)))
     angle = np.radians(rng.uniform(-DEGREES, DEGREES))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
-    # A transparent rim, so that drawings that fill their cell get smooth edges.
+    # A transparent border, so that drawings that fill their cell get smooth edges.
     rimmed = np.zeros((cell + 4, cell + 4, 4), np.uint8)
     rimmed[2:-2, 2:-2] = drawing
-    image = Image.fromarray(rimmed).convert("RGBa")  # colours times alpha, which may be interpolated
-    if side < 0.6 * cell:  # bilinear interpolation looks at 2 x 2 pixels only
+    image = Image.fromarray(rimmed).convert("RGBa")  # premultiplied, so that it can be interpolated
+    if side < 0.6 * cell:  # bilinear interpolation reads only 2 x 2 pixels
         image = image.reduce(2)
-    pixels = image.width * cell / (cell + 4) / side  # of the picture, in one of the scene
+    pixels = image.width * cell / (cell + 4) / side  # of the drawing per pixel of the scene
     cos, sin = np.cos(angle) * pixels, np.sin(angle) * pixels
     extent = int(np.ceil(side * (abs(np.cos(angle)) + abs(np.sin(angle))))) + 2
     middle, to = extent / 2, image.width / 2
@@ -184,16 +185,16 @@ def _transform_drawing(
 
 
 def _random_start(side: int, extent: int, rng: np.random.Generator) -> int:
-    """Where along a side of the scene a sprite begins: up to a quarter of it hangs out."""
+    """Draw where a sprite begins along a side of the scene; up to a quarter of it may lie outside."""
     return int(rng.integers(-extent // 4, max(side - extent * 3 // 4, 1 - extent // 4)))
 
 
-def _box(seen: np.ndarray, label: int) -> Box:
-    y, x = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+def _box(visible: np.ndarray, label: int) -> Box:
+    y, x = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
     return Box(label, int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1)
 
 
 def _join_names(names: list[str]) -> str:
-    """ "a red apple, an owl and scissors"."""
+    """Join names with articles: "a red apple, an owl and scissors"."""
     things = [with_article(name) for name in names]
     return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)

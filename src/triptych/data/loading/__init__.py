@@ -1,1 +1,1 @@
-"""Batches from sources: order, buckets, worker processes, collation."""
+"""Loading batches from sources: order, aspect-ratio buckets, worker processes, collation."""

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: pictures of differing shapes in batches of one shape each, so that little is cut away."""
+"""Aspect-ratio buckets: images of different shapes are grouped into batches of one shape each, to crop little."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,18 +14,25 @@ from triptych.errors import UserError
 
 ImageShape = tuple[int, int]
 """Height and width in pixels."""
-MAX_BUCKET_ASPECT = 2.0  # the longer side over the shorter of the outermost bucket
+MAX_BUCKET_ASPECT = 2.0  # largest ratio of the longer side to the shorter
 
 
 def bucket_shapes(size: ImageShape, count: int, unit: int) -> tuple[ImageShape, ...]:
-    """At most `count` shapes of about the area of `size`, the squarest and its kin: sides multiples of `unit`, aspects
-    spread evenly in their logarithm from 1 / 2 to 2.
+    """Return at most `count` shapes with about the area of `size`, whose sides are multiples of `unit` and whose aspect
+    ratios are spaced evenly on a logarithmic scale from 1 / 2 to 2. If there are more, the squarest are returned.
+
+    Args:
+        size: height and width in pixels; always one of the shapes before the number is limited.
+        count: largest number of shapes.
+        unit: pixels of which each side is a multiple.
 
     Raises:
-        UserError: sides of `size` that are no multiples of `unit`.
+        UserError: a side of `size` is not a multiple of `unit`.
     """
     if any(side % unit for side in size):
-        raise UserError(f"buckets of {size[0]} x {size[1]} are of multiples of {unit}; change the size")
+        raise UserError(
+            f"the size {size[0]} x {size[1]} cannot have buckets; make both sides multiples of {unit}"
+        )
     area = size[0] * size[1]
     shapes = {size: None}
     for part in np.linspace(-1, 1, count):
@@ -38,8 +45,10 @@ def bucket_shapes(size: ImageShape, count: int, unit: int) -> tuple[ImageShape, 
 
 
 def assign_buckets(source: Source, shapes: Sequence[ImageShape]) -> np.ndarray:
-    """int64 (n,): the bucket whose aspect each picture's is nearest to. Headers alone are read; a picture without a
-    readable one goes into the first."""
+    """Return int64 (n,): for each image the index of the shape with the nearest aspect ratio.
+
+    Only the headers of images are read; an image without a readable header goes into the first bucket.
+    """
     aspects = np.log([width / height for height, width in shapes])
     assigned = np.zeros(len(source), np.int64)
     for row in range(len(source)):
@@ -53,10 +62,13 @@ def assign_buckets(source: Source, shapes: Sequence[ImageShape]) -> np.ndarray:
 
 
 class BucketOrder:
-    """Which examples are in which batch: each batch of one bucket, in an order that is a function of (seed, epoch).
+    """Assignment of examples to batches, each from a single bucket, as a function of (seed, epoch) alone.
 
-    Shuffled, batches are full and what is left of a bucket waits for the next epoch; only a bucket of fewer than a
-    batch gives a smaller one. Not shuffled, every example comes once.
+    With shuffling, batches are full, and the remainder of a bucket is left out of the epoch; only a bucket with fewer
+    examples than a batch yields a smaller one. Without shuffling, each example occurs once.
+
+    Args:
+        buckets: int64 (n,), bucket of each example, as returned by `assign_buckets`.
     """
 
     def __init__(self, buckets: np.ndarray, batch_size: int, seed: int, *, shuffle: bool):
@@ -69,6 +81,7 @@ class BucketOrder:
         return sum(round_(len(rows) / self.batch_size) for rows in self.rows)
 
     def batches(self, epoch: int, /) -> list[np.ndarray]:
+        """Return the indices of the examples in each batch of an epoch."""
         rng = np.random.default_rng([self.seed % 2**64, epoch])
         all_batches = []
         for rows in self.rows:
@@ -80,11 +93,11 @@ class BucketOrder:
 
 
 class BucketedDataset(Dataset[Any]):
-    """A source in parts, each asked for its own shape.
+    """A dataset for each bucket, joined into one.
 
     Args:
-        buckets: of each example, as `sort_into` gives it.
-        make: called with a bucket's number and its rows; gives what batches of these rows are asked of.
+        buckets: int64 (n,), bucket of each example, as returned by `assign_buckets`.
+        make: called with the index of a bucket and its rows; returns the dataset of these rows.
     """
 
     def __init__(self, buckets: np.ndarray, make: Callable[[int, np.ndarray], Any]):
@@ -99,14 +112,14 @@ class BucketedDataset(Dataset[Any]):
 
     @property
     def source(self) -> Source:
-        """The source of one of the parts."""
+        """The source of one of the datasets."""
         return next(iter(self.parts.values())).source
 
     def __len__(self) -> int:
         return len(self.buckets)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A batch of one bucket; "row" counts in the whole source."""
+        """Return a batch of examples of one bucket; its "row" refers to the full source."""
         at = np.asarray(indices, np.int64)
         number = int(self.buckets[at[0]])
         batch: Batch = self.parts[number].__getitems__(self.place[at].tolist())

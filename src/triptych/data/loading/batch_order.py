@@ -1,4 +1,4 @@
-"""Which examples are in which batch: functions of the seed and the epoch alone, so that a state is two integers."""
+"""Order of batches as a function of the seed and the epoch alone, so that the state of a loader is two integers."""
 
 import math
 from collections.abc import Sequence
@@ -9,35 +9,44 @@ import numpy as np
 from triptych.data.loading.permutation import permute
 from triptych.data.loading.stream_order import LazyBatches
 
-MAX_STORED_ROWS = 1 << 20  # rows whose order is held in memory; of more it is computed, batch by batch
+MAX_STORED_ROWS = 1 << 20  # rows; the order of more rows is computed per batch instead of being stored
 
 
 class BatchOrder(Protocol):
-    """Which examples are in which batch of an epoch: a function of the epoch alone."""
+    """Assignment of examples to the batches of an epoch, as a function of the epoch alone."""
 
-    def __len__(self) -> int: ...
-    def batches(self, epoch: int, /) -> Sequence[np.ndarray]: ...
+    def __len__(self) -> int:
+        """Number of batches in an epoch."""
+        ...
+
+    def batches(self, epoch: int, /) -> Sequence[np.ndarray]:
+        """Return the indices of the examples in each batch."""
+        ...
 
 
 class EpochOrder:
-    """Which examples are in which batch: a function of (seed, epoch) alone."""
+    """Assignment of examples to batches as a function of (seed, epoch) alone.
+
+    With shuffling all batches are full, and the remainder of the examples is left out of the epoch. Without shuffling
+    each example occurs once, in the order of the source.
+    """
 
     def __init__(self, count: int, batch_size: int, seed: int, *, shuffle: bool):
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         batches = self.count / self.batch_size
         return max(1, math.floor(batches)) if self.shuffle else math.ceil(batches)
 
     def batches(self, epoch: int, /) -> Sequence[np.ndarray]:
-        """The indices in each batch; all full when shuffling, else every index once."""
+        """Return the indices of the examples in each batch of an epoch."""
         size = self.batch_size
         rows: np.ndarray | None = None
         if self.shuffle and self.count <= MAX_STORED_ROWS:
             rng = np.random.default_rng([self.seed % 2**64, epoch])
             rows = rng.permutation(self.count)
-            while len(rows) < size:  # fewer examples than one batch: they come again
+            while len(rows) < size:  # fewer examples than a batch: they are repeated
                 rows = np.concatenate([rows, rng.permutation(self.count)])
 
         def batch(number: int) -> np.ndarray:
@@ -50,8 +59,15 @@ class EpochOrder:
 
 
 class DividedOrder:
-    """One process's part of an order that `world` processes share: of each batch the `rank`-th of as many runs of rows,
-    or whole batches in turn."""
+    """The part of one process in an order that is divided among processes.
+
+    Args:
+        order: the order of all processes.
+        rank: number of the process.
+        world: number of processes.
+        within: divide each batch, of which the process gets the `rank`-th of `world` runs of rows; otherwise the
+            process gets every `world`-th batch, starting at `rank`.
+    """
 
     def __init__(self, order: BatchOrder, rank: int, world: int, within: bool):
         self.order, self.rank, self.world, self.within = order, rank, world, within

@@ -1,7 +1,8 @@
-"""From examples to one decoded batch: what a loader's workers do.
+"""Decode examples and collate them into a batch, in the worker processes of a loader.
 
-A training picture is squashed whole to one size; the batch carries its aspect, and `augment` crops in it. So
-every picture is decoded to one fixed tensor, which can be kept, and no part of it is lost before the crop.
+Training images are squashed to one size, without cropping; the batch holds their aspect ratios, and `augment` crops on
+the device. Each image therefore decodes to the same tensor every time, which can be cached, and no part of it is lost
+before the random crop.
 """
 
 import math
@@ -21,7 +22,7 @@ from triptych.errors import UserError
 
 
 class BatchDataset(Protocol):
-    """What a loader asks for batches of examples of `source`."""
+    """A dataset that returns batches of examples of `source`."""
 
     @property
     def source(self) -> Source: ...
@@ -29,7 +30,11 @@ class BatchDataset(Protocol):
 
 
 def empty_batch(gone: str | None = None) -> Batch:
-    """A batch of no examples, without images; `gone` says why the source can no longer be read."""
+    """Return a batch without examples.
+
+    Args:
+        gone: why the source can no longer be read; see `Batch`.
+    """
     batch: Batch = {
         "image": torch.empty(0), "label": torch.empty(0), "aspect": torch.empty(0),
         "caption": [], "id": [], "row": [], "bad": {},
@@ -40,7 +45,15 @@ def empty_batch(gone: str | None = None) -> Batch:
 
 
 class DecodingDataset(Dataset):
-    """Asked for indices, gives their decoded batch. Runs in the workers."""
+    """Decodes the examples of a batch. Runs in the worker processes.
+
+    Args:
+        source: the examples.
+        resize: how images are resized, and masks with them.
+        alpha: return RGBA images.
+        fast: decode JPEGs at a reduced size where that suffices. The pixels then differ slightly.
+        min_size: height and width; a smaller image counts as damaged.
+    """
 
     def __init__(
         self,
@@ -54,14 +67,14 @@ class DecodingDataset(Dataset):
         classes = source.mask_classes
         self.has_masks = classes is not None
         self.mask_type, self.void = mask_dtype(len(classes or ())), void_label(len(classes or ()))
-        # Reduced decoding is not bit for bit: not in evaluation. Nor does it tell the size that a mask must have.
+        # Not with masks: after reduced decoding the original size, which the mask must have, is unknown.
         self.draft_size = resize.size if fast and not self.has_masks else None
         self.shape = (4 if alpha else 3, *resize.size)
         bytes_per_pixel = self.shape[0] + self.has_masks * np.dtype(self.mask_type).itemsize
         self.nbytes = len(source) * bytes_per_pixel * math.prod(resize.size)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of `Loader`, and "row", the index of each image in it. Damaged ones are only in "bad"."""
+        """Return the batch of some examples. Damaged images are left out and listed in "bad"."""
         bad: dict[str, str] = {}
         good: list[tuple[int, Example, Any, Any, float]] = []
         for row in map(int, indices):
@@ -70,7 +83,7 @@ class DecodingDataset(Dataset):
                 example = self.source[row]
                 name = example.id
                 good.append((row, example, *self._load(example)))
-            except SourceChangedError as problem:  # as words: an error of a worker comes with its traceback
+            except SourceChangedError as problem:  # as text: an exception in a worker would add its traceback
                 return empty_batch(gone=str(problem))
             except UserError as problem:
                 bad[name] = str(problem)
@@ -94,13 +107,14 @@ class DecodingDataset(Dataset):
         return torch.from_numpy(np.ascontiguousarray(stacked))
 
     def _load(self, example: Example) -> tuple[Any, Any, float]:
-        """Uint8 (C, h, w), its mask (h, w) where there are masks, and width over height before it was resized."""
+        """Return the resized image, uint8 (C, h, w); its mask (h, w), if the source has masks; and the original width
+        over height."""
         array, mask = self._decode(example)
         if self.min_size is not None and any(a < b for a, b in zip(array.shape, self.min_size, strict=False)):
-            (tall, wide), (height, width) = array.shape[:2], self.min_size
+            (height, width), (min_height, min_width) = array.shape[:2], self.min_size
             raise UserError(
-                f"{example.id} is {wide} x {tall} pixels, smaller than the crop of {width} x {height}; "
-                "take larger pictures, a smaller --image-size, or --enlarge"
+                f"{example.id} is {width} x {height} pixels, smaller than the crop of {min_width} x {min_height}; "
+                "use larger images, a smaller --image-size, or --enlarge"
             )
         aspect = array.shape[1] / array.shape[0]
         r = self.resize
@@ -110,20 +124,20 @@ class DecodingDataset(Dataset):
         return array.transpose(2, 0, 1), mask, aspect
 
     def _decode(self, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
-        """The whole picture, and its mask where there are masks."""
-        array, turn = decode_with_orientation(
+        """Return the full image, and its mask if the source has masks."""
+        array, orientation = decode_with_orientation(
             example.image, self.alpha, name=example.id, min_size=self.draft_size
         )
         if not self.has_masks:
             return array, None
         if example.mask is None:
-            raise UserError(f"{example.id} has no mask; give it one or leave it out")
-        return array, orient_mask(example.mask, turn, (array.shape[0], array.shape[1]), example.id)
+            raise UserError(f"{example.id} has no mask; add one or leave the image out")
+        return array, orient_mask(example.mask, orientation, (array.shape[0], array.shape[1]), example.id)
 
 
 class FullImageDataset(DecodingDataset):
-    """Of each picture all that is fed to a segmenter, as `feed` makes it; and its mask at its own size. Lists, since no
-    two need be of one size."""
+    """Prepares full images for a segmenter: the views of each image (`make_views`), and its mask at its own size. Both
+    are lists in the batch, because sizes differ."""
 
     def __init__(self, source: Source, preprocess: ResizeLike, options: ViewOptions, patch_size: int):
         resize = Resize(**{name: getattr(preprocess, name) for name in Resize.__dataclass_fields__})
@@ -131,7 +145,7 @@ class FullImageDataset(DecodingDataset):
         self.options, self.patch_size = options, patch_size
 
     def _stack(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
-        return arrays  # not tensors: each would hold a file open on its way out of a worker
+        return arrays  # not tensors: each would need an open file to be sent from a worker
 
     def _load(self, example: Example) -> tuple[Any, Any, float]:
         array, mask = self._decode(example)

@@ -1,4 +1,4 @@
-"""From a source to uint8 batches: workers decode (`pictures`), small sets stay in memory, passes resume."""
+"""Loaders of uint8 batches: worker processes decode, small data sets are cached, and epochs can be resumed."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from triptych.data.source import Source, Streamable
 from triptych.errors import UserError
 from triptych.kernels.loader_workers import current_iterator, forget_iterator, shut_down
 
-CACHE_BYTES = 1 << 30  # of uint8 pixels that `cache="auto"` keeps
+CACHE_BYTES = 1 << 30  # largest size of the decoded images that `cache="auto"` caches
 
 
 def make_loader(
@@ -41,21 +41,21 @@ def make_loader(
     min_size: tuple[int, int] | None = None,
     order: BatchOrder | None = None,
 ) -> "Loader":
-    """A loader over `source`; see `Loader` for what it yields.
+    """Create a loader over `source`; see `Loader` for what it yields.
 
     Args:
         source: the examples.
-        config: batch size, workers, cache, what to do about damaged images.
-        preprocess: a model card's `Preprocess` or a `Resize`. Evaluation follows it; training takes its size
-            and interpolation, and loads at `config.load_size`, else 8/7 of the size, rounded.
-        train: a new order each epoch and only full batches, or the source's order and all of it.
-        seed: with the epoch's number, it fixes the order.
-        batch_size: instead of the one in `config`.
-        smallest: height and width; a picture that is smaller counts as damaged, instead of being enlarged.
-        order: which examples are in which batch, instead of what these say.
+        config: batch size, workers, cache, and how to handle damaged images.
+        preprocess: the `Preprocess` of a model card, or a `Resize`. Evaluation follows it exactly. Training uses its
+            interpolation, and loads images at `config.load_size`, by default 8/7 of its size, rounded.
+        train: shuffle each epoch and yield full batches only; otherwise yield each example once, in the source's order.
+        seed: seed of the order, which depends on (seed, epoch).
+        batch_size: overrides the batch size in `config`.
+        min_size: height and width; a smaller image counts as damaged instead of being enlarged.
+        order: overrides the order that the other arguments define.
 
     Raises:
-        UserError: an empty source.
+        UserError: an empty source, or `config.stream` with a source that is not a stream.
     """
     if len(source) == 0:
         raise UserError("the data holds no images; give a source with at least one")
@@ -72,7 +72,7 @@ def make_loader(
     if order is None and config.stream and train:
         if not isinstance(source, Streamable):
             raise UserError(
-                "this source is no stream; open it with stream=True, or leave --loading.stream out"
+                "the source was not opened as a stream; open it with stream=True, or omit --loading.stream"
             )
         order = StreamOrder(source.bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
         source.hold(order.buffered_rows(workers), order.window)
@@ -89,10 +89,16 @@ def make_full_image_loader(
     patch_size: int,
     batch_size: int,
 ) -> "Loader":
-    """A loader for the evaluation of a segmenter: as `make_loader`'s, but with whole pictures and masks.
+    """Create a loader for evaluating a segmenter on full images.
 
-    In its batches "image" is a list of what `triptych.data.loading.test_time_views.feed` makes of each picture, and
-    "mask" one of masks at their own sizes.
+    In its batches "image" is a list with the views of each image (`triptych.data.loading.test_time_views.make_views`),
+    and "mask" is a list of masks at their own sizes.
+
+    Args:
+        source, config, preprocess: as in `make_loader`.
+        options: size, window, scales and flip of the views.
+        patch_size: smallest side of a view in pixels.
+        batch_size: number of images in a batch.
     """
     order = EpochOrder(len(source), batch_size, 0, shuffle=False)
     return Loader(
@@ -109,7 +115,7 @@ def _processes(config: DataConfig) -> int:
 
 
 def _has_alpha(source: Source) -> bool:
-    """Whether all batches are RGBA: only for sources of RGBA arrays, such as the emoji."""
+    """Return whether the source holds RGBA arrays, as the emoji do: then all batches are RGBA."""
     try:
         image = source[0].image
     except UserError:
@@ -118,16 +124,21 @@ def _has_alpha(source: Source) -> bool:
 
 
 class Loader(StatefulDataLoader):
-    """Iterating is one epoch; the next iteration is the next.
+    """Yields `triptych.data.example.Batch`es. Each iteration over the loader is one epoch.
 
-    It yields `triptych.data.example.Batch`. `bad` collects the damaged images of all batches. `state_dict()` within the
-    loop is the position in the epoch; after `load_state_dict()` the next iteration yields exactly the batches that were
-    still to come. The state is two integers, because the order is a function of (seed, epoch): torchdata's own state
-    would fix the number of workers.
+    `bad` collects the damaged images of all batches: {id: reason}. `state_dict()` holds the position within the epoch;
+    after `load_state_dict()` the next iteration yields exactly the remaining batches. The state is two integers,
+    because the order is a function of (seed, epoch). torchdata's own state would fix the number of workers.
+
+    Args:
+        dataset: returns the batch of some indices.
+        order: the indices in each batch.
+        workers: number of worker processes; 0 decodes in the main process.
+        cached: keep decoded images in memory.
+        on_bad_image: "skip" or "fail".
 
     Raises (while iterating):
-        UserError: a damaged image, where `on_bad_image` is "fail"; what the examples lie in is missing or has changed;
-            names the file.
+        UserError: an image is damaged and `on_bad_image` is "fail", or a file of the source is missing or has changed.
     """
 
     def __init__(
@@ -144,31 +155,35 @@ class Loader(StatefulDataLoader):
         self._done = self._resume_at = 0  # batches
         self._cache = _Cache(dataset) if cached and isinstance(dataset, DecodingDataset) else None
         self._plan = _Plan()
-        # A batch of a stream is made by all workers together, so that each reads parts of the data of its own.
+        # All workers together load each batch of a stream, so that each worker reads its own lanes.
         self._shares = max(1, workers) if isinstance(order, StreamOrder) and self._cache is None else 1
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message=".*set_vital"
-            )  # torchdata 0.11 calls what torch deprecates
+            )  # torchdata 0.11 calls a deprecated function of torch
             super().__init__(
                 dataset,  # type: ignore[arg-type]
                 batch_sampler=self._plan,  # type: ignore[arg-type]
-                persistent_workers=workers > 0 and not cached,  # with a cache one epoch is all they do
+                persistent_workers=workers > 0
+                and not cached,  # with a cache they are needed for one epoch only
                 **loader_options(workers, 2 * self._shares),
             )
 
     @property
     def source(self) -> Source:
-        """What the batches hold examples of."""
+        """The source of the examples."""
         return cast(BatchDataset, self.dataset).source
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return len(self._order)
 
     def divide(self, rank: int, world: int, within: bool) -> None:
-        """Give process `rank` of `world` its part from now on (`Divided`). Within batches, those of which it has no
-        picture come too, empty, so that all processes count alike."""
+        """Restrict the loader to the part of process `rank` of `world` (see `DividedOrder`).
+
+        If `within` is true, batches of which this process has no image are yielded empty, so that all processes
+        iterate over the same number of batches.
+        """
         self._order, self._in_step = DividedOrder(self._order, rank, world, within), within
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -193,7 +208,7 @@ class Loader(StatefulDataLoader):
                 self._done += 1
                 if batch["id"] or self._in_step:
                     yield batch
-            next(fetched, None)  # lets the workers end
+            next(fetched, None)  # so that the workers end
         except BaseException:
             if current_iterator(self) is fetched:
                 forget_iterator(self)
@@ -203,7 +218,7 @@ class Loader(StatefulDataLoader):
         self.epoch, self._done = self.epoch + 1, 0
 
     def _next(self, fetched: Iterator[Batch]) -> Batch:
-        """A batch that was fetched, put together if several workers made it."""
+        """Return the next batch of the workers, joined from parts if they share each batch."""
         with deferred_interrupt(HOLDS_LOCK):
             parts = [next(fetched) for _ in range(self._shares)]
         return parts[0] if len(parts) == 1 else _joined(parts)
@@ -214,22 +229,26 @@ class Loader(StatefulDataLoader):
         self.bad.update(bad)
 
     def state_dict(self) -> dict[str, int]:
-        """How far it came: the epoch, and the batches of it that were given out."""
+        """Return the position: the epoch, and the number of its batches that have been yielded."""
         return {"epoch": self.epoch, "batch": self._done}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """The next iteration goes on from there, whatever the number of workers."""
+        """Resume from a position in the next iteration. The number of workers may differ.
+
+        Raises:
+            UserError: the position is beyond the end of the epoch.
+        """
         if not 0 <= state_dict["batch"] <= len(self):
             raise UserError(
                 f"the state is at batch {state_dict['batch']} of an epoch of {len(self)}; "
-                "resume with the data and batch size that it was made with"
+                "resume with the same data and batch size"
             )
         self.epoch, self._resume_at = state_dict["epoch"], state_dict["batch"]
         self._done = self._resume_at
 
 
 class _Plan:
-    """What the workers are asked for, request by request: made as they go."""
+    """Batch sampler of the requests to the workers, which are created on demand."""
 
     requests: Callable[[], Iterator[np.ndarray]] = staticmethod(lambda: iter(()))
 
@@ -238,12 +257,12 @@ class _Plan:
 
 
 def _requests(batches: Sequence[np.ndarray], shares: int) -> Callable[[], Iterator[np.ndarray]]:
-    """What is asked for of each batch, in as many parts as workers share it."""
+    """Return a function that iterates over the indices of each batch, split into as many parts as workers share it."""
     return lambda: (part for rows in batches if len(rows) for part in np.array_split(rows, shares))
 
 
 def _joined(parts: "list[Any]") -> Batch:
-    """One batch of several, one after the other."""
+    """Concatenate the parts of a batch."""
     if gone := [part for part in parts if "gone" in part]:
         return gone[0]
     batch: dict[str, Any] = {}
@@ -258,25 +277,28 @@ def _joined(parts: "list[Any]") -> Batch:
 
 
 class _Cache:
-    """Decoded examples by row, filled as they come."""
+    """Decoded examples by row, stored when they are first loaded."""
 
     def __init__(self, dataset: DecodingDataset):
         count = len(dataset.source)
-        self.images = torch.empty(count, *dataset.shape, dtype=torch.uint8)  # pages are taken when written
+        self.images = torch.empty(
+            count, *dataset.shape, dtype=torch.uint8
+        )  # memory is allocated when it is written
         masks = np.empty((count * dataset.has_masks, *dataset.shape[1:]), dataset.mask_type)
         self.masks = torch.from_numpy(masks)
         self.labels = torch.empty(count, dtype=torch.int64)
         self.aspects = torch.empty(count)
         self.captions: list[str | None] = [None] * count
         self.ids = [""] * count
-        self.seen = np.zeros(count, bool)
+        self.loaded = np.zeros(count, bool)
         self.good = np.zeros(count, bool)
 
     def missing(self, rows: np.ndarray) -> np.ndarray:
-        return np.unique(rows[~self.seen[rows]])
+        """Return the rows that have not been loaded yet."""
+        return np.unique(rows[~self.loaded[rows]])
 
     def batch(self, rows: np.ndarray, absent: np.ndarray, fetched: Batch) -> Batch:
-        """The batch of `rows`, after what was fetched for the absent ones among them is kept."""
+        """Store the batch that was fetched for the missing rows, and return the batch of `rows`."""
         at = fetched["row"]
         if at:
             self.images[at], self.labels[at] = fetched["image"], fetched["label"]
@@ -285,7 +307,7 @@ class _Cache:
                 self.masks[at] = fetched["mask"]
         for row, caption, name in zip(at, fetched["caption"], fetched["id"], strict=True):
             self.captions[row], self.ids[row] = caption, name
-        self.seen[absent] = True
+        self.loaded[absent] = True
         self.good[at] = True
 
         rows = rows[self.good[rows]]

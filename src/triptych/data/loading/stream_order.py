@@ -1,12 +1,12 @@
-"""The order of a stream: nearly sequential where the data lies, well mixed in every batch, and held nowhere.
+"""Shuffled order of a stream: files are read nearly sequentially, batches are well mixed, and nothing is stored.
 
-    runs       what lies together, a row group or a piece of a shard; their order is drawn each epoch
-    lanes      all rows in that order, cut into equal parts that are read side by side
-    windows    of a lane: the rows in each are shuffled, which is what a shuffle buffer does, but by its place alone
+    runs       rows that are stored contiguously, such as a row group or a part of a shard; shuffled each epoch
+    lanes      equal parts of the sequence of all rows in that order, which are read in parallel
+    windows    parts of a lane, within which rows are shuffled as by a shuffle buffer
 
-The k-th example of an epoch is of lane k modulo their number. It is a function of (seed, epoch, k) alone, of no process
-and no worker, and so where a run is gone on from needs no more than k. In a batch the lanes stand one behind the other:
-processes that divide it into runs, and their workers, each read lanes of their own.
+Example k of an epoch is from lane k modulo the number of lanes. It depends only on (seed, epoch, k), and not on the
+number of processes or workers, so k is all the state that resuming needs. A batch is sorted by lane: the processes and
+workers that divide it each read lanes of their own.
 """
 
 import functools
@@ -19,7 +19,7 @@ from triptych.errors import UserError
 
 
 class LazyBatches(Sequence[np.ndarray]):
-    """The batches of an epoch, each made when it is asked for; slices are of the same kind."""
+    """The batches of an epoch, each computed when it is accessed. Slices are lazy, too."""
 
     def __init__(self, make: Callable[[int], np.ndarray], numbers: range):
         self.make, self.numbers = make, numbers
@@ -38,15 +38,16 @@ class LazyBatches(Sequence[np.ndarray]):
 
 
 class StreamOrder:
-    """Which examples are in which batch of a stream: a function of (seed, epoch) alone.
+    """Assignment of the examples of a stream to batches, as a function of (seed, epoch) alone.
 
     Args:
-        bounds: int64 (runs + 1,), where each run begins, and the number of rows.
-        batch_size: of all processes together. Batches are full; what is left at the end of an epoch, another part of
-            the data each time, is left out.
-        buffer: rows in the windows of all lanes together.
-        lanes: of this many places, or as many as there are runs, are the examples of a batch. Where they divide the
-            batch, and processes times workers divide them, each row group of a parquet file is read by one of these.
+        bounds: int64 (runs + 1,), first row of each run, and the number of rows.
+        batch_size: number of examples in a batch of all processes together. All batches are full; the remainder is
+            left out of the epoch, and differs from epoch to epoch.
+        seed: seed of the order.
+        buffer: number of rows in the windows of all lanes together.
+        lanes: number of lanes, at most one per run. If the batch size is a multiple of it, and it is a multiple of
+            processes times workers, each row group of a parquet file is read by a single worker.
 
     Raises:
         UserError: fewer rows than a batch.
@@ -65,25 +66,27 @@ class StreamOrder:
         self.batch_size, self.seed = batch_size, seed
         if self.count < batch_size:
             raise UserError(
-                f"a stream of {self.count} examples fills no batch of {batch_size}; "
-                "lower --loading.batch-size, or leave --loading.stream out"
+                f"the stream has {self.count} examples, fewer than a batch of {batch_size}; "
+                "lower --loading.batch-size, or omit --loading.stream"
             )
-        self.lanes = min(lanes, int(np.count_nonzero(np.diff(bounds))))  # no run need be read by two
+        self.lanes = min(
+            lanes, int(np.count_nonzero(np.diff(bounds)))
+        )  # at most one per run that is not empty
         self.window = max(1, buffer // self.lanes)
-        # Twice as many as are in use at a time: the batches that are asked for run ahead of those given out.
+        # Twice the number in use at a time, since batches are requested ahead of those that are yielded.
         self._shuffled = functools.lru_cache(4 * self.lanes)(self._draw_window)
         self._runs = functools.lru_cache(2)(self._draw_runs)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return self.count // self.batch_size
 
     def batches(self, epoch: int, /) -> LazyBatches:
-        """The indices in each batch, lane by lane."""
+        """Return the indices of the examples in each batch, sorted by lane."""
         return LazyBatches(functools.partial(self._batch, epoch), range(len(self)))
 
     def buffered_rows(self, workers: int) -> int:
-        """Rows in the windows of as many lanes as each of so many workers reads, twice."""
+        """Return how many rows each worker should keep in memory: twice the windows of the lanes that it reads."""
         return 2 * self.window * (-(-self.lanes // max(1, workers)) + 1)
 
     def _batch(self, epoch: int, number: int) -> np.ndarray:
@@ -91,7 +94,7 @@ class StreamOrder:
         return self.rows(epoch, places[np.argsort(places % self.lanes, kind="stable")])
 
     def rows(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        """The examples at some places of an epoch's order."""
+        """Return the indices of the examples at some positions of an epoch."""
         lane, at = places % self.lanes, places // self.lanes
         window, inner = at // self.window, at % self.window
         least, more = divmod(self.count, self.lanes)
@@ -103,7 +106,7 @@ class StreamOrder:
         return self.bounds[order[run] + 1] - (ends[run] - start)
 
     def _draw_runs(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the runs, and where each ends in it."""
+        """Return the order of the runs, and where each ends in the sequence of rows."""
         order = np.random.default_rng([self.seed % 2**64, epoch]).permutation(len(self.bounds) - 1)
         return order, np.cumsum(np.diff(self.bounds)[order])
 

@@ -1,4 +1,4 @@
-"""What of a whole picture a segmenter is fed: at which size, in which pieces, how often. Nothing is cut off."""
+"""Views of a full image for a segmenter: size, sliding window, scales and flip. No part of the image is cropped off."""
 
 import math
 from dataclasses import dataclass
@@ -12,69 +12,72 @@ from triptych.data.images import RESAMPLING_FILTERS, ResizeLike
 from triptych.errors import UserError
 
 MAX_VIEW_ASPECT = 8
-"""Of a card that crops: a picture longer than this, in shorter sides, is squeezed to it."""
+"""Largest ratio of the longer side to the shorter if the preprocessing crops; longer images are squashed to it."""
 
 View = tuple[UInt8[np.ndarray, "_ _ 3"], tuple[slice, slice]]
-"""What is fed, and where the picture lies in it; the rest is padding."""
+"""Pixels, and the rows and columns that hold the image; the rest is padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions:
-    """How a picture is looked at: at which size, in which pieces, and how often. Checked when made."""
+    """Size, sliding window and test-time augmentation of a segmenter."""
 
     size: int | tuple[int, int] | None = None
-    """The picture is resized, its aspect kept: to this shorter side, or as large as fits into this height and width.
-    None: as the card says, or not at all with a window."""
+    """Size that the image is resized to, its aspect ratio kept: the shorter side, or a height and width to fit into.
+    None means the size in the model card, or with a window the image's own size."""
     window: int | tuple[int, int] | None = None
-    """Height and width in pixels of a window that slides over the picture; one number for a square."""
+    """Height and width in pixels of a window that slides over the image; one number for a square."""
     overlap: float = 0.5
-    """Of neighbouring windows, at least, as a share of the window."""
+    """Least overlap of adjacent windows, as a fraction of the window."""
     scales: tuple[float, ...] = (1.0,)
-    """The picture is looked at once at each of these, relative to that size, and the probabilities are averaged."""
+    """Factors of the size. The image is segmented at each of them, and the probabilities are averaged."""
     flip: bool = False
-    """Each time the mirrored picture, too."""
+    """Average over the mirrored image, too."""
 
     def __post_init__(self):
         if not _pixels(self.size):
             raise UserError(
-                f"size is {self.size!r}, which must be a side in pixels, or (height, width) to fit into"
+                f"size is {self.size!r}, but must be the shorter side in pixels, or (height, width) to fit into"
             )
         if not _pixels(self.window):
             raise UserError(
-                f"window is {self.window!r}, which must be (height, width) in pixels, or one number"
+                f"window is {self.window!r}, but must be (height, width) in pixels, or one number"
             )
         if not _number(self.overlap) or not 0 <= self.overlap < 1:
-            raise UserError(f"overlap is {self.overlap!r}, which must be at least 0 and below 1")
+            raise UserError(f"overlap is {self.overlap!r}, but must be at least 0 and below 1")
         several = isinstance(self.scales, tuple | list) and len(self.scales) > 0
         if not several or not all(_number(scale) and 0 < scale <= 16 for scale in self.scales):
             raise UserError(
-                f"scales is {self.scales!r}, which must be numbers above 0 and up to 16: (0.5, 1.0, 1.5)"
+                f"scales is {self.scales!r}, but must be numbers above 0 and up to 16, such as (0.5, 1.0, 1.5)"
             )
 
     @property
     def count(self) -> int:
+        """Number of times that an image is segmented."""
         return len(self.scales) * (2 if self.flip else 1)
 
     @property
     def window_size(self) -> tuple[int, int] | None:
-        """Height and width of the window."""
+        """Height and width of the window; None without a window."""
         sides = self.window
         return (sides, sides) if isinstance(sides, int) else sides and (sides[0], sides[1])
 
     def check_window(self, patch_size: int) -> None:
-        """Raises a `UserError` for a window below a patch of `least` pixels."""
+        """Raise a `UserError` if the window is smaller than a patch of `patch_size` pixels."""
         if self.window_size is not None and min(self.window_size) < patch_size:
-            raise UserError(f"window is {self.window}; it must hold a patch, which is of {patch_size} pixels")
+            raise UserError(f"window is {self.window}, but must be at least one patch of {patch_size} pixels")
 
 
 def make_views(
     pixels: UInt8[np.ndarray, "H W 3"], preprocess: ResizeLike, options: ViewOptions, patch_size: int
 ) -> list[View]:
-    """The whole picture as it is fed, at each of the scales.
+    """Return the views of a full image, one for each scale.
 
     Args:
-        how: a card's preparation.
-        least: pixels of a patch, below which there is nothing to see.
+        pixels: the image, RGB.
+        preprocess: preprocessing of the model card.
+        options: size, window and scales.
+        patch_size: smallest side of a view in pixels.
     """
     views = []
     for scale in options.scales:
@@ -94,9 +97,11 @@ def make_views(
 def view_sizes(
     image_size: tuple[int, int], preprocess: ResizeLike, options: ViewOptions, scale: float, patch_size: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width that a picture is resized to, and of what it is then padded to; neither below `least`.
+    """Return the height and width that an image is resized to, and those that it is then padded to, all of them at
+    least `patch_size`.
 
-    The card's `size` and `crop` give the size before its crop, which is not done: what is cut off has no class.
+    By default an image gets the size that `size` and `crop` of the preprocessing define before the center crop, which
+    is left out because each pixel needs a class.
     """
     H, W = image_size
     padded = None
@@ -128,7 +133,7 @@ def _side(side: float, patch_size: int) -> int:
 
 
 def _pixels(sides: Any) -> bool:
-    """Whether this is None, a side in pixels, or two."""
+    """Return whether this is None, a side in pixels, or two sides."""
     if sides is None:
         return True
     pair = sides if isinstance(sides, tuple | list) else (sides, sides)

@@ -1,4 +1,4 @@
-"""Worker processes that read and decode ahead: their number, how they start, are given work, and end."""
+"""Worker processes that read and decode ahead: their number, their start, their requests and their end."""
 
 import atexit
 import contextlib
@@ -29,17 +29,17 @@ def available_cores() -> int:
 
 
 def default_workers() -> int:
-    """Number of worker processes if none is given: one per core, except the one that runs the network."""
+    """Default number of worker processes: one per core, except the core that runs the network."""
     return min(available_cores() - 1, MAX_DEFAULT_WORKERS)
 
 
 def prefetch_map(function: Callable[[A], B], items: Iterable[A], size: int, workers: int) -> Iterator[B]:
-    """`map`, in order, computed ahead by worker processes: two requests per worker, and no more.
+    """As `map`, but computed ahead by worker processes, in order, with at most two requests per worker.
 
     Args:
-        function: runs in the workers; function, items and results must be picklable where workers are not forked.
-        items: any number of them; consumed `size` at a time, as they are needed.
-        size: number of items in a request. For fewer items than that no worker is started.
+        function: called in the workers; function, items and results must be picklable unless workers are forked.
+        items: any number of them; `size` at a time are consumed, on demand.
+        size: number of items in a request. If there are fewer items, no worker is started.
         workers: number of processes, at most one per core; 0 calls the function in this process.
     """
     items, workers = iter(items), min(workers, available_cores())
@@ -82,7 +82,7 @@ def loader_options(workers: int, requests: int = 2) -> dict[str, Any]:
     }
 
 
-# What holds a lock of a queue: interrupted there, it may keep the lock, for which the end of the workers waits forever.
+# Functions that hold a lock of a queue. Interrupted, they may keep it, and the end of the workers would wait forever.
 HOLDS_LOCK = (multiprocessing.queues.Queue.put.__code__, multiprocessing.queues.Queue.close.__code__)
 
 
@@ -94,9 +94,9 @@ def deferred_interrupt(within: Collection[CodeType] = ()) -> Iterator[None]:
     and discarded, so that the program would carry on. And a worker that has not disabled SIGINT yet would die of it.
 
     Args:
-        within: only while one of these functions runs; else it is handled at once.
+        within: defer the signal only while one of these functions runs; otherwise handle it at once.
     """
-    if threading.current_thread() is not threading.main_thread():  # others handle no signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
     arrived: list[tuple[int, Any]] = []

@@ -1,4 +1,4 @@
-"""Which column of a table holds the images, the labels and the captions, and what the labels are called."""
+"""Find the columns of a table that hold images, labels, captions and masks, and read class names and labels."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 IMAGE_NAMES = (
     "image",
     "img",
-    "picture",
+    "picture",  # words: quoted
     "photo",
     "pixels",
     "jpg",
@@ -31,7 +31,7 @@ MAX_NUMERIC_CLASSES = 1_000_000
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; None where there is none."""
+    """Names of the columns of a table; None if it has no such column."""
 
     image: str
     label: str | None
@@ -46,10 +46,14 @@ def find_columns(
     caption: str | None = None,
     mask: str | None = None,
 ) -> Columns:
-    """The columns asked for, else those whose type or name tells.
+    """Find the columns of a table by type and name.
+
+    Args:
+        features: names and types of the columns.
+        image, label, caption, mask: names of the columns, where the user has given them.
 
     Raises:
-        UserError: no such column, none that could hold images, or several that could; names those there are.
+        UserError: a given column does not exist, or no column or several could be meant.
     """
     mask = _mask_column(features, image, mask)
     images = [name for name in _image_columns(features) if name != mask]
@@ -59,7 +63,7 @@ def find_columns(
         label=_choose_column(
             "label", [n for n in _label_columns(features) if n != mask], label, features, LABEL_NAMES[:1]
         ),
-        # Several captions are no mistake of a person who trains a classifier: the best known name wins.
+        # Several caption columns are no error, since a classifier needs none: the most common name is used.
         caption=_choose_column(
             "caption", [n for n in CAPTION_NAMES if n in features][:1], caption, features, ()
         ),
@@ -72,33 +76,34 @@ def _choose_column(
     available = ", ".join(name for name in features if name != ID_COLUMN)
     if requested is not None:
         if requested not in features:
-            raise UserError(f"there is no column {requested!r} for the {what}; the data has {available}")
+            raise UserError(f"there is no column {requested!r} for the {what}; the columns are {available}")
         return requested
     for name in first:
         if name in candidates:
             return name
     if len(candidates) > 1:
         several = ", ".join(candidates)
-        raise UserError(f"any of the columns {several} could hold the {what}; choose one with {what}_column")
+        raise UserError(f"each of the columns {several} could hold the {what}; choose one with {what}_column")
     return candidates[0] if candidates else None
 
 
 def _mask_column(features: "Features", image: str | None, requested: str | None) -> str | None:
-    """Asked for, else of pictures and called so, beside another that holds the images."""
+    """Return the given mask column, else one of images with a name of `MASK_NAMES`, if another column holds the
+    images."""
     image_columns = [name for name in _image_columns(features) if name != image]
     if requested is None:
         called = [name for name in MASK_NAMES if name in image_columns]
         return called[0] if called and (image is not None or len(image_columns) > len(called)) else None
     mask = _choose_column("mask", [], requested, features, ())
     if mask not in image_columns and not _can_be_path(features[mask]):
-        raise UserError(f"column {mask} holds {features[mask]}, and masks must be pictures or names of files")
+        raise UserError(f"column {mask} holds {features[mask]}, but masks must be images or paths of files")
     return mask
 
 
 def _no_image(features: "Features") -> str:
     available = ", ".join(name for name in features if name != ID_COLUMN)
     raise UserError(
-        f"no column holds images; the data has {available}; name the one that does with image_column"
+        f"no column was recognized as images; the columns are {available}; give the right one as image_column"
     )
 
 
@@ -140,21 +145,25 @@ def _can_be_label(feature: object) -> bool:
 
 
 def check_label_column(column: str, features: "Features") -> None:
-    """Raises a `UserError` for a column that cannot hold labels."""
+    """Raise a `UserError` if a column cannot hold labels."""
     if not _can_be_label(features[column]):
-        raise UserError(f"column {column} holds {features[column]}, and labels must be whole numbers or text")
+        raise UserError(f"column {column} holds {features[column]}, but labels must be integers or text")
 
 
 def read_labels(
     tables: "dict[str, Dataset]", column: str
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray | None]]:
-    """Class names, the same for all splits, and the class index (int64) of each row.
+    """Read the labels of all splits.
 
-    Text is sorted into classes. Whole numbers are indices, of classes called "0", "1" and so on unless the
-    data names them. A split whose every label is -1, the hub's way to hide a test set's, has none.
+    Text labels become classes in alphabetical order. Integers are class indices; the classes are named "0", "1" and so
+    on unless the data names them. A split in which all labels are -1, as in test sets of the hub, has no labels.
+
+    Returns:
+        The class names, the same for all splits, and int64 (n,), the class index of each row, for each split; None for
+        a split without labels.
 
     Raises:
-        UserError: labels of a wrong kind, missing, negative, or beyond the named classes; says which row.
+        UserError: labels of a wrong type, missing, negative, or beyond the named classes.
     """
     import datasets
 
@@ -188,8 +197,8 @@ def _need_all(values: list, column: str, table: "Dataset") -> None:
     missing = [row for row, value in enumerate(values) if value is None or value == ""]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(values)} examples have no label in column {column}, the first being "
-            f"{row_name(table, missing[0])}; label them or remove them"
+            f"{len(missing)} of {len(values)} examples have no label in column {column}, the first of which is "
+            f"{row_name(table, missing[0])}; label or remove them"
         )
 
 
@@ -199,7 +208,7 @@ def _need_in_range(indices: np.ndarray | None, names: list[str], column: str, ta
     if len(wrong):
         raise UserError(
             f"label {indices[wrong[0]]} of {row_name(table, int(wrong[0]))} in column {column} is out of range: "
-            f"there are {len(names)} classes, numbered from 0; correct it"
+            f"the {len(names)} classes are numbered from 0; correct it"
         )
 
 
@@ -211,4 +220,5 @@ def _count(labels: set, column: str) -> int:
 
 
 def row_name(table: "Dataset", row: int) -> str:
+    """Return the name of a row, for errors."""
     return table[row][ID_COLUMN] if ID_COLUMN in table.features else f"row {row}"

@@ -1,4 +1,4 @@
-"""How the data that a user names is laid out: which reader it needs, and which splits it has."""
+"""Detect the layout of a data set: the reader that it needs, and its splits."""
 
 import glob
 import os
@@ -19,7 +19,15 @@ Spec = str | os.PathLike[str]
 
 
 def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = None) -> "dict[str, Dataset]":
-    """Tables by split; the split of data without splits is called ""."""
+    """Read the tables of a data set by split. Data without splits has one, named "".
+
+    Args:
+        spec: as in `triptych.data.open.open_source`, except for built-in data.
+        image_column, mask_column: names of the columns, where the user has given them.
+
+    Raises:
+        UserError: the data does not exist, or its layout is unknown.
+    """
     path = Path(spec).expanduser().absolute()
     if path.is_dir():
         return _read_folder(path, image_column, mask_column)
@@ -31,14 +39,14 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
         if ".tar" in path.suffixes or path.suffix == ".tgz":
             return {"": read_shards([path], image_column, mask_column)}
         raise UserError(
-            f"{path} is a file of no known kind; give a folder, or a .tar, .parquet, .jsonl or .csv"
+            f"{path} is a file of unknown type; give a folder, or a .tar, .parquet, .jsonl or .csv file"
         )
     if matches := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
         return _read_files(matches, image_column, mask_column)
     if HUB_ID.fullmatch(os.fspath(spec)):
         return read_hub(os.fspath(spec))
     raise UserError(
-        f"{os.fspath(spec)} does not exist; give a folder with pictures, or a hub id such as org/name"
+        f"{os.fspath(spec)} does not exist; give a folder of images, or a hub id such as org/name"
     )
 
 
@@ -66,9 +74,9 @@ def _read_folder(folder: Path, image_column: str | None, mask_column: str | None
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Its shards or parquet files, or those in its folder data/, as hub repositories have them."""
-    for where in (folder, folder / "data"):
-        files = [path for path in list_visible(where) if path.is_file()] if where.is_dir() else []
+    """Return the tar shards or parquet files in a folder, or in its subfolder data/, as in repositories of the hub."""
+    for place in (folder, folder / "data"):
+        files = [path for path in list_visible(place) if path.is_file()] if place.is_dir() else []
         for suffix in (".parquet", ".tar"):
             if matches := [path for path in files if path.suffix.lower() == suffix]:
                 return matches
@@ -76,12 +84,19 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def group_by_split(files: list[Path]) -> tuple[str, dict[str, list[Path]]]:
-    """The suffix of shards or parquet files, and the files in splits, if every name begins with one:
-    train-00000-of-00002.parquet."""
+    """Group tar shards or parquet files by split.
+
+    Returns:
+        The suffix of the files, and the files by split; one split named "" unless each file name begins with that of a
+        split, as in train-00000-of-00002.parquet.
+
+    Raises:
+        UserError: files with different suffixes.
+    """
     suffixes = {path.suffix.lower() for path in files}
     if suffixes not in ({".tar"}, {".parquet"}):
         raise UserError(
-            f"{files[0]} and the like end in {', '.join(sorted(suffixes))}; use only .tar or only .parquet"
+            f"{files[0]} and the files with it end in {', '.join(sorted(suffixes))}; use only .tar or only .parquet"
         )
     groups: dict[str, list[Path]] = {}
     for path in files:

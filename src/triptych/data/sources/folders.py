@@ -1,7 +1,7 @@
-"""Folders of pictures: class folders, train/ and val/ within, or a metadata file that names each picture.
+"""Read folders of images: class folders, splits such as train/ and val/, or a metadata file with the paths of images.
 
-Everything becomes a table of `datasets` by split: column "image" holds paths, nothing is decoded, and a
-damaged picture is not noticed here. Nothing is cached on disk: a changed folder is seen at the next call.
+The result is a table of `datasets` for each split, whose column "image" holds paths. No image is decoded, so damaged
+ones are not reported here, and nothing is cached on disk, so that changes of the folder are noticed.
 """
 
 import csv
@@ -24,9 +24,9 @@ IMAGE_SUFFIXES = frozenset(
     )
     for name in names
 )
-ID_COLUMN = "__id__"  # our column: what each example is called
+ID_COLUMN = "__id__"  # column that our readers add: name of each example
 METADATA = ("metadata.jsonl", "metadata.csv")
-# What a column of masks is called, where its type or its values say that it holds pictures.
+# Names of columns that hold masks, if their type or values are images.
 MASK_NAMES = (
     *("mask", "masks", "mask_file_name", "mask_path", "segmentation_mask", "semantic_mask", "semantic_map"),
     *("segmentation", "segmentation_map", "annotation", "annotations", "annotation_file_name"),
@@ -35,7 +35,11 @@ MASK_NAMES = (
 
 
 def list_visible(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without what systems leave behind: .DS_Store, __MACOSX and the like."""
+    """Return the sorted contents of a folder, without files of operating systems such as .DS_Store and __MACOSX.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")))
     except OSError as problem:
@@ -43,7 +47,11 @@ def list_visible(folder: Path) -> list[Path]:
 
 
 def metadata_file(folder: Path) -> Path | None:
-    """The folder's metadata.jsonl or metadata.csv."""
+    """Return the metadata.jsonl or metadata.csv of a folder; None if it has none.
+
+    Raises:
+        UserError: it has both.
+    """
     result = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(result) > 1:
         raise UserError(f"{folder} holds both {METADATA[0]} and {METADATA[1]}; remove one of them")
@@ -51,28 +59,28 @@ def metadata_file(folder: Path) -> Path | None:
 
 
 def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
-    """Tables of split folders with images: by class folder, where there are any; class indices agree.
+    """Read the folders of all splits. If images are in subfolders, these are the classes.
 
-    The class is the folder right below, however deep the picture lies; classes of all splits are sorted. A text file
-    beside a picture and called as it is holds its captions.
+    The class of an image is the first folder on the way to it. The sorted classes of all splits are numbered, so that
+    class indices agree. A text file with the name of an image holds its captions.
 
     Raises:
-        UserError: no pictures at all, or some beside class folders.
+        UserError: a folder without images, or with images both next to and in class folders.
     """
     files = {split: list(find_images(folder)) for split, folder in folders.items()}
     for split, folder in folders.items():
         if not files[split]:
             what = "is empty" if not list_visible(folder) else "holds no images (.jpg, .png, .webp ...)"
-            raise UserError(
-                f"{folder} {what}; give a folder with pictures, class folders or a metadata.jsonl"
-            )
+            raise UserError(f"{folder} {what}; give a folder with images, class folders or a metadata.jsonl")
     classes = sorted({parts[0] for paths in files.values() for _, parts in paths if len(parts) > 1})
     tables = {}
     for split, paths in files.items():
         prefix = "" if split == "" else folders[split].name + "/"
         stray = next((path for path, parts in paths if len(parts) == 1), None)
         if classes and stray:
-            raise UserError(f"{stray} lies beside class folders; move it into one of them, or out")
+            raise UserError(
+                f"{stray} is next to class folders; move it into one of them or out of the folder"
+            )
         columns: dict[str, list[Any]] = {
             "image": [path for path, _ in paths],
             ID_COLUMN: [prefix + "/".join(parts) for _, parts in paths],
@@ -87,7 +95,11 @@ def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
 
 
 def find_images(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Path and parts below the folder of each picture, in sorted order."""
+    """Yield the path of each image in sorted order, and the parts of its path relative to the folder.
+
+    Raises:
+        UserError: a file name that is not UTF-8.
+    """
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         for name in sorted(names):
@@ -99,11 +111,11 @@ def find_images(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def read_captions(paths: list[str]) -> list[list[str] | None]:
-    """Of each picture NAME.png the lines of NAME.txt (or NAME.caption), each a caption; None where there is no such
+    """Read the captions of each image NAME.png, the lines of NAME.txt or NAME.caption; None if there is no such
     file."""
     texts: dict[str, str] = {}
     for folder in {os.path.dirname(path) for path in paths}:
-        for name in sorted(os.listdir(folder), reverse=True):  # .txt stands above .caption
+        for name in sorted(os.listdir(folder), reverse=True):  # .txt overrides .caption
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in (".txt", ".caption"):
                 texts[os.path.join(folder, stem)] = os.path.join(folder, name)
@@ -115,7 +127,7 @@ def read_captions(paths: list[str]) -> list[list[str] | None]:
 
 
 def read_lines(text: Path) -> list[str]:
-    """The captions in a file of them: its lines, without the empty ones."""
+    """Return the lines of a file that are not empty."""
     return [line.strip() for line in read_text(text).splitlines() if line.strip()]
 
 
@@ -127,12 +139,15 @@ def _is_utf8(path: Path) -> bool:
 
 
 def read_metadata(file: Path, prefix: str = "", mask_column: str | None = None) -> "Dataset":
-    """The table of one metadata file. Column file_name becomes "image"; the others stay, the user chooses.
+    """Read a metadata file as a table. Its column file_name becomes "image"; the other columns are kept.
 
-    A column of masks, the asked or one called so, names pictures too: its paths start where the file lies.
+    Args:
+        file: a .jsonl or .csv file. The paths of images and masks in it are relative to its folder.
+        prefix: prepended to the names of examples.
+        mask_column: name of the column of masks; by default one of `MASK_NAMES` that holds paths of images.
 
     Raises:
-        UserError: an unreadable line, a row or a file without file_name, no rows.
+        UserError: a file without rows, a line that cannot be read, or a row without file_name.
     """
     rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _jsonl_rows(file)
     if not rows:
@@ -166,7 +181,7 @@ def _are_image_paths(values: list[Any]) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """One value, or a list of captions; boxes and other structures are not for us."""
+    """Return whether a value is a scalar or a list of captions. Columns of other values, such as boxes, are dropped."""
     return isinstance(value, str | int | float | bool | None) or (
         isinstance(value, list) and all(isinstance(item, str) for item in value)
     )
@@ -182,13 +197,13 @@ def _jsonl_rows(file: Path) -> list[dict[str, Any]]:
         except ValueError as problem:
             raise UserError(f"{file} line {number} is not JSON ({problem}); repair it") from problem
         if not isinstance(row, dict):
-            raise UserError(f"{file} line {number} is {line[:40]!r}, and must be an object such as {{...}}")
+            raise UserError(f"{file} line {number} is {line[:40]!r}, but must be an object such as {{...}}")
         rows.append(row)
     return rows
 
 
 def _csv_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV; a column whose every value is a whole number becomes one."""
+    """Read the rows of a CSV file. A column in which all values are integers is converted to integers."""
     rows = [
         {name: value for name, value in row.items() if name is not None}
         for row in csv.DictReader(read_text(file).splitlines(keepends=True))
@@ -202,10 +217,10 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def read_text(file: Path) -> str:
-    """What a file of UTF-8 holds.
+    """Read a UTF-8 text file.
 
     Raises:
-        UserError: it cannot be read; names it.
+        UserError: the file cannot be read.
     """
     try:
         return file.read_text("utf-8-sig")
@@ -216,10 +231,15 @@ def read_text(file: Path) -> str:
 def make_table(
     columns: dict[str, list[Any]], classes: list[str] | None = None, masks: str | None = None
 ) -> "Dataset":
-    """An in-memory table of `datasets`, its "image" and column `masks` undecoded, its "label" named by `classes`.
+    """Create an in-memory table of `datasets`.
+
+    Args:
+        columns: values of each column; those of "image" and `masks` are not decoded.
+        classes: class names of the column "label".
+        masks: name of the column of masks.
 
     Raises:
-        UserError: a column of mixed kinds.
+        UserError: a column with values of different types.
     """
     import datasets
     import pyarrow
@@ -241,5 +261,5 @@ def _check_types(name: str, values: list[Any]) -> list[Any]:
         return [None if value is None else float(value) for value in values]
     if len(types) > 1:
         mixed = " and ".join(sorted(value_type.__name__ for value_type in types))
-        raise UserError(f"column {name} mixes {mixed}; use one kind throughout")
+        raise UserError(f"column {name} mixes {mixed}; use one type throughout")
     return values

@@ -1,7 +1,7 @@
-"""What the numbers in a user's masks mean: known data sets, names in a file beside the data, else what is found.
+"""Find the label map of masks: that of a known data set, of a file with class names, or of the values in the masks.
 
-Known are ADE20K as of the scene parsing benchmark (0 is "other", 150 classes from 1), Cityscapes (`labelIds`, of which
-19 are trained on, or `labelTrainIds`) and PASCAL VOC.
+Known are ADE20K as in the scene parsing benchmark (0 is "other", 150 classes from 1), Cityscapes (`labelIds`, 19 of
+which are used for training, or `labelTrainIds`) and PASCAL VOC.
 """
 
 import json
@@ -31,12 +31,12 @@ from triptych.data.sources.folders import read_text
 from triptych.errors import UserError
 
 Cell = tuple[bytes | str, str]
-"""A mask's file or bytes, and its name."""
+"""The path or bytes of a mask, and its name in errors."""
 
 CLASS_NAME_FILES = ("classes.txt", "class_names.txt", "labels.json", "id2label.json")
 ADE20K = "ADEChallengeData2016"
 
-# Cordts et al. 2016; github.com/mcordts/cityscapesScripts, helpers/labels.py: id, name, color of the trained ones.
+# Id, name, color of the training classes: Cordts et al. 2016; github.com/mcordts/cityscapesScripts, helpers/labels.py
 CITYSCAPES: tuple[tuple[int, str, Color], ...] = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
@@ -59,7 +59,7 @@ CITYSCAPES: tuple[tuple[int, str, Color], ...] = (
     (33, "bicycle", (119, 11, 32)),
 )
 
-# Everingham et al. 2010. Its own pictures are called so; people lay their own out like it, with other classes.
+# Everingham et al. 2010. They apply to its own file names only: others use its layout with classes of their own.
 VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *(
@@ -84,21 +84,21 @@ def find_label_map(
     ignore_index: int = VOID,
     reduce_zero_label: bool = False,
 ) -> LabelMap:
-    """The legend of all masks of a data set.
+    """Find the label map of the masks of a data set.
 
-    Without names, or with two at most, all masks are read once: their largest number is the last class, and masks
-    of nothing but 0 and 255 are taken for background and foreground. More than 255 classes need names, or the number
-    of an instance would pass for a class.
+    If there are no class names, or at most two, all masks are read once: the largest value is the last class, and masks
+    that hold only 0 and 255 have the classes background and foreground. More than 255 classes need names, since such
+    values could also number instances.
 
     Args:
-        cells: gives the masks of all splits, anew each time.
-        folder: of the data; a file with the classes' names may lie in it.
-        ignore_index: a number that is no class, beside 255. Where classes are named beyond number 255, that is one
-            like the others, and 65535 none.
-        reduce_zero_label: 0 is no class, 1 the first.
+        cells: returns the masks of all splits; may be called several times.
+        folder: folder of the data, which may contain a file with class names.
+        ignore_index: a value that is ignored, in addition to 255. If there are classes with numbers above 255, then
+            255 is a class like the others, and 65535 is ignored.
+        reduce_zero_label: ignore 0 and take 1 as the first class.
 
     Raises:
-        UserError: masks in colors, numbers beyond 254 without names, a file of names that cannot be read.
+        UserError: masks hold colors, or values above 254 without class names; or a file of class names cannot be read.
     """
     first = next(iter(cells()))
     if known := _published_label_map(Path(first[1]), folder):
@@ -110,7 +110,7 @@ def find_label_map(
     else:
         seen = _scan_values(cells())
         if not seen:
-            read_mask(*first)  # says why it cannot be read
+            read_mask(*first)  # raises why it cannot be read
         if seen <= {0, VOID} and VOID in seen and ignore_index == VOID and not reduce_zero_label:
             table = np.full_like(identity_table(1), INVALID)
             table[[0, VOID]] = 0, 1
@@ -128,7 +128,7 @@ def find_label_map(
 
 
 def _published_label_map(mask: Path, folder: Path) -> LabelMap | None:
-    """By the file's name, which the data set's own tools gave it."""
+    """Return the label map of a known data set, recognized by the path of a mask; None if it is not one."""
     names, colors = tuple(name for _, name, _ in CITYSCAPES), tuple(color for *_, color in CITYSCAPES)
     if mask.stem.endswith("_labelTrainIds"):
         return LabelMap(names, identity_table(len(names)), colors)
@@ -143,7 +143,7 @@ def _published_label_map(mask: Path, folder: Path) -> LabelMap | None:
 
 
 def _without_value(label_map: LabelMap, number: int) -> LabelMap:
-    """The legend where a number is ignored, and its class, if it is that of one, is none."""
+    """Return the label map in which a value is ignored and its class, if it has one, is removed."""
     k, table = int(label_map.table[number]), label_map.table.copy()
     table[number] = VOID
     if not 0 <= k < len(label_map.classes):
@@ -154,7 +154,7 @@ def _without_value(label_map: LabelMap, number: int) -> LabelMap:
 
 
 def _object_names(file: Path) -> tuple[str, ...] | None:
-    """The first name of each class in ADE20K's own table: "wall", "building, edifice", ..."""
+    """Read the first name of each class from ADE20K's table of names ("building, edifice"); None if it is missing."""
     if not file.is_file():
         return None
     rows = [line.split("\t") for line in read_text(file).splitlines()[1:] if line.strip()]
@@ -162,11 +162,11 @@ def _object_names(file: Path) -> tuple[str, ...] | None:
 
 
 def read_class_names(folder: Path) -> dict[int, str] | None:
-    """Names by number from classes.txt (one a line, from 0), labels.json (a list, or an object either way round) or
-    id2label.json; None where there is no such file.
+    """Read class names by number from classes.txt (one per line, from 0), or from labels.json or id2label.json (a list,
+    or an object that maps names to numbers or numbers to names); None if there is no such file.
 
     Raises:
-        UserError: a file that cannot be read, or one name for two classes.
+        UserError: the file cannot be read, has no names, or has the same name for two classes.
     """
     file = next((folder / name for name in CLASS_NAME_FILES if (folder / name).is_file()), None)
     if file is None:
@@ -176,10 +176,10 @@ def read_class_names(folder: Path) -> dict[int, str] | None:
     else:
         names = _json_names(file)
     if not names:
-        raise UserError(f"{file} names no classes; write one name a line, or remove it")
+        raise UserError(f"{file} names no classes; write one name per line, or remove the file")
     if len(set(names.values())) < len(names):
         twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
-        raise UserError(f"{file} names two classes {twice!r}; give each its own name")
+        raise UserError(f"{file} names two classes {twice!r}; give each a different name")
     return names
 
 
@@ -197,17 +197,17 @@ def _json_names(file: Path) -> dict[int, str]:
 
 
 def _from_names(names: dict[int, str], ignore_index: int, reduce_zero_label: bool) -> LabelMap:
-    """The numbers of the names are those of the classes that remain: with `reduce_zero_label` 0 names number 1."""
+    """Return the label map of named classes. With `reduce_zero_label` name k belongs to mask value k + 1."""
     first = int(reduce_zero_label)
     last = max(names) + first
     void = {VOID, ignore_index}
-    if last > VOID:  # of so many, that is one like the others if it has a name
+    if last > VOID:  # then 255 is a class like the others if it has a name
         void = {*(void - {VOID}), NUM_MASK_VALUES - 1}
     numbers = [n + first for n in names if n + first not in void]
     if not 0 < len(numbers) <= MAX_MASK_CLASSES or max(numbers) >= NUM_MASK_VALUES:
         raise UserError(
-            f"{len(numbers)} classes are named, up to number {max(names)}; name 1 to {MAX_MASK_CLASSES}, below "
-            f"{NUM_MASK_VALUES - 1}"
+            f"{len(numbers)} classes are named, up to number {max(names)}; name 1 to {MAX_MASK_CLASSES} classes with "
+            f"numbers below {NUM_MASK_VALUES - 1}"
         )
     void = {*void, *range(first), *({VOID} - set(numbers))}
     return LabelMap(tuple(names[n - first] for n in numbers), lookup_table(numbers, INVALID, void))
@@ -217,24 +217,24 @@ def _from_values(seen: set[int], ignore_index: int, reduce_zero_label: bool, exa
     count = max(seen, default=-1) + 1 - reduce_zero_label
     if count < 1:
         raise UserError(
-            f"the masks, such as {example}, hold no class; give masks that number the classes from 0"
+            f"the masks, such as {example}, hold no classes; give masks whose classes are numbered from 0"
         )
     if count > VOID:
         raise UserError(
-            f"the masks, such as {example}, go up to {max(seen)}, and class numbers without names to {VOID - 1} at "
-            "most; number the classes from 0, or name more of them in a classes.txt"
+            f"the masks, such as {example}, hold values up to {max(seen)}, but without class names at most {VOID - 1} "
+            "is allowed; number the classes from 0, or name them in a classes.txt"
         )
     return _from_names({i: f"class {i}" for i in range(count)}, ignore_index, reduce_zero_label)
 
 
 def _with_palette(label_map: LabelMap, first: Cell) -> LabelMap:
-    """With the palette of the first mask, where it has one."""
+    """Return the label map with the palette of the first mask, if that has one."""
     try:
         palette = read_palette(*first)
     except MaskFormatError:
         raise
     except UserError:
-        return label_map  # a damaged mask is told of when its turn comes
+        return label_map  # a damaged mask is reported when it is loaded
     numbers = [int(np.flatnonzero(label_map.table == k)[0]) for k in range(len(label_map.classes))]
     if palette is None or max(numbers) >= len(palette):
         return label_map
@@ -242,9 +242,9 @@ def _with_palette(label_map: LabelMap, first: Cell) -> LabelMap:
 
 
 def _scan_values(cells: Iterable[Cell]) -> set[int]:
-    """The numbers that occur in any mask that can be read."""
+    """Return the values that occur in masks; those that cannot be read are skipped."""
     seen: set[int] = set()
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
         for part in _batched(cells, 256):
             for values in pool.map(_numbers, part):
                 seen |= values
@@ -257,7 +257,7 @@ def _numbers(cell: Cell) -> set[int]:
     except MaskFormatError:
         raise
     except UserError:
-        return set()  # told of when its turn comes
+        return set()  # reported when it is loaded
     if int(values.max(initial=0)) < NUM_MASK_VALUES:
         return set(np.flatnonzero(np.bincount(values.ravel())).tolist())
     return set(np.unique(values).tolist())

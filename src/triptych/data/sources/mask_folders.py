@@ -1,5 +1,5 @@
-"""Folders of images beside folders of masks, paired by their names: `images` and `masks`, mmsegmentation's, ADE20K,
-Cityscapes, PASCAL VOC."""
+"""Read folders of images and folders of masks, paired by file name: images/ and masks/, mmsegmentation, ADE20K,
+Cityscapes and PASCAL VOC."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "leftimg8bit")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "gt", "gtfine")
-# Of PASCAL VOC; the second has SBD's masks too, and is a copy of the first otherwise.
+# Folders of PASCAL VOC. The second one with masks adds those of SBD to the first.
 VOC_IMAGES, VOC_MASKS = "JPEGImages", ("SegmentationClass", "SegmentationClassAug")
-# What is added to the name of an image for that of its mask. Cityscapes' images have an ending of their own.
+# Endings that the name of a mask adds to that of its image. In Cityscapes they replace IMAGE_ENDING.
 ENDINGS = (
     *("_mask", "-mask", "_masks", "_label", "_labels", "_seg", "_gt", "_L"),
     *("_gtFine_labelTrainIds", "_gtFine_labelIds"),
@@ -25,23 +25,27 @@ IMAGE_ENDING = "_leftImg8bit"
 
 
 def dataset_root(folder: Path) -> Path:
-    """The folder itself, or the ADE20K or the PASCAL VOC in it."""
+    """Return the folder itself, or its subfolder with ADE20K or PASCAL VOC.
+
+    Raises:
+        UserError: several subfolders hold a PASCAL VOC.
+    """
     if (folder / ADE20K).is_dir():
         return folder / ADE20K
     within = [path for path in list_visible(folder) if (path / VOC_IMAGES).is_dir()]
     if len(within) > 1:
-        raise UserError(f"{folder} holds {' and '.join(path.name for path in within)}; name one of them")
+        raise UserError(f"{folder} holds {' and '.join(path.name for path in within)}; give one of them")
     return within[0] if within else folder
 
 
 def read_pairs(folder: Path) -> "dict[str, Dataset] | None":
-    """Tables by split of images and their masks; None where the folder is not laid out so.
+    """Read a folder of images and masks as a table for each split; None if the folder has another layout.
 
-    Splits may lie above or below: train/images or images/train, whose masks may be in one folder. A split without any
-    masks has none in its table.
+    Splits may be above or below: train/images or images/train. In the latter case the masks of all splits may be in one
+    folder. The table of a split without masks has no mask column.
 
     Raises:
-        UserError: an image without mask, or with two; names it.
+        UserError: an image has no mask, or two masks.
     """
     if (voc := _read_voc(folder)) is not None:
         return voc
@@ -70,7 +74,7 @@ def _sides_by_split(folder: Path) -> dict[str, tuple[Path, Path | None]] | None:
 
 
 def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
-    """PASCAL VOC: the splits are lists of names in ImageSets/Segmentation."""
+    """Read PASCAL VOC, whose splits are lists of names in ImageSets/Segmentation; None if it is another data set."""
     mask_folders = [folder / name for name in VOC_MASKS if (folder / name).is_dir()]
     if not (mask_folders and (folder / VOC_IMAGES).is_dir()):
         return None
@@ -82,12 +86,12 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
         splits = {SPLITS.get(file.stem, file.stem): _read_list(file) for file in files}
     result = {}
     for split, names in splits.items():
-        where = f"of the split {split}" if split else "here"
+        where = f" of split {split}" if split else ""
         if not names:
-            raise UserError(f"{folder} holds no images {where} that have masks; add them")
+            raise UserError(f"{folder} holds no images{where} that have masks; add them")
         if lacking := next((name for name in names if name not in images), None):
             raise UserError(
-                f"{folder / VOC_IMAGES} has no image {lacking} {where}; add it or take it off the list"
+                f"{folder / VOC_IMAGES} has no image {lacking}{where}; add it or remove it from the list"
             )
         columns = {
             "image": [images[name] for name in names],
@@ -96,7 +100,7 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
         if any(name in masks for name in names):  # the test set's are not published
             if lacking := next((name for name in names if name not in masks), None):
                 raise UserError(
-                    f"{mask_folders[0]} has no mask of {lacking} {where}; add it or take it off the list"
+                    f"{mask_folders[0]} has no mask of {lacking}{where}; add it or remove it from the list"
                 )
             columns["mask"] = [masks[name] for name in names]
         result[split] = make_table(columns, masks="mask" if "mask" in columns else None)
@@ -104,12 +108,13 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
 
 
 def _read_list(file: Path) -> list[str]:
-    """Names of images, one a line; of lines with paths of image and mask, the image's."""
+    """Read the names of images, one per line. If a line has the paths of image and mask, the first one counts."""
     return [Path(line.split()[0]).stem for line in read_text(file).splitlines() if line.strip()]
 
 
 def _first_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first folder of these names, in whatever case, that holds pictures."""
+    """Return the first subfolder with one of these names (in any letter case) that holds images; None if there is
+    none."""
     by_name = {path.name.lower(): path for path in list_visible(folder) if path.is_dir()}
     result = (by_name[name] for name in names if name in by_name)
     return next((path for path in result if next(find_images(path), None)), None)
@@ -118,7 +123,7 @@ def _first_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
 def _pair(images: Path, masks: Path | None, root: Path) -> "Dataset":
     image_files = list(find_images(images))
     if not image_files:
-        raise UserError(f"{images} holds no images (.jpg, .png, .webp ...); put them there or remove it")
+        raise UserError(f"{images} holds no images (.jpg, .png, .webp ...); add them or remove the folder")
     columns: dict[str, list[str]] = {
         "image": [path for path, _ in image_files],
         ID_COLUMN: ["/".join((*images.relative_to(root).parts, *parts)) for _, parts in image_files],
@@ -129,14 +134,14 @@ def _pair(images: Path, masks: Path | None, root: Path) -> "Dataset":
     columns["mask"] = of_images = [_mask_of(parts, result) for _, parts in image_files]
     if lacking := [path for (path, _), mask in zip(image_files, of_images, strict=True) if not mask]:
         raise UserError(
-            f"{len(lacking)} of {len(image_files)} images have no mask of their name in {masks}, the first being "
+            f"{len(lacking)} of {len(image_files)} images have no mask of their name in {masks}, the first of which is "
             f"{lacking[0]}; add the masks or remove the images"
         )
     return make_table(columns, masks="mask")
 
 
 def _mask_of(parts: tuple[str, ...], masks: dict[str, str]) -> str:
-    """The mask of an image, "" if there is none."""
+    """Return the path of the mask of an image, "" if there is none."""
     *folders, name = parts
     stem = Path(name).stem
     names = [stem, *(stem.removesuffix(IMAGE_ENDING) + ending for ending in ENDINGS)]
@@ -144,12 +149,13 @@ def _mask_of(parts: tuple[str, ...], masks: dict[str, str]) -> str:
 
 
 def _masks_by_key(folder: Path) -> dict[str, str]:
-    """Masks by their place below the folder, without suffix. Where Cityscapes has both kinds, the train ids."""
+    """Return the path of each mask by its path relative to the folder, without suffix. Of Cityscapes, labelTrainIds
+    are preferred to labelIds."""
     result: dict[str, str] = {}
     for path, parts in find_images(folder):
         key = "/".join((*parts[:-1], Path(parts[-1]).stem))
         if key in result:
-            raise UserError(f"{result[key]} and {path} are masks of one image; remove one of them")
+            raise UserError(f"{result[key]} and {path} are masks of the same image; remove one of them")
         result[key] = path
     if any(key.endswith("_labelTrainIds") for key in result):
         result = {key: path for key, path in result.items() if not key.endswith("_labelIds")}

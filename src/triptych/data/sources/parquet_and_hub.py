@@ -1,4 +1,4 @@
-"""Parquet files and datasets on the Hugging Face hub, as tables of `datasets`, pictures undecoded."""
+"""Read parquet files and data sets of the Hugging Face hub as tables of `datasets`, without decoding images."""
 
 import re
 import urllib.error
@@ -19,10 +19,10 @@ HUB_TIMEOUT_SECONDS = 5
 
 
 def read_parquet(files: list[Path]) -> "Dataset":
-    """The table of some parquet files, mapped from the cache that `datasets` keeps, renewed when they change.
+    """Read parquet files as a table, memory-mapped from the cache of `datasets`, which is renewed when they change.
 
     Raises:
-        UserError: a file that is missing or not parquet; files that do not agree in their columns.
+        UserError: a file is missing or not a parquet file, or the files have different columns.
     """
     import datasets
 
@@ -45,7 +45,11 @@ def read_parquet(files: list[Path]) -> "Dataset":
 
 
 def read_saved(folder: Path) -> "dict[str, Dataset]":
-    """The tables of a folder that `save_to_disk` of `datasets` wrote."""
+    """Read the tables of a folder written by `save_to_disk` of `datasets`.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
     import datasets
 
     try:
@@ -56,10 +60,10 @@ def read_saved(folder: Path) -> "dict[str, Dataset]":
 
 
 def read_hub(name: str) -> "dict[str, Dataset]":
-    """The tables of a hub dataset, "org/name" or "org/name:config", from the cache if it was downloaded.
+    """Read the tables of a data set of the hub, "org/name" or "org/name:config", from the cache if it is downloaded.
 
     Raises:
-        UserError: it does not exist, cannot be reached, or needs another config.
+        UserError: the data set does not exist, cannot be reached, or needs another config.
     """
     import datasets
     from datasets import config as settings
@@ -69,14 +73,14 @@ def read_hub(name: str) -> "dict[str, Dataset]":
     offline = settings.HF_HUB_OFFLINE
     with _quiet():
         try:
-            # Left to itself, an unreachable hub is tried for 23 s, a warning each time, before the cache is.
+            # By default `datasets` retries an unreachable hub for 23 s, with warnings, before it uses the cache.
             settings.HF_HUB_OFFLINE = offline or not reachable
             return _by_split(datasets.load_dataset(path, config or None))
         except Exception as problem:
             if not reachable:
-                where = f"the hub {settings.HF_ENDPOINT} cannot be reached and it is not in the cache"
                 raise UserError(
-                    f"{name} is no file or folder here, {where}; check path or network"
+                    f"{name} is not a local file or folder and not in the cache, and the hub {settings.HF_ENDPOINT} "
+                    "cannot be reached; check the path or the network"
                 ) from problem
             raise UserError(f"{name} cannot be loaded from the hub ({_first_line(problem)})") from problem
         finally:
@@ -107,7 +111,8 @@ def _by_split(loaded: object) -> "dict[str, Dataset]":
 
 
 def without_decoding(table: "Dataset") -> "Dataset":
-    """The same table, whose images come as bytes or paths: they are decoded in the workers, by our rules."""
+    """Return the table with its images as bytes or paths, since `triptych.data.images.decode` decodes them in the
+    workers."""
     import datasets
 
     for name, feature in table.features.items():
@@ -118,7 +123,7 @@ def without_decoding(table: "Dataset") -> "Dataset":
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of `datasets`: ours are the only ones."""
+    """Disable the progress bars of `datasets`, since we show our own."""
     import datasets
 
     were_on = not datasets.are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""Train, val and test: how they are recognised, chosen, and made where the data has none."""
+"""Splits of data sets: recognize and choose them, and split data that has none."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ SPLITS = {
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """{"train": ..., "val" or "test": ...} where the folder is divided so, else {}.
+    """Return the folder of each split ("train", "val", "test"); {} if the folder is not divided into splits.
 
-    A class may be called "train" too: it is a split only if every folder beside it is one, or one more.
+    "train" may also be the name of a class: it is a split only if all folders are splits, or at least one other is.
     """
     names = {path.name: path for path in list_visible(folder) if path.is_dir()}
     matches = {SPLITS[name.lower()]: path for name, path in names.items() if name.lower() in SPLITS}
@@ -27,13 +27,22 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def split_of_file(path: Path) -> str:
-    """The split that a file's name begins with, as in train-00000-of-00002.parquet; "" if none."""
+    """Return the split that a file name begins with, as in train-00000-of-00002.parquet; "" if it begins with none."""
     word = "".join(letter if letter.isalpha() else " " for letter in path.stem.lower()).partition(" ")[0]
     return SPLITS.get(word, "")
 
 
 def choose_split(spec: str, splits: list[str], requested: str | None) -> str:
-    """The one of `splits` that `asked` means; see `open_source`."""
+    """Choose one of `splits`.
+
+    Args:
+        spec: name of the data in errors.
+        splits: names of the splits; [""] for data without splits.
+        requested: a split, "eval" or None, as in `triptych.data.open.open_source`.
+
+    Raises:
+        UserError: the data has no such split.
+    """
     order = {None: ("train", ""), "eval": ("val", "test", "")}.get(requested)
     if order is None:
         order = (SPLITS.get(str(requested).lower(), str(requested)), str(requested))
@@ -42,15 +51,24 @@ def choose_split(spec: str, splits: list[str], requested: str | None) -> str:
             return split
     if requested is None and len(splits) == 1:
         return splits[0]
-    has = "it has no splits; leave the split out" if splits == [""] else f"it has {', '.join(splits)}"
+    has = "it has no splits; omit the split" if splits == [""] else f"it has {', '.join(splits)}"
     raise UserError(f"{spec} has no split {requested or 'train'!r}; {has}")
 
 
 def choose_held_out(count: int, labels: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:
-    """Booleans (count,), at least one: what to evaluate on. Of each class its share, and never all of it.
+    """Choose the examples to hold out for evaluation: at least one, and `fraction` of each class, but never all of it.
 
-    The share of a class is rarely a whole number; what one class is short of, the next makes up for, so that
-    a tenth of 50 classes of 2 is 10 examples, not none.
+    The fraction of a class is rounded, and the difference is carried over to the next class, so that a tenth of 50
+    classes with 2 examples each is 10 examples instead of none.
+
+    Args:
+        count: number of examples.
+        labels: class of each example; None if there are none.
+        fraction: fraction to hold out, between 0 and 1.
+        seed: seed of the choice.
+
+    Returns:
+        Booleans (count,), true for the held-out examples.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(count, bool)
@@ -62,7 +80,7 @@ def choose_held_out(count: int, labels: np.ndarray | None, fraction: float, seed
         group = rng.permutation(groups[number])
         owed += len(group) * fraction
         take = max(0, min(round(owed), len(group) - 1))
-        owed = min(owed - take, 1.0)  # many classes of one must not empty the next
+        owed = min(owed - take, 1.0)  # else many classes of one example would use up the next class
         held[group[:take]] = True
     if not held.any():
         held[rng.choice(max(groups, key=len))] = True

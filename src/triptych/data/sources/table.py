@@ -1,4 +1,4 @@
-"""A table of `datasets` as a source of examples, and how its cells name pictures."""
+"""A table of `datasets` as a source of examples, and the images in its cells."""
 
 import hashlib
 import os
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 
 
 class TableSource:
-    """A table of `datasets` as a `Source`. Pictures come undecoded, bytes or a path; masks are read.
+    """A table of `datasets` as a `Source`. The images of its examples are not decoded, but bytes or a path; masks are
+    arrays.
 
     Attributes:
-        name: what was opened, and its split.
-        classes: name of each class, None where nothing is labelled.
-        mask_classes: name of each class of the masks, None where there are no masks.
-        mask_colors: RGB of each, where the masks have a palette.
-        groupings: coarser names of the classes; none here.
-        labels: int64 (n,), None where nothing is labelled.
-        columns: which column is what.
+        name: name of the data set and its split.
+        classes: name of each class; None if there are no labels.
+        mask_classes: name of each class of the masks; None if there are no masks.
+        mask_colors: RGB of each class of the masks; None if they have no palette.
+        groupings: empty.
+        labels: int64 (n,), class of each example; None if there are no labels.
+        columns: names of the columns.
     """
 
     def __init__(
@@ -37,16 +38,16 @@ class TableSource:
         columns: Columns,
         classes: tuple[str, ...] | None,
         labels: np.ndarray | None,
-        legend: LabelMap | None,
+        label_map: LabelMap | None,
         name: str,
         root: Path,
     ):
         self.table, self.columns, self.name, self.root = table, columns, name, root
         self.classes = classes if labels is not None else None
         self.labels = labels
-        self.legend = legend
-        self.mask_classes = None if legend is None else legend.classes
-        self.mask_colors = None if legend is None else legend.colors
+        self.label_map = label_map
+        self.mask_classes = None if label_map is None else label_map.classes
+        self.mask_colors = None if label_map is None else label_map.colors
         self.groupings: dict[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class TableSource:
 
     @property
     def captions(self) -> list[tuple[str, ...]] | None:
-        """All captions of each example, of which `Example.caption` is the first; None where no column holds any."""
+        """All captions of each example, the first being `Example.caption`; None if no column holds captions."""
         name = self.columns.caption
         if name is None or name not in self.table.features:
             return None
@@ -74,13 +75,13 @@ class TableSource:
         )
 
     def _mask(self, row: dict[str, Any], name: str) -> np.ndarray | None:
-        if self.legend is None or self.columns.mask is None:
+        if self.label_map is None or self.columns.mask is None:
             return None
-        return self.legend.read(*mask_in_cell(row[self.columns.mask], self.root, name))
+        return self.label_map.read(*mask_in_cell(row[self.columns.mask], self.root, name))
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of names, labels, captions, what masks mean and the files' sizes in bytes; none is read."""
+        """Hex digest of names, labels, captions, the label map and the sizes of images and masks in bytes."""
         digest = hashlib.sha256(repr((len(self), self.classes)).encode())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
@@ -88,13 +89,13 @@ class TableSource:
             if name is not None and name in self.table.features:
                 digest.update(repr(self.table[name][:]).encode())
         digest.update(repr(self._sizes(self.columns.image)).encode())
-        if self.legend is not None and self.columns.mask is not None:
-            digest.update(repr((self.legend.classes, self._sizes(self.columns.mask))).encode())
-            digest.update(self.legend.table.tobytes())
+        if self.label_map is not None and self.columns.mask is not None:
+            digest.update(repr((self.label_map.classes, self._sizes(self.columns.mask))).encode())
+            digest.update(self.label_map.table.tobytes())
         return digest.hexdigest()[:32]
 
     def contents(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """The name of each example, and what else the fingerprint is of: label, caption, sizes in bytes."""
+        """Yield the name of each example and its part of the fingerprint: label, caption, sizes in bytes."""
         count = len(self)
         names = (
             self.table[ID_COLUMN][:]
@@ -108,14 +109,14 @@ class TableSource:
         else:
             columns.append([None] * count)
         columns.append(self._sizes(self.columns.image))
-        if self.legend is not None and self.columns.mask is not None:
+        if self.label_map is not None and self.columns.mask is not None:
             columns.append(self._sizes(self.columns.mask))
         for name, *cells in zip(names, *columns, strict=True):
             yield name, tuple(cells)
 
     def _sizes(self, column: str) -> list[int | None]:
         import pyarrow
-        from pyarrow import compute  # its functions are made at run time, unseen by type checkers
+        from pyarrow import compute  # its functions are created at run time, which type checkers do not see
 
         cells = self.table.data.column(column)
         paths = [None] * len(cells)
@@ -141,32 +142,36 @@ class TableSource:
 
 
 def captions_in_cell(cell: Any) -> tuple[str, ...]:
-    """A cell holds one caption, several in a list, or none."""
-    cells = cell if isinstance(cell, list) else [cell]
-    return tuple(str(one) for one in cells if one is not None)
+    """Return the captions in a cell, which holds a caption, a list of captions, or None."""
+    captions = cell if isinstance(cell, list) else [cell]
+    return tuple(str(caption) for caption in captions if caption is not None)
 
 
 def image_in_cell(cell: Any, root: Path) -> tuple[bytes | str, str | None]:
-    """Bytes or a path of the picture that a cell holds or names, and what it was called."""
+    """Return the image in a cell, as bytes or a path, and its path as written in the data.
+
+    Args:
+        cell: bytes, a path relative to `root`, a place in a shard, or {"bytes": ..., "path": ...}.
+    """
     content = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None
     path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
     if content is not None:
         return content, path
     if path is None:
-        return b"", None  # refused by `decode`, as an empty file is
+        return b"", None  # `decode` rejects it as an empty file
     if MEMBER_MARK in path:
         return read_member(path), None
     return str(root / path), path
 
 
 def mask_in_cell(cell: Any, root: Path, example: str) -> tuple[bytes | str, str]:
-    """The same for a mask, and what errors should call it."""
+    """Return the mask in a cell, as bytes or a path, and its name in errors."""
     content, path = image_in_cell(cell, root)
     return content, content if isinstance(content, str) else path or f"the mask of {example}"
 
 
 def empty_rows(table: "Dataset", column: str) -> np.ndarray:
-    """Which rows of a column neither hold nor name a picture; the pictures are not read."""
+    """Return the indices of rows without an image in a column. No image is read."""
     import pyarrow
     from pyarrow import compute
 

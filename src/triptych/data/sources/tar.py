@@ -1,8 +1,8 @@
-"""Tar shards in the webdataset layout: files that share a name up to its first dot are one example.
+"""Read tar shards in the webdataset layout, in which the files of an example share their name up to the first dot.
 
-The shards are read once for where each picture lies, and pictures are read from there when they are asked
-for. `datasets` has a reader too, but it copies every byte to its cache, wants the same suffixes throughout a
-set, and stops at the first surprise; here .jpg beside .png is fine and the table is all that is kept.
+The headers of a shard are read once for the offset of each image, and an image is read from the shard when it is
+needed. The reader of `datasets` copies all bytes to its cache, requires the same suffixes throughout a data set, and
+stops at the first unexpected file; here suffixes may differ, and only the table is kept.
 """
 
 import json
@@ -21,30 +21,31 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = ("txt", "text", "caption")
 LABEL_SUFFIXES = ("cls", "cls2", "index")
-MAX_VALUE_BYTES = 1 << 20  # bytes; labels and captions are smaller
+MAX_VALUE_BYTES = 1 << 20  # largest file that is read as a label or caption
 
 
 def read_shards(
     shards: list[Path], image_field: str | None = None, mask_field: str | None = None
 ) -> "Dataset":
-    """The table of some shards: "image" says where the bytes lie; .cls, .txt and .json become columns.
-
-    The top-level values of a .json are columns by their own names.
+    """Read shards as a table. Its column "image" holds the place of each image in its shard (see `read_member`); .cls
+    and .txt files become columns, and so do the top-level values of .json files.
 
     Args:
         shards: uncompressed tar files.
-        image_field: which file of an example is the picture, "jpg" or "seg.png", where there are several.
-        mask_field: which file of an example is the mask, "seg.png".
+        image_field: part of the name after the first dot of the files with images, such as "jpg" or "seg.png"; needed
+            if examples have several images.
+        mask_field: the same of the files with masks.
 
     Raises:
-        UserError: a damaged, compressed or foreign shard, no pictures, unreadable labels.
+        UserError: a shard is damaged, compressed or not a tar file; there are no images, or several in an example; or
+            labels cannot be read.
     """
     examples: list[dict[str, Any]] = []
     for shard in shards:
         examples.extend(_examples(shard, image_field, mask_field))
     if not examples:
         raise UserError(
-            f"{shards[0]} holds no images; a shard holds key.jpg beside key.cls, key.txt or key.json"
+            f"{shards[0]} holds no images; a shard needs files such as key.jpg with key.cls, key.txt or key.json"
         )
     names = dict.fromkeys(name for example in examples for name in example)
     masks = mask_field if mask_field in names else None
@@ -52,7 +53,7 @@ def read_shards(
 
 
 class TarMember(NamedTuple):
-    """A file in a shard: name, and where its bytes are."""
+    """A file in a shard: its name, and the offset and size of its content in bytes."""
 
     name: str
     offset: int
@@ -60,10 +61,10 @@ class TarMember(NamedTuple):
 
 
 def iter_members(shard: Path) -> Iterator[TarMember]:
-    """The ordinary files in an uncompressed tar, of which the headers alone are read.
+    """Yield the regular files of an uncompressed tar file. Only headers are read.
 
     Raises:
-        UserError: the shard is damaged, cut short, compressed, or no tar.
+        UserError: the file is damaged, truncated, compressed, or not a tar file.
     """
     known = FileStamp.of(shard)
     archive = None
@@ -74,11 +75,13 @@ def iter_members(shard: Path) -> Iterator[TarMember]:
                 file.seek(at)
                 header = file.read(512)
                 if len(header) < 512:
-                    raise tarfile.ReadError("it ends without an end mark, cut short perhaps")
+                    raise tarfile.ReadError("its end marker is missing, so it is probably truncated")
                 if not header.strip(b"\0"):
                     return
                 parsed = _parse_header(header)
-                if parsed is None:  # a folder, a link, a long name: rare, and the library knows them all
+                if (
+                    parsed is None
+                ):  # a folder, a link or a long name: rare, so left to the slower standard library
                     archive = archive or tarfile.open(shard, "r:")  # noqa: SIM115
                     member, after = _read_with_tarfile(archive, at)
                     if member is None:
@@ -93,13 +96,13 @@ def iter_members(shard: Path) -> Iterator[TarMember]:
                     plain, (name, size), offset = True, parsed, at + 512
                     after = offset + -(-size // 512) * 512
                 if offset + size > known.size:
-                    raise tarfile.ReadError(f"it is cut short in {name}")
+                    raise tarfile.ReadError(f"it is truncated within {name}")
                 if plain:
                     yield TarMember(name, offset, size)
                 at = after
     except (tarfile.TarError, OSError) as problem:
         raise UserError(
-            f"{shard} is no intact uncompressed tar ({problem}); copy or unpack it again"
+            f"{shard} is not an intact, uncompressed tar file ({problem}); copy or decompress it again"
         ) from problem
     finally:
         if archive is not None:
@@ -107,7 +110,7 @@ def iter_members(shard: Path) -> Iterator[TarMember]:
 
 
 def _parse_header(header: bytes) -> tuple[str, int] | None:
-    """Name and size of an ordinary file with a short name; None for all else, damage included."""
+    """Return name and size of a regular file with a short name; None for other and damaged headers."""
     if header[156:157] not in (b"0", b"\0"):
         return None
     try:
@@ -124,9 +127,9 @@ def _parse_header(header: bytes) -> tuple[str, int] | None:
 
 
 def _read_with_tarfile(archive: Any, at: int) -> tuple[tarfile.TarInfo | None, int]:
-    """What `tarfile` reads at that place, and where the next header is."""
+    """Read the member at an offset with `tarfile`; return it, and the offset of the next header."""
     archive.firstmember, archive.offset = None, at
-    archive.members.clear()  # it would hold every one
+    archive.members.clear()  # it would keep all of them
     if at == 0:
         archive.fileobj.seek(0)
     return archive.next(), archive.offset
@@ -159,7 +162,7 @@ def _add(
     elif f".{suffix}" in IMAGE_SUFFIXES if image_field is None else field == image_field:
         if "image" in example:
             raise UserError(
-                f"{key} in {shard} has several images; name the one to use, such as image_column={field}"
+                f"{key} in {shard} has several images; choose one, for example image_column={field}"
             )
         example["image"] = place
     elif suffix in (*TEXT_SUFFIXES, *LABEL_SUFFIXES, "json") and member.size <= MAX_VALUE_BYTES:
@@ -172,10 +175,15 @@ def _add(
 
 
 def parse_values(field: str, suffix: str, content: str) -> dict[str, Any]:
-    """The columns that a file of labels or captions holds.
+    """Parse a file with labels or captions into values by column.
+
+    Args:
+        field: name of the file after its first dot.
+        suffix: name of the file after its last dot, in lower case.
+        content: text of the file.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the content cannot be parsed.
     """
     if suffix in LABEL_SUFFIXES:
         return {field: int(content)}
@@ -194,10 +202,13 @@ MEMBER_MARK = "::tar@"
 
 
 def read_member(place: str) -> bytes:
-    """The bytes at a place that `read_shards` noted.
+    """Read the file at a place in a shard.
+
+    Args:
+        place: a value of the column "image" of `read_shards`: the path of the shard, offset and size.
 
     Raises:
-        SourceChangedError: the shard is missing or shorter than it was.
+        SourceChangedError: the shard is missing or has become shorter.
     """
     shard, _, where = place.rpartition(MEMBER_MARK)
     offset, size = map(int, where.split("+"))

@@ -1,1 +1,1 @@
-"""Sources read in order, in place, in constant memory."""
+"""Sources that are read in place, nearly sequentially, in constant memory."""

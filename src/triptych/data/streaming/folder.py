@@ -1,4 +1,4 @@
-"""A folder of pictures as rows on disk: walked each time, since nothing else tells whether it changed, but not held."""
+"""Stream a folder of images. It is scanned each time it is opened, to notice changes, but the list is kept on disk."""
 
 import hashlib
 import os
@@ -14,13 +14,14 @@ from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, read_lines
 from triptych.data.streaming.source import RowCells
 from triptych.errors import UserError
 
-RUN = 256  # pictures in a run: neighbours in a folder
+RUN = 256  # images in a run, which are adjacent in a folder
 ROW = np.dtype([("name", "<i8"), ("name_size", "<i4"), ("caption", "<i4")])
-TEXTS = ("", ".txt", ".caption")  # what stands beside a picture, by number; .txt stands above .caption
+TEXTS = ("", ".txt", ".caption")  # suffixes of caption files by number, 0 for none; .txt overrides .caption
 
 
 class ImageFile(NamedTuple):
-    """A file: its parts below the folder, which of TEXTS lies beside it, and bytes of both."""
+    """An image file: the parts of its path relative to the folder, the index in TEXTS of its captions' suffix, and the
+    size of both files in bytes."""
 
     parts: tuple[str, ...]
     text: int
@@ -28,7 +29,11 @@ class ImageFile(NamedTuple):
 
 
 def walk_images(folder: Path) -> Iterator[ImageFile]:
-    """Every picture, in sorted order; of the names only those of one folder at a time are held."""
+    """Yield all images below a folder in sorted order, with the names of one folder at a time in memory.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
 
     def refuse(problem: OSError) -> None:
         raise UserError(f"{folder} cannot be read ({problem.strerror}); check its permissions") from problem
@@ -43,15 +48,19 @@ def walk_images(folder: Path) -> Iterator[ImageFile]:
                 continue
             text = next((i for i, end in enumerate(TEXTS) if i and stem + end in texts), 0)
             files = [name, stem + TEXTS[text]] if text else [name]
-            size = sum(os.stat(os.path.join(root, one)).st_size for one in files)
+            size = sum(os.stat(os.path.join(root, file)).st_size for file in files)
             yield ImageFile((*below, name), text, size)
 
 
 class FolderRows:
-    """The pictures below a folder, the first folder on the way to each being its class.
+    """The images below a folder. The class of an image is the first folder on the way to it.
+
+    Args:
+        folder: the folder.
+        prefix: prepended to the names of examples.
 
     Raises:
-        UserError: no pictures, some beside class folders, names that are not UTF-8.
+        UserError: there are no images, or some next to class folders, or file names that are not UTF-8.
     """
 
     names: tuple[str, ...] | None = None
@@ -78,9 +87,10 @@ class FolderRows:
         return len(self._records)
 
     def hold(self, rows: int, window: int) -> None:
-        """Nothing need be held: each picture is a file."""
+        """Do nothing, since each image is a file of its own."""
 
     def cells(self, row: int) -> RowCells:
+        """Read a row."""
         record = self._records[row]
         name = self._names.read(0, int(record["name"]), int(record["name_size"])).decode()
         path = os.path.join(self.folder, name)
@@ -107,7 +117,7 @@ class FolderRows:
                 stray = name
             if stray and numbering.count:
                 raise UserError(
-                    f"{self.folder / stray} lies beside class folders; move it into one of them, or out"
+                    f"{self.folder / stray} is next to class folders; move it into one of them or out of the folder"
                 )
         return {
             "count": count,

@@ -1,4 +1,4 @@
-"""Sources that are read in place: which files there are, in which splits, and what their labels mean together."""
+"""Open sources that are read in place: their files, splits, classes and masks."""
 
 import glob
 import os
@@ -23,15 +23,16 @@ RequestedColumns = tuple[str | None, ...]
 
 
 class OpenedStream:
-    """What `spec` names, indexed once for all of its splits.
+    """A data set that is read in place, indexed once for all of its splits.
 
     Args:
-        spec: tar shards or parquet files, as a folder (with splits, as in `open_source`), a glob or a file; or a folder
-            of pictures.
-        asked: the columns of image, label, caption and mask, where the user named them.
+        spec: tar shards or parquet files (a folder, which may have splits as in `open_source`, a glob or a file), or a
+            folder of images.
+        requested: names of the image, label, caption and mask columns; None where the user has given none.
+        ignore_index, reduce_zero_label: as in `open_source`.
 
     Raises:
-        UserError: another kind of data; files that are damaged or do not agree; as the kinds say.
+        UserError: data that cannot be streamed, or files that are damaged or disagree.
     """
 
     def __init__(self, spec: Spec, requested: RequestedColumns, ignore_index: int, reduce_zero_label: bool):
@@ -42,25 +43,25 @@ class OpenedStream:
             split: make(requested, self._name(split)) for split, make in _row_readers(path, spec).items()
         }
         self.classes = _classes(self.splits)
-        self._legend: LabelMap | None = None
+        self._label_map: LabelMap | None = None
 
     def source(self, split: str | None) -> StreamSource:
         chosen = choose_split(os.fspath(self.spec), list(self.splits), split)
         rows = self.splits[chosen]
         if len(rows) == 0:
             raise UserError(
-                f"{os.fspath(self.spec)} holds no images{f' in its split {chosen}' if chosen else ''}"
+                f"{os.fspath(self.spec)} holds no images{f' in split {chosen}' if chosen else ''}"
             )
         labels = None if self.classes is None or _is_unlabeled(rows) else label_file(rows, self.classes)
-        legend = self._read_legend() if rows.columns.mask is not None else None
-        return StreamSource(rows, self.classes, labels, legend, self._name(chosen), self.root)
+        label_map = self._read_label_map() if rows.columns.mask is not None else None
+        return StreamSource(rows, self.classes, labels, label_map, self._name(chosen), self.root)
 
     def split_off(self, fraction: float, seed: int) -> tuple[StreamSplit, StreamSplit]:
-        """What to train on and what to evaluate on, of data without splits."""
+        """Split data without splits into a source to train on and one to evaluate on."""
         stream = self.source(None)
         if len(stream) < 2:
             raise UserError(
-                f"{os.fspath(self.spec)} holds one image; give one to train and one to evaluate on"
+                f"{os.fspath(self.spec)} holds only one image; give at least one to train on and one to evaluate on"
             )
         step = min(max(2, round(1 / fraction)), len(stream))
         return StreamSplit(stream, step, seed, others=True), StreamSplit(stream, step, seed)
@@ -68,10 +69,12 @@ class OpenedStream:
     def _name(self, split: str) -> str:
         return os.path.basename(os.path.normpath(self.spec)) + (f"/{split}" if split else "")
 
-    def _read_legend(self) -> LabelMap:
-        if self._legend is None:
-            self._legend = find_label_map(self._masks, self.root, self.ignore_index, self.reduce_zero_label)
-        return self._legend
+    def _read_label_map(self) -> LabelMap:
+        if self._label_map is None:
+            self._label_map = find_label_map(
+                self._masks, self.root, self.ignore_index, self.reduce_zero_label
+            )
+        return self._label_map
 
     def _masks(self) -> Iterator[tuple[bytes | str, str]]:
         for rows in self.splits.values():
@@ -82,7 +85,7 @@ class OpenedStream:
 
 
 def _row_readers(path: Path, spec: Spec) -> dict[str, Callable[[RequestedColumns, str], RowReader]]:
-    """By split, what makes its rows."""
+    """Return for each split a function that creates its rows."""
     if path.is_dir():
         folder = dataset_root(path)
         splits = split_folders(folder) or {"": folder}
@@ -95,7 +98,8 @@ def _row_readers(path: Path, spec: Spec) -> dict[str, Callable[[RequestedColumns
                 readers[split] = next(iter(_readers_of_files(files).values()))
             elif (lists := metadata_file(below)) is not None:
                 raise UserError(
-                    f"{lists} is read whole, not streamed; leave --loading.stream out, or make shards"
+                    f"{lists} cannot be streamed, since metadata files are read into memory; omit --loading.stream, or "
+                    "write shards"
                 )
             else:
                 prefix = f"{below.name}/" if split else ""
@@ -105,64 +109,69 @@ def _row_readers(path: Path, spec: Spec) -> dict[str, Callable[[RequestedColumns
         return _readers_of_files([path])
     if files := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
         return _readers_of_files(files)
-    raise UserError(f"{os.fspath(spec)} does not exist, and only files here can be streamed; check the path")
+    raise UserError(f"{os.fspath(spec)} does not exist, but only local files can be streamed; check the path")
 
 
 def _readers_of_files(files: list[Path]) -> dict[str, Any]:
     suffix, groups = group_by_split(files)
 
-    def rows(some: list[Path]) -> Callable[[RequestedColumns, str], RowReader]:
+    def rows(paths: list[Path]) -> Callable[[RequestedColumns, str], RowReader]:
         if suffix == ".parquet":
-            return lambda requested, name: ParquetRows(some, requested, name)
-        return lambda requested, name: TarRows(some, requested)
+            return lambda requested, name: ParquetRows(paths, requested, name)
+        return lambda requested, name: TarRows(paths, requested)
 
-    return {split: rows(some) for split, some in groups.items()}
+    return {split: rows(paths) for split, paths in groups.items()}
 
 
 def _is_unlabeled(rows: RowReader) -> bool:
-    """Without labels, or with -1 throughout, the hub's way to hide a test set's."""
-    known = rows.numbering
-    return known is None or (
-        known["highest"] == known["lowest"] == -1 and not known["missing"] and not known["names"]
+    """Return whether rows have no labels, or -1 throughout, as in test sets of the hub."""
+    numbering = rows.numbering
+    return numbering is None or (
+        numbering["highest"] == numbering["lowest"] == -1
+        and not numbering["missing"]
+        and not numbering["names"]
     )
 
 
 def _classes(splits: dict[str, RowReader]) -> tuple[str, ...] | None:
-    """The classes of all splits: those that the files name, else texts in order, else numbers from 0.
+    """Return the classes of all splits: those that the files name, else the sorted text labels, else "0", "1" ...
 
     Raises:
-        UserError: labels that are missing, negative, beyond the named classes, or of another kind in another split.
+        UserError: labels are missing, negative or beyond the named classes, or their type differs between splits.
     """
-    labelled = {split: rows for split, rows in splits.items() if not _is_unlabeled(rows)}
-    if not labelled:
+    labeled = {split: rows for split, rows in splits.items() if not _is_unlabeled(rows)}
+    if not labeled:
         return None
-    declared = next((rows.names for rows in labelled.values() if rows.names), None)
+    declared = next((rows.names for rows in labeled.values() if rows.names), None)
     texts: set[str] = set()
     highest = 0
-    for split, rows in labelled.items():
-        known, column = rows.numbering, rows.columns.label
-        assert known is not None
+    for split, rows in labeled.items():
+        numbering, column = rows.numbering, rows.columns.label
+        assert numbering is not None
         where = f" in split {split}" if split else ""
-        if known["missing"]:
+        if numbering["missing"]:
             raise UserError(
-                f"{known['missing']} of {len(rows)} examples have no label in column {column}{where}, the first being "
-                f"{known['first missing']}; label them or remove them (the files of an example follow one another)"
+                f"{numbering['missing']} of {len(rows)} examples have no label in column {column}{where}, the first of "
+                f"which is {numbering['first missing']}; label or remove them, and store the files of an example in "
+                "succession"
             )
-        if known["lowest"] < 0:
+        if numbering["lowest"] < 0:
             raise UserError(
-                f"column {column}{where} holds the label {known['lowest']}; number the classes from 0"
+                f"column {column}{where} holds the label {numbering['lowest']}; number the classes from 0"
             )
-        texts.update(known["names"])
-        highest = max(highest, known["highest"])
-    if texts and any(not rows.numbering["names"] for rows in labelled.values() if rows.numbering):
-        raise UserError("labels are text in one split and numbers in another; use one kind throughout")
+        texts.update(numbering["names"])
+        highest = max(highest, numbering["highest"])
+    if texts and any(not rows.numbering["names"] for rows in labeled.values() if rows.numbering):
+        raise UserError("labels are text in one split and numbers in another; use one type throughout")
     names = declared or (tuple(sorted(texts)) if texts else None)
     if names is None:
         return tuple(map(str, range(highest + 1)))
     if texts and not texts.issubset(names):
-        raise UserError(f"label {min(texts.difference(names))!r} is none of the classes that the files name")
+        raise UserError(
+            f"label {min(texts.difference(names))!r} is not among the classes that the files name; correct it"
+        )
     if not texts and highest >= len(names):
         raise UserError(
-            f"label {highest} is out of range: there are {len(names)} classes, numbered from 0; correct it"
+            f"label {highest} is out of range: the {len(names)} classes are numbered from 0; correct it"
         )
     return names

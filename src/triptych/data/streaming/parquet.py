@@ -1,7 +1,7 @@
-"""Parquet files read in place, a stretch of a row group at a time: nothing is copied to a cache first.
+"""Stream parquet files: they are read in place, a block of rows at a time, without copying them to a cache.
 
-`datasets` streams parquet as well, but on resuming it drops what its shuffle buffer held, and its order depends on the
-number of workers.
+`datasets` can stream parquet files, too, but it loses the contents of its shuffle buffer on resuming, and its order
+depends on the number of workers.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from triptych.data.disk_index import DiskIndex, FileStamp, LabelWriter
+from triptych.data.disk_index import MAX_OPEN_FILES, DiskIndex, FileStamp, LabelWriter
 from triptych.data.example import SourceChangedError
 from triptych.data.sources.columns import Columns, check_label_column, find_columns
 from triptych.data.streaming.source import RowCells
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 BLOCK = 64  # rows that are decoded together
-PAGES = 1 << 20  # bytes of a column that are read ahead
-OPEN = 32  # files at a time
+READ_AHEAD_BYTES = 1 << 20  # of a column
 
 
 class ParquetRows:
-    """The rows of some parquet files. Those that were read lately are held, so that what is shuffled within a window is
-    decoded once.
+    """The rows of parquet files. Recently read rows are kept in memory, so that rows that are shuffled within a window
+    are decoded once.
 
     Args:
-        files: parquet files of the same columns.
-        asked: the columns of image, label, caption and mask, where the user named them.
-        name: what the rows are called by.
+        files: parquet files with the same columns.
+        requested: names of the image, label, caption and mask columns; None where the user has given none.
+        name: prefix of the names of rows.
 
     Raises:
-        UserError: a file that is no parquet or has other columns, columns as in `find_columns`, labels of a wrong kind.
+        UserError: a file is not a parquet file or has other columns, the columns are unknown or ambiguous (see
+            `find_columns`), or labels have a wrong type.
     """
 
     def __init__(self, files: Sequence[Path], requested: tuple[str | None, ...], name: str):
@@ -73,10 +73,12 @@ class ParquetRows:
         return int(self.bounds[-1])
 
     def hold(self, rows: int, window: int) -> None:
-        """How many decoded rows to hold, in windows of how many that are read in any order."""
+        """Set how many decoded rows to keep in memory, and the size of the windows in which they are read in random
+        order."""
         self._limit, self._window, self._places = rows, window // BLOCK + 2, rows // window + 2
 
     def cells(self, row: int) -> RowCells:
+        """Read a row."""
         group = int(np.searchsorted(self.bounds, row, side="right")) - 1
         block, at = divmod(row - int(self.bounds[group]), BLOCK)
         table = self._block(group, block)
@@ -89,7 +91,7 @@ class ParquetRows:
 
     def _block(self, group: int, number: int) -> "pyarrow.Table":
         if self._process != os.getpid():
-            self._forget()  # a worker's: open files and what was read are its parent's
+            self._forget()  # in a forked worker: the open files and positions belong to its parent
         if (group, number) in self._blocks:
             self._blocks.move_to_end((group, number))
             return self._blocks[group, number]
@@ -101,7 +103,8 @@ class ParquetRows:
         return result
 
     def _advance(self, group: int, number: int) -> "list[tuple[int, pyarrow.Table]]":
-        """That block and those of its window before it, by going on from the nearest one before that was read last."""
+        """Read up to a block, from the nearest preceding position that was read to before; return the last blocks, of
+        one window."""
         import pyarrow
 
         at = max((reached for of, reached in self._cursors if of == group and reached <= number), default=0)
@@ -119,7 +122,7 @@ class ParquetRows:
         except (OSError, pyarrow.ArrowException) as problem:
             why = getattr(problem, "strerror", None) or str(problem).split("\n")[0]
             raise SourceChangedError(
-                f"{stamp.path} cannot be read ({why}); it is damaged, or gone since"
+                f"{stamp.path} cannot be read ({why}); it is damaged or was removed"
             ) from problem
         self._cursors[group, number + 1] = blocks
         if len(self._cursors) > self._places:
@@ -127,7 +130,7 @@ class ParquetRows:
         return result
 
     def _read(self, group: int) -> "Iterator[pyarrow.Table]":
-        """A row group in blocks."""
+        """Yield the blocks of a row group."""
         import pyarrow
 
         file, number = self._groups[group]
@@ -135,7 +138,7 @@ class ParquetRows:
             batch_size=BLOCK, row_groups=[number], columns=self._used, use_threads=False
         )
         rest: list[Any] = []
-        for batch in batches:  # of fewer rows where the file's own pieces end
+        for batch in batches:  # with fewer rows at the end of the file's own chunks
             rest.append(batch)
             while sum(map(len, rest)) >= BLOCK:
                 table = pyarrow.Table.from_batches(rest)
@@ -151,7 +154,7 @@ class ParquetRows:
         if opened is None:
             path = self.files[number].path
             try:
-                opened = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=PAGES)
+                opened = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_AHEAD_BYTES)
             except FileNotFoundError as problem:
                 reason = problem.strerror
                 raise SourceChangedError(
@@ -163,7 +166,7 @@ class ParquetRows:
                     f"{path} cannot be read as parquet ({why}); copy or convert it again"
                 ) from problem
         self._open[number] = opened
-        if len(self._open) > OPEN:
+        if len(self._open) > MAX_OPEN_FILES:
             self._open.popitem(last=False)
         return opened
 
@@ -185,8 +188,8 @@ class ParquetRows:
             file = self._file(number)
             if file.schema_arrow.names != schema.names:
                 raise UserError(
-                    f"{stamp.path} has the columns {', '.join(file.schema_arrow.names)}, and {self.files[0].path} "
-                    f"{', '.join(schema.names)}; give files that agree"
+                    f"{stamp.path} has the columns {', '.join(file.schema_arrow.names)}, but {self.files[0].path} has "
+                    f"{', '.join(schema.names)}; give files with the same columns"
                 )
             counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             sizes = [file.metadata.row_group(i).total_byte_size for i in range(len(counts))]

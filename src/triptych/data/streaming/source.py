@@ -1,4 +1,4 @@
-"""A source too large to hold: examples are read where they lie, and what is known of all of them stays on disk."""
+"""A source that does not fit in memory: examples are read in place, and the index of all of them stays on disk."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ LABEL_DTYPE = np.dtype("<i4")
 
 
 class RowCells(NamedTuple):
-    """What is read of an example, as `picture_in`, `captions_in` and `mask_in` take it."""
+    """The cells of a row: the arguments of `image_in_cell`, `captions_in_cell` and `mask_in_cell`, and its name."""
 
     image: Any
     name: str
@@ -29,17 +29,20 @@ class RowCells(NamedTuple):
 
 
 class RowReader(Protocol):
-    """The examples of some files by number, and what an index knows of them."""
+    """The rows of some files by index, and their index on disk."""
 
     columns: Columns
+    """Names of the columns."""
     bounds: np.ndarray
-    """int64 (runs + 1,): where each stretch that is read one after the other begins, and the number of rows."""
+    """int64 (runs + 1,): first row of each run of rows that are stored contiguously, and the number of rows."""
     numbering: dict[str, Any] | None
-    """What `places.Numbering` said of the labels; None without any."""
+    """Summary of the labels (`triptych.data.disk_index.LabelWriter`); None if there are none."""
     names: tuple[str, ...] | None
-    """The classes, where the files themselves say them."""
+    """Class names, if the files contain them."""
     labels_file: Path
+    """File with the label of each row."""
     fingerprint: str
+    """Hex digest of names, labels and the position and size of everything."""
 
     def __len__(self) -> int: ...
     def cells(self, row: int, /) -> RowCells: ...
@@ -47,11 +50,12 @@ class RowReader(Protocol):
 
 
 class StreamSource:
-    """Examples of `Rows` as a `Source`; see `triptych.data.open`. Nothing grows with their number but files.
+    """The rows of a `RowReader` as a `Source` whose memory does not depend on their number.
 
     Attributes:
-        bounds: where each run of rows begins, and the number of rows; for `data.loading.stream_order.LaneOrder`.
-        fingerprint: hex digest of names, labels and where everything lies, sizes included; pictures are not read.
+        bounds: int64 (runs + 1,), first row of each run, and the number of rows; for
+            `triptych.data.loading.stream_order.StreamOrder`.
+        fingerprint: hex digest of names, labels and the position and size of everything.
     """
 
     def __init__(
@@ -59,16 +63,16 @@ class StreamSource:
         rows: RowReader,
         classes: tuple[str, ...] | None,
         labels: Path | None,
-        legend: LabelMap | None,
+        label_map: LabelMap | None,
         name: str,
         root: Path,
     ):
-        self._rows, self.name, self.root, self.legend = rows, name, root, legend
+        self._rows, self.name, self.root, self.label_map = rows, name, root, label_map
         self.classes = classes if labels is not None else None
         self._labels_file = labels
         self._label = None if labels is None else RecordFile(labels, LABEL_DTYPE)
-        self.mask_classes: tuple[str, ...] | None = None if legend is None else legend.classes
-        self.mask_colors: tuple[Color, ...] | None = None if legend is None else legend.colors
+        self.mask_classes: tuple[str, ...] | None = None if label_map is None else label_map.classes
+        self.mask_colors: tuple[Color, ...] | None = None if label_map is None else label_map.colors
         self.groupings: dict[str, tuple[str, ...]] = {}
         self.bounds, self.hold = rows.bounds, rows.hold
         self.fingerprint = hashlib.sha256(repr((rows.fingerprint, self.classes)).encode()).hexdigest()[:32]
@@ -78,12 +82,12 @@ class StreamSource:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 (n,), mapped from its file; None where nothing is labelled."""
+        """int32 (n,): class of each example, memory-mapped from its file; None if there are no labels."""
         return None if self._labels_file is None else np.memmap(self._labels_file, LABEL_DTYPE, "r")
 
     @property
     def captions(self) -> "Sequence[tuple[str, ...]] | None":
-        """All that each example may be called, read when it is asked for; None where no column holds any."""
+        """All captions of each example, read on access; None if no column holds captions."""
         if self._rows.columns.caption is None:
             return None
         return _LazyCaptions(lambda row: captions_in_cell(self._rows.cells(row).caption), range(len(self)))
@@ -92,8 +96,8 @@ class StreamSource:
         cells = self._rows.cells(int(index))
         captions = captions_in_cell(cells.caption)
         mask = None
-        if self.legend is not None and cells.mask is not None:
-            mask = self.legend.read(*mask_in_cell(cells.mask, self.root, cells.name))
+        if self.label_map is not None and cells.mask is not None:
+            mask = self.label_map.read(*mask_in_cell(cells.mask, self.root, cells.name))
         return Example(
             image=image_in_cell(cells.image, self.root)[0],
             label=None if self._label is None else int(self._label[int(index)]),
@@ -103,16 +107,24 @@ class StreamSource:
         )
 
     def contents(self) -> None:
-        """None: only the fingerprint says whether the data changed."""
+        """Return None: listing the examples is expensive, and the fingerprint shows whether the data has changed."""
 
     def __repr__(self) -> str:
         return f"<{self.name}: a stream of {len(self)} images>"
 
 
 class StreamSplit:
-    """Of each `step` neighbours in a stream one, drawn by `seed`, or all others: a split that takes no memory.
+    """A split of a stream that needs no memory: of every `step` consecutive examples one, chosen at random, or all the
+    others.
 
-    Being spread evenly, it has of every class its share, however the data is sorted.
+    Since it is spread evenly over the stream, it contains about the same fraction of each class, even if the data is
+    sorted by class.
+
+    Args:
+        source: the stream.
+        step: number of consecutive examples of which one is chosen.
+        seed: seed of the choice.
+        others: contain the examples that are not chosen.
     """
 
     def __init__(self, source: StreamSource, step: int, seed: int, *, others: bool = False):
@@ -123,13 +135,13 @@ class StreamSplit:
         self.bounds = self._below(source.bounds)
 
     def _below(self, row: Any) -> Any:
-        """How many of these come before a row of the source."""
+        """Return how many examples of the split come before a row of the source."""
         block, at = np.divmod(row, self.step)
         count_before = block + (hashed_integers(block, self.step, self.seed) < at)
         return row - count_before if self.others else count_before
 
     def row(self, index: Any) -> Any:
-        """The row of the source."""
+        """Return the row of an example in the source."""
         if not self.others:
             return index * self.step + hashed_integers(index, self.step, self.seed)
         block, at = np.divmod(index, self.step - 1)
@@ -148,18 +160,18 @@ class StreamSplit:
 
     @property
     def captions(self) -> "Sequence[tuple[str, ...]] | None":
-        """All that each example may be called."""
+        """All captions of each example."""
         full = self.source.captions
         return None if full is None else _LazyCaptions(lambda i: full[int(self.row(i))], range(len(self)))
 
     @property
     def fingerprint(self) -> str:
-        """Of the source, and of which examples these are."""
+        """Hex digest of the source's fingerprint and the choice of examples."""
         which = (self.source.fingerprint, self.step, self.seed, self.others)
         return hashlib.sha256(repr(which).encode()).hexdigest()[:32]
 
     def contents(self) -> None:
-        """None, as of the full stream."""
+        """Return None, as for the full stream."""
 
 
 class _LazyCaptions(Sequence[tuple[str, ...]]):
@@ -180,8 +192,11 @@ class _LazyCaptions(Sequence[tuple[str, ...]]):
 
 
 def label_file(rows: RowReader, classes: tuple[str, ...]) -> Path:
-    """The file of class indices of all rows: as they were noted, or where text turned up in another order than that of
-    `classes`, written once beside them."""
+    """Return the file with the class index of each row.
+
+    It is `rows.labels_file`, unless that numbers text labels in another order than `classes`: then a converted file is
+    written next to it once.
+    """
     assert rows.numbering is not None
     index = {name: i for i, name in enumerate(classes)}
     order = [index[name] for name in rows.numbering["names"]]
@@ -193,8 +208,8 @@ def label_file(rows: RowReader, classes: tuple[str, ...]) -> Path:
         table = np.array(order, LABEL_DTYPE)
 
         def write(file: Any) -> None:
-            with open(rows.labels_file, "rb") as noted:
-                while content := noted.read(LABEL_CHUNK * LABEL_DTYPE.itemsize):
+            with open(rows.labels_file, "rb") as labels:
+                while content := labels.read(LABEL_CHUNK * LABEL_DTYPE.itemsize):
                     file.write(table[np.frombuffer(content, LABEL_DTYPE)].tobytes())
 
         write_atomically(path, write)

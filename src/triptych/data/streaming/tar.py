@@ -1,4 +1,4 @@
-"""Tar shards whose examples are found by an index on disk: 52 bytes and a name each, of which nothing is held."""
+"""Stream tar shards by an index on disk, which has 52 bytes and a name per example and is not kept in memory."""
 
 import hashlib
 import itertools
@@ -22,8 +22,8 @@ from triptych.data.sources.tar import (
 from triptych.data.streaming.source import RowCells
 from triptych.errors import UserError
 
-RUN = 256  # examples that are read one after the other, before another place of the data has its turn
-FIRST = 1000  # examples that tell which files and columns there are
+RUN = 256  # examples in a run, which are read in succession
+FIRST = 1000  # number of first examples that define the columns
 ROW = np.dtype(
     [
         *(("shard", "<i4"), ("name", "<i8"), ("name_size", "<i4")),
@@ -33,14 +33,14 @@ ROW = np.dtype(
 
 
 class ExampleFiles(NamedTuple):
-    """The files of an example, by what follows the first dot of their names."""
+    """The files of an example, by the part of their names after the first dot."""
 
     key: str
     files: dict[str, TarMember]
 
 
 def iter_examples(shard: Path) -> Iterator[ExampleFiles]:
-    """The examples of a shard in the webdataset layout: files that follow one another, of the same name up to its first
+    """Yield the examples of a shard in the webdataset layout: successive files with the same name up to the first
     dot."""
     result: ExampleFiles | None = None
     for member in iter_members(shard):
@@ -59,7 +59,7 @@ def iter_examples(shard: Path) -> Iterator[ExampleFiles]:
 
 
 class _Fields(NamedTuple):
-    """Which file of an example holds what, and the columns within."""
+    """The columns, and the files of an example that hold label and caption (see `ExampleFiles`)."""
 
     columns: Columns
     label: str | None
@@ -67,14 +67,14 @@ class _Fields(NamedTuple):
 
 
 class TarRows:
-    """The examples of some shards, each read from its place.
+    """The examples of tar shards.
 
     Args:
-        shards: uncompressed tar files in the webdataset layout, the files of each example one behind the other.
-        asked: the columns of image, label, caption and mask, where the user named them.
+        shards: uncompressed tar files in the webdataset layout, in which the files of an example are in succession.
+        requested: names of the image, label, caption and mask columns; None where the user has given none.
 
     Raises:
-        UserError: a damaged shard, no pictures, ambiguous or unknown columns, labels that cannot be read.
+        UserError: a shard is damaged, there are no images, columns are unknown or ambiguous, or labels cannot be read.
     """
 
     def __init__(self, shards: Sequence[Path], requested: tuple[str | None, ...]):
@@ -102,6 +102,7 @@ class TarRows:
         return len(self._records)
 
     def cells(self, row: int) -> RowCells:
+        """Read a row."""
         record = self._records[row]
         shard = int(record["shard"])
         key = self._names.read(0, int(record["name"]), int(record["name_size"])).decode()
@@ -116,7 +117,7 @@ class TarRows:
         return RowCells(image, name, caption, mask)
 
     def hold(self, rows: int, window: int) -> None:
-        """Nothing need be held: each example is read by itself."""
+        """Do nothing, since each example can be read independently."""
 
     def _value(self, shard: int, member: TarMember) -> Any:
         return self._read(self._handles.read, shard, self._caption, member).get(self.columns.caption or "")
@@ -185,7 +186,7 @@ class TarRows:
         ]
         if len(result) > 1:
             raise UserError(
-                f"{group.key} has several images; name the one to use, such as image_column={result[1]}"
+                f"{group.key} has several images; choose one, for example image_column={result[1]}"
             )
         return group.files[result[0]] if result else None
 
@@ -198,36 +199,37 @@ class TarRows:
         )
 
     def _fields(self) -> _Fields:
-        """What the first examples have; the others must have it too."""
+        """Find the columns from the first examples. The other examples must have them, too."""
         image, label, caption, mask = self.requested
         examples: list[dict[str, Any]] = []
-        held: dict[str, str] = {}  # which file each column was found in
+        file_of_column: dict[str, str] = {}
         for number, shard in enumerate(self.shards):
             for group in itertools.islice(iter_examples(shard), FIRST - len(examples)):
                 if self._image(group, image or "image") is None:
                     continue
-                example: dict[str, Any] = {ID_COLUMN: group.key, "image": "a picture"}
+                example: dict[str, Any] = {ID_COLUMN: group.key, "image": "an image"}
                 for field, member in group.files.items():
                     if field == mask:
                         example[field] = "a mask"
                     for name, value in self._read(self._handles.read, number, field, member).items():
                         example[name] = value
-                        held.setdefault(name, field)
+                        file_of_column.setdefault(name, field)
                 examples.append(example)
             if len(examples) >= FIRST:
                 break
         if not examples:
             raise UserError(
-                f"{self.shards[0]} holds no images; a shard holds key.jpg beside key.cls, key.txt or key.json"
+                f"{self.shards[0]} holds no images; a shard needs files such as key.jpg with key.cls, key.txt or "
+                "key.json"
             )
         names = dict.fromkeys(name for example in examples for name in example)
         masks = mask if mask in names else None
         features = make_table(
-            {name: [one.get(name) for one in examples] for name in names}, masks=masks
+            {name: [example.get(name) for example in examples] for name in names}, masks=masks
         ).features
         columns = find_columns(features, "image", label, caption, masks)
         return _Fields(
             Columns(image or "image", columns.label, columns.caption, columns.mask),
-            held.get(columns.label or ""),
-            held.get(columns.caption or ""),
+            file_of_column.get(columns.label or ""),
+            file_of_column.get(columns.caption or ""),
         )
