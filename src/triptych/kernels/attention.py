@@ -31,7 +31,10 @@ def fastest_attention(
         return explicit_attention(q, k, v, bias, scale)
     # The fused kernels have no forward-mode derivative.
     with sdpa_kernel(SDPBackend.MATH) if forward_ad_active() else contextlib.nullcontext():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    # Which kernel runs, and so the layout of its result, depends on gradients, and changes when an exported program is
+    # decomposed: views of the result must not rely on it. `contiguous` would leave no copy in the graph.
+    return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_exporting() else x
 
 
 def prefers_explicit(q: Tensor, k: Tensor, bias: Tensor | None = None) -> bool:
@@ -40,6 +43,7 @@ def prefers_explicit(q: Tensor, k: Tensor, bias: Tensor | None = None) -> bool:
     return (
         not torch.compiler.is_compiling()
         and dispatch.ENABLED
+        and not torch.jit.is_tracing()  # torch.jit.trace repeats the call without gradients, and compares the graphs
         and (q.dtype == k.dtype == torch.bfloat16 or (bias is not None and bias.requires_grad))
         and q.device.type == "cpu"
         and torch.is_grad_enabled()

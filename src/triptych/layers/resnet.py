@@ -128,8 +128,9 @@ class ResnetBlock(nn.Module):
 
 
 def silu(x: Tensor) -> Tensor:
-    """Return SiLU of a map that only the caller holds; without gradients in place, which saves memory."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+    """Return SiLU of a map that only the caller holds; without gradients in place, which saves memory. A traced graph
+    is the same with and without gradients."""
+    return F.silu(x, inplace=not torch.is_grad_enabled() and not torch.jit.is_tracing())
 
 
 class Downsample(nn.Module):

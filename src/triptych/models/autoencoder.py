@@ -388,7 +388,9 @@ class Autoencoder(FirstStage):
         """Quantize (VQ alone), then the decoder."""
         if self.config.regularization == "vq":
             entries, _ = self._nearest(z)
-            z = z + (entries - z).detach() if torch.is_grad_enabled() and z.requires_grad else entries
+            trains = torch.is_grad_enabled() and z.requires_grad
+            # A traced graph is the same with and without gradients.
+            z = z + (entries - z).detach() if trains or torch.jit.is_tracing() else entries
         return self.decoder(self.post_quant(z))
 
     def _nearest(self, z: Latents) -> tuple[Latents, Int[Tensor, "b h w"]]:
