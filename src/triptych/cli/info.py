@@ -87,9 +87,12 @@ def adapter_lines(adapter: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "format",
         "LoRA, low-rank updates of another model; use both: generate --model MODEL --lora FILE",
     )
-    yield "rank", ", ".join(map(str, adapter["ranks"]))
+    yield "methods", ", ".join(f"{method} ({count} layers)" for method, count in adapter["methods"].items())
+    yield "rank", ", ".join(map(str, adapter["ranks"])) or "full"
     yield "alpha", ", ".join(f"{alpha:g}" for alpha in adapter["alphas"]) or "that of the rank"
     yield "changes", ", ".join(f"{n} layers {titles[part]}" for part, n in adapter["layers"].items() if n)
+    if adapter["words"]:
+        yield "words", ", ".join(adapter["words"])
     for key, value in adapter["metadata"].items():
         yield key, shortened(value)
 

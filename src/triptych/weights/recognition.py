@@ -103,9 +103,9 @@ def recognize(keys: StateDictKeys) -> Format | None:
 
 def looks_like(keys: StateDictKeys) -> str:
     """Return a guess, in words, of what an unknown checkpoint is."""
-    from triptych.weights.diffusion.lora import UP, layers_in  # imports all tables of diffusion
+    from triptych.weights.diffusion.adapters.tensors import methods  # imports all tables of diffusion
 
-    if layers_in(keys.shapes) and any(map(keys.any_endswith, UP)):
+    if methods(keys.shapes):
         return "a LoRA, which changes another model: give that one, and this with --lora"
     for part, title in _FAMILIAR:
         if any(part in key for key in keys.shapes):

@@ -52,6 +52,9 @@ def _tensor_views(value: Any) -> Iterator[tuple[str, TensorView]]:
     if any(key == "_parameters" for key, _ in _attributes(value)):
         yield from _module_state(value, "", set())
         return
+    if isinstance(value, list | tuple):  # of tensors, which get their numbers as names
+        yield from ((str(i), item) for i, item in enumerate(value) if isinstance(item, TensorView))
+        return
     for key, item in _attributes(value):
         if any(name == "_parameters" for name, _ in _attributes(item)):
             yield from _module_state(item, f"{key}/", set())
