@@ -202,6 +202,12 @@ def safetensors_bytes(header: object, data: bytes = b"", length: int | None = No
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
+def test_a_zip_member_without_a_name_is_refused(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(zipped(pickle.dumps({})).replace(b"archive/version", b"\0rchive/version"))
+    assert "without a name" in complaint(load, path)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -237,6 +237,10 @@ def test_broken_metadata(tmp_path, refusal):
     assert "no rows" in refusal(tmp_path)
     (tmp_path / "metadata.jsonl").write_bytes(b"\xff\xfe{")
     assert "UTF-8" in refusal(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "la\\u0000bel": "x"}\n')
+    assert "NUL character; rename the column" in refusal(tmp_path)
+    (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "a.png", "la\0bel": "x"}\n')
+    assert "NUL character" in refusal(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name\n")
     assert "both" in refusal(tmp_path)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.errors import UserError
+from triptych.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -220,12 +220,15 @@ def read_text(file: Path) -> str:
     """Read a UTF-8 text file.
 
     Raises:
-        UserError: the file cannot be read.
+        DataError: the file cannot be read, or is no text.
     """
     try:
-        return file.read_text("utf-8-sig")
+        text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{file} cannot be read ({problem}); save it as UTF-8 text") from problem
+        raise DataError(f"{file} cannot be read ({problem}); save it as UTF-8 text") from problem
+    if "\0" in text:
+        raise DataError(f"{file} contains a NUL character, so it is damaged or no text; save it as UTF-8 text")
+    return text
 
 
 def make_table(
@@ -239,7 +242,7 @@ def make_table(
         masks: name of the column of masks.
 
     Raises:
-        UserError: a column with values of different types.
+        DataError: a column with values of different types, or with a NUL character in its name.
     """
     import datasets
     import pyarrow
@@ -249,6 +252,9 @@ def make_table(
         fixed[masks] = datasets.Image(decode=False)
     if classes is not None:
         fixed["label"] = datasets.ClassLabel(names=classes)
+    for name in columns:
+        if "\0" in name:  # Arrow ends names there, so the column would not be found again
+            raise DataError(f"the column name {name!r} contains a NUL character; rename the column")
     plain = {name: _check_types(name, values) for name, values in columns.items() if name not in fixed}
     features = datasets.Features.from_arrow_schema(pyarrow.table(plain).schema)
     features.update({name: feature for name, feature in fixed.items() if name in columns})

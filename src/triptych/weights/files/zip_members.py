@@ -26,13 +26,13 @@ def list_members(path: Path) -> list[Member]:
     """Return the members of an archive, after checking their locations against the length of the file.
 
     Raises:
-        DamagedFileError: the file is no zip, has two members of one name, an encrypted member, or one that extends past
-            the end of the file.
+        DamagedFileError: the file is no zip, has two members of one name, a member without a name or encrypted, or one
+            that extends past the end of the file.
     """
     length = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
+            infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as problem:
         raise DamagedFileError(f"the archive is damaged or cut short ({problem})") from problem
     members, seen = [], set()
@@ -40,6 +40,8 @@ def list_members(path: Path) -> list[Member]:
         for info in infos:
             if info.filename in seen:
                 raise DamagedFileError(f"it contains {info.filename} twice")
+            if not info.filename:
+                raise DamagedFileError("it contains a member without a name")
             if info.flag_bits & 1:
                 raise DamagedFileError(f"{info.filename} is encrypted")
             seen.add(info.filename)
