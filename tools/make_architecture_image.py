@@ -14,11 +14,11 @@ BOX, TALL = 216, 58
 FOLDERS = {
     "cli": (372, 0, "the command line", "use"),
     "recipes": (60, 1, "complete run configurations", "train"),
-    "bench": (372, 1, "speed beside references", "use"),
+    "bench": (372, 1, "benchmarks against references", "use"),
     "plots": (684, 1, "arrays in, figures out", "leaf"),
     "training": (60, 2, "loop, tasks, checkpoints", "train"),
     "pipelines": (684, 2, "pixels and text in, results out", "use"),
-    "evaluation": (60, 3, "a trained model measured", "train"),
+    "evaluation": (60, 3, "metrics of trained models", "train"),
     "metrics": (60, 4, "update() and compute()", "leaf"),
     "weights": (372, 4, "checkpoint files and formats", "net"),
     "data": (684, 4, "files to batches", "leaf"),
@@ -43,8 +43,8 @@ COLORS = {
     "leaf": ("#f1f3f5", "#868e96"),
 }
 GROUPS = {
-    "use": "use",
-    "train": "train and evaluate",
+    "use": "command line and inference",
+    "train": "training and evaluation",
     "net": "networks and weights",
     "leaf": "import no other folder",
 }

@@ -92,8 +92,8 @@ def styles(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
         for j, concept in enumerate(CONCEPTS)
         if concept not in have[name]
     }
-    below = "One seed; rows are the requested style" + (
-        ", an orange edge: the style lacks this concept" if marked else ""
+    below = "One seed. Rows: the requested style" + (
+        ". Orange frame: the style has no image of this concept" if marked else ""
     )
     return captioned_grid(rows, "Prompts", below, row_words=names, column_words=CONCEPTS, marked=marked)
 
@@ -112,7 +112,7 @@ def unseen(pipe: tp.DiffusionPipeline, source: EmojiSource) -> Figure:
     return captioned_grid(
         blocks,
         "Unseen combinations",
-        "Above, concepts in styles that lack them; below, combinations that no style has. Seeds 0 to 3",
+        "Top: concepts in styles that lack them. Bottom: combinations that no style has. Seeds 0 to 3",
         row_words=prompts,
         row_margin=3.2,
     )
@@ -126,7 +126,7 @@ def guidance(pipe: tp.DiffusionPipeline) -> Figure:
     return captioned_grid(
         chunks([generate(pipe, [one])[0] for one in each], len(scales)),
         "Guidance",
-        "A scale of 1 is no guidance; the same noise along a row",
+        "Guidance scales, where 1 is no guidance; the noise is the same along a row",
         row_words=PROMPTS,
         column_words=[f"{scale:g}" for scale in scales],
         row_margin=2.2,

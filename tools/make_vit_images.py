@@ -91,12 +91,14 @@ def grids(net: ViT) -> Figure:
     old = net.config.grid
     wide = (old[0], round(old[1] * 1.5))
     tall, double = wide[::-1], (old[0] * 2, old[1] * 2)
-    named = ((old, "as learned"), (double, "twice the size"), (wide, "landscape"), (tall, "portrait"))
+    named = ((old, "as trained"), (double, "twice the size"), (wide, "landscape"), (tall, "portrait"))
     unit = 2.0 / old[1]
     sizes = [(unit * w, unit * h) if grid != double else (2.0, 2.0) for grid, _ in named for h, w in [grid]]
     page = style.figure(0.8 + sum(w for w, _ in sizes) + 0.45 * 3, 1.1 + max(h for _, h in sizes) + 0.55)
     style.heading(
-        page, "One position in four grids", "cosine of the marked patch's position with every other"
+        page,
+        "One position in four grids",
+        "cosine similarity of the marked position's embedding with every other",
     )
     x = 0.4
     for (grid, words), (width, height) in zip(named, sizes, strict=True):
@@ -125,7 +127,7 @@ def rollouts(explanations: dict[str, Explanation]) -> Figure:
     style.heading(
         page,
         "Attention rollout",
-        "through all blocks; below it the prediction, red where it is wrong",
+        "through all blocks; the prediction is below, in red if it is wrong",
     )
     for i, (label, one) in enumerate(explanations.items()):
         x = 0.4 + i * (side + gap)

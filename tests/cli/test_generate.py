@@ -354,14 +354,14 @@ def test_a_file_that_does_not_say_what_it_predicts(places, tmp_path, capsys):
 
 
 MISTAKES = [
-    ("", "ldm-emoji reads prompts, and none was given"),
+    ("", "ldm-emoji needs a prompt, and none was given"),
     ("apple --model {t}/none.safetensors", "none.safetensors"),
     ("apple --model vit-emoji", "ViT, which generates no images"),
-    ("--model {m}/text.safetensors", "reads prompts, and none was given"),
+    ("--model {m}/text.safetensors", "needs a prompt, and none was given"),
     ("apple --model {m}/classes.safetensors", "takes a class, not a prompt"),
-    ("--model {m}/classes.safetensors", "none was named"),
+    ("--model {m}/classes.safetensors", "needs a class, and none was given"),
     ("apple --model {m}/free.safetensors", "takes neither prompt nor class"),
-    ("--class owl --model {m}/text.safetensors", "takes no class"),
+    ("--class owl --model {m}/text.safetensors", "is not conditioned on classes"),
     ("--class owel --model {m}/classes.safetensors", "near names: owl"),
     ("--class 7 --model {m}/classes.safetensors", "class 7 is not from 0 to 1"),
     ("apple --class owl", "one or the other"),
@@ -400,9 +400,9 @@ MISTAKES = [
     ("--from {m}/plain.png", "has no generation metadata"),
     ("--from {t}/none.png", "none.png does not exist"),
     ("apple --out {t}/x.tiff", "written as .png"),
-    ("apple --strip {t}/x.gif", "x.gif: it is written as a PNG"),
+    ("apple --strip {t}/x.gif", "x.gif must be a PNG"),
     ("apple --preview {t}", "name a .png file"),
-    ("apple --out {m}/photo.png/x.png", "is no folder that can be written to"),
+    ("apple --out {m}/photo.png/x.png", "is not a writable folder"),
     ("--model {m}/map.safetensors", "semantic needs class_map (--class-map)"),
     ("--class-map {m}/photo.png --model {m}/map.safetensors", "one class number a pixel"),
     ("--class-map {m}/mask.png --model {m}/free.safetensors", "not semantic"),
@@ -518,8 +518,8 @@ def test_pictures_that_are_not_kept(places):
     ("typed", "named"),
     [
         ("--prompts {t}/none.txt", "none.txt cannot be read (No such file"),
-        ("--prompts {t}/empty.txt", "empty.txt holds no prompt"),
-        ("--prompts {t}/bytes.txt", "bytes.txt cannot be read (no UTF-8 text)"),
+        ("--prompts {t}/empty.txt", "empty.txt contains no prompt"),
+        ("--prompts {t}/bytes.txt", "bytes.txt cannot be read (not UTF-8 text)"),
         ("owl --prompts {t}/good.txt", "with a prompt or --class"),
     ],
 )

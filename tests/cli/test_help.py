@@ -1,5 +1,7 @@
 """Help answers at once: no torch, no matplotlib; and the flags of every verb are pinned here."""
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import pytest
 
 from triptych.cli import VERBS, main
+from triptych.cli.parsing import WrappedHelp
 
 # Changing a flag is changing what people typed into their scripts: change it here too, and in CHANGELOG.
 LEARNING = """
@@ -28,7 +31,7 @@ LEARNING = """
     --loop.on-nonfinite --loop.tensorboard
 """
 FLAGS = {
-    "bench": "--out --quick --short --compiled --json",
+    "bench": "SUITE --out --quick --short --compiled --json",
     "classify": "IMAGE... --model --top --dtype --compile --batch-size --workers --on-bad-image --json",
     "convert": "SRC DST --format --prediction --json",
     "demo": "--out --classifier --segmenter --generator --json",
@@ -104,7 +107,8 @@ def test_flags(verb, capsys, monkeypatch):
     name = r"^(?:│ | {2})(?:-h, )?(--\w[\w.-]*|\[?[A-Z]{2,}(?:-or-RUN|\.\.\.)?\]?)(?=\s)"
     listed = [match[1] for match in re.finditer(name, out, re.MULTILINE)]
     assert " ".join(name for name in listed if name != "--help") == " ".join(FLAGS[verb].split())
-    assert all(len(line) <= 100 for line in out.splitlines() if line.startswith((" ", "│")))
+    # Commands in the description of a recipe are indented by four, and may be longer.
+    assert all(len(line) <= 100 for line in out.splitlines() if not line.startswith("    "))
 
 
 def test_every_verb_is_listed_and_pinned(capsys):
@@ -113,6 +117,33 @@ def test_every_verb_is_listed_and_pinned(capsys):
     for verb, (_, _, words) in VERBS.items():
         assert re.search(rf"^  {verb} +{re.escape(words)}$", out, re.MULTILINE)
     assert {verb.split()[0] for verb in FLAGS} == set(VERBS)
+
+
+@pytest.mark.parametrize("args", [[], ["train"]])
+def test_lists_fit_a_terminal_of_80_columns(args, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(args) == 0
+    assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+
+
+def test_prose_is_wrapped_also_around_the_colors_of_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    usage = "\x1b[1musage:\x1b[0m triptych demo" + " [\x1b[1m--flag\x1b[0m]" * 8
+    frame, command = "\x1b[2m│\x1b[0m" + "x" * 70, "    triptych " + "x" * 70
+    prose = "a word " * 20
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stdout(WrappedHelp()):
+        print(f"{usage}\n\n\n{prose}\n\n{command}")
+        print(frame)
+    head, text, *rest = out.getvalue().split("\n\n")
+    assert head.startswith("usage: triptych demo [--flag]")
+    assert all(len(line) <= 60 for line in (head + "\n" + text).splitlines())
+    assert text.split() == prose.split()
+    assert rest == [f"{command}\n{frame}\n"]
+
+
+def test_a_flag_in_the_place_of_the_recipe_is_named(capsys):
+    assert main(["train", "--data", "emoji"]) == 2
+    assert "the first argument is --data, which must be a recipe" in capsys.readouterr().err
 
 
 def loaded_by(*args):
@@ -152,7 +183,7 @@ def test_console_script_and_module():
     ):
         done = subprocess.run([sys.executable, *command, "clasify"], capture_output=True, text=True)
         assert done.returncode == 2
-        assert done.stderr == "triptych: no verb is called 'clasify'; did you mean classify?\n"
+        assert done.stderr == "triptych: no command is called 'clasify'; did you mean classify?\n"
     done = subprocess.run([sys.executable, "-m", "triptych", "--version"], capture_output=True, text=True)
     assert done.stdout.startswith("triptych 0.")
 

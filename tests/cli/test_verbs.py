@@ -190,7 +190,7 @@ def test_info_of_a_segmenter(parser, capsys):
     assert "7: background, " in out
     net = tp.load(parser)
     assert f"{count_parameters(net):,}" in out
-    assert f"{count(count_macs(net, (1, 3, 32, 32)))} an image of 32x32" in out
+    assert f"{count(count_macs(net, (1, 3, 32, 32)))} per image of 32x32" in out
 
 
 @pytest.mark.parametrize("format", ["hf", "timm", "triptych"])

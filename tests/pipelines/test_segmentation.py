@@ -431,7 +431,7 @@ def test_the_wrong_kind_of_network(net, tmp_path):
         SegmentationPipeline(net)(tmp_path / "notes.txt")
     folder = tmp_path / "empty"
     folder.mkdir()
-    with pytest.raises(tp.UserError, match="no images below it"):
+    with pytest.raises(tp.UserError, match="contains no images"):
         SegmentationPipeline(net)(folder)
 
 

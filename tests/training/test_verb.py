@@ -108,7 +108,7 @@ def test_dry_run_in_words_and_in_json(short, tmp_path, capsys, monkeypatch):
     ("words", "said"),
     [
         (["vitt"], "no recipe is called 'vitt'; near names: vit"),
-        (["vit"], "no folder for the run was named; add --out RUN"),
+        (["vit"], "--out is missing; add --out RUN"),
         (["vit", "--out", "r", "--data", "absent"], "absent"),
         (["vit", "--out", "r", "--optim.lr", "-1"], "lr is -1.0, which must be positive"),
         (["vit", "--out", "r", "--optim.lrr", "1"], "--optim.lr"),

@@ -1,8 +1,7 @@
-"""The command line. A verb is a module with a typed dataclass whose fields are its flags and whose `run` does
-it.
+"""The command line. A command (verb) is a module with a dataclass: its fields are the flags, and `run` does the work.
 
-Nothing heavy is imported here: `triptych --help` reads a table, `triptych VERB --help` one small module and
-tyro, and torch comes in when a verb runs.
+Nothing heavy is imported here: `triptych --help` reads a table, `triptych COMMAND --help` imports one small module and
+tyro, and torch is imported when a command runs.
 """
 
 import importlib
@@ -14,29 +13,25 @@ from triptych.errors import ConfigError, TriptychError, near_names
 
 # Verb -> its module, the class or function in it, and what `triptych --help` says of it.
 VERBS: dict[str, tuple[str, str, str]] = {
-    "demo": ("demo", "Demo", "run the shipped networks on shipped images: triptych.png"),
+    "demo": ("demo", "Demo", "run the shipped networks on shipped images and plot triptych.png"),
     "list": ("list_models", "List", "list the networks that can be created by name"),
     "info": ("info", "Info", "describe a checkpoint file, folder or hub id"),
     "classify": ("classify", "Classify", "classify images"),
     "segment": ("segment", "Segment", "segment images: overlay, label map, legend, areas"),
-    "explain": (
-        "explain",
-        "Explain",
-        "attention heads, rollout, distances, positions and filters for an image",
-    ),
+    "explain": ("explain", "Explain", "plot attention heads, rollout, positions and filters"),
     "generate": ("generate", "generate", "generate images from a prompt, a class or an image"),
     "evaluate": (
         "evaluate",
         "Evaluate",
-        "accuracy or mIoU, per class, with a confusion matrix; Frechet distance",
+        "evaluate a model: accuracy, mIoU, confusion matrix, Fréchet distance",
     ),
-    "train": ("train", "train", "train or fine-tune on your images; the same command resumes"),
+    "train": ("train", "train", "train or fine-tune on your images; run it again to resume"),
     "plot": ("plot", "Plot", "plot the curves of a training run"),
-    "convert": ("convert", "Convert", "write a checkpoint in another library's format"),
+    "convert": ("convert", "Convert", "convert a checkpoint to another library's format"),
     "bench": ("bench", "bench", "benchmark against timm, transformers and diffusers"),
 }
 
-USAGE = "usage: triptych VERB [...]        triptych VERB --help        triptych --version"
+USAGE = "usage: triptych COMMAND [...]\n       triptych COMMAND --help\n       triptych --version"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,8 +69,8 @@ def _run(args: list[str]) -> int:
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         near = near_names(verb, VERBS, limit=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(VERBS)}"
-        raise ConfigError(f"no verb is called {verb!r}; {hint}")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(VERBS)}"
+        raise ConfigError(f"no command is called {verb!r}; {hint}")
     module, name, _ = VERBS[verb]
     target = getattr(importlib.import_module(f"triptych.cli.{module}"), name)
     if not isinstance(

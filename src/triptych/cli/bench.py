@@ -19,7 +19,9 @@ class Bench:
 
     A suite takes ten to thirty minutes; run nothing else meanwhile. References that are not installed are skipped and
     reported. `resume` has no reference: it kills training runs, compares them with uninterrupted ones, and times
-    checkpoints. `approximate` and `int8` compare opt-in approximations, and integer weights, with the exact network.
+    checkpoints. `data` measures memory against the number of examples, and needs 3 GB of temporary files. `bulk`
+    compares folders of up to 100,000 images with the network alone. `approximate` and `int8` compare opt-in
+    approximations, and integer weights, with the exact network.
     """
 
     suite: Annotated[
@@ -38,27 +40,28 @@ class Bench:
             "int8",
         ],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="vit|swin|ldm|train|parallel|resume|data|sweep|profile|bulk|approximate|int8"),
+        tyro.conf.arg(metavar="SUITE"),
     ]
-    """What to measure; data is memory against the number of examples, and needs 3 GB of temporary files; bulk is
-    folders of up to 100,000 images against the network alone."""
+    """vit, swin, ldm, train, parallel, resume, data, sweep, profile, bulk, approximate or int8."""
     out: Annotated[Path | None, flag("FOLDER", "print only")] = None
     """Folder for benchmarks.md and benchmarks.json; sections of other suites are kept."""
     quick: bool = False
-    """Tiny networks and few rounds: a smoke test, no measurement."""
+    """Tiny networks and few rounds: a smoke test, not a measurement."""
     short: bool = False
-    """ldm: bf16 alone, few rounds, and images of a tenth of the steps."""
+    """ldm: only bf16, few rounds, and a tenth of the sampler steps."""
     compiled: bool = False
-    """ldm and train: compiled networks too, which takes many minutes more. Others always measure what they compile."""
+    """ldm and train: also measure compiled networks, which takes many more minutes."""
     json: bool = False
     """Print everything as JSON."""
 
     def run(self) -> int:
         for name, suites in {"short": ["ldm"], "compiled": ["ldm", "train"]}.items():
             if getattr(self, name) and self.suite not in suites:
-                raise UserError(f"--{name} is of {' and '.join(suites)}, not of {self.suite}; leave it out")
+                raise UserError(
+                    f"--{name} applies to {' and '.join(suites)}, not to {self.suite}; leave it out"
+                )
         if self.quick and self.short:
-            raise UserError("--quick and --short are two plans; give one of them")
+            raise UserError("--quick and --short cannot be combined; give one of them")
         if importlib.util.find_spec("psutil") is None:
             raise UserError("triptych bench needs psutil; run: pip install 'triptych[bench]'")
         from triptych.bench.harness import report

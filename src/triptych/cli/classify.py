@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Classify:
-    """Classify images: the most probable classes of each, best first."""
+    """Classify images: print the most probable classes of each image, best first."""
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, flag("IMAGE...")] = ()
     """Image files, or folders of them."""
     model: str = SHIPPED_CLASSIFIER
     """A model's file, folder, hub id or name, or a RUN folder."""
     top: int = 5
-    """Number of classes."""
+    """Number of classes to print for each image."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision; auto is bf16 where the hardware multiplies it natively."""
+    """Precision; auto is bf16 if the hardware multiplies it natively, else fp32."""
     compile: bool = False
     """Compile the network's blocks: slow to start, faster for many images of one size."""
     batch_size: int = 64
@@ -70,7 +70,7 @@ def image_files(named: tuple[str, ...]) -> list[Path]:
     for path in map(Path, named):
         below = list(images_below(path)) if path.is_dir() else [path]
         if not below:
-            raise ConfigError(f"{path} has no images below it; give a folder of images")
+            raise ConfigError(f"{path} contains no images; give a folder of images")
         files += below
     return files
 

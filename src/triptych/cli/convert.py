@@ -20,7 +20,7 @@ class Convert:
     format: Annotated[str, tyro.conf.arg(metavar="F")]
     """triptych, timm, hf, torchvision, google, ..."""
     prediction: Annotated[Literal["eps", "v"] | None, flag("eps|v")] = None
-    """What a latent diffusion model's UNet predicts, where the file does not store it (Stable Diffusion 2)."""
+    """What a latent diffusion model's UNet predicts, if the file does not store it (Stable Diffusion 2)."""
     json: bool = False
     """Print what was written as JSON."""
 

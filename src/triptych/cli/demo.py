@@ -40,9 +40,9 @@ PROMPTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Run the shipped networks on shipped drawings of a held-out style, and draw one sheet of results.
+    """Run the shipped networks on images of a held-out emoji style, and plot the results on one page.
 
-    See: images, their five most probable classes and attention rollout. Parse: scenes of such drawings, the class of
+    See: images, their five most probable classes and attention rollout. Parse: scenes of such images, the class of
     every pixel, and the attention of one query point. Paint: images that latent diffusion generates from prompts, and
     the denoising steps of the first.
     """
@@ -50,9 +50,9 @@ class Demo:
     out: Path = Path("triptych.png")
     """PNG to write."""
     classifier: str = SHIPPED_CLASSIFIER
-    """Classifier of the emoji classes: a file, or a RUN folder."""
+    """Classifier with the emoji classes: a file, or a RUN folder."""
     segmenter: str = SHIPPED_SEGMENTER
-    """Segmenter of the scenes' classes."""
+    """Segmenter with the classes of the scenes: a file, or a RUN folder."""
     generator: str = SHIPPED_GENERATOR
     """Text-conditioned latent diffusion model, such as a RUN of `latent_diffusion_emoji`; "" for none."""
     json: bool = False

@@ -13,63 +13,64 @@ from triptych.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate a model on a data set, exactly, for any number of images.
+    """Evaluate a model on a data set.
 
-    A classifier: accuracy (top-1, top-5), of every class and coarser group. A segmenter: mIoU, pixel accuracy, IoU of
-    every class. An autoencoder: PSNR, SSIM, perceptual distance, and the Frechet and kernel distance of the
-    reconstructions. A latent diffusion model: --samples images, generated from the data's captions or classes, are
-    compared with the data: Frechet and kernel distance, precision, recall, density, coverage, and how often a
-    classifier finds in them what was asked for.
+    Classifiers: top-1 and top-5 accuracy, also per class and per coarser group. Segmenters: mIoU, pixel accuracy and
+    IoU per class. Autoencoders: PSNR, SSIM, perceptual distance, and the Fréchet and kernel distance of the
+    reconstructions. Latent diffusion models: --samples images are generated from captions or classes of the data and
+    compared with the data by Fréchet and kernel distance, precision, recall, density and coverage; a classifier
+    measures how often they show the requested class.
 
-    Writes metrics.json, and for classes a confusion matrix confusion.png, into --out or the RUN folder.
+    Writes metrics.json, and for classifiers and segmenters the confusion matrix confusion.png, into --out or the RUN
+    folder.
     """
 
     model: Annotated[str, tyro.conf.Positional, flag("[MODEL-or-RUN]")] = ""
-    """A model's file, folder, hub id or name, or a RUN folder. None if --samples is a folder."""
-    data: Annotated[str, flag("DATA", "a RUN's own")] = ""
+    """A model's file, folder, hub id or name, or a RUN folder. Leave it out if --samples is a folder."""
+    data: Annotated[str, flag("DATA", "that of the RUN")] = ""
     """emoji, a folder, tar shards, a parquet file or a hub id."""
     split: Annotated[str, flag("NAME", "the evaluation split")] = ""
     """One of the data's splits."""
-    batch_size: Annotated[int | None, flag("INT", "a RUN's own, else 64, of segmenters 4")] = None
+    batch_size: Annotated[int | None, flag("INT", "that of the RUN, else 64, for segmenters 4")] = None
     """Images per forward pass."""
     workers: int = 2
     """Worker processes that read and decode."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of products; auto is bf16 where the hardware multiplies it natively."""
+    """Precision of matrix products; auto is bf16 if the hardware multiplies it natively, else fp32."""
     compile: bool = False
     """Compile the network's blocks: slow to start, faster for many images of one size."""
     on_bad_image: Literal["fail", "skip"] = "skip"
     """Stop at an image that cannot be read, or skip and report it."""
     image_column: Annotated[str | None, flag("NAME")] = None
-    """Column of the images, where there are several."""
+    """Column of the images, if there are several candidates."""
     label_column: Annotated[str | None, flag("NAME")] = None
-    """Column of the labels, where there are several."""
+    """Column of the labels, if there are several candidates."""
     mask_column: Annotated[str | None, flag("NAME")] = None
-    """Column of the masks, where there are several."""
-    ignore_index: Annotated[int | None, flag("INT", "a RUN's own")] = None
-    """Mask value that is no class, besides 255."""
+    """Column of the masks, if there are several candidates."""
+    ignore_index: Annotated[int | None, flag("INT", "that of the RUN")] = None
+    """Mask value to ignore, in addition to 255."""
     reduce_zero_label: bool = False
-    """Mask value 0 is no class, and 1 is the first class."""
+    """Ignore 0 in masks and take 1 as the first class."""
     size: Annotated[str, flag("PIXELS-or-WxH", "the model's own")] = ""
     """Segmenters: resize images to this shorter side. Others: width and height of generated images."""
     window: Annotated[str, flag("WxH")] = ""
     """Segmenters: slide a window of this width and height in pixels over each image."""
     overlap: float = 0.5
-    """Overlap of adjacent windows, as a share of the window."""
+    """Overlap of adjacent windows, as a fraction of the window."""
     scales: tuple[float, ...] = (1.0,)
     """Segmenters: average over these relative sizes, for example 0.75 1 1.5."""
     flip: bool = False
     """Segmenters: average with the horizontally flipped image."""
     caption_column: Annotated[str | None, flag("NAME")] = None
-    """Column of the captions, where there are several."""
+    """Column of the captions, if there are several candidates."""
     samples: Annotated[str, flag("N-or-DIR", "1000")] = ""
     """Number of images to generate; or a folder of generated images, of any origin."""
-    extractor: Annotated[str, flag("MODEL", "an autoencoder run's own, else vit-emoji")] = ""
-    """Feature extractor for distances (fp32): a ViT (DINOv2 too), a Swin, or inception."""
+    extractor: Annotated[str, flag("MODEL", "that of an autoencoder's RUN, else vit-emoji")] = ""
+    """Feature extractor for distances, in fp32: a ViT (also DINOv2), a Swin, or inception."""
     reference: Annotated[Path | None, flag("FILE", "in the cache")] = None
-    """Statistics of the real images: computed once; with it --data can be left out."""
-    classifier: Annotated[str, flag("MODEL", "vit-emoji, for its classes")] = ""
-    """Classifier that looks for the requested class in generated images; "none" for none."""
+    """File for the statistics of the real images. They are computed once; then --data can be left out."""
+    classifier: Annotated[str, flag("MODEL", "vit-emoji, if it has the data's classes")] = ""
+    """Classifier that looks for the requested class in generated images; "none" turns it off."""
     num_steps: int = 30
     """Sampler steps."""
     guidance_scale: Annotated[float | None, flag("FLOAT", "the model's own, else 7.5, 1.5 for classes")] = (
@@ -77,9 +78,9 @@ class Evaluate:
     )
     """Classifier-free guidance; 1 is off."""
     sampler: str = "dpm++2m"
-    """As for generate."""
+    """Sampler, as in triptych generate."""
     seed: int = 0
-    """Random seed of the first generated image, each further adds one; also chooses the captions."""
+    """Random seed of the first generated image; each further image adds one. Also selects the captions."""
     out: Annotated[Path | None, flag("FOLDER", "the RUN folder")] = None
     """Folder to write into."""
     json: bool = False

@@ -56,9 +56,9 @@ class SamplingFlags(SamplingOptions):
 class Generate:
     """Generate images with a latent diffusion model.
 
-    --init-image changes an image, with --mask-image only where the mask is white; a model made to upscale enlarges it.
-    Files hold all settings: --from FILE generates the same pixels again, and further flags replace its settings.
-    Images are written as they finish; Ctrl-C stops after the current step and writes what is done.
+    --init-image changes an image, with --mask-image only where the mask is white; an upscaling model enlarges it.
+    Image files store all settings: --from FILE generates the same pixels again, and other flags override its settings.
+    Images are written as they finish; Ctrl-C stops after the current step and writes the images so far.
     """
 
     prompt: Annotated[str | None, tyro.conf.Positional, flag("[PROMPT]")] = None
@@ -68,7 +68,7 @@ class Generate:
     class_: Annotated[str | None, flag("NAME-or-NUMBER", name="class")] = None
     """Class to generate. Class-conditional models only."""
     box: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], flag("CLASS:LEFT,TOP,RIGHT,BOTTOM")]] = ()
-    """Place of an object, corners from 0 to 1; repeat for each. Layout-conditioned models only."""
+    """Bounding box of an object, coordinates from 0 to 1; repeat for more. Layout-conditioned models only."""
     model: Annotated[str, flag("STR", f"{SHIPPED_GENERATOR}, or that of --from")] = ""
     """A latent diffusion model's file, folder, hub id or name, or a RUN folder."""
     num_images: int = 1
@@ -76,27 +76,27 @@ class Generate:
     size: Annotated[str, flag("WxH")] = ""
     """Width and height in pixels, in place of --width and --height."""
     from_: Annotated[Path | None, flag("PNG", name="from")] = None
-    """Image of this program or of AUTOMATIC1111's web UI to generate again."""
+    """Image to generate again, by Triptych or AUTOMATIC1111's web UI; its settings become the defaults."""
     lora: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], flag("FILE[:WEIGHT]")]] = ()
-    """LoRA file, RUN, or name in --lora-dir; repeat for each. <lora:NAME:WEIGHT> in the prompt does the same."""
+    """LoRA file, RUN, or name in --lora-dir; repeat for more. <lora:NAME:WEIGHT> in the prompt does the same."""
     lora_dir: Annotated[Path | None, flag("DIR", "the model's folder")] = None
-    """Folder in which LoRAs are found by name."""
+    """Folder in which LoRAs are looked up by name."""
     embedding: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], flag("FILE[:WORD]")]] = ()
-    """Textual inversion file or RUN whose word the prompt may use; repeat for each. WORD renames it."""
+    """Textual inversion file or RUN whose word the prompt may use; repeat for more. WORD renames it."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE-or-DIR")] = Path("generated")
     """A .png, .jpg or .webp file, or a folder, whose files are numbered consecutively."""
     skip_existing: bool = False
     """Skip images that --out already has with the same settings, to resume a run that was stopped."""
     strip: Annotated[Path | None, flag("PNG")] = None
-    """Also draw the denoising steps of the first image."""
+    """Also plot the denoising steps of the first image."""
     preview: Annotated[Path | None, flag("PNG")] = None
     """Preview image, updated while sampling, at most once a second."""
     batch_size: int = 1
     """Images per forward pass; above 1 a pixel may differ by 1 of 255."""
     prediction: Annotated[Literal["eps", "v"] | None, flag("eps|v")] = None
-    """What the UNet predicts, where the model's file does not store it (Stable Diffusion 2)."""
+    """What the UNet predicts, if the model's file does not store it (Stable Diffusion 2)."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision; auto is bf16 where the hardware multiplies it natively, and with --from the image's."""
+    """Precision; auto is bf16 if the hardware multiplies it natively, else fp32; with --from, that of the image."""
     compile: bool = False
     """Compile the network's blocks: slow to start, faster for many images of one size."""
     json: bool = False
@@ -173,10 +173,10 @@ class Generate:
         try:
             lines = [line.strip() for line in self.prompts.read_text("utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as problem:
-            why = getattr(problem, "strerror", None) or "no UTF-8 text"
+            why = getattr(problem, "strerror", None) or "not UTF-8 text"
             raise ConfigError(f"--prompts {self.prompts} cannot be read ({why}); name a text file") from None
         if not any(lines):
-            raise ConfigError(f"--prompts {self.prompts} holds no prompt; write one per line")
+            raise ConfigError(f"--prompts {self.prompts} contains no prompt; write one per line")
         return [line for line in lines if line]
 
     def _record(self, source: GenerationRecord, typed: SamplingOptions) -> GenerationRecord:
@@ -204,15 +204,15 @@ class Generate:
     def _check(self, record: GenerationRecord, typed: SamplingOptions) -> None:
         """Raise what is wrong without the model, which takes a while to load."""
         if typed.mask_image and not record.init_image:
-            raise ConfigError("--mask-image masks an image to change; name that with --init-image IMAGE")
+            raise ConfigError("--mask-image needs an image to change; add --init-image IMAGE")
         if typed.strength is not None and not typed.init_image and self.from_ is None:
-            raise ConfigError("--strength is for an image to change; name that with --init-image IMAGE")
+            raise ConfigError("--strength needs an image to change; add --init-image IMAGE")
         if self.prompts is not None and (self.prompt is not None or self.class_ is not None):
-            raise ConfigError("--prompts is given with a prompt or --class; give one of them")
+            raise ConfigError("--prompts cannot be combined with a prompt or --class; give one of them")
         if self.prompts is not None:
             self._prompts(record)
         if self.class_ is not None and self.prompt is not None:
-            raise ConfigError("a prompt and --class are both given; a model takes one or the other")
+            raise ConfigError("a prompt and --class are both given; give the one that the model takes")
         if self.num_images < 1 or self.batch_size < 1:
             raise ConfigError(
                 f"num_images {self.num_images} and batch_size {self.batch_size} must be at least 1"
@@ -223,7 +223,7 @@ class Generate:
             )
         for name, place in (("--strip", self.strip), ("--preview", self.preview)):
             if place is not None and place.suffix.lower() != ".png":
-                raise ConfigError(f"{name} {place}: it is written as a PNG; name a .png file")
+                raise ConfigError(f"{name} {place} must be a PNG; name a .png file")
         for place in (self.out, self.strip, self.preview):
             if place is not None:
                 require_writable(place)
@@ -246,7 +246,7 @@ class Generate:
         if record.model == SHIPPED_GENERATOR or Path(record.model).exists():
             return record.model
         raise ConfigError(
-            f"the model that made it, {record.model}, does not exist; name one with --model FILE"
+            f"the model of this image, {record.model}, does not exist; name a model with --model FILE"
         )
 
     def _task(self, record: GenerationRecord, pipe: "DiffusionPipeline") -> GenerationRecord:
@@ -256,7 +256,7 @@ class Generate:
         config = pipe.config
         if self.class_ is not None:
             if config.classes is None:
-                raise ConfigError(f"{pipe.source} takes no class; leave --class out")
+                raise ConfigError(f"{pipe.source} is not conditioned on classes; leave --class out")
             return with_class(replace(record, task="class_conditional"), self.class_, config, pipe.card)
         if "layout" in config.tasks or record.boxes:
             return replace(record, task="layout")
@@ -267,9 +267,9 @@ class Generate:
         if record.init_image or self.from_ or self.prompts or self.prompt is not None:
             return record
         if config.condition == "text":
-            raise ConfigError(f"{pipe.source} reads prompts, and none was given: triptych generate PROMPT")
+            raise ConfigError(f"{pipe.source} needs a prompt, and none was given: triptych generate PROMPT")
         if config.condition == "class":
-            raise ConfigError(f"{pipe.source} takes a class, and none was named: --class NAME-or-NUMBER")
+            raise ConfigError(f"{pipe.source} needs a class, and none was given; add --class NAME-or-NUMBER")
         return replace(record, task="unconditional")
 
 
@@ -363,6 +363,4 @@ def require_writable(place: Path) -> None:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StorageError(
-            f"cannot write {place}: {folder} is no folder that can be written to; choose another place"
-        )
+        raise StorageError(f"cannot write {place}: {folder} is not a writable folder; choose another one")

@@ -20,7 +20,7 @@ class Info:
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """A model's file, folder, hub id or name, or a RUN folder."""
     json: bool = False
-    """Print everything as JSON, every class name included."""
+    """Print everything as JSON, including all class names."""
 
     def run(self) -> int:
         from triptych.weights import inspect
@@ -56,7 +56,7 @@ def described(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "network", f"{known.family}: {known.form}"
     yield "parameters", f"{info['parameters']:,}"
     if macs := multiply_accumulates(config, known.macs):
-        yield "MACs", f"{count(macs)} an image of {known.size}"
+        yield "MACs", f"{count(macs)} per image of {known.size}"
     yield "fits", "yes, every tensor" if info["fits"] is None else info["fits"]
     yield "", ""
     p = info["preprocess"]

@@ -12,14 +12,14 @@ from triptych.cli.output import count, print_json, table
 class List:
     """List the networks that `triptych.create` and `triptych train` know by name.
 
-    Parameters and multiply-accumulates (MACs) are for the size shown, with its classes: per image, for an autoencoder
-    encoding and decoding, for a diffusion model one step.
+    Parameters and multiply-accumulates (MACs) are those at the image size and number of classes shown. MACs are per
+    image: of a forward pass, of encoding and decoding (autoencoders), or of one step (diffusion models).
     """
 
     pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PATTERN]")] = "*"
     """A shell pattern, such as "swin*"; quote it."""
     json: bool = False
-    """Print a JSON list, whole configs included."""
+    """Print a JSON list that includes the complete configs."""
 
     def run(self) -> int:
         from triptych.cli.model_summary import describe

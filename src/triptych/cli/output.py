@@ -17,7 +17,7 @@ SHIPPED_GENERATOR = "ldm-emoji"  # of generate
 
 Workers = Annotated[
     int | None,
-    tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one less than the cores, at most 8)"),
+    tyro.conf.arg(metavar="INT", help_behavior_hint="(default: number of cores minus one, at most 8)"),
 ]
 
 

@@ -4,7 +4,9 @@ import contextlib
 import io
 import logging
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -35,6 +37,44 @@ class _Page(io.StringIO):
     encoding = "utf-8"
 
 
+class WrappedHelp:
+    """Standard output that wraps the prose of a help page at the terminal's width; tyro wraps only its frames."""
+
+    def __init__(self) -> None:
+        self.stdout = sys.stdout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stdout, name)
+
+    def flush(self) -> None:
+        self.stdout.flush()
+
+    def write(self, text: str) -> int:
+        return self.stdout.write("\n\n".join(map(_filled, re.split(r"\n{2,}", text))))
+
+
+def _filled(paragraph: str) -> str:
+    """Return a paragraph wrapped at the terminal's width; frames and indented commands stay as they are."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", paragraph)  # without a terminal's colors
+    if not plain.strip() or any(line[:1] in (" ", "│", "╭", "╰") for line in plain.split("\n")):
+        return paragraph
+    indent = " " * len("usage: ") if plain.startswith("usage: ") else ""
+    return in_columns("", plain, indent)
+
+
+def in_columns(start: str, text: str, indent: str) -> str:
+    """Return `start` and `text`, wrapped at the terminal's width; further lines begin with `indent`."""
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=start,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def parse(cls: type[T], args: Sequence[str], prog: str, default: Any = None, description: str = "") -> T:
     """The dataclass `cls` filled from `args`. `--help` prints and exits.
 
@@ -50,7 +90,10 @@ def parse(cls: type[T], args: Sequence[str], prog: str, default: Any = None, des
     page, helped = _Page(), bool({"-h", "--help"} & set(args))
     more = {"default": default} if default is not None else {}
     try:
-        with contextlib.redirect_stderr(page), contextlib.redirect_stdout(sys.stdout if helped else _Page()):
+        with (
+            contextlib.redirect_stderr(page),
+            contextlib.redirect_stdout(WrappedHelp() if helped else _Page()),
+        ):
             return tyro.cli(
                 cls, args=list(args), prog=prog, description=description or None, config=CONFIG, **more
             )

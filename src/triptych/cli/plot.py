@@ -14,7 +14,7 @@ class Plot:
     """Plot a training run's curves: losses, scores, learning rate, speed."""
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a training run, which holds log.jsonl; or such a file."""
+    """Folder of a training run, or its log.jsonl."""
     out: Annotated[Path | None, flag("PNG", "curves.png in the run's folder")] = None
     """PNG to write."""
 

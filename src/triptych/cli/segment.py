@@ -27,8 +27,8 @@ class Segment:
     """Segment images: predict the class of every pixel.
 
     Writes for each image NAME.overlay.png, NAME.labels.png (a pixel's value is the index of its class), NAME.legend.png
-    and NAME.json with the area, share and box of each class. Images below a folder keep their place below --out. For
-    more than 32 images only labels and json are written by default: drawing a legend takes a second.
+    and NAME.json with the area, share and box of each class. Images from a folder keep their relative paths in --out.
+    For more than 32 images, only labels and json are written by default, because a legend takes a second to draw.
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, flag("IMAGE...")] = ()
@@ -46,13 +46,13 @@ class Segment:
     window: Annotated[str, flag("WxH")] = ""
     """Slide a window of this width and height in pixels over each image, at its own size or at --size."""
     overlap: float = 0.5
-    """Overlap of adjacent windows, as a share of the window."""
+    """Overlap of adjacent windows, as a fraction of the window."""
     scales: tuple[float, ...] = (1.0,)
     """Average over these relative sizes, for example 0.75 1 1.5."""
     flip: bool = False
     """Average with the horizontally flipped image."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision; auto is bf16 where the hardware multiplies it natively."""
+    """Precision; auto is bf16 if the hardware multiplies it natively, else fp32."""
     compile: bool = False
     """Compile the network's blocks: slow to start, faster for many images of one size."""
     batch_size: int = 4
@@ -123,13 +123,13 @@ def destinations(named: tuple[str, ...]) -> dict[Path, Path]:
 
     if not named:
         raise ConfigError(
-            "no image is given; name image files or folders: triptych segment IMAGE... --out DIR"
+            "no image is given; pass image files or folders: triptych segment IMAGE... --out DIR"
         )
     places: dict[Path, Path] = {}
     for path in map(Path, named):
         below = list(images_below(path)) if path.is_dir() else [path]
         if not below:
-            raise ConfigError(f"{path} has no images below it; give a folder of images")
+            raise ConfigError(f"{path} contains no images; give a folder of images")
         for file in below:
             places.setdefault(file, file.relative_to(path) if path.is_dir() else Path(file.name))
     often = Counter(place.with_suffix("") for place in places.values())

@@ -21,9 +21,9 @@ class Train:
     out: Path | None = None
     """Folder of the run. The same command resumes from its newest checkpoint."""
     dry_run: bool = False
-    """Show the whole config, sizes, cost, and estimates of time and memory from a few steps; write nothing."""
+    """Print the config, sizes, cost, and estimates of time and memory from a few steps; write nothing."""
     json: bool = False
-    """Print the outcome as JSON."""
+    """Print the result as JSON."""
 
 
 def command_of(config: RunConfig) -> Any:
@@ -35,18 +35,23 @@ def command_of(config: RunConfig) -> Any:
 
 def train(args: Sequence[str]) -> int:
     """The first argument is the recipe, whose config gives the flags and their defaults."""
+    from triptych.cli.parsing import in_columns, logged_to_stderr, parse
     from triptych.recipes import RECIPES, recipe
 
     if not args or args[0] in ("-h", "--help"):
         print("usage: triptych train RECIPE --data DATA --out RUN [--any.field VALUE]\n")
         width = max(map(len, RECIPES))
         for name in RECIPES:
-            print(f"  {name:<{width}}  {(recipe(name).__doc__ or '').splitlines()[0]}")
-        print("\ntriptych train RECIPE --help lists every flag. The same command again resumes.")
-        print("Exit code 130: interrupted; checkpoint written. 2: wrong arguments, or a full disk.")
+            summary = (recipe(name).__doc__ or "").splitlines()[0]
+            print(in_columns(f"  {name:<{width}}  ", summary, " " * (width + 4)))
+        print("\n`triptych train RECIPE --help` lists all flags.")
+        print("Ctrl-C writes a checkpoint and exits with code 130; errors exit with code 2.")
+        print("To resume, run the same command again.")
         return 0
-    from triptych.cli.parsing import logged_to_stderr, parse
-
+    if args[0].startswith("-"):
+        raise UserError(
+            f"the first argument is {args[0]}, which must be a recipe; `triptych train` lists them"
+        )
     make = recipe(args[0])
     default = command_of(make())
     command = parse(
@@ -57,7 +62,9 @@ def train(args: Sequence[str]) -> int:
         description=inspect.getdoc(make) or "",
     )
     if command.out is None and not command.dry_run:
-        raise UserError("no folder for the run was named; add --out RUN, or --dry-run to look first")
+        raise UserError(
+            "--out is missing; add --out RUN, the folder of the run, or --dry-run to print the plan"
+        )
     with logged_to_stderr():
         if command.dry_run:
             return _dry_run(command.config, command.json)
@@ -104,8 +111,10 @@ def _dry_run(config: RunConfig, as_json: bool) -> int:
     print(
         f"parameters   {count(plan['parameters'])}, of which {count(plan['parameters_trained'])} are trained"
     )
-    print(f"FLOPs        {count(plan['flops_per_image'])} an image, forward (twice the multiply-accumulates)")
+    print(
+        f"FLOPs        {count(plan['flops_per_image'])} per image, forward pass (twice the multiply-accumulates)"
+    )
     print(f"steps        {plan['steps']:,} of {plan['seconds_per_step']:.2f} s on {plan['device']}")
     print(f"time         {plan['hours'] * 60:,.1f} minutes without evaluations")
-    print(f"memory       {plan['peak_memory_bytes'] / 1e9:.2f} GB at the highest")
+    print(f"memory       {plan['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
     return 0

@@ -93,9 +93,7 @@ class ImagePipeline:
         """
         if isinstance(images, str | os.PathLike) and os.path.isdir(images):
             return many(
-                _require_some(
-                    images_below(images), f"{images} has no images below it; give a folder of images"
-                )
+                _require_some(images_below(images), f"{images} contains no images; give a folder of images")
             )
         if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
             return one(images)

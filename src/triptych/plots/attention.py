@@ -14,7 +14,7 @@ def attention_heads(
     heads: Float[np.ndarray, "blocks heads h w"],
     readout: str = "",
     names: Sequence[str] | None = None,
-    title: str = "Every head",
+    title: str = "Attention heads",
 ) -> Figure:
     """One small map a head: a column a block, so that depth goes right, and a row a head.
 
@@ -36,8 +36,8 @@ def attention_heads(
     )  # the image stands at the left, the maps to its right
     bottom = max(count * (high + gap), 1.6 * H / W)
     fig = style.figure(max(first + blocks * (wide + gap) + 0.4, 7.6), top + bottom + 0.35)
-    whose = f"what the {readout} attends to" if readout else "what is attended to"
-    style.heading(fig, title, f"{whose}, {count} heads a block; each map on its own scale")
+    whose = f"attention of the {readout}" if readout else "attention to each patch"
+    style.heading(fig, title, f"{whose}, {count} heads per block; each map has its own scale")
     style.show_image(style.axes(fig, 0.4, top, 1.6, 1.6 * H / W), image)
     style.text(fig, first - 0.12, top - 0.1, "block", 8, style.FAINT, ha="right")
     for block in range(blocks):
@@ -72,7 +72,7 @@ def attention_distance(
     distances: Float[np.ndarray, "blocks heads"],
     size: tuple[int, int],
     grid: tuple[int, int],
-    title: str = "How far the heads look",
+    title: str = "Attention distance",
 ) -> Figure:
     """Mean attention distance by depth: a dot a head, a line through each block's mean (ViT, Figure 7,
     right).
@@ -84,7 +84,7 @@ def attention_distance(
     """
     blocks, heads = distances.shape
     fig = style.figure(6.4, 4.4)
-    style.heading(fig, title, "mean distance in pixels from a patch to what it attends to; a dot a head")
+    style.heading(fig, title, "mean distance in pixels from a patch to what it attends to; one dot per head")
     ax = style.quiet(style.axes(fig, 0.85, 1.05, 5.15, 2.75))
     depth = np.arange(1, blocks + 1)
     ax.plot(depth, distances.mean(1), color=style.BLUE, linewidth=1.6, zorder=2)
@@ -94,7 +94,7 @@ def attention_distance(
     even = distance_of_even_attention(size, grid)
     ax.axhline(even, color=style.ORANGE, linewidth=1, linestyle=(0, (4, 3)))
     ax.annotate(
-        "attention spread evenly", (0, even), (6, 4), textcoords="offset points",
+        "uniform attention", (0, even), (6, 4), textcoords="offset points",
         xycoords=("axes fraction", "data"), fontsize=8, color=style.ORANGE,
     )  # fmt: skip
     ax.set(xlabel="block", ylabel="pixels", xlim=(0.5, blocks + 0.5), ylim=(0, None))

@@ -20,7 +20,7 @@ def confusion(
     matrix: Int[np.ndarray, "C C"],
     names: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
-    title: str = "Confusion",
+    title: str = "Confusion matrix",
     counted: str = "images",
 ) -> Figure:
     """Rows are the truth, columns the prediction, each row shared out to 1: right in blue, wrong in orange.
@@ -50,8 +50,8 @@ def confusion(
     style.heading(
         fig,
         title,
-        f"{matrix.trace() / max(seen.sum(), 1):.1%} of {seen.sum():,} {counted} right, {C:,} classes"
-        + ("; in each cell the percentage of its row" if C <= MOST_WITH_NUMBERS else ""),
+        f"{matrix.trace() / max(seen.sum(), 1):.1%} of {seen.sum():,} {counted} correct, {C:,} classes"
+        + ("; each cell has the percentage of its row" if C <= MOST_WITH_NUMBERS else ""),
     )
     ax = style.axes(fig, left, top, side, side)
     (_cells if labeled else _dots)(ax, share, side)

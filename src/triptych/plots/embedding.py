@@ -23,7 +23,7 @@ def patch_filters(
     rows = -(-n // columns)
     cell, gap, note = 0.78, 0.08, 0.16 if share is not None else 0.0
     fig = style.figure(max(0.8 + columns * (cell + gap), 5.2), 1.0 + rows * (cell + gap + note) + 0.3)
-    style.heading(fig, title, f"first {n} principal components of the first projection of pixels")
+    style.heading(fig, title, f"first {n} principal components of the filters of the patch embedding")
     for i, component in enumerate(filters):
         x, y = 0.4 + i % columns * (cell + gap), 1.0 + i // columns * (cell + gap + note)
         shown = 0.5 + 0.5 * component / max(float(np.abs(component).max()), 1e-12)
@@ -50,7 +50,7 @@ def position_similarity(
     width = 5.4 if w >= h else 5.4 * w / h
     height = width * h / w
     fig = style.figure(0.75 + width + 1.1, 1.15 + height + 0.55)
-    style.heading(fig, title, "cosine of the embedding at row, column with every other")
+    style.heading(fig, title, "cosine similarity of the embedding at (row, column) with every other")
     ax = style.axes(fig, 0.75, 1.05, width, height)
     shown = ax.imshow(mosaic, aspect="auto", cmap=style.SIMILARITY, vmin=-1, vmax=1, interpolation="nearest")
     step = -(-max(h, w) // 16)

@@ -39,7 +39,7 @@ def point_attention(
     rows = -(-len(blocks) // across)
     fig = style.figure(max(0.66 + across * (wide + gap), 5.2), top + rows * (high + note + gap) + 0.25)
     style.heading(
-        fig, title, f"from x {point[0]:.0f}, y {point[1]:.0f}; mean of the heads; lines part windows"
+        fig, title, f"at x {point[0]:.0f}, y {point[1]:.0f}; mean of the heads; lines separate windows"
     )
     for i, (s, heat) in enumerate(blocks):
         x, y = 0.4 + i % across * (wide + gap), top + i // across * (high + note + gap)

@@ -32,9 +32,7 @@ def hierarchy(
     wide, gap, top = 2.2, 0.16, 1.3
     high = wide * H / W
     fig = style.figure(0.8 + len(strides) * (wide + gap) - gap, top + high + 0.3)
-    style.heading(
-        fig, title, f"{H} x {W} pixels; thin lines are cells, thick ones the windows that attention stays in"
-    )
+    style.heading(fig, title, f"{H} x {W} pixels; thin lines are cells, thick lines are attention windows")
     pale = np.rint(0.6 * image + 0.4 * 255).astype(np.uint8)
     for s, (stride, width, window) in enumerate(zip(strides, widths, windows, strict=True)):
         x = 0.4 + s * (wide + gap)
@@ -76,19 +74,19 @@ def cyclic_shift(
         fig,
         title,
         f"a map of {size[0]} x {size[1]} cells, windows of {window[0]} x {window[1]}, shifted by {shift[0]} and "
-        f"{shift[1]}; a number is a cell, cells of one color see each other",
+        f"{shift[1]}; numbers are cells; cells of one color attend to each other",
     )
     numbers = np.full((H, W), -1)
     numbers[: size[0], : size[1]] = np.arange(size[0] * size[1]).reshape(size)
     plain, regions = _regions((H, W), window, (0, 0)), _regions((H, W), window, shift)
     rolled = _tiled(np.where(sources < size[0] * size[1], sources, -1), rows, columns, window)
-    padded = ", padding without numbers" if size != (H, W) else ""
+    padded = ", padding has no numbers" if size != (H, W) else ""
     shown = (
         ("W-MSA", f"{rows * columns} windows{padded}", numbers, plain, (0, 0)),
         ("SW-MSA", f"shifted: {regions.max() + 1} regions", numbers, regions, shift),
         (
             "cyclic shift",
-            "rolled up and left, cut as before",
+            "rolled up and left, same windows",
             rolled,
             np.roll(regions, [-s for s in shift], (0, 1)),
             (0, 0),
@@ -104,7 +102,7 @@ def cyclic_shift(
         _rules(ax, [np.array(e[1:-1]) / e[-1] for e in ends], 1.3)
     x = 0.4 + 3 * (side + gap)
     style.text(fig, x, top - 0.28, "mask", 10, style.INK)
-    style.text(fig, x, top - 0.1, "of each window; dark is -inf", 8, style.SOFT)
+    style.text(fig, x, top - 0.1, "one per window; dark is -inf", 8, style.SOFT)
     part, tall = (side - (columns - 1) * 0.12) / columns, (high - (rows - 1) * 0.12) / rows
     for n, matrix in enumerate(mask):
         r, c = divmod(n, columns)
@@ -128,7 +126,9 @@ def position_bias(
     most = max(len(table) for table in tables)
     cell, gap, left, top = min(0.62, 9.0 / most), 0.07, 1.75, 0.95
     fig = style.figure(max(left + most * (cell + gap) + 0.4, 5.6), top + len(tables) * (cell + gap) + 0.3)
-    style.heading(fig, title, "by offset, the cell itself in the middle; blue is more, orange less")
+    style.heading(
+        fig, title, "by offset from the query cell, in the middle; blue is positive, orange negative"
+    )
     for i, (name, table) in enumerate(zip(names, tables, strict=True)):
         y = top + i * (cell + gap)
         style.text(fig, left - 0.14, y + cell / 2 + 0.04, name, 8, style.SOFT, ha="right")

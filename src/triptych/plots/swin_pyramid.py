@@ -31,16 +31,16 @@ def feature_pyramid(
     high = wide * H / W
     fig = style.figure(left + (len(colors) + 1) * (wide + gap) + 0.26, top + 2 * high + 0.8)
     style.heading(
-        fig, title, "three principal components of each map's directions as red, green, blue; and lengths"
+        fig, title, "top: first three principal components of the normalized features, as red, green and blue"
     )
     style.show_image(style.axes(fig, left, top, wide, high), image)
     below = top + high + 0.42
-    style.text(fig, left, below + 0.15, "length of each cell,", 8.5, style.SOFT)
-    style.text(fig, left, below + 0.33, "from least to most", 8.5, style.SOFT)
+    style.text(fig, left, below + 0.15, "bottom: norm of each cell,", 8.5, style.SOFT)
+    style.text(fig, left, below + 0.33, "light is smallest", 8.5, style.SOFT)
     for s, (shown, lengths) in enumerate(zip(colors, norms, strict=True)):
         x = left + (s + 1) * (wide + gap)
         h, w = lengths.shape
-        style.text(fig, x, top - 0.1, f"stage {s + 1}: {h} x {w} of {strides[s]} px", 8.5, style.SOFT)
+        style.text(fig, x, top - 0.1, f"stage {s + 1}: {h} x {w} cells of {strides[s]} px", 8.5, style.SOFT)
         style.show_image(style.axes(fig, x, top, wide, high), shown)
         style.text(fig, x, top + high + 0.17, f"{share[s].sum():.0%} of the variance", 8, style.FAINT)
         lit = style.BLUES(style.unit(lengths))[..., :3]
