@@ -35,26 +35,26 @@ class SamplingOptions:
     num_steps: int = 30
     """Sampler steps, at least 1."""
     guidance_scale: float | None = None
-    """Classifier-free guidance; 1 is off, in half the time. Default: the model's own, else 7.5, 1.5 for classes."""
+    """Classifier-free guidance; 1 is off, and twice as fast. Default: the model's own, else 7.5, 1.5 for classes."""
     seed: int = 0
     """Random seed of the first image, 0 to 2^32 - 1; each further image adds one."""
     height: int | None = None
-    """Height in pixels, a multiple of the autoencoder's downsampling factor (mostly 8). Default: the model's own."""
+    """Height in pixels, a multiple of the autoencoder's downsampling factor (usually 8). Default: the model's own."""
     width: int | None = None
-    """Width in pixels; like the height."""
+    """Width in pixels, as for the height."""
     sampler: str = "dpm++2m"
     """ddpm, ddim, plms, euler, euler-ancestral, heun, lms, dpm2, dpm2-ancestral, dpm++2s-ancestral, dpm++sde, dpm++2m,
     dpm++2m-sde, dpm++2m-sde-heun, dpm++3m-sde, deis, unipc or lcm."""
     schedule: str | None = None
-    """Noise levels that the sampler visits, such as karras, trailing or uniform. Default: the sampler's usual."""
+    """Noise levels that the sampler visits, such as karras, trailing or uniform. Default: that of the sampler."""
     init_image: str = ""
-    """Image file to start from: to change (image to image), to inpaint or to upscale."""
+    """Image file to start from, for image-to-image, inpainting or upscaling."""
     strength: float | None = None
-    """Share of the steps that change the initial image, 0 (unchanged) to 1 (all new). Default: 0.6, with a mask 1."""
+    """How much to change the initial image, from 0 (nothing) to 1 (everything). Default: 0.6; with a mask, 1."""
     mask_image: str = ""
-    """Mask file as large as the initial image: white is generated, black stays as it is."""
+    """Mask file of the size of the initial image: white areas are generated, black areas are kept."""
     mask_feather: float = 0.0
-    """Pixels inside the mask's edge over which old and new are blended."""
+    """Width in pixels of the blend between old and new, inside the edge of the mask."""
     depth_map: str = ""
     """Grayscale depth image (near is bright), for depth-conditioned models."""
     class_map: str = ""
@@ -64,21 +64,21 @@ class SamplingOptions:
     noise_level: int = 20
     """Timestep of the noise added to the image to upscale, for upscalers trained with it."""
     guidance_rescale: float = 0.0
-    """Share of the contrast added by guidance to remove, 0 to 1; 0.7 is usual (Lin et al. 2023)."""
+    """Fraction of the contrast added by guidance to remove, 0 to 1; 0.7 is usual (Lin et al. 2023)."""
     guidance_interval: tuple[float, float] | None = None
     """Apply guidance only for sigma / alpha between these two (Kynkäänniemi et al. 2024)."""
     apg: dict[str, float] | None = None
     """Adaptive projected guidance (Sadat et al. 2024): its eta, threshold and momentum."""
     merge_tokens: float = 0.0
-    """Share of the finest self-attention's tokens to merge, 0 to 0.75 (Bolya and Hoffman 2023): faster, less exact."""
+    """Fraction of the tokens of the finest self-attention to merge, 0 to 0.75 (Bolya and Hoffman 2023); less exact."""
     deep_cache: int = 1
-    """Compute the UNet's deep part at every n-th step (DeepCache, Ma et al. 2023): faster, less exact; 1 is off."""
+    """Compute the deep part of the UNet only at every n-th step (DeepCache, Ma et al. 2023); less exact; 1 is off."""
     decoder: str = ""
-    """File of a smaller autoencoder for the same latents (TAESD) to decode with: faster, softer."""
+    """File of a smaller autoencoder for the same latents (TAESD) to decode with: faster, with less detail."""
     tiling: Tiling = ""
     """Make the image seamless from left to right (x), top to bottom (y) or both (xy)."""
     tiled_decode: bool | Literal["auto"] = "auto"
-    """Encode and decode in tiles, in bounded memory; auto does so above one megapixel."""
+    """Encode and decode in tiles, in bounded memory; auto uses tiles above one megapixel."""
     loras: dict[str, float] = field(default_factory=dict)
     """LoRA files, or names in the pipeline's LoRA folder, each with its weight (1 is as trained)."""
     embeddings: dict[str, str] = field(default_factory=dict)
