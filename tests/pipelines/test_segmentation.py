@@ -393,11 +393,11 @@ def test_cityscapes_has_its_colors():
     [
         ({"window": 0}, "window is 0"),
         ({"window": (8, 8, 8)}, "window is"),
-        ({"window": 2}, "window is 2; it must hold a patch, which is of 4 pixels"),
+        ({"window": 2}, "window is 2, but must be at least one patch of 4 pixels"),
         ({"overlap": 1.0, "window": 8}, "overlap is 1.0"),
         ({"overlap": -0.1}, "overlap is -0.1"),
         ({"scales": ()}, "scales is"),
-        ({"scales": 1.5}, r"scales is 1.5, which must be numbers .*: \(0.5, 1.0, 1.5\)"),
+        ({"scales": 1.5}, r"scales is 1.5, but must be numbers .* such as \(0.5, 1.0, 1.5\)"),
         ({"scales": (0.0,)}, "scales is"),
         ({"scales": (99,)}, "scales is"),
         ({"size": -3}, "size is -3"),
