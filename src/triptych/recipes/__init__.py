@@ -1,4 +1,4 @@
-"""Recipes by name. A recipe is a function that returns a whole config; its docstring has the command and the score."""
+"""Recipes by name. A recipe is a function that returns a complete config; its docstring has the command and score."""
 
 import importlib
 from collections.abc import Callable
@@ -37,7 +37,7 @@ RECIPES = {
 
 
 def recipe(name: str) -> Callable[[], Any]:
-    """The recipe of that name; hyphens stand for underscores.
+    """Return the recipe of that name. Hyphens in `name` stand for underscores.
 
     Raises:
         ConfigError: `name` is unknown; the message lists similar names.

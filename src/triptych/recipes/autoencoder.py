@@ -1,5 +1,5 @@
-"""Recipes of the first stage of latent diffusion: each returns a whole config; its docstring has the command and the
-score."""
+"""Recipes for the first stage of latent diffusion: each returns a complete config; its docstring has the command and
+the score."""
 
 from dataclasses import replace
 
@@ -24,12 +24,12 @@ PAPER_BETAS = (0.5, 0.9)
 
 
 def autoencoder() -> CompressConfig:
-    """Your own folder of pictures, on a laptop: a small KL autoencoder at 64 px, whose latents are 8 x 8.
+    """Train a small KL autoencoder at 64 px, with latents of 8 x 8, on your own folder of images; runs on a laptop.
 
         triptych train autoencoder --data DIR --out RUN
         triptych train autoencoder --data DIR --out RUN --image-size 128 128      # latents of 16 x 16
 
-    Then `--first-stage RUN` of the second stage. With a GPU and large pictures: `autoencoder_kl_f8`.
+    The second stage takes it as `--first-stage RUN`. With a GPU and large images, use `autoencoder_kl_f8`.
     """
     return CompressConfig(
         data="DIR",
@@ -45,12 +45,12 @@ def autoencoder() -> CompressConfig:
 
 
 def autoencoder_emoji() -> CompressConfig:
-    """The first stage of `latent_diffusion_emoji`: the built-in drawings at 64 px, latents of 8 x 8.
+    """Train the first stage of `latent_diffusion_emoji`: the built-in drawings at 64 px, latents of 8 x 8.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train autoencoder_emoji --data emoji:EMOJI --out runs/autoencoder_emoji
 
-    On Twemoji, a hand not trained on: PSNR 28.7 dB, Frechet distance 0.11 in vit-emoji's features.
+    On Twemoji, a style that it was not trained on: PSNR 28.7 dB, Fréchet distance 0.11 in the features of vit-emoji.
     """
     return replace(
         autoencoder(),
@@ -81,12 +81,12 @@ def autoencoder_emoji() -> CompressConfig:
 
 
 def autoencoder_kl_f8() -> CompressConfig:
-    """KL-f8 at 256 px with LPIPS and the published discriminator (Rombach et al. 2022, Table 8): published rFID 0.90.
+    """Train KL-f8 at 256 px with LPIPS and a discriminator (Rombach et al. 2022, Table 8): published rFID 0.90.
 
         triptych train autoencoder_kl_f8 --data OPENIMAGES --perceptual.vgg VGG16 --perceptual.heads LPIPS --out RUN
 
-    The paper's: 256 px crops, L1, KL weight 1e-6, the discriminator from step 50,001 with weight 0.5, learning rate
-    4.5e-6 an image of the batch without decay. Not run here: the score is the publication's.
+    As published: 256 px crops, L1 loss, KL weight 1e-6, a discriminator from step 50,001 with weight 0.5, and a
+    constant learning rate of 4.5e-6 per image of the batch. Not run here: the score is the publication's.
     """
     return CompressConfig(
         data="OPENIMAGES",
@@ -104,12 +104,12 @@ def autoencoder_kl_f8() -> CompressConfig:
 
 
 def autoencoder_vq_f4() -> CompressConfig:
-    """VQ-f4 at 256 px with LPIPS and the published discriminator (Rombach et al. 2022, Table 8): published rFID 0.58.
+    """Train VQ-f4 at 256 px with LPIPS and a discriminator (Rombach et al. 2022, Table 8): published rFID 0.58.
 
         triptych train autoencoder_vq_f4 --data OPENIMAGES --perceptual.vgg VGG16 --perceptual.heads LPIPS --out RUN
 
-    The paper's codebook of 8,192 entries learns by its gradient, beside a commitment of 0.25. `--codebook.update ema`
-    is the other way. Not run here: the score is the publication's.
+    As published, the codebook of 8,192 entries is trained by its gradient, with a commitment weight of 0.25. With
+    `--codebook.update ema` it is updated as a moving average. Not run here: the score is the publication's.
     """
     small = autoencoder_kl_f8()
     return replace(

@@ -1,4 +1,4 @@
-"""Recipes of the second stage, a latent diffusion model on a frozen autoencoder: each returns a whole config; its
+"""Recipes for the second stage, a latent diffusion model on a frozen autoencoder: each returns a complete config; its
 docstring has the command and the score."""
 
 from dataclasses import replace
@@ -10,15 +10,15 @@ from triptych.training.configs.second_stage import FLIP_ONLY, CaptionConfig, Sam
 
 
 def latent_diffusion() -> SecondStageConfig:
-    """Your own folder of pictures with captions: a text-to-image model from scratch.
+    """Train a text-to-image model from scratch on your own folder of images with captions.
 
         triptych train autoencoder --data DIR --out A
         triptych train latent-diffusion --data DIR --first-stage A --condition text --out B
         triptych generate "a red apple" --model B
 
-    DIR holds a metadata.jsonl with a caption for each picture, or a .txt beside each; with class folders give
-    `--condition class`, with neither `--condition none`. `--first-stage` also takes a published autoencoder, or a
-    Stable Diffusion that holds one.
+    DIR has a metadata.jsonl with a caption for each image, or a .txt file next to each image. For class folders, use
+    `--condition class`; without captions or classes, `--condition none`. `--first-stage` also takes a published
+    autoencoder, or a Stable Diffusion model that contains one.
     """
     return SecondStageConfig(
         model="unet-s",
@@ -31,14 +31,14 @@ def latent_diffusion() -> SecondStageConfig:
 
 
 def latent_diffusion_emoji() -> SecondStageConfig:
-    """A small text-to-image model of the built-in drawings at 64 px, on the latents of 8 x 8 of `autoencoder_emoji`.
+    """Train a small text-to-image model on the built-in drawings at 64 px, in the 8 x 8 latents of `autoencoder_emoji`.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train latent_diffusion_emoji --data emoji:EMOJI --first-stage A --out runs/latent_diffusion_emoji
 
-    Broken off at 680,000 latents, 122 epochs, the prompted subgroup was found in 0.53 of its
-    samples (in 0.98 of real ones), and after 140 more epochs, from these weights, in 0.89, with a Frechet distance of
-    0.67 in vit-emoji's features (0.33 of as many perfect ones). The table in the README is of the latter:
+    Stopped after 680,000 latents (122 epochs), a classifier finds the prompted subgroup in 0.53 of the samples (0.98 of
+    real images). After 140 more epochs from these weights it is 0.89, with a Fréchet distance of 0.67 in the features
+    of vit-emoji (perfect samples would have 0.33 at this count). The README reports the latter:
 
     triptych train latent_diffusion_emoji --data emoji:EMOJI --first-stage A --init runs/latent_diffusion_emoji \\
         --optim.lr 5e-4 --loop.epochs 140 --loop.seed 1 --out runs/longer
@@ -58,7 +58,7 @@ def latent_diffusion_emoji() -> SecondStageConfig:
             )
         ),
         loading=DataConfig(batch_size=64, workers=0, eval_fraction=0.03),
-        augment=replace(FLIP_ONLY, flip=0.0),  # clocks and letters are no longer themselves in a mirror
+        augment=replace(FLIP_ONLY, flip=0.0),  # mirrored clocks and letters are wrong
         optim=OptimConfig(lr=7e-4, warmup=0.02, weight_decay=0.01, betas=(0.9, 0.99)),
         loop=LoopConfig(epochs=130, ema=0.999, eval_every=10, save_every=300),
     )

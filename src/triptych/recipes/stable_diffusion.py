@@ -1,5 +1,7 @@
-"""Recipes that fine-tune a Stable Diffusion: each returns a whole config; its docstring has the command. The settings
-are those that are usual in the field; none was run here at full size, so there are no scores."""
+"""Recipes that fine-tune Stable Diffusion: each returns a complete config; its docstring has the command.
+
+The settings are the usual ones. None was run here at full size, so there are no scores.
+"""
 
 from dataclasses import replace
 
@@ -12,17 +14,17 @@ SAMPLES = SamplesConfig(count=4, steps=25, guidance=7.5)
 
 
 def sd_full() -> SecondStageConfig:
-    """Your pictures with captions: all of a Stable Diffusion's UNet learns, and what is kept is its average.
+    """Fine-tune all of a Stable Diffusion UNet on your images with captions, and save the average of its weights.
 
         triptych train sd_full --data DIR --init sd-v1-5.safetensors --out RUN
-        triptych train sd_full --data DIR --init SD --out RUN --text.train on      # its text encoder, too
+        triptych train sd_full --data DIR --init SD --out RUN --text.train on      # also its text encoder
         triptych train sd_full --data DIR --init sd2.safetensors --prediction v --out RUN
         triptych generate "a red apple" --model RUN
 
-    `--init` is a single file of CompVis or a web UI, a folder of diffusers, a hub id or a RUN; without it, Stable
-    Diffusion 1.5 from the hub. Its autoencoder, text encoder and process stay as they are. With gradients, the average
-    and the optimiser's state its 860 M weights take 17 GB before activations. For many thousands of pictures; for fewer
-    `sd_lora` forgets less.
+    `--init` is a single file of CompVis or a web UI, a folder of diffusers, a hub id or a RUN; by default it is Stable
+    Diffusion 1.5 from the hub. The autoencoder, the text encoder and the diffusion process do not change. With
+    gradients, moving average and optimizer state, the 860 M weights take 17 GB, without activations. Meant for many
+    thousands of images; with fewer, use `sd_lora`, which forgets less.
     """
     return SecondStageConfig(
         init=SD1,
@@ -34,13 +36,13 @@ def sd_full() -> SecondStageConfig:
 
 
 def sd_lora() -> SecondStageConfig:
-    """20 to 1,000 pictures with captions: low-rank updates of a Stable Diffusion's attention (Hu et al. 2021).
+    """Train low-rank updates of Stable Diffusion's attention (Hu et al. 2021) on 20 to 1,000 images with captions.
 
         triptych train sd_lora --data DIR --init sd-v1-5.safetensors --out RUN
         triptych train sd_lora --data DIR --init SD --out RUN --lora.rank 32 --lora.feed-forward True --text.train on
         triptych generate "a red apple" --model sd-v1-5.safetensors --lora RUN:0.8
 
-    RUN/lora.safetensors (13 MB at rank 16 in SD 1, fp32) has kohya's names, which web UIs and diffusers read.
+    RUN/lora.safetensors (13 MB at rank 16 in SD 1, fp32) uses kohya's names, which web UIs and diffusers read.
     """
     return SecondStageConfig(
         init=SD1,
@@ -54,15 +56,15 @@ def sd_lora() -> SecondStageConfig:
 
 
 def sd_words() -> SecondStageConfig:
-    """3 to 10 pictures of one thing or style: a new word for it, and nothing else (Gal et al. 2023, textual inversion).
+    """Train only a new word, for an object or style in 3 to 10 images (textual inversion, Gal et al. 2023).
 
         triptych train sd_words --data DIR --init SD --out RUN --word.name "<toy>" --word.like toy
-        triptych train sd_words --data DIR --init SD --out RUN --word.name "<ink>" --word.like painting \\
-            --word.templates "a painting in the style of {}" "a picture in the style of {}"
+        triptych train sd_words --data DIR --init SD --out RUN --word.name "<ink>" --word.like drawing \\
+            --word.templates "a drawing in the style of {}" "an image in the style of {}"
         triptych generate "a <toy> on the beach" --model SD --embedding RUN
 
-    No captions are needed. RUN/word.safetensors is read by web UIs, whose word is its file's name, and by diffusers.
-    600 epochs of 5 pictures are 3,000 steps, the usual number; of n pictures give `--loop.epochs` 3000 / n.
+    No captions are needed. Web UIs and diffusers read RUN/word.safetensors; in web UIs, the word is the file's name.
+    600 epochs of 5 images are 3,000 steps, the usual number; for n images, set `--loop.epochs` to 3000 / n.
     """
     return SecondStageConfig(
         init=SD1,

@@ -1,5 +1,5 @@
-"""Recipes of the Swin Transformer and of dense prediction: each returns a whole config; its docstring has the command
-and the score."""
+"""Recipes for the Swin Transformer and for dense prediction: each returns a complete config; its docstring has the
+command and the score."""
 
 from dataclasses import replace
 
@@ -28,18 +28,18 @@ SCENES = AugmentConfig(
 
 
 def swin() -> SegmentConfig:
-    """Your own folder of images and masks, on a laptop: fine-tunes the shipped parser.
+    """Fine-tune the shipped segmenter on your own folder of images and masks; runs on a laptop.
 
         triptych train swin --data DIR --out RUN
 
-    DIR holds images/ and masks/ paired by name, or is ADE20K's or Cityscapes' folder. For photographs in detail start
+    DIR has images/ and masks/ paired by name, or is the folder of ADE20K or Cityscapes. For detailed photographs, start
     from larger weights: `upernet_swin_t_ade20k --init CHECKPOINT`.
     """
     return SegmentConfig(
         init="swin-scenes",
         head=HeadConfig(
             type="unet", channels=96, image_branch_channels=8
-        ),  # the parser's own, which is trained on
+        ),  # that of the shipped segmenter, whose training continues
         loading=DataConfig(batch_size=8),
         augment=replace(SCENES, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, grayscale=0.0),
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
@@ -49,8 +49,9 @@ def swin() -> SegmentConfig:
 
 
 def swin_emoji() -> ClassifyConfig:
-    """A small Swin from scratch on the built-in drawings at 32 px, with the shipped ViT as its teacher: the backbone of
-    `swin_scenes`, first half.
+    """Train a small Swin from scratch on the built-in drawings at 32 px: the first half of the backbone's training.
+
+    The backbone is that of `swin_scenes`; the shipped ViT is the teacher.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
@@ -72,10 +73,10 @@ def swin_emoji() -> ClassifyConfig:
 
 
 def swin_emoji64() -> ClassifyConfig:
-    """The second half: the first half's weights at 64 px, on drawings of a third of the picture's side and more,
-    anywhere in it, as they lie in scenes.
+    """Continue `swin_emoji` at 64 px, with smaller drawings: the second half of the backbone's training.
 
-    At 32 px the last two stages' maps are smaller than a window, so that their attention never learns to look around.
+    As in scenes, a drawing is at any place of the image and at least a third of its side in size. At 32 px, the maps of
+    the last two stages are smaller than a window, so attention between windows is not trained there.
 
     triptych train swin_emoji64 --data emoji:EMOJI --init runs/swin_emoji --out runs/swin_emoji64
     """
@@ -94,14 +95,14 @@ def swin_emoji64() -> ClassifyConfig:
 
 
 def swin_scenes() -> SegmentConfig:
-    """The shipped parser: a small Swin, trained on single drawings, with a U-Net decoder on scenes of them, at 96 px.
+    """Train the shipped segmenter at 96 px: a small Swin, trained on single drawings, and a U-Net decoder on scenes.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train swin_emoji --data emoji:EMOJI --out runs/swin_emoji
     triptych train swin_emoji64 --data emoji:EMOJI --init runs/swin_emoji --out runs/swin_emoji64
     triptych train swin_scenes --data scenes:EMOJI --init runs/swin_emoji64 --out runs/swin_scenes
 
-    The weights that ship had less: 20 epochs of `swin_emoji`, no `swin_emoji64`, 1.8 epochs of scenes.
+    The shipped weights were trained for less: 20 epochs of `swin_emoji`, no `swin_emoji64`, and 1.8 epochs of scenes.
     """
     return SegmentConfig(
         init="runs/swin_emoji64",
@@ -119,7 +120,7 @@ def swin_scenes() -> SegmentConfig:
 
 
 def unet_scenes() -> SegmentConfig:
-    """The baseline beside `swin_scenes`: a plain U-Net on the same scenes, from scratch.
+    """Train the baseline of `swin_scenes`: a plain U-Net on the same scenes, from scratch.
 
     triptych train unet_scenes --data scenes:EMOJI --out runs/unet_scenes
     """
@@ -135,12 +136,12 @@ def unet_scenes() -> SegmentConfig:
 
 
 def swin_t_imagenet() -> ClassifyConfig:
-    """Swin-T on ImageNet-1k, 300 epochs (Liu et al. 2021, Section 4.1): published 81.2 top-1.
+    """Train Swin-T on ImageNet-1k for 300 epochs (Liu et al. 2021, Section 4.1): published 81.2 top-1.
 
         triptych train swin_t_imagenet --data IMAGENET --out RUN
 
-    Not run here: the score is the publication's. Swin-S and Swin-B: `--model swin-s --drop-path-rate 0.3`, `--model
-    swin-b --drop-path-rate 0.5`, published 83.2 and 83.5.
+    Not run here: the score is the publication's. For Swin-S, add `--model swin-s --drop-path-rate 0.3` (published
+    83.2); for Swin-B, `--model swin-b --drop-path-rate 0.5` (published 83.5).
     """
     return ClassifyConfig(
         model="swin-t",
@@ -154,12 +155,13 @@ def swin_t_imagenet() -> ClassifyConfig:
 
 
 def upernet_swin_t_ade20k() -> SegmentConfig:
-    """UPerNet with Swin-T on ADE20K at 512 px, 160,000 steps of 16 (Liu et al. 2021, Section 4.3): published 44.5 mIoU.
+    """Train UPerNet with Swin-T on ADE20K at 512 px (Liu et al. 2021, Section 4.3): published 44.5 mIoU.
 
         triptych train upernet_swin_t_ade20k --data ADEChallengeData2016 --out RUN
 
-    Starts from the ImageNet-1k weights of the hub; `--init FILE` takes others. Not run here: the score is the
-    publication's, which decays the learning rate linearly (here half a cosine) and evaluates whole pictures.
+    160,000 steps of 16 images. It starts from the ImageNet-1k weights of the hub; `--init FILE` takes others. Not run
+    here: the score is the publication's, which decays the learning rate linearly (here: half a cosine) and evaluates
+    full images.
     """
     return SegmentConfig(
         init="microsoft/swin-tiny-patch4-window7-224",
@@ -182,13 +184,13 @@ def upernet_swin_t_ade20k() -> SegmentConfig:
 
 
 def simmim() -> PretrainConfig:
-    """Masked pre-training on your own pictures without labels (SimMIM, Xie et al. 2022); then `--init RUN`.
+    """Pre-train by masking on your own images, without labels (SimMIM, Xie et al. 2022); then use it as `--init RUN`.
 
         triptych train simmim --data DIR --out RUN
         triptych train simmim --data DIR --model vit-s16 --image-size 224 224 --out RUN      # a ViT
         triptych train swin --data DIR --init RUN --out RUN2
 
-    Squares of 16 px of a 64 px picture are hidden. For large networks: `simmim_swin_b_imagenet`.
+    Squares of 16 px are masked in images of 64 px. For large networks, use `simmim_swin_b_imagenet`.
     """
     return PretrainConfig(
         image_size=(64, 64),
@@ -201,7 +203,7 @@ def simmim() -> PretrainConfig:
 
 
 def simmim_swin_b_imagenet() -> PretrainConfig:
-    """SimMIM of Swin-B on ImageNet-1k at 192 px, 800 epochs (Xie et al. 2022): published 84.0 top-1 after fine-tuning.
+    """Pre-train Swin-B on ImageNet-1k at 192 px with SimMIM (Xie et al. 2022): published 84.0 top-1 after fine-tuning.
 
         triptych train simmim_swin_b_imagenet --data IMAGENET --out RUN
 

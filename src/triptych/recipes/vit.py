@@ -1,4 +1,4 @@
-"""Recipes of the Vision Transformer: each returns a whole config; its docstring has the command and the score."""
+"""Recipes for the Vision Transformer: each returns a complete config; its docstring has the command and the score."""
 
 from dataclasses import replace
 
@@ -8,11 +8,11 @@ from triptych.training.configs.base import ClassifyConfig, LoopConfig, OptimConf
 
 
 def vit() -> ClassifyConfig:
-    """Your own folder of pictures, on a laptop: fine-tunes the shipped 3 M parameter ViT at 64 px.
+    """Fine-tune the shipped ViT of 3 M parameters at 64 px on your own folder of images; runs on a laptop.
 
         triptych train vit --data DIR --out RUN
 
-    For photographs in detail start from a larger model: `vit_finetune`.
+    For detailed photographs, start from a larger model: `vit_finetune`.
     """
     return ClassifyConfig(
         init="vit-emoji",
@@ -25,14 +25,14 @@ def vit() -> ClassifyConfig:
 
 
 def vit_finetune() -> ClassifyConfig:
-    """Fine-tunes a pre-trained ViT-B/16, or whatever `--init` names, as the paper does: a zero-initialised linear head.
+    """Fine-tune a pre-trained ViT-B/16, or the network that `--init` names, with a zero-initialized linear head.
 
         triptych train vit_finetune --data DIR --init CHECKPOINT --out RUN
         triptych train vit_finetune --data DIR --init CHECKPOINT --out RUN --image-size 384 384     # higher resolution
         triptych train vit_finetune --data DIR --init CHECKPOINT --out RUN --train head             # linear probe
         triptych train vit_finetune --data DIR --init CHECKPOINT --out RUN --train lora --lora-rank 8
 
-    Without `--init` it takes google/vit-base-patch16-224-in21k from the hub.
+    The default of `--init` is google/vit-base-patch16-224-in21k from the hub.
     """
     return ClassifyConfig(
         init="google/vit-base-patch16-224-in21k",
@@ -44,13 +44,13 @@ def vit_finetune() -> ClassifyConfig:
 
 
 def vit_emoji() -> ClassifyConfig:
-    """A small ViT from scratch on the built-in drawings, at 32 px: the first half of the shipped model.
+    """Train a small ViT from scratch on the built-in drawings at 32 px: the first half of training the shipped model.
 
     python tools/make_emoji.py --styles all --out EMOJI
     triptych train vit_emoji --data emoji:EMOJI --out runs/emoji32
 
-    Reached on Twemoji, a style never trained on: concept 0.670, subgroup 0.773, group 0.863 (929,280 images seen, an
-    hour on 2 shared cores in bf16). Concept was 0.300 after 30 epochs and 0.600 after 85: it needs its length.
+    Reached on Twemoji, a held-out style: concept 0.670, subgroup 0.773, group 0.863 (929,280 training images, an hour
+    on 2 shared cores in bf16). Concept was 0.300 after 30 epochs and 0.600 after 85: a shorter run is undertrained.
     """
     return ClassifyConfig(
         model="vit-emoji",
@@ -65,12 +65,12 @@ def vit_emoji() -> ClassifyConfig:
 
 
 def vit_emoji64() -> ClassifyConfig:
-    """The second half of the shipped model: the first half's weights fine-tuned at 64 px, positions resampled.
+    """Fine-tune `vit_emoji` at 64 px with resampled positions: the second half of training the shipped model.
 
     triptych train vit_emoji64 --data emoji:EMOJI --init runs/emoji32 --out runs/emoji64
 
-    Reached on Twemoji: concept 0.665, subgroup 0.771, group 0.859 (84,480 images seen, 12 minutes on 2 cores). No
-    better than at 32 px, but four times as many patches to look at.
+    Reached on Twemoji: concept 0.665, subgroup 0.771, group 0.859 (84,480 training images, 12 minutes on 2 cores). This
+    is no better than at 32 px, but there are four times as many patches to visualize.
     """
     return ClassifyConfig(
         init="runs/emoji32",
@@ -85,12 +85,13 @@ def vit_emoji64() -> ClassifyConfig:
 
 
 def vit_s16_imagenet() -> ClassifyConfig:
-    """ViT-S/16 on ImageNet-1k, 90 epochs (Beyer et al. 2022, "Better plain ViT baselines"): published 76.5 top-1.
+    """Train ViT-S/16 on ImageNet-1k for 90 epochs (Beyer et al. 2022): published 76.5 top-1.
 
         triptych train vit_s16_imagenet --data IMAGENET --out RUN
 
-    Fixed sin-cos positions, mean pooling, the pre-training MLP head. The published decay of 1e-4 is not multiplied by
-    the learning rate; 0.1 here is, which is the same. Not run here: the score is the publication's.
+    Fixed sin-cos positions, mean pooling and an MLP head, as in "Better plain ViT baselines". The published weight
+    decay of 1e-4 is not multiplied by the learning rate of 1e-3; here 0.1 is, which is the same. Not run here: the
+    score is the publication's.
     """
     return ClassifyConfig(
         model="vit-s16",
@@ -103,7 +104,7 @@ def vit_s16_imagenet() -> ClassifyConfig:
 
 
 def deit_s16_imagenet() -> ClassifyConfig:
-    """DeiT-S/16 on ImageNet-1k, 300 epochs (Touvron et al. 2021, Table 9): published 79.9 top-1.
+    """Train DeiT-S/16 on ImageNet-1k for 300 epochs (Touvron et al. 2021, Table 9): published 79.9 top-1.
 
         triptych train deit_s16_imagenet --data IMAGENET --out RUN
 
@@ -120,10 +121,10 @@ def deit_s16_imagenet() -> ClassifyConfig:
 
 
 def deit_b16_imagenet() -> ClassifyConfig:
-    """DeiT-B/16 on ImageNet-1k, 300 epochs (Touvron et al. 2021, Table 9): published 81.8 top-1.
+    """Train DeiT-B/16 on ImageNet-1k for 300 epochs (Touvron et al. 2021, Table 9): published 81.8 top-1.
 
         triptych train deit_b16_imagenet --data IMAGENET --out RUN
 
-    As `deit_s16_imagenet` with the larger network. Not run here: the score is the publication's.
+    As `deit_s16_imagenet`, with a larger network. Not run here: the score is the publication's.
     """
     return replace(deit_s16_imagenet(), model="vit-b16")
