@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from triptych.errors import ConfigError
+from triptych.config import need, need_at_least, need_fraction
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -67,28 +67,26 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         probabilities = ("flip", "grayscale", "erasing", "mix_probability", "random_background")
-        for name in (*probabilities, "label_smoothing"):
-            _need(0 <= getattr(self, name) <= 1, self, name, "from 0 to 1")
-        for name in ("degrees", "shear", "brightness", "contrast", "saturation", "mixup", "cutmix"):
-            _need(getattr(self, name) >= 0, self, name, "at least 0")
+        need_fraction(self, *probabilities, "label_smoothing")
+        need_at_least(self, 0, "degrees", "shear", "brightness", "contrast", "saturation", "mixup", "cutmix")
         for name in ("crop_ratio", "zoom"):
             low, high = getattr(self, name)
-            _need(0 < low <= high, self, name, "a positive range, the smaller first")
+            need(0 < low <= high, self, name, "a positive range, the smaller first")
         low, high = self.crop_scale
-        _need(0 < low <= high <= 1, self, "crop_scale", "a range within 0 to 1, the smaller first")
-        _need(min(self.image_size) >= 1, self, "image_size", "a height and a width of at least 1")
-        _need(self.shear < 80, self, "shear", "below 80 degrees")
-        _need(0 <= self.hue <= 0.5, self, "hue", "from 0 to 0.5")
-        _need(
+        need(0 < low <= high <= 1, self, "crop_scale", "a range within 0 to 1, the smaller first")
+        need(min(self.image_size) >= 1, self, "image_size", "a height and a width of at least 1")
+        need(self.shear < 80, self, "shear", "below 80 degrees")
+        need(0 <= self.hue <= 0.5, self, "hue", "from 0 to 0.5")
+        need(
             all(0 <= fraction <= 1 for fraction in self.translate),
             self,
             "translate",
             "two fractions from 0 to 1",
         )
-        _need(0 <= self.rand_augment <= 15, self, "rand_augment", "from 0 to 15 operations")
-        _need(0 < self.rand_augment_magnitude < 30, self, "rand_augment_magnitude", "between 0 and 30")
-        _need(all(0 <= value <= 255 for value in self.background), self, "background", "three from 0 to 255")
-        _need(all(value > 0 for value in self.std), self, "std", "three positive values")
+        need(0 <= self.rand_augment <= 15, self, "rand_augment", "from 0 to 15 operations")
+        need(0 < self.rand_augment_magnitude < 30, self, "rand_augment_magnitude", "between 0 and 30")
+        need(all(0 <= value <= 255 for value in self.background), self, "background", "three from 0 to 255")
+        need(all(value > 0 for value in self.std), self, "std", "three positive values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,18 +143,8 @@ class DataConfig:
         return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
-        _need(self.batch_size >= 1, self, "batch_size", "at least 1")
-        _need(self.eval_batch_size is None or self.eval_batch_size > 0, self, "eval_batch_size", "at least 1")
-        _need(self.workers >= 0, self, "workers", "at least 0")
-        _need(self.load_size is None or min(self.load_size) >= 1, self, "load_size", "a height and a width")
-        _need(0 <= self.ignore_index < 2**16, self, "ignore_index", "from 0 to 65535")
-        _need(self.shuffle_buffer >= 1, self, "shuffle_buffer", "at least 1")
-        _need(self.lanes >= 1, self, "lanes", "at least 1")
-        _need(0 < self.eval_fraction < 1, self, "eval_fraction", "between 0 and 1")
-
-
-def _need(valid: bool, config: AugmentConfig | DataConfig, name: str, requirement: str) -> None:
-    if not valid:
-        raise ConfigError(
-            f"{type(config).__name__}.{name} is {getattr(config, name)}, which must be {requirement}"
-        )
+        need_at_least(self, 0, "workers")
+        need_at_least(self, 1, "batch_size", "eval_batch_size", "shuffle_buffer", "lanes")
+        need(self.load_size is None or min(self.load_size) >= 1, self, "load_size", "a height and a width")
+        need(0 <= self.ignore_index < 2**16, self, "ignore_index", "from 0 to 65535")
+        need(0 < self.eval_fraction < 1, self, "eval_fraction", "between 0 and 1")
