@@ -33,7 +33,7 @@ from triptych.data.config import DataConfig
 from triptych.data.open import open_source
 from triptych.data.source import Source
 from triptych.evaluation.feature_extractor import open_extractor
-from triptych.evaluation.generation import ask, evaluate_generation
+from triptych.evaluation.generation import evaluate_generation, make_requests
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.training import evaluate
 from triptych.weights.mapping.families import to_json
@@ -81,12 +81,12 @@ def first_stage(pipe: tp.DiffusionPipeline) -> dict[str, float]:
 
 def samples(pipe: tp.DiffusionPipeline, source: Source) -> dict[str, float]:
     """Compare samples with the real images whose captions they were generated from."""
-    requests = ask(pipe.config, pipe.card, source, SAMPLES)
+    requests = make_requests(pipe.config, pipe.card, source, SAMPLES)
     result = evaluate_generation(
         generate_requested(pipe, requests, BATCH, {}),
-        open_extractor(CLASSIFIER, picture=(64, 64)),
+        open_extractor(CLASSIFIER, image_size=(64, 64)),
         source,
-        asked=requests,
+        requests=requests,
         classifier=tp.load(CLASSIFIER),
         loading=DataConfig(eval_batch_size=BATCH, workers=0),
     )

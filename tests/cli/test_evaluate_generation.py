@@ -177,7 +177,7 @@ def test_folders_are_compared_at_the_size_that_all_samples_have(places, model, i
     found = measured(capsys, *args)
     assert (found["count"], found["real_count"]) == (8, 5)
     assert found["identity"]["preparation"]["picture"] == [40, 36]
-    extractor = open_extractor(str(model), picture=(40, 36), device="cpu")
+    extractor = open_extractor(str(model), image_size=(40, 36), device="cpu")
     assert found["identity"]["extractor"] == extractor.identity["extractor"]
     Image.new("L", (9, 9)).save(tmp_path / "gray.png")
     Image.new("RGBA", (8, 9)).save(tmp_path / "clear.png")

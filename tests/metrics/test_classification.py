@@ -1,4 +1,4 @@
-"""Figures of a whole set, against torchmetrics' own functions and against any other split into batches."""
+"""Metrics of a data set, against the functions of torchmetrics and for any division into batches."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError, TriptychError
 from triptych.metrics.classification import ClassificationMetrics, most_confused
 
 GROUPS = {"half": tuple("aaabbbb"), "third": ("x", "y", "z", "x", "y", "z", "x")}
@@ -52,7 +52,7 @@ def test_equal_to_torchmetrics():
 
 
 def test_groupings_sum_probabilities():
-    """Class 0 wins alone, but the classes of the other name win together."""
+    """Class 0 has the largest probability, but the other group has the larger sum."""
     logits = torch.tensor([[0.4, 0.3, 0.3]]).log()
     got = figures(logits, torch.tensor([0]), groupings={"kind": ("a", "b", "b")})
     assert got["top1"] == 1.0
@@ -74,14 +74,14 @@ def test_order_does_not_matter(order):
 
 
 def test_processes_add_up():
-    """What torchmetrics does between processes, done by hand: two accumulators merged are one."""
+    """Merging two accumulators, as torchmetrics does between processes, gives the metrics of all images."""
     logits, labels = samples()
-    whole = figures(logits, labels)
+    expected = figures(logits, labels)
     one, two = ClassificationMetrics(7, GROUPS), ClassificationMetrics(7, GROUPS)
     one.update(logits[:20], labels[:20])
     two.update(logits[20:], labels[20:])
     one.merge_state(two)
-    assert_identical(whole, one.compute())
+    assert_identical(expected, one.compute())
 
 
 def test_few_classes():
@@ -125,20 +125,20 @@ def test_reset_forgets():
     ],
 )
 def test_bad_batches_are_named(logits, labels, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(TriptychError, match=message):
         ClassificationMetrics(7).update(logits, labels)
 
 
 def test_bad_groupings_are_named():
-    with pytest.raises(UserError, match="names 2 classes, which must be 3"):
+    with pytest.raises(ConfigError, match="names 2 classes, which must be 3"):
         ClassificationMetrics(3, {"kind": ("a", "b")})
-    with pytest.raises(UserError, match="another figure's name"):
+    with pytest.raises(ConfigError, match="the name of a metric"):
         ClassificationMetrics(2, {"loss": ("a", "b")})
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_seen():
-    with pytest.raises(UserError, match="no labelled image"):
+    with pytest.raises(DataError, match="no labeled image"):
         ClassificationMetrics(3).compute()
 
 

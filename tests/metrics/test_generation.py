@@ -1,7 +1,7 @@
 """Distances between sets of features, against torch-fidelity, clean-fid and prdc, slow loops and closed forms.
 
-The pinned figures were printed by torch-fidelity 0.4.0 (Fréchet, kernel, precision and recall, Inception score),
-clean-fid 0.1.35 (Fréchet, kernel: the same to 12 digits) and prdc 0.2, from the features that `sets` makes.
+The pinned values were printed by torch-fidelity 0.4.0 (Fréchet, kernel, precision and recall, Inception score),
+clean-fid 0.1.35 (Fréchet and kernel, equal to 12 digits) and prdc 0.2, for the features that `sets` returns.
 """
 
 import logging
@@ -14,23 +14,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError
 from triptych.metrics import kernel_distance as kernel
 from triptych.metrics.frechet_distance import FeatureMoments, Moments, frechet_distance, sampling_floor
 from triptych.metrics.generation import (
-    Extracted,
+    ExtractorOutput,
     FeatureStatistics,
     GenerationMetrics,
     InceptionScore,
     Statistics,
-    generation_figures,
+    compute_generation_metrics,
 )
 from triptych.metrics.kernel_distance import kernel_distance, kernel_distance_of_subsets
 from triptych.metrics.precision_recall import density_coverage, precision_recall
 
 
 def sets(n, m, d, rank, seed):
-    """Two sets of features that differ in mean and in spread; of rank `rank`."""
+    """Return two sets of features of rank `rank` that differ in mean and variance."""
     rng = np.random.default_rng(seed)
     mix = rng.standard_normal((rank, d)) / np.sqrt(rank)
     x = rng.standard_normal((n, rank)) @ mix + 0.3
@@ -54,10 +54,10 @@ PINNED = {
 def test_equal_to_torch_fidelity_clean_fid_and_prdc(which):
     x, y = sets(*which)
     known, n = PINNED[which], min(len(x), len(y))
-    # Roots of eigenvalues that should be 0 are in theirs where covariances lack rank: 1e-6 too little.
-    rank_lacks = which != FULL
+    # Theirs include roots of eigenvalues that should be 0 if covariances are rank-deficient: 1e-6 too little.
+    rank_deficient = which != FULL
     frechet = frechet_distance(Moments.of(x), Moments.of(y))
-    assert frechet == pytest.approx(known["frechet"], rel=1e-6 if rank_lacks else 1e-9)
+    assert frechet == pytest.approx(known["frechet"], rel=1e-6 if rank_deficient else 1e-9)
     assert kernel_distance(x[:n], y[:n]) == pytest.approx(known["kernel"], rel=1e-10)
     assert kernel_distance_of_subsets(x[:n], y[:n], 3, n).mean == pytest.approx(known["kernel"], rel=1e-10)
     assert precision_recall(x, y, 3) == pytest.approx(known["nearest"], abs=1e-7)
@@ -66,7 +66,7 @@ def test_equal_to_torch_fidelity_clean_fid_and_prdc(which):
     logits = x @ torch.from_numpy(np.random.default_rng(9).standard_normal((x.shape[1], 7)))
     score = InceptionScore(7, splits=4)
     dealt = torch.empty_like(logits)
-    dealt[torch.argsort(score.parts(0, len(x)), stable=True)] = logits  # in order of the parts, as there
+    dealt[torch.argsort(score.parts(0, len(x)), stable=True)] = logits  # in order of the parts
     score.update(dealt)
     assert score.compute() == pytest.approx(known["score"], rel=1e-12)
 
@@ -83,7 +83,7 @@ def test_equal_to_torchmetrics():
     theirs.update(y, real=False)
     assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(theirs.compute().item(), rel=1e-8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it keeps all features
+        warnings.simplefilter("ignore")  # about memory: it stores all features
         kid = KernelInceptionDistance(as_it_is, subsets=1, subset_size=300).set_dtype(torch.float64)
     kid.update(x[:300], real=True)
     kid.update(y, real=False)
@@ -92,7 +92,7 @@ def test_equal_to_torchmetrics():
 
 @pytest.mark.parametrize("which", PINNED)
 def test_equal_to_the_distance_computed_without_covariances(which):
-    """The trace is the nuclear norm of X Y^T, from the centred features themselves: nothing is squared and rooted."""
+    """The trace is the nuclear norm of X Y^T of the centered features, without squares and roots."""
     x, y = sets(*which)
     a, b = x - x.mean(0), y - y.mean(0)
     trace = torch.linalg.svdvals(a @ b.T).sum() / math.sqrt((len(x) - 1) * (len(y) - 1))
@@ -113,8 +113,8 @@ def test_frechet_of_diagonal_gaussians():
     rng = np.random.default_rng(0)
     a, b, m, n = rng.uniform(0.1, 3, (4, 12))
     known = ((m - n) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    found = frechet_distance(gaussian(m, np.diag(a)), gaussian(n, np.diag(b)))
-    assert found == pytest.approx(known, rel=1e-12)
+    distance = frechet_distance(gaussian(m, np.diag(a)), gaussian(n, np.diag(b)))
+    assert distance == pytest.approx(known, rel=1e-12)
 
 
 def test_frechet_of_scaled_rotated_and_flat_gaussians():
@@ -124,15 +124,15 @@ def test_frechet_of_scaled_rotated_and_flat_gaussians():
     covariance = turn @ np.diag(spread) @ turn.T
     zero = np.zeros(9)
     # C and 4C: tr(C + 4C - 2 * 2C); of rank 5
-    found = frechet_distance(gaussian(zero, covariance), gaussian(zero, 4 * covariance))
-    assert found == pytest.approx(spread.sum(), rel=1e-9)
+    distance = frechet_distance(gaussian(zero, covariance), gaussian(zero, 4 * covariance))
+    assert distance == pytest.approx(spread.sum(), rel=1e-9)
     assert frechet_distance(gaussian(zero, covariance), gaussian(zero, covariance)) < 1e-9
-    # Nothing in common: the directions of one are the null space of the other
-    beside = turn @ np.diag(spread[::-1]) @ turn.T
+    # Orthogonal supports: the range of one covariance is the null space of the other
+    reversed_covariance = turn @ np.diag(spread[::-1]) @ turn.T
     alone = np.diag([1.0, 0]), np.diag([0, 1.0])
     assert frechet_distance(*(gaussian([0, 0], c) for c in alone)) == pytest.approx(2, rel=1e-12)
     middle = 2 * spread.sum() - 2 * np.sqrt(spread * spread[::-1]).sum()
-    assert frechet_distance(gaussian(zero, covariance), gaussian(zero, beside)) == pytest.approx(
+    assert frechet_distance(gaussian(zero, covariance), gaussian(zero, reversed_covariance)) == pytest.approx(
         middle, rel=1e-7
     )
     # A point against a Gaussian: |mean|^2 + tr C
@@ -154,8 +154,8 @@ def test_frechet_is_a_distance(n, m, d, seed):
     assert turned == pytest.approx(forth, rel=1e-6, abs=1e-9)
 
 
-def test_floor_is_what_draws_of_the_reference_are_given():
-    """tr(C) / N for the mean, and more for the covariance; by itself it falls as 1 / N."""
+def test_the_floor_is_the_distance_of_draws_from_the_reference():
+    """It is tr(C) / N for the mean plus a term of the covariance, and decreases as 1 / N."""
     reference = Moments.of(sets(*FULL)[0])
     floors = {n: sampling_floor(reference, n) for n in (200, 2000, 20_000)}
     assert floors[200] > float(reference.covariance.trace()) / 200
@@ -179,30 +179,30 @@ def test_moments_of_batches_are_those_of_the_whole(cuts):
     metric = FeatureMoments(5)
     for part in torch.tensor_split(x, sorted(cuts)):
         metric.update(part)
-    found = metric.compute()
-    assert found.count == 60
-    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-14)
-    np.testing.assert_allclose(found.covariance, np.cov(x.T.numpy()), rtol=1e-7, atol=1e-9)
+    moments = metric.compute()
+    assert moments.count == 60
+    np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(moments.covariance, np.cov(x.T.numpy()), rtol=1e-7, atol=1e-9)
 
 
 def test_moments_of_processes_are_merged():
-    """What torchmetrics gathers of three processes, stacked, is one set of moments."""
+    """The stacked states that torchmetrics gathers from three processes are merged."""
     parts = torch.tensor_split(sets(*FULL)[0], 3)
-    each = []
+    metrics = []
     for part in parts:
         metric = FeatureMoments(24)
         metric.update(part)
-        each.append(metric)
+        metrics.append(metric)
     order = iter(("count", "mean", "scatter"))
     gathering = FeatureMoments(24)
     gathering.update(parts[0])
     gathering.dist_sync_fn = lambda state, group=None: [
-        getattr(m, name) for name in [next(order)] for m in each
+        getattr(m, name) for name in [next(order)] for m in metrics
     ]
     gathering.distributed_available_fn = lambda: True
-    found, known = gathering.compute(), Moments.of(torch.cat(parts))
-    assert found.count == known.count
-    np.testing.assert_allclose(found.scatter, known.scatter, rtol=1e-10, atol=1e-10)
+    merged, known = gathering.compute(), Moments.of(torch.cat(parts))
+    assert merged.count == known.count
+    np.testing.assert_allclose(merged.scatter, known.scatter, rtol=1e-10, atol=1e-10)
     assert int(gathering.count) == len(parts[0])  # afterwards it is its own again
 
 
@@ -219,62 +219,67 @@ def slow_kernel_distance(x, y):
     return within - 2 * sum(k(a, b) for a in x for b in y) / (n * m)
 
 
-def slow_neighbours(real, made, k):
+def slow_precision_recall(real, generated, k):
     def reach(points, i):
         return sorted(math.dist(points[i], other) for j, other in enumerate(points) if j != i)[k - 1]
 
-    real, made = real.tolist(), made.tolist()
-    balls, ours = [reach(real, i) for i in range(len(real))], [reach(made, i) for i in range(len(made))]
-    inside = [[math.dist(r, m) <= ball for m in made] for r, ball in zip(real, balls, strict=True)]
-    precision = sum(any(column) for column in zip(*inside, strict=True)) / len(made)
-    recall = sum(any(math.dist(r, m) <= b for m, b in zip(made, ours, strict=True)) for r in real) / len(real)
-    return precision, recall, sum(map(sum, inside)) / (k * len(made)), sum(map(any, inside)) / len(real)
+    real, generated = real.tolist(), generated.tolist()
+    balls, ours = (
+        [reach(real, i) for i in range(len(real))],
+        [reach(generated, i) for i in range(len(generated))],
+    )
+    inside = [[math.dist(r, m) <= ball for m in generated] for r, ball in zip(real, balls, strict=True)]
+    precision = sum(any(column) for column in zip(*inside, strict=True)) / len(generated)
+    recall = sum(any(math.dist(r, m) <= b for m, b in zip(generated, ours, strict=True)) for r in real) / len(
+        real
+    )
+    return precision, recall, sum(map(sum, inside)) / (k * len(generated)), sum(map(any, inside)) / len(real)
 
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 23])
-def test_equal_to_slow_loops_whatever_the_block(block, monkeypatch):
+def test_equal_to_slow_loops_for_any_block_size(block, monkeypatch):
     monkeypatch.setattr(kernel, "BLOCK", block)
     x, y = sets(31, 23, 6, 6, 3)
     assert kernel_distance(x, y) == pytest.approx(slow_kernel_distance(x, y), rel=1e-10)
     for k in (1, 4):
-        precision, recall, density, coverage = slow_neighbours(x, y, k)
+        precision, recall, density, coverage = slow_precision_recall(x, y, k)
         assert precision_recall(x, y, k) == (precision, recall)
         assert density_coverage(x, y, k) == pytest.approx((density, coverage), rel=1e-14)
 
 
 def test_kernel_distance_is_unbiased():
-    """Of two sets of one distribution it is 0 on average, however few they are; the Fréchet distance is not."""
+    """For two sets of one distribution it is 0 on average at any count; the Fréchet distance is not."""
     rng = np.random.default_rng(5)
-    found, frechet = [], []
+    kernels, frechet = [], []
     for _ in range(200):
         x, y = torch.from_numpy(rng.standard_normal((2, 10, 8)))
-        found.append(kernel_distance(x, y))
+        kernels.append(kernel_distance(x, y))
         frechet.append(frechet_distance(Moments.of(x), Moments.of(y)))
-    assert abs(np.mean(found)) < 3 * np.std(found) / math.sqrt(200)
+    assert abs(np.mean(kernels)) < 3 * np.std(kernels) / math.sqrt(200)
     assert np.mean(frechet) > 5 * np.std(frechet) / math.sqrt(200)
 
 
 def test_subsets_come_from_the_seed_alone():
     x, y = sets(*FULL)
-    found = kernel_distance_of_subsets(x, y, 20, 50)
+    distance = kernel_distance_of_subsets(x, y, 20, 50)
     torch.manual_seed(9)
     np.random.seed(9)
-    assert kernel_distance_of_subsets(x, y, 20, 50) == found
-    assert kernel_distance_of_subsets(x, y, 20, 50, seed=1) != found
-    assert found.mean == pytest.approx(kernel_distance(x, y), abs=4 * found.std / math.sqrt(20))
+    assert kernel_distance_of_subsets(x, y, 20, 50) == distance
+    assert kernel_distance_of_subsets(x, y, 20, 50, seed=1) != distance
+    assert distance.mean == pytest.approx(kernel_distance(x, y), abs=4 * distance.std / math.sqrt(20))
 
 
-def test_neighbours_of_the_same_far_and_doubled_pictures():
+def test_precision_and_recall_of_equal_distant_and_repeated_features():
     x = sets(50, 2, 8, 8, 0)[0]
     assert precision_recall(x, x) == (1, 1)
     assert density_coverage(x, x).coverage == 1
     assert precision_recall(x, x + 100) == (0, 0)
     assert density_coverage(x, x + 100) == (0, 0)
-    # A mode left out costs recall and coverage, not precision
+    # A missing mode lowers recall and coverage, not precision
     both = torch.cat([x, x + 100])
     assert precision_recall(both, x) == (1, 0.5)
     assert density_coverage(both, x).coverage == 0.5
-    # Balls of pictures that are there many times have no extent: a copy is in them
+    # Balls around repeated features have radius 0, and contain copies
     doubled = (x[:10].repeat(6, 1) + 5).float()
     assert precision_recall(doubled, doubled[:20]) == (1, 1)
 
@@ -282,27 +287,27 @@ def test_neighbours_of_the_same_far_and_doubled_pictures():
 def test_density_of_one_distribution_is_one():
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.standard_normal((2, 1500, 6)))
-    found = density_coverage(x, y)
-    assert found.density == pytest.approx(1, abs=0.05)
+    result = density_coverage(x, y)
+    assert result.density == pytest.approx(1, abs=0.05)
     # Naeem et al., Equation 9, for M = N: 1 - (N-1)...(N-k) / ((2N-1)...(2N-k))
     expected = 1 - math.prod((1500 - i) / (3000 - i) for i in range(1, 6))
-    assert found.coverage == pytest.approx(expected, abs=0.02)
+    assert result.coverage == pytest.approx(expected, abs=0.02)
 
 
 # The Inception score
 
 
 def test_score_of_certain_uniform_and_cycling_classes():
-    """As many classes as are named with certainty; 1 of who knows nothing; and classes that come in turn, as they do
-    from a generator, in step with the parts, count all the same."""
+    """Certain predictions give the number of classes, uniform ones 1; the order of classes does not matter, even in
+    step with the parts."""
     certain = torch.eye(20).repeat(60, 1) * 200
     score = InceptionScore(20)
     score.update(certain)
     mean, _ = score.compute()
     assert 17 < mean <= 20 + 1e-9  # a part of 120 does not have each class 6 times
-    whole = InceptionScore(20, splits=1)
-    whole.update(certain)
-    assert whole.compute() == pytest.approx((20, 0), abs=1e-9)
+    undivided = InceptionScore(20, splits=1)
+    undivided.update(certain)
+    assert undivided.compute() == pytest.approx((20, 0), abs=1e-9)
     nothing = InceptionScore(20)
     nothing.update(torch.zeros(100, 20))
     assert nothing.compute() == pytest.approx((1, 0), abs=1e-9)
@@ -312,12 +317,12 @@ def test_score_of_certain_uniform_and_cycling_classes():
 @settings(max_examples=20, deadline=None)
 def test_score_is_the_same_for_any_batches(cuts):
     logits = torch.randn(103, 6, generator=torch.Generator().manual_seed(0)) * 3
-    whole, parts = InceptionScore(6), InceptionScore(6)
-    whole.update(logits)
+    single, parts = InceptionScore(6), InceptionScore(6)
+    single.update(logits)
     for part in torch.tensor_split(logits, sorted(cuts)):
         parts.update(part)
-    assert parts.compute() == pytest.approx(whole.compute(), rel=1e-12)
-    assert parts.counts.tolist() == whole.counts.tolist()
+    assert parts.compute() == pytest.approx(single.compute(), rel=1e-12)
+    assert parts.counts.tolist() == single.counts.tolist()
     assert max(parts.counts) - min(parts.counts) <= 1
 
 
@@ -325,76 +330,76 @@ def test_score_is_the_same_for_any_batches(cuts):
 
 
 class Network(torch.nn.Module):
-    """Features and logits of pictures."""
+    """Features and logits of images."""
 
     def __init__(self):
         super().__init__()
         self.features, self.head = torch.nn.Linear(12, 5), torch.nn.Linear(5, 3)
 
-    def forward(self, pictures):
-        features = self.features(pictures)
-        return Extracted(features, self.head(features))
+    def forward(self, images):
+        features = self.features(images)
+        return ExtractorOutput(features, self.head(features))
 
 
-def test_all_figures_of_real_and_generated_pictures():
+def test_all_metrics_of_real_and_generated_images():
     torch.manual_seed(0)
     extract = Network()
-    real, made = (z.float() for z in sets(90, 70, 12, 12, 4))
+    real, generated = (z.float() for z in sets(90, 70, 12, 12, 4))
     metrics = GenerationMetrics(extract)
     for part in real.split(32):
         metrics.update(part, real=True)
-    for part in made.split(25):
+    for part in generated.split(25):
         metrics.update(part)
-    found = metrics.compute()
+    values = metrics.compute()
     with torch.no_grad():
-        x, y, logits = extract(real).features, extract(made).features, extract(made).logits
-    assert found["frechet"] == pytest.approx(frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-9)
-    assert found["kernel_exact"] == pytest.approx(kernel_distance(x, y), rel=1e-9)
-    assert (found["count"], found["real_count"], found["dimensions"]) == (70, 90, 5)
-    assert (found["kernel_size"], found["neighbours_count"]) == (35, 70)
+        x, y, logits = extract(real).features, extract(generated).features, extract(generated).logits
+    assert values["frechet"] == pytest.approx(frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-9)
+    assert values["kernel_exact"] == pytest.approx(kernel_distance(x, y), rel=1e-9)
+    assert (values["count"], values["real_count"], values["dimensions"]) == (70, 90, 5)
+    assert (values["kernel_size"], values["neighbors_count"]) == (35, 70)
     score = InceptionScore(3)
     score.update(logits)
-    assert (found["inception_score"], found["inception_score_std"]) == pytest.approx(
+    assert (values["inception_score"], values["inception_score_std"]) == pytest.approx(
         score.compute(), rel=1e-6
     )
-    assert {"precision", "recall", "density", "coverage", "frechet_floor", "kernel_std"} <= found.keys()
+    assert {"precision", "recall", "density", "coverage", "frechet_floor", "kernel_std"} <= values.keys()
 
-    # Statistics that are there already stand for the real pictures
+    # Stored statistics replace the real images
     statistics = FeatureStatistics(5)
     statistics.update(x)
     again = GenerationMetrics(extract, statistics.compute())
-    again.update(made)
-    assert again.compute() == pytest.approx(found, rel=1e-6)
-    with pytest.raises(UserError, match="reference already"):
+    again.update(generated)
+    assert again.compute() == pytest.approx(values, rel=1e-6)
+    with pytest.raises(ConfigError, match="both a reference and real images"):
         again.update(real, real=True)
 
 
-def test_fewer_pictures_than_dimensions_are_said(caplog):
+def test_fewer_images_than_dimensions_give_a_warning(caplog):
     x, y = sets(*FEWER_THAN_DIMENSIONS)
     sides = [Statistics(Moments.of(z), z) for z in (x, y)]
     with caplog.at_level(logging.WARNING):
-        found = generation_figures(*sides)
-    said = " ".join(caplog.text.split())
-    assert "50 generated pictures are not more than the 96 numbers of a feature" in said
-    assert f"would be given {found['frechet_floor']:.3g} at this count" in said
+        values = compute_generation_metrics(*sides)
+    warning = " ".join(caplog.text.split())
+    assert "50 generated images are not more than the 96 dimensions of a feature" in warning
+    assert f"would have {values['frechet_floor']:.3g} at this count" in warning
     caplog.clear()
-    generation_figures(*(Statistics(Moments.of(z), z) for z in sets(*FULL)))
+    compute_generation_metrics(*(Statistics(Moments.of(z), z) for z in sets(*FULL)))
     assert not caplog.records
 
 
-def test_what_cannot_be_compared_is_said():
+def test_what_cannot_be_compared_is_refused():
     x, y = sets(10, 8, 4, 4, 0)
-    with pytest.raises(UserError, match="extract both with one network"):
+    with pytest.raises(ConfigError, match="extract both with the same network"):
         frechet_distance(Moments.of(x), Moments.of(y[:, :3]))
-    with pytest.raises(UserError, match="1 pictures have no covariance"):
+    with pytest.raises(DataError, match="1 images have no covariance"):
         frechet_distance(Moments.of(x), Moments.of(y[:1]))
-    with pytest.raises(UserError, match="two pictures of each side"):
+    with pytest.raises(DataError, match="two images of each set"):
         kernel_distance(x, y[:1])
-    with pytest.raises(UserError, match="more than 3 pictures of each side"):
+    with pytest.raises(DataError, match="more than 3 images of each set"):
         precision_recall(x, y[:3])
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(DataError, match="NaN or infinite"):
         FeatureMoments(4).update(x * torch.nan)
-    with pytest.raises(UserError, match=r"which must be \(n, 5\)"):
+    with pytest.raises(ConfigError, match=r"which must be \(n, 5\)"):
         FeatureMoments(5).update(x)
-    with pytest.raises(UserError, match="one side has none"):
+    with pytest.raises(DataError, match="one set is empty"):
         GenerationMetrics(Network()).compute()

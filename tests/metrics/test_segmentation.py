@@ -1,4 +1,4 @@
-"""Figures of whole sets of masks, against a slow loop over pixels, torchmetrics, and any other split into batches."""
+"""Metrics of sets of masks, against a slow loop over pixels, torchmetrics, and for any division into batches."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
-from triptych.errors import UserError
+from triptych.errors import DataError, TriptychError
 from triptych.metrics.segmentation import SegmentationMetrics
 
 
@@ -90,7 +90,7 @@ def test_processes_add_up():
 
 
 def test_absent_classes_are_not_numbers():
-    """Class 2 is only guessed: its IoU is 0 and counts. Class 3 does not occur at all."""
+    """Class 2 is only predicted: its IoU is 0 and counts. Class 3 does not occur."""
     got = figures(torch.tensor([[[0, 1, 2]]]), torch.tensor([[[0, 1, 1]]]), classes=4)
     np.testing.assert_array_equal(got["per_class_iou"], [1, 0.5, 0, math.nan])
     np.testing.assert_array_equal(got["per_class_accuracy"], [1, 0.5, math.nan, math.nan])
@@ -113,21 +113,21 @@ def test_what_is_ignored_may_be_predicted_as_anything():
         (
             torch.zeros(1, 3, 2, 2),
             torch.tensor([[[0, 1], [2, 3]]]),
-            "mask holds 3, outside the 3 classes 0..2",
+            "mask has 3, which is outside the 3 classes 0..2",
         ),
-        (torch.zeros(1, 3, 2, 2), torch.tensor([[[0, 1], [2, -1]]]), "mask holds -1"),
-        (torch.full((1, 2, 2), 7), torch.zeros(1, 2, 2, dtype=torch.uint8), "prediction holds 7"),
+        (torch.zeros(1, 3, 2, 2), torch.tensor([[[0, 1], [2, -1]]]), "mask has -1"),
+        (torch.full((1, 2, 2), 7), torch.zeros(1, 2, 2, dtype=torch.uint8), "prediction has 7"),
         (torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8), r"must be \(B, 3, H, W\)"),
-        (torch.zeros(1, 3, 2, 3), torch.zeros(1, 2, 2, dtype=torch.uint8), "must be alike"),
+        (torch.zeros(1, 3, 2, 3), torch.zeros(1, 2, 2, dtype=torch.uint8), "must have the same shape"),
     ],
 )
 def test_bad_batches_are_named(predicted, mask, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(TriptychError, match=message) as caught:
         SegmentationMetrics(3).update(predicted, mask)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_seen():
-    with pytest.raises(UserError, match="no labelled pixel"):
+    with pytest.raises(DataError, match="no labeled pixel"):
         SegmentationMetrics(3).compute()

@@ -15,7 +15,7 @@ from triptych.data.open import open_source
 from triptych.data.source import Source
 from triptych.errors import ConfigError, DataError
 from triptych.evaluation.feature_extractor import open_extractor
-from triptych.evaluation.generation import Asked, ask, evaluate_generation
+from triptych.evaluation.generation import GenerationRequest, evaluate_generation, make_requests
 from triptych.evaluation.results import GenerationResult
 from triptych.evaluation.runtime import Progress
 from triptych.models.latent_diffusion import LatentDiffusion
@@ -82,26 +82,20 @@ def evaluate_generator(
         eval_batch_size=batch_size or BATCH_SIZE, workers=workers, on_bad_image=on_bad_image,
         image_column=image_column, label_column=label_column, caption_column=caption_column,
     )  # fmt: skip
-    if data is None and not isinstance(model, LatentDiffusion):
-        config = config_of(model)
-        data = None if config is None else config.data
+    data = _data_of_run(model) if data is None else data
     source = open_real_images(data, split, loading, reference)
     pipe = DiffusionPipeline(model, device, dtype, compile=compile)
-    size = (height or pipe.config.image_size[0], width or pipe.config.image_size[1])
-    requests = ask(pipe.config, pipe.card, source, num_samples, seed)
+    requests = make_requests(pipe.config, pipe.card, source, num_samples, seed)
     options: dict[str, Any] = {
         "num_steps": num_steps, "guidance_scale": guidance_scale, "sampler": sampler, "height": height, "width": width,
     }  # fmt: skip
-    images = generate_requested(
-        pipe, requests, batch_size or max(1, min(BATCH_SIZE, BATCH_PIXELS // (size[0] * size[1]))), options
-    )
-    first = next(images)  # wrong options show before the real images are read
-    images = itertools.chain([first], images)
+    size = (height or pipe.config.image_size[0], width or pipe.config.image_size[1])
+    images = _start_generation(pipe, requests, batch_size or _default_batch_size(size), options)
     result = evaluate_generation(
         progress(images, num_samples, "generating") if progress else images,
-        open_extractor(extractor, picture=size),
+        open_extractor(extractor, image_size=size),
         source,
-        asked=requests,
+        requests=requests,
         reference_file=reference,
         classifier=_open_classifier(classifier, source, requests),
         name=str(data or ""),
@@ -110,6 +104,26 @@ def evaluate_generator(
     )
     settings = {"weights_hash": pipe.model.weights_hash, "seed": seed, **options}
     return replace(result, settings=settings)
+
+
+def _data_of_run(model: str | Path | LatentDiffusion) -> str | None:
+    """Return the data that a RUN was trained on; None if the model is not a RUN."""
+    config = None if isinstance(model, LatentDiffusion) else config_of(model)
+    return None if config is None else config.data
+
+
+def _default_batch_size(size: tuple[int, int]) -> int:
+    """Return how many images of a size to generate in one forward pass."""
+    return max(1, min(BATCH_SIZE, BATCH_PIXELS // (size[0] * size[1])))
+
+
+def _start_generation(
+    pipe: DiffusionPipeline, requests: Sequence[GenerationRequest], batch_size: int, options: dict[str, Any]
+) -> Iterator[Image.Image]:
+    """Return the images of `generate_requested`. The first one is generated at once, so that invalid options raise
+    before the real images are read."""
+    images = generate_requested(pipe, requests, batch_size, options)
+    return itertools.chain([next(images)], images)
 
 
 def evaluate_samples(
@@ -157,7 +171,7 @@ def evaluate_samples(
     size = common_size(files) if height is None or width is None else (height, width)
     result = evaluate_generation(
         progress(files, len(files), "reading samples") if progress else files,
-        open_extractor(extractor, picture=size),
+        open_extractor(extractor, image_size=size),
         source,
         reference_file=reference,
         name=str(data or ""),
@@ -177,7 +191,7 @@ def open_real_images(
 
 
 def generate_requested(
-    pipe: DiffusionPipeline, requests: Sequence[Asked], batch_size: int, options: dict[str, Any]
+    pipe: DiffusionPipeline, requests: Sequence[GenerationRequest], batch_size: int, options: dict[str, Any]
 ) -> Iterator[Image.Image]:
     """Yield the requested images in order, each from its own seed. Captions are literal text, not prompt syntax; a
     batch holds contexts of one length only, so that no image depends on the others."""
@@ -213,7 +227,7 @@ def common_size(files: Iterable[Path]) -> tuple[int, int] | None:
 
 
 def _open_classifier(
-    classifier: str | Network | None, source: Source | None, requests: Sequence[Asked]
+    classifier: str | Network | None, source: Source | None, requests: Sequence[GenerationRequest]
 ) -> Network | None:
     if classifier is None or isinstance(classifier, Network):
         return classifier

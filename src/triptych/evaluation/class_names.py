@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from triptych.errors import UserError
+from triptych.errors import DataError
 from triptych.model_card import ModelCard
 
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """The classes of a network, and where those of a data set are among them."""
+    """The classes of a network, and the position of each class of the data among them."""
 
     names: tuple[str, ...]
-    """Of the network, by index."""
+    """The network's classes, by index."""
     index: tuple[int, ...]
     """The network's index of each class of the data."""
     groupings: Mapping[str, Sequence[str]]
@@ -25,20 +25,22 @@ def match_classes(
     classes: Sequence[str],
     groupings: Mapping[str, Sequence[str]] | None = None,
 ) -> ClassMatch:
-    """Match classes by name. A network without class names takes those of data with as many classes.
+    """Match the classes of data to those of a network by name.
+
+    A network without class names takes those of the data, if it has the same number of classes.
 
     Args:
-        card: of the network.
-        num_classes: of the network.
-        classes, groupings: of the data.
+        card: model card of the network.
+        num_classes: number of classes of the network.
+        classes, groupings: names of the data's classes, and their coarser names.
 
     Raises:
-        UserError: the data has classes that the network does not know.
+        DataError: the data has classes that the network does not have.
     """
     names = card.classes or (tuple(classes) if len(classes) == num_classes else ())
     unknown = sorted(set(classes) - set(names))
     if unknown:
-        raise UserError(
+        raise DataError(
             f"the data has {len(unknown)} classes that the model does not know ({', '.join(unknown[:3])}); "
             "fine-tune on that data first, or rename its classes to the model's"
         )

@@ -13,7 +13,7 @@ from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
-from triptych.errors import UserError
+from triptych.errors import DataError
 from triptych.evaluation.class_names import match_classes
 from triptych.evaluation.results import ClassificationResult
 from triptych.evaluation.runtime import Runtime
@@ -58,16 +58,20 @@ def measure_classification(
 def evaluate_classifier(
     net: Network, source: Source, loading: DataConfig, runtime: Runtime, name: str = "the data"
 ) -> ClassificationResult:
-    """Evaluate a classifier on labeled images, loaded as its card says.
+    """Evaluate a classifier on labeled images, preprocessed as its card says.
 
     Args:
-        name: of the data, for messages.
+        net: the classifier; it is moved to the device of `runtime`.
+        source: images with labels.
+        loading: batch size, worker processes, what to do about damaged images.
+        runtime: device and precision.
+        name: name of the data, for messages.
 
     Raises:
-        UserError: no labels, classes that the network does not know, or no image that can be read.
+        DataError: there are no labels, the network does not have their classes, or no image can be read.
     """
     if not source.classes:
-        raise UserError(f"{name} has no labels, and evaluation needs them; name --label-column")
+        raise DataError(f"{name} has no labels, and evaluation needs them; name --label-column")
     match = match_classes(net.card, net.config.num_classes, source.classes, source.groupings)
     net = runtime.place(net)
     loader = make_loader(source, loading, net.card.preprocess, train=False)
@@ -78,6 +82,6 @@ def evaluate_classifier(
 
 
 def _relabel(batches: Iterable[Batch], index: Int[Tensor, " k"]) -> Iterator[Batch]:
-    """Yield batches whose labels are the network's indices of the classes, instead of the data's."""
+    """Yield the batches with the network's class indices as labels, instead of the data's."""
     for batch in batches:
         yield {**batch, "label": index[batch["label"]]}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from triptych.config import check, need
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +11,7 @@ class PerceptualConfig:
     """The perceptual distance between images and their reconstructions."""
 
     weight: float = 1.0
-    """Weight of the distance beside the mean error of pixels in the training loss; 0 turns it off."""
+    """Weight of the distance in the training loss, relative to the mean error of pixels; 0 turns it off."""
     model: str = "vit-emoji"
     """ViT or Swin whose features are compared: a file, RUN, hub id or shipped name. Ignored if `vgg` is given."""
     vgg: str | None = None
@@ -23,6 +23,6 @@ class PerceptualConfig:
         check(self)
         need(self.weight >= 0, self, "weight", "at least 0")
         if self.heads is not None and self.vgg is None:
-            raise UserError(
-                f"heads of LPIPS are given ({self.heads}) without the network they are of; name vgg"
+            raise ConfigError(
+                f"perceptual.heads is {self.heads}, and LPIPS heads need their VGG network; give perceptual.vgg too"
             )

@@ -1,9 +1,9 @@
-"""Evaluate a network on data, by what it is: a classifier, a segmenter or an autoencoder."""
+"""Evaluate a classifier, a segmenter or an autoencoder on data."""
 
 from triptych.data.config import DataConfig
 from triptych.data.loading.test_time_views import ViewOptions
 from triptych.data.source import Source
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.evaluation.classification import evaluate_classifier
 from triptych.evaluation.config import PerceptualConfig
 from triptych.evaluation.reconstruction import evaluate_autoencoder
@@ -34,12 +34,13 @@ def evaluate_network(
         source: labeled images, images with masks, or any images.
         loading: batch size, worker processes, what to do about damaged images.
         runtime: device and precision; None chooses the fastest.
-        passes: of a segmenter, as in `evaluate_segmenter`.
-        perceptual, extractor, enlarge: of an autoencoder, as in `evaluate_autoencoder`.
-        name: of the data, for messages.
+        passes: for a segmenter, as in `evaluate_segmenter`.
+        perceptual, extractor, enlarge: for an autoencoder, as in `evaluate_autoencoder`.
+        name: name of the data, for messages.
 
     Raises:
-        UserError: data that does not fit the network, or an option of another kind of network.
+        ConfigError: an option does not apply to this type of network.
+        DataError: the data does not fit the network, or none of its images can be read.
     """
     check_options(net, passes, extractor)
     loading, runtime = loading or DataConfig(), runtime or Runtime.choose()
@@ -59,12 +60,17 @@ def evaluate_network(
 
 
 def check_options(net: Network, passes: ViewOptions | None, extractor: str | Network | None) -> None:
-    """Refuse options of another kind of network."""
+    """Raise an error for options that do not apply to the type of the network.
+
+    Raises:
+        ConfigError: `passes` without a segmenter, or `extractor` without an autoencoder.
+    """
     if passes is not None and not isinstance(net, Segmenter):
-        raise UserError(
-            f"{type(net).__name__} is no segmenter, and only those take a size, window, scales or flip"
+        raise ConfigError(
+            f"{type(net).__name__} is not a segmenter, and only segmenters take a size, window, scales or flip; leave "
+            "them out"
         )
     if extractor is not None and not isinstance(net, FirstStage):
-        raise UserError(
-            f"{type(net).__name__} makes no pictures to compare in the features of an extractor; leave it out"
+        raise ConfigError(
+            f"{type(net).__name__} generates no images to compare in the features of an extractor; leave it out"
         )

@@ -1,4 +1,4 @@
-"""Measure generated pictures: beside real ones, and against what they were asked to show."""
+"""Compare generated images with real ones, and with the prompts or classes that were requested."""
 
 import hashlib
 import itertools
@@ -18,9 +18,13 @@ from triptych.data.images import decode, resize_crop
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
 from triptych.device import place_network
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, ConfigError, DataError
 from triptych.evaluation.feature_extractor import Extractor
-from triptych.evaluation.reference_statistics import read, reference, require
+from triptych.evaluation.reference_statistics import (
+    load_or_measure_reference,
+    read_reference,
+    require_same_identity,
+)
 from triptych.evaluation.results import GenerationResult
 from triptych.evaluation.runtime import Progress
 from triptych.metrics.classification import ClassificationMetrics
@@ -30,73 +34,97 @@ from triptych.models.configs.image_tokens import ImageTokensConfig
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.network import Network
 
-SEEDS = 2**32
+NUM_SEEDS = 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What one picture is to be painted from."""
+class GenerationRequest:
+    """What one image is generated from."""
 
     seed: int
     prompt: str = ""
     label: int | None = None
-    """The class, by the model's index; of a model that takes one."""
+    """The model's index of the class; None for a model without classes."""
     row: int | None = None
-    """Of the data: the picture whose caption or class it is."""
+    """Row of the data that the caption or class is from."""
 
 
-def ask(
+def make_requests(
     config: LatentDiffusionConfig, card: ModelCard, source: Source | None, count: int, seed: int = 0
-) -> list[Asked]:
-    """What to paint so that the pictures should be distributed as the data: its captions, or its classes.
+) -> list[GenerationRequest]:
+    """Return requests whose captions, or classes, are distributed as those of the data.
 
-    Rows are drawn without repetition, by `seed`, until all were drawn, and then again. Picture k has the seed
-    `seed` + k. A model of classes whose names the data does not have gets all its classes equally often.
+    Rows of the data are drawn at random without replacement, and again from all of them once all were drawn. Image k
+    has the seed `seed` + k. If the data does not have the names of the model's classes, all classes are equally
+    frequent.
+
+    Args:
+        config, card: those of the model.
+        source: the data; an unconditional model needs none.
+        count: number of images.
+        seed: seed of the first image, and of the draws.
 
     Raises:
-        UserError: the model reads prompts and the data has no captions, or pictures without; it is shown boxes, masks
-            or maps.
+        ConfigError: `count` is below 2, or the model needs boxes, masks or images as condition.
+        DataError: the model needs prompts, and the data lacks captions, at least for some images.
     """
     if count < 2:
-        raise UserError(f"samples is {count}; a distance needs 2 at least, and means little below thousands")
-    seeds = [(seed + k) % SEEDS for k in range(count)]
-    pictured = isinstance(config.text_encoder, ImageTokensConfig)
-    if config.concat != "none" or pictured or getattr(config.text_encoder, "boxes", False):
-        shown = config.concat if config.concat != "none" else "a picture" if pictured else "boxes"
-        raise UserError(
-            f"the model is shown {shown} besides, of which the data says nothing; paint with it, then measure the "
-            "folder with --samples DIR"
+        raise ConfigError(
+            f"samples is {count}, and a distance needs at least 2; give thousands for a meaningful value"
         )
+    _require_prompt_or_class(config)
+    seeds = [(seed + k) % NUM_SEEDS for k in range(count)]
     if config.classes is None and config.text_encoder is None:
-        return [Asked(seed=s) for s in seeds]
+        return [GenerationRequest(seed=s) for s in seeds]
     if config.classes is None:
-        rows = _rows(source, count, seed, "prompts") if source is not None else []
-        captions = {row: source[row].caption for row in set(rows)} if source is not None else {}
-        lacking = sum(caption is None for caption in captions.values())
-        if lacking or source is None:
-            raise UserError(
-                f"the model reads prompts, and {lacking or 'none'} of {len(captions)} images of the data have no "
-                "caption; name the column with --caption-column, or put captions into its metadata.jsonl"
-            )
+        rows, captions = _draw_captions(source, count, seed)
         return [
-            Asked(seed=s, prompt=captions[row] or "", row=row) for s, row in zip(seeds, rows, strict=True)
+            GenerationRequest(seed=s, prompt=caption, row=row)
+            for s, caption, row in zip(seeds, captions, rows, strict=True)
         ]
-    names, number = card.classes or (), config.classes.num_classes
+    names, num_classes = card.classes or (), config.classes.num_classes
     if source is not None and source.labels is not None and set(source.classes or ()) <= set(names):
         index = [names.index(name) for name in source.classes or ()]
-        rows = _rows(source, count, seed, "classes")
+        rows = _draw_rows(source, count, seed, "classes")
         labels = [index[source.labels[row]] for row in rows]
-        return [Asked(seed=s, label=i, row=row) for s, i, row in zip(seeds, labels, rows, strict=True)]
-    labels = _order(number, count, seed)
-    return [Asked(seed=s, label=i) for s, i in zip(seeds, labels, strict=True)]
+        return [
+            GenerationRequest(seed=s, label=label, row=row)
+            for s, label, row in zip(seeds, labels, rows, strict=True)
+        ]
+    labels = _random_order(num_classes, count, seed)
+    return [GenerationRequest(seed=s, label=label) for s, label in zip(seeds, labels, strict=True)]
+
+
+def _require_prompt_or_class(config: LatentDiffusionConfig) -> None:
+    """Raise a ConfigError if the model needs a condition that the data cannot provide."""
+    takes_image = isinstance(config.text_encoder, ImageTokensConfig)
+    if config.concat != "none" or takes_image or getattr(config.text_encoder, "boxes", False):
+        condition = config.concat if config.concat != "none" else "an image" if takes_image else "boxes"
+        raise ConfigError(
+            f"the model also needs {condition} as condition, which the data does not have; generate images with it, "
+            "then evaluate their folder with --samples DIR"
+        )
+
+
+def _draw_captions(source: Source | None, count: int, seed: int) -> tuple[list[int], list[str]]:
+    """Draw rows of the data, and return them and their captions."""
+    rows = _draw_rows(source, count, seed, "prompts") if source is not None else []
+    captions = {row: source[row].caption for row in set(rows)} if source is not None else {}
+    num_missing = sum(caption is None for caption in captions.values())
+    if num_missing or source is None:
+        raise DataError(
+            f"the model needs prompts, and {num_missing or 'none'} of {len(captions)} images of the data have no "
+            "caption; name the column with --caption-column, or put captions into its metadata.jsonl"
+        )
+    return rows, [captions[row] or "" for row in rows]
 
 
 def evaluate_generation(
-    pictures: Iterable[Image],
+    images: Iterable[Image],
     extractor: Extractor,
     source: Source | None = None,
     *,
-    asked: Sequence[Asked] = (),
+    requests: Sequence[GenerationRequest] = (),
     reference_file: str | Path | None = None,
     classifier: Network | None = None,
     name: str = "",
@@ -104,134 +132,159 @@ def evaluate_generation(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> GenerationResult:
-    """Figures of generated pictures beside real ones.
+    """Compare generated images with real ones.
 
     Args:
-        pictures: the generated ones, of any kind, one after another; they are rounded to 8 bits before anything is
-            measured, as files hold them.
+        images: the generated images (files or arrays), which may be a generator. They are rounded to 8 bits first, as
+            in image files.
         extractor: from `open_extractor`.
-        source: the real ones; None takes the reference file's.
-        asked: what each picture was to show, in the pictures' order; for `classifier`.
-        reference_file: where their statistics are, or are kept; see `references.reference`.
-        classifier: a network that knows the source's classes: how often does it find in a generated picture the class
-            of the real one whose caption was the prompt, or a coarser name of it, beside how often in the real one?
-        name: of the data, for people.
-        seed: of the metrics' subsets.
+        source: the real images; None uses the statistics in the reference file.
+        requests: what each image was generated from, in the same order; needed by `classifier`.
+        reference_file: file with the statistics of the real images; see `load_or_measure_reference`.
+        classifier: a network with the classes of the source, which measures `faithfulness`: how often it predicts the
+            requested class, or its coarser name, for generated and for real images.
+        name: name of the data, for messages.
+        seed: seed of the random subsets of metrics.
 
     Returns:
-        The metrics of `generation_figures`; with a classifier `faithfulness`, too.
+        The metrics of `compute_generation_metrics`, and `faithfulness` if there is a classifier.
 
     Raises:
-        UserError: no real pictures, a reference of something else, or a classifier that does not know the classes.
+        ConfigError: there are neither real images nor a reference file, or faithfulness cannot be measured.
+        DataError: the reference file is damaged, or of other data or another extractor; or no real image can be read.
     """
     loading = loading or DataConfig()
     if source is not None:
-        real = reference(source, extractor, reference_file, name=name, loading=loading, progress=progress)
+        reference = load_or_measure_reference(
+            source, extractor, reference_file, name=name, loading=loading, progress=progress
+        )
     elif reference_file is not None:
-        real = read(reference_file)
-        require(reference_file, real, extractor.identity)
+        reference = read_reference(reference_file)
+        require_same_identity(reference_file, reference, extractor.identity)
     else:
-        raise UserError("there are no real pictures to compare with; give --data, or a --reference file")
-    faith = None
+        raise ConfigError("there are no real images to compare with; give --data, or a --reference file")
+    faithfulness = None
     if classifier is not None:
-        faith = Faithfulness(classifier, source, asked, extractor.device)
-    where = extractor.device if extractor.device.type == "cuda" else "cpu"  # where there is fp64
-    metrics = GenerationMetrics(extractor, real.statistics, seed=seed, device=where)
-    size, at = loading.eval_batch_size or loading.batch_size, 0
-    for batch in _batches(pictures, size):
-        metrics.update(extractor.fitted(batch))
-        if faith is not None:
-            faith.update(batch, at)
-        at += len(batch)
-    figures = metrics.compute()
+        faithfulness = Faithfulness(classifier, source, requests, extractor.device)
+    metrics_device = extractor.device if extractor.device.type == "cuda" else "cpu"  # MPS has no fp64
+    metrics = GenerationMetrics(extractor, reference.statistics, seed=seed, device=metrics_device)
+    start = 0
+    for batch in _batches(images, loading.eval_batch_size or loading.batch_size):
+        metrics.update(extractor.prepare(batch))
+        if faithfulness is not None:
+            faithfulness.update(batch, start)
+        start += len(batch)
+    values = metrics.compute()
     return GenerationResult(
-        **figures,
-        faithfulness=None if faith is None else faith.compute(loading),
+        **values,
+        faithfulness=None if faithfulness is None else faithfulness.compute(loading),
         extractor=extractor.name,
-        identity=real.identity,
-        protocol=protocol(real.identity, figures["count"]),
-        bad=dict(real.bad),
+        identity=reference.identity,
+        protocol=protocol_hash(reference.identity, values["count"]),
+        bad=dict(reference.bad),
     )
 
 
-def protocol(identity: dict[str, Any], count: int) -> str:
-    """Hexadecimal digits that figures must share to be compared: of the extractor, the preparation, the real pictures
-    and the number of generated ones."""
-    said = {**identity, "data": identity["data"]["fingerprint"], "generated": count}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+def protocol_hash(identity: dict[str, Any], count: int) -> str:
+    """Return a hash that two results must share to be compared, as 16 hexadecimal digits.
+
+    It depends on the extractor, the preparation, the real images and the number of generated ones.
+    """
+    hashed = {**identity, "data": identity["data"]["fingerprint"], "generated": count}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Faithfulness:
-    """How often a classifier trained on real pictures finds in a picture what was asked for.
+    """How often a classifier that was trained on real images predicts the class that was requested.
 
     Args:
-        classifier: with names of classes and groupings on its card.
-        source: the real pictures, with labels.
-        asked: what each generated picture was to show.
+        classifier: a network whose card has names of classes and groupings.
+        source: the real images, with labels.
+        requests: what each generated image was generated from.
+        device: device of the classifier.
 
     Raises:
-        UserError: no labels, or classes that the classifier does not know.
+        ConfigError: there are no labels, or the requests are not from the data.
+        CheckpointError: the classifier lacks classes of the data.
     """
 
     def __init__(
-        self, classifier: Network, source: Source | None, asked: Sequence[Asked], device: torch.device
+        self,
+        classifier: Network,
+        source: Source | None,
+        requests: Sequence[GenerationRequest],
+        device: torch.device,
     ) -> None:
         card = classifier.card
-        if source is None or source.labels is None or any(one.row is None for one in asked) or not asked:
-            raise UserError(
-                "faithfulness needs data with labels whose captions or classes the pictures were made from; leave "
+        rows = [request.row for request in requests]
+        if source is None or source.labels is None or None in rows or not rows:
+            raise ConfigError(
+                "faithfulness needs data with labels, and images generated from its captions or classes; leave "
                 "--classifier out"
             )
         unknown = sorted(set(source.classes or ()) - set(card.classes or ()))
         if unknown:
-            raise UserError(
-                f"the classifier does not know {len(unknown)} of the data's classes ({', '.join(unknown[:3])}); give "
+            raise CheckpointError(
+                f"the classifier does not have {len(unknown)} of the data's classes ({', '.join(unknown[:3])}); give "
                 "another --classifier, or none"
             )
         index = np.array([(card.classes or ()).index(name) for name in source.classes or ()])
-        self.rows = np.array([one.row for one in asked])
+        self.rows = np.array(rows)
         self.truth = torch.from_numpy(index[source.labels[self.rows]])
         self.card, self.source, self.index, self.device = card, source, torch.from_numpy(index), device
         self.net: Any = place_network(classifier, device, torch.float32)
-        self.made = self._metrics()
+        self.generated = self._metrics()
 
-    def update(self, pictures: Sequence[Image], start: int) -> None:
-        """Add generated pictures, the first of which is number `start`."""
-        how = self.card.preprocess
-        fitted = [
-            resize_crop(decode(one), how.size, how.crop, how.mode, how.interpolation, how.background)
-            for one in pictures
+    def update(self, images: Sequence[Image], start: int) -> None:
+        """Add generated images, the first of which is number `start`."""
+        options = self.card.preprocess
+        resized = [
+            resize_crop(
+                decode(image),
+                options.size,
+                options.crop,
+                options.mode,
+                options.interpolation,
+                options.background,
+            )
+            for image in images
         ]
-        images = torch.from_numpy(np.moveaxis(np.stack(fitted), 3, 1).copy())
-        self._add(self.made, images, self.truth[start : start + len(pictures)])
+        batch = torch.from_numpy(np.moveaxis(np.stack(resized), 3, 1).copy())
+        self._add(self.generated, batch, self.truth[start : start + len(images)])
 
     def compute(self, loading: DataConfig) -> dict[str, Any]:
-        """Shares of the generated and of the real pictures: "top1", and each grouping of the classifier."""
+        """Return the fraction of images whose class, and for each grouping whose coarser name, is predicted.
+
+        Returns:
+            {"generated": {"top1": ..., GROUPING: ...}, "real": {...}}
+        """
         real = self._metrics()
         for batch in make_loader(Subset(self.source, self.rows), loading, self.card.preprocess, train=False):
             self._add(real, batch["image"], self.index[batch["label"]])
         names = ("top1", *self.card.groupings)
-        found = {side: m.compute() for side, m in (("generated", self.made), ("real", real))}
-        return {side: {name: figures[name] for name in names} for side, figures in found.items()}
+        metrics = {"generated": self.generated.compute(), "real": real.compute()}
+        return {side: {name: values[name] for name in names} for side, values in metrics.items()}
 
     def _metrics(self) -> ClassificationMetrics:
         return ClassificationMetrics(len(self.card.classes or ()), self.card.groupings)
 
     @torch.inference_mode()
     def _add(self, metrics: ClassificationMetrics, images: torch.Tensor, truth: torch.Tensor) -> None:
-        how = self.card.preprocess
-        prepared = preprocess_batch(images.to(self.device), how.mean, how.std, how.background)
-        metrics.update(self.net(prepared).float().cpu(), truth)
+        preprocess = self.card.preprocess
+        normalized = preprocess_batch(
+            images.to(self.device), preprocess.mean, preprocess.std, preprocess.background
+        )
+        metrics.update(self.net(normalized).float().cpu(), truth)
 
 
-def _rows(source: Source, count: int, seed: int, what: str) -> list[int]:
+def _draw_rows(source: Source, count: int, seed: int, what: str) -> list[int]:
     if not len(source):
-        raise UserError(f"the data holds no pictures to take {what} from")
-    return _order(len(source), count, seed)
+        raise DataError(f"the data has no images to take {what} from; name data with images")
+    return _random_order(len(source), count, seed)
 
 
-def _order(number: int, count: int, seed: int) -> list[int]:
-    """`count` of the first `number` whole numbers: a random order, and when it is through another one."""
+def _random_order(number: int, count: int, seed: int) -> list[int]:
+    """Return `count` numbers below `number`: random permutations of all of them, one after the other."""
     orders = (np.random.default_rng([seed, turn]).permutation(number).tolist() for turn in itertools.count())
     return list(itertools.islice(itertools.chain.from_iterable(orders), count))
 

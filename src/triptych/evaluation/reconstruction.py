@@ -13,10 +13,10 @@ from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
-from triptych.errors import UserError
+from triptych.errors import DataError
 from triptych.evaluation.config import PerceptualConfig
-from triptych.evaluation.feature_extractor import Extractor, eight_bits, open_extractor
-from triptych.evaluation.latent_statistics import LatentMoments, Normalisation
+from triptych.evaluation.feature_extractor import Extractor, open_extractor, to_uint8
+from triptych.evaluation.latent_statistics import LatentMoments, LatentNormalization
 from triptych.evaluation.perceptual_distance import make_distance
 from triptych.evaluation.results import ReconstructionResult
 from triptych.evaluation.runtime import Runtime
@@ -36,12 +36,12 @@ NUM_EXAMPLES = 8  # images that are returned with their reconstructions
 class Reconstructions:
     """What `measure_reconstruction` returns."""
 
-    figures: dict[str, float]
-    """Of `ReconstructionMetrics`; with an extractor those of `ReconstructionDistance`; of a VQ autoencoder "perplexity"
-    and "codes_used", the share of the codebook's entries that occur."""
+    metrics: dict[str, float]
+    """Metrics of `ReconstructionMetrics`; with an extractor, those of `ReconstructionDistance`; for a VQ autoencoder,
+    "perplexity" and "codes_used", the fraction of the codebook's entries that are used."""
     examples: tuple[Images, Images] | None
     """The first images in [-1, 1] and their reconstructions, on the CPU; None in a process that got no image."""
-    normalization: Normalisation
+    normalization: LatentNormalization
     """Scale and shift that give the latents mean 0 and variance 1."""
 
 
@@ -60,16 +60,16 @@ def measure_reconstruction(
     Args:
         net: on its device; its card says how images are normalized.
         batches: as `make_loader(..., train=False)` yields them.
-        distance: of each image and its reconstruction, for the figure "perceptual" (`make_distance`).
+        distance: distance of image and reconstruction, for the metric "perceptual" (`make_distance`).
         extractor: compares images and reconstructions as two sets of features (`ReconstructionDistance`).
         per_channel: measure the normalization of latents for each channel, instead of one number for all.
         group: processes that each pass a part of the batches; what is measured is gathered over all of them.
 
     Raises:
-        UserError: no image could be read.
+        DataError: no image could be read.
     """
-    metrics, moments = ReconstructionMetrics(distance), LatentMoments(net)
-    metrics.dist_sync_fn = group.gather_tensors
+    accumulator, moments = ReconstructionMetrics(distance), LatentMoments(net)
+    accumulator.dist_sync_fn = group.gather_tensors
     set_distance = None if extractor is None else ReconstructionDistance(extractor, group)
     device = next(net.parameters()).device
     preprocess, examples = net.card.preprocess, None
@@ -84,7 +84,7 @@ def measure_reconstruction(
         moments.update(embedded)
         latents = net.scaled(net.draw(embedded)).float()
         reconstructions = net.decode(latents).float()
-        metrics.update(images, reconstructions)
+        accumulator.update(images, reconstructions)
         if set_distance is not None:
             set_distance.update(images, reconstructions)
         if vq is not None:
@@ -92,14 +92,17 @@ def measure_reconstruction(
         if examples is None:
             examples = images[:NUM_EXAMPLES].cpu(), reconstructions[:NUM_EXAMPLES].cpu()
     if not any(group.all_gather(examples is not None)):
-        raise UserError("no held-out image could be measured: all are damaged, or smaller than the crop")
+        raise DataError(
+            "no held-out image could be measured, since all are damaged or smaller than the crop; use other images, or "
+            "a smaller crop"
+        )
     moments.pool(group)
-    figures = metrics.compute() | ({} if set_distance is None else set_distance.compute())
+    metrics = accumulator.compute() | ({} if set_distance is None else set_distance.compute())
     if vq is not None:
         used = torch.stack(group.all_gather(used.cpu())).sum(0)
-        figures["perplexity"] = float(perplexity(used))
-        figures["codes_used"] = float((used > 0).float().mean())
-    return Reconstructions(figures=figures, examples=examples, normalization=moments.compute(per_channel))
+        metrics["perplexity"] = float(perplexity(used))
+        metrics["codes_used"] = float((used > 0).float().mean())
+    return Reconstructions(metrics=metrics, examples=examples, normalization=moments.compute(per_channel))
 
 
 def evaluate_autoencoder(
@@ -116,17 +119,18 @@ def evaluate_autoencoder(
 
     Args:
         perceptual: the perceptual distance; None is `PerceptualConfig()`.
-        extractor: whose features images and reconstructions are compared in as sets; see `open_extractor`.
+        extractor: network in whose features images and reconstructions are compared as sets; see `open_extractor`.
         enlarge: enlarge images that are smaller than the network's size, instead of leaving them out as damaged.
 
     Raises:
-        UserError: an extractor that cannot be opened, or no image that can be read.
+        CheckpointError: the extractor cannot be opened.
+        DataError: no image can be read.
     """
     preprocess = net.card.preprocess
     loader = make_loader(
         source, loading, preprocess, train=False, min_size=None if enlarge else preprocess.size
     )
-    features = open_extractor(extractor, picture=preprocess.size, device=runtime.device)
+    features = open_extractor(extractor, image_size=preprocess.size, device=runtime.device)
     distance = make_distance(perceptual or PerceptualConfig(), runtime.device)
     net = replace(runtime, compile=False).place(net)
     with runtime.autocast():
@@ -134,7 +138,7 @@ def evaluate_autoencoder(
             net, runtime.batches(loader, len(source)), distance=distance, extractor=features
         )
     return ReconstructionResult(
-        **result.figures,  # type: ignore[arg-type]
+        **result.metrics,  # type: ignore[arg-type]
         extractor=features.name,
         identity=features.identity,
         bad=dict(loader.bad),
@@ -142,8 +146,8 @@ def evaluate_autoencoder(
 
 
 class ReconstructionDistance:
-    """How far the reconstructions of an autoencoder are, as a set, from their pictures: rFID, in whatever features. It
-    sees the textures that PSNR does not ask for.
+    """Distance between reconstructions and images as two sets of features: rFID, in the features of any extractor. It
+    measures textures, which PSNR does not.
 
     Args:
         extractor: from `open_extractor`.
@@ -153,29 +157,32 @@ class ReconstructionDistance:
     def __init__(self, extractor: Extractor, group: ProcessGroup = SINGLE_PROCESS) -> None:
         self.extractor, self.metrics, self.group = extractor, GenerationMetrics(extractor), group
 
-    def update(self, images: Float[Tensor, "b 3 h w"], made: Float[Tensor, "b 3 h w"]) -> None:
-        """Add images in [-1, 1] and their reconstructions; both are rounded to 8 bits."""
-        for side, real in ((images, True), (made, False)):
-            self.metrics.update(self.extractor.fitted(eight_bits(side)), real=real)
+    def update(self, images: Images, reconstructions: Images) -> None:
+        """Add images in [-1, 1] and their reconstructions. Both are rounded to 8 bits."""
+        for batch, real in ((images, True), (reconstructions, False)):
+            self.metrics.update(self.extractor.prepare(to_uint8(batch)), real=real)
 
     def compute(self) -> dict[str, float]:
-        """The Fréchet and the exact kernel distance, "frechet" and "kernel"; nothing of a single pair. Sets that are
-        pairs have no floor: of perfect reconstructions the first is 0 however few they are, the second below."""
-        made, real = (self._side(side) for side in (False, True))
-        if real.moments.count < 2:
+        """Return "frechet" and "kernel", the Fréchet and the exact kernel distance; an empty dict for a single pair.
+
+        The Fréchet distance has no floor here, since the sets are paired: for perfect reconstructions it is 0 at any
+        count, and the kernel distance is below 0.
+        """
+        reconstructions, images = (self._statistics(real) for real in (False, True))
+        if images.moments.count < 2:
             return {}
         return {
-            "frechet": frechet_distance(real.moments, made.moments),
-            "kernel": kernel_distance(real.features, made.features),
+            "frechet": frechet_distance(images.moments, reconstructions.moments),
+            "kernel": kernel_distance(images.features, reconstructions.features),
         }
 
-    def _side(self, real: bool) -> Statistics:
-        """Of all processes, some of which may have seen nothing."""
+    def _statistics(self, real: bool) -> Statistics:
+        """Return the statistics of images or reconstructions over all processes, some of which may have no image."""
         if self.group.size == 1:
             return self.metrics.sides[real].compute()
-        mine = self.metrics.sides.get(real)
-        kept = self.group.all_gather([] if mine is None else [part.cpu() for part in mine.kept])
-        features = torch.cat([part for parts in kept for part in parts])
+        own = self.metrics.sides.get(real)
+        gathered = self.group.all_gather([] if own is None else [part.cpu() for part in own.feature_batches])
+        features = torch.cat([part for parts in gathered for part in parts])
         return Statistics(Moments.of(features), features)
 
 

@@ -1,4 +1,7 @@
-"""Statistics of real pictures in a file: made once, gone on with after a stop, refused if they are of others."""
+"""Statistics of real images in a file.
+
+They are measured once. An interrupted measurement resumes, and a file of other images or another extractor is refused.
+"""
 
 import json
 import logging
@@ -20,8 +23,8 @@ from triptych.data.config import DataConfig
 from triptych.data.images import Resize
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
-from triptych.errors import UserError
-from triptych.evaluation.feature_extractor import Extractor, Prepared
+from triptych.errors import DataError, TriptychError
+from triptych.evaluation.feature_extractor import Extractor, PreparedSource
 from triptych.evaluation.runtime import Progress
 from triptych.metrics.frechet_distance import Moments
 from triptych.metrics.generation import Statistics
@@ -29,23 +32,24 @@ from triptych.metrics.generation import Statistics
 log = logging.getLogger(__name__)
 
 KEY = "triptych_reference"
+COUNT_KEY = "pictures"  # words: quoted
 VERSION = 1
-KEPT = 10_000  # features kept besides the moments of all; Naeem et al. 2020 count neighbours among as many
-SAVE_EVERY = 60.0  # seconds between two savings of what is unfinished
+NUM_STORED_FEATURES = 10_000  # as many as Naeem et al. 2020 search for neighbors; moments are of all images
+SAVE_EVERY = 60.0  # seconds between saves of an unfinished measurement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Statistics of real pictures, and what they are of."""
+    """Statistics of real images, and what identifies them."""
 
     statistics: Statistics
     identity: dict[str, Any]
-    """JSON: the extractor, the preparation, and the data."""
+    """Extractor, preparation and data, as JSON values."""
     bad: dict[str, str]
-    """Pictures that could not be read, and why."""
+    """Images that could not be read: {id: reason}."""
 
 
-def reference(
+def load_or_measure_reference(
     source: Source,
     extractor: Extractor,
     path: str | Path | None = None,
@@ -54,88 +58,98 @@ def reference(
     loading: DataConfig | None = None,
     progress: Progress | None = None,
 ) -> Reference:
-    """Statistics of all pictures of a source: from the file, if it holds them, else made, and kept there.
+    """Return the statistics of all images of a source: from a file if it has them, else measure them and write it.
 
-    Cut off, the same call goes on where it was, to the same bits. Of more than 10,000 pictures the moments are of all,
-    and the features that are kept of 10,000, chosen at random by a fixed seed.
+    After an interruption, the same call resumes and gives bitwise the same result. Moments are those of all images;
+    features are stored for at most 10,000 of them, chosen at random with a fixed seed.
 
     Args:
-        path: the file; None is one in the user's cache, named by the data's fingerprint, the network's hash and the
-            preparation's.
-        name: of the data, for people.
-        loading: batch size, workers, and what to do about damaged pictures.
+        source: the real images.
+        extractor: from `open_extractor`.
+        path: the file; None is a file in the user's cache, named by the data's fingerprint and the hashes of network
+            and preparation.
+        name: name of the data, for messages.
+        loading: batch size, worker processes, and what to do about damaged images.
         progress: wraps an iterable, given its length and a description; for a progress bar.
 
     Raises:
-        UserError: the file is damaged, or of another network, preparation or data, which is named; no pictures; a
-            picture is damaged and `on_bad_image` is "fail".
+        DataError: the file is damaged, or of another network, preparation or data, which the message names; no image
+            can be read; or an image is damaged and `on_bad_image` is "fail".
+        StorageError: the file cannot be written.
     """
     identity = {
         **extractor.identity,
-        "data": {"name": name, "fingerprint": source.fingerprint, "pictures": len(source)},
+        "data": {"name": name, "fingerprint": source.fingerprint, COUNT_KEY: len(source)},
         "version": VERSION,
     }
-    path = Path(path) if path is not None else cached(identity, extractor)
+    path = Path(path) if path is not None else cache_path(identity, extractor)
     if path.exists():
-        found = read(path)
-        require(path, found, identity)
-        return found
-    made = _made(source, extractor, path, identity, loading or DataConfig(), progress)
-    _write(path, made, len(source))
-    partial(path).unlink(missing_ok=True)
-    return made
+        reference = read_reference(path)
+        require_same_identity(path, reference, identity)
+        return reference
+    reference = _measure(source, extractor, path, identity, loading or DataConfig(), progress)
+    _write(path, reference, len(source))
+    partial_path(path).unlink(missing_ok=True)
+    return reference
 
 
-def read(path: str | Path) -> Reference:
-    """What a finished file holds.
+def read_reference(path: str | Path) -> Reference:
+    """Read the file of a finished measurement.
 
     Raises:
-        UserError: nothing there, or no reference, or damaged.
+        DataError: the file does not exist, is damaged or unfinished, or is not a file of reference statistics.
     """
-    made, done = _read(Path(path))
-    pictures = made.identity["data"]["pictures"]
-    if done < pictures:
-        raise UserError(
-            f"{path} holds {done} of {pictures} pictures; give the same --data again, and it is finished"
-        )
-    return made
+    reference, done = _read(Path(path))
+    count = reference.identity["data"][COUNT_KEY]
+    if done < count:
+        raise DataError(f"{path} has only {done} of {count} images; give the same --data again to finish it")
+    return reference
 
 
-def require(path: str | Path, found: Reference, asked: dict[str, Any]) -> None:
-    """Refuse a file of something else; the message says of what.
+def require_same_identity(path: str | Path, reference: Reference, requested: dict[str, Any]) -> None:
+    """Refuse a reference of another extractor, preparation or data.
 
     Args:
-        asked: an identity; without "data", whatever pictures the file is of are taken.
+        path: its file, for the message.
+        requested: the identity that is needed; without "data", any real images are accepted.
+
+    Raises:
+        DataError: the identities differ; names the first difference.
     """
-    was, now = ({key: _compared(one)[key] for key in asked} for one in (found.identity, asked))
-    differs = first_difference(was, now)
-    if differs is None:
+    stored, needed = (
+        {key: _without_names(identity)[key] for key in requested}
+        for identity in (reference.identity, requested)
+    )
+    difference = first_difference(stored, needed)
+    if difference is None:
         return
-    name, before, after = differs
-    data = found.identity["data"].get("name") or "other data"
-    words = {
-        "data.fingerprint": f"other pictures ({data}), or of what these were before they changed",
-        "data.pictures": f"{before} pictures ({data}), and these are {after}",
+    name, before, after = difference
+    data = reference.identity["data"].get("name") or "other data"
+    descriptions = {
+        "data.fingerprint": f"other images ({data}), or of these images before they changed",
+        f"data.{COUNT_KEY}": f"{before} images ({data}), and there are {after}",
         "extractor.weights": f"another network ({before}, and this one is {after})",
     }
-    what = words.get(name, f"{name.partition('.')[2] or name} {before!r}, and this is {after!r}")
-    raise UserError(f"{path} holds statistics of {what}; give another --reference, or none")
+    description = descriptions.get(
+        name, f"{name.partition('.')[2] or name} {before!r}, and {after!r} is needed"
+    )
+    raise DataError(f"{path} has statistics of {description}; give another --reference, or none")
 
 
-def cached(identity: dict[str, Any], extractor: Extractor) -> Path:
-    """Where the statistics are kept if no file is named: `triptych/references` in XDG_CACHE_HOME, else in ~/.cache."""
+def cache_path(identity: dict[str, Any], extractor: Extractor) -> Path:
+    """Return the file to use if none is named: in `triptych/references` of XDG_CACHE_HOME, else of ~/.cache."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     precision = identity["extractor"]["precision"]
     parts = (identity["data"]["fingerprint"][:16], extractor.weights, extractor.preparation.digest, precision)
     return folder / "triptych" / "references" / ("-".join(parts) + ".safetensors")
 
 
-def partial(path: Path) -> Path:
-    """What is unfinished lies beside."""
+def partial_path(path: Path) -> Path:
+    """Return the file of the unfinished measurement, in the same folder."""
     return path.with_name(f"{path.name}.partial")
 
 
-def _made(
+def _measure(
     source: Source,
     extractor: Extractor,
     path: Path,
@@ -143,40 +157,41 @@ def _made(
     loading: DataConfig,
     progress: Progress | None,
 ) -> Reference:
-    kept = np.zeros(len(source), bool)
-    kept[np.random.default_rng(0).choice(len(source), min(KEPT, len(source)), replace=False)] = True
+    """Measure the statistics, from where an interrupted measurement was saved."""
+    is_stored = np.zeros(len(source), bool)
+    rows = np.random.default_rng(0).choice(len(source), min(NUM_STORED_FEATURES, len(source)), replace=False)
+    is_stored[rows] = True
     moments, parts, bad, done = None, [], {}, 0
-    begun = partial(path)
-    if begun.exists():
-        before, done = _read(begun)
-        require(begun, before, identity)
+    partial = partial_path(path)
+    if partial.exists():
+        before, done = _read(partial)
+        require_same_identity(partial, before, identity)
         moments, parts, bad = before.statistics.moments, [before.statistics.features], dict(before.bad)
-        log.info("going on from %d of %d pictures in %s", done, len(source), begun)
-    first, loader = done, pictures_of(Subset(source, np.arange(done, len(source))), extractor, loading)
-    saved = time.monotonic()
+        log.info("resuming from %d of %d images in %s", done, len(source), partial)
+    first, loader = done, prepared_loader(Subset(source, np.arange(done, len(source))), extractor, loading)
+    last_saved = time.monotonic()
     for batch in progress(loader, len(loader), "reading real images") if progress else loader:
         rows = first + np.asarray(batch["row"])
         features = extractor(batch["image"]).features.cpu()
         added = Moments.of(features)
-        moments = added if moments is None else moments.merged(added)
-        parts.append(features[torch.from_numpy(kept[rows])])
+        moments = added if moments is None else moments.merge(added)
+        parts.append(features[torch.from_numpy(is_stored[rows])])
         done = int(rows.max()) + 1
-        if time.monotonic() - saved >= SAVE_EVERY:
-            so_far = _reference(moments, parts, identity, bad | loader.bad)
-            _write(begun, so_far, done)
-            saved = time.monotonic()
+        if time.monotonic() - last_saved >= SAVE_EVERY:
+            _write(partial, _reference(moments, parts, identity, bad | loader.bad), done)
+            last_saved = time.monotonic()
     if moments is None:
-        raise UserError(
-            f"none of the {len(source)} pictures could be read: {next(iter(loader.bad.values()))}"
+        raise DataError(
+            f"none of the {len(source)} images could be read; the first: {next(iter(loader.bad.values()))}"
         )
     return _reference(moments, parts, identity, bad | loader.bad)
 
 
-def pictures_of(source: Any, extractor: Extractor, loading: DataConfig) -> Any:
-    """A loader of batches as the extractor takes them; "row" tells the index of each picture."""
-    prepared = Prepared(source, extractor.preparation)
-    size = extractor.preparation.size or extractor.preparation.picture
-    assert size is not None  # Inception's pictures have one of the two
+def prepared_loader(source: Any, extractor: Extractor, loading: DataConfig) -> Any:
+    """Return a loader of batches for the extractor; "row" has the index of each image."""
+    prepared = PreparedSource(source, extractor.preparation)
+    size = extractor.preparation.size or extractor.preparation.image_size
+    assert size is not None  # for Inception, one of the two is set
     return make_loader(prepared, replace(loading, cache="off"), Resize(size=size), train=False)
 
 
@@ -186,45 +201,47 @@ def _reference(
     return Reference(statistics=Statistics(moments, torch.cat(parts)), identity=identity, bad=bad)
 
 
-def _compared(identity: dict[str, Any]) -> dict[str, Any]:
-    """Without what is there for people."""
+def _without_names(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity without the name of the data, which does not identify it."""
     data = {key: value for key, value in identity.get("data", {}).items() if key != "name"}
     return {**identity, "data": data}
 
 
-def _write(path: Path, made: Reference, done: int) -> None:
-    moments = made.statistics.moments
+def _write(path: Path, reference: Reference, done: int) -> None:
+    """Write a reference; `done` is the number of images that it includes."""
+    moments = reference.statistics.moments
     tensors = {
         "mean": moments.mean.cpu().contiguous(),
         "scatter": moments.scatter.cpu().contiguous(),
-        "features": made.statistics.features.contiguous(),
+        "features": reference.statistics.features.contiguous(),
     }
-    said = {**made.identity, "count": moments.count, "done": done, "bad": made.bad}
-    data = to_safetensors(tensors, metadata={KEY: json.dumps(said)})
+    metadata = {**reference.identity, "count": moments.count, "done": done, "bad": reference.bad}
+    data = to_safetensors(tensors, metadata={KEY: json.dumps(metadata)})
     write_atomically(path, lambda file: file.write(data))
 
 
 def _read(path: Path) -> tuple[Reference, int]:
+    """Return a reference and the number of images that it includes."""
     if not path.is_file():
-        raise UserError(f"there is no file {path}; give --data to make it from")
+        raise DataError(f"{path} does not exist; give --data to create it from")
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {}).get(KEY, "null"))
-            if said is None:
-                raise UserError(f"{path} is no file of reference statistics; give another --reference")
+            metadata = json.loads((file.metadata() or {}).get(KEY, "null"))
+            if metadata is None:
+                raise DataError(f"{path} is not a file of reference statistics; give another --reference")
             mean, scatter, features = (file.get_tensor(name) for name in ("mean", "scatter", "features"))
-        count, done, bad = said.pop("count"), said.pop("done"), said.pop("bad")
-        fine = mean.dtype == torch.float64 and scatter.shape == (len(mean), len(mean))
+        count, done, bad = metadata.pop("count"), metadata.pop("done"), metadata.pop("bad")
+        moments_fit = mean.dtype == torch.float64 and scatter.shape == (len(mean), len(mean))
         if (
-            not fine
+            not moments_fit
             or features.shape[1:] != mean.shape
-            or not {"data", "extractor", "preparation"} <= said.keys()
+            or not {"data", "extractor", "preparation"} <= metadata.keys()
         ):
             raise ValueError("its parts do not fit together")
-    except UserError:
+    except TriptychError:
         raise
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as problem:
-        raise UserError(f"{path} is damaged ({problem}); remove it, and it is made again") from problem
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it, and it is created again") from error
     return Reference(
-        statistics=Statistics(Moments(count, mean, scatter), features), identity=said, bad=bad
+        statistics=Statistics(Moments(count, mean, scatter), features), identity=metadata, bad=bad
     ), done

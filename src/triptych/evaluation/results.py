@@ -1,9 +1,9 @@
-"""What evaluations return: metrics by name, and the same as JSON. Imports no torch."""
+"""Results of evaluations: metrics by name, and the same as JSON. Imports no torch."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,7 +15,7 @@ MOST_CONFUSED_PAIRS = 100  # in JSON
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EvaluationResult:
-    """What all results have in common."""
+    """Fields and methods that all results have."""
 
     task: ClassVar[str]
     """"classification", "segmentation", "reconstruction" or "generation"."""
@@ -37,7 +37,47 @@ class EvaluationResult:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ClassificationResult(EvaluationResult):
+class PerClassResult(EvaluationResult):
+    """A result with metrics for each class."""
+
+    classes: tuple[str, ...]
+    """Name of each class, by index."""
+    groupings: dict[str, tuple[str, ...]]
+    """Coarser name of each class, for each grouping."""
+
+    @classmethod
+    def of(
+        cls,
+        metrics: Mapping[str, Any],
+        classes: Sequence[str],
+        groupings: Mapping[str, Sequence[str]],
+        bad: Mapping[str, str],
+    ) -> Self:
+        """Create a result from what the accumulator's `compute` returns.
+
+        Args:
+            metrics: of `ClassificationMetrics` or `SegmentationMetrics`.
+            classes: name of each class, by index.
+            groupings: coarser name of each class, for each grouping.
+            bad: damaged images that were left out: {id: reason}.
+        """
+        return cls(
+            **cls._metric_fields(metrics, groupings),
+            classes=tuple(classes),
+            groupings={name: tuple(names) for name, names in groupings.items()},
+            bad=dict(bad),
+        )
+
+    @classmethod
+    def _metric_fields(
+        cls, metrics: Mapping[str, Any], groupings: Mapping[str, Sequence[str]]
+    ) -> dict[str, Any]:
+        """Return the metrics by the names of their fields."""
+        return dict(metrics)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassificationResult(PerClassResult):
     """Accuracy of a classifier. Fractions are from 0 to 1."""
 
     task: ClassVar[str] = "classification"
@@ -51,10 +91,6 @@ class ClassificationResult(EvaluationResult):
     """Mean of `per_class` over the classes that occur."""
     group_accuracy: dict[str, float]
     """Fraction of images whose coarser name is predicted, for each grouping of the classes."""
-    classes: tuple[str, ...]
-    """Name of each class, by index."""
-    groupings: dict[str, tuple[str, ...]]
-    """Coarser name of each class, for each grouping."""
     per_class: Float[np.ndarray, " k"]
     """Accuracy on the images of each class; NaN if there are none."""
     per_class_count: Int[np.ndarray, " k"]
@@ -63,21 +99,11 @@ class ClassificationResult(EvaluationResult):
     """Number of images by class (row) and prediction (column); None for more than 4096 classes."""
 
     @classmethod
-    def of(
-        cls,
-        metrics: Mapping[str, Any],
-        classes: Sequence[str],
-        groupings: Mapping[str, Sequence[str]],
-        bad: Mapping[str, str],
-    ) -> "ClassificationResult":
-        """Create a result from what `ClassificationMetrics.compute` returns."""
-        return cls(
-            **{name: value for name, value in metrics.items() if name not in groupings},
-            group_accuracy={name: metrics[name] for name in groupings},
-            classes=tuple(classes),
-            groupings={name: tuple(names) for name, names in groupings.items()},
-            bad=dict(bad),
-        )
+    def _metric_fields(
+        cls, metrics: Mapping[str, Any], groupings: Mapping[str, Sequence[str]]
+    ) -> dict[str, Any]:
+        values = {name: value for name, value in metrics.items() if name not in groupings}
+        return {**values, "group_accuracy": {name: metrics[name] for name in groupings}}
 
     def metrics(self) -> dict[str, float]:
         return {**super().metrics(), **self.group_accuracy}
@@ -110,7 +136,7 @@ class ClassificationResult(EvaluationResult):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SegmentationResult(EvaluationResult):
+class SegmentationResult(PerClassResult):
     """Metrics of a segmenter. All counts are of pixels, fractions are from 0 to 1."""
 
     task: ClassVar[str] = "segmentation"
@@ -120,10 +146,6 @@ class SegmentationResult(EvaluationResult):
     """Fraction of pixels whose class is predicted."""
     mean_accuracy: float
     """Mean of `per_class_accuracy` over the classes that occur in masks."""
-    classes: tuple[str, ...]
-    """Name of each class, by index."""
-    groupings: dict[str, tuple[str, ...]]
-    """Coarser name of each class, for each grouping."""
     per_class_iou: Float[np.ndarray, " k"]
     """Intersection over union of each class; NaN for a class that does not occur."""
     per_class_accuracy: Float[np.ndarray, " k"]
@@ -132,22 +154,6 @@ class SegmentationResult(EvaluationResult):
     """Number of pixels of each class."""
     confusion: Int[np.ndarray, "k k"]
     """Number of pixels by class (row) and prediction (column)."""
-
-    @classmethod
-    def of(
-        cls,
-        metrics: Mapping[str, Any],
-        classes: Sequence[str],
-        groupings: Mapping[str, Sequence[str]],
-        bad: Mapping[str, str],
-    ) -> "SegmentationResult":
-        """Create a result from what `SegmentationMetrics.compute` returns."""
-        return cls(
-            **metrics,
-            classes=tuple(classes),
-            groupings={name: tuple(names) for name, names in groupings.items()},
-            bad=dict(bad),
-        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics, those of each class by name, and the pairs of classes confused most."""
@@ -186,18 +192,18 @@ class ReconstructionResult(EvaluationResult):
     kernel: float | None = None
     """Kernel distance between reconstructions and images."""
     perplexity: float | None = None
-    """Perplexity of the codebook's use; VQ only."""
+    """Perplexity of the codebook; VQ only."""
     codes_used: float | None = None
     """Fraction of the codebook's entries that are used; VQ only."""
     extractor: str
     """Name of the network in whose features sets are compared."""
     identity: dict[str, Any]
-    """Which features and preparation `frechet` and `kernel` belong to; compare results of equal identity only."""
+    """Features and preparation of `frechet` and `kernel`; compare results of equal identity only."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GenerationResult(EvaluationResult):
-    """Distances between generated and real images, as sets of features; see `generation_figures`."""
+    """Distances between generated and real images, as sets of features; see `compute_generation_metrics`."""
 
     task: ClassVar[str] = "generation"
     real_count: int
@@ -209,15 +215,15 @@ class GenerationResult(EvaluationResult):
     frechet_floor: float
     """Fréchet distance that perfect samples would have at this count."""
     kernel: float
-    """Kernel distance: mean over 100 random subsets. Unbiased."""
+    """Kernel distance, as the mean over 100 random subsets. Unbiased."""
     kernel_std: float
     """Standard deviation over these subsets."""
     kernel_size: int
     """Number of images in a subset."""
     kernel_exact: float
-    """Kernel distance of all pairs."""
-    neighbours_count: int | None = None
-    """Number of images of each set that precision, recall, density and coverage compare; None below six."""
+    """Kernel distance over all pairs of images."""
+    neighbors_count: int | None = None
+    """Number of images of each set that precision, recall, density and coverage compare; None if fewer than six."""
     precision: float | None = None
     recall: float | None = None
     density: float | None = None
@@ -230,14 +236,17 @@ class GenerationResult(EvaluationResult):
     extractor: str
     """Name of the network in whose features sets are compared."""
     identity: dict[str, Any]
-    """Which features, preparation and real images the metrics belong to."""
+    """Features, preparation and real images of the metrics."""
     protocol: str
     """Hash of `identity` and `count`: compare results of equal protocol only."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """How the images were generated, or the folder they are in."""
+    """How the images were generated, or the folder that they are in."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result in JSON's types, with the settings in one level with the metrics."""
         values = super().to_json()
+        if "neighbors_count" in values:  # files have the British spelling
+            values["neighbours_count"] = values.pop("neighbors_count")  # words: quoted
         return {**values, **values.pop("settings")}
 
 
@@ -250,7 +259,7 @@ def _confused_names(confusion: Int[np.ndarray, "k k"] | None, classes: Sequence[
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON's types."""
+    """Convert a value to JSON's types."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

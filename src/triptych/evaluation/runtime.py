@@ -1,4 +1,4 @@
-"""Where and how the forward passes of a measurement run, and the batches that they get."""
+"""Device, precision and progress bar of an evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from triptych.data.example import Batch
 from triptych.data.loading.loader import Loader
 from triptych.device import choose_device, choose_dtype, log_dtype, place_network
-from triptych.errors import UserError
+from triptych.errors import DataError
 from triptych.network import Network
 from triptych.torch_compile import compile_blocks
 
@@ -20,11 +20,11 @@ N = TypeVar("N", bound=Network)
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, precision and progress bar of a measurement."""
+    """Device, precision and progress bar of an evaluation."""
 
     device: torch.device
     dtype: torch.dtype
-    """In which matrix products are computed; weights stay in fp32."""
+    """Data type of matrix products; weights stay in fp32."""
     compile: bool = False
     """Compile the network's blocks with `torch.compile`."""
     progress: Progress | None = None
@@ -37,7 +37,7 @@ class Runtime:
         compile: bool = False,
         progress: Progress | None = None,
     ) -> "Runtime":
-        """Choose the device and the precision; None takes the fastest available (`choose_device`, `choose_dtype`)."""
+        """Choose device and precision; None is the fastest available (`choose_device`, `choose_dtype`)."""
         chosen = choose_device(device)
         return cls(chosen, choose_dtype(dtype, chosen), compile, progress)
 
@@ -57,7 +57,7 @@ class Runtime:
         """Yield the batches of a loader.
 
         Raises:
-            UserError: not one of the `num_images` images could be read; gives the reason for the first.
+            DataError: none of the `num_images` images could be read; gives the reason for the first.
         """
         any_read = False
         for batch in self.progress(loader, len(loader), "evaluating") if self.progress else loader:
@@ -65,4 +65,4 @@ class Runtime:
             yield batch
         if not any_read:
             first = next(iter(loader.bad.values()))
-            raise UserError(f"none of the {num_images} images could be evaluated; the first: {first}")
+            raise DataError(f"none of the {num_images} images could be evaluated; the first: {first}")

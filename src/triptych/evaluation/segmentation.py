@@ -1,4 +1,4 @@
-"""Measure a segmenter: mean intersection over union, pixel accuracy, and the figures of each class."""
+"""Measure a segmenter: mean intersection over union, pixel accuracy, and the metrics of each class."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from triptych.data.loading.test_time_views import ViewOptions
 from triptych.data.masks import mask_dtype, void_label
 from triptych.data.source import Source
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
-from triptych.errors import UserError
+from triptych.errors import DataError
 from triptych.evaluation.class_names import match_classes
 from triptych.evaluation.results import SegmentationResult
 from triptych.evaluation.runtime import Runtime
@@ -35,7 +35,7 @@ def measure_segmentation(
     num_classes: int,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Measure a segmenter on images and masks at the size that the network is fed.
+    """Measure a segmenter on images and masks at the size of the network's input.
 
     Args:
         net: maps normalized images (b, 3, h, w) to logits (b, num_classes, h, w); on its device.
@@ -69,7 +69,7 @@ def measure_full_segmentation(
     passes: ViewOptions,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Measure a segmenter on full images, at the size of each mask, to which logits are enlarged.
+    """Measure a segmenter on full images at the size of their masks. Logits are enlarged to it.
 
     Args:
         net: maps normalized images (b, 3, h, w) to logits (b, num_classes, h, w); on its device.
@@ -112,15 +112,19 @@ def evaluate_segmenter(
     """Evaluate a segmenter on full images and their masks.
 
     Args:
+        net: the segmenter; it is moved to the device of `runtime`.
+        source: images with masks.
+        loading: batch size, worker processes, what to do about damaged images.
+        runtime: device and precision.
         passes: sizes, windows and flips at test time; None is one pass, as the card says.
-        name: of the data, for messages.
+        name: name of the data, for messages.
 
     Raises:
-        UserError: no masks, classes that the network does not know, `passes` that do not fit the network, or no image
-            that can be read.
+        ConfigError: `passes` do not fit the network.
+        DataError: there are no masks, the network does not have their classes, or no image can be read.
     """
     if not source.mask_classes:
-        raise UserError(f"{name} has no masks, and evaluation needs them; name --mask-column")
+        raise DataError(f"{name} has no masks, and evaluation needs them; name --mask-column")
     match = match_classes(net.card, net.config.num_classes, source.mask_classes, source.groupings)
     net = runtime.place(net)
     passes, batch_size = passes or ViewOptions(), loading.eval_batch_size or DEFAULT_BATCH_SIZE

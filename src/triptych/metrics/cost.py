@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-accumulates counted while it runs on shapes alone."""
+"""Cost of a network: number of parameters and of multiply-accumulates."""
 
 import copy
 
@@ -8,17 +8,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(net: nn.Module, trainable: bool = False) -> int:
-    """Number of parameters; only those that learn with `trainable=True`."""
+    """Return the number of parameters; with `trainable`, only of those that require a gradient."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad or not trainable)
 
 
 def count_macs(net: nn.Module, *shapes: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one forward pass for inputs of these shapes, such as (B, C, H, W).
+    """Return the multiply-accumulates of one forward pass for inputs of these shapes, such as (B, C, H, W).
 
-    Matrix products, convolutions and attention, the convention of torchvision and of the papers' tables: no
-    norms, no activations. Nothing is computed: a copy runs on the meta device.
+    Matrix products, convolutions and attention are counted, norms and activations are not, as in torchvision and in the
+    tables of papers. Nothing is computed: a copy of the network runs on the meta device.
     """
-    ghost = copy.deepcopy(net).to("meta").eval()
+    meta_net = copy.deepcopy(net).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ghost(*(torch.empty(shape, device="meta") for shape in shapes))
+        meta_net(*(torch.empty(shape, device="meta") for shape in shapes))
     return counter.get_total_flops() // 2

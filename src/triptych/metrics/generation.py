@@ -1,7 +1,7 @@
-"""Figures of generated pictures beside real ones, in the features of a network that is passed in.
+"""Metrics that compare generated with real images in the features of a given network.
 
-Nothing here knows what that network is, how pictures were prepared for it, or which pictures they are; without these
-three a figure says nothing, so whoever keeps one keeps them with it (`triptych.evaluation.reference_statistics` does).
+The metrics do not know the network, the preparation of images for it, or the data. Since a value is only meaningful
+together with these three, store them with it, as `triptych.evaluation.reference_statistics` does.
 """
 
 import logging
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError
 from triptych.metrics.frechet_distance import FeatureMoments, Moments, frechet_distance, sampling_floor
 from triptych.metrics.kernel_distance import kernel_distance, kernel_distance_of_subsets
 from triptych.metrics.precision_recall import density_coverage, precision_recall
@@ -22,41 +22,41 @@ from triptych.metrics.torchmetrics_import import Metric, dim_zero_cat
 log = logging.getLogger(__name__)
 
 
-class Extracted(NamedTuple):
-    """What a network makes of a batch of pictures."""
+class ExtractorOutput(NamedTuple):
+    """What a network returns for a batch of images."""
 
     features: Float[Tensor, "b d"]
     logits: Float[Tensor, "b classes"] | None = None
-    """For the Inception score; none of a network without classes."""
+    """Logits for the Inception score; None for a network without classes."""
 
 
-Extract = Callable[[Any], Extracted]
+ExtractorFunction = Callable[[Any], ExtractorOutput]
 
 
 class Statistics:
-    """What is kept of one side: the moments of all its features, and the features themselves, which kernel and
-    neighbours need; all of them, or a random part."""
+    """Statistics of one set of images: the moments of all features; and features for the kernel distance and nearest
+    neighbors, either all or a random subset."""
 
     def __init__(self, moments: Moments, features: Float[Tensor, "n d"]) -> None:
         self.moments, self.features = moments, features
 
     def to(self, device: str | torch.device) -> "Statistics":
-        """The same on a device."""
+        """Return the statistics on a device."""
         m = self.moments
         return Statistics(Moments(m.count, m.mean.to(device), m.scatter.to(device)), self.features.to(device))
 
 
 class InceptionScore(Metric):
-    """exp(mean KL(p(y | x) || p(y))) (Salimans et al. 2016), of `splits` parts: their mean and standard deviation.
+    """exp(mean KL(p(y | x) || p(y))) (Salimans et al. 2016): mean and standard deviation over `splits` parts.
 
-    Every `splits` pictures in a row are dealt out at random, one to each part: the parts are even, memory does not grow
-    with the pictures, and the order of classes does not matter. torchmetrics' keeps all logits, and draws the parts
-    from the global random stream.
+    Of every `splits` consecutive images, each part gets one at random. So parts are of equal size, memory is constant,
+    and the order of classes does not matter. The implementation of torchmetrics stores all logits, and draws the parts
+    from the global RNG.
 
     Args:
-        classes: of the logits.
-        splits: 10 in the paper.
-        seed: of the dealing.
+        classes: number of classes of the logits.
+        splits: number of parts; 10 in the paper.
+        seed: seed of the random division into parts.
     """
 
     full_state_update = False
@@ -83,79 +83,84 @@ class InceptionScore(Metric):
         self.counts += torch.bincount(part, minlength=self.splits)
 
     def compute(self) -> tuple[float, float]:
-        """Mean and standard deviation over the parts; of fewer pictures than parts, over those that have one."""
-        there = self.counts > 0
-        n = self.counts[there]
-        marginal = self.sums[there] / n[:, None]
-        scores = (torch.special.entr(marginal).sum(1) - self.entropies[there] / n).exp()
+        """Return mean and standard deviation over the parts that have an image."""
+        nonempty = self.counts > 0
+        n = self.counts[nonempty]
+        marginal = self.sums[nonempty] / n[:, None]
+        scores = (torch.special.entr(marginal).sum(1) - self.entropies[nonempty] / n).exp()
         return float(scores.mean()), float(scores.std(unbiased=False))
 
     def parts(self, start: int, count: int) -> Tensor:
-        """The part of each of `count` pictures from number `start` on."""
+        """Return the part of each of `count` images, the first of which is number `start`."""
         first, last = start // self.splits, -(-(start + count) // self.splits)
-        dealt = [
+        permutations = [
             np.random.default_rng([self.seed, row]).permutation(self.splits) for row in range(first, last)
         ]
-        at = start - first * self.splits
-        return torch.from_numpy(np.concatenate([*dealt, np.empty(0, np.int64)])[at : at + count])
+        offset = start - first * self.splits
+        return torch.from_numpy(
+            np.concatenate([*permutations, np.empty(0, np.int64)])[offset : offset + count]
+        )
 
 
 class FeatureStatistics(Metric):
-    """Accumulates the features of one side as `Statistics`. The features are kept, in fp32: 400 MB of 50,000 pictures
-    in Inception's 2,048 numbers.
+    """Accumulates the features of one set as `Statistics`.
+
+    All features are stored in fp32: 400 MB for 50,000 images in the 2,048 dimensions of Inception.
 
     Args:
-        features: length of a feature.
+        features: dimensions of a feature.
     """
 
     full_state_update = False
     is_differentiable = False
 
-    kept: list[Tensor]
+    feature_batches: list[Tensor]
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.moments = FeatureMoments(features)
-        self.add_state("kept", default=[], dist_reduce_fx="cat")
+        self.add_state("feature_batches", default=[], dist_reduce_fx="cat")
 
     def update(self, features: Float[Tensor, "b d"]) -> None:
         """Add a batch.
 
         Raises:
-            UserError: of another length, or not finite.
+            ConfigError: the features have another number of dimensions.
+            DataError: a feature is NaN or infinite.
         """
         self.moments.update(features)
-        self.kept.append(features.detach().float().to(self.device))
+        self.feature_batches.append(features.detach().float().to(self.device))
 
     def compute(self) -> Statistics:
-        """The statistics so far."""
-        return Statistics(self.moments.compute(), dim_zero_cat(self.kept))
+        """Return the statistics of all features so far."""
+        return Statistics(self.moments.compute(), dim_zero_cat(self.feature_batches))
 
     def reset(self) -> None:
+        """Remove all features."""
         super().reset()
         self.moments.reset()
 
 
 class GenerationMetrics:
-    """Accumulates pictures, real and generated; `compute()` gives the figures.
+    """Accumulates real and generated images; `compute()` returns the metrics.
 
     ```python
-    metrics = GenerationMetrics(extract)              # pictures -> Extracted
+    metrics = GenerationMetrics(extract)              # images -> ExtractorOutput
     for batch in real: metrics.update(batch, real=True)         # or GenerationMetrics(extract, reference=statistics)
     for batch in generated: metrics.update(batch)
     metrics.compute()["frechet"]
     ```
 
     Args:
-        extract: from whatever `update` is given to features, and logits for the Inception score.
-        reference: statistics of the real side that are there already.
-        seed: of all that is drawn: parts, subsets.
-        device: where features are kept and compared; fp64 is needed there.
+        extract: maps the argument of `update` to features, and to logits for the Inception score.
+        reference: statistics of the real images, in place of real images.
+        seed: seed of random parts and subsets.
+        device: device on which features are stored and compared; it needs fp64.
     """
 
     def __init__(
         self,
-        extract: Extract,
+        extract: ExtractorFunction,
         reference: Statistics | None = None,
         *,
         seed: int = 0,
@@ -166,15 +171,16 @@ class GenerationMetrics:
         self.score: InceptionScore | None = None
 
     @torch.no_grad()
-    def update(self, pictures: Any, real: bool = False) -> Extracted:
-        """Add a batch of real or of generated pictures; what the network made of them is handed on.
+    def update(self, images: Any, real: bool = False) -> ExtractorOutput:
+        """Add a batch of real or generated images, and return what the network returned for them.
 
         Raises:
-            UserError: real pictures beside a reference, or features that are not finite.
+            ConfigError: there are real images and a reference.
+            DataError: a feature is NaN or infinite.
         """
         if real and self.reference is not None:
-            raise UserError("there is a reference already; leave it out, or the real pictures")
-        features, logits = found = self.extract(pictures)
+            raise ConfigError("both a reference and real images are given; leave one of the two out")
+        features, logits = output = self.extract(images)
         if real not in self.sides:
             self.sides[real] = FeatureStatistics(features.shape[1]).to(self.device)
         self.sides[real].update(features)
@@ -182,79 +188,83 @@ class GenerationMetrics:
             if self.score is None:
                 self.score = InceptionScore(logits.shape[1], seed=self.seed).to(self.device)
             self.score.update(logits)
-        return found
+        return output
 
     def compute(self) -> dict[str, Any]:
-        """`generation_figures` of both sides, and `inception_score` and its `inception_score_std` over ten parts where
-        the network has classes.
+        """Return `compute_generation_metrics` of both sets; for a network with classes also `inception_score` and
+        `inception_score_std`, over ten parts.
 
         Raises:
-            UserError: a side has fewer than two pictures.
+            DataError: a set has fewer than two images.
         """
         if False not in self.sides or (self.reference is None and True not in self.sides):
-            raise UserError("generated and real pictures are needed; one side has none")
+            raise DataError(
+                "both generated and real images are needed, and one set is empty; add images to it"
+            )
         real = self.reference or self.sides[True].compute()
-        figures = generation_figures(real.to(self.device), self.sides[False].compute(), self.seed)
+        metrics = compute_generation_metrics(real.to(self.device), self.sides[False].compute(), self.seed)
         if self.score is not None:
-            figures["inception_score"], figures["inception_score_std"] = self.score.compute()
-        return figures
+            metrics["inception_score"], metrics["inception_score_std"] = self.score.compute()
+        return metrics
 
 
-def generation_figures(
-    real: Statistics, made: Statistics, seed: int = 0, neighbours: tuple[int, int] = (3, 5)
+def compute_generation_metrics(
+    real: Statistics, generated: Statistics, seed: int = 0, neighbors: tuple[int, int] = (3, 5)
 ) -> dict[str, Any]:
-    """How far generated pictures are from real ones.
+    """Compare the features of generated images with those of real ones.
 
     Args:
-        seed: of the subsets that are drawn.
-        neighbours: k of precision and recall, and of density and coverage.
+        seed: seed of random subsets.
+        neighbors: k of precision and recall, and k of density and coverage.
 
     Returns:
-        count, real_count: pictures of either side.
-        dimensions: of a feature.
-        frechet: the Fréchet distance, which in Inception's features is FID. Biased: compare equal counts only.
+        count, real_count: number of generated and of real images.
+        dimensions: dimensions of a feature.
+        frechet: the Fréchet distance, which is FID in the features of Inception. Biased: compare equal counts only.
         frechet_floor: `sampling_floor` at this count.
-        kernel, kernel_std, kernel_size: the kernel distance as the mean of 100 subsets, their spread and size (1,000,
-            or half of what there is).
-        kernel_exact: the same of all pairs.
-        precision, recall, density, coverage: of as many pictures of either side, at random the `neighbours_count` that
-            both have; absent below six.
+        kernel, kernel_std, kernel_size: mean and standard deviation of the kernel distance over 100 subsets, and their
+            size: 1,000 images, or half of the smaller set.
+        kernel_exact: the kernel distance over all pairs.
+        neighbors_count: number of images of each set that the following four compare, chosen at random from the larger
+            set. Fewer than six are not compared.
+        precision, recall, density, coverage: as in `precision_recall` and `density_coverage`.
 
     Raises:
-        UserError: fewer than two pictures of a side, or features of other networks.
+        ConfigError: the two have different numbers of dimensions.
+        DataError: a set has fewer than two images.
     """
-    count, d = made.moments.count, len(made.moments.mean)
-    figures: dict[str, Any] = {
+    count, d = generated.moments.count, len(generated.moments.mean)
+    metrics: dict[str, Any] = {
         "count": count,
         "real_count": real.moments.count,
         "dimensions": d,
-        "frechet": frechet_distance(real.moments, made.moments),
+        "frechet": frechet_distance(real.moments, generated.moments),
         "frechet_floor": sampling_floor(real.moments, count, seed),
     }
     if min(count, real.moments.count) <= d:
-        few, side = min((count, "generated"), (real.moments.count, "real"))
+        smaller, side = min((count, "generated"), (real.moments.count, "real"))
         log.warning(
-            "%d %s pictures are not more than the %d numbers of a feature: their covariance lacks rank, and most of "
-            "the Fréchet distance is that (perfect ones would be given %.3g at this count); compare it with figures "
-            "of equal counts only, or read the kernel distance, which is unbiased",
-            *(few, side, d, figures["frechet_floor"]),
+            "%d %s images are not more than the %d dimensions of a feature, so their covariance is rank-deficient and "
+            "most of the Fréchet distance is bias (perfect samples would have %.3g at this count); compare it with "
+            "values of equal counts only, or use the kernel distance, which is unbiased",
+            *(smaller, side, d, metrics["frechet_floor"]),
         )
-    # Of half of what there is at most: parts that are all of it would have no spread, and the mean is the same.
-    size = max(2, min(1000, len(real.features) // 2, len(made.features) // 2))
-    subsets = kernel_distance_of_subsets(real.features, made.features, size=size, seed=seed)
-    figures |= {"kernel": subsets.mean, "kernel_std": subsets.std, "kernel_size": subsets.size}
-    figures["kernel_exact"] = kernel_distance(real.features, made.features)
-    equal = min(len(real.features), len(made.features))
-    if equal > max(neighbours):
-        sides = [_some(side.features, equal, seed) for side in (real, made)]
-        figures["neighbours_count"] = equal
-        figures |= precision_recall(*sides, k=neighbours[0])._asdict()
-        figures |= density_coverage(*sides, k=neighbours[1])._asdict()
-    return figures
+    # At most half of a set: subsets of all images would be equal and have no standard deviation.
+    size = max(2, min(1000, len(real.features) // 2, len(generated.features) // 2))
+    subsets = kernel_distance_of_subsets(real.features, generated.features, size=size, seed=seed)
+    metrics |= {"kernel": subsets.mean, "kernel_std": subsets.std, "kernel_size": subsets.size}
+    metrics["kernel_exact"] = kernel_distance(real.features, generated.features)
+    equal_count = min(len(real.features), len(generated.features))
+    if equal_count > max(neighbors):
+        sides = [_random_rows(side.features, equal_count, seed) for side in (real, generated)]
+        metrics["neighbors_count"] = equal_count
+        metrics |= precision_recall(*sides, k=neighbors[0])._asdict()
+        metrics |= density_coverage(*sides, k=neighbors[1])._asdict()
+    return metrics
 
 
-def _some(features: Tensor, count: int, seed: int) -> Tensor:
-    """`count` of them at random, in their order."""
+def _random_rows(features: Tensor, count: int, seed: int) -> Tensor:
+    """Return `count` random rows, in their order."""
     if count == len(features):
         return features
     rows = np.random.default_rng(seed).choice(len(features), count, replace=False)

@@ -1,6 +1,6 @@
-"""The kernel distance between two sets of features: KID (Binkowski et al. 2018), whatever the network they come from.
+"""Kernel distance between two sets of features: KID (Binkowski et al. 2018), for any network.
 
-Unlike a Fréchet distance it is unbiased: the expected figure does not depend on the number of pictures.
+Unlike the Fréchet distance it is unbiased: its expected value does not depend on the number of images.
 """
 
 from collections.abc import Iterator
@@ -11,25 +11,27 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from triptych.errors import UserError
+from triptych.errors import DataError
 
-BLOCK = 1 << 23  # numbers of a kernel or distance matrix that are held at once: 64 MiB
+BLOCK = 1 << 23  # entries of a kernel or distance matrix that are in memory at once: 64 MiB
 
 
 class KernelDistance(NamedTuple):
+    """The kernel distances of random subsets."""
+
     mean: float
     std: float
-    """Over the subsets, not of the mean."""
+    """Standard deviation over the subsets, not of the mean."""
     size: int
-    """Of a subset."""
+    """Number of features in a subset."""
 
 
 def kernel_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """The squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, by its unbiased estimate (Gretton et al.
-    2012, Equation 3), of all pairs. It may be a little below 0. Memory does not grow with the number of pictures.
+    """Return the squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, by its unbiased estimate over all
+    pairs (Gretton et al. 2012, Equation 3). It may be slightly below 0. Uses constant memory.
 
     Raises:
-        UserError: fewer than two of either.
+        DataError: a set has fewer than two features, or the two have different dimensions.
     """
     x, y = _checked(x, y)
     n, m = len(x), len(y)
@@ -41,26 +43,27 @@ def kernel_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
 def kernel_distance_of_subsets(
     x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """The same of `subsets` random parts of `size` features of each side, as KID is usually given.
+    """Return mean and standard deviation of the kernel distance over random subsets, as KID is usually reported.
 
     Args:
-        size: of a part; of smaller sets as many as both have.
-        seed: of the choice.
+        subsets: number of subsets.
+        size: features of each set in a subset; at most as many as the smaller set has.
+        seed: seed of the random choice.
     """
     x, y = _checked(x, y)
     rng = np.random.default_rng(seed)
     size = min(size, len(x), len(y))
-    found = [
+    distances = [
         kernel_distance(*(z[torch.from_numpy(rng.choice(len(z), size, replace=False))] for z in (x, y)))
         for _ in range(subsets)
     ]
-    return KernelDistance(float(np.mean(found)), float(np.std(found)), size)
+    return KernelDistance(float(np.mean(distances)), float(np.std(distances)), size)
 
 
 def blocks(x: Tensor, y: Tensor) -> Iterator[slice]:
-    """Rows of x by the piece, so that a matrix of a piece by all of y stays small."""
+    """Yield slices of the rows of x, such that the matrix of a slice by all of y has at most `BLOCK` entries."""
     step = max(1, BLOCK // len(y))
-    return (slice(at, at + step) for at in range(0, len(x), step))
+    return (slice(start, start + step) for start in range(0, len(x), step))
 
 
 def _kernel(products: Float64[Tensor, "..."], d: int) -> Float64[Tensor, "..."]:
@@ -73,8 +76,8 @@ def _kernel_sum(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> Float64
 
 def _checked(x: Tensor, y: Tensor) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, "m d"]]:
     if min(len(x), len(y)) < 2 or x.shape[1:] != y.shape[1:]:
-        raise UserError(
-            f"features are {tuple(x.shape)} and {tuple(y.shape)}; a kernel distance needs two pictures of each side "
-            "and features of one length"
+        raise DataError(
+            f"features are {tuple(x.shape)} and {tuple(y.shape)}; a kernel distance needs at least two images of each "
+            "set, and features of the same dimensions"
         )
     return x.double(), y.to(x.device).double()

@@ -1,9 +1,8 @@
-"""Mean intersection over union, pixel accuracy and the figures of each class: an accumulator of one confusion matrix.
+"""Mean intersection over union, pixel accuracy and the metrics of each class, from a confusion matrix.
 
-A subclass of torchmetrics' `Metric`, so that processes add up and devices move as torchmetrics does it. All that is
-kept are whole numbers of pixels, so the figures are exact, and the same to the last bit for any split into batches.
-torchmetrics' own confusion matrix counts alike; with its checks it takes 40 ms for half a million pixels on one core,
-and this 17 ms.
+The accumulator is a `torchmetrics.Metric`, which gathers it over processes and moves it between devices. It stores
+integers, so the metrics are exact and bitwise the same for any division into batches. The confusion matrix of
+torchmetrics counts the same; with its checks it takes 40 ms for half a million pixels on one core, and this one 17 ms.
 """
 
 import numpy as np
@@ -11,17 +10,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError
 from triptych.metrics.torchmetrics_import import Metric
 
 
 class SegmentationMetrics(Metric):
-    """Accumulates predictions and masks; `compute()` gives the figures.
+    """Accumulates predictions and masks; `compute()` returns the metrics.
 
     Args:
-        num_classes: classes that are predicted.
-        ignore_index: a value of masks that is not counted; what is predicted there does not matter. None is 255, or
-            65535 of more than 255 classes, of which 255 is one.
+        num_classes: number of classes that are predicted.
+        ignore_index: value of mask pixels that are ignored. None is 255, or 65535 if there are more than 255 classes,
+            since 255 is then one of them.
+
+    Raises:
+        ConfigError: `num_classes` is below 1.
     """
 
     full_state_update = False
@@ -33,7 +35,7 @@ class SegmentationMetrics(Metric):
     def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:
         super().__init__()
         if num_classes < 1:
-            raise UserError(f"num_classes is {num_classes}, which must be at least 1")
+            raise ConfigError(f"num_classes is {num_classes}, which must be at least 1")
         if ignore_index is None:
             ignore_index = 255 if num_classes <= 255 else 65535
         self.num_classes, self.ignore_index = num_classes, ignore_index
@@ -43,57 +45,63 @@ class SegmentationMetrics(Metric):
     def update(
         self, predicted: Float[Tensor, "B C H W"] | Int[Tensor, "B H W"], masks: Int[Tensor, "B H W"]
     ) -> None:
-        """Add a batch of logits, or of class indices, and the true class of each pixel."""
+        """Add a batch of logits, or of class indices, and the true class of each pixel.
+
+        Raises:
+            ConfigError: the shapes do not fit.
+            DataError: a mask or a prediction has a value that is not a class.
+        """
         predicted, masks = predicted.detach().to(self.device), masks.to(self.device)
         if predicted.is_floating_point():
             if predicted.ndim != 4 or predicted.shape[1] != self.num_classes:
-                raise UserError(
+                raise ConfigError(
                     f"logits are {tuple(predicted.shape)}, which must be (B, {self.num_classes}, H, W)"
                 )
             predicted = predicted.argmax(1)
         if predicted.shape != masks.shape:
-            raise UserError(
-                f"predictions are for {tuple(predicted.shape)} pixels and the mask has {tuple(masks.shape)}; "
-                "they must be alike"
+            raise ConfigError(
+                f"predictions have {tuple(predicted.shape)} pixels and masks {tuple(masks.shape)}; "
+                "both must have the same shape"
             )
         counted = masks != self.ignore_index
-        truth, guess = masks[counted].long(), predicted[counted].long()
-        for what, values in (("mask", truth), ("prediction", guess)):
+        truth, predicted = masks[counted].long(), predicted[counted].long()
+        for what, values in (("mask", truth), ("prediction", predicted)):
             if len(values) and not 0 <= int(values.min()) <= int(values.max()) < self.num_classes:
                 value = int(values.max()) if int(values.min()) >= 0 else int(values.min())
-                raise UserError(
-                    f"the {what} holds {value}, outside the {self.num_classes} classes 0..{self.num_classes - 1}"
+                raise DataError(
+                    f"the {what} has {value}, which is outside the {self.num_classes} classes 0..{self.num_classes - 1}"
                 )
         C = self.num_classes
-        self.confusion += torch.bincount(truth * C + guess, minlength=C * C).view(C, C)
+        self.confusion += torch.bincount(truth * C + predicted, minlength=C * C).view(C, C)
 
     def compute(self) -> dict[str, object]:
-        """The figures so far.
+        """Return the metrics of all pixels so far.
 
         Returns:
-            count: pixels that were counted.
-            miou: the mean of per_class_iou over the classes that occur in masks or predictions.
-            pixel_accuracy: share of the pixels that are right.
-            mean_accuracy: the mean of per_class_accuracy over the classes that occur in masks.
-            per_class_iou: array (C,), pixels of the class found, over pixels that are of it or were taken for it
-                (Jaccard); not a number for a class that occurs in neither.
-            per_class_accuracy: array (C,), share of the class's pixels that were found; not a number without any.
-            per_class_count: int64 array (C,), pixels of each class in the masks.
-            confusion: int64 array (C, C), rows the truth, columns the prediction.
+            count: number of pixels, without ignored ones.
+            miou: mean of per_class_iou over the classes that occur in masks or predictions.
+            pixel_accuracy: fraction of pixels whose class is predicted.
+            mean_accuracy: mean of per_class_accuracy over the classes that occur in masks.
+            per_class_iou: array (C,), intersection over union of masks and predictions of the class; NaN for a class
+                that occurs in neither.
+            per_class_accuracy: array (C,), fraction of the pixels of the class that are predicted as such; NaN if there
+                are none.
+            per_class_count: int64 array (C,), number of pixels of each class in the masks.
+            confusion: int64 array (C, C), a row for each true class and a column for each predicted one.
 
         Raises:
-            UserError: no pixel was counted.
+            DataError: there were no pixels.
         """
         confusion = self.confusion.cpu().numpy()
-        right, true, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        correct, true, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
         count = int(true.sum())
         if count == 0:
-            raise UserError("no labelled pixel was seen; evaluate data with masks")
-        iou, accuracy = _share(right, true + guessed - right), _share(right, true)
+            raise DataError("there is no labeled pixel to evaluate; use data with masks")
+        iou, accuracy = _fraction(correct, true + predicted - correct), _fraction(correct, true)
         return {
             "count": count,
             "miou": float(np.nanmean(iou)),
-            "pixel_accuracy": int(right.sum()) / count,
+            "pixel_accuracy": int(correct.sum()) / count,
             "mean_accuracy": float(np.nanmean(accuracy)),
             "per_class_iou": iou,
             "per_class_accuracy": accuracy,
@@ -102,5 +110,5 @@ class SegmentationMetrics(Metric):
         }
 
 
-def _share(part: Int[np.ndarray, " C"], whole: Int[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+def _fraction(part: Int[np.ndarray, " C"], total: Int[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
+    return np.divide(part, total, out=np.full(len(part), np.nan), where=total > 0)

@@ -149,7 +149,7 @@ def test_reconstructions_are_compared_in_the_features_that_are_named(config, loo
     for name in ("extractor", "preparation"):
         assert found["identity"][name] == other["identity"][name]
     assert main(["evaluate", looker, "--extractor", looker, *how]) == 2
-    assert "ViT makes no pictures to compare in the features of an extractor" in capsys.readouterr().err
+    assert "ViT generates no images to compare in the features of an extractor" in capsys.readouterr().err
 
 
 def test_the_features_are_free_to_change_or_to_be_left_out(config, tmp_path):
@@ -311,8 +311,8 @@ def test_losses_of_the_discriminator_have_their_closed_form(config):
     inputs = AdversaryInputs(torch.tensor(1.0), torch.tensor(-1.0))
     torch.testing.assert_close(task.against(inputs)[0], torch.tensor((0.25 + 0.75) / 2))
     early, late = ({"progress": progress} for progress in (0.29, 0.3))
-    assert not task.takes_part(early)
-    assert task.takes_part(late)
+    assert not task.discriminator_is_active(early)
+    assert task.discriminator_is_active(late)
     task.how = replace(config, discriminator=replace(config.discriminator, loss="non_saturating"))
     expected = (-F.logsigmoid(real).mean() - F.logsigmoid(-made).mean()) / 2
     torch.testing.assert_close(task.against(inputs)[0], expected)
@@ -352,9 +352,9 @@ def test_users_mistakes(config, tmp_path):
         run(replace(config, model="vit-b16", model_args=()), tmp_path / "r")
     tp.save(tp.create("kl-f4", base_channels=8, norm_groups=4), tmp_path / "a.safetensors")
     blind = replace(config, perceptual=PerceptualConfig(model=str(tmp_path / "a.safetensors")))
-    with pytest.raises(UserError, match="Autoencoder has no features to compare pictures by"):
+    with pytest.raises(UserError, match="Autoencoder has no features to compare images by"):
         run(blind, tmp_path / "r")
-    with pytest.raises(UserError, match="without the network they are of; name vgg"):
+    with pytest.raises(UserError, match="LPIPS heads need their VGG network"):
         PerceptualConfig(heads="x.pth")
 
 

@@ -47,7 +47,7 @@ def prepare(config: CompressConfig) -> Run:
         make_distance(config.perceptual, device),
         discriminator,
         steps,
-        open_extractor(config.features, picture=how.size, device=device) if config.features else None,
+        open_extractor(config.features, image_size=how.size, device=device) if config.features else None,
     )
     # Convolutions are a third faster so; the maps of an autoencoder that learns are in this order anyhow.
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

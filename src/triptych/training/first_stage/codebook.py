@@ -49,11 +49,13 @@ class Codebook(nn.Module):
         used = distributed.sum_over_batch(count.float())
         logs = {"perplexity": perplexity(used), "codes_used": (used > 0).float().mean()}
         if learn:
-            logs["codes_revived"] = self._remember(net, z.detach().float(), indices, used)
+            logs["codes_revived"] = self._update_averages(net, z.detach().float(), indices, used)
         return z + (entries - z).detach(), loss, logs
 
     @torch.no_grad()
-    def _remember(self, net: Autoencoder, z: Latents, indices: Int[Tensor, "b h w"], used: Tensor) -> Tensor:
+    def _update_averages(
+        self, net: Autoencoder, z: Latents, indices: Int[Tensor, "b h w"], used: Tensor
+    ) -> Tensor:
         """N <- d N + (1 - d) n,  m <- d m + (1 - d) sum z,  e = m / N (van den Oord et al. 2017, Appendix A.1)."""
         flat, d = rearrange(z, "b c h w -> (b h w) c"), self.config.decay
         weight = net.codebook.weight
@@ -69,14 +71,16 @@ class Codebook(nn.Module):
             weight.copy_(self.sums / counts[:, None])
         dead = self.counts < self.config.revive_below
         # For all entries, alive or dead: to know how many are dead would be to wait for the device.
-        chosen = _any(flat, dead, len(z))
+        chosen = _random_latents(flat, dead, len(z))
         weight.copy_(torch.where(dead[:, None], chosen.to(weight), weight))
         self.sums.copy_(torch.where(dead[:, None], chosen, self.sums))
         self.counts.masked_fill_(dead, 1.0)
         return dead.float().mean()
 
 
-def _any(flat: Float[Tensor, "n c"], dead: Bool[Tensor, "k"], pictures: int) -> Float[Tensor, "k c"]:
+def _random_latents(
+    flat: Float[Tensor, "n c"], dead: Bool[Tensor, "k"], pictures: int
+) -> Float[Tensor, "k c"]:
     """Any latent of a batch for each dead entry: one after another from torch's own stream, which the loop seeds by the
     step, and which is left where it is. Of all processes' where several share the batch, each of which adds those that
     it has to zeros."""

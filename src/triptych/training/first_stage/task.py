@@ -16,7 +16,7 @@ from triptych.data.config import AugmentConfig
 from triptych.data.example import Batch, TrainBatch
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.evaluation.feature_extractor import Extractor
-from triptych.evaluation.latent_statistics import Normalisation
+from triptych.evaluation.latent_statistics import LatentNormalization
 from triptych.evaluation.reconstruction import measure_reconstruction
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.discriminator import Discriminator
@@ -70,7 +70,7 @@ class Compress:
         start = config.discriminator.start
         self.start = start if start < 1 else start / max(steps, 1)
         self.shown: tuple[Images, Images] | None = None
-        self.normalisation: Normalisation | None = None
+        self.normalisation: LatentNormalization | None = None
 
     def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
         with torch.autocast(batch["image"].device.type, enabled=False):
@@ -89,7 +89,7 @@ class Compress:
         if spread.requires_grad:
             logs["logvar"] = spread.detach().clone()
         inputs = None
-        if self.takes_part(batch):
+        if self.discriminator_is_active(batch):
             assert self.discriminator is not None
             inputs = AdversaryInputs(images, made.detach())
             fooled = fool(self.discriminator(seen).float(), self.how.discriminator)
@@ -134,7 +134,7 @@ class Compress:
         apart = self.distance(made, images).mean()
         return pixels + self.how.perceptual.weight * apart, {**logs, "perceptual": apart.detach()}
 
-    def takes_part(self, batch: TrainBatch) -> bool:
+    def discriminator_is_active(self, batch: TrainBatch) -> bool:
         """Whether the discriminator does by now."""
         return self.discriminator is not None and batch["progress"] >= self.start
 
@@ -163,7 +163,7 @@ class Compress:
             group=group,
         )
         self.shown, self.normalisation = result.examples, result.normalization
-        yield from result.figures.items()
+        yield from result.metrics.items()
 
     def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
         """By the perceptual distance, else by PSNR. With a discriminator the latest is the best: neither figure counts

@@ -32,11 +32,11 @@ from triptych.network import Network
 from triptych.training.configs.second_stage import SamplesConfig, SecondStageConfig, flips_only
 from triptych.training.distributed.parallelize import prepare_blocks
 from triptych.training.runner import Run, make_run, match_preprocessing
-from triptych.training.second_stage.build_conditions import condition_of
+from triptych.training.second_stage.build_conditions import build_conditions
 from triptych.training.second_stage.conditions import Condition
-from triptych.training.second_stage.finetune import Tune, metadata, tuning_of
+from triptych.training.second_stage.finetune import Tune, make_tuning, metadata
 from triptych.training.second_stage.latent_cache import encoder_hash
-from triptych.training.second_stage.loaders import fill, latent_loader, picture_loader
+from triptych.training.second_stage.loaders import fill, image_loader, latent_loader
 from triptych.training.second_stage.task import Denoise, SecondStage
 from triptych.training.tasks.initial_network import origin, parsed
 
@@ -49,14 +49,14 @@ def prepare(config: SecondStageConfig) -> Run:
     latent = latent_size(config, first_stage, size)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
-        text, frozen, said, said_held = condition_of(config, source, held_out, start)
+        text, frozen, said, said_held = build_conditions(config, source, held_out, start)
         reader = frozen or text
-        denoiser = denoiser_of(config, first_stage, latent, reader, start)
+        denoiser = build_denoiser(config, first_stage, latent, reader, start)
     model = LatentDiffusionConfig(
         autoencoder=first_stage.config,  # type: ignore[arg-type]
         network=denoiser.config,
         text_encoder=None if reader is None else reader.config,
-        process=process_of(config, start),
+        process=choose_process(config, start),
     )
     how = replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop")
     classes = source.classes if config.condition == "class" else None
@@ -69,7 +69,7 @@ def prepare(config: SecondStageConfig) -> Run:
     augment = match_preprocessing(config.augment, how)
     parts_of_task = (
         augment, config.noise, model, first_stage, frozen, said, said_held, config.drop_condition, card,
-        samples_of(config, said_held),
+        choose_samples(config, said_held),
         config.buckets > 1,
     )  # fmt: skip
     net: Network = whole
@@ -78,7 +78,7 @@ def prepare(config: SecondStageConfig) -> Run:
     else:
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
-            net = tuning_of(config, whole)
+            net = make_tuning(config, whole)
         prepare_blocks(whole, config.loop)
         task = Tune(*parts_of_task, base=whole, about=metadata(config, whole, len(source), size))
     device = choose_device(None if config.loop.device == "auto" else config.loop.device)
@@ -88,7 +88,7 @@ def prepare(config: SecondStageConfig) -> Run:
     for part in still_parts:
         part.to(device).float()
     cached = config.cache.use == "on" or (config.cache.use == "auto" and flips_only(config.augment))
-    make = latent_loader if cached else picture_loader
+    make = latent_loader if cached else image_loader
     data = fingerprint(source, still_parts)
     parts = make_run(
         config,
@@ -107,7 +107,7 @@ def prepare(config: SecondStageConfig) -> Run:
     return parts
 
 
-def samples_of(config: SecondStageConfig, said: Condition) -> SamplesConfig:
+def choose_samples(config: SecondStageConfig, said: Condition) -> SamplesConfig:
     """What to paint: the prompts asked for, or some of those held back; nothing where a model is shown pictures."""
     how = config.samples
     if config.condition == "image":
@@ -160,7 +160,7 @@ def open_first_stage(config: SecondStageConfig) -> tuple[FirstStage, LatentDiffu
     return loaded, start
 
 
-def process_of(config: SecondStageConfig, start: LatentDiffusion | None) -> ProcessConfig:
+def choose_process(config: SecondStageConfig, start: LatentDiffusion | None) -> ProcessConfig:
     """The model's own to start from, which may be asked to end in pure noise (Lin et al. 2023); else the config's."""
     if start is None or not config.process.zero_terminal_snr:
         return config.process if start is None else start.config.process
@@ -179,7 +179,7 @@ def latent_size(config: SecondStageConfig, first_stage: FirstStage, size: tuple[
     return size[0] // factor, size[1] // factor
 
 
-def denoiser_of(
+def build_denoiser(
     config: SecondStageConfig,
     first_stage: FirstStage,
     latent: tuple[int, int],
@@ -210,7 +210,7 @@ def denoiser_of(
         "num_classes": 0,
         **parsed(config.model_args),
     }
-    named = denoiser_named(config.model)
+    named = denoiser_config(config.model)
     if isinstance(named, DiTConfig):
         made["learn_sigma"] = False
     known = {field.name for field in fields(named)}
@@ -219,7 +219,7 @@ def denoiser_of(
     return build(replace(named, **made))
 
 
-def denoiser_named(name: str) -> UNetConfig | DiTConfig:
+def denoiser_config(name: str) -> UNetConfig | DiTConfig:
     """The config of a denoiser by name."""
     sizes = {**unet_config.SIZES, **dit_config.SIZES}
     return sizes[require_known(name, sizes, "denoiser")]

@@ -34,7 +34,7 @@ from triptych.training.second_stage.textual_inversion import naming, teach
 log = logging.getLogger(__name__)
 
 
-def condition_of(
+def build_conditions(
     config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
 ) -> tuple[Network | None, Network | None, Condition, Condition]:
     """What reads the condition and learns, what reads it and does not, and what is said of both sets."""

@@ -23,10 +23,10 @@ from triptych.models.text import ClassToken, TextEncoder
 from triptych.models.tokenization.tokenizer import Tokenizer
 from triptych.network import Network
 
-Chosen = np.ndarray
+ConditionIndices = np.ndarray
 """int64 (b,): what each picture of a batch is said to be."""
-KEPT_BYTES = 1 << 30  # of a frozen encoder's contexts that stay in memory
-MOST_TOKENS = 77
+MAX_CACHED_BYTES = 1 << 30  # of a frozen encoder's contexts that stay in memory
+MAX_TOKENS = 77
 
 
 class Condition(Protocol):
@@ -39,11 +39,11 @@ class Condition(Protocol):
         """Some of what is said, spread over the source, as prompts."""
         ...
 
-    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
         """What those examples are said to be: one of all that they may be called, or the first without `rng`."""
         ...
 
-    def context(self, reader: Any, chosen: Chosen) -> Float[Tensor, "b n d"] | None:
+    def context(self, reader: Any, chosen: ConditionIndices) -> Float[Tensor, "b n d"] | None:
         """The tokens that the denoiser looks at. `reader` is the part that learns to make them, if one does."""
         ...
 
@@ -56,10 +56,10 @@ class Unconditional:
     def named(self, count: int) -> tuple[str, ...]:
         return ()
 
-    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
         return np.zeros(len(rows), np.int64)
 
-    def context(self, reader: Any, chosen: Chosen) -> None:
+    def context(self, reader: Any, chosen: ConditionIndices) -> None:
         return None
 
 
@@ -74,10 +74,10 @@ class Classes:
             str(self.labels[row]) for row in spread(len(self.labels), count) if self.labels[row] >= 0
         )
 
-    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
         return self.labels[np.asarray(rows, np.int64)]
 
-    def context(self, reader: ClassToken, chosen: Chosen) -> Float[Tensor, "b 1 d"]:
+    def context(self, reader: ClassToken, chosen: ConditionIndices) -> Float[Tensor, "b 1 d"]:
         return reader(copy_to_device(torch.from_numpy(chosen), reader.classes.weight.device))
 
 
@@ -106,7 +106,7 @@ class Captions:
     def named(self, count: int) -> tuple[str, ...]:
         return tuple(self.texts[self.numbers[self.first[row]]] for row in spread(len(self.first), count))
 
-    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
         at = np.asarray(rows, np.int64)
         which = (
             0
@@ -115,7 +115,7 @@ class Captions:
         )
         return self.numbers[self.first[at] + which]
 
-    def context(self, reader: TextEncoder, chosen: Chosen) -> Float[Tensor, "b n d"]:
+    def context(self, reader: TextEncoder, chosen: ConditionIndices) -> Float[Tensor, "b n d"]:
         """Each different caption of the batch is read once."""
         each, back = np.unique(chosen, return_inverse=True)
         device = reader.positions.device
@@ -132,11 +132,11 @@ class FrozenCaptions(Captions):
         self.encoder = encoder
         self.kept: Tensor | None = None
         self.has = np.zeros(len(self.texts), bool)
-        if len(self.texts) * config.max_length * config.embed_dim * 2 <= KEPT_BYTES:
+        if len(self.texts) * config.max_length * config.embed_dim * 2 <= MAX_CACHED_BYTES:
             self.kept = torch.empty(len(self.texts), config.max_length, config.embed_dim, dtype=torch.float16)
 
     @torch.no_grad()
-    def context(self, reader: Any, chosen: Chosen) -> Float[Tensor, "b n d"]:
+    def context(self, reader: Any, chosen: ConditionIndices) -> Float[Tensor, "b n d"]:
         if (kept := self.kept) is None:
             return super().context(self.encoder, chosen)
         missing = np.unique(chosen[~self.has[chosen]])
@@ -167,23 +167,23 @@ class FrozenImages:
     def named(self, count: int) -> tuple[str, ...]:
         return ()
 
-    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> Chosen:
+    def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
         return np.asarray(rows, np.int64)
 
-    def context(self, reader: TokenProjection, chosen: Chosen) -> Float[Tensor, "b n d"]:
+    def context(self, reader: TokenProjection, chosen: ConditionIndices) -> Float[Tensor, "b n d"]:
         seen = self.features(np.where(chosen == self.nothing, 0, chosen))
         none = copy_to_device(torch.from_numpy(chosen == self.nothing), seen.device)[:, None, None]
         return torch.where(none, reader.nothing(seen.shape[1]).to(seen.dtype), reader(seen))
 
     @torch.no_grad()
-    def features(self, rows: Chosen) -> Float[Tensor, "b n c"]:
+    def features(self, rows: ConditionIndices) -> Float[Tensor, "b n c"]:
         """The cells of the last map, in fp32."""
         device = next(self.backbone.parameters()).device
         each, back = np.unique(rows, return_inverse=True)
         missing = each[~self.has[each]]
         if len(missing):
             fresh = self._see(missing)
-            if self.kept is None and len(self.source) * fresh[0].numel() * 2 > KEPT_BYTES:
+            if self.kept is None and len(self.source) * fresh[0].numel() * 2 > MAX_CACHED_BYTES:
                 return fresh[copy_to_device(torch.from_numpy(back), device)].float()
             kept = self.kept
             if kept is None:
@@ -193,7 +193,7 @@ class FrozenImages:
         assert self.kept is not None
         return copy_to_device(self.kept[rows], device).float()
 
-    def _see(self, rows: Chosen) -> Float[Tensor, "b n c"]:
+    def _see(self, rows: ConditionIndices) -> Float[Tensor, "b n c"]:
         device = next(self.backbone.parameters()).device
         found: list[Tensor] = []
         good: list[int] = []
@@ -221,4 +221,4 @@ def spread(size: int, count: int) -> list[int]:
 def tokens_needed(texts: Sequence[str], tokenizer: Tokenizer) -> int:
     """Tokens of the longest text with start and end, rounded up to a multiple of 4, from 8 to 77."""
     longest = max((len(tokenizer.ids(text)) for text in texts), default=0) + 2
-    return min(max(-(-longest // 4) * 4, 8), MOST_TOKENS)
+    return min(max(-(-longest // 4) * 4, 8), MAX_TOKENS)

@@ -20,7 +20,7 @@ from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.text import TextEncoder
 from triptych.network import Network
 from triptych.training.configs.second_stage import SecondStageConfig
-from triptych.training.second_stage.conditions import Chosen, Condition
+from triptych.training.second_stage.conditions import Condition, ConditionIndices
 from triptych.training.second_stage.task import Denoise, SecondStage
 from triptych.weights import save_embedding
 from triptych.weights.diffusion.lora import layer_names, save_kohya
@@ -135,7 +135,7 @@ class Tune(Denoise):
         model: Tuning,
         x0: Float[Tensor, "b c h w"],
         said: Condition,
-        chosen: Chosen,
+        chosen: ConditionIndices,
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         self.bare = put(self.base, self.changed(model))
@@ -170,7 +170,7 @@ def put(net: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {name: swap_parameter(net, name, tensor) for name, tensor in tensors.items()}
 
 
-def tuning_of(config: SecondStageConfig, base: SecondStage) -> Tuning:
+def make_tuning(config: SecondStageConfig, base: SecondStage) -> Tuning:
     """What learns of `base` in a run that does not train all of it.
 
     Raises:

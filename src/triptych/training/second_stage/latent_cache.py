@@ -59,7 +59,7 @@ class _Encoded:
         )
 
 
-class _InShards:
+class _ShardOrder:
     """Batches that lie within a shard, so that what stands beside a picture, and with it the last bits of its latents,
     does not depend on which shards are missing."""
 
@@ -78,8 +78,8 @@ class _InShards:
 log = logging.getLogger(__name__)
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-MEMORY = 1 << 30  # bytes of latents that are held in memory; more are read from the mapped files
-SAY_EVERY = 15.0  # seconds
+MAX_MEMORY = 1 << 30  # bytes of latents that are held in memory; more are read from the mapped files
+LOG_EVERY = 15.0  # seconds
 
 
 class LatentCache(Dataset):
@@ -127,7 +127,7 @@ class LatentCache(Dataset):
         self._shards: list[dict[str, Tensor]] = []
         self._shard_of = self._at = np.empty(0, np.int64)
         self._bad: dict[int, tuple[str, str]] = {}
-        self._why: dict[str, str] = {}  # what is wrong with damaged pictures, by name
+        self._reasons: dict[str, str] = {}  # what is wrong with damaged pictures, by name
 
     def __len__(self) -> int:
         return len(self.source)
@@ -157,11 +157,11 @@ class LatentCache(Dataset):
             found = _Encoded({}, [])
             for batch in self._encoded(rows.tolist()):
                 found = found.joined(batch)
-            return self._labelled(found.tensors, found.rows, {})
+            return self._make_batch(found.tensors, found.rows, {})
         bad = dict(self._bad[row] for row in rows[self._shard_of[rows] < 0].tolist())
         rows = rows[self._shard_of[rows] >= 0]
         found = {name: self._gather(name, rows) for name in self._shards[0] if name != "rows"}
-        return self._labelled(found, rows.tolist(), bad)
+        return self._make_batch(found, rows.tolist(), bad)
 
     def deviation(self) -> float:
         """Standard deviation of the latents, which a second stage expects to be 1."""
@@ -173,7 +173,7 @@ class LatentCache(Dataset):
             )  # fmt: skip
         return max(squares / count - (total / count) ** 2, 0.0) ** 0.5 if count else 1.0
 
-    def _labelled(self, found: dict[str, Tensor], rows: list[int], bad: dict[str, str]) -> Batch:
+    def _make_batch(self, found: dict[str, Tensor], rows: list[int], bad: dict[str, str]) -> Batch:
         labels = torch.full((len(rows),), -1) if self.labels is None else torch.from_numpy(self.labels[rows])
         more = {"row": rows, "id": [str(row) for row in rows], "caption": [None] * len(rows), "bad": bad}
         return cast(Batch, {**found, "label": labels, **more})
@@ -198,7 +198,7 @@ class LatentCache(Dataset):
                 }
         if not shards:
             raise UserError(f"no picture could be read; the first: {next(iter(self._bad.values()))[1]}")
-        whole = sum(t.nbytes for shard in shards for t in shard.values()) <= MEMORY
+        whole = sum(t.nbytes for shard in shards for t in shard.values()) <= MAX_MEMORY
         if whole:
             shards = [{name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}]
         self._shards = shards
@@ -222,7 +222,7 @@ class LatentCache(Dataset):
             self._write(path, here, rows)
             done += len(rows)
             now = time.monotonic()
-            if now - said > SAY_EVERY or done == count:
+            if now - said > LOG_EVERY or done == count:
                 log.info(
                     "encoded %s of %s pictures, %.0f a second",
                     f"{done:,}",
@@ -238,12 +238,12 @@ class LatentCache(Dataset):
                 f"latents are not finite in {str(self.dtype).removeprefix('torch.')}; set cache.dtype to fp32, or use "
                 "another first stage"
             )
-        bad = self._reasons(sorted(set(rows).difference(found.rows)))
+        bad = self._bad_reasons(sorted(set(rows).difference(found.rows)))
         tensors["rows"] = torch.tensor(found.rows, dtype=torch.int64)
         data = to_safetensors(tensors, metadata={"bad": json.dumps(bad)})
         write_atomically(path, lambda file: file.write(data))
 
-    def _reasons(self, rows: Sequence[int]) -> dict[int, list[str]]:
+    def _bad_reasons(self, rows: Sequence[int]) -> dict[int, list[str]]:
         """Name of each damaged picture, and what is wrong with it."""
         found = {}
         for row in rows:
@@ -252,7 +252,7 @@ class LatentCache(Dataset):
             except UserError as problem:
                 found[row] = [f"example {row}", str(problem)]
             else:
-                found[row] = [name, self._why.get(name, "it could not be read")]
+                found[row] = [name, self._reasons.get(name, "it could not be read")]
         return found
 
     @torch.no_grad()
@@ -266,10 +266,10 @@ class LatentCache(Dataset):
             cache="off",
             workers=0 if few else self.loading.workers,
         )
-        order = _InShards(rows, self.shard, self.batch_size)
+        order = _ShardOrder(rows, self.shard, self.batch_size)
         loader = make_loader(Subset(self.source, rows), loading, self.how, train=False, order=order)
         for batch in loader:
-            self._why |= loader.bad
+            self._reasons |= loader.bad
             images = preprocess_batch(
                 batch["image"].to(device), self.how.mean, self.how.std, self.how.background
             )
@@ -279,7 +279,7 @@ class LatentCache(Dataset):
                 ]
             found = {name: torch.stack([way[name] for way in each], 1).cpu() for name in each[0]}
             yield _Encoded(found, [rows[i] for i in batch["row"]])
-        self._why |= loader.bad
+        self._reasons |= loader.bad
 
     def _moments(self, images: Tensor) -> dict[str, Tensor]:
         """Scaled mean of the latents, and their standard deviation where there is one."""

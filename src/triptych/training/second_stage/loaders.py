@@ -46,7 +46,7 @@ def latent_loader(
     return Loader(kept(source, how.size), order, 0, False, config.loading.on_bad_image)
 
 
-def picture_loader(
+def image_loader(
     config: SecondStageConfig, source: Source, first_stage: FirstStage, how: Preprocess, train: bool
 ) -> Loader:
     """Batches of pictures, which are encoded at each step."""

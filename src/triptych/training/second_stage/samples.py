@@ -57,7 +57,7 @@ def paint(
     return (images.float() / 2 + 0.5).clamp(0, 1)
 
 
-def write_sheet(images: Float[Tensor, "n 3 h w"], prompts: Sequence[str], path: Path) -> None:
+def save_samples(images: Float[Tensor, "n 3 h w"], prompts: Sequence[str], path: Path) -> None:
     """All of them on one page, as square as can be; the prompts are in the file."""
     pixels = images.mul(255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
     count, height, width, _ = pixels.shape

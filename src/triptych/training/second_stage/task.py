@@ -26,8 +26,8 @@ from triptych.models.image_tokens import ImageTokens, TokenProjection
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.network import Network
 from triptych.training.configs.second_stage import SamplesConfig
-from triptych.training.second_stage.conditions import Chosen, Condition
-from triptych.training.second_stage.samples import paint, write_sheet
+from triptych.training.second_stage.conditions import Condition, ConditionIndices
+from triptych.training.second_stage.samples import paint, save_samples
 from triptych.training.task import LossOutput
 
 
@@ -99,7 +99,7 @@ class Denoise:
         model: Any,
         x0: Float[Tensor, "b c h w"],
         said: Condition,
-        chosen: Chosen,
+        chosen: ConditionIndices,
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         context = said.context(model.text_encoder, chosen)
@@ -162,7 +162,7 @@ class Denoise:
     def illustrate(self, out: Path, step: int) -> None:
         """Write what was painted at the last evaluation."""
         if self.painted is not None:
-            write_sheet(self.painted, self.samples.prompts, out / "samples" / f"step-{step:07d}.png")
+            save_samples(self.painted, self.samples.prompts, out / "samples" / f"step-{step:07d}.png")
 
     def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
         """The newest: a denoiser's loss hardly tells how good its pictures are, and its average grows better to the

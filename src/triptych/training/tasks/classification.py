@@ -27,7 +27,7 @@ from triptych.network import Network
 from triptych.training.configs.base import ClassifyConfig
 from triptych.training.runner import Run, make_run, match_preprocessing
 from triptych.training.task import LossOutput
-from triptych.training.tasks.initial_network import freeze, origin, parsed, set_drop_path, started_from
+from triptych.training.tasks.initial_network import freeze, load_backbone, origin, parsed, set_drop_path
 
 
 class Classify:
@@ -180,7 +180,7 @@ def build_network(
                 changes["head"] = config.head
             net = build(config_for(config.model, **changes))
         else:
-            net = started_from(config.init, config.image_size)
+            net = load_backbone(config.init, config.image_size)
             if net.card.classes != classes or config.head is not None:
                 net.replace_head(len(classes), config.head or "linear")
         if config.drop_path_rate is not None:

@@ -14,7 +14,7 @@ from triptych.network import Network
 from triptych.training.optim import layers_of
 
 
-def started_from(init: str, image_size: tuple[int, int] | None) -> Network:
+def load_backbone(init: str, image_size: tuple[int, int] | None) -> Network:
     """The loaded network, in fp32, for a run that puts its own head on it: of a segmenter its backbone."""
     net = weights.load(init, image_size=image_size).float()
     if not isinstance(net, Segmenter):

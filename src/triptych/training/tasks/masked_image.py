@@ -26,7 +26,7 @@ from triptych.models.registry import build, config_for
 from triptych.training.configs.base import PretrainConfig
 from triptych.training.runner import Run, make_run, match_preprocessing
 from triptych.training.task import LossOutput
-from triptych.training.tasks.initial_network import origin, parsed, set_drop_path, started_from
+from triptych.training.tasks.initial_network import load_backbone, origin, parsed, set_drop_path
 
 
 class MaskedPixels:
@@ -115,7 +115,7 @@ def build_network(config: PretrainConfig) -> MaskedImageModel:
                 changes["image_size"] = config.image_size
             backbone = build(config_for(config.model, **changes))
         else:
-            backbone = started_from(config.init, config.image_size)
+            backbone = load_backbone(config.init, config.image_size)
             backbone.replace_head(0)
         patch, size = getattr(backbone, "patch", None), backbone.config.image_size
         if patch is None:

@@ -141,12 +141,12 @@ def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
             start = weights.load(config.init, image_size=config.image_size).float()
         if isinstance(start, Segmenter):
             net = start
-            keep_head(net, head, str(config.init))
+            require_same_head(net, head, str(config.init))
             if net.card.classes != classes:
                 net.replace_head(len(classes))
         else:
             backbone = _named(config) if start is None else start
-            as_backbone(backbone)
+            prepare_backbone(backbone)
             net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone)
             net.card = ModelCard(preprocess=backbone.card.preprocess)
         if config.drop_path_rate is not None:
@@ -160,7 +160,7 @@ def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
     return net
 
 
-def keep_head(net: Segmenter, asked: HeadConfig, name: str) -> None:
+def require_same_head(net: Segmenter, asked: HeadConfig, name: str) -> None:
     """See that the head of a loaded segmenter is the one that the run asks for; its dropout has no weights and changes.
 
     Raises:
@@ -195,7 +195,7 @@ def _named(config: SegmentConfig) -> Network:
     return net
 
 
-def as_backbone(net: Network) -> None:
+def prepare_backbone(net: Network) -> None:
     """Take a classifier's head off, in place, and give a Swin the norms of its maps."""
     if isinstance(net, Swin):
         net.prepare_maps()
