@@ -1,4 +1,4 @@
-"""A small folder of pictures, and a config that trains on it in a second."""
+"""A small folder of images, and a config that trains on it in a second."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +10,14 @@ from triptych.training.configs.base import ClassifyConfig, LoopConfig, OptimConf
 
 
 @pytest.fixture(scope="session")
-def pictures(color_images) -> Path:
+def image_folder(color_images) -> Path:
     return color_images
 
 
 @pytest.fixture
-def config(pictures) -> ClassifyConfig:
+def config(image_folder) -> ClassifyConfig:
     return ClassifyConfig(
-        data=str(pictures),
+        data=str(image_folder),
         model="vit-ti16",
         model_args=("depth=2", "embed_dim=24", "mlp_ratio=2.0", "patch_size=8", "dropout=0.1"),
         image_size=(16, 16),

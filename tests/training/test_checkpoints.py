@@ -24,40 +24,40 @@ def tensors(value=0.0):
 
 
 def saved(folder, *steps, keep=2):
-    kept = Checkpoints(folder, keep)
+    checkpoints = Checkpoints(folder, keep)
     for step in steps:
-        kept.save(step, tensors(float(step)), {"step": step})
-    kept.wait()
-    return kept
+        checkpoints.save(step, tensors(float(step)), {"step": step})
+    checkpoints.wait()
+    return checkpoints
 
 
-def newest(kept):
-    found = kept.newest()
-    assert found is not None
-    return found
+def newest(checkpoints):
+    result = checkpoints.newest()
+    assert result is not None
+    return result
 
 
 def test_what_was_saved_is_read_and_the_last_are_kept(tmp_path):
-    made = tensors(1.0)
-    kept = Checkpoints(tmp_path / "c", keep=2)
-    kept.save(7, made, {"step": 7, "best": {"top1": 0.1 + 0.2}})
-    for tensor in made.values():
+    original = tensors(1.0)
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    checkpoints.save(7, original, {"step": 7, "best": {"top1": 0.1 + 0.2}})
+    for tensor in original.values():
         tensor.fill_(9.0)  # training goes on; what was saved is what it was
-    kept.wait()
-    checkpoint, notes = newest(kept)
+    checkpoints.wait()
+    checkpoint, notes = newest(checkpoints)
     assert notes == []
     assert (checkpoint.step, checkpoint.facts) == (7, {"step": 7, "best": {"top1": 0.1 + 0.2}})
     read = checkpoint.read()
     assert {name: (t.dtype, t.shape) for name, t in read.items()} == {
-        n: (t.dtype, t.shape) for n, t in made.items()
+        n: (t.dtype, t.shape) for n, t in original.items()
     }
     assert all((t == 1).all() for t in read.values())
     for step in (8, 9, 10):
-        kept.save(step, made, {"step": step})
-    kept.close()
+        checkpoints.save(step, original, {"step": step})
+    checkpoints.close()
     assert [path.name for path in (tmp_path / "c").iterdir() if path.name[0] == "."] == []
-    assert [path.name for path in kept.paths()] == ["step-000000010", "step-000000009"]
-    assert sorted(path.name for path in kept.paths()[0].iterdir()) == [
+    assert [path.name for path in checkpoints.paths()] == ["step-000000010", "step-000000009"]
+    assert sorted(path.name for path in checkpoints.paths()[0].iterdir()) == [
         ".metadata",
         "__0_0.distcp",
         "facts.json",
@@ -66,39 +66,39 @@ def test_what_was_saved_is_read_and_the_last_are_kept(tmp_path):
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "facts.json"])
 def test_one_bit_is_found_in_every_file(tmp_path, name):
-    kept = saved(tmp_path / "c", 1, 2)
-    path = kept.paths()[0] / name
+    checkpoints = saved(tmp_path / "c", 1, 2)
+    path = checkpoints.paths()[0] / name
     data = bytearray(path.read_bytes())
     for at in (0, len(data) // 2, len(data) - 3):
         path.write_bytes(data[:at] + bytes([data[at] ^ 2]) + data[at + 1 :])
-        checkpoint, notes = newest(kept)
+        checkpoint, notes = newest(checkpoints)
         assert checkpoint.step == 1
         assert [note.startswith(f"{path.parent} is damaged (") for note in notes] == [True]
     path.write_bytes(data)
-    assert newest(kept)[0].step == 2
+    assert newest(checkpoints)[0].step == 2
     path.unlink()
-    assert newest(kept)[0].step == 1
-    shutil.rmtree(kept.paths()[1])
+    assert newest(checkpoints)[0].step == 1
+    shutil.rmtree(checkpoints.paths()[1])
     with pytest.raises(
         UserError, match=r"every checkpoint in .* is damaged; remove that folder to start again"
     ):
-        kept.newest()
+        checkpoints.newest()
 
 
 def test_a_later_damaged_checkpoint_makes_room_first(tmp_path):
-    kept = saved(tmp_path, 450, 500)
+    checkpoints = saved(tmp_path, 450, 500)
     (tmp_path / "step-000000500" / "__0_0.distcp").write_bytes(b"broken")
     saved(tmp_path, 460, keep=1)
-    assert [path.name for path in kept.paths()] == ["step-000000460"]
+    assert [path.name for path in checkpoints.paths()] == ["step-000000460"]
 
 
 def test_the_same_step_again_has_new_facts_and_the_same_tensors(tmp_path):
-    kept = saved(tmp_path, 5)
-    before = os.stat(kept.paths()[0] / "__0_0.distcp").st_mtime_ns
-    kept.save(5, tensors(5.0), {"step": 5, "evaluated": 5})
-    kept.wait()
-    assert verify(kept.paths()[0]) == {"step": 5, "evaluated": 5}
-    assert os.stat(kept.paths()[0] / "__0_0.distcp").st_mtime_ns == before
+    checkpoints = saved(tmp_path, 5)
+    before = os.stat(checkpoints.paths()[0] / "__0_0.distcp").st_mtime_ns
+    checkpoints.save(5, tensors(5.0), {"step": 5, "evaluated": 5})
+    checkpoints.wait()
+    assert verify(checkpoints.paths()[0]) == {"step": 5, "evaluated": 5}
+    assert os.stat(checkpoints.paths()[0] / "__0_0.distcp").st_mtime_ns == before
 
 
 def test_an_index_that_would_run_something_is_refused(tmp_path):
@@ -116,10 +116,10 @@ def test_an_index_that_would_run_something_is_refused(tmp_path):
 
 
 def test_half_a_checkpoint_is_none_and_is_tidied_away(tmp_path):
-    kept = saved(tmp_path, 5)
-    shutil.copytree(kept.paths()[0], tmp_path / ".step-000000006.part")
-    assert newest(kept)[0].step == 5
-    kept.remove_partial()
+    checkpoints = saved(tmp_path, 5)
+    shutil.copytree(checkpoints.paths()[0], tmp_path / ".step-000000006.part")
+    assert newest(checkpoints)[0].step == 5
+    checkpoints.remove_partial()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]
 
 
@@ -143,16 +143,16 @@ def small_files():
 @pytest.mark.parametrize("what", [{"a": torch.zeros(1 << 16)}, {f"a{i}": torch.zeros(9) for i in range(99)}])
 def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, what, small_files):
     """In the middle of a tensor, or between two."""
-    kept = saved(tmp_path, 5)
-    kept.save(6, what, {})
+    checkpoints = saved(tmp_path, 5)
+    checkpoints.save(6, what, {})
     with pytest.raises(
         UserError, match=r"cannot write .*step-000000006: File too large; choose another place"
     ):
-        kept.wait()
+        checkpoints.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]
-    assert newest(kept)[0].step == 5
-    kept.save(7, tensors(), {})
-    kept.wait()
+    assert newest(checkpoints)[0].step == 5
+    checkpoints.save(7, tensors(), {})
+    checkpoints.wait()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
@@ -178,12 +178,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(config, tmp_path, m
     newest.write_bytes(data)
     capsys.readouterr()
     run(config, tmp_path / "r")
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert (
         "step-000000004 is damaged (the checksum of __0_0.distcp differs); resuming from the previous one"
-        in said
+        in output
     )
-    assert "resuming from step 2" in said
+    assert "resuming from step 2" in output
     (one, _), (other, _) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "r")
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
@@ -194,15 +194,15 @@ def test_a_run_that_is_cut_off_in_an_evaluation_does_it_again(config, tmp_path, 
     from triptych.training.tasks.classification import Classify
 
     run(config, tmp_path / "whole")
-    sound, breakable, found = Classify.evaluate, Interrupts.abortable, []
+    sound, breakable, interrupts = Classify.evaluate, Interrupts.abortable, []
 
     def signalled(self, model, loader, group):
         for figure in sound(self, model, loader, group):
-            found[-1].handle(15)
+            interrupts[-1].handle(15)
             yield figure
 
     def listening(self, work):
-        found.append(self)
+        interrupts.append(self)
         return breakable(self, work)
 
     with monkeypatch.context() as patch:

@@ -36,9 +36,9 @@ def runs(configs):  # noqa: F811
         codebook=CodebookConfig(update="ema", revive_below=0.9, decay=0.7),
         discriminator=DiscriminatorConfig(channels=4, layers=1, start=0.3, adaptive=False),
     )
-    found = {**configs, "kl": replace(configs["kl"], features=None), "vq": vq}
+    changed = {**configs, "kl": replace(configs["kl"], features=None), "vq": vq}
     return {
-        name: replace(found[name], loop=replace(found[name].loop, on_nonfinite="skip", epochs=3))
+        name: replace(changed[name], loop=replace(changed[name].loop, on_nonfinite="skip", epochs=3))
         for name in RUNS
     }
 

@@ -28,13 +28,13 @@ def test_norms_biases_positions_tokens_and_gains_are_not_decayed():
     optimizer = make_optimizer(net, OptimConfig(weight_decay=0.3))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     names = {name for name, p in net.named_parameters() if id(p) in decayed}
-    kinds = ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight")
+    weights = ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight")
     assert names == {
         f"encoder.{i}.{part}"
         for i in range(3)
         for part in ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
     } | {"patch.proj.weight", "head.weight"}
-    assert all(name.endswith(kinds) or name == "head.weight" for name in names)
+    assert all(name.endswith(weights) or name == "head.weight" for name in names)
 
 
 def test_a_codebook_is_not_decayed():
@@ -147,9 +147,9 @@ def test_a_step_that_is_skipped_leaves_everything_as_it_is(begun):
         expected = before[name] if name in before else torch.zeros_like(tensor)
         assert tensor.numpy().tobytes() == expected.numpy().tobytes(), name
     step(no, begun + 1)
-    found = state()
-    assert not torch.equal(found["net.head.weight"], before["net.head.weight"])
-    assert found["optimizer.head.weight.step"] == begun + 1
+    changed = state()
+    assert not torch.equal(changed["net.head.weight"], before["net.head.weight"])
+    assert changed["optimizer.head.weight.step"] == begun + 1
 
 
 @pytest.mark.parametrize("most", [math.inf, 0.01, 1e3])

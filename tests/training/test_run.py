@@ -108,11 +108,11 @@ def test_the_config_of_each_task_is_read_back(task):
     assert run_from_json(content, "config.json") == config
 
 
-def test_pictures_of_which_none_can_be_read_end_the_run(short, tmp_path):
+def test_a_run_without_readable_images_ends(short, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "bad" / name).mkdir(parents=True)
         for i in range(12):
-            (tmp_path / "bad" / name / f"{i}.png").write_bytes(b"no picture")
+            (tmp_path / "bad" / name / f"{i}.png").write_bytes(b"not an image")
     broken = replace(short, data=str(tmp_path / "bad"))
     for call in (lambda: run(broken, tmp_path / "r"), lambda: dry_run(broken)):
         with pytest.raises(UserError, match=r"no training image could be read; the first: .*png"):
@@ -141,7 +141,7 @@ def test_a_run_s_own_data_under_another_name_is_still_its_own(short, tmp_path):
     assert evaluate(tmp_path, short.data + "/", workers=0).count == 8
 
 
-def test_sigterm_to_the_whole_group_saves_and_ends(pictures, tmp_path):
+def test_sigterm_to_the_whole_group_saves_and_ends(image_folder, tmp_path):
     """What slurm, systemd and timeout send: the workers get it too."""
     line = [
         *(
@@ -151,7 +151,7 @@ def test_sigterm_to_the_whole_group_saves_and_ends(pictures, tmp_path):
             "train",
             "vit_emoji",
             "--data",
-            str(pictures),
+            str(image_folder),
             "--out",
             str(tmp_path / "r"),
         ),
@@ -173,10 +173,10 @@ def test_sigterm_to_the_whole_group_saves_and_ends(pictures, tmp_path):
         if words.startswith("step"):
             break
     os.killpg(process.pid, signal.SIGTERM)
-    said = process.stderr.read()
-    assert process.wait(60) == 130, said
+    output = process.stderr.read()
+    assert process.wait(60) == 130, output
     process.stderr.close()
-    assert "the same command resumes" in said
+    assert "the same command resumes" in output
     assert len(checkpoint_steps(tmp_path / "r")) == 1
 
 
@@ -268,15 +268,15 @@ def test_low_rank_updates_are_merged_into_an_ordinary_file(short, tmp_path, mode
 
 def test_dry_run_counts_and_writes_nothing(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = dry_run(config)
+    report = dry_run(config)
     assert list(tmp_path.iterdir()) == []
-    assert found["classes"] == 3
-    assert found["steps"] == 3 * (found["images"]["train"] // 8)
-    assert found["parameters"] == found["parameters_trained"] > 10_000
-    assert found["seconds_per_step"] > 0
-    assert found["peak_memory_bytes"] > 1e7
-    assert found["config"]["model"] == "vit-ti16"
-    assert found["flops_per_image"] == 2 * (
+    assert report["classes"] == 3
+    assert report["steps"] == 3 * (report["images"]["train"] // 8)
+    assert report["parameters"] == report["parameters_trained"] > 10_000
+    assert report["seconds_per_step"] > 0
+    assert report["peak_memory_bytes"] > 1e7
+    assert report["config"]["model"] == "vit-ti16"
+    assert report["flops_per_image"] == 2 * (
         3 * 64 * 24 * 4 + 2 * (5 * (4 * 24**2 + 2 * 24 * 48) + 2 * 25 * 24) + 24 * 3
     )
 
@@ -289,25 +289,25 @@ def test_evaluation_counts_every_image_once_whatever_the_batch(short, tmp_path):
     assert evaluate(tp.load(tmp_path), short.data, workers=0, dtype="fp32").count == 3 * 14
 
 
-def test_evaluation_matches_classes_by_name(short, pictures, tmp_path):
+def test_evaluation_matches_classes_by_name(short, image_folder, tmp_path):
     """A folder with some of the classes, which therefore have other numbers there."""
     run(replace(short, loop=replace(short.loop, epochs=8)), tmp_path / "r")
     some = tmp_path / "some"
     some.mkdir()
     for name in ("green", "red"):
-        (some / name).symlink_to(pictures / name, target_is_directory=True)
-    found = evaluate(tmp_path / "r", str(some), workers=0)
-    assert found.top1 == 1.0
-    assert found.per_class_count.tolist() == [0, 14, 14]  # other data is measured whole
-    (some / "violet").symlink_to(pictures / "blue", target_is_directory=True)
+        (some / name).symlink_to(image_folder / name, target_is_directory=True)
+    result = evaluate(tmp_path / "r", str(some), workers=0)
+    assert result.top1 == 1.0
+    assert result.per_class_count.tolist() == [0, 14, 14]  # other data is measured whole
+    (some / "violet").symlink_to(image_folder / "blue", target_is_directory=True)
     with pytest.raises(UserError, match=r"does not know \(violet\)"):
         evaluate(tmp_path / "r", str(some), workers=0)
 
 
-def test_users_mistakes(config, pictures, tmp_path):
+def test_users_mistakes(config, image_folder, tmp_path):
     one = tmp_path / "one"
     one.mkdir()
-    (one / "red").symlink_to(pictures / "red", target_is_directory=True)
+    (one / "red").symlink_to(image_folder / "red", target_is_directory=True)
     with pytest.raises(UserError, match="has one class, 'red', and two are needed"):
         run(replace(config, data=str(one)), tmp_path / "r")
     with pytest.raises(UserError, match="does not exist"):

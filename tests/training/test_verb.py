@@ -19,13 +19,13 @@ def flags(help_text: str) -> set[str]:
 
 
 def named(cls, prefix="") -> set[str]:
-    found = set()
+    flags = set()
     for field in dataclasses.fields(cls):
         flag = prefix + field.name.replace("_", "-")
-        found |= named(field.default_factory, flag + ".") if prefix == "" and field.name in (
+        flags |= named(field.default_factory, flag + ".") if prefix == "" and field.name in (
             "loading", "augment", "optim", "loop"
         ) else {flag}  # fmt: skip
-    return found
+    return flags
 
 
 def test_flags_are_the_fields_of_the_config(capsys):
@@ -50,9 +50,9 @@ def test_the_flags_people_type_stay(capsys):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_whole_configs_with_a_command(name):
-    made = recipe(name)()
-    assert from_json(type(made), json.loads(json.dumps(to_json(made)))) == made
+def test_recipes_are_complete_configs_with_a_command(name):
+    config = recipe(name)()
+    assert from_json(type(config), json.loads(json.dumps(to_json(config)))) == config
     assert f"triptych train {name} " in recipe(name).__doc__.replace(
         "train latent-diffusion", "train latent_diffusion"
     )
@@ -96,16 +96,16 @@ def test_dry_run_in_words_and_in_json(short, tmp_path, capsys, monkeypatch):
     line = ["train", "vit_emoji", "--data", short.data, "--dry-run", "--model-args", "depth=1"]
     line += ["--loading.workers", "0", "--loading.batch-size", "4"]
     assert main(line) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("parameters", "FLOPs", "memory", "time", '"betas"'):
-        assert word in said
+        assert word in output
     assert main([*line, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == 3
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["vitt"], "no recipe is called 'vitt'; near names: vit"),
         (["vit"], "--out is missing; add --out RUN"),
@@ -115,10 +115,10 @@ def test_dry_run_in_words_and_in_json(short, tmp_path, capsys, monkeypatch):
         (["vit", "--out", "r", "--loop.device", "cuda:9"], "not available here"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(words, said, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_one_line_and_leave_nothing(words, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *words]) == 2
     shown = capsys.readouterr().err.strip()
-    assert said in shown
+    assert expected in shown
     assert len(shown.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

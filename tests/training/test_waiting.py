@@ -23,7 +23,7 @@ from triptych.training.runner import prepare
 from triptych.training.second_stage import task as denoise
 from triptych.training.tasks.classification import Classify, Teacher
 
-RUNS = ("vit", "taught", "swin", "simmim", "kl", "vq", "ldm", "pictures")
+RUNS = ("vit", "taught", "swin", "simmim", "kl", "vq", "ldm", "images")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def runs(configs, tmp_path_factory):  # noqa: F811
     teacher = tp.create(
         "vit-ti16", image_size=24, depth=1, embed_dim=24, num_heads=2, mlp_ratio=32 / 24, num_classes=2
     )
-    how = replace(teacher.card.preprocess, mean=(0.4, 0.5, 0.6))
-    teacher.card = replace(teacher.card, classes=("blue", "red"), preprocess=how)
+    preprocess = replace(teacher.card.preprocess, mean=(0.4, 0.5, 0.6))
+    teacher.card = replace(teacher.card, classes=("blue", "red"), preprocess=preprocess)
     tp.save(teacher, folder / "teacher.safetensors")
-    found = {
+    changed = {
         **configs,
         "vit": replace(vit, augment=everything, loop=replace(vit.loop, accumulate=2, epochs=2)),
         "taught": replace(vit, teacher=str(folder / "teacher.safetensors"), head=None),
@@ -60,26 +60,26 @@ def runs(configs, tmp_path_factory):  # noqa: F811
             discriminator=DiscriminatorConfig(channels=4, layers=1, start=0.3, adaptive=False),
         ),
         "ldm": replace(ldm, samples=replace(ldm.samples, count=0)),
-        "pictures": replace(configs["pictures"], samples=replace(ldm.samples, count=0)),
+        "images": replace(configs["images"], samples=replace(ldm.samples, count=0)),
     }
     return {
-        name: replace(found[name], loop=replace(found[name].loop, epochs=found[name].loop.accumulate))
+        name: replace(changed[name], loop=replace(changed[name].loop, epochs=changed[name].loop.accumulate))
         for name in RUNS
     }
 
 
 def without_checks(labels, classes):
-    """`F.one_hot`, which looks at its labels on the processor alone."""
+    """`F.one_hot`, which checks its labels on the CPU only."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).long()
 
 
 @pytest.fixture(params=["cpu"])
 def waits(request, monkeypatch):
-    found = SyncDetector(request.param)
-    watch_calls(monkeypatch, found)
+    detector = SyncDetector(request.param)
+    watch_calls(monkeypatch, detector)
     monkeypatch.setattr(dispatch, "_get_current_dispatch_mode", lambda: None)  # it traces nothing
     monkeypatch.setattr(augment.F, "one_hot", without_checks)
-    return found
+    return detector
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,4 +1,4 @@
-"""Evaluate what a training run produced, on the data that it held out or on other data."""
+"""Evaluate the network of a training run on its held-out data, or any network on other data."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Literal
 from triptych import weights
 from triptych.data.config import DataConfig
 from triptych.data.loading.test_time_views import ViewOptions
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.evaluation.evaluate import check_options, evaluate_network
 from triptych.evaluation.results import ClassificationResult, ReconstructionResult, SegmentationResult
 from triptych.evaluation.runtime import Progress, Runtime
@@ -38,31 +38,31 @@ def evaluate(
 ) -> ClassificationResult | SegmentationResult | ReconstructionResult:
     """Evaluate a classifier, a segmenter or an autoencoder.
 
-    A segmenter gets full images, as `triptych.SegmentationPipeline` feeds them, also where its card crops; its
-    logits are enlarged to each mask's own size and every pixel counts, as is usual for ADE20K. (During training, masks
-    are compared at the size that the network is fed.)
+    A segmenter gets full images, as in `triptych.SegmentationPipeline`, even if its card crops. Its logits are enlarged
+    to the size of each mask and every pixel counts, as is usual for ADE20K. (During training, masks have the size of
+    the network's input.)
 
     Args:
-        model: a network, or anything `triptych.load` takes; a RUN folder brings its data along.
-        data: as in training; None is the run's own.
-        split: one of the data's; None is its evaluation split.
-        batch_size: images a forward pass; None is the run's own, else 64, or 4 for a segmenter.
+        model: a network, or anything `triptych.load` takes. For a RUN folder, data and loading default to the run's.
+        data: data set, as in training; None is that of the run.
+        split: split of the data; None is its evaluation split.
+        batch_size: images per forward pass; None is the run's, else 64, or 4 for a segmenter.
         workers, on_bad_image, image_column, label_column, mask_column, ignore_index, reduce_zero_label: as in
-            `DataConfig`; None is the run's own.
+            `DataConfig`; None is the run's.
         passes: for a segmenter, sizes, windows and flips at test time; None is one pass, as the card says.
         compile: `torch.compile` each block of a classifier or a segmenter; see `triptych.torch_compile`.
-        extractor: for an autoencoder, in whose features sets are compared, as `open_extractor` takes it; None is the
-            run's own, else vit-emoji.
+        extractor: for an autoencoder, the network in whose features sets of images are compared, as in
+            `open_extractor`; None is the run's, else vit-emoji.
         progress: wraps an iterable, given its length and a description; for a progress bar.
 
     Raises:
-        UserError: no data is named, none of it can be read, it has no labels or masks, or classes that the model does
-            not know; `passes` for what does not parse, `extractor` for what does not reconstruct.
+        ConfigError: no data is named, or an option does not apply to the type of network.
+        DataError: no image can be read, there are no labels or masks, or the network does not have their classes.
     """
     config = None if isinstance(model, Network) else config_of(model)
     if data is None and config is None:
-        raise UserError(
-            "no data was named and the model is no training run; give --data, for example a folder of class folders"
+        raise ConfigError(
+            "no data was named and the model is not a training run; give --data, such as a folder of class folders"
         )
     changes = {
         "eval_batch_size": batch_size, "workers": workers, "on_bad_image": on_bad_image,

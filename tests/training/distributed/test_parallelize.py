@@ -75,7 +75,7 @@ def torchrun(jobs: list[Job], folder: Path, *flags: str) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, Path]:
-    """Pictures in class folders with captions, one of them damaged; and pictures with masks."""
+    """Images in class folders with captions, one of them damaged; and images with masks."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for name, color in {"blue": (30, 40, 200), "red": (200, 30, 30)}.items():
@@ -84,7 +84,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
             pixels = np.clip(np.array(color) + rng.normal(0, 25, (20, 20, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "named" / name / f"{i}.png")
             (folder / "named" / name / f"{i}.txt").write_text(f"a {name} square\nthe color {name}\n")
-    (folder / "named" / "red" / "5.png").write_bytes(b"no picture")
+    (folder / "named" / "red" / "5.png").write_bytes(b"not an image")
     for name in ("images", "masks"):
         (folder / "masked" / name).mkdir(parents=True)
     for i in range(16):
@@ -140,7 +140,7 @@ def configs(data, tmp_path_factory):
             *("stem=conv", "stem_widths=[8]", "patch_size=4"),
         ),
         image_size=(16, 16),
-        head="cosine",  # with a single learnt number, which FSDP does not shard
+        head="cosine",  # with a scalar parameter, which FSDP does not shard
         drop_path_rate=0.2,
         loading=LOADING,
         augment=AugmentConfig(brightness=0.1, erasing=0.2, label_smoothing=0.1),
@@ -219,9 +219,9 @@ def configs(data, tmp_path_factory):
             features=None,
         ),
         "ldm": ldm,
-        "pictures": replace(ldm, cache=LatentCacheConfig(use="off"), condition="class", buckets=2),
+        "images": replace(ldm, cache=LatentCacheConfig(use="off"), condition="class", buckets=2),
         "stream": replace(vit, data=str(data["shards"]), loading=replace(LOADING, stream=True, lanes=4)),
-        # Of two pictures, one damaged: a process has none.
+        # Of two images one is damaged, so that a process has none.
         "pairs": replace(
             vit, head=None, loading=replace(LOADING, batch_size=2), loop=replace(LOOP, epochs=1)
         ),
@@ -243,7 +243,8 @@ def alone(configs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(configs, tmp_path_factory):
-    """Every run by two, and some that are cut off and gone on with by another number, or in another way."""
+    """Run each config with two processes, and resume some interrupted runs with another number of processes or in
+    another mode."""
     folder = tmp_path_factory.mktemp("together")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, CUT)
@@ -274,7 +275,7 @@ def together(configs, tmp_path_factory):
     return folder
 
 
-NAMES = ("vit", "swin", "kl", "vq", "ldm", "pictures", "stream", "pairs")
+NAMES = ("vit", "swin", "kl", "vq", "ldm", "images", "stream", "pairs")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def test_two_processes_log_what_one_does(alone, together, name, other):
             loose = {
                 "frechet",
                 "kernel",
-            } & a.keys()  # of pictures rounded to 8 bits: now and then another level
+            } & a.keys()  # of images rounded to 8 bits, which may differ by a level
             assert {k: v for k, v in a.items() if k not in loose} == pytest.approx(
                 {k: v for k, v in b.items() if k not in loose}, abs=1e-5, rel=1e-4 if "norm" in key else 1e-5
             )
@@ -316,14 +317,14 @@ def test_a_step_that_one_process_spoils_is_skipped_by_all(
 ):
     make_losses_nan(monkeypatch, *NAN_STEPS)
     run(by(configs[name], "auto", on_nonfinite="skip"), tmp_path)
-    found = together / f"{name}-{way}-nan_steps"
-    mine, theirs = log_rows(tmp_path), log_rows(found)
+    folder = together / f"{name}-{way}-nan_steps"
+    mine, theirs = log_rows(tmp_path), log_rows(folder)
     assert [row["step"] for row in theirs if "skipped" in row] == [step + 1 for step in NAN_STEPS]
     for one, two in zip(mine, theirs, strict=True):
         assert one.keys() == two.keys()
         assert sorted(one.get("ids", ())) == sorted(two.get("ids", ()))
         assert one.get("loss", 0.0) == pytest.approx(two.get("loss", 0.0), rel=1e-5)
-    (tensors, facts), (others, other_facts) = last_checkpoint(tmp_path), last_checkpoint(found)
+    (tensors, facts), (others, other_facts) = last_checkpoint(tmp_path), last_checkpoint(folder)
     assert facts["anomalies"]["skipped"] == other_facts["anomalies"]["skipped"]
     for key, tensor in tensors.items():
         torch.testing.assert_close(others[key], tensor, atol=2e-4, rtol=1e-3)
@@ -331,7 +332,7 @@ def test_a_step_that_one_process_spoils_is_skipped_by_all(
     assert all(torch.equal(tensors[key], others[key]) for key in steps)
     for step in NAN_STEPS:
         for rank in (0, 1):
-            about = json.loads((found / f"nonfinite-step-{step + 1}-rank-{rank}.json").read_text())
+            about = json.loads((folder / f"nonfinite-step-{step + 1}-rank-{rank}.json").read_text())
             assert about["terms"]["loss"] == "nan"
             assert about["gradients"]
 
@@ -361,24 +362,24 @@ def test_checkpoints_of_shards_hold_what_those_of_one_process_hold(alone, togeth
 
 def test_a_process_that_dies_is_started_again_and_the_run_goes_on(configs, alone, tmp_path):
     config = by(configs["vit"], "fsdp", save_every=0.0)
-    said = torchrun([Job(config, tmp_path / "r", dies=5)], tmp_path, "--max-restarts", "1")
+    output = torchrun([Job(config, tmp_path / "r", dies=5)], tmp_path, "--max-restarts", "1")
     assert (tmp_path / "r.died").exists()
-    assert "resuming from step" in said
+    assert "resuming from step" in output
     for one, two in zip(log_rows(alone / "vit"), log_rows(tmp_path / "r"), strict=True):
         assert one["step"] == two["step"]
         if "loss" in one:
             assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
 
 
-def test_a_start_is_not_taken_for_an_earlier_one_of_the_same_store():
+def test_each_start_on_the_same_store_gets_its_own_prefix():
     store = torch.distributed.HashStore()
-    found = []
+    prefixes = []
     for _ in range(3):
         with ThreadPoolExecutor(3) as pool:
             names = set(pool.map(lambda rank: _agree_on_prefix(store, rank, 3), (1, 2, 0)))
         assert len(names) == 1
-        found += names
-    assert len(set(found)) == 3
+        prefixes += names
+    assert len(set(prefixes)) == 3
 
 
 def test_activations_that_are_computed_again_change_nothing(configs, alone, tmp_path):
@@ -403,7 +404,7 @@ TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 
 
 @pytest.mark.parametrize(
-    ("how", "batch", "environment", "words"),
+    ("options", "batch", "environment", "words"),
     [
         (
             {"parallel": "fsdp"},
@@ -426,9 +427,9 @@ TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
         ),
     ],
 )
-def test_what_cannot_be_is_told_in_a_line(how, batch, environment, words):
+def test_impossible_process_groups_are_refused_in_one_line(options, batch, environment, words):
     with pytest.raises(UserError, match=words):
-        world_size(LoopConfig(**how), batch, environment)
+        world_size(LoopConfig(**options), batch, environment)
 
 
 def test_one_process_needs_no_team():

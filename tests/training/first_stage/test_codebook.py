@@ -26,7 +26,7 @@ def test_the_moving_average_of_the_codebook_is_its_closed_form():
     sums = entries.clone()
     for step in range(5):
         z = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(step))
-        book.loss(net, z, learn=True)
+        book.loss(net, z, train=True)
         flat = z.movedim(1, -1).reshape(-1, 3).double()
         nearest = ((flat[:, None] - entries) ** 2).sum(-1).argmin(1)
         for k in range(6):
@@ -42,7 +42,7 @@ def test_the_loss_pulls_entries_to_latents_and_latents_to_entries():
     net = vq()
     book = Codebook(net, CodebookConfig(commitment=0.25, revive_below=0.0))
     z = torch.randn(2, 3, 4, 4, requires_grad=True)
-    out, loss, logs = book.loss(net, z, learn=True)
+    out, loss, logs = book.loss(net, z, train=True)
     entries = net.quantize(z)[0].detach()
     torch.testing.assert_close(out, entries)
     torch.testing.assert_close(loss, 1.25 * (z - entries).square().mean())
@@ -57,21 +57,21 @@ def test_the_loss_pulls_entries_to_latents_and_latents_to_entries():
     assert 0 < logs["codes_used"] <= 1
 
 
-def test_entries_that_nobody_uses_are_put_on_latents():
+def test_unused_entries_are_reset_to_latents():
     net = vq()
     with torch.no_grad():
         net.codebook.weight[3:] = 100.0
     book = Codebook(net, CodebookConfig(decay=0.5, revive_below=0.1))
     z = torch.randn(2, 3, 4, 4)
     for _ in range(4):
-        assert book.loss(net, z, learn=True)[2]["codes_revived"] in (0.0, 0.5)
+        assert book.loss(net, z, train=True)[2]["codes_revived"] in (0.0, 0.5)
     flat = z.movedim(1, -1).reshape(-1, 3)
     for entry in net.codebook.weight[3:]:
         assert (flat == entry).all(1).any()
     book = Codebook(net, CodebookConfig(revive_below=0.0, decay=0.0))
     with torch.no_grad():
         net.codebook.weight[3:] = 100.0
-    book.loss(net, z, learn=True)
+    book.loss(net, z, train=True)
     assert (net.codebook.weight[3:] == 100).all()
 
 
@@ -80,15 +80,15 @@ def test_perplexity_is_the_number_of_entries_used_evenly():
     torch.testing.assert_close(perplexity(torch.tensor([9.0, 0.0])), torch.tensor(1.0))
 
 
-def test_latents_that_are_no_number_teach_the_codebook_nothing():
-    """The step is not made, and the run goes on with entries that are numbers."""
-    for kind in ("ema", "gradient"):
+def test_nan_latents_do_not_change_the_codebook():
+    """The step is skipped, and training continues with finite entries."""
+    for method in ("ema", "gradient"):
         net = vq()
-        book = Codebook(net, CodebookConfig(update=kind, revive_below=0.9, decay=0.5))
+        book = Codebook(net, CodebookConfig(update=method, revive_below=0.9, decay=0.5))
         z = torch.randn(2, 3, 4, 4)
         z[0, :, 0, 0] = float("nan")
         z[1, 0, 1, 1] = float("inf")
-        _, loss, _ = book.loss(net, z, learn=True)
+        _, loss, _ = book.loss(net, z, train=True)
         assert not loss.isfinite()
         for tensor in (net.codebook.weight, book.sums, book.counts):
             assert tensor.isfinite().all()

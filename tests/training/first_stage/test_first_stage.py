@@ -1,4 +1,4 @@
-"""Training of first stages: what each loss is, what it moves, and that a run is whole."""
+"""Training of first stages: losses, gradients and complete runs."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ from triptych.training.configs.first_stage import (
     DiscriminatorConfig,
 )
 from triptych.training.first_stage.build import prepare
-from triptych.training.first_stage.task import adaptive_weight, fool
+from triptych.training.first_stage.task import adaptive_weight, adversarial_loss
 from triptych.training.loop import endless_batches
 from triptych.training.task import AdversaryInputs
 
@@ -40,8 +40,8 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def looker(tmp_path_factory):
-    """A small random ViT to look with."""
+def feature_net(tmp_path_factory):
+    """A small random ViT as feature extractor."""
     path = tmp_path_factory.mktemp("looker") / "vit.safetensors"
     net = tp.create(
         "vit-emoji",
@@ -58,14 +58,14 @@ def looker(tmp_path_factory):
 
 
 @pytest.fixture
-def config(pictures, looker) -> CompressConfig:
+def config(image_folder, feature_net) -> CompressConfig:
     return CompressConfig(
-        data=str(pictures),
+        data=str(image_folder),
         model_args=TINY,
         image_size=(16, 16),
-        perceptual=PerceptualConfig(model=looker, weight=0.3),
+        perceptual=PerceptualConfig(model=feature_net, weight=0.3),
         discriminator=DiscriminatorConfig(channels=4, layers=1, start=0.3),
-        features=looker,
+        features=feature_net,
         loading=DataConfig(batch_size=8, workers=0, eval_fraction=0.2),
         augment=AugmentConfig(crop_scale=(0.6, 1.0)),
         optim=OptimConfig(lr=3e-3, warmup=0.1, betas=(0.5, 0.9)),
@@ -104,15 +104,15 @@ def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path, cap
     assert len(sheets) == 12
     assert decode(sheets[-1]).shape == (2 * 18 - 2, 8 * 18 - 2, 3)
     rows = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
-    figures = [row["eval"] for row in rows if "eval" in row]
-    assert figures[-1]["psnr"] > figures[0]["psnr"] + 3
+    metrics = [row["eval"] for row in rows if "eval" in row]
+    assert metrics[-1]["psnr"] > metrics[0]["psnr"] + 3
     assert {"psnr", "ssim", "l1", "perceptual", "frechet", "kernel"} <= net.card.figures.keys()
-    assert figures[-1]["frechet"] < figures[0]["frechet"]
-    found = evaluate(tmp_path / "r", workers=0, dtype="fp32")
+    assert metrics[-1]["frechet"] < metrics[0]["frechet"]
+    result = evaluate(tmp_path / "r", workers=0, dtype="fp32")
     for name in ("psnr", "ssim", "perceptual", "frechet", "kernel"):
-        assert getattr(found, name) == pytest.approx(net.card.figures[name], abs=1e-4)
-    assert found.extractor == config.features
-    assert found.identity["preparation"]["picture"] == [16, 16]
+        assert getattr(result, name) == pytest.approx(net.card.figures[name], abs=1e-4)
+    assert result.extractor == config.features
+    assert result.identity["preparation"]["picture"] == [16, 16]  # words: quoted
     assert evaluate(net, config.data, workers=0).count == 42
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "r"), "--workers", "0"]) == 0
@@ -122,33 +122,36 @@ def test_a_run_leaves_an_autoencoder_with_measured_latents(config, tmp_path, cap
     assert json.loads((tmp_path / "r" / "metrics.json").read_text())["task"] == "reconstruction"
 
 
-def test_reconstructions_are_compared_in_the_features_that_are_named(config, looker, tmp_path, capsys):
-    """By their own path: files of pictures and of reconstructions, through `evaluate` of folders."""
+def test_reconstructions_are_compared_in_the_features_that_are_named(config, feature_net, tmp_path, capsys):
+    """The result is equal to that of `evaluate` on folders of images and of reconstructions."""
     torch.manual_seed(0)
     net = tp.create(
         "kl-f4", base_channels=8, norm_groups=4, channel_multipliers=(1, 2), num_res_blocks=1, image_size=16
     )
     tp.save(net, tmp_path / "a.safetensors")
     source = prepare(config).train_loader.dataset.source
-    for side in ("real", "made"):
+    for side in ("real", "generated"):
         (tmp_path / side).mkdir()
     for i in range(len(source)):
         pixels = resize_crop(decode(source[i].image), (16, 16))
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 127.5 - 1
-        made = net.eval().decode(net.encode(image)).clamp(-1, 1).detach()
-        levels = ((made + 1) * 127.5).round().byte()[0].permute(1, 2, 0).numpy()
+        reconstruction = net.eval().decode(net.encode(image)).clamp(-1, 1).detach()
+        levels = ((reconstruction + 1) * 127.5).round().byte()[0].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(tmp_path / "real" / f"{i:03}.png")
-        Image.fromarray(levels).save(tmp_path / "made" / f"{i:03}.png")
-    how = ("--data", str(tmp_path / "real"), "--workers", "0", "--dtype", "fp32", "--json")
-    assert main(["evaluate", str(tmp_path / "a.safetensors"), "--extractor", looker, *how]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert main(["evaluate", "--samples", str(tmp_path / "made"), "--extractor", looker, *how]) == 0
+        Image.fromarray(levels).save(tmp_path / "generated" / f"{i:03}.png")
+    options = ("--data", str(tmp_path / "real"), "--workers", "0", "--dtype", "fp32", "--json")
+    assert main(["evaluate", str(tmp_path / "a.safetensors"), "--extractor", feature_net, *options]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert (
+        main(["evaluate", "--samples", str(tmp_path / "generated"), "--extractor", feature_net, *options])
+        == 0
+    )
     other = json.loads(capsys.readouterr().out)
-    assert found["frechet"] == pytest.approx(other["frechet"], rel=1e-3)
-    assert found["extractor"] == looker
+    assert metrics["frechet"] == pytest.approx(other["frechet"], rel=1e-3)
+    assert metrics["extractor"] == feature_net
     for name in ("extractor", "preparation"):
-        assert found["identity"][name] == other["identity"][name]
-    assert main(["evaluate", looker, "--extractor", looker, *how]) == 2
+        assert metrics["identity"][name] == other["identity"][name]
+    assert main(["evaluate", feature_net, "--extractor", feature_net, *options]) == 2
     assert "ViT generates no images to compare in the features of an extractor" in capsys.readouterr().err
 
 
@@ -163,8 +166,8 @@ def test_the_features_are_free_to_change_or_to_be_left_out(config, tmp_path):
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_a_run_that_is_broken_off_leaves_measured_latents_too(per_channel, config, tmp_path, monkeypatch):
-    """Those of the held-out pictures at the kept evaluation; the end replaces them by those of the training ones."""
+def test_an_interrupted_run_leaves_measured_latents_too(per_channel, config, tmp_path, monkeypatch):
+    """They are measured on the held-out images at the best evaluation, and at the end on the training images."""
     config = replace(config, scale_per_channel=per_channel)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 7)
@@ -179,42 +182,42 @@ def test_a_run_that_is_broken_off_leaves_measured_latents_too(per_channel, confi
     assert net.config.scale != measure_latents(net, parts.eval_loader, per_channel)[0]
 
 
-@pytest.mark.parametrize(("kind", "cut"), [("kl", 2), ("kl", 7), ("vq", 5), ("ema", 3)])
+@pytest.mark.parametrize(("regularization", "cut"), [("kl", 2), ("kl", 7), ("vq", 5), ("ema", 3)])
 def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
-    kind, cut, config, vq, tmp_path, monkeypatch
+    regularization, cut, config, vq, tmp_path, monkeypatch
 ):
-    """Before the discriminator comes in, and after; the codebook's averages too."""
+    """Interrupted before the discriminator starts, and after; also with moving averages of the codebook."""
     ema = replace(
         vq,
         codebook=CodebookConfig(update="ema", decay=0.8, revive_below=0.3),
         loop=replace(vq.loop, accumulate=2),
     )
-    made = {"kl": replace(config, logvar=True), "vq": vq, "ema": ema}[kind]
-    run(made, tmp_path / "whole")
+    chosen = {"kl": replace(config, logvar=True), "vq": vq, "ema": ema}[regularization]
+    run(chosen, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_after(patch, cut)
-        assert not run(made, tmp_path / "cut").finished
-    assert run(made, tmp_path / "cut").finished
+        assert not run(chosen, tmp_path / "cut").finished
+    assert run(chosen, tmp_path / "cut").finished
     (one, facts), (other, others) = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut")
     assert facts == others
     assert one.keys() == other.keys()
     assert any(name.startswith("adversary.optimizer.") for name in one)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    whole, cut_off = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
-    assert whole == cut_off
+    uninterrupted, cut_off = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert uninterrupted == cut_off
 
 
-# The defects of a published trainer, each of which must not be here.
+# Defects of a published trainer
 
 
 def test_the_perceptual_distance_moves_the_autoencoder(config):
-    """Its term is not computed without gradients."""
-    found = []
+    """The distance is computed with gradients."""
+    gradients = []
     for weight in (0.3, 0.6):
         parts = prepare(replace(config, perceptual=replace(config.perceptual, weight=weight)))
         parts.task.loss(parts.net, first_batch(parts, 0.0))[0].backward()
-        found.append(grads(parts.net))
-    one, two = found
+        gradients.append(grads(parts.net))
+    one, two = gradients
     last = one["autoencoder.decoder.conv_out.weight"], two["autoencoder.decoder.conv_out.weight"]
     assert (last[0] - last[1]).norm() > 0.05 * last[0].norm()
     first = one["autoencoder.encoder.conv_in.weight"], two["autoencoder.encoder.conv_in.weight"]
@@ -238,8 +241,8 @@ def test_neither_step_leaves_a_gradient_in_the_other_network(config):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_both_networks_learn_at_each_step_from_the_start_on(config, tmp_path):
-    """Not at alternate batches; and what is written of the discriminator is what it became."""
+def test_both_networks_are_updated_at_each_step_from_the_start(config, tmp_path):
+    """They do not alternate, and the checkpoint has the trained discriminator."""
     start = prepare(config).adversary.net.state_dict()
     run(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -255,10 +258,10 @@ def test_both_networks_learn_at_each_step_from_the_start_on(config, tmp_path):
 
 
 def test_the_loss_is_its_definition_and_so_is_its_gradient(config):
-    """Beside the plain sum with the adaptive weight from two whole gradients."""
-    for kind in ("hinge", "non_saturating"):
-        made = replace(config, logvar=True, discriminator=replace(config.discriminator, loss=kind))
-        parts = prepare(made)
+    """Equal to the plain sum, with the adaptive weight computed from two full backward passes."""
+    for adversarial in ("hinge", "non_saturating"):
+        changed = replace(config, logvar=True, discriminator=replace(config.discriminator, loss=adversarial))
+        parts = prepare(changed)
         parts.net.logvar.data.fill_(0.7)
         task, net, last = parts.task, parts.net, parts.net.autoencoder.decoder.conv_out.weight
         torch.manual_seed(0)
@@ -269,9 +272,9 @@ def test_the_loss_is_its_definition_and_so_is_its_gradient(config):
 
         torch.manual_seed(0)
         images = inputs.real
-        out, bound, _ = task.through(net, images)
+        out, bound, _ = task.reconstruct(net, images)
         rest = task.error(out, images)[0] * torch.exp(-net.logvar) + net.logvar
-        fooled = fool(task.discriminator(out), made.discriminator)
+        fooled = adversarial_loss(task.discriminator(out), changed.discriminator)
         one = torch.autograd.grad(rest, last, retain_graph=True)[0].norm()
         other = torch.autograd.grad(fooled, last, retain_graph=True)[0].norm()
         weight = 0.5 * (one / (other + 1e-4)).clamp(0, 1e4)
@@ -285,16 +288,16 @@ def test_the_loss_is_its_definition_and_so_is_its_gradient(config):
 
 def test_the_adaptive_weight_is_clamped():
     last = torch.ones(1, requires_grad=True)
-    made = (last * torch.ones(1, 3, 2, 2)).requires_grad_()
+    reconstructions = (last * torch.ones(1, 3, 2, 2)).requires_grad_()
     ones = torch.ones(1, 3, 2, 2)
-    assert adaptive_weight(made, last, ones, ones * 2) == pytest.approx(0.5, rel=1e-4)
-    assert adaptive_weight(made, last, ones * 100, ones * 0) == 1e4
+    assert adaptive_weight(reconstructions, last, ones, ones * 2) == pytest.approx(0.5, rel=1e-4)
+    assert adaptive_weight(reconstructions, last, ones * 100, ones * 0) == 1e4
 
 
 def test_the_kl_term_is_the_divergence_over_the_number_of_pixel_values(config):
     parts = prepare(replace(config, kl=0.25))
     images = torch.rand(3, 3, 16, 16) * 2 - 1
-    _, bound, logs = parts.task.through(parts.net, images)
+    _, bound, logs = parts.task.reconstruct(parts.net, images)
     mean, logvar = parts.net.autoencoder.posterior(images)
     q, p = torch.distributions.Normal(mean, torch.exp(logvar / 2)), torch.distributions.Normal(0.0, 1.0)
     nats = torch.distributions.kl_divergence(q, p).sum() / 3
@@ -305,20 +308,20 @@ def test_the_kl_term_is_the_divergence_over_the_number_of_pixel_values(config):
 def test_losses_of_the_discriminator_have_their_closed_form(config):
     parts = prepare(config)
     task = parts.task
-    real, made = torch.tensor([0.5, 2.0]), torch.tensor([-2.0, 0.5])
-    answers = {1.0: real, -1.0: made}
+    real, generated = torch.tensor([0.5, 2.0]), torch.tensor([-2.0, 0.5])
+    answers = {1.0: real, -1.0: generated}
     task.discriminator = lambda images: answers[float(images)]
     inputs = AdversaryInputs(torch.tensor(1.0), torch.tensor(-1.0))
-    torch.testing.assert_close(task.against(inputs)[0], torch.tensor((0.25 + 0.75) / 2))
+    torch.testing.assert_close(task.discriminator_loss(inputs)[0], torch.tensor((0.25 + 0.75) / 2))
     early, late = ({"progress": progress} for progress in (0.29, 0.3))
     assert not task.discriminator_is_active(early)
     assert task.discriminator_is_active(late)
-    task.how = replace(config, discriminator=replace(config.discriminator, loss="non_saturating"))
-    expected = (-F.logsigmoid(real).mean() - F.logsigmoid(-made).mean()) / 2
-    torch.testing.assert_close(task.against(inputs)[0], expected)
+    task.options = replace(config, discriminator=replace(config.discriminator, loss="non_saturating"))
+    expected = (-F.logsigmoid(real).mean() - F.logsigmoid(-generated).mean()) / 2
+    torch.testing.assert_close(task.discriminator_loss(inputs)[0], expected)
 
 
-def test_the_discriminator_comes_in_at_a_step_or_a_share_of_the_run(config):
+def test_the_discriminator_starts_at_a_step_or_a_fraction_of_the_run(config):
     steps = 4 * 3
     assert prepare(config).task.start == 0.3
     late = prepare(replace(config, discriminator=replace(config.discriminator, start=6))).task
@@ -328,17 +331,17 @@ def test_the_discriminator_comes_in_at_a_step_or_a_share_of_the_run(config):
     assert none.task.discriminator is None
 
 
-def test_dry_run_takes_the_discriminator_along_and_writes_nothing(config, tmp_path, monkeypatch):
+def test_dry_run_includes_the_discriminator_and_writes_nothing(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = dry_run(config, steps=1)
+    report = dry_run(config, steps=1)
     assert list(tmp_path.iterdir()) == []
-    assert found["parameters"] == sum(p.numel() for p in tp.create("kl-f8", **{
+    assert report["parameters"] == sum(p.numel() for p in tp.create("kl-f8", **{
         "base_channels": 8, "norm_groups": 4, "channel_multipliers": (1, 2), "num_res_blocks": 1, "latent_channels": 4,
         "middle_attention": False,
     }).parameters())  # fmt: skip
 
 
-def test_pictures_smaller_than_the_crop_are_one_line_that_says_what_to_do(config, tmp_path):
+def test_images_smaller_than_the_crop_are_refused_in_one_line(config, tmp_path):
     big = replace(config, image_size=(32, 32))
     with pytest.raises(UserError, match=r"is 24 x 24 pixels, smaller than the crop of 32 x 32; use larger"):
         run(big, tmp_path / "r")
@@ -346,9 +349,9 @@ def test_pictures_smaller_than_the_crop_are_one_line_that_says_what_to_do(config
 
 
 def test_users_mistakes(config, tmp_path):
-    with pytest.raises(UserError, match="is 15 x 16, and the autoencoder takes multiples of 2"):
+    with pytest.raises(UserError, match="is 15 x 16, and the autoencoder needs multiples of 2"):
         run(replace(config, image_size=(15, 16)), tmp_path / "r")
-    with pytest.raises(UserError, match="vit-b16 is no autoencoder to train"):
+    with pytest.raises(UserError, match="vit-b16 is not a KL or VQ autoencoder"):
         run(replace(config, model="vit-b16", model_args=()), tmp_path / "r")
     tp.save(tp.create("kl-f4", base_channels=8, norm_groups=4), tmp_path / "a.safetensors")
     blind = replace(config, perceptual=PerceptualConfig(model=str(tmp_path / "a.safetensors")))
@@ -359,8 +362,8 @@ def test_users_mistakes(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["kl", "vq"])
-def test_eight_pictures_are_learnt_by_heart(kind, tmp_path):
+@pytest.mark.parametrize("regularization", ["kl", "vq"])
+def test_eight_images_are_overfitted(regularization, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "data" / "train").mkdir(parents=True)
     for i in range(8):
@@ -377,8 +380,8 @@ def test_eight_pictures_are_learnt_by_heart(kind, tmp_path):
     )
     heart = CompressConfig(
         data=str(tmp_path / "data"),
-        model="kl-f4" if kind == "kl" else "vq-f4",
-        model_args=args if kind == "kl" else (*args, "codebook_size=256"),
+        model="kl-f4" if regularization == "kl" else "vq-f4",
+        model_args=args if regularization == "kl" else (*args, "codebook_size=256"),
         image_size=(16, 16),
         discriminator=DiscriminatorConfig(channels=8, layers=1, weight=0.05),
         perceptual=PerceptualConfig(weight=0.0),

@@ -35,7 +35,7 @@ def break_steps(monkeypatch, *steps):
     monkeypatch.setattr(Classify, "loss", broken)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_what_it_was_made_of(config, tmp_path, monkeypatch):
+def test_a_nan_loss_stops_the_run_and_documents_its_batch(config, tmp_path, monkeypatch):
     break_steps(monkeypatch, 4)
     often = replace(config, loop=replace(config.loop, save_every=0.0))
     with pytest.raises(
@@ -55,9 +55,9 @@ def test_a_loss_that_is_no_number_stops_the_run_with_what_it_was_made_of(config,
     assert batch["seed"] == [0, 4, 0]
     assert len(batch["ids"]) == len(batch["rows"]) == 8
     assert all(name.endswith(".png") for name in batch["ids"])
-    kept = load_file(tmp_path / "nonfinite-step-5.safetensors")
-    assert kept["0.image"].shape[0] == 8
-    assert kept["0.label"].shape == (8,)
+    saved = load_file(tmp_path / "nonfinite-step-5.safetensors")
+    assert saved["0.image"].shape[0] == 8
+    assert saved["0.label"].shape == (8,)
     assert log_rows(tmp_path)[-1]["step"] == 4
 
 
@@ -70,14 +70,14 @@ def test_a_step_that_is_skipped_learns_nothing_and_the_run_goes_on(config, tmp_p
             interrupt_after(inner, 5)
             run(skipping, tmp_path / "cut")
         run(skipping, tmp_path / "cut")
-    told = log_rows(tmp_path / "r")
-    assert [row["step"] for row in told if "skipped" in row] == [5]
-    row = next(row for row in told if "skipped" in row)
+    rows = log_rows(tmp_path / "r")
+    assert [row["step"] for row in rows if "skipped" in row] == [5]
+    row = next(row for row in rows if "skipped" in row)
     assert row["skipped"] == ["loss", "grad_norm"]
     assert len(row["ids"]) == 8
-    assert all(math.isfinite(row["loss"]) for row in told if "loss" in row)
+    assert all(math.isfinite(row["loss"]) for row in rows if "loss" in row)
     tensors, _ = last_checkpoint(tmp_path / "r")
-    assert tensors["optimizer.head.weight.step"] == max(row["step"] for row in told) - 1
+    assert tensors["optimizer.head.weight.step"] == max(row["step"] for row in rows) - 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     other, _ = last_checkpoint(tmp_path / "cut")
     assert [name for name in tensors if not torch.equal(tensors[name], other[name])] == []
@@ -132,9 +132,9 @@ def test_a_jump_of_the_loss_is_said_with_its_examples(config, tmp_path, monkeypa
     assert f"step {MIN_LOSSES + 3}: loss spike to" in capsys.readouterr().err
 
 
-def test_pictures_that_changed_are_named(short, pictures, tmp_path):
-    copy = tmp_path / "pictures"
-    shutil.copytree(pictures, copy)
+def test_changed_images_are_named(short, image_folder, tmp_path):
+    copy = tmp_path / "images"
+    shutil.copytree(image_folder, copy)
     config = replace(short, data=str(copy))
     run(config, tmp_path / "r")
     (copy / "red" / "3.png").unlink()
@@ -150,11 +150,11 @@ def test_pictures_that_changed_are_named(short, pictures, tmp_path):
 
 def test_the_log_says_how_fast_what_share_of_the_peak_and_how_much_memory(short, tmp_path, capsys):
     run(replace(short, loop=replace(short.loop, log_every=0.0)), tmp_path)
-    told = [row for row in log_rows(tmp_path) if "loss" in row]
-    assert all(0 < row["mfu"] < 1 and row["images_per_second"] > 0 for row in told)
+    rows = [row for row in log_rows(tmp_path) if "loss" in row]
+    assert all(0 < row["mfu"] < 1 and row["images_per_second"] > 0 for row in rows)
     assert all(
-        row["peak_memory"] > 1e7 and 0 <= row["waiting"] <= 1 and 0 <= row["saving"] <= 1 for row in told
+        row["peak_memory"] > 1e7 and 0 <= row["waiting"] <= 1 and 0 <= row["saving"] <= 1 for row in rows
     )
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert "images/s  MFU " in said[0]
-    assert " GB  waiting " in said[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert "images/s  MFU " in lines[0]
+    assert " GB  waiting " in lines[0]

@@ -1,5 +1,5 @@
-"""Fine-tuning a Stable Diffusion: all of it, a LoRA, a word. What changes and what does not, exact resume, the files as
-other programs read them, bad input."""
+"""Fine-tuning of Stable Diffusion: all weights, a LoRA, a word. What changes and what does not, exact resume, the files
+as other programs read them, invalid input."""
 
 import json
 import re
@@ -78,7 +78,7 @@ TUNED = {
 
 
 def filled(config):
-    """A network whose numbers are all random, norms near 1."""
+    """Return a network with random weights, with the weights of norms near 1."""
     net = LatentDiffusion(config)
     for part in net.modules():
         for parameter in part.parameters(recurse=False):
@@ -91,7 +91,7 @@ def filled(config):
 
 @pytest.fixture(scope="session")
 def sd(tmp_path_factory):
-    """A tiny Stable Diffusion in a file of ours, which is read sooner than a folder with its vocabulary."""
+    """A tiny Stable Diffusion model in our format, which loads faster than a folder with its vocabulary."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("sd") / "tiny.safetensors"
     tp.save(filled(SD), path)
@@ -100,7 +100,7 @@ def sd(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory):
-    """Ten pictures; five have captions, of which two name a <toy>."""
+    """Ten images; five have captions, two of which contain a <toy>."""
     folder = tmp_path_factory.mktemp("toys")
     rng = np.random.default_rng(0)
     for i in range(10):
@@ -155,18 +155,18 @@ def test_a_run_cut_off_and_repeated_is_the_unbroken_run_bit_for_bit(
     assert files[0] == files[1]
 
 
-def test_all_of_it_learns_but_what_it_came_with(config, sd, tmp_path):
-    """The denoiser changes; autoencoder, text encoder and process are the Stable Diffusion's, and so is the size."""
+def test_only_the_denoiser_is_trained(config, sd, tmp_path):
+    """The denoiser changes; autoencoder, text encoder, process and size are those of the original model."""
     one = config("all", optim=OptimConfig(lr=1e-3), loop=LoopConfig(epochs=1, precision="fp32", device="cpu"))
     run(one, tmp_path)
     before, after = tp.load(sd), tp.load(tmp_path)
     assert after.config == before.config
-    kept = {
+    unchanged = {
         name.split(".")[0]
         for name, tensor in before.state_dict().items()
         if torch.equal(tensor, after.state_dict()[name])
     }
-    assert kept == {"autoencoder", "text_encoder"}
+    assert unchanged == {"autoencoder", "text_encoder"}
     assert {name.split(".")[1] for name in last_checkpoint(tmp_path)[0] if name.startswith("net.")} == {
         "network"
     }
@@ -174,7 +174,7 @@ def test_all_of_it_learns_but_what_it_came_with(config, sd, tmp_path):
     assert after.text_encoder.tokenizer.ids("a red apple") == before.text_encoder.tokenizer.ids("a red apple")
 
 
-def test_a_clip_learns_only_if_asked(config, sd):
+def test_a_clip_encoder_is_trained_only_if_requested(config, sd):
     parts = prepare(config("all", text=CaptionConfig(train="on")))
     names = {name.split(".")[0] for name, _ in parts.net.named_parameters()}
     assert names == {"network", "text_encoder"}
@@ -185,15 +185,15 @@ def test_a_clip_learns_only_if_asked(config, sd):
     assert {name.split(".")[0] for name, _ in prepare(config("all")).net.named_parameters()} == {"network"}
 
 
-def test_the_process_is_its_own_and_may_be_asked_to_end_in_noise(config, sd, tmp_path):
+def test_the_process_is_that_of_init_except_for_zero_terminal_snr(config, sd, tmp_path):
     own = prepare(
         config("lora", process=ProcessConfig(schedule="flow", prediction="flow"))
     ).task.process.config
     assert own == SD.process
-    asked = prepare(
+    changed = prepare(
         config("lora", process=ProcessConfig(zero_terminal_snr=True, prediction="v"))
     ).task.process.config
-    assert asked == replace(SD.process, zero_terminal_snr=True)
+    assert changed == replace(SD.process, zero_terminal_snr=True)
     net = tp.load(sd)
     tp.export(net, tmp_path / "sd.safetensors", "compvis")
     for prediction in ("eps", "v"):
@@ -205,8 +205,8 @@ def weights_of(net):
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
-def test_what_a_lora_learns_is_in_its_file_and_nowhere_else(config, sd, tmp_path):
-    """The model that was trained, the file put on the model, and scale * up @ down by hand are one thing."""
+def test_a_lora_file_has_all_trained_parameters_and_no_others(config, sd, tmp_path):
+    """The trained model is equal to the original model with the file loaded, and to scale * up @ down."""
     one = config(
         "lora", text=CaptionConfig(train="on"), lora=LoraConfig(rank=2, alpha=4.0, feed_forward=True)
     )
@@ -221,45 +221,45 @@ def test_what_a_lora_learns_is_in_its_file_and_nowhere_else(config, sd, tmp_path
         for name, parameter in parts.net.named_parameters():
             parameter.copy_(tensors[f"net.{name}"])
     trained = weights_of(parts.task.product(parts.net))
-    bare = tp.load(sd)
-    before = weights_of(bare)
+    original = tp.load(sd)
+    before = weights_of(original)
     assert all(
         torch.equal(t, before[n]) for n, t in weights_of(parts.task.base).items()
-    )  # it was given back whole
-    tp.load_lora(bare, tmp_path / "lora.safetensors")
-    for name, tensor in weights_of(bare).items():
+    )  # all weights are restored
+    tp.load_lora(original, tmp_path / "lora.safetensors")
+    for name, tensor in weights_of(original).items():
         torch.testing.assert_close(tensor, trained[name], atol=1e-6, rtol=1e-6)
     changed = {name for name, tensor in trained.items() if not torch.equal(tensor, before[name])}
     assert changed == set(parts.net.names)
-    found = {re.sub(r".*\.(attn|cross|mlp)\.", "", name) for name in changed}
-    assert found == {"qkv.weight", "proj.weight", "q.weight", "kv.weight", "fc1.weight", "fc2.weight"}
+    suffixes = {re.sub(r".*\.(attn|cross|mlp)\.", "", name) for name in changed}
+    assert suffixes == {"qkv.weight", "proj.weight", "q.weight", "kv.weight", "fc1.weight", "fc2.weight"}
     assert {name.split(".")[0] for name in changed} == {"network", "text_encoder"}
     with safe_open(tmp_path / "lora.safetensors", "pt") as file:
         layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k"
         down, up, alpha = (
             file.get_tensor(f"{layer}.{end}") for end in ("lora_down.weight", "lora_up.weight", "alpha")
         )
-        said = file.metadata()
+        metadata = file.metadata()
     assert (down.shape, up.shape, alpha) == ((2, 16), (16, 2), 4.0)
     name = "network.middle.transformer.blocks.0.attn.qkv.weight"
     torch.testing.assert_close(
         trained[name][16:32], before[name][16:32] + 2.0 * up @ down, atol=1e-6, rtol=1e-6
     )
-    assert said["ss_network_module"] == "networks.lora"
-    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("2", "4.0")
-    assert (said["ss_sd_model_name"], said["ss_resolution"]) == ("tiny.safetensors", "(16, 16)")
-    assert "ss_v2" not in said  # no Stable Diffusion of 1 or 2 has these widths
+    assert metadata["ss_network_module"] == "networks.lora"
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "4.0")
+    assert (metadata["ss_sd_model_name"], metadata["ss_resolution"]) == ("tiny.safetensors", "(16, 16)")
+    assert "ss_v2" not in metadata  # Stable Diffusion 1 and 2 have other widths
 
 
-def test_a_loras_start_is_the_model_and_all_of_it_gets_a_gradient(config):
-    """With the second halves at zero; moved, every half of every update has a gradient."""
+def test_a_new_lora_changes_nothing_and_all_of_it_gets_a_gradient(config):
+    """The second factors are 0 at first. If they are not, both factors of all updates have gradients."""
     parts = prepare(config("lora"))
     batch = {**next(iter(parts.train_loader)), "seed": (0, 1, 0)}
     plain = super(type(parts.task), parts.task).error
     parts.task.error = lambda model, *rest: plain(parts.task.base, *rest)
-    bare = parts.task.loss(parts.net, batch)[0].detach()
+    original = parts.task.loss(parts.net, batch)[0].detach()
     del parts.task.error
-    assert torch.equal(parts.task.loss(parts.net, batch)[0].detach(), bare)
+    assert torch.equal(parts.task.loss(parts.net, batch)[0].detach(), original)
     for update in parts.net.updates.values():
         torch.nn.init.normal_(update.b)
     parts.task.loss(parts.net, batch)[0].backward()
@@ -268,8 +268,9 @@ def test_a_loras_start_is_the_model_and_all_of_it_gets_a_gradient(config):
     assert not any(p.requires_grad or p.grad is not None for p in parts.task.base.parameters())
 
 
-def test_blocks_that_are_computed_again_wear_the_same_updates(config):
-    """Activations that are not kept give the same gradient: the model is not bare yet when it is asked for."""
+def test_recomputed_blocks_have_the_same_updates(config):
+    """Recomputed activations give the same gradient, since the model still has its changed weights in the backward
+    pass."""
     grads = []
     for recompute in (False, True):
         loop = LoopConfig(precision="fp32", device="cpu", recompute=recompute)
@@ -282,8 +283,8 @@ def test_blocks_that_are_computed_again_wear_the_same_updates(config):
     assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
-def test_diffusers_unet_with_the_file_is_ours(config, sd, tmp_path):
-    """As diffusers reads kohya's files: by its own conversion of the names, on its own UNet."""
+def test_the_unet_of_diffusers_with_the_file_is_equal_to_ours(config, sd, tmp_path):
+    """diffusers reads the file with its own conversion of kohya's names, into its own UNet."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from diffusers import UNet2DConditionModel
@@ -303,22 +304,22 @@ def test_diffusers_unet_with_the_file_is_ours(config, sd, tmp_path):
     ours = tp.load(sd)
     x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([10, 700]), torch.randn(2, 12, 8)
     with torch.no_grad():
-        bare = ours.network(x, t, context)
-        torch.testing.assert_close(theirs(x, t, context).sample, bare, atol=1e-5, rtol=1e-5)
+        original = ours.network(x, t, context)
+        torch.testing.assert_close(theirs(x, t, context).sample, original, atol=1e-5, rtol=1e-5)
         for name, down in halves.items():
             if name.endswith(".lora_A.weight"):
                 update = 4.0 / 2 * halves[name.replace("lora_A", "lora_B")] @ down
                 theirs.get_submodule(name.removesuffix(".lora_A.weight")).weight += update
         tp.load_lora(ours, tmp_path / "r" / "lora.safetensors")
-        worn = ours.network(x, t, context)
-        assert (worn - bare).abs().max() > 1e-3
-        torch.testing.assert_close(theirs(x, t, context).sample, worn, atol=1e-5, rtol=1e-5)
+        changed = ours.network(x, t, context)
+        assert (changed - original).abs().max() > 1e-3
+        torch.testing.assert_close(theirs(x, t, context).sample, changed, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
 def test_names_are_kohyas_over_the_whole_published_unet(name):
-    """kohya's scripts name a layer by its path in diffusers' network, with underscores: all linear layers and 1x1
-    convolutions inside each Transformer2DModel, and of the text encoder those inside CLIPAttention and CLIPMLP."""
+    """kohya's scripts name a layer by its path in the network of diffusers, with underscores: all linear layers and 1x1
+    convolutions in each Transformer2DModel, and those in CLIPAttention and CLIPMLP of the text encoder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from diffusers import UNet2DConditionModel
@@ -343,11 +344,11 @@ def test_names_are_kohyas_over_the_whole_published_unet(name):
     with torch.device("meta"):
         net = LatentDiffusion(SIZES[name])
     shapes = {key: tuple(p.shape) for key, p in net.named_parameters()}
-    found = {}
+    named = {}
     for ours, layers in layer_names(SIZES[name]).items():
         if len(shapes[ours]) == 2 and ".transformer." in ours:
-            found |= {layer: (shapes[ours][0] // len(layers), shapes[ours][1]) for layer in layers}
-    assert found == expected
+            named |= {layer: (shapes[ours][0] // len(layers), shapes[ours][1]) for layer in layers}
+    assert named == expected
     text = {layer for layers in layer_names(SIZES[name]).values() for layer in layers if "self_attn" in layer}
     depth = SIZES[name].text_encoder.depth
     ends = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -369,23 +370,24 @@ def test_only_the_rows_of_the_word_change(config, sd, tmp_path):
     assert (tmp_path / "word.safetensors").stat().st_size < 500
     with torch.no_grad():
         parts.net.vectors.copy_(tensors["net.vectors"])
-    whole = weights_of(parts.task.product(parts.net))
-    table = whole.pop("text_encoder.tokens.weight")
-    kept = weights_of(before)
-    assert torch.equal(table[:-2], kept.pop("text_encoder.tokens.weight"))
+    trained = weights_of(parts.task.product(parts.net))
+    table = trained.pop("text_encoder.tokens.weight")
+    unchanged = weights_of(before)
+    assert torch.equal(table[:-2], unchanged.pop("text_encoder.tokens.weight"))
     assert torch.equal(table[-2:], tensors["net.vectors"])
     assert (table[-2:] - start).abs().min() > 0
-    assert all(torch.equal(tensor, kept[name]) for name, tensor in whole.items())
+    assert all(torch.equal(tensor, unchanged[name]) for name, tensor in trained.items())
     tp.load_embedding(before, tmp_path / "word.safetensors")
     assert torch.equal(before.text_encoder.tokens.weight[-2:], table[-2:])
     assert before.text_encoder.tokenizer.ids("a <TOY>")[-2:] == [49408, 49409]
 
 
-def test_pictures_are_called_by_captions_that_name_the_word_else_by_templates(config):
+def test_images_get_captions_with_the_word_else_templates(config):
     parts = prepare(config("words"))
-    said = parts.task.said
+    condition = parts.task.condition
     rows = {
-        row: {said.texts[k] for k in said.numbers[said.first[row] :][: said.count[row]]} for row in range(8)
+        row: {condition.texts[k] for k in condition.numbers[condition.first[row] :][: condition.count[row]]}
+        for row in range(8)
     }
     source = parts.train_loader.dataset.source
     for row, texts in rows.items():
@@ -395,14 +397,14 @@ def test_pictures_are_called_by_captions_that_name_the_word_else_by_templates(co
     style = prepare(
         config("words", word=WordConfig(name="<ink>", like="ink", templates=("in the style of {}",)))
     )
-    assert set(style.task.said.texts) == {"", "in the style of <ink>"}
+    assert set(style.task.condition.texts) == {"", "in the style of <ink>"}
 
 
-def test_dry_run_counts_what_learns(config):
-    found = dry_run(config("words"))
-    assert found["parameters_trained"] == 16
-    assert found["parameters"] > 400_000
-    assert json.dumps(found)
+def test_dry_run_counts_trained_parameters(config):
+    report = dry_run(config("words"))
+    assert report["parameters_trained"] == 16
+    assert report["parameters"] > 400_000
+    assert json.dumps(report)
 
 
 def test_bad_input_is_one_line(config, sd, first_stages, tmp_path):
@@ -415,7 +417,7 @@ def test_bad_input_is_one_line(config, sd, first_stages, tmp_path):
     refused(
         r"is a Autoencoder; give a latent diffusion model to start from|is an? Autoencoder", init=str(stage)
     )
-    refused(r"takes mask\+masked_image beside its latents", train="all", init=str(inpainting))
+    refused(r"also needs mask\+masked_image as condition", train="all", init=str(inpainting))
     refused(r"train=lora writes updates of a UNet, and init .* has a DiT; give --train all", init=str(dit))
     with pytest.raises(UserError, match=r"rank is 0, which must be at least 1|rank"):
         LoraConfig(rank=0)
@@ -450,42 +452,42 @@ def test_bad_input_is_one_line(config, sd, first_stages, tmp_path):
 
 @pytest.fixture(scope="session")
 def first_stages(tmp_path_factory):
-    """Files of no Stable Diffusion: an autoencoder, one that inpaints, and one with a DiT."""
+    """Files of other models: an autoencoder, an inpainting model, and one with a DiT."""
     folder = tmp_path_factory.mktemp("others")
     torch.manual_seed(0)
     dit = DiTConfig(
         latent_size=(8, 8), patch_size=2, embed_dim=8, depth=1, num_heads=2, mlp_ratio=2.0, context_dim=8
     )
-    kinds = {
+    configs = {
         "inpainting": replace(SD, network=replace(SD.network, in_channels=9), concat="mask+masked_image"),
         "dit": replace(SD, network=dit),
     }
     net = filled(SD)
     tp.save(net.autoencoder, folder / "stage.safetensors")
-    for name, kind in kinds.items():
-        tp.save(filled(kind), folder / f"{name}.safetensors")
-    return [folder / f"{name}.safetensors" for name in ("stage", *kinds)]
+    for name, config in configs.items():
+        tp.save(filled(config), folder / f"{name}.safetensors")
+    return [folder / f"{name}.safetensors" for name in ("stage", *configs)]
 
 
 COLORS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 220)}
 
 
-def squares(folder, colors, said):
-    """Six noisy squares of each color, with what each is called."""
+def squares(folder, colors, caption):
+    """Six noisy squares of each color, with captions."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name in colors:
         for i in range(6):
             pixels = np.clip(np.array(COLORS[name]) + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{name}{i}.png")
-            (folder / f"{name}{i}.txt").write_text(said.format(name))
+            (folder / f"{name}{i}.txt").write_text(caption.format(name))
     return str(folder)
 
 
 @pytest.mark.slow
-def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
-    """A model learns three colors by their names. Shown red ones, a word that began as blue becomes red, and so does
-    what a LoRA makes of blue; without it, blue is blue."""
+def test_a_word_and_a_lora_generate_what_they_were_trained_on(tmp_path):
+    """A model is trained on three colors with their names. Fine-tuned on red images, a word initialized from blue gives
+    red, and with a LoRA so does blue; without it, blue is blue."""
     torch.manual_seed(0)
     stage = filled(SD).autoencoder
     colors = torch.tensor(list(COLORS.values())).div(127.5).sub(1)[:, :, None, None]
@@ -503,9 +505,9 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
     stage.config = replace(stage.config, scale=1 / mean.std().item(), shift=mean.mean().item())
     tp.save(stage, tmp_path / "stage.safetensors")
     encoder = TextEncoder(replace(SD.text_encoder, embed_dim=32))
-    torch.nn.init.normal_(encoder.tokens.weight, std=0.2)  # words that are far from each other
+    torch.nn.init.normal_(encoder.tokens.weight, std=0.2)  # embeddings that are far apart
     tp.save(encoder, tmp_path / "clip.safetensors")
-    whole = {
+    common = {
         "samples": SamplesConfig(count=0),
         "drop_condition": 0.0,
         "augment": replace(FLIP_ONLY, flip=0.0),
@@ -528,7 +530,7 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
         process=ProcessConfig(schedule="flow", prediction="flow"),
         optim=OptimConfig(lr=3e-3),
         loop=replace(learning, epochs=400, eval_every=400, ema=0.98),
-        **whole,
+        **common,
     )
     run(base, tmp_path / "base")
     tuned = SecondStageConfig(
@@ -538,24 +540,25 @@ def test_a_word_and_a_lora_paint_what_they_were_shown(tmp_path):
         lora=LoraConfig(rank=4, alpha=4.0),
         optim=OptimConfig(lr=1e-2, weight_decay=0.0),
         loop=replace(learning, epochs=200, eval_every=200),
-        **{**whole, "loading": replace(whole["loading"], batch_size=5)},
+        **{**common, "loading": replace(common["loading"], batch_size=5)},
     )
     run(tuned, tmp_path / "lora")
     word = WordConfig(name="<mine>", like="blue", templates=("a {} square",))
     run(replace(tuned, train="words", word=word), tmp_path / "word")
     pipe = tp.DiffusionPipeline(tmp_path / "base", dtype="fp32")
 
-    def seen(prompt, **worn):
-        """The color that each of three pictures is nearest to."""
-        found = pipe.text_to_image(
-            prompt, num_steps=10, guidance_scale=1.0, num_images=3, progress=False, **worn
+    def nearest_colors(prompt, **options):
+        """Return the color that each of three images is nearest to."""
+        images_of_prompt = pipe.text_to_image(
+            prompt, num_steps=10, guidance_scale=1.0, num_images=3, progress=False, **options
         )
-        means = [np.asarray(image).reshape(-1, 3).mean(0) for image in found]
+        means = [np.asarray(image).reshape(-1, 3).mean(0) for image in images_of_prompt]
         return [min(COLORS, key=lambda name: np.abs(mean - COLORS[name]).sum()) for mean in means]
 
     for name in COLORS:
-        assert seen(f"a {name} square") == [name] * 3
-    assert seen("a blue square", loras={tmp_path / "lora" / "lora.safetensors": 1.0}) == ["red"] * 3
+        assert nearest_colors(f"a {name} square") == [name] * 3
+    assert nearest_colors("a blue square", loras={tmp_path / "lora" / "lora.safetensors": 1.0}) == ["red"] * 3
     assert (
-        seen("a <mine> square", embeddings={"<mine>": tmp_path / "word" / "word.safetensors"}) == ["red"] * 3
+        nearest_colors("a <mine> square", embeddings={"<mine>": tmp_path / "word" / "word.safetensors"})
+        == ["red"] * 3
     )

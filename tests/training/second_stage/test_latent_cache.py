@@ -1,4 +1,4 @@
-"""The latent cache: what it holds, going on after a kill, damaged shards and pictures, more than fits in memory."""
+"""The latent cache: contents, interruptions, damaged shards and images, caches larger than memory."""
 
 from dataclasses import replace
 
@@ -32,20 +32,20 @@ def stage():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Eleven pictures, the fifth of them damaged."""
+    """Eleven images, the fifth of them damaged."""
     folder = tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
     for i in range(11):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
-    whole = (folder / "04.png").read_bytes()
-    (folder / "04.png").write_bytes(whole[: len(whole) // 2])
+    content = (folder / "04.png").read_bytes()
+    (folder / "04.png").write_bytes(content[: len(content) // 2])
     return folder
 
 
 def cache_of(folder, stage, **more):
-    how = replace(stage.card.preprocess, size=(16, 16))
-    told = {"mirrored": True, "dtype": "fp32", "shard": 4, "batch_size": 3, **more}
-    return LatentCache(open_source(folder), stage, how, loading=DataConfig(workers=0), **told)
+    preprocess = replace(stage.card.preprocess, size=(16, 16))
+    options = {"mirrored": True, "dtype": "fp32", "shard": 4, "batch_size": 3, **more}
+    return LatentCache(open_source(folder), stage, preprocess, loading=DataConfig(workers=0), **options)
 
 
 def pixels(folder, row):
@@ -53,23 +53,23 @@ def pixels(folder, row):
         return torch.from_numpy(np.array(image)).movedim(-1, 0)[None] / 127.5 - 1
 
 
-def test_it_holds_mean_and_std_of_each_picture_and_its_mirror_image(folder, stage, tmp_path):
+def test_the_cache_has_mean_and_std_of_each_image_and_its_mirror_image(folder, stage, tmp_path):
     cache = cache_of(folder, stage)
     cache.fill(tmp_path)
     batch = cache.__getitems__([7, 2, 10])
     assert batch["row"] == [7, 2, 10]
     assert batch["bad"] == {}
     for place, row in enumerate(batch["row"]):
-        for way, images in enumerate((pixels(folder, row), pixels(folder, row).flip(-1))):
+        for view, images in enumerate((pixels(folder, row), pixels(folder, row).flip(-1))):
             with torch.no_grad():
                 mean, logvar = stage.posterior(images)
                 wanted = stage.scaled(mean)
-            torch.testing.assert_close(batch["mean"][place, way], wanted[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(batch["mean"][place, view], wanted[0], atol=1e-5, rtol=1e-5)
             std = torch.exp(0.5 * logvar[0]) * torch.tensor([2.0, 3.0])[:, None, None]
-            torch.testing.assert_close(batch["std"][place, way], std, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(batch["std"][place, view], std, atol=1e-5, rtol=1e-5)
 
 
-def test_a_damaged_picture_is_left_out_and_named(folder, stage, tmp_path):
+def test_a_damaged_image_is_left_out_and_named(folder, stage, tmp_path):
     cache = cache_of(folder, stage)
     cache.fill(tmp_path)
     batch = cache.__getitems__([3, 4, 5])
@@ -80,9 +80,9 @@ def test_a_damaged_picture_is_left_out_and_named(folder, stage, tmp_path):
     assert "04.png" in why
 
 
-def test_a_killed_cache_goes_on_with_what_is_missing(folder, stage, tmp_path, monkeypatch):
-    whole = cache_of(folder, stage)
-    whole.fill(tmp_path / "whole")
+def test_an_interrupted_cache_encodes_only_what_is_missing(folder, stage, tmp_path, monkeypatch):
+    uninterrupted = cache_of(folder, stage)
+    uninterrupted.fill(tmp_path / "whole")
     written = []
     write = latent_cache.write_atomically
 
@@ -100,7 +100,7 @@ def test_a_killed_cache_goes_on_with_what_is_missing(folder, stage, tmp_path, mo
     before = first.stat().st_mtime_ns
     again = cache_of(folder, stage)
     encoded = []
-    monkeypatch.setattr(again, "_encoded", lambda rows, run=again._encoded: encoded.extend(rows) or run(rows))
+    monkeypatch.setattr(again, "_encode", lambda rows, run=again._encode: encoded.extend(rows) or run(rows))
     again.fill(tmp_path / "cut")
     assert encoded == list(range(4, 11))
     assert first.stat().st_mtime_ns == before
@@ -110,19 +110,19 @@ def test_a_killed_cache_goes_on_with_what_is_missing(folder, stage, tmp_path, mo
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_damaged_shard_is_made_again(folder, stage, tmp_path):
+def test_a_damaged_shard_is_encoded_again(folder, stage, tmp_path):
     cache_of(folder, stage).fill(tmp_path)
     shard = tmp_path / "00001.safetensors"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-100])
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
     cache_of(folder, stage).fill(tmp_path)
-    assert shard.read_bytes() == whole
+    assert shard.read_bytes() == content
 
 
 def test_more_than_fits_in_memory_is_read_from_the_files(folder, stage, tmp_path, monkeypatch):
     small = cache_of(folder, stage)
     small.fill(tmp_path)
-    monkeypatch.setattr(latent_cache, "MEMORY", 0)
+    monkeypatch.setattr(latent_cache, "MAX_MEMORY", 0)
     large = cache_of(folder, stage)
     large.fill(tmp_path)
     assert len(small._shards) == 1
@@ -136,11 +136,11 @@ def test_more_than_fits_in_memory_is_read_from_the_files(folder, stage, tmp_path
     assert large.deviation() == pytest.approx(small.deviation())
 
 
-def test_without_a_folder_it_encodes_what_is_asked_for(folder, stage, tmp_path):
+def test_without_a_folder_latents_are_encoded_at_each_request(folder, stage, tmp_path):
     cache = cache_of(folder, stage)
-    kept = cache_of(folder, stage)
-    kept.fill(tmp_path)
-    for one, other in zip(*(c.__getitems__([1, 8])["mean"] for c in (cache, kept)), strict=True):
+    filled = cache_of(folder, stage)
+    filled.fill(tmp_path)
+    for one, other in zip(*(c.__getitems__([1, 8])["mean"] for c in (cache, filled)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
@@ -152,15 +152,15 @@ def test_another_decoder_has_the_same_latents(folder, stage, tmp_path):
     torch.nn.init.normal_(other.decoder.conv_in.weight)
     cache_of(folder, other).fill(tmp_path)
     torch.nn.init.normal_(other.encoder.conv_in.weight)
-    with pytest.raises(UserError, match=r"holds latents of another first stage; remove it, or give another"):
+    with pytest.raises(UserError, match=r"has latents of another first stage; remove it, or give another"):
         cache_of(folder, other).fill(tmp_path)
-    with pytest.raises(UserError, match="holds latents of mirrored True, not False; remove it"):
+    with pytest.raises(UserError, match="has latents of mirrored True, not False; remove it"):
         cache_of(folder, stage, mirrored=False).fill(tmp_path)
 
 
-def test_a_folder_of_something_else_is_left_alone(folder, stage, tmp_path):
+def test_a_folder_of_other_files_is_refused(folder, stage, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds files and no about.json; give another --cache.folder"):
+    with pytest.raises(UserError, match=r"has files and no about.json; give another --cache.folder"):
         cache_of(folder, stage).fill(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -170,11 +170,11 @@ def test_latents_beyond_half_precision_are_refused(folder, stage, tmp_path):
 
     loud = copy.deepcopy(stage)
     loud.config = replace(loud.config, scale=1e8)
-    with pytest.raises(UserError, match=r"latents are not finite in float16; set cache.dtype to fp32"):
+    with pytest.raises(UserError, match=r"latents are NaN or infinite in float16; set cache.dtype to fp32"):
         cache_of(folder, loud, dtype="fp16").fill(tmp_path)
 
 
-def test_a_quantised_first_stage_has_no_std(folder, tmp_path):
+def test_a_quantized_first_stage_has_no_std(folder, tmp_path):
     torch.manual_seed(0)
     stage = tp.create("vq-f4", image_size=16, codebook_size=8, **SMALL).eval()
     cache = cache_of(folder, stage)
@@ -190,6 +190,6 @@ def test_a_quantised_first_stage_has_no_std(folder, tmp_path):
 def test_nothing_readable_is_one_line(stage, tmp_path):
     (tmp_path / "data").mkdir()
     for name in "ab":
-        (tmp_path / "data" / f"{name}.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"no picture could be read; the first: .*a.png"):
+        (tmp_path / "data" / f"{name}.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"no image could be read; the first: .*a.png"):
         cache_of(tmp_path / "data", stage).fill(tmp_path / "latents")

@@ -1,4 +1,4 @@
-"""The second stage: what learns and what does not, exact resume on latents and on pictures, conditions, bad input."""
+"""The second stage: what is trained, exact resume on latents and on images, conditions, invalid input."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory):
-    """Squares of four colors with captions beside them, among them bad ones, in class folders."""
+    """Squares of four colors in class folders, with captions in text files, some of them unusual."""
     folder = tmp_path_factory.mktemp("captioned")
     rng = np.random.default_rng(0)
     for name, color in COLORS.items():
@@ -55,7 +55,7 @@ def captioned(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """Two classes of pictures of three shapes."""
+    """Two classes of images of three shapes."""
     folder = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(0)
     for name in ("left", "right"):
@@ -135,9 +135,9 @@ def test_a_batch_is_of_one_bucket(config, shapes):
         assert seen == {(square, square), (short, long), (long, short)}
 
 
-def test_what_is_kept_is_the_average_with_first_stage_and_words(config, first_stage, tmp_path):
+def test_the_saved_model_has_the_average_weights_first_stage_and_tokenizer(config, first_stage, tmp_path):
     outcome = run(config, tmp_path)
-    assert outcome.best["step"] == outcome.step  # the newest, not the one of the least loss
+    assert outcome.best["step"] == outcome.step  # the newest, not the one with the smallest loss
     net = tp.load(tmp_path)
     assert type(net).__name__ == "LatentDiffusion"
     tensors, _ = last_checkpoint(tmp_path)
@@ -155,15 +155,13 @@ def test_what_is_kept_is_the_average_with_first_stage_and_words(config, first_st
         assert sheet.size == (34, 16)
 
 
-def test_first_stage_does_not_learn_and_everything_else_does(config):
+def test_all_but_the_first_stage_is_trained(config):
     parts = prepare(config)
     assert not any(p.requires_grad for p in parts.task.first_stage.parameters())
     names = {name.split(".")[0] for name, _ in parts.net.named_parameters()}
     assert names == {"network", "text_encoder"}
     batch = {**next(iter(parts.train_loader)), "seed": (0, 1, 0)}
-    torch.nn.init.normal_(
-        parts.net.network.out.weight
-    )  # it begins as a constant 0, which stops every gradient
+    torch.nn.init.normal_(parts.net.network.out.weight)  # 0 at first, where all gradients are 0
     for part in parts.net.network.modules():
         for end in ("conv2", "proj_out"):
             if hasattr(part, end):
@@ -178,41 +176,41 @@ def test_the_loss_is_a_function_of_the_seed_alone(config):
     torch.nn.init.normal_(parts.net.network.out.weight)
     losses = []
     for seed in ((0, 1, 0), (0, 1, 0), (0, 2, 0)):
-        torch.manual_seed(len(losses))  # torch's own stream has no part in it
+        torch.manual_seed(len(losses))  # torch's global RNG does not matter
         losses.append(parts.task.loss(parts.net, {**batch, "seed": seed})[0].item())
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_latents_of_a_cache_are_those_of_the_pictures(config):
+def test_cached_latents_are_those_of_the_images(config):
     one, other = prepare(with_cache(config, "on")), prepare(with_cache(config, "off"))
     generator = torch.Generator()
-    kept, made = (next(iter(parts.eval_loader)) for parts in (one, other))
-    assert kept["row"] == made["row"]
-    from_cache = one.task.latents(kept, None, generator.manual_seed(0))
-    from_pixels = other.task.latents(made, None, generator.manual_seed(0))
+    cached_batch, image_batch = (next(iter(parts.eval_loader)) for parts in (one, other))
+    assert cached_batch["row"] == image_batch["row"]
+    from_cache = one.task.latents(cached_batch, None, generator.manual_seed(0))
+    from_pixels = other.task.latents(image_batch, None, generator.manual_seed(0))
     torch.testing.assert_close(from_cache, from_pixels, atol=1e-4, rtol=1e-4)
 
 
-def test_the_share_of_dropped_conditions_and_each_of_several_captions(config):
+def test_conditions_are_dropped_and_captions_chosen_at_their_rates(config):
     parts = prepare(replace(config, drop_condition=0.25))
-    said = parts.task.said
+    condition = parts.task.condition
     seen = []
-    parts.task.error = lambda model, x0, said, chosen, generator: seen.append(chosen)
+    parts.task.error = lambda model, x0, condition, indices, generator: seen.append(indices)
     batch = next(iter(parts.train_loader))
     for step in range(200):
         parts.task.loss(parts.net, {**batch, "seed": (0, step, 0)})
-    chosen = np.concatenate(seen)
-    plain = [row for row in batch["row"] if said.count[row] == 2]
-    dropped = np.stack(seen)[:, [batch["row"].index(row) for row in plain]] == said.nothing
+    indices = np.concatenate(seen)
+    plain = [row for row in batch["row"] if condition.count[row] == 2]
+    dropped = np.stack(seen)[:, [batch["row"].index(row) for row in plain]] == condition.null_index
     assert dropped.mean() == pytest.approx(0.25, abs=0.03)
-    texts = [said.texts[i] for i in chosen if i != said.nothing]
+    texts = [condition.texts[i] for i in indices if i != condition.null_index]
     for name in COLORS:
         first, second = texts.count(f"a {name} square"), texts.count(f"the color {name}")
         if first + second:
             assert first / (first + second) == pytest.approx(0.5, abs=0.08)
 
 
-def test_a_frozen_text_encoder_is_kept_whole_and_does_not_learn(config, tmp_path):
+def test_a_frozen_text_encoder_is_saved_and_not_trained(config, tmp_path):
     torch.manual_seed(1)
     encoder = tp.create("clip-l", embed_dim=16, depth=1, num_heads=2, mlp_ratio=1.0)
     tp.save(encoder, tmp_path / "clip.safetensors")
@@ -225,19 +223,19 @@ def test_a_frozen_text_encoder_is_kept_whole_and_does_not_learn(config, tmp_path
         assert torch.equal(parameter, net.text_encoder.get_parameter(name))
 
 
-@pytest.mark.parametrize("kind", ["vit", "swin"])
-def test_a_picture_can_be_the_prompt(config, tmp_path, kind):
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_the_condition_can_be_an_image(config, tmp_path, family):
     torch.manual_seed(2)
-    if kind == "vit":
-        seeing = tp.create(
+    if family == "vit":
+        encoder = tp.create(
             "vit-ti16", depth=1, embed_dim=12, mlp_ratio=1.0, image_size=16, patch_size=8, num_classes=3
         )
     else:
-        seeing = tp.create(
+        encoder = tp.create(
             "swin-t", embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=2, image_size=16
         )
-    seeing.card = replace(seeing.card, preprocess=replace(seeing.card.preprocess, size=(16, 16)))
-    tp.save(seeing, tmp_path / "seeing.safetensors")
+    encoder.card = replace(encoder.card, preprocess=replace(encoder.card.preprocess, size=(16, 16)))
+    tp.save(encoder, tmp_path / "seeing.safetensors")
     config = replace(config, condition="image", image_encoder=str(tmp_path / "seeing.safetensors"))
     run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "r")
     tensors, _ = last_checkpoint(tmp_path / "r")
@@ -246,39 +244,39 @@ def test_a_picture_can_be_the_prompt(config, tmp_path, kind):
     images = torch.rand(2, 3, 24, 20) * 2 - 1
     context = ldm.text_encoder(images)
     assert context.shape == (2, 4, 16)
-    assert ldm.text_encoder.nothing(4).shape == (1, 4, 16)
+    assert ldm.text_encoder.null_index(4).shape == (1, 4, 16)
     for name, parameter in ldm.text_encoder.projection.named_parameters():
         assert torch.equal(parameter, tensors[f"ema.text_encoder.{name}"])
-    kept = dict(ldm.text_encoder.backbone.named_parameters())
+    saved = dict(ldm.text_encoder.backbone.named_parameters())
     assert all(
-        torch.equal(parameter, kept[name]) for name, parameter in seeing.named_parameters() if name in kept
+        torch.equal(parameter, saved[name]) for name, parameter in encoder.named_parameters() if name in saved
     )
     assert torch.isfinite(ldm.denoiser(context)(torch.randn(2, 2, 8, 8), torch.full((2,), 500.0))).all()
     with pytest.raises(UserError, match=r"is conditioned on images, for which there is no task here"):
         tp.DiffusionPipeline(ldm).text_to_image("a red square")
 
 
-def test_features_of_the_prompt_are_those_of_its_picture(config, tmp_path):
+def test_cached_features_are_those_of_the_image(config, tmp_path):
     torch.manual_seed(2)
-    seeing = tp.create(
+    encoder = tp.create(
         "vit-ti16", depth=1, embed_dim=12, mlp_ratio=1.0, image_size=16, patch_size=8, num_classes=3
     )
-    seeing.card = replace(seeing.card, preprocess=replace(seeing.card.preprocess, size=(16, 16)))
-    tp.save(seeing, tmp_path / "seeing.safetensors")
+    encoder.card = replace(encoder.card, preprocess=replace(encoder.card.preprocess, size=(16, 16)))
+    tp.save(encoder, tmp_path / "seeing.safetensors")
     parts = prepare(replace(config, condition="image", image_encoder=str(tmp_path / "seeing.safetensors")))
-    said, whole = parts.task.said, parts.task.product(parts.net)
-    chosen = np.array([3, said.nothing, 0, 3])
+    condition, model = parts.task.condition, parts.task.product(parts.net)
+    indices = np.array([3, condition.null_index, 0, 3])
     with torch.no_grad():
-        context = said.context(parts.net.text_encoder, chosen)
-        pixels = torch.from_numpy(decode(said.source[3].image))
-        picture = pixels.movedim(-1, 0)[None] / 127.5 - 1
-        torch.testing.assert_close(context[:1], whole.text_encoder(picture), atol=2e-2, rtol=2e-2)
-        assert torch.equal(context[1], whole.text_encoder.nothing(4)[0])
+        context = condition.context(parts.net.text_encoder, indices)
+        pixels = torch.from_numpy(decode(condition.source[3].image))
+        image = pixels.movedim(-1, 0)[None] / 127.5 - 1
+        torch.testing.assert_close(context[:1], model.text_encoder(image), atol=2e-2, rtol=2e-2)
+        assert torch.equal(context[1], model.text_encoder.null_index(4)[0])
         assert torch.equal(context[0], context[3])
         assert not torch.equal(context[0], context[2])
 
 
-def test_a_model_can_be_gone_on_from(config, tmp_path):
+def test_training_can_start_from_a_model(config, tmp_path):
     run(config, tmp_path / "a")
     more = replace(config, init=str(tmp_path / "a"), first_stage=None, loop=replace(config.loop, epochs=1))
     before = tp.load(tmp_path / "a")
@@ -289,12 +287,12 @@ def test_a_model_can_be_gone_on_from(config, tmp_path):
         "a red square"
     )
     with pytest.raises(
-        UserError, match=r"init .* reads a condition of width 16, and condition 'none' gives 0"
+        UserError, match=r"init .* takes a condition of 16 channels, and condition 'none' has 0"
     ):
         prepare(replace(more, condition="none"))
 
 
-def test_of_emoji_some_drawings_of_known_concepts_are_held_back(config):
+def test_emoji_of_training_concepts_are_held_out(config):
     parts = prepare(replace(config, data="emoji", image_size=(16, 16)))
     train, held = parts.train_loader.dataset.source, parts.eval_loader.dataset.source
     assert set(held.labels) <= set(train.labels)
@@ -302,14 +300,14 @@ def test_of_emoji_some_drawings_of_known_concepts_are_held_back(config):
     assert "an owl" in {text for texts in train.captions for text in texts}
 
 
-def test_bad_input_is_one_line(config, pictures, tmp_path):
+def test_bad_input_is_one_line(config, image_folder, tmp_path):
     with pytest.raises(
         UserError, match=r"has no captions, and --condition text needs them: put NAME.txt beside"
     ):
-        prepare(replace(config, data=str(pictures)))
+        prepare(replace(config, data=str(image_folder)))
     with pytest.raises(UserError, match=r"no first stage was named; give --first-stage A"):
         prepare(replace(config, first_stage=None))
-    with pytest.raises(UserError, match=r"image_size is 15 x 16, and the first stage takes multiples of 2"):
+    with pytest.raises(UserError, match=r"image_size is 15 x 16, and the first stage needs multiples of 2"):
         prepare(replace(config, image_size=(15, 16)))
     with pytest.raises(UserError, match=r"no denoiser is called 'unet-emojy'; near names: unet-emoji"):
         prepare(replace(config, model="unet-emojy"))
@@ -336,7 +334,7 @@ def test_bad_input_is_one_line(config, pictures, tmp_path):
         replace(with_cache(config, "on"), augment=replace(config.augment, hue=0.1))
 
 
-def test_a_cache_is_of_one_first_stage_and_one_set_of_pictures(config, first_stage, captioned, tmp_path):
+def test_a_cache_belongs_to_one_first_stage_and_one_set_of_images(config, first_stage, captioned, tmp_path):
     config = replace(config, cache=LatentCacheConfig(folder=str(tmp_path / "latents")))
     short = replace(config, loop=replace(config.loop, epochs=1))
     run(short, tmp_path / "a")
@@ -347,17 +345,17 @@ def test_a_cache_is_of_one_first_stage_and_one_set_of_pictures(config, first_sta
     torch.nn.init.normal_(other.encoder.conv_in.weight)
     tp.save(other, tmp_path / "other.safetensors")
     with pytest.raises(
-        UserError, match=r"latents/train holds latents of another first stage; remove it, or give"
+        UserError, match=r"latents/train has latents of another first stage; remove it, or give"
     ):
         run(replace(short, first_stage=str(tmp_path / "other.safetensors")), tmp_path / "c")
-    with pytest.raises(UserError, match=r"holds latents of size \[16, 16\], not \[32, 32\]"):
+    with pytest.raises(UserError, match=r"has latents of size \[16, 16\], not \[32, 32\]"):
         run(replace(short, image_size=(32, 32)), tmp_path / "d")
 
 
-def test_another_seed_gives_other_pictures_to_hold_back(config, tmp_path):
+def test_another_seed_holds_out_other_images(config, tmp_path):
     config = replace(config, cache=LatentCacheConfig(folder=str(tmp_path / "latents")))
     run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "a")
-    with pytest.raises(UserError, match=r"holds latents of another data"):
+    with pytest.raises(UserError, match=r"has latents of another data"):
         run(replace(config, loop=replace(config.loop, epochs=1, seed=5)), tmp_path / "b")
 
 
@@ -365,16 +363,16 @@ def test_dry_run_writes_nothing(config, tmp_path, monkeypatch):
     from triptych.training import dry_run
 
     monkeypatch.chdir(tmp_path)
-    found = dry_run(config)
-    assert found["parameters_trained"] < found["parameters"]
-    assert found["flops_per_image"] > 0
+    report = dry_run(config)
+    assert report["parameters_trained"] < report["parameters"]
+    assert report["flops_per_image"] > 0
     assert list(tmp_path.iterdir()) == []
-    assert json.dumps(found)
+    assert json.dumps(report)
 
 
 @pytest.mark.slow
-def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
-    """A first stage that is right on four pictures, and a second one that paints each from its caption."""
+def test_four_images_are_generated_from_their_captions(tmp_path):
+    """Train a first stage on four images, and a second one that generates each from its caption."""
     rng = np.random.default_rng(1)
     folder = tmp_path / "four"
     folder.mkdir()
@@ -382,7 +380,7 @@ def test_four_captions_and_four_pictures_are_drawn_back(tmp_path):
     for name in ("apple", "boat", "cat", "door"):
         coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
         known[name] = np.asarray(Image.fromarray(coarse).resize((16, 16), Image.Resampling.BILINEAR))
-        for copy in range(4):  # of which some are held back
+        for copy in range(4):  # some of which are held out
             Image.fromarray(known[name]).save(folder / f"{name}{copy}.png")
             (folder / f"{name}{copy}.txt").write_text(f"{'an' if name == 'apple' else 'a'} {name}")
     torch.manual_seed(0)

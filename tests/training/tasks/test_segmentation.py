@@ -85,11 +85,11 @@ def test_cross_entropy_is_torchs_and_void_pixels_count_nowhere():
         ours = pixel_loss(logits, masks, LossConfig(label_smoothing=smooth))
         theirs = F.cross_entropy(logits, masks, ignore_index=255, label_smoothing=smooth)
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
-    whole = LossConfig(cross_entropy=1.0, dice=1.0, focal=1.0)
+    loss = LossConfig(cross_entropy=1.0, dice=1.0, focal=1.0)
     other = logits.clone()
     other[0, :, :3] = 100 * torch.randn(5, 3, 7)
-    assert torch.equal(pixel_loss(logits, masks, whole), pixel_loss(other, masks, whole))
-    assert pixel_loss(logits, torch.full_like(masks, 255), whole).item() == 0.0
+    assert torch.equal(pixel_loss(logits, masks, loss), pixel_loss(other, masks, loss))
+    assert pixel_loss(logits, torch.full_like(masks, 255), loss).item() == 0.0
 
 
 def test_focal_and_dice_follow_their_definitions():
@@ -145,10 +145,10 @@ def test_dice_is_the_sum_over_maps_of_each_class():
     shares = slow.softmax(1) * known[:, None]
     dice = (2 * (shares * truth).sum((0, 2, 3)) + 1) / ((shares + truth).sum((0, 2, 3)) + 1)
     expected = (1 - dice)[truth.sum((0, 2, 3)) > 0].mean()
-    found = pixel_loss(fast, masks, LossConfig(cross_entropy=0.0, dice=1.0))
-    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    result = pixel_loss(fast, masks, LossConfig(cross_entropy=0.0, dice=1.0))
+    assert result.item() == pytest.approx(expected.item(), rel=1e-12)
     expected.backward()
-    found.backward()
+    result.backward()
     torch.testing.assert_close(fast.grad, slow.grad, rtol=1e-10, atol=1e-15)
 
 
@@ -175,12 +175,12 @@ def test_it_learns_and_leaves_a_segmenter_that_loads(config, tmp_path):
     assert isinstance(net, Segmenter)
     assert net.card.classes == ("ground", "square")
     assert net.card.figures["miou"] == outcome.best["miou"]
-    found = evaluate(tmp_path / "r", dtype="fp32")
-    assert found.task == "segmentation"
-    assert found.miou == pytest.approx(outcome.best["miou"], abs=1e-6)
+    result = evaluate(tmp_path / "r", dtype="fp32")
+    assert result.task == "segmentation"
+    assert result.miou == pytest.approx(outcome.best["miou"], abs=1e-6)
 
 
-def segmenter(classes: tuple[str, ...], **how) -> Segmenter:
+def segmenter(classes: tuple[str, ...], **options) -> Segmenter:
     """Small and random."""
     torch.manual_seed(0)
     swin = tp.create(
@@ -188,23 +188,23 @@ def segmenter(classes: tuple[str, ...], **how) -> Segmenter:
     )
     head = HeadConfig(type="fpn", channels=8, num_classes=len(classes))
     net = Segmenter(SegmenterConfig(backbone=swin.config, head=head), swin)
-    net.card = ModelCard(preprocess=Preprocess(**{"size": (32, 32), "crop": 1.0, **how}), classes=classes)
+    net.card = ModelCard(preprocess=Preprocess(**{"size": (32, 32), "crop": 1.0, **options}), classes=classes)
     return net.eval()
 
 
 def test_a_model_of_more_classes_than_a_byte_counts(shapes):
     """The data's numbers become the model's, which go beyond 255."""
     names = (*(f"other {i}" for i in range(297)), "square", "more", "ground")
-    found = evaluate(segmenter(names), str(shapes), workers=0, dtype="fp32")
-    assert found.per_class_count.nonzero()[0].tolist() == [297, 299]
-    assert found.count == 20 * 31 * 32
+    result = evaluate(segmenter(names), str(shapes), workers=0, dtype="fp32")
+    assert result.per_class_count.nonzero()[0].tolist() == [297, 299]
+    assert result.count == 20 * 31 * 32
     few = evaluate(segmenter(("square", "ground")), str(shapes), workers=0, dtype="fp32")
-    assert found.per_class_count[[297, 299]].tolist() == few.per_class_count.tolist()
+    assert result.per_class_count[[297, 299]].tolist() == few.per_class_count.tolist()
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
 def test_evaluation_counts_every_pixel_at_the_masks_own_size(tmp_path, mode):
-    """Figures are those of the pipeline's label maps, which are of each picture's size."""
+    """The metrics are those of the label maps of the pipeline, which have the size of each image."""
     rng = np.random.default_rng(1)
     names, sizes = ("class 0", "class 1", "class 2"), ((40, 64), (33, 21), (40, 64), (70, 30))
     for i, size in enumerate(sizes):
@@ -216,14 +216,14 @@ def test_evaluation_counts_every_pixel_at_the_masks_own_size(tmp_path, mode):
     pipe = tp.SegmentationPipeline(net, device="cpu", dtype="fp32")
     for words in ({}, {"scales": (1.0, 1.5), "flip": True}, {"window": (24, 16)}):
         passes = ViewOptions(**words) if words else None
-        found = evaluate(net, str(tmp_path), workers=0, dtype="fp32", passes=passes, batch_size=3)
-        assert found.count == sum(h * w for h, w in sizes)
+        result = evaluate(net, str(tmp_path), workers=0, dtype="fp32", passes=passes, batch_size=3)
+        assert result.count == sum(h * w for h, w in sizes)
         expected = np.zeros((3, 3), int)
         for i in range(len(sizes)):
             truth = np.asarray(Image.open(tmp_path / "masks" / f"{i}.png"))
             np.add.at(expected, (truth, pipe(tmp_path / "images" / f"{i}.png", **words).labels), 1)
         assert (
-            np.abs(found.confusion - expected).sum() <= 4
+            np.abs(result.confusion - expected).sum() <= 4
         )  # products of other shapes may round a tie otherwise
 
 
@@ -250,14 +250,14 @@ def test_evaluation_of_nothing_that_can_be_read(tmp_path):
         evaluate(segmenter(("class 0",)), str(tmp_path), workers=0)
 
 
-def test_evaluation_is_told_what_masks_leave_out(shapes):
+def test_evaluation_takes_ignored_mask_values(shapes):
     net = segmenter(("class 0",))
     data = str(shapes)
     (shapes / "classes.txt").rename(shapes / "names.txt")
     try:
-        found = evaluate(net, data, workers=0, reduce_zero_label=True)
-        assert found.count == 20 * 12 * 12
-        assert found.classes == ("class 0",)
+        result = evaluate(net, data, workers=0, reduce_zero_label=True)
+        assert result.count == 20 * 12 * 12
+        assert result.classes == ("class 0",)
         assert evaluate(net, data, workers=0, ignore_index=1).count == 20 * (31 * 32 - 12 * 12)
     finally:
         (shapes / "names.txt").rename(shapes / "classes.txt")
@@ -287,7 +287,7 @@ def test_pre_training_guesses_and_its_backbone_starts_a_segmenter_and_a_classifi
     )
     outcome = run(pretraining, tmp_path / "pre")
     assert outcome.headline == "loss"
-    assert outcome.best["loss"] < 0.9  # the mean absolute value of normalised pixels here is above 1
+    assert outcome.best["loss"] < 0.9  # the mean absolute value of normalized pixels here is above 1
     net = tp.load(tmp_path / "pre")
     assert isinstance(net, Swin)
     assert net.config.num_classes == 0
@@ -337,7 +337,7 @@ def test_the_recipe_that_trains_the_shipped_parser_on_asks_for_its_head():
 
 @pytest.mark.parametrize("family", ["swin", "vit"])
 def test_a_segmenters_backbone_starts_a_classifier_and_masked_pre_training(
-    family, config, pictures, tmp_path
+    family, config, image_folder, tmp_path
 ):
     if family == "swin":
         net = segmenter(("ground", "square"))
@@ -359,26 +359,26 @@ def test_a_segmenters_backbone_starts_a_classifier_and_masked_pre_training(
     loop = replace(config.loop, epochs=1, ema=0.0)
     same = {"init": str(tmp_path / "net.safetensors"), "loading": config.loading, "loop": loop}
     slow = OptimConfig(lr=1e-9)
-    assert run(ClassifyConfig(data=str(pictures), optim=slow, **same), tmp_path / "classes").finished
-    found = tp.load(tmp_path / "classes")
-    assert type(found) is type(net.backbone)
-    assert found.card.classes == ("blue", "green", "red")
-    kept = dict(net.backbone.named_parameters())
-    taken = {name: p for name, p in found.named_parameters() if name in kept}
+    assert run(ClassifyConfig(data=str(image_folder), optim=slow, **same), tmp_path / "classes").finished
+    classifier = tp.load(tmp_path / "classes")
+    assert type(classifier) is type(net.backbone)
+    assert classifier.card.classes == ("blue", "green", "red")
+    backbone_parameters = dict(net.backbone.named_parameters())
+    shared = {name: p for name, p in classifier.named_parameters() if name in backbone_parameters}
     assert (
-        len(taken) >= len(kept) - 4
+        len(shared) >= len(backbone_parameters) - 4
     )  # all but the norms of a Swin's maps, of which the last becomes its norm
-    for name, p in taken.items():
-        torch.testing.assert_close(p, kept[name], rtol=1e-5, atol=1e-6)
-    pretraining = PretrainConfig(data=str(pictures), mask_patch=8, **same)
+    for name, p in shared.items():
+        torch.testing.assert_close(p, backbone_parameters[name], rtol=1e-5, atol=1e-6)
+    pretraining = PretrainConfig(data=str(image_folder), mask_patch=8, **same)
     assert run(pretraining, tmp_path / "masked").finished
 
 
-def test_a_segmenters_plain_encoder_cannot_classify(config, pictures, tmp_path):
+def test_a_segmenters_plain_encoder_cannot_classify(config, image_folder, tmp_path):
     maps = tp.create("convnet-unet", image_size=32)
     net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(type="unet", channels=16)), maps)
     tp.save(net, tmp_path / "net.safetensors")
-    same = {"data": str(pictures), "init": str(tmp_path / "net.safetensors"), "loading": config.loading}
+    same = {"data": str(image_folder), "init": str(tmp_path / "net.safetensors"), "loading": config.loading}
     with pytest.raises(UserError, match="the plain encoder has no classifier"):
         run(ClassifyConfig(**same), tmp_path / "r")
     with pytest.raises(UserError, match="ConvNet has no patches to mask"):
@@ -414,9 +414,9 @@ def test_a_batch_of_one_trains_with_pyramid_pooling(config, tmp_path):
 
 def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = dry_run(config, steps=1)
-    assert found["classes"] == 2
-    assert found["images"] == {"train": 16, "evaluation": 4}
+    report = dry_run(config, steps=1)
+    assert report["classes"] == 2
+    assert report["images"] == {"train": 16, "evaluation": 4}
     assert list(tmp_path.iterdir()) == []
 
 

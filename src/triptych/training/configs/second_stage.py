@@ -85,8 +85,8 @@ class WordConfig:
     vectors: int = 1
     """Number of vectors; each takes the place of a token in a prompt."""
     templates: tuple[str, ...] = ()
-    """Captions for images whose own does not contain the word; {} is the word. None takes `a photo of a {}` and similar
-    ones; for a style, use `a painting in the style of {}`."""
+    """Captions for images whose own does not contain the word; {} is the word. None uses `a photo of a {}` and similar
+    ones; for a style, use `an image in the style of {}`."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -148,10 +148,10 @@ class SecondStageConfig(DataAndModel):
     model: str = "unet-s"
     """Denoiser by name, with random weights; ignored if `init` is given."""
     model_args: tuple[str, ...] = ()
-    """Changes to the named denoiser, such as width=96 channel_multipliers=[1,2,3]."""
+    """Changes to the named denoiser, such as base_channels=96 channel_multipliers=[1,2,3]."""
     init: str | None = None
-    """Start from the denoiser and text encoder of this latent diffusion model: a RUN, file or hub id. Its process is
-    kept; `process` can only ask for zero terminal SNR."""
+    """Start from the denoiser and text encoder of this latent diffusion model: a RUN, file or hub id. Its diffusion
+    process is used as well; `process` can only set zero terminal SNR."""
     image_size: tuple[int, int] | None = None
     """Height and width in pixels to train at; none is that of `init`, or of the first stage."""
     first_stage: str | None = None

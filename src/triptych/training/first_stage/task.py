@@ -1,4 +1,4 @@
-"""What a first stage of latent diffusion learns from (Rombach et al. 2022, Section 3.1 and Appendix G)."""
+"""The losses of a first stage of latent diffusion (Rombach et al. 2022, Section 3.1 and Appendix G)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -29,12 +29,12 @@ from triptych.training.task import AdversaryInputs, LossOutput
 Images = Float[Tensor, "b 3 h w"]
 Scalar = Float[Tensor, ""]
 
-MOST = 1e4  # of the adaptive weight, as in the paper's code
+MAX_ADAPTIVE_WEIGHT = 1e4  # as in the paper's code
 
 
 class Compression(Network):
-    """An autoencoder as it is trained, with what only training needs: `codebook`, what is remembered of a VQ's entries,
-    and `logvar`, the log variance of pixels about their reconstruction."""
+    """An autoencoder in training, with what only training needs: `codebook`, the moving averages of a VQ's codebook,
+    and `logvar`, the log variance of pixels around their reconstruction."""
 
     def __init__(self, autoencoder: Autoencoder, config: CompressConfig):
         super().__init__()
@@ -49,9 +49,18 @@ class Compression(Network):
 
 
 class Compress:
-    """Reconstruction, perceptual distance, a bound on the latents, and a discriminator to pass.
+    """The task of training an autoencoder: reconstruction error, perceptual distance, a loss that regularizes latents,
+    and an adversarial loss.
 
-    All terms are means over the values of pixels, so that they add up alike at any size of picture.
+    All terms are means over the values of pixels, so their weights are independent of the image size.
+
+    Args:
+        config: losses and their weights.
+        augmentation: how images are augmented.
+        distance: the perceptual distance; None is none.
+        discriminator: the network of the adversarial loss; None is none.
+        steps: number of steps of the run.
+        extractor: feature extractor of the Fréchet distance at evaluations; None is none.
     """
 
     headline = "psnr"
@@ -65,89 +74,114 @@ class Compress:
         steps: int = 1,
         extractor: Extractor | None = None,
     ):
-        self.config, self.how = augmentation, config
+        self.config, self.options = augmentation, config
         self.distance, self.discriminator, self.extractor = distance, discriminator, extractor
         start = config.discriminator.start
         self.start = start if start < 1 else start / max(steps, 1)
-        self.shown: tuple[Images, Images] | None = None
-        self.normalisation: LatentNormalization | None = None
+        self.examples: tuple[Images, Images] | None = None
+        self.latent_normalization: LatentNormalization | None = None
 
     def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
         with torch.autocast(batch["image"].device.type, enabled=False):
             images, _ = augment(batch["image"], None, self.config, batch["seed"], aspect=batch["aspect"])
         assert isinstance(model, Compression)
-        made, bound, logs = self.through(model, images)
-        # What is said of each pixel is added up there and goes back through the decoder once: neither the perceptual
-        # network nor the discriminator is walked through again for the adaptive weight.
-        seen = made.detach().requires_grad_()
-        error, found = self.error(seen, images)
-        logs |= found
-        (pull,) = torch.autograd.grad(error, seen)
-        error, spread = error.detach(), model.logvar
-        loss = error * torch.exp(-spread) + spread + bound
-        pull = pull * torch.exp(-spread.detach())
-        if spread.requires_grad:
-            logs["logvar"] = spread.detach().clone()
+        reconstructions, bound, logs = self.reconstruct(model, images)
+        # Gradients of all terms are summed at the reconstructions and pass through the decoder once. So the adaptive
+        # weight needs no second backward pass through the perceptual network and the discriminator.
+        detached = reconstructions.detach().requires_grad_()
+        error, error_logs = self.error(detached, images)
+        logs |= error_logs
+        (gradient,) = torch.autograd.grad(error, detached)
+        error, logvar = error.detach(), model.logvar
+        loss = error * torch.exp(-logvar) + logvar + bound
+        gradient = gradient * torch.exp(-logvar.detach())
+        if logvar.requires_grad:
+            logs["logvar"] = logvar.detach().clone()
         inputs = None
         if self.discriminator_is_active(batch):
-            assert self.discriminator is not None
-            inputs = AdversaryInputs(images, made.detach())
-            fooled = fool(self.discriminator(seen).float(), self.how.discriminator)
-            # Batch norms let a picture feel what is said of those of other processes, each by its weight; this one's
-            # is left for the loop to give.
-            (push,) = torch.autograd.grad(fooled * distributed.shard_weight(), seen)
-            push = push / (distributed.shard_weight() or 1.0)
-            weight = torch.full((), self.how.discriminator.weight, device=made.device)
-            if self.how.discriminator.adaptive:
-                last = model.autoencoder.decoder.conv_out.weight
-                weight = weight * adaptive_weight(
-                    made, last, pull * distributed.shard_weight(), push * distributed.shard_weight()
-                )
-            pull, loss = pull + weight * push, loss + weight * fooled.detach()
-            logs |= {"fooled": fooled.detach(), "adaptive": weight}
-        way = (made * pull).sum()
-        return LossOutput(loss + (way - way.detach()), logs, inputs)
+            inputs = AdversaryInputs(images, reconstructions.detach())
+            weight, adversarial, adversarial_gradient = self._adversarial_terms(
+                model, reconstructions, detached, gradient
+            )
+            gradient, loss = gradient + weight * adversarial_gradient, loss + weight * adversarial
+            logs |= {"fooled": adversarial, "adaptive": weight}
+        surrogate = (reconstructions * gradient).sum()  # its gradient at the reconstructions is `gradient`
+        return LossOutput(loss + (surrogate - surrogate.detach()), logs, inputs)
 
-    def through(
-        self, model: Compression, images: Images, learn: bool = True
+    def _adversarial_terms(
+        self, model: Compression, reconstructions: Images, detached: Images, gradient: Images
+    ) -> tuple[Scalar, Scalar, Images]:
+        """Return weight, value and gradient of the adversarial loss.
+
+        Args:
+            reconstructions: with their graph.
+            detached: the same without a graph, as a leaf that requires a gradient.
+            gradient: gradient of the other losses at the reconstructions.
+        """
+        assert self.discriminator is not None
+        options, shard_weight = self.options.discriminator, distributed.shard_weight()
+        value = adversarial_loss(self.discriminator(detached).float(), options)
+        # Through batch norms, an image gets gradients of the losses of other processes, each with its weight; the
+        # weight of this process is applied by the training loop.
+        (adversarial_gradient,) = torch.autograd.grad(value * shard_weight, detached)
+        adversarial_gradient = adversarial_gradient / (shard_weight or 1.0)
+        weight = torch.full((), options.weight, device=reconstructions.device)
+        if options.adaptive:
+            last_weight = model.autoencoder.decoder.conv_out.weight
+            weight = weight * adaptive_weight(
+                reconstructions, last_weight, gradient * shard_weight, adversarial_gradient * shard_weight
+            )
+        return weight, value.detach(), adversarial_gradient
+
+    def reconstruct(
+        self, model: Compression, images: Images, train: bool = True
     ) -> tuple[Images, Scalar, dict[str, Tensor]]:
-        """Reconstructions of drawn or quantised latents, what bounds the latents as a loss, and what to log."""
+        """Return reconstructions of sampled or quantized latents, the loss that regularizes latents, and values for the
+        log."""
         net = model.autoencoder
         moments = net.embed(images)
         with torch.autocast(images.device.type, enabled=False):
             if model.codebook is not None:
-                z, bound, logs = model.codebook.loss(net, moments.float(), learn)
-                bound = self.how.codebook.weight * bound
+                z, bound, logs = model.codebook.loss(net, moments.float(), train)
+                bound = self.options.codebook.weight * bound
             else:
                 mean, logvar = net.moments(moments.float())
-                z = net.draw(moments.float(), sample=learn)
+                z = net.draw(moments.float(), sample=train)
                 nats = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1).mean()
-                bound, logs = self.how.kl * nats / images[0].numel(), {"kl": nats.detach()}
+                bound, logs = self.options.kl * nats / images[0].numel(), {"kl": nats.detach()}
         return net.decoder(net.post_quant(z)).float(), bound, logs
 
-    def error(self, made: Images, images: Images) -> tuple[Scalar, dict[str, Tensor]]:
-        """The error of pixels and the weighted distance, means over the batch, and both to log."""
-        pixels = F.l1_loss(made, images) if self.how.pixels == "l1" else F.mse_loss(made, images)
-        logs = {self.how.pixels: pixels.detach()}
+    def error(self, reconstructions: Images, images: Images) -> tuple[Scalar, dict[str, Tensor]]:
+        """Return the error of pixels plus the weighted perceptual distance, averaged over the batch, and both terms."""
+        pixels = (
+            F.l1_loss(reconstructions, images)
+            if self.options.pixels == "l1"
+            else F.mse_loss(reconstructions, images)
+        )
+        logs = {self.options.pixels: pixels.detach()}
         if self.distance is None:
             return pixels, logs
-        apart = self.distance(made, images).mean()
-        return pixels + self.how.perceptual.weight * apart, {**logs, "perceptual": apart.detach()}
+        distance = self.distance(reconstructions, images).mean()
+        return pixels + self.options.perceptual.weight * distance, {**logs, "perceptual": distance.detach()}
 
     def discriminator_is_active(self, batch: TrainBatch) -> bool:
-        """Whether the discriminator does by now."""
+        """Return whether the run has reached the start of the adversarial loss."""
         return self.discriminator is not None and batch["progress"] >= self.start
 
-    def against(self, inputs: AdversaryInputs) -> tuple[Scalar, dict[str, Tensor]]:
-        """The discriminator's loss on pictures and their reconstructions."""
+    def discriminator_loss(self, inputs: AdversaryInputs) -> tuple[Scalar, dict[str, Tensor]]:
+        """Return the discriminator's loss on images and their reconstructions, and values for the log."""
         assert self.discriminator is not None
         real = self.discriminator(inputs.real).float()
-        made = self.discriminator(inputs.generated).float()
-        if self.how.discriminator.loss == "hinge":
-            loss = (F.relu(1 - real).mean() + F.relu(1 + made).mean()) / 2
+        generated = self.discriminator(inputs.generated).float()
+        if self.options.discriminator.loss == "hinge":
+            loss = (F.relu(1 - real).mean() + F.relu(1 + generated).mean()) / 2
         else:
-            loss = (F.softplus(-real).mean() + F.softplus(made).mean()) / 2
-        logs = {"discriminator": loss.detach(), "real": real.mean().detach(), "made": made.mean().detach()}
+            loss = (F.softplus(-real).mean() + F.softplus(generated).mean()) / 2
+        logs = {
+            "discriminator": loss.detach(),
+            "real": real.mean().detach(),
+            "made": generated.mean().detach(),
+        }
         return loss, logs
 
     def evaluate(
@@ -159,48 +193,53 @@ class Compress:
             loader,
             distance=self.distance,
             extractor=self.extractor,
-            per_channel=self.how.scale_per_channel,
+            per_channel=self.options.scale_per_channel,
             group=group,
         )
-        self.shown, self.normalisation = result.examples, result.normalization
+        self.examples, self.latent_normalization = result.examples, result.normalization
         yield from result.metrics.items()
 
-    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
-        """By the perceptual distance, else by PSNR. With a discriminator the latest is the best: neither figure counts
-        the textures that it asks for."""
+    def rank(self, metrics: dict[str, float], /) -> tuple[float, ...]:
+        """Rank by the perceptual distance, else by PSNR. With a discriminator the latest weights are the best, since
+        neither metric measures the textures that it is for."""
         if self.discriminator is not None:
-            return (figures.get("step", float("inf")),)
-        return (-figures.get("perceptual", -figures["psnr"]),)
+            return (metrics.get("step", float("inf")),)
+        return (-metrics.get("perceptual", -metrics["psnr"]),)
 
     def product(self, net: Any) -> Any:
-        """The autoencoder, with the scale and shift of the last evaluation: a run that is broken off leaves latents of
-        about unit variance, too."""
-        made = net.autoencoder
-        if self.normalisation is not None:
-            scale, shift = self.normalisation
-            made.config = replace(made.config, scale=scale, shift=shift)
-        return made
+        """Return the autoencoder with the scale and shift of the last evaluation, so that latents have about unit
+        variance even if the run is interrupted."""
+        autoencoder = net.autoencoder
+        if self.latent_normalization is not None:
+            scale, shift = self.latent_normalization
+            autoencoder.config = replace(autoencoder.config, scale=scale, shift=shift)
+        return autoencoder
 
-    def illustrate(self, folder: Path, step: int) -> None:
-        """`folder`/reconstructions/step-N.png: pictures above, what the autoencoder makes of them below."""
-        if self.shown is not None:
-            save_png(folder / "reconstructions" / f"step-{step:09d}.png", make_grid(*self.shown))
+    def save_images(self, folder: Path, step: int) -> None:
+        """Write `folder`/reconstructions/step-N.png: images above, their reconstructions below."""
+        if self.examples is not None:
+            save_png(folder / "reconstructions" / f"step-{step:09d}.png", make_grid(*self.examples))
 
 
-def fool(logits: Float[Tensor, "b 1 h w"], config: DiscriminatorConfig) -> Scalar:
-    """What the autoencoder loses where its reconstructions are found out."""
+def adversarial_loss(logits: Float[Tensor, "b 1 h w"], config: DiscriminatorConfig) -> Scalar:
+    """Return the adversarial loss of the autoencoder, from the discriminator's logits for its reconstructions."""
     return -logits.mean() if config.loss == "hinge" else F.softplus(-logits).mean()
 
 
-def adaptive_weight(made: Images, last: Tensor, pull: Images, push: Images) -> Scalar:
-    """|| grad of the other losses || / || grad of the discriminator's ||, both at the weights of the decoder's `last`
-    layer (Esser et al. 2021, Equation 7).
+def adaptive_weight(
+    reconstructions: Images, last_weight: Tensor, gradient: Images, adversarial_gradient: Images
+) -> Scalar:
+    """Return |gradient of the other losses| / |gradient of the adversarial loss|, both with respect to the weights of
+    the decoder's last layer (Esser et al. 2021, Equation 7).
 
     Args:
-        made: reconstructions, with their graph.
-        pull, push: gradients of the two at `made`.
+        reconstructions: with their graph.
+        last_weight: weights of the last layer.
+        gradient, adversarial_gradient: gradients of the two losses at the reconstructions.
     """
-    (one,) = torch.autograd.grad(made, last, pull, retain_graph=True)
-    (other,) = torch.autograd.grad(made, last, push, retain_graph=True)
-    one, other = (distributed.mean_over_processes(each) for each in (one, other))
-    return (one.float().norm() / (other.float().norm() + 1e-4)).clamp(0, MOST)
+    (last,) = torch.autograd.grad(reconstructions, last_weight, gradient, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(
+        reconstructions, last_weight, adversarial_gradient, retain_graph=True
+    )
+    last, adversarial = (distributed.mean_over_processes(value) for value in (last, adversarial))
+    return (last.float().norm() / (adversarial.float().norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT)

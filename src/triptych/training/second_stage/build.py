@@ -1,4 +1,4 @@
-"""What a run of the second stage is made of: frozen first stage, denoiser, condition, latents."""
+"""Build a training run of the second stage: frozen first stage, denoiser, condition, latents."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ from triptych.data.source import Source, Subset
 from triptych.data.sources.splits import choose_held_out
 from triptych.device import choose_device
 from triptych.diffusion.config import ProcessConfig
-from triptych.errors import UserError, require_known
+from triptych.errors import CheckpointError, ConfigError, require_known
 from triptych.metrics.cost import count_macs
 from triptych.model_card import ModelCard
 from triptych.models.autoencoder import FirstStage
@@ -32,112 +32,173 @@ from triptych.network import Network
 from triptych.training.configs.second_stage import SamplesConfig, SecondStageConfig, flips_only
 from triptych.training.distributed.parallelize import prepare_blocks
 from triptych.training.runner import Run, make_run, match_preprocessing
-from triptych.training.second_stage.build_conditions import build_conditions
+from triptych.training.second_stage.build_conditions import EncodedConditions, build_conditions
 from triptych.training.second_stage.conditions import Condition
-from triptych.training.second_stage.finetune import Tune, make_tuning, metadata
+from triptych.training.second_stage.finetune import Tune, kohya_metadata, make_tuning
 from triptych.training.second_stage.latent_cache import encoder_hash
-from triptych.training.second_stage.loaders import fill, image_loader, latent_loader
+from triptych.training.second_stage.loaders import fill_caches, image_loader, latent_loader
 from triptych.training.second_stage.task import Denoise, SecondStage
-from triptych.training.tasks.initial_network import origin, parsed
+from triptych.training.tasks.initial_network import describe_origin, parse_model_args
 
 
 def prepare(config: SecondStageConfig) -> Run:
-    """Open the data and the first stage, build what learns, and place it."""
+    """Open the data and the first stage, build what is trained, and place it on the device.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: config, data and weights do not fit together.
+    """
     source, held_out = open_data(config)
     first_stage, start = open_first_stage(config)
     size = config.image_size or (first_stage if start is None else start).config.image_size
-    latent = latent_size(config, first_stage, size)
+    latent_size = latent_shape(config, first_stage, size)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
-        text, frozen, said, said_held = build_conditions(config, source, held_out, start)
-        reader = frozen or text
-        denoiser = build_denoiser(config, first_stage, latent, reader, start)
-    model = LatentDiffusionConfig(
-        autoencoder=first_stage.config,  # type: ignore[arg-type]
-        network=denoiser.config,
-        text_encoder=None if reader is None else reader.config,
-        process=choose_process(config, start),
-    )
-    how = replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop")
-    classes = source.classes if config.condition == "class" else None
-    guidance = (
-        config.samples.guidance if start is None else start.card.guidance_scale
-    )  # as it was looked at, it is used
-    card = replace(ModelCard(preprocess=how, classes=classes, guidance_scale=guidance), **origin(config))
-    whole = SecondStage(model, denoiser, text)
-    whole.card = card
-    augment = match_preprocessing(config.augment, how)
-    parts_of_task = (
-        augment, config.noise, model, first_stage, frozen, said, said_held, config.drop_condition, card,
-        choose_samples(config, said_held),
-        config.buckets > 1,
-    )  # fmt: skip
-    net: Network = whole
-    if config.train == "all":
-        task = Denoise(*parts_of_task)
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(config.loop.seed)
-            net = make_tuning(config, whole)
-        prepare_blocks(whole, config.loop)
-        task = Tune(*parts_of_task, base=whole, about=metadata(config, whole, len(source), size))
-    device = choose_device(None if config.loop.device == "auto" else config.loop.device)
-    still_parts = [
-        part for part in (first_stage, frozen, *([] if net is whole else [whole])) if part is not None
-    ]
-    for part in still_parts:
-        part.to(device).float()
-    cached = config.cache.use == "on" or (config.cache.use == "auto" and flips_only(config.augment))
-    make = latent_loader if cached else image_loader
-    data = fingerprint(source, still_parts)
-    parts = make_run(
+        conditions = build_conditions(config, source, held_out, start)
+        denoiser = build_denoiser(config, first_stage, latent_size, conditions.encoder, start)
+    second_stage = assemble(config, first_stage, denoiser, conditions, start)
+    second_stage.card = make_card(config, source, first_stage, start, size)
+    net, task = make_task(config, second_stage, first_stage, conditions, len(source))
+    frozen = [first_stage, conditions.frozen_encoder, None if net is second_stage else second_stage]
+    frozen = place_frozen([part for part in frozen if part is not None], config.loop.device)
+    uses_cache = config.cache.use == "on" or (config.cache.use == "auto" and flips_only(config.augment))
+    make = latent_loader if uses_cache else image_loader
+    data_fingerprint = fingerprint(source, frozen)
+    run = make_run(
         config,
         net,
         task,
-        make(config, source, first_stage, how, train=True),
-        make(config, held_out, first_stage, how, train=False),
-        data,
+        make(config, source, first_stage, second_stage.card.preprocess, train=True),
+        make(config, held_out, first_stage, second_stage.card.preprocess, train=False),
+        data_fingerprint,
         (len(source), len(held_out)),
     )
-    parts.on_evaluation = task.illustrate
-    parts.macs = functools.partial(denoiser_macs, whole)
-    parts.save_best = task.keep if isinstance(task, Tune) else None
-    if cached:
-        parts.on_start = functools.partial(fill, config.cache.folder, parts.train_loader, parts.eval_loader)
-    return parts
+    run.on_evaluation = task.save_images
+    run.macs = functools.partial(denoiser_macs, second_stage)
+    run.save_best = task.save_tuning if isinstance(task, Tune) else None
+    if uses_cache:
+        run.on_start = functools.partial(fill_caches, config.cache.folder, run.train_loader, run.eval_loader)
+    return run
 
 
-def choose_samples(config: SecondStageConfig, said: Condition) -> SamplesConfig:
-    """What to paint: the prompts asked for, or some of those held back; nothing where a model is shown pictures."""
-    how = config.samples
+def assemble(
+    config: SecondStageConfig,
+    first_stage: FirstStage,
+    denoiser: Network,
+    conditions: EncodedConditions,
+    start: LatentDiffusion | None,
+) -> SecondStage:
+    """Return the denoiser and the trained encoder as one network, with the config of the complete model."""
+    encoder = conditions.encoder
+    model_config = LatentDiffusionConfig(
+        autoencoder=first_stage.config,  # type: ignore[arg-type]
+        network=denoiser.config,
+        text_encoder=None if encoder is None else encoder.config,
+        process=choose_process(config, start),
+    )
+    return SecondStage(model_config, denoiser, conditions.trained_encoder)
+
+
+def make_card(
+    config: SecondStageConfig,
+    source: Source,
+    first_stage: FirstStage,
+    start: LatentDiffusion | None,
+    size: tuple[int, int],
+) -> ModelCard:
+    """Return the model card of the saved model."""
+    return replace(
+        ModelCard(
+            preprocess=replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop"),
+            classes=source.classes if config.condition == "class" else None,
+            # New models are used with the guidance of their samples.
+            guidance_scale=config.samples.guidance if start is None else start.card.guidance_scale,
+        ),
+        **describe_origin(config),
+    )
+
+
+def make_task(
+    config: SecondStageConfig,
+    second_stage: SecondStage,
+    first_stage: FirstStage,
+    conditions: EncodedConditions,
+    num_images: int,
+) -> tuple[Network, Denoise]:
+    """Return the network whose parameters are trained, and the task: all of the second stage, or a `Tuning` of it."""
+    card = second_stage.card
+    arguments = (
+        match_preprocessing(config.augment, card.preprocess),
+        config.noise,
+        second_stage.config,
+        first_stage,
+        conditions.frozen_encoder,
+        conditions.train,
+        conditions.held_out,
+        config.drop_condition,
+        card,
+        choose_samples(config, conditions.held_out),
+        config.buckets > 1,
+    )
+    if config.train == "all":
+        return second_stage, Denoise(*arguments)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.loop.seed)
+        net = make_tuning(config, second_stage)
+    prepare_blocks(second_stage, config.loop)
+    metadata = kohya_metadata(config, second_stage, num_images, card.preprocess.size)
+    return net, Tune(*arguments, base=second_stage, metadata=metadata)
+
+
+def place_frozen(frozen: Sequence[Network], device: str) -> Sequence[Network]:
+    """Move frozen networks to the device of the run, in fp32, and return them."""
+    chosen = choose_device(None if device == "auto" else device)
+    for part in frozen:
+        part.to(chosen).float()
+    return frozen
+
+
+def choose_samples(config: SecondStageConfig, condition: Condition) -> SamplesConfig:
+    """Return what to generate at evaluations: the config's prompts, or some held-out conditions; nothing if the
+    condition is an image."""
+    options = config.samples
     if config.condition == "image":
-        return replace(how, count=0)
-    return replace(how, prompts=how.prompts or said.named(how.count))
+        return replace(options, count=0)
+    return replace(options, prompts=options.prompts or condition.prompts(options.count))
 
 
 def open_data(config: SecondStageConfig) -> tuple[Source, Source]:
-    """What to learn from and what is held back. Of the built-in drawings that is a share of those of the training
-    styles, each of a concept that another one shows too: what is asked of the model is their hand, not a new one."""
+    """Open the training and the held-out images.
+
+    Of the built-in drawings, a part of the training styles is held out, such that another drawing of each concept is
+    trained on: the model generates these styles, not unseen ones.
+    """
     loading = config.loading
     if is_built_in(config.data) and config.data.startswith("emoji"):
-        whole = open_source(config.data)
-        held = choose_held_out(len(whole), whole.labels, loading.eval_fraction, config.loop.seed)
-        return Subset(whole, np.flatnonzero(~held)), Subset(whole, np.flatnonzero(held))
+        source = open_source(config.data)
+        is_held_out = choose_held_out(len(source), source.labels, loading.eval_fraction, config.loop.seed)
+        return Subset(source, np.flatnonzero(~is_held_out)), Subset(source, np.flatnonzero(is_held_out))
     return train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
 
 
 def open_first_stage(config: SecondStageConfig) -> tuple[FirstStage, LatentDiffusion | None]:
-    """The autoencoder, and the model to start from if one is named, whose autoencoder it is unless another is named."""
+    """Load the first stage, and the model to start from if `init` names one.
+
+    The first stage is `first_stage`, or else the autoencoder of that model.
+
+    Raises:
+        CheckpointError: one of the two is another type of network, or they do not fit together.
+        ConfigError: neither is named.
+    """
     start: Any = None
     if config.init is not None:
         start = weights.load(config.init, prediction=config.prediction).float()
         if not isinstance(start, LatentDiffusion):
-            raise UserError(
+            raise CheckpointError(
                 f"init {config.init} is a {type(start).__name__}; give a latent diffusion model to start from"
             )
     if config.first_stage is None:
         if start is None:
-            raise UserError(
+            raise ConfigError(
                 "no first stage was named; give --first-stage A, for example the RUN of `triptych train autoencoder`"
             )
         return start.autoencoder, start
@@ -145,35 +206,42 @@ def open_first_stage(config: SecondStageConfig) -> tuple[FirstStage, LatentDiffu
     if isinstance(loaded, LatentDiffusion):
         loaded = loaded.autoencoder
     if not isinstance(loaded, FirstStage):
-        raise UserError(
+        raise CheckpointError(
             f"first_stage {config.first_stage} is a {type(loaded).__name__}; give an autoencoder, or a model with one"
         )
     if start is not None:
-        mine, its = loaded.config, start.config.autoencoder
-        if (mine.latent_channels, mine.downsample_factor) != (its.latent_channels, its.downsample_factor):
-            raise UserError(
-                f"first_stage {config.first_stage} has latents of {mine.latent_channels} channels at "
-                f"1/{mine.downsample_factor}, "
-                f"init {config.init} was trained on {its.latent_channels} at 1/{its.downsample_factor}; "
+        new, old = loaded.config, start.config.autoencoder
+        if (new.latent_channels, new.downsample_factor) != (old.latent_channels, old.downsample_factor):
+            raise CheckpointError(
+                f"first_stage {config.first_stage} has latents of {new.latent_channels} channels at "
+                f"1/{new.downsample_factor}, "
+                f"init {config.init} was trained on {old.latent_channels} at 1/{old.downsample_factor}; "
                 "leave one of the two out"
             )
     return loaded, start
 
 
 def choose_process(config: SecondStageConfig, start: LatentDiffusion | None) -> ProcessConfig:
-    """The model's own to start from, which may be asked to end in pure noise (Lin et al. 2023); else the config's."""
+    """Return the diffusion process: that of the model to start from, where only zero terminal SNR (Lin et al. 2023) can
+    be set; else the config's."""
     if start is None or not config.process.zero_terminal_snr:
         return config.process if start is None else start.config.process
     return replace(start.config.process, zero_terminal_snr=True)
 
 
-def latent_size(config: SecondStageConfig, first_stage: FirstStage, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the latents."""
+def latent_shape(
+    config: SecondStageConfig, first_stage: FirstStage, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Return height and width of the latents.
+
+    Raises:
+        ConfigError: the image size is not a multiple of the first stage's factor.
+    """
     factor = first_stage.config.downsample_factor
     if any(side % factor for side in size):
         near = [max(1, round(side / factor)) * factor for side in size]
-        raise UserError(
-            f"image_size is {size[0]} x {size[1]}, and the first stage takes multiples of {factor}; give "
+        raise ConfigError(
+            f"image_size is {size[0]} x {size[1]}, and the first stage needs multiples of {factor}; give "
             f"--image-size {near[0]} {near[1]}"
         )
     return size[0] // factor, size[1] // factor
@@ -182,51 +250,60 @@ def latent_size(config: SecondStageConfig, first_stage: FirstStage, size: tuple[
 def build_denoiser(
     config: SecondStageConfig,
     first_stage: FirstStage,
-    latent: tuple[int, int],
-    reader: Network | None,
+    latent_size: tuple[int, int],
+    encoder: Network | None,
     start: LatentDiffusion | None,
 ) -> Network:
-    """The denoiser to train: by name with random weights, or loaded."""
-    width = 0 if reader is None else reader.config.embed_dim
+    """Return the denoiser to train, created by name with random weights, or that of the model to start from.
+
+    Args:
+        latent_size: height and width of the latents.
+        encoder: encoder of the condition; None for an unconditional model.
+
+    Raises:
+        CheckpointError: the model to start from needs another condition.
+        ConfigError: unknown denoiser or field.
+    """
+    context_dim = 0 if encoder is None else encoder.config.embed_dim
     if start is not None:
         if start.config.concat != "none":
-            raise UserError(
-                f"init {config.init} takes {start.config.concat} beside its latents, of which the data have nothing; "
-                "start from a model that paints from its prompt alone"
+            raise CheckpointError(
+                f"init {config.init} also needs {start.config.concat} as condition, which the data does not have; "
+                "start from a model that generates from prompts alone"
             )
-        if start.config.network.context_dim != width:
-            raise UserError(
-                f"init {config.init} reads a condition of width {start.config.network.context_dim}, and condition "
-                f"{config.condition!r} gives {width}; start from a model of the same kind"
+        if start.config.network.context_dim != context_dim:
+            raise CheckpointError(
+                f"init {config.init} takes a condition of {start.config.network.context_dim} channels, and condition "
+                f"{config.condition!r} has {context_dim}; start from a model with the same type of condition"
             )
-        start.network.config = replace(start.network.config, latent_size=latent)
+        start.network.config = replace(start.network.config, latent_size=latent_size)
         return start.network
     channels = first_stage.config.latent_channels
-    made: dict[str, Any] = {
-        "latent_size": latent,
+    changes: dict[str, Any] = {
+        "latent_size": latent_size,
         "in_channels": channels,
         "out_channels": channels,
-        "context_dim": width,
+        "context_dim": context_dim,
         "num_classes": 0,
-        **parsed(config.model_args),
+        **parse_model_args(config.model_args),
     }
-    named = denoiser_config(config.model)
-    if isinstance(named, DiTConfig):
-        made["learn_sigma"] = False
-    known = {field.name for field in fields(named)}
-    if wrong := [name for name in parsed(config.model_args) if name not in known]:
-        raise UserError(f"{config.model} has no field {wrong[0]!r}; it has {', '.join(sorted(known))}")
-    return build(replace(named, **made))
+    model_config = denoiser_config(config.model)
+    if isinstance(model_config, DiTConfig):
+        changes["learn_sigma"] = False
+    known = {field.name for field in fields(model_config)}
+    if unknown := [name for name in parse_model_args(config.model_args) if name not in known]:
+        raise ConfigError(f"{config.model} has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    return build(replace(model_config, **changes))
 
 
 def denoiser_config(name: str) -> UNetConfig | DiTConfig:
-    """The config of a denoiser by name."""
+    """Return the config of a denoiser by name."""
     sizes = {**unet_config.SIZES, **dit_config.SIZES}
     return sizes[require_known(name, sizes, "denoiser")]
 
 
 def denoiser_macs(net: SecondStage) -> int:
-    """Of one step of the denoiser for one picture."""
+    """Return the multiply-accumulates of one evaluation of the denoiser for one image."""
     config, text = net.config.network, net.config.text_encoder
     shapes: list[tuple[int, ...]] = [(1, config.in_channels, *config.latent_size), (1,)]
     if text is not None:
@@ -235,7 +312,7 @@ def denoiser_macs(net: SecondStage) -> int:
 
 
 def fingerprint(source: Source, frozen: Sequence[Network]) -> str:
-    """Of all that is read and does not learn."""
+    """Return a hash of the data and of all frozen networks."""
     parts = [source.fingerprint]
-    parts += [encoder_hash(one.backbone if isinstance(one, ImageTokens) else one) for one in frozen]
+    parts += [encoder_hash(net.backbone if isinstance(net, ImageTokens) else net) for net in frozen]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]

@@ -1,14 +1,14 @@
-"""What a run of the second stage is told: the condition of both sets of pictures, and what reads it."""
+"""Build the conditions of a second stage: those of the training and the held-out images, and their encoder."""
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from triptych import weights
 from triptych.data.source import Source
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, DataError
 from triptych.model_card import Preprocess
 from triptych.models.configs.image_tokens import ImageTokensConfig
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
@@ -29,54 +29,93 @@ from triptych.training.second_stage.conditions import (
     Unconditional,
     tokens_needed,
 )
-from triptych.training.second_stage.textual_inversion import naming, teach
+from triptych.training.second_stage.textual_inversion import add_word, word_captions
 
 log = logging.getLogger(__name__)
 
 
+class EncodedConditions(NamedTuple):
+    """The conditions of a run, and the networks that encode them."""
+
+    trained_encoder: Network | None
+    """The encoder that is trained, or the part of it that is; None if there is none."""
+    frozen_encoder: Network | None
+    """The encoder, if it is frozen or has a frozen part; None otherwise."""
+    train: Condition
+    """Conditions of the training images."""
+    held_out: Condition
+    """Conditions of the held-out images."""
+
+    @property
+    def encoder(self) -> Network | None:
+        """The encoder of the saved model; None for an unconditional model."""
+        return self.frozen_encoder or self.trained_encoder
+
+
 def build_conditions(
     config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
-) -> tuple[Network | None, Network | None, Condition, Condition]:
-    """What reads the condition and learns, what reads it and does not, and what is said of both sets."""
+) -> EncodedConditions:
+    """Return the conditions of both sources.
+
+    Args:
+        source, held_out: training and held-out images.
+        start: the model to start from; None for a new model.
+
+    Raises:
+        DataError: the data has no captions or labels, and the condition needs them.
+        CheckpointError: the model to start from has another condition.
+    """
     if config.condition == "none":
-        return None, None, Unconditional(), Unconditional()
+        return EncodedConditions(None, None, Unconditional(), Unconditional())
     if config.condition == "class":
-        return _class_condition(config, source, held_out, start)
+        return _class_conditions(config, source, held_out, start)
     if config.condition == "image":
-        return _image_condition(config, source, held_out, start)
+        return _image_conditions(config, source, held_out, start)
+    return _text_conditions(config, source, held_out, start)
+
+
+def _text_conditions(
+    config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
+) -> EncodedConditions:
     text: Any = None if start is None else start.text_encoder
     if config.train == "words":
-        text = teach(text, config.word, config.init)
-        sayings = [naming(one, config.word) for one in (source, held_out)]
-        of = (text.tokenizer, text.config.max_length, text.config.pad_token)
-        return text, None, Captions(sayings[0], *of), Captions(sayings[1], *of)
-    sayings = [captions(one, config.data) for one in (source, held_out)]
-    encoder = text_encoder(config.text.encoder) if config.text.encoder is not None else text
-    if isinstance(encoder, TextEncoder) and not learns(config, encoder):
+        text = add_word(text, config.word, config.init)
+        return _trained_captions(text, *(word_captions(part, config.word) for part in (source, held_out)))
+    captions, held_out_captions = (require_captions(part, config.data) for part in (source, held_out))
+    encoder = load_text_encoder(config.text.encoder) if config.text.encoder is not None else text
+    if isinstance(encoder, TextEncoder) and not is_trained(config, encoder):
         encoder = encoder.eval().requires_grad_(False)
-        said, held = (FrozenCaptions(one, encoder) for one in sayings)
-        return None, encoder, said, held
+        return EncodedConditions(
+            None, encoder, FrozenCaptions(captions, encoder), FrozenCaptions(held_out_captions, encoder)
+        )
     if text is None:
-        text = _own_text(config, [text for texts in sayings[0] for text in texts])
+        text = _new_text_encoder(config, [text for texts in captions for text in texts])
     if not isinstance(text, TextEncoder):
-        raise UserError(f"init {config.init} reads no captions; give another --condition")
-    of = (text.tokenizer, text.config.max_length, text.config.pad_token)
-    return text, None, Captions(sayings[0], *of), Captions(sayings[1], *of)
+        raise CheckpointError(f"init {config.init} has no text encoder; give another --condition")
+    return _trained_captions(text, captions, held_out_captions)
 
 
-def learns(config: SecondStageConfig, encoder: TextEncoder) -> bool:
-    """Whether a text encoder that is there already learns with the rest."""
+def _trained_captions(
+    text: TextEncoder, captions: Sequence[tuple[str, ...]], held_out_captions: Sequence[tuple[str, ...]]
+) -> EncodedConditions:
+    """Return captions for a text encoder that is trained."""
+    tokens = (text.tokenizer, text.config.max_length, text.config.pad_token)
+    return EncodedConditions(text, None, Captions(captions, *tokens), Captions(held_out_captions, *tokens))
+
+
+def is_trained(config: SecondStageConfig, encoder: TextEncoder) -> bool:
+    """Return whether an existing text encoder is trained with the denoiser."""
     if config.text.encoder is not None:
         return False
     return config.text.train == "on" or (config.text.train == "auto" and encoder.config.type == "ldm-bert")
 
 
-def _class_condition(
+def _class_conditions(
     config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
-) -> tuple[Network, None, Condition, Condition]:
+) -> EncodedConditions:
     if not source.classes or source.labels is None:
-        raise UserError(
-            f"{config.data} has no labels, and --condition class needs them; sort the pictures into class folders, "
+        raise DataError(
+            f"{config.data} has no labels, and --condition class needs them; sort the images into class folders, "
             "name --loading.label-column, or give --condition none"
         )
     count = len(source.classes)
@@ -84,87 +123,112 @@ def _class_condition(
     if text is None:
         text = ClassToken(ClassTokenConfig(num_classes=count, embed_dim=config.text.embed_dim))
     if not isinstance(text, ClassToken) or text.config.num_classes != count or text.null is None:
-        raise UserError(f"init {config.init} does not read {count} classes and no class; start from another")
-    labels = [
-        one.labels if one.labels is not None else np.full(len(one), count) for one in (source, held_out)
-    ]
-    labels = [np.where(each < 0, count, each) for each in labels]
-    return text, None, Classes(labels[0], count), Classes(labels[1], count)
-
-
-def _image_condition(
-    config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
-) -> tuple[Network, Network, Condition, Condition]:
-    seeing: Any = None if start is None else start.text_encoder
-    if seeing is None:
-        backbone: Any = weights.load(config.image_encoder).float()
-        if not isinstance(backbone, ViT | Swin):
-            raise UserError(
-                f"image_encoder {config.image_encoder} is a {type(backbone).__name__}; give a ViT or a Swin"
-            )
-        how = backbone.card.preprocess
-        backbone.replace_head(0)
-        seeing = ImageTokens(
-            ImageTokensConfig(
-                backbone=backbone.config,
-                embed_dim=config.text.embed_dim,
-                image_size=how.size,
-                mean=how.mean,
-                std=how.std,
-            )
+        raise CheckpointError(
+            f"init {config.init} does not have {count} classes and an embedding for no class; start from another model"
         )
-        seeing.backbone = backbone
-    if not isinstance(seeing, ImageTokens):
-        raise UserError(f"init {config.init} is not shown pictures; give another --condition")
-    seeing.backbone.eval().requires_grad_(False)
-    shown = seeing.config
-    fed = Preprocess(size=shown.image_size, crop=1.0, mode="squash", mean=shown.mean, std=shown.std)
-    said = [FrozenImages(one, seeing.backbone, fed, config.loading) for one in (source, held_out)]
-    return seeing.projection, seeing, said[0], said[1]
+    labels, held_out_labels = (
+        part.labels if part.labels is not None else np.full(len(part), count) for part in (source, held_out)
+    )
+    labels, held_out_labels = (np.where(part < 0, count, part) for part in (labels, held_out_labels))
+    return EncodedConditions(text, None, Classes(labels, count), Classes(held_out_labels, count))
 
 
-def captions(source: Source, data: str) -> Sequence[tuple[str, ...]]:
-    """All that each example may be called.
+def _image_conditions(
+    config: SecondStageConfig, source: Source, held_out: Source, start: LatentDiffusion | None
+) -> EncodedConditions:
+    encoder: Any = None if start is None else start.text_encoder
+    if encoder is None:
+        encoder = _new_image_encoder(config)
+    if not isinstance(encoder, ImageTokens):
+        raise CheckpointError(
+            f"init {config.init} has no image encoder for its condition; give another --condition"
+        )
+    encoder.backbone.eval().requires_grad_(False)
+    options = encoder.config
+    preprocess = Preprocess(
+        size=options.image_size, crop=1.0, mode="squash", mean=options.mean, std=options.std
+    )
+    train, held = (
+        FrozenImages(part, encoder.backbone, preprocess, config.loading) for part in (source, held_out)
+    )
+    return EncodedConditions(encoder.projection, encoder, train, held)
+
+
+def _new_image_encoder(config: SecondStageConfig) -> ImageTokens:
+    """Return the pretrained ViT or Swin of a config, with a new projection of its features."""
+    backbone: Any = weights.load(config.image_encoder).float()
+    if not isinstance(backbone, ViT | Swin):
+        raise CheckpointError(
+            f"image_encoder {config.image_encoder} is a {type(backbone).__name__}; give a ViT or a Swin"
+        )
+    preprocess = backbone.card.preprocess
+    backbone.replace_head(0)
+    encoder = ImageTokens(
+        ImageTokensConfig(
+            backbone=backbone.config,
+            embed_dim=config.text.embed_dim,
+            image_size=preprocess.size,
+            mean=preprocess.mean,
+            std=preprocess.std,
+        )
+    )
+    encoder.backbone = backbone
+    return encoder
+
+
+def require_captions(source: Source, data: str) -> Sequence[tuple[str, ...]]:
+    """Return the alternative captions of each example.
+
+    Args:
+        data: name of the data, for messages.
 
     Raises:
-        UserError: not a single one has a caption.
+        DataError: no example has a caption.
     """
-    found = source.captions
-    if found is None or not any(text.strip() for texts in found for text in texts):
-        raise UserError(
+    captions = source.captions
+    if captions is None or not any(text.strip() for texts in captions for text in texts):
+        raise DataError(
             f"{data} has no captions, and --condition text needs them: put NAME.txt beside NAME.png, write a "
             'metadata.jsonl with {"file_name": ..., "text": ...}, or name --loading.caption-column'
         )
-    empty = sum(not any(text.strip() for text in texts) for texts in found)
-    if empty:
+    num_empty = sum(not any(text.strip() for text in texts) for texts in captions)
+    if num_empty:
         log.info(
-            "%s of %s pictures have no caption and are learned without one", f"{empty:,}", f"{len(found):,}"
+            "%s of %s images have no caption and are trained without condition",
+            f"{num_empty:,}",
+            f"{len(captions):,}",
         )
-    return found
+    return captions
 
 
-def _own_text(config: SecondStageConfig, texts: Sequence[str]) -> TextEncoder:
-    """The paper's transformer, on byte pairs learned from the captions."""
-    settings = config.text
-    tokenizer = train_tokenizer(texts, settings.vocabulary)
+def _new_text_encoder(config: SecondStageConfig, texts: Sequence[str]) -> TextEncoder:
+    """Return the transformer of the paper with random weights, and a tokenizer trained on the captions."""
+    options = config.text
+    tokenizer = train_tokenizer(texts, options.vocabulary)
     return TextEncoder(
         TextConfig(
             type="ldm-bert",
             vocab_size=tokenizer.size,
-            max_length=settings.max_length or tokens_needed(texts, tokenizer),
-            embed_dim=settings.embed_dim,
-            depth=settings.depth,
-            num_heads=settings.embed_dim // settings.head_dim,
+            max_length=options.max_length or tokens_needed(texts, tokenizer),
+            embed_dim=options.embed_dim,
+            depth=options.depth,
+            num_heads=options.embed_dim // options.head_dim,
             pad_token=tokenizer.pad,
         ),
         tokenizer,
     )
 
 
-def text_encoder(source: str) -> TextEncoder:
-    """A text encoder by itself, or of a latent diffusion model."""
+def load_text_encoder(source: str) -> TextEncoder:
+    """Load a text encoder: a file of its own, or that of a latent diffusion model.
+
+    Raises:
+        CheckpointError: there is none in `source`.
+    """
     loaded: Any = weights.load(source).float()
     loaded = getattr(loaded, "text_encoder", loaded)
     if not isinstance(loaded, TextEncoder):
-        raise UserError(f"text.encoder {source} holds no text encoder; give one, or a Stable Diffusion")
+        raise CheckpointError(
+            f"text.encoder {source} has no text encoder; give one, or a Stable Diffusion model"
+        )
     return loaded

@@ -1,4 +1,4 @@
-"""What tells a denoiser what to paint, for the examples of a source: classes, captions, or the pictures themselves."""
+"""Conditions of a denoiser for the examples of a source: classes, captions, or features of the images themselves."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from triptych.data.config import DataConfig
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
 from triptych.device import copy_to_device
-from triptych.errors import UserError
+from triptych.errors import DataError
 from triptych.model_card import Preprocess
 from triptych.models.image_tokens import TokenProjection
 from triptych.models.text import ClassToken, TextEncoder
@@ -24,201 +24,216 @@ from triptych.models.tokenization.tokenizer import Tokenizer
 from triptych.network import Network
 
 ConditionIndices = np.ndarray
-"""int64 (b,): what each picture of a batch is said to be."""
-MAX_CACHED_BYTES = 1 << 30  # of a frozen encoder's contexts that stay in memory
+"""int64 (b,): the condition of each image of a batch, such as its class or the number of its caption."""
+MAX_CACHED_BYTES = 1 << 30  # of a frozen encoder's outputs
 MAX_TOKENS = 77
 
 
 class Condition(Protocol):
-    """Says what the examples of one source are, and makes contexts of it."""
+    """The conditions of the examples of a source, as indices, and the contexts that they are encoded to."""
 
-    nothing: int
-    """What stands for no condition."""
+    null_index: int
+    """The index that stands for no condition."""
 
-    def named(self, count: int) -> tuple[str, ...]:
-        """Some of what is said, spread over the source, as prompts."""
+    def prompts(self, count: int) -> tuple[str, ...]:
+        """Return up to `count` conditions, evenly spaced over the source, as prompts."""
         ...
 
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
-        """What those examples are said to be: one of all that they may be called, or the first without `rng`."""
+        """Return the condition of the examples in `rows`. If an example has several captions, choose one with `rng`, or
+        the first if `rng` is None."""
         ...
 
-    def context(self, reader: Any, chosen: ConditionIndices) -> Float[Tensor, "b n d"] | None:
-        """The tokens that the denoiser looks at. `reader` is the part that learns to make them, if one does."""
+    def context(self, encoder: Any, indices: ConditionIndices) -> Float[Tensor, "b n d"] | None:
+        """Return the tokens that the denoiser attends to; `encoder` is the trained network that encodes them, if there
+        is one."""
         ...
 
 
 class Unconditional:
-    """Nothing is said."""
+    """No condition."""
 
-    nothing = 0
+    null_index = 0
 
-    def named(self, count: int) -> tuple[str, ...]:
+    def prompts(self, count: int) -> tuple[str, ...]:
         return ()
 
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
         return np.zeros(len(rows), np.int64)
 
-    def context(self, reader: Any, chosen: ConditionIndices) -> None:
+    def context(self, encoder: Any, indices: ConditionIndices) -> None:
         return None
 
 
 class Classes:
-    """The label, from 0; the number after the last is no class."""
+    """Class labels; the index after the last class is no condition."""
 
     def __init__(self, labels: np.ndarray, count: int):
-        self.labels, self.nothing = labels, count
+        self.labels, self.null_index = labels, count
 
-    def named(self, count: int) -> tuple[str, ...]:
+    def prompts(self, count: int) -> tuple[str, ...]:
         return tuple(
-            str(self.labels[row]) for row in spread(len(self.labels), count) if self.labels[row] >= 0
+            str(self.labels[row]) for row in evenly_spaced(len(self.labels), count) if self.labels[row] >= 0
         )
 
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
         return self.labels[np.asarray(rows, np.int64)]
 
-    def context(self, reader: ClassToken, chosen: ConditionIndices) -> Float[Tensor, "b 1 d"]:
-        return reader(copy_to_device(torch.from_numpy(chosen), reader.classes.weight.device))
+    def context(self, encoder: ClassToken, indices: ConditionIndices) -> Float[Tensor, "b 1 d"]:
+        return encoder(copy_to_device(torch.from_numpy(indices), encoder.classes.weight.device))
 
 
 class Captions:
-    """Captions as token numbers, each different one once; the empty one, the first, is no condition.
+    """Captions as tokens, each different caption once. The first one is empty and means no condition.
 
     Args:
-        sayings: all that each example may be called. One without any is called nothing.
-        tokenizer, length, pad: of the text encoder.
+        captions: the alternative captions of each example; an example without any gets the empty one.
+        tokenizer, length, pad: those of the text encoder.
     """
 
-    nothing = 0
+    null_index = 0
 
-    def __init__(self, sayings: Sequence[tuple[str, ...]], tokenizer: Tokenizer, length: int, pad: int):
+    def __init__(self, captions: Sequence[tuple[str, ...]], tokenizer: Tokenizer, length: int, pad: int):
         known = {"": 0}
         numbers = [
-            [known.setdefault(text.strip(), len(known)) for text in texts or ("",)] for texts in sayings
+            [known.setdefault(text.strip(), len(known)) for text in alternatives or ("",)]
+            for alternatives in captions
         ]
         self.texts = list(known)
-        self.count = np.array([len(texts) for texts in numbers], np.int64)
+        self.count = np.array([len(alternatives) for alternatives in numbers], np.int64)
         self.first = np.cumsum([0, *self.count])[:-1]
-        self.numbers = np.array([number for texts in numbers for number in texts], np.int64)
+        self.numbers = np.array([number for alternatives in numbers for number in alternatives], np.int64)
         ids = [tokenizer.framed(tokenizer.ids(text), length, pad) for text in known]
         self.tokens = torch.tensor(ids, dtype=torch.int32)  # K n
 
-    def named(self, count: int) -> tuple[str, ...]:
-        return tuple(self.texts[self.numbers[self.first[row]]] for row in spread(len(self.first), count))
+    def prompts(self, count: int) -> tuple[str, ...]:
+        return tuple(
+            self.texts[self.numbers[self.first[row]]] for row in evenly_spaced(len(self.first), count)
+        )
 
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
-        at = np.asarray(rows, np.int64)
-        which = (
+        index = np.asarray(rows, np.int64)
+        alternative = (
             0
             if rng is None
-            else (distributed.draw_rows(len(at), rng.random) * self.count[at]).astype(np.int64)
+            else (distributed.draw_rows(len(index), rng.random) * self.count[index]).astype(np.int64)
         )
-        return self.numbers[self.first[at] + which]
+        return self.numbers[self.first[index] + alternative]
 
-    def context(self, reader: TextEncoder, chosen: ConditionIndices) -> Float[Tensor, "b n d"]:
-        """Each different caption of the batch is read once."""
-        each, back = np.unique(chosen, return_inverse=True)
-        device = reader.positions.device
-        read = reader.encode_tokens(copy_to_device(self.tokens[each].long(), device))
-        return read[copy_to_device(torch.from_numpy(back), device)]
+    def context(self, encoder: TextEncoder, indices: ConditionIndices) -> Float[Tensor, "b n d"]:
+        """Encode each different caption of the batch once."""
+        unique, inverse = np.unique(indices, return_inverse=True)
+        device = encoder.positions.device
+        read = encoder.encode_tokens(copy_to_device(self.tokens[unique].long(), device))
+        return read[copy_to_device(torch.from_numpy(inverse), device)]
 
 
 class FrozenCaptions(Captions):
-    """Captions that a text encoder reads which does not learn. What it made of each is kept while it fits in memory."""
+    """Captions for a frozen text encoder. Its outputs are cached if those of all captions fit in memory.
 
-    def __init__(self, sayings: Sequence[tuple[str, ...]], encoder: TextEncoder):
+    Args:
+        captions: the alternative captions of each example.
+        encoder: the text encoder, on the run's device.
+    """
+
+    def __init__(self, captions: Sequence[tuple[str, ...]], encoder: TextEncoder):
         config = encoder.config
-        super().__init__(sayings, encoder.tokenizer, config.max_length, config.pad_token)
+        super().__init__(captions, encoder.tokenizer, config.max_length, config.pad_token)
         self.encoder = encoder
-        self.kept: Tensor | None = None
-        self.has = np.zeros(len(self.texts), bool)
+        self.cached: Tensor | None = None
+        self.is_cached = np.zeros(len(self.texts), bool)
         if len(self.texts) * config.max_length * config.embed_dim * 2 <= MAX_CACHED_BYTES:
-            self.kept = torch.empty(len(self.texts), config.max_length, config.embed_dim, dtype=torch.float16)
+            self.cached = torch.empty(
+                len(self.texts), config.max_length, config.embed_dim, dtype=torch.float16
+            )
 
     @torch.no_grad()
-    def context(self, reader: Any, chosen: ConditionIndices) -> Float[Tensor, "b n d"]:
-        if (kept := self.kept) is None:
-            return super().context(self.encoder, chosen)
-        missing = np.unique(chosen[~self.has[chosen]])
+    def context(self, encoder: Any, indices: ConditionIndices) -> Float[Tensor, "b n d"]:
+        if (cached := self.cached) is None:
+            return super().context(self.encoder, indices)
+        missing = np.unique(indices[~self.is_cached[indices]])
         if len(missing):
-            kept[missing] = super().context(self.encoder, missing).to(kept)
-            self.has[missing] = True
-        return copy_to_device(kept[torch.from_numpy(chosen)], self.encoder.positions.device).float()
+            cached[missing] = super().context(self.encoder, missing).to(cached)
+            self.is_cached[missing] = True
+        return copy_to_device(cached[torch.from_numpy(indices)], self.encoder.positions.device).float()
 
 
 class FrozenImages:
-    """Pictures themselves: what a frozen ViT or Swin sees in them, the same at every step. It is kept while it fits in
-    memory.
+    """Features that a frozen ViT or Swin extracts from the images, without augmentation. They are cached if those of
+    all images fit in memory.
 
     Args:
-        source: the pictures.
-        backbone: on the run's device.
-        how: what the backbone is fed.
-        loading: what to do about damaged pictures.
+        source: the images.
+        backbone: the ViT or Swin, on the run's device.
+        preprocess: preprocessing of the backbone's inputs.
+        loading: what to do about damaged images.
     """
 
-    def __init__(self, source: Source, backbone: Network, how: Preprocess, loading: DataConfig):
-        self.source, self.backbone, self.how = source, backbone, how
+    def __init__(self, source: Source, backbone: Network, preprocess: Preprocess, loading: DataConfig):
+        self.source, self.backbone, self.preprocess = source, backbone, preprocess
         self.loading = replace(loading, workers=0, cache="off", eval_batch_size=32)
-        self.nothing = len(source)
-        self.has = np.zeros(len(source), bool)
-        self.kept: Tensor | None = None
+        self.null_index = len(source)
+        self.is_cached = np.zeros(len(source), bool)
+        self.cached: Tensor | None = None
 
-    def named(self, count: int) -> tuple[str, ...]:
+    def prompts(self, count: int) -> tuple[str, ...]:
         return ()
 
     def choose(self, rows: Sequence[int], rng: np.random.Generator | None) -> ConditionIndices:
         return np.asarray(rows, np.int64)
 
-    def context(self, reader: TokenProjection, chosen: ConditionIndices) -> Float[Tensor, "b n d"]:
-        seen = self.features(np.where(chosen == self.nothing, 0, chosen))
-        none = copy_to_device(torch.from_numpy(chosen == self.nothing), seen.device)[:, None, None]
-        return torch.where(none, reader.nothing(seen.shape[1]).to(seen.dtype), reader(seen))
+    def context(self, encoder: TokenProjection, indices: ConditionIndices) -> Float[Tensor, "b n d"]:
+        features = self.features(np.where(indices == self.null_index, 0, indices))
+        none = copy_to_device(torch.from_numpy(indices == self.null_index), features.device)[:, None, None]
+        return torch.where(none, encoder.nothing(features.shape[1]).to(features.dtype), encoder(features))
 
     @torch.no_grad()
     def features(self, rows: ConditionIndices) -> Float[Tensor, "b n c"]:
-        """The cells of the last map, in fp32."""
+        """Return the positions of the last map as tokens, in fp32."""
         device = next(self.backbone.parameters()).device
-        each, back = np.unique(rows, return_inverse=True)
-        missing = each[~self.has[each]]
+        unique, inverse = np.unique(rows, return_inverse=True)
+        missing = unique[~self.is_cached[unique]]
         if len(missing):
-            fresh = self._see(missing)
-            if self.kept is None and len(self.source) * fresh[0].numel() * 2 > MAX_CACHED_BYTES:
-                return fresh[copy_to_device(torch.from_numpy(back), device)].float()
-            kept = self.kept
-            if kept is None:
-                kept = self.kept = torch.zeros(len(self.source), *fresh.shape[1:], dtype=torch.float16)
-            kept[missing] = fresh.to(kept)
-            self.has[missing] = True
-        assert self.kept is not None
-        return copy_to_device(self.kept[rows], device).float()
+            new = self._extract(missing)
+            if self.cached is None and len(self.source) * new[0].numel() * 2 > MAX_CACHED_BYTES:
+                return new[copy_to_device(torch.from_numpy(inverse), device)].float()
+            cached = self.cached
+            if cached is None:
+                cached = self.cached = torch.zeros(len(self.source), *new.shape[1:], dtype=torch.float16)
+            cached[missing] = new.to(cached)
+            self.is_cached[missing] = True
+        assert self.cached is not None
+        return copy_to_device(self.cached[rows], device).float()
 
-    def _see(self, rows: ConditionIndices) -> Float[Tensor, "b n c"]:
+    def _extract(self, rows: ConditionIndices) -> Float[Tensor, "b n c"]:
         device = next(self.backbone.parameters()).device
-        found: list[Tensor] = []
-        good: list[int] = []
-        for batch in make_loader(Subset(self.source, rows), self.loading, self.how, train=False):
+        features: list[Tensor] = []
+        read_rows: list[int] = []
+        for batch in make_loader(Subset(self.source, rows), self.loading, self.preprocess, train=False):
             images = preprocess_batch(
-                batch["image"].to(device), self.how.mean, self.how.std, self.how.background
+                batch["image"].to(device),
+                self.preprocess.mean,
+                self.preprocess.std,
+                self.preprocess.background,
             )
-            found.append(rearrange(self.backbone.features(images)[-1].float(), "b c h w -> b (h w) c"))
-            good += batch["row"]
-        if not found:
-            raise UserError("none of these pictures could be read")
-        seen = torch.cat(found)
-        whole = seen.new_zeros(
-            len(rows), *seen.shape[1:]
-        )  # damaged pictures, which no batch asks for, stay 0
-        whole[good] = seen
-        return whole
+            features.append(rearrange(self.backbone.features(images)[-1].float(), "b c h w -> b (h w) c"))
+            read_rows += batch["row"]
+        if not features:
+            raise DataError("none of the images of a batch could be read; check the data's files")
+        read_features = torch.cat(features)
+        full = read_features.new_zeros(
+            len(rows), *read_features.shape[1:]
+        )  # damaged images, which are in no batch, stay 0
+        full[read_rows] = read_features
+        return full
 
 
-def spread(size: int, count: int) -> list[int]:
-    """`count` indices, spread evenly."""
+def evenly_spaced(size: int, count: int) -> list[int]:
+    """Return `count` evenly spaced indices below `size`, or all if there are fewer."""
     return [i * size // count for i in range(min(count, size))]
 
 
 def tokens_needed(texts: Sequence[str], tokenizer: Tokenizer) -> int:
-    """Tokens of the longest text with start and end, rounded up to a multiple of 4, from 8 to 77."""
+    """Return the length of the longest text with start and end token, rounded up to a multiple of 4, from 8 to 77."""
     longest = max((len(tokenizer.ids(text)) for text in texts), default=0) + 2
     return min(max(-(-longest // 4) * 4, 8), MAX_TOKENS)

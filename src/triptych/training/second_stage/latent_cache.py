@@ -1,9 +1,9 @@
-"""Latents of a whole source, encoded once and kept on disk: shards that appear whole or not at all.
+"""Latents of all images of a source, encoded once and cached on disk in shards that are written atomically.
 
-    latents/train/about.json          what they were made of: first stage, data, size
-    latents/train/00000.safetensors   mean and std of each picture and of its mirror image, scaled; which rows these are
+    latents/train/about.json          what they depend on: first stage, data, size
+    latents/train/00000.safetensors   mean and std of each image and of its mirror image, scaled; and their rows
 
-A shard is what is lost at most when a run is killed: the next one goes on with those that are missing.
+If a run is killed, at most one shard of each process is lost; the next run encodes those that are missing.
 """
 
 import bisect
@@ -32,36 +32,37 @@ from triptych.data.example import Batch
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError, TriptychError
 from triptych.models.autoencoder import FirstStage
 from triptych.network import Network
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Moments of some pictures, and which rows they are, in rising order."""
+    """Moments of some images, and their rows in ascending order."""
 
     tensors: dict[str, Tensor]
     rows: list[int]
 
-    def joined(self, other: "_Encoded") -> "_Encoded":
+    def append(self, other: "_Encoded") -> "_Encoded":
+        """Return both, those of `other` after these."""
         if not self.rows:
             return other
         tensors = {name: torch.cat([t, other.tensors[name]]) for name, t in self.tensors.items()}
         return _Encoded(tensors, self.rows + other.rows)
 
     def split(self, row: int) -> tuple["_Encoded", "_Encoded"]:
-        """What comes before that row, and the rest."""
-        at = bisect.bisect_left(self.rows, row)
+        """Return the images before a row, and the rest."""
+        index = bisect.bisect_left(self.rows, row)
         return (
-            _Encoded({name: t[:at] for name, t in self.tensors.items()}, self.rows[:at]),
-            _Encoded({name: t[at:] for name, t in self.tensors.items()}, self.rows[at:]),
+            _Encoded({name: t[:index] for name, t in self.tensors.items()}, self.rows[:index]),
+            _Encoded({name: t[index:] for name, t in self.tensors.items()}, self.rows[index:]),
         )
 
 
 class _ShardOrder:
-    """Batches that lie within a shard, so that what stands beside a picture, and with it the last bits of its latents,
-    does not depend on which shards are missing."""
+    """Batches that do not cross shards, so that the other images of a batch, which change the last bits of latents, do
+    not depend on which shards are missing."""
 
     def __init__(self, rows: Sequence[int], shard: int, batch_size: int):
         numbers = np.asarray(rows) // shard
@@ -78,39 +79,46 @@ class _ShardOrder:
 log = logging.getLogger(__name__)
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-MAX_MEMORY = 1 << 30  # bytes of latents that are held in memory; more are read from the mapped files
+MAX_MEMORY = 1 << 30  # bytes of latents that are copied into memory; more are read from the mapped files
 LOG_EVERY = 15.0  # seconds
 
 
 class LatentCache(Dataset):
-    """Asked for indices, gives the batch of their latents: "mean" and, of a KL first stage, "std" (b, ways, c, h, w),
-    the second way being the mirror image; "label", "id", "row", "bad" and "caption" as of pictures.
+    """A data set of latents, which returns a batch for a list of indices.
 
-    Until `fill` was called nothing is written, and what is asked for is encoded each time.
+    A batch has "mean" and, for a KL first stage, "std" (b, views, c, h, w), where the second view is the mirror image;
+    and "label", "id", "row", "bad" and "caption" as batches of images have.
+
+    Until `fill` is called nothing is written, and latents are encoded at each request.
 
     Args:
-        source: the pictures.
-        first_stage: on the device to encode on; in fp32 whatever the precision of the run.
-        how: size, crop, mean and std of what the first stage is fed.
-        mirrored: keep mirror images too.
-        loading: workers, and what to do about damaged pictures.
-        dtype: of the numbers kept, "fp16" or "fp32".
-        shard: pictures a file.
-        batch_size: pictures encoded at a time.
+        source: the images.
+        first_stage: the encoder, on its device; it runs in fp32 regardless of the run's precision.
+        preprocess: size, crop, mean and std of the first stage's inputs.
+        mirrored: also cache mirror images.
+        loading: worker processes, and what to do about damaged images.
+        dtype: data type in the cache, "fp16" or "fp32".
+        shard: images per file.
+        batch_size: images that are encoded at a time.
     """
 
     def __init__(
         self,
         source: Source,
         first_stage: FirstStage,
-        how: Any,
+        preprocess: Any,
         mirrored: bool,
         loading: DataConfig,
         dtype: str = "fp16",
         shard: int = 1024,
         batch_size: int = 32,
     ):
-        self.source, self.first_stage, self.how, self.mirrored = source, first_stage, how, mirrored
+        self.source, self.first_stage, self.preprocess, self.mirrored = (
+            source,
+            first_stage,
+            preprocess,
+            mirrored,
+        )
         self.loading = loading
         self.dtype, self.shard, self.batch_size = DTYPES[dtype], shard, batch_size
         self.labels = source.labels
@@ -118,53 +126,55 @@ class LatentCache(Dataset):
             "version": 1,
             "first stage": encoder_hash(first_stage),
             "data": source.fingerprint,
-            "pictures": len(source),
-            "size": list(how.size),
+            "pictures": len(source),  # words: quoted
+            "size": list(preprocess.size),
             "mirrored": mirrored,
             "numbers": dtype,
             "shard": shard,
         }
         self._shards: list[dict[str, Tensor]] = []
-        self._shard_of = self._at = np.empty(0, np.int64)
+        self._shard_of = self._position = np.empty(0, np.int64)
         self._bad: dict[int, tuple[str, str]] = {}
-        self._reasons: dict[str, str] = {}  # what is wrong with damaged pictures, by name
+        self._reasons: dict[str, str] = {}  # why damaged images could not be read, by name
 
     def __len__(self) -> int:
         return len(self.source)
 
     def fill(self, folder: Path, group: ProcessGroup = SINGLE_PROCESS) -> None:
-        """Encode what `folder` does not hold yet, and use what it holds from now on.
+        """Encode what is missing in `folder`, and read latents from there from now on. All processes call this.
 
         Raises:
-            UserError: it holds the latents of another first stage, of other data or another size.
+            ConfigError: the folder has latents of another first stage, other data or another size; or latents are NaN
+                or infinite in the cache's data type.
+            DataError: no image can be read.
         """
         if group.is_main:
-            claim(folder, self.about)
+            claim_cache(folder, self.about)
         group.barrier()
         parts = [range(i, min(i + self.shard, len(self))) for i in range(0, len(self), self.shard)]
         paths = [folder / f"{i:05d}.safetensors" for i in range(len(parts))]
-        missing = [i for i, path in enumerate(paths) if not _intact(path)]
-        group.barrier()  # all have looked
-        mine = missing[group.rank :: group.size]
-        if mine:
-            self._encode_shards([(parts[i], paths[i]) for i in mine])
-        group.barrier()  # all have written
+        missing = [i for i, path in enumerate(paths) if not _is_intact(path)]
+        group.barrier()  # before the first shard is written
+        own = missing[group.rank :: group.size]
+        if own:
+            self._encode_shards([(parts[i], paths[i]) for i in own])
+        group.barrier()  # after the last one is written
         self._open(paths)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         rows = np.asarray(indices, np.int64)
         if not self._shards:
-            found = _Encoded({}, [])
-            for batch in self._encoded(rows.tolist()):
-                found = found.joined(batch)
-            return self._make_batch(found.tensors, found.rows, {})
+            encoded = _Encoded({}, [])
+            for batch in self._encode(rows.tolist()):
+                encoded = encoded.append(batch)
+            return self._make_batch(encoded.tensors, encoded.rows, {})
         bad = dict(self._bad[row] for row in rows[self._shard_of[rows] < 0].tolist())
         rows = rows[self._shard_of[rows] >= 0]
-        found = {name: self._gather(name, rows) for name in self._shards[0] if name != "rows"}
-        return self._make_batch(found, rows.tolist(), bad)
+        tensors = {name: self._gather(name, rows) for name in self._shards[0] if name != "rows"}
+        return self._make_batch(tensors, rows.tolist(), bad)
 
     def deviation(self) -> float:
-        """Standard deviation of the latents, which a second stage expects to be 1."""
+        """Return the standard deviation of the latents, which the second stage expects to be 1."""
         total = squares = count = 0.0
         for shard in self._shards:
             mean = shard["mean"][:4096].double()
@@ -173,93 +183,94 @@ class LatentCache(Dataset):
             )  # fmt: skip
         return max(squares / count - (total / count) ** 2, 0.0) ** 0.5 if count else 1.0
 
-    def _make_batch(self, found: dict[str, Tensor], rows: list[int], bad: dict[str, str]) -> Batch:
+    def _make_batch(self, tensors: dict[str, Tensor], rows: list[int], bad: dict[str, str]) -> Batch:
         labels = torch.full((len(rows),), -1) if self.labels is None else torch.from_numpy(self.labels[rows])
         more = {"row": rows, "id": [str(row) for row in rows], "caption": [None] * len(rows), "bad": bad}
-        return cast(Batch, {**found, "label": labels, **more})
+        return cast(Batch, {**tensors, "label": labels, **more})
 
     def _gather(self, name: str, rows: np.ndarray) -> Tensor:
-        shards, at = self._shard_of[rows], self._at[rows]
+        shards, positions = self._shard_of[rows], self._position[rows]
         if len(self._shards) == 1:
-            return self._shards[0][name][torch.from_numpy(at)]
+            return self._shards[0][name][torch.from_numpy(positions)]
         out = torch.empty(len(rows), *self._shards[0][name].shape[1:], dtype=self.dtype)
         for number in np.unique(shards):
-            here = torch.from_numpy(np.flatnonzero(shards == number))
-            out[here] = self._shards[number][name][torch.from_numpy(at)[here]]
+            index = torch.from_numpy(np.flatnonzero(shards == number))
+            out[index] = self._shards[number][name][torch.from_numpy(positions)[index]]
         return out
 
     def _open(self, paths: Sequence[Path]) -> None:
-        """Map the shards; few are copied into memory as one."""
+        """Map the shards into memory; small ones are copied into memory as one."""
         shards = [shard for shard in map(load_file, paths) if len(shard["rows"])]
         for path in paths:
             with safe_open(path, framework="pt") as file:
                 self._bad |= {
-                    int(row): (name, why) for row, (name, why) in json.loads(file.metadata()["bad"]).items()
+                    int(row): (name, reason)
+                    for row, (name, reason) in json.loads(file.metadata()["bad"]).items()
                 }
         if not shards:
-            raise UserError(f"no picture could be read; the first: {next(iter(self._bad.values()))[1]}")
-        whole = sum(t.nbytes for shard in shards for t in shard.values()) <= MAX_MEMORY
-        if whole:
+            raise DataError(f"no image could be read; the first: {next(iter(self._bad.values()))[1]}")
+        if sum(t.nbytes for shard in shards for t in shard.values()) <= MAX_MEMORY:
             shards = [{name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}]
         self._shards = shards
-        self._shard_of, self._at = np.full(len(self), -1, np.int64), np.zeros(len(self), np.int64)
+        self._shard_of, self._position = np.full(len(self), -1, np.int64), np.zeros(len(self), np.int64)
         for number, shard in enumerate(shards):
             rows = shard["rows"].numpy()
-            self._shard_of[rows], self._at[rows] = number, np.arange(len(rows))
+            self._shard_of[rows], self._position[rows] = number, np.arange(len(rows))
 
     def _encode_shards(self, work: Sequence[tuple[range, Path]]) -> None:
-        """Encode in one pass of the loader, and write each shard as soon as it is whole."""
+        """Encode in one pass over the loader, and write each shard as soon as it is complete."""
         count = sum(len(rows) for rows, _ in work)
-        began = said = time.monotonic()
-        batches = self._encoded([row for rows, _ in work for row in rows])
-        found, done = _Encoded({}, []), 0
+        started = last_logged = time.monotonic()
+        batches = self._encode([row for rows, _ in work for row in rows])
+        pending, done = _Encoded({}, []), 0
         for rows, path in work:
-            while (not found.rows or found.rows[-1] < rows.stop) and (
+            while (not pending.rows or pending.rows[-1] < rows.stop) and (
                 more := next(batches, None)
             ) is not None:
-                found = found.joined(more)
-            here, found = found.split(rows.stop)
-            self._write(path, here, rows)
+                pending = pending.append(more)
+            shard, pending = pending.split(rows.stop)
+            self._write(path, shard, rows)
             done += len(rows)
             now = time.monotonic()
-            if now - said > LOG_EVERY or done == count:
+            if now - last_logged > LOG_EVERY or done == count:
                 log.info(
-                    "encoded %s of %s pictures, %.0f a second",
+                    "encoded %s of %s images, %.0f per second",
                     f"{done:,}",
                     f"{count:,}",
-                    done / (now - began),
+                    done / (now - started),
                 )
-                said = now
+                last_logged = now
 
-    def _write(self, path: Path, found: "_Encoded", rows: Sequence[int]) -> None:
-        tensors = {name: t.to(self.dtype).contiguous() for name, t in found.tensors.items()}
+    def _write(self, path: Path, shard: "_Encoded", rows: Sequence[int]) -> None:
+        """Write a shard; those of `rows` that it lacks are damaged."""
+        tensors = {name: t.to(self.dtype).contiguous() for name, t in shard.tensors.items()}
         if not all(t.isfinite().all() for t in tensors.values()):
-            raise UserError(
-                f"latents are not finite in {str(self.dtype).removeprefix('torch.')}; set cache.dtype to fp32, or use "
-                "another first stage"
+            raise ConfigError(
+                f"latents are NaN or infinite in {str(self.dtype).removeprefix('torch.')}; set cache.dtype to fp32, or "
+                "use another first stage"
             )
-        bad = self._bad_reasons(sorted(set(rows).difference(found.rows)))
-        tensors["rows"] = torch.tensor(found.rows, dtype=torch.int64)
+        bad = self._bad_reasons(sorted(set(rows).difference(shard.rows)))
+        tensors["rows"] = torch.tensor(shard.rows, dtype=torch.int64)
         data = to_safetensors(tensors, metadata={"bad": json.dumps(bad)})
         write_atomically(path, lambda file: file.write(data))
 
     def _bad_reasons(self, rows: Sequence[int]) -> dict[int, list[str]]:
-        """Name of each damaged picture, and what is wrong with it."""
-        found = {}
+        """Return the name of each damaged image, and why it could not be read."""
+        reasons = {}
         for row in rows:
             try:
                 name = self.source[row].id
-            except UserError as problem:
-                found[row] = [f"example {row}", str(problem)]
+            except TriptychError as error:
+                reasons[row] = [f"example {row}", str(error)]
             else:
-                found[row] = [name, self._reasons.get(name, "it could not be read")]
-        return found
+                reasons[row] = [name, self._reasons.get(name, "it could not be read")]
+        return reasons
 
     @torch.no_grad()
-    def _encoded(self, rows: list[int]) -> Iterator["_Encoded"]:
-        """The moments of some pictures, batch by batch; damaged ones are left out."""
+    def _encode(self, rows: list[int]) -> Iterator["_Encoded"]:
+        """Yield the moments of some images, batch by batch. Damaged images are left out."""
         device = next(self.first_stage.parameters()).device
-        few = len(rows) <= 2 * self.batch_size  # no processes for so little
+        few = len(rows) <= 2 * self.batch_size  # not worth worker processes
         loading = replace(
             self.loading,
             eval_batch_size=self.batch_size,
@@ -267,22 +278,24 @@ class LatentCache(Dataset):
             workers=0 if few else self.loading.workers,
         )
         order = _ShardOrder(rows, self.shard, self.batch_size)
-        loader = make_loader(Subset(self.source, rows), loading, self.how, train=False, order=order)
+        loader = make_loader(Subset(self.source, rows), loading, self.preprocess, train=False, order=order)
         for batch in loader:
             self._reasons |= loader.bad
             images = preprocess_batch(
-                batch["image"].to(device), self.how.mean, self.how.std, self.how.background
+                batch["image"].to(device),
+                self.preprocess.mean,
+                self.preprocess.std,
+                self.preprocess.background,
             )
             with torch.autocast(device.type, enabled=False):
-                each = [
-                    self._moments(way) for way in ([images, images.flip(-1)] if self.mirrored else [images])
-                ]
-            found = {name: torch.stack([way[name] for way in each], 1).cpu() for name in each[0]}
-            yield _Encoded(found, [rows[i] for i in batch["row"]])
+                views = [images, images.flip(-1)] if self.mirrored else [images]
+                moments = [self._moments(view) for view in views]
+            tensors = {name: torch.stack([view[name] for view in moments], 1).cpu() for name in moments[0]}
+            yield _Encoded(tensors, [rows[i] for i in batch["row"]])
         self._reasons |= loader.bad
 
     def _moments(self, images: Tensor) -> dict[str, Tensor]:
-        """Scaled mean of the latents, and their standard deviation where there is one."""
+        """Return the scaled mean of the latents, and for a KL first stage their standard deviation."""
         stage = self.first_stage
         moments = stage.embed(images)
         mean = stage.scaled(stage.draw(moments))
@@ -292,7 +305,7 @@ class LatentCache(Dataset):
 
 
 def encoder_hash(net: Network) -> str:
-    """Hex digits of what latents depend on: the config and every number but a decoder's."""
+    """Return a hash of what latents depend on: the config and all weights except a decoder's."""
     digest = hashlib.sha256(json.dumps(to_json(net.config), sort_keys=True).encode())
     for name, tensor in sorted(net.state_dict().items()):
         if not name.startswith(("decoder.", "post_quant.", "codebook.")):
@@ -303,36 +316,39 @@ def encoder_hash(net: Network) -> str:
     return digest.hexdigest()[:32]
 
 
-def claim(folder: Path, about: dict[str, Any]) -> None:
-    """Make `folder` the place of these latents.
+def claim_cache(folder: Path, about: dict[str, Any]) -> None:
+    """Claim a folder for these latents by writing its about.json.
+
+    Args:
+        about: the content of about.json.
 
     Raises:
-        UserError: it holds others, or something else.
+        ConfigError: the folder has other latents, or other files.
     """
     path = folder / "about.json"
     if path.exists():
         try:
-            was = json.loads(path.read_text(encoding="utf-8"))
+            existing = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            was = {}
+            existing = {}
         for name, value in about.items():
-            if was.get(name) != value:
-                what = (
+            if existing.get(name) != value:
+                difference = (
                     f"another {name}"
                     if name in ("first stage", "data")
-                    else f"{name} {was.get(name)}, not {value}"
+                    else f"{name} {existing.get(name)}, not {value}"
                 )
-                raise UserError(
-                    f"{folder} holds latents of {what}; remove it, or give another --cache.folder"
+                raise ConfigError(
+                    f"{folder} has latents of {difference}; remove it, or give another --cache.folder"
                 )
         return
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files and no about.json; give another --cache.folder")
+        raise ConfigError(f"{folder} has files and no about.json; give another --cache.folder")
     write_text_atomically(path, json.dumps(about, indent=1) + "\n")
 
 
-def _intact(path: Path) -> bool:
-    """Whether a shard is there and its header and length agree; one that was damaged since is made again."""
+def _is_intact(path: Path) -> bool:
+    """Return whether a shard exists and its header fits its length; a damaged one is encoded again."""
     if not path.exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""The second stage as a task: a denoiser learns to undo noise in the latents of a frozen first stage."""
+"""The task of the second stage: train a denoiser on the latents of a frozen first stage."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -27,38 +27,46 @@ from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.network import Network
 from triptych.training.configs.second_stage import SamplesConfig
 from triptych.training.second_stage.conditions import Condition, ConditionIndices
-from triptych.training.second_stage.samples import paint, save_samples
+from triptych.training.second_stage.samples import generate_samples, save_samples
 from triptych.training.task import LossOutput
 
 
 class SecondStage(Network):
-    """What learns of a latent diffusion model: the denoiser, and what reads its condition unless that is frozen. The
-    first stage is not among it, so that no average, optimiser or checkpoint carries it along."""
+    """The trained part of a latent diffusion model: the denoiser, and the encoder of its condition unless it is frozen.
 
-    def __init__(self, config: LatentDiffusionConfig, unet: Network, text: Network | None):
+    The first stage is not a submodule, so it is in no moving average, optimizer or checkpoint.
+
+    Args:
+        config: config of the complete model.
+        network: the denoiser.
+        text_encoder: the trained encoder of the condition; None if there is none.
+    """
+
+    def __init__(self, config: LatentDiffusionConfig, network: Network, text_encoder: Network | None):
         super().__init__()
         self.config = config
         self.card = ModelCard()
-        self.network = unet
-        self.text_encoder = text
+        self.network = network
+        self.text_encoder = text_encoder
 
     def blocks(self) -> list[nn.Module]:
         return self.network.blocks()
 
 
 class Denoise:
-    """The loss of `diffusion.loss` on latents, encoded here or taken from a cache.
+    """The loss of `diffusion.loss` on latents, which are encoded here or read from a cache.
 
     Args:
-        config: how pictures are augmented before they are encoded.
-        noise: times, weights and noise.
-        first_stage: frozen; on the run's device.
-        frozen_text: a text encoder that does not learn, which the finished model holds too.
-        said, said_held: of the examples to learn from, and of those held back.
-        drop: share of pictures whose condition is left out.
-        card: of the finished model.
-        samples: what to paint at each evaluation.
-        bucketed: pictures come at the shape at which they are to be encoded.
+        config: how images are augmented before they are encoded.
+        noise: noise levels, loss weights and noise.
+        model: config of the complete model.
+        first_stage: the autoencoder, on the run's device; it gets frozen.
+        frozen_encoder: frozen encoder of the condition, which becomes a part of the saved model; None if there is none.
+        condition, held_out_condition: conditions of the training and of the held-out examples.
+        drop_condition: fraction of images that are trained without condition.
+        card: model card of the saved model.
+        samples: what to generate at each evaluation.
+        bucketed: whether batches have the shape at which they are encoded.
     """
 
     headline = "loss"
@@ -69,40 +77,48 @@ class Denoise:
         noise: NoiseConfig,
         model: LatentDiffusionConfig,
         first_stage: FirstStage,
-        frozen_text: Network | None,
-        said: Condition,
-        said_held: Condition,
-        drop: float,
+        frozen_encoder: Network | None,
+        condition: Condition,
+        held_out_condition: Condition,
+        drop_condition: float,
         card: ModelCard,
         samples: SamplesConfig,
         bucketed: bool = False,
     ):
         self.config, self.noise, self.model, self.card = config, noise, model, card
         self.first_stage = first_stage.eval().requires_grad_(False)
-        self.frozen_text = frozen_text
-        self.said, self.said_held, self.drop = said, said_held, drop
+        self.frozen_encoder = frozen_encoder
+        self.condition, self.held_out_condition = condition, held_out_condition
+        self.drop_condition = drop_condition
         self.process = Process(model.process)
         self.samples, self.bucketed = samples, bucketed
-        self.painted: Float[Tensor, "n 3 h w"] | None = None  # at the last evaluation
+        self.sample_images: Float[Tensor, "n 3 h w"] | None = None  # at the last evaluation
 
     def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
-        rng, generator = streams(batch["seed"], batch["label"].device)
-        chosen = self.said.choose(batch["row"], rng)
-        chosen = np.where(
-            distributed.draw_rows(len(chosen), rng.random) < self.drop, self.said.nothing, chosen
-        )
+        rng, generator = random_streams(batch["seed"], batch["label"].device)
+        indices = self.condition.choose(batch["row"], rng)
+        dropped = distributed.draw_rows(len(indices), rng.random) < self.drop_condition
+        indices = np.where(dropped, self.condition.null_index, indices)
         x0 = self.latents(batch, rng, generator)
-        return LossOutput(self.error(model, x0, self.said, chosen, generator), {})
+        return LossOutput(self.error(model, x0, self.condition, indices, generator), {})
 
     def error(
         self,
         model: Any,
         x0: Float[Tensor, "b c h w"],
-        said: Condition,
-        chosen: ConditionIndices,
+        condition: Condition,
+        indices: ConditionIndices,
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        context = said.context(model.text_encoder, chosen)
+        """Return the diffusion loss of latents.
+
+        Args:
+            model: a `SecondStage`, or the network that changes it (`Tune`).
+            x0: scaled latents.
+            condition, indices: the conditions of the images.
+            generator: RNG of noise levels and noise.
+        """
+        context = condition.context(model.text_encoder, indices)
         return diffusion_loss(
             lambda x, t: model.network(x, t, context), x0, self.process, self.noise, generator
         )
@@ -111,89 +127,92 @@ class Denoise:
     def latents(
         self, batch: Batch, rng: np.random.Generator | None, generator: torch.Generator
     ) -> Float[Tensor, "b c h w"]:
-        """Scaled latents in fp32, drawn from the posterior; without `rng` its mean for pictures as they are."""
+        """Return scaled latents in fp32, sampled from the posterior of augmented images; without `rng`, the posterior's
+        mean for images without augmentation."""
         if "mean" in batch:
-            mean, std = batch["mean"], batch.get("std")  # b ways c h w
-            way = torch.zeros(len(mean), dtype=torch.int64)
+            mean, std = batch["mean"], batch.get("std")  # b views c h w
+            view = torch.zeros(len(mean), dtype=torch.int64)
             if rng is not None:
                 flipped = distributed.draw_rows(len(mean), rng.random) < self.config.flip
-                way = torch.from_numpy(flipped.astype(np.int64))
-            at = torch.arange(len(mean), device=mean.device), copy_to_device(way, mean.device)
-            z = mean[at].float()
-            return z if std is None or rng is None else z + std[at].float() * normal(z, generator)
+                view = torch.from_numpy(flipped.astype(np.int64))
+            index = torch.arange(len(mean), device=mean.device), copy_to_device(view, mean.device)
+            z = mean[index].float()
+            return z if std is None or rng is None else z + std[index].float() * standard_normal(z, generator)
         with torch.autocast(batch["image"].device.type, enabled=False):
             if rng is None:
                 images = preprocess_batch(
                     batch["image"], self.config.mean, self.config.std, self.config.background
                 )
             elif self.bucketed:
-                how = replace(self.config, image_size=tuple(batch["image"].shape[-2:]))
-                images, _ = augment(batch["image"], None, how, cast(TrainBatch, batch)["seed"])
+                options = replace(self.config, image_size=tuple(batch["image"].shape[-2:]))
+                images, _ = augment(batch["image"], None, options, cast(TrainBatch, batch)["seed"])
             else:
                 seed = cast(TrainBatch, batch)["seed"]
                 images, _ = augment(batch["image"], None, self.config, seed, aspect=batch["aspect"])
         moments = self.first_stage.embed(images).float()
         z = self.first_stage.draw(moments)
         if rng is not None:
-            z = self.first_stage.draw(moments, noise=normal(z, generator))
+            z = self.first_stage.draw(moments, noise=standard_normal(z, generator))
         return self.first_stage.scaled(z)
 
     @torch.no_grad()
     def evaluate(
         self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
     ) -> Iterator[tuple[str, float]]:
-        """The loss on what was held back, at times and noise that are the same each time."""
+        """Yield the loss on the held-out examples, with the same noise levels and noise at each evaluation."""
         device = next(model.parameters()).device
         total, count = 0.0, 0
         for i, batch in enumerate(loader):
             batch = cast(Batch, {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-            _, generator = streams((0, batch.get("number", i)), device)
+            _, generator = random_streams((0, batch.get("number", i)), device)
             x0 = self.latents(batch, None, generator)
-            chosen = self.said_held.choose(batch["row"], None)
-            total += self.error(model, x0, self.said_held, chosen, generator).item() * len(x0)
+            indices = self.held_out_condition.choose(batch["row"], None)
+            total += self.error(model, x0, self.held_out_condition, indices, generator).item() * len(x0)
             count += len(x0)
         total, count = group.all_sum(total, count)
         yield "loss", total / count
         yield "count", int(count)
         if self.samples.count and group.is_main:
-            how = self.samples
-            self.painted = paint(self.product(model), how.prompts, how.count, how.steps, how.guidance)
+            options = self.samples
+            self.sample_images = generate_samples(
+                self.product(model), options.prompts, options.count, options.steps, options.guidance
+            )
 
-    def illustrate(self, out: Path, step: int) -> None:
-        """Write what was painted at the last evaluation."""
-        if self.painted is not None:
-            save_samples(self.painted, self.samples.prompts, out / "samples" / f"step-{step:07d}.png")
+    def save_images(self, out: Path, step: int) -> None:
+        """Write the images that were generated at the last evaluation."""
+        if self.sample_images is not None:
+            save_samples(self.sample_images, self.samples.prompts, out / "samples" / f"step-{step:07d}.png")
 
-    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
-        """The newest: a denoiser's loss hardly tells how good its pictures are, and its average grows better to the
-        end. Of two evaluations the one kept so far has its step beside it."""
-        return (0.0 if "step" in figures else 1.0,)
+    def rank(self, metrics: dict[str, float], /) -> tuple[float, ...]:
+        """Rank the newest weights highest: the loss of a denoiser says little about its images, and the moving average
+        improves until the end. The metrics of an earlier evaluation have a "step"."""
+        return (0.0 if "step" in metrics else 1.0,)
 
     def product(self, net: Any) -> LatentDiffusion:
-        """The whole latent diffusion model."""
+        """Return the complete latent diffusion model."""
         with torch.device("meta"):
-            whole: Any = LatentDiffusion(net.config)
-        whole.autoencoder, whole.network = self.first_stage, net.network
-        seeing = whole.text_encoder
-        whole.text_encoder = self.frozen_text if net.text_encoder is None else net.text_encoder
+            model: Any = LatentDiffusion(net.config)
+        model.autoencoder, model.network = self.first_stage, net.network
+        image_tokens = model.text_encoder
+        model.text_encoder = self.frozen_encoder if net.text_encoder is None else net.text_encoder
         if isinstance(net.text_encoder, TokenProjection):
-            assert isinstance(self.frozen_text, ImageTokens)
-            seeing.backbone, seeing.projection = self.frozen_text.backbone, net.text_encoder
-            whole.text_encoder = seeing
-        whole.card = self.card
-        return whole.eval()
+            assert isinstance(self.frozen_encoder, ImageTokens)
+            image_tokens.backbone, image_tokens.projection = self.frozen_encoder.backbone, net.text_encoder
+            model.text_encoder = image_tokens
+        model.card = self.card
+        return model.eval()
 
 
-def streams(seed: Sequence[int], device: torch.device) -> tuple[np.random.Generator, torch.Generator]:
-    """Two streams of chance from a step's seed: numpy's for what is chosen, torch's on the device for noise."""
+def random_streams(seed: Sequence[int], device: torch.device) -> tuple[np.random.Generator, torch.Generator]:
+    """Return two RNGs seeded by a step: numpy's for random choices, and torch's on the device for noise."""
     entropy = [len(seed), *(int(n) % 2**64 for n in seed)]
     choice, noise = np.random.SeedSequence(entropy).spawn(2)
-    words = int(noise.generate_state(1, np.uint64)[0] >> 1)
-    return np.random.default_rng(choice), torch.Generator(device).manual_seed(words)
+    noise_seed = int(noise.generate_state(1, np.uint64)[0] >> 1)
+    return np.random.default_rng(choice), torch.Generator(device).manual_seed(noise_seed)
 
 
-def normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of a tensor's shape."""
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return standard normal noise of a tensor's shape."""
     return distributed.draw_rows(
         len(like), lambda n: torch.randn((n, *like.shape[1:]), generator=generator, device=like.device)
     )

@@ -1,4 +1,4 @@
-"""Image classification: the task, and how a run of it is built."""
+"""Image classification: the task, distillation, and building a run."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -17,7 +17,7 @@ from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
 from triptych.device import copy_to_device
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, DataError
 from triptych.evaluation.classification import measure_classification
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.lora import add_low_rank
@@ -27,12 +27,28 @@ from triptych.network import Network
 from triptych.training.configs.base import ClassifyConfig
 from triptych.training.runner import Run, make_run, match_preprocessing
 from triptych.training.task import LossOutput
-from triptych.training.tasks.initial_network import freeze, load_backbone, origin, parsed, set_drop_path
+from triptych.training.tasks.initial_network import (
+    describe_origin,
+    freeze,
+    load_backbone,
+    parse_model_args,
+    set_drop_path,
+)
 
 
 class Classify:
-    """Classification of augmented batches with soft targets: cross entropy, or one binary cross entropy a class
-    whose targets are 1 for every class that was mixed in (DeiT III, Touvron et al. 2022, Section 3.1)."""
+    """Classification of augmented batches with soft targets.
+
+    The loss is the cross entropy, or the sum of a binary cross entropy for each class, with target 1 for all classes
+    that are mixed into an image (DeiT III, Touvron et al. 2022, Section 3.1).
+
+    Args:
+        config: augmentation.
+        card: model card of the network.
+        num_classes: number of classes.
+        loss: "cross_entropy" or "binary".
+        teacher: for distillation; None is off.
+    """
 
     headline = "top1"
 
@@ -44,112 +60,133 @@ class Classify:
         loss: str = "cross_entropy",
         teacher: "Teacher | None" = None,
     ):
-        self.config, self.card, self.num_classes, self.kind = config, card, num_classes, loss
+        self.config, self.card, self.num_classes, self.loss_type = config, card, num_classes, loss
         self.teacher = teacher
 
     def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
-        with torch.autocast(batch["image"].device.type, enabled=False):  # pixels are warped and mixed in fp32
+        with torch.autocast(batch["image"].device.type, enabled=False):  # images are augmented in fp32
             images, targets = augment(
                 batch["image"], batch["label"], self.config, batch["seed"], self.num_classes, batch["aspect"]
             )
         assert targets is not None  # there are labels
         logits = model(images).float()  # B K
-        if self.kind == "binary":
+        if self.loss_type == "binary":
             present = (targets > self.config.label_smoothing / self.num_classes).float()
             loss = F.binary_cross_entropy_with_logits(logits, present, reduction="none").sum(1).mean()
         else:
             loss = -(targets * logits.log_softmax(dim=1)).sum(1).mean()
         if self.teacher is not None:
-            loss = self.teacher.join(loss, logits, images, self.card)
-        right = (logits.argmax(1) == batch["label"]).float().mean()
-        return LossOutput(loss, {"train_top1": right.detach()})
+            loss = self.teacher.distillation_loss(loss, logits, images, self.card)
+        top1 = (logits.argmax(1) == batch["label"]).float().mean()
+        return LossOutput(loss, {"train_top1": top1.detach()})
 
     def evaluate(
         self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
     ) -> Iterator[tuple[str, float]]:
-        figures = measure_classification(
+        metrics = measure_classification(
             model, loader, self.card.preprocess, self.num_classes, self.card.groupings, group
         )
-        for name, value in figures.items():
+        for name, value in metrics.items():
             if isinstance(value, int | float):
                 yield name, value
 
-    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
-        """By top-1; among equals, as a small set has many, by the loss."""
-        return figures["top1"], -figures["loss"]
+    def rank(self, metrics: dict[str, float], /) -> tuple[float, ...]:
+        """Rank by top-1, and by the loss if it is equal, which is frequent on small sets."""
+        return metrics["top1"], -metrics["loss"]
 
     def product(self, net: Any) -> Any:
         return net
 
 
 class Teacher:
-    """Distillation (Hinton et al. 2015, Section 2): the student also learns the probabilities that a trained network of
-    the same classes gives to the same augmented images."""
+    """Distillation (Hinton et al. 2015, Section 2): the student is also trained to predict the probabilities that a
+    trained network of the same classes predicts for the same augmented images.
+
+    Args:
+        net: the teacher; it gets frozen.
+        share: weight of the distillation loss, from 0 to 1; the loss on labels has the rest.
+        temperature: temperature that both networks' logits are divided by.
+    """
 
     def __init__(self, net: Network, share: float, temperature: float):
         self.net, self.share, self.temperature = net.eval().requires_grad_(False), share, temperature
 
-    def join(
+    def distillation_loss(
         self,
         loss: Float[Tensor, ""],
         logits: Float[Tensor, "b k"],
         images: Float[Tensor, "b c h w"],
         card: ModelCard,
     ) -> Float[Tensor, ""]:
-        """(1 - share) times the loss on the labels, plus share T^2 KL(teacher || student) at temperature T."""
-        told = self.answer(images, card).div(self.temperature).log_softmax(1)
-        guessed = (logits / self.temperature).log_softmax(1)
-        gap = (told.exp() * (told - guessed)).sum(1).mean()
-        return (1 - self.share) * loss + self.share * self.temperature**2 * gap
+        """Return (1 - share) loss + share T^2 KL(teacher || student), at temperature T.
+
+        Args:
+            loss: loss on the labels.
+            logits: logits of the student.
+            images: inputs of the student.
+            card: model card of the student.
+        """
+        targets = self.predict(images, card).div(self.temperature).log_softmax(1)
+        predicted = (logits / self.temperature).log_softmax(1)
+        divergence = (targets.exp() * (targets - predicted)).sum(1).mean()
+        return (1 - self.share) * loss + self.share * self.temperature**2 * divergence
 
     @torch.no_grad()
-    def answer(self, images: Float[Tensor, "b c h w"], card: ModelCard) -> Float[Tensor, "b k"]:
-        """The teacher's logits for images that were normalised as the student's card says."""
-        now, then = card.preprocess, self.net.card.preprocess
+    def predict(self, images: Float[Tensor, "b c h w"], card: ModelCard) -> Float[Tensor, "b k"]:
+        """Return the teacher's logits for images that are normalized as the student's card says."""
+        current, needed = card.preprocess, self.net.card.preprocess
         self.net.to(images.device)
-        if (now.mean, now.std) != (then.mean, then.std):
-            rows = torch.tensor((now.mean, now.std, then.mean, then.std))
+        if (current.mean, current.std) != (needed.mean, needed.std):
+            rows = torch.tensor((current.mean, current.std, needed.mean, needed.std))
             columns = copy_to_device(rows, images.device)[:, :, None, None]
             images = (images * columns[1] + columns[0] - columns[2]) / columns[3]
-        if images.shape[-2:] != then.size:
-            images = F.interpolate(images, size=then.size, mode="bicubic", antialias=True)
+        if images.shape[-2:] != needed.size:
+            images = F.interpolate(images, size=needed.size, mode="bicubic", antialias=True)
         return self.net(images).float()
 
 
 def prepare(config: ClassifyConfig) -> Run:
-    """Open the data, build the network, and place it."""
+    """Open the data, build the network, and place it on the device.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: config, data and weights do not fit together.
+    """
     loading = config.loading
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
     classes = tuple(source.classes or ())
     if not classes:
-        raise UserError(
+        raise DataError(
             f"{config.data} has no labels, and classification needs them; name --loading.label-column"
         )
     if len(classes) == 1:
-        raise UserError(
+        raise DataError(
             f"{config.data} has one class, {classes[0]!r}, and two are needed; add another folder of images"
         )
     net = build_network(config, classes, dict(source.groupings))
-    how = net.card.preprocess
+    preprocess = net.card.preprocess
     return make_run(
         config,
         net,
         Classify(
-            match_preprocessing(config.augment, how),
+            match_preprocessing(config.augment, preprocess),
             net.card,
             len(classes),
             config.loss,
             load_teacher(config, classes),
         ),
-        make_loader(source, loading, how, train=True, seed=config.loop.seed),
-        make_loader(held_out, loading, how, train=False),
+        make_loader(source, loading, preprocess, train=True, seed=config.loop.seed),
+        make_loader(held_out, loading, preprocess, train=False),
         source.fingerprint,
         (len(source), len(held_out)),
     )
 
 
 def load_teacher(config: ClassifyConfig, classes: tuple[str, ...]) -> Teacher | None:
-    """The network to learn from, if one is named."""
+    """Load the teacher of a config; None if it names none.
+
+    Raises:
+        CheckpointError: it is not a classifier of `classes`.
+    """
     if config.teacher is None:
         return None
     net = weights.load(config.teacher).float()
@@ -158,8 +195,8 @@ def load_teacher(config: ClassifyConfig, classes: tuple[str, ...]) -> Teacher | 
         or net.config.num_classes != len(classes)
         or (net.card.classes or classes) != classes
     ):
-        raise UserError(
-            f"the teacher {config.teacher} knows {net.config.num_classes} classes, which are not the {len(classes)} of "
+        raise CheckpointError(
+            f"the teacher {config.teacher} has {net.config.num_classes} classes, which are not the {len(classes)} of "
             f"{config.data}; give a classifier that was trained on them"
         )
     return Teacher(net, config.teacher_share, config.temperature)
@@ -168,11 +205,11 @@ def load_teacher(config: ClassifyConfig, classes: tuple[str, ...]) -> Teacher | 
 def build_network(
     config: ClassifyConfig, classes: tuple[str, ...], groupings: dict[str, tuple[str, ...]]
 ) -> Network:
-    """The network to train: by name with random weights, or loaded; with a head for `classes`."""
+    """Return the network to train, created by name with random weights or loaded, with a head for `classes`."""
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
         if config.init is None:
-            changes: dict[str, Any] = parsed(config.model_args)
+            changes: dict[str, Any] = parse_model_args(config.model_args)
             changes["num_classes"] = len(classes)
             if config.image_size is not None:
                 changes["image_size"] = config.image_size
@@ -187,11 +224,16 @@ def build_network(
             set_drop_path(net, config.drop_path_rate)
         if config.train == "lora":
             add_low_rank(net, config.lora_rank)
-    how = replace(net.card.preprocess, size=net.config.image_size)
+    preprocess = replace(net.card.preprocess, size=net.config.image_size)
     if config.eval_crop is not None:
-        how = replace(how, crop=config.eval_crop)
+        preprocess = replace(preprocess, crop=config.eval_crop)
     net.card = replace(
-        net.card, preprocess=how, classes=classes, groupings=groupings, figures={}, **origin(config)
+        net.card,
+        preprocess=preprocess,
+        classes=classes,
+        groupings=groupings,
+        figures={},
+        **describe_origin(config),
     )
     if config.train != "all":
         if config.train == "head":

@@ -1,4 +1,4 @@
-"""What every kind of run does to the network that it trains."""
+"""Load, change and freeze the network that a run starts from; shared by the tasks."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import weights
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.residual import DropPath
 from triptych.models.swin import Swin
@@ -15,7 +15,7 @@ from triptych.training.optim import layers_of
 
 
 def load_backbone(init: str, image_size: tuple[int, int] | None) -> Network:
-    """The loaded network, in fp32, for a run that puts its own head on it: of a segmenter its backbone."""
+    """Load a network in fp32, for a task with a head of its own; of a segmenter, return the backbone."""
     net = weights.load(init, image_size=image_size).float()
     if not isinstance(net, Segmenter):
         return net
@@ -26,8 +26,8 @@ def load_backbone(init: str, image_size: tuple[int, int] | None) -> Network:
     return backbone
 
 
-def origin(config: Any) -> dict[str, str]:
-    """What the card says of where the network comes from."""
+def describe_origin(config: Any) -> dict[str, str]:
+    """Return the fields of the model card about the network's origin."""
     if config.init is None:
         return {"source": "trained here", "notes": f"trained on {Path(config.data).name} from random weights"}
     start = Path(config.init).name
@@ -38,10 +38,14 @@ def origin(config: Any) -> dict[str, str]:
 
 
 def freeze(net: Network, blocks: int) -> None:
-    """Keep all that comes before the blocks, and the first `blocks` of them, as they are."""
+    """Freeze the first `blocks` blocks of a network, and all parameters before them.
+
+    Raises:
+        ConfigError: the network has fewer blocks.
+    """
     depth = len(net.blocks())
     if blocks > depth:
-        raise UserError(
+        raise ConfigError(
             f"frozen_blocks is {blocks}, and the network has {depth} blocks; give at most {depth}"
         )
     layers = layers_of(net)
@@ -51,10 +55,17 @@ def freeze(net: Network, blocks: int) -> None:
 
 
 def set_drop_path(net: Network, rate: float) -> None:
-    """Stochastic depth that rises linearly to `rate` at the last block. `net` is the network of the blocks itself."""
+    """Set stochastic depth rates that rise linearly from 0 to `rate` at the last block.
+
+    Args:
+        net: the network with the blocks, which is the backbone of a segmenter.
+
+    Raises:
+        ConfigError: the network has no stochastic depth.
+    """
     if not hasattr(net.config, "drop_path_rate"):
-        raise UserError(
-            f"drop_path_rate is {rate}, and {type(net).__name__} has no branches to drop; leave drop_path out"
+        raise ConfigError(
+            f"drop_path_rate is {rate}, and {type(net).__name__} has no stochastic depth; leave drop_path_rate out"
         )
     paths = [[part for part in block.modules() if isinstance(part, DropPath)] for block in net.blocks()]
     for i, parts in enumerate(paths):
@@ -63,17 +74,21 @@ def set_drop_path(net: Network, rate: float) -> None:
     net.config = replace(net.config, drop_path_rate=rate)
 
 
-def parsed(changes: tuple[str, ...]) -> dict[str, Any]:
-    """ "depth=8" as {"depth": 8}: values are JSON, else text."""
-    found: dict[str, Any] = {}
+def parse_model_args(changes: tuple[str, ...]) -> dict[str, Any]:
+    """Parse changes to a named architecture: ("depth=8",) gives {"depth": 8}. Values that are not JSON are strings.
+
+    Raises:
+        ConfigError: a change has no equals sign.
+    """
+    values: dict[str, Any] = {}
     for change in changes:
         name, equals, value = change.partition("=")
         if not equals:
-            raise UserError(f"model_args has {change!r}, which must be name=value, such as depth=8")
+            raise ConfigError(f"model_args has {change!r}, which must be name=value, such as depth=8")
         try:
-            found[name] = json.loads(value)
+            values[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-        if isinstance(found[name], list):
-            found[name] = tuple(found[name])
-    return found
+            values[name] = value
+        if isinstance(values[name], list):
+            values[name] = tuple(values[name])
+    return values

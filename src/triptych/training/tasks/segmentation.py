@@ -1,4 +1,4 @@
-"""Semantic segmentation: the task, its losses, and how a run of it is built."""
+"""Semantic segmentation: the task, its losses, and building a run."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,7 +16,7 @@ from triptych.data.loading.loader import make_loader
 from triptych.data.masks import void_label
 from triptych.data.open import train_and_eval
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, DataError
 from triptych.evaluation.segmentation import measure_segmentation
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter, quarters
@@ -27,11 +27,18 @@ from triptych.network import Network
 from triptych.training.configs.base import LossConfig, SegmentConfig
 from triptych.training.runner import Run, make_run, match_preprocessing
 from triptych.training.task import LossOutput
-from triptych.training.tasks.initial_network import freeze, origin, parsed, set_drop_path
+from triptych.training.tasks.initial_network import describe_origin, freeze, parse_model_args, set_drop_path
 
 
 class Segment:
-    """Semantic segmentation: image and mask augmented alike, a weighted sum of losses."""
+    """Semantic segmentation with a weighted sum of losses; images and masks get the same geometric augmentation.
+
+    Args:
+        config: augmentation.
+        card: model card of the network.
+        num_classes: number of classes.
+        loss: weights of the losses.
+    """
 
     headline = "miou"
 
@@ -51,21 +58,21 @@ class Segment:
         if aux is not None and self.weights.aux:
             loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights)
         known = masks != void_label(self.num_classes)
-        right = distributed.sum_over_batch(((logits.argmax(1) == masks) & known).sum())
+        correct = distributed.sum_over_batch(((logits.argmax(1) == masks) & known).sum())
         return LossOutput(
-            loss, {"train_pixels": right / distributed.sum_over_batch(known.sum()).clamp(min=1)}
+            loss, {"train_pixels": correct / distributed.sum_over_batch(known.sum()).clamp(min=1)}
         )
 
     def evaluate(
         self, model: nn.Module, loader: Iterable[Batch], group: ProcessGroup = SINGLE_PROCESS
     ) -> Iterator[tuple[str, float]]:
-        figures = measure_segmentation(model, loader, self.card.preprocess, self.num_classes, group)
-        for name, value in figures.items():
+        metrics = measure_segmentation(model, loader, self.card.preprocess, self.num_classes, group)
+        for name, value in metrics.items():
             if isinstance(value, int | float):
                 yield name, value
 
-    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
-        return figures["miou"], figures["pixel_accuracy"]
+    def rank(self, metrics: dict[str, float], /) -> tuple[float, ...]:
+        return metrics["miou"], metrics["pixel_accuracy"]
 
     def product(self, net: Any) -> Any:
         return net
@@ -74,65 +81,80 @@ class Segment:
 def pixel_loss(
     logits: Float[Tensor, "b k h w"], masks: Int[Tensor, "b h w"], weights: LossConfig
 ) -> Float[Tensor, ""]:
-    """The weighted sum of `LossConfig` over the pixels of known class (`data.masks.void_label`); 0 where there is none.
-    Of a batch that several processes share it is that of the whole, in each of them."""
+    """Return the weighted sum of the losses of `LossConfig` over all pixels of known class; 0 if there are none.
+
+    Pixels of unknown class have the value of `data.masks.void_label`. If several processes share a batch, each returns
+    the loss of the full batch.
+    """
     K = logits.shape[1]
     known = masks != void_label(K)
     count = distributed.sum_over_batch(known.sum()).clamp(min=1)
     logs = logits.log_softmax(dim=1)
     target = masks.masked_fill(~known, 0)
-    right = logs.gather(1, target[:, None]).squeeze(1)  # b h w: log of the probability of the true class
+    log_probability = logs.gather(1, target[:, None]).squeeze(
+        1
+    )  # b h w: log of the probability of the true class
     loss = logits.new_zeros(())
     if weights.cross_entropy:
         smooth = weights.label_smoothing
-        each = -(1 - smooth) * right - smooth * logs.mean(dim=1)
+        losses = -(1 - smooth) * log_probability - smooth * logs.mean(dim=1)
         loss = (
             loss
-            + weights.cross_entropy * distributed.sum_over_batch(each.masked_fill(~known, 0.0).sum()) / count
+            + weights.cross_entropy
+            * distributed.sum_over_batch(losses.masked_fill(~known, 0.0).sum())
+            / count
         )
     if weights.focal:
-        # 1 - p, never 0: below gamma = 1 the slope of its power has no end there, though the loss is flat.
-        wrong = (-right.expm1()).clamp(min=torch.finfo(right.dtype).tiny)
-        each = -(wrong**weights.focal_gamma) * right
-        loss = loss + weights.focal * distributed.sum_over_batch(each.masked_fill(~known, 0.0).sum()) / count
+        # 1 - p, but not 0, where the gradient of its power is infinite for gamma below 1.
+        error = (-log_probability.expm1()).clamp(min=torch.finfo(log_probability.dtype).tiny)
+        losses = -(error**weights.focal_gamma) * log_probability
+        loss = (
+            loss + weights.focal * distributed.sum_over_batch(losses.masked_fill(~known, 0.0).sum()) / count
+        )
     if weights.dice:
-        # Sums of each class over all pixels, without a map that says for each class where it is.
-        hits = right.new_zeros(K).index_add(0, target.flatten(), (right.exp() * known).flatten())
-        guessed = torch.einsum("bkhw,bhw->k", logs.exp(), known.to(logs))
-        hits, guessed = distributed.sum_over_batch(hits), distributed.sum_over_batch(guessed)
+        # Sums over the pixels of each class, without one-hot maps.
+        hits = log_probability.new_zeros(K).index_add(
+            0, target.flatten(), (log_probability.exp() * known).flatten()
+        )
+        predicted = torch.einsum("bkhw,bhw->k", logs.exp(), known.to(logs))
+        hits, predicted = distributed.sum_over_batch(hits), distributed.sum_over_batch(predicted)
         counted = known.flatten().int()
         truth = distributed.sum_over_batch(counted.new_zeros(K).index_add(0, target.flatten(), counted))
-        dice = (2 * hits + 1) / (guessed + truth + 1)
-        there = truth > 0
-        loss = loss + weights.dice * (1 - dice).masked_fill(~there, 0.0).sum() / there.sum().clamp(min=1)
+        dice = (2 * hits + 1) / (predicted + truth + 1)
+        occurs = truth > 0
+        loss = loss + weights.dice * (1 - dice).masked_fill(~occurs, 0.0).sum() / occurs.sum().clamp(min=1)
     return loss
 
 
 def prepare(config: SegmentConfig) -> Run:
-    """Open the data, build the network, and place it."""
+    """Open the data, build the network, and place it on the device.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: config, data and weights do not fit together.
+    """
     loading = config.loading
     source, held_out = train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)
     classes = tuple(source.mask_classes or ())
     if not classes:
-        raise UserError(
+        raise DataError(
             f"{config.data} has no masks, and segmentation needs them; name --loading.mask-column"
         )
     net = build_network(config, classes)
     net.card = replace(net.card, colors=source.mask_colors)
-    how = net.card.preprocess
+    preprocess = net.card.preprocess
     return make_run(
         config,
         net,
-        Segment(match_preprocessing(config.augment, how), net.card, len(classes), config.loss),
-        make_loader(source, loading, how, train=True, seed=config.loop.seed),
-        make_loader(held_out, loading, how, train=False),
+        Segment(match_preprocessing(config.augment, preprocess), net.card, len(classes), config.loss),
+        make_loader(source, loading, preprocess, train=True, seed=config.loop.seed),
+        make_loader(held_out, loading, preprocess, train=False),
         source.fingerprint,
         (len(source), len(held_out)),
     )
 
 
 def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
-    """The segmenter to train: loaded, or a head on a backbone that is loaded or made by name."""
+    """Return the segmenter to train: loaded, or a new head on a backbone that is loaded or created by name."""
     head = replace(config.head, num_classes=len(classes))
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
@@ -145,49 +167,58 @@ def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
             if net.card.classes != classes:
                 net.replace_head(len(classes))
         else:
-            backbone = _named(config) if start is None else start
+            backbone = _build_backbone(config) if start is None else start
             prepare_backbone(backbone)
             net = Segmenter(SegmenterConfig(backbone=backbone.config, head=head), backbone)
             net.card = ModelCard(preprocess=backbone.card.preprocess)
         if config.drop_path_rate is not None:
             set_drop_path(net.backbone, config.drop_path_rate)
             net.config = replace(net.config, backbone=net.backbone.config)
-    # The whole picture, squeezed into the size: what is cut away could not be parsed.
-    how = replace(net.card.preprocess, size=net.config.image_size, mode="squash", crop=1.0)
-    net.card = replace(net.card, preprocess=how, classes=classes, groupings={}, figures={}, **origin(config))
+    # The full image is squashed to the size, since parts that are cropped away could not be segmented.
+    preprocess = replace(net.card.preprocess, size=net.config.image_size, mode="squash", crop=1.0)
+    net.card = replace(
+        net.card, preprocess=preprocess, classes=classes, groupings={}, figures={}, **describe_origin(config)
+    )
     if config.frozen_blocks:
         freeze(net, config.frozen_blocks)
     return net
 
 
-def require_same_head(net: Segmenter, asked: HeadConfig, name: str) -> None:
-    """See that the head of a loaded segmenter is the one that the run asks for; its dropout has no weights and changes.
+def require_same_head(net: Segmenter, requested: HeadConfig, name: str) -> None:
+    """Require that a loaded segmenter has the requested head, and set the requested dropout.
+
+    Args:
+        requested: the head of the run's config.
+        name: name of the segmenter, for messages.
 
     Raises:
-        UserError: it is another; says which flags are its own.
+        CheckpointError: it has another head; names the flags of its own.
     """
-    has = net.config.head
-    if net.pyramid is not None:  # of a backbone without, no blocks are chosen
-        has = replace(has, blocks=net.blocks_read)
-        asked = replace(asked, blocks=asked.blocks or quarters(len(net.backbone.blocks())))
+    current = net.config.head
+    if net.pyramid is not None:  # without a pyramid, no blocks are chosen
+        current = replace(current, blocks=net.blocks_read)
+        requested = replace(requested, blocks=requested.blocks or quarters(len(net.backbone.blocks())))
     names = ["type", "channels", *(["blocks"] if net.pyramid is not None else []), "aux_channels"]
-    names += {"upernet": ["pool_scales"], "unet": ["image_branch_channels"]}.get(has.type, [])
-    if any(getattr(has, name) != getattr(asked, name) for name in names):
-        flags = " ".join(f"--head.{name.replace('_', '-')} {_words(getattr(has, name))}" for name in names)
-        raise UserError(
-            f"{name} is a segmenter with a head of its own, which is not the one of --head; train it on with {flags}, "
-            "or give --init a classifier or a backbone to start another head"
+    names += {"upernet": ["pool_scales"], "unet": ["image_branch_channels"]}.get(current.type, [])
+    if any(getattr(current, name) != getattr(requested, name) for name in names):
+        flags = " ".join(
+            f"--head.{name.replace('_', '-')} {_words(getattr(current, name))}" for name in names
         )
-    net.config = replace(net.config, head=replace(net.config.head, dropout=asked.dropout))
-    net.dropout.p = asked.dropout
+        raise CheckpointError(
+            f"{name} is a segmenter with another head than --head; continue training its own with {flags}, or give "
+            "--init a classifier or a backbone to train a new head"
+        )
+    net.config = replace(net.config, head=replace(net.config.head, dropout=requested.dropout))
+    net.dropout.p = requested.dropout
 
 
 def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _named(config: SegmentConfig) -> Network:
-    changes: dict[str, Any] = {**parsed(config.model_args), "num_classes": 0}
+def _build_backbone(config: SegmentConfig) -> Network:
+    """Return the backbone of a config, with random weights."""
+    changes: dict[str, Any] = {**parse_model_args(config.model_args), "num_classes": 0}
     if config.image_size is not None:
         changes["image_size"] = config.image_size
     net = build(config_for(config.model, **changes))
@@ -196,7 +227,7 @@ def _named(config: SegmentConfig) -> Network:
 
 
 def prepare_backbone(net: Network) -> None:
-    """Take a classifier's head off, in place, and give a Swin the norms of its maps."""
+    """Remove the head of a classifier, in place, and add the norms of the maps of a Swin."""
     if isinstance(net, Swin):
         net.prepare_maps()
     else:
