@@ -13,7 +13,7 @@ import triptych as tp
 from triptych import weights
 from triptych.cli import main
 from triptych.evaluation.feature_extractor import open_extractor
-from triptych.evaluation.reference_statistics import read
+from triptych.evaluation.reference_statistics import read_reference
 from triptych.models.configs.autoencoder import AutoencoderConfig
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
@@ -164,12 +164,12 @@ def test_a_model_of_neither_needs_pictures_alone(places, model, images, tmp_path
     file = tmp_path / "real.safetensors"
     args = ("--samples", 4, "--num-steps", 1, "--extractor", model, "--reference", file)
     found = measured(capsys, places / "free.safetensors", "--data", images, *args)
-    assert read(file).identity == found["identity"]
+    assert read_reference(file).identity == found["identity"]
     # With the file no data is needed, and what was prepared otherwise is refused
     again = measured(capsys, places / "free.safetensors", *args)
     assert again["frechet"] == found["frechet"]
     line = refused(capsys, places / "free.safetensors", *args, "--size", "40x32")
-    assert "picture [32, 32], and this is [32, 40]" in line
+    assert "picture [32, 32], and [32, 40] is needed" in line  # words: quoted
 
 
 def test_folders_are_compared_at_the_size_that_all_samples_have(places, model, images, tmp_path, capsys):
@@ -205,7 +205,7 @@ def test_the_same_pictures_are_at_no_distance(images, model, capsys):
         ("{f}/text.safetensors --samples 3 --data {f}/made", "3 of 3 images of the data have no caption"),
         (
             "{f}/text.safetensors --samples 3 --data {f}/data --extractor {f}/free.safetensors",
-            "from a ViT or a Swin",
+            "a ViT or Swin classifier",
         ),
         (
             "{f}/free.safetensors --samples 3 --data {f}/data --extractor inception",
@@ -217,7 +217,7 @@ def test_the_same_pictures_are_at_no_distance(images, model, capsys):
         ("{f}/free.safetensors --samples 3 --data {f}/data --classifier {m}", "leave --classifier out"),
         (
             "{f}/free.safetensors --samples 3 --data {f}/data --reference {m}",
-            "no file of reference statistics",
+            "not a file of reference statistics",
         ),
         ("--samples {f}/nowhere --data {f}/data", "neither a number nor a folder"),
         ("--samples {f}/made", "no data was named"),

@@ -136,7 +136,7 @@ def passes(config, folder, waits, monkeypatch):
         parts.on_start(folder, SINGLE_PROCESS)
     meta, streams, task = torch.device("meta"), denoise.streams, vars(parts.task)
     others = [
-        task.get(name) for name in ("first_stage", "frozen_text", "distance", "discriminator", "teacher")
+        task.get(name) for name in ("first_stage", "frozen_encoder", "distance", "discriminator", "teacher")
     ]
     for net in (parts.net, *others):
         if net is not None:

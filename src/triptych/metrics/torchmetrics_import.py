@@ -59,9 +59,7 @@ def _import_torchmetrics() -> None:
     try:
         importlib.import_module("torchmetrics")
         return
-    except (
-        Exception
-    ) as problem:  # RuntimeError, OSError, ImportError: what a build for another torch raises
+    except Exception as problem:  # RuntimeError, OSError, ImportError: what a build for another torch raises
         first = problem
     _forget("torchmetrics")
     try:

@@ -322,7 +322,7 @@ def test_the_head_of_a_segmenter_stays_or_is_refused(config, tmp_path):
     assert "\n" not in str(caught.value)
     own = HeadConfig(type="fpn", channels=8, dropout=0.3)
     for wrong in ({"channels": 16}, {"aux_channels": 8}, {"type": "upernet"}):
-        with pytest.raises(UserError, match="is a segmenter with a head of its own"):
+        with pytest.raises(UserError, match="is a segmenter with another head than --head"):
             run(replace(again, head=replace(own, **wrong)), tmp_path / "r")
     assert run(replace(again, head=own), tmp_path / "r").finished
     assert tp.load(tmp_path / "r").config.head == replace(own, num_classes=2)

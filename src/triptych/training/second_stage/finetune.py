@@ -25,7 +25,7 @@ from triptych.training.second_stage.task import Denoise, SecondStage
 from triptych.weights import save_embedding
 from triptych.weights.diffusion.lora import layer_names, save_kohya
 
-LORA, WORD = "lora.safetensors", "word.safetensors"
+LORA_FILE, WORD_FILE = "lora.safetensors", "word.safetensors"
 
 
 class Tuning(Network):
@@ -99,7 +99,7 @@ class LowRankTuning(Tuning):
             for layer, (down, up) in zip(kohya_layers, update.pairs(), strict=True):
                 layers[layer] = (down.detach().clone(), up.detach().clone(), self.alpha)
         metadata = {"ss_network_dim": str(rank), "ss_network_alpha": str(self.alpha), **metadata}
-        save_kohya(model, folder / LORA, layers, metadata)
+        save_kohya(model, folder / LORA_FILE, layers, metadata)
 
 
 def _is_read(name: str, base: SecondStage) -> bool:
@@ -132,7 +132,7 @@ class WordTuning(Tuning):
         return {name: torch.cat([base.get_parameter(name)[: -len(self.vectors)], self.vectors])}
 
     def save(self, model: LatentDiffusion, folder: Path, metadata: Mapping[str, str]) -> None:
-        save_embedding(model, self.word, folder / WORD)
+        save_embedding(model, self.word, folder / WORD_FILE)
 
 
 class Tune(Denoise):
