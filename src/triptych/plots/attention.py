@@ -84,7 +84,7 @@ def attention_distance(
     """
     blocks, heads = distances.shape
     fig = style.figure(6.4, 4.4)
-    style.heading(fig, title, "mean distance in pixels from a patch to what it attends to; one dot per head")
+    style.heading(fig, title, "mean distance from a patch to what it attends to; one dot per head")
     ax = style.quiet(style.axes(fig, 0.85, 1.05, 5.15, 2.75))
     depth = np.arange(1, blocks + 1)
     ax.plot(depth, distances.mean(1), color=style.BLUE, linewidth=1.6, zorder=2)
