@@ -12,7 +12,7 @@ from triptych.data.sources.columns import find_columns, read_labels, row_name
 from triptych.data.sources.detect import Spec, read_tables
 from triptych.data.sources.folders import ID_COLUMN
 from triptych.data.sources.label_maps import find_label_map
-from triptych.data.sources.mask_folders import dataset_root
+from triptych.data.sources.mask_folders import dataset_root, log_layout
 from triptych.data.sources.splits import choose_held_out, choose_split
 from triptych.data.sources.table import TableSource, empty_rows, mask_in_cell
 from triptych.data.streaming.open import OpenedStream
@@ -135,6 +135,8 @@ class _Opened:
         self.splits = read_tables(spec, image_column, mask_column)
         path = Path(spec).expanduser().absolute()
         self.root = dataset_root(path) if path.is_dir() else path.parent
+        if path.is_dir():
+            log_layout(path, self.root)
         self._label_maps: dict[str, LabelMap] = {}
 
     def source(self, split: str | None) -> TableSource:

@@ -111,7 +111,8 @@ def test_other_lines(line, expected):
 def test_what_is_left_out_is_reported_in_one_line(caplog):
     with caplog.at_level(logging.WARNING):
         image_metadata.parse(
-            "x\nSteps: 7, Sampler: DPM adaptive, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, Version: b", "old.png"
+            "x\nSteps: 7, Sampler: DPM adaptive, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, Version: b",
+            "old.png",
         )
     assert [r.message for r in caplog.records] == [
         "the sampler 'DPM adaptive' is unknown here; using dpm++2m",

@@ -46,6 +46,20 @@ def list_visible(folder: Path) -> list[Path]:
         raise UserError(f"{folder} cannot be read ({problem.strerror}); check its permissions") from problem
 
 
+def has_images(folder: Path) -> bool:
+    """Return whether there are image files directly in a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(
+                os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+                and not entry.name.startswith(".")
+                and entry.is_file()
+                for entry in entries
+            )
+    except OSError as problem:
+        raise DataError(f"{folder} cannot be read ({problem.strerror}); check its permissions") from problem
+
+
 def metadata_file(folder: Path) -> Path | None:
     """Return the metadata.jsonl or metadata.csv of a folder; None if it has none.
 
@@ -227,7 +241,9 @@ def read_text(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{file} cannot be read ({problem}); save it as UTF-8 text") from problem
     if "\0" in text:
-        raise DataError(f"{file} contains a NUL character, so it is damaged or no text; save it as UTF-8 text")
+        raise DataError(
+            f"{file} contains a NUL character, so it is damaged or no text; save it as UTF-8 text"
+        )
     return text
 
 

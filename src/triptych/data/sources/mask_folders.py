@@ -1,17 +1,27 @@
 """Read folders of images and folders of masks, paired by file name: images/ and masks/, mmsegmentation, ADE20K,
 Cityscapes and PASCAL VOC."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.data.sources.folders import ID_COLUMN, find_images, list_visible, make_table, read_text
+from triptych.data.sources.folders import (
+    ID_COLUMN,
+    find_images,
+    has_images,
+    list_visible,
+    make_table,
+    metadata_file,
+    read_text,
+)
 from triptych.data.sources.label_maps import ADE20K
-from triptych.data.sources.splits import SPLITS, split_folders
-from triptych.errors import UserError
+from triptych.data.sources.splits import SPLITS, split_folders, split_notes
+from triptych.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+log = logging.getLogger(__name__)
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "leftimg8bit")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "gt", "gtfine")
 # Folders of PASCAL VOC. The second one with masks adds those of SBD to the first.
@@ -25,17 +35,45 @@ IMAGE_ENDING = "_leftImg8bit"
 
 
 def dataset_root(folder: Path) -> Path:
-    """Return the folder itself, or its subfolder with ADE20K or PASCAL VOC.
+    """Return the folder that a data set is in: the folder itself, or the one that an archive wrapped into it.
+
+    Goes down while a folder contains a single folder and no data next to it, to where there are splits, images and
+    masks, a metadata file or several folders of images: photos/animals/cat and photos/animals/dog are two classes, not
+    one. Goes down to ADE20K or PASCAL VOC as well.
 
     Raises:
-        UserError: several subfolders hold a PASCAL VOC.
+        DataError: several subfolders hold a PASCAL VOC.
     """
     if (folder / ADE20K).is_dir():
         return folder / ADE20K
     within = [path for path in list_visible(folder) if (path / VOC_IMAGES).is_dir()]
     if len(within) > 1:
-        raise UserError(f"{folder} holds {' and '.join(path.name for path in within)}; give one of them")
-    return within[0] if within else folder
+        raise DataError(f"{folder} holds {' and '.join(path.name for path in within)}; give one of them")
+    if within:
+        return within[0]
+    inside = folder
+    while not (_has_layout(inside) or has_images(inside)):
+        folders = [path for path in list_visible(inside) if path.is_dir()]
+        if len(folders) != 1:
+            return folder
+        (inside,) = folders
+    return inside if _has_layout(inside) else folder
+
+
+def log_layout(folder: Path, root: Path) -> None:
+    """Log where the data in a folder was found, and which folders were taken for splits or left out."""
+    if root != folder and root.name != ADE20K and not (root / VOC_IMAGES).is_dir():
+        log.warning("the data in %s is read from %s", folder, root.relative_to(folder))
+    for note in split_notes(root):
+        log.warning(note)
+
+
+def _has_layout(folder: Path) -> bool:
+    """Return whether a folder has splits, images and masks, metadata or several classes."""
+    if split_folders(folder) or metadata_file(folder) or _sides_by_split(folder):
+        return True
+    classes = (path for path in list_visible(folder) if path.is_dir() and has_images(path))
+    return next(classes, None) is not None and next(classes, None) is not None
 
 
 def read_pairs(folder: Path) -> "dict[str, Dataset] | None":

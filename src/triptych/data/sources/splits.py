@@ -1,29 +1,103 @@
 """Splits of data sets: recognize and choose them, and split data that has none."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from triptych.data.sources.folders import list_visible
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
     """Return the folder of each split ("train", "val", "test"); {} if the folder is not divided into splits.
 
-    "train" may also be the name of a class: it is a split only if all folders are splits, or at least one other is.
+    A folder is a split if its name is that of one ("train", "Testing"), or has it as one of its words
+    ("training_set", "seg_test", "val2017"). "train" may also be the name of a class: it is a split only if all folders
+    are splits, or at least one other is. Longer names are splits only if their other words agree, as in "seg_train" and
+    "seg_test", or if at least half of their subfolders have equal names: "test tube" and "train station" are classes.
+
+    A split that holds nothing but one folder is that folder, as in seg_train/seg_train/CLASS.
+
+    Raises:
+        DataError: two folders for one split.
     """
-    names = {path.name: path for path in list_visible(folder) if path.is_dir()}
-    matches = {SPLITS[name.lower()]: path for name, path in names.items() if name.lower() in SPLITS}
-    if len(matches) == len(names) or ("train" in matches and len(matches) > 1):
-        return matches
+    folders = [path for path in list_visible(folder) if path.is_dir()]
+    exact = _by_split((SPLITS.get(path.name.lower(), ""), path) for path in folders)
+    if exact and len(exact) == len(folders):
+        return {split: _innermost(path) for split, path in exact.items()}
+    if "train" in exact and len(exact) > 1:
+        return {split: _innermost(path) for split, path in exact.items()}
+    words = {path: _words(path.name) for path in folders}
+    longer = _by_split((split, path) for path, (split, _) in words.items())
+    if "train" in longer and len(longer) > 1 and _agree(longer, {words[path][1] for path in longer.values()}):
+        return {split: _innermost(path) for split, path in longer.items()}
     return {}
+
+
+def split_notes(folder: Path) -> list[str]:
+    """Return lines that say which folders were taken for splits, and which were left out."""
+    splits = split_folders(folder)
+    notes = []
+    if any(SPLITS.get(path.name.lower()) is None or path.parent != folder for path in splits.values()):
+        found = ", ".join(f"{split} from {path.relative_to(folder)}" for split, path in splits.items())
+        notes.append(f"{folder} is divided into splits: {found}")
+    others = [
+        path.name
+        for path in (list_visible(folder) if splits else [])
+        if path.is_dir() and not any(path == split or path in split.parents for split in splits.values())
+    ]
+    if others:
+        notes.append(
+            f"{', '.join(others)} in {folder} {'is' if len(others) == 1 else 'are'} no split and left out"
+        )
+    return notes
+
+
+def _by_split(pairs: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for split, path in pairs:
+        if split and split in found:
+            raise DataError(
+                f"{found[split]} and {path.name} are both named like the split {split!r}; rename or move one of them"
+            )
+        if split:
+            found[split] = path
+    return found
+
+
+def _words(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the split that one word of a name stands for ("" if none or several do), and the other words."""
+    words = [word.lower() for word in WORD.findall(name)]
+    splits = [word for word in words if word in SPLITS]
+    if len(splits) != 1:
+        return "", ()
+    return SPLITS[splits[0]], tuple(word for word in words if word not in SPLITS)
+
+
+def _agree(splits: dict[str, Path], other_words: set[tuple[str, ...]]) -> bool:
+    """Return whether folders with split words in their names are the splits of one data set."""
+    if len(other_words) == 1:
+        return True
+    classes = [{path.name for path in list_visible(_innermost(p)) if path.is_dir()} for p in splits.values()]
+    return len(set.intersection(*classes)) * 2 >= max(1, len(set.union(*classes)))
+
+
+def _innermost(folder: Path) -> Path:
+    """Return the folder, or the one in it of the same name, if it holds nothing else."""
+    inside = list_visible(folder)
+    while len(inside) == 1 and inside[0].is_dir() and inside[0].name.lower() == folder.name.lower():
+        folder = inside[0]
+        inside = list_visible(folder)
+    return folder
 
 
 def split_of_file(path: Path) -> str:
@@ -41,7 +115,7 @@ def choose_split(spec: str, splits: list[str], requested: str | None) -> str:
         requested: a split, "eval" or None, as in `triptych.data.open.open_source`.
 
     Raises:
-        UserError: the data has no such split.
+        DataError: the data has no such split.
     """
     order = {None: ("train", ""), "eval": ("val", "test", "")}.get(requested)
     if order is None:
@@ -52,7 +126,7 @@ def choose_split(spec: str, splits: list[str], requested: str | None) -> str:
     if requested is None and len(splits) == 1:
         return splits[0]
     has = "it has no splits; omit the split" if splits == [""] else f"it has {', '.join(splits)}"
-    raise UserError(f"{spec} has no split {requested or 'train'!r}; {has}")
+    raise DataError(f"{spec} has no split {requested or 'train'!r}; {has}")
 
 
 def choose_held_out(count: int, labels: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from triptych.data.masks import LabelMap
 from triptych.data.sources.detect import Spec, data_files, group_by_split
 from triptych.data.sources.folders import metadata_file
 from triptych.data.sources.label_maps import find_label_map
-from triptych.data.sources.mask_folders import dataset_root
+from triptych.data.sources.mask_folders import dataset_root, log_layout
 from triptych.data.sources.splits import choose_split, split_folders
 from triptych.data.sources.table import mask_in_cell
 from triptych.data.streaming.folder import FolderRows
@@ -39,6 +39,8 @@ class OpenedStream:
         self.spec, self.ignore_index, self.reduce_zero_label = spec, ignore_index, reduce_zero_label
         path = Path(spec).expanduser().absolute()
         self.root = dataset_root(path) if path.is_dir() else path.parent
+        if path.is_dir():
+            log_layout(path, self.root)
         self.splits: dict[str, RowReader] = {
             split: make(requested, self._name(split)) for split, make in _row_readers(path, spec).items()
         }
