@@ -279,21 +279,21 @@ def damage(data: bytes, rng: random.Random) -> bytes:
             if rng.random() < 0.5
             else rng.randrange(len(out))
         )
-        kind = rng.randrange(8)
-        if kind == 0:
+        change = rng.randrange(8)
+        if change == 0:
             out[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
+        elif change == 1:
             out[at] = rng.choice((0, 0x7F, 0x80, 0xFF, 0x22, 0x7B))
-        elif kind == 2:
+        elif change == 2:
             del out[at:]
-        elif kind == 3:
+        elif change == 3:
             del out[at : at + rng.randrange(1, 64)]
-        elif kind == 4:
+        elif change == 4:
             start = rng.randrange(len(out))
             out[at:at] = out[start : start + rng.randrange(1, 256)]
-        elif kind == 5:
+        elif change == 5:
             out[at : at + 8] = rng.choice((2**63 - 1, 2**40, 2**31, 0, 2**64 - 1)).to_bytes(8, "little")
-        elif kind == 6:
+        elif change == 6:
             out = change_number(out, rng)
         else:
             out = exchange_words(out, rng)
@@ -304,8 +304,8 @@ def change_number(out: bytearray, rng: random.Random) -> bytearray:
     """Replace a decimal number of the text by one that is negative, huge, not finite or no number."""
     numbers = list(re.finditer(rb"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])", out))
     if numbers:
-        found = rng.choice(numbers)
-        out[found.start() : found.end()] = rng.choice(
+        match = rng.choice(numbers)
+        out[match.start() : match.end()] = rng.choice(
             (b"-1", b"0", b"1e99", b"99999999999", b"NaN", b'"x"', b"[]", b"null")
         )
     return out

@@ -48,8 +48,8 @@ def split_notes(folder: Path) -> list[str]:
     splits = split_folders(folder)
     notes = []
     if any(SPLITS.get(path.name.lower()) is None or path.parent != folder for path in splits.values()):
-        found = ", ".join(f"{split} from {path.relative_to(folder)}" for split, path in splits.items())
-        notes.append(f"{folder} is divided into splits: {found}")
+        origins = ", ".join(f"{split} from {path.relative_to(folder)}" for split, path in splits.items())
+        notes.append(f"{folder} is divided into splits: {origins}")
     others = [
         path.name
         for path in (list_visible(folder) if splits else [])
@@ -63,15 +63,15 @@ def split_notes(folder: Path) -> list[str]:
 
 
 def _by_split(pairs: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    splits: dict[str, Path] = {}
     for split, path in pairs:
-        if split and split in found:
+        if split and split in splits:
             raise DataError(
-                f"{found[split]} and {path.name} are both named like the split {split!r}; rename or move one of them"
+                f"{splits[split]} and {path.name} are both named like the split {split!r}; rename or move one of them"
             )
         if split:
-            found[split] = path
-    return found
+            splits[split] = path
+    return splits
 
 
 def _words(name: str) -> tuple[str, tuple[str, ...]]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
-Tensors = Mapping[str, Tensor]
+RoleShapes = Mapping[str, Shape]
+RoleTensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Formula:
     needed: tuple[frozenset[str], ...]
     """Sets of roles, of each of which exactly one must be there in full."""
     optional: frozenset[str]
-    shape: Callable[[Shapes, Shape], Shape | None]
+    shape: Callable[[RoleShapes, Shape], Shape | None]
     """(shapes by role, shape of the layer) -> shape of the change; None if the tensors do not fit each other."""
-    delta: Callable[[Tensors, Tensor], Tensor]
+    delta: Callable[[RoleTensors, Tensor], Tensor]
     """(tensors by role, the layer's weight) -> the change, in the shape that `shape` returns."""
-    rank: Callable[[Shapes], int | None] = lambda shapes: None
+    rank: Callable[[RoleShapes], int | None] = lambda shapes: None
     """The number that alpha is divided by; None if alpha has no effect."""
 
     @property
@@ -96,16 +96,16 @@ def _product(left: Tensor, right: Tensor, core: Tensor | None = None) -> Tensor:
     return (left.flatten(1) @ right.flatten(1)).view(left.shape[0], *right.shape[1:])
 
 
-def _lora_shape(shapes: Shapes, layer: Shape) -> Shape | None:
+def _lora_shape(shapes: RoleShapes, layer: Shape) -> Shape | None:
     return _product_shape(shapes["up"], shapes["down"], shapes.get("mid"))
 
 
-def _lora(tensors: Tensors, weight: Tensor) -> Tensor:
+def _lora(tensors: RoleTensors, weight: Tensor) -> Tensor:
     """Hu et al. 2021, Equation 3; with a core LyCORIS' Tucker form for convolutions."""
     return _product(tensors["up"], tensors["down"], tensors.get("mid"))
 
 
-def _hada_shape(shapes: Shapes, layer: Shape) -> Shape | None:
+def _hada_shape(shapes: RoleShapes, layer: Shape) -> Shape | None:
     factors = []
     for k in "12":
         left, core = shapes[f"hada_w{k}_a"], shapes.get(f"hada_t{k}")
@@ -117,7 +117,7 @@ def _hada_shape(shapes: Shapes, layer: Shape) -> Shape | None:
     return factors[0] if factors[0] == factors[1] else None
 
 
-def _loha(tensors: Tensors, weight: Tensor) -> Tensor:
+def _loha(tensors: RoleTensors, weight: Tensor) -> Tensor:
     """The Hadamard product of two products (FedPara, Hyeon-Woo et al. 2022, Proposition 1; Tucker: Proposition 3)."""
 
     def factor(k: str) -> Tensor:
@@ -127,7 +127,7 @@ def _loha(tensors: Tensors, weight: Tensor) -> Tensor:
     return factor("1") * factor("2")
 
 
-def _kron_shape(shapes: Shapes, layer: Shape) -> Shape | None:
+def _kron_shape(shapes: RoleShapes, layer: Shape) -> Shape | None:
     first = shapes.get("lokr_w1") or _product_shape(shapes["lokr_w1_a"], shapes["lokr_w1_b"])
     second = shapes.get("lokr_w2")
     if second is None:
@@ -139,7 +139,7 @@ def _kron_shape(shapes: Shapes, layer: Shape) -> Shape | None:
     return (first[0] * second[0], first[1] * second[1], *second[2:])
 
 
-def _lokr(tensors: Tensors, weight: Tensor) -> Tensor:
+def _lokr(tensors: RoleTensors, weight: Tensor) -> Tensor:
     """The Kronecker product of two factors, either of which may be a product itself (Yeh et al. 2024, Section 3.2)."""
     first = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
     if "lokr_w2" in tensors:
@@ -155,7 +155,7 @@ def _glora_order(first: Shape, layer: Shape) -> tuple[str, str]:
     return ("1", "2") if first[0] == layer[1] else ("2", "1")
 
 
-def _glora_shape(shapes: Shapes, layer: Shape) -> Shape | None:
+def _glora_shape(shapes: RoleShapes, layer: Shape) -> Shape | None:
     left, right = _glora_order(shapes["a1"], layer)
     inputs = _product_shape(shapes[f"a{left}"], shapes[f"a{right}"])
     if inputs is None or inputs[:2] != (layer[1], layer[1]) or math.prod(inputs[2:]) != 1:
@@ -163,7 +163,7 @@ def _glora_shape(shapes: Shapes, layer: Shape) -> Shape | None:
     return _product_shape(shapes[f"b{left}"], shapes[f"b{right}"], shapes.get("bm"))
 
 
-def _glora(tensors: Tensors, weight: Tensor) -> Tensor:
+def _glora(tensors: RoleTensors, weight: Tensor) -> Tensor:
     """W A + B, both of low rank (Chavan et al. 2023, Equation 5, its two matrix terms)."""
     left, right = _glora_order(tuple(tensors["a1"].shape), tuple(weight.shape))
     inner = _product(tensors[f"a{left}"], tensors[f"a{right}"]).flatten(1)
@@ -174,34 +174,34 @@ def _glora(tensors: Tensors, weight: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------- factors and differences
 
 
-def _shape_of(role: str) -> Callable[[Shapes, Shape], Shape | None]:
+def _shape_of(role: str) -> Callable[[RoleShapes, Shape], Shape | None]:
     return lambda shapes, layer: shapes[role]
 
 
-def _full(tensors: Tensors, weight: Tensor) -> Tensor:
+def _full(tensors: RoleTensors, weight: Tensor) -> Tensor:
     return tensors["diff"]
 
 
-def _replaced(tensors: Tensors, weight: Tensor) -> Tensor:
+def _replaced(tensors: RoleTensors, weight: Tensor) -> Tensor:
     return tensors["saved"].reshape(weight.shape) - weight
 
 
-def _ia3_shape(shapes: Shapes, layer: Shape) -> Shape | None:
+def _ia3_shape(shapes: RoleShapes, layer: Shape) -> Shape | None:
     return layer if math.prod(shapes["factor"]) in layer[:2] else None
 
 
-def _ia3(tensors: Tensors, weight: Tensor) -> Tensor:
+def _ia3(tensors: RoleTensors, weight: Tensor) -> Tensor:
     """LyCORIS' (IA)^3: W times 1 + a factor for each output, or for each input (Liu et al. 2022, Section 3.3)."""
     factor = tensors["factor"].reshape(-1)
     outputs = not bool(tensors["on_input"].reshape(-1)[0])
     return weight * factor.view(-1 if outputs else 1, 1 if outputs else -1, *[1] * (weight.ndim - 2))
 
 
-def _peft_ia3_shape(shapes: Shapes, layer: Shape) -> Shape | None:
+def _peft_ia3_shape(shapes: RoleShapes, layer: Shape) -> Shape | None:
     return layer if shapes["ia3_l"] in ((layer[0], 1), (1, layer[1])) and len(layer) == 2 else None
 
 
-def _peft_ia3(tensors: Tensors, weight: Tensor) -> Tensor:
+def _peft_ia3(tensors: RoleTensors, weight: Tensor) -> Tensor:
     """PEFT's (IA)^3 for matrices: W times a factor of each output (o, 1) or of each input (1, i)."""
     return weight * (tensors["ia3_l"] - 1)
 
@@ -209,7 +209,7 @@ def _peft_ia3(tensors: Tensors, weight: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- table
 
 
-def _rows(*roles: str) -> Callable[[Shapes], int | None]:
+def _rows(*roles: str) -> Callable[[RoleShapes], int | None]:
     """Return the rows of the first of these roles that is there."""
     return lambda shapes: next((shapes[role][0] for role in roles if role in shapes), None)
 
@@ -218,7 +218,7 @@ def _choices(*choices: Sequence[str]) -> tuple[frozenset[str], ...]:
     return tuple(map(frozenset, choices))
 
 
-def _glora_rank(shapes: Shapes) -> int:
+def _glora_rank(shapes: RoleShapes) -> int:
     return min(shapes["a1"][:2])
 
 
@@ -232,20 +232,20 @@ _LOKR = (
     ("lokr_w1", *_W2, "lokr_t2"),
     (*_W1, *_W2, "lokr_t2"),
 )
-NONE: frozenset[str] = frozenset()
+NO_ROLES: frozenset[str] = frozenset()
 
 FORMULAS = (
     Formula("LoRA", _choices(("down", "up")), frozenset({"mid"}), _lora_shape, _lora, _rows("down")),
     Formula(
-        "LoHa", _choices(_HADA, (*_HADA, "hada_t1", "hada_t2")), NONE, _hada_shape, _loha, _rows("hada_w1_b")
+        "LoHa", _choices(_HADA, (*_HADA, "hada_t1", "hada_t2")), NO_ROLES, _hada_shape, _loha, _rows("hada_w1_b")
     ),
-    Formula("LoKr", _choices(*_LOKR), NONE, _kron_shape, _lokr, _rows("lokr_w2_b", "lokr_w1_b")),
+    Formula("LoKr", _choices(*_LOKR), NO_ROLES, _kron_shape, _lokr, _rows("lokr_w2_b", "lokr_w1_b")),
     Formula(
         "GLoRA", _choices(("a1", "a2", "b1", "b2")), frozenset({"bm"}), _glora_shape, _glora, _glora_rank
     ),
-    Formula("full", _choices(("diff",)), NONE, _shape_of("diff"), _full),
-    Formula("(IA)^3", _choices(("factor", "on_input")), NONE, _ia3_shape, _ia3),
-    Formula("(IA)^3", _choices(("ia3_l",)), NONE, _peft_ia3_shape, _peft_ia3),
-    Formula("saved weight", _choices(("saved",)), NONE, _shape_of("saved"), _replaced),
+    Formula("full", _choices(("diff",)), NO_ROLES, _shape_of("diff"), _full),
+    Formula("(IA)^3", _choices(("factor", "on_input")), NO_ROLES, _ia3_shape, _ia3),
+    Formula("(IA)^3", _choices(("ia3_l",)), NO_ROLES, _peft_ia3_shape, _peft_ia3),
+    Formula("saved weight", _choices(("saved",)), NO_ROLES, _shape_of("saved"), _replaced),
 )
 LORA, FULL, SAVED = FORMULAS[0], FORMULAS[4], FORMULAS[-1]
