@@ -31,13 +31,12 @@ SHARED = frozenset(
         r"\w+",
         """
     BLOCK Box CLASSES CONFIG Classify Condition DEIT DIFFERENT DIFFUSERS DINOV2 DINOV3 DTYPES ENDINGS EPS
-    FIRST FRAMES GAP HALF HEAD IMAGENET_MEAN IMAGENET_STD KEY KINDS LARGEST LAYOUTS LEFT LINE MARGIN MOST
-    OLD PAPER PROMPTS Parsed Piece Process Progress ROW RUN SAMPLES SCENES SD1 SEEDS SIDE STEM STEPS
-    SUFFIXES Said Segment Source TEXT TIMM TITLES TOLERANCES Task UNET UNUSED USAGE VERSION WAYS
-    attention_distance beside build cached claim compare decoding describe destinations draw drawn fill
-    fingerprint fitted from_json group_norm images inside loading measured memory painting parse parsed
-    percent picture pictures position_similarity quiet ratio read_table require_same scaling shortened
-    stage_of starting steps throughput to_json unit within
+    FIRST FRAMES GAP HALF HEAD IMAGENET_MEAN IMAGENET_STD KEY KINDS LARGEST LAYOUTS LEFT LINE MARGIN OLD PAPER
+    PROMPTS Progress ROW RUN SAMPLES SCENES SD1 SEEDS SIDE STEM SUFFIXES Segment Source TEXT TIMM TITLES
+    TOLERANCES Task UNET UNUSED USAGE VERSION WAYS attention_distance beside build compare decoding describe
+    destinations draw drawn fingerprint from_json group_norm loading measured memory painting parse percent
+    pictures position_similarity ratio read_table scaling shortened stage_of starting steps throughput to_json
+    unit
     """,
     )
 )
