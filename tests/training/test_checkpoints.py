@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.training.interrupted_runs import checkpoint_steps, interrupt_after, last_checkpoint, log_rows
 
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.training import run
 from triptych.training.checkpoints import Checkpoints, verify
 
@@ -80,7 +80,7 @@ def test_one_bit_is_found_in_every_file(tmp_path, name):
     assert newest(checkpoints)[0].step == 1
     shutil.rmtree(checkpoints.paths()[1])
     with pytest.raises(
-        UserError, match=r"every checkpoint in .* is damaged; remove that folder to start again"
+        TriptychError, match=r"every checkpoint in .* is damaged; remove that folder to start again"
     ):
         checkpoints.newest()
 
@@ -126,7 +126,7 @@ def test_half_a_checkpoint_is_none_and_is_tidied_away(tmp_path):
 def test_checkpoints_of_the_earlier_format_are_refused(tmp_path):
     (tmp_path / "step-000000450.safetensors").write_bytes(b"x")
     with pytest.raises(
-        UserError, match=r"earlier version of triptych; finish that run with it, or give another --out"
+        TriptychError, match=r"earlier version of triptych; finish that run with it, or give another --out"
     ):
         Checkpoints(tmp_path, 2).newest()
 
@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, what, small_files):
     checkpoints = saved(tmp_path, 5)
     checkpoints.save(6, what, {})
     with pytest.raises(
-        UserError, match=r"cannot write .*step-000000006: File too large; choose another place"
+        TriptychError, match=r"cannot write .*step-000000006: File too large; choose another place"
     ):
         checkpoints.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]
@@ -158,10 +158,10 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, what, small_files):
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "c").write_text("a file")
     with pytest.raises(
-        UserError, match=r"cannot write .*c/step-000000006: Not a directory; choose another place"
+        TriptychError, match=r"cannot write .*c/step-000000006: Not a directory; choose another place"
     ):
         saved(tmp_path / "c", 6)
-    with pytest.raises(UserError, match=r"the run's folder .*gone no longer exists"):
+    with pytest.raises(TriptychError, match=r"the run's folder .*gone no longer exists"):
         Checkpoints(tmp_path / "gone" / "checkpoints", 2).save(6, tensors(), {})
 
 
@@ -228,7 +228,7 @@ def test_a_save_that_fails_ends_the_run_in_one_line_and_keeps_the_one_before(
         run(config, tmp_path)
     request.getfixturevalue("small_files")
     often = replace(config, loop=replace(config.loop, save_every=0.0))
-    with pytest.raises(UserError, match=r"cannot write .*step-00000000\d: File too large"):
+    with pytest.raises(TriptychError, match=r"cannot write .*step-00000000\d: File too large"):
         run(often, tmp_path)
     assert checkpoint_steps(tmp_path) == [2]
     assert (

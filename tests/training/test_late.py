@@ -16,7 +16,7 @@ from tests.training.interrupted_runs import (
 )
 from tests.training.nan_losses import make_losses_nan
 
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.training import adversary, loop, run
 from triptych.training.configs.first_stage import CodebookConfig, DiscriminatorConfig
 from triptych.training.ema import Ema
@@ -137,7 +137,7 @@ def test_a_run_stops_at_the_right_step_and_names_the_gradient(stopping, tmp_path
     """Whether the step was settled at once, for the screen, or late; and what is saved does not depend on it."""
     loop_of = replace(stopping.loop, log_every=log_every)
     one_gradient(monkeypatch, 4)
-    with pytest.raises(UserError, match=r"grad_norm is nan at step 5, on .*png"):
+    with pytest.raises(TriptychError, match=r"grad_norm is nan at step 5, on .*png"):
         run(replace(stopping, loop=loop_of), tmp_path)
     about = json.loads((tmp_path / "nonfinite-step-5.json").read_text())
     assert about["terms"] == {"grad_norm": "nan"}
@@ -156,7 +156,7 @@ def test_a_run_stops_at_the_right_step_and_names_the_gradient(stopping, tmp_path
 
 def test_of_two_bad_steps_the_first_stops_the_run(stopping, tmp_path, monkeypatch):
     make_losses_nan(monkeypatch, 4, 5)
-    with pytest.raises(UserError, match="loss is nan at step 5 "):
+    with pytest.raises(TriptychError, match="loss is nan at step 5 "):
         run(stopping, tmp_path)
 
 
@@ -165,7 +165,7 @@ def test_a_failure_in_the_next_step_hides_no_bad_one(stopping, tmp_path, monkeyp
         raise ValueError("the next step")
 
     one_gradient(monkeypatch, 4, fail)
-    with pytest.raises(UserError, match="grad_norm is nan at step 5"):
+    with pytest.raises(TriptychError, match="grad_norm is nan at step 5"):
         run(stopping, tmp_path)
 
 

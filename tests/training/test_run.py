@@ -18,7 +18,7 @@ from tests.training.interrupted_runs import (
 )
 
 import triptych as tp
-from triptych.errors import CheckpointError, UserError
+from triptych.errors import CheckpointError, TriptychError
 from triptych.training import dry_run, evaluate, run
 from triptych.training.configs.registry import TASKS, run_from_json, run_to_json
 from triptych.training.run_folder import config_of
@@ -64,7 +64,7 @@ def test_rows_after_the_checkpoint_are_done_again_not_kept_twice(config, tmp_pat
 def test_another_config_is_refused_and_harmless_changes_are_not(short, tmp_path):
     run(short, tmp_path)
     with pytest.raises(
-        UserError, match=r"has a run with optim.lr 0.003, and 0.0001 was requested; give the same command"
+        TriptychError, match=r"has a run with optim.lr 0.003, and 0.0001 was requested; give the same command"
     ):
         run(replace(short, optim=replace(short.optim, lr=1e-4)), tmp_path)
     assert (
@@ -78,11 +78,11 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(short, tmp_path):
     net = tp.create("vit-ti16", depth=1, image_size=32)
     tp.export(net, tmp_path / "hf", format="hf")
     before = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
-    with pytest.raises(UserError, match="does not belong to a training run; give another --out"):
+    with pytest.raises(TriptychError, match="does not belong to a training run; give another --out"):
         run(short, tmp_path / "hf")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is a file, and a folder"):
+    with pytest.raises(TriptychError, match="is a file, and a folder"):
         run(short, tmp_path / "file")
 
 
@@ -115,7 +115,7 @@ def test_a_run_without_readable_images_ends(short, tmp_path):
             (tmp_path / "bad" / name / f"{i}.png").write_bytes(b"not an image")
     broken = replace(short, data=str(tmp_path / "bad"))
     for call in (lambda: run(broken, tmp_path / "r"), lambda: dry_run(broken)):
-        with pytest.raises(UserError, match=r"no training image could be read; the first: .*png"):
+        with pytest.raises(TriptychError, match=r"no training image could be read; the first: .*png"):
             call()
 
 
@@ -234,7 +234,7 @@ def test_frozen_blocks_stay(short, tmp_path):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(name.startswith(("encoder.0.", "patch.", "positions", "class_token")) for name in moved)
     assert {"encoder.1.attn.qkv.weight", "norm.weight", "head.weight"} <= moved
-    with pytest.raises(UserError, match="the network has 2 blocks"):
+    with pytest.raises(TriptychError, match="the network has 2 blocks"):
         run(replace(short, frozen_blocks=3), tmp_path / "third")
 
 
@@ -300,7 +300,7 @@ def test_evaluation_matches_classes_by_name(short, image_folder, tmp_path):
     assert result.top1 == 1.0
     assert result.per_class_count.tolist() == [0, 14, 14]  # other data is measured whole
     (some / "violet").symlink_to(image_folder / "blue", target_is_directory=True)
-    with pytest.raises(UserError, match=r"does not know \(violet\)"):
+    with pytest.raises(TriptychError, match=r"does not know \(violet\)"):
         evaluate(tmp_path / "r", str(some), workers=0)
 
 
@@ -308,15 +308,15 @@ def test_users_mistakes(config, image_folder, tmp_path):
     one = tmp_path / "one"
     one.mkdir()
     (one / "red").symlink_to(image_folder / "red", target_is_directory=True)
-    with pytest.raises(UserError, match="has one class, 'red', and two are needed"):
+    with pytest.raises(TriptychError, match="has one class, 'red', and two are needed"):
         run(replace(config, data=str(one)), tmp_path / "r")
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(TriptychError, match="does not exist"):
         run(replace(config, data=str(tmp_path / "absent")), tmp_path / "r")
-    with pytest.raises(UserError, match="near names"):
+    with pytest.raises(TriptychError, match="near names"):
         run(replace(config, model="vit-x16"), tmp_path / "r")
-    with pytest.raises(UserError, match="must be name=value"):
+    with pytest.raises(TriptychError, match="must be name=value"):
         run(replace(config, model_args=("depth",)), tmp_path / "r")
-    with pytest.raises(UserError, match="which need weights; name them with init"):
+    with pytest.raises(TriptychError, match="which need weights; name them with init"):
         replace(config, train="head")
-    with pytest.raises(UserError, match="no data was named"):
+    with pytest.raises(TriptychError, match="no data was named"):
         evaluate(tp.create("vit-ti16"))

@@ -23,7 +23,7 @@ from tests.training.torchrun_jobs import Job
 import triptych as tp
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.diffusion.config import NoiseConfig
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.evaluation.config import PerceptualConfig
 from triptych.heads.config import HeadConfig
 from triptych.layers.norm import BatchNorm
@@ -428,7 +428,7 @@ TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
     ],
 )
 def test_impossible_process_groups_are_refused_in_one_line(options, batch, environment, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(TriptychError, match=words):
         world_size(LoopConfig(**options), batch, environment)
 
 
@@ -440,5 +440,7 @@ def test_one_process_needs_no_team():
 
 
 def test_shards_have_no_codebook_to_write_to(configs, tmp_path):
-    with pytest.raises(UserError, match=r"training updates a codebook in place.*give --loop.parallel ddp"):
+    with pytest.raises(
+        TriptychError, match=r"training updates a codebook in place.*give --loop.parallel ddp"
+    ):
         prepare(by(configs["vq"], "fsdp"))

@@ -14,7 +14,7 @@ import triptych as tp
 from triptych.cli import main
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.images import decode, resize_crop
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, ConfigError, DataError
 from triptych.evaluation.config import PerceptualConfig
 from triptych.evaluation.latent_statistics import measure_latents
 from triptych.training import dry_run, evaluate, run
@@ -161,7 +161,7 @@ def test_the_features_are_free_to_change_or_to_be_left_out(config, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all("frechet" not in row["eval"] for row in rows if "eval" in row)
     assert run(short, tmp_path).finished
-    with pytest.raises(UserError, match="has a run with kl"):
+    with pytest.raises(CheckpointError, match="has a run with kl"):
         run(replace(short, kl=0.5), tmp_path)
 
 
@@ -343,21 +343,21 @@ def test_dry_run_includes_the_discriminator_and_writes_nothing(config, tmp_path,
 
 def test_images_smaller_than_the_crop_are_refused_in_one_line(config, tmp_path):
     big = replace(config, image_size=(32, 32))
-    with pytest.raises(UserError, match=r"is 24 x 24 pixels, smaller than the crop of 32 x 32; use larger"):
+    with pytest.raises(DataError, match=r"is 24 x 24 pixels, smaller than the crop of 32 x 32; use larger"):
         run(big, tmp_path / "r")
     assert run(replace(big, enlarge=True, loop=replace(big.loop, epochs=1)), tmp_path / "s").finished
 
 
 def test_users_mistakes(config, tmp_path):
-    with pytest.raises(UserError, match="is 15 x 16, and the autoencoder needs multiples of 2"):
+    with pytest.raises(ConfigError, match="is 15 x 16, and the autoencoder needs multiples of 2"):
         run(replace(config, image_size=(15, 16)), tmp_path / "r")
-    with pytest.raises(UserError, match="vit-b16 is not a KL or VQ autoencoder"):
+    with pytest.raises(CheckpointError, match="vit-b16 is not a KL or VQ autoencoder"):
         run(replace(config, model="vit-b16", model_args=()), tmp_path / "r")
     tp.save(tp.create("kl-f4", base_channels=8, norm_groups=4), tmp_path / "a.safetensors")
     blind = replace(config, perceptual=PerceptualConfig(model=str(tmp_path / "a.safetensors")))
-    with pytest.raises(UserError, match="Autoencoder has no features to compare images by"):
+    with pytest.raises(CheckpointError, match="Autoencoder has no features to compare images by"):
         run(blind, tmp_path / "r")
-    with pytest.raises(UserError, match="LPIPS heads need their VGG network"):
+    with pytest.raises(ConfigError, match="LPIPS heads need their VGG network"):
         PerceptualConfig(heads="x.pth")
 
 

@@ -18,7 +18,7 @@ from tests.training.interrupted_runs import (
     log_rows,
 )
 
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.training import run
 from triptych.training.monitoring.anomalies import MIN_LOSSES, AnomalyDetector
 from triptych.training.tasks.classification import Classify
@@ -39,7 +39,7 @@ def test_a_nan_loss_stops_the_run_and_documents_its_batch(config, tmp_path, monk
     break_steps(monkeypatch, 4)
     often = replace(config, loop=replace(config.loop, save_every=0.0))
     with pytest.raises(
-        UserError,
+        TriptychError,
         match=r"loss is nan at step 5 \(with grad_norm\), on .*png .*; details are in .*nonfinite-step-5.json. "
         "Resume with",
     ):
@@ -87,14 +87,14 @@ def test_a_step_that_is_skipped_learns_nothing_and_the_run_goes_on(config, tmp_p
 def test_a_run_that_only_skips_stops(config, tmp_path, monkeypatch):
     break_steps(monkeypatch, *range(2, 99))
     with pytest.raises(
-        UserError, match=r"loss is nan at step 12 .* The 9 steps before were not finite either"
+        TriptychError, match=r"loss is nan at step 12 .* The 9 steps before were not finite either"
     ):
         run(replace(config, loop=replace(config.loop, on_nonfinite="skip")), tmp_path)
 
 
 def test_skipping_may_be_asked_for_when_the_run_has_stopped(config, tmp_path, monkeypatch):
     break_steps(monkeypatch, 4)
-    with pytest.raises(UserError, match="loss is nan at step 5"):
+    with pytest.raises(TriptychError, match="loss is nan at step 5"):
         run(config, tmp_path)
     assert run(replace(config, loop=replace(config.loop, on_nonfinite="skip")), tmp_path).finished
 
@@ -141,7 +141,7 @@ def test_changed_images_are_named(short, image_folder, tmp_path):
     (copy / "red" / "4.png").rename(copy / "blue" / "99.png")
     Image.new("RGB", (24, 24)).save(copy / "green" / "5.png")
     with pytest.raises(
-        UserError,
+        TriptychError,
         match=r"changed since the run in .* began: 2 are gone \(red/3.png, red/4.png\), 1 is new \(blue/99.png\), "
         r"1 is not as before \(green/5.png\); restore them",
     ):

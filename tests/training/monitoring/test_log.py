@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.training.monitoring.log import RunLog
 
 
@@ -51,5 +51,5 @@ def test_tensorboard_gets_every_number_under_its_name(tmp_path, monkeypatch):
 
 def test_tensorboard_that_is_not_there_names_its_pip_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match="pip install 'triptych"):
+    with pytest.raises(TriptychError, match="pip install 'triptych"):
         RunLog(tmp_path, total=10, resumed=0, interval=1.0, tensorboard=True)

@@ -16,7 +16,7 @@ from tests.training.interrupted_runs import interrupt_after, last_checkpoint
 import triptych as tp
 from triptych.data.config import DataConfig
 from triptych.diffusion.config import NoiseConfig, ProcessConfig
-from triptych.errors import UserError
+from triptych.errors import ConfigError, TriptychError
 from triptych.models.configs.autoencoder import AutoencoderConfig
 from triptych.models.configs.dit import DiTConfig
 from triptych.models.configs.latent_diffusion import SIZES, LatentDiffusionConfig
@@ -409,7 +409,7 @@ def test_dry_run_counts_trained_parameters(config):
 
 def test_bad_input_is_one_line(config, sd, first_stages, tmp_path):
     def refused(words, train="lora", **changes):
-        with pytest.raises(UserError, match=words) as caught:
+        with pytest.raises(TriptychError, match=words) as caught:
             prepare(config(train, **changes))
         assert "\n" not in str(caught.value)
 
@@ -419,9 +419,9 @@ def test_bad_input_is_one_line(config, sd, first_stages, tmp_path):
     )
     refused(r"also needs mask\+masked_image as condition", train="all", init=str(inpainting))
     refused(r"train=lora writes updates of a UNet, and init .* has a DiT; give --train all", init=str(dit))
-    with pytest.raises(UserError, match=r"rank is 0, which must be at least 1|rank"):
+    with pytest.raises(ConfigError, match=r"rank is 0, which must be at least 1|rank"):
         LoraConfig(rank=0)
-    with pytest.raises(UserError, match=r"templates"):
+    with pytest.raises(ConfigError, match=r"templates"):
         WordConfig(templates=("a photo",))
     refused(r"train=lora changes an existing model; name it with init", init=None)
     refused(r"train=words needs captions, and condition is 'none'", train="words", condition="none")

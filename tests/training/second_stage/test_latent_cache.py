@@ -10,7 +10,7 @@ from PIL import Image
 import triptych as tp
 from triptych.data.config import DataConfig
 from triptych.data.open import open_source
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.training.second_stage import latent_cache
 from triptych.training.second_stage.latent_cache import LatentCache
 
@@ -152,15 +152,17 @@ def test_another_decoder_has_the_same_latents(folder, stage, tmp_path):
     torch.nn.init.normal_(other.decoder.conv_in.weight)
     cache_of(folder, other).fill(tmp_path)
     torch.nn.init.normal_(other.encoder.conv_in.weight)
-    with pytest.raises(UserError, match=r"has latents of another first stage; remove it, or give another"):
+    with pytest.raises(
+        TriptychError, match=r"has latents of another first stage; remove it, or give another"
+    ):
         cache_of(folder, other).fill(tmp_path)
-    with pytest.raises(UserError, match="has latents of mirrored True, not False; remove it"):
+    with pytest.raises(TriptychError, match="has latents of mirrored True, not False; remove it"):
         cache_of(folder, stage, mirrored=False).fill(tmp_path)
 
 
 def test_a_folder_of_other_files_is_refused(folder, stage, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"has files and no about.json; give another --cache.folder"):
+    with pytest.raises(TriptychError, match=r"has files and no about.json; give another --cache.folder"):
         cache_of(folder, stage).fill(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -170,7 +172,9 @@ def test_latents_beyond_half_precision_are_refused(folder, stage, tmp_path):
 
     loud = copy.deepcopy(stage)
     loud.config = replace(loud.config, scale=1e8)
-    with pytest.raises(UserError, match=r"latents are NaN or infinite in float16; set cache.dtype to fp32"):
+    with pytest.raises(
+        TriptychError, match=r"latents are NaN or infinite in float16; set cache.dtype to fp32"
+    ):
         cache_of(folder, loud, dtype="fp16").fill(tmp_path)
 
 
@@ -191,5 +195,5 @@ def test_nothing_readable_is_one_line(stage, tmp_path):
     (tmp_path / "data").mkdir()
     for name in "ab":
         (tmp_path / "data" / f"{name}.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"no image could be read; the first: .*a.png"):
+    with pytest.raises(TriptychError, match=r"no image could be read; the first: .*a.png"):
         cache_of(tmp_path / "data", stage).fill(tmp_path / "latents")

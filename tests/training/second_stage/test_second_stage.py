@@ -13,7 +13,7 @@ import triptych as tp
 from triptych.data.config import DataConfig
 from triptych.data.images import decode
 from triptych.diffusion.config import NoiseConfig, ProcessConfig
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.training import run
 from triptych.training.configs.base import LoopConfig, OptimConfig
 from triptych.training.configs.second_stage import (
@@ -252,7 +252,7 @@ def test_the_condition_can_be_an_image(config, tmp_path, family):
         torch.equal(parameter, saved[name]) for name, parameter in encoder.named_parameters() if name in saved
     )
     assert torch.isfinite(ldm.denoiser(context)(torch.randn(2, 2, 8, 8), torch.full((2,), 500.0))).all()
-    with pytest.raises(UserError, match=r"is conditioned on images, for which there is no task here"):
+    with pytest.raises(TriptychError, match=r"is conditioned on images, for which there is no task here"):
         tp.DiffusionPipeline(ldm).text_to_image("a red square")
 
 
@@ -287,7 +287,7 @@ def test_training_can_start_from_a_model(config, tmp_path):
         "a red square"
     )
     with pytest.raises(
-        UserError, match=r"init .* takes a condition of 16 channels, and condition 'none' has 0"
+        TriptychError, match=r"init .* takes a condition of 16 channels, and condition 'none' has 0"
     ):
         prepare(replace(more, condition="none"))
 
@@ -302,20 +302,22 @@ def test_emoji_of_training_concepts_are_held_out(config):
 
 def test_bad_input_is_one_line(config, image_folder, tmp_path):
     with pytest.raises(
-        UserError, match=r"has no captions, and --condition text needs them: put NAME.txt beside"
+        TriptychError, match=r"has no captions, and --condition text needs them: put NAME.txt beside"
     ):
         prepare(replace(config, data=str(image_folder)))
-    with pytest.raises(UserError, match=r"no first stage was named; give --first-stage A"):
+    with pytest.raises(TriptychError, match=r"no first stage was named; give --first-stage A"):
         prepare(replace(config, first_stage=None))
-    with pytest.raises(UserError, match=r"image_size is 15 x 16, and the first stage needs multiples of 2"):
+    with pytest.raises(
+        TriptychError, match=r"image_size is 15 x 16, and the first stage needs multiples of 2"
+    ):
         prepare(replace(config, image_size=(15, 16)))
-    with pytest.raises(UserError, match=r"no denoiser is called 'unet-emojy'; near names: unet-emoji"):
+    with pytest.raises(TriptychError, match=r"no denoiser is called 'unet-emojy'; near names: unet-emoji"):
         prepare(replace(config, model="unet-emojy"))
-    with pytest.raises(UserError, match=r"unet-emoji has no field 'widht'"):
+    with pytest.raises(TriptychError, match=r"unet-emoji has no field 'widht'"):
         prepare(replace(config, model_args=("widht=8",)))
     net = tp.create("vit-ti16", depth=1, image_size=32)
     tp.save(net, tmp_path / "vit.safetensors")
-    with pytest.raises(UserError, match=r"first_stage .* is a ViT; give an autoencoder"):
+    with pytest.raises(TriptychError, match=r"first_stage .* is a ViT; give an autoencoder"):
         prepare(replace(config, first_stage=str(tmp_path / "vit.safetensors")))
     other = tp.create(
         "kl-f8",
@@ -328,9 +330,11 @@ def test_bad_input_is_one_line(config, image_folder, tmp_path):
     )
     tp.save(other, tmp_path / "other.safetensors")
     run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "r")
-    with pytest.raises(UserError, match=r"has latents of 3 channels at 1/2, init .* was trained on 2 at 1/2"):
+    with pytest.raises(
+        TriptychError, match=r"has latents of 3 channels at 1/2, init .* was trained on 2 at 1/2"
+    ):
         prepare(replace(config, init=str(tmp_path / "r"), first_stage=str(tmp_path / "other.safetensors")))
-    with pytest.raises(UserError, match=r"only latents of images that are at most flipped can be cached"):
+    with pytest.raises(TriptychError, match=r"only latents of images that are at most flipped can be cached"):
         replace(with_cache(config, "on"), augment=replace(config.augment, hue=0.1))
 
 
@@ -345,17 +349,17 @@ def test_a_cache_belongs_to_one_first_stage_and_one_set_of_images(config, first_
     torch.nn.init.normal_(other.encoder.conv_in.weight)
     tp.save(other, tmp_path / "other.safetensors")
     with pytest.raises(
-        UserError, match=r"latents/train has latents of another first stage; remove it, or give"
+        TriptychError, match=r"latents/train has latents of another first stage; remove it, or give"
     ):
         run(replace(short, first_stage=str(tmp_path / "other.safetensors")), tmp_path / "c")
-    with pytest.raises(UserError, match=r"has latents of size \[16, 16\], not \[32, 32\]"):
+    with pytest.raises(TriptychError, match=r"has latents of size \[16, 16\], not \[32, 32\]"):
         run(replace(short, image_size=(32, 32)), tmp_path / "d")
 
 
 def test_another_seed_holds_out_other_images(config, tmp_path):
     config = replace(config, cache=LatentCacheConfig(folder=str(tmp_path / "latents")))
     run(replace(config, loop=replace(config.loop, epochs=1)), tmp_path / "a")
-    with pytest.raises(UserError, match=r"has latents of another data"):
+    with pytest.raises(TriptychError, match=r"has latents of another data"):
         run(replace(config, loop=replace(config.loop, epochs=1, seed=5)), tmp_path / "b")
 
 
@@ -444,7 +448,7 @@ def test_four_images_are_generated_from_their_captions(tmp_path):
 def test_nothing_is_encoded_into_the_folder_of_another_run(config, first_stage, tmp_path):
     short = replace(config, loop=replace(config.loop, epochs=1))
     run(with_cache(short, "off"), tmp_path / "r")
-    with pytest.raises(UserError, match=r"has a run with cache.use 'off', and 'on' was requested"):
+    with pytest.raises(TriptychError, match=r"has a run with cache.use 'off', and 'on' was requested"):
         run(with_cache(short, "on"), tmp_path / "r")
     assert not (tmp_path / "r" / "latents").exists()
     other = tp.load(first_stage)
@@ -453,5 +457,5 @@ def test_nothing_is_encoded_into_the_folder_of_another_run(config, first_stage, 
     copied = replace(with_cache(short, "off"), first_stage=str(tmp_path / "stage.safetensors"))
     run(copied, tmp_path / "s")
     tp.save(tp.load(first_stage), tmp_path / "stage.safetensors")
-    with pytest.raises(UserError, match=r"the images in .* or the first stage changed since the run in"):
+    with pytest.raises(TriptychError, match=r"the images in .* or the first stage changed since the run in"):
         run(copied, tmp_path / "s")

@@ -12,7 +12,7 @@ from tests.training.interrupted_runs import interrupt_after, last_checkpoint
 import triptych as tp
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.loading.test_time_views import ViewOptions
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
 from triptych.metrics.segmentation import SegmentationMetrics
@@ -245,7 +245,7 @@ def test_evaluation_of_nothing_that_can_be_read(tmp_path):
         for i in range(3):
             Image.new("L", size).save(tmp_path / folder / f"{i}.png")
     with pytest.raises(
-        UserError, match=r"none of the 3 images could be evaluated; the first: images/0\.png is 9 x 9"
+        TriptychError, match=r"none of the 3 images could be evaluated; the first: images/0\.png is 9 x 9"
     ):
         evaluate(segmenter(("class 0",)), str(tmp_path), workers=0)
 
@@ -316,13 +316,13 @@ def test_the_head_of_a_segmenter_stays_or_is_refused(config, tmp_path):
     tp.save(segmenter(("a", "b", "c")), tmp_path / "three.safetensors")
     again = replace(config, init=str(tmp_path / "fpn.safetensors"), loop=replace(config.loop, epochs=1))
     with pytest.raises(
-        UserError, match=r"--head\.type fpn --head\.channels 8 --head\.aux-channels 0"
+        TriptychError, match=r"--head\.type fpn --head\.channels 8 --head\.aux-channels 0"
     ) as caught:
         run(again, tmp_path / "r")
     assert "\n" not in str(caught.value)
     own = HeadConfig(type="fpn", channels=8, dropout=0.3)
     for wrong in ({"channels": 16}, {"aux_channels": 8}, {"type": "upernet"}):
-        with pytest.raises(UserError, match="is a segmenter with another head than --head"):
+        with pytest.raises(TriptychError, match="is a segmenter with another head than --head"):
             run(replace(again, head=replace(own, **wrong)), tmp_path / "r")
     assert run(replace(again, head=own), tmp_path / "r").finished
     assert tp.load(tmp_path / "r").config.head == replace(own, num_classes=2)
@@ -379,9 +379,9 @@ def test_a_segmenters_plain_encoder_cannot_classify(config, image_folder, tmp_pa
     net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(type="unet", channels=16)), maps)
     tp.save(net, tmp_path / "net.safetensors")
     same = {"data": str(image_folder), "init": str(tmp_path / "net.safetensors"), "loading": config.loading}
-    with pytest.raises(UserError, match="the plain encoder has no classifier"):
+    with pytest.raises(TriptychError, match="the plain encoder has no classifier"):
         run(ClassifyConfig(**same), tmp_path / "r")
-    with pytest.raises(UserError, match="ConvNet has no patches to mask"):
+    with pytest.raises(TriptychError, match="ConvNet has no patches to mask"):
         run(PretrainConfig(**same), tmp_path / "r")
 
 
@@ -434,14 +434,14 @@ def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_one_line(config, tmp_path, change, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(TriptychError, match=words):
         run(replace(config, **change), tmp_path / "r")
 
 
 def test_bad_configs_are_refused_at_birth():
-    with pytest.raises(UserError, match="cross_entropy"):
+    with pytest.raises(TriptychError, match="cross_entropy"):
         LossConfig(cross_entropy=0.0)
-    with pytest.raises(UserError, match="mask_ratio"):
+    with pytest.raises(TriptychError, match="mask_ratio"):
         PretrainConfig(mask_ratio=1.0)
-    with pytest.raises(UserError, match="image_branch_channels"):
+    with pytest.raises(TriptychError, match="image_branch_channels"):
         HeadConfig(type="fpn", image_branch_channels=8)
