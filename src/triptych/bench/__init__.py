@@ -1,4 +1,4 @@
-"""Ours beside a peer: the same work, in turn, checked equal, written as tables.
+"""Benchmarks against reference implementations: the same work in alternation, outputs checked equal, results as tables.
 
-Read `timing.py` first (how a comparison is made), then `vit.py` (what is compared).
+Read `harness/timing.py` first (how a comparison is made), then `suites/vit.py` (what is compared).
 """

@@ -7,7 +7,7 @@ from triptych.bench.harness import cpu_contention
 
 
 class Times(NamedTuple):
-    """As psutil gives them on Linux."""
+    """CPU times as psutil returns them on Linux."""
 
     user: float = 0.0
     system: float = 0.0
@@ -18,7 +18,7 @@ class Times(NamedTuple):
 
 @pytest.fixture
 def cores(monkeypatch):
-    """Two cores, of which this process may use the second alone, and has used none."""
+    """Two cores, of which this process may use only the second and has used none."""
     times = [Times(), Times()]
     own = SimpleNamespace(user=0.0, system=0.0, children_user=0.0, children_system=0.0)
     monkeypatch.setattr(cpu_contention.psutil, "cpu_times", lambda percpu: list(times))

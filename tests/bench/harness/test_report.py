@@ -1,4 +1,4 @@
-"""Figures as data and as a page."""
+"""Results as data and as a page."""
 
 import json
 
@@ -8,7 +8,7 @@ from triptych.bench.harness.report import Column, Report, Table, cell, grid, mar
 from triptych.bench.harness.timing import Spread
 
 
-def made(suite="toy", value=2.0):
+def make_report(suite="toy", value=2.0):
     columns = [Column(key="what", heading="what"), Column(key="speed", heading="a|b", form=".1f")]
     rows = [{"what": "x", "speed": Spread(value, 1.0, 3.0)}, {"what": "y", "speed": None}]
     table = Table(title="Speed", description="How fast.", columns=columns, rows=rows)
@@ -47,7 +47,7 @@ def test_grid_is_markdown_in_columns():
 
 
 def test_section():
-    report = made()
+    report = make_report()
     report.notes.append("No peer.")
     page = markdown(report.as_json())
     assert page.startswith("## toy\n\nRepeat with `triptych bench toy`. Measured on 2000-01-01.\n")
@@ -63,9 +63,9 @@ def test_section():
 
 
 def test_a_suite_replaces_its_own_section_only(tmp_path):
-    assert write(made("vit"), tmp_path) == [tmp_path / "benchmarks.json", tmp_path / "benchmarks.md"]
-    write(made("swin"), tmp_path)
-    write(made("vit", 2.5), tmp_path)
+    assert write(make_report("vit"), tmp_path) == [tmp_path / "benchmarks.json", tmp_path / "benchmarks.md"]
+    write(make_report("swin"), tmp_path)
+    write(make_report("vit", 2.5), tmp_path)
     data = json.loads((tmp_path / "benchmarks.json").read_text())
     assert set(data) == {"vit", "swin"}
     assert data["vit"]["tables"][0]["rows"][0]["speed"] == {"median": 2.5, "low": 1.0, "high": 3.0}
@@ -75,7 +75,7 @@ def test_a_suite_replaces_its_own_section_only(tmp_path):
     assert page.startswith("# Benchmarks\n")
 
 
-def test_a_damaged_file_is_written_anew(tmp_path):
+def test_a_damaged_file_is_replaced(tmp_path):
     (tmp_path / "benchmarks.json").write_text("{")
-    write(made(), tmp_path)
+    write(make_report(), tmp_path)
     assert set(json.loads((tmp_path / "benchmarks.json").read_text())) == {"toy"}

@@ -1,4 +1,4 @@
-"""timm where torchvision cannot be imported: small packages of these names, each tried in a process of its own."""
+"""Importing timm without torchvision, with small packages of these names, each in a process of its own."""
 
 import importlib.util
 
@@ -55,7 +55,7 @@ def place(tmp_path):
     return tmp_path
 
 
-# As if it were not installed, also where it is.
+# Hides torchvision, whether or not it is installed.
 ABSENT = """
 import importlib.machinery as machinery
 find = machinery.PathFinder.find_spec
@@ -111,14 +111,14 @@ def test_a_torchvision_that_works_is_preferred(place):
 
 
 def test_a_torchvision_for_another_torch(place):
-    """What it leaves behind when its import fails is gone too."""
+    """Modules that its failed import leaves behind are removed, too."""
     package(place, "torchvision", "from torchvision import extension\nraise RuntimeError('no operator nms')")
     (place / "torchvision" / "extension.py").write_text("")
     assert used(place) == {"why": "no operator nms", "left": []}
 
 
-def test_what_was_in_its_place_is_again(place):
-    """None is how a program says that a module must not be imported."""
+def test_the_previous_entry_is_restored(place):
+    """None in `sys.modules` prevents the import of a module."""
     after = "assert sys.modules['torchvision'] is None"
     reported = used(place, after, "sys.modules['torchvision'] = None")
     assert reported == {
@@ -132,14 +132,15 @@ import sys
 from triptych.bench.children.process_memory import report
 sys.path.insert(0, sys.argv[1])
 from triptych.bench.peers import build as peers
-there, notes = peers.present(("timm", "no_such_library"))
-report(there=there, notes=notes, left=[name for name in sys.modules if name.startswith(("timm", "torchvision"))])
+available, notes = peers.present(("timm", "no_such_library"))
+left = [name for name in sys.modules if name.startswith(("timm", "torchvision"))]
+report(available=available, notes=notes, left=left)
 """
 
 
 def test_the_report_says_so(place):
     reported = run_code(ABSENT + NOTES, place).reported
-    assert reported["there"] == ["timm"]
+    assert reported["available"] == ["timm"]
     assert reported["notes"] == [
         "timm was imported with a stand-in for torchvision (No module named 'torchvision'), which its networks' "
         "forward passes do not touch.",
@@ -151,7 +152,7 @@ def test_timm_is_left_out_where_names_are_not_enough(place):
     (place / "timm" / "data.py").write_text(TIMM + "NAMES = [mode.value for mode in InterpolationMode]")
     (place / "timm" / "__init__.py").write_text("from timm import data")
     reported = run_code(ABSENT + NOTES, place).reported
-    assert (reported["there"], reported["left"]) == ([], [])
+    assert (reported["available"], reported["left"]) == ([], [])
     assert reported["notes"][0] == (
         "timm is not measured: No module named 'torchvision', and timm needs more of it than names: "
         "'_Placeholder' object is not iterable."
@@ -163,19 +164,19 @@ installed = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason=
 
 @installed
 def test_timms_networks_are_ours():
-    """A ViT, and a Swin on maps of whole windows, where timm is right."""
-    there, _ = peers.present(("timm",))
-    assert there == ("timm",)
+    """A ViT, and a Swin at a size without padding, for which timm is correct."""
+    available, _ = peers.present(("timm",))
+    assert available == ("timm",)
     for net in (vit.make(vit.QUICK, "vit-ti16"), swin.make(swin.QUICK)):
         images = torch.randn(2, 3, *net.config.image_size)
-        (theirs,) = peers.build(net, torch.float32, there).values()
+        (theirs,) = peers.build(net, torch.float32, available).values()
         with torch.inference_mode():
             check_equal({"ours": net(images), "timm": theirs(images)}, TOLERANCES["fp32"])
 
 
 @installed
-def test_timms_networks_learn_as_ours(tmp_path):
-    """Losses and gradients of the first steps; `steps` raises where they differ."""
+def test_timms_networks_train_like_ours(tmp_path):
+    """`steps` raises an error if losses or gradients of the first steps differ."""
     tasks = train.classifier_tasks(train.QUICK, tmp_path, ("timm",))
     rows = train.steps(tasks, train.QUICK, {"fp32": 1e12, "bf16": 1e12})
     assert [row["ratio to timm"].median > 0 for row in rows] == [True] * 4

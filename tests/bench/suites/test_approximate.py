@@ -1,4 +1,4 @@
-"""The suite in its quick form; its figures mean nothing, their being there does."""
+"""The suite with its quick plan, whose measurements are meaningless but must exist."""
 
 import json
 
@@ -9,7 +9,7 @@ from triptych.bench.suites import approximate
 from triptych.cli import main
 
 
-def test_passes_beside_exact_ones():
+def test_passes_are_compared_with_exact_ones():
     for table in (approximate.steps(approximate.QUICK), approximate.decoding(approximate.QUICK)):
         assert table.rows[0]["ratio"].median == 1
         assert all(row["seconds"].low > 0 for row in table.rows)
@@ -18,18 +18,18 @@ def test_passes_beside_exact_ones():
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capsys):
     assert main(["bench", "approximate", "--quick", "--out", str(tmp_path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "benchmarks.json").read_text())["approximate"] == said
-    names = [[row["what"] for row in table["rows"]] for table in said["tables"]]
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["approximate"] == printed
+    names = [[row["what"] for row in table["rows"]] for table in printed["tables"]]
     assert names == [
         ["exact", "merged tokens, 0.5", "deep cache, 2"],
         ["exact", "tiny decoder, taesd"],
         ["exact", "merged tokens, 0.5", "deep cache, 2", "guidance interval, 0.3 to 5.5"],
     ]
-    for table in said["tables"]:
+    for table in printed["tables"]:
         assert all(row["seconds"]["low"] > 0 and row["ratio"]["low"] > 0 for row in table["rows"])
         assert table["rows"][0]["ratio"]["median"] == 1
-    exact, *others = said["tables"][2]["rows"]
+    exact, *others = printed["tables"][2]["rows"]
     assert exact["apart"]["high"] == 0  # generated twice
     assert all(row["apart"]["median"] > 0 and row["psnr"]["median"] < 99 for row in others[:2])
 

@@ -1,4 +1,4 @@
-"""The sets that are measured hold what they should; the suite in its quick form says all that the table shows."""
+"""The contents of the synthetic data sets, and the columns of the suite's table with its quick plan."""
 
 import json
 
@@ -9,19 +9,19 @@ from triptych.data.images import decode
 from triptych.data.open import open_source
 
 
-@pytest.mark.parametrize("kind", ["parquet", "tar", "folder"])
-def test_sets(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["parquet", "tar", "folder"])
+def test_data_sets(layout, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(data, "GROUP", 100)
     monkeypatch.setattr(data, "SHARD", 100)
-    getattr(data, f"make_{kind}")(tmp_path / "set", 270)
+    getattr(data, f"make_{layout}")(tmp_path / "set", 270)
     source = open_source(tmp_path / "set", stream=True)
     assert len(source) == 270
     assert len(source.classes) == data.CLASSES
     order = (
-        [row for label in range(100) for row in range(label, 270, 100)] if kind == "folder" else range(270)
+        [row for label in range(100) for row in range(label, 270, 100)] if layout == "folder" else range(270)
     )
     assert [source[i].label for i in range(270)] == [row % 100 for row in order]
     assert [decode(source[i].image)[0, 0, 0] for i in range(0, 270, 50)] == [
@@ -33,6 +33,7 @@ def test_sets(kind, tmp_path, monkeypatch):
 def test_the_suite():
     (table,) = data.run(data.QUICK).tables
     assert [row["count"] for row in table.rows] == [300, 600, 300, 300]
+    assert [row["format"] for row in table.rows] == ["parquet", "parquet", "tar", "folder"]
     assert [row["table"] is None for row in table.rows] == [False, True, False, False]
     assert all(set(row) == {column.key for column in table.columns} for row in table.rows)
     assert all(0 < row["grown"] < row["making"] + row["reading"] for row in table.rows)

@@ -1,4 +1,4 @@
-"""The suite in its quick form; its figures mean nothing, their being there does."""
+"""The suite with its quick plan, whose measurements are meaningless but must exist."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The suite in its quick form on a tiny latent diffusion model; its figures mean nothing, their being there does."""
+"""The suite with its quick plan, whose measurements are meaningless but must exist."""
 
 import json
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("measure", [ldm.steps, ldm.decoding])
-def test_beside_diffusers(folder, measure):
+def test_comparison_with_diffusers(folder, measure):
     for label in DTYPES:
         row = measure(ldm.QUICK, label, folder, True, PEAKS)
         assert (row["mode"], row["dtype"]) == ("eager", label)
@@ -38,7 +38,7 @@ def test_beside_diffusers(folder, measure):
     "part", ["down.0.blocks.0.transformer.blocks.0.cross.proj.weight", "middle.res2.conv2.bias"]
 )
 def test_a_wrong_weight_shows(folder, part, monkeypatch):
-    """No branch is so faint that an error in it hides below the tolerance, not even that of bf16."""
+    """Each branch contributes enough that an error in it exceeds the tolerance, even that of bf16."""
     right = ldm.loaded
 
     def wrong(folder):
@@ -57,7 +57,7 @@ def test_operations_are_those_of_a_convolution():
     assert ldm.flops(conv, torch.empty(2, 3, 7, 8, device="meta")) == 2 * 2 * 7 * 8 * 5 * 3 * 9
 
 
-def test_programs_and_what_becomes_of_what_they_say(monkeypatch, tmp_path):
+def test_programs_and_the_rows_of_their_reports(monkeypatch, tmp_path):
     calls = []
 
     def run_child(program, path, options):
@@ -72,7 +72,7 @@ def test_programs_and_what_becomes_of_what_they_say(monkeypatch, tmp_path):
 
     monkeypatch.setattr(image_generation, "run_child", run_child)
     monkeypatch.setattr(image_generation, "run_code", run_code)
-    table = image_generation.painting(tmp_path, True, (3, 5), rounds=1)
+    table = image_generation.generating(tmp_path, True, (3, 5), rounds=1)
     assert calls == [
         ("generate_ours", "model.safetensors", {"num_steps": 3}),
         ("generate_diffusers", "diffusers", {"num_inference_steps": 5}),
@@ -96,7 +96,7 @@ def test_flags_of_one_suite(flag, capsys):
 
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capsys):
-    """With programs of both sides, each of which paints per image and stops another after its first step."""
+    """With the programs of both libraries, which generate images, or stop after the first step."""
     assert main(["bench", "ldm", "--quick", "--out", str(tmp_path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "benchmarks.json").read_text())["ldm"] == printed

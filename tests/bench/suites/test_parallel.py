@@ -1,4 +1,4 @@
-"""The table of the suite, of runs that are not made; that they run is `triptych bench parallel --quick`'s to show."""
+"""The table of the suite, with runs replaced; `triptych bench parallel --quick` tests the runs."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from triptych.bench.harness.subprocesses import FinishedProcess
 from triptych.bench.suites import parallel
 
 
-def test_each_way_is_a_row_beside_one_process(monkeypatch):
+def test_each_way_is_a_row_compared_with_one_process(monkeypatch):
     lines = []
 
     def program(line, environment):
@@ -23,7 +23,7 @@ def test_each_way_is_a_row_beside_one_process(monkeypatch):
     monkeypatch.setattr(parallel, "program", program)
     (table,) = parallel.run(parallel.QUICK).tables
     assert [row["way"] for row in table.rows] == list(parallel.WAYS)
-    assert {row["speed"].median for row in table.rows} == {50.0}  # the first line is of warming up
+    assert {row["speed"].median for row in table.rows} == {50.0}  # the first line includes the warm-up
     assert [round(row["apart"], 9) for row in table.rows] == [0.0, 0.0, 1e-6]
     assert {column.key for column in table.columns} == set(table.rows[0])
     assert [("torch.distributed.run" in line, env["OMP_NUM_THREADS"]) for line, env in lines] == [

@@ -1,4 +1,4 @@
-"""Where the time goes, in the suite's quick form; and what the page says of targets."""
+"""Where the time goes, with the suite's quick plan, and the verdicts on targets."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ from triptych.bench.suites import profile
 from triptych.cli import main
 
 
-def test_every_call_is_taken_apart(tmp_path):
+def test_each_call_is_profiled(tmp_path):
     assert main(["bench", "profile", "--quick", "--out", str(tmp_path)]) == 0
     _, table, attention = json.loads((tmp_path / "benchmarks.json").read_text())["profile"]["tables"]
     assert len(table["rows"]) == 16
     for row in table["rows"]:
-        shares = [row[name] for name, _ in profile.KINDS] + [row["rest"]]
+        shares = [row[name] for name, _ in profile.CATEGORIES] + [row["rest"]]
         assert all(0 <= share <= 1.1 for share in shares)
         assert 0.95 < sum(shares) < 1.2
         assert 0 < row["utilization"] < row["of products"]
@@ -22,19 +22,21 @@ def test_every_call_is_taken_apart(tmp_path):
     assert "## Targets" in (tmp_path / "benchmarks.md").read_text()
 
 
-def test_kinds_of_operators():
-    def kind(name):
-        return next(kind for kind, pattern in profile.KINDS if profile.re.search(pattern, name))
+def test_categories_of_operators():
+    def category_of(name):
+        return next(category for category, pattern in profile.CATEGORIES if profile.re.search(pattern, name))
 
-    assert kind("aten::_scaled_dot_product_flash_attention_for_cpu") == "attention"
-    assert kind("mkldnn::_linear_pointwise") == kind("aten::convolution_backward") == "products"
-    assert kind("aten::native_layer_norm_backward") == kind("aten::_softmax") == "norms, softmax"
-    assert kind("aten::_fused_adamw_") == "optimizer"
-    assert kind("aten::copy_") == "copies"
-    assert kind("aten::gelu") == "by element"
+    assert category_of("aten::_scaled_dot_product_flash_attention_for_cpu") == "attention"
+    assert category_of("mkldnn::_linear_pointwise") == category_of("aten::convolution_backward") == "products"
+    assert (
+        category_of("aten::native_layer_norm_backward") == category_of("aten::_softmax") == "norms, softmax"
+    )
+    assert category_of("aten::_fused_adamw_") == "optimizer"
+    assert category_of("aten::copy_") == "copies"
+    assert category_of("aten::gelu") == "by element"
 
 
-def test_targets_are_held_to_the_median():
+def test_targets_are_compared_with_the_median():
     target = next(t for t in TARGETS if t.what.startswith("vit-b16 eager, bf16, batch 8, over transformers"))
     row = dict(target.row) | {target.key: {"median": 0.84, "low": 0.7, "high": 0.9}}
     sections = {"vit": {"tables": [{"title": target.table, "rows": [{"mode": "compiled"}, row]}]}}
@@ -54,14 +56,14 @@ def test_either_of_two_peers_is_enough():
     compiled = next(t for t in TARGETS if t.what.startswith("vit-b16 compiled"))
 
     def verdicts(transformers, timm):
-        """Of the row's two targets, where the third, of another row, is missed."""
+        """Return the verdicts on the two targets of the row; a third, of another row, is missed."""
         row = {**over["timm"].row, "ratio to transformers": transformers, "ratio to timm": timm}
         rows = [row, {**compiled.row, compiled.key: 0.1}]
         sections = {"vit": {"tables": [{"title": compiled.table, "rows": rows}]}}
-        found = {cells[0]: cells[3] for cells in judged(sections)}
-        assert found.pop(compiled.what) == "missed"
-        pair = [found.pop(over[peer].what) for peer in ("transformers", "timm")]
-        assert set(found.values()) == {"not measured"}
+        verdict_of = {cells[0]: cells[3] for cells in judged(sections)}
+        assert verdict_of.pop(compiled.what) == "missed"
+        pair = [verdict_of.pop(over[peer].what) for peer in ("transformers", "timm")]
+        assert set(verdict_of.values()) == {"not measured"}
         return pair
 
     assert verdicts(0.8, 0.9) == ["met", "met"]
@@ -80,7 +82,7 @@ def not_compiled(section):
     return "--compiled" not in section["command"]
 
 
-# The targets that a recorded run of their suite may lack, and how its record says that it does.
+# The targets that a recorded run of their suite may lack, and how to recognize such a run.
 LACKING = {
     "vit-b16 eager, bf16, batch 1, over timm": without_timm,
     "vit-b16 eager, bf16, batch 8, over timm": without_timm,

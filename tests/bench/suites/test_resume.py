@@ -1,4 +1,4 @@
-"""Two kills of tiny runs, in forks of this process: an interpreter of their own each is for `triptych bench resume`."""
+"""Two kills of tiny runs, in forks of this process; `triptych bench resume` starts interpreters instead."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from triptych.metrics.cost import count_parameters
 
 
 class Forked:
-    """A fork that ends without cleaning up what it shares with this process; its workers notice."""
+    """A forked process that exits without cleaning up what it shares with this one; its workers notice its end."""
 
     def __init__(self, config: Path, out: Path):
         self.pid, self.code = os.fork(), None
@@ -29,9 +29,9 @@ class Forked:
             finally:
                 os._exit(code)
 
-    def poll(self, how: int = os.WNOHANG) -> int | None:
+    def poll(self, options: int = os.WNOHANG) -> int | None:
         if self.code is None:
-            pid, status = os.waitpid(self.pid, how)
+            pid, status = os.waitpid(self.pid, options)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code
 
@@ -52,7 +52,7 @@ FAST = ("ViT, classification", "autoencoder, with a GAN")
         ),
     ],
 )
-def test_a_run_that_is_killed_twice_ends_where_an_unbroken_one_does(tmp_path, name):
+def test_a_run_that_is_killed_twice_ends_like_an_uninterrupted_one(tmp_path, name):
     config = resume.configs(resume.QUICK, tmp_path)[name]
     row = resume.survived(config, tmp_path, 2, np.random.default_rng(1), Forked)
     assert row["kills"] == 2
@@ -62,16 +62,16 @@ def test_a_run_that_is_killed_twice_ends_where_an_unbroken_one_does(tmp_path, na
     assert row["tensors"] > 50
 
 
-def test_a_difference_of_one_bit_is_found(tmp_path):
-    one = {"a": torch.ones(3), "b": torch.zeros(2)}
-    assert difference(one, {"a": torch.ones(3), "b": torch.zeros(2)}) == 0
-    assert difference(one, {"a": torch.tensor([1, 1, 1 + 2**-23]), "b": torch.zeros(2)}) == 2**-23
-    assert difference(one, {"a": torch.tensor([1, 1, float("nan")]), "b": torch.zeros(2)}) == float("inf")
-    assert difference(one, {"a": torch.ones(3)}) == float("inf")
-    assert difference(one, {"a": torch.ones(3).double(), "b": torch.zeros(2)}) == float("inf")
+def test_a_difference_of_one_bit_is_detected(tmp_path):
+    tensors = {"a": torch.ones(3), "b": torch.zeros(2)}
+    assert difference(tensors, {"a": torch.ones(3), "b": torch.zeros(2)}) == 0
+    assert difference(tensors, {"a": torch.tensor([1, 1, 1 + 2**-23]), "b": torch.zeros(2)}) == 2**-23
+    assert difference(tensors, {"a": torch.tensor([1, 1, float("nan")]), "b": torch.zeros(2)}) == float("inf")
+    assert difference(tensors, {"a": torch.ones(3)}) == float("inf")
+    assert difference(tensors, {"a": torch.ones(3).double(), "b": torch.zeros(2)}) == float("inf")
 
 
-def test_another_end_is_refused(tmp_path, monkeypatch):
+def test_a_different_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "kill_often", lambda *_: kill_and_resume.Killed())
     monkeypatch.setattr(
         resume, "apart", lambda *_: {"difference": 0, "rows apart": 1, "facts": True, "kept": True}
@@ -88,14 +88,14 @@ def test_another_end_is_refused(tmp_path, monkeypatch):
             return 0
 
     config = resume.configs(resume.QUICK, tmp_path)["ViT, classification"]
-    with pytest.raises(UnequalError, match="killed 2 times ended elsewhere"):
+    with pytest.raises(UnequalError, match="killed 2 times differs"):
         resume.survived(config, tmp_path, 2, np.random.default_rng(0), Done)
-    assert step_of(tmp_path / "whole") == 3
+    assert step_of(tmp_path / "uninterrupted") == 3
     assert step_of(tmp_path / "nothing") == 0
     assert json.loads((tmp_path / "config.json").read_text())["model"] == "vit-ti16"
 
 
-def test_what_a_checkpoint_costs_is_measured(tmp_path):
+def test_the_cost_of_a_checkpoint_is_measured(tmp_path):
     (row,) = resume.saving(resume.QUICK, tmp_path).rows
     assert row["asynchronous"].low > 0
     assert row["waited for"].low > 0
@@ -103,4 +103,4 @@ def test_what_a_checkpoint_costs_is_measured(tmp_path):
     parameters = count_parameters(resume.create("vit-ti16", **dict(resume.QUICK.changes)))
     assert row["megabytes"] == pytest.approx(
         4 * 4 * parameters / 1e6, rel=0.01
-    )  # and the moments' counts of steps
+    )  # the rest are the optimizer's step counts

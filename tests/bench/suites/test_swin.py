@@ -1,4 +1,4 @@
-"""The suite in its quick form on a tiny Swin; its figures mean nothing, their being there does."""
+"""The suite with its quick plan, whose measurements are meaningless but must exist."""
 
 import json
 
@@ -17,8 +17,8 @@ from triptych.layers.window import WindowAttention
 PEAKS = {"fp32": 1e12, "bf16": 1e12}
 
 
-def test_throughput_beside_transformers():
-    """At a size of whole windows and at one that is padded."""
+def test_throughput_compared_with_transformers():
+    """At a size of complete windows and at one that is padded."""
     table = swin.throughput(swin.QUICK, ("transformers",), PEAKS)
     assert [(row["mode"], row["size"], row["dtype"], row["batch"]) for row in table.rows] == [
         ("eager", size, dtype, 2) for dtype in ("fp32", "bf16") for size in ("56 x 56", "64 x 72")
@@ -31,15 +31,15 @@ def test_throughput_beside_transformers():
         assert {column.key for column in table.columns} == set(row)
 
 
-def test_timm_is_not_asked_where_maps_are_padded(monkeypatch):
-    asked = []
-    monkeypatch.setattr(swin.peers, "build", lambda net, dtype, names: asked.append(names) or {})
+def test_timm_is_left_out_where_maps_are_padded(monkeypatch):
+    built = []
+    monkeypatch.setattr(swin.peers, "build", lambda net, dtype, names: built.append(names) or {})
     swin.throughput(swin.QUICK, ("transformers", "timm"), PEAKS)
-    assert asked == [("transformers", "timm"), ("transformers",)] * 2
+    assert built == [("transformers", "timm"), ("transformers",)] * 2
 
 
 def test_a_wrong_mask_or_bias_shows():
-    """The random weights are such that no error hides below the tolerance, not even that of bf16."""
+    """The random weights are large enough that each error exceeds the tolerance, even that of bf16."""
     net = swin.make(swin.QUICK)
     x = swin.random_images(net, (64, 72), 2, torch.float32)
     for change in (forget_masks, forget_positions):
@@ -93,11 +93,11 @@ def test_growth_is_measured_drawn_and_written(monkeypatch):
     assert [row["pixels"] for row in grown.rows] == [1024, 4096]
     assert {column.key for column in grown.columns} == set(grown.rows[0])
     assert exponents.rows[1]["memory"] == pytest.approx(1.0)
-    figure = swin.picture(grown, exponents, tuple(networks))
+    figure = swin.growth_figure(grown, exponents, tuple(networks))
     assert len(figure.axes) == 2
 
 
-def test_memory_of_both_sides(monkeypatch, tmp_path):
+def test_memory_of_both_libraries(monkeypatch, tmp_path):
     def run_child(program, library, path, dtype, *sizes):
         ours = library == "ours"
         assert program == "peak_memory"

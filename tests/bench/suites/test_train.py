@@ -1,4 +1,4 @@
-"""The suite in its quick form on tiny networks; its figures mean nothing, their being there does."""
+"""The suite with its quick plan, whose measurements are meaningless but must exist."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from triptych.bench.harness.forward import DTYPES
 from triptych.bench.harness.subprocesses import FinishedProcess, run_code
 from triptych.bench.harness.timing import UnequalError
 from triptych.bench.measurements import train_loop
-from triptych.bench.measurements.train_step import learner
+from triptych.bench.measurements.train_step import training_step
 from triptych.bench.peers import readers
 from triptych.bench.suites import train
 from triptych.cli import main
@@ -34,7 +34,7 @@ def classifiers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("peer", ["diffusers", "transformers"])
-def test_steps_beside_a_peer(peer, request):
+def test_steps_compared_with_another_library(peer, request):
     tasks = request.getfixturevalue("diffusion" if peer == "diffusers" else "classifiers")
     table = train.table_of("", tasks, (peer, "timm"))
     table.rows = train.steps(tasks, train.QUICK, PEAKS)
@@ -49,14 +49,14 @@ def test_steps_beside_a_peer(peer, request):
         assert {column.key for column in table.columns} == set(row)
 
 
-def test_ours_is_measured_where_no_peer_is(diffusion):
+def test_ours_is_measured_without_another_library(diffusion):
     alone = [replace(task, available=()) for task in diffusion[:1]]
     assert "diffusers" not in {column.key for column in train.table_of("", alone, ("diffusers",)).columns}
     assert [row["apart"] for row in train.steps(alone, train.QUICK, PEAKS)] == [None, None]
 
 
-def test_a_reader_that_draws_numbers_changes_no_inputs(classifiers, monkeypatch):
-    """timm's fills a network with random numbers before it loads it."""
+def test_random_numbers_of_a_reader_do_not_change_inputs(classifiers, monkeypatch):
+    """timm initializes a network at random before it loads weights."""
     task = classifiers[0]
 
     def drawing(folder, dtype):
@@ -65,20 +65,22 @@ def test_a_reader_that_draws_numbers_changes_no_inputs(classifiers, monkeypatch)
 
     monkeypatch.setattr(readers, "timm_network", drawing)
     ours, theirs = (
-        learner(task.what, who, task.folder, task.size, torch.float32)() for who in ("ours", "timm")
+        training_step(task.what, who, task.folder, task.size, torch.float32)() for who in ("ours", "timm")
     )
     assert torch.equal(ours, theirs)
 
 
 def test_a_wrong_gradient_shows(diffusion):
-    """Where the first loss is the right one."""
+    """Even if the first loss is correct."""
     task = diffusion[0]
-    right, wrong = (learner(task.what, "ours", task.folder, task.size, torch.bfloat16) for _ in range(2))
+    right, wrong = (
+        training_step(task.what, "ours", task.folder, task.size, torch.bfloat16) for _ in range(2)
+    )
     loss = wrong.loss
 
     def steeper():
-        found = loss()
-        return found.detach() + 1.2 * (found - found.detach())
+        value = loss()
+        return value.detach() + 1.2 * (value - value.detach())
 
     wrong.loss = steeper
     firsts = {str(i): step()[None] for i, step in enumerate((right, wrong))}
@@ -87,7 +89,7 @@ def test_a_wrong_gradient_shows(diffusion):
         train.alike(firsts, train.TOLERANCES["bf16"])
 
 
-def test_loss_and_norm_are_each_measured_by_their_own_size():
+def test_losses_and_norms_are_compared_separately():
     loss_apart = {"a": torch.tensor([[0.1, 100.0]]), "b": torch.tensor([[0.2, 100.0]])}
     assert train.alike(loss_apart, 0.6) == pytest.approx(0.5)
     with pytest.raises(UnequalError):
@@ -123,14 +125,14 @@ def test_what_the_loop_adds_and_the_cache_saves(diffusion, monkeypatch):
     monkeypatch.setattr(step_reporter, "SPEED_STEPS", 4)
     monkeypatch.setattr(train_loop, "SPEED_STEPS", 4)
     model = diffusion[0].folder / "model.safetensors"
-    table = train_loop.whole_loops(train.QUICK.loops, model)
+    table = train_loop.training_loops(train.QUICK.loops, model)
     assert len(table.rows) == 3
     for row in table.rows:
         assert row["ours"].low > 0
         assert row["ratio"].median > 0
         assert 0 <= row["waiting"].median < 1
         assert {column.key for column in table.columns} == set(row)
-    table = train_loop.latents_and_pictures(train.QUICK.loops, model)
+    table = train_loop.latents_and_images(train.QUICK.loops, model)
     assert [row["what"] for row in table.rows] == ["cached as latents", "trained on", "generated"]
     for row in table.rows[:2]:
         assert row["ratio"].median == pytest.approx(row["other"].median / row["ours"].median)
@@ -138,7 +140,7 @@ def test_what_the_loop_adds_and_the_cache_saves(diffusion, monkeypatch):
 
 
 def test_seconds_of_a_run_are_those_of_its_log(monkeypatch):
-    """The first steps, which open the data, do not count; a row without a speed is one step of many."""
+    """The first steps, which open the data, do not count; rows without a speed are between two reports."""
 
     def trained(config, out):
         out.mkdir()
@@ -150,10 +152,10 @@ def test_seconds_of_a_run_are_those_of_its_log(monkeypatch):
     monkeypatch.setattr(train_loop, "train", trained)
     config = train_loop.classification(replace(train.QUICK.loops, batch=8), Path("data"))
     waited = []
-    assert train_loop.whole(config, waited) == pytest.approx(1.5)
+    assert train_loop.seconds_per_step(config, waited) == pytest.approx(1.5)
     assert waited == [pytest.approx(0.2)]
     with pytest.raises(KeyboardInterrupt):
-        train_loop.whole(replace(config, loop=replace(config.loop, seed=1)))
+        train_loop.seconds_per_step(replace(config, loop=replace(config.loop, seed=1)))
 
 
 @pytest.mark.slow
@@ -186,10 +188,10 @@ from pathlib import Path
 import torch
 from triptych.bench.children.process_memory import report
 from triptych.bench.suites import train
-from triptych.bench.measurements.train_step import learner
+from triptych.bench.measurements.train_step import training_step
 from triptych.torch_compile import compile_blocks
 task = train.diffusion_tasks(train.QUICK, Path(sys.argv[1]), ())[0]
-eager, compiled = (learner(task.what, "ours", task.folder, task.size, torch.bfloat16) for _ in range(2))
+eager, compiled = (training_step(task.what, "ours", task.folder, task.size, torch.bfloat16) for _ in range(2))
 compile_blocks(compiled.net)
 report(steps=[[step().tolist() for _ in range(2)] for step in (eager, compiled)])
 """
@@ -197,13 +199,13 @@ report(steps=[[step().tolist() for _ in range(2)] for step in (eager, compiled)]
 
 @pytest.mark.slow
 def test_compiled(tmp_path):
-    """In a process without the shape checks, which cannot be traced."""
+    """In a process without runtime shape checks, which cannot be traced."""
     ((mode, dtype, apart),) = run_code(COMPILED, tmp_path).reported["rows"]
     assert (mode, dtype) == ("compiled", "bf16")
     assert apart < 5e-2
 
 
 @pytest.mark.slow
-def test_blocks_of_a_unet_are_compiled_for_maps_of_several_sizes_and_learn_as_before(tmp_path):
+def test_blocks_of_a_unet_are_compiled_for_several_sizes_and_train_as_before(tmp_path):
     eager, compiled = run_code(UNET, tmp_path).reported["steps"]
     assert np.allclose(eager, compiled, rtol=1e-2)

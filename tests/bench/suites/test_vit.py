@@ -1,4 +1,4 @@
-"""The suite in its quick form on tiny networks; its figures mean nothing, their being there does."""
+"""The suite with its quick plan, whose measurements are meaningless but must exist."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from triptych.bench.suites import vit
 from triptych.cli import main
 
 
-def test_throughput_beside_transformers():
+def test_throughput_compared_with_transformers():
     table = vit.throughput(vit.QUICK, ("transformers",), {"fp32": 1e12, "bf16": 1e12})
     assert [(row["network"], row["dtype"], row["batch"]) for row in table.rows] == [
         ("vit-ti16", "fp32", 2),
@@ -37,7 +37,7 @@ def test_another_network_is_refused():
         forward.compare({"ours": net, **theirs}, vit.images(net, 2, torch.float32), 1e-5, vit.QUICK)
 
 
-def test_ours_is_measured_where_no_peer_is():
+def test_ours_is_measured_without_another_library():
     plan = replace(vit.QUICK, peers=("no_such_library",))
     report = vit.run(plan, "triptych bench vit --quick")
     assert report.notes == ["no_such_library is not measured: No module named 'no_such_library'."]
@@ -63,8 +63,8 @@ def test_ours_is_measured_where_no_peer_is():
     json.dumps(report.as_json(), allow_nan=False)
 
 
-def test_memory_is_of_the_program_itself():
-    """A large parent does not count: `ru_maxrss` would begin at its size."""
+def test_memory_is_that_of_the_program_itself():
+    """The parent's memory does not count, as it would in `ru_maxrss`."""
     ballast = bytearray(b"x" * 300_000_000)
     process = subprocesses.run_code(
         "from triptych.bench.children.process_memory import memory, report\n"
@@ -75,7 +75,7 @@ def test_memory_is_of_the_program_itself():
     assert process.seconds > 0
 
 
-def test_a_program_that_fails_is_named():
+def test_the_error_of_a_failed_program_is_reported():
     with pytest.raises(RuntimeError, match=r"ended with 1: ZeroDivisionError"):
         subprocesses.run_code("1 / 0")
 
@@ -91,7 +91,7 @@ def test_peaks_and_versions():
 
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, capsys):
-    """With transformers' processes too, which take their time to start."""
+    """With processes of transformers, which start slowly."""
     assert main(["bench", "vit", "--quick", "--out", str(tmp_path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "benchmarks.json").read_text())["vit"] == printed
@@ -99,11 +99,11 @@ def test_the_whole_command(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_loading_beside_transformers(tmp_path):
+def test_loading_compared_with_transformers(tmp_path):
     table = loading("vit-ti16", vit.make(vit.QUICK, "vit-ti16"), tmp_path, ("transformers",), 1)
     assert [column.key for column in table.columns] == ["what", "ours", "transformers", "ratio"]
 
 
-def test_mistakes_are_one_line(capsys):
+def test_errors_are_one_line(capsys):
     assert main(["bench", "cnn"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -425,7 +425,7 @@ def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch):
     [
         ({"data": "emoji"}, "emoji has no masks"),
         ({"loading": DataConfig(batch_size=8, mask_column="nothing")}, "nothing"),
-        ({"augment": AugmentConfig(mixup=0.2)}, "mixup is 0.2, and masks do not go with it"),
+        ({"augment": AugmentConfig(mixup=0.2)}, "mixup is 0.2, which does not work with masks"),
         (
             {"model": "convnet-unet", "model_args": (), "drop_path_rate": 0.1},
             "ConvNet has no branches to drop",

@@ -1,4 +1,4 @@
-"""Classify or segment a folder of images with our pipelines, beside the network alone.
+"""Classify or segment a folder of images with our pipelines, and time the network alone for comparison.
 
 folder_ours.py classify|segment MODEL FOLDER OUT BATCH WORKERS COUNT DTYPE
 """
@@ -25,7 +25,7 @@ def main(task: str, model: str, folder: str, out: str, *options: str) -> None:
     pipe.logits(images)
 
     def network_alone() -> float:
-        """Seconds per image of the network, on tensors that are ready."""
+        """Return the seconds per image of the network on prepared tensors."""
         times = max(1, min(count, 1024) // batch)
         start = time.perf_counter()
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""Memory of a process by the operating system's account, and the report that a child process sends to its parent."""
+"""Memory of a process as the operating system reports it, and the report that a child process sends to its parent."""
 
 import json
 import sys
@@ -10,14 +10,14 @@ MEASUREMENT_PREFIX = "REPORT "
 
 
 class Memory(NamedTuple):
-    """Bytes of a process that are resident."""
+    """Resident bytes of a process."""
 
     current: int
     peak: int
 
 
 def memory() -> Memory:
-    """Resident bytes of this process now, and at most since its start or since `reset_peak`.
+    """Return the resident bytes of this process, and their peak since its start or since `reset_peak`.
 
     The peak is Linux's VmHWM, which psutil does not read; `ru_maxrss` of a child begins at the size of the process that
     forked it.
@@ -38,7 +38,7 @@ def memory() -> Memory:
 
 
 def reset_peak() -> None:
-    """Let the peak start again from the current size, where the system can (Linux)."""
+    """Reset the peak to the current size, on systems that can (Linux)."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -47,7 +47,7 @@ def reset_peak() -> None:
 
 
 def private_memory(pid: int) -> int:
-    """Bytes that a process shares with no other (its unique set size); 0 if it has ended."""
+    """Return the bytes that a process shares with no other process (unique set size); 0 if it has ended."""
     try:
         return psutil.Process(pid).memory_full_info().uss
     except psutil.Error:
@@ -55,5 +55,5 @@ def private_memory(pid: int) -> int:
 
 
 def report(**values: Any) -> None:
-    """Send values, as JSON, to the process that runs this one by `triptych.bench.harness.subprocesses`."""
+    """Send values as JSON to the parent process, which uses `triptych.bench.harness.subprocesses`."""
     print(MEASUREMENT_PREFIX + json.dumps(values), flush=True)

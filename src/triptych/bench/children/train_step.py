@@ -5,12 +5,12 @@ import sys
 import torch
 
 from triptych.bench.children.process_memory import memory, report, reset_peak
-from triptych.bench.measurements.train_step import learner
+from triptych.bench.measurements.train_step import training_step
 
 
 def main(task: str, library: str, folder: str, dtype: str, threads: str, *size: str) -> None:
     torch.set_num_threads(int(threads))
-    step = learner(task, library, folder, tuple(map(int, size)), getattr(torch, dtype))
+    step = training_step(task, library, folder, tuple(map(int, size)), getattr(torch, dtype))
     sum(float(p.sum()) for p in step.net.parameters())
     reset_peak()
     before = memory().current

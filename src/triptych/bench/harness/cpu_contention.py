@@ -1,4 +1,4 @@
-"""How much of the CPU other programs use: their work slows what is measured."""
+"""The CPU time that other programs use, which makes measurements slower."""
 
 import os
 
@@ -6,26 +6,27 @@ import psutil
 
 
 class CpuContention:
-    """The share of the cores of this process that other programs have used since it was created."""
+    """Fraction of this process's cores that other programs have used since the object was created."""
 
     def __init__(self) -> None:
         self.start = _other_time()
 
     def share(self) -> float | None:
-        """From 0 to 1; None if the system does not tell."""
+        """Return the fraction, from 0 to 1; None if the operating system does not report it."""
         now = _other_time()
         if now is None or self.start is None or now[1] <= self.start[1]:
             return None
         return max(0.0, (now[0] - self.start[0]) / (now[1] - self.start[1]))
 
     def describe(self) -> str:
-        """The share in words, for the facts of a report."""
+        """Describe the fraction, for the machine table of a report."""
         share = self.share()
         return "unknown" if share is None else f"{share:.0%} of the CPU, over the whole run"
 
 
 def _other_time() -> tuple[float, float] | None:
-    """Seconds that the cores of this process have worked for others than it and its children, and seconds in all."""
+    """Return the seconds that this process's cores have worked for other processes than it and its children, and the
+    total seconds."""
     try:
         times = psutil.cpu_times(percpu=True)
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(times))

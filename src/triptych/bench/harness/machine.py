@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on, and the best it can do."""
+"""Description of the machine that runs a benchmark, and its peak throughput."""
 
 import os
 import platform
@@ -11,15 +11,16 @@ import torch
 from triptych.bench.harness.timing import interleave, timed
 from triptych.version import __version__
 
-# Sides of the products that the peak is sought among; large ones suit some libraries, cache-sized ones others.
+# Sides of the matrices whose products are timed. Some libraries are fastest with large ones, others with ones that fit
+# in the cache.
 SIDES = (1024, 2048, 4096)
-COPIED = 2**28  # bytes: many times what any cache holds
+COPIED = 2**28  # bytes of the copy that is timed: many times the size of a cache
 
 
 def describe() -> dict[str, str]:
-    """Processor, cores, what it can do, memory, and the versions of what runs on it."""
+    """Return CPU, cores, instruction sets, memory, operating system and library versions."""
     return {
-        "CPU": _processor(),
+        "CPU": _cpu_name(),
         "cores": f"{len(_cores())} ({torch.get_num_threads()} threads used)",
         "capabilities": ", ".join(capabilities()) or "none known",
         "memory": f"{_memory() / 2**30:.0f} GiB",
@@ -39,7 +40,7 @@ def describe() -> dict[str, str]:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a distribution; None if there is none."""
+    """Return the version of a distribution; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -47,7 +48,7 @@ def version_of(package: str) -> str | None:
 
 
 def capabilities() -> list[str]:
-    """The instruction sets that matrix products use, where torch can tell."""
+    """Return the instruction sets for matrix products that torch detects."""
     has = getattr(torch.cpu, "get_capabilities", dict)()
     wanted = (
         "avx2",
@@ -67,7 +68,7 @@ def capabilities() -> list[str]:
 def product_peak(
     dtype: torch.dtype, sides: Sequence[int] = SIDES, rounds: int = 7, patience: float = 0.0
 ) -> float:
-    """FLOP/s of the fastest square matrix product found: 2 n^3 operations in the least time."""
+    """Return the FLOP/s of the fastest square matrix product: 2 n^3 operations in the shortest time."""
     best = 0.0
     for n in sides:
         a, b = (torch.randn(n, n).to(dtype) for _ in range(2))
@@ -75,18 +76,18 @@ def product_peak(
         times = interleave(
             {"product": timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))}, rounds, patience=patience
         )
-        best = max(best, 2 * n**3 / min(times.found["product"]))
+        best = max(best, 2 * n**3 / min(times.measurements["product"]))
     return best
 
 
 def copy_peak(size: int = COPIED, rounds: int = 7, patience: float = 0.0) -> float:
-    """Bytes/s of the fastest copy found; each byte is read once and written once, and counted twice."""
+    """Return the bytes/s of the fastest copy. Each byte is read and written, and counted twice."""
     source, target = torch.ones(size // 4), torch.empty(size // 4)
     times = interleave({"copy": timed(lambda: target.copy_(source))}, rounds, patience=patience)
-    return 2 * size / min(times.found["copy"])
+    return 2 * size / min(times.measurements["copy"])
 
 
-def _processor() -> str:
+def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

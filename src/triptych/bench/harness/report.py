@@ -1,4 +1,4 @@
-"""What was measured, as data and as a page: benchmarks.json and benchmarks.md."""
+"""Results of benchmarks as data and as a page: benchmarks.json and benchmarks.md."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the package sets out to reach, beside what was measured: the page's first table."""
+"""Performance targets and whether the last runs met them: the first table of the page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ FORWARD, STEP, CLASSIFIER = "Images per second", "A step of latent diffusion", "
 
 @dataclass(frozen=True)
 class Target:
-    """A figure in a suite's table, and its bound."""
+    """A value in the table of a suite, and its bound."""
 
     what: str
     suite: str
     table: str
     row: Mapping[str, Any]
-    """What tells the row from others."""
+    """Values that identify the row."""
     key: str
     bound: float
     most: bool = True
-    """Whether the bound is the most that it may be, or the least."""
+    """Whether the bound is an upper bound; otherwise it is a lower bound."""
 
     @property
     def peer(self) -> str:
-        """Whose time the figure is a ratio to, where a row has one ratio a peer; else empty."""
+        """The library that the value compares with, if a row has a ratio for each library; else empty."""
         prefix = "ratio to "
         return self.key.removeprefix(prefix) if self.key.startswith(prefix) else ""
 
@@ -39,7 +39,7 @@ def _eager(network: str, batch: int, peer: str, bound: float, suite: str, mode: 
     )
 
 
-def _learning(table: str, network: str, peer: str) -> list[Target]:
+def _training_targets(table: str, network: str, peer: str) -> list[Target]:
     return [
         Target(
             f"training step, {network}, {dtype}, over {peer}",
@@ -105,15 +105,15 @@ TARGETS = (
         Target(f"{what}, over diffusers", "ldm", "Startup", {"what": what}, "ratio", 0.3)
         for what in ("import the pipeline", "import to first step, a tiny one")
     ),
-    *_learning(STEP, "UNet, 32 x 32, batch 4", "diffusers"),
-    *_learning(STEP, "autoencoder, 64 px, batch 4", "diffusers"),
-    *_learning(CLASSIFIER, "vit-s16, 224 px, batch 8", "transformers"),
-    *_learning(CLASSIFIER, "swin-t, 224 px, batch 4", "transformers"),
+    *_training_targets(STEP, "UNet, 32 x 32, batch 4", "diffusers"),
+    *_training_targets(STEP, "autoencoder, 64 px, batch 4", "diffusers"),
+    *_training_targets(CLASSIFIER, "vit-s16, 224 px, batch 8", "transformers"),
+    *_training_targets(CLASSIFIER, "swin-t, 224 px, batch 4", "transformers"),
 )
 
 
 def measured(target: Target, sections: Mapping[str, Any]) -> float | None:
-    """The median in the last run of its suite; None where that did not measure it."""
+    """Return the median in the last run of the target's suite; None if that run did not measure it."""
     for table in sections.get(target.suite, {}).get("tables", ()):
         for row in table["rows"] if table["title"] == target.table else ():
             if all(row.get(key) == value for key, value in target.row.items()):
@@ -123,7 +123,7 @@ def measured(target: Target, sections: Mapping[str, Any]) -> float | None:
 
 
 def met(target: Target, sections: Mapping[str, Any]) -> bool | None:
-    """Whether what was measured is within the bound; None where nothing was."""
+    """Return whether the measured value is within the bound; None if it was not measured."""
     value = measured(target, sections)
     if value is None:
         return None
@@ -131,7 +131,8 @@ def met(target: Target, sections: Mapping[str, Any]) -> bool | None:
 
 
 def verdict(target: Target, sections: Mapping[str, Any]) -> str:
-    """Of two peers in one row either is enough: then the other's verdict names the one whose target is met."""
+    """Return the verdict on a target. If a row has targets for two libraries, one is enough: the verdict on the other
+    names the library whose target is met."""
     good = met(target, sections)
     if not good and target.peer:
         for other in TARGETS:
@@ -142,7 +143,7 @@ def verdict(target: Target, sections: Mapping[str, Any]) -> str:
 
 
 def judged(sections: Mapping[str, Any]) -> list[list[str]]:
-    """Every target as cells: what, its bound, what was measured, and the verdict."""
+    """Return a row of cells for each target: name, bound, measured value and verdict."""
     rows = []
     for target in TARGETS:
         value = measured(target, sections)

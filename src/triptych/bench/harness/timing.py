@@ -1,4 +1,4 @@
-"""How two sides are compared: in turn on the same work, after their outputs were found equal."""
+"""Compare implementations: check that their outputs are equal, then time the same work in alternation."""
 
 import statistics
 import time
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 class UnequalError(RuntimeError):
-    """Two sides gave different results for the same work, so that their times mean nothing."""
+    """Two implementations returned different results for the same work, so that their times cannot be compared."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Several measurements of one thing: their median, and the least and the greatest."""
+    """Median, minimum and maximum of several measurements."""
 
     median: float
     low: float
@@ -32,16 +32,16 @@ class Spread:
         return cls(statistics.median(values), values[0], values[-1])
 
     def scaled(self, by: float) -> "Spread":
-        """In another unit; `by` is positive."""
+        """Return the values multiplied by a positive number, for another unit."""
         return Spread(by * self.median, by * self.low, by * self.high)
 
     def inverted(self) -> "Spread":
-        """Of a ratio, that of the other way round."""
+        """Return the reciprocals, for the inverse of a ratio."""
         return Spread(1 / self.median, 1 / self.high, 1 / self.low)
 
 
 def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
-    """`work` as a measurement: the seconds that a call of it takes."""
+    """Return a function that calls `work` and returns the seconds that this took."""
 
     def seconds() -> float:
         start = clock()
@@ -53,15 +53,15 @@ def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_cou
 
 @dataclass(frozen=True)
 class Rounds(Generic[T]):
-    """What a comparison measured."""
+    """Results of a comparison."""
 
-    found: dict[str, list[T]]
-    """Side -> its measurements; the i-th of one was made next to the i-th of another."""
+    measurements: dict[str, list[T]]
+    """Measurements by implementation; the i-th ones of all are from the same round."""
     others: float
-    """The share of the CPU that other programs took in the worst of these rounds; 0 if unknown."""
+    """Largest fraction of the CPU that other programs used in one of the rounds; 0 if unknown."""
 
 
-CALM = 0.05  # share of the CPU that others may take in a round that counts
+CALM = 0.05  # largest fraction of the CPU that other programs may use in a round that counts
 
 
 def interleave(
@@ -71,11 +71,11 @@ def interleave(
     warmup: int = 1,
     patience: float = 0.0,
 ) -> Rounds[T]:
-    """Measure each side in turn, A B A B: what slows the machine for a while slows all of them.
+    """Measure implementations in alternation, A B A B, so that a slow phase of the machine affects all of them.
 
     Args:
-        sides: name -> a call that makes one measurement.
-        rounds: smallest number of measurements per side.
+        sides: functions that make one measurement, by name.
+        rounds: smallest number of measurements per implementation.
         seconds: more rounds are run until this time has passed.
         warmup: rounds that are run first and discarded.
         patience: seconds for which rounds are repeated if other programs used more than `CALM` of the CPU. After that
@@ -101,35 +101,37 @@ def interleave(
 
 
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> Spread:
-    """Ours over theirs, round by round, so that a slow moment of the machine cancels."""
+    """Return the ratio of ours to theirs in each round, so that slow phases of the machine cancel out."""
     return Spread.of(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, in units of the largest value of theirs."""
+    """Return the largest absolute difference, relative to the largest absolute value of theirs."""
     scale = theirs.double().abs().max().clamp(min=1e-30)
     return float((ours.double() - theirs.double()).abs().max() / scale)
 
 
 def check_equal(outputs: Mapping[str, Tensor], tolerance: float) -> float:
-    """The greatest `distance` of any side's output from the first side's.
+    """Return the largest `distance` of an output from the first one.
 
     Args:
-        outputs: name -> what a side made of the common input.
-        tolerance: how far rounding alone may take them.
+        outputs: output of each implementation for the same input, by name.
+        tolerance: largest distance that rounding explains.
 
     Raises:
-        UnequalError: shapes differ, something is not finite, or they are further apart than `tolerance`.
+        UnequalError: shapes differ, a value is not finite, or a distance is larger than `tolerance`.
     """
     (first, mine), *others = outputs.items()
     greatest = 0.0
     if not torch.isfinite(mine).all():
-        raise UnequalError(f"{first} gives numbers that are not finite")
+        raise UnequalError(f"{first} returns values that are not finite")
     for name, other in others:
         if other.shape != mine.shape:
-            raise UnequalError(f"{first} gives {tuple(mine.shape)} where {name} gives {tuple(other.shape)}")
+            raise UnequalError(
+                f"{first} returns shape {tuple(mine.shape)}, but {name} returns {tuple(other.shape)}"
+            )
         apart = distance(mine, other)
-        if not apart <= tolerance:  # also where it is NaN
+        if not apart <= tolerance:  # also true for NaN
             raise UnequalError(f"{first} and {name} are {apart:.2g} apart, more than {tolerance:.2g}")
         greatest = max(greatest, apart)
     return greatest

@@ -1,5 +1,5 @@
-"""Attention implementations in bf16 on a CPU, beside the fused kernel that the layers call: what another one, or
-cheaper exponentials, would save."""
+"""Compare attention implementations in bf16 on a CPU with the fused kernel that the layers use: what another one, or a
+faster exponential function, could save."""
 
 import logging
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from triptych.kernels.attention import blocked_attention, explicit_attention
 
 log = logging.getLogger(__name__)
 
-Shape = tuple[int, int, int, int]  # images or windows, heads, tokens, width of a head
+Shape = tuple[int, int, int, int]  # number of images or windows, heads, tokens, head dimension
 
 SHAPES: dict[str, Shape] = {
     "Stable Diffusion 1, 64 x 64, two latents": (2, 8, 4096, 40),
@@ -24,32 +24,40 @@ SHAPES: dict[str, Shape] = {
     "vit-b16, 224 px, 8 images": (8, 12, 197, 64),
     "swin-t's first windows, 8 images": (512, 3, 49, 32),
 }
-WAYS = {"plain": "product, softmax, product", "slabs": "the same, in the cache", "flex": "flex, compiled"}
+IMPLEMENTATIONS = {
+    "plain": "product, softmax, product",
+    "slabs": "the same, in the cache",
+    "flex": "flex, compiled",
+}
 
 
 @torch.inference_mode()
 def attending(shapes: dict[str, Shape], compiled: bool, effort: Effort) -> Table:
-    """Milliseconds of the fused kernel, and over it the other ways and a softmax of as many logits.
+    """Measure the milliseconds of the fused kernel, and relative to it the other implementations and the softmax alone.
 
     Raises:
-        UnequalError: two ways do not give the same.
+        UnequalError: two implementations return different results.
     """
-    ways = {key: heading for key, heading in WAYS.items() if compiled or key != "flex"}
+    implementations = {key: heading for key, heading in IMPLEMENTATIONS.items() if compiled or key != "flex"}
     table = Table(
         title="Attention implementations",
         description=(
-            "Self-attention in bf16, without a bias, of queries, keys and values as one product leaves them. Seconds "
-            "over those of PyTorch's fused kernel: of attention as product, softmax and product, over everything or "
-            "over as many rows as keep their logits in the cache; and of `flex_attention`, compiled. The last column "
-            "is PyTorch's softmax of as many logits alone: where it is near 1 or above, no exponential that PyTorch "
-            "has makes attention faster. Outputs checked equal."
+            "Self-attention in bf16, without a bias; queries, keys and values are views of one tensor, as a single "
+            "projection returns them. Times are relative to PyTorch's fused kernel: attention as product, softmax and "
+            "product, for all rows at once or for as many at a time as keep their logits in the cache; and "
+            "`flex_attention`, compiled. The last column is PyTorch's softmax of the same number of logits alone: "
+            "where it is near 1 or above, no exponential function in PyTorch makes attention faster. Outputs are "
+            "checked equal."
         ),
         columns=[
             Column(key="what", heading="attention"),
             Column(key="tokens", heading="tokens", form="d"),
             Column(key="width", heading="width", form="d"),
             Column(key="ours", heading="fused, ms", form=".3g"),
-            *(Column(key=key, heading=f"{heading} / fused", form=".2f") for key, heading in ways.items()),
+            *(
+                Column(key=key, heading=f"{heading} / fused", form=".2f")
+                for key, heading in implementations.items()
+            ),
             Column(key="softmax", heading="softmax / fused", form=".2f"),
             Column(key="others", heading="used by others", form=".0%"),
         ],
@@ -65,14 +73,19 @@ def attending(shapes: dict[str, Shape], compiled: bool, effort: Effort) -> Table
             flex = compiled_flex()
             sides["flex"] = lambda q=q, k=k, v=v, flex=flex: flex(q, k, v)
         check_equal({name: side() for name, side in sides.items()}, TOLERANCES["bf16"])
-        logits = torch.randn(4096, shape[2]).bfloat16()  # as many as stay near
+        logits = torch.randn(4096, shape[2]).bfloat16()  # few enough to stay in the cache
         times = shape[0] * shape[1] * shape[2] / len(logits)
         sides["softmax"] = lambda logits=logits: logits.softmax(-1)
-        found = in_turn(sides, effort)
-        row: dict[str, Any] = {"what": what, "tokens": shape[2], "width": shape[3], "others": found["others"]}
-        row["ours"] = found["ours"].scaled(1000)
-        row |= {key: found[f"ratio to {key}"].inverted() for key in ways}
-        row["softmax"] = found["ratio to softmax"].inverted().scaled(times)
+        result = in_turn(sides, effort)
+        row: dict[str, Any] = {
+            "what": what,
+            "tokens": shape[2],
+            "width": shape[3],
+            "others": result["others"],
+        }
+        row["ours"] = result["ours"].scaled(1000)
+        row |= {key: result[f"ratio to {key}"].inverted() for key in implementations}
+        row["softmax"] = result["ratio to softmax"].inverted().scaled(times)
         table.rows.append(row)
         log.info("%s: fused %.3g ms", what, row["ours"].median)
     if compiled:
@@ -81,7 +94,7 @@ def attending(shapes: dict[str, Shape], compiled: bool, effort: Effort) -> Table
 
 
 def drawn(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values side by side in memory."""
+    """Return random queries, keys and values, as views of one tensor."""
     b, heads, n, d = shape
     qkv = torch.randn(b, n, 3, heads, d, generator=torch.Generator().manual_seed(0)).bfloat16()
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -89,7 +102,7 @@ def drawn(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def compiled_flex() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """For the next size it is given; what it was for another would make it general, and slow."""
+    """Return a freshly compiled `flex_attention`. Compiled code of another size would make it dynamic, and slow."""
     from torch.nn.attention.flex_attention import flex_attention
 
     torch.compiler.reset()

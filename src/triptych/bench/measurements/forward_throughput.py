@@ -1,4 +1,4 @@
-"""Images per second of a classifier, eager or compiled, beside the same network of other libraries."""
+"""Images per second of a classifier, eager or compiled, compared with the same network of other libraries."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.bench.harness.forward import TOLERANCES, Effort, Forward, beside, compare, frozen
+from triptych.bench.harness.forward import TOLERANCES, Effort, Forward, compare, comparison_columns, frozen
 from triptych.bench.harness.report import Column, Table
 from triptych.layers.resnet import packed
 from triptych.network import Network
@@ -15,23 +15,23 @@ from triptych.network import Network
 log = logging.getLogger(__name__)
 
 
-def throughput_table(says: str, subject: Column, peers: Sequence[str]) -> Table:
-    """A table without rows.
+def throughput_table(description: str, subject: Column, peers: Sequence[str]) -> Table:
+    """Create a table without rows.
 
     Args:
-        says: what is measured, and how.
-        subject: the column that tells the rows of one mode, precision and batch apart.
-        peers: the other libraries.
+        description: what is measured, and how.
+        subject: column that distinguishes rows with the same mode, precision and batch size.
+        peers: names of the other libraries.
     """
     return Table(
         title="Images per second",
-        description=says,
+        description=description,
         columns=[
             Column(key="mode", heading="mode"),
             subject,
             Column(key="dtype", heading="precision"),
             Column(key="batch", heading="batch", form="d"),
-            *beside(tuple(peers)),
+            *comparison_columns(tuple(peers)),
         ],
     )
 
@@ -47,15 +47,15 @@ def throughput_rows(
     effort: Effort,
     compiled: bool,
 ) -> list[dict[str, Any]]:
-    """Rows of `throughput_table`, one for each batch of images in `inputs`.
+    """Measure rows of `throughput_table`, one for each batch of images in `inputs`.
 
     Args:
-        net: ours, in the precision `dtype`.
-        peers: the same network of each other library, in that precision.
+        net: our network, in the precision `dtype`.
+        peers: the same network of the other libraries, in that precision.
         macs: multiply-accumulate operations of one image.
         subject: key and value of the column `subject`.
         dtype: "fp32" or "bf16".
-        peaks: FLOP/s of the machine, by precision.
+        peaks: peak FLOP/s of the machine, by precision.
 
     Raises:
         UnequalError: the outputs differ by more than rounding.
@@ -82,6 +82,6 @@ def throughput_rows(
 
 
 def random_images(net: Network, size: Sequence[int], batch: int, dtype: torch.dtype) -> Tensor:
-    """Standard normal (batch, channels, height, width), the same at each call."""
+    """Return standard normal values (batch, channels, height, width), the same at each call."""
     shape = (batch, net.config.in_channels, *size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)

@@ -1,4 +1,4 @@
-"""Whole programs that paint: seconds from prompt to image, from start to first step, and memory."""
+"""Programs that generate images: seconds from prompt to image and from start to first step, and memory."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 
 def ours(folder: Path, **options: Any) -> FinishedProcess:
-    """A program of ours in a fresh process."""
+    """Run our program in a fresh process."""
     return run_child("generate_ours", folder / "model.safetensors", json.dumps(options))
 
 
 def theirs(folder: Path, **options: Any) -> FinishedProcess:
-    """The same of diffusers."""
+    """Run the program of diffusers in a fresh process."""
     return run_child("generate_diffusers", folder / "diffusers", json.dumps(options))
 
 
@@ -32,23 +32,23 @@ def columns(heading: str, compare: bool) -> list[Column]:
     return values
 
 
-def painting(folder: Path, compare: bool, steps: tuple[int, int] | None = None, rounds: int = 2) -> Table:
-    """A picture of the network in `folder` with the default settings of each side, or with so many steps."""
+def generating(folder: Path, compare: bool, steps: tuple[int, int] | None = None, rounds: int = 2) -> Table:
+    """Generate an image with the model in `folder`, with the default settings of each library or the given steps."""
     mine, other = ({}, {}) if steps is None else ({"num_steps": steps[0]}, {"num_inference_steps": steps[1]})
     sides: dict[str, Callable[[], FinishedProcess]] = {"ours": lambda: ours(folder, **mine)}
     if compare:
         sides["diffusers"] = lambda: theirs(folder, **other)
-    runs = interleave(sides, rounds, warmup=0).found
+    runs = interleave(sides, rounds, warmup=0).measurements
     table = Table(
         title="Generating an image",
         description=(
-            "From one prompt in bf16, every program in a process of its own, files in the system's cache: ours of "
-            f"{steps[0] if steps else 30} steps of dpm++2m, diffusers' `StableDiffusionPipeline` of "
-            f"{steps[1] if steps else 50} of PNDM, "
-            + ("fewer than each one's default" if steps else "the defaults of each")
-            + ". The images differ as the samplers do; a step and the decoder are checked equal above. Our weights "
-            "stay mapped to the file until they are used, which is before the image is finished. Memory is the "
-            "process's peak (VmHWM) in all."
+            "One prompt in bf16, each program in a process of its own, with files in the operating system's cache: "
+            f"{steps[0] if steps else 30} steps of dpm++2m for ours, {steps[1] if steps else 50} steps of PNDM for "
+            "diffusers' `StableDiffusionPipeline`, "
+            + ("fewer than the defaults" if steps else "the defaults")
+            + ". The images differ because the samplers do; a step and the decoder are checked equal above. Our "
+            "weights stay memory-mapped until they are used, which all are before the image is finished. Memory is "
+            "the peak of the process (VmHWM)."
         ),
         columns=columns("what", compare),
         rows=[
@@ -61,13 +61,15 @@ def painting(folder: Path, compare: bool, steps: tuple[int, int] | None = None, 
     table.rows.append(
         memory_row("the same with low_memory, GB", frugal, lambda reported: reported["peak"] / 1e9)
     )
-    for found in table.rows:
-        log.info("%s: %s", found["what"], ", ".join(f"{w} {found[w].median:.3g}" for w in runs if w in found))
+    for values in table.rows:
+        log.info(
+            "%s: %s", values["what"], ", ".join(f"{w} {values[w].median:.3g}" for w in runs if w in values)
+        )
     return table
 
 
 def starting(folders: Mapping[str, Path], compare: bool, rounds: int, patience: float = 0.0) -> Table:
-    """From the start of the interpreter to the first step of a sampler, for each network."""
+    """Measure the time from the start of the interpreter to the first step of a sampler, for each network."""
     tasks: list[tuple[str, dict[str, Callable[[], FinishedProcess]]]] = [
         ("import the pipeline", {"ours": lambda: run_code("import triptych as tp\ntp.DiffusionPipeline")})
     ]
@@ -83,15 +85,15 @@ def starting(folders: Mapping[str, Path], compare: bool, rounds: int, patience: 
     table = Table(
         title="Startup",
         description=(
-            "From the start of the interpreter to its exit, files in the system's cache: the pipeline imported, a "
-            "network in bf16 loaded, the prompt encoded, one step of the sampler done."
+            "From the start of the interpreter to its exit, with files in the operating system's cache: import the "
+            "pipeline, load a network in bf16, encode the prompt, and run one step of the sampler."
         ),
         columns=columns("whole process, s", compare),
     )
     for what, sides in tasks:
-        runs = interleave(sides, rounds, warmup=min(rounds - 1, 1), patience=patience).found
+        runs = interleave(sides, rounds, warmup=min(rounds - 1, 1), patience=patience).measurements
         seconds = {who: [done.seconds for done in all_of] for who, all_of in runs.items()}
-        values: dict[str, Any] = {"what": what, **{who: Spread.of(found) for who, found in seconds.items()}}
+        values: dict[str, Any] = {"what": what, **{who: Spread.of(times) for who, times in seconds.items()}}
         if compare:
             values["ratio"] = ratio(seconds["ours"], seconds["diffusers"])
         log.info("%s: %s", what, ", ".join(f"{who} {values[who].median:.2f} s" for who in seconds))

@@ -1,4 +1,4 @@
-"""A run that is killed at random moments and given again each time, beside the same run left alone."""
+"""Kill a run at random moments and resume it each time, and compare it with the same run left uninterrupted."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from triptych.training.checkpoints import Checkpoints
 from triptych.training.configs.registry import run_from_json
 from triptych.training.monitoring.throughput import MEASURED_FIELDS
 
-KINDS = ("in a step", "in a checkpoint", "in a step", "in a checkpoint", "at the start")
-POLL = 0.001  # seconds between looks at a run
+MOMENTS = ("in a step", "in a checkpoint", "in a step", "in a checkpoint", "at the start")
+POLL = 0.001  # seconds between checks of a run
 
 
 class RunningProcess(Protocol):
-    """As `subprocess.Popen` is."""
+    """The part of `subprocess.Popen` that is used."""
 
     @property
     def pid(self) -> int: ...
@@ -33,29 +33,35 @@ class RunningProcess(Protocol):
 
 @dataclass(kw_only=True)
 class Killed:
-    """What befell a run."""
+    """How often a run was killed."""
 
-    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    """How many of each kind. "in a checkpoint": one lay half-written on the disk afterwards."""
+    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MOMENTS, 0))
+    """Number of kills by moment. After one "in a checkpoint" a partly written one was on disk."""
     lost: int = 0
-    """Steps that were made and made again, at least: those that the log had."""
+    """Number of logged steps that had to be run again."""
 
 
 def kill_often(
     start: Callable[[], RunningProcess], run: Path, steps: int, kills: int, rng: np.random.Generator
 ) -> Killed:
-    """Start a run of `steps` steps, kill it with SIGKILL, start it again: `kills` times, and then to its end.
+    """Start a run of `steps` steps and kill it with SIGKILL, `kills` times, then let it run to its end.
 
-    The moments are spread over the whole run: each kill comes some random number of steps after what the log had at
-    the one before. Some come within a step or whatever follows it, some as soon as a checkpoint is being written, some
-    while the run is still finding out where it was.
+    The kills are spread over the run: each comes a random number of steps after the last step that was logged before
+    the previous kill. They alternate between a moment within a step, while a checkpoint is written, and during startup.
+
+    Args:
+        start: starts or resumes the run.
+        run: folder of the run.
+        steps: number of steps of the run.
+        kills: number of times to kill it.
+        rng: generator of the moments.
 
     Raises:
         RuntimeError: the run ended before it was killed that often, or failed.
     """
-    found, last, startup = Killed(), 0, 1.0
+    killed, last, startup = Killed(), 0, 1.0
     for number in range(kills):
-        moment = KINDS[number % len(KINDS)]
+        moment = MOMENTS[number % len(MOMENTS)]
         began, process = time.monotonic(), start()
         if moment == "at the start":
             time.sleep(rng.uniform(0, startup))
@@ -74,17 +80,17 @@ def kill_often(
             raise RuntimeError(
                 f"the run ended after {number} kills; it is too short for {kills}, or it failed"
             )
-        half = any((run / "checkpoints").glob(".step-*.part"))
-        found.kills[
-            "in a checkpoint" if half else moment if moment != "in a checkpoint" else "in a step"
+        partly_written = any((run / "checkpoints").glob(".step-*.part"))
+        killed.kills[
+            "in a checkpoint" if partly_written else moment if moment != "in a checkpoint" else "in a step"
         ] += 1
         newest = Checkpoints(run / "checkpoints", 1).newest()
         reached = step_of(run)
-        found.lost += reached - (newest[0].step if newest else 0)
+        killed.lost += reached - (newest[0].step if newest else 0)
         last = max(last, reached)
     if start().wait() != 0:
         raise RuntimeError(f"the run failed after {kills} kills")
-    return found
+    return killed
 
 
 def _until(process: RunningProcess, condition: Callable[[], bool]) -> None:
@@ -95,7 +101,7 @@ def _until(process: RunningProcess, condition: Callable[[], bool]) -> None:
 
 
 def step_of(run: Path) -> int:
-    """The last step that a run's log has."""
+    """Return the last step in the log of a run; 0 if there is none."""
     try:
         with open(run / "log.jsonl", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
@@ -110,24 +116,29 @@ def step_of(run: Path) -> int:
     return 0
 
 
-def apart(one: Path, other: Path) -> dict[str, Any]:
-    """How far two finished runs of one config are from each other: `tensors` compared (weights, average, optimizers)
-    and the greatest `difference` of any two numbers in them; `rows` of the log, and how many `rows apart`; whether
-    their `facts` (data position, best figures, guard) and the `kept` files are the same."""
-    (mine, my_facts), (theirs, their_facts) = final(one), final(other)
-    rows = [learnt(path) for path in (one, other)]
+def apart(first: Path, second: Path) -> dict[str, Any]:
+    """Compare two finished runs of the same config.
+
+    Returns:
+        "tensors": number of tensors compared (weights, EMA, optimizer states); "difference": largest difference between
+        two values; "rows": number of log rows; "rows apart": number of those that differ; "facts": whether the
+        checkpoints' facts (data position, best metrics, guard) are equal; "kept": whether the model files are equal.
+    """
+    (mine, my_facts), (theirs, their_facts) = final(first), final(second)
+    rows = [comparable_log(path) for path in (first, second)]
     return {
         "tensors": len(mine),
         "difference": difference(mine, theirs),
         "rows": len(rows[0]),
         "rows apart": sum(a != b for a, b in zip(*rows, strict=False)) + abs(len(rows[0]) - len(rows[1])),
         "facts": my_facts == their_facts,
-        "kept": (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes(),
+        "kept": (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes(),
     }
 
 
 def difference(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """The greatest difference of two numbers; infinite where names or shapes differ, or one alone is not finite."""
+    """Return the largest absolute difference; infinity if names, shapes or types differ or only one value is not
+    finite."""
     if {n: (t.shape, t.dtype) for n, t in mine.items()} != {n: (t.shape, t.dtype) for n, t in theirs.items()}:
         return float("inf")
     greatest = 0.0
@@ -139,21 +150,21 @@ def difference(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 
 
 def final(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a run's newest checkpoint."""
-    found = Checkpoints(run / "checkpoints", 1).newest()
-    if found is None:
+    """Return the tensors and facts of a run's newest checkpoint."""
+    newest = Checkpoints(run / "checkpoints", 1).newest()
+    if newest is None:
         raise RuntimeError(f"{run} has no checkpoint")
-    return found[0].read(), found[0].facts
+    return newest[0].read(), newest[0].facts
 
 
-def learnt(run: Path) -> list[dict[str, Any]]:
-    """A run's log without what a clock measured."""
+def comparable_log(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's log without the fields that depend on time."""
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in MEASURED_FIELDS} for row in rows]
 
 
 def again(config: Path, out: Path) -> None:
-    """Begin the run that a file describes, or go on with it."""
+    """Start the run whose config is in a file, or resume it."""
     from triptych.training import run
 
     config_dict = json.loads(config.read_text())

@@ -1,4 +1,4 @@
-"""From a file to a network: seconds, and memory by the operating system's account."""
+"""Loading a network from a file: seconds, and memory as the operating system reports it."""
 
 import logging
 from pathlib import Path
@@ -36,7 +36,7 @@ def loading(
         library: (lambda library=library, source=source: run_child("load_time", library, source, *size))
         for library, source in sources.items()
     }
-    runs = interleave(sides, rounds, warmup=min(rounds - 1, 1), patience=patience).found
+    runs = interleave(sides, rounds, warmup=min(rounds - 1, 1), patience=patience).measurements
     check_equal({who: torch.tensor(done[0].reported["logits"]) for who, done in runs.items()}, 1e-5)
     rows = [
         row(what, key, runs) for what, key in (("load, s", "load"), ("load and first image, s", "result"))
@@ -47,32 +47,33 @@ def loading(
             "its growth / weights", runs, lambda reported: (reported["peak"] - reported["before"]) / weights
         )
     )
-    for found in rows:
+    for line in rows:
         log.info(
-            "%s of %s: %s", found["what"], name, ", ".join(f"{who} {found[who].median:.3g}" for who in runs)
+            "%s of %s: %s", line["what"], name, ", ".join(f"{who} {line[who].median:.3g}" for who in runs)
         )
     columns = [Column(key="what", heading=f"{name}, fp32, {weights / 1e6:.0f} MB")]
     columns += [Column(key=who, heading=who, form=".3g") for who in runs]
     if len(runs) > 1:
         columns.append(Column(key="ratio", heading="ours / transformers", form=".2f"))
     description = (
-        "From a .safetensors of ours, and from transformers' folder of the same weights; fresh processes, torch and "
-        "the library imported before the clock starts, the files in the system's cache. Memory is the process's peak "
-        "(VmHWM) after the first image, when every weight has been used; its growth counts from what was resident "
-        "before loading."
+        "Our network is loaded from a .safetensors file, that of transformers from its folder with the same weights, "
+        "in fresh processes that have imported torch and the library, with files in the operating system's cache. "
+        "Memory is the peak of the process (VmHWM) after the first image, when all weights have been used; its growth "
+        "is relative to the memory before loading."
     )
     return Table(title="Loading", description=description, columns=columns, rows=rows)
 
 
 def row(what: str, key: str, runs: dict[str, list[FinishedProcess]]) -> dict[str, Any]:
-    """What every side's programs said under a key, and ours over the other's."""
+    """Return a row with a value that each library's programs reported, and the ratio of ours to the other."""
     return memory_row(what, runs, lambda reported: reported[key])
 
 
 def memory_row(what: str, runs: dict[str, list[FinishedProcess]], value: Any) -> dict[str, Any]:
-    """What is computed of what every side's programs said, and ours over the other's."""
-    found = {who: [value(done.reported) for done in all_of] for who, all_of in runs.items()}
-    values: dict[str, Any] = {"what": what, **{who: Spread.of(values) for who, values in found.items()}}
-    for other in found.keys() - {"ours"}:
-        values["ratio"] = ratio(found["ours"], found[other])
+    """Return a row with a value computed from the reports of each library's programs, and the ratio of ours to the
+    other."""
+    measured = {who: [value(done.reported) for done in all_of] for who, all_of in runs.items()}
+    values: dict[str, Any] = {"what": what, **{who: Spread.of(values) for who, values in measured.items()}}
+    for other in measured.keys() - {"ours"}:
+        values["ratio"] = ratio(measured["ours"], measured[other])
     return values

@@ -1,4 +1,4 @@
-"""Peak memory of a forward pass by the operating system's account, in fresh processes."""
+"""Peak memory of a forward pass in fresh processes, as the operating system reports it."""
 
 import itertools
 import logging
@@ -28,10 +28,10 @@ def memory(
     tolerances: dict[str, float],
     rounds: int = 2,
 ) -> Table:
-    """The first forward pass of `net` and of the same in transformers, at each size and in each precision.
+    """Measure the first forward pass of `net` and of the same network of transformers, at each size and precision.
 
     Raises:
-        UnequalError: they give different logits.
+        UnequalError: their logits differ.
     """
     save(net, folder / "model.safetensors")
     sources = {"ours": folder / "model.safetensors"}
@@ -60,14 +60,14 @@ def memory(
         if len(sources) > 1:
             columns.append(Column(key=what + "ratio", heading="ours / transformers", form=".2f"))
     description = (
-        f"The first forward pass of {name} in a fresh process, eager: the process's peak (VmHWM), and how far above "
-        "what was resident before the pass, with all weights in memory. Logits checked equal."
+        f"The first forward pass of {name} in a fresh process, eager: the peak of the process (VmHWM), and its growth "
+        "over the memory before the pass, with all weights in memory. Logits are checked equal."
     )
     return Table(title="Memory", description=description, columns=columns, rows=rows)
 
 
 def row(runs: dict[str, list[FinishedProcess]]) -> dict[str, Any]:
-    """Peaks and growth of each side, in GB, and ours over theirs."""
+    """Return the peak and growth of each library in GB, and the ratios of ours to theirs."""
     values: dict[str, Any] = {}
     for what, value in (
         ("", lambda reported: reported["peak"] / 1e9),

@@ -1,4 +1,4 @@
-"""Time and memory against the number of pixels, and the exponents that they grow with."""
+"""Time and memory against the number of pixels, and the exponents of their growth."""
 
 import logging
 from collections.abc import Sequence
@@ -21,11 +21,14 @@ def scaling(
     seconds: float,
     patience: float = 0.0,
 ) -> tuple[Table, Table]:
-    """Seconds and memory of a square image in each network, by its side in pixels, and what they grow like.
+    """Measure seconds and memory of square images of several sizes in each network, and fit the exponents.
 
     Args:
-        networks: names, with the fields of their configs that are changed.
-        seconds: least time spent on the passes of one process; every figure is made in processes of its own.
+        networks: changed config fields by name of the network.
+        sides: sides of the images in pixels.
+        rounds: number of processes per measurement.
+        seconds: least time that a process spends on forward passes.
+        patience: as in `interleave`.
     """
     rows: list[dict[str, Any]] = []
     threads = torch.get_num_threads()
@@ -40,7 +43,7 @@ def scaling(
         }
         done = interleave(calls, rounds, warmup=0, patience=patience)
         row: dict[str, Any] = {"side": side, "pixels": side * side, "others": done.others}
-        for name, reports in done.found.items():
+        for name, reports in done.measurements.items():
             row[f"{name} seconds"] = Spread.of(item["seconds"] for item in reports)
             row[f"{name} memory"] = Spread.of(item["grown"] / 1e9 for item in reports)
         rows.append(row)
@@ -55,8 +58,8 @@ def scaling(
         columns += [Column(key=f"{name} {what}", heading=f"{name}, {unit}", form=form) for name in networks]
     columns.append(Column(key="others", heading="used by others", form=".0%"))
     description = (
-        "One square image in fp32, ours, eager. Each figure comes from processes of its own: the median pass after the "
-        "first, and how far the first raised the process's memory (VmHWM) above what was resident before."
+        "One square image in fp32 through our networks, eager. Each value comes from processes of its own: the median "
+        "time of the passes after the first, and the growth of the process's peak memory (VmHWM) by the first pass."
     )
     grown = Table(
         title="Growth with the number of pixels", description=description, columns=columns, rows=rows
@@ -65,8 +68,8 @@ def scaling(
 
 
 def exponents(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> Table:
-    """p of cost = c pixels^p for each network: fitted over all sizes, and between the two largest."""
-    rows_found = []
+    """Fit cost = c pixels^p for each network, over all sizes and between the two largest; return a table of p."""
+    fitted = []
     for name in networks:
         row: dict[str, Any] = {"network": name}
         for what in ("seconds", "memory"):
@@ -74,7 +77,7 @@ def exponents(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> Table:
             costs = np.array([item[f"{name} {what}"].median for item in rows])
             row[what] = exponent(pixels, costs)
             row[f"last {what}"] = exponent(pixels[-2:], costs[-2:])
-        rows_found.append(row)
+        fitted.append(row)
     columns = [
         Column(key="network", heading="network"),
         Column(key="seconds", heading="time, all sizes", form=".2f"),
@@ -83,22 +86,22 @@ def exponents(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> Table:
         Column(key="last memory", heading="memory, two largest", form=".2f"),
     ]
     description = (
-        "p of cost = c pixels^p, by least squares of the logarithms. Windows make Swin's attention linear in the "
-        "pixels (Equation 2 of its paper) where ViT's is quadratic (Equation 1); ViT's other products are linear, so "
-        "that its exponent rises towards 2 with the size. Its memory stays linear: the fused kernel never holds all of "
-        "its weights."
+        "The exponent p of cost = c pixels^p, fitted by least squares of the logarithms. Windows make Swin's attention "
+        "linear in the number of pixels (Equation 2 of its paper), while ViT's is quadratic (Equation 1). ViT's other "
+        "products are linear, so its exponent approaches 2 only for large images. Its memory is linear, because the "
+        "fused kernel never stores all attention weights."
     )
     return Table(
         title="Exponents",
         description=description,
         columns=columns,
-        rows=rows_found,
+        rows=fitted,
         image="images/swin_scaling.png",
     )
 
 
 def exponent(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Slope of the line through the logarithms; None where fewer than two points are positive."""
+    """Return the slope of the line through the logarithms; None if fewer than two points are positive."""
     good = (x > 0) & (y > 0)
     if len(set(x[good])) < 2:
         return None

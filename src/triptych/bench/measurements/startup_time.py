@@ -1,4 +1,4 @@
-"""What it costs to start: an import, a page of help, a first result."""
+"""Startup time: import, help page, first result."""
 
 import logging
 import sys
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 def starting(
     networks: Mapping[str, Network], folder: Path, peers: tuple[str, ...], rounds: int, patience: float = 0.0
 ) -> Table:
-    """Whole programs, from start to exit, beside the same of transformers.
+    """Measure programs from start to exit, and compare them with those of transformers.
 
     Args:
-        networks: name -> a classifier, whose first result is waited for.
+        networks: classifiers by name, whose first result is timed.
 
     Raises:
         UnequalError: the first results differ.
@@ -46,24 +46,24 @@ def starting(
     for name, net in networks.items():
         tasks.append((f"import to first result, {name}", first(name, net, folder, peer)))
     warmup = min(rounds - 1, 1)
-    rows = [row(what, interleave(sides, rounds, 0.0, warmup, patience).found) for what, sides in tasks]
+    rows = [row(what, interleave(sides, rounds, 0.0, warmup, patience).measurements) for what, sides in tasks]
     columns = [Column(key="what", heading="whole process, s"), Column(key="ours", heading="ours", form=".2f")]
     if peer:
         columns.append(Column(key="transformers", heading="transformers", form=".2f"))
         columns.append(Column(key="ratio", heading="ours / transformers", form=".2f"))
     description = (
-        "From the start of the interpreter to its exit, files in the system's cache. The first result is the top 5 of "
-        "one PNG, from a network in fp32 on disk: `ClassificationPipeline` beside transformers' image-classification "
-        "`pipeline`, their classes and probabilities checked equal. PyTorch's own import is in both: no first result "
-        "can be sooner."
+        "From the start of the interpreter to its exit, with files in the operating system's cache. The first result "
+        "is the top 5 classes of one PNG by a network in fp32 on disk: `ClassificationPipeline` compared with "
+        "transformers' image-classification `pipeline`; classes and probabilities are checked equal. Both import "
+        "PyTorch, which is a lower bound of the time to a first result."
     )
     return Table(title="Startup", description=description, columns=columns, rows=rows)
 
 
 def first(name: str, net: Any, folder: Path, peer: bool) -> dict[str, Any]:
-    """Programs that classify one picture with a network."""
+    """Return functions that run programs which classify one image with a network."""
     classes = tuple(f"class {i}" for i in range(net.config.num_classes))
-    # Squashed from a picture of that very size: no rounding of a crop can tell the two apart.
+    # The image has the network's size, so that the rounding of crops cannot make a difference.
     size = net.config.image_size
     net.card = replace(net.card, classes=classes, preprocess=Preprocess(size=size, mode="squash", crop=1.0))
     model, image = folder / f"{name}.safetensors", folder / f"{name}.png"
@@ -78,7 +78,11 @@ def first(name: str, net: Any, folder: Path, peer: bool) -> dict[str, Any]:
 
 
 def row(what: str, runs: dict[str, list[FinishedProcess]]) -> dict[str, Any]:
-    """A task's seconds; where programs said what they found, only if they found the same."""
+    """Return a row with the seconds of a task.
+
+    Raises:
+        UnequalError: programs reported different probabilities.
+    """
     guesses = {
         who: done[0].reported["probabilities"]
         for who, done in runs.items()

@@ -1,4 +1,4 @@
-"""What `triptych train` adds to a plain loop, what a latent cache saves, and how fast a trained model paints."""
+"""The overhead of `triptych train` over a plain loop, the gain of a latent cache, and the speed of generation."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from triptych.bench.harness.report import Column, Table
 from triptych.bench.harness.timing import Rounds, Spread, interleave, ratio, timed
-from triptych.bench.measurements.train_step import Learner
+from triptych.bench.measurements.train_step import TrainingStep
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.open import open_source
 from triptych.models.autoencoder import FirstStage
@@ -35,33 +35,35 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LoopPlan:
-    """What is trained for a while, and on how much."""
+    """Sizes of the runs that are measured."""
 
-    pictures: int = 512
-    """JPEGs of 160 pixels a side."""
+    images: int = 512
+    """Number of images, JPEGs of 160 x 160 pixels."""
     batch: int = 32
+    """Batch size."""
     pixels: int = 64
-    """Of a side, for both networks."""
+    """Side of both networks' inputs."""
     vit: tuple[str, ...] = ()
-    """Changes to ViT-Ti/16."""
+    """Changes of ViT-Ti/16's config."""
     unet: tuple[str, ...] = ()
-    """Changes to unet-emoji."""
+    """Changes of unet-emoji's config."""
     windows: int = 1
-    """Times `SPEED_STEPS` steps that are measured of a run, after the first ones."""
+    """Measured steps of a run, after its first `SPEED_STEPS`, in units of `SPEED_STEPS`."""
     rounds: int = 2
-    paint_steps: int = 10
+    generation_steps: int = 10
+    """Sampling steps of the generated images."""
 
 
-def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
-    """Seconds per step of `triptych train` and of a plain loop of the same network, batch and precision."""
+def training_loops(plan: LoopPlan, first_stage: Path) -> Table:
+    """Measure seconds per step of `triptych train` and of a plain loop with the same network, batch and precision."""
     table = Table(
         title="The whole loop",
         description=(
-            f"Seconds per step of `triptych train` on {plan.pictures} JPEGs of 160 px, by its own log: loading, "
-            "augmenting, moving average, clipping, schedule and log in it, evaluation and checkpoints not; beside the "
-            "same network in the plain loop on one batch that is ready. Precision is what `auto` chooses. Decoded "
-            "pictures are kept in memory, but for the run that decodes them every time in another process. Waiting is "
-            "the share of time without a batch to learn from."
+            f"Seconds per step of `triptych train` on {plan.images} JPEGs of 160 px, as its log reports: with "
+            "loading, augmentation, EMA, clipping, schedule and logging, without evaluation and checkpoints; compared "
+            "with the same network in a plain loop on one prepared batch. Precision is what `auto` chooses. Decoded "
+            "images are cached in memory, except in the run that decodes them in a worker process each time. Waiting "
+            "is the fraction of the time without a batch to train on."
         ),
         columns=[
             Column(key="what", heading="run"),
@@ -72,7 +74,7 @@ def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
         ],
     )
     with tempfile.TemporaryDirectory() as place:
-        data = draw(Path(place) / "data", plan.pictures)
+        data = draw(Path(place) / "data", plan.images)
         classify = classification(plan, data)
         decoding = replace(classify, loading=replace(classify.loading, cache="off", workers=1))
         for what, config in (
@@ -83,12 +85,12 @@ def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
             waited: list[float] = []
             plain = plain_loop(prepare(config), plan.batch)
             sides: dict[str, Callable[[], float]] = {
-                "ours": lambda config=config, waited=waited: whole(config, waited),
+                "ours": lambda config=config, waited=waited: seconds_per_step(config, waited),
                 "plain": lambda plain=plain: (
                     timed(lambda: [plain() for _ in range(SPEED_STEPS // 2)])() / (SPEED_STEPS // 2)
                 ),
             }
-            done = interleave(sides, plan.rounds, warmup=0).found
+            done = interleave(sides, plan.rounds, warmup=0).measurements
             row: dict[str, Any] = {side: Spread.of(seconds_taken) for side, seconds_taken in done.items()}
             row |= {"what": what, "ratio": ratio(done["ours"], done["plain"]), "waiting": Spread.of(waited)}
             log.info("%s: %.3g s a step, plain %.3g", what, row["ours"].median, row["plain"].median)
@@ -96,16 +98,16 @@ def whole_loops(plan: LoopPlan, first_stage: Path) -> Table:
     return table
 
 
-def latents_and_pictures(plan: LoopPlan, model: Path) -> Table:
-    """Images per second: into the cache, out of it, and generated."""
+def latents_and_images(plan: LoopPlan, model: Path) -> Table:
+    """Measure images per second: encoded into the latent cache, trained on from it, and generated."""
     table = Table(
         title="Latents and images",
         description=(
-            f"Images per second at {plan.pixels} px, by the model whose steps are measured above. Kept: each picture "
-            "and its mirror image go into the latent cache of `triptych train`, loading and writing included; beside "
-            "the encoder alone on batches that are ready. Trained on: a small UNet on cached latents, beside encoding "
-            "each time. "
-            f"Generated: {plan.paint_steps} steps with guidance and the decoder, four at a time, bf16."
+            f"Images per second at {plan.pixels} px of the model whose steps are measured above. Cached: each image "
+            "and its mirror image are written to the latent cache of `triptych train`, including loading; compared "
+            "with the encoder alone on prepared batches. Trained on: a small UNet on cached latents, compared with "
+            "encoding the images each time. "
+            f"Generated: {plan.generation_steps} steps with guidance and the decoder, four at a time, bf16."
         ),
         columns=[
             Column(key="what", heading="what"),
@@ -115,22 +117,22 @@ def latents_and_pictures(plan: LoopPlan, model: Path) -> Table:
         ],
     )
     with tempfile.TemporaryDirectory() as place:
-        data = draw(Path(place) / "data", plan.pictures)
+        data = draw(Path(place) / "data", plan.images)
         cached = interleave(caching(plan, data, model), plan.rounds, warmup=0)
-        table.rows.append(a_second("cached as latents", plan.pictures, cached))
-        learnt = {
-            side: (lambda use=use: whole(second_stage(plan, data, model, use)) / plan.batch)
+        table.rows.append(a_second("cached as latents", plan.images, cached))
+        trained = {
+            side: (lambda use=use: seconds_per_step(second_stage(plan, data, model, use)) / plan.batch)
             for side, use in (("ours", "on"), ("other", "off"))
         }
-        table.rows.append(a_second("trained on", 1, interleave(learnt, max(plan.rounds - 1, 1), warmup=0)))
-    paint = DiffusionPipeline(model, dtype="bf16").text_to_image
+        table.rows.append(a_second("trained on", 1, interleave(trained, max(plan.rounds - 1, 1), warmup=0)))
+    generate = DiffusionPipeline(model, dtype="bf16").text_to_image
     options: Any = {
-        "num_steps": plan.paint_steps,
+        "num_steps": plan.generation_steps,
         "num_images": 4,
         "height": plan.pixels,
         "width": plan.pixels,
     }
-    generated = timed(lambda: paint("a red apple", progress=False, **options))
+    generated = timed(lambda: generate("a red apple", progress=False, **options))
     table.rows.append(a_second("generated", 4, interleave({"ours": generated}, plan.rounds)))
     for row in table.rows:
         log.info("%s: %.3g images/s", row["what"], row["ours"].median)
@@ -138,18 +140,18 @@ def latents_and_pictures(plan: LoopPlan, model: Path) -> Table:
 
 
 def a_second(what: str, count: int, done: Rounds[float]) -> dict[str, Any]:
-    """A row of so many pictures over the seconds that they took."""
+    """Return a row of images per second: `count` images divided by the measured seconds."""
     row: dict[str, Any] = {
         side: Spread.of(count / seconds for seconds in seconds_taken)
-        for side, seconds_taken in done.found.items()
+        for side, seconds_taken in done.measurements.items()
     }
     if "other" in row:
-        row["ratio"] = ratio(done.found["ours"], done.found["other"])
+        row["ratio"] = ratio(done.measurements["ours"], done.measurements["other"])
     return {"what": what, **row}
 
 
 def caching(plan: LoopPlan, data: Path, model: Path) -> dict[str, Callable[[], float]]:
-    """Seconds for all pictures: through the cache onto the disk, and through the encoder alone."""
+    """Return functions that measure the seconds to write all images to the latent cache, and to encode them only."""
     first_stage = stage_of(model)
     source, size = open_source(str(data)), (plan.pixels, plan.pixels)
     preprocess = replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop")
@@ -158,7 +160,7 @@ def caching(plan: LoopPlan, data: Path, model: Path) -> dict[str, Callable[[], f
 
     @torch.no_grad()
     def alone() -> None:
-        for _ in range(2 * (plan.pictures // plan.batch)):  # and their mirror images
+        for _ in range(2 * (plan.images // plan.batch)):  # and their mirror images
             first_stage.embed(images)
 
     def filled() -> None:
@@ -169,14 +171,14 @@ def caching(plan: LoopPlan, data: Path, model: Path) -> dict[str, Callable[[], f
 
 
 def stage_of(model: Path) -> FirstStage:
-    """The first stage of a latent diffusion model, as a run holds it."""
+    """Load the first stage of a latent diffusion model, as a run does."""
     net: Any = load(model)
     assert isinstance(net, LatentDiffusion)
     return net.autoencoder.float().eval().requires_grad_(False)
 
 
 def draw(folder: Path, count: int, side: int = 160) -> Path:
-    """So many JPEGs of two classes, of clouds of color."""
+    """Write `count` JPEGs of two classes, with smooth random colors; return the folder."""
     rng = np.random.default_rng(0)
     for i in range(count):
         path = folder / "ab"[i % 2] / f"{i:05d}.jpg"
@@ -187,7 +189,7 @@ def draw(folder: Path, count: int, side: int = 160) -> Path:
 
 
 def classification(plan: LoopPlan, data: Path) -> ClassifyConfig:
-    """A run of as many steps as are measured."""
+    """Return the config of a classification run, as long as is measured."""
     size = (plan.pixels, plan.pixels)
     return ClassifyConfig(
         data=str(data),
@@ -201,7 +203,7 @@ def classification(plan: LoopPlan, data: Path) -> ClassifyConfig:
 
 
 def second_stage(plan: LoopPlan, data: Path, first_stage: Path, use: Any) -> SecondStageConfig:
-    """The same of an unconditional denoiser."""
+    """Return the config of a run of an unconditional denoiser, as long as is measured."""
     return SecondStageConfig(
         data=str(data),
         first_stage=str(first_stage),
@@ -221,17 +223,18 @@ def loading(plan: LoopPlan) -> DataConfig:
 
 
 def loop(plan: LoopPlan) -> LoopConfig:
-    """Long enough for the windows, with one evaluation, at the end."""
+    """Return a loop that is long enough for the measurement, with one evaluation at the end."""
     steps = SPEED_STEPS * (1 + plan.windows)
-    batches = (plan.pictures - max(1, round(0.05 * plan.pictures))) // plan.batch
+    batches = (plan.images - max(1, round(0.05 * plan.images))) // plan.batch
     return LoopConfig(epochs=steps / max(batches, 1), ema=0.999, eval_every=1e9, log_every=1e9)
 
 
-def whole(config: RunConfig, waited: list[float] | None = None) -> float:
-    """Seconds per step of a run, by its own account, after the first `SPEED_STEPS`; and the share it waited."""
+def seconds_per_step(config: RunConfig, waited: list[float] | None = None) -> float:
+    """Run a config; return the seconds per step that its log reports, without the first `SPEED_STEPS`, and append the
+    fraction of time that it waited to `waited`."""
     with tempfile.TemporaryDirectory() as place:
         if not train(config, Path(place) / "run").finished:
-            raise KeyboardInterrupt  # which the run took for a wish to go on later
+            raise KeyboardInterrupt  # which the run handled by saving a checkpoint
         lines = (Path(place) / "run" / "log.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "images_per_second" in row][1:]
     if waited is not None:
@@ -243,14 +246,14 @@ def mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def plain_loop(parts: Run, batch: int) -> Learner:
-    """A step of the network of a run, on a batch that is ready."""
+def plain_loop(parts: Run, batch: int) -> TrainingStep:
+    """Create a training step of a run's network on a prepared batch."""
     net: Any = parts.net
     generator = torch.Generator().manual_seed(1)
     if isinstance(parts.config, ClassifyConfig):
         images = torch.randn(batch, 3, *net.config.image_size, generator=generator)
         labels = torch.arange(batch) % net.config.num_classes
-        return Learner(net, lambda: F.cross_entropy(net(images).float(), labels), parts.dtype)
+        return TrainingStep(net, lambda: F.cross_entropy(net(images).float(), labels), parts.dtype)
     unet = net.network.config
     x, noise = (
         torch.randn(batch, unet.in_channels, *unet.latent_size, generator=generator) for _ in range(2)
@@ -260,4 +263,4 @@ def plain_loop(parts: Run, batch: int) -> Learner:
     def loss() -> Tensor:
         return F.mse_loss(net.network(x, t).float(), noise)
 
-    return Learner(net, loss, parts.dtype)
+    return TrainingStep(net, loss, parts.dtype)

@@ -1,6 +1,6 @@
-"""One training step in a plain loop, the same for a network of ours and for the same network of a peer.
+"""A training step in a plain loop, for our network and for the same network of another library.
 
-It imports no more than PyTorch until a side is built, so that a peer's program carries nothing of ours along.
+Only PyTorch is imported until a network is built, so that programs of other libraries do not load our package.
 """
 
 from collections.abc import Callable
@@ -11,41 +11,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KL = 1e-6  # weight of the bound on the latents, as published
-CLIP = 1.0  # norm that the gradient is clipped to
+KL = 1e-6  # weight of the KL term, as in the paper
+CLIP = 1.0  # gradient clipping norm
 
 
-class Learner:
-    """A network, its loss on inputs that stay the same, and fused AdamW. A call is a step.
+class TrainingStep:
+    """A network, its loss on fixed inputs, and fused AdamW. Each call runs a training step.
 
     Args:
-        net: in fp32.
-        loss: of the network on its inputs.
-        dtype: what autocast computes products in; fp32 is without it.
+        net: the network, in fp32.
+        loss: returns the loss of the network on its inputs.
+        dtype: dtype of autocast; fp32 turns it off.
     """
 
     def __init__(self, net: nn.Module, loss: Callable[[], Tensor], dtype: torch.dtype):
         self.net, self.loss, self.dtype = net.train(), loss, dtype
-        self.learning = [p for p in net.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.learning, lr=1e-4, fused=True)
+        self.trainable = [p for p in net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=1e-4, fused=True)
 
     def __call__(self) -> Tensor:
-        """The loss, and the norm of its gradient."""
+        """Run a step; return the loss and the norm of the gradient."""
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             loss = self.loss()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.learning, CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack([loss.detach().float(), norm])
 
 
-def learner(what: str, who: str, folder: str | Path, size: tuple[int, ...], dtype: torch.dtype) -> Learner:
-    """The side `who` ("ours" or a peer) of a task, with the weights in `folder` and inputs of `size`.
+def training_step(
+    what: str, who: str, folder: str | Path, size: tuple[int, ...], dtype: torch.dtype
+) -> TrainingStep:
+    """Create the training step of a task.
 
     Args:
-        what: "unet", inputs (batch, tokens, width of a token); "autoencoder" or "classifier", inputs (batch, pixels).
-        folder: has model.safetensors of ours, and beside it the peer's folder of the same weights.
+        what: "unet", "autoencoder" or "classifier".
+        who: "ours" or the name of another library.
+        folder: holds our model.safetensors, and a folder with the same weights for each other library.
+        size: (batch, tokens, width of a token) for the UNet, (batch, pixels) for the others.
+        dtype: dtype of autocast; fp32 turns it off.
     """
     torch.manual_seed(0)
     return {"unet": _unet, "autoencoder": _autoencoder, "classifier": _classifier}[what](
@@ -53,8 +58,8 @@ def learner(what: str, who: str, folder: str | Path, size: tuple[int, ...], dtyp
     )
 
 
-def _unet(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dtype) -> Learner:
-    """The noise in latents, foretold beside the tokens of a prompt."""
+def _unet(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dtype) -> TrainingStep:
+    """Predict the noise in latents, conditioned on the tokens of a prompt; mean squared error."""
     net = _part(who, folder, "unet")
     (batch, tokens, width), ours = size, who == "ours"
     side = net.config.latent_size if ours else (net.config.sample_size,) * 2
@@ -65,11 +70,11 @@ def _unet(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dtype) -> 
         output = net(x, t, context)
         return F.mse_loss((output if ours else output.sample).float(), noise)
 
-    return Learner(net, loss, dtype)
+    return TrainingStep(net, loss, dtype)
 
 
-def _autoencoder(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dtype) -> Learner:
-    """Encode, draw from the posterior, decode: L1, and the divergence from a standard normal."""
+def _autoencoder(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dtype) -> TrainingStep:
+    """Encode, sample from the posterior, decode; L1 loss and KL divergence from a standard normal."""
     net = _part(who, folder, "vae")
     batch, pixels = size
     images = torch.rand(batch, 3, pixels, pixels) * 2 - 1
@@ -87,27 +92,27 @@ def _autoencoder(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dty
         bound = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1).mean()
         return F.l1_loss(output.float(), images) + KL * bound
 
-    return Learner(net, loss, dtype)
+    return TrainingStep(net, loss, dtype)
 
 
-def _classifier(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dtype) -> Learner:
-    """Cross entropy of classes."""
+def _classifier(who: str, folder: Path, size: tuple[int, ...], dtype: torch.dtype) -> TrainingStep:
+    """Classify; cross-entropy loss."""
     batch, pixels = size
     images = torch.randn(batch, 3, pixels, pixels)
     net, forward = _named_classifier(who, folder)
     with torch.no_grad():
         classes = forward(images[:1]).shape[1]
     labels = torch.randint(classes, (batch,))
-    return Learner(net, lambda: F.cross_entropy(forward(images).float(), labels), dtype)
+    return TrainingStep(net, lambda: F.cross_entropy(forward(images).float(), labels), dtype)
 
 
-# Readers may fill networks with random numbers before they load them; the inputs are the same on all sides nonetheless.
+# Readers may initialize networks at random before they load weights; the random inputs must not depend on that.
 _undrawn = torch.random.fork_rng(devices=[])
 
 
 @_undrawn
 def _part(who: str, folder: Path, part: str) -> Any:
-    """The UNet or the autoencoder of a latent diffusion model."""
+    """Load the UNet or the autoencoder of a latent diffusion model."""
     if who != "ours":
         from triptych.bench.peers.readers import diffusers_part
 

@@ -1,4 +1,4 @@
-"""The same network in other libraries: our weights exported in their format, read by their own readers."""
+"""Build a network in other libraries: our weights are exported in their format and read by their own readers."""
 
 import contextlib
 import importlib
@@ -15,7 +15,8 @@ from triptych.weights import export
 
 
 def present(names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Those of the named peers that can be imported, and what a report has to say of the others: a sentence each."""
+    """Return which of the libraries can be imported, and notes for the report: a sentence about each that cannot be, or
+    that needs a stand-in for torchvision."""
     available, notes = [], []
     for name in names:
         try:
@@ -33,7 +34,7 @@ def present(names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 
 
 def transformers_classifier(net: Network, dtype: torch.dtype) -> Forward:
-    """Their classifier of the same family, images (B, C, H, W) to logits."""
+    """Return the classifier of transformers with the weights of `net`: images (B, C, H, W) to logits."""
     with tempfile.TemporaryDirectory() as folder:
         export(net, folder, "hf")
         theirs = transformers_network(folder, dtype)
@@ -41,7 +42,7 @@ def transformers_classifier(net: Network, dtype: torch.dtype) -> Forward:
 
 
 def timm_classifier(net: Network, dtype: torch.dtype) -> Forward:
-    """timm's network of the same family."""
+    """Return timm's network with the weights of `net`."""
     with tempfile.TemporaryDirectory() as folder:
         export(net, folder, "timm")
         return timm_network(folder, dtype)
@@ -57,6 +58,6 @@ FORMATS = {"transformers": "hf", "timm": "timm"}  # as `triptych.export` names t
 
 
 def build(net: Network, dtype: torch.dtype, names: tuple[str, ...]) -> dict[str, Forward]:
-    """The network of each named peer with the weights of `net`, in `dtype`, quietly."""
+    """Return the network of each library with the weights of `net`, in `dtype`. Their messages are suppressed."""
     with contextlib.redirect_stderr(None):
         return {name: PEERS[name](net, dtype) for name in names}

@@ -1,5 +1,5 @@
-"""Networks of other libraries, read from folders of theirs by their own readers, quietly. Nothing of ours is imported
-but `alone`, which is as bare: a program that measures a peer's memory holds the peer alone."""
+"""Load networks of other libraries from their folders with their own readers. Of our package only `timm_import` is
+imported, so that a program that measures the memory of another library loads only that."""
 
 import contextlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from triptych.bench.peers import timm_import
 
 
 def transformers_network(folder: str | Path, dtype: torch.dtype) -> Any:
-    """Their classifier in one of their folders, with the fused attention kernel."""
+    """Load a classifier of transformers from its folder, with the fused attention kernel."""
     from transformers import AutoModelForImageClassification
     from transformers.utils import logging as library_logging
 
@@ -25,14 +25,14 @@ def transformers_network(folder: str | Path, dtype: torch.dtype) -> Any:
 
 
 def timm_network(folder: str | Path, dtype: torch.dtype) -> Any:
-    """timm's network in one of its folders, without the stochastic depth that its Swin otherwise has in training."""
-    timm, _ = timm_import.timm()  # not a dependency of ours, not even of the tests
+    """Load a network of timm from its folder, without the stochastic depth that its Swin has by default."""
+    timm, _ = timm_import.timm()  # not a dependency, not even of the tests
     net = timm.create_model(f"local-dir:{folder}", pretrained=True, drop_path_rate=0.0)
     return net.eval().to(dtype)
 
 
 def diffusers_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
-    """The "unet" or the "vae" of a folder of diffusers."""
+    """Load the "unet" or the "vae" from a folder of diffusers."""
     import diffusers
     from diffusers.utils import logging as library_logging
 

@@ -1,11 +1,11 @@
-"""timm without torchvision.
+"""Import timm without torchvision.
 
-timm imports torchvision throughout, for pictures, data sets and one norm that it compares classes with, and often no
-build of torchvision fits the torch that is there. Its networks' forward passes touch nothing of it. Where torchvision
-cannot be imported, placeholders stand in for it while timm is imported, and no longer: transformers, diffusers and
-others ask what is installed, and must not find a torchvision that can do nothing.
+timm imports torchvision in many places, for images, data sets and a norm that it checks types against, and often no
+build of torchvision fits the installed torch. The forward passes of its networks do not use it. If torchvision cannot
+be imported, placeholders replace it while timm is imported, and only then: transformers, diffusers and others check
+what is installed, and must not find a torchvision that does nothing.
 
-Nothing of ours is imported, as in `readers`.
+As in `readers`, nothing else of our package is imported.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 
 @functools.cache
 def timm() -> tuple[Any, str | None]:
-    """timm, and why torchvision could not be imported and placeholders stood in for it; None if they did not.
+    """Import timm; return it, and why torchvision could not be imported. The latter is None if no placeholders were
+    needed.
 
     Raises:
         ImportError: timm is not installed, or cannot be imported with placeholders either.
@@ -39,13 +40,13 @@ def timm() -> tuple[Any, str | None]:
     with _torchvision_stood_in(before):
         try:
             return importlib.import_module("timm"), why
-        except Exception as problem:  # whatever comes of a class that is more than a name to timm
+        except Exception as problem:  # timm uses a placeholder as more than a name
             _forget("timm")
             raise ImportError(f"{why}, and timm needs more of it than names: {_line(problem)}") from problem
 
 
 class _Placeholder(type):
-    """The class of classes that can be named, compared, asked for and derived from, but not used."""
+    """Metaclass of classes that can be imported, compared and subclassed, but not used."""
 
     def __getattr__(cls, name: str) -> "_Placeholder":
         placeholder = _placeholder(_name(cls), name)
@@ -59,7 +60,7 @@ class _Placeholder(type):
 
 
 def _placeholder(owner: str, name: str) -> _Placeholder:
-    # Python's own questions, such as for `__iter__`, and versions that nobody can know.
+    # Special methods that Python looks up, such as `__iter__`, and versions, which are unknown.
     if name.startswith("_"):
         raise AttributeError(f"the placeholder of {owner} has no {name}")
     return _Placeholder(name, (), {"__module__": owner})
@@ -70,7 +71,7 @@ def _name(cls: type) -> str:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds every module of torchvision; each has every name."""
+    """Finds any module of torchvision, which has any attribute."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if fullname.partition(".")[0] != "torchvision":
@@ -88,7 +89,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextlib.contextmanager
 def _torchvision_stood_in(before: dict[str, Any]) -> Iterator[None]:
-    """Placeholders for torchvision's modules within; those `before` afterwards."""
+    """Replace torchvision's modules with placeholders within the block, and restore `before` afterwards."""
     finder = _Finder()
     _forget("torchvision")
     sys.meta_path.insert(0, finder)
@@ -110,6 +111,6 @@ def _forget(package: str) -> None:
 
 
 def _line(problem: Exception) -> str:
-    """An error in one line, without the full stop that some end with."""
+    """Return the first line of an error message, without a period at its end."""
     lines = str(problem).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(problem).__name__

@@ -1,4 +1,4 @@
-"""`triptych bench approximate`: what each approximation of a painter saves, and how far from exact its pictures are."""
+"""`triptych bench approximate`: the time that each approximation of generation saves, and the error of its images."""
 
 import logging
 import math
@@ -34,41 +34,44 @@ class Plan(Effort):
     """What is measured, and for how long."""
 
     config: LatentDiffusionConfig = SIZES["sd1"]
-    """Of a step and of the decoder, with random weights."""
+    """Model whose step and decoder are timed, with random weights."""
     tiny: str = "taesd"
-    """The small decoder on its latents."""
+    """Small decoder for its latents."""
     dtype: str = "bf16"
     merges: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """Fractions of tokens that are merged."""
     caches: tuple[int, ...] = (2, 3, 5)
+    """Intervals of deep cache."""
     model: str = "ldm-emoji"
-    """That paints the pictures."""
-    pictures: int = 2
-    """Of each prompt."""
+    """Model that generates images."""
+    images_per_prompt: int = 2
     prompts: tuple[str, ...] = PROMPTS
     steps: int = 30
     rounds: int = 2
 
 
 FULL = Plan()
-QUICK = Plan(config=TINY, merges=(0.5,), caches=(2,), pictures=1, prompts=PROMPTS[:1], steps=3, rounds=1)
+QUICK = Plan(
+    config=TINY, merges=(0.5,), caches=(2,), images_per_prompt=1, prompts=PROMPTS[:1], steps=3, rounds=1
+)
 
 
 @suite("approximate", FULL)
 def run(report: Report, plan: Plan) -> None:
     """Measure everything in the plan."""
-    report.tables = [steps(plan), decoding(plan), pictures(plan)]
+    report.tables = [steps(plan), decoding(plan), images(plan)]
     report.notes = [
-        "Each is opt-in, and gives another image than the exact computation: token merging (Bolya and Hoffman 2023) in "
-        "the finest self-attentions, deep cache (Ma et al. 2023), guidance in an interval (Kynkäänniemi et al. 2024), "
-        "TAESD in place of the decoder. At zero strength each is exact to the bit."
+        "Each approximation is opt-in and changes the image: token merging (Bolya and Hoffman 2023) in the "
+        "self-attention of the highest resolution, deep cache (Ma et al. 2023), guidance in an interval (Kynkäänniemi "
+        "et al. 2024), TAESD in place of the decoder. At zero strength each is bit-exact."
     ]
 
 
 def compare(
     sides: Mapping[str, Callable[[], object]], rounds: int, passes: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """Seconds of a pass of each side, in turn, and over those of the first."""
-    times_of = interleave({name: timed(work) for name, work in sides.items()}, rounds, warmup=0).found
+    """Measure the seconds per pass of each variant in alternation, and the ratio to the first one."""
+    times_of = interleave({name: timed(work) for name, work in sides.items()}, rounds, warmup=0).measurements
     times_of = {name: [t / passes.get(name, 1) for t in times] for name, times in times_of.items()}
     first, rows = next(iter(times_of)), []
     for name, times in times_of.items():
@@ -93,7 +96,7 @@ def table(title: str, description: str, *more: Column) -> Table:
 
 @torch.inference_mode()
 def steps(plan: Plan) -> Table:
-    """A pass of the UNet over two latents, as guidance takes it."""
+    """Time a pass of the UNet over two latents, as with guidance."""
     dtype, config = DTYPES[plan.dtype], plan.config
     net = make(config).network.to(dtype)
     draw = torch.Generator().manual_seed(1)
@@ -105,8 +108,8 @@ def steps(plan: Plan) -> Table:
     rows, columns = config.network.latent_size
     result = table(
         "A step of the denoiser",
-        f"Seconds of one pass of the UNet over two latents of {rows} x {columns} in {plan.dtype}, weights random. Of "
-        "deep cache at every n-th the mean over n passes, of which one is whole.",
+        f"Seconds per pass of the UNet over two latents of {rows} x {columns} in {plan.dtype}, with random weights. "
+        "For deep cache it is the mean over n passes, of which one is complete.",
     )
     with ExitStack() as stack:
         stack.enter_context(packed(net))
@@ -120,14 +123,14 @@ def steps(plan: Plan) -> Table:
         sides: dict[str, Callable[[], object]] = {"exact": passes}
         sides |= {f"merged tokens, {r:g}": lambda r=r: passes(r) for r in plan.merges}
         sides |= {f"deep cache, {n}": lambda n=n: passes(interval=n) for n in plan.caches}
-        passes()  # lays the weights out
+        passes()  # packs the weights
         result.rows = compare(sides, plan.rounds, {f"deep cache, {n}": n for n in plan.caches})
     return result
 
 
 @torch.inference_mode()
 def decoding(plan: Plan) -> Table:
-    """A pass of the decoder, and of the small one."""
+    """Time a pass of the decoder and of the small decoder."""
     dtype, config = DTYPES[plan.dtype], plan.config
     exact: Any = make(config).autoencoder.to(dtype)
     tiny: Any = build(STAGES[plan.tiny]).to(dtype).eval()
@@ -135,7 +138,7 @@ def decoding(plan: Plan) -> Table:
     z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     result = table(
         "Decoding",
-        f"Seconds from latents to one image in {plan.dtype}, weights random, so that no distance can be measured.",
+        f"Seconds from latents to one image in {plan.dtype}, with random weights, so that errors cannot be measured.",
     )
     sides: dict[str, Callable[[], object]] = {
         "exact": lambda: exact.decode(z),
@@ -145,39 +148,39 @@ def decoding(plan: Plan) -> Table:
     return result
 
 
-def pictures(plan: Plan) -> Table:
-    """The same seeds generated exactly and otherwise."""
+def images(plan: Plan) -> Table:
+    """Generate images of the same seeds exactly and with each approximation."""
     pipe = DiffusionPipeline(plan.model, dtype=plan.dtype)
 
-    def paint(**options: Any) -> Any:
+    def generate(**options: Any) -> Any:
         return [
             np.asarray(image, dtype=np.float64)
             for prompt in plan.prompts
             for image in pipe.text_to_image(
-                prompt, num_steps=plan.steps, num_images=plan.pictures, progress=False, **options
+                prompt, num_steps=plan.steps, num_images=plan.images_per_prompt, progress=False, **options
             )
         ]
 
-    ways: dict[str, dict[str, Any]] = {"exact": {}}
-    ways |= {f"merged tokens, {r:g}": {"merge_tokens": r} for r in plan.merges}
-    ways |= {f"deep cache, {n}": {"deep_cache": n} for n in plan.caches}
-    ways["guidance interval, {:g} to {:g}".format(*INTERVAL)] = {"guidance_interval": INTERVAL}
-    generated = {name: paint(**options) for name, options in ways.items()}
-    count = plan.pictures * len(plan.prompts)
+    variants: dict[str, dict[str, Any]] = {"exact": {}}
+    variants |= {f"merged tokens, {r:g}": {"merge_tokens": r} for r in plan.merges}
+    variants |= {f"deep cache, {n}": {"deep_cache": n} for n in plan.caches}
+    variants["guidance interval, {:g} to {:g}".format(*INTERVAL)] = {"guidance_interval": INTERVAL}
+    generated = {name: generate(**options) for name, options in variants.items()}
+    count = plan.images_per_prompt * len(plan.prompts)
     rows, columns = pipe.config.network.latent_size
     result = table(
         f"Images of {plan.model}",
-        f"Seconds per image, from prompt to pixels, and how far the images are from the exact ones: {count} of the "
-        f"same prompts and seeds, {plan.steps} steps in {plan.dtype}. Its UNet has "
+        f"Seconds per image, from prompt to pixels, and the difference to the exact images: {count} images of the same "
+        f"prompts and seeds, {plan.steps} steps in {plan.dtype}. The UNet has "
         f"{len(pipe.config.network.channel_multipliers)} levels on latents of {rows} x {columns}, where "
-        "little is to be saved.",
+        "little can be saved.",
         Column(key="psnr", heading="PSNR, dB", form=".1f"),
         Column(key="apart", heading="mean difference, of 255", form=".2f"),
     )
     result.rows = compare(
-        {name: lambda options=options: paint(**options) for name, options in ways.items()},
+        {name: lambda options=options: generate(**options) for name, options in variants.items()},
         plan.rounds,
-        dict.fromkeys(ways, count),
+        dict.fromkeys(variants, count),
     )
     for row in result.rows:
         pairs = list(zip(generated[row["what"]], generated["exact"], strict=True))
@@ -188,6 +191,6 @@ def pictures(plan: Plan) -> Table:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Decibels, of pixels from 0 to 255; 99 for equal pictures."""
+    """Return the peak signal-to-noise ratio in dB of pixels from 0 to 255; 99 for equal images."""
     error = float(((a - b) ** 2).mean())
     return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0

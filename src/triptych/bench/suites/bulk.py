@@ -1,4 +1,4 @@
-"""`triptych bench bulk`: folders of small pictures seen and parsed, beside the network alone; many generated."""
+"""`triptych bench bulk`: classify and segment folders of images, compared with the network alone; generate many."""
 
 import io
 import logging
@@ -25,29 +25,33 @@ from triptych.weights import export, save
 
 log = logging.getLogger(__name__)
 
-DIFFERENT = 256  # pictures, each there many times
-SIDE = 64
-FOLDER = 1_000  # files of a folder
-APART = {"fp32": 1e-4, "bf16": 5e-2}  # how far rounding takes probabilities apart, in units of the largest
+DIFFERENT = 256  # distinct images, which are repeated
+SIDE = 64  # of the images, in pixels
+FOLDER = 1_000  # files per subfolder
+APART = {
+    "fp32": 1e-4,
+    "bf16": 5e-2,
+}  # largest difference of probabilities by rounding, relative to the largest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How many pictures, and how they are read."""
+    """Numbers of images, and of the worker processes that read them."""
 
     classify: tuple[tuple[int, tuple[int, ...]], ...] = (
         (1_000, (0, 1, 2)),
         (10_000, (0, 1, 2)),
         (100_000, (1,)),
     )
-    """Pictures, and the numbers of workers they are read with."""
+    """Numbers of images, each with the numbers of workers that read them."""
     segment: tuple[tuple[int, tuple[int, ...]], ...] = ((1_000, (0, 1, 2)), (5_000, (1,)))
+    """The same for segmentation."""
     batches: tuple[int, int] = (64, 16)
-    """Pictures of a forward pass of the classifier, and of the parser."""
-    beside: int = 1_000
-    """Pictures for ours beside a peer's."""
-    paint: tuple[tuple[int, int], ...] = ((8, 1), (40, 1), (8, 8), (40, 8))
-    """Pictures, and how many of them in a batch."""
+    """Batch sizes of the classifier and the segmenter."""
+    compared: int = 1_000
+    """Number of images for the comparison with another library."""
+    generate: tuple[tuple[int, int], ...] = ((8, 1), (40, 1), (8, 8), (40, 8))
+    """Numbers of images to generate, each with the batch size."""
     steps: int = 30
     dtype: str = "bf16"
     peers: tuple[str, ...] = ("transformers",)
@@ -58,8 +62,8 @@ QUICK = Plan(
     classify=((40, (0, 1)),),
     segment=((8, (1,)),),
     batches=(8, 4),
-    beside=8,
-    paint=((2, 2),),
+    compared=8,
+    generate=((2, 2),),
     steps=2,
     dtype="fp32",
 )
@@ -67,35 +71,40 @@ QUICK = Plan(
 
 @suite("bulk", FULL)
 def run(report: Report, plan: Plan) -> None:
-    """Make the folders, and read each in fresh processes."""
+    """Create the folders, and process each in fresh processes."""
     available, report.notes = peers.present(plan.peers)
-    seen, parsed = [], []
+    classified, segmented = [], []
     with tempfile.TemporaryDirectory(prefix="triptych-bench-") as place:
         for count in sorted({count for count, _ in (*plan.classify, *plan.segment)}):
-            folder = Path(place) / "pictures"
-            make(folder, count)  # more of them, in the same place
-            for task, model, rows in (("classify", "vit-emoji", seen), ("segment", "swin-scenes", parsed)):
+            folder = Path(place) / "images"
+            make(folder, count)  # adds images to the folder
+            for task, model, rows in (
+                ("classify", "vit-emoji", classified),
+                ("segment", "swin-scenes", segmented),
+            ):
                 for workers in dict(getattr(plan, task)).get(count, ()):
                     batch = plan.batches[task == "segment"]
                     with tempfile.TemporaryDirectory(dir=place) as out:
-                        process = folders(
-                            task, model, folder, Path(out) / "made", batch, workers, count, plan
-                        )
+                        process = folders(task, model, folder, Path(out) / "out", batch, workers, count, plan)
                     rows.append(row(count, workers, process))
-                    log.info("%s, %d pictures, %d workers: %s", task, count, workers, rows[-1])
+                    log.info("%s, %d images, %d workers: %s", task, count, workers, rows[-1])
         report.tables = [
-            table("Classifying", "vit-emoji", plan.batches[0], "a line of JSON each is", seen),
-            table("Segmenting", "swin-scenes", plan.batches[1], "labels and JSON of each are", parsed),
+            table(
+                "Classifying", "vit-emoji", plan.batches[0], "a line of JSON for each image is", classified
+            ),
+            table(
+                "Segmenting", "swin-scenes", plan.batches[1], "labels and JSON of each image are", segmented
+            ),
         ]
         if "transformers" in available:
-            report.tables.append(beside(Path(place), plan))
-        report.tables.append(painting(Path(place), plan))
+            report.tables.append(compare_folder(Path(place), plan))
+        report.tables.append(generating_many(Path(place), plan))
 
 
 def folders(
     task: str, model: str | Path, folder: Path, out: Path, batch: int, workers: int, count: int, plan: Plan
 ) -> FinishedProcess:
-    """A folder through one of our pipelines."""
+    """Process a folder with one of our pipelines."""
     process = run_child(
         "folder_ours", task, model, folder, out, *map(str, (batch, workers, count)), plan.dtype
     )
@@ -105,7 +114,7 @@ def folders(
 
 
 def row(count: int, workers: int, process: FinishedProcess) -> dict[str, Any]:
-    """Of a run: images/s, of the network beside it before and after, and memory."""
+    """Return a row with the images/s of a run and of the network alone before and after it, and memory."""
     reported = process.reported
     network = Spread.of(1 / seconds for seconds in reported["network"])
     return {
@@ -132,19 +141,19 @@ def table(title: str, model: str, batch: int, written: str, rows: list[dict[str,
         Column(key="private", heading="a worker's own, MiB", form=".0f"),
     ]
     description = (
-        f"A folder of PNGs and JPEGs of {SIDE} pixels through {model} in batches of {batch}, each run in a fresh "
-        f"process; {written} written. The network alone is given one batch of tensors again and again, before and "
-        "after; the ratio is of speeds, more is better. Peaks are the operating system's (VmHWM); a worker's own "
-        "memory is what it shares with no process."
+        f"A folder of PNGs and JPEGs of {SIDE} pixels is processed by {model} in batches of {batch}, each run in a "
+        f"fresh process; {written} written. The network alone processes one batch of tensors repeatedly, before and "
+        "after the run; the ratio is of speeds, higher is better. Peaks are reported by the operating system (VmHWM); "
+        "a worker's own memory is not shared with other processes."
     )
     return Table(title=f"{title} a folder", description=description, columns=columns, rows=rows)
 
 
-def beside(place: Path, plan: Plan) -> Table:
-    """A folder through our pipeline and through transformers', with the same random weights.
+def compare_folder(place: Path, plan: Plan) -> Table:
+    """Classify a folder with our pipeline and with that of transformers, with the same random weights.
 
     Raises:
-        UnequalError: they give other classes or probabilities.
+        UnequalError: their classes or probabilities differ.
     """
     torch.manual_seed(0)
     net = create("vit-ti16", num_classes=10, image_size=SIDE, patch_size=8)
@@ -152,14 +161,14 @@ def beside(place: Path, plan: Plan) -> Table:
     torch.nn.init.normal_(net.head.weight, std=0.2)  # type: ignore[arg-type]
     preprocess = Preprocess(size=(SIDE, SIDE), mode="squash", crop=1.0)
     net.card = replace(net.card, classes=tuple(f"class {i}" for i in range(10)), preprocess=preprocess)
-    save(net, place / "beside.safetensors")
+    save(net, place / "compared.safetensors")
     export(net, place / "hf", "hf")
-    folder, count, batch = place / "few", plan.beside, plan.batches[0]
+    folder, count, batch = place / "few", plan.compared, plan.batches[0]
     make(folder, count)
     rows = []
     for workers in (0, 1):
         ours = folders(
-            "classify", place / "beside.safetensors", folder, place / "made", batch, workers, count, plan
+            "classify", place / "compared.safetensors", folder, place / "out", batch, workers, count, plan
         ).reported
         arguments = (place / "hf", folder, str(batch), str(workers), plan.dtype)
         theirs = run_child("folder_transformers", *arguments).reported
@@ -173,7 +182,7 @@ def beside(place: Path, plan: Plan) -> Table:
                 "ratio": ours["seconds"] / theirs["seconds"],
             }
         )
-        log.info("beside transformers, %d workers: %s", workers, rows[-1])
+        log.info("compared with transformers, %d workers: %s", workers, rows[-1])
     columns = [
         Column(key="workers", heading="workers", form="d"),
         Column(key="network", heading="our network alone, images/s", form=".0f"),
@@ -183,9 +192,9 @@ def beside(place: Path, plan: Plan) -> Table:
     ]
     description = (
         f"{count:,} of the same images, classified by ViT-Ti/8 with random weights of {SIDE} pixels in {plan.dtype}, "
-        f"in batches of {batch}: `ClassificationPipeline` beside transformers' image-classification `pipeline` over a "
-        "list of the files, with as many workers. The probabilities of the first images' best classes are checked "
-        "equal."
+        f"in batches of {batch}: `ClassificationPipeline` compared with transformers' image-classification `pipeline` "
+        "on a list of the files, with the same number of workers. The probabilities of the first images' best classes "
+        "are checked equal."
     )
     return Table(
         title="A folder, compared with transformers", description=description, columns=columns, rows=rows
@@ -195,19 +204,25 @@ def beside(place: Path, plan: Plan) -> Table:
 def check_first(
     ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]], tolerance: float
 ) -> None:
-    """The best class of each of ours has the same probability in theirs."""
-    best = [max(one, key=one.__getitem__) for one in ours]
+    """Check that the best class of each of our results has the same probability in theirs.
+
+    Raises:
+        UnequalError: a probability differs by more than `tolerance`.
+    """
+    best = [max(probabilities, key=probabilities.__getitem__) for probabilities in ours]
     sides = {
-        who: torch.tensor([one.get(name, 0.0) for one, name in zip(rows_of, best, strict=True)])
+        who: torch.tensor(
+            [probabilities.get(name, 0.0) for probabilities, name in zip(rows_of, best, strict=True)]
+        )
         for who, rows_of in (("ours", ours), ("transformers", theirs))
     }
     check_equal(sides, tolerance)
 
 
-def painting(place: Path, plan: Plan) -> Table:
-    """Pictures of the shipped painter."""
+def generating_many(place: Path, plan: Plan) -> Table:
+    """Generate images with the shipped model."""
     rows = []
-    for count, batch in plan.paint:
+    for count, batch in plan.generate:
         with tempfile.TemporaryDirectory(dir=place) as out:
             reported = run_child(
                 "generate_many", "ldm-emoji", out, *map(str, (count, batch, plan.steps))
@@ -221,7 +236,7 @@ def painting(place: Path, plan: Plan) -> Table:
                 "grown": (reported["peak"] - reported["before"]) / 2**20,
             }
         )
-        log.info("%d pictures in batches of %d: %s", count, batch, rows[-1])
+        log.info("%d images in batches of %d: %s", count, batch, rows[-1])
     columns = [
         Column(key="count", heading="images", form=",d"),
         Column(key="batch", heading="batch", form="d"),
@@ -230,14 +245,14 @@ def painting(place: Path, plan: Plan) -> Table:
         Column(key="grown", heading="of it for the images, MiB", form=".0f"),
     ]
     description = (
-        f"Images of one prompt by ldm-emoji, {plan.steps} steps, each written as it is finished; after one batch that "
-        "does not count. In fresh processes."
+        f"Images of one prompt by ldm-emoji, {plan.steps} steps, each written when it is finished, after a warm-up "
+        "batch; in fresh processes."
     )
     return Table(title="Generating many images", description=description, columns=columns, rows=rows)
 
 
 def make(folder: Path, count: int) -> None:
-    """Pictures 0 to `count`, of which those that are there stay."""
+    """Write images 0 to `count` - 1, except those that exist."""
     source = scenes("test", DIFFERENT, (SIDE, SIDE))
     formats = (("JPEG", "jpg"), ("PNG", "png"))
     known: list[tuple[bytes, str]] = []

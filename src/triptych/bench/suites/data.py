@@ -1,4 +1,4 @@
-"""`triptych bench data`: memory and time against the number of examples, of streams read in place."""
+"""`triptych bench data`: memory and time of streaming against the number of examples."""
 
 import io
 import logging
@@ -19,22 +19,22 @@ from triptych.bench.harness.suite import suite
 
 log = logging.getLogger(__name__)
 
-DIFFERENT = 256  # pictures, of one pixel
-GROUP = 5_000  # rows of a row group
-SHARD = 10_000  # examples of a tar
+DIFFERENT = 256  # distinct images, of one pixel
+GROUP = 5_000  # rows per row group
+SHARD = 10_000  # examples per tar file
 CLASSES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How many examples, by what they lie in."""
+    """Numbers of examples by format."""
 
     parquet: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
     tar: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    """A kibibyte an example is the least that a tar takes."""
+    """Fewer, since a tar file takes at least 1 KiB per file."""
     folder: tuple[int, ...] = (10_000, 100_000)
     held: int = 1_000_000
-    """The most that is also opened without streaming."""
+    """Largest number that is also opened without streaming."""
 
 
 FULL = Plan()
@@ -43,7 +43,7 @@ QUICK = Plan(parquet=(300, 600), tar=(300,), folder=(300,), held=500)
 
 @suite("data", FULL)
 def run(report: Report, plan: Plan) -> None:
-    """Make synthetic sets of each size, and open and read each in fresh processes."""
+    """Create a synthetic data set of each size, and open and read it in fresh processes."""
     makers = {"parquet": make_parquet, "tar": make_tar, "folder": make_folder}
     rows: list[dict[str, Any]] = []
     for layout, make in makers.items():
@@ -57,13 +57,13 @@ def run(report: Report, plan: Plan) -> None:
 def measured(
     layout: str, count: int, make: Callable[[Path, int], None], folder: Path, plan: Plan
 ) -> dict[str, Any]:
-    """A row of the table."""
+    """Measure a row of the table."""
     make(folder / "set", count)
     cache = folder / "cache"
     first = run_child("read_data", cache, folder / "set", "stream", "0").reported
     again = run_child("read_data", cache, folder / "set", "stream", "2").reported
     row = {
-        "format": format,
+        "format": layout,
         "count": first["count"],
         "index": first["opened"],
         "open": again["opened"],
@@ -95,18 +95,19 @@ def table(rows: list[dict[str, Any]]) -> Table:
         Column(key="table", heading="not streamed, above imports, MiB", form=".0f"),
     ]
     description = (
-        "Images of one pixel, labeled, opened with `stream=True`, a tenth held out, then 20 shuffled batches of "
-        f"256; in fresh processes. Row groups of {GROUP:,}, shards of {SHARD:,}. Peaks are the operating system's "
-        "(VmHWM): of the process that indexes and reads by itself, and of one that finds the index and reads with "
-        "two workers, whose own memory is what they share with no other process. The last column is the same "
-        "without streaming; for parquet it counts what is mapped of the copy in the cache of `datasets`, too."
+        "Labeled images of one pixel are opened with `stream=True`, a tenth is held out, and 20 shuffled batches of "
+        f"256 are read, in fresh processes. Row groups have {GROUP:,} rows, shards {SHARD:,} examples. Peaks are "
+        "reported by the operating system (VmHWM): of a process that builds the index and reads without workers, and "
+        "of one that uses the existing index and reads with two workers; their own memory is not shared with other "
+        "processes. The last column is the growth without streaming, which for parquet includes the memory-mapped "
+        "copy in the cache of `datasets`."
     )
     return Table(
         title="Memory against the number of examples", description=description, columns=columns, rows=rows
     )
 
 
-def pictures() -> list[bytes]:
+def encoded_images() -> list[bytes]:
     files = []
     for value in range(DIFFERENT):
         file = io.BytesIO()
@@ -116,12 +117,12 @@ def pictures() -> list[bytes]:
 
 
 def make_parquet(folder: Path, count: int) -> None:
-    """One file of row groups."""
+    """Write one file with several row groups."""
     import pyarrow
     import pyarrow.parquet
 
     folder.mkdir()
-    known = pyarrow.array(pictures(), pyarrow.binary())
+    known = pyarrow.array(encoded_images(), pyarrow.binary())
     schema = pyarrow.schema({"image": pyarrow.binary(), "label": pyarrow.int32()})
     with pyarrow.parquet.ParquetWriter(folder / "all.parquet", schema, use_dictionary=False) as writer:
         for start in range(0, count, GROUP):
@@ -131,9 +132,9 @@ def make_parquet(folder: Path, count: int) -> None:
 
 
 def make_tar(folder: Path, count: int) -> None:
-    """Shards of key.png and key.cls."""
+    """Write shards of key.png and key.cls."""
     folder.mkdir()
-    known = pictures()
+    known = encoded_images()
     for number, start in enumerate(range(0, count, SHARD)):
         with open(folder / f"{number:05d}.tar", "wb") as file:
             for row in range(start, min(start + SHARD, count)):
@@ -145,8 +146,8 @@ def make_tar(folder: Path, count: int) -> None:
 
 
 def make_folder(folder: Path, count: int) -> None:
-    """Class folders of 1,000 files and less."""
-    known = pictures()
+    """Write class folders with subfolders of at most 1,000 files."""
+    known = encoded_images()
     for row in range(count):
         place = folder / f"{row % CLASSES:03d}" / f"{row // CLASSES // 1000:03d}"
         if row // CLASSES % 1000 == 0:

@@ -1,4 +1,4 @@
-"""`triptych bench ldm`: a step of the denoiser, the decoder, whole pictures, loading and starting, beside diffusers."""
+"""`triptych bench ldm`: denoising step, decoder, image generation, loading and startup, compared with diffusers."""
 
 import logging
 import tempfile
@@ -15,17 +15,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from triptych.bench.harness import machine
 from triptych.bench.harness.forward import (
     DTYPES,
-    HOW,
+    METHOD,
     TOLERANCES,
     Effort,
-    beside,
     compare_seconds,
+    comparison_columns,
     frozen,
     measure_peaks,
 )
 from triptych.bench.harness.report import Column, Report, Table
 from triptych.bench.harness.suite import suite
-from triptych.bench.measurements.image_generation import painting, starting
+from triptych.bench.measurements.image_generation import generating, starting
 from triptych.bench.peers import build as peers
 from triptych.bench.peers.readers import diffusers_part
 from triptych.layers.resnet import packed
@@ -45,18 +45,18 @@ class Plan(Effort):
     config: LatentDiffusionConfig = SIZES["sd1"]
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     compiled: bool = False
-    """Steps of compiled networks too, which takes minutes for each side and precision."""
+    """Also measure compiled networks, which takes minutes for each library and precision."""
     steps: tuple[int, int] | None = None
-    """Of a whole picture, ours and theirs; none is each one's default, 30 and 50."""
-    pictures: int = 2
-    """Whole pictures of each."""
+    """Sampling steps of ours and of diffusers; None means the defaults, 30 and 50."""
+    num_images: int = 2
+    """Number of images that each library generates."""
     rounds: int = 5
     patience: float = 60.0
     peers: tuple[str, ...] = ("diffusers",)
 
 
 def small(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
-    """The same form with few channels and no depth, for pictures an eighth as wide and high."""
+    """Return a config of the same structure with few channels and blocks, for an eighth of the height and width."""
     assert config.text_encoder is not None
     sizes = {"base_channels": 32, "norm_groups": 16, "num_res_blocks": 1}
     side = config.image_size[0] // config.autoencoder.downsample_factor // 8
@@ -72,9 +72,9 @@ def small(config: LatentDiffusionConfig) -> LatentDiffusionConfig:
 
 TINY = small(SIZES["sd1"])
 FULL = Plan()
-SHORT = Plan(dtypes=("bf16",), steps=(3, 5), pictures=1, rounds=3, seconds=0.0, patience=0.0, sides=(1024,))
+SHORT = Plan(dtypes=("bf16",), steps=(3, 5), num_images=1, rounds=3, seconds=0.0, patience=0.0, sides=(1024,))
 QUICK = Plan(
-    config=TINY, steps=(2, 3), pictures=1, rounds=1, seconds=0.0, patience=0.0, sides=(256,), copied=2**22
+    config=TINY, steps=(2, 3), num_images=1, rounds=1, seconds=0.0, patience=0.0, sides=(256,), copied=2**22
 )
 
 
@@ -91,17 +91,17 @@ def run(report: Report, plan: Plan) -> None:
         folder, tiny = Path(place), Path(place) / "tiny"
         write(plan.config, folder, compare)
         write(TINY, tiny, compare)
-        # The programs come first: they are best measured while this one is small.
+        # Other programs are measured first, while this process uses little memory.
         started = starting(
             {"Stable Diffusion 1": folder, "a tiny one": tiny}, compare, plan.rounds, plan.patience
         )
-        generated = painting(folder, compare, plan.steps, plan.pictures)
+        generated = generating(folder, compare, plan.steps, plan.num_images)
         peaks, limits = measure_peaks(plan)
         step = table(
             "A step of the denoiser",
-            "Seconds of one pass of the UNet over two latents, as guidance takes it: ours as its pipeline does, with "
-            "keys and values of the prompt made before and weights packed for the CPU; diffusers' as its "
-            "pipeline does. Compiled is `torch.compile` with weights frozen.",
+            "Seconds per pass of the UNet over two latents, as with guidance. Ours runs as in its pipeline, with keys "
+            "and values of the prompt computed beforehand and weights packed for the CPU; that of diffusers runs as "
+            "in its pipeline. Compiled means `torch.compile` with frozen weights.",
             compare,
         )
         decode = table(
@@ -118,7 +118,8 @@ def run(report: Report, plan: Plan) -> None:
 
 
 def make(config: LatentDiffusionConfig) -> LatentDiffusion:
-    """A network with random weights in bf16, none of them zero: what ends a branch starts so, and hides all of it."""
+    """Create a network with random weights in bf16, none of them zero: by default, zero weights at the end of branches
+    would hide errors in them."""
     torch.manual_seed(0)
     with on_meta_device():
         net = LatentDiffusion(config)
@@ -132,7 +133,7 @@ def make(config: LatentDiffusionConfig) -> LatentDiffusion:
 
 
 def write(config: LatentDiffusionConfig, folder: Path, compare: bool) -> None:
-    """The same random weights as a file of ours, and as a folder of diffusers."""
+    """Write the same random weights as our file and as a folder of diffusers."""
     folder.mkdir(exist_ok=True)
     net = make(config)
     save(net, folder / "model.safetensors")
@@ -141,14 +142,14 @@ def write(config: LatentDiffusionConfig, folder: Path, compare: bool) -> None:
 
 
 def table(title: str, description: str, compare: bool) -> Table:
-    utilization = HOW.replace("2 x MACs x images/s", "2 x MACs / seconds")
+    utilization = METHOD.replace("2 x MACs x images/s", "2 x MACs / seconds")
     return Table(
         title=title,
-        description=f"{description} Weights and inputs random. {utilization}",
+        description=f"{description} Weights and inputs are random. {utilization}",
         columns=[
             Column(key="mode", heading="mode"),
             Column(key="dtype", heading="precision"),
-            *beside(("diffusers",) if compare else ()),
+            *comparison_columns(("diffusers",) if compare else ()),
         ],
     )
 
@@ -156,9 +157,9 @@ def table(title: str, description: str, compare: bool) -> Table:
 def steps(
     plan: Plan, label: str, folder: Path, compare: bool, peaks: Mapping[str, float], compiled: bool = False
 ) -> dict[str, Any]:
-    """Seconds of a pass of the UNet."""
+    """Time a pass of the UNet."""
     dtype, config = DTYPES[label], plan.config
-    x, t, context = given(config, dtype)
+    x, t, context = step_inputs(config, dtype)
     with ExitStack() as stack:
         if compiled:
             stack.enter_context(frozen())
@@ -176,8 +177,8 @@ def steps(
     return noted(row, "compiled" if compiled else "eager", label, step_flops(config), peaks)
 
 
-def given(config: LatentDiffusionConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Two latents, their time, and a prompt of each."""
+def step_inputs(config: LatentDiffusionConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return two random latents, their timesteps, and an encoded prompt for each."""
     text = config.text_encoder
     assert text is not None
     generator = torch.Generator().manual_seed(1)
@@ -187,20 +188,20 @@ def given(config: LatentDiffusionConfig, dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 def step_flops(config: LatentDiffusionConfig) -> float:
-    """Of a pass of the UNet over what is `given`."""
+    """Return the FLOPs of a pass of the UNet over `step_inputs`."""
     with on_meta_device():
-        outline = UNet(config.network)  # type: ignore[arg-type]  # the plan's is one
-    return flops(outline, *(like.to("meta") for like in given(config, torch.float32)))
+        outline = UNet(config.network)  # type: ignore[arg-type]  # the plans have UNets only
+    return flops(outline, *(like.to("meta") for like in step_inputs(config, torch.float32)))
 
 
 def latent(config: LatentDiffusionConfig, dtype: torch.dtype) -> Tensor:
-    """Of one picture."""
+    """Return random latents of one image."""
     shape = (1, config.autoencoder.latent_channels, *config.network.latent_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def decode_flops(config: LatentDiffusionConfig) -> float:
-    """Of the decoder's pass over one latent."""
+    """Return the FLOPs of decoding one image."""
     with on_meta_device():
         outline: Any = LatentDiffusion(config).autoencoder
     return flops(outline.decoder, latent(config, torch.float32).to("meta"))
@@ -209,7 +210,7 @@ def decode_flops(config: LatentDiffusionConfig) -> float:
 def decoding(
     plan: Plan, label: str, folder: Path, compare: bool, peaks: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Seconds of a pass of the autoencoder's decoder."""
+    """Time a pass of the autoencoder's decoder."""
     dtype = DTYPES[label]
     z = latent(plan.config, dtype)
     ours: Any = loaded(folder).autoencoder.to(dtype)
@@ -234,8 +235,8 @@ def loaded(folder: Path) -> LatentDiffusion:
     return net
 
 
-def flops(net: nn.Module, *given: Tensor) -> float:
-    """Operations of a pass, as PyTorch counts them, without doing them."""
+def flops(net: nn.Module, *inputs: Tensor) -> float:
+    """Return the FLOPs of a forward pass, as PyTorch counts them for tensors on the meta device."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(*given)
+        net(*inputs)
     return counter.get_total_flops()

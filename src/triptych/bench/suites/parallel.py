@@ -1,4 +1,4 @@
-"""`triptych bench parallel`: what one process and two make of the same run on this machine's cores."""
+"""`triptych bench parallel`: the same run in one process and in two, on this machine's cores."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ class Plan:
     flags: tuple[str, ...] = ("--loop.epochs", "1")
     rounds: int = 3
     patience: float = 60.0
-    """Seconds to wait, over all, for rounds that other programs left alone."""
+    """Most seconds spent on rounds that other programs disturb."""
 
 
 FULL = Plan()
@@ -52,18 +52,18 @@ WAYS = {"one process": 1, "two, DDP": 2, "two, FSDP2": 2}
 
 @suite("parallel", FULL)
 def run(report: Report, plan: Plan) -> None:
-    """Train the emoji's ViT in each way, in turn."""
+    """Train the ViT on emoji with each way of parallelism, in alternation."""
     cores = torch.get_num_threads()
     calls = {name: (lambda name=name: trained(plan, name, max(1, cores // WAYS[name]))) for name in WAYS}
     done = interleave(calls, plan.rounds, warmup=0, patience=plan.patience)
-    alone = done.found["one process"][0]["loss"]
+    alone = done.measurements["one process"][0]["loss"]
     table = Table(
         title="One process and two on the same cores",
         description=(
-            "`triptych train vit_emoji` in fp32, the same batch of 64 and the same steps in all, its cores divided "
-            "among the processes: images per second of the log after the first line, and the largest difference of a "
-            "step's loss from that of one process. On one machine there is nothing to win but what one process leaves "
-            "idle; the rows say what the exchange of gradients costs over gloo."
+            "`triptych train vit_emoji` in fp32, with the same total batch of 64 and the same steps, and the cores "
+            "divided among the processes: images per second in the log after the first line, and the largest "
+            "difference of a step's loss to that of a single process. On one machine two processes can only gain what "
+            "one leaves idle; the rows show the cost of exchanging gradients over gloo."
         ),
         columns=[
             Column(key="way", heading="processes"),
@@ -74,9 +74,9 @@ def run(report: Report, plan: Plan) -> None:
         ],
     )
     for name, size in WAYS.items():
-        runs = done.found[name]
-        speed = Spread.of(one["speed"] for one in runs)
-        apart = max(abs(a - b) for one in runs for a, b in zip(one["loss"], alone, strict=True))
+        runs = done.measurements[name]
+        speed = Spread.of(result["speed"] for result in runs)
+        apart = max(abs(a - b) for result in runs for a, b in zip(result["loss"], alone, strict=True))
         threads = max(1, cores // size)
         table.rows.append(
             {"way": name, "threads": threads, "speed": speed, "apart": apart, "others": done.others}
@@ -86,7 +86,7 @@ def run(report: Report, plan: Plan) -> None:
 
 
 def trained(plan: Plan, way: str, threads: int) -> dict[str, Any]:
-    """A run from its start: images per second, and the loss of each step."""
+    """Run the training in a fresh process; return its images per second and the loss of each step."""
     start = [sys.executable, "-m"]
     if WAYS[way] > 1:
         start += ["torch.distributed.run", "--nproc-per-node", str(WAYS[way]), "-m"]

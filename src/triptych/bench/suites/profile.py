@@ -1,5 +1,5 @@
-"""`triptych bench profile`: where the time of a forward pass and of a training step goes, and what other ways to
-attend would take."""
+"""`triptych bench profile`: where the time of forward passes and training steps goes, and the time of other attention
+implementations."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ from triptych.bench.harness.forward import DTYPES, Effort, measure_peaks
 from triptych.bench.harness.report import Column, Report, Table
 from triptych.bench.harness.suite import suite
 from triptych.bench.measurements.attention_kernels import SHAPES, Shape, attending
-from triptych.bench.measurements.train_step import learner
+from triptych.bench.measurements.train_step import training_step
 from triptych.bench.suites import ldm, swin, train, vit
 from triptych.bench.suites.swin import Plan as SwinPlan
 from triptych.bench.suites.train import Plan as TrainPlan
@@ -29,8 +29,8 @@ from triptych.models.configs.latent_diffusion import SIZES, LatentDiffusionConfi
 
 log = logging.getLogger(__name__)
 
-# Kinds of operators, by the first pattern that their names match.
-KINDS = (
+# Categories of operators, by the first pattern that the name matches.
+CATEGORIES = (
     ("attention", "scaled_dot_product|flash_attention"),
     ("optimizer", "fused_adamw|_foreach"),
     ("products", r"::(mm|addmm|bmm|baddbmm|matmul)$|linear|convolution|conv2d"),
@@ -42,7 +42,7 @@ KINDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Effort):
-    """What is profiled."""
+    """The calls that are profiled."""
 
     vit: ViTPlan = field(default_factory=lambda: ViTPlan(networks=("vit-b16",)))
     swin: SwinPlan = field(default_factory=SwinPlan)
@@ -51,7 +51,7 @@ class Plan(Effort):
     batch: int = 8
     attention: dict[str, Shape] = field(default_factory=lambda: SHAPES)
     compiled: bool = True
-    """Compile attention too."""
+    """Also measure compiled attention."""
     passes: int = 3
     rounds: int = 5
     patience: float = 20.0
@@ -80,13 +80,14 @@ QUICK = Plan(
 def run(report: Report, plan: Plan) -> None:
     """Profile everything in the plan."""
     peaks, limits = measure_peaks(plan)
-    categories = [name for name, _ in KINDS]
+    categories = [name for name, _ in CATEGORIES]
     table = Table(
         title="Where the time goes",
         description=(
-            "Shares of PyTorch's operators in the seconds of one call, by their own time in torch.profiler, which "
-            "slows many small ones; the rest is Python and waiting. Utilization is that of the whole call, as in the "
-            "other sections; of products that of their own time: where it is near 100% only fewer products would help."
+            "Fractions of the time of a call by PyTorch's operators, by their own time in torch.profiler, which slows "
+            "down many small ones; the rest is Python and waiting. Utilization refers to the time of the call, as in "
+            "the other sections; that of products refers to their own time: where it is near 100%, only fewer "
+            "products would be faster."
         ),
         columns=[
             Column(key="what", heading="call"),
@@ -112,7 +113,7 @@ def run(report: Report, plan: Plan) -> None:
 
 
 def calls(plan: Plan, folder: Path) -> Iterator[tuple[str, str, Callable[[], object], float]]:
-    """What is profiled: its name, precision, a call of it, and the FLOPs of one."""
+    """Yield the calls to profile: name, precision, function, and FLOPs of a call."""
     for label, dtype in DTYPES.items():
         forwards: list[tuple[str, Any, Any]] = [
             (plan.vit.networks[0], vit.make(plan.vit, plan.vit.networks[0]), vit_config.macs),
@@ -128,20 +129,20 @@ def calls(plan: Plan, folder: Path) -> Iterator[tuple[str, str, Callable[[], obj
 
             with packed(net):
                 yield f"{name}, {plan.batch} images", label, forward, 2.0 * plan.batch * macs(net.config)
-    yield from painting(plan.ldm)
+    yield from diffusion_calls(plan.ldm)
     tasks = [*train.diffusion_tasks(plan.train, folder, ()), *train.classifier_tasks(plan.train, folder, ())]
     for task in tasks:
         for label, dtype in DTYPES.items():
-            step = learner(task.what, "ours", task.folder, task.size, dtype)
+            step = training_step(task.what, "ours", task.folder, task.size, dtype)
             yield f"a training step: {task.name}", label, step, 6.0 * task.macs
 
 
-def painting(config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Callable[[], object], float]]:
-    """The same of what a picture is made by: a step of the denoiser, as guidance takes it, and the decoder."""
+def diffusion_calls(config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Callable[[], object], float]]:
+    """Yield the calls of image generation: a step of the denoiser, as with guidance, and the decoder."""
     step, decode = ldm.step_flops(config), ldm.decode_flops(config)
     for label, dtype in DTYPES.items():
         net: Any = ldm.make(config).to(dtype)
-        (x, t, context), z = ldm.given(config, dtype), ldm.latent(config, dtype)
+        (x, t, context), z = ldm.step_inputs(config, dtype), ldm.latent(config, dtype)
         with torch.inference_mode():
             once = net.network.project_context(context)
 
@@ -159,7 +160,7 @@ def painting(config: LatentDiffusionConfig) -> Iterator[tuple[str, str, Callable
 
 
 def profiled(call: Callable[[], object], passes: int) -> tuple[float, Counter[str]]:
-    """Seconds of a call, and of each kind of operators in one."""
+    """Return the seconds of a call, and the seconds of each category of operators within it."""
     call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         start = time.perf_counter()
@@ -168,7 +169,7 @@ def profiled(call: Callable[[], object], passes: int) -> tuple[float, Counter[st
         seconds = (time.perf_counter() - start) / passes
     own: Counter[str] = Counter()
     for event in profile.key_averages():
-        category = next((name for name, pattern in KINDS if re.search(pattern, event.key)), None)
+        category = next((name for name, pattern in CATEGORIES if re.search(pattern, event.key)), None)
         if category is not None:
             own[category] += event.self_cpu_time_total / 1e6 / passes
     return seconds, own

@@ -1,4 +1,4 @@
-"""`triptych bench resume`: whether a killed run ends where an unbroken one does, and what a checkpoint costs."""
+"""`triptych bench resume`: whether killed runs end exactly like uninterrupted ones, and the cost of checkpoints."""
 
 import json
 import logging
@@ -44,23 +44,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How often, and for how long."""
+    """Number of kills, and sizes of the runs."""
 
     kills: int = 10
-    """Of each run."""
+    """Number of kills of each run."""
     images: int = 40
-    """Of each of four classes."""
+    """Number of images in each of four classes."""
     epochs: float = 12.0
     save_every: float = 0.2
     """Seconds between checkpoints."""
     runs: tuple[str, ...] = ()
-    """Which, by name; none is all."""
+    """Names of the runs; empty means all."""
     saved: str = "vit-s16"
-    """Whose checkpoints are timed."""
+    """Network whose checkpoints are timed."""
     changes: tuple[tuple[str, Any], ...] = (("num_classes", 1000),)
     batch: int = 16
     steps: int = 12
-    """In which one checkpoint is made."""
+    """Number of steps in which one checkpoint is saved."""
     rounds: int = 5
     patience: float = 120.0
 
@@ -99,10 +99,10 @@ SMALL_STAGE = {
 
 @suite("resume", FULL)
 def run(report: Report, plan: Plan) -> None:
-    """Everything in the plan.
+    """Measure everything in the plan.
 
     Raises:
-        UnequalError: a killed run ended elsewhere than the unbroken one.
+        UnequalError: a killed run ended differently from the uninterrupted one.
     """
     with tempfile.TemporaryDirectory() as folder:
         report.tables.append(resumed(plan, Path(folder)))
@@ -111,7 +111,7 @@ def run(report: Report, plan: Plan) -> None:
 
 
 def resumed(plan: Plan, folder: Path) -> Table:
-    """Each kind of run left alone, and killed; compared bit for bit."""
+    """Compare killed and uninterrupted runs of each type bit for bit."""
     rows = []
     rng = np.random.default_rng(0)
     for name, config in configs(plan, folder).items():
@@ -134,11 +134,11 @@ def resumed(plan: Plan, folder: Path) -> Table:
         Column(key="rows apart", heading="that differ", form="d"),
     ]
     description = (
-        "Each run once unbroken, and once killed with SIGKILL at random moments, the same command again each time: "
-        "within steps, while a checkpoint is being written, and while starting. Compared at the end: every tensor of "
-        "the last checkpoint (weights, their EMA, both moments of every optimizer), every logged number that no "
-        "clock measured, data position, best figures, and the bytes of model.safetensors. fp32 on the CPU, two "
-        f"workers that decode, a checkpoint every {plan.save_every} s, the same number of threads throughout."
+        "Each run is executed once without interruption, and once killed with SIGKILL at random moments and resumed by "
+        "the same command: within steps, while a checkpoint is written, and during startup. Compared at the end: all "
+        "tensors of the last checkpoint (weights, their EMA, both moments of each optimizer), all logged values that "
+        "do not measure time, data position, best metrics, and the bytes of model.safetensors. fp32 on the CPU, two "
+        f"worker processes, a checkpoint every {plan.save_every} s, the same number of threads."
     )
     return Table(title="Killed and resumed", description=description, columns=columns, rows=rows)
 
@@ -150,31 +150,31 @@ def survived(
     rng: np.random.Generator,
     start: Callable[[Path, Path], RunningProcess] | None = None,
 ) -> dict[str, Any]:
-    """A row of the table: one run unbroken and one killed, in `folder`.
+    """Execute a run without interruption and killed, in `folder`; return a row of the table.
 
     Args:
-        start: begins a run of a config's file in a folder; by default in a fresh interpreter.
+        start: starts the run of a config file in a folder; by default in a fresh interpreter.
 
     Raises:
-        UnequalError: they end apart.
+        UnequalError: the two runs end differently.
     """
     begin, config_file = start or _interpreter, folder / "config.json"
     config_file.write_text(json.dumps(run_to_json(config)))
-    unbroken, killed = folder / "whole", folder / "killed"
-    if begin(config_file, unbroken).wait() != 0:
-        raise RuntimeError(f"the unbroken run failed; see {folder}/run.log")
-    steps = step_of(unbroken)
-    befell = kill_often(lambda: begin(config_file, killed), killed, steps, kills, rng)
-    differences = apart(unbroken, killed)
+    uninterrupted, killed = folder / "uninterrupted", folder / "killed"
+    if begin(config_file, uninterrupted).wait() != 0:
+        raise RuntimeError(f"the uninterrupted run failed; see {folder}/run.log")
+    steps = step_of(uninterrupted)
+    counts = kill_often(lambda: begin(config_file, killed), killed, steps, kills, rng)
+    differences = apart(uninterrupted, killed)
     if (
         differences["difference"]
         or differences["rows apart"]
         or not (differences["facts"] and differences["kept"])
     ):
         raise UnequalError(
-            f"a run that was killed {kills} times ended elsewhere than an unbroken one: {differences}"
+            f"a run that was killed {kills} times differs from an uninterrupted one: {differences}"
         )
-    return {"steps": steps, "kills": kills, **befell.kills, "lost": befell.lost, **differences}
+    return {"steps": steps, "kills": kills, **counts.kills, "lost": counts.lost, **differences}
 
 
 def _interpreter(config: Path, out: Path) -> RunningProcess:
@@ -187,7 +187,7 @@ def _interpreter(config: Path, out: Path) -> RunningProcess:
 
 
 def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
-    """The runs, on pictures that are drawn into `folder`."""
+    """Return the configs of the runs, on images that are drawn into `folder`."""
     images, masked = draw(folder, plan.images)
     eye = create(
         "vit-ti16",
@@ -274,16 +274,16 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
     }
 
 
-def draw(folder: Path, each: int) -> tuple[Path, Path]:
-    """Noisy squares: a folder of class folders with captions, and one of images and masks."""
-    images, masked = folder / "pictures", folder / "masked"
+def draw(folder: Path, count: int) -> tuple[Path, Path]:
+    """Draw `count` noisy squares of each class: class folders with captions, and a folder of images and masks."""
+    images, masked = folder / "labeled", folder / "masked"
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (masked / name).mkdir(parents=True)
     (masked / "classes.txt").write_text("ground\nsquare\n")
     for name, color in COLORS.items():
         (images / name).mkdir(parents=True)
-        for i in range(each):
+        for i in range(count):
             mask = np.zeros((32, 32), np.uint8)
             y, x = rng.integers(2, 16, 2)
             mask[y : y + 12, x : x + 12] = 1
@@ -297,7 +297,7 @@ def draw(folder: Path, each: int) -> tuple[Path, Path]:
 
 
 def saving(plan: Plan, folder: Path) -> Table:
-    """Steps among which a checkpoint is made, beside steps without one."""
+    """Time training steps with and without a checkpoint among them."""
     net = create(plan.saved, **dict(plan.changes)).train()
     ema = Ema(net, 0.999)
     optimizer = make_optimizer(net, OptimConfig())
@@ -312,7 +312,7 @@ def saving(plan: Plan, folder: Path) -> Table:
         ema.update(net, 1000, torch.zeros(()))
 
     def steps(mode: str) -> float:
-        """Seconds per step; what is still being written afterwards is waited for, uncounted."""
+        """Return the milliseconds per step, without the wait for a write that is unfinished afterwards."""
         nonlocal number
         start = time.perf_counter()
         for i in range(plan.steps):
@@ -331,7 +331,7 @@ def saving(plan: Plan, folder: Path) -> Table:
     modes = ("none", "asynchronous", "waited for")
     times = interleave(
         {mode: lambda mode=mode: steps(mode) for mode in modes}, plan.rounds, patience=plan.patience
-    ).found
+    ).measurements
     megabytes = _bytes(collect_tensors(net, ema, optimizer)) / 1e6
     checkpoints.close()
     rows = [
@@ -355,10 +355,10 @@ def saving(plan: Plan, folder: Path) -> Table:
         Column(key="waited ratio", heading="waited for / without", form=".3f"),
     ]
     description = (
-        f"The mean of {plan.steps} training steps, after the first of which a checkpoint is made: none; copied, and "
-        "written while the next steps run, as a run does; written before the next step. Weights, EMA and both "
-        "moments, with checksums and synced. On a CPU the writing takes its time from the steps. A checkpoint in "
-        f"every {plan.steps} steps is many: a run makes one in five minutes."
+        f"The mean time of {plan.steps} training steps. After the first of them, no checkpoint is saved; or it is "
+        "copied and written while the next steps run, as in a run; or it is written before the next step. It holds "
+        "weights, EMA and both moments, with checksums, and is synced to disk. On a CPU, writing slows the steps. "
+        f"A checkpoint every {plan.steps} steps is frequent: a run saves one every five minutes."
     )
     return Table(title="What a checkpoint costs", description=description, columns=columns, rows=rows)
 

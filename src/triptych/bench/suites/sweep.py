@@ -1,4 +1,4 @@
-"""`triptych bench sweep`: what a larger batch, more tokens and more steps cost. Pixels are swept by `swin`."""
+"""`triptych bench sweep`: cost of batch size, number of tokens and sampling steps. Image sizes are swept by `swin`."""
 
 import logging
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.bench.harness.forward import (
-    LAID,
+    PACKED,
     TOLERANCES,
     Effort,
     Forward,
@@ -41,7 +41,7 @@ from triptych.plots.scaling import Curve, scaling
 log = logging.getLogger(__name__)
 
 BF16 = torch.bfloat16
-PAINTER = "ldm-emoji"  # ships with the package
+MODEL = "ldm-emoji"  # ships with the package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class Plan(Effort):
     swin: SwinPlan = field(default_factory=SwinPlan)
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     heads: tuple[int, int] = (12, 64)
-    """Of the attention that is swept, and their width: ViT-B's."""
+    """Number of heads and head dimension of the attention, as in ViT-B."""
     tokens: tuple[int, ...] = (64, 256, 1024, 4096)
     steps: tuple[int, ...] = (5, 10, 20, 40)
-    pictures: int = 2
+    num_images: int = 2
     rounds: int = 5
     seconds: float = 4.0
     patience: float = 20.0
@@ -76,7 +76,7 @@ QUICK = Plan(
     heads=(2, 16),
     tokens=(16, 32),
     steps=(1, 2),
-    pictures=1,
+    num_images=1,
     rounds=1,
     seconds=0.0,
     patience=0.0,
@@ -97,12 +97,12 @@ def run(report: Report, plan: Plan) -> None:
 
 
 def batch(plan: Plan, available: Sequence[str], peak: float) -> Table:
-    """Images per second by how many go through the network at once."""
+    """Measure images per second against the batch size."""
     table = Table(
         title="Batch",
         description=(
-            f"Images per second in bf16, eager, weights and inputs random, outputs checked equal. {LAID} "
-            "Utilization is 2 x MACs x images/s over the measured peak of bf16: how many fill the CPU."
+            f"Images per second in bf16, eager, with random weights and inputs; outputs are checked equal. {PACKED} "
+            "Utilization is 2 x MACs x images/s, divided by the measured peak of bf16."
         ),
         columns=[
             Column(key="network", heading="network"),
@@ -132,15 +132,15 @@ def batch(plan: Plan, available: Sequence[str], peak: float) -> Table:
 
 
 def tokens(plan: Plan) -> Table:
-    """One attention by the length of the sequence: ours beside the product, softmax and product it stands for, and
-    beside PyTorch's fused kernel called plainly."""
+    """Time self-attention against the number of tokens: ours, product, softmax and product, and PyTorch's fused
+    kernel."""
     heads, width = plan.heads
     table = Table(
         title="Tokens",
         description=(
-            f"Seconds of one self-attention of {heads} heads of {width} in bf16, without a gradient: ours "
-            "(`layers.attention`), the formula written out, and `scaled_dot_product_attention` called plainly. "
-            "Outputs checked equal."
+            f"Seconds of self-attention with {heads} heads of dimension {width} in bf16, without gradients: ours "
+            "(`layers.attention`), the formula written out, and `scaled_dot_product_attention` called directly. "
+            "Outputs are checked equal."
         ),
         columns=[
             Column(key="n", heading="tokens", form="d"),
@@ -165,18 +165,18 @@ def tokens(plan: Plan) -> Table:
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Vaswani et al. 2017, Equation 1, as it stands there."""
+    """Compute Vaswani et al. 2017, Equation 1, literally."""
     return torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1) @ v
 
 
 def steps(plan: Plan) -> Table:
-    """Seconds per image by the sampler's steps, and the line through them."""
-    pipe = DiffusionPipeline(PAINTER, dtype="bf16")
+    """Measure seconds per image against the number of sampling steps."""
+    pipe = DiffusionPipeline(MODEL, dtype="bf16")
     table = Table(
         title="Steps",
         description=(
-            f"Seconds per image of `{PAINTER}` in bf16, {plan.pictures} at once, by the steps of dpm++2m, "
-            "guidance on: the prompt and the decoder cost the same at all of them."
+            f"Seconds per image of `{MODEL}` in bf16, {plan.num_images} at once, against the number of dpm++2m "
+            "steps, with guidance. The costs of the prompt and the decoder do not depend on it."
         ),
         columns=[
             Column(key="n", heading="steps", form="d"),
@@ -188,14 +188,18 @@ def steps(plan: Plan) -> Table:
     before: tuple[int, float] | None = None
     for n in plan.steps:
 
-        def paint(n: int = n) -> object:
+        def generate(n: int = n) -> object:
             return pipe.text_to_image(
-                "a red apple", num_steps=n, num_images=plan.pictures, batch_size=plan.pictures, progress=False
+                "a red apple",
+                num_steps=n,
+                num_images=plan.num_images,
+                batch_size=plan.num_images,
+                progress=False,
             )
 
-        row: dict[str, Any] = in_turn({"ours": paint}, plan)
+        row: dict[str, Any] = in_turn({"ours": generate}, plan)
         seconds = Spread(
-            *(t / plan.pictures for t in (row["ours"].median, row["ours"].low, row["ours"].high))
+            *(t / plan.num_images for t in (row["ours"].median, row["ours"].low, row["ours"].high))
         )
         each = None if before is None else (seconds.median - before[1]) / (n - before[0])
         before = (n, seconds.median)
@@ -205,7 +209,7 @@ def steps(plan: Plan) -> Table:
 
 
 def drawn(table: Table, counted: str) -> Any:
-    """A table as curves: one for each network, or for each side that was timed."""
+    """Plot a table: a curve for each network or implementation."""
     curves: dict[str, Curve] = {}
     for network in dict.fromkeys(row.get("network") for row in table.rows):
         rows = [row for row in table.rows if row.get("network") == network]

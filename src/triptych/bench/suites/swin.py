@@ -1,4 +1,4 @@
-"""`triptych bench swin`: how fast it runs, what memory that takes, and how both grow with the number of pixels."""
+"""`triptych bench swin`: speed and memory of a Swin Transformer, and their growth with the number of pixels."""
 
 import itertools
 import logging
@@ -13,8 +13,8 @@ from torch import nn
 
 from triptych.bench.harness.forward import (
     DTYPES,
-    HOW,
-    LAID,
+    METHOD,
+    PACKED,
     TOLERANCES,
     Effort,
     measure_peaks,
@@ -42,12 +42,14 @@ class Plan(Effort):
     changes: tuple[tuple[str, Any], ...] = ()
     """Fields of the network's config that are changed."""
     sizes: tuple[tuple[int, int], ...] = ((224, 224), (256, 256))
-    """Maps of whole windows, and maps that are padded to them."""
+    """A size whose feature maps consist of complete windows, and one whose maps are padded."""
     batches: tuple[int, ...] = (1, 8)
     compiled: tuple[tuple[int, int], ...] = ((224, 224),)
-    """The sizes that are compiled for, which takes about a minute for each side, precision and batch."""
+    """Sizes that are also measured compiled, which takes about a minute for each library, precision and batch."""
     scaled: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (("swin-t", ()), ("vit-s16", ()))
+    """Networks whose growth is measured, with changed config fields."""
     sides_px: tuple[int, ...] = (224, 448, 672, 896, 1120, 1344)
+    """Sides of the images for the growth."""
     rounds: int = 5
     seconds: float = 5.0
     patience: float = 30.0
@@ -75,10 +77,10 @@ QUICK = Plan(
 def run(report: Report, plan: Plan) -> None:
     """Measure everything in the plan."""
     available, report.notes = peers.present(plan.peers)
-    # The programs come first: they are best measured while this one is small.
+    # Other programs are measured first, while this process uses little memory.
     networks = {name: dict(changes) for name, changes in plan.scaled}
     grown, exponents = scaling(networks, plan.sides_px, min(plan.rounds, 2), plan.seconds / 2, plan.patience)
-    report.figures[exponents.image] = picture(grown, exponents, tuple(networks))
+    report.figures[exponents.image] = growth_figure(grown, exponents, tuple(networks))
     with tempfile.TemporaryDirectory() as folder:
         batch = max(plan.batches)
         held = memory(
@@ -100,8 +102,8 @@ def run(report: Report, plan: Plan) -> None:
 
 
 def make(plan: Plan) -> Swin:
-    """The network of the plan, with random weights. Those of attention and of the head are larger than a network
-    starts with: else the branches are faint, positions fainter, logits zero, and all errors hidden."""
+    """Create the network of the plan with random weights. Those of attention and head are larger than the default
+    initialization, under which logits would be zero and errors in branches would not show."""
     torch.manual_seed(0)
     net = create(plan.network, **dict(plan.changes))
     assert isinstance(net, Swin)
@@ -116,11 +118,11 @@ def make(plan: Plan) -> Swin:
 def throughput(
     plan: Plan, available: Sequence[str], peaks: dict[str, float], compiled: bool = False
 ) -> Table:
-    """Images per second at each size, in each precision and batch, beside each peer."""
+    """Measure images per second at each size, precision and batch size, compared with each library."""
     table = throughput_table(
-        f"Forward passes of {plan.network}, weights and inputs random. {LAID} Compiled is `torch.compile` with "
-        f"weights frozen, for each side, shape and precision anew. {HOW} timm rolls its maps before it pads them: "
-        "where maps are padded it computes something else, and is left out.",
+        f"Forward passes of {plan.network} with random weights and inputs. {PACKED} Compiled means `torch.compile` "
+        f"with frozen weights, separately for each library, shape and precision. {METHOD} timm shifts feature maps "
+        "before it pads them, so that its outputs differ where maps are padded; it is left out there.",
         Column(key="size", heading="size"),
         available,
     )
@@ -128,7 +130,7 @@ def throughput(
         net = make(plan)
         maps = zip(maps_at(net.config, size), net.config.window_size, strict=True)
         padded = any(map[axis] % window[axis] for map, window in maps for axis in (0, 1))
-        # Each size has peers of its own: transformers' Swin may stay changed by a size that it has seen.
+        # Networks are built for each size, since transformers' Swin changes its windows in place for some sizes.
         theirs = peers.build(net, dtype, tuple(name for name in available if name != "timm" or not padded))
         net = net.to(dtype)
         inputs = (random_images(net, size, batch, dtype) for batch in plan.batches)
@@ -137,8 +139,8 @@ def throughput(
     return table
 
 
-def picture(grown: Table, exponents: Table, networks: Sequence[str]) -> Any:
-    """The growth, drawn."""
+def growth_figure(grown: Table, exponents: Table, networks: Sequence[str]) -> Any:
+    """Plot the growth of time and memory."""
     known = {row["network"]: row for row in exponents.rows}
     panels = {
         title: {

@@ -1,5 +1,5 @@
-"""`triptych bench train`: steps of learning beside the same networks of diffusers and transformers, and what the whole
-loop adds to them."""
+"""`triptych bench train`: training steps compared with those of diffusers, transformers and timm, and the overhead of
+the training loop."""
 
 import itertools
 import logging
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.bench.harness.forward import DTYPES, HOW, Effort, beside, in_turn, measure_peaks
+from triptych.bench.harness.forward import DTYPES, METHOD, Effort, comparison_columns, in_turn, measure_peaks
 from triptych.bench.harness.report import Column, Report, Table
 from triptych.bench.harness.subprocesses import FinishedProcess, run_child
 from triptych.bench.harness.suite import add_compiled, suite
 from triptych.bench.harness.timing import check_equal
 from triptych.bench.measurements.peak_memory import row as memory_row
-from triptych.bench.measurements.train_loop import LoopPlan, latents_and_pictures, whole_loops
-from triptych.bench.measurements.train_step import learner
+from triptych.bench.measurements.train_loop import LoopPlan, latents_and_images, training_loops
+from triptych.bench.measurements.train_step import training_step
 from triptych.bench.peers import build as peers
 from triptych.bench.suites import ldm, swin, vit
 from triptych.device import flush_denormals
@@ -37,7 +37,7 @@ from triptych.weights import export, save
 log = logging.getLogger(__name__)
 
 FIRST = 3  # steps whose losses and gradients are compared
-# How far rounding takes them apart. The later ones come of weights that were updated by almost the sign of a gradient.
+# Largest difference that rounding explains. After the first step, weights are updated by nearly the sign of a gradient.
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
 
 Size = tuple[int, ...]
@@ -45,7 +45,7 @@ Size = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A classifier whose step is measured."""
+    """A classifier whose training step is measured."""
 
     name: str
     batch: int
@@ -83,14 +83,14 @@ class Plan(Effort):
     config: LatentDiffusionConfig = MIDDLE
     unet_batch: int = 4
     autoencoder: tuple[int, int] = (4, 64)
-    """Pictures of a step, and pixels of a side."""
+    """Number of images in a step, and their side in pixels."""
     classifiers: tuple[Classifier, ...] = (
         Classifier(name="vit-ti16", batch=8),
         Classifier(name="vit-s16", batch=8),
         Classifier(name="swin-t", batch=4),
     )
     compiled: bool = False
-    """Steps of compiled classifiers in bf16 too, which takes minutes for each side."""
+    """Also measure compiled classifiers in bf16, which takes minutes for each library."""
     loops: LoopPlan = field(default_factory=LoopPlan)
     rounds: int = 5
     seconds: float = 5.0
@@ -109,13 +109,13 @@ QUICK = Plan(
         Classifier(name="swin-t", batch=2, changes=(*swin.TINY, ("image_size", 56))),
     ),
     loops=LoopPlan(
-        pictures=24,
+        images=24,
         batch=4,
         vit=("depth=1", "embed_dim=48", "num_heads=3", "mlp_ratio=2.0"),
         unet=("base_channels=16", "channel_multipliers=[1,2]", "norm_groups=8", "head_dim=8"),
         pixels=32,
         rounds=1,
-        paint_steps=2,
+        generation_steps=2,
     ),
     rounds=1,
     seconds=0.0,
@@ -130,17 +130,17 @@ DIFFUSION, CLASSIFIER = "A step of latent diffusion", "A step of a classifier"
 
 @dataclass(frozen=True)
 class Task:
-    """A network and its loss, of which a step is measured."""
+    """A network and its loss, whose training step is measured."""
 
     name: str
     what: str
-    """As `learner` names it."""
+    """Name of the task in `training_step`."""
     folder: Path
     size: Size
     macs: int
-    """Of the forward pass of a step."""
+    """Multiply-accumulate operations of the forward pass of a step."""
     available: tuple[str, ...]
-    """Peers that have the same network."""
+    """Libraries that have the same network."""
 
 
 @flush_denormals()
@@ -154,7 +154,7 @@ def run(report: Report, plan: Plan) -> None:
             diffusion_tasks(plan, folder, available),
             classifier_tasks(plan, folder, available),
         )
-        # The programs come first: they are best measured while this one is small.
+        # Other programs are measured first, while this process uses little memory.
         held = memory([*diffusion, *classifiers])
         peaks, limits = measure_peaks(plan)
         report.tables = [
@@ -162,38 +162,43 @@ def run(report: Report, plan: Plan) -> None:
             table_of(DIFFUSION, diffusion, ("diffusers",)),
             table_of(CLASSIFIER, classifiers, ("transformers", "timm")),
             held,
-            whole_loops(plan.loops, folder / "ldm" / "model.safetensors"),
-            latents_and_pictures(plan.loops, folder / "ldm" / "model.safetensors"),
+            training_loops(plan.loops, folder / "ldm" / "model.safetensors"),
+            latents_and_images(plan.loops, folder / "ldm" / "model.safetensors"),
         ]
         for table, tasks in zip(report.tables[1:3], (diffusion, classifiers), strict=True):
             table.rows += steps(tasks, plan, peaks)
-        # What is compiled comes last: it leaves the process larger.
+        # Compiled networks are measured last, since compiling increases the memory of the process.
         if plan.compiled:
             add_compiled(report, report.tables[2], lambda: steps(classifiers, plan, peaks, compiled=True))
 
 
 def diffusion_tasks(plan: Plan, folder: Path, available: Sequence[str]) -> list[Task]:
-    """The UNet and the autoencoder, written for each side."""
+    """Write the UNet and the autoencoder for each library; return their tasks."""
     folder, config, text = folder / "ldm", plan.config, plan.config.text_encoder
     assert isinstance(text, TextConfig)
-    beside = tuple(name for name in available if name == "diffusers")
+    libraries = tuple(name for name in available if name == "diffusers")
     folder.mkdir()
-    ldm.write(config, folder, bool(beside))
+    ldm.write(config, folder, bool(libraries))
     rows, columns = config.network.latent_size
     batch, pixels = plan.autoencoder
     unet = plan.unet_batch, text.max_length, text.embed_dim
     unet_macs = plan.unet_batch * unet_config.macs(config.network, tokens=text.max_length)  # type: ignore[arg-type]
     macs = batch * autoencoder_config.macs(config.autoencoder, (pixels, pixels))
     return [
-        Task(f"UNet, {rows} x {columns}, batch {unet[0]}", "unet", folder, unet, unet_macs, beside),
+        Task(f"UNet, {rows} x {columns}, batch {unet[0]}", "unet", folder, unet, unet_macs, libraries),
         Task(
-            f"autoencoder, {pixels} px, batch {batch}", "autoencoder", folder, plan.autoencoder, macs, beside
+            f"autoencoder, {pixels} px, batch {batch}",
+            "autoencoder",
+            folder,
+            plan.autoencoder,
+            macs,
+            libraries,
         ),
     ]
 
 
 def classifier_tasks(plan: Plan, folder: Path, available: Sequence[str]) -> list[Task]:
-    """The classifiers, written for each side."""
+    """Write the classifiers for each library; return their tasks."""
     tasks = []
     for classifier in plan.classifiers:
         if classifier.name.startswith("swin"):
@@ -201,41 +206,44 @@ def classifier_tasks(plan: Plan, folder: Path, available: Sequence[str]) -> list
         else:
             net = vit.make(replace(vit.FULL, changes=classifier.changes), classifier.name)
         here = folder / classifier.name
-        beside = tuple(name for name in available if name in peers.FORMATS)
-        write(net, here, beside)
+        libraries = tuple(name for name in available if name in peers.FORMATS)
+        write(net, here, libraries)
         pixels = net.config.image_size[0]
         macs = swin_config.macs(net.config) if isinstance(net, Swin) else vit_config.macs(net.config)
         name = f"{classifier.name}, {pixels} px, batch {classifier.batch}"
         tasks.append(
-            Task(name, "classifier", here, (classifier.batch, pixels), classifier.batch * macs, beside)
+            Task(name, "classifier", here, (classifier.batch, pixels), classifier.batch * macs, libraries)
         )
     return tasks
 
 
-def write(net: Network, folder: Path, beside: Sequence[str]) -> None:
-    """The same weights as a file of ours, and as a folder of each peer."""
+def write(net: Network, folder: Path, libraries: Sequence[str]) -> None:
+    """Write the same weights as our file and as a folder for each library."""
     folder.mkdir()
     save(net, folder / "model.safetensors")
-    for name in beside:
+    for name in libraries:
         export(net, folder / peers.FORMATS[name], peers.FORMATS[name])
 
 
 def table_of(title: str, tasks: Sequence[Task], named: Sequence[str]) -> Table:
-    """Without rows, beside each of the named peers that is there."""
-    method = HOW.replace("2 x MACs x images/s", "3 x 2 x MACs of the forward pass / seconds")
+    """Create a table without rows that compares with those of the named libraries that are available."""
+    method = METHOD.replace("2 x MACs x images/s", "3 x 2 x MACs of the forward pass / seconds")
     return Table(
         title=title,
         description=(
-            "Seconds of one step on inputs that stay the same: forward pass, loss, backward pass, clipped gradient, "
-            "fused AdamW. One plain loop for all sides, weights in fp32 and equal at the start; bf16 is by autocast. "
-            "Compiled is `torch.compile`: of each of our blocks, as `triptych train --loop.compile` does, and of the "
-            f"whole of a peer's network. Losses and gradient norms of the first {FIRST} steps checked equal. {method}"
+            "Seconds per step on fixed inputs: forward pass, loss, backward pass, gradient clipping, fused AdamW. The "
+            "loop is the same for all libraries; weights are in fp32 and equal at the start; bf16 uses autocast. "
+            "Compiled means `torch.compile`: of each of our blocks, as in `triptych train --loop.compile`, and of the "
+            f"full network of other libraries. Losses and gradient norms of the first {FIRST} steps are checked equal. "
+            f"{method}"
         ),
         columns=[
             Column(key="network", heading="network"),
             Column(key="mode", heading="mode"),
             Column(key="dtype", heading="precision"),
-            *beside(tuple(name for name in named if any(name in task.available for task in tasks))),
+            *comparison_columns(
+                tuple(name for name in named if any(name in task.available for task in tasks))
+            ),
         ],
     )
 
@@ -243,16 +251,17 @@ def table_of(title: str, tasks: Sequence[Task], named: Sequence[str]) -> Table:
 def steps(
     tasks: Sequence[Task], plan: Plan, peaks: Mapping[str, float], compiled: bool = False
 ) -> list[dict[str, Any]]:
-    """Seconds of a step of each task in each precision, beside each peer that is there; compiled in bf16 alone.
+    """Time a step of each task in each precision, compared with each available library; compiled in bf16 only.
 
-    Only classifiers have a peer to compile: an autoencoder is not called as a whole, and diffusers' UNet has gradients
-    half as long when PyTorch 2.13 compiles it under autocast as when it does not (ours has the same).
+    Only classifiers are compared compiled. Autoencoders are not called through `forward`, and the gradients of
+    diffusers' UNet have half their norm when PyTorch 2.13 compiles it under autocast (those of ours do, too).
     """
     rows = []
     for task, label in itertools.product(tasks, ["bf16"] if compiled else DTYPES):
         dtype = DTYPES[label]
         sides = {
-            who: learner(task.what, who, task.folder, task.size, dtype) for who in ("ours", *task.available)
+            who: training_step(task.what, who, task.folder, task.size, dtype)
+            for who in ("ours", *task.available)
         }
         if compiled:
             for who, side in sides.items():
@@ -270,10 +279,14 @@ def steps(
 
 
 def alike(firsts: Mapping[str, Tensor], tolerance: float) -> float:
-    """How far apart losses and gradient norms are, each in units of its own largest; a column each.
+    """Return the largest difference of losses and of gradient norms, each relative to its largest value.
+
+    Args:
+        firsts: (steps, 2), losses and gradient norms of the first steps, by library.
+        tolerance: largest difference that rounding explains.
 
     Raises:
-        UnequalError: further than `tolerance`.
+        UnequalError: a difference is larger than `tolerance`.
     """
     (count,) = {values.shape[1] for values in firsts.values()}
     return max(
@@ -282,7 +295,7 @@ def alike(firsts: Mapping[str, Tensor], tolerance: float) -> float:
 
 
 def memory(tasks: Sequence[Task], rounds: int = 1) -> Table:
-    """The first two steps of each task in processes of their own, in bf16, beside the first peer that is there.
+    """Measure the first two steps of each task in fresh processes in bf16, compared with the first available library.
 
     Raises:
         UnequalError: losses or gradients differ.
@@ -290,8 +303,8 @@ def memory(tasks: Sequence[Task], rounds: int = 1) -> Table:
     table = Table(
         title="Memory of a step",
         description=(
-            "Two steps in a fresh process, bf16 by autocast: the process's peak (VmHWM), and how far above what was "
-            "resident before the first, with the weights in memory. The optimizer's moments are in both."
+            "Two steps in a fresh process, bf16 by autocast: the peak of the process (VmHWM), and its growth over the "
+            "memory before the first step, with the weights in memory. Both include the optimizer's moments."
         ),
         columns=[Column(key="network", heading="network"), Column(key="peer", heading="compared with")],
     )

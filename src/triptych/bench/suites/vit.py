@@ -1,4 +1,4 @@
-"""`triptych bench vit`: how fast it runs, loads and starts."""
+"""`triptych bench vit`: speed, loading and startup of a Vision Transformer."""
 
 import itertools
 import logging
@@ -13,8 +13,8 @@ from torch import nn
 
 from triptych.bench.harness.forward import (
     DTYPES,
-    HOW,
-    LAID,
+    METHOD,
+    PACKED,
     Effort,
     measure_peaks,
 )
@@ -41,9 +41,11 @@ class Plan(Effort):
     changes: tuple[tuple[str, Any], ...] = ()
     """Fields of the networks' configs that are changed: (("depth", 2), ...)."""
     compiled: tuple[str, ...] = ("vit-b16",)
-    """Those that are compiled too, which takes half a minute for each side, precision and batch."""
+    """Networks that are also measured compiled, which takes half a minute for each library, precision and batch."""
     loaded: str = "vit-l16"
+    """Network whose loading is measured."""
     started: tuple[str, ...] = ("vit-ti16", "swin-t")
+    """Networks whose startup is measured."""
 
 
 TINY = (
@@ -75,7 +77,7 @@ def run(report: Report, plan: Plan) -> None:
     """Measure everything in the plan."""
     available, report.notes = peers.present(plan.peers)
     with tempfile.TemporaryDirectory() as folder:
-        # The programs come first: they are best measured while this one is small.
+        # Other programs are measured first, while this process uses little memory.
         networks = {name: make(plan, name) for name in plan.started}
         started = starting(networks, Path(folder), available, plan.rounds, plan.patience)
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +97,7 @@ def run(report: Report, plan: Plan) -> None:
 
 
 def make(plan: Plan, name: str) -> Any:
-    """A network of the plan, with random weights; its head's too, which else start at zero and hide all errors."""
+    """Create a network of the plan with random weights, including the head, whose default of zero would hide errors."""
     torch.manual_seed(0)
     net = create(name, **dict(plan.changes))
     assert isinstance(net, ViT | Swin)
@@ -107,9 +109,10 @@ def make(plan: Plan, name: str) -> Any:
 def throughput(
     plan: Plan, available: Sequence[str], peaks: dict[str, float], compiled: bool = False
 ) -> Table:
-    """Images per second of each network, precision and batch, beside each peer."""
+    """Measure images per second of each network, precision and batch size, compared with each library."""
     table = throughput_table(
-        f"Forward passes, weights and inputs random. {LAID} Compiled is `torch.compile` with weights frozen. {HOW}",
+        f"Forward passes with random weights and inputs. {PACKED} Compiled means `torch.compile` with frozen weights. "
+        f"{METHOD}",
         Column(key="network", heading="network"),
         available,
     )
@@ -126,5 +129,5 @@ def throughput(
 
 
 def images(net: ViT | Swin, batch: int, dtype: torch.dtype) -> torch.Tensor:
-    """Random images of the network's own size."""
+    """Return random images of the network's input size."""
     return random_images(net, net.config.image_size, batch, dtype)
