@@ -45,8 +45,8 @@ def test_a_folder_of_images_becomes_a_trained_and_evaluated_model(color_images, 
     assert stored["top1"] == evaluation.top1
     assert stored["per_class"]["red"]["count"] == 3
 
-    whole = tp.evaluate(tp.load(out), str(color_images), workers=0, batch_size=5)
-    assert whole.count == 42
+    full = tp.evaluate(tp.load(out), str(color_images), workers=0, batch_size=5)
+    assert full.count == 42
 
     # The same call finds the run finished.
     assert tp.train("vit", data=color_images, out=out, **TINY, **{"optim.lr": 3e-3}) == result
@@ -65,7 +65,7 @@ def test_fields_are_found_by_their_own_dotted_or_parent_name():
     assert with_changes(config, {"data": "here", "loop": {"epochs": 3}}) == wanted
     assert with_changes(config, {"loop": replace(config.loop, epochs=3.0), "data": "here"}) == wanted
     assert with_changes(config, {"loop": {"epochs": 2}, "seed": 5}).loop.seed == 5
-    # A field of the config itself goes before a nested one.
+    # A field of the config itself takes precedence over a nested one.
     first_stage = recipe("autoencoder")()
     assert with_changes(first_stage, {"model": "kl-f4"}).model == "kl-f4"
 

@@ -1,4 +1,4 @@
-"""A tiny classifier and a tiny segmenter on disk and a few images, for the verbs to work on."""
+"""A tiny classifier and a tiny segmenter on disk, and a few images, for the tests of commands."""
 
 import io
 from dataclasses import replace
@@ -18,7 +18,7 @@ NAMES = ("cat", "dog", "fox", "owl")
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """A classifier with four classes of 32 x 32 pixels in a file of ours."""
+    """File of a classifier of four classes, for 32 x 32 pixels."""
     torch.manual_seed(0)
     net = tp.create(
         "vit-ti16",
@@ -39,7 +39,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def parser(tmp_path_factory):
-    """A segmenter with the classes of `scenes`, on a Swin, of 32 x 32 pixels."""
+    """File of a segmenter with the classes of `scenes` and a Swin backbone, for 32 x 32 pixels."""
     from triptych.data.builtin.scenes import scenes
 
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def parser(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def masked(tmp_path_factory):
-    """images and masks of four scenes, 48 x 40 pixels, with the classes' names."""
+    """Folder with images and masks of four scenes of 48 x 40 pixels, and the class names."""
     from triptych.data.builtin.scenes import scenes
 
     folder = tmp_path_factory.mktemp("masked")
@@ -74,7 +74,7 @@ def masked(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """Five good images."""
+    """Folder of five images."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(5):
@@ -83,9 +83,9 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def labelled(tmp_path_factory):
-    """train and val of class folders: three of the model's four classes, 4 images each, one damaged."""
-    folder = tmp_path_factory.mktemp("labelled")
+def labeled(tmp_path_factory):
+    """Folder with train and val of three of the model's four classes, 4 images each, one of which is damaged."""
+    folder = tmp_path_factory.mktemp("labeled")
     rng = np.random.default_rng(1)
     for split in ("train", "val"):
         for name in NAMES[:3]:
@@ -100,14 +100,14 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def odd(tmp_path_factory):
-    """Files that are no images, and one pixel that is."""
+    """Folder of files that are not images, and an image of one pixel."""
     folder = tmp_path_factory.mktemp("odd")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    whole = io.BytesIO()
-    noise.save(whole, format="JPEG")
+    encoded = io.BytesIO()
+    noise.save(encoded, format="JPEG")
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("this is text")
-    (folder / "cut.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    (folder / "cut.jpg").write_bytes(encoded.getvalue()[: len(encoded.getvalue()) // 2])
     noise.resize((1, 1)).save(folder / "pixel.png")
     Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
     (folder / "folder").mkdir()

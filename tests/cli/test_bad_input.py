@@ -1,4 +1,4 @@
-"""A user's mistake is one line on stderr that names the thing, and exit code 2; never a traceback."""
+"""Invalid input is reported in one line on stderr, with exit code 2 and without a traceback."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from triptych import device as hardware
 from triptych.cli import main
 
-# What is typed, and what the line must name.
-# {m} is a good classifier, {s} a good segmenter, {p} good images, {o} odd files, {t} a new folder.
+# Command line, and text that the error must contain.
+# {m} is a classifier, {s} a segmenter, {p} a folder of images, {o} invalid files, {t} an empty folder.
 MISTAKES = [
     ("clasify x.png", "did you mean classify?"),
     ("xyz", "the commands are demo, list"),
@@ -79,19 +79,21 @@ MISTAKES = [
 @pytest.mark.parametrize(("typed", "named"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
 def test_one_line_and_exit_2(typed, named, model, parser, images, odd, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hardware, "native_bf16", lambda device: None)
-    monkeypatch.setattr(hardware, "_LOGGED", {(torch.float32, "cpu")})  # else one run says it
+    monkeypatch.setattr(
+        hardware, "_LOGGED", {(torch.float32, "cpu")}
+    )  # the precision is logged by one run only
     (tmp_path / "cut.safetensors").write_bytes(model.read_bytes()[:-1000])
     (tmp_path / "text.pth").write_text("this is text, not a checkpoint")
     args = [word.format(m=model, s=parser, p=images, o=odd, t=tmp_path) for word in typed.split()]
     assert main(args) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    # A skipped image has a line of its own before.
+    # Each skipped image is reported in a line before.
     assert len(lines) == 1 + 2 * ("skip" in typed), lines
     assert lines[-1].startswith("triptych: ")
     assert named in lines[-1], lines[-1]
 
 
-def test_a_damaged_image_among_good_ones_is_skipped_and_said(model, images, odd, capsys):
+def test_a_damaged_image_is_skipped_and_reported(model, images, odd, capsys):
     args = [
         "classify",
         str(images),
@@ -103,10 +105,10 @@ def test_a_damaged_image_among_good_ones_is_skipped_and_said(model, images, odd,
         "--json",
     ]
     assert main(args) == 0
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 5
-    assert "cut.jpg is damaged" in said.err
-    assert "1 of 6 images could not be read" in said.err
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 5
+    assert "cut.jpg is damaged" in output.err
+    assert "1 of 6 images could not be read" in output.err
 
 
 def test_one_pixel_is_an_image(model, odd, capsys):

@@ -1,4 +1,4 @@
-"""Compiled blocks: equal to eager, warm in the second process, one line where there is no compiler."""
+"""Compiled blocks: equal to eager, cached for the next process, and a one-line error without a compiler."""
 
 import json
 import os
@@ -31,15 +31,15 @@ print(json.dumps(counters["inductor"]))
 
 
 @pytest.mark.slow
-def test_a_second_process_starts_warm(tmp_path):
+def test_a_second_process_uses_the_cache(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     environment["TRIPTYCH_CACHE"] = str(tmp_path)
-    said = []
+    counters = []
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
-        said.append(json.loads(done.stdout.splitlines()[-1]))
-    cold, warm = said
+        counters.append(json.loads(done.stdout.splitlines()[-1]))
+    cold, warm = counters
     assert cold["fxgraph_cache_miss"] == 1  # one graph for the three blocks
     assert warm["fxgraph_cache_hit"] == 1
     assert "fxgraph_cache_miss" not in warm
@@ -51,22 +51,22 @@ def test_no_compiler_is_one_line(model, images, capsys):
 
     with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
         assert main(["classify", str(images / "0.png"), "--model", str(model), "--compile"]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "needs a C++ compiler" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "needs a C++ compiler" in message
 
 
 @pytest.fixture
 def noted(monkeypatch):
-    """Which modules were compiled; nothing is."""
+    """Modules that would be compiled; none of them is."""
     done = []
     monkeypatch.setattr(torch_compile, "_check_compiler", lambda: None)
-    monkeypatch.setattr(nn.Module, "compile", lambda part, **_how: done.append(part))
+    monkeypatch.setattr(nn.Module, "compile", lambda part, **_options: done.append(part))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     return done
 
 
-def test_every_block_and_no_limit_below_their_number(noted):
+def test_each_block_is_compiled_and_the_limit_is_raised(noted):
     net = UNet(
         UNetConfig(
             base_channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=2, norm_groups=4, num_heads=2
@@ -76,7 +76,7 @@ def test_every_block_and_no_limit_below_their_number(noted):
         torch_compile.compile_blocks(net)
         assert torch._dynamo.config.recompile_limit >= len(net.blocks()) > 8
     assert noted == net.blocks()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"  # the user's own stays
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"  # the user's setting is kept
     single = nn.Linear(1, 1)
     torch_compile.compile_blocks(single)
     assert noted[-1] is single
@@ -90,7 +90,7 @@ def test_pipelines_compile_their_own_copy(noted, model, parser):
         assert noted[-1] is not net.blocks()[-1]
 
 
-def test_where_the_cache_is(monkeypatch, tmp_path):
+def test_the_location_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("TRIPTYCH_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")

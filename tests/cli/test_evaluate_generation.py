@@ -1,4 +1,4 @@
-"""`triptych evaluate` of what makes images: the images that `generate` would paint, measured beside the data."""
+"""`triptych evaluate` of generators: the images that `generate` would write, compared with the data."""
 
 import json
 from dataclasses import replace
@@ -53,7 +53,7 @@ LOADED: dict = {}
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Tiny models, a folder with captions, and one of images that somebody made."""
+    """Tiny models, a folder with captions, and a folder of samples."""
     folder = tmp_path_factory.mktemp("measured")
     for name, config in CONFIGS.items():
         torch.manual_seed(1)
@@ -64,11 +64,11 @@ def places(tmp_path_factory):
             net.card = replace(net.card, classes=("cat", "dog", "fox", "owl"))
         tp.save(net, folder / f"{name}.safetensors")
     rng = np.random.default_rng(0)
-    for where, count in (("data", 9), ("made", 8)):
-        (folder / where).mkdir()
+    for name, count in (("data", 9), ("samples", 8)):
+        (folder / name).mkdir()
         for i in range(count):
             Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(
-                folder / where / f"{i}.png"
+                folder / name / f"{i}.png"
             )
     lines = [{"file_name": f"{i}.png", "text": CAPTIONS[i % 4]} for i in range(9)]
     (folder / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -77,12 +77,14 @@ def places(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Files are read as ever, each once; statistics are not kept from one test to the next."""
-    load = tp.load  # kept by the package when it is first asked for: not to be what stands here for a while
+    """Load each file once, and do not share cached statistics between tests."""
+    load = tp.load  # cached by the package on first access, which must not be the replacement
     monkeypatch.setattr(
         weights,
         "load",
-        lambda source, **how: LOADED.get(str(source)) or LOADED.setdefault(str(source), load(source, **how)),
+        lambda source, **options: (
+            LOADED.get(str(source)) or LOADED.setdefault(str(source), load(source, **options))
+        ),
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -95,56 +97,56 @@ def measured(capsys, *args):
 def refused(capsys, *args):
     assert main(["evaluate", *map(str, args)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    (line,) = [line for line in lines if " on cpu" not in line]  # once a process, the precision
+    (line,) = [line for line in lines if " on cpu" not in line]  # the precision is logged once per process
     return line
 
 
-def test_pictures_of_captions_are_those_that_generate_paints(places, model, tmp_path, capsys, monkeypatch):
-    """One by one, from the seeds that follow the first one, the captions taken as they stand."""
+def test_samples_of_captions_are_those_of_generate(places, model, tmp_path, capsys, monkeypatch):
+    """With successive seeds, and with captions taken literally."""
     from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
-    painted = []
-    make = DiffusionPipeline.generate
+    samples = []
+    original = DiffusionPipeline.generate
 
-    def spy(self, each, **how):
-        made = make(self, each, **how)
-        painted.extend(made)
-        return made
+    def spy(self, records, **options):
+        images = original(self, records, **options)
+        samples.extend(images)
+        return images
 
     args = (places / "text.safetensors", "--data", places / "data", "--samples", 6, "--extractor", model)
     args = (*args, "--num-steps", 2, "--guidance-scale", 2, "--seed", 5, "--dtype", "fp32", "--batch-size", 3)
     with monkeypatch.context() as patch:
         patch.setattr(DiffusionPipeline, "generate", spy)
-        found = measured(capsys, *args, "--out", tmp_path / "out")
-    assert [one.info["seed"] for one in painted] == list(range(5, 11))
-    assert {one.info["prompt"] for one in painted} == {
+        metrics = measured(capsys, *args, "--out", tmp_path / "out")
+    assert [sample.info["seed"] for sample in samples] == list(range(5, 11))
+    assert {sample.info["prompt"] for sample in samples} == {
         "a red fox", r"an owl \(asleep\) \[1.3\]", "cat " * 90, r"BREA\K a dog"
     }  # fmt: skip
     pipe = DiffusionPipeline(str(places / "text.safetensors"), dtype="fp32")
-    for one in painted:
-        how = {name: one.info[name] for name in ("prompt", "seed", "num_steps", "guidance_scale")}
-        (alone,) = pipe.text_to_image(**how)
-        assert np.abs(np.asarray(alone).astype(int) - np.asarray(one)).max() <= 1
-    assert found["task"] == "generation"
-    assert (found["count"], found["real_count"], found["num_steps"], found["seed"]) == (6, 9, 2, 5)
-    assert found["identity"]["preparation"]["picture"] == [32, 32]
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == found
-    assert "faithfulness" not in found
+    for sample in samples:
+        options = {name: sample.info[name] for name in ("prompt", "seed", "num_steps", "guidance_scale")}
+        (single,) = pipe.text_to_image(**options)
+        assert np.abs(np.asarray(single).astype(int) - np.asarray(sample)).max() <= 1
+    assert metrics["task"] == "generation"
+    assert (metrics["count"], metrics["real_count"], metrics["num_steps"], metrics["seed"]) == (6, 9, 2, 5)
+    assert metrics["identity"]["preparation"]["picture"] == [32, 32]  # words: quoted
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert "faithfulness" not in metrics
 
-    # The same figures from the files of the same images, whoever made them
-    folder = tmp_path / "painted"
-    pipe.save(painted, folder)
+    # The metrics of a folder with the same images are equal.
+    folder = tmp_path / "samples"
+    pipe.save(samples, folder)
     again = measured(capsys, "--samples", folder, "--data", places / "data", "--extractor", model)
     for name in ("frechet", "kernel_exact", "precision"):
-        assert again[name] == pytest.approx(found[name], rel=1e-5)  # the batches were others
-    assert again["protocol"] == found["protocol"]
+        assert again[name] == pytest.approx(metrics[name], rel=1e-5)  # batches differ
+    assert again["protocol"] == metrics["protocol"]
 
 
-def test_pictures_of_classes_show_the_datas_classes(places, model, labelled, capsys):
+def test_samples_of_classes_are_of_the_classes_of_the_data(places, model, labeled, capsys):
     args = (
         places / "classes.safetensors",
         "--data",
-        labelled,
+        labeled,
         "--samples",
         6,
         "--num-steps",
@@ -152,44 +154,47 @@ def test_pictures_of_classes_show_the_datas_classes(places, model, labelled, cap
         "--extractor",
         model,
     )
-    found = measured(capsys, *args, "--classifier", model)
-    shares = found["faithfulness"]
-    assert shares.keys() == {"generated", "real"}
-    assert 0 <= shares["generated"]["top1"] <= 1
-    assert "inception_score" in found
+    metrics = measured(capsys, *args, "--classifier", model)
+    faithfulness = metrics["faithfulness"]
+    assert faithfulness.keys() == {"generated", "real"}
+    assert 0 <= faithfulness["generated"]["top1"] <= 1
+    assert "inception_score" in metrics
     assert "faithfulness" not in measured(capsys, *args, "--classifier", "none")
 
 
-def test_a_model_of_neither_needs_pictures_alone(places, model, images, tmp_path, capsys):
+def test_an_unconditional_model_needs_images_only(places, model, images, tmp_path, capsys):
     file = tmp_path / "real.safetensors"
     args = ("--samples", 4, "--num-steps", 1, "--extractor", model, "--reference", file)
-    found = measured(capsys, places / "free.safetensors", "--data", images, *args)
-    assert read_reference(file).identity == found["identity"]
-    # With the file no data is needed, and what was prepared otherwise is refused
+    metrics = measured(capsys, places / "free.safetensors", "--data", images, *args)
+    assert read_reference(file).identity == metrics["identity"]
+    # With the file no data is needed, and another size is refused.
     again = measured(capsys, places / "free.safetensors", *args)
-    assert again["frechet"] == found["frechet"]
+    assert again["frechet"] == metrics["frechet"]
     line = refused(capsys, places / "free.safetensors", *args, "--size", "40x32")
     assert "picture [32, 32], and [32, 40] is needed" in line  # words: quoted
 
 
 def test_folders_are_compared_at_the_size_that_all_samples_have(places, model, images, tmp_path, capsys):
-    args = ("--samples", places / "made", "--data", images, "--extractor", model)
-    found = measured(capsys, *args)
-    assert (found["count"], found["real_count"]) == (8, 5)
-    assert found["identity"]["preparation"]["picture"] == [40, 36]
+    args = ("--samples", places / "samples", "--data", images, "--extractor", model)
+    metrics = measured(capsys, *args)
+    assert (metrics["count"], metrics["real_count"]) == (8, 5)
+    assert metrics["identity"]["preparation"]["picture"] == [40, 36]  # words: quoted
     extractor = open_extractor(str(model), image_size=(40, 36), device="cpu")
-    assert found["identity"]["extractor"] == extractor.identity["extractor"]
+    assert metrics["identity"]["extractor"] == extractor.identity["extractor"]
     Image.new("L", (9, 9)).save(tmp_path / "gray.png")
     Image.new("RGBA", (8, 9)).save(tmp_path / "clear.png")
     args = ("--samples", tmp_path, "--data", images, "--extractor", model)
-    assert measured(capsys, *args)["identity"]["preparation"]["picture"] is None
-    assert measured(capsys, *args, "--size", "20x30")["identity"]["preparation"]["picture"] == [30, 20]
+    sizes = [
+        measured(capsys, *args, *more)["identity"]["preparation"]["picture"]  # words: quoted
+        for more in ((), ("--size", "20x30"))
+    ]
+    assert sizes == [None, [30, 20]]
 
 
-def test_the_same_pictures_are_at_no_distance(images, model, capsys):
-    found = measured(capsys, "--samples", images, "--data", images, "--extractor", model)
-    assert found["frechet"] < 1e-6
-    assert found["kernel_exact"] < 0
+def test_the_distance_of_equal_images_is_zero(images, model, capsys):
+    metrics = measured(capsys, "--samples", images, "--data", images, "--extractor", model)
+    assert metrics["frechet"] < 1e-6
+    assert metrics["kernel_exact"] < 0
     assert main(["evaluate", "--samples", str(images), "--data", str(images), "--extractor", str(model)]) == 0
     out = capsys.readouterr().out
     for words in ("Fréchet distance", "its floor at this count", "kernel distance", "±", "protocol"):
@@ -201,8 +206,8 @@ def test_the_same_pictures_are_at_no_distance(images, model, capsys):
     [
         ("{f}/text.safetensors --samples 3", "no data was named; give --data, a folder of real images"),
         ("{f}/text.safetensors --samples 1 --data {f}/data", "samples is 1"),
-        ("{f}/text.safetensors --samples {f}/made --data {f}/data", "give one of the two"),
-        ("{f}/text.safetensors --samples 3 --data {f}/made", "3 of 3 images of the data have no caption"),
+        ("{f}/text.safetensors --samples {f}/samples --data {f}/data", "give one of the two"),
+        ("{f}/text.safetensors --samples 3 --data {f}/samples", "3 of 3 images of the data have no caption"),
         (
             "{f}/text.safetensors --samples 3 --data {f}/data --extractor {f}/free.safetensors",
             "a ViT or Swin classifier",
@@ -220,7 +225,7 @@ def test_the_same_pictures_are_at_no_distance(images, model, capsys):
             "not a file of reference statistics",
         ),
         ("--samples {f}/nowhere --data {f}/data", "neither a number nor a folder"),
-        ("--samples {f}/made", "no data was named"),
+        ("--samples {f}/samples", "no data was named"),
         ("--samples 30 --data {f}/data", "needs MODEL-or-RUN"),
         ("{m} --samples 30 --data {f}/data", "generates no images"),
     ],

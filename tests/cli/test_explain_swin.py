@@ -1,4 +1,4 @@
-"""`triptych explain` on a Swin and on a segmenter: files, and one line where the point is no good."""
+"""`triptych explain` on a Swin and on a segmenter: files, and one-line errors for invalid points."""
 
 import json
 from dataclasses import replace
@@ -42,24 +42,24 @@ def swins(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
-def test_explain(kind, swins, images, tmp_path, capsys):
+@pytest.mark.parametrize("task", ["classifier", "segmenter"])
+def test_explain(task, swins, images, tmp_path, capsys):
     typed = (
-        f"explain {images}/0.png --model {swins}/{kind}.safetensors --out {tmp_path}/o --point 20 18 --json"
+        f"explain {images}/0.png --model {swins}/{task}.safetensors --out {tmp_path}/o --point 20 18 --json"
     )
     assert main(typed.split()) == 0
-    found = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     assert {path.name for path in (tmp_path / "o").iterdir()} == FILES
-    assert {path.rpartition("/")[2] for path in found["files"]} == FILES
-    assert len(found["rollout"]) == 8
-    assert found["window_px"] == [[16, 16], [16, 16], [32, 32], [32, 32]]
-    if kind == "segmenter":
-        assert {row["name"] for row in found["top"]} == {"sky", "sea"}
-        assert found["point"] == [20 * 32 / 50, 18 * 32 / 40]
+    assert {path.rpartition("/")[2] for path in result["files"]} == FILES
+    assert len(result["rollout"]) == 8
+    assert result["window_px"] == [[16, 16], [16, 16], [32, 32], [32, 32]]
+    if task == "segmenter":
+        assert {row["name"] for row in result["top"]} == {"sky", "sea"}
+        assert result["point"] == [20 * 32 / 50, 18 * 32 / 40]
 
 
 @pytest.mark.parametrize(
-    ("kind", "point", "named"),
+    ("task", "point", "named"),
     [
         ("segmenter", "50 3", "x = 50, y = 3 is outside the image of 50 x 40 pixels"),
         (
@@ -71,13 +71,13 @@ def test_explain(kind, swins, images, tmp_path, capsys):
         ("segmenter", "3", "--point"),
     ],
 )
-def test_points_that_are_no_good(kind, point, named, swins, images, tmp_path, capsys):
-    typed = f"explain {images}/0.png --model {swins}/{kind}.safetensors --out {tmp_path}/o --point {point}"
+def test_invalid_points(task, point, named, swins, images, tmp_path, capsys):
+    typed = f"explain {images}/0.png --model {swins}/{task}.safetensors --out {tmp_path}/o --point {point}"
     assert main(typed.split()) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("triptych: ")
-    assert said.count("\n") == 1
-    assert named in said
+    message = capsys.readouterr().err
+    assert message.startswith("triptych: ")
+    assert message.count("\n") == 1
+    assert named in message
     assert not (tmp_path / "o").exists()
 
 

@@ -1,4 +1,4 @@
-"""`triptych generate`: files, the same pixels from them, and mistakes in one line."""
+"""`triptych generate`: its files, the same pixels from their metadata, and one-line errors."""
 
 import copy
 import json
@@ -77,7 +77,7 @@ LOADED: dict = {}
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Tiny models in files of ours, and images."""
+    """Folder of tiny models, images, LoRAs and embeddings."""
     folder = tmp_path_factory.mktemp("models")
     for name, config in CONFIGS.items():
         torch.manual_seed(1)
@@ -107,12 +107,12 @@ def places(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
-    """Files are read as ever, each once: most of a tiny model's time is its loading."""
-    load = tp.load  # kept by the package when it is first asked for: not to be what stands here for a while
+    """Load each file once, since loading takes most of a tiny model's time."""
+    load = tp.load  # cached by the package on first access, which must not be the replacement
     monkeypatch.setattr(
         weights,
         "load",
-        lambda source, prediction=None: copy.deepcopy(  # a pipeline changes what it has loaded itself
+        lambda source, prediction=None: copy.deepcopy(  # a pipeline modifies the network that it has loaded
             LOADED.get((source, prediction))
             or LOADED.setdefault((source, prediction), load(source, prediction=prediction))
         ),
@@ -129,7 +129,7 @@ def pixels(path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_a_prompt_and_the_same_pixels_again(places, tmp_path, capsys):
+def test_a_prompt_and_regeneration_from_the_file(places, tmp_path, capsys):
     typed = (
         "apple --negative-prompt blurry --model {m}/text.safetensors --num-steps 2 --seed 5 --num-images 2"
     )
@@ -140,30 +140,30 @@ def test_a_prompt_and_the_same_pixels_again(places, tmp_path, capsys):
         typed
         + " --guidance-scale 3 --sampler euler-ancestral --guidance-rescale 0.5 --tiling x --out {t}/made",
     )
-    made = sorted((tmp_path / "made").iterdir())
-    assert [path.name for path in made] == ["0001-apple-5.png", "0002-apple-6.png"]
+    files = sorted((tmp_path / "made").iterdir())
+    assert [path.name for path in files] == ["0001-apple-5.png", "0002-apple-6.png"]
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path}/made/0001-apple-5.png: 40x24, seed 5",
         f"{tmp_path}/made/0002-apple-6.png: 40x24, seed 6",
     ]
-    settings = read(made[0])
+    settings = read(files[0])
     assert settings.negative_prompt == "blurry"
     assert settings.size == (24, 40)
     assert settings.guidance_scale == 3
     assert settings.tiling == "x"
     run(
         places, tmp_path, "--from {t}/made/0002-apple-6.png --out {t}/again.png"
-    )  # the model is named in the file
-    assert np.array_equal(pixels(tmp_path / "again.png"), pixels(made[1]))
+    )  # the file contains the name of the model
+    assert np.array_equal(pixels(tmp_path / "again.png"), pixels(files[1]))
     run(places, tmp_path, "--from {t}/made/0001-apple-5.png --seed 6 --out {t}/other.png")
-    assert np.array_equal(pixels(tmp_path / "other.png"), pixels(made[1]))
+    assert np.array_equal(pixels(tmp_path / "other.png"), pixels(files[1]))
     run(places, tmp_path, "pear --from {t}/made/0001-apple-5.png --sampler ddim --out {t}/pear.png")
     pear = read(tmp_path / "pear.png")
     assert (pear.prompt, pear.sampler, pear.schedule, pear.seed) == ("pear", "ddim", "compvis", 5)
 
 
-def test_a_lora_and_a_word(places, tmp_path):
-    """Beside the model, by file and by name, and again from the image."""
+def test_a_lora_and_an_embedding(places, tmp_path):
+    """By file and by name, and again from the image."""
     common = " --model {m}/text.safetensors --num-steps 2 --seed 3 --size 24x16"
     run(places, tmp_path, "apple --out {t}/plain.png" + common)
     run(places, tmp_path, "apple --lora {m}/style.safetensors:0.5 --out {t}/file.png" + common)
@@ -176,7 +176,7 @@ def test_a_lora_and_a_word(places, tmp_path):
     assert np.array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "file.png"))
     run(places, tmp_path, "--from {t}/file.png --lora style:0 --out {t}/without.png")
     assert np.array_equal(pixels(tmp_path / "without.png"), pixels(tmp_path / "plain.png"))
-    common += " --guidance-scale 1000"  # the tiny model hardly listens
+    common += " --guidance-scale 1000"  # the tiny model hardly depends on the prompt
     run(places, tmp_path, "my-owl --embedding {m}/owl.safetensors:my-owl --out {t}/word.png" + common)
     run(places, tmp_path, "<owl> --embedding {m}/owl.safetensors --out {t}/own.png" + common)
     assert np.array_equal(pixels(tmp_path / "word.png"), pixels(tmp_path / "own.png"))
@@ -215,8 +215,8 @@ def test_from_the_web_uis_text(places, tmp_path):
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "web.png", pnginfo=info)
     run(places, tmp_path, "--from {t}/web.png --model {m}/text.safetensors --out {t}/a.png")
-    found = read(tmp_path / "a.png")
-    assert (found.prompt, found.sampler, found.seed, found.size) == (
+    settings = read(tmp_path / "a.png")
+    assert (settings.prompt, settings.sampler, settings.seed, settings.size) == (
         "an apple",
         "euler-ancestral",
         7,
@@ -224,23 +224,25 @@ def test_from_the_web_uis_text(places, tmp_path):
     )
 
 
-def test_over_a_picture(places, tmp_path):
-    given, mask = pixels(places / "photo.png"), pixels(places / "mask.png")
+def test_from_an_image(places, tmp_path):
+    photo, mask = pixels(places / "photo.png"), pixels(places / "mask.png")
     common = " --model {m}/text.safetensors --num-steps 2 --init-image {m}/photo.png"
     run(places, tmp_path, "apple --mask-image {m}/mask.png --out {t}/in.png" + common)
-    painted = pixels(tmp_path / "in.png")
-    assert np.array_equal(painted[mask == 0], given[mask == 0])
+    inpainted = pixels(tmp_path / "in.png")
+    assert np.array_equal(inpainted[mask == 0], photo[mask == 0])
     assert read(tmp_path / "in.png").strength == 1
     run(places, tmp_path, "--from {t}/in.png --out {t}/in2.png")
-    assert np.array_equal(pixels(tmp_path / "in2.png"), painted)
+    assert np.array_equal(pixels(tmp_path / "in2.png"), inpainted)
     run(places, tmp_path, "apple --out {t}/over.png" + common)
-    assert pixels(tmp_path / "over.png").shape == given.shape
+    assert pixels(tmp_path / "over.png").shape == photo.shape
     assert read(tmp_path / "over.png").strength == 0.6
     run(places, tmp_path, "--from {t}/over.png --strength 1 --out {t}/over2.png")
     assert read(tmp_path / "over2.png").strength == 1
     run(places, tmp_path, "--from {t}/over.png --mask-image {m}/mask.png --out {t}/in3.png")
-    assert np.array_equal(pixels(tmp_path / "in3.png"), painted)
-    run(places, tmp_path, "--from {t}/in.png --init-image {t}/over.png --out {t}/in4.png")  # its mask is kept
+    assert np.array_equal(pixels(tmp_path / "in3.png"), inpainted)
+    run(
+        places, tmp_path, "--from {t}/in.png --init-image {t}/over.png --out {t}/in4.png"
+    )  # with the mask of in.png
     assert np.array_equal(pixels(tmp_path / "in4.png")[mask == 0], pixels(tmp_path / "over.png")[mask == 0])
     run(
         places,
@@ -250,11 +252,11 @@ def test_over_a_picture(places, tmp_path):
     assert pixels(tmp_path / "large.png").shape == (80, 112, 3)
 
 
-def test_classes_and_nothing_at_all(places, tmp_path, capsys):
+def test_classes_and_unconditional_generation(places, tmp_path, capsys):
     run(places, tmp_path, "--class owl --model {m}/classes.safetensors --num-steps 1 --json --out {t}/a.png")
-    (said,) = json.loads(capsys.readouterr().out)
-    assert said["file"] == str(tmp_path / "a.png")
-    assert (said["label"], said["class_name"], said["guidance_scale"]) == (1, "owl", 1.5)
+    (printed,) = json.loads(capsys.readouterr().out)
+    assert printed["file"] == str(tmp_path / "a.png")
+    assert (printed["label"], printed["class_name"], printed["guidance_scale"]) == (1, "owl", 1.5)
     run(places, tmp_path, "--class 1 --model {m}/classes.safetensors --num-steps 1 --out {t}/b.png")
     run(places, tmp_path, "--from {t}/a.png --out {t}/c.png")
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
@@ -312,16 +314,16 @@ def test_one_interrupt_stops_at_the_step(places, tmp_path, capsys, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_is_finished_is_kept_whatever_comes_next(places, tmp_path, capsys, monkeypatch):
+def test_finished_images_are_kept_after_an_error(places, tmp_path, capsys, monkeypatch):
     from triptych.pipelines.diffusion.sampling_loop import SamplingLoop
 
     sample, calls = SamplingLoop._sample_batch, []
 
-    def fails_the_second_time(self, *how):
-        calls.append(how)
+    def fails_the_second_time(self, *arguments):
+        calls.append(arguments)
         if len(calls) == 2:
             raise UserError("the latents became NaN")
-        return sample(self, *how)
+        return sample(self, *arguments)
 
     monkeypatch.setattr(SamplingLoop, "_sample_batch", fails_the_second_time)
     typed = "apple --model {m}/text.safetensors --num-steps 1 --seed 4 --num-images 3 --out {t}/made.jpg"
@@ -332,8 +334,8 @@ def test_what_is_finished_is_kept_whatever_comes_next(places, tmp_path, capsys, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made-4.jpg", "made-5.jpg", "made-6.jpg"]
 
 
-def test_a_file_that_does_not_say_what_it_predicts(places, tmp_path, capsys):
-    """Stable Diffusion 2: linear projections, a prompt, and no word of eps or v."""
+def test_a_file_without_a_prediction_type(places, tmp_path, capsys):
+    """Stable Diffusion 2 has linear projections and a prompt, but nothing in the file tells eps from v."""
     net = LatentDiffusion(
         replace(
             CONFIGS["text"], network=replace(UNET, attention_downsample_factors=(1,), projection="linear")
@@ -345,10 +347,10 @@ def test_a_file_that_does_not_say_what_it_predicts(places, tmp_path, capsys):
     run(places, tmp_path, typed, code=2)
     assert "--prediction v" in capsys.readouterr().err
     run(places, tmp_path, typed + " --prediction v")
-    there = tmp_path / "ours.safetensors"
-    typed = ["convert", str(tmp_path / "sd2.safetensors"), str(there), "--format", "triptych"]
+    converted = tmp_path / "ours.safetensors"
+    typed = ["convert", str(tmp_path / "sd2.safetensors"), str(converted), "--format", "triptych"]
     assert main([*typed, "--prediction", "v"]) == 0
-    assert tp.load(there).config.process.prediction == "v"
+    assert tp.load(converted).config.process.prediction == "v"
     with pytest.raises(UserError, match="a network's config has it"):
         tp.DiffusionPipeline(net, prediction="v")
 
@@ -444,7 +446,7 @@ def test_mistakes(typed, named, places, tmp_path, capsys):
     assert named in lines[0], lines[0]
 
 
-def test_a_prompt_of_nothing_and_one_of_5000_words(places, tmp_path):
+def test_an_empty_prompt_and_one_of_5000_words(places, tmp_path):
     common = [
         "--model",
         str(places / "text.safetensors"),
@@ -460,7 +462,7 @@ def test_a_prompt_of_nothing_and_one_of_5000_words(places, tmp_path):
     assert (tmp_path / "0001-red-apple-red-apple-red-apple-red-apple-0.png").exists()
 
 
-def test_the_demo_paints_its_prompts_and_the_way_of_the_first(places):
+def test_the_demo_generates_its_prompts_and_the_steps_of_the_first(places):
     from triptych.cli.demo import PROMPTS, generate_panel
 
     panel = generate_panel(str(places / "text.safetensors"))
@@ -470,48 +472,50 @@ def test_the_demo_paints_its_prompts_and_the_way_of_the_first(places):
     assert np.array_equal(panel.frames[-1], panel.cards[0].image)
 
 
-def test_prompts_of_a_file_are_those_of_single_commands(places, tmp_path, capsys):
-    """Each of its images, in batches with others, and in a run that goes on where another stopped."""
+def test_a_file_of_prompts_equals_single_commands(places, tmp_path, capsys):
+    """Each image, generated in batches with others, and in a command that resumes another one."""
     file = tmp_path / "prompts.txt"
-    long = " ".join(["apple"] * 90)  # of two chunks: never in a batch with the others
+    long = " ".join(["apple"] * 90)  # two chunks of tokens, so it is never in a batch with the others
     file.write_text(f"a red apple\n\n  a blue owl\n{long}\na fox\n")
     args = ("generate", "--model", str(places / "text.safetensors"), "--num-steps", "2", "--dtype", "fp32")
     many = (*args, "--prompts", str(file), "--seed", "5", "--num-images", "2", "--batch-size", "3", "--json")
     assert main([*many, "--out", str(tmp_path / "many")]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [one["seed"] for one in found] == list(range(5, 13))
-    assert [one["prompt"] for one in found] == [
+    results = json.loads(capsys.readouterr().out)
+    assert [result["seed"] for result in results] == list(range(5, 13))
+    assert [result["prompt"] for result in results] == [
         p for p in ("a red apple", "a blue owl", long, "a fox") for _ in "ab"
     ]
-    for one in (found[0], found[3], found[5], found[6]):
-        alone = tmp_path / "alone.png"
-        assert main([*args, one["prompt"], "--seed", str(one["seed"]), "--out", str(alone)]) == 0
-        with Image.open(alone) as a, Image.open(one["file"]) as b:
+    for result in (results[0], results[3], results[5], results[6]):
+        single = tmp_path / "single.png"
+        assert main([*args, result["prompt"], "--seed", str(result["seed"]), "--out", str(single)]) == 0
+        with Image.open(single) as a, Image.open(result["file"]) as b:
             assert np.abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 1
     capsys.readouterr()
-    for one in (found[2], found[7]):
-        os.unlink(one["file"])
+    for result in (results[2], results[7]):
+        os.unlink(result["file"])
     assert main([*many, "--out", str(tmp_path / "many"), "--skip-existing"]) == 0
-    said = capsys.readouterr()
-    assert [one["seed"] for one in json.loads(said.out)] == [7, 12]
-    assert "6 of 8 already exist" in said.err
+    output = capsys.readouterr()
+    assert [result["seed"] for result in json.loads(output.out)] == [7, 12]
+    assert "6 of 8 already exist" in output.err
     assert main([*many, "--out", str(tmp_path / "many"), "--skip-existing", "--guidance-scale", "3"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 8  # other images than those
+    assert len(json.loads(capsys.readouterr().out)) == 8  # the settings differ, so no image exists
 
 
-def test_pictures_that_are_not_kept(places):
+def test_images_that_are_not_returned(places):
     pipe = tp.DiffusionPipeline(tp.load(places / "text.safetensors"), dtype="fp32")
     settings = with_seeds([GenerationRecord(prompt="a red apple", num_steps=2, seed=3)], 5)
-    kept, given = pipe.generate(settings, batch_size=2), []
-    assert pipe.generate(settings, batch_size=2, on_image=given.append, return_images=False) == []
-    assert [one.tobytes() for one in given] == [one.tobytes() for one in kept]
+    returned, passed = pipe.generate(settings, batch_size=2), []
+    assert pipe.generate(settings, batch_size=2, on_image=passed.append, return_images=False) == []
+    assert [image.tobytes() for image in passed] == [image.tobytes() for image in returned]
     some = pipe.generate(
         settings,
-        should_generate=lambda one: one.seed % 2 == 0 and one.weights_hash == pipe.model.weights_hash,
+        should_generate=lambda record: (
+            record.seed % 2 == 0 and record.weights_hash == pipe.model.weights_hash
+        ),
     )
-    assert [one.info["seed"] for one in some] == [4, 6]
-    for one, other in zip(some, (kept[1], kept[3]), strict=True):
-        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+    assert [image.info["seed"] for image in some] == [4, 6]
+    for image, other in zip(some, (returned[1], returned[3]), strict=True):
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 1
 
 
 @pytest.mark.parametrize(

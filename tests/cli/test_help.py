@@ -1,4 +1,4 @@
-"""Help answers at once: no torch, no matplotlib; and the flags of every verb are pinned here."""
+"""`--help` is fast, since it imports neither torch nor matplotlib; and the flags of each command."""
 
 import contextlib
 import io
@@ -11,8 +11,8 @@ import pytest
 from triptych.cli import VERBS, main
 from triptych.cli.parsing import WrappedHelp
 
-# Changing a flag is changing what people typed into their scripts: change it here too, and in CHANGELOG.
-LEARNING = """
+# Changing a flag breaks users' scripts: change it here, too, and mention it in CHANGELOG.
+TRAINING = """
     --loading.batch-size --loading.eval-batch-size --loading.workers --loading.load-size --loading.cache
     --loading.on-bad-image --loading.keep-alpha --loading.stream --loading.shuffle-buffer --loading.lanes
     --loading.eval-fraction --loading.image-column
@@ -55,7 +55,7 @@ FLAGS = {
         --out --dry-run --json
         --data --model --model-args --init --image-size --first-stage --condition --image-encoder --prediction --train
         --buckets --drop-condition
-        {LEARNING}
+        {TRAINING}
         --text.encoder --text.vocabulary --text.max-length --text.embed-dim --text.depth --text.head-dim --text.train
         --lora.rank --lora.alpha --lora.feed-forward --word.name --word.like --word.vectors --word.templates
         --process.schedule --process.beta-start --process.beta-end --process.num-timesteps --process.zero-terminal-snr
@@ -67,12 +67,12 @@ FLAGS = {
     "train simmim": f"""
         --out --dry-run --json
         --data --model --model-args --init --image-size --mask-patch --mask-ratio --drop-path-rate
-        {LEARNING}
+        {TRAINING}
     """,
     "train swin": f"""
         --out --dry-run --json
         --data --model --model-args --init --image-size --drop-path-rate --frozen-blocks
-        {LEARNING}
+        {TRAINING}
         --head.type --head.num-classes --head.channels --head.blocks --head.pool-scales --head.image-branch-channels
         --head.dropout --head.aux-channels
         --loss.cross-entropy --loss.dice --loss.focal --loss.focal-gamma --loss.label-smoothing --loss.aux
@@ -81,7 +81,7 @@ FLAGS = {
         --out --dry-run --json
         --data --model --model-args --init --image-size --eval-crop --head --drop-path-rate --train --frozen-blocks
         --lora-rank --loss --teacher --teacher-share --temperature
-        {LEARNING}
+        {TRAINING}
     """,
 }
 HEAVY = (
@@ -103,7 +103,7 @@ def test_flags(verb, capsys, monkeypatch):
     assert main([*verb.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: triptych {verb} ")
-    # Inside tyro's frame, whatever it is drawn with: names begin the line, descriptions are indented.
+    # Within tyro's frame names are at the start of the line, descriptions are indented.
     name = r"^(?:│ | {2})(?:-h, )?(--\w[\w.-]*|\[?[A-Z]{2,}(?:-or-RUN|\.\.\.)?\]?)(?=\s)"
     listed = [match[1] for match in re.finditer(name, out, re.MULTILINE)]
     assert " ".join(name for name in listed if name != "--help") == " ".join(FLAGS[verb].split())
@@ -147,7 +147,7 @@ def test_a_flag_in_the_place_of_the_recipe_is_named(capsys):
 
 
 def loaded_by(*args):
-    """Modules that a verb imports in a process of its own."""
+    """Return the modules that a command imports in a fresh process."""
     code = (
         "import sys\nfrom triptych.cli import main\n"
         f"code = main({list(args)!r})\nprint('LOADED', *sys.modules)\nsys.exit(code)"
@@ -188,7 +188,7 @@ def test_console_script_and_module():
     assert done.stdout.startswith("triptych 0.")
 
 
-def test_a_reader_that_leaves_gets_no_traceback():
+def test_a_closed_pipe_gives_no_traceback():
     script = f"{sys.executable} -m triptych list --json | head -c 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True)
     assert done.stderr == ""

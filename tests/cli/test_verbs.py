@@ -1,4 +1,4 @@
-"""What each verb prints and writes, called as the console script calls it."""
+"""Output and files of each command, called as by the console script."""
 
 import json
 from pathlib import Path
@@ -22,17 +22,17 @@ from triptych.weights import hub
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
-    """A third of the pixels in figures: what is looked at here is that they are there."""
+    """Draw a third of the pixels, since the tests check only that figures are written."""
     monkeypatch.setattr(style, "DPI", 60)
 
 
-def said(capsys, *args):
+def output_of(capsys, *args):
     assert main([str(arg) for arg in args]) == 0
     return capsys.readouterr().out
 
 
 def test_classify(model, images, capsys):
-    lines = said(capsys, "classify", images / "0.png", "--model", model, "--top", 2).splitlines()
+    lines = output_of(capsys, "classify", images / "0.png", "--model", model, "--top", 2).splitlines()
     assert lines[0] == str(images / "0.png")
     assert len(lines) == 3
     pipe = tp.ClassificationPipeline(tp.load(model))
@@ -42,7 +42,8 @@ def test_classify(model, images, capsys):
 
 def test_classify_json_is_a_line_an_image(model, images, capsys):
     rows = [
-        json.loads(line) for line in said(capsys, "classify", images, "--model", model, "--json").splitlines()
+        json.loads(line)
+        for line in output_of(capsys, "classify", images, "--model", model, "--json").splitlines()
     ]
     assert [row["image"] for row in rows] == [str(images / f"{i}.png") for i in range(5)]
     assert [len(row["top"]) for row in rows] == [4] * 5
@@ -51,9 +52,9 @@ def test_classify_json_is_a_line_an_image(model, images, capsys):
 
 def test_explain(model, images, tmp_path, capsys):
     args = ("explain", images / "0.png", "--model", model, "--out", tmp_path / "out", "--size", "48x32")
-    found = json.loads(said(capsys, *args, "--json"))
-    assert found["size"] == [32, 48]
-    assert len(found["rollout"]) == 4
+    result = json.loads(output_of(capsys, *args, "--json"))
+    assert result["size"] == [32, 48]
+    assert len(result["rollout"]) == 4
     names = {"rollout", "heads", "distances", "filters", "positions"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{n}.png" for n in names} | {
         "explanation.json",
@@ -61,15 +62,15 @@ def test_explain(model, images, tmp_path, capsys):
     }
     with Image.open(tmp_path / "out" / "heads.png") as image:
         assert image.width > 200
-    assert "rollout.png" in said(capsys, *args)
+    assert "rollout.png" in output_of(capsys, *args)
 
 
 def test_segment(parser, images, tmp_path, capsys):
     out = tmp_path / "out"
-    lines = said(capsys, "segment", images / "0.png", "--model", parser, "--out", out).splitlines()
+    lines = output_of(capsys, "segment", images / "0.png", "--model", parser, "--out", out).splitlines()
     pipe = tp.SegmentationPipeline(tp.load(parser))
-    found = pipe(images / "0.png")
-    assert lines[0].startswith(f"{images / '0.png'}: {found.areas[0].name} ")
+    result = pipe(images / "0.png")
+    assert lines[0].startswith(f"{images / '0.png'}: {result.areas[0].name} ")
     assert lines[1] == f"{out}: 0.overlay.png, 0.labels.png, 0.legend.png, 0.json"
     assert sorted(path.name for path in out.iterdir()) == [
         "0.json",
@@ -80,17 +81,17 @@ def test_segment(parser, images, tmp_path, capsys):
     with Image.open(out / "0.labels.png") as labels:
         assert labels.mode == "P"
         assert labels.size == (50, 40)
-        assert (np.asarray(labels) == found.labels).all()
+        assert (np.asarray(labels) == result.labels).all()
     with Image.open(out / "0.overlay.png") as overlay:
         assert overlay.size == (50, 40)
     with Image.open(out / "0.legend.png") as legend:
         assert legend.width > 300
-    assert json.loads((out / "0.json").read_text()) == found.to_json()
+    assert json.loads((out / "0.json").read_text()) == result.to_json()
 
 
 def test_segment_json_is_a_line_an_image(parser, images, tmp_path, capsys):
     args = ("--window", "24x16", "--overlap", 0.25, "--scales", 0.5, 1, "--flip", "--json", "--size", 30)
-    out = said(capsys, "segment", images, "--model", parser, "--out", tmp_path, *args)
+    out = output_of(capsys, "segment", images, "--model", parser, "--out", tmp_path, *args)
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["image"] for row in rows] == [str(images / f"{i}.png") for i in range(5)]
     pipe = tp.SegmentationPipeline(tp.load(parser))
@@ -100,18 +101,18 @@ def test_segment_json_is_a_line_an_image(parser, images, tmp_path, capsys):
     assert sum(area["share"] for area in rows[0]["areas"]) == pytest.approx(1)
 
 
-def test_segmented_files_never_cover_each_other(parser, images, tmp_path, capsys):
-    """Folders keep their shape; one name with two endings, and one name in two folders, stay apart."""
+def test_results_of_different_files_have_different_names(parser, images, tmp_path, capsys):
+    """Subfolders are kept, and so are files of the same name with different suffixes or in different folders."""
     folder = tmp_path / "in"
     (folder / "below").mkdir(parents=True)
     with Image.open(images / "0.png") as image:
         for name in ("a.png", "a.bmp", "b.png", "below/a.png"):
             image.save(folder / name)
     typed = (folder, folder / "b.png", images / "0.png", folder / "below" / "a.png")
-    out = said(capsys, "segment", *typed, images, "--model", parser, "--out", tmp_path / "out")
+    out = output_of(capsys, "segment", *typed, images, "--model", parser, "--out", tmp_path / "out")
     assert len(out.splitlines()) == 4 + 5 + 1
-    made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.json")}
-    assert made == {"a.png.json", "a.bmp.json", "b.json", "below/a.json", *(f"{i}.json" for i in range(5))}
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.json")}
+    assert written == {"a.png.json", "a.bmp.json", "b.json", "below/a.json", *(f"{i}.json" for i in range(5))}
     assert destinations((str(folder / "below"), str(folder))) == {
         folder / "below" / "a.png": Path("a.png"),
         folder / "a.bmp": Path("a.bmp"),
@@ -121,39 +122,39 @@ def test_segmented_files_never_cover_each_other(parser, images, tmp_path, capsys
 
 
 @pytest.mark.skipif("swin-scenes" not in hub.SHIPPED, reason="asset missing: swin_scenes.safetensors")
-def test_segment_with_the_shipped_parser(tmp_path, capsys):
+def test_segment_with_the_shipped_segmenter(tmp_path, capsys):
     from triptych.data.builtin.scenes import scenes
 
     source = scenes("test")
-    right = []
+    accuracies = []
     for i in range(4):
         Image.fromarray(np.asarray(source[i].image)).save(tmp_path / f"{i}.png")
-    said(capsys, "segment", tmp_path, "--out", tmp_path / "out")
+    output_of(capsys, "segment", tmp_path, "--out", tmp_path / "out")
     for i in range(4):
         with Image.open(tmp_path / "out" / f"{i}.labels.png") as labels:
-            right.append((np.asarray(labels) == source[i].mask).mean())
-    assert np.mean(right) > 0.6  # of what it was measured at, 0.77 over 500 scenes
+            accuracies.append((np.asarray(labels) == source[i].mask).mean())
+    assert np.mean(accuracies) > 0.6  # it is 0.77 over 500 scenes
 
 
 def test_list(capsys):
-    out = said(capsys, "list", "vit-b*")
+    out = output_of(capsys, "list", "vit-b*")
     assert "vit-b16" in out
     assert "86.6 M" in out
     assert "17.6 G" in out
-    rows = json.loads(said(capsys, "list", "--json"))
+    rows = json.loads(output_of(capsys, "list", "--json"))
     assert [row["name"] for row in rows] == tp.list_models()
     weights = {row["name"]: row["parameters"] for row in rows}
     assert weights["vit-b16"] == 86567656
     assert weights["swin-t"] == 28288354
     assert weights["kl-f8"] == 83653863
     assert all(row["parameters"] > 0 for row in rows)
-    out = said(capsys, "list", "swin*")
+    out = output_of(capsys, "list", "swin*")
     assert "widths 96-192-384-768, 2-2-6-2 blocks" in out
     assert "28.3 M" in out
     assert "4.49 G" in out
 
 
-def test_list_says_what_the_built_networks_have():
+def test_list_agrees_with_the_networks():
     for config in (
         ConvNetConfig(widths=(8, 12, 24), image_size=(20, 17)),
         ConvNetConfig(widths=(4,), in_channels=1),
@@ -173,10 +174,10 @@ def test_every_network_is_described():
 
 
 def test_info(model, capsys):
-    out = said(capsys, "info", model)
+    out = output_of(capsys, "info", model)
     assert "patches of 8, width 24, 2 blocks, 3 heads" in out
     assert "4: cat, dog, fox, owl" in out
-    assert json.loads(said(capsys, "info", model, "--json"))["classes"]["names"] == [
+    assert json.loads(output_of(capsys, "info", model, "--json"))["classes"]["names"] == [
         "cat",
         "dog",
         "fox",
@@ -185,7 +186,7 @@ def test_info(model, capsys):
 
 
 def test_info_of_a_segmenter(parser, capsys):
-    out = " ".join(said(capsys, "info", parser).split())
+    out = " ".join(output_of(capsys, "info", parser).split())
     assert "FPN of width 8 on swin: patches of 4, widths 8-16, 1-2 blocks, 1-2 heads" in out
     assert "7: background, " in out
     net = tp.load(parser)
@@ -195,8 +196,8 @@ def test_info_of_a_segmenter(parser, capsys):
 
 @pytest.mark.parametrize("format", ["hf", "timm", "triptych"])
 def test_convert_there_and_back(model, tmp_path, capsys, format):
-    assert format in said(capsys, "convert", model, tmp_path / "there", "--format", format)
-    back = said(
+    assert format in output_of(capsys, "convert", model, tmp_path / "there", "--format", format)
+    back = output_of(
         capsys, "convert", tmp_path / "there", tmp_path / "back.safetensors", "--format", "triptych", "--json"
     )
     assert json.loads(back)["format"] == "triptych"
@@ -205,23 +206,23 @@ def test_convert_there_and_back(model, tmp_path, capsys, format):
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
-def test_evaluate(model, labelled, tmp_path, capsys):
-    args = ("evaluate", model, "--data", labelled, "--batch-size", 4, "--workers", 0)
-    found = json.loads(said(capsys, *args, "--out", tmp_path, "--json"))
-    assert found["count"] == 11
+def test_evaluate(model, labeled, tmp_path, capsys):
+    args = ("evaluate", model, "--data", labeled, "--batch-size", 4, "--workers", 0)
+    metrics = json.loads(output_of(capsys, *args, "--out", tmp_path, "--json"))
+    assert metrics["count"] == 11
     pipe = tp.ClassificationPipeline(tp.load(model), dtype="fp32")
-    files = [path for path in sorted(labelled.glob("val/*/*.png")) if path != labelled / "val/fox/3.png"]
-    right = sum(pipe(path).name == path.parent.name for path in files)
-    assert found["top1"] == pytest.approx(right / 11)
-    assert found["top5"] == 1.0
-    assert found["per_class"]["owl"] == {"accuracy": None, "count": 0}
-    assert found["per_class"]["fox"]["count"] == 3
-    assert sum(pair["count"] for pair in found["most_confused"]) == 11 - right
-    assert "3.png" in next(iter(found["skipped"]))
-    assert json.loads((tmp_path / "metrics.json").read_text()) == found
+    files = [path for path in sorted(labeled.glob("val/*/*.png")) if path != labeled / "val/fox/3.png"]
+    correct = sum(pipe(path).name == path.parent.name for path in files)
+    assert metrics["top1"] == pytest.approx(correct / 11)
+    assert metrics["top5"] == 1.0
+    assert metrics["per_class"]["owl"] == {"accuracy": None, "count": 0}
+    assert metrics["per_class"]["fox"]["count"] == 3
+    assert sum(pair["count"] for pair in metrics["most_confused"]) == 11 - correct
+    assert "3.png" in next(iter(metrics["skipped"]))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "confusion.png").stat().st_size > 3000
-    out = said(capsys, *args)
-    assert f"{right / 11:.2%}" in out
+    out = output_of(capsys, *args)
+    assert f"{correct / 11:.2%}" in out
     assert "most confused" in out
 
 
@@ -230,37 +231,36 @@ def test_evaluate_a_segmenter(parser, masked, tmp_path, capsys, data, monkeypatc
     if data == "scenes":
         monkeypatch.setattr("triptych.data.builtin.scenes.DEFAULT_COUNTS", {"train": 4, "test": 4})
     args = ("evaluate", parser, "--data", "scenes" if data == "scenes" else masked, "--workers", 0)
-    found = json.loads(said(capsys, *args, "--out", tmp_path, "--json"))
-    assert found["task"] == "segmentation"
-    assert found["count"] == 4 * (
-        128 * 128 if data == "scenes" else 40 * 48
-    )  # of the masks, not of what is fed
-    assert 0 <= found["miou"] <= found["pixel_accuracy"] <= 1
-    counts = {name: each["count"] for name, each in found["per_class"].items()}
-    assert sum(counts.values()) == found["count"]
+    metrics = json.loads(output_of(capsys, *args, "--out", tmp_path, "--json"))
+    assert metrics["task"] == "segmentation"
+    size = 128 * 128 if data == "scenes" else 40 * 48  # of the masks, not of the network's input
+    assert metrics["count"] == 4 * size
+    assert 0 <= metrics["miou"] <= metrics["pixel_accuracy"] <= 1
+    counts = {name: scores["count"] for name, scores in metrics["per_class"].items()}
+    assert sum(counts.values()) == metrics["count"]
     assert counts["background"] > 0
-    seen = [each["iou"] for each in found["per_class"].values() if each["iou"] is not None]
-    assert found["miou"] == pytest.approx(sum(seen) / len(seen))
-    wrong = sum(pair["count"] for pair in found["most_confused"])
-    assert found["pixel_accuracy"] == pytest.approx(1 - wrong / found["count"])
-    assert json.loads((tmp_path / "metrics.json").read_text()) == found
+    ious = [scores["iou"] for scores in metrics["per_class"].values() if scores["iou"] is not None]
+    assert metrics["miou"] == pytest.approx(sum(ious) / len(ious))
+    wrong = sum(pair["count"] for pair in metrics["most_confused"])
+    assert metrics["pixel_accuracy"] == pytest.approx(1 - wrong / metrics["count"])
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "confusion.png").stat().st_size > 3000
-    out = said(capsys, *args)
-    for words in (f"{found['miou']:.2%}", "mIoU", "pixel accuracy", "background", "most confused"):
+    out = output_of(capsys, *args)
+    for words in (f"{metrics['miou']:.2%}", "mIoU", "pixel accuracy", "background", "most confused"):
         assert words in out
     if data == "folder":
         without = json.loads(
-            said(capsys, *args, "--ignore-index", 0, "--window", "24x16", "--flip", "--json")
+            output_of(capsys, *args, "--ignore-index", 0, "--window", "24x16", "--flip", "--json")
         )
-        assert without["count"] == found["count"] - counts["background"]
+        assert without["count"] == metrics["count"] - counts["background"]
 
 
 def test_plot(tmp_path, capsys):
     rows = [{"step": i, "images": 8 * i, "loss": 2 / (i + 1), "lr": 1e-3} for i in range(50)]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 50, "lo')
-    assert said(capsys, "plot", tmp_path) == f"{tmp_path / 'curves.png'}\n"
+    assert output_of(capsys, "plot", tmp_path) == f"{tmp_path / 'curves.png'}\n"
     assert (tmp_path / "curves.png").stat().st_size > 3000
-    said(capsys, "plot", tmp_path / "log.jsonl", "--out", tmp_path / "new" / "x.png")
+    output_of(capsys, "plot", tmp_path / "log.jsonl", "--out", tmp_path / "new" / "x.png")
     assert (tmp_path / "new" / "x.png").exists()
 
 
@@ -286,10 +286,10 @@ def test_demo_on_a_network_of_the_built_in_names(parser, tmp_path, capsys):
         "--out",
         out,
     )
-    found = json.loads(said(capsys, *args, "--json"))
-    assert len(found["see"]) == 10
-    assert len(found["see"][0]["top"]) == 5
-    assert len(found["parse"]) == 2
-    assert 0 <= found["parse"][0]["miou"] <= 1
+    result = json.loads(output_of(capsys, *args, "--json"))
+    assert len(result["see"]) == 10
+    assert len(result["see"][0]["top"]) == 5
+    assert len(result["parse"]) == 2
+    assert 0 <= result["parse"][0]["miou"] <= 1
     with Image.open(out) as image:
         assert image.width > 500

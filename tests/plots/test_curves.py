@@ -1,4 +1,4 @@
-"""A log's rows become panels by what they hold; odd logs are named or drawn, never a traceback."""
+"""Rows of a log are plotted in panels by their fields; unusual logs are plotted or refused in one line."""
 
 import json
 
@@ -9,7 +9,7 @@ from triptych.errors import UserError
 from triptych.plots import style
 from triptych.plots.curves import collect, read_log, sorted_out, training_curves
 
-# What `triptych train` writes: a row a step, and now and then what evaluation found.
+# Rows as `triptych train` writes them: one per step, and some with the results of an evaluation.
 ROWS = [
     {
         "step": i,
@@ -27,7 +27,7 @@ ROWS = [
 ]
 
 
-def test_each_number_finds_its_panel():
+def test_each_field_has_its_panel():
     clock, series = collect(ROWS)
     panels = sorted_out(series)
     assert clock == "images"
@@ -49,7 +49,7 @@ def test_drawn(tmp_path):
     "rows",
     [
         [{"step": 1, "loss": 1.0}],
-        [{"loss": 1.0}, {"loss": 0.5}],  # no clock: the rows are counted
+        [{"loss": 1.0}, {"loss": 0.5}],  # without steps or images: rows are counted
         [{"step": i, "loss": float("nan")} for i in range(60)],
         [{"step": i, "loss": 10.0**-i, "note": "words"} for i in range(8)],
         [{"step": i, "eval": {f"score {j}": 0.1 * j for j in range(9)}} for i in range(3)],
@@ -59,7 +59,7 @@ def test_odd_logs_are_drawn(rows, tmp_path):
     style.save(training_curves(rows), tmp_path / "curves.png")
 
 
-def test_no_two_shares_on_the_axis_read_alike():
+def test_tick_labels_are_distinct():
     rows = [{"step": i, "loss": 1.0, "waiting": 0.01 * i} for i in range(5)]
     figure = training_curves(rows)
     figure.canvas.draw()
@@ -82,7 +82,7 @@ def test_the_half_line_of_a_killed_run_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"), [("", "no rows"), ("words\nwords\n", "line 1"), ("[1]\n[2]\n", "line 1")]
 )
-def test_what_is_no_log_is_named(tmp_path, text, message):
+def test_a_file_that_is_not_a_log_is_refused(tmp_path, text, message):
     (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
         read_log(tmp_path / "log.jsonl")

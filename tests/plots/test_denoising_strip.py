@@ -1,4 +1,4 @@
-"""The strip of a denoising: every frame once, in its aspect, rows of at most so many."""
+"""The denoising strip: each frame once, in its aspect ratio, in rows of limited length."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Figures come out whole at every size they promise, and leave matplotlib's global state alone."""
+"""Figures of all supported sizes fit on their page, and do not change matplotlib's global state."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ rng = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
-    """A quarter of the pixels: what is looked at here is where things are."""
+    """Draw a quarter of the pixels, since the tests check positions only."""
     monkeypatch.setattr(style, "DPI", 80)
 
 
@@ -35,7 +35,7 @@ def make_image(height=48, width=64):
 
 
 def drawn(figure, folder):
-    """The figure's pixels, after a check that it holds something and that nothing was cut off at its edge."""
+    """Return the pixels of a figure, after checking that it is not empty and that nothing is cut off at its edge."""
     style.save(figure, folder / "figure.png")
     with Image.open(folder / "figure.png") as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -62,7 +62,7 @@ def test_rollout(tmp_path, size):
     )
 
 
-def test_overlay_is_warm_where_the_heat_is():
+def test_overlay_is_red_where_the_heat_is():
     heat = np.zeros((8, 8), np.float32)
     heat[1, 6] = 1
     gray = np.full((64, 64, 3), 128, np.uint8)
@@ -74,7 +74,7 @@ def test_overlay_is_warm_where_the_heat_is():
     assert redness[len(shown) // 2 :].max() == 0
 
 
-def test_overlay_of_even_heat_is_the_grey_picture():
+def test_overlay_of_uniform_heat_is_the_gray_image():
     shown = style.overlay(make_image(), np.ones((4, 4), np.float32))
     assert (shown[..., 0] == shown[..., 2]).all()
 
@@ -86,13 +86,13 @@ def test_distances(tmp_path, blocks):
     )
 
 
-def test_even_attention_is_the_mean_distance_in_a_square():
-    """Two random points of a unit square are (2 + sqrt 2 + 5 ln(1 + sqrt 2)) / 15 apart in the mean."""
+def test_uniform_attention_has_the_mean_distance_in_a_square():
+    """The mean distance of two random points of a unit square is (2 + sqrt 2 + 5 ln(1 + sqrt 2)) / 15."""
     known = (2 + 2**0.5 + 5 * np.log(1 + 2**0.5)) / 15
     assert distance_of_even_attention((100, 100), (80, 80)) == pytest.approx(100 * known, rel=2e-3)
 
 
-def test_even_attention_of_every_pair():
+def test_uniform_attention_equals_the_mean_over_all_pairs():
     places = [(16 * y, 8 * x) for y in range(3) for x in range(5)]
     slow = np.mean([[np.hypot(a - c, b - d) for c, d in places] for a, b in places])
     assert distance_of_even_attention((48, 40), (3, 5)) == pytest.approx(slow)
@@ -120,7 +120,7 @@ def test_confusion(tmp_path, classes, grouped):
     drawn(confusion(matrix.astype(np.int64), names, groups), tmp_path)
 
 
-def test_confusion_of_classes_never_seen(tmp_path):
+def test_confusion_of_classes_without_examples(tmp_path):
     matrix = np.zeros((3, 3), np.int64)
     matrix[0, 1] = 2
     drawn(confusion(matrix), tmp_path)
@@ -153,13 +153,13 @@ def test_explanation_figures_by_name():
     assert "positions" in explanation_figures(arrays)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_path_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         style.save(style.figure(1, 1), tmp_path / "file" / "x.png")
 
 
-def test_global_state_stays(tmp_path):
+def test_global_state_is_unchanged(tmp_path):
     before = dict(matplotlib.rcParams)
     drawn(rollout_overlay(make_image(), rng.random((6, 8))), tmp_path)
     assert dict(matplotlib.rcParams) == before

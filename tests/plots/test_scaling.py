@@ -1,4 +1,4 @@
-"""Costs against pixels are drawn, and say what they grow like."""
+"""Plots of costs against pixels, with the exponents of their growth."""
 
 import pytest
 
@@ -20,13 +20,13 @@ def test_each_curve_is_named_with_its_exponent(tmp_path):
         },
         "memory": {"a": Curve(values=[0.01, 0.02, 0.04]), "b": Curve(values=[0.01, 0.02, 0.04])},
     }
-    made = scaling(SIDES, panels, "Growth")
-    assert words(made) == ["a\npixels$^{1.00}$", "b\npixels$^{2.00}$", "a", "b"]
-    assert [ax.get_xscale() + ax.get_yscale() for ax in made.axes] == ["loglog"] * 2
-    style.save(made, tmp_path / "growth.png")
+    figure = scaling(SIDES, panels, "Growth")
+    assert words(figure) == ["a\npixels$^{1.00}$", "b\npixels$^{2.00}$", "a", "b"]
+    assert [ax.get_xscale() + ax.get_yscale() for ax in figure.axes] == ["loglog"] * 2
+    style.save(figure, tmp_path / "growth.png")
     assert 10_000 < (tmp_path / "growth.png").stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("values", [[0, 0, 0], [0, 1, 2], [1, 1, 1]])
-def test_what_has_no_logarithm_is_left_out(values, tmp_path):
+def test_values_without_a_logarithm_are_left_out(values, tmp_path):
     style.save(scaling(SIDES, {"memory": {"a": Curve(values=values)}}, "Growth"), tmp_path / "growth.png")

@@ -1,4 +1,4 @@
-"""The image beside its parse, the legend, and the second panel of the sheet: nothing is cut off at any shape."""
+"""Figures of an image with its segmentation and legend, and the segmentation panel of the demo, for all shapes."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ rng = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
-    """A quarter of the pixels: what is looked at here is where things are."""
+    """Draw a quarter of the pixels, since the tests check positions only."""
     monkeypatch.setattr(style, "DPI", 80)
 
 
@@ -30,7 +30,7 @@ def make_image(height=48, width=64):
 
 
 def drawn(figure, folder):
-    """The figure's pixels, after a check that nothing was cut off at its edge."""
+    """Return the pixels of a figure, after checking that nothing is cut off at its edge."""
     style.save(figure, folder / "figure.png")
     with Image.open(folder / "figure.png") as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -48,7 +48,7 @@ def entries(count):
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (1, 1), (600, 40), (30, 900)])
 @pytest.mark.parametrize("count", [1, 7])
-def test_pictures_of_every_shape(tmp_path, size, count):
+def test_images_of_all_shapes(tmp_path, size, count):
     image = make_image(*size)
     assert drawn(parse_figure(image, image, entries(count), "an image.png"), tmp_path).std() > 5
 
@@ -67,7 +67,7 @@ def test_the_legend_has_each_color(tmp_path):
         assert (np.abs(pixels.astype(int) - shade).sum(-1) < 12).sum() > 40
 
 
-def test_shares_are_said_as_one_says_them():
+def test_fractions_are_rounded_percentages():
     assert [percent(share) for share in (1, 0.341, 0.0346, 0.001, 0.0002)] == [
         "100%",
         "34%",
@@ -78,7 +78,7 @@ def test_shares_are_said_as_one_says_them():
 
 
 def panel(blocks=8, size=(64, 64), cards=2):
-    looked = [
+    attention_cards = [
         AttentionCard(
             words=f"{'SW' if i % 2 else 'W'}-MSA, stage {i // 2 + 1}, 8 × 8 cells",
             heat=rng.random((8, 8)).astype(np.float32),
@@ -94,7 +94,9 @@ def panel(blocks=8, size=(64, 64), cards=2):
     ]
     legend = [(entry.name, entry.color, "0.71") for entry in entries(7)]
     image = make_image(64, 64) if blocks else None
-    return SegmentPanel(cards=images, legend=legend, attention_cards=looked, image=image, point=(40.0, 20.0))
+    return SegmentPanel(
+        cards=images, legend=legend, attention_cards=attention_cards, image=image, point=(40.0, 20.0)
+    )
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 8, 12])
@@ -103,22 +105,22 @@ def test_the_panel(tmp_path, blocks):
 
 
 def test_the_sheet_stacks_both_panels(tmp_path):
-    seen = ClassifiedCard(
+    card = ClassifiedCard(
         image=make_image(), rollout=rng.random((6, 8)).astype(np.float32), guesses=[("cat", 0.9)]
     )
     both = drawn(
-        demo_sheet([ClassifyPanel(cards=[seen] * 4), panel(size=(128, 128))], below="words"), tmp_path
+        demo_sheet([ClassifyPanel(cards=[card] * 4), panel(size=(128, 128))], below="words"), tmp_path
     )
-    alone = drawn(demo_sheet([ClassifyPanel(cards=[seen] * 4)], below="words"), tmp_path)
+    alone = drawn(demo_sheet([ClassifyPanel(cards=[card] * 4)], below="words"), tmp_path)
     assert len(both) > len(alone) + 300
 
 
 @pytest.mark.parametrize(("cards", "frames"), [(1, 0), (8, 8), (11, 3)])
-def test_what_was_painted_and_how(tmp_path, cards, frames):
-    made = [
+def test_the_panel_of_generated_images(tmp_path, cards, frames):
+    generated = [
         GeneratedCard(image=make_image(64, 64), words=f"an image {'of a long prompt ' * i}")
         for i in range(cards)
     ]
     steps = [make_image(64, 64) for _ in range(frames)]
     labels = [f"step {i}, noise {i * 0.01:.3g}" for i in range(frames)]
-    drawn(demo_sheet([GeneratePanel(cards=made, frames=steps, labels=labels)]), tmp_path)
+    drawn(demo_sheet([GeneratePanel(cards=generated, frames=steps, labels=labels)]), tmp_path)

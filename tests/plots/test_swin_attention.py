@@ -1,4 +1,4 @@
-"""Images of windows and of the pyramid: whole at every size, and what they show is where it is."""
+"""Figures of windows and of the feature pyramid: complete at all sizes, with everything in its place."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def make_image(height=48, width=64):
 
 
 def drawn(figure, folder):
-    """The figure's pixels, after a check that it holds something and that nothing was cut off at its edge."""
+    """Return the pixels of a figure, after checking that it is not empty and that nothing is cut off at its edge."""
     style.save(figure, folder / "figure.png")
     with Image.open(folder / "figure.png") as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -37,8 +37,8 @@ def drawn(figure, folder):
 
 
 def arrays(depths, size, window_size=4, stride=4):
-    """What a SwinExplanation of such a network holds."""
-    made = {
+    """Return the arrays of a SwinExplanation of such a network."""
+    result = {
         "image": make_image(*size),
         "point": np.array([size[1] / 2, 1], np.float32),
         "rollout": rng.random((-(-size[0] // stride), -(-size[1] // stride))),
@@ -50,14 +50,14 @@ def arrays(depths, size, window_size=4, stride=4):
         "filters": rng.normal(size=(4, 2, 2, 3)),
         "filter_share": np.full(4, 0.25),
     }
-    made["shifts"] = made["windows"] / 2 * (np.arange(sum(depths)) % 2)[:, None]
-    made["point_rollout"] = np.stack([made["rollout"]] * len(depths))
+    result["shifts"] = result["windows"] / 2 * (np.arange(sum(depths)) % 2)[:, None]
+    result["point_rollout"] = np.stack([result["rollout"]] * len(depths))
     for s, depth in enumerate(depths):
         cells = [-(-side // (stride * 2**s)) for side in size]
-        made[f"attention_{s + 1}"] = rng.random((depth, 3, *cells))
-        made[f"colors_{s + 1}"] = rng.random((*cells, 3))
-        made[f"norms_{s + 1}"] = rng.random(cells) + 1
-    return made
+        result[f"attention_{s + 1}"] = rng.random((depth, 3, *cells))
+        result[f"colors_{s + 1}"] = rng.random((*cells, 3))
+        result[f"norms_{s + 1}"] = rng.random(cells) + 1
+    return result
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_figures_of_a_swin(tmp_path, depths, size):
         drawn(figure, tmp_path)
 
 
-def test_light_falls_on_the_cell_and_the_frame_around_its_window():
-    """One cell of one block is looked at; blue is the region that the point lies in."""
+def test_heat_is_at_the_cell_and_the_frame_around_the_window():
+    """A block attends to one cell; the blue frame is the region that contains the point."""
     heat = np.zeros((1, 1, 8, 8), np.float32)
     heat[0, 0, 3, 2] = 1
     white = np.full((64, 64, 3), 255, np.uint8)
@@ -96,7 +96,7 @@ def test_light_falls_on_the_cell_and_the_frame_around_its_window():
     assert [round(at, 2) for at in lines if at < 1][:2] == [0.25, 0.31]  # a border, and the point
 
 
-def test_cells_are_squares_that_stop_at_the_picture():
+def test_cells_are_squares_that_are_cropped_at_the_image():
     heat = np.arange(6.0).reshape(2, 3)
     shown = on_pixels(heat, (7, 10), 4)
     assert shown.shape == (7, 10)
@@ -109,11 +109,12 @@ def test_cells_are_squares_that_stop_at_the_picture():
     [((8, 8), (4, 4), (2, 2)), ((6, 12), (3, 4), (1, 2)), ((4, 8), (4, 4), (0, 2)), ((7, 5), (4, 4), (2, 2))],
 )
 def test_cyclic_shift(tmp_path, size, window, shift):
-    """Numbers follow the package's roll, colors its regions, and the mask is dark where two colors meet."""
+    """Numbers follow the cyclic shift of the package, colors mark its regions, and the mask is dark for pairs of
+    different colors."""
     rows, columns = (-(-side // w) for side, w in zip(size, window, strict=True))
-    taken = window_sources(*size, rows, columns, window, shift).numpy()
+    sources = window_sources(*size, rows, columns, window, shift).numpy()
     mask = shift_mask(rows, columns, window, shift, torch.device("cpu"), torch.float32)[:, 0].numpy()
-    figure = cyclic_shift(size, window, shift, taken, mask)
+    figure = cyclic_shift(size, window, shift, sources, mask)
     drawn(figure, tmp_path)
     map_, _, rolled, *masks = figure.axes
     assert [int(text.get_text()) for text in map_.texts] == list(range(size[0] * size[1]))

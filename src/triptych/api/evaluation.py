@@ -57,10 +57,10 @@ def evaluate(
         CheckpointError: a model that cannot be loaded.
     """
     if (model is None) == (samples is None):
-        given = (
+        sources = (
             "neither a model nor a folder of samples" if model is None else "a model and a folder of samples"
         )
-        raise ConfigError(f"{given} is given; give one of the two")
+        raise ConfigError(f"{sources} is given; give one of the two")
     data = None if data is None else str(data)
     if samples is not None:
         from triptych.api.generation import evaluate_samples

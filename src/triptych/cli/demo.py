@@ -42,9 +42,9 @@ PROMPTS = (
 class Demo:
     """Run the shipped networks on images of a held-out emoji style, and plot the results on one page.
 
-    See: images, their five most probable classes and attention rollout. Parse: scenes of such images, the class of
-    every pixel, and the attention of one query point. Paint: images that latent diffusion generates from prompts, and
-    the denoising steps of the first.
+    It has three panels (see, parse, paint): images with their five most probable classes and attention rollout; scenes
+    of such images with the class of each pixel and the attention of a query point; images that latent diffusion
+    generates from prompts, with the denoising steps of the first one.
     """
 
     out: Path = Path("triptych.png")
@@ -76,7 +76,7 @@ class Demo:
         if self.json:
             classes = [{"truth": card.truth, "top": list(card.guesses)} for card in classified.cards]
             prompts = [card.words for panel in generated for card in panel.cards]
-            print_json({"see": classes, "parse": scores, "paint": prompts})
+            print_json({"see": classes, "parse": scores, "paint": prompts})  # words: quoted
             return 0
         correct = sum(card.guesses[0][0] == card.truth for card in classified.cards)
         for card in classified.cards:

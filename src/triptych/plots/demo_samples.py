@@ -32,7 +32,7 @@ class GeneratePanel:
     cards: Sequence[GeneratedCard]
     frames: Sequence[UInt8[np.ndarray, "H W 3"]] = ()
     labels: Sequence[str] = ()
-    title: str = "Paint"
+    title: str = "Paint"  # words: quoted
     below: str = "Latent diffusion: one image per prompt, and the first one's denoising steps"
 
     GAP, HEAD, NOTE, LETTER, ACROSS = 0.12, 0.62, 0.5, 0.062, 8

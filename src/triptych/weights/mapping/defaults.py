@@ -195,7 +195,7 @@ def to_processor(preprocess: Preprocess) -> dict[str, Any]:
     """Return preprocessing in the form of transformers' preprocessor_config.json.
 
     Raises:
-        CheckpointError: padding, which no classification processor of transformers does.
+        CheckpointError: the preprocessing pads, which transformers' image processors for classification cannot.
     """
     if preprocess.mode == "pad":
         raise CheckpointError(

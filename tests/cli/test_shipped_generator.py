@@ -1,4 +1,4 @@
-"""The latent diffusion model that ships: what it paints is what was asked for, and the demo has three panels."""
+"""The shipped latent diffusion model: its images show what the prompts say, and the demo has three panels."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.weights import hub
 
-ASKED = (
+CONCEPTS = (
     "red apple",
     "fox",
     "sailboat",
@@ -33,19 +33,21 @@ def pipe() -> tp.DiffusionPipeline:
     return tp.DiffusionPipeline("ldm-emoji", device="cpu", dtype="fp32")
 
 
-def test_what_was_asked_for_is_found_in_the_pictures(pipe):
-    """Its card has 1,000 images' figures; here a few prompts stand far above chance, which is 1 in 65."""
-    each = [GenerationRecord(prompt=f"{name}, noto style", seed=seed) for name in ASKED for seed in range(2)]
-    images = pipe.generate(each, batch_size=len(each), progress=False)
+def test_a_classifier_finds_the_prompts_in_the_images(pipe):
+    """The model card has the metrics of 1,000 images; a few prompts are far above chance, which is 1 in 65."""
+    records = [
+        GenerationRecord(prompt=f"{name}, noto style", seed=seed) for name in CONCEPTS for seed in range(2)
+    ]
+    images = pipe.generate(records, batch_size=len(records), progress=False)
     classify: Callable = tp.ClassificationPipeline("vit-emoji", device="cpu")
     net = tp.load("vit-emoji")
-    kinds = dict(zip(net.card.classes, net.card.groupings["subgroup"], strict=True))
-    found = [kinds[classify(image)[0].name] for image in images]
-    wanted = [kinds[name] for name in ASKED for _ in range(2)]
-    assert np.mean([a == b for a, b in zip(found, wanted, strict=True)]) >= 0.7
+    subgroups = dict(zip(net.card.classes, net.card.groupings["subgroup"], strict=True))
+    predicted = [subgroups[classify(image)[0].name] for image in images]
+    expected = [subgroups[name] for name in CONCEPTS for _ in range(2)]
+    assert np.mean([a == b for a, b in zip(predicted, expected, strict=True)]) >= 0.7
 
 
-def test_its_card_and_files_are_as_small_as_said(pipe):
+def test_its_card_and_the_size_of_its_files(pipe):
     assert isinstance(pipe.net, LatentDiffusion)
     files = list(hub.locate("ldm-emoji").iterdir())
     assert max(file.stat().st_size for file in files) <= 12_000_000
@@ -57,7 +59,7 @@ def test_its_card_and_files_are_as_small_as_said(pipe):
     assert json.loads(card.read_text())["card"]["figures"] == figures
 
 
-def test_generate_takes_it_by_itself_and_again_from_its_picture(tmp_path, capsys):
+def test_generate_uses_it_by_default_and_regenerates_from_the_file(tmp_path, capsys):
     assert (
         main(["generate", "a red apple, noto style", "--num-steps", "4", "--out", str(tmp_path / "a.png")])
         == 0
@@ -71,11 +73,11 @@ def test_generate_takes_it_by_itself_and_again_from_its_picture(tmp_path, capsys
 def test_the_demo_has_three_panels(tmp_path, capsys):
     out = tmp_path / "triptych.png"
     assert main(["demo", "--out", str(out), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["see", "parse", "paint"]
-    assert found["paint"] == list(PROMPTS)
-    with Image.open(out) as whole:
-        tall = whole.height
+    result = json.loads(capsys.readouterr().out)
+    assert list(result) == ["see", "parse", "paint"]  # words: quoted
+    assert result["paint"] == list(PROMPTS)  # words: quoted
+    with Image.open(out) as three:
+        height = three.height
     assert main(["demo", "--out", str(out), "--generator", ""]) == 0
     with Image.open(out) as two:
-        assert two.height < tall
+        assert two.height < height
