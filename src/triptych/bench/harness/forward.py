@@ -47,7 +47,7 @@ METHOD = (
     "their share of the CPU in the worst round that counts."
 )
 
-PACKED_WEIGHTS = "Our network runs as in our pipelines, with weights packed for the CPU beforehand."
+PACKING = "Our network runs as in our pipelines, with weights packed for the CPU beforehand."
 
 
 def measure_peaks(effort: Effort) -> tuple[dict[str, float], Table]:

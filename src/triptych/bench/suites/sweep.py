@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.bench.harness.forward import (
-    PACKED_WEIGHTS,
+    PACKING,
     TOLERANCES,
     Effort,
     Forward,
@@ -101,7 +101,7 @@ def batch(plan: Plan, available: Sequence[str], peak: float) -> Table:
     table = Table(
         title="Batch",
         description=(
-            f"Images per second in bf16, eager, with random weights and inputs; outputs are checked equal. {PACKED_WEIGHTS} "
+            f"Images per second in bf16, eager, with random weights and inputs; outputs are checked equal. {PACKING} "
             "Utilization is 2 x MACs x images/s, divided by the measured peak of bf16."
         ),
         columns=[

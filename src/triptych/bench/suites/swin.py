@@ -14,7 +14,7 @@ from torch import nn
 from triptych.bench.harness.forward import (
     DTYPES,
     METHOD,
-    PACKED_WEIGHTS,
+    PACKING,
     TOLERANCES,
     Effort,
     measure_peaks,
@@ -120,7 +120,7 @@ def throughput(
 ) -> Table:
     """Measure images per second at each size, precision and batch size, compared with each library."""
     table = throughput_table(
-        f"Forward passes of {plan.network} with random weights and inputs. {PACKED_WEIGHTS} Compiled means `torch.compile` "
+        f"Forward passes of {plan.network} with random weights and inputs. {PACKING} Compiled means `torch.compile` "
         f"with frozen weights, separately for each library, shape and precision. {METHOD} timm shifts feature maps "
         "before it pads them, so that its outputs differ where maps are padded; it is left out there.",
         Column(key="size", heading="size"),

@@ -14,7 +14,7 @@ from torch import nn
 from triptych.bench.harness.forward import (
     DTYPES,
     METHOD,
-    PACKED_WEIGHTS,
+    PACKING,
     Effort,
     measure_peaks,
 )
@@ -111,7 +111,7 @@ def throughput(
 ) -> Table:
     """Measure images per second of each network, precision and batch size, compared with each library."""
     table = throughput_table(
-        f"Forward passes with random weights and inputs. {PACKED_WEIGHTS} Compiled means `torch.compile` with frozen weights. "
+        f"Forward passes with random weights and inputs. {PACKING} Compiled means `torch.compile` with frozen weights. "
         f"{METHOD}",
         Column(key="network", heading="network"),
         available,
