@@ -48,7 +48,7 @@ class SamplingFlags(SamplingOptions):
     decoder: Annotated[str, flag("FILE")] = ""
     tiling: Annotated[Tiling, flag("x|y|xy")] = ""
     tiled_decode: Annotated[bool | Literal["auto"], flag("True|False|auto", "auto")] = "auto"
-    loras: Suppress[dict[str, float]] = field(default_factory=dict)
+    loras: Suppress[dict[str, float | tuple[float, float]]] = field(default_factory=dict)
     embeddings: Suppress[dict[str, str]] = field(default_factory=dict)
 
 
@@ -77,8 +77,9 @@ class Generate:
     """Width and height in pixels, in place of --width and --height."""
     from_: Annotated[Path | None, flag("PNG", name="from")] = None
     """Image to generate again, by Triptych or AUTOMATIC1111's web UI; its settings become the defaults."""
-    lora: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], flag("FILE[:WEIGHT]")]] = ()
-    """LoRA file, RUN, or name in --lora-dir; repeat for more. <lora:NAME:WEIGHT> in the prompt does the same."""
+    lora: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], flag("FILE[:WEIGHT[:UNET]]")]] = ()
+    """LoRA file, RUN, or name in --lora-dir; repeat for more. <lora:NAME:WEIGHT> in the prompt does the same. A second
+    number is the weight of the UNet, the first then that of the text encoder."""
     lora_dir: Annotated[Path | None, flag("DIR", "the model's folder")] = None
     """Folder in which LoRAs are looked up by name."""
     embedding: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], flag("FILE[:WORD]")]] = ()
@@ -300,19 +301,23 @@ def parse_box(text: str) -> tuple[int, float, float, float, float]:
         ) from None
 
 
-def lora_weight(text: str) -> tuple[str, float]:
-    """ "style.safetensors:0.8" -> the file, or a name, and the weight."""
-    name, _, weight = text.rpartition(":")
-    if not name or Path(text).exists():
+def lora_weight(text: str) -> tuple[str, float | tuple[float, float]]:
+    """ "style.safetensors:0.8" -> the file, or a name, and the weight; ":0.8:0.5" -> both weights."""
+    if Path(text).exists():
         return adapter_file(text, "lora"), 1.0
-    try:
-        return adapter_file(name, "lora"), float(weight)
-    except ValueError:
-        if Path(name).exists():
-            raise ConfigError(
-                f"--lora {text}: the weight is {weight!r}, which must be a number such as 0.8"
-            ) from None
-        return text, 1.0
+    for count in (2, 1):
+        name, *weights = text.rsplit(":", count)
+        try:
+            numbers = [float(weight) for weight in weights]
+        except ValueError:
+            if count == 1 and name and Path(name).exists():
+                raise ConfigError(
+                    f"--lora {text}: the weight is {weights[0]!r}, which must be a number such as 0.8"
+                ) from None
+            continue
+        if name and len(numbers) == count:
+            return adapter_file(name, "lora"), numbers[0] if count == 1 else (numbers[0], numbers[1])
+    return text, 1.0
 
 
 def word_file(text: str) -> tuple[str, str]:

@@ -7,6 +7,8 @@ just the context of the second half.
 Both halves share x, alpha and sigma, so mixing x_0 equals mixing noise or velocity: x_0 is a linear function of either.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,29 @@ def guided(
         return x0
 
     return denoise_guided
+
+
+def composed(denoise: Denoiser, weights: Sequence[float]) -> Denoiser:
+    """Return a denoiser of a batch twice as long, as guidance takes it, from one of several prompts (Liu et al. 2022,
+    Equation 11): its first half is negative + the sum of weight * (prompt - negative).
+
+    Args:
+        denoise: denoiser of a batch len(weights) + 1 times as long: the prompts, then the negative prompt.
+        weights: one for each prompt. A single 1 changes nothing.
+    """
+    if list(weights) == [1]:
+        return denoise
+    count = len(weights) + 1
+
+    def denoise_composed(x: Tensor, t: Tensor) -> Tensor:
+        x, t = x[: len(x) // 2], t[: len(t) // 2]
+        *prompts, negative = denoise(torch.cat([x] * count), torch.cat([t] * count)).chunk(count)
+        total = negative
+        for weight, prompt in zip(weights, prompts, strict=True):
+            total = total + weight * (prompt - negative)
+        return torch.cat([total, negative])
+
+    return denoise_composed
 
 
 def projected(

@@ -1,5 +1,6 @@
 """The prompt grammar: weights as in AUTOMATIC1111's web UI, sections, LoRAs, chunks; and prompts of bad intent."""
 
+import contextlib
 import time
 
 import pytest
@@ -7,10 +8,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from triptych.errors import UserError
-from triptych.models.tokenization.prompt_syntax import Lora, Piece, extract_loras, literal, pack, parse
+from triptych.models.tokenization.prompt_schedule import schedule, split_prompts
+from triptych.models.tokenization.prompt_syntax import (
+    Lora,
+    Piece,
+    extract_loras,
+    literal,
+    pack,
+    parse,
+    refuse_foreign_syntax,
+)
 
 # Of the grammar, and of no meaning in a caption.
-PARTS = ("a", " ", "(", ")", "[", "]", "\\", ":1.3", "BREAK", "<lora:x:1>", "\n")
+PARTS = ("a", " ", "(", ")", "[", "]", "\\", ":1.3", "BREAK", "AND", "|", "{", "}", "__", "<lora:x:1>", "\n")
 # Written as that program's own documentation writes them: text and weight of each piece.
 WEIGHTS = {
     "": [],
@@ -57,6 +67,9 @@ def test_literal_text_is_read_as_it_is(words):
     assert "".join(piece.text for piece in section) == text
     assert all(piece.weight == 1 for piece in section)
     assert extract_loras(literal(text))[1] == []
+    refuse_foreign_syntax(literal(text))
+    assert split_prompts(literal(text)) == [(literal(text), 1.0)]
+    assert {shown for _, shown in schedule(literal(text), 9)} == {literal(text)}
 
 
 def test_break_divides_also_inside_brackets():
@@ -81,7 +94,47 @@ def test_loras_are_taken_out():
     assert extract_loras("<lora:x:-1>") == ("", [Lora("x", -1.0)])
 
 
-@pytest.mark.parametrize("tag", ["<lora:x:much>", "<lora::1>", "<lora:x:>", "<lora:x:nan>", "<lora:x:1:2>"])
+@pytest.mark.parametrize(
+    ("tag", "weight"),
+    [
+        ("<lyco:x:0.5>", 0.5),
+        ("<lora:x:0.8:0.5>", (0.8, 0.5)),
+        ("<lora:x:0.5:0.5>", 0.5),
+        ("<lora:x:te=0.3>", 0.3),
+        ("<lora:x:unet=0.3>", (1.0, 0.3)),
+        ("<lora:x:0.8:unet=0>", (0.8, 0.0)),
+    ],
+)
+def test_text_encoder_and_unet_have_weights_of_their_own(tag, weight):
+    """The first number is of the text encoder, and of the UNet where it has none, as in the web UI."""
+    assert extract_loras(tag) == ("", [Lora("x", weight)])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a <hypernet:ink:1> cat", "'<hypernet:ink:1>': hypernetworks"),
+        ("a {red|green} cat", r"'\{red\|green\}': variants"),
+        ("a __color/warm__ cat", "'__color/warm__': wildcards"),
+        ("a <segment:face> cat", "'<segment:face>': such a tag"),
+    ],
+)
+def test_syntax_of_extensions_is_refused_by_name(prompt, words):
+    with pytest.raises(UserError, match=words):
+        refuse_foreign_syntax(prompt)
+    refuse_foreign_syntax(literal(prompt))
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a <cat> {cat} __ cat snake_case __init", r"\{a|b\} \__x__ \<a:b>", "a | b"]
+)
+def test_text_that_only_looks_like_syntax(prompt):
+    refuse_foreign_syntax(prompt)
+
+
+@pytest.mark.parametrize(
+    "tag", ["<lora:x:much>", "<lora::1>", "<lora:x:>", "<lora:x:nan>", "<lora:x:1:2:3>", "<lora:x:1:dyn=4>"]
+)
 def test_loras_without_a_name_or_a_number(tag):
     with pytest.raises(UserError, match="must be a"):
         extract_loras(f"a cat {tag}")
@@ -124,11 +177,16 @@ def test_sections_start_chunks():
 @pytest.mark.parametrize(
     "prompt",
     ["word, " * 5000, "(x:1.1) " * 4000, "(" + "[" * 3000 + "(a:1)" + "]" * 3000, ": " * 10000, ":" + "1" * 100000,
-     ":" + " " * 100000, " " * 100000 + "BREA", "\\" * 10000, "<lora:" * 10000, "([" * 40 + "a", "BREAK " * 5000],
+     ":" + " " * 100000, " " * 100000 + "BREA", "\\" * 10000, "<lora:" * 10000, "([" * 40 + "a", "BREAK " * 5000,
+     "[" * 3000 + "a" + ":b:0.5]" * 3000, "[a|" * 3000 + "]" * 3000, "{" * 9000, "_" * 9000, "a :1 AND " * 3000],
     ids=lambda prompt: f"{prompt[:10]!r}",
 )  # fmt: skip
 def test_hostile_prompts_take_no_time(prompt):
     started = time.perf_counter()
     text, _ = extract_loras(prompt)
+    refuse_foreign_syntax(text)
+    with contextlib.suppress(UserError):  # a weight of 100,000 digits
+        for part, _ in split_prompts(text):
+            schedule(part, 4)
     pack(parse(text), letters, 75)
     assert time.perf_counter() - started < 10  # far below 1 s; squares of the length would take far more

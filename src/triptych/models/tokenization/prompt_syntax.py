@@ -6,6 +6,9 @@
     a \\(red\\) apple          literal brackets
     a red apple BREAK a cat  the second part starts a new chunk
     <lora:name:0.8>          a LoRA, removed before the text is encoded
+    <lora:name:0.8:0.5>      the same, with a weight for the text encoder and one for the UNet (also te=0.8, unet=0.5)
+
+What changes from step to step is the matter of `prompt_schedule`. Syntax of extensions is refused by name.
 """
 
 import itertools
@@ -13,7 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError, UserError
 from triptych.models.tokenization.tokenizer import Span
 
 STRONGER, WEAKER = 1.1, 1 / 1.1
@@ -30,7 +33,14 @@ _MARK = re.compile(
     re.VERBOSE,
 )
 _BREAK = re.compile(r"\bBREAK\b")
-_LORA = re.compile(r"<lora:([^<>:]*)(?::([^<>]*))?>")
+_LORA = re.compile(r"<(?:lora|lyco):([^<>]*)>")  # LyCORIS' own tag means the same since version 1.5 of the web UI
+# Syntax of other programs and extensions, unless a backslash stands before it.
+_FOREIGN = (
+    (re.compile(r"(?<!\\)<hypernet:[^<>]*>"), "hypernetworks cannot be loaded"),
+    (re.compile(r"(?<!\\)<[A-Za-z]\w*:[^<>]*>"), "such a tag is unknown"),
+    (re.compile(r"(?<!\\)\{[^{}|]*\|[^{}]*\}"), "variants are not chosen at random; write one of them"),
+    (re.compile(r"(?<![\w\\])__[^\W_][\w*/.-]*?__(?!\w)"), "wildcards are not replaced; write the words"),
+)
 
 
 class Piece(NamedTuple):
@@ -44,7 +54,8 @@ class Lora(NamedTuple):
     """A LoRA named in a prompt."""
 
     name: str
-    weight: float
+    weight: float | tuple[float, float]
+    """A pair is the weight of the text encoder's changes, and of the UNet's."""
 
 
 Chunk = list[tuple[int, float]]
@@ -85,7 +96,20 @@ def parse(prompt: str) -> list[list[Piece]]:
 
 def literal(text: str) -> str:
     """Return a prompt that is parsed as `text` literally, with its brackets and special words escaped."""
-    return re.sub(r"[\\()\[\]]", r"\\\g<0>", text).replace("BREAK", "BREA\\K").replace("<lora:", "<lora\\:")
+    escaped = re.sub(r"[\\()\[\]{}<:|]", r"\\\g<0>", text).replace("BREAK", "BREA\\K").replace("AND", "AN\\D")
+    return re.sub(r"__", r"\\__", escaped)
+
+
+def refuse_foreign_syntax(prompt: str) -> None:
+    """Refuse what other programs and extensions replace in a prompt, which a text encoder would read as words.
+
+    Raises:
+        ConfigError: names the first of it.
+    """
+    for pattern, problem in _FOREIGN:
+        if match := pattern.search(prompt):
+            shown = " ".join(match[0].split())[:60]
+            raise ConfigError(f"the prompt has {shown!r}: {problem}; or write a backslash before it if it is text")
 
 
 def extract_loras(prompt: str) -> tuple[str, list[Lora]]:
@@ -94,16 +118,28 @@ def extract_loras(prompt: str) -> tuple[str, list[Lora]]:
     Raises:
         UserError: a name is missing or a weight is not a number.
     """
-    loras = []
-    for match in _LORA.finditer(prompt):
-        name, weight = match[1].strip(), match[2]
-        try:
-            loras.append(Lora(name, 1.0 if weight is None else float(weight)))
-        except ValueError as problem:
-            raise UserError(f"{match[0]} has the weight {weight!r}, which must be a number such as 0.8") from problem
-        if not name or not abs(loras[-1].weight) <= LARGEST:
-            raise UserError(f"{match[0]} must be a name and a number, such as <lora:watercolor:0.8>")
+    loras = [_lora(match) for match in _LORA.finditer(prompt)]
     return _LORA.sub("", prompt), loras
+
+
+def _lora(match: re.Match[str]) -> Lora:
+    """Read a tag's parts as the web UI does: te, by default 1, and unet, by default te, by place or by name."""
+    name, *parts = match[1].split(":")
+    by_name = dict(part.split("=", 1) for part in parts if "=" in part)
+    by_place = [part for part in parts if "=" not in part]
+    if len(by_place) > 2 or set(by_name) - {"te", "unet"}:
+        raise UserError(f"{match[0]} must be a name and one or two weights, such as <lora:watercolor:0.8>")
+    te = by_name.get("te", by_place[0] if by_place else "1")
+    unet = by_name.get("unet", by_place[1] if len(by_place) > 1 else te)
+    try:
+        weights = float(te), float(unet)
+    except ValueError as problem:
+        raise UserError(
+            f"{match[0]} has the weight {':'.join(parts)!r}, which must be a number such as 0.8"
+        ) from problem
+    if not name.strip() or not all(abs(weight) <= LARGEST for weight in weights):
+        raise UserError(f"{match[0]} must be a name and a number, such as <lora:watercolor:0.8>")
+    return Lora(name.strip(), weights[0] if weights[0] == weights[1] else weights)
 
 
 def pack(sections: list[list[Piece]], spans: Callable[[str], Sequence[Span]], room: int) -> list[Chunk]:

@@ -9,7 +9,7 @@ from triptych.errors import CheckpointError, ConfigError, TriptychError
 from triptych.models.text import TextEncoder
 from triptych.models.tokenization.prompt_syntax import extract_loras
 from triptych.pipelines.diffusion.options import GenerationRecord
-from triptych.weights.diffusion.lora import Applied, find_lora, load_lora, lora_hash
+from triptych.weights.diffusion.lora import Applied, LoraWeight, find_lora, load_lora, lora_hash
 from triptych.weights.diffusion.textual_inversion import load_embedding
 from triptych.weights.files.folder import SUFFIXES
 
@@ -43,12 +43,12 @@ class Adapters:
                 f"the negative prompt asks for the LoRA {wrong[0].name!r}, which changes the whole network; put it in "
                 "the prompt"
             )
-        loras: dict[str, float] = {}
+        loras: dict[str, LoraWeight] = {}
         named = [*record.loras.items(), *((lora.name, lora.weight) for lora in requested)]
         for i, (name, weight) in enumerate(named):
             is_file = i < len(record.loras) and Path(name).exists()
             path = os.fspath(Path(name) if is_file else self._find(name))
-            loras[path] = loras.get(path, 0.0) + weight
+            loras[path] = _sum(loras.get(path, 0.0), weight)
         return replace(record, prompt=prompt.strip() if requested else prompt, loras=loras)
 
     def _find(self, name: str) -> Path:
@@ -118,3 +118,10 @@ class Adapters:
             encoder.tokenizer = tokenizer
         self._applied = self._original = None
         self._current = NONE
+
+
+def _sum(a: LoraWeight, b: LoraWeight) -> LoraWeight:
+    """The sum of weights, either of which may be a pair for text encoder and UNet; one number where both are equal."""
+    pairs = [weight if isinstance(weight, tuple) else (weight, weight) for weight in (a, b)]
+    text, unet = (sum(weights) for weights in zip(*pairs, strict=True))
+    return text if text == unet else (text, unet)

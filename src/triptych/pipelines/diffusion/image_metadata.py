@@ -122,9 +122,15 @@ def parameters(record: GenerationRecord) -> str:
     }
     pairs = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in known.items() if value is not None)
     prompt = record.prompt if record.label is None else record.class_name or f"class {record.label}"
-    prompt = " ".join([prompt, *(f"<lora:{name}:{weight:g}>" for name, weight in loras.items())]).strip()
+    prompt = " ".join(
+        [prompt, *(f"<lora:{name}:{_weights(weight)}>" for name, weight in loras.items())]
+    ).strip()
     negative = f"\nNegative prompt: {record.negative_prompt}" if record.negative_prompt else ""
     return f"{prompt}{negative}\n{pairs}".strip()
+
+
+def _weights(weight: float | tuple[float, float]) -> str:
+    return ":".join(f"{one:g}" for one in (weight if isinstance(weight, tuple) else (weight,)))
 
 
 def _lora_hash(record: GenerationRecord, name: str) -> str:

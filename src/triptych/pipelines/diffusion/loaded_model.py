@@ -154,19 +154,18 @@ class LoadedModel:
             self._decoders[file] = fingerprint(net)[:12], codec
         return self._decoders[file]
 
-    def encode(self, prompts: tuple[str, ...]) -> Tensor:
-        """Return the contexts of prompts, one row each."""
-        if prompts in self._contexts:
-            return self._contexts[prompts]
-        if self.net.text_encoder is None:
+    def encode(self, groups: Sequence[tuple[str, ...]]) -> list[Tensor]:
+        """Return the contexts of groups of prompts, one row for each prompt; those of a group are equally long."""
+        missing = [group for group in dict.fromkeys(groups) if group not in self._contexts]
+        if missing and self.net.text_encoder is None:
             raise ConfigError(
                 "the text encoder was freed after the first prompts (low_memory=True); make a new pipeline for others"
             )
-        contexts = self.net.text_encoder.encode_prompts(prompts)
-        if self.low_memory:
-            self._contexts = {prompts: contexts}
+        contexts = self._contexts | {group: self.net.text_encoder.encode_prompts(group) for group in missing}
+        if missing and self.low_memory:
+            self._contexts = contexts
             self.net.drop_text()
-        return contexts
+        return [contexts[group] for group in groups]
 
     def place_latents(self, latents: Tensor | None, count: int) -> Tensor | None:
         """Check the initial latents of `count` images and move them to the device, in fp32.

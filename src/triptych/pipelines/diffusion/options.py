@@ -29,7 +29,8 @@ class SamplingOptions:
     """
 
     prompt: str = ""
-    """Text to generate from, of any length; `(word:1.3)` changes a word's weight and `BREAK` starts a new chunk."""
+    """Text to generate from, of any length; `(word:1.3)` changes a word's weight, `[a:b:0.5]` switches and `[a|b]`
+    alternates between steps, `a :1.2 AND b` composes, and `BREAK` starts a new chunk."""
     negative_prompt: str = ""
     """Text to steer away from."""
     num_steps: int = 30
@@ -79,8 +80,9 @@ class SamplingOptions:
     """Make the image seamless from left to right (x), top to bottom (y) or both (xy)."""
     tiled_decode: bool | Literal["auto"] = "auto"
     """Encode and decode in tiles, in bounded memory; auto uses tiles above one megapixel."""
-    loras: dict[str, float] = field(default_factory=dict)
-    """LoRA files, or names in the pipeline's LoRA folder, each with its weight (1 is as trained)."""
+    loras: dict[str, float | tuple[float, float]] = field(default_factory=dict)
+    """LoRA files, or names in the pipeline's LoRA folder, each with its weight (1 is as trained), or with one for the
+    text encoder and one for the UNet."""
     embeddings: dict[str, str] = field(default_factory=dict)
     """Words that prompts may use, each with its textual inversion file."""
 
@@ -180,7 +182,7 @@ class SamplingArguments(TypedDict, total=False):
     tiling: str | tuple[bool, bool]
     """Letters, or whether x and whether y."""
     tiled_decode: bool | Literal["auto"]
-    loras: Mapping[str, float]
+    loras: Mapping[str, float | tuple[float, float]]
     embeddings: Mapping[str, str]
 
 

@@ -25,6 +25,7 @@ from triptych.pipelines.diffusion.canvas import Canvas
 from triptych.pipelines.diffusion.input_tensors import InputTensors
 from triptych.pipelines.diffusion.loaded_model import LoadedModel
 from triptych.pipelines.diffusion.options import IMAGE_ROLES, GenerationRecord
+from triptych.pipelines.diffusion.prompt_contexts import PromptContexts, prompt_contexts
 from triptych.pipelines.image_input import ImageInput, name_of
 
 SPATIAL: dict[ConcatConditioning, str] = {
@@ -68,6 +69,8 @@ class SamplingJob:
     """Of the one prompt, or of each image's class or prompt."""
     negative_context: Float[Tensor, "1 l d"] | None = None
     """Of the negative prompt or the null class; None turns guidance off."""
+    prompts: PromptContexts | None = None
+    """In place of both, contexts of prompts, which may change from step to step."""
     canvas: Canvas | None = None
     init_latents: Float[Tensor, "1 c h w"] | None = None
     """Latents to start from, or to keep outside the mask."""
@@ -216,17 +219,7 @@ def _contexts(
     if condition == "boxes":
         tokens = box_tokens(net.config.text_encoder, record.boxes)
         return {"context": encoder.encode_tokens(tokens.to(encoder.positions.device))}
-    prompts = tuple(one.prompt for one in records)
-    if len(set(prompts)) == 1:
-        prompts = prompts[:1]
-    elif len({encoder.chunks(prompt) for prompt in prompts}) > 1:
-        raise ConfigError(
-            "prompts with different numbers of chunks cannot share a batch; generate them one by one"
-        )
-    if not guided:
-        return {"context": model.encode(prompts)}
-    both = model.encode((*prompts, record.negative_prompt))
-    return {"context": both[:-1], "negative_context": both[-1:]}
+    return {"prompts": prompt_contexts(model, [one.prompt for one in records], record, guided)}
 
 
 # Images that a task reads

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from triptych.config import to_json
 from triptych.device import log_dtype
-from triptych.diffusion.guidance import guided, projected, within
+from triptych.diffusion.guidance import composed, guided, projected, within
 from triptych.diffusion.inpainting import masked
 from triptych.diffusion.noise import noise_for, seeded_noise
 from triptych.diffusion.process import Denoiser
@@ -24,7 +24,15 @@ from triptych.pipelines.diffusion.loaded_model import LoadedModel
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.prepare import SamplingJob, check_task, prepare
 from triptych.pipelines.diffusion.progress import Progress, progress_bar
+from triptych.pipelines.diffusion.prompt_contexts import PromptContexts
 from triptych.pipelines.image_input import ImageInput
+
+
+@dataclass
+class StepClock:
+    """The step of a sampler that is running, from 0: prompts may change with it."""
+
+    step: int = 0
 
 
 class SamplingLoop:
@@ -139,7 +147,8 @@ class SamplingLoop:
             if len(levels) == 1:  # strength 0
                 return job.init_latents.expand_as(noise), None
             x = noise if job.from_noise else levels[0].noised(job.init_latents, noise)
-        denoise = self._denoiser(job, rows, seeds)
+        clock = StepClock()
+        denoise = self._denoiser(job, rows, clock)
         if job.latent_mask is not None:
             assert job.init_latents is not None
             start = levels[0].t if job.from_noise else None
@@ -149,6 +158,7 @@ class SamplingLoop:
         stopped_at = None
         for step in sampler(record.sampler)(denoise, x, levels, noise=step_noise):
             x, done, level = step.x, step.index + 1, levels[step.index]
+            clock.step = done
             tick()
             if preview is not None:
                 codec, noise_level = self.model.preview_codec, (level.alpha, level.sigma)
@@ -175,13 +185,40 @@ class SamplingLoop:
                     f"guidance_scale{other}"
                 )
 
-    def _denoiser(self, job: SamplingJob, rows: Sequence[int], seeds: Sequence[int]) -> Denoiser:
+    def _denoiser(self, job: SamplingJob, rows: Sequence[int], clock: StepClock) -> Denoiser:
         """The network under the job's conditions, guided: (x, t) -> x0."""
-        record, count = job.records[0], len(seeds)
-        concat = None if job.concat is None else job.concat(seeds).to(self.model.device)
+        record = job.records[0]
+        conditioned = self._conditioned(job, rows)
+        scale = record.guidance_scale
+        if job.prompts is None:
+            context = None if job.context is None else _rows_of(job.context, rows)
+            alone = conditioned(context, 1)
+            if scale is None or (job.negative_context is None and job.null_label is None):
+                return alone
+            contexts = None
+            if context is not None and job.negative_context is not None:
+                contexts = torch.cat([context, job.negative_context.expand(len(rows), -1, -1)])
+            pair = conditioned(contexts, 2)
+        else:
+            alone, pair = self._prompted(job.prompts, rows, conditioned, clock)
+            if scale is None or pair is None:
+                return alone
+        if record.apg is not None:
+            denoise = projected(pair, scale, **record.apg)
+        else:
+            denoise = guided(pair, scale, process=self.net.process, rescale=record.guidance_rescale)
+        if record.guidance_interval is not None:
+            denoise = within(denoise, alone, self.net.process, *record.guidance_interval)
+        return denoise
+
+    def _conditioned(self, job: SamplingJob, rows: Sequence[int]) -> Callable[[Tensor | None, int], Denoiser]:
+        """A function (contexts, repeats) -> denoiser of `repeats` batches: the conditions, the last one negative."""
+        count = len(rows)
+        concat = None
+        if job.concat is not None:
+            concat = job.concat([job.records[row].seed for row in rows]).to(self.model.device)
 
         def conditioned(context: Tensor | None, repeats: int) -> Denoiser:
-            """The denoiser of `repeats` batches: the condition, then the unconditional ones."""
             channels = labels = None
             if concat is not None:
                 channels = concat.expand(count, -1, -1, -1).repeat(repeats, 1, 1, 1)
@@ -191,24 +228,43 @@ class SamplingLoop:
                 labels = torch.cat([label, *[null] * (repeats - 1)]).to(self.model.device)
             return self.net.denoiser(context, concat=channels, labels=labels)
 
-        context = job.context
-        if context is not None:
-            context = context[rows] if len(context) > 1 else context.expand(count, -1, -1)
-        scale = record.guidance_scale
-        if scale is None or (job.negative_context is None and job.null_label is None):
-            return conditioned(context, 1)
-        contexts = None
-        if context is not None and job.negative_context is not None:
-            contexts = torch.cat([context, job.negative_context.expand(count, -1, -1)])
-        pair = conditioned(contexts, 2)
-        if record.apg is not None:
-            denoise = projected(pair, scale, **record.apg)
-        else:
-            denoise = guided(pair, scale, process=self.net.process, rescale=record.guidance_rescale)
-        if record.guidance_interval is not None:
-            alone = conditioned(context, 1)
-            denoise = within(denoise, alone, self.net.process, *record.guidance_interval)
-        return denoise
+        return conditioned
+
+    def _prompted(
+        self,
+        prompts: PromptContexts,
+        rows: Sequence[int],
+        conditioned: Callable[[Tensor | None, int], Denoiser],
+        clock: StepClock,
+    ) -> tuple[Denoiser, Denoiser | None]:
+        """The denoiser of the prompts alone, and of prompts and negative prompt (None without), as of each step."""
+
+        def contexts(number: int) -> list[Tensor]:
+            step = prompts.contexts[number]
+            negative = [] if step.negative is None else [step.negative.expand(len(rows), -1, -1)]
+            return [*(_rows_of(context, rows) for context in step.prompts), *negative]
+
+        def pair(number: int) -> Denoiser:
+            tensors = contexts(number)
+            return composed(conditioned(torch.cat(tensors), len(tensors)), prompts.weights)
+
+        def current(make: Callable[[int], Denoiser]) -> Denoiser:
+            denoisers: dict[int, Denoiser] = {}
+
+            def denoise(x: Tensor, t: Tensor) -> Tensor:
+                number = prompts.number_at(clock.step)
+                if number not in denoisers:
+                    denoisers[number] = make(number)
+                return denoisers[number](x, t)
+
+            return denoise
+
+        if prompts.contexts[0].negative is None:
+            return current(lambda number: conditioned(contexts(number)[0], 1)), None
+        both = current(pair)
+        if prompts.weights == (1.0,):
+            return current(lambda number: conditioned(contexts(number)[0], 1)), both
+        return guided(both, 1.0), both
 
     def _finish(self, job: SamplingJob, record: GenerationRecord, latents: Tensor) -> Image.Image:
         """Decode an image and put its record into `info`."""
@@ -217,3 +273,8 @@ class SamplingLoop:
         image = to_image(pixels if job.canvas is None else job.canvas.composite(pixels))
         image.info.update(to_json(record) | {"parameters": image_metadata.parameters(record)})
         return image
+
+
+def _rows_of(context: Tensor, rows: Sequence[int]) -> Tensor:
+    """The contexts of a batch's images, from one for all images or one for each."""
+    return context[rows] if len(context) > 1 else context.expand(len(rows), -1, -1)
