@@ -21,6 +21,7 @@ import triptych as tp
 from triptych.errors import CheckpointError, TriptychError
 from triptych.training import dry_run, evaluate, run
 from triptych.training.configs.registry import TASKS, run_from_json, run_to_json
+from triptych.training.optim import lr_at
 from triptych.training.run_folder import config_of
 
 
@@ -72,6 +73,39 @@ def test_another_config_is_refused_and_harmless_changes_are_not(short, tmp_path)
     )  # the refused one left no trace
     again = replace(short, loop=replace(short.loop, log_every=0.0), loading=replace(short.loading, workers=1))
     assert run(again, tmp_path).finished
+
+
+def test_more_epochs_continue_a_finished_run_on_the_longer_schedule(config, short, tmp_path, capfd):
+    assert run(short, tmp_path / "r").step == 4
+    assert run(config, tmp_path / "r").step == 12
+    message = capfd.readouterr().err
+    assert "epochs raised from 1 to 3: step 5 to 12 follow the schedule of 3 epochs" in message
+    rates = [row["lr"] for row in log_rows(tmp_path / "r") if "lr" in row]
+    assert rates[:4] == [lr_at((i + 0.5) / 4, config.optim) for i in range(4)]
+    assert rates[4:] == [lr_at((i + 0.5) / 12, config.optim) for i in range(4, 12)]
+    assert f"the learning rate goes from {lr_at(4.5 / 4, config.optim):.2g} to {rates[4]:.2g}" in message
+    assert json.loads((tmp_path / "r" / "config.json").read_text())["loop"]["epochs"] == 3
+    assert run(config, tmp_path / "r").step == 12  # finished: nothing to do
+    with pytest.raises(
+        CheckpointError, match=r"has a run of 3 epochs, and 1 were requested; give at least 3 to .*--init"
+    ):
+        run(short, tmp_path / "r")
+
+
+def test_an_extended_run_that_is_interrupted_is_the_uninterrupted_one_bit_for_bit(
+    config, short, tmp_path, monkeypatch
+):
+    for name in ("whole", "cut"):
+        run(short, tmp_path / name)
+    run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert not run(config, tmp_path / "cut").finished
+    assert run(config, tmp_path / "cut").finished
+    (tensors, facts), (other_tensors, other_facts) = (last_checkpoint(tmp_path / n) for n in ("whole", "cut"))
+    assert facts == other_facts
+    assert [name for name in tensors if not torch.equal(tensors[name], other_tensors[name])] == []
+    assert comparable_rows(tmp_path / "whole") == comparable_rows(tmp_path / "cut")
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(short, tmp_path):

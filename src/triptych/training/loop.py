@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -156,10 +156,29 @@ def resume(run: Run, state: TrainState, checkpoints: Checkpoints) -> list[str]:
         return []
     checkpoint, messages = newest
     facts = dict(checkpoint.facts)
-    require_same(run.folder, facts.pop("identity"), resume_identity(run.config_dict()))
+    identity = facts.pop("identity")
+    require_same(run.folder, identity, resume_identity(run.config_dict()))
     state.load_tensors(checkpoint)
     state.load_state_dict(facts)
-    return [*messages, f"resuming from step {state.step}"]
+    messages = [*messages, f"resuming from step {state.step}"]
+    if run.config.loop.epochs != identity["loop"]["epochs"]:
+        messages.append(describe_extension(run, state.step, identity["loop"]["epochs"]))
+    return messages
+
+
+def describe_extension(run: Run, step: int, epochs_before: float) -> str:
+    """Return the log's message for a run that continues with more epochs: on the schedule of the longer run, as if it
+    had been at this step of it."""
+    loop, optim = run.config.loop, run.config.optim
+    total = StepPlan.of(run).total
+    before = StepPlan.of(
+        replace(run, config=replace(run.config, loop=replace(loop, epochs=epochs_before)))
+    ).total
+    rates = [lr_at((step + 0.5) / steps, optim) for steps in (before, total)]
+    return (
+        f"epochs raised from {epochs_before:g} to {loop.epochs:g}: step {step + 1} to {total} follow the schedule of "
+        f"{loop.epochs:g} epochs; the learning rate goes from {rates[0]:.2g} to {rates[1]:.2g}"
+    )
 
 
 def save_checkpoint(run: Run, state: TrainState, checkpoints: Checkpoints, reporter: StepReporter) -> None:

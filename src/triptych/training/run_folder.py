@@ -100,12 +100,12 @@ def claim_folder(out: Path, config: ConfigDict, data_changes: Callable[[], str] 
 def require_same(
     out: Path, existing: ConfigDict, config: ConfigDict, data_changes: Callable[[], str] = str
 ) -> None:
-    """Refuse to resume another run.
+    """Refuse to resume another run. More epochs continue it: see `with_epochs_of`.
 
     Raises:
         CheckpointError: the two configs differ; names the first difference.
     """
-    difference = first_difference(existing, config)
+    difference = first_difference(with_epochs_of(config, existing), config)
     if difference is None:
         return
     name, before, after = difference
@@ -116,10 +116,23 @@ def require_same(
             f"the images in {config.get('data')}{more} changed since the run in {out} began"
             f"{': ' if changes else ''}{changes}; restore them to resume, or give another --out"
         )
+    if name == "loop.epochs":
+        raise CheckpointError(
+            f"{out} has a run of {before:g} epochs, and {after:g} were requested; give at least {before:g} to continue "
+            f"it, or another --out, with --init {out} to start from its weights"
+        )
     raise CheckpointError(
         f"{out} has a run with {name} {before!r}, and {after!r} was requested; give the same command to resume it, or "
-        "another --out"
+        f"another --out, with --init {out} to start from its weights"
     )
+
+
+def with_epochs_of(config: ConfigDict, existing: ConfigDict) -> ConfigDict:
+    """Return the config of an existing run with the epochs of `config`, if those are more: then the run continues."""
+    before, after = existing.get("loop", {}).get("epochs"), config.get("loop", {}).get("epochs")
+    if isinstance(before, int | float) and isinstance(after, int | float) and after > before:
+        return {**existing, "loop": {**existing["loop"], "epochs": after}}
+    return existing
 
 
 def open_evaluation(
