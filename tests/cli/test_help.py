@@ -40,6 +40,7 @@ FLAGS = {
     " --flip --caption-column --samples --extractor --reference --classifier --num-steps --guidance-scale --sampler"
     " --seed --out --json",
     "explain": "IMAGE --model --out --point --size --json",
+    "export": "MODEL OUT --format --dynamic --size --prediction --json",
     "generate": "[PROMPT] --prompts --class --box --model --num-images --size --from --lora --lora-dir"
     " --embedding --out --skip-existing --strip --preview --batch-size --prediction --dtype --compile"
     " --json --negative-prompt --num-steps --guidance-scale --seed --height --width --sampler"

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "train": ("train", "train", "train or fine-tune on your images; run it again to resume"),
     "plot": ("plot", "Plot", "plot the curves of a training run"),
     "convert": ("convert", "Convert", "convert a checkpoint to another library's format"),
+    "export": ("export", "Export", "write a network as a graph: ONNX, OpenVINO, torch.export"),
     "bench": ("bench", "bench", "benchmark against timm, transformers and diffusers"),
 }
 

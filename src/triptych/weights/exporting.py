@@ -35,27 +35,33 @@ SUFFIXES = {
 }
 
 
+GRAPH_FORMATS = ("onnx", "pt2", "openvino")
+"""Formats of graphs, which `export` takes for every family."""
+
+
 def formats(family: str | None = None) -> list[str]:
-    """Return the formats that `export` takes, for the networks of one family or for all."""
+    """Return the formats of weights that `export` takes, for the networks of one family or for all."""
     return ["triptych", *dict.fromkeys(f.name for f in all_formats() if family in (None, f.family))]
 
 
-def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
-    """Write a network in a published format.
+def export(net: nn.Module, path: str | os.PathLike[str], format: str | None = None) -> Path:
+    """Write a network in a published format: its weights for another library, or its graph for another runtime.
 
     ```python
     tp.export(net, "out", "hf")               # transformers: AutoModelForImageClassification.from_pretrained("out")
     tp.export(net, "out", "timm")             # timm.create_model("local-dir:out")
+    tp.export(net, "net.onnx")                # onnxruntime.InferenceSession("net.onnx")
     ```
 
     Args:
         net: a network of this package.
         path: a file with one of the format's suffixes, or a folder to create. "hf" and "timm" folders hold config,
             preprocessing and model.safetensors.
-        format: one of `formats()`.
+        format: one of `formats()`; or "onnx", "pt2" or "openvino", which None means for .onnx, .pt2 and .xml: see
+            `triptych.weights.graphs.exporting.export_graphs`.
 
     Returns:
-        The weights file that was written; of a pipeline its folder.
+        The file that was written; of a pipeline, or of several graphs, their folder.
 
     Raises:
         ConfigError: an unknown format, or a suffix that it does not have.
@@ -63,6 +69,11 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
         StorageError: the file cannot be written.
     """
     path = Path(path)
+    if format is None or format in GRAPH_FORMATS:
+        from triptych.weights.graphs.exporting import export_graphs
+
+        results = export_graphs(net, path, format)
+        return results[0].path if len(results) == 1 else path
     if format == "triptych":
         target = path if path.suffix == ".safetensors" else path / "model.safetensors"
         native.save(net, target)
@@ -88,7 +99,8 @@ def _format(net: nn.Module, name: str) -> Format:
     """Return the format of that name for a network's family."""
     named = [format for format in all_formats() if format.name == name]
     if not named:
-        hint = near_names_hint(name, formats(), otherwise=f"choose one of {', '.join(formats())}")
+        known = [*formats(), *GRAPH_FORMATS]
+        hint = near_names_hint(name, known, otherwise=f"choose one of {', '.join(known)}")
         raise ConfigError(f"no format is called {name!r}; {hint}")
     family = family_of(getattr(net, "config", None))
     for format in named:
