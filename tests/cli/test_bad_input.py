@@ -55,7 +55,7 @@ MISTAKES = [
     ("evaluate {m} --data {o}/folder", "folder"),
     ("evaluate {m} --data {t}/nowhere", "nowhere"),
     ("evaluate {m} --data emoji", "does not know"),
-    ("evaluate {m} --data emoji --flip", "ViT is no segmenter"),
+    ("evaluate {m} --data emoji --flip", "ViT is not a segmenter"),
     ("evaluate {s} --data scenes --window 2x2", "must be at least one patch"),
     ("evaluate {s} --data scenes --scales 0", "scales is (0.0,)"),
     ("evaluate {s} --data scenes --ignore-index -1", "ignore_index is -1"),
