@@ -1,4 +1,4 @@
-"""What all tests share. Under pytest the shapes in the signatures of `layers`, `models` and `heads` are checked at each
+"""Fixtures of all tests. Under pytest the shapes in signatures of `layers`, `models` and `heads` are checked at each
 call."""
 
 import signal
@@ -19,7 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Before the first import of either: the hook rewrites modules as they are loaded.
 install_import_hook(["triptych.layers", "triptych.models", "triptych.heads"], "beartype.beartype")
 
-# Tests draw the same examples every time; no clock decides, since a busy machine is no bug.
+# Tests draw the same examples every time, without deadlines, since a busy machine is not a bug.
 settings.register_profile(
     "triptych",
     deadline=None,

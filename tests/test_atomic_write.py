@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and a failure leaves what was there, and nothing else."""
+"""Files appear complete or not at all, and a failure leaves the previous file and nothing else."""
 
 import errno
 import os

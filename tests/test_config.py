@@ -1,4 +1,4 @@
-"""Configs to JSON and back: nothing changes on the way, and what is wrong is named."""
+"""Configs to JSON and back without a change, and errors that name the wrong field."""
 
 import json
 from dataclasses import dataclass, field, replace

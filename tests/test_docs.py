@@ -73,7 +73,7 @@ ELSEWHERE = {"guides/export.md"}  # its examples read what its commands write: t
     "page", [name for name in PAGES if name not in ELSEWHERE and python_blocks(read(name), False)]
 )
 def test_examples_run(page, tmp_path, monkeypatch):
-    """All examples of a page run in order, in one namespace and a folder that has one image."""
+    """All examples of a page run in order, in one namespace and in a folder with one image."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(DOCS / "images" / "strawberry.png", tmp_path)
     names: dict = {"__name__": "__main__"}

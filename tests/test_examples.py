@@ -1,4 +1,4 @@
-"""The notebooks of examples/ run from top to bottom, with nothing but what they make themselves."""
+"""The notebooks of examples/ run from top to bottom without other files."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def test_the_notebook_runs(notebook, tmp_path):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_has_outputs(notebook):
-    """It is read on the web as well, where nothing runs: `make notebooks` stores the outputs."""
+    """Notebooks are also read on the web, where nothing runs: `make notebooks` stores the outputs."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     assert any(cell.get("outputs") for cell in cells)
     assert not any(output["output_type"] == "error" for cell in cells for output in cell.get("outputs", ()))

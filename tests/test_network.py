@@ -1,4 +1,4 @@
-"""Networks without numbers."""
+"""Networks built without initializing their weights."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def test_a_blank_network_has_the_shapes_of_a_filled_one():
         n: p.shape for n, p in build().named_parameters()
     }
     assert all(parameter.is_meta for parameter in net.parameters())
-    assert torch.equal(nn.init.ones_(torch.zeros(3)), torch.ones(3))  # what comes after is filled
+    assert torch.equal(nn.init.ones_(torch.zeros(3)), torch.ones(3))  # later tensors are initialized again
 
 
 def test_building_one_leaves_the_compiler_out():

@@ -1,4 +1,4 @@
-"""What importing costs, asserted by what is imported: clocks lie on a busy machine, lists do not."""
+"""The cost of imports, checked by lists of modules, since times are unreliable on a busy machine."""
 
 import importlib.metadata
 import json

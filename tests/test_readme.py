@@ -26,7 +26,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def arguments(tmp_path) -> dict[str, str]:
-    """What stands for the words in capitals: tiny data sets, and folders to write into."""
+    """Values of the words in capitals: tiny data sets, and folders to write into."""
     folder = tmp_path / "images"
     rng = np.random.default_rng(0)
     for name, color in {"blue": (30, 40, 200), "red": (200, 30, 30)}.items():

@@ -1,4 +1,4 @@
-"""A small network that is neither linear nor trained, and the processes that tests go through."""
+"""A small nonlinear network with random weights, and the diffusion processes of the tests."""
 
 import pytest
 import torch
@@ -9,13 +9,13 @@ from triptych.diffusion.process import Process
 
 @pytest.fixture
 def process():
-    """The process of these settings; Stable Diffusion's without any."""
+    """Return the process with these settings; by default Stable Diffusion's."""
     return lambda **settings: Process(ProcessConfig(**settings))
 
 
 @pytest.fixture
 def net():
-    """(x, t) -> output of x's shape, (b, 4, h, w); it sees t, and each image on its own."""
+    """Return (x, t) -> output of x's shape, (b, 4, h, w), which depends on t and treats each image separately."""
     generator = torch.Generator().manual_seed(7)
     inner = torch.randn(6, 4, 3, 3, generator=generator) / 6
     outer = torch.randn(4, 6, 3, 3, generator=generator) / 7

@@ -1,4 +1,4 @@
-"""Guidance beside two calls, beside diffusers' functions, and beside the papers' words, slowly."""
+"""Guidance against two calls of the network, diffusers' functions, and slow forms of the papers' equations."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ from triptych.diffusion.schedule import spaced_levels
 
 @pytest.fixture
 def prompted(net):
-    """(x, t, prompt) -> output, of which prompt is a number for each image."""
+    """Return (x, t, prompt) -> output, where prompt is one number per image."""
     return lambda x, t, prompt: net(x + prompt[:, None, None, None], t)
 
 
 def halves(prompted, process):
-    """One denoiser for a batch twice as long, prompt first, and the two of its halves."""
+    """Return a denoiser for a doubled batch, prompt first, and the two denoisers of its halves."""
     context = torch.tensor([0.5, -0.2, 0.0, 0.1])
     both = network_denoiser(lambda x, t: prompted(x, t, context), process)
     positive = network_denoiser(lambda x, t: prompted(x, t, context[:2]), process)
@@ -76,7 +76,7 @@ def test_rescaling_fully_restores_the_standard_deviation(prompted, process, x, t
 
 
 def slow_projection(positives, negatives, scale, eta, threshold, momentum):
-    """Sadat et al. 2024, one image and one number at a time; gives what the last call answers."""
+    """Sadat et al. 2024, one image and one number at a time; return the last call's output."""
     average = None
     for positive, negative in zip(positives, negatives, strict=True):
         change = positive - negative
@@ -114,7 +114,7 @@ def test_projected_guidance_is_diffusers(momentum, prompted, process, x):
     answer = projected(both, 6.0, eta=0.3, threshold=2.5, momentum=momentum or 0.0)
     buffer = None if momentum is None else guiders.MomentumBuffer(momentum)
     for t in (torch.full((2,), 500.0), torch.full((2,), 400.0)):
-        # In the paper's own form, whose scale counts from 0.
+        # The paper's form, in which scale 0 means no guidance.
         theirs = guiders.normalized_guidance(positive(x, t), negative(x, t), 5.0, buffer, 0.3, 2.5, True)
         torch.testing.assert_close(answer(x, t), theirs, atol=1e-5, rtol=1e-5)
 

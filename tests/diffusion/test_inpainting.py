@@ -1,4 +1,4 @@
-"""Images as conditions: further channels, and parts that stay as they are."""
+"""Conditioning on images: concatenated channels, and masked regions that stay unchanged."""
 
 import pytest
 import torch
@@ -15,20 +15,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture
 def scene():
-    """Latents to keep, where to paint, and noise to start from."""
+    """Known latents, the mask of what to inpaint, and noise to start from."""
     mask = torch.zeros(1, 1, 6, 5)
     mask[..., 2:, 1:4] = 1
     return torch.randn(2, 4, 6, 5), mask, torch.randn(2, 4, 6, 5)
 
 
-def test_further_channels_reach_the_network():
+def test_concatenated_channels_reach_the_network():
     x, extra = torch.randn(2, 4, 3, 3), torch.randn(2, 5, 3, 3)
     seen = []
     net = concat_channels(lambda x, t: seen.append(x) or x[:, :4], extra)
     t = torch.zeros(2)
     assert torch.equal(net(x, t), x)
     assert torch.equal(seen[0], torch.cat([x, extra], dim=1))
-    # Guidance asks for both halves at once.
+    # Guidance evaluates both halves in one call.
     net(torch.cat([x, x]), torch.cat([t, t]))
     assert torch.equal(seen[1], torch.cat([seen[0], seen[0]]))
     assert concat_channels(lambda x, t: x, extra)(x.bfloat16(), t).dtype == torch.bfloat16
@@ -48,15 +48,15 @@ def test_nine_channels_can_be_guided(net, process):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_outside_the_mask_all_stays(name, net, process, scene):
+def test_outside_the_mask_nothing_changes(name, net, process, scene):
     known, mask, noise = scene
     process = process()
     levels = spaced_levels(process, 5, "trailing")
     answer = masked(network_denoiser(net, process), process, known, mask, noise)
     *_, last = SAMPLERS[name](answer, noise, levels, noise=noise_for([1, 2], (4, 6, 5)))
-    kept = (mask == 0).expand_as(known)
-    torch.testing.assert_close(last.x[kept], known[kept], atol=1e-5, rtol=1e-5)
-    assert (last.x - known)[~kept].abs().min() > 0
+    outside = (mask == 0).expand_as(known)
+    torch.testing.assert_close(last.x[outside], known[outside], atol=1e-5, rtol=1e-5)
+    assert (last.x - known)[~outside].abs().min() > 0
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
@@ -69,8 +69,8 @@ def test_outside_the_mask_all_stays(name, net, process, scene):
         ("ddpm", "DDPMScheduler", "leading"),
     ],
 )
-def test_painting_is_diffusers(name, scheduler, spacing, strength, net, process, scene):
-    """Its pipeline's loop for networks of four channels: after each step the rest is overwritten."""
+def test_inpainting_is_diffusers(name, scheduler, spacing, strength, net, process, scene):
+    """diffusers' loop for networks of four channels: after each step the known region is overwritten."""
     schedulers = pytest.importorskip("diffusers.schedulers")
     (known, mask, noise), process = scene, process()
     levels = from_strength(spaced_levels(process, 10, spacing), strength)

@@ -1,4 +1,4 @@
-"""The loss of a denoiser: closed forms of its weights, one loss in four parametrisations, times and noise."""
+"""The loss of a denoiser: closed forms of its weights, one loss in four parametrizations, times and noise."""
 
 import numpy as np
 import pytest
@@ -25,21 +25,21 @@ def test_min_snr_weights_are_the_closed_forms(gamma):
     bounded = snr.clamp(max=gamma)
     wanted = {"eps": bounded / snr, "v": bounded / (snr + 1), "x0": bounded}
     for prediction, weight in wanted.items():
-        found = min_snr_weight(prediction, alpha, sigma, gamma)
-        torch.testing.assert_close(found.double(), weight, rtol=1e-4, atol=1e-7)
+        weights = min_snr_weight(prediction, alpha, sigma, gamma)
+        torch.testing.assert_close(weights.double(), weight, rtol=1e-4, atol=1e-7)
 
 
 def test_min_snr_weight_of_a_flow():
     alpha, sigma = torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.1, 0.5, 0.9])
-    found = min_snr_weight("flow", alpha, sigma, 5.0)
+    weights = min_snr_weight("flow", alpha, sigma, 5.0)
     wanted = (alpha / sigma).square().clamp(max=5.0) * sigma**2  # alpha + sigma = 1
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(weights, wanted)
 
 
 @pytest.mark.parametrize("schedule", ["scaled_linear", "cosine", "flow"])
 @pytest.mark.parametrize("gamma", [2.0, 5.0])
-def test_one_denoiser_has_one_loss_whatever_it_predicts(schedule, gamma):
-    """What a network sees in the noise is the same x_0, said in four ways: the weighted error must not depend on it."""
+def test_the_loss_does_not_depend_on_the_parametrization(schedule, gamma):
+    """The same x_0 in four parametrizations: the weighted error must not depend on the choice."""
     x0, eps, seen = torch.randn(3, 6, 4, 5, 5, dtype=torch.float64)
     t = torch.tensor([1.0, 40, 200, 500, 800, 990])
     predictions = PREDICTIONS[1:] if schedule == "flow" else PREDICTIONS
@@ -62,8 +62,8 @@ def test_without_weights_it_is_the_mean_squared_error_of_the_prediction():
     t = torch.tensor([3.0, 400, 700, 999])
     output = torch.randn(4, 3, 5, 5)
     alpha, sigma = (part.view(-1, 1, 1, 1) for part in process.at(t))
-    found = prediction_error(output, x0, eps, t, process, NoiseConfig())
-    torch.testing.assert_close(found, (output - alpha * eps + sigma * x0).square().mean())
+    error = prediction_error(output, x0, eps, t, process, NoiseConfig())
+    torch.testing.assert_close(error, (output - alpha * eps + sigma * x0).square().mean())
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
@@ -103,7 +103,7 @@ def test_the_times_of_a_batch_are_spread_evenly():
     process = Process(ProcessConfig())
     t = draw_times(10, process, NoiseConfig(), seeded(3))
     assert sorted((t // 100).tolist()) == list(range(10))
-    assert t.tolist() != sorted(t.tolist())  # but in no order: neighbors in a batch are not alike
+    assert t.tolist() != sorted(t.tolist())  # but unordered: neighbors in a batch are independent
 
 
 def test_offset_noise_moves_whole_channels():

@@ -40,12 +40,12 @@ def test_draws_differ_by_seed_purpose_and_step():
         for purpose in PURPOSES
         for step in (0, 1)
     ]
-    starts = 2  # which have no step
+    starts = 2  # initial noise has no step
     assert len({one.sum().item() for one in draws}) == len(draws) - starts
 
 
 def test_the_derivation_is_fixed():
-    """If these change, no picture can be made again."""
+    """If these change, no image can be regenerated."""
     assert seeded_noise([5], (2,)).tolist()[0] == pytest.approx([-0.48681, -0.60380], abs=1e-4)
     assert noise_for([5], (2,))(1).tolist()[0] == pytest.approx([0.36113, -0.90677], abs=1e-4)
 

@@ -46,7 +46,7 @@ def even(count, start=0.95):
 
 
 def falls(errors):
-    """How many times the error is halved where steps are."""
+    """Return how many times the error halves when the number of steps doubles."""
     return [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
 
 
@@ -93,7 +93,7 @@ def test_the_error_falls_at_the_methods_order(name, order, start):
     ],
 )
 def test_the_spread_of_noisy_samples_falls_in_place(name, order, start):
-    """All is linear, so the variance is exact: the response to each of the independent noises, squared and summed."""
+    """Everything is linear, so the variance is exact: squared responses to the independent noises, summed."""
     errors = []
     for count in (40, 80, 160):
         levels = even(count, start)
@@ -112,7 +112,7 @@ def test_the_spread_of_noisy_samples_falls_in_place(name, order, start):
 
 
 def test_lcm_draws_from_the_data_if_the_network_is_consistent():
-    """Of a perfectly consistent network, which answers with the end of the path, any number of steps is right."""
+    """For a perfectly consistent network, which predicts the end of the path, any number of steps is exact."""
 
     def consistent(x, t):
         alpha, sigma = torch.cos(t)[:, None], torch.sin(t)[:, None]
@@ -120,7 +120,7 @@ def test_lcm_draws_from_the_data_if_the_network_is_consistent():
 
     for count in (1, 2, 5):
         levels = (*(at(math.pi / 2 * (1 - i / count)) for i in range(count)), NoiseLevel(1.0, 0.0, 0.0))
-        # Times as a network has them; LCM mixes in x itself near 0.
+        # Times of a network; LCM mixes in x itself near 0.
         timed = tuple(level._replace(t=level.t * 1e4) for level in levels)
         x = torch.zeros(count + 2, 1, dtype=torch.float64)
         x[count] = 1

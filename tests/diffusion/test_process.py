@@ -1,4 +1,4 @@
-"""Tables of alpha and sigma, what networks predict in them, and how configs are held to sense."""
+"""Tables of alpha and sigma, the parametrizations of predictions, and checks of configs."""
 
 import math
 import subprocess
@@ -21,7 +21,7 @@ from triptych.diffusion.samplers import SAMPLERS as FUNCTIONS
 from triptych.diffusion.samplers import sampler
 from triptych.errors import UserError, require_known
 
-KINDS = [
+SETTINGS = [
     {"prediction": "eps"},
     {"prediction": "v", "zero_terminal_snr": True},
     {"prediction": "x0", "schedule": "cosine"},
@@ -81,7 +81,7 @@ def test_zero_terminal_snr_keeps_the_start_and_empties_the_end(process):
     assert rescaled.snr(torch.tensor(999)) == 0
 
 
-@pytest.mark.parametrize("settings", KINDS, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
 def test_levels_and_times_are_each_others_inverse(settings, process):
     process = process(**settings)
     times = [process.first, process.first + 0.3, 17, 400.25, 997.9, process.last]
@@ -93,11 +93,11 @@ def test_levels_and_times_are_each_others_inverse(settings, process):
         assert process.time(ratio) == pytest.approx(t)
     assert process.time(0.0) == (0 if process.config.schedule == "flow" else process.first)
     assert process.time(math.inf) == process.last
-    whole = process.at(torch.tensor([1, 500]))
+    at_integers = process.at(torch.tensor([1, 500]))
     assert all(
-        torch.equal(values, process.at(torch.tensor([1.0, 500.0]))[i]) for i, values in enumerate(whole)
+        torch.equal(values, process.at(torch.tensor([1.0, 500.0]))[i]) for i, values in enumerate(at_integers)
     )
-    assert whole[0].dtype == torch.float32
+    assert at_integers[0].dtype == torch.float32
 
 
 def test_between_whole_times_the_log_ratio_is_even(process):
@@ -106,7 +106,7 @@ def test_between_whole_times_the_log_ratio_is_even(process):
     assert ratios[1] == pytest.approx(math.sqrt(ratios[0] * ratios[2]))
 
 
-@pytest.mark.parametrize("settings", KINDS, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
 def test_what_is_predicted_gives_the_data_back(settings, process):
     process = process(**settings)
     x0, eps = torch.randn(2, 5, 4, 3, 3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Every sampler, step for step, beside diffusers' scheduler of the same name."""
+"""Every sampler, step for step, against diffusers' scheduler of the same name."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from triptych.diffusion.process import network_denoiser
 from triptych.diffusion.samplers import SAMPLERS, ddim, euler, sampler
 from triptych.diffusion.schedule import CLEAN, Levels, from_strength, spaced_levels
 
-# diffusers hands a tensor to np.array, which numpy 2 warns of.
+# diffusers passes a tensor to np.array, about which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 STEPS = 10
@@ -19,7 +19,7 @@ STEPS = 10
 class Peer:
     scheduler: str
     spacings: dict[str, str]
-    """Ours -> its name for the same table."""
+    """Our name of a table -> theirs."""
     settings: dict = field(default_factory=dict)
     scaled: bool = False
     """Its state is x / alpha."""
@@ -73,7 +73,7 @@ def make_scheduler(peer, spacing, prediction, **more):
 
 
 def walk(peer, scheduler, net, x, levels):
-    """Their loop: the state at the end of each step."""
+    """Run their loop and return the state after each step."""
     count = len(levels) - 1
     scheduler.set_timesteps(count)
     times = scheduler.timesteps
@@ -84,13 +84,13 @@ def walk(peer, scheduler, net, x, levels):
         x = x / levels[0].alpha
     states = []
     for i, t in enumerate(times):
-        # Two of them round the times of Karras' ramp for the network, yet not its levels.
+        # Two of them round the times of Karras' ramp for the network, but not its levels.
         seen = torch.full((len(x),), levels[i].t if len(times) == count else float(t))
         assert (t - seen[0]).abs() < (0.51 if scheduler.config.get("use_karras_sigmas") else 2e-3)
         output = net(scheduler.scale_model_input(x, t), seen)
         x = scheduler.step(output, t, x, return_dict=False, **more)[0]
         states.append(x)
-    # Heun calls twice a step but for the last, PLMS twice in the first.
+    # Heun calls the network twice in each step but the last, PLMS twice in the first.
     ends = {2 * count - 1: range(1, 2 * count, 2), count + 1: range(1, count + 1), count: range(count)}[
         len(times)
     ]
@@ -101,7 +101,7 @@ def walk(peer, scheduler, net, x, levels):
 
 
 def draws_like(x, count=2 * STEPS):
-    """The noise of step i: what their generator draws in turn."""
+    """Return the noise of step i, drawn from their generator in turn."""
     generator = torch.Generator().manual_seed(3)
     return [torch.randn(x.shape, generator=generator) for _ in range(count)].__getitem__
 
@@ -114,7 +114,7 @@ def test_each_step_is_diffusers(name, spacing, prediction, net, process):
     levels = spaced_levels(process, STEPS, spacing)
     their_net, their_prediction = net, prediction
     if name.startswith("plms") and prediction == "v":
-        # It averages v over steps, the paper and CompVis average noise: it is handed noise, of the network's v.
+        # Theirs averages v over steps; the paper and CompVis average noise, so it gets noise made from the network's v.
         their_prediction = "eps"
 
         def their_net(x, t):

@@ -1,4 +1,4 @@
-"""Tables of levels beside diffusers' and CompVis' own."""
+"""Tables of levels against those of diffusers and CompVis."""
 
 import math
 from itertools import pairwise
@@ -10,7 +10,7 @@ from triptych.diffusion.config import SPACINGS
 from triptych.diffusion.schedule import CLEAN, from_strength, spaced_levels
 from triptych.errors import UserError
 
-# diffusers hands a tensor to np.array, which numpy 2 warns of.
+# diffusers passes a tensor to np.array, about which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -22,18 +22,18 @@ def times(levels):
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "multistep", "multistep-leading"])
 def test_times_are_diffusers(spacing, steps, process):
     schedulers = pytest.importorskip("diffusers.schedulers")
-    kind = schedulers.DDPMScheduler
+    cls = schedulers.DDPMScheduler
     if spacing.startswith("multistep"):
-        kind = schedulers.UniPCMultistepScheduler
+        cls = schedulers.UniPCMultistepScheduler
         steps = min(steps, 999)
     theirs = {"multistep": "linspace", "multistep-leading": "leading"}.get(spacing, spacing)
-    peer = kind(timestep_spacing=theirs, steps_offset=1)
+    peer = cls(timestep_spacing=theirs, steps_offset=1)
     peer.set_timesteps(steps)
     expected = peer.timesteps.tolist()
     if steps == 1 and spacing == "linspace":
         expected = [999]  # theirs is 0, from which there is nothing to denoise
     if expected[0] == 1000:
-        expected = [t - 1 for t in expected]  # which is off the end of their table
+        expected = [t - 1 for t in expected]  # past the end of their table
     assert times(spaced_levels(process(), steps, spacing)) == expected
 
 

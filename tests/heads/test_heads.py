@@ -31,14 +31,14 @@ def test_upernet_with_swin_t_has_the_published_size_and_cost():
         net = segmenter(head, num_classes=0, map_norms=True)
         assert round(sum(p.numel() for p in net.parameters()) / 1e6) == 60
     macs = count_macs(net, (1, 3, 512, 2048))
-    aux = 9 * 384 * 256 * 32 * 128 + 256 * 150 * 32 * 128  # which evaluation leaves out
+    aux = 9 * 384 * 256 * 32 * 128 + 256 * 150 * 32 * 128  # evaluation leaves it out
     assert round((macs + aux) / 1e9) in range(935, 956)
 
 
-@pytest.mark.parametrize("kind", ["fpn", "unet", "upernet"])
+@pytest.mark.parametrize("head_type", ["fpn", "unet", "upernet"])
 @pytest.mark.parametrize("size", [(32, 32), (50, 77), (4, 9)])
-def test_logits_are_of_the_images_size(kind, size):
-    net = segmenter(HeadConfig(type=kind, num_classes=3, channels=16), map_norms=True, **SMALL)
+def test_logits_have_the_images_size(head_type, size):
+    net = segmenter(HeadConfig(type=head_type, num_classes=3, channels=16), map_norms=True, **SMALL)
     with torch.no_grad():
         logits = net(torch.randn(2, 3, *size))
     assert logits.shape == (2, 3, *size)
@@ -68,12 +68,12 @@ ONE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["fpn", "unet", "upernet"])
+@pytest.mark.parametrize("head_type", ["fpn", "unet", "upernet"])
 @pytest.mark.parametrize("backbone", ONE)
-def test_one_map_is_enough(backbone, kind):
+def test_one_map_is_enough(backbone, head_type):
     name, changes, chosen = ONE[backbone]
     net = segmenter(
-        HeadConfig(type=kind, num_classes=3, channels=16, **chosen), name, num_classes=0, **changes
+        HeadConfig(type=head_type, num_classes=3, channels=16, **chosen), name, num_classes=0, **changes
     )
     images = torch.randn(2, 3, 32, 48)
     assert len(net.maps(images)) == 1
@@ -95,18 +95,20 @@ def test_an_auxiliary_head_needs_a_map_before_the_last(backbone):
     assert "\n" not in str(caught.value)
 
 
-def test_blocks_are_a_vits():
-    with pytest.raises(UserError, match=r"head.blocks is \(1, 2\), and Swin has a map a stage; leave it out"):
+def test_only_a_vit_has_blocks_to_choose():
+    with pytest.raises(
+        UserError, match=r"head.blocks is \(1, 2\), but Swin has a map per stage; leave it out"
+    ):
         segmenter(HeadConfig(num_classes=3, channels=16, blocks=(1, 2)), map_norms=True, **SMALL)
 
 
-@pytest.mark.parametrize("kind", ["fpn", "unet", "upernet"])
+@pytest.mark.parametrize("head_type", ["fpn", "unet", "upernet"])
 @pytest.mark.parametrize("name", ["swin-t", "convnet-unet"])
-def test_one_image_of_one_cell_trains(name, kind):
-    """Pooled to 1 x 1, or no larger in its coarsest map."""
+def test_one_image_of_one_cell_trains(name, head_type):
+    """Pooling to 1 x 1, or a coarsest map of 1 x 1, leaves one value per channel."""
     changes = {**SMALL, "map_norms": True} if name == "swin-t" else {"widths": (4,) * 6}
     net = segmenter(
-        HeadConfig(type=kind, num_classes=3, channels=16, aux_channels=8), name, **changes
+        HeadConfig(type=head_type, num_classes=3, channels=16, aux_channels=8), name, **changes
     ).train()
     logits, aux = net.with_aux(torch.randn(1, 3, 32, 32))
     (logits.square().sum() + aux.square().sum()).backward()
@@ -114,7 +116,7 @@ def test_one_image_of_one_cell_trains(name, kind):
     assert missing == []
 
 
-def test_one_value_is_normed_by_the_running_statistics():
+def test_a_single_value_is_normalized_by_running_statistics():
     part = ConvNorm(2, 3, 1)
     torch.nn.init.uniform_(part.norm.running_mean)
     torch.nn.init.uniform_(part.norm.running_var, 0.5, 2.0)

@@ -1,4 +1,4 @@
-"""What is cache between calls: equal to what is made anew, bounded in bytes, the longest unused first to go."""
+"""The cache of constants: equal to a new result, bounded in bytes, least recently used entries dropped first."""
 
 import threading
 
@@ -15,7 +15,7 @@ def numbers(count, start=0):
 
 
 @given(requested=st.lists(st.integers(0, 40), max_size=60), limit=st.integers(0, 120))
-def test_it_answers_as_its_functions_and_stays_within_its_limit(requested, limit):
+def test_results_are_correct_and_stay_within_the_limit(requested, limit):
     cache, latest = ConstantCache(limit), []
     for count in requested:
         assert torch.equal(cache(numbers, count), numbers(count))
@@ -27,7 +27,7 @@ def test_it_answers_as_its_functions_and_stays_within_its_limit(requested, limit
         assert cache.size == sum(latest) <= limit
 
 
-def test_a_second_call_is_the_first_ones():
+def test_a_second_call_returns_the_first_result():
     cache = ConstantCache(100)
     assert cache(numbers, 5) is cache(numbers, 5)
     assert cache(numbers, 5, 1) is not cache(numbers, 5)
@@ -35,7 +35,7 @@ def test_a_second_call_is_the_first_ones():
     assert cache.size == 5 + 5 + sum(t.nbytes for t in pair)
 
 
-def test_nothing_is_kept_of_a_call_that_is_watched():
+def test_nothing_is_cached_while_operations_are_intercepted():
     cache = ConstantCache(100)
     with FlopCounterMode(display=False):
         cache(numbers, 5)
@@ -43,7 +43,7 @@ def test_nothing_is_kept_of_a_call_that_is_watched():
     assert not cache.entries
 
 
-def test_what_inference_mode_made_can_be_learnt_with():
+def test_tensors_of_inference_mode_can_be_used_in_training():
     cache = ConstantCache(100)
     with torch.inference_mode():
         cache(torch.ones, 3)
@@ -52,14 +52,14 @@ def test_what_inference_mode_made_can_be_learnt_with():
     assert x.grad.eq(1).all()
 
 
-def test_the_default_device_has_no_part_in_it():
+def test_the_default_device_does_not_matter():
     cache = ConstantCache(100)
     with torch.device("meta"):
         cache(numbers, 5)
     assert torch.equal(cache(numbers, 5), numbers(5))
 
 
-def test_threads_share_it():
+def test_threads_share_the_cache():
     cache, wrong = ConstantCache(60), []
 
     def ask(first):

@@ -1,4 +1,4 @@
-"""When the direct call of a linear layer must not be taken: under transforms, autocast, counters and export."""
+"""When a linear layer must not take its fast path: under transforms, autocast, counters and export."""
 
 import copy
 
@@ -48,7 +48,7 @@ def test_when_onednn_is_allowed():
     assert counter.get_total_flops() == 2 * 2 * 5 * 8 * 4
 
 
-# Transforms that ignore `no_grad`: each takes a function of one token and a token.
+# Transforms that ignore `no_grad`, as functions of (function of a token, token).
 TRANSFORMS = {
     "jvp": lambda f, x: torch.func.jvp(f, (x,), (x.cos(),)),
     "vmap": lambda f, x: torch.func.vmap(f)(torch.stack([x, 2 * x])),
@@ -65,7 +65,7 @@ def dual(f, x):
         return tuple(forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))))
 
 
-# Of PyTorch's own code, at its first forward-mode derivative.
+# Raised by PyTorch's own code at its first forward-mode derivative.
 OLD_CODE = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 
 
@@ -88,7 +88,7 @@ def test_transforms_reach_through(transform, mode):
                          ids=lambda part: type(part).__name__)  # fmt: skip
 @torch.no_grad()
 def test_a_weights_derivative_reaches_through(part):
-    """In forward mode, against a finite difference."""
+    """Forward-mode derivative against a finite difference."""
     part = copy.deepcopy(part).double().eval()
     for parameter in part.parameters():
         nn.init.normal_(parameter, std=0.5)

@@ -20,11 +20,11 @@ def private(name: str) -> bool:
 
 @cache
 def torch_attributes() -> frozenset[str]:
-    """Private attributes of PyTorch's modules and of the objects that a program meets most."""
+    """Return private attributes of PyTorch's modules and of its most common objects."""
     parameter = nn.Parameter(torch.zeros(1))
     loader = DataLoader([0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchdata 0.11 calls what torch deprecates
+        warnings.simplefilter("ignore")  # torchdata 0.11 calls deprecated functions of torch
         stateful = StatefulDataLoader([0])
     objects = [
         torch.autograd.forward_ad,
@@ -42,7 +42,7 @@ def torch_attributes() -> frozenset[str]:
 
 
 def private_uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and name of each private import from torch, and of each attribute named like a private one of torch."""
+    """Yield line and name of each private import from torch, and of each attribute named like one of torch's own."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -64,7 +64,7 @@ def private_uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def strings(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Names that `getattr` and the like are given."""
+    """Yield names that are passed to `getattr` and its relatives."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
             "getattr",
@@ -78,15 +78,15 @@ def strings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def test_private_names_of_torch_are_in_kernels_only():
-    found = []
+    findings = []
     for path in sorted(SOURCE.rglob("*.py")):
         if SOURCE / "kernels" not in path.parents:
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            found += [
+            findings += [
                 f"{path.relative_to(SOURCE)}:{line}: {name}"
                 for line, name in (*private_uses(tree), *strings(tree))
             ]
-    assert found == [], "use a public way, or put a named function into triptych/kernels"
+    assert findings == [], "use a public way, or put a named function into triptych/kernels"
 
 
 def test_private_names_are_recognized():

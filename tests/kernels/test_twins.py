@@ -41,7 +41,7 @@ from triptych.layers.norm import GroupNorm
 from triptych.layers.resnet import Conv, Upsample, packed, seamless
 from triptych.layers.window import WindowAttention, attend
 
-# Rounding errors alone: fp32 sums in another order, bf16 rounds its result once more or once less.
+# Rounding errors only: fp32 sums in another order, bf16 rounds its result once more or once less.
 CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 3e-2, "rtol": 2e-2}}
 EXACT = {"atol": 1e-11, "rtol": 1e-11}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -60,7 +60,7 @@ def any_size():
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, **options: Any) -> torch.Tensor:
-    """Random numbers of a seed."""
+    """Return random numbers for a seed."""
     return (
         torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_(**options)
     )
@@ -183,9 +183,9 @@ def flat(result: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_the_switch_takes_the_twin(path, monkeypatch):
-    with torch.set_grad_enabled(path.grad), patch.object(path.owner, path.name, side_effect=Taken):
+    with torch.set_grad_enabled(path.grad), patch.object(path.owner, path.name, side_effect=FastPathTaken):
         if path.supported():
-            with pytest.raises(Taken):
+            with pytest.raises(FastPathTaken):
                 path.call()
         monkeypatch.setattr(dispatch, "ENABLED", False)
         twin = flat(path.call())
@@ -196,7 +196,7 @@ def test_the_switch_takes_the_twin(path, monkeypatch):
         torch.testing.assert_close(mine.float(), right.float(), atol=3e-2, rtol=2e-2)
 
 
-class Taken(Exception):
+class FastPathTaken(Exception):
     """The fast path was taken."""
 
 
@@ -277,7 +277,7 @@ def test_geglu_in_blocks():
 
 
 def test_packed_weights_are_the_same_weights():
-    """Full ones and views; those of another network, and of fp32, stay as they are."""
+    """Full tensors and views are packed; those of another network, and of fp32, stay as they are."""
     net, other = nn.Linear(24, 36).bfloat16(), nn.Linear(24, 36).bfloat16()
     x = torch.randn(5, 24).bfloat16()
     single = nn.Linear(24, 36)
@@ -329,7 +329,7 @@ def public_attention(q, k, v, bias, scale):
     block=st.integers(1, 30),
 )
 def test_blocks_with_a_bias(b, heads, n, m, broadcast, scale, block):
-    q = torch.randn(b, n, heads, 4, dtype=torch.float64).transpose(1, 2)  # as a projection leaves them
+    q = torch.randn(b, n, heads, 4, dtype=torch.float64).transpose(1, 2)  # strides as after a projection
     k, v = torch.randn(2, b, m, heads, 4, dtype=torch.float64).transpose(2, 3)
     bias = None
     if broadcast is not None:
@@ -496,7 +496,7 @@ def test_gradients_through_gathers_are_those_through_rolls(size, shifted, form):
 
 
 def test_second_gradients_through_gathers():
-    """As a gradient penalty needs them."""
+    """A gradient penalty needs second derivatives."""
     part = make_windows((7, 7), V1)
     x = torch.randn(1, 14, 14, 6, dtype=torch.float64, requires_grad=True)
 
@@ -548,14 +548,14 @@ def test_gradients_of_group_norm_are_those_of_the_definition(shape):
     assert (grads[0].double() - dx).norm() < 3e-3 * dx.norm()
     for mine, right in zip(grads[1:], weights, strict=True):
         assert (mine.double() - right).norm() < 1e-5 * right.norm()
-    # The layer before sums it over pixels: no error may be the same in all of them.
+    # The layer before sums the gradient over pixels, so no error may be the same in all of them.
     mine, right = (d.double().sum((0, 2, 3)) for d in (grads[0], dx))
     assert (mine - right).norm() < 1e-2 * right.norm()
     assert grads[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_second_gradients_of_group_norm():
-    """As a gradient penalty needs them."""
+    """A gradient penalty needs second derivatives."""
 
     def penalty(norm):
         x = maps((2, 16, 8, 8), torch.bfloat16).requires_grad_()
@@ -604,7 +604,7 @@ def test_upsampling_in_fewer_products(wrap):
 @torch.no_grad()
 @DTYPES
 def test_upsampling_with_packed_sums(dtype):
-    """Again, in both memory formats and for another batch, with the sums of the first call."""
+    """Repeated calls, in both memory formats and for another batch, use the sums of the first call."""
     up, x = Upsample(16, 24).to(dtype), torch.randn(2, 16, 4, 6).to(dtype)
     enlarged = F.interpolate(x.float(), scale_factor=2)
     expected = F.conv2d(enlarged, up.conv.weight.float(), up.conv.bias.float(), padding=1)
@@ -617,7 +617,7 @@ def test_upsampling_with_packed_sums(dtype):
         torch.testing.assert_close(up(x[:1]).float(), expected[:1], **near)
         with seamless(up):
             torch.testing.assert_close(up(x), upsample_conv2d(x, up.conv.weight, up.conv.bias, (True, True)))
-        assert sums.call_count <= 2  # the second is that of the line above
+        assert sums.call_count <= 2  # the second is the call in the line above
         assert bool(up.conv.packed) == (dtype in native_dtypes())
     assert up.conv.packed is None
 

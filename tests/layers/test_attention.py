@@ -13,7 +13,7 @@ from triptych.layers.mlp import Mlp
 
 
 def slow_attention(q, k, v):
-    """One query at a time: what it pays to each key, and what it gets for it."""
+    """Return attention weights and output, one query at a time."""
     out = torch.zeros(*q.shape[:-1], v.shape[-1])
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
@@ -92,7 +92,7 @@ def test_self_attention_is_the_papers(bias, qk_norm):
 
 
 def test_a_bias_on_keys_changes_nothing():
-    # So DINOv3 has none, and a table that drops it may do so.
+    # So DINOv3 has no key bias, and a weight table may drop it.
     part = scrambled(Attention(8, 2))
     x = torch.randn(1, 6, 8)
     before = part(x)
@@ -109,7 +109,7 @@ def test_tokens_have_no_order():
 def test_rotation_turns_queries_and_keys_alone():
     part = scrambled(Attention(8, 2))
     x = torch.randn(1, 4, 8)
-    # The same orthogonal turn of every query and key leaves all scores as they were.
+    # Rotating every query and key by the same orthogonal matrix leaves all scores unchanged.
     turn = torch.linalg.qr(torch.randn(4, 4)).Q
     torch.testing.assert_close(part(x, lambda t: t @ turn), part(x), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(part(x, lambda t: 2 * t), part(x))
@@ -155,7 +155,9 @@ def test_the_fused_kernel_comes_back_after_capture(monkeypatch):
     net, x, fused = pair(), torch.randn(1, 3, 8), []
     kernel = F.scaled_dot_product_attention
     monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *args, **how: fused.append(1) or kernel(*args, **how)
+        F,
+        "scaled_dot_product_attention",
+        lambda *args, **options: fused.append(1) or kernel(*args, **options),
     )
     net(x)
     assert len(fused) == 2

@@ -1,4 +1,4 @@
-"""What a block is made of besides attention: MLPs, layer scale, drop path."""
+"""The parts of a block besides attention: MLPs, layer scale, drop path."""
 
 import math
 
@@ -61,9 +61,9 @@ def test_drop_path_keeps_the_mean():
 
 def test_drop_path_drops_whole_samples():
     out = DropPath(0.5)(torch.ones(64, 5, 7))
-    kept = out.flatten(1)
-    assert set(kept.unique().tolist()) == {0.0, 2.0}
-    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    factors = out.flatten(1)
+    assert set(factors.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(factors, factors[:, :1].expand_as(factors))
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 2), (6, 2, 3), (6, 2, 3, 4)])

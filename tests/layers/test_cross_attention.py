@@ -1,4 +1,4 @@
-"""The spatial transformer's parts and the time's embedding, each beside its equation."""
+"""The parts of the spatial transformer and the time embedding, each against its equation."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_a_transformer_takes_maps_laid_out_either_way(wanted):
 
 @torch.no_grad()
 def test_spatial_attention_of_pixels_in_any_order():
-    """It knows no positions: pixels in another order give the same in that order."""
+    """It has no positions: permuting the pixels permutes the output."""
     part, x = SpatialAttention(8, heads=2, groups=4), torch.randn(1, 8, 4, 4)
     order = torch.randperm(16)
     shuffled = x.flatten(2)[..., order].view_as(x)

@@ -1,4 +1,4 @@
-"""Low-rank updates: the start is the base, only the factors learn, merging changes no output."""
+"""Low-rank updates start at zero, only their factors are trained, and merging changes no output."""
 
 import copy
 import functools
@@ -25,7 +25,7 @@ X = torch.linspace(-1, 1, 40).view(1, 5, 8)
 
 
 def train_a_little(net):
-    """A few steps on whatever learns."""
+    """Take a few steps on the trainable parameters."""
     learning = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.5)
     for _ in range(3):
         learning.zero_grad()
@@ -33,13 +33,13 @@ def train_a_little(net):
         learning.step()
 
 
-def test_the_start_is_the_base(net):
+def test_a_new_update_changes_no_output(net):
     before = net(X)
     add_low_rank(net, 2)
     assert torch.equal(net(X), before)
 
 
-def test_only_the_factors_learn(net):
+def test_only_the_factors_are_trained(net):
     frozen = {name: p.clone() for name, p in net.named_parameters()}
     add_low_rank(net, 2)
     learning = {name for name, p in net.named_parameters() if p.requires_grad}
@@ -96,20 +96,20 @@ SWIN = {
     "num_classes": 3,
 }
 VIT = {"depth": 1, "embed_dim": 8, "num_heads": 2, "mlp_ratio": 1.0, "image_size": 32, "num_classes": 3}
-PICTURES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 TOKENS = torch.linspace(-1, 1, 2 * 5 * 8).view(2, 5, 8)
-# Each kind of attention -> a network of it, what it is asked, and its products.
-KINDS = {
-    "vit": (lambda: create("vit-ti16", **VIT), (PICTURES,), {"encoder.0.attn": ("qkv", "proj")}),
+# Type of attention -> a network with it, its inputs, and its products.
+CASES = {
+    "vit": (lambda: create("vit-ti16", **VIT), (IMAGES,), {"encoder.0.attn": ("qkv", "proj")}),
     "pooling": (
         lambda: create("vit-ti16", **VIT, pool="attention", class_token=False),
-        (PICTURES,),
+        (IMAGES,),
         {"encoder.0.attn": ("qkv", "proj"), "pool": ("q", "kv", "proj")},
     ),
     **{
         name: (
             functools.partial(create, name, **SWIN),
-            (PICTURES,),
+            (IMAGES,),
             {f"stages.{i}.blocks.{j}.attn": ("qkv", "proj") for i, j in ((0, 0), (0, 1), (1, 0))},
         )
         for name in ("swin-t", "swinv2-t")
@@ -129,15 +129,15 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_attention_learns_and_merges(kind):
-    make, given, products = KINDS[kind]
+@pytest.mark.parametrize("case", CASES)
+def test_every_type_of_attention_trains_and_merges(case):
+    make, inputs, products = CASES[case]
     net = make().eval()
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
-    names, start = set(net.state_dict()), net(*given).detach()
+    names, start = set(net.state_dict()), net(*inputs).detach()
     add_low_rank(net, 2)
-    torch.testing.assert_close(net(*given), start)
+    torch.testing.assert_close(net(*inputs), start)
     learning = {name for name, p in net.named_parameters() if p.requires_grad}
     assert learning == {
         f"{attention}.{product}.parametrizations.weight.0.{factor}".lstrip(".")
@@ -148,14 +148,14 @@ def test_every_attention_learns_and_merges(kind):
     factors = [p for p in net.parameters() if p.requires_grad]
     for _ in range(2):
         net.zero_grad()
-        (net(*given) - 1).square().sum().backward()
+        (net(*inputs) - 1).square().sum().backward()
         torch.optim.SGD(factors, lr=0.1).step()
     assert all(p.grad.ne(0).any() for p in factors)
-    moved = net(*given).detach()
+    moved = net(*inputs).detach()
     assert not torch.allclose(moved, start)
     merge_low_rank(net)
     assert set(net.state_dict()) == names
-    torch.testing.assert_close(net(*given), moved)
+    torch.testing.assert_close(net(*inputs), moved)
 
 
 def test_a_network_without_attention_is_refused():
@@ -163,8 +163,8 @@ def test_a_network_without_attention_is_refused():
         add_low_rank(create("convnet-unet", widths=(4, 8)), 2)
 
 
-def test_merging_a_copy_leaves_what_it_is_a_copy_of_alone():
-    """Each evaluation of a run merges a copy of the network that goes on learning."""
+def test_merging_a_copy_leaves_the_original_unchanged():
+    """Each evaluation of a run merges a copy of the network, whose training continues."""
     net = torch.nn.Sequential(torch.nn.Linear(4, 4))
     torch.nn.utils.parametrize.register_parametrization(net[0], "weight", LowRank(net[0].weight, 2))
     x = torch.randn(3, 4)

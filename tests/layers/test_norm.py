@@ -9,8 +9,8 @@ def maps(shape, dtype, order=torch.channels_last, seed=0):
     return drawn.to(dtype).contiguous(memory_format=order)
 
 
-def norm_of(channels, kind=GroupNorm, dtype=torch.float32):
-    norm = kind(8, channels, dtype=dtype)
+def norm_of(channels, cls=GroupNorm, dtype=torch.float32):
+    norm = cls(8, channels, dtype=dtype)
     with torch.no_grad():
         for i, parameter in enumerate(norm.parameters()):
             parameter.copy_(maps((1, channels, 1, 1), dtype, seed=i).flatten())
@@ -39,9 +39,9 @@ def test_frozen_weights_get_no_gradient_and_the_map_does():
     assert x.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("asked", [lambda f: f, torch.func.grad], ids=["vmap", "vmap of grad"])
-def test_maps_that_are_traced_go_through_pytorch(asked):
-    """Where a rule for it is asked of every operation."""
+@pytest.mark.parametrize("transform", [lambda f: f, torch.func.grad], ids=["vmap", "vmap of grad"])
+def test_maps_that_are_traced_go_through_pytorch(transform):
+    """Function transforms need a rule for every operation."""
     norm, x = norm_of(16), maps((3, 32, 4, 4), torch.bfloat16).view(3, 2, 16, 4, 4)
-    found = torch.func.vmap(asked(lambda x: norm(x).float().pow(3).sum()))(x)
-    assert len(found) == 3
+    result = torch.func.vmap(transform(lambda x: norm(x).float().pow(3).sum()))(x)
+    assert len(result) == 3

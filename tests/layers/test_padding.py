@@ -1,4 +1,4 @@
-"""Zeros at the right and the bottom: whole numbers of patches or windows, and no copy where they are whole already."""
+"""Zeros at the right and the bottom up to a whole number of patches or windows, and no copy where none are needed."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SIDE = st.integers(1, 20)
 
 @given(h=SIDE, w=SIDE, multiple=st.tuples(st.integers(1, 7), st.integers(1, 7)), last=st.booleans())
 def test_zeros_come_after_the_end(h, w, multiple, last):
-    """On the middle axes of a map with its channels last, on the last axes of an image."""
+    """The middle axes of a channels-last map are padded, or the last axes of an image."""
     axes = (2, 3) if last else (1, 2)
     x = torch.rand(2, 3, h, w) + 1 if last else torch.rand(2, h, w, 3) + 1
     padded = pad_to_multiple(x, multiple, axes)
@@ -49,7 +49,7 @@ def test_dtypes_stay(dtype):
 
 
 def test_sides_that_export_left_open():
-    """There a gather appends the zeros, and no size is asked whether it is whole: one program for all of them."""
+    """When traced, a gather appends the zeros without a branch on the size: one program for all sizes."""
 
     class Pad(torch.nn.Module):
         def forward(self, x):

@@ -19,12 +19,10 @@ def test_a_token_is_the_product_of_its_patch(h, w, patch):
     out = embed(image)
     rows, columns = -(-h // patch), -(-w // patch)
     assert out.shape == (1, 5, rows, columns)
-    whole = torch.zeros(
-        2, rows * patch, columns * patch
-    )  # what is missing at the right and the bottom is zero
-    whole[:, :h, :w] = image[0]
+    padded = torch.zeros(2, rows * patch, columns * patch)  # padded with zeros at the right and the bottom
+    padded[:, :h, :w] = image[0]
     for row, column in {(0, 0), (rows - 1, columns - 1), (rows // 2, columns // 2)}:
-        cut = whole[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+        cut = padded[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
         wanted = (embed.proj.weight * cut).sum((1, 2, 3)) + embed.proj.bias
         torch.testing.assert_close(out[0, :, row, column], wanted, atol=1e-5, rtol=1e-4)
 
@@ -64,7 +62,7 @@ def test_same_padding_is_tensorflows(h, w, kernel, stride):
 
 
 def test_same_padding_of_a_maximum_is_minus_infinity():
-    x = -torch.rand(7, 10, dtype=torch.float64) - 1  # all below zero: a zero at the edge would win
+    x = -torch.rand(7, 10, dtype=torch.float64) - 1  # all negative: a zero at the edge would be the maximum
     got = F.max_pool2d(pad_same(x[None, None], 3, 2, value=-torch.inf), 3, 2)[0, 0]
     np.testing.assert_array_equal(
         got.numpy(), slow_same(x.numpy(), 3, 2, lambda cells: max(v for *_, v in cells))
@@ -83,7 +81,9 @@ def slow_standardized(weight):
 @pytest.mark.parametrize(("kernel", "stride", "scale"), [(1, 1, 1.0), (3, 2, 1.0), (7, 2, 1.0), (3, 1, 1e-5)])
 def test_standardized_convolution(kernel, stride, scale):
     conv = StdConv2d(2, 3, kernel, stride)
-    conv.weight.data = scale * torch.randn_like(conv.weight) + 0.3  # at a small scale the 1e-5 decides
+    conv.weight.data = (
+        scale * torch.randn_like(conv.weight) + 0.3
+    )  # at a small scale the epsilon of 1e-5 matters
     x = torch.randn(1, 2, 9, 6)
     weight = slow_standardized(conv.weight.detach().double().numpy())
     pixels = x[0].double().numpy()
@@ -108,7 +108,7 @@ def test_a_unit_projects_its_shortcut_where_shapes_differ():
     assert ResNetUnit(128, 32, 2).project
     plain = ResNetUnit(128, 32, 1)
     assert not plain.project
-    # With the last norm at zero the branch is silent and the (positive) shortcut comes through.
+    # With the last norm at zero the branch adds nothing, and the (positive) shortcut is the output.
     torch.nn.init.zeros_(plain.gn3.weight)
     x = torch.rand(1, 128, 4, 4)
     torch.testing.assert_close(plain(x), x)

@@ -1,4 +1,4 @@
-"""Tables moved to other grids, the fixed table and rotary angles, each against what defines it."""
+"""Position tables resampled to other grids, the fixed table and rotary angles, each against its definition."""
 
 import math
 
@@ -14,13 +14,13 @@ SIDE = st.integers(1, 12)
 
 
 def table_of(grid, values):
-    """A table (1, h w, 2) whose entry at row y, column x is `values(y, x)`, and its negative."""
+    """Return a table (1, h w, 2) whose entry at row y, column x is `values(y, x)` and its negative."""
     entries = [values(y, x) for y in range(grid[0]) for x in range(grid[1])]
     return torch.tensor([[entry, -entry] for entry in entries], dtype=torch.float32)[None]
 
 
 def slow_weights(old, new):
-    """What each new cell takes from each old one: Keys' cubic (a = -1/2), as wide as a new cell where that is wider."""
+    """Return the weight of each old cell in each new one: Keys' cubic (a = -1/2), widened when the grid shrinks."""
     scale = max(old / new, 1.0)
     weights = np.zeros((new, old))
     for i in range(new):
@@ -68,9 +68,9 @@ def test_rows_stay_rows_and_columns_columns(h, w, new_h, new_w):
 
 
 @pytest.mark.parametrize(("old", "new"), [((14, 20), (28, 40)), ((20, 14), (20, 33)), ((9, 6), (31, 7))])
-def test_what_rises_evenly_goes_on_rising_evenly(old, new):
+def test_a_linear_table_stays_linear(old, new):
     moved = resample_positions(table_of(old, lambda y, x: 10 * y + x), old, new).view(*new, 2)[..., 0]
-    # A patch's centre, in units of the old grid. The outermost cells lean on repeated edges: left out.
+    # A patch's center in units of the old grid, without the outermost cells, which use repeated edges.
     y, x = ((torch.arange(n) + 0.5) * o / n - 0.5 for n, o in zip(new, old, strict=True))
     inner_y, inner_x = ((c >= 1.5) & (c <= o - 2.5) for c, o in zip((y, x), old, strict=True))
     wanted = 10 * y[:, None] + x[None]
@@ -88,7 +88,9 @@ def test_a_transposed_table_gives_a_transposed_table(h, w, new_h, new_w):
 
 
 def test_a_smaller_grid_averages_instead_of_skipping():
-    board = table_of((16, 16), lambda y, x: (-1.0) ** (y + x))  # the finest pattern: it must fade, not alias
+    board = table_of(
+        (16, 16), lambda y, x: (-1.0) ** (y + x)
+    )  # the finest pattern, which must fade and not alias
     assert resample_positions(board, (16, 16), (5, 5)).abs().max() < 0.1
 
 
@@ -142,15 +144,15 @@ def test_scores_depend_on_the_way_from_patch_to_patch_alone(h, w):
             torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-4, rtol=0)
 
 
-def test_rotary_is_a_turn_of_complex_numbers():
+def test_rotary_is_a_rotation_of_complex_numbers():
     rotary, (h, w), d = RotaryPositions(12, base=100.0), (3, 5), 12
     x = torch.randn(1, 1, h * w, d)
     turned = rotary(x, rotary.angles((h, w), x.device))
     periods = [100.0 ** (4 * i / d) for i in range(d // 4)]
     for row in range(h):
         for column in range(w):
-            centre = (2 * (row + 0.5) / h - 1, 2 * (column + 0.5) / w - 1)
-            angles = [2 * math.pi * c / period for c in centre for period in periods]
+            center = (2 * (row + 0.5) / h - 1, 2 * (column + 0.5) / w - 1)
+            angles = [2 * math.pi * c / period for c in center for period in periods]
             before, after = x[0, 0, row * w + column], turned[0, 0, row * w + column]
             for i, angle in enumerate(angles):
                 number = complex(before[i], before[i + d // 2]) * complex(math.cos(angle), math.sin(angle))

@@ -1,4 +1,4 @@
-"""Residual blocks and steps between resolutions, padded with zeros or joined at their edges."""
+"""Residual blocks, down- and upsampling, padded with zeros or wrapped around."""
 
 import pytest
 import torch

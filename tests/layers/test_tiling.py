@@ -1,4 +1,4 @@
-"""Tiles cover everything, share it fairly, and leave what is local unchanged."""
+"""Tiles cover everything, their weights sum to one, and local operations are unchanged."""
 
 from itertools import pairwise
 
@@ -28,7 +28,7 @@ def test_tiles_cover_and_overlap(size, tile, data):
     torch.testing.assert_close(total, torch.ones(size * 2))
 
 
-def test_shares_fall_linearly_and_leave_the_edges_out():
+def test_weights_fall_linearly_and_leave_the_edges_out():
     first, second = blend_weights([0, 6], 16, 10, 1)
     assert first[:7].eq(1).all()
     torch.testing.assert_close(first[7:], torch.tensor([3, 1, 0]) / torch.tensor([4, 4, 1]))
@@ -36,13 +36,13 @@ def test_shares_fall_linearly_and_leave_the_edges_out():
     assert second[4:].eq(1).all()
 
 
-@pytest.mark.parametrize(("taken", "cells"), [(1, (11, 5)), (4, (5, 13))])
-def test_what_a_pixel_alone_decides_is_unchanged(taken, cells):
-    x = torch.randn(2, 3, *(n * taken for n in cells))
-    torch.testing.assert_close(run_in_tiles(lambda part: part * 2, x, 4, 1, taken, taken), x * 2)
+@pytest.mark.parametrize(("stride", "cells"), [(1, (11, 5)), (4, (5, 13))])
+def test_pointwise_operations_are_unchanged(stride, cells):
+    x = torch.randn(2, 3, *(n * stride for n in cells))
+    torch.testing.assert_close(run_in_tiles(lambda part: part * 2, x, 4, 1, stride, stride), x * 2)
 
 
-def test_what_a_quarter_of_the_overlap_decides_is_unchanged():
+def test_a_receptive_field_of_a_quarter_of_the_overlap_is_unchanged():
     x = torch.randn(1, 1, 40, 25)
     blur = torch.ones(1, 1, 5, 5) / 25
 

@@ -1,4 +1,4 @@
-"""Window attention against the paper's own words: regions cut out of the map one by one, no roll, no mask, fp64."""
+"""Window attention against the paper's definition: regions cut out one by one, without roll or mask, in fp64."""
 
 import copy
 import functools
@@ -32,7 +32,7 @@ CLOSE = {"atol": 1e-10, "rtol": 1e-10}
 
 
 def make(window, form, dim=6, heads=2, dtype=torch.float64, **changes):
-    """A window attention whose every parameter is random."""
+    """Return a window attention with random parameters."""
     part = WindowAttention(dim, heads, window, **{**form, **changes})
     for parameter in part.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
@@ -43,8 +43,8 @@ def make(window, form, dim=6, heads=2, dtype=torch.float64, **changes):
 
 
 def pieces(cells, window, shifted):
-    """Figure 2 along one axis: windows from the first cell on, or, shifted, from half a window before it on. The last
-    may reach past the end of the map, where there are zeros. One window over the whole axis is not shifted."""
+    """Figure 2 along one axis: windows start at the first cell or, if shifted, half a window before it. The last one
+    may reach past the end of the map, where there are zeros. A window over the full axis is not shifted."""
     count = -(-cells // window)
     if not shifted or count == 1 or window == 1:
         return [range(i * window, (i + 1) * window) for i in range(count)]
@@ -53,7 +53,7 @@ def pieces(cells, window, shifted):
 
 
 def slow_bias(part, p, dy, dx):
-    """B for two cells so far apart: an entry of the table, or what the MLP says of the logarithms."""
+    """Return B for two cells at that offset: an entry of the table, or the MLP of the logarithms."""
     wh, ww = part.window
     if not part.cosine:
         return p["bias_table"].reshape(2 * wh - 1, 2 * ww - 1, -1)[dy + wh - 1, dx + ww - 1]
@@ -66,13 +66,13 @@ def slow_bias(part, p, dy, dx):
 
 
 def along(x):
-    """Directions of vectors; one of no length has none."""
+    """Normalize vectors; zero stays zero."""
     lengths = np.linalg.norm(x, axis=-1, keepdims=True)
     return np.divide(x, lengths, out=np.zeros_like(x), where=lengths > 0)
 
 
 def slow_attend(part, z, shifted):
-    """(S)W-MSA on one map (H, W, D): each region, each of its cells, each head, each cell that it sees."""
+    """(S)W-MSA on one map (H, W, D), by loops over regions, cells, heads and the cells attended to."""
     p = {name: value.double().numpy() for name, value in part.state_dict().items()}
     height, width, dim = z.shape
     heads, d = part.heads, dim // part.heads
@@ -111,17 +111,17 @@ def slow_attend(part, z, shifted):
 def same_as_slow(part, height, width, shifted, batch=1):
     z = torch.randn(batch, height, width, part.proj.in_features, dtype=torch.float64)
     wanted = torch.stack([torch.from_numpy(slow_attend(part, one.numpy(), shifted)) for one in z])
-    torch.testing.assert_close(attend(z, part, shifted).detach(), wanted, **CLOSE)  # as one learns
+    torch.testing.assert_close(attend(z, part, shifted).detach(), wanted, **CLOSE)  # as in training
     with torch.no_grad():
         torch.testing.assert_close(attend(z, part, shifted), wanted, **CLOSE)
-        torch.testing.assert_close(attend_gathered(z, part, shifted), wanted, **CLOSE)  # as one exports
+        torch.testing.assert_close(attend_gathered(z, part, shifted), wanted, **CLOSE)  # as in export
 
 
 @VERSIONS
 @pytest.mark.parametrize("shifted", [False, True], ids=["w-msa", "sw-msa"])
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (7, 5), (56, 56), (1, 1), (7, 8), (14, 7), (6, 30)])
 def test_the_papers_attention(size, shifted, form):
-    # Few channels on the large map: its 3,136 cells are gone through one by one.
+    # Few channels on the large map, since the loop goes through its 3,136 cells one by one.
     same_as_slow(make((7, 7), form, *((2, 1) if size == (56, 56) else (6, 2))), *size, shifted)
 
 
@@ -162,11 +162,11 @@ def test_windows_of_one_cell_see_themselves():
     torch.testing.assert_close(attend(z, part, True), part.proj(z @ w_v.T + b_v), **CLOSE)
 
 
-# Who sees whom
+# Which cells attend to which
 
 
 def seen(function, size, dim):
-    """Whether each cell (row) of the answer depends on each cell of the map (column), from the whole Jacobian: one
+    """Return whether each output cell (row) depends on each cell of the map (column), from the full Jacobian: one
     copy of the map for each row, so that one backward pass is enough."""
     z = torch.randn(1, *size, dim).repeat(size[0] * size[1], 1, 1, 1).requires_grad_()
     (function(z) @ torch.randn(dim)).flatten(
@@ -176,7 +176,7 @@ def seen(function, size, dim):
 
 
 def together(height, width, window, shifted):
-    """Whether two cells share a region, by the slow reference's cuts."""
+    """Return whether two cells share a region, by the cuts of the slow reference."""
 
     def of(cells, side):
         index = {c: i for i, piece in enumerate(pieces(cells, side, shifted)) for c in piece}
@@ -190,19 +190,19 @@ def together(height, width, window, shifted):
 @pytest.mark.parametrize(
     ("size", "window"), [((16, 16), (7, 7)), ((9, 5), (4, 3)), ((8, 12), (4, 12))], ids=str
 )
-@pytest.mark.parametrize("how", [attend, attend_gathered])
-def test_nothing_leaks_between_regions(size, window, how, form):
+@pytest.mark.parametrize("attend_path", [attend, attend_gathered])
+def test_nothing_leaks_between_regions(size, window, attend_path, form):
     """The Jacobian is exactly zero between regions, and nowhere else."""
     part = make(window, form, dim=4, dtype=torch.float32)
     for shifted in (False, True):
-        found = seen(lambda z, s=shifted: how(z, part, s), size, 4)
-        assert torch.equal(found, together(*size, window, shifted))
+        jacobian = seen(lambda z, s=shifted: attend_path(z, part, s), size, 4)
+        assert torch.equal(jacobian, together(*size, window, shifted))
 
 
 @VERSIONS
 @torch.no_grad()
-def test_nothing_leaks_where_nobody_learns(form):
-    """That path has no Jacobian: a cell that changes changes no bit outside its region."""
+def test_nothing_leaks_without_gradients(form):
+    """Without gradients there is no Jacobian: changing a cell changes no bit outside its region."""
     part, z = make((7, 7), form, dim=4, dtype=torch.float32), torch.randn(1, 16, 16, 4)
     before, shared = attend(z, part, True), together(16, 16, (7, 7), True)
     for cell in range(0, 256, 5):
@@ -220,7 +220,7 @@ def test_masks_are_zero_or_minus_infinity():
     assert mask.shape == (12, 1, 24, 24)
     assert set(mask.unique().tolist()) == {-math.inf, 0.0}
     assert mask[0].eq(0).all()  # only the last row and the last column of windows hold more than one region
-    assert mask.isfinite().any(-1).all()  # every cell sees itself at least, so no softmax is of nothing
+    assert mask.isfinite().any(-1).all()  # every cell attends at least to itself, so no softmax is empty
     regions = [len({tuple(row) for row in window[0].tolist()}) for window in mask]
     assert regions == [1, 1, 1, 2, 1, 1, 1, 2, 2, 2, 2, 4]
 
@@ -250,12 +250,12 @@ def test_partition_takes_windows_row_by_row_and_back():
 
 
 @VERSIONS
-def test_the_default_device_says_nothing_of_a_map_elsewhere(form):
+def test_the_default_device_does_not_matter(form):
     part, z = make((3, 2), form), torch.randn(1, 13, 11, 6, dtype=torch.float64)
     with torch.no_grad():
         with torch.device("meta"):
-            found = attend(z, part, True)
-        torch.testing.assert_close(found, attend(z, part, True))
+            result = attend(z, part, True)
+        torch.testing.assert_close(result, attend(z, part, True))
 
 
 @VERSIONS
@@ -286,11 +286,11 @@ def test_halves_stay_finite_where_cells_are_padding(dtype, form):
     assert [name for name, p in part.named_parameters() if not p.grad.isfinite().all()] == []
 
 
-# What is kept between calls
+# What is cached between calls
 
 
-def kept(part):
-    """The bias that a call uses, twice: the second call takes what the first kept."""
+def cached_bias(part):
+    """Return the bias of a second call, which the first one cached."""
     with torch.no_grad():
         part.position_bias()
         assert part._cached_bias is not None
@@ -306,18 +306,18 @@ def sources(part):
     return [part.bias_table] if not part.cosine else list(part.bias_mlp.parameters())
 
 
-def step(part, optimiser=torch.optim.SGD, **options):
-    optimiser = optimiser(part.parameters(), lr=0.1, **options)
+def step(part, optimizer_class=torch.optim.SGD, **options):
+    optimizer = optimizer_class(part.parameters(), lr=0.1, **options)
     (part.position_bias() * torch.randn(9, 9)).sum().backward()
-    optimiser.step()
+    optimizer.step()
 
 
 def fused_step(part):
-    step(part, torch.optim.AdamW, fused=True)  # counts no version
+    step(part, torch.optim.AdamW, fused=True)  # increments no version counter
 
 
 def compiled_step(part):
-    """One whose forward pass was compiled, so that only the change of mode is seen."""
+    """A step whose forward pass was compiled, so that only the change of mode can be noticed."""
     (part._position_bias() * torch.randn(9, 9)).sum().backward()
     part.train()
     torch.optim.AdamW(part.parameters(), lr=0.1, fused=True).step()
@@ -354,7 +354,7 @@ def new_data(part):
 
 
 def write_behind_autograds_back(part):
-    """Old code writes through `.data`, which counts no version."""
+    """Old code writes through `.data`, which increments no version counter."""
     for source in sources(part):
         source.data.add_(1)
 
@@ -365,14 +365,14 @@ def write_through_numpy(part):
 
 
 def step_in_eval_mode(part):
-    """A fused step on gradients of old: no call in between, no change of mode, no version."""
+    """A fused step on old gradients: no call in between, no change of mode, no version counter."""
     for p in part.parameters():
         p.grad = torch.ones_like(p)
     torch.optim.AdamW(part.parameters(), lr=0.1, fused=True).step()
 
 
 def widen(part):
-    """Other windows, in place."""
+    """Change the window size in place."""
     part.window = (4, 2)
     if not part.cosine:
         part.bias_table = torch.nn.Parameter(torch.randn(7 * 3, 2, dtype=torch.float64))
@@ -400,9 +400,9 @@ def widen(part):
 )
 def test_a_kept_bias_is_that_of_the_weights(change, form):
     part = make((3, 3), form)
-    before = kept(part)
+    before = cached_bias(part)
     change(part)
-    after = kept(part)
+    after = cached_bias(part)
     assert torch.equal(after, fresh(part))
     assert not torch.equal(after, before)
 
@@ -410,18 +410,18 @@ def test_a_kept_bias_is_that_of_the_weights(change, form):
 @VERSIONS
 def test_a_kept_bias_follows_dtype_and_copies(form):
     part = make((3, 3), form)
-    kept(part)
+    cached_bias(part)
     single = copy.deepcopy(part)
     assert single._cached_bias is None
-    assert torch.equal(kept(single), fresh(single))
+    assert torch.equal(cached_bias(single), fresh(single))
     step(single)
-    assert torch.equal(kept(single), fresh(single))
-    assert torch.equal(kept(part), fresh(part))
+    assert torch.equal(cached_bias(single), fresh(single))
+    assert torch.equal(cached_bias(part), fresh(part))
     single.float()
-    assert kept(single).dtype == torch.float32
-    assert torch.equal(kept(single), fresh(single))
+    assert cached_bias(single).dtype == torch.float32
+    assert torch.equal(cached_bias(single), fresh(single))
     single.double()
-    assert torch.equal(kept(single), fresh(single))
+    assert torch.equal(cached_bias(single), fresh(single))
     other = {name: value + 1 for name, value in part.state_dict().items()}
     z = torch.randn(1, 4, 9, 6, dtype=torch.float64)
     with torch.no_grad():
@@ -449,7 +449,7 @@ def test_keeping_changes_no_answer(form):
 
 @VERSIONS
 def test_autocast_leaves_nothing_behind(form):
-    """What was made in bf16 is not taken for fp32's, nor the other way round."""
+    """A bias cached in bf16 is not used for fp32, nor the other way round."""
     z = torch.randn(1, 7, 9, 6)
     with torch.no_grad():
         torch.manual_seed(1)
@@ -472,7 +472,7 @@ def test_learning_after_inference_mode(form):
     part, z = make((3, 3), form, dtype=torch.float32), torch.randn(1, 8, 8, 6)
     wanted = torch.autograd.grad(attend(z, part, True).square().sum(), sources(part))
     with torch.inference_mode():
-        attend(z, part, True)  # masks and biases made here must not be inference tensors
+        attend(z, part, True)  # masks and biases cached here must not be inference tensors
     with torch.no_grad():
         attend(z, part, True)
     got = torch.autograd.grad(attend(z, part, True).square().sum(), sources(part))
@@ -527,7 +527,7 @@ def test_a_moved_table_keeps_what_it_can(old, new):
     constant = resample_bias_table(torch.full(((2 * old[0] - 1) * (2 * old[1] - 1), 2), 3.5), old, new)
     assert constant.shape == ((2 * new[0] - 1) * (2 * new[1] - 1), 2)
     torch.testing.assert_close(constant, torch.full_like(constant, 3.5))
-    # d and -d alike stay alike: the middle, where a cell meets itself, stays the middle.
+    # A symmetric table stays symmetric: the entry of offset 0 stays in the middle.
     table = torch.randn(2 * old[0] - 1, 2 * old[1] - 1, 2)
     table = table + table.flip(0, 1)
     moved = resample_bias_table(table.flatten(0, 1), old, new).unflatten(0, (2 * new[0] - 1, 2 * new[1] - 1))

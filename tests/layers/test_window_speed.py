@@ -1,5 +1,5 @@
-"""Window attention's fast paths, each beside its slow twin: gathers, which spare padding its products, beside roll and
-partition; slabs beside the fused kernel; and who must not be given them."""
+"""Window attention's fast paths against their slow twins: gathers, which skip products of padding, against roll and
+partition; slabs against the fused kernel; and the cases in which the slow path is required."""
 
 import pytest
 import torch
@@ -46,19 +46,19 @@ def test_padding_costs_no_products(monkeypatch):
 @torch.no_grad()
 def test_hooks_are_called():
     part, x = make((3, 4), V1), torch.randn(2, 7, 9, 6, dtype=torch.float64)
-    given = []
-    part.register_forward_hook(lambda *call: given.append(call[-1].shape))
+    shapes = []
+    part.register_forward_hook(lambda *call: shapes.append(call[-1].shape))
     attend(x, part, True)
-    assert given == [(2, 63, 6)]
+    assert shapes == [(2, 63, 6)]
 
 
-def test_who_is_given_gathers(monkeypatch):
+def test_when_gathers_are_used(monkeypatch):
     part, x = make((3, 3), V1), torch.randn(1, 7, 7, 6, dtype=torch.float64)
     calls, partition = [], window_module.partition
     monkeypatch.setattr(window_module, "partition", lambda *args: calls.append(1) or partition(*args))
-    attend(x, part, True)  # somebody needs the derivative
+    attend(x, part, True)  # a gradient is needed
     assert len(calls) == 1
-    with torch.no_grad(), FlopCounterMode(display=False):  # somebody counts
+    with torch.no_grad(), FlopCounterMode(display=False):  # operations are counted
         attend(x, part, True)
     assert len(calls) == 2
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_who_is_given_gathers(monkeypatch):
     assert len(calls) == 2
 
 
-def test_what_is_kept_is_of_these_sizes(monkeypatch):
+def test_what_is_cached(monkeypatch):
     part, x = make((3, 3), V1), torch.randn(1, 7, 8, 6, dtype=torch.float64)
     small = ConstantCache(2**20)
     monkeypatch.setattr(window_module, "cached", small)
@@ -77,14 +77,14 @@ def test_what_is_kept_is_of_these_sizes(monkeypatch):
             "window_order",
             "relative_index",
         ]
-        assert small.size == sum(t.nbytes for made in small.entries.values() for t in _parts(made))
+        assert small.size == sum(t.nbytes for value in small.entries.values() for t in _parts(value))
         assert torch.equal(attend(x, part, True), wanted)
         attend(x[:, :5], part, True)
     assert len(small.entries) == 5
 
 
-def _parts(made):
-    return made if isinstance(made, tuple) else (made,)
+def _parts(value):
+    return value if isinstance(value, tuple) else (value,)
 
 
 @VERSIONS

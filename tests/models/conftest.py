@@ -20,7 +20,7 @@ FORMS = {
     "hidden layer alone": {"head": "mlp", "num_classes": 0},
     "cosine head": {"head": "cosine"},
     "mean": {"class_token": False, "pool": "mean"},
-    "mean beside a token": {"pool": "mean", "norm_after_pool": True},
+    "mean, with a class token": {"pool": "mean", "norm_after_pool": True},
     "attention pool": {"class_token": False, "pool": "attention"},
     "attention pool of swiglu": {"pool": "attention", "mlp": "swiglu"},
     "token and mean": {"pool": "token+mean", "num_registers": 2},
@@ -33,7 +33,7 @@ FORMS = {
     "no positions": {"position": "none", "class_token": False, "pool": "mean"},
     "qk-norm": {"qk_norm": True, "qkv_bias": "none"},
     "clip": {"pre_norm": True},
-    "grey": {"in_channels": 1},
+    "gray": {"in_channels": 1},
     "conv stem": {"stem": "conv", "stem_widths": (8, 12), "patch_size": 2},
     "resnet root": {"stem": "resnet", "stem_widths": (64,), "patch_size": 2},
     "resnet": {"stem": "resnet", "stem_widths": (64,), "stem_depths": (1, 1), "patch_size": 1},
@@ -55,7 +55,7 @@ def form(request) -> ViTConfig:
 
 @pytest.fixture(scope="session")
 def scrambled():
-    """A network whose every parameter is random, so that nothing is hidden behind a zero. In eval mode."""
+    """A network in eval mode with random parameters, so that no path is hidden behind a zero."""
 
     def make(config: ViTConfig) -> ViT:
         net = ViT(config)
@@ -72,7 +72,7 @@ def scrambled():
 
 @pytest.fixture
 def images():
-    """Random images (B, C, H, W) for a config, of its size unless told."""
+    """Random images (B, C, H, W) for a config, by default of its own size."""
 
     def make(config: ViTConfig, count: int = 2, size: tuple[int, int] | None = None) -> torch.Tensor:
         return torch.randn(count, config.in_channels, *(size or config.image_size))

@@ -1,4 +1,4 @@
-"""The first stages beside diffusers' at tiny random sizes; scale, posterior, codebook, gradients."""
+"""The first stages against diffusers' at tiny random sizes; scale, posterior, codebook, gradients."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what importing it deprecates is its own affair
+    warnings.simplefilter("ignore")  # of deprecations when it is imported
     from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 
 from triptych.errors import UserError
@@ -86,7 +86,7 @@ NAMES = [
 
 
 def scrambled(config) -> FirstStage:
-    """A network whose every parameter is random, so that nothing is hidden behind a zero. In eval mode."""
+    """A network in eval mode with random parameters, so that no path is hidden behind a zero."""
     net = Autoencoder(config) if isinstance(config, AutoencoderConfig) else TinyAutoencoder(config)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
@@ -238,13 +238,13 @@ def test_the_nearest_entry_stands_for_a_latent(images):
         )
 
 
-def test_codes_are_found_a_part_at_a_time(images, monkeypatch):
+def test_codes_are_found_in_chunks(images, monkeypatch):
     net = scrambled(VQ)
     with torch.no_grad():
         latents = torch.randn(2, 3, 5, 7)
-        _, whole = net.quantize(latents)
+        _, expected = net.quantize(latents)
         monkeypatch.setattr("triptych.models.autoencoder._DISTANCES", 100)
-        assert torch.equal(net.quantize(latents)[1], whole)
+        assert torch.equal(net.quantize(latents)[1], expected)
 
 
 def test_halves_find_the_codes_that_fp32_finds():
@@ -302,8 +302,8 @@ def test_attention_can_be_looked_at():
 
 @pytest.mark.parametrize("config", [KL, VQ, TINY])
 @pytest.mark.parametrize(("x", "y"), [(True, True), (True, False), (False, True)])
-def test_seamless_pictures_may_be_rolled(config, x, y):
-    """Where a direction wraps there is no edge: what is rolled before is rolled after, both ways."""
+def test_seamless_images_can_be_rolled(config, x, y):
+    """Along a direction that wraps, rolling the input rolls the output, in encoder and decoder."""
     net = scrambled(config)
     roll = (y * 2, x * 3)
     pixels = tuple(by * net.config.downsample_factor for by in roll)

@@ -1,4 +1,4 @@
-"""Encode and decode in tiles: equal to the whole where one tile holds it, near it and without seams where not."""
+"""Encode and decode in tiles: equal to one pass where a tile holds everything, else close to it and without seams."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def net() -> Autoencoder:
 
 @pytest.fixture
 def local() -> TinyAutoencoder:
-    """Nothing in it looks further than 7 latents: a quarter of an overlap of 28."""
+    """A network with a receptive field of 7 latents: a quarter of an overlap of 28."""
     return TinyAutoencoder(TinyAutoencoderConfig(base_channels=4, num_levels=2, num_res_blocks=1)).eval()
 
 
@@ -41,28 +41,28 @@ def test_one_tile_is_the_whole(net):
 
 
 @pytest.mark.parametrize("size", [(60, 47), (25, 62), (44, 20)])
-def test_tiles_are_the_whole_where_nothing_looks_far(local, size):
+def test_tiles_equal_one_pass_for_a_small_receptive_field(local, size):
     with torch.no_grad():
         latents = torch.randn(1, 4, *size)
-        whole = local.decode(latents)
-        torch.testing.assert_close(local.decode_tiled(latents, 40, 28), whole, atol=1e-5, rtol=1e-5)
-        images = torch.rand_like(whole)
+        expected = local.decode(latents)
+        torch.testing.assert_close(local.decode_tiled(latents, 40, 28), expected, atol=1e-5, rtol=1e-5)
+        images = torch.rand_like(expected)
         encoded = local.encode(images)
         torch.testing.assert_close(local.encode_tiled(images, 40, 28), encoded, atol=1e-5, rtol=1e-5)
 
 
-def test_tiles_of_a_network_that_looks_far_have_no_seams(net):
-    """Norms and attention see a tile alone; still nothing jumps from one column to the next."""
+def test_tiles_have_no_seams_for_a_large_receptive_field(net):
+    """Norms and attention see one tile only; still there is no step from one column to the next."""
     with torch.no_grad():
         latents = torch.randn(1, 4, 24, 40)
         latents = nn.functional.avg_pool2d(latents, 5, 1, 2)  # smooth, so that a seam would show
-        whole, tiled = net.decode(latents), net.decode_tiled(latents, 20, 8)
-        steps, expected = ((x[..., 1:] - x[..., :-1]).abs().mean((0, 1, 2)) for x in (tiled, whole))
+        untiled, tiled = net.decode(latents), net.decode_tiled(latents, 20, 8)
+        steps, expected = ((x[..., 1:] - x[..., :-1]).abs().mean((0, 1, 2)) for x in (tiled, untiled))
     assert steps.max() < 1.3 * expected.max()
 
 
 def test_memory_is_bounded_by_a_tile(net):
-    """No layer sees more than a tile."""
+    """No layer's input is larger than a tile."""
     seen = []
     for part in net.modules():
         if isinstance(part, nn.Conv2d):
@@ -85,13 +85,13 @@ def test_halves_stay_halves(local):
 
 
 @pytest.mark.parametrize(("x", "y"), [(True, False), (True, True), (False, True)])
-def test_seamless_pictures_are_seamless_in_tiles(local, x, y):
+def test_seamless_images_are_seamless_in_tiles(local, x, y):
     with torch.no_grad(), seamless(local, x, y):
         for size in ((60, 47), (20, 47)):  # several tiles high, or one
             latents = torch.randn(1, 4, *size)
-            whole = local.decode(latents)
-            torch.testing.assert_close(local.decode_tiled(latents, 40, 28), whole, atol=1e-5, rtol=1e-5)
-            images = torch.rand_like(whole)
+            expected = local.decode(latents)
+            torch.testing.assert_close(local.decode_tiled(latents, 40, 28), expected, atol=1e-5, rtol=1e-5)
+            images = torch.rand_like(expected)
             encoded = local.encode(images)
             torch.testing.assert_close(local.encode_tiled(images, 40, 28), encoded, atol=1e-5, rtol=1e-5)
         assert local.encoder[0].wrap == (x, y)

@@ -1,4 +1,4 @@
-"""The DiT: what it begins as, any size of latents, its conditions, prompts projected once, its files and its costs."""
+"""The DiT: initialization, any size of latents, conditions, prompts projected once, files and costs."""
 
 import re
 from dataclasses import replace
@@ -46,53 +46,53 @@ def form(request) -> DiTConfig:
 
 
 def scrambled(net: DiT) -> DiT:
-    """The network with nothing hidden behind a zero."""
+    """The network in eval mode with random parameters, so that no path is hidden behind a zero."""
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.15)
     return net.eval()
 
 
 def inputs(config: DiTConfig, size=None, count=2) -> dict:
-    given = {
+    tensors = {
         "x": torch.randn(count, config.in_channels, *(size or config.latent_size)),
         "t": torch.rand(count) * 999,
     }
     if config.context_dim:
-        given["context"] = torch.randn(count, 5, config.context_dim)
+        tensors["context"] = torch.randn(count, 5, config.context_dim)
     if config.num_classes:
-        given["labels"] = torch.arange(count) % config.num_classes
-    return given
+        tensors["labels"] = torch.arange(count) % config.num_classes
+    return tensors
 
 
 @torch.no_grad()
-def test_a_new_network_is_whole_its_blocks_pass_on_what_they_get_and_it_says_zero(form):
-    net, given = DiT(form), inputs(form)
+def test_a_new_network_outputs_zero_and_its_blocks_are_the_identity(form):
+    net, tensors = DiT(form), inputs(form)
     assert all(parameter.isfinite().all() for parameter in net.parameters())
     z = []
     for block in net.blocks():
-        block.register_forward_hook(lambda _, taken, out: z.extend([taken[0], out]))
-    out = net(**given)
-    assert torch.equal(out, torch.zeros_like(given["x"][:, :4]))
+        block.register_forward_hook(lambda _, args, out: z.extend([args[0], out]))
+    out = net(**tensors)
+    assert torch.equal(out, torch.zeros_like(tensors["x"][:, :4]))
     assert len(z) == 2 * form.depth
-    assert all(torch.equal(one, z[0]) for one in z)
+    assert all(torch.equal(tokens, z[0]) for tokens in z)
     assert z[0].std() > 0.1
 
 
 def test_every_parameter_learns(form):
-    net, given = scrambled(DiT(replace(form, dropout=0.1))).train(), inputs(form)
-    net(**given).square().mean().backward()
+    net, tensors = scrambled(DiT(replace(form, dropout=0.1))).train(), inputs(form)
+    net(**tensors).square().mean().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
 def test_a_new_network_learns_behind_its_zeros():
-    """Zeros at both ends of a path would keep it shut for ever: after a few steps everything has moved."""
+    """Zeros at both ends of a path would block its gradient for ever: after a few steps every parameter has changed."""
     config = replace(TINY, context_dim=12, num_classes=5, modulation="single")
-    net, given = DiT(config), inputs(config, count=5)
+    net, tensors = DiT(config), inputs(config, count=5)
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     for _ in range(5):
-        (net(**given) - given["x"]).square().mean().backward()
+        (net(**tensors) - tensors["x"]).square().mean().backward()
         for parameter in net.parameters():
             parameter.data -= 0.5 * parameter.grad
             parameter.grad = None
@@ -104,23 +104,23 @@ def test_a_new_network_learns_behind_its_zeros():
 def test_any_size(form):
     net = scrambled(DiT(form))
     for size in ((8, 8), (4, 10), (7, 5), (1, 3)):
-        given = inputs(form, size)
-        out = net(**given)
+        tensors = inputs(form, size)
+        out = net(**tensors)
         assert out.shape == (2, 4, *size)
         assert out.isfinite().all()
-        alone = net(**{name: value[1:] for name, value in given.items()})  # one of a batch by itself
+        alone = net(**{name: value[1:] for name, value in tensors.items()})  # one of a batch by itself
         torch.testing.assert_close(out[1:], alone, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_patches_are_where_they_were():
-    """A cell's answer depends on its own patch alone once attention is shut, and lies in its place."""
-    net, given = scrambled(DiT(TINY)), inputs(TINY)
+    """Without attention, a cell of the output depends only on the patch in the same place."""
+    net, tensors = scrambled(DiT(TINY)), inputs(TINY)
     for block in net.encoder:
         block.attn.proj.weight.zero_()
-    out = net(**given)
-    given["x"][:, :, 2:4, 4:6] += 1.0
-    changed = (net(**given) - out).abs().amax((0, 1)) > 1e-4
+    out = net(**tensors)
+    tensors["x"][:, :, 2:4, 4:6] += 1.0
+    changed = (net(**tensors) - out).abs().amax((0, 1)) > 1e-4
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[2:4, 4:6] = True
     assert torch.equal(changed, expected)
@@ -128,15 +128,15 @@ def test_patches_are_where_they_were():
 
 @torch.no_grad()
 def test_positions_at_other_sizes():
-    stretched, counted = (DiT(replace(TINY, position=kind)) for kind in ("stretched", "counted"))
+    stretched, counted = (DiT(replace(TINY, position=position)) for position in ("stretched", "counted"))
     known = sincos_positions((4, 4), 24, closed=False)
     for net in (stretched, counted):
         torch.testing.assert_close(net._positions((4, 4)), known)
-    wide = counted._positions((4, 9)).view(4, 9, 24)  # a place has one position whatever the aspect ratio
+    wide = counted._positions((4, 9)).view(4, 9, 24)  # a cell has the same position at any aspect ratio
     torch.testing.assert_close(wide[:, :4], known.view(4, 4, 24))
     twice = stretched._positions((8, 8)).view(
         8, 8, 24
-    )  # every other patch of twice the size is one of the trained
+    )  # at twice the size, every other position is one of the trained ones
     torch.testing.assert_close(twice[::2, ::2], known.view(4, 4, 24))
 
 
@@ -144,50 +144,52 @@ def test_positions_at_other_sizes():
 def test_a_prompt_projected_once():
     for form in ("text", "single", "everything"):
         net = scrambled(DiT(replace(TINY, **FORMS[form])))
-        given = inputs(net.config)
-        once = net.project_context(given["context"])
+        tensors = inputs(net.config)
+        once = net.project_context(tensors["context"])
         assert len(once.keys) == net.config.depth
-        torch.testing.assert_close(net(**given | {"context": once}), net(**given), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(net(**tensors | {"context": once}), net(**tensors), atol=1e-6, rtol=1e-6)
 
 
 @torch.no_grad()
-def test_conditions_count():
+def test_every_condition_matters():
     net = scrambled(DiT(replace(TINY, num_classes=5, context_dim=12)))
-    given = inputs(net.config)
-    out = net(**given)
+    tensors = inputs(net.config)
+    out = net(**tensors)
     for name, other in {
-        "t": given["t"] + 50,
+        "t": tensors["t"] + 50,
         "labels": torch.full((2,), 5),  # no class
-        "context": given["context"].flip(1) * 2,
+        "context": tensors["context"].flip(1) * 2,
     }.items():
-        assert (net(**given | {name: other}) - out).abs().max() > 1e-3, name
+        assert (net(**tensors | {name: other}) - out).abs().max() > 1e-3, name
 
 
 @torch.no_grad()
-def test_maps_of_what_looks_at_what():
+def test_captured_attention_maps():
     net = scrambled(DiT(replace(TINY, context_dim=12)))
-    given = inputs(net.config)
-    expected = net(**given)
+    tensors = inputs(net.config)
+    expected = net(**tensors)
     with capture(net) as maps:
-        torch.testing.assert_close(net(**given), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(net(**tensors), expected, atol=1e-5, rtol=1e-5)
     assert maps["encoder.0.attn"].shape == (2, 2, 16, 16)
     assert maps["encoder.2.cross"].shape == (2, 2, 16, 5)
 
 
 @torch.no_grad()
-def test_halves_are_close_to_whole_numbers(form):
-    net, given = scrambled(DiT(form)), inputs(form)
-    whole = net(**given)
-    halves = {name: value.bfloat16() if name in ("x", "context") else value for name, value in given.items()}
+def test_bf16_is_close_to_fp32(form):
+    net, tensors = scrambled(DiT(form)), inputs(form)
+    exact = net(**tensors)
+    halves = {
+        name: value.bfloat16() if name in ("x", "context") else value for name, value in tensors.items()
+    }
     out = net.bfloat16()(**halves)
     assert out.dtype == torch.bfloat16
-    assert (out.float() - whole).norm() < 0.1 * whole.norm()
+    assert (out.float() - exact).norm() < 0.1 * exact.norm()
 
 
 # -------------------------------------------------------------------------------------- sizes and files
 
-# Of the authors' code, less its fixed table of positions (n D numbers); and the multiply-accumulates of the paper's
-# Table 4, which calls them Gflops.
+# Parameters of the authors' code without its fixed position table (n D numbers), and multiply-accumulates of the
+# paper's Table 4, which calls them Gflops.
 PUBLISHED = {
     "dit-s2": (32_963_360 - 256 * 384, 6.06),
     "dit-b2": (130_512_416 - 256 * 768, 23.01),
@@ -205,27 +207,27 @@ def test_published_costs(name):
     assert macs(SIZES[name]) / 1e9 == pytest.approx(gigamacs, rel=2e-3)
 
 
-def test_the_small_one_in_halves_is_a_file_below_twelve_megabytes():
+def test_the_shipped_size_in_bf16_is_below_twelve_megabytes():
     assert 2 * parameters(SIZES["dit-emoji"]) < 12e6 - 1e5
 
 
 def test_costs_in_closed_form(form):
     with torch.device("meta"):
         net = DiT(form)
-        given = {name: value.to("meta") for name, value in inputs(form, (7, 10), 1).items()}
+        tensors = {name: value.to("meta") for name, value in inputs(form, (7, 10), 1).items()}
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net.eval()(**given)
+            net.eval()(**tensors)
     assert count_parameters(net) == parameters(form)
     assert counter.get_total_flops() // 2 == macs(form, (7, 10), tokens=5)
 
 
 @torch.no_grad()
 def test_saved_and_loaded(form, tmp_path):
-    net, given = scrambled(DiT(form)), inputs(form)
+    net, tensors = scrambled(DiT(form)), inputs(form)
     tp.save(net, tmp_path / "dit.safetensors")
     back = tp.load(tmp_path / "dit.safetensors")
     assert back.config == form == from_json(DiTConfig, to_json(form))
-    assert torch.equal(back.eval()(**given), net(**given))
+    assert torch.equal(back.eval()(**tensors), net(**tensors))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -265,8 +267,8 @@ def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
     scrambled(ldm.network)
     assert config.image_size == (16, 16)
     assert ldm.blocks() == ldm.network.blocks()
-    given = {"nothing": None, "class": [2, 5], "text": ["a red apple", ""]}[reader]
-    context = None if given is None else ldm.text_encoder(given)
+    condition = {"nothing": None, "class": [2, 5], "text": ["a red apple", ""]}[reader]
+    context = None if condition is None else ldm.text_encoder(condition)
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
     both = torch.cat([x, x])
     direct = ldm.process.to_x0(both, ldm.network(both, t.expand(2), context), t.expand(2))
@@ -298,9 +300,9 @@ def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
     ],
 )
 def test_configs_that_cannot_be(changes, words):
-    with pytest.raises(UserError, match=re.escape(words)) as told:
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
         replace(TINY, **changes)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +319,6 @@ def test_configs_that_cannot_be(changes, words):
 )
 def test_inputs_that_cannot_be(form, changes, words):
     net = DiT(replace(TINY, **FORMS[form]))
-    with pytest.raises(UserError, match=re.escape(words)) as told:
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
         net(**inputs(net.config) | changes)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)

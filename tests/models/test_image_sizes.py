@@ -29,13 +29,13 @@ def test_any_size_in_any_form(form, scrambled, images, size):
 @given(h=SIDE, w=SIDE)
 def test_what_is_missing_to_a_whole_patch_is_zero(small, scrambled, h, w):
     net, x = scrambled(small()), torch.randn(1, 3, h, w)
-    whole = F.pad(x, (0, -w % 8, 0, -h % 8))
+    padded = F.pad(x, (0, -w % 8, 0, -h % 8))
     with torch.no_grad():
-        torch.testing.assert_close(net(x), net(whole))
+        torch.testing.assert_close(net(x), net(padded))
 
 
 def transposed(net, config):
-    """The network that reads pictures lying on their side: its kernel and its positions are turned with them."""
+    """Return the network for transposed images: its kernel and its positions are transposed."""
     turned = type(net)(replace(config, image_size=config.image_size[::-1])).eval()
     state = dict(net.state_dict())
     state["patch.proj.weight"] = state["patch.proj.weight"].mT
@@ -53,7 +53,7 @@ def transposed(net, config):
 @example(h=32, w=48)
 @given(h=SIDE, w=SIDE)
 @pytest.mark.parametrize(("position", "registers"), [("learned", 2), ("none", 0)])
-def test_a_picture_on_its_side_gives_a_map_on_its_side(small, scrambled, position, registers, h, w):
+def test_a_transposed_image_gives_a_transposed_map(small, scrambled, position, registers, h, w):
     config = small(position=position, num_registers=registers)
     net, x = scrambled(config), torch.randn(1, 3, h, w)
     turned = transposed(net, config)
@@ -89,7 +89,7 @@ def test_sizes_leave_no_trace(small, scrambled, images):
 
 
 def test_what_is_placed_at_the_left_stays_at_the_left(small, scrambled):
-    """A change in one corner changes the tokens; of one patch alone, that patch's z_0 alone."""
+    """A change in one corner changes the tokens; a change in one patch changes only that patch's z_0."""
     net, x = scrambled(small()), torch.zeros(1, 3, 40, 24)
     z, (rows, columns) = net.embed(x)
     x[:, :, 16:24, 8:16] = 1.0
@@ -119,8 +119,8 @@ def random_swin(**changes):
     return net
 
 
-def swin_on_its_side(net):
-    """The Swin that reads pictures lying on their side."""
+def transposed_swin(net):
+    """Return the Swin for transposed images."""
     config = net.config
     turn = lambda windows: tuple((w, h) for h, w in windows)  # noqa: E731
     config = replace(
@@ -157,10 +157,10 @@ def swin_on_its_side(net):
 @example(h=20, w=30)
 @example(h=50, w=2)
 @given(h=st.integers(2, 50), w=st.integers(2, 50))
-def test_a_picture_on_its_side_in_a_swin(changes, h, w):
+def test_a_transposed_image_in_a_swin(changes, h, w):
     """Rows stay rows and columns columns: in windows, shifts, masks, biases and merging."""
     net, x = random_swin(**changes), torch.randn(1, 3, h, w)
-    turned = swin_on_its_side(net)
+    turned = transposed_swin(net)
     with torch.no_grad():
         for mine, its in zip(turned.features(x.mT), net.features(x), strict=True):
             torch.testing.assert_close(mine.mT, its, atol=1e-4, rtol=1e-4)

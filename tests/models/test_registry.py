@@ -1,4 +1,4 @@
-"""Names to networks, configs checked when made, and cards."""
+"""Networks by name, checks of their configs, and model cards."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def test_create_changes_fields():
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("vit-b61", {}, "no model is called 'vit-b61'; near names: vit-b16"),
         ("resnet", {}, "`triptych list` shows all"),
@@ -40,15 +40,15 @@ def test_create_changes_fields():
         ("vit-b16", {"zzz": 1}, "vit-b16 has no field 'zzz'; it has image_size, patch_size"),
     ],
 )
-def test_mistakes_name_what_is_near(name, changes, said):
+def test_mistakes_name_what_is_near(name, changes, message):
     with pytest.raises(UserError) as caught:
         config_for(name, **changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"depth": 0}, "depth is 0, which must be at least 1"),
         ({"patch_size": -16}, "patch_size is -16"),
@@ -70,10 +70,10 @@ def test_mistakes_name_what_is_near(name, changes, said):
         ({"head_dim": -1}, "head_dim"),
     ],
 )
-def test_configs_are_checked_when_made(small, changes, said):
+def test_configs_are_checked_when_made(small, changes, message):
     with pytest.raises(UserError) as caught:
         small(**changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -81,7 +81,7 @@ PAIRS = "give a number, (height, width), or one of these for each of 4 stages"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"window_size": 0}, "window_size is ((0, 0), (0, 0), (0, 0), (0, 0)), which must be at least 1"),
         ({"window_size": (7, -1)}, "which must be at least 1"),
@@ -113,10 +113,10 @@ PAIRS = "give a number, (height, width), or one of these for each of 4 stages"
         ({"windows": 7}, "swin-t has no field 'windows'; did you mean 'window_size'?"),
     ],
 )
-def test_configs_of_swin_are_checked_when_made(changes, said):
+def test_configs_of_swin_are_checked_when_made(changes, message):
     with pytest.raises(UserError) as caught:
         config_for("swin-t", **changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -203,7 +203,7 @@ def test_configs_are_frozen_and_named(small):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"size": (0, 224)}, "size"),
         ({"crop": 0.0}, "crop"),
@@ -211,8 +211,8 @@ def test_configs_are_frozen_and_named(small):
         ({"std": (0.2, 0.0, 0.2)}, "std"),
     ],
 )
-def test_preprocessing_is_checked(changes, said):
-    with pytest.raises(UserError, match=said):
+def test_preprocessing_is_checked(changes, message):
+    with pytest.raises(UserError, match=message):
         Preprocess(**changes)
 
 

@@ -201,6 +201,6 @@ def test_the_grid_is_the_networks(form, size):
 
 
 def on_meta(config):
-    """The network without its numbers: H/14 takes no memory."""
+    """The network on the meta device: H/14 takes no memory."""
     with torch.device("meta"):
         return build(config)

@@ -1,4 +1,4 @@
-"""A map of classes against CompVis' way of doing it, and boxes against the tokens written out."""
+"""Semantic maps against CompVis' module, and boxes against tokens written out by hand."""
 
 import pytest
 import torch

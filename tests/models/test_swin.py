@@ -42,7 +42,7 @@ FORMS = {
     "three stages": {"depths": (1, 2, 1), "num_heads": (1, 2, 4), "window_size": ((3, 3),) * 3},
     "headless": {"num_classes": 0},
     "maps": {"num_classes": 0, "map_norms": True},
-    "grey": {"in_channels": 1},
+    "gray": {"in_channels": 1},
     "conv stem": {"stem_widths": (6,), "patch_size": 1},
     "patches of 3": {"patch_size": 3, "image_size": (36, 54)},
     "dropped": {"drop_path_rate": 0.5, "dropout": 0.2},
@@ -58,7 +58,7 @@ def form(request):
 
 
 def scrambled(config):
-    """A network whose every parameter is random, so that nothing is hidden behind a zero. In eval mode."""
+    """A network in eval mode with random parameters, so that no path is hidden behind a zero."""
     net = Swin(config)
     for part in net.modules():
         for parameter in part.parameters(recurse=False):
@@ -70,7 +70,7 @@ def scrambled(config):
 
 
 def answers(net, images):
-    """Logits, or the maps of a network that has no others."""
+    """Return the logits, or the maps of a network without a head."""
     return net.features(images)[-1] if net.config.map_norms else net(images)
 
 
@@ -99,7 +99,7 @@ def test_the_seed_decides_the_start(form):
 
 
 def test_the_start(form):
-    """The head says nothing yet, and SwinV2's blocks are the identity."""
+    """A new head outputs zeros, and SwinV2's new blocks are the identity."""
     net, x = Swin(form).eval(), images(form)
     if form.num_classes:
         assert net(x).eq(0).all()
@@ -205,29 +205,29 @@ def test_any_size_in_any_form(form, size):
 
 @pytest.mark.parametrize("changes", [{}, V2], ids=["v1", "v2"])
 def test_sizes_leave_no_trace(changes):
-    """Bit for bit the same answer, whatever came before; transformers' network changes its answer or breaks."""
+    """The output is bit for bit the same whatever inputs came before; transformers' network changes or fails."""
     net = scrambled(replace(SMALL, **changes))
-    pictures = [images(SMALL, 1, size) for size in SIZES]
+    inputs = [images(SMALL, 1, size) for size in SIZES]
     with torch.no_grad():
-        first = [copy.deepcopy(net)(x) for x in pictures]  # each by a network that has seen nothing else
+        first = [copy.deepcopy(net)(x) for x in inputs]  # each by a network that has seen nothing else
         for order in (range(7), reversed(range(7)), [3, 0, 3, 1, 3, 6, 2, 3]):
             for i in order:
-                assert torch.equal(net(pictures[i]), first[i])
+                assert torch.equal(net(inputs[i]), first[i])
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    net(pictures[4]).sum().backward()
+    net(inputs[4]).sum().backward()
     with torch.inference_mode():
-        assert torch.equal(net(pictures[3]), first[3])
+        assert torch.equal(net(inputs[3]), first[3])
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
 def test_the_papers_size_after_a_small_one():
-    """96 px, then 224 and 448, of the shape of Swin-T: maps of less than a window, of a few, of several."""
+    """A network shaped as Swin-T at several sizes in turn: maps smaller than a window, and of several windows."""
     net = create("swin-t", embed_dim=12, depths=(1, 1, 2, 2), num_heads=(1, 2, 3, 4), num_classes=3).eval()
     nn.init.normal_(net.head.weight)
-    pictures = [torch.randn(1, 3, side, side) for side in (224, 96, 256, 32)]
+    inputs = [torch.randn(1, 3, side, side) for side in (224, 96, 256, 32)]
     with torch.no_grad():
-        first = [net(x) for x in pictures]
-        assert all(torch.equal(net(pictures[i]), first[i]) for i in (1, 0, 2, 0, 3, 0))
+        first = [net(x) for x in inputs]
+        assert all(torch.equal(net(inputs[i]), first[i]) for i in (1, 0, 2, 0, 3, 0))
 
 
 def test_images_are_answered_one_by_one(form):
@@ -238,22 +238,22 @@ def test_images_are_answered_one_by_one(form):
 
 def test_what_is_missing_to_a_whole_patch_is_zero():
     net, x = scrambled(replace(SMALL, patch_size=4)), torch.randn(1, 3, 13, 26)
-    whole = nn.functional.pad(x, (0, 2, 0, 3))
+    padded = nn.functional.pad(x, (0, 2, 0, 3))
     with torch.no_grad():
-        torch.testing.assert_close(net(x), net(whole))
+        torch.testing.assert_close(net(x), net(padded))
 
 
 @pytest.mark.parametrize("changes", [{}, V2], ids=["v1", "v2"])
 @pytest.mark.parametrize(("size", "window"), [((16, 16), 7), ((9, 6), 4)], ids=str)
 def test_two_blocks_pass_on_what_their_regions_join(size, window, changes):
-    """A stage of a W-MSA and a SW-MSA block: a cell knows of the windows of those that share its region in the second,
-    and of nothing else. The Jacobian elsewhere is exactly zero; timm's is not at 256 px."""
+    """After a W-MSA and a SW-MSA block a cell depends on the windows of all cells in its shifted region and no other.
+    The Jacobian elsewhere is exactly zero; timm's is not at 256 px."""
     config = replace(
         SMALL, embed_dim=4, depths=(2,), num_heads=(2,), window_size=windows_of(window, 1), **changes
     )
     stage = scrambled(config).stages[0]
     assert isinstance(stage, Stage)
-    # One copy of the map for each cell of the answer, so that one backward pass is the whole Jacobian.
+    # One copy of the map for each output cell, so that one backward pass gives the full Jacobian.
     z = torch.randn(1, *size, 4).repeat(size[0] * size[1], 1, 1, 1).requires_grad_()
     (stage(z) @ torch.randn(4)).flatten(1).diagonal().sum().backward()
     plain, shifted = (same_region(size, window, s) for s in (0, window // 2))
@@ -261,23 +261,23 @@ def test_two_blocks_pass_on_what_their_regions_join(size, window, changes):
 
 
 def same_region(size, window, shift):
-    """Whether two cells see each other: windows cut at `shift`, `shift` + M, ... on both axes."""
+    """Return which cells share a region: windows cut at `shift`, `shift` + M, ... on both axes."""
     y, x = ((torch.arange(side) - shift).div(window, rounding_mode="floor") for side in size)
     region = (y[:, None] * 1000 + x[None, :]).flatten()
     return region[:, None] == region[None, :]
 
 
 @pytest.mark.parametrize("changes", [{}, V2], ids=["v1", "v2"])
-def test_learning_between_evaluations(changes):
-    """Evaluate, learn with the fused optimiser that the trainer has, evaluate: the second is of the new weights."""
+def test_training_between_evaluations(changes):
+    """Evaluate, train with the trainer's fused optimizer, evaluate again: the new weights are used."""
     net, x = scrambled(replace(SMALL, **changes)), images(SMALL)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
     for _ in range(2):
         with torch.inference_mode():
             net(x)
         net.train()
         net(x).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
         net.eval()
         with torch.no_grad():
             assert torch.equal(net(x), copy.deepcopy(net)(x))

@@ -16,7 +16,7 @@ STAGES = ((2, 2, 1), (2, 4, 4))  # depths and heads
 
 
 def config_of(version, image_size, window, **changes):
-    """Ours, with what transformers has for fields of the same names."""
+    """Our config, with transformers' values in the fields that both have."""
     depths, heads = STAGES
     more = {"version": 2, "qkv_bias": "qv"} if version == 2 else {}
     sizes = {
@@ -29,10 +29,10 @@ def config_of(version, image_size, window, **changes):
     return Config(**sizes, **more, window_size=windows_of(window, len(depths)), **changes)
 
 
-def theirs(config, kind, **changes):
-    """Their network of our config, every parameter random; their config has one window for all stages."""
+def theirs(config, network_class, **changes):
+    """Their network for our config, with random parameters; their config has one window for all stages."""
     cls = Swinv2Config if config.version == 2 else SwinConfig
-    net = kind(
+    net = network_class(
         cls(
             image_size=config.image_size[0],
             patch_size=config.patch_size,
@@ -100,8 +100,8 @@ def renamed(state, version):
     return out
 
 
-def pair(config, kind, **changes):
-    other = theirs(config, kind, **changes)
+def pair(config, network_class, **changes):
+    other = theirs(config, network_class, **changes)
     net = Swin(config).eval()
     net.load_state_dict(renamed(other.state_dict(), config.version))
     return net, other
@@ -125,7 +125,7 @@ def test_version_2_at_any_size_above_its_own(shape):
 
 @torch.no_grad()
 def test_version_2_with_larger_windows_than_it_was_trained_with():
-    """Theirs makes a window as small as the map, for good; so ours has (4, 4) in the last stage."""
+    """Theirs shrinks a window to the map for good, so ours has (4, 4) in the last stage."""
     windows = {"window": ((8, 8), (8, 8), (4, 4)), "pretrained_window_size": ((6, 6), (6, 6), (3, 3))}
     net, other = pair(config_of(2, (64, 64), **windows), HFSwinv2, pretrained_window_sizes=[6, 6, 3])
     x = torch.randn(2, 3, 64, 64)
@@ -135,7 +135,7 @@ def test_version_2_with_larger_windows_than_it_was_trained_with():
 @pytest.mark.parametrize("size", [(112, 112), (100, 131), (75, 61), (61, 129)], ids=str)
 @torch.no_grad()
 def test_maps_of_version_1_where_they_need_padding(size):
-    """Their backbone pads before it rolls, as we do. It shifts a map of one window, too, so the last stage has one
+    """Their backbone pads before it rolls, as we do. It also shifts a map of one window, so the last stage has one
     block, which is not shifted."""
     config = config_of(1, (112, 112), 7)
     other = theirs(config, SwinBackbone, out_features=["stage1", "stage2", "stage3"])

@@ -1,4 +1,4 @@
-"""Text encoders: counts, parity with transformers, open_clip's layout and diffusers, prompts, added words, classes."""
+"""Text encoders: sizes, parity with transformers, open_clip's layout and diffusers, prompts, added tokens, classes."""
 
 import copy
 import logging
@@ -31,7 +31,7 @@ SMALL = {name: replace(form, vocab_size=60, pad_token=0, max_length=9) for name,
 
 
 def scrambled(config: TextConfig) -> TextEncoder:
-    """An encoder whose every parameter is random, so that nothing is hidden behind a zero. In eval mode."""
+    """An encoder in eval mode with random parameters, so that no path is hidden behind a zero."""
     net = TextEncoder(config)
     for part in net.modules():
         for parameter in part.parameters(recurse=False):
@@ -58,7 +58,7 @@ def clip() -> TextEncoder:
     return scrambled(FORMS["clip"]).requires_grad_(False)
 
 
-# What it is
+# Configs and sizes
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -81,7 +81,7 @@ def test_every_parameter_is_filled_and_counts(small):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"num_heads": 5}, "not a multiple of num_heads 5"),
         ({"skip_last_blocks": 3}, "from 0 to 2"),
@@ -91,8 +91,8 @@ def test_every_parameter_is_filled_and_counts(small):
         ({"num_added_tokens": -1}, "0 or more"),
     ],
 )
-def test_configs_that_cannot_be(wrong, said):
-    with pytest.raises(UserError, match=said):
+def test_configs_that_cannot_be(wrong, message):
+    with pytest.raises(UserError, match=message):
         replace(SMALL["clip"], **wrong)
 
 
@@ -118,17 +118,17 @@ def test_clip_is_transformers_clip(activation, skip):
         "tokens.weight": source["embeddings.token_embedding.weight"],
         "positions": source["embeddings.position_embedding.weight"],
     }
-    for kind in ("weight", "bias"):
-        state[f"norm.{kind}"] = source[f"final_layer_norm.{kind}"]
+    for leaf in ("weight", "bias"):
+        state[f"norm.{leaf}"] = source[f"final_layer_norm.{leaf}"]
         for i in range(3):
             them, us = f"encoder.layers.{i}.", f"encoder.{i}."
-            state[f"{us}attn.qkv.{kind}"] = torch.cat(
-                [source[f"{them}self_attn.{x}_proj.{kind}"] for x in "qkv"]
+            state[f"{us}attn.qkv.{leaf}"] = torch.cat(
+                [source[f"{them}self_attn.{x}_proj.{leaf}"] for x in "qkv"]
             )
-            state[f"{us}attn.proj.{kind}"] = source[f"{them}self_attn.out_proj.{kind}"]
+            state[f"{us}attn.proj.{leaf}"] = source[f"{them}self_attn.out_proj.{leaf}"]
             for n in (1, 2):
-                state[f"{us}norm{n}.{kind}"] = source[f"{them}layer_norm{n}.{kind}"]
-                state[f"{us}mlp.fc{n}.{kind}"] = source[f"{them}mlp.fc{n}.{kind}"]
+                state[f"{us}norm{n}.{leaf}"] = source[f"{them}layer_norm{n}.{leaf}"]
+                state[f"{us}mlp.fc{n}.{leaf}"] = source[f"{them}mlp.fc{n}.{leaf}"]
     ours.load_state_dict(state)
     ids = torch.randint(0, 60, (2, 9))
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_clip_is_transformers_clip(activation, skip):
         torch.testing.assert_close(ours.encode_tokens(ids), wanted, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
             ours.encode_tokens(ids[:, :4]), wanted[:, :4], atol=1e-5, rtol=1e-5
-        )  # it looks back only
+        )  # attention is causal
 
 
 def test_openclip_is_its_formula():
@@ -182,18 +182,18 @@ def test_ldm_bert_is_diffusers_ldm_bert():
     for i in range(3):
         them, us = f"model.layers.{i}.", f"encoder.{i}."
         state[f"{us}attn.qkv.weight"] = torch.cat([source[f"{them}self_attn.{x}_proj.weight"] for x in "qkv"])
-        for kind in ("weight", "bias"):
-            state[f"{us}attn.proj.{kind}"] = source[f"{them}self_attn.out_proj.{kind}"]
-            state[f"{us}norm1.{kind}"] = source[f"{them}self_attn_layer_norm.{kind}"]
-            state[f"{us}norm2.{kind}"] = source[f"{them}final_layer_norm.{kind}"]
-            state[f"{us}mlp.fc1.{kind}"], state[f"{us}mlp.fc2.{kind}"] = (
-                source[f"{them}fc1.{kind}"],
-                source[f"{them}fc2.{kind}"],
+        for leaf in ("weight", "bias"):
+            state[f"{us}attn.proj.{leaf}"] = source[f"{them}self_attn.out_proj.{leaf}"]
+            state[f"{us}norm1.{leaf}"] = source[f"{them}self_attn_layer_norm.{leaf}"]
+            state[f"{us}norm2.{leaf}"] = source[f"{them}final_layer_norm.{leaf}"]
+            state[f"{us}mlp.fc1.{leaf}"], state[f"{us}mlp.fc2.{leaf}"] = (
+                source[f"{them}fc1.{leaf}"],
+                source[f"{them}fc2.{leaf}"],
             )
-    for kind in ("weight", "bias"):
-        state[f"norm.{kind}"], state[f"logits.{kind}"] = (
-            source[f"model.layer_norm.{kind}"],
-            source[f"to_logits.{kind}"],
+    for leaf in ("weight", "bias"):
+        state[f"norm.{leaf}"], state[f"logits.{leaf}"] = (
+            source[f"model.layer_norm.{leaf}"],
+            source[f"to_logits.{leaf}"],
         )
     ours.load_state_dict(state)
     ids = torch.randint(0, 60, (2, 9))
@@ -309,7 +309,7 @@ def test_break_starts_a_chunk(clip):
 
 
 def test_a_prompt_does_not_hear_its_neighbors(clip):
-    """Bit for bit: what stands beside it in the list, and how often, changes nothing."""
+    """A prompt's encoding is bit for bit the same whatever other prompts are in the list."""
     long, short = "a (red:1.3) apple, " * 30, "ugly"
     alone = clip.encode_prompts([long])
     together = clip.encode_prompts([short, long, long, ""])
@@ -329,7 +329,7 @@ def test_five_thousand_words(clip):
     assert z.isfinite().all()
 
 
-# Words of one's own
+# Added tokens
 
 
 def test_added_vectors_are_read(clip):
@@ -368,7 +368,7 @@ def test_vectors_of_one_word_stay_together(clip):
 
 
 @pytest.mark.parametrize(
-    ("token", "shape", "said"),
+    ("token", "shape", "message"),
     [
         ("<cat>", (1, 7), "vectors of 7 numbers, this text encoder's have 24"),
         ("<cat>", (76, 24), "from 1 to 75"),
@@ -378,8 +378,8 @@ def test_vectors_of_one_word_stay_together(clip):
         ("photo", (1, 24), "already"),
     ],
 )
-def test_words_that_cannot_be_added(clip, token, shape, said):
-    with pytest.raises(UserError, match=said):
+def test_words_that_cannot_be_added(clip, token, shape, message):
+    with pytest.raises(UserError, match=message):
         add_embedding(clip, token, torch.zeros(shape))
     assert clip.config.num_added_tokens == 0
     assert len(clip.tokens.weight) == 49408

@@ -102,7 +102,7 @@ for shape in ((2, 3, 24, 36), (3, 3, 31, 45)):  # the second one leaves the side
 SWIN_TRACE = """
 import warnings
 
-warnings.simplefilter("ignore")  # a trace is for one height and width, and says so
+warnings.simplefilter("ignore")  # of a trace being for one height and width only
 for version in (1, 2):
     net = make(version, depths=(2, 1))
     for learning in (True, False):
@@ -117,7 +117,7 @@ import onnxruntime
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter
 
-warnings.simplefilter("ignore")  # a trace is for one height and width, and says so
+warnings.simplefilter("ignore")  # of a trace being for one height and width only
 net = make(VERSION, depths=(2, 1))
 file = io.BytesIO()
 example, names = torch.randn(2, 3, 31, 45), {"input_names": ["x"], "dynamic_axes": {"x": {0: "b"}}}
@@ -157,9 +157,9 @@ def run(script, backend="aot_eager", **changes):
 
 
 def run_after(begin, script, **names):
-    given = "\n".join(f"{name} = {value!r}" for name, value in names.items())
-    whole = "\n".join([given, textwrap.dedent(begin), textwrap.dedent(script)])
-    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True)
+    assignments = "\n".join(f"{name} = {value!r}" for name, value in names.items())
+    program = "\n".join([assignments, textwrap.dedent(begin), textwrap.dedent(script)])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

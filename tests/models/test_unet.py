@@ -1,4 +1,4 @@
-"""The UNet beside diffusers' at tiny random sizes, at any size of latents, with prompts projected once."""
+"""The UNet against diffusers' at tiny random sizes, at any size of latents, with prompts projected once."""
 
 import re
 import warnings
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what importing it deprecates is its own affair
+    warnings.simplefilter("ignore")  # of deprecations when it is imported
     from diffusers import UNet2DConditionModel, UNet2DModel
 
 from triptych.errors import UserError
@@ -135,7 +135,7 @@ NAMES = [
 
 
 def theirs_for(name: str) -> list[str]:
-    """diffusers' names of one of our parameters."""
+    """Return diffusers' names for one of our parameters."""
     for ours, theirs in NAMES:
         name = re.sub(ours, theirs, name)
     for fused, parts in (("qkv", "qkv"), ("kv", "kv")):
@@ -145,21 +145,21 @@ def theirs_for(name: str) -> list[str]:
 
 
 def filled(config: UNetConfig, theirs: nn.Module) -> UNet:
-    """Our network with the numbers of diffusers'; every one of theirs is used once."""
-    net, state, given = UNet(config), theirs.state_dict(), {}
+    """Our network with diffusers' weights, each of which is used once."""
+    net, state, filled_state = UNet(config), theirs.state_dict(), {}
     plain = isinstance(theirs, UNet2DModel)
     for name, parameter in net.named_parameters():
         keys = theirs_for(name)
         if plain:
             keys = [re.sub(r"(attentions\.\d+)\.norm\b", r"\1.group_norm", key) for key in keys]
-        given[name] = torch.cat([state.pop(key) for key in keys]).view(parameter.shape)
+        filled_state[name] = torch.cat([state.pop(key) for key in keys]).view(parameter.shape)
     assert not state
-    net.load_state_dict(given)
+    net.load_state_dict(filled_state)
     return net.eval()
 
 
 def scrambled(net: nn.Module) -> nn.Module:
-    """Every parameter random, so that nothing is hidden behind a zero. In eval mode."""
+    """The network in eval mode with random parameters, so that no path is hidden behind a zero."""
     for part in net.modules():
         for parameter in part.parameters(recurse=False):
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3)
@@ -169,21 +169,21 @@ def scrambled(net: nn.Module) -> nn.Module:
 
 
 def inputs(config: UNetConfig, size=(16, 16), count: int = 2) -> dict[str, torch.Tensor]:
-    given = {"x": torch.randn(count, config.in_channels, *size), "t": torch.tensor([7.25, 981.0])[:count]}
+    tensors = {"x": torch.randn(count, config.in_channels, *size), "t": torch.tensor([7.25, 981.0])[:count]}
     if config.context_dim:
-        given["context"] = torch.randn(count, 5, config.context_dim)
+        tensors["context"] = torch.randn(count, 5, config.context_dim)
     if config.num_classes:
-        given["labels"] = torch.randint(config.num_classes, (count,))
+        tensors["labels"] = torch.randint(config.num_classes, (count,))
     if config.vector_dim:
-        given["labels"] = torch.randn(count, config.vector_dim)
-    return given
+        tensors["labels"] = torch.randn(count, config.vector_dim)
+    return tensors
 
 
-def answer(theirs, given):
-    more = {"class_labels": given["labels"]} if "labels" in given else {}
-    if "context" in given:
-        more["encoder_hidden_states"] = given["context"]
-    return theirs(given["x"], given["t"], **more).sample
+def answer(theirs, tensors):
+    more = {"class_labels": tensors["labels"]} if "labels" in tensors else {}
+    if "context" in tensors:
+        more["encoder_hidden_states"] = tensors["context"]
+    return theirs(tensors["x"], tensors["t"], **more).sample
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -191,10 +191,10 @@ def answer(theirs, given):
 def test_parity_with_diffusers(case):
     config, cls, sizes = CASES[case]
     theirs = scrambled(cls(**sizes))
-    net, given = filled(config, theirs), inputs(config)
-    expected = answer(theirs, given)
+    net, tensors = filled(config, theirs), inputs(config)
+    expected = answer(theirs, tensors)
     assert expected.std() > 0.1
-    torch.testing.assert_close(net(**given), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(**tensors), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["sd1", "unconditional"])
@@ -203,50 +203,50 @@ def test_parity_with_diffusers(case):
 def test_parity_at_any_size(case, size):
     config, cls, sizes = CASES[case]
     theirs = scrambled(cls(**sizes))
-    net, given = filled(config, theirs), inputs(config, size)
+    net, tensors = filled(config, theirs), inputs(config, size)
     if case == "unconditional" and any(side % 4 for side in size):
-        assert net(**given).shape == given["x"].shape  # diffusers' cannot
+        assert net(**tensors).shape == tensors["x"].shape  # diffusers' network fails here
     else:
-        torch.testing.assert_close(net(**given), answer(theirs, given), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(net(**tensors), answer(theirs, tensors), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["sd1", "x4 upscaler", "depth by level"])
 @torch.no_grad()
 def test_a_prompt_projected_once(case):
     net = scrambled(UNet(CASES[case][0]))
-    given = inputs(net.config)
-    once = net.project_context(given["context"])
-    assert torch.equal(net(**given | {"context": once}), net(**given))
+    tensors = inputs(net.config)
+    once = net.project_context(tensors["context"])
+    assert torch.equal(net(**tensors | {"context": once}), net(**tensors))
     assert len(once.keys) == len(once.values) == sum(name.endswith(".kv.weight") for name in net.state_dict())
 
 
 @torch.no_grad()
-def test_each_of_a_batch_is_its_own():
-    net, given = scrambled(UNet(TINY)), inputs(TINY)
-    together = net(**given)
+def test_samples_of_a_batch_are_independent():
+    net, tensors = scrambled(UNet(TINY)), inputs(TINY)
+    together = net(**tensors)
     for i in range(2):
-        alone = net(**{name: value[i : i + 1] for name, value in given.items()})
+        alone = net(**{name: value[i : i + 1] for name, value in tensors.items()})
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["x4 upscaler", "unclip", "resampled by blocks"])
 def test_gradients_reach_everything(case):
     net = scrambled(UNet(replace(CASES[case][0], dropout=0.1))).train()
-    given = inputs(net.config)
-    for value in given.values():
+    tensors = inputs(net.config)
+    for value in tensors.values():
         if value.is_floating_point():
             value.requires_grad_()
-    net(**given).square().mean().backward()
+    net(**tensors).square().mean().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
-        if not re.search(r"(conv1|skip|input)\.bias", name):  # a norm may take a constant off again
+        if not re.search(r"(conv1|skip|input)\.bias", name):  # a norm may remove a constant
             assert parameter.grad.abs().sum() > 0, name
-    assert given["x"].grad.abs().sum() > 0
-    assert "context" not in given or given["context"].grad.abs().sum() > 0
+    assert tensors["x"].grad.abs().sum() > 0
+    assert "context" not in tensors or tensors["context"].grad.abs().sum() > 0
 
 
 @torch.no_grad()
-def test_a_new_network_is_whole_and_says_zero():
+def test_a_new_network_is_finite_and_outputs_zero():
     net = UNet(replace(TINY, num_classes=3))
     assert all(parameter.isfinite().all() for parameter in net.parameters())
     out = net(**inputs(net.config))
@@ -254,11 +254,11 @@ def test_a_new_network_is_whole_and_says_zero():
 
 
 @torch.no_grad()
-def test_maps_of_what_looks_at_what():
-    net, given = scrambled(UNet(TINY)), inputs(TINY)
-    expected = net(**given)
+def test_captured_attention_maps():
+    net, tensors = scrambled(UNet(TINY)), inputs(TINY)
+    expected = net(**tensors)
     with capture(net) as maps:
-        got = net(**given)
+        got = net(**tensors)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert maps["down.0.blocks.0.transformer.blocks.0.cross"].shape == (2, 2, 256, 5)
     assert maps["up.1.blocks.2.transformer.blocks.0.attn"].shape == (2, 2, 64, 64)
@@ -271,28 +271,28 @@ def test_maps_of_what_looks_at_what():
 @pytest.mark.parametrize("y", [True, False])
 @torch.no_grad()
 def test_seamless_moves_with_its_input(x, y):
-    """Rolled around a joined side, latents give the rolled answer; around an open one they do not."""
-    net, given = scrambled(UNet(TINY)), inputs(TINY)
-    rolled = [given | {"x": given["x"].roll(8, axis)} for axis in (-1, -2)]
+    """Rolling the latents along a seamless side rolls the output; along another side it does not."""
+    net, tensors = scrambled(UNet(TINY)), inputs(TINY)
+    rolled = [tensors | {"x": tensors["x"].roll(8, axis)} for axis in (-1, -2)]
     with seamless(net, x=x, y=y):
-        out = net(**given)
+        out = net(**tensors)
         for axis, joined, moved in zip((-1, -2), (x, y), rolled, strict=True):
             assert torch.allclose(net(**moved), out.roll(8, axis), atol=1e-4) == joined
 
 
 def test_packed_weights():
-    net, given = scrambled(UNet(TINY)), inputs(TINY)
+    net, tensors = scrambled(UNet(TINY)), inputs(TINY)
     small = inputs(TINY, (7, 5), 1)
     with torch.no_grad():
-        expected, of_small = net(**given), net(**small)
+        expected, of_small = net(**tensors), net(**small)
         with packed(net):
             for _ in range(2):
-                torch.testing.assert_close(net(**given), expected, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(net(**tensors), expected, atol=1e-5, rtol=1e-5)
                 torch.testing.assert_close(net(**small), of_small, atol=1e-5, rtol=1e-5)
             count = sum(len(part.packed) for part in net.modules() if isinstance(part, Conv))
-            assert count > 10 or not onednn_allowed(given["x"], net.out.weight)
+            assert count > 10 or not onednn_allowed(tensors["x"], net.out.weight)
     with packed(net):
-        net(**given).sum().backward()  # with gradients the weights are not packed
+        net(**tensors).sum().backward()  # with gradients the weights are not packed
     assert all(parameter.grad is not None for parameter in net.parameters())
     assert all(part.packed is None for part in net.modules() if isinstance(part, Conv))
 
@@ -300,26 +300,26 @@ def test_packed_weights():
 @torch.no_grad()
 def test_the_memory_format_changes_nothing(monkeypatch):
     """bf16 in channels-last format, as with AMX, against bf16 in the contiguous one."""
-    net, given = scrambled(UNet(TINY)).bfloat16(), inputs(TINY)
-    given = {name: value if name == "t" else value.bfloat16() for name, value in given.items()}
+    net, tensors = scrambled(UNet(TINY)).bfloat16(), inputs(TINY)
+    tensors = {name: value if name == "t" else value.bfloat16() for name, value in tensors.items()}
     outs = []
     for order in (torch.contiguous_format, torch.channels_last):
         monkeypatch.setattr(
             unet_module, "preferred_format", lambda x, _, order=order: x.contiguous(memory_format=order)
         )
-        outs.append(net(**given))
+        outs.append(net(**tensors))
         assert outs[-1].is_contiguous()
     assert (outs[0] - outs[1]).float().norm() < 0.02 * outs[0].float().norm()
 
 
 @torch.no_grad()
-def test_halves_are_close_to_whole_numbers():
-    net, given = scrambled(UNet(TINY)), inputs(TINY)
-    whole = net(**given)
-    halves = {name: value if name == "t" else value.bfloat16() for name, value in given.items()}
+def test_bf16_is_close_to_fp32():
+    net, tensors = scrambled(UNet(TINY)), inputs(TINY)
+    exact = net(**tensors)
+    halves = {name: value if name == "t" else value.bfloat16() for name, value in tensors.items()}
     out = net.bfloat16()(**halves)
     assert out.dtype == torch.bfloat16
-    assert (out.float() - whole).norm() < 0.05 * whole.norm()
+    assert (out.float() - exact).norm() < 0.05 * exact.norm()
 
 
 def test_blocks_in_the_order_in_which_they_run():
@@ -344,7 +344,7 @@ def test_blocks_in_the_order_in_which_they_run():
         (replace(TINY, vector_dim=6), {"labels": torch.zeros(2, 3)}, "labels are (2, 3)"),
     ],
 )
-def test_mistakes_are_told(config, changes, words):
-    with pytest.raises(UserError, match=re.escape(words)) as told:
+def test_mistakes_are_reported(config, changes, words):
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
         UNet(config)(**inputs(config, (8, 8)) | changes)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)

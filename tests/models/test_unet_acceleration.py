@@ -1,4 +1,4 @@
-"""Merged tokens and a cached deep half: nothing at zero strength, exact where nothing is lost, undone to the bit."""
+"""Merged tokens and a cached deep half: no change at zero strength, exact where nothing is lost, fully undone."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def make(config: UNetConfig) -> UNet:
     return net
 
 
-def given(config: UNetConfig, batch: int = 2, size: tuple[int, int] = (8, 6)) -> tuple:
+def make_inputs(config: UNetConfig, batch: int = 2, size: tuple[int, int] = (8, 6)) -> tuple:
     torch.manual_seed(batch)
     context = torch.randn(batch, 5, 12) if config.context_dim else None
     labels = torch.arange(batch) % 3 if config.num_classes else None
@@ -64,7 +64,7 @@ def net(request):
     "around", [lambda net: merged_tokens(net, 0.5), lambda net: deep_cached(net, 3)], ids=["merge", "cache"]
 )
 def test_undone_to_the_bit(net, around):
-    inputs = given(net.config)
+    inputs = make_inputs(net.config)
     later = 2 * inputs[0], *inputs[1:]
     before, parts = net(*later), {name: set(vars(part)) for name, part in net.named_modules()}
     with around(net):
@@ -79,7 +79,7 @@ def test_undone_to_the_bit(net, around):
 
 
 def test_nothing_at_zero_strength(net):
-    inputs = given(net.config)
+    inputs = make_inputs(net.config)
     before = net(*inputs)
     with merged_tokens(net, 0.0), deep_cached(net, 1):
         assert torch.equal(net(*inputs), before)
@@ -87,7 +87,7 @@ def test_nothing_at_zero_strength(net):
 
 
 def test_alike_tokens_merge_without_loss():
-    """Of a map that is constant in each 2 x 2 cells three quarters of the tokens say nothing."""
+    """In a map that is constant in each 2 x 2 cells, three quarters of the tokens are redundant."""
     torch.manual_seed(0)
     attn, draw = Attention(12, 3), torch.Generator().manual_seed(1)
     cells = torch.randn(2, 12, 3, 5)
@@ -122,38 +122,38 @@ def test_merge_is_its_slow_twin(size, ratio):
         for members in groups.values():
             rows = {int(where[b * n + i]) for i in members}
             assert len(rows) == 1
-            found = less.flatten(0, 1)[rows.pop()]
-            torch.testing.assert_close(found, x[b, members].mean(0))
+            merged = less.flatten(0, 1)[rows.pop()]
+            torch.testing.assert_close(merged, x[b, members].mean(0))
 
 
 def test_a_map_without_whole_cells_stays(net):
-    inputs = given(net.config, size=(1, 3))
+    inputs = make_inputs(net.config, size=(1, 3))
     with merged_tokens(net, 0.5):
         inside = net(*inputs)
     assert torch.equal(inside, net(*inputs))
 
 
 def test_the_cache_is_exact_where_the_deep_part_would_not_change(net):
-    inputs = given(net.config)
+    inputs = make_inputs(net.config)
     runs = []
     net.middle.register_forward_pre_hook(lambda *_: runs.append(1))
-    whole = net(*inputs)
+    expected = net(*inputs)
     runs.clear()
     with deep_cached(net, 3):
         for _ in range(7):
-            torch.testing.assert_close(net(*inputs), whole, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(net(*inputs), expected, atol=1e-6, rtol=1e-5)
     assert len(runs) == 3  # of calls 0, 3 and 6
 
 
 def test_the_cache_is_of_one_shape(net):
-    one, two = given(net.config, 1), given(net.config, 2)
+    one, two = make_inputs(net.config, 1), make_inputs(net.config, 2)
     expected = [net(*one), net(*two)]
     with deep_cached(net, 4):
-        found = [net(*one), net(*two)]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        results = [net(*one), net(*two)]
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-def test_what_does_not_fit_is_said():
+def test_options_that_do_not_fit_are_reported():
     dit = DiT(
         DiTConfig(latent_size=(8, 8), patch_size=2, embed_dim=24, depth=1, num_heads=2, mlp_ratio=40 / 24)
     )

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of the published UNets: as their own code counts, in closed form, as built."""
+"""Parameters and multiply-accumulates of the published UNets: by their own code, in closed form, and as built."""
 
 from dataclasses import replace
 
@@ -36,8 +36,8 @@ TABLE = {
     "inpainting-big": 387_245_827,
     "bsr-sr": 113_622_563,
 }
-OWN = {"unet-s", "unet-emoji"}  # published nowhere: to be trained here
-SDXL = UNetConfig(  # one of no name here, since its two text encoders are not there
+OWN = {"unet-s", "unet-emoji"}  # not published: trained in this project
+SDXL = UNetConfig(  # without a name in the registry, since its two text encoders are not supported
     latent_size=(128, 128),
     base_channels=320,
     channel_multipliers=(1, 2, 4),
@@ -51,24 +51,24 @@ SDXL = UNetConfig(  # one of no name here, since its two text encoders are not t
 
 
 def on_meta(config):
-    """The network without its numbers."""
+    """The network on the meta device, without weights."""
     with torch.device("meta"):
         return UNet(config)
 
 
 def counted(config, size, tokens=77):
-    """Multiply-accumulates of the network as it runs on shapes alone."""
+    """Count the multiply-accumulates of the network when it runs on the meta device."""
     net = on_meta(config).eval()
-    given = {"x": (1, config.in_channels, *size), "t": (1,)}
+    shapes = {"x": (1, config.in_channels, *size), "t": (1,)}
     if config.context_dim:
-        given["context"] = (1, tokens, config.context_dim)
+        shapes["context"] = (1, tokens, config.context_dim)
     if config.vector_dim:
-        given["labels"] = (1, config.vector_dim)
-    given = {name: torch.empty(shape, device="meta") for name, shape in given.items()}
+        shapes["labels"] = (1, config.vector_dim)
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     if config.num_classes:
-        given["labels"] = torch.empty(1, device="meta", dtype=torch.long)
+        shapes["labels"] = torch.empty(1, device="meta", dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(**given)
+        net(**shapes)
     return counter.get_total_flops() // 2
 
 
@@ -143,10 +143,10 @@ def test_json_round_trip(name):
         ({"num_classes": -1}, "num_classes is -1"),
     ],
 )
-def test_mistakes_are_told(changes, words):
-    with pytest.raises(UserError, match=words) as told:
+def test_mistakes_are_reported(changes, words):
+    with pytest.raises(UserError, match=words) as caught:
         replace(SIZES["sd1"], **changes)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_heads_are_asked_for_where_nothing_attends():

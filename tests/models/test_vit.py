@@ -1,4 +1,4 @@
-"""The Vision Transformer in every form: shapes, start, heads, features, and what may not change its answers."""
+"""The Vision Transformer in every form: shapes, initialization, heads, features, and independence of past inputs."""
 
 import math
 from dataclasses import replace
@@ -70,13 +70,13 @@ def test_the_forward_pass_is_figure_1(small, scrambled, images):
     torch.testing.assert_close(net(x), net.head(net.norm(z)[:, 0]), atol=1e-4, rtol=1e-4)
 
 
-def test_registers_are_read_by_nobody_but_attention(small, scrambled, images):
+def test_registers_are_read_by_attention_only(small, scrambled, images):
     config = small(num_registers=2)
     net, x = scrambled(config), images(config)
     z, grid = net.embed(x)
     assert z.shape == (2, 1 + 2 + 24, 24)
     assert grid == (4, 6)
-    # They have no position: the same two vectors for every image, after the class token.
+    # Registers have no position: the same two vectors for every image, after the class token.
     assert torch.equal(z[0, 1:3], net.registers[0])
     assert net.features(x)[0].shape == (2, 24, 4, 6)
 
@@ -137,15 +137,15 @@ def test_from_pre_training_to_fine_tuning_in_one_call(small, images):
     assert all(after[name] is p for name, p in body.items())
 
 
-@pytest.mark.parametrize(("head", "kind"), [("linear", nn.Linear), ("mlp", MlpHead), ("cosine", CosineHead)])
-def test_any_head_for_any_other(form, head, kind, images):
+@pytest.mark.parametrize(("head", "cls"), [("linear", nn.Linear), ("mlp", MlpHead), ("cosine", CosineHead)])
+def test_any_head_for_any_other(form, head, cls, images):
     if form.distill_token and head != "linear":
         with pytest.raises(UserError, match="distill_token"):
             ViT(form).replace_head(4, head)
         return
     net = ViT(form).eval()
     net.replace_head(4, head)
-    assert isinstance(net.head, kind)
+    assert isinstance(net.head, cls)
     assert net(images(form)).shape == (2, 4)
     assert net(images(form)).isfinite().all()
     assert ViT(net.config).state_dict().keys() == net.state_dict().keys()
@@ -196,9 +196,9 @@ def test_features_are_the_patches_in_their_places(small, scrambled, images):
     config = small(num_registers=2)
     net, x = scrambled(config), images(config)
     z = net.norm(net.encode(x)[0])
-    taken = net.features(x)[0]
+    features = net.features(x)[0]
     for row, column in [(0, 0), (0, 5), (3, 0), (2, 4)]:
-        assert torch.equal(taken[:, :, row, column], z[:, 3 + 6 * row + column])
+        assert torch.equal(features[:, :, row, column], z[:, 3 + 6 * row + column])
 
 
 def test_blocks_are_taken_in_the_order_asked(small, scrambled, images):

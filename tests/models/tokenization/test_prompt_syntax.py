@@ -1,4 +1,4 @@
-"""The prompt grammar: weights as in AUTOMATIC1111's web UI, sections, LoRAs, chunks; and prompts of bad intent."""
+"""The prompt grammar: weights as in AUTOMATIC1111's web UI, sections, LoRAs, chunks, and malicious prompts."""
 
 import contextlib
 import time
@@ -141,7 +141,7 @@ def test_loras_without_a_name_or_a_number(tag):
 
 
 def letters(text: str) -> list[tuple[int, ...]]:
-    """A tokenizer: a token for a letter, and three numbers that stay together for a digit."""
+    """A tokenizer with one token per letter, and three that stay together per digit."""
     return [(100, 101, 102) if c.isdigit() else (ord(c),) for c in text]
 
 

@@ -183,7 +183,7 @@ def test_added_tokens():
     assert tokenizer.text(tokenizer.ids("a <cat> in my style")) == "a <cat> in my style"
     assert tokenizer.ids("in my styles") == clip_tokenizer().ids(
         "in my styles"
-    )  # a part of a word is no token
+    )  # part of a word is not a token
     assert tokenizer.ids("<cat><cat>") == [49408, 49409] * 2
     assert clip_tokenizer().added == {}
 

@@ -641,7 +641,11 @@ def test_boxes(pipe):
         ("semantic", lambda p, _: p.text_to_image("x"), "takes neither prompt nor class"),
         ("semantic", lambda p, _: p.unconditional(), "takes a map of classes: it does semantic"),
         ("semantic", lambda p, i: p.semantic(i), "holds no map"),
-        ("semantic", lambda p, i: p.semantic(np.full((8, 8), 5)), "holds 5, and the classes are 0..4"),
+        (
+            "semantic",
+            lambda p, i: p.semantic(np.full((8, 8), 5)),
+            "holds 5, which must be a class from 0 to 4",
+        ),
         ("semantic", lambda p, i: p.semantic(np.zeros((9, 8), int)), "the class map is 8x9"),
         ("semantic", lambda p, i: p.semantic("none.png"), "none.png does not exist"),
         ("layout", lambda p, _: p.text_to_image("x"), "takes boxes, not a prompt"),
