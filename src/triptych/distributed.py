@@ -1,14 +1,14 @@
-"""The processes that train together, and the rows of a batch that each of them holds.
+"""The processes of a training run, and the rows of a batch that each of them holds.
 
-`ProcessGroup` says who works together. The run owns it and hands it to whatever sums or gathers outside of a step:
-evaluations, checkpoints, caches, the log. `SINGLE_PROCESS` is the group of one process.
+`ProcessGroup` names the processes. The run owns it and passes it to everything that sums or gathers outside a training
+step: evaluations, checkpoints, caches, the log. `SINGLE_PROCESS` is the group of one process.
 
-`BatchShard` says which rows of the current batch this process holds. A layer cannot be handed it, since its `forward`
-takes tensors only, so it is set for a block of code by `use_shard`. Inside of that block every process makes the
-random draws of the whole batch and keeps its own rows (`draw_rows`), and what is a sum over the batch, such as the
-statistics of a batch norm, is summed over all processes (`sum_over_batch`). So the noise, crop and dropped paths of a
-sample depend on its place in the batch, not on the number of processes. Outside of `use_shard`, as in every run of a
-single process, `draw_rows` only draws and `sum_over_batch` is the identity.
+`BatchShard` says which rows of the current batch this process holds. Layers cannot take it as an argument, since their
+`forward` takes tensors only, so `use_shard` sets it for a block of code. Inside that block every process draws random
+numbers for the full batch and keeps its own rows (`draw_rows`), and sums over the batch, such as the statistics of a
+batch norm, are taken over all processes (`sum_over_batch`). So the noise, crop and dropped paths of a sample depend on
+its index in the batch, not on the number of processes. Outside `use_shard`, as in every run of a single process,
+`draw_rows` only draws and `sum_over_batch` is the identity.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Processes that work together. Every process calls each of the methods, at the same point of the program."""
+    """Processes that work together. All of them must call each method, at the same point of the program."""
 
     rank: int = 0
     size: int = 1
     cpu_group: Any = None
     """The group of torch.distributed for values on the CPU."""
     checkpoint_group: Any = None
-    """The one that checkpoints are written in, in the background."""
+    """The group in which checkpoints are written in the background."""
 
     @property
     def is_main(self) -> bool:
@@ -92,7 +92,7 @@ _shard: BatchShard | None = None
 
 @contextlib.contextmanager
 def use_shard(shard: BatchShard | None) -> Iterator[None]:
-    """Work on the rows of `shard` inside of the block."""
+    """Make `shard` the rows of this process inside the block."""
     global _shard
     before, _shard = _shard, shard
     try:
@@ -112,11 +112,11 @@ def shard_weight() -> float:
 
 
 def draw_rows(count: int, draw: Callable[[int], T]) -> T:
-    """Return this process's rows of `draw(number of rows in the whole batch)`.
+    """Return this process's rows of `draw(number of rows in the full batch)`.
 
     Args:
-        count: the rows to return: those of the shard, or a multiple of it where each image has several rows in
-            succession (the windows of a Swin). Any other count has no place in the batch and is drawn as it is.
+        count: number of rows to return: those of the shard, or a multiple of it where each image has several successive
+            rows (the windows of a Swin). Any other count is not part of the batch and is drawn locally.
         draw: returns an array or tensor with the given number of rows in its first axis.
     """
     shard = _shard

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from triptych.config import check, need
-from triptych.errors import UserError, require_known
+from triptych.errors import ConfigError, require_known
 
 Schedule = Literal["linear", "scaled_linear", "cosine", "flow"]
 Prediction = Literal["eps", "v", "x0", "flow"]
@@ -37,16 +37,16 @@ class ProcessConfig:
     def __post_init__(self):
         check(self)
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise UserError(
+            raise ConfigError(
                 f"beta_start {self.beta_start} and beta_end {self.beta_end} must lie between 0 and 1, in this order"
             )
         if not 2 <= self.num_timesteps <= 10**6:
-            raise UserError(f"a process needs steps from 2 to 1,000,000, got {self.num_timesteps}")
+            raise ConfigError(f"num_timesteps is {self.num_timesteps}, which must be from 2 to 1,000,000")
         if self.schedule == "flow" and self.zero_terminal_snr:
-            raise UserError("schedule 'flow' ends in pure noise by itself; leave zero_terminal_snr out")
+            raise ConfigError("schedule 'flow' ends in pure noise by itself; leave zero_terminal_snr out")
         if self.prediction == "eps" and self.ends_in_noise:
-            raise UserError(
-                "prediction 'eps' says nothing about the image where there is only noise, as at the end of this "
+            raise ConfigError(
+                "prediction 'eps' does not determine the image where there is only noise, as at the end of this "
                 "schedule; use 'v', 'x0' or 'flow'"
             )
 
@@ -64,9 +64,9 @@ class NoiseConfig:
     """Uniform, or the logistic function of a normal number, which favors the middle (Esser et al. 2024, Equation
     19)."""
     logit_mean: float = 0.0
-    """Mean of that number; above 0 favors noisy times."""
+    """logit_normal: mean of that number; above 0 favors noisy times."""
     logit_std: float = 1.0
-    """Its standard deviation."""
+    """logit_normal: its standard deviation."""
     min_snr: float = 0.0
     """gamma of min-SNR weighting (Hang et al. 2023): the error of x_0 has weight min(SNR, gamma), whatever is
     predicted. 5 in the paper; 0 turns weighting off."""
@@ -81,8 +81,8 @@ class NoiseConfig:
         need(self.offset >= 0, self, "offset", "at least 0")
 
 
-# CompVis' and diffusers' names of the schedules -> ours. The same word means two things: what CompVis (and the LDM
-# paper) calls linear is evenly spaced in the root of beta, as `torch.linspace(b0**0.5, b1**0.5, T)**2` there shows.
+# CompVis' and diffusers' names of the schedules -> ours. "linear" has two meanings: in CompVis' code (and the LDM
+# paper) it is even in the root of beta, `torch.linspace(b0**0.5, b1**0.5, T)**2`.
 COMPVIS_SCHEDULES: dict[str, Schedule] = {
     "linear": "scaled_linear",
     "sqrt_linear": "linear",
@@ -100,39 +100,39 @@ DIFFUSERS_PREDICTIONS: dict[str, Prediction] = {
     "flow_prediction": "flow",
 }
 
-# Name -> description in a line.
+# Name -> one-line description.
 SAMPLERS: dict[str, str] = {
-    "ddpm": "the original chain, new noise at each step (Ho et al. 2020)",
+    "ddpm": "the original chain, with new noise at each step (Ho et al. 2020)",
     "ddim": "the same marginals without noise, first order (Song et al. 2021)",
     "plms": "pseudo linear multistep, Stable Diffusion's first sampler (Liu et al. 2022)",
     "euler": "first order (Karras et al. 2022)",
     "euler-ancestral": "Euler to below the next level, then noise up to it (k-diffusion)",
-    "heun": "second order, two calls a step (Karras et al. 2022)",
-    "lms": "linear multistep of order 4, one call a step (k-diffusion)",
-    "dpm2": "second order, two calls a step: at its start and halfway (k-diffusion)",
+    "heun": "second order, two calls per step (Karras et al. 2022)",
+    "lms": "linear multistep of order 4, one call per step (k-diffusion)",
+    "dpm2": "second order, two calls per step: at its start and halfway (k-diffusion)",
     "dpm2-ancestral": "the same to below the next level, then noise up to it (k-diffusion)",
-    "dpm++2s-ancestral": "second order in x_0, two calls a step, new noise at each step (k-diffusion)",
-    "dpm++sde": "the reverse SDE, two calls a step (k-diffusion)",
-    "dpm++2m": "second order, one call a step (Lu et al. 2022)",
+    "dpm++2s-ancestral": "second order in x_0, two calls per step, new noise at each step (k-diffusion)",
+    "dpm++sde": "the reverse SDE, two calls per step (k-diffusion)",
+    "dpm++2m": "second order, one call per step (Lu et al. 2022)",
     "dpm++2m-sde": "the same for the reverse SDE, new noise at each step (Lu et al. 2022)",
     "dpm++2m-sde-heun": "the same, with the extrapolation integrated over the step (k-diffusion)",
-    "dpm++3m-sde": "third order for the reverse SDE, one call a step (k-diffusion)",
-    "deis": "second order in the noise, one call a step (Zhang and Chen 2023)",
-    "unipc": "predictor and corrector, one call a step (Zhao et al. 2023)",
+    "dpm++3m-sde": "third order for the reverse SDE, one call per step (k-diffusion)",
+    "deis": "second order in the noise, one call per step (Zhang and Chen 2023)",
+    "unipc": "predictor and corrector, one call per step (Zhao et al. 2023)",
     "lcm": "2 to 8 steps, for networks distilled to consistency (Luo et al. 2023)",
 }
 SPACINGS: dict[str, str] = {
-    "leading": "whole times, even, a little above the start of the schedule: 1, 21, 41, ...",
-    "trailing": "whole times, even, from the very end of the schedule: 999, 979, ...",
-    "linspace": "whole times, even, both ends of the schedule among them",
-    "uniform": "even times, not rounded, both ends among them (k-diffusion)",
-    "multistep": "linspace with a step more, whose last one is left out (diffusers, for its multistep solvers)",
+    "leading": "evenly spaced integer times that start a little above 0: 1, 21, 41, ...",
+    "trailing": "evenly spaced integer times from the end of the schedule: 999, 979, ...",
+    "linspace": "evenly spaced integer times that include both ends of the schedule",
+    "uniform": "evenly spaced times, not rounded, that include both ends (k-diffusion)",
+    "multistep": "linspace with one step more, without its last time (diffusers, for its multistep solvers)",
     "sgm-uniform": "the same, not rounded (Stability AI's generative-models, web UI)",
-    "multistep-leading": "leading with a step more, whose last one is left out",
-    "compvis": "leading, and ending at the schedule's first level instead of at the clean image (CompVis)",
-    "karras": "sigma / alpha even in its seventh root (Karras et al. 2022, Equation 5)",
-    "exponential": "sigma / alpha even in its logarithm",
-    "lcm": "some of the 50 times that consistency was distilled at (Luo et al. 2023)",
+    "multistep-leading": "leading with one step more, without its last time",
+    "compvis": "leading, but ends at the schedule's first level instead of the clean image (CompVis)",
+    "karras": "seventh root of sigma / alpha evenly spaced (Karras et al. 2022, Equation 5)",
+    "exponential": "logarithm of sigma / alpha evenly spaced",
+    "lcm": "times chosen from the 50 of consistency distillation (Luo et al. 2023)",
 }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 Purpose = Literal["start", "step", "encode", "condition"]
 """What noise is for: the start of sampling, a step of a stochastic sampler, an encoder's posterior, a conditioning
@@ -33,10 +33,10 @@ def image_seeds(seed: int, count: int, first: int = 0) -> list[int]:
     """Return the seeds of images `first` to `first + count - 1` of a call with this seed.
 
     Raises:
-        UserError: a seed outside 0 to 2^32 - 1.
+        ConfigError: a seed outside 0 to 2^32 - 1.
     """
     if not 0 <= seed < SEEDS:
-        raise UserError(f"seed is {seed}, which must be from 0 to {SEEDS - 1}")
+        raise ConfigError(f"seed is {seed}, which must be from 0 to {SEEDS - 1}")
     return [(seed + first + k) % SEEDS for k in range(count)]
 
 

@@ -1,7 +1,7 @@
-"""A process turns data into noise, x_t = alpha_t x_0 + sigma_t eps: its table, and what networks predict in it.
+"""The diffusion process x_t = alpha_t x_0 + sigma_t eps: its table, and conversions between what networks predict.
 
-A denoiser is a function `(x, t) -> x_0`: x (b, ...) at time t (b,) gives the clean data that the network sees in it.
-Samplers and guidance know denoisers alone; `denoiser` makes one of a network that predicts noise, velocity or data.
+A denoiser is a function `(x, t) -> x_0`: from x (b, ...) at time t (b,) it estimates the clean data. Samplers and
+guidance use denoisers only; `network_denoiser` makes one of a network that predicts noise, velocity or data.
 """
 
 import bisect

@@ -211,6 +211,6 @@ def sampler(name: str) -> Sampler:
     """Return the sampler of that name.
 
     Raises:
-        UserError: there is none; the message lists near names.
+        ConfigError: there is none; the message lists near names.
     """
     return SAMPLERS[require_known(name, SAMPLERS, "sampler")]

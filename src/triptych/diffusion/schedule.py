@@ -11,7 +11,7 @@ import numpy as np
 
 from triptych.diffusion.config import SPACINGS
 from triptych.diffusion.process import NoiseLevel, Process
-from triptych.errors import UserError, require_known
+from triptych.errors import ConfigError, require_known
 
 
 class Levels(tuple[NoiseLevel, ...]):
@@ -56,18 +56,18 @@ def spaced_levels(
             shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024, Equation 23).
 
     Raises:
-        UserError: an unknown spacing (the message lists near names), steps out of range, or a shift without flow.
+        ConfigError: an unknown spacing (the message lists near names), steps out of range, or a shift without flow.
     """
     require_known(spacing, SPACINGS, "spacing")
     most = (
         _lcm_count(process) if spacing == "lcm" else process.config.num_timesteps - ("multistep" in spacing)
     )
     if not 1 <= steps <= most:
-        raise UserError(f"steps is {steps}, which must be from 1 to {most} with the spacing {spacing!r}")
+        raise ConfigError(f"steps is {steps}, which must be from 1 to {most} with the spacing {spacing!r}")
     is_flow, is_ramp = process.config.schedule == "flow", spacing in ("karras", "exponential")
     if shift <= 0 or (shift != 1 and (is_ramp or not is_flow)):
-        raise UserError(
-            f"shift is {shift}, which must be above 0, and 1 but for even times in a flow schedule"
+        raise ConfigError(
+            f"shift is {shift}, which must be positive; other values than 1 need evenly spaced times of a flow schedule"
         )
 
     if is_ramp:
@@ -88,10 +88,10 @@ def from_strength(levels: Levels, strength: float) -> Levels:
     none.
 
     Raises:
-        UserError: a strength outside 0 to 1.
+        ConfigError: a strength outside 0 to 1.
     """
     if not 0 <= strength <= 1:
-        raise UserError(f"strength is {strength}, which must be from 0 (the image as it is) to 1 (all new)")
+        raise ConfigError(f"strength is {strength}, which must be from 0 (the image as it is) to 1 (all new)")
     steps = len(levels) - 1
     return Levels(levels.process, levels[steps - int(steps * strength) :])
 

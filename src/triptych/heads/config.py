@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from triptych.config import check
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +34,19 @@ class HeadConfig:
         check(self)
         for name in ("num_classes", "channels"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}, which must be at least 1")
         if min(self.image_branch_channels, self.aux_channels) < 0 or not 0 <= self.dropout < 1:
-            raise UserError(
+            raise ConfigError(
                 f"image_branch_channels {self.image_branch_channels} and aux_channels "
                 f"{self.aux_channels} cannot be negative, "
                 f"dropout {self.dropout} must be at least 0 and below 1"
             )
         if self.type == "upernet" and min(self.pool_scales, default=0) < 1:
-            raise UserError(
+            raise ConfigError(
                 f"pool_scales is {self.pool_scales}, which must be one side or more, each at least 1"
             )
         if self.image_branch_channels and self.type != "unet":
-            raise UserError(f"image_branch_channels is the U-Net's; leave it at 0 for type={self.type!r}")
+            raise ConfigError(f"image_branch_channels is the U-Net's; leave it at 0 for type={self.type!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.heads.blocks import ConvNorm, Pyramid, resize_map
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.fpn import Fpn
@@ -29,7 +29,7 @@ class Segmenter(Network):
             `config.head.blocks` are read, and their maps turned into a pyramid.
 
     Raises:
-        UserError: `config.head.blocks` for a backbone without maps by block, or an auxiliary head for a single map.
+        ConfigError: `config.head.blocks` for a backbone without maps by block, or an auxiliary head for a single map.
     """
 
     config: SegmenterConfig
@@ -49,11 +49,11 @@ class Segmenter(Network):
             )
             channels = self.pyramid.channels
         elif config.head.blocks:
-            raise UserError(
-                f"head.blocks is {config.head.blocks}, and {type(backbone).__name__} has a map a stage; leave it out"
+            raise ConfigError(
+                f"head.blocks is {config.head.blocks}, but {type(backbone).__name__} has a map per stage; leave it out"
             )
         if config.head.aux_channels and len(channels) < 2:
-            raise UserError(
+            raise ConfigError(
                 f"head.aux_channels is {config.head.aux_channels}, and the auxiliary head reads the "
                 "last map but one of "
                 "several; there is one, so leave it at 0"

@@ -1,4 +1,4 @@
-"""When a fast path may replace an ordinary PyTorch call: the switch for all, tracing, and what the CPU can do."""
+"""When a fast path may replace an ordinary PyTorch call: the switch for all, tracing, and the CPU's features."""
 
 import functools
 import os
@@ -57,7 +57,7 @@ def _capabilities() -> dict[str, bool]:
 
 @functools.cache
 def native_dtypes() -> frozenset[torch.dtype]:
-    """Return the dtypes that this CPU has multiply instructions for, where oneDNN is there to use them."""
+    """Return the dtypes that this CPU has multiply instructions for, if oneDNN is available to use them."""
     features = _capabilities()
     available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if not available or not features.get("avx2"):
@@ -68,11 +68,11 @@ def native_dtypes() -> frozenset[torch.dtype]:
 
 @functools.cache
 def has_avx512() -> bool:
-    """Return whether the CPU computes on 512 bits at a time."""
+    """Return whether the CPU has 512-bit vectors (AVX-512)."""
     return bool(_capabilities().get("avx512_f"))
 
 
 @functools.cache
 def has_amx() -> bool:
-    """Return whether the CPU multiplies tiles of bf16 (Intel AMX)."""
+    """Return whether the CPU multiplies bf16 matrices in tiles (Intel AMX)."""
     return bool(_capabilities().get("amx_bf16"))

@@ -1,12 +1,12 @@
-"""What `torch.compile`'s backend has no public call for: its cache folder, its compiler, its limits."""
+"""Parts of `torch.compile`'s backend without a public call: its cache folder, its compiler, its limits."""
 
 import contextlib
 from collections.abc import Iterator
 
 
 def default_cache_folder() -> str:
-    """Return the folder that inductor chooses where TORCHINDUCTOR_CACHE_DIR is not set. It writes it into that variable
-    when it is imported."""
+    """Return the folder that inductor chooses if TORCHINDUCTOR_CACHE_DIR is not set. When imported, inductor sets the
+    variable to it."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     return default_cache_dir()
@@ -24,7 +24,7 @@ def find_compiler() -> str:
 
 
 def raise_recompile_limit(least: int) -> None:
-    """Let dynamo compile at least so many versions of one function."""
+    """Let dynamo compile at least that many versions of one function."""
     import torch._dynamo.config as config
 
     config.recompile_limit = max(config.recompile_limit, least)

@@ -35,9 +35,9 @@ def linear(
 
     With AVX-512 and without gradients a large product is one oneDNN call: its fp32 product is up to a fifth faster than
     that of `F.linear` (measured on Zen 4), and what follows is computed while a tile is still in the cache. With AVX2
-    alone it would be slower (Zen 3: products by a tenth, with GELU by half), and so would an fp32 product that nothing
-    follows on CPUs with AMX (1,576 rows: by a twentieth). There, and wherever `onednn_allowed` is false, this is
-    `F.linear` and `F.gelu`.
+    alone it would be slower (Zen 3: products by a tenth, with GELU by half), and so would a plain fp32 product on CPUs
+    with AMX (1,576 rows: by a twentieth). There, and wherever `onednn_allowed` is false, this is `F.linear` and
+    `F.gelu`.
     """
     allowed = onednn_allowed(x, weight)
     if allowed and _faster(x, gelu is not None or times is not None) and x.numel() * weight.shape[0] >= _min_macs(x):

@@ -4,12 +4,12 @@ from typing import Any
 
 
 def shut_down(iterator: Any) -> None:
-    """End the worker processes of a `DataLoader`'s iterator now, and kill those that do not end; nothing happens if it
-    has none.
+    """End the worker processes of a `DataLoader`'s iterator now, and kill those that do not end. Without workers, do
+    nothing.
 
-    Left to the garbage collector, which may close their queues first, they are not notified, and the main process waits
-    five seconds for each. PyTorch ends a worker that is stuck, such as in a read that blocks, by SIGTERM, which those
-    of `triptych.data` ignore.
+    If the garbage collector ends them instead, it may close their queues first: then they are not notified, and the
+    main process waits five seconds for each. PyTorch ends a blocked worker by SIGTERM, which those of `triptych.data`
+    ignore.
     """
     if has_workers(iterator):
         iterator._shutdown_workers()

@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 
 def swap_parameter(net: nn.Module, name: str, tensor: Tensor | nn.Parameter) -> Tensor:
-    """Put a tensor in the place of a parameter and return what was there.
+    """Replace a parameter by a tensor and return the parameter.
 
-    Unlike `setattr` this takes tensors that are no parameters: results of other tensors, through which gradients pass.
+    Unlike `setattr`, this accepts tensors that are not parameters, such as results of operations with a gradient.
     """
     owner, _, leaf = name.rpartition(".")
     parameters = net.get_submodule(owner)._parameters

@@ -1,1 +1,1 @@
-"""Tensor in, tensor out: the parts that the networks are built of."""
+"""Layers: the parts that the networks are built of."""

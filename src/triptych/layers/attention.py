@@ -1,4 +1,4 @@
-"""Multi-head self-attention, and the one function through which all attention of the package goes."""
+"""Multi-head self-attention, and the function that computes all attention of the package."""
 
 from collections.abc import Callable
 from typing import Literal

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.attention import AttentionModule
 
 
@@ -42,12 +42,12 @@ def add_low_rank(net: nn.Module, rank: int) -> None:
     """Give the projections of every attention module a low-rank update; everything else of `net` is frozen.
 
     Raises:
-        UserError: there is no attention.
+        ConfigError: there is no attention.
     """
     attentions = [part for part in net.modules() if isinstance(part, AttentionModule)]
     if not attentions:
-        raise UserError(
-            f"{type(net).__name__} has no attention, whose projections low-rank updates are for; train all, or the head"
+        raise ConfigError(
+            f"{type(net).__name__} has no attention to add low-rank updates to; train all weights, or the head"
         )
     net.requires_grad_(False)
     for attention in attentions:

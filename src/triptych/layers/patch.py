@@ -77,7 +77,7 @@ class ConvStem(nn.Module):
 class StdConv2d(nn.Conv2d):
     """Convolution with standardized weights (Qiao et al. 2019), TensorFlow's "SAME" padding, no bias.
 
-    As in the paper's own code the small number is added to the standard deviation, not to the variance.
+    As in the paper's own code, epsilon is added to the standard deviation, not to the variance.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):

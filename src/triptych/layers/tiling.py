@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 def run_in_tiles(
@@ -27,14 +27,14 @@ def run_in_tiles(
         run: maps (b, i, h, w) to (b, o, rows, columns).
         tile: side of a tile in cells.
         overlap: cells that neighboring tiles share, at least.
-        taken: pixels of `x` in a cell, along one axis.
-        given: pixels of the result in a cell, along one axis.
+        input_cell: pixels of `x` in a cell, along one axis.
+        output_cell: pixels of the result in a cell, along one axis.
 
     Raises:
-        UserError: `overlap` is not below `tile`.
+        ConfigError: `overlap` is not below `tile`.
     """
     if not 0 <= overlap < tile:
-        raise UserError(f"overlap is {overlap}, which must be 0 or more and below the tile's side, which is {tile}")
+        raise ConfigError(f"overlap is {overlap}, which must be 0 or more and below the tile's side, which is {tile}")
     rows, columns = x.shape[-2] // input_cell, x.shape[-1] // input_cell
     if rows <= tile and columns <= tile:
         return run(x)

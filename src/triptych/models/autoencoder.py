@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from triptych import distributed
 from triptych.device import copy_to_device
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.kernels.conv import preferred_format
 from triptych.layers.cross_attention import SpatialAttention
 from triptych.layers.initialization import initialize_weights
@@ -76,7 +76,7 @@ class FirstStage(Network):
             generator: source of these numbers otherwise.
 
         Raises:
-            UserError: channels or sides do not fit.
+            ConfigError: channels or sides do not fit.
         """
         self._check_images(images)
         return self.scaled(self.draw(self.embed(images), sample, noise, generator))
@@ -85,7 +85,7 @@ class FirstStage(Network):
         """Return images (B, 3, H, W) of scaled latents (B, c, H / f, W / f); near [-1, 1], not clamped.
 
         Raises:
-            UserError: the channels do not fit.
+            ConfigError: the channels do not fit.
         """
         self._check_latents(latents)
         return self.render(self.unscaled(latents))
@@ -99,16 +99,16 @@ class FirstStage(Network):
         noise: Latents | None = None,
         generator: torch.Generator | None = None,
     ) -> Latents:
-        """`encode` in tiles of `tile` by `tile` latents, in memory that does not grow with the image."""
+        """Encode in tiles of `tile` by `tile` latents, in memory that does not grow with the image; see `encode`."""
         self._check_images(images)
         moments = self._in_tiles(self.embed, images, tile, overlap, input_cell=self.config.downsample_factor)
         return self.scaled(self.draw(moments, sample, noise, generator))
 
     def decode_tiled(self, latents: Latents, tile: int = 64, overlap: int = 16) -> Images:
-        """`decode` in tiles of `tile` by `tile` latents, so that the memory it takes does not grow with the image.
+        """Decode in tiles of `tile` by `tile` latents, in memory that does not grow with the image; see `decode`.
 
-        Neighbors share `overlap` latents at least. Each tile has its own norms and attention, so that tones may
-        differ a little over the image; the blend is smooth.
+        Neighboring tiles share at least `overlap` latents. Norms and attention are computed per tile, so colors may
+        vary a little over the image; the blend is smooth.
         """
         self._check_latents(latents)
         factor = self.config.downsample_factor
@@ -127,11 +127,11 @@ class FirstStage(Network):
         return latents / _by_channel(self.config.scale, latents) + _by_channel(self.config.shift, latents)
 
     def forward(self, images: Images) -> Float[Tensor, "b outputs height width"]:
-        """Return reconstructions."""
+        """Return the reconstructions of images."""
         return self.decode(self.encode(images))
 
     def replace_head(self, num_classes: int, head: Any = "linear") -> None:
-        raise UserError("an autoencoder has no head to replace")
+        raise ConfigError("an autoencoder has no head to replace")
 
     def initialize(self) -> None:
         """Initialize every parameter, with NaN first, so that a forgotten one is noticed."""
@@ -164,16 +164,16 @@ class FirstStage(Network):
         _, channels, height, width = images.shape
         f = self.config.downsample_factor
         if channels != self.config.in_channels:
-            raise UserError(f"images have {channels} channels, the autoencoder takes {self.config.in_channels}")
+            raise ConfigError(f"images have {channels} channels, the autoencoder takes {self.config.in_channels}")
         if height % f or width % f or not height or not width:
             near = f"{max(-(-height // f), 1) * f} x {max(-(-width // f), 1) * f}"
-            raise UserError(
+            raise ConfigError(
                 f"images are {height} x {width}, the autoencoder takes multiples of {f}; resize or pad them to {near}"
             )
 
     def _check_latents(self, latents: Tensor) -> None:
         if latents.shape[1] != self.config.latent_channels:
-            raise UserError(
+            raise ConfigError(
                 f"latents have {latents.shape[1]} channels, the autoencoder has {self.config.latent_channels}"
             )
 
@@ -200,7 +200,7 @@ class Level(nn.Module):
         self.resample = resample
 
     def parts(self) -> list[nn.Module]:
-        """Block, attention, block, attention, ..."""
+        """Return block, attention, block, attention, ..."""
         return [part for pair in zip(self.blocks, self.attentions, strict=True) for part in pair]
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o rows columns"]:
@@ -320,10 +320,10 @@ class Autoencoder(FirstStage):
         """Return mean and log variance, clamped to [-30, 20], of q(z | x), before scale and shift; for KL only.
 
         Raises:
-            UserError: channels or sides do not fit, or the autoencoder is VQ.
+            ConfigError: channels or sides do not fit, or the autoencoder is VQ.
         """
         if self.config.regularization == "vq":
-            raise UserError("a VQ autoencoder has no posterior: encode gives its latents, quantize their entries")
+            raise ConfigError("a VQ autoencoder has no posterior; encode gives its latents, quantize their codes")
         self._check_images(images)
         return self.moments(self.embed(images))
 
@@ -360,10 +360,10 @@ class Autoencoder(FirstStage):
         straight-through estimate, which `decode(..., quantized=True)` takes.
 
         Raises:
-            UserError: the autoencoder is KL.
+            ConfigError: the autoencoder is KL.
         """
         if self.config.regularization == "kl":
-            raise UserError("a KL autoencoder has no codebook; kind='vq' has")
+            raise ConfigError("a KL autoencoder has no codebook; an autoencoder with regularization='vq' has one")
         self._check_latents(latents)
         quantized, indices = self._nearest(self.unscaled(latents))
         return self.scaled(quantized), indices
@@ -377,7 +377,7 @@ class Autoencoder(FirstStage):
                 gradients pass straight through to the latents.
 
         Raises:
-            UserError: the channels do not fit.
+            ConfigError: the channels do not fit.
         """
         if not quantized:
             return super().decode(latents)
@@ -385,7 +385,7 @@ class Autoencoder(FirstStage):
         return self.decoder(self.post_quant(self.unscaled(latents)))
 
     def render(self, z: Latents) -> Images:
-        """Quantize (VQ alone), then the decoder."""
+        """Quantize (VQ only), then decode."""
         if self.config.regularization == "vq":
             entries, _ = self._nearest(z)
             trains = torch.is_grad_enabled() and z.requires_grad
@@ -408,5 +408,5 @@ class Autoencoder(FirstStage):
         return rearrange(F.embedding(indices, entries), "b h w c -> b c h w").contiguous(), indices
 
 
-_DISTANCES = 2**24  # held at a time: 64 MB
-EPS = 1e-6  # of every norm, in all published ones
+_DISTANCES = 2**24  # distances in memory at a time: 64 MB
+EPS = 1e-6  # epsilon of every norm, in all published autoencoders

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.initialization import initialize_weights
 from triptych.layers.norm import BatchNorm
 from triptych.model_card import ModelCard, Preprocess
@@ -15,7 +15,7 @@ from triptych.network import Network
 
 
 class Step(nn.Module):
-    """Two 3x3 convolutions, each with batch norm and ReLU; the map keeps its size."""
+    """Two 3x3 convolutions, each with batch norm and ReLU, at constant map size."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -27,7 +27,7 @@ class Step(nn.Module):
 
 
 class ConvNet(Network):
-    """Steps of two convolutions with max pooling between them. It gives maps at strides 1, 2, 4, ..., no classes."""
+    """Steps of two convolutions with max pooling between them. Returns maps at strides 1, 2, 4, ..., no classes."""
 
     config: ConvNetConfig
 
@@ -48,10 +48,10 @@ class ConvNet(Network):
 
     def replace_head(self, num_classes: int, head: str = "linear") -> None:
         if num_classes:
-            raise UserError("the plain encoder has no classifier; put a dense head on it")
+            raise ConfigError("a ConvNet has no classifier; use it with a dense head")
 
     def features(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """The map of each step."""
+        """Return the map of each step."""
         x, maps = images, []
         for i, step in enumerate(self.steps):
             x = step(F.max_pool2d(x, 2, ceil_mode=True) if i else x)

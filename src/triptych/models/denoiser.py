@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.cross_attention import Context, CrossAttention, ProjectedContext
 from triptych.network import Network
 
@@ -15,7 +15,7 @@ class Prompted(Network):
         """Return the prompt's keys and values for every cross-attention. `forward` takes them in place of `context`.
 
         Raises:
-            UserError: the network takes no prompt, or one of another width.
+            ConfigError: the network takes no prompt, or one of another width.
         """
         self._check_context(context)
         pairs = [part.project(context) for part in self._cross_attentions()]
@@ -33,17 +33,17 @@ class Prompted(Network):
         """Check that channels and prompt fit the network."""
         config = self.config
         if x.shape[1] != config.in_channels:
-            raise UserError(f"latents have {x.shape[1]} channels, the network takes {config.in_channels}")
+            raise ConfigError(f"latents have {x.shape[1]} channels, the network takes {config.in_channels}")
         if context is not None:
             self._check_context(context)
         elif config.context_dim:
-            raise UserError(f"the network takes a prompt: give `context`, (B, tokens, {config.context_dim})")
+            raise ConfigError(f"the network takes a prompt: give `context`, (B, tokens, {config.context_dim})")
 
     def _check_context(self, context: Context) -> None:
         if not self.config.context_dim:
-            raise UserError("the network takes no prompt; leave `context` out")
+            raise ConfigError("the network takes no prompt; leave `context` out")
         if isinstance(context, Tensor) and context.shape[-1] != self.config.context_dim:
-            raise UserError(
+            raise ConfigError(
                 f"the prompt's tokens are {context.shape[-1]} wide, the network takes {self.config.context_dim}; "
                 "encode the prompt with the text encoder that belongs to it"
             )

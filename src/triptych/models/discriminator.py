@@ -38,8 +38,8 @@ class Discriminator(Network):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initialize every parameter, with NaN first, so that a forgotten one is noticed. Normals of 0.02, as
-        published."""
+        """Initialize every parameter, with NaN first, so that a forgotten one is noticed, by normals of standard
+        deviation 0.02, as published."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
         initialize_weights(self)

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.kernels.linear import linear
 from triptych.layers.attention import Attention
 from triptych.layers.cross_attention import Context, CrossAttention
@@ -20,12 +20,12 @@ from triptych.model_card import ModelCard
 from triptych.models.configs.dit import DiTConfig
 from triptych.models.denoiser import Prompted
 
-FREQUENCIES = 256  # numbers that stand for a time, before the MLP
+FREQUENCIES = 256  # length of the sinusoidal embedding of the time
 
 
 class Block(nn.Module):
-    """Self-attention, a look at the prompt, an MLP. The first and the last are shifted and scaled before, and gated
-    after, by what time and class say (adaLN-zero, Section 3.2)."""
+    """Self-attention, cross-attention to the prompt, and an MLP. Time and class shift and scale the input of the first
+    and the last, and gate their outputs (adaLN-zero, Section 3.2)."""
 
     def __init__(self, config: DiTConfig):
         super().__init__()
@@ -52,8 +52,8 @@ class Block(nn.Module):
 
 
 class DiT(Prompted):
-    """Noisy latents of any height and width, a time, a prompt or a class give what the network predicts: the noise, v,
-    x0 or a flow. The same call as `UNet`'s.
+    """The denoising network of Figure 3: it predicts the noise, v, x0 or a flow from noisy latents of any size, their
+    times, and prompts or classes. It is called as `UNet` is.
 
     ```python
     net = DiT(SIZES["dit-s2"])
@@ -83,8 +83,8 @@ class DiT(Prompted):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initialize every parameter, with NaN first, so that a forgotten one is noticed. Gates and all that ends a
-        branch without one are zero, so that a block begins as the identity, and the network as a constant 0."""
+        """Initialize every parameter, with NaN first, so that a forgotten one is noticed. Gates, and the last layers of
+        branches without a gate, are zero: every block begins as the identity, and the network as a constant 0."""
         for parameter in self.parameters():
             nn.init.constant_(parameter, math.nan)
         for part in self.modules():
@@ -104,7 +104,7 @@ class DiT(Prompted):
             nn.init.zeros_(self.table)
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks in order: what checkpointing, compiling and sharding are applied to."""
+        """Return the blocks in order, for checkpointing, compilation and sharding."""
         return list(self.encoder)
 
     def forward(
@@ -114,16 +114,16 @@ class DiT(Prompted):
         context: Context | None = None,
         labels: Shaped[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b o h w"]:
-        """What the network predicts of `x`, as large as `x`.
+        """Return the network's prediction for `x`, of the same size.
 
         Args:
-            x: noisy latents; what a network is given beside them (mask, masked image, depth) are further channels.
-            t: the time of each, in steps of the process, whole or broken.
-            context: tokens of the prompts, or `project_context` of them.
-            labels: a class each, from 0; `config.num_classes` is none of them.
+            x: noisy latents, with conditioning channels concatenated (mask, masked image, depth).
+            t: time of each sample, in steps of the process; may be fractional.
+            context: tokens of the prompts, or their `project_context`.
+            labels: a class for each sample, from 0; `config.num_classes` is the null class.
 
         Raises:
-            UserError: channels, prompt or labels are not those that the network takes.
+            ConfigError: channels, prompt or labels do not fit the network.
         """
         self._check(x, context, labels)
         condition = self.time(t)                                                         # b D
@@ -141,7 +141,7 @@ class DiT(Prompted):
         return self._unpatchify(z, (rows, columns), (x.shape[-2], x.shape[-1]))            # b o h w
 
     def _modulations(self, condition: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
-        """The shifts, scales and gates of every block (B, 6, D), then shift and scale of the last norm (B, 2, D)."""
+        """Return shifts, scales and gates of every block (B, 6, D), then shift and scale of the last norm (B, 2, D)."""
         depth, dim = self.config.depth, self.config.embed_dim
         modulations = linear(F.silu(condition), self.modulation.weight, self.modulation.bias)
         modulations = rearrange(modulations, "b (parts d) -> b parts d", d=dim)          # b parts D
@@ -151,7 +151,7 @@ class DiT(Prompted):
         return modulations.split([6] * depth + [2], dim=1)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
-        """The frequencies are those of the paper's code, which is MAE's."""
+        """Return the position table, with the frequencies of the paper's code, which are MAE's."""
         steps = (1.0, 1.0)
         if self.config.position == "stretched":
             steps = (self.config.grid[0] / grid[0], self.config.grid[1] / grid[1])
@@ -160,7 +160,7 @@ class DiT(Prompted):
     def _unpatchify(
         self, z: Float[Tensor, "b n ppc"], grid: tuple[int, int], size: tuple[int, int]
     ) -> Float[Tensor, "b o h w"]:
-        """Patches laid out as latents of a size, less the variance and what was padded."""
+        """Return patches as latents of a size, without the predicted variance and the padding."""
         p = self.config.patch_size
         x = rearrange(z, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=p, q=p)
         return x[:, : self.config.out_channels, : size[0], : size[1]]
@@ -169,13 +169,13 @@ class DiT(Prompted):
         config = self.config
         self._check_inputs(x, context)
         if labels is None and config.num_classes:
-            raise UserError(f"the network takes `labels`: one of {config.num_classes} classes for each of the latents")
+            raise ConfigError(f"the network takes `labels`: one of {config.num_classes} classes for each sample")
         if labels is not None and not config.num_classes:
-            raise UserError("the network takes no labels; leave them out")
+            raise ConfigError("the network takes no labels; leave them out")
         if labels is not None and labels.shape != x.shape[:1]:
-            raise UserError(f"labels are {tuple(labels.shape)}, the network takes {tuple(x.shape[:1])}")
+            raise ConfigError(f"labels are {tuple(labels.shape)}, the network takes {tuple(x.shape[:1])}")
 
 
 def norm(config: DiTConfig) -> nn.LayerNorm:
-    """LayerNorm without gain and bias: they come from the time, or are in the product that follows."""
+    """Return a LayerNorm without gain and bias, which come from the time or are part of the next product."""
     return nn.LayerNorm(config.embed_dim, eps=config.norm_eps, elementwise_affine=False)

@@ -1,4 +1,4 @@
-"""A latent diffusion model (Rombach et al. 2022, Figure 3): it holds its parts, nothing else."""
+"""A latent diffusion model (Rombach et al. 2022, Figure 3): a container of its parts."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from triptych.diffusion.inpainting import concat_channels
 from triptych.diffusion.process import Denoiser, Process, network_denoiser
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.models.autoencoder import Autoencoder, FirstStage
 from triptych.models.configs.autoencoder import AutoencoderConfig
@@ -28,12 +28,12 @@ HALF = (0.5, 0.5, 0.5)  # images are in [-1, 1]
 
 
 class LatentDiffusion(Network):
-    """An autoencoder (perceptual compression), a UNet or a DiT on its latents (semantic compression), what reads the
-    prompt, and the process that it undoes. `unet` is the denoiser, whichever it is.
+    """An autoencoder (perceptual compression), a UNet or DiT on its latents (semantic compression), an encoder of the
+    prompt, and the diffusion process. `network` is the UNet or DiT.
 
     ```python
     context = ldm.text_encoder(["a red apple"])
-    denoise = ldm.denoiser(context)            # (x, t) -> x0, what every sampler takes
+    denoise = ldm.denoiser(context)            # (x, t) -> x0, as every sampler takes it
     images = ldm.autoencoder.decode(latents)
     ```
     """
@@ -58,7 +58,7 @@ class LatentDiffusion(Network):
 
     @property
     def config(self) -> LatentDiffusionConfig:  # type: ignore[override]
-        """What it is; words added to the text encoder (textual inversion) are counted."""
+        """The config of the model, including tokens added to the text encoder (textual inversion)."""
         if self.text_encoder is not None and self.text_encoder.config != self._config.text_encoder:
             self._config = replace(self._config, text_encoder=self.text_encoder.config)
         return self._config
@@ -77,7 +77,7 @@ class LatentDiffusion(Network):
         return self.network.blocks()
 
     def replace_head(self, num_classes: int, head: Any = None) -> None:
-        raise UserError("a latent diffusion model has no classifier to replace; leave num_classes out")
+        raise ConfigError("a latent diffusion model has no classifier to replace; leave num_classes out")
 
     def drop_text(self) -> None:
         """Free the memory of the text encoder, once all prompts are encoded."""
@@ -97,12 +97,12 @@ class LatentDiffusion(Network):
 
         Args:
             context: the encoded prompts; None for an unconditional model.
-            concat: what `config.concat` names; repeated where the batch is a multiple of its own.
-            labels: for networks that take them: a DiT's classes, the upscaler's noise level.
+            concat: the channels that `config.concat` names, repeated for a batch that is a multiple of theirs.
+            labels: labels for networks that take them: a DiT's classes, the upscaler's noise level.
         """
         if (concat is None) != (self.config.concat == "none"):
             needs = "takes no concatenated channels" if self.config.concat == "none" else f"needs {self.config.concat}"
-            raise UserError(f"this model {needs}; pass `concat` accordingly")
+            raise ConfigError(f"this model {needs}; pass `concat` accordingly")
         dtype = next(self.network.parameters()).dtype
         projected = None if context is None else self.network.project_context(context.to(dtype))
 

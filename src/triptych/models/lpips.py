@@ -13,7 +13,7 @@ from triptych.layers.initialization import initialize_weights
 
 # Channels of the 3x3 convolutions of each of the five levels; between two levels the map is halved by max pooling.
 LEVELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# What images in [-1, 1] are normalized by: ImageNet's mean and deviation, as published.
+# Normalization of images in [-1, 1]: ImageNet's mean and standard deviation, as published.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 Images = Float[Tensor, "b 3 h w"]

@@ -1,4 +1,4 @@
-"""From a name to a network. Torch is imported when one is built, not before."""
+"""Networks by name. Imports torch only when a network is built."""
 
 import fnmatch
 import importlib
@@ -6,7 +6,7 @@ import numbers
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from triptych.errors import UserError, did_you_mean, near_names
+from triptych.errors import ConfigError, did_you_mean, near_names
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs import convnet as convnet_config
 from triptych.models.configs import dit as dit_config
@@ -49,7 +49,7 @@ SIZES: dict[str, Config] = {
     **latent_diffusion_config.SIZES,
 }
 
-# Kind of config -> the module and the class of its network.
+# Type of config -> the module and the class of its network.
 NETWORKS: dict[type, tuple[str, str]] = {
     ViTConfig: ("vit", "ViT"),
     SwinConfig: ("swin", "Swin"),
@@ -65,7 +65,7 @@ NETWORKS: dict[type, tuple[str, str]] = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that `create` knows, matching a shell pattern such as "vit-b*", in natural order of family and size."""
+    """Return the names that `create` takes and a shell pattern such as "vit-b*" matches, by family and size."""
     return [name for name in SIZES if fnmatch.fnmatchcase(name, pattern)]
 
 
@@ -75,19 +75,19 @@ def config_for(name: str, **changes: Any) -> Config:
     `image_size` and `window_size` may be one number for a square.
 
     Raises:
-        UserError: the name is unknown (near names are listed), or a field is.
+        ConfigError: the name (near names are listed) or a field is unknown.
     """
     if name not in SIZES:
         near = near_names(name, SIZES, limit=4)
         hint = f"near names: {', '.join(near)}; " if near else ""
-        raise UserError(f"no model is called {name!r}; {hint}`triptych list` shows all")
+        raise ConfigError(f"no model is called {name!r}; {hint}`triptych list` shows all")
     if isinstance(changes.get("image_size"), numbers.Integral):
         changes["image_size"] = (changes["image_size"], changes["image_size"])
     known = [field.name for field in fields(SIZES[name])]
     for key in changes:
         if key not in known:
             hint = did_you_mean(key, known) or f"; it has {', '.join(known)}"
-            raise UserError(f"{name} has no field {key!r}{hint}")
+            raise ConfigError(f"{name} has no field {key!r}{hint}")
     base = SIZES[name]
     depths = changes.get("depths", getattr(base, "depths", None))
     if "window_size" in changes and isinstance(base, SwinConfig) and isinstance(depths, tuple | list):
@@ -98,21 +98,21 @@ def config_for(name: str, **changes: Any) -> Config:
 
 
 def build(config: Config) -> "Network":
-    """The network of a config, with random weights."""
+    """Return the network of a config, with random weights."""
     module, name = NETWORKS[type(config)]
     return getattr(importlib.import_module(f"triptych.models.{module}"), name)(config)
 
 
 def create(name: str, **changes: Any) -> "Network":
-    """A named network with random weights: `create("vit-b16", num_classes=10, image_size=384)`.
+    """Return a named network with random weights, such as `create("vit-b16", num_classes=10, image_size=384)`.
 
     Args:
         name: one of `list_models()`.
         **changes: fields of the family's config, such as `ViTConfig`. `window_size` may be one number or (height,
-            width) for all stages, made smaller where a stage's map at the image size is, as `load` makes it; or one of
-            these for each stage, taken as they are.
+            width) for all stages, reduced where a stage's map at the image size is smaller, as `load` does; or one
+            for each stage, which is not changed.
 
     Raises:
-        UserError: unknown name (near names are listed) or field, or sizes that do not fit together.
+        ConfigError: unknown name (near names are listed) or field, or sizes that do not fit together.
     """
     return build(config_for(name, **changes))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.models.configs.latent_diffusion import SemanticMapConfig
 from triptych.models.configs.text import TextConfig
 
@@ -20,10 +20,10 @@ Box = tuple[int, float, float, float, float]
 
 
 class MapEncoder(nn.Module):
-    """A map of classes at the size of the latents, mixed to a few channels (Rombach et al. 2022, Section 4.3.1).
+    """A semantic map at the size of the latents, projected to a few channels (Rombach et al. 2022, Section 4.3.1).
 
-    CompVis' SpatialRescaler halves a one-hot map repeatedly, then mixes its channels. Both are linear, so
-    mixing first gives the same with a hundredth of the memory.
+    CompVis' SpatialRescaler halves a one-hot map repeatedly, then projects its channels. Both are linear, so projecting
+    first gives the same with a hundredth of the memory.
     """
 
     def __init__(self, config: SemanticMapConfig):
@@ -35,7 +35,7 @@ class MapEncoder(nn.Module):
 
         Args:
             classes: class of each pixel, from 0; 255 is none.
-            factor: pixels in a latent, along one axis.
+            factor: pixels per latent along one axis.
         """
         known = classes != NO_CLASS
         x = F.embedding(classes.long() * known, self.mix.weight.flatten(1).T)            # b H W channels
@@ -44,19 +44,18 @@ class MapEncoder(nn.Module):
 
 
 def box_tokens(config: TextConfig, boxes: Sequence[Box]) -> Int[Tensor, "1 n"]:
-    """Return boxes as the tokens of a layout (Rombach et al. 2022, Appendix C), as the builder in CompVis'
-    taming-transformers
-    writes them: of each box the class, then the cells of its top left and its bottom right corner; empty boxes; the
-    corners of the crop, which is the full image. The paper's text names the class last.
+    """Return boxes as the tokens of a layout (Rombach et al. 2022, Appendix C), in the order of CompVis'
+    taming-transformers: for each box the class and the cells of its top left and bottom right corners; empty boxes;
+    and the corners of the crop, which is the full image. The paper's text names the class last.
 
-    An image has floor(sqrt(vocabulary))^2 cells, 90 x 90 of 8,192; the last token is that of empty boxes.
+    An image has floor(sqrt(vocabulary))^2 cells, 90 x 90 for 8,192; the last token marks empty boxes.
 
     Raises:
-        UserError: too many boxes, a class that is no token, or corners outside the image.
+        ConfigError: too many boxes, a class without a token, or corners outside the image.
     """
     most, none, side = (config.max_length - 2) // 3, config.vocab_size - 1, math.isqrt(config.vocab_size)
     if len(boxes) > most:
-        raise UserError(f"{len(boxes)} boxes are given, this model reads up to {most}")
+        raise ConfigError(f"{len(boxes)} boxes are given, but this model reads at most {most}")
 
     def cell(x: float, y: float) -> int:
         return round(y * (side - 1)) * side + round(x * (side - 1))
@@ -64,9 +63,9 @@ def box_tokens(config: TextConfig, boxes: Sequence[Box]) -> Int[Tensor, "1 n"]:
     tokens: list[int] = []
     for label, left, top, right, bottom in boxes:
         if not 0 <= label < none:
-            raise UserError(f"a box has class {label}, which must be from 0 to {none - 1}")
+            raise ConfigError(f"a box has class {label}, which must be from 0 to {none - 1}")
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-            raise UserError(
+            raise ConfigError(
                 f"a box is {left}, {top}, {right}, {bottom}, which must be left, top, right and bottom from 0 to 1"
             )
         tokens += [label, cell(left, top), cell(right, bottom)]

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.initialization import initialize_weights
 from triptych.layers.mlp import Mlp
 from triptych.layers.padding import pad_to_multiple
@@ -22,8 +22,8 @@ from triptych.network import Network
 
 
 class PatchMerging(nn.Module):
-    """Every 2 x 2 cells become one of twice the channels: concatenate, norm, project (Section 3.1); SwinV2 norms after
-    the projection. A map of odd sides is padded at the right and bottom."""
+    """Merge every 2 x 2 cells into one with twice the channels: concatenate, normalize, project (Section 3.1); SwinV2
+    normalizes after the projection. A map with odd sides is padded at the right and bottom."""
 
     def __init__(self, dim: int, norm_first: bool, eps: float):
         super().__init__()
@@ -38,7 +38,7 @@ class PatchMerging(nn.Module):
 
 
 class Block(nn.Module):
-    """Two successive ones are Equation 3: z' = (S)W-MSA(LN(z)) + z, then MLP(LN(z')) + z'. In SwinV2 the norm follows
+    """A Swin block, Equation 3: z' = (S)W-MSA(LN(z)) + z, then MLP(LN(z')) + z'. In SwinV2 the norm follows
     each branch, z' = LN((S)W-MSA(z)) + z ("res-post-norm", Section 3.2 there)."""
 
     def __init__(
@@ -141,9 +141,9 @@ class Swin(Network):
     def replace_head(self, num_classes: int, head: str = "linear") -> None:
         """Replace the head by a new linear one that starts at zero, in place; 0 classes remove the head."""
         if head != "linear":
-            raise UserError(f"a Swin has a linear head, not {head!r}; leave head out")
+            raise ConfigError(f"a Swin has a linear head, not {head!r}; leave head out")
         if self.config.map_norms:
-            raise UserError("this Swin ends in the norms of its maps; a classifier cannot follow them")
+            raise ConfigError("this Swin ends in norms of its maps, not in a classifier; call prepare_classes first")
         self.config = replace(self.config, num_classes=num_classes)
         self.head = make_head(self.config).to(next(self.parameters()))
         if num_classes:
@@ -179,9 +179,9 @@ class Swin(Network):
     ) -> Float[Tensor, "b rows columns d"]:
         """Return the embedded patches: patch partition, linear embedding and norm."""
         if images.shape[1] != self.config.in_channels:
-            raise UserError(f"images have {images.shape[1]} channels, the network takes {self.config.in_channels}")
+            raise ConfigError(f"images have {images.shape[1]} channels, the network takes {self.config.in_channels}")
         if images.shape[2] < self.config.stride or images.shape[3] < self.config.stride:
-            raise UserError(
+            raise ConfigError(
                 f"images are {images.shape[2]} x {images.shape[3]} pixels, smaller than a patch of "
                 f"{self.config.stride}; give larger ones"
             )
@@ -200,7 +200,7 @@ class Swin(Network):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         if self.config.map_norms:
-            raise UserError("this Swin gives maps for a dense head, no classes; call features, or load a classifier")
+            raise ConfigError("this Swin has maps for a dense head and no classes; call features, or load a classifier")
         z = self.embed(images)
         for stage in self.stages:
             z = stage(z)

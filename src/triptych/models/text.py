@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, ConfigError
 from triptych.kernels.linear import linear
 from triptych.layers.attention import AttentionModule, attention
 from triptych.layers.initialization import initialize_weights
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class TextAttention(AttentionModule):
-    """Multi-head self-attention with an optional mask; all heads together may have fewer channels than a token."""
+    """Multi-head self-attention with an optional mask; the heads together may have fewer channels than a token."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -103,11 +103,11 @@ class TextEncoder(Network):
         """The tokenizer, which may be set.
 
         Raises:
-            UserError: there is none, or the vocabulary of a new one is larger than the embedding table.
+            CheckpointError: there is none, or the vocabulary of a new one is larger than the embedding table.
         """
         if self._tokenizer is None:
             if self.config.type == "ldm-bert":
-                raise UserError("this text encoder has no tokenizer; load one from a vocab.txt and set text.tokenizer")
+                raise CheckpointError("the text encoder has no tokenizer; load a vocab.txt into text.tokenizer")
             self.tokenizer = clip_tokenizer()
         assert self._tokenizer is not None
         return self._tokenizer
@@ -122,7 +122,9 @@ class TextEncoder(Network):
         rows = self.config.vocab_size + self.config.num_added_tokens
         if tokenizer.size > self.config.vocab_size or any(max(row) >= rows for row in tokenizer.added.values()):
             held = f"{tokenizer.size} tokens" + (f" and {', '.join(tokenizer.added)}" if tokenizer.added else "")
-            raise UserError(f"the tokenizer has {held}, the text encoder's table {rows} rows; they are of two models")
+            raise CheckpointError(
+                f"the tokenizer has {held} and the text encoder {rows} embeddings; use the tokenizer of the same model"
+            )
         self._tokenizer = tokenizer
 
     @property
@@ -133,7 +135,7 @@ class TextEncoder(Network):
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
         """Return token numbers with start, end and padding. Longer texts are cut, and a warning logs the rest."""
         if isinstance(texts, str) or not texts:
-            raise UserError(f"texts is {texts!r}, which must be a list of strings such as ['a red apple']")
+            raise ConfigError(f"texts is {texts!r}, which must be a list of strings such as ['a red apple']")
         rows = []
         for text in texts:
             ids = self.tokenizer.ids(text)
@@ -148,11 +150,11 @@ class TextEncoder(Network):
         one if the config skips some, through the final norm.
 
         Raises:
-            UserError: more tokens than there are positions.
+            ConfigError: more tokens than there are positions.
         """
         n = ids.shape[1]
         if n > self.config.max_length:
-            raise UserError(f"{n} tokens are given, this text encoder has positions for {self.config.max_length}")
+            raise ConfigError(f"{n} tokens are given, but this text encoder has positions for {self.config.max_length}")
         z = self.tokens(ids) + self.positions[:n]                                        # b n D
         mask = None
         if self.config.causal:
@@ -166,7 +168,7 @@ class TextEncoder(Network):
         return self.encode_tokens(self.tokenize(texts))
 
     def encode_prompt(self, prompt: str) -> Float[Tensor, "1 n d"]:
-        """`encode_prompts` of one prompt."""
+        """Return `encode_prompts` of one prompt."""
         return self.encode_prompts([prompt])
 
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
@@ -177,10 +179,10 @@ class TextEncoder(Network):
         on the other prompts, bit for bit.
 
         Raises:
-            UserError: no prompt, or a weight beyond 10,000.
+            ConfigError: no prompt, or a weight beyond 10,000.
         """
         if isinstance(prompts, str) or not prompts:
-            raise UserError(f"prompts is {prompts!r}, which must be a list of strings such as ['a (red:1.3) apple']")
+            raise ConfigError(f"prompts is {prompts!r}, which must be a list of strings such as ['a (red:1.3) apple']")
         packed = [pack(parse(prompt), self.tokenizer.spans, self.room) for prompt in prompts]
         most = max(len(chunks) for chunks in packed)
         known: dict[tuple[int, ...], Tensor] = {}
@@ -215,28 +217,28 @@ class ClassToken(Network):
 
     @property
     def null(self) -> int | None:
-        """The row for no class, if there is one."""
+        """Index of the null class; None without one."""
         return self.config.num_classes if self.config.null_class else None
 
     def blocks(self) -> list[nn.Module]:
         return []
 
     def forward(self, labels: Int[Tensor, "b"] | Sequence[int]) -> Float[Tensor, "b 1 d"]:
-        """Return the context of classes, from 0; `null` for no class.
+        """Return the context of classes, from 0; `null` is the null class.
 
         Raises:
-            UserError: a number in a list is not a class.
+            ConfigError: a number in a list is not a class.
         """
         if not isinstance(labels, Tensor):
             rows = self.classes.num_embeddings
             if wrong := [label for label in labels if not 0 <= label < rows]:
-                raise UserError(f"class {wrong[0]} is not from 0 to {rows - 1}")
+                raise ConfigError(f"class {wrong[0]} is not from 0 to {rows - 1}")
             labels = torch.tensor(labels, dtype=torch.long, device=self.classes.weight.device)
         return self.classes(labels)[:, None]
 
 
 def emphasize(z: Float[Tensor, "b n d"], weights: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-    """Return each token's vector times its weight, rescaled to the mean of before, as in AUTOMATIC1111's web UI."""
+    """Return each token's vector times its weight, rescaled to the original mean, as in AUTOMATIC1111's web UI."""
     weighted = z.float() * weights[..., None]
     before, after = z.float().mean((1, 2), keepdim=True), weighted.mean((1, 2), keepdim=True)
     return (weighted * torch.where(after == 0, 1.0, before / after)).to(z.dtype)
@@ -251,17 +253,17 @@ def add_embedding(text: TextEncoder, token: str, vectors: Float[Tensor, "n d"] |
         vectors: one vector, or several that follow each other.
 
     Raises:
-        UserError: vectors of another width or too many, a word that exists already or has characters of the prompt
+        ConfigError: vectors of another width or too many, a word that exists already or has characters of the prompt
             syntax.
     """
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     count, width = vectors.shape
     if width != text.config.embed_dim:
-        raise UserError(f"{token!r} has vectors of {width} numbers, this text encoder's have {text.config.embed_dim}")
+        raise ConfigError(f"{token!r} has vectors of {width} numbers, this text encoder's have {text.config.embed_dim}")
     if not 0 < count <= text.room:
-        raise UserError(f"{token!r} has {count} vectors, which must be from 1 to {text.room}: they are read at once")
+        raise ConfigError(f"{token!r} has {count} vectors, which must be from 1 to {text.room}, the length of a chunk")
     if set(token) & set("()[]\\"):
-        raise UserError(f"the token {token!r} has brackets or backslashes, which prompts give a meaning; rename it")
+        raise ConfigError(f"the token {token!r} has brackets or backslashes, which are syntax in prompts; rename it")
     table = text.tokens.weight
     rows = range(len(table), len(table) + count)
     tokenizer = text.tokenizer.add(token, rows)

@@ -11,7 +11,7 @@ from triptych.models.configs.autoencoder import TinyAutoencoderConfig
 
 
 class TinyBlock(nn.Module):
-    """Three convolutions with ReLU beside a skip, without a norm."""
+    """Three convolutions with ReLU and a skip connection, without a norm."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -24,7 +24,7 @@ class TinyBlock(nn.Module):
 
 
 class TinyAutoencoder(FirstStage):
-    """`encode` gives the scaled latents that the large first stage would give, or nearly; `decode` takes them."""
+    """A small autoencoder: `encode` approximates the scaled latents of the large first stage, `decode` takes them."""
 
     config: TinyAutoencoderConfig
 
@@ -43,13 +43,13 @@ class TinyAutoencoder(FirstStage):
         self.initialize()
 
     def blocks(self) -> list[nn.Module]:
-        """Residual blocks in order, encoder first."""
+        """Return residual blocks in order, encoder first."""
         return [part for part in self.modules() if isinstance(part, TinyBlock)]
 
     def embed(self, images: Images) -> Latents:
-        """The latents of images in [-1, 1]; the network itself sees [0, 1]."""
+        """Return the latents of images in [-1, 1]; the network's own range is [0, 1]."""
         return self.encoder(images / 2 + 0.5)
 
     def render(self, z: Latents) -> Images:
-        """Images in about [-1, 1]. Latents far out are bent back to [-3, 3] first."""
+        """Return images in about [-1, 1]. Latents are first squashed into [-3, 3] by tanh."""
         return self.decoder(3 * torch.tanh(z / 3)) * 2 - 1

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.kernels.conv import preferred_format
 from triptych.layers.cross_attention import (
     Context,
@@ -24,7 +24,7 @@ from triptych.models.denoiser import Prompted
 
 
 class TimedBlock(ResnetBlock):
-    """The residual block with options of some UNets (Dhariwal and Nichol 2021, Section 3).
+    """The residual block, with the options of some UNets (Dhariwal and Nichol 2021, Section 3).
 
     With `config.scale_shift` the time scales and shifts the output of the second norm, instead of being added before
     it. With `resample` branch and skip are pooled or repeated after the first norm; such a block connects two levels.
@@ -41,7 +41,7 @@ class TimedBlock(ResnetBlock):
     def forward(
         self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b t"] | None = None, size: tuple[int, int] | None = None
     ) -> Float[Tensor, "b o rows columns"]:
-        assert time is not None  # a block of a denoiser always has it
+        assert time is not None  # every block of a denoiser has it
         h = silu(self.norm1(x))                                                          # b i h w
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2, ceil_mode=True), F.avg_pool2d(x, 2, ceil_mode=True)
@@ -153,7 +153,7 @@ class Up(nn.Module):
 
 
 class UNet(Prompted):
-    """Noisy latents of any height and width, a time and a prompt give what the network predicts: the noise, v or x0.
+    """The denoising network: it predicts the noise, v or x0 from noisy latents of any size, their times and prompts.
 
     ```python
     net = UNet(SIZES["sd1"])
@@ -223,7 +223,7 @@ class UNet(Prompted):
             labels: a class for each sample (B,), or a vector (B, vector_dim).
 
         Raises:
-            UserError: channels, prompt or labels do not fit the network.
+            ConfigError: channels, prompt or labels do not fit the network.
         """
         self._check(x, context, labels)
         time = self.embed(t, labels)                                                     # b 4C
@@ -251,10 +251,10 @@ class UNet(Prompted):
         self._check_inputs(x, context)
         if labels is None and (config.num_classes or config.vector_dim):
             what = f"one of {config.num_classes} classes" if config.num_classes else f"a vector of {config.vector_dim}"
-            raise UserError(f"the network takes `labels`: {what} for each of the latents")
+            raise ConfigError(f"the network takes `labels`: {what} for each sample")
         if labels is not None:
             if not config.num_classes and not config.vector_dim:
-                raise UserError("the network takes no labels; leave them out")
+                raise ConfigError("the network takes no labels; leave them out")
             shape = (x.shape[0], config.vector_dim) if config.vector_dim else (x.shape[0],)
             if labels.shape != shape:
-                raise UserError(f"labels are {tuple(labels.shape)}, the network takes {shape}")
+                raise ConfigError(f"labels are {tuple(labels.shape)}, the network takes {shape}")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.attention import Attention
 from triptych.layers.cross_attention import SpatialTransformer
 from triptych.models.unet import UNet
@@ -36,10 +36,10 @@ def merged_tokens(net: nn.Module, ratio: float) -> Iterator[None]:
         ratio: share of the tokens that are merged away, 0 (no effect) to 0.75.
 
     Raises:
-        UserError: another ratio, no UNet, or one without self-attention.
+        ConfigError: a ratio out of range, not a UNet, or a UNet without self-attention.
     """
     if not 0 <= ratio <= MAX_MERGED:
-        raise UserError(f"merge_tokens is {ratio}, which must be from 0 (off) to {MAX_MERGED}")
+        raise ConfigError(f"merge_tokens is {ratio}, which must be from 0 (off) to {MAX_MERGED}")
     if not ratio:
         yield
         return
@@ -64,7 +64,7 @@ def merged_tokens(net: nn.Module, ratio: float) -> Iterator[None]:
 
 def _unet(net: nn.Module, what: str) -> UNet:
     if not isinstance(net, UNet):
-        raise UserError(f"{what} is of a UNet; this denoiser is a {type(net).__name__}: leave it out")
+        raise ConfigError(f"{what} needs a UNet, and this denoiser is a {type(net).__name__}; leave it out")
     return net
 
 
@@ -75,11 +75,11 @@ def _finest(net: UNet) -> list[Any]:
         parts = [part for part in parts if part is not None]
         if parts and not (isinstance(parts[0], SpatialTransformer) and parts[0].blocks[0].cross_only):  # type: ignore
             return parts
-    raise UserError("merge_tokens: this UNet has no self-attention but in its middle; leave it out")
+    raise ConfigError("merge_tokens: this UNet has self-attention in its middle only; leave it out")
 
 
 def _size_hook(merging: list["MergingAttention"]) -> Callable[..., None]:
-    """Return a hook that tells the attentions of a part the height and width of the map."""
+    """Return a hook that sets the height and width of the map in the attentions of a module."""
 
     def set_size(_part: nn.Module, inputs: tuple[Any, ...]) -> None:
         for attn in merging:
@@ -159,10 +159,10 @@ def deep_cached(net: nn.Module, interval: int) -> Iterator[None]:
         interval: N of Section 3.3, at least 1 (no effect).
 
     Raises:
-        UserError: less than 1, or no UNet.
+        ConfigError: an interval below 1, or not a UNet.
     """
     if interval < 1:
-        raise UserError(f"deep_cache is {interval}, which must be at least 1 (off)")
+        raise ConfigError(f"deep_cache is {interval}, which must be at least 1 (off)")
     if interval == 1:
         yield
         return
@@ -197,7 +197,7 @@ class DeepFeatures:
 
     @property
     def expired(self) -> bool:
-        """Whether this step computes them."""
+        """Whether this step computes the deep features."""
         return self.age == 0
 
 

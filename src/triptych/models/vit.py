@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.attention import Attention, AttentionPool, Rotate
 from triptych.layers.initialization import initialize_weights
 from triptych.layers.mlp import Mlp, SwiGLU
@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class MlpHead(nn.Module):
-    """The pre-training head: an MLP with one hidden layer and tanh (Section 3.1). Without classes it ends there."""
+    """The pre-training head: an MLP with one hidden tanh layer (Section 3.1), which is the output without classes."""
 
     def __init__(self, dim: int, hidden: int, classes: int):
         super().__init__()
@@ -56,7 +56,7 @@ class MlpHead(nn.Module):
 
 class CosineHead(nn.Module):
     """Logits are scaled cosines between the token and a direction for each class (Gidaris and Komodakis 2018,
-    Equation 3): classes seen a handful of times keep directions as long as the common ones."""
+    Equation 3), so that rare classes have directions as long as those of common ones."""
 
     def __init__(self, dim: int, classes: int, scale: float = 16.0):
         super().__init__()
@@ -151,7 +151,7 @@ class ViT(Network):
     ) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
         """Return z_0 of Equation 1: tokens with their positions, prefix first; and the grid of the patches."""
         if images.shape[1] != self.config.in_channels:
-            raise UserError(f"images have {images.shape[1]} channels, the network takes {self.config.in_channels}")
+            raise ConfigError(f"images have {images.shape[1]} channels, the network takes {self.config.in_channels}")
         x = self.patch(self.stem(images), masked)                                                # b D rows columns
         grid = (x.shape[-2], x.shape[-1])
         x = rearrange(x, "b d h w -> b (h w) d")                                         # b n D
@@ -195,7 +195,7 @@ class ViT(Network):
         depth = self.config.depth
         wanted = [depth - 1] if blocks is None else [i + depth if i < 0 else i for i in blocks]
         if any(not 0 <= i < depth for i in wanted):
-            raise UserError(f"blocks {list(blocks or ())} are not all from 0 to {depth - 1}; there are {depth} blocks")
+            raise ConfigError(f"blocks is {list(blocks or ())}, which must be numbers from 0 to {depth - 1}")
         _, outputs, (h, w) = self.encode(images, wanted, masked)
         by_block = dict(zip(sorted(set(wanted)), outputs, strict=True))
         maps = [self.norm(by_block[i])[:, self.config.prefix :] for i in wanted]

@@ -1,1 +1,1 @@
-"""Pixels and strings in, results out."""
+"""Pipelines: from images and strings to results."""

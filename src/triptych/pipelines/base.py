@@ -85,8 +85,8 @@ class ImagePipeline:
     def answer(
         self, images: Any, one: Callable[[ImageInput], A], many: Callable[[Iterable[ImageInput]], Iterator[A]]
     ):
-        """Return `one` of a single image, a list of `many` for a list or tuple, and the iterator `many` for the path
-        of a folder or any other iterable.
+        """Return `one(image)` for a single image, a list for a list or tuple, and an iterator for the path of a
+        folder or any other iterable.
 
         Raises:
             DataError: a folder has no images.
@@ -123,7 +123,7 @@ class ImagePipeline:
 
 @dataclass(frozen=True)
 class _ReadAttempt(Generic[A]):
-    """From an image to its name and what is read of it, or the error; such a pair is returned unchanged. Runs in
+    """Return an image's name and the result of reading it, or the error. Such a pair is returned unchanged. Runs in
     worker processes."""
 
     read: Callable[[ImageInput], A]
@@ -145,7 +145,7 @@ def batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
 
 
 def _require_some(items: Iterator[A], otherwise: str) -> Iterator[A]:
-    """Return the same items; raise a `DataError` now, not at the first `next`, if there are none."""
+    """Return the same items. If there are none, raise a `DataError` now instead of at the first `next`."""
     try:
         first = next(items)
     except StopIteration:

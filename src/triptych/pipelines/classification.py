@@ -1,4 +1,4 @@
-"""Images in, class names and probabilities out."""
+"""Image classification: from images to class names and probabilities."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""From an image of any kind to what a network is fed, as its card says."""
+"""From an image of any type to the network's input, by the preprocessing of the model card."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from triptych.data.images import decode, flatten_alpha, resize_crop
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.model_card import Preprocess
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -27,7 +27,7 @@ SUFFIXES = frozenset(
 
 
 def name_of(image: ImageInput) -> str:
-    """The file's name, else what kind of thing it is."""
+    """Return the file's name, else the type of the object."""
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
     if isinstance(image, Image.Image):
@@ -36,13 +36,13 @@ def name_of(image: ImageInput) -> str:
 
 
 def fitted(image: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
-    """The image at the network's size, as pixels: decoded, resized and cropped, on the card's background.
+    """Return an image as pixels of the network's size: decoded, resized and cropped, on the card's background.
 
     Args:
         image: a path, the bytes of a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
     Raises:
-        UserError: no image, or not one that can be read; names it.
+        DataError: the image cannot be read; the message names it.
     """
     p = preprocess
     pixels = decode(image, alpha=not _white(p), name=name_of(image))
@@ -52,10 +52,10 @@ def fitted(image: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 
 
 
 def read_full(image: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
-    """The image at its own size, upright, on the card's background.
+    """Return an image as pixels of its own size, upright, on the card's background.
 
     Raises:
-        UserError: as `fitted`.
+        DataError: as `fitted`.
     """
     return flatten_alpha(
         decode(image, alpha=not _white(preprocess), name=name_of(image)), preprocess.background
@@ -63,27 +63,29 @@ def read_full(image: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H
 
 
 def _white(preprocess: Preprocess) -> bool:
-    """Whether the background is what `decode` lays alpha on anyway."""
+    """Return whether the background is white, on which `decode` composites transparent pixels anyway."""
     return tuple(preprocess.background) == (255, 255, 255)
 
 
 def normalized(
     pixels: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, channels: int = 3
 ) -> Float[Tensor, "channels H W"]:
-    """Pixels in [0, 255] to floats, mean taken away, divided by the standard deviation."""
+    """Return pixels in [0, 255] as floats in [0, 1], minus the mean, divided by the standard deviation."""
     return batched([pixels], preprocess, channels)[0]
 
 
 def batched(
     pixels: Sequence[UInt8[np.ndarray, "H W 3"]], preprocess: Preprocess, channels: int = 3
 ) -> Float[Tensor, "b channels H W"]:
-    """`normalized` of several images of one size: worked on together, small ones take a twentieth of the time."""
+    """Return `normalized` of several images of one size; for small ones one call takes a twentieth of the time."""
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    if channels == 1:  # a network of gray images: ITU-R 601 luma
+    if channels == 1:  # a network for grayscale images: ITU-R 601 luma
         x = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     elif channels != 3:
-        raise UserError(f"the network takes images of {channels} channels; pipelines feed 3, or 1 for gray")
+        raise ConfigError(
+            f"the network takes images of {channels} channels; pipelines support 3 and 1 (grayscale)"
+        )
     mean, std = (
         x.new_tensor(values[:channels])[:, None, None] for values in (preprocess.mean, preprocess.std)
     )
@@ -91,9 +93,9 @@ def batched(
 
 
 def images_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Every image file below `folder` by its suffix, in order of names; hidden ones are left out.
+    """Yield every image file below `folder`, by suffix, in order of names, without hidden ones.
 
-    One folder's names are held at a time, so that a folder of millions costs no memory.
+    Only the names of one folder are in memory at a time.
     """
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):

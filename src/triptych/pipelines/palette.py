@@ -1,4 +1,4 @@
-"""A color for each class, from data sets that chose theirs, else far apart from each other."""
+"""A color for each class: those of known data sets, else colors that are far apart from each other."""
 
 import functools
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from triptych.data.sources.label_maps import CITYSCAPES
 from triptych.errors import ConfigError
 
 GROUND = (58, 66, 77)
-"""Of what is no thing; overlays leave it clear."""
+"""Color of background classes; overlays do not tint them."""
 GROUND_NAMES = frozenset(("background", "unlabeled", "unlabelled", "void", "other", "nothing"))
 
 # Chosen by eye, for sets of a few classes.
@@ -18,7 +18,7 @@ FIRST = (
     *((37, 99, 235), (240, 140, 29), (15, 157, 138), (220, 61, 67), (124, 77, 219), (246, 196, 54)),
     *((233, 92, 171), (96, 165, 40), (56, 189, 248), (146, 84, 36)),
 )
-STEPS = 18  # of each channel, in the grid that further colors are occupied from
+STEPS = 18  # values of each channel in the grid from which further colors are chosen
 
 
 def class_colors(
@@ -46,22 +46,24 @@ def class_colors(
 
 
 def is_ground(name: str) -> bool:
-    """Whether a class stands for nothing in particular."""
+    """Return whether a class is the background."""
     return name.strip().lower() in GROUND_NAMES
 
 
 @functools.lru_cache(maxsize=8)
 def far_apart(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """`count` colors, each as far as can be from those before it, so that more only add to them. After the few chosen
-    ones they are occupied from a grid, by their distance as it is seen (OKLab, Ottosson 2020); beyond about a thousand
-    they begin again, as no one can distinguish so many."""
+    """Return `count` colors, each as far as possible from all before it, so that a larger `count` only appends colors.
+
+    The first few were chosen by eye, the others are chosen from a grid by perceptual distance (OKLab, Ottosson 2020).
+    Beyond about a thousand the colors repeat, since they could not be distinguished.
+    """
     axis = np.linspace(0, 255, STEPS)
     grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3).round()
     seen = oklab(grid)
     grid = grid[(seen[:, 0] > 0.3) & (seen[:, 0] < 0.93)]  # neither black nor white
     seen = oklab(grid)
     chosen = [np.array(color, np.float64) for color in FIRST[:count]]
-    # From black, white and grays, which images are full of, and from what is chosen.
+    # Distance from black, white and grays, which are frequent in images, and from the colors chosen so far.
     occupied = oklab(np.array([*((v, v, v) for v in (0, 64, 128, 192, 255)), *FIRST], np.float64))
     near = np.linalg.norm(seen[:, None] - occupied, axis=-1).min(1)
     while len(chosen) < min(count, len(grid) // 3):
@@ -72,7 +74,7 @@ def far_apart(count: int) -> UInt8[np.ndarray, "count 3"]:
 
 
 def oklab(rgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """sRGB from 0 to 255 to OKLab: lightness from 0 to 1, green to red, blue to yellow."""
+    """Convert sRGB in [0, 255] to OKLab: lightness in [0, 1], green to red, blue to yellow."""
     x = rgb / 255
     linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     to_cones = np.array([

@@ -1,4 +1,4 @@
-"""Images in, a class for each pixel out."""
+"""Semantic segmentation: from images to a class for each pixel."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class _Read:
 
 @dataclass(frozen=True)
 class _ImageReader:
-    """From an image to its pixels and views; sent to worker processes."""
+    """Reads an image and makes its views; sent to worker processes."""
 
     preprocess: Preprocess
     passes: ViewOptions
@@ -57,9 +57,10 @@ class SegmentationPipeline(ImagePipeline):
     for result in pipe("folder/"): result.save("segmented")
     ```
 
-    By default an image of any size is processed once, uncropped, at the card's size: squashed if the card squashes;
-    with its shorter side as before the crop if it crops; inside the padding if it pads. Detail of a large image is
-    lost, as in training: `size` processes it larger, and `window` at full resolution, in bounded memory.
+    By default an image of any size is processed in one pass and uncropped, at the size that the card's preprocessing
+    resizes to: squashed, or scaled so that the shorter side is that before the crop, or that fits inside the padding.
+    A large image loses detail, as in training; `size` processes it larger, and `window` at full resolution in bounded
+    memory.
 
     Args:
         net: a `Segmenter`, or what `tp.load` takes. Or any module with `config.num_classes` and `card` that turns
@@ -117,16 +118,18 @@ class SegmentationPipeline(ImagePipeline):
             images: one image (path, bytes of a file, PIL image, uint8 array) gives a `Segmentation`; a list or tuple
                 gives a list; the path of a folder (everything below it) and any other iterable give an iterator that
                 reads a few at a time.
-            size: resize the image, its aspect kept, to this shorter side in pixels, or to fit into (height, width).
-            window: slide a window of (height, width) pixels, or of this side, over the image: over one of its own
-                size, unless `size` is given. Logits are blended where windows overlap.
+            size: length in pixels to which the shorter side is resized, keeping the aspect ratio; or (height, width)
+                to fit into.
+            window: (height, width) or side in pixels of a window that slides over the image, at the image's own size
+                unless `size` is given. Logits are blended where windows overlap.
             overlap: of adjacent windows, at least, as a share of the window.
             scales: run at each of these relative sizes and average the probabilities.
             flip: average with the horizontally flipped image, too.
             confidence: keep the probability of each pixel's class.
 
         Raises:
-            ConfigError: an image cannot be read; a folder has none; an argument is out of its range.
+            DataError: an image cannot be read, or a folder has none.
+            ConfigError: an argument is out of its range.
         """
         passes = ViewOptions(size=size, window=window, overlap=overlap, scales=scales, flip=flip)
         passes.check_window(self.least)

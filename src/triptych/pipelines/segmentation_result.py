@@ -29,7 +29,7 @@ class Area:
     index: int
     pixels: int
     share: float
-    """Of the image's pixels, from 0 to 1."""
+    """Share of the image's pixels, from 0 to 1."""
     box: tuple[int, int, int, int]
     """Bounding box: left and top inclusive, right and bottom exclusive."""
 
@@ -186,16 +186,16 @@ def _write_png(image: Image.Image, path: Path, durable: bool) -> None:
 
 
 def _boxes(labels: Integer[np.ndarray, "H W"], count: int) -> tuple[np.ndarray, ...]:
-    """First column and row of each class, and the ones after its last."""
+    """Return the first column and row of each class, and those after its last."""
     (left, right), (top, bottom) = _ends(np.ascontiguousarray(labels.T), count), _ends(labels, count)
     return left, top, right, bottom
 
 
 def _ends(labels: Integer[np.ndarray, "H W"], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each class, and the one after its last."""
+    """Return the first row of each class, and the one after its last."""
     H, W = labels.shape
     first, last = np.full(count, H), np.zeros(count, int)
-    step = max(1, 2**18 // W)  # rows counted at once, few enough for the CPU's cache
+    step = max(1, 2**18 // W)  # rows at a time, few enough for the CPU's cache
     for y in range(0, H, step):
         band = labels[y : y + step]
         places = band + (np.arange(len(band)) * count)[:, None]
@@ -207,7 +207,7 @@ def _ends(labels: Integer[np.ndarray, "H W"], count: int) -> tuple[np.ndarray, n
 
 
 def _rim(labels: Integer[np.ndarray, "H W"], wide: int) -> np.ndarray:
-    """True within `wide` pixels of another class."""
+    """Return an array that is True within `wide` pixels of another class."""
     rim = np.zeros(labels.shape, bool)
     for axis in (0, 1):
         n = labels.shape[axis]

@@ -1,46 +1,46 @@
-"""First stages as data: their configs, the published sizes, and their closed-form costs. Imports no torch."""
+"""Configs of first stages, their published sizes, and their costs in closed form. Imports no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from triptych.config import check
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """Sizes and forms of a first stage (Rombach et al. 2022, Section 3.1 and Appendix G). Checked when made."""
+    """Config of a first stage (Rombach et al. 2022, Section 3.1 and Appendix G), checked on construction."""
 
     image_size: tuple[int, int] = (256, 256)
-    """Height and width of the images that it was trained on; encode takes any multiple of `factor`."""
+    """Height and width of the training images; encode takes any multiples of `downsample_factor`."""
     regularization: Literal["kl", "vq"]
-    """How the latents are held in bounds: a slight pull towards a Gaussian, or a codebook."""
+    """Regularization of the latents: a slight KL penalty toward a standard normal, or a codebook."""
     in_channels: int = 3
     out_channels: int = 3
     base_channels: int = 128
     """Channels of the first level."""
     patch_size: int = 1
     """Side in pixels of the squares that are folded into channels before the first convolution, and unfolded after the
-    last: 2 makes the finest level four times as cheap. 1 in all published ones."""
+    last. 2 divides the cost of the finest level by four; 1 in all published autoencoders."""
     channel_multipliers: tuple[int, ...]
-    """Channels of each level, in `base_channels`. A level has half the rows and columns of the one before."""
+    """Channels of each level, in units of `base_channels`. Each level halves the resolution of the previous one."""
     num_res_blocks: int = 2
-    """Residual blocks a level of the encoder; the decoder has one more."""
+    """Residual blocks per level of the encoder; the decoder has one more."""
     latent_channels: int
     """Channels of the latents, and of a codebook's entries: c of Table 8."""
     bottleneck_channels: int = 0
-    """Channels at the end of the encoder and the start of the decoder; 0 stands for `latent_channels`."""
+    """Channels at the end of the encoder and the start of the decoder; 0 means `latent_channels`."""
     codebook_size: int = 0
-    """Entries of the codebook, |Z| of Table 8; vq only."""
+    """Entries of the codebook, |Z| of Table 8; VQ only."""
     attention_downsample_factors: tuple[int, ...] = ()
-    """Downsampling factors after the patch (1, 2, 4, ...: one a level) whose residual blocks are followed by
+    """Downsampling factors after the patch (1, 2, 4, ..., one per level) at which residual blocks are followed by
     self-attention."""
     middle_attention: bool = True
     quant_convs: bool = True
     """1x1 convolutions between encoder and latents, and between latents and decoder."""
     scale: float | tuple[float, ...] = 1.0
-    """Encode gives (z - shift) * scale, for latents of unit variance; one number, or one a channel."""
+    """Encode returns (z - shift) * scale, which should have unit variance; one number, or one per channel."""
     shift: float | tuple[float, ...] = 0.0
     norm_groups: int = 32
     """Groups of every GroupNorm."""
@@ -59,21 +59,21 @@ class AutoencoderConfig:
             "norm_groups",
         )
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise UserError(
+            raise ConfigError(
                 f"channel_multipliers are {self.channel_multipliers}, which must be positive, for example (1, 2, 4, 4)"
             )
         if self.base_channels % self.norm_groups:
-            raise UserError(
+            raise ConfigError(
                 f"base_channels {self.base_channels} is not a multiple of the {self.norm_groups} groups "
                 "of a norm; change one"
             )
         if self.bottleneck_channels < 0:
-            raise UserError(
+            raise ConfigError(
                 f"bottleneck_channels is {self.bottleneck_channels}, which must be 0 (as latent_channels) or more"
             )
         if self.bottleneck_channels not in (0, self.latent_channels) and not self.quant_convs:
-            raise UserError(
-                f"bottleneck_channels {self.bottleneck_channels} beside latent_channels "
+            raise ConfigError(
+                f"bottleneck_channels {self.bottleneck_channels} with latent_channels "
                 f"{self.latent_channels} needs quant_convs=True"
             )
         if (self.regularization == "vq") != (self.codebook_size > 0) or self.codebook_size < 0:
@@ -82,44 +82,44 @@ class AutoencoderConfig:
                 if self.regularization == "vq"
                 else "0 with regularization='kl'"
             )
-            raise UserError(f"codebook_size is {self.codebook_size}, which must be {needed}")
+            raise ConfigError(f"codebook_size is {self.codebook_size}, which must be {needed}")
         known = [2**i for i in range(len(self.channel_multipliers))]
         if any(factor not in known for factor in self.attention_downsample_factors):
             levels = ", ".join(map(str, known))
-            raise UserError(
+            raise ConfigError(
                 f"attention_downsample_factors are {self.attention_downsample_factors}; the levels' "
                 f"factors are {levels}"
             )
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}, which must be at least 0 and below 1")
+            raise ConfigError(f"dropout is {self.dropout}, which must be at least 0 and below 1")
         _check_normalisation(self)
 
     @property
     def downsample_factor(self) -> int:
-        """f: pixels of a side for one of the latents."""
+        """f: pixels per latent along one axis."""
         return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def encoder_channels(self) -> int:
-        """Channels that the encoder ends in, before the quantizing convolution: KL has mean and log variance."""
+        """Output channels of the encoder before the 1x1 convolution; KL has mean and log variance."""
         return (self.bottleneck_channels or self.latent_channels) * (2 if self.regularization == "kl" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyAutoencoderConfig:
-    """Sizes of TAESD (Bohan 2023), a small stand-in for a first stage, on the latents of that one."""
+    """Config of TAESD (Bohan 2023), a small autoencoder for the latents of a larger first stage."""
 
     image_size: tuple[int, int] = (512, 512)
     in_channels: int = 3
     out_channels: int = 3
     base_channels: int = 64
     num_levels: int = 4
-    """Resolutions, each half of the one before."""
+    """Number of resolutions, each half of the previous one."""
     num_res_blocks: int = 3
-    """Residual blocks a level; the finest level has one."""
+    """Residual blocks per level; the finest level has one."""
     latent_channels: int = 4
     scale: float | tuple[float, ...] = 1.0
-    """As in `AutoencoderConfig`; the published ones give scaled latents by themselves."""
+    """As in `AutoencoderConfig`; the published networks return scaled latents already."""
     shift: float | tuple[float, ...] = 0.0
 
     def __post_init__(self):
@@ -137,7 +137,7 @@ class TinyAutoencoderConfig:
 
     @property
     def downsample_factor(self) -> int:
-        """f: pixels of a side for one of the latents."""
+        """f: pixels per latent along one axis."""
         return 2 ** (self.num_levels - 1)
 
 
@@ -147,22 +147,22 @@ FirstStageConfig = AutoencoderConfig | TinyAutoencoderConfig
 def _check_sizes(config: FirstStageConfig, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
-            raise UserError(f"{name} is {getattr(config, name)}, which must be at least 1")
+            raise ConfigError(f"{name} is {getattr(config, name)}, which must be at least 1")
     if min(config.image_size) < 1:
-        raise UserError(f"image_size is {config.image_size}, which must be two positive numbers of pixels")
+        raise ConfigError(f"image_size is {config.image_size}, which must be two positive numbers of pixels")
 
 
 def _check_normalisation(config: FirstStageConfig) -> None:
     for name in ("scale", "shift"):
         value = getattr(config, name)
         if isinstance(value, tuple) and len(value) != config.latent_channels:
-            raise UserError(
+            raise ConfigError(
                 f"{name} has {len(value)} numbers for latents of {config.latent_channels} channels; "
                 "give one a channel, or a single number"
             )
     scales = config.scale if isinstance(config.scale, tuple) else (config.scale,)
     if not all(0 < scale < float("inf") for scale in scales):
-        raise UserError(
+        raise ConfigError(
             f"scale is {config.scale}, which must be positive: 1 / (standard deviation of the latents)"
         )
 
@@ -198,7 +198,7 @@ SIZES: dict[str, FirstStageConfig] = {
     "vq-f8": VQ_F8,
     "vq-f8-n256": replace(VQ_F8, codebook_size=256),
     "vq-f16": replace(VQ_F8, latent_channels=8, **DEEP),
-    # The first stages of what came after. SD 1 and 2 have KL-f8 itself, with the scale of its latents.
+    # First stages of later models. SD 1 and 2 use KL-f8, with the scale of its latents.
     "sd-vae": replace(KL_F8, image_size=(512, 512), scale=0.18215),
     "sd-x4-vae": replace(KL_F4, image_size=(512, 512), latent_channels=4, scale=0.08333),
     "sdxl-vae": replace(KL_F8, image_size=(1024, 1024), scale=0.13025),
@@ -210,19 +210,19 @@ SIZES: dict[str, FirstStageConfig] = {
 
 
 class Layer(NamedTuple):
-    """A convolution, a norm (inputs = outputs) or the product of all pairs of pixels (attention), and where."""
+    """A convolution, a norm (inputs = outputs) or the product of all pairs of pixels (attention), with its place."""
 
     operation: Literal["conv", "norm", "pairs"]
     inputs: int
     outputs: int
     kernel: int
     factor: int
-    """Rows of the image for one row that the layer gives."""
+    """Rows of the image per row of the layer's output."""
     bias: bool = True
 
 
 def layers(config: FirstStageConfig) -> Iterator[tuple[str, Layer]]:
-    """Every layer of a first stage and the part that it belongs to: encoder, decoder, or between."""
+    """Yield every layer of a first stage and its part: encoder, decoder, or between."""
     if isinstance(config, TinyAutoencoderConfig):
         yield from _tiny_layers(config)
         return
@@ -306,7 +306,7 @@ def _tiny_layers(config: TinyAutoencoderConfig) -> Iterator[tuple[str, Layer]]:
 
 
 def parameters(config: FirstStageConfig, part: Literal["all", "encoder", "decoder"] = "all") -> int:
-    """Number of parameters, of the whole or of one half (without the 1x1 convolutions between them)."""
+    """Return the number of parameters, of the full network or one half (without the 1x1 convolutions between them)."""
     total = 0
     for where, (operation, inputs, outputs, kernel, _, bias) in layers(config):
         if part in ("all", where):
@@ -322,7 +322,7 @@ def macs(
     image_size: tuple[int, int] | None = None,
     part: Literal["all", "encoder", "decoder"] = "all",
 ) -> int:
-    """Multiply-accumulates of the products and convolutions for one image: encoded and decoded, or one of the two."""
+    """Return the multiply-accumulates of products and convolutions for one image, encoded, decoded or both."""
     height, width = image_size or config.image_size
     total = 0
     for where, (operation, inputs, outputs, kernel, factor, _) in layers(config):

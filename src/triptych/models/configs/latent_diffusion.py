@@ -1,11 +1,11 @@
-"""A latent diffusion model as data: the configs of its parts. Imports no torch."""
+"""Config of a latent diffusion model: the configs of its parts. Imports no torch."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from triptych.config import check
 from triptych.diffusion.config import ProcessConfig
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs import dit as dit_config
 from triptych.models.configs import text as text_config
@@ -17,7 +17,7 @@ from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.configs.unet import UNetConfig
 
 Condition = Literal["text", "class", "boxes", "image", "nothing"]
-"""What a model generates from, besides spatial conditions."""
+"""The condition that a model generates from, besides spatial conditions."""
 GenerationTask = Literal[
     "text_to_image",
     "image_to_image",
@@ -31,17 +31,17 @@ GenerationTask = Literal[
 
 ConcatConditioning = Literal["none", "mask+masked_image", "masked_image+mask", "depth", "image", "semantic_map"]
 
-# What is concatenated to the noisy latents -> channels of it, in channels of the latents and others.
+# Concatenated condition -> its channels: multiples of the latents' channels, and others.
 CONCAT_CHANNELS: dict[ConcatConditioning, tuple[int, int]] = {
     "none": (0, 0),
     "mask+masked_image": (1, 1),
     "masked_image+mask": (1, 1),
     "depth": (0, 1),
     "image": (0, 3),
-    "semantic_map": (0, 0),  # and those of its own config
+    "semantic_map": (0, 0),  # plus the channels of its own config
 }
 
-# Condition -> tasks of a model without spatial conditions, the usual one first.
+# Condition -> tasks of a model without spatial conditions, the default one first.
 _TASKS: dict[Condition, tuple[GenerationTask, ...]] = {
     "text": ("text_to_image", "image_to_image", "inpaint"),
     "class": ("class_conditional",),
@@ -61,37 +61,37 @@ _SPATIAL_TASKS: dict[ConcatConditioning, tuple[GenerationTask, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticMapConfig:
-    """What reads a map of classes. Checked when made."""
+    """Config of a semantic map's encoder, checked on construction."""
 
     num_classes: int
     channels: int = 3
-    """Beside the latents."""
+    """Channels that are concatenated to the latents."""
 
     def __post_init__(self):
         check(self)
         if not 1 <= self.num_classes <= 255 or self.channels < 1:
-            raise UserError(
-                f"a map has {self.num_classes} classes and {self.channels} channels; needed are 1 to 255, and 1 or more"
+            raise ConfigError(
+                f"num_classes is {self.num_classes} and channels {self.channels}, which must be 1 to 255, and 1 or more"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentDiffusionConfig:
-    """The parts of a latent diffusion model (Rombach et al. 2022, Figure 3). Checked when made."""
+    """The parts of a latent diffusion model (Rombach et al. 2022, Figure 3), checked on construction."""
 
     autoencoder: AutoencoderConfig | TinyAutoencoderConfig
     network: UNetConfig | DiTConfig
-    """The denoiser, of either kind."""
+    """The denoising network, a UNet or DiT."""
     text_encoder: TextConfig | ClassTokenConfig | ImageTokensConfig | None = None
-    """What reads the prompt, the class, or an image to be like; none in an unconditional model."""
+    """Encoder of the prompt, the class, or an image as prompt; None in an unconditional model."""
     process: ProcessConfig = field(default_factory=ProcessConfig)
     concat: ConcatConditioning = "none"
-    """Further input channels of the denoiser: a mask and the masked image's latents (Stable Diffusion), the same in
-    the other order (the paper's inpainting), a depth map, a small image to be upscaled, or a map of classes."""
+    """Condition that is concatenated to the denoiser's input: a mask and the masked image's latents (Stable Diffusion),
+    the same in the other order (the paper's inpainting), a depth map, a small image to upscale, or a semantic map."""
     semantic_map: SemanticMapConfig | None = None
     """Of concat="map"."""
     low_res_process: ProcessConfig | None = None
-    """Upscaling: the process whose noise is added to the small image; its time is the UNet's label."""
+    """Upscaling: the process whose noise is added to the small image; the UNet's label is its time."""
 
     def __post_init__(self):
         check(self)
@@ -99,33 +99,33 @@ class LatentDiffusionConfig:
         name = "UNet" if isinstance(self.network, UNetConfig) else "DiT"
         times, more = CONCAT_CHANNELS[self.concat]
         if (self.semantic_map is None) != (self.concat != "semantic_map"):
-            raise UserError(
+            raise ConfigError(
                 f"concat is {self.concat!r} and semantic_map {self.semantic_map}; a map's config goes "
                 "with concat='semantic_map'"
             )
         more += 0 if self.semantic_map is None else self.semantic_map.channels
         if self.network.in_channels != latents * (1 + times) + more or self.network.out_channels != latents:
-            raise UserError(
+            raise ConfigError(
                 f"the {name} takes {self.network.in_channels} channels and gives "
                 f"{self.network.out_channels}; latents of "
                 f"{latents} with concat={self.concat!r} need {latents * (1 + times) + more} and {latents}"
             )
         width = 0 if self.text_encoder is None else self.text_encoder.embed_dim
         if self.network.context_dim != width:
-            raise UserError(
-                f"the {name} reads tokens of {self.network.context_dim} channels, the text part gives {width}"
+            raise ConfigError(
+                f"the {name} takes tokens of {self.network.context_dim} channels, but the text encoder's have {width}"
             )
 
     @property
     def classes(self) -> ClassTokenConfig | DiTConfig | None:
-        """What knows classes, in a model that generates those: a token for each, or a DiT's modulation."""
+        """The config that holds a class-conditional model's classes: class tokens, or a DiT; None for other models."""
         if self.text_encoder is None:
             return self.network if isinstance(self.network, DiTConfig) and self.network.num_classes else None
         return self.text_encoder if isinstance(self.text_encoder, ClassTokenConfig) else None
 
     @property
     def condition(self) -> Condition:
-        """What the model generates from, besides spatial conditions."""
+        """The condition that the model generates from, besides spatial conditions."""
         if self.classes is not None:
             return "class"
         if self.text_encoder is None:
@@ -136,32 +136,32 @@ class LatentDiffusionConfig:
 
     @property
     def tasks(self) -> tuple[GenerationTask, ...]:
-        """The tasks of `DiffusionPipeline` that the model is made for, the usual one first."""
+        """The tasks of `DiffusionPipeline` that the model is made for, the default one first."""
         if self.condition in ("text", "nothing") and self.concat != "none":
             return _SPATIAL_TASKS[self.concat]
         return _TASKS[self.condition] if self.concat == "none" else ()
 
     @property
     def guidable(self) -> bool:
-        """Whether the model has an unconditional answer for classifier-free guidance to start from."""
+        """Whether the model has an unconditional prediction for classifier-free guidance."""
         return self.condition == "text" or bool(self.classes is not None and self.classes.null_class)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels that it was trained on."""
+        """Height and width in pixels of the training images."""
         height, width = self.network.latent_size
         return height * self.autoencoder.downsample_factor, width * self.autoencoder.downsample_factor
 
 
 def replaced_size(config: LatentDiffusionConfig, image_size: tuple[int, int]) -> LatentDiffusionConfig:
-    """The config for another size of images; weights do not depend on it."""
+    """Return the config for another size of images; weights do not depend on it."""
     factor = config.autoencoder.downsample_factor
     latent = (image_size[0] // factor, image_size[1] // factor)
     return replace(config, network=replace(config.network, latent_size=latent))
 
 
 def _ldm(stage: str, unet: str, last_beta: float, **more) -> LatentDiffusionConfig:
-    """A model of the paper: its betas rise from 0.0015, its KL latents are scaled by a number in the checkpoint."""
+    """Return a model of the paper: betas start at 0.0015, and the checkpoint holds the scale of KL latents."""
     process = ProcessConfig(beta_start=0.0015, beta_end=last_beta)
     stages, unets = autoencoder_config.SIZES, unet_config.SIZES
     return LatentDiffusionConfig(
@@ -170,7 +170,7 @@ def _ldm(stage: str, unet: str, last_beta: float, **more) -> LatentDiffusionConf
 
 
 def _sd(unet: str, text: str, prediction: Literal["eps", "v"] = "eps", **more) -> LatentDiffusionConfig:
-    """A Stable Diffusion."""
+    """Return a Stable Diffusion model."""
     return LatentDiffusionConfig(
         **{
             "autoencoder": autoencoder_config.SIZES["sd-vae"],
@@ -183,7 +183,7 @@ def _sd(unet: str, text: str, prediction: Literal["eps", "v"] = "eps", **more) -
 
 
 def _dit(name: str, side: int) -> LatentDiffusionConfig:
-    """A model of the DiT paper, on Stable Diffusion's latents of square images."""
+    """Return a model of the DiT paper, on Stable Diffusion's latents of square images."""
     return LatentDiffusionConfig(
         autoencoder=autoencoder_config.SIZES["sd-vae"],
         network=replace(dit_config.SIZES[name], latent_size=(side // 8, side // 8)),
@@ -206,7 +206,7 @@ SIZES: dict[str, LatentDiffusionConfig] = {
         "v",
         autoencoder=autoencoder_config.SIZES["sd-x4-vae"],
         concat="image",
-        # What its CompVis config calls linear in either place, and its diffusers folder scaled_linear.
+        # Called linear in both places of its CompVis config, and scaled_linear in its diffusers folder.
         process=ProcessConfig(beta_start=0.0001, beta_end=0.02, prediction="v"),
         low_res_process=ProcessConfig(beta_start=0.0001, beta_end=0.02),
     ),

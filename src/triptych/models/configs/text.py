@@ -1,75 +1,75 @@
-"""Text encoders as data: their config, the published sizes, their closed-form parameter counts. Imports no torch."""
+"""Configs of text encoders, published sizes, and parameter counts in closed form. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from triptych.config import check
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Sizes and forms of a transformer that reads text. Checked when made.
+    """Config of a text transformer, checked on construction.
 
-    `clip` (Radford et al. 2021, Section 2.4) and `openclip` look back only and have the shipped vocabulary; `ldm-bert`
-    (Rombach et al. 2022, Appendix E.2.1) looks both ways, at the word pieces of BERT or any other vocabulary.
+    `clip` (Radford et al. 2021, Section 2.4) and `openclip` have causal attention and the shipped vocabulary;
+    `ldm-bert` (Rombach et al. 2022, Appendix E.2.1) has bidirectional attention, and BERT's or any other vocabulary.
     """
 
     type: Literal["clip", "openclip", "ldm-bert"]
     vocab_size: int
     """Entries of the vocabulary."""
     num_added_tokens: int = 0
-    """Rows of the table behind the vocabulary's: the vectors of added tokens (textual inversion)."""
+    """Rows of the embedding table after the vocabulary's: vectors of added tokens (textual inversion)."""
     max_length: int = 77
-    """Tokens of a text with its start, end and padding."""
+    """Tokens of a text, with start, end and padding."""
     embed_dim: int
     """D: width of a token."""
     depth: int
-    """Number of blocks, used or not."""
+    """Number of blocks, including skipped ones."""
     num_heads: int
     head_dim: int = 0
-    """Width of a head; 0 stands for D / heads. The LDM paper's heads are 64 wide whatever D is."""
+    """Width of a head; 0 means D / heads. The LDM paper's heads have width 64 for any D."""
     mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP over `embed_dim`."""
+    """Hidden width of a block's MLP, relative to `embed_dim`."""
     activation: Literal["quick_gelu", "gelu"] = "gelu"
-    """quick_gelu is x sigmoid(1.702 x), which CLIP was trained with."""
+    """quick_gelu is CLIP's x sigmoid(1.702 x)."""
     skip_last_blocks: int = 0
-    """Last blocks that are left out before the final norm. 1 gives the penultimate layer that SD 2 reads."""
+    """Number of last blocks to skip before the final norm; 1 is SD 2's penultimate layer."""
     boxes: bool = False
-    """It reads a layout's boxes as tokens, see `models.spatial_conditions.box_tokens`, and no text."""
+    """Whether it reads a layout's boxes as tokens instead of text; see `models.spatial_conditions.box_tokens`."""
     pad_token: int = 0
-    """Token behind a text's end: the end again for CLIP, 0 for the others."""
+    """Padding token after a text's end: the end token for CLIP, 0 for the others."""
     logits: bool = False
-    """A classifier over the vocabulary that nothing reads, as the LDM paper's transformers carry it in their files."""
+    """Whether there is an unused classifier over the vocabulary, as in the files of the LDM paper's transformers."""
     norm_eps: float = 1e-5
 
     def __post_init__(self):
         check(self)
         for name in ("vocab_size", "embed_dim", "depth", "num_heads"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}, which must be at least 1")
         if self.mlp_ratio <= 0:
-            raise UserError(f"mlp_ratio is {self.mlp_ratio}, which must be positive")
+            raise ConfigError(f"mlp_ratio is {self.mlp_ratio}, which must be positive")
         if self.max_length < 3:
-            raise UserError(
+            raise ConfigError(
                 f"max_length is {self.max_length}, which must be at least 3: a start, a token, an end"
             )
         if self.num_added_tokens < 0 or self.head_dim < 0:
-            raise UserError(
+            raise ConfigError(
                 f"num_added_tokens is {self.num_added_tokens} and head_dim {self.head_dim}, which must be 0 or more"
             )
         if not self.head_dim and self.embed_dim % self.num_heads:
-            raise UserError(
+            raise ConfigError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; change "
                 "one, or give head_dim"
             )
         if not 0 <= self.skip_last_blocks < self.depth:
-            raise UserError(
+            raise ConfigError(
                 f"skip_last_blocks is {self.skip_last_blocks}, which must be from 0 to "
                 f"{self.depth - 1}: one block is left"
             )
         if not 0 <= self.pad_token < self.vocab_size:
-            raise UserError(
+            raise ConfigError(
                 f"pad_token is {self.pad_token}, which must be a token from 0 to {self.vocab_size - 1}"
             )
 
@@ -80,28 +80,28 @@ class TextConfig:
 
     @property
     def causal(self) -> bool:
-        """Whether a token sees only those before it."""
+        """Whether a token attends only to itself and earlier tokens."""
         return self.type != "ldm-bert"
 
     @property
     def inner(self) -> int:
-        """Width of all heads together."""
+        """Total width of all heads."""
         return self.num_heads * (self.head_dim or self.embed_dim // self.num_heads)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTokenConfig:
-    """A class as a prompt of one token (Rombach et al. 2022, Appendix E.2.1). Checked when made."""
+    """Config of a class as a prompt of one token (Rombach et al. 2022, Appendix E.2.1), checked on construction."""
 
     num_classes: int
     embed_dim: int = 512
     null_class: bool = True
-    """One more row, after the classes, that stands for no class: what guidance is measured against."""
+    """Whether there is a null class after the others, which guidance needs."""
 
     def __post_init__(self):
         check(self)
         if self.num_classes < 1 or self.embed_dim < 1:
-            raise UserError(
+            raise ConfigError(
                 f"num_classes is {self.num_classes} and embed_dim {self.embed_dim}, which must be at least 1"
             )
 
@@ -118,7 +118,7 @@ def _bert(width: int, depth: int, **more) -> TextConfig:
 
 SIZES: dict[str, TextConfig] = {
     "clip-l": _clip(768, 12, 12, activation="quick_gelu", pad_token=49407),  # SD 1
-    "openclip-h": _clip(1024, 23, 16, type="openclip"),  # SD 2 as diffusers keeps it
+    "openclip-h": _clip(1024, 23, 16, type="openclip"),  # SD 2 as stored by diffusers
     "openclip-h-whole": _clip(1024, 24, 16, type="openclip", skip_last_blocks=1),  # SD 2 in single files
     "ldm-bert": _bert(1280, 32),  # txt2img-1p4B
     "ldm-bert-640": _bert(640, 32),  # text2img256
@@ -132,7 +132,7 @@ CLASS_SIZES: dict[str, ClassTokenConfig] = {
 
 
 def parameters(config: TextConfig | ClassTokenConfig) -> int:
-    """Number of parameters in closed form; a test holds it equal to the built network's."""
+    """Return the number of parameters in closed form, which a test compares with the built network's."""
     if isinstance(config, ClassTokenConfig):
         return (config.num_classes + int(config.null_class)) * config.embed_dim
     d, inner, hidden = config.embed_dim, config.inner, config.mlp_dim

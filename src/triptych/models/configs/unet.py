@@ -1,54 +1,54 @@
-"""The denoising UNet as data: its config, the published sizes, and their closed-form costs. Imports no torch."""
+"""Config of the denoising UNet, its published sizes, and their costs in closed form. Imports no torch."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from triptych.config import check
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Sizes and forms of a denoising UNet (Rombach et al. 2022, Section 3.3 and Tables 12 to 15). Checked when made.
+    """Config of a denoising UNet (Rombach et al. 2022, Section 3.3 and Tables 12 to 15), checked on construction.
 
-    With `context_dim` each attending level is a transformer that looks at the prompt; without, plain
+    With `context_dim`, levels with attention have transformers that attend to the prompt; without it, plain
     self-attention (Dhariwal and Nichol 2021).
     """
 
     latent_size: tuple[int, int] = (64, 64)
-    """Height and width of the latents that it was trained on; forward takes any size."""
+    """Height and width of the training latents; forward takes any size."""
     in_channels: int = 4
-    """Channels of the noisy latents, and of what is concatenated to them (a mask, a masked image, depth)."""
+    """Channels of the noisy latents and of the concatenated conditions (a mask, a masked image, depth)."""
     out_channels: int = 4
     base_channels: int
     """Channels of the first level."""
     channel_multipliers: tuple[int, ...]
-    """Channels of each level, in `base_channels`. A level has half the rows and columns of the one before."""
+    """Channels of each level, in units of `base_channels`. Each level halves the resolution of the previous one."""
     num_res_blocks: int = 2
-    """Residual blocks a level on the way down; one more on the way up."""
+    """Residual blocks per level of the down path; the up path has one more."""
     attention_downsample_factors: tuple[int, ...] = ()
-    """Downsampling factors (1, 2, 4, ...: one a level) whose residual blocks are followed by attention."""
+    """Downsampling factors (1, 2, 4, ..., one per level) at which residual blocks are followed by attention."""
     middle_attention: bool = True
     num_heads: int = 0
-    """Attention heads at every level; or"""
+    """Number of attention heads at every level; 0 if `head_dim` is given."""
     head_dim: int = 0
-    """channels a head. One of the two is given."""
+    """Channels of a head; 0 if `num_heads` is given."""
     context_dim: int = 0
-    """Channels of a token of the prompt; 0: the network takes no prompt."""
+    """Channels of the prompt's tokens; 0 means that the network takes no prompt."""
     transformer_depth: int | tuple[int, ...] = 1
-    """Transformer blocks where there is attention: everywhere, or for each level. The middle is as the last level."""
+    """Transformer blocks at levels with attention: one number, or one per level. The middle equals the last level."""
     cross_only_downsample_factors: tuple[int, ...] = ()
-    """Factors at which a transformer's first attention looks at the prompt too, instead of at the map itself."""
+    """Downsampling factors at which a transformer's first attention is cross-attention to the prompt, too."""
     projection: Literal["conv", "linear"] = "conv"
-    """How files store the projections into and out of a transformer, 1x1 convolutions or matrices: the same product."""
+    """Form of a transformer's outer projections in files: 1x1 convolutions or matrices, which are equivalent."""
     num_classes: int = 0
-    """Labels (class, level of noise) with an embedding that is added to the time's; 0: none."""
+    """Number of labels (class, noise level), whose embedding is added to the time's; 0 means none."""
     vector_dim: int = 0
-    """Length of a vector (an image's embedding) that is added to the time's embedding through an MLP; 0: none."""
+    """Length of a vector (an image's embedding) that an MLP adds to the time's embedding; 0 means none."""
     resample: Literal["conv", "resnet"] = "conv"
-    """Between levels: a convolution, or a residual block that pools or repeats (`resblock_updown`)."""
+    """Change of resolution: a convolution, or a residual block that pools or repeats (`resblock_updown`)."""
     scale_shift: bool = False
-    """The time scales and shifts the second norm of a residual block, instead of being added before it."""
+    """Whether the time scales and shifts the output of a residual block's second norm instead of being added."""
     norm_groups: int = 32
     """Groups of every GroupNorm."""
     dropout: float = 0.0
@@ -57,33 +57,33 @@ class UNetConfig:
         check(self)
         for name in ("in_channels", "out_channels", "base_channels", "num_res_blocks", "norm_groups"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}, which must be at least 1")
         for name in ("num_heads", "head_dim", "context_dim", "num_classes", "vector_dim"):
             if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}, which must be 0 or more")
+                raise ConfigError(f"{name} is {getattr(self, name)}, which must be 0 or more")
         if min(self.latent_size) < 1 or not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise UserError(
+            raise ConfigError(
                 f"latent_size {self.latent_size} and channel_multipliers {self.channel_multipliers} must be positive, "
                 "for example channel_multipliers=(1, 2, 4, 4)"
             )
         if self.base_channels % self.norm_groups:
-            raise UserError(
+            raise ConfigError(
                 f"base_channels {self.base_channels} is not a multiple of the {self.norm_groups} groups "
                 "of a norm; change one"
             )
         for name in ("attention_downsample_factors", "cross_only_downsample_factors"):
             if min(getattr(self, name), default=1) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; factors are 1, 2, 4, ...: one a level")
+                raise ConfigError(f"{name} is {getattr(self, name)}; factors are 1, 2, 4, ..., one per level")
         if self.cross_only_downsample_factors and not self.context_dim:
-            raise UserError(
-                "cross_only_downsample_factors needs a context_dim: there is no prompt to look at"
+            raise ConfigError(
+                "cross_only_downsample_factors needs context_dim, the channels of a prompt to attend to"
             )
         if self.num_classes and self.vector_dim:
-            raise UserError("num_classes and vector_dim are both given; a network takes labels or vectors")
+            raise ConfigError("num_classes and vector_dim are both given; a network takes either labels or vectors")
         if isinstance(self.transformer_depth, tuple) and len(self.transformer_depth) != len(
             self.channel_multipliers
         ):
-            raise UserError(
+            raise ConfigError(
                 f"transformer_depth has {len(self.transformer_depth)} numbers for "
                 f"{len(self.channel_multipliers)} levels; "
                 "give one a level, or a single number"
@@ -92,54 +92,54 @@ class UNetConfig:
             self.transformer_depth if isinstance(self.transformer_depth, tuple) else (self.transformer_depth,)
         )
         if min(depths) < 1:
-            raise UserError(f"transformer_depth is {self.transformer_depth}, which must be at least 1")
+            raise ConfigError(f"transformer_depth is {self.transformer_depth}, which must be at least 1")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}, which must be at least 0 and below 1")
+            raise ConfigError(f"dropout is {self.dropout}, which must be at least 0 and below 1")
         self._check_heads()
 
     def _check_heads(self) -> None:
-        """Heads must divide the channels wherever there is attention."""
+        """Check that heads divide the channels wherever there is attention."""
         down, middle, _ = levels(self)
         attending = {level.channels for level in (*down, middle) if level.attention}
         if attending and bool(self.num_heads) == bool(self.head_dim):
-            raise UserError(
+            raise ConfigError(
                 f"num_heads is {self.num_heads} and head_dim {self.head_dim}; give one of the two, not 0"
             )
         for channels in attending:
             if channels % (self.num_heads or self.head_dim):
                 name = "num_heads" if self.num_heads else "head_dim"
-                raise UserError(
+                raise ConfigError(
                     f"{name} {getattr(self, name)} does not divide the {channels} channels of a level with attention"
                 )
 
     @property
     def downsample_factor(self) -> int:
-        """Rows and columns of the latents for one of the deepest level."""
+        """Rows and columns of the latents per cell of the deepest level."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
 
 @dataclass(frozen=True)
 class UNetLevel:
-    """One level of the UNet, on its way down or up."""
+    """One level of the UNet's down or up path."""
 
     factor: int
-    """Rows of the latents for one row here."""
+    """Downsampling factor: rows of the latents per row of the level's map."""
     channels: int
     blocks: tuple[int, ...]
-    """Channels that each residual block takes; it gives `channels`."""
+    """Input channels of each residual block; its output has `channels`."""
     attention: int
-    """Transformer blocks (or one self-attention) after each residual block; 0: none."""
+    """Transformer blocks (or one self-attention) after each residual block; 0 means none."""
     cross_only: bool
-    """The first attention of each looks at the prompt too."""
+    """Whether the first attention of each is cross-attention, too."""
     resampled: bool
-    """Another level comes after it on this way."""
+    """Whether another level of the path follows."""
 
 
 def levels(config: UNetConfig) -> tuple[list[UNetLevel], UNetLevel, list[UNetLevel]]:
-    """The levels in the order in which they run: down, the middle, and up from the deepest one.
+    """Return the levels in the order in which they run: down, the middle, and up from the deepest one.
 
-    A block on the way up also takes what one on the way down (or a convolution between levels) gave, last in
-    first out.
+    A block of the up path also takes the output of a block of the down path (or of a convolution between levels), last
+    in first out.
     """
     widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
     last = len(widths) - 1
@@ -184,7 +184,7 @@ LDM4 = UNetConfig(  # on the latents of VQ-f4
 )
 
 SIZES: dict[str, UNetConfig] = {
-    # To train from scratch: for a folder of images, and for small drawings.
+    # To train from scratch: for a folder of images, and for emoji.
     "unet-s": UNetConfig(
         latent_size=(32, 32),
         base_channels=128,
@@ -248,7 +248,7 @@ SIZES: dict[str, UNetConfig] = {
     "txt2img-1p4B": replace(SD1, latent_size=(32, 32), context_dim=1280),
     "text2img256": replace(LDM4, base_channels=192, channel_multipliers=(1, 2, 3, 5), context_dim=640),
     "layout": replace(LDM4, base_channels=128, context_dim=512, transformer_depth=3),
-    # Its file asks for attention at 8, 16 and 32, where it has no level: only the middle attends.
+    # Its file names attention at 8, 16 and 32, where there is no level, so only the middle has attention.
     "semantic": UNetConfig(
         in_channels=6, out_channels=3, base_channels=128, channel_multipliers=(1, 4, 8), num_heads=8
     ),
@@ -266,7 +266,7 @@ SIZES: dict[str, UNetConfig] = {
 
 
 def parameters(config: UNetConfig) -> int:
-    """Number of parameters in closed form; a test holds it equal to the built network's."""
+    """Return the number of parameters in closed form, which a test compares with the built network's."""
     time, width = 4 * config.base_channels, config.base_channels
 
     def residual(inputs: int, outputs: int) -> int:
@@ -299,11 +299,11 @@ def parameters(config: UNetConfig) -> int:
 
 
 def macs(config: UNetConfig, latent_size: tuple[int, int] | None = None, tokens: int = 77) -> int:
-    """Multiply-accumulates of the products and convolutions of one step for one image, in closed form.
+    """Return the multiply-accumulates of products and convolutions of one step for one image, in closed form.
 
     Args:
-        latent_size: rows and columns; those of the config unless given.
-        tokens: of the prompt, where the network takes one.
+        latent_size: rows and columns of the latents; by default the config's.
+        tokens: tokens of the prompt, if the network takes one.
     """
     sizes = [latent_size or config.latent_size]
     for _ in config.channel_multipliers[1:]:

@@ -1,19 +1,19 @@
-"""The Vision Transformer as data: its config, its sizes, and their closed-form costs. Imports no torch, so that
-`triptych list` and every `--help` answer at once."""
+"""Config of the Vision Transformer, its published sizes, and their costs in closed form. Imports no torch, so that
+`triptych list` and `--help` are fast."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from triptych.config import check
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Sizes and forms of a ViT (Dosovitskiy et al. 2021). Checked when made."""
+    """Config of a ViT (Dosovitskiy et al. 2021), checked on construction."""
 
     image_size: tuple[int, int] = (224, 224)
-    """Height and width that the table of positions is laid out for; forward takes any size."""
+    """Height and width for which the position table is made; forward takes any size."""
     patch_size: int
     """P: side of a patch in pixels (after a stem: in the stem's output cells)."""
     in_channels: int = 3
@@ -23,85 +23,87 @@ class ViTConfig:
     """L: number of encoder blocks."""
     num_heads: int
     mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP over `embed_dim`."""
+    """Hidden width of a block's MLP, relative to `embed_dim`."""
     num_classes: int = 1000
-    """0 leaves the classifier out: the output is the pooled token, or the hidden layer of an MLP head."""
+    """Number of classes; with 0 there is no classifier, and the output is the pooled token or the MLP head's hidden
+    layer."""
     stem: Literal["patch", "conv", "resnet"] = "patch"
-    """What comes before the projection: nothing, 3x3 convolutions of stride 2, or the hybrid's ResNet."""
+    """Stem before the projection: none, 3x3 convolutions of stride 2, or the hybrid's ResNet."""
     stem_widths: tuple[int, ...] = ()
     """conv: output channels of each convolution. resnet: (width of the root,)."""
     stem_depths: tuple[int, ...] = ()
-    """resnet: units a stage."""
+    """resnet: number of units in each stage."""
     class_token: bool = True
     distill_token: bool = False
-    """DeiT's second token with a head of its own; at inference the two heads' logits are averaged."""
+    """Whether there is DeiT's distillation token with its own head; at inference the two heads' logits are averaged."""
     num_registers: int = 0
-    """Extra tokens without a position, not read by the head (Darcet et al. 2024)."""
+    """Number of extra tokens without a position, which the head does not read (Darcet et al. 2024)."""
     position: Literal["learned", "sincos", "rotary", "none"] = "learned"
     prefix_positions: bool = True
-    """Whether the learned table has entries for the class and distillation tokens."""
+    """Whether the trained position table has entries for the class and distillation tokens."""
     rotary_base: float = 100.0
     pool: Literal["token", "mean", "attention", "token+mean"] = "token"
-    """What the head reads: class token, mean of patches, attention pooling, or class token beside the mean."""
+    """Input of the head: class token, mean of patches, attention pooling, or class token and mean concatenated."""
     norm_after_pool: bool = False
-    """Final LayerNorm on the pooled token alone, instead of on all tokens before pooling."""
+    """Whether the final LayerNorm is applied to the pooled token, instead of to all tokens before pooling."""
     pre_norm: bool = False
-    """One more LayerNorm before the first block (CLIP)."""
+    """Whether there is a LayerNorm before the first block, as in CLIP."""
     head: Literal["linear", "mlp", "cosine"] = "linear"
-    """Fine-tuning's zero-initialized linear layer, pre-training's MLP with a hidden tanh layer, or cosines."""
+    """linear: the zero-initialized layer of fine-tuning. mlp: the pre-training head with a hidden tanh layer. cosine:
+    scaled cosines."""
     head_dim: int = 0
-    """Hidden width of the tanh layer; 0 stands for D."""
+    """Width of the hidden tanh layer; 0 means D."""
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
     qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
     qk_norm: bool = False
     layer_scale: float | None = None
-    """Initial gain of each branch's channels; none leaves the gains out."""
+    """Initial gain of each branch's channels; None means no gains."""
     norm_eps: float = 1e-6
     drop_path_rate: float = 0.0
-    """Stochastic depth of the last block; the first has 0, linear between."""
+    """Rate of stochastic depth in the last block; rates rise linearly from 0 in the first."""
     dropout: float = 0.0
 
     def __post_init__(self):
         check(self)
         for name in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, which must be at least 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}, which must be at least 1")
         if self.mlp_ratio <= 0:
-            raise UserError(f"mlp_ratio is {self.mlp_ratio}, which must be positive")
+            raise ConfigError(f"mlp_ratio is {self.mlp_ratio}, which must be positive")
         if self.head_dim < 0:
-            raise UserError(f"head_dim is {self.head_dim}, which must be 0 (as wide as a token) or more")
+            raise ConfigError(f"head_dim is {self.head_dim}, which must be 0 (as wide as a token) or more")
         if self.embed_dim % self.num_heads:
-            raise UserError(
+            raise ConfigError(
                 f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}; change one of the two"
             )
         if min(self.image_size) < 1 or self.num_classes < 0 or self.num_registers < 0:
-            raise UserError(
+            raise ConfigError(
                 f"image_size {self.image_size} must be positive; num_classes {self.num_classes} and "
-                f"registers {self.num_registers} cannot be negative"
+                f"num_registers {self.num_registers} cannot be negative"
             )
         if self.position == "sincos" and self.embed_dim % 4:
-            raise UserError(
+            raise ConfigError(
                 f"sincos positions need an embed_dim that is a multiple of 4, got {self.embed_dim}"
             )
         if self.position == "rotary" and (self.embed_dim // self.num_heads) % 4:
-            raise UserError(
+            raise ConfigError(
                 f"rotary positions need heads of a multiple of 4 channels, got {self.embed_dim // self.num_heads}"
             )
         if "token" in self.pool and not self.class_token:
-            raise UserError(f"pool={self.pool!r} needs class_token=True; or pool with 'mean' or 'attention'")
+            raise ConfigError(f"pool={self.pool!r} needs class_token=True; or pool with 'mean' or 'attention'")
         if self.pool == "token+mean" and self.norm_after_pool:
-            raise UserError("pool='token+mean' is twice as wide as the final norm; use norm_after_pool=False")
+            raise ConfigError("pool='token+mean' is twice as wide as the final norm; use norm_after_pool=False")
         if self.distill_token and not (self.class_token and self.pool == "token" and self.head == "linear"):
-            raise UserError("distill_token needs class_token=True, pool='token' and head='linear'")
+            raise ConfigError("distill_token needs class_token=True, pool='token' and head='linear'")
         if not 0 <= self.drop_path_rate < 1 or not 0 <= self.dropout < 1:
-            raise UserError(
+            raise ConfigError(
                 f"drop_path_rate {self.drop_path_rate} and dropout {self.dropout} must be at least 0 and below 1"
             )
         if self.stem == "conv" and not self.stem_widths:
-            raise UserError("stem='conv' needs stem_widths, for example (32, 64, 128)")
+            raise ConfigError("stem='conv' needs stem_widths, for example (32, 64, 128)")
         if self.stem == "resnet" and (len(self.stem_widths) != 1 or self.stem_widths[0] % 32):
             needed = "stem_widths=(width of the root,), a multiple of 32 such as (64,)"
-            raise UserError(f"stem='resnet' needs {needed}, got {self.stem_widths}")
+            raise ConfigError(f"stem='resnet' needs {needed}, got {self.stem_widths}")
 
     @property
     def mlp_dim(self) -> int:
@@ -110,7 +112,7 @@ class ViTConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels from one token to the next."""
+        """Pixels between adjacent tokens."""
         stem = {
             "patch": 1,
             "conv": 2 ** len(self.stem_widths),
@@ -125,12 +127,12 @@ class ViTConfig:
 
     @property
     def prefix(self) -> int:
-        """Tokens before the patches: class, distillation, registers."""
+        """Number of tokens before the patches: class, distillation, registers."""
         return int(self.class_token) + int(self.distill_token) + self.num_registers
 
 
 def grid_at(config: ViTConfig, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches for an image of `image_size` (height, width)."""
+    """Return rows and columns of patches for an image of `image_size` (height, width)."""
     return -(-image_size[0] // config.stride), -(-image_size[1] // config.stride)
 
 
@@ -170,13 +172,13 @@ SIZES: dict[str, ViTConfig] = {
     f"vit-{name}{patch}": _size(patch, *width) for name, width in WIDTHS.items() for patch in PATCHES
 }
 SIZES |= {
-    # The hybrids: a ResNet's map instead of the image.
+    # Hybrids: the tokens come from a ResNet's map.
     "vit-r-ti16": _size(8, 192, 12, 3, stem="resnet", stem_widths=(64,)),
     "vit-r26-s32": _size(1, 384, 12, 6, stem="resnet", stem_widths=(64,), stem_depths=(2, 2, 2, 2)),
     "vit-r26-b32": _size(1, 768, 12, 12, stem="resnet", stem_widths=(64,), stem_depths=(2, 2, 2, 2)),
     "vit-r50-b16": _size(1, 768, 12, 12, stem="resnet", stem_widths=(64,), stem_depths=(3, 4, 9)),
     "vit-r50-l32": _size(1, 1024, 24, 16, stem="resnet", stem_widths=(64,), stem_depths=(3, 4, 6, 3)),
-    # DeiT (Touvron et al. 2021) is the ViT; distilled it has a second token and head.
+    # DeiT (Touvron et al. 2021) has the ViT's architecture; distilled, a second token and head.
     "deit-ti16-distilled": _size(16, 192, 12, 3, distill_token=True),
     "deit-s16-distilled": _size(16, 384, 12, 6, distill_token=True),
     "deit-b16-distilled": _size(16, 768, 12, 12, distill_token=True),
@@ -192,7 +194,7 @@ SIZES |= {
     "dinov3-s16": _size(16, 384, 12, 6, **DINOV3),
     "dinov3-b16": _size(16, 768, 12, 12, **DINOV3),
     "dinov3-l16": _size(16, 1024, 24, 16, **DINOV3),
-    # The shipped one: small, 64 px, a convolutional stem for a small data set.
+    # The shipped classifier: small, 64 px, with a convolutional stem for a small data set.
     "vit-emoji": _size(
         1,
         192,
@@ -212,7 +214,7 @@ SIZES |= {
 
 
 def parameters(config: ViTConfig) -> int:
-    """Number of parameters in closed form; a test holds it equal to the built network's."""
+    """Return the number of parameters in closed form, which a test compares with the built network's."""
     d, hidden = config.embed_dim, config.mlp_dim
     qkv = 3 * d * d + {"qkv": 3 * d, "qv": 2 * d, "none": 0}[config.qkv_bias]
     mlp = {"swiglu": 3 * d * hidden + 2 * hidden + d}.get(config.mlp, 2 * d * hidden + hidden + d)
@@ -245,7 +247,7 @@ def _head_parameters(config: ViTConfig) -> int:
 
 
 def _stem_parameters(config: ViTConfig) -> tuple[int, int]:
-    """Parameters of the stem, and the channels it hands to the projection."""
+    """Return the parameters of the stem and its output channels."""
     channels, total = config.in_channels, 0
     if config.stem == "conv":
         for width in config.stem_widths:
@@ -264,7 +266,7 @@ def _stem_parameters(config: ViTConfig) -> tuple[int, int]:
 
 
 def macs(config: ViTConfig, image_size: tuple[int, int] | None = None) -> int:
-    """Multiply-accumulates of the products and convolutions for one image, in closed form.
+    """Return the multiply-accumulates of products and convolutions for one image, in closed form.
 
     3 P^2 D n + L (4 N D^2 + 2 N D M + 2 N^2 D) + D C, with n patches and N = n + prefix tokens.
     """
@@ -287,7 +289,7 @@ def macs(config: ViTConfig, image_size: tuple[int, int] | None = None) -> int:
 
 
 def _stem_macs(config: ViTConfig, rows: int, columns: int) -> tuple[int, int]:
-    """Products of the stem for a grid of tokens, counted from its output back to the image."""
+    """Return the multiply-accumulates of the stem for a grid of tokens, from its output back to the image."""
     channels, total = config.in_channels, 0
     cells = rows * columns * config.patch_size**2  # cells of the stem's output
     if config.stem == "conv":

@@ -1,4 +1,4 @@
-"""Tokenizers from files and to files: vocab.txt, tokenizer.json, and the `tokenizer` folder of a published model."""
+"""Load and save tokenizers: vocab.txt, tokenizer.json, and the `tokenizer` folder of a published model."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from triptych.atomic_write import write_text_atomically
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, TriptychError
 from triptych.models.tokenization.tokenizer import (
     BERT_END,
     BERT_START,
@@ -23,33 +23,33 @@ from triptych.models.tokenization.tokenizer import (
     clip_vocabulary,
 )
 
-# Start and end of a text, where nothing but the vocabulary tells; and padding.
+# Names of start, end and padding tokens, for vocabularies without a config.
 FRAMES = ((CLIP_START, CLIP_END), (BERT_START, BERT_END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|endoftext|>",) * 2)
 PADS = (PAD, "<pad>", "<|pad|>")
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """A tokenizer from what is on the disk.
+    """Load a tokenizer.
 
     Args:
         path: BERT's vocab.txt, a tokenizer.json, or a folder with one of them or with CLIP's vocab.json and merges.txt;
-            a diffusers model's folder stands for its `tokenizer`.
+            for the folder of a diffusers model its subfolder `tokenizer` is read.
 
     Raises:
-        UserError: nothing of the tokenizer_class is there, or it is damaged.
+        CheckpointError: there is no tokenizer, or it is damaged.
     """
     path = Path(path)
     if (path / "tokenizer").is_dir():
         path = path / "tokenizer"
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a vocab.txt, a tokenizer.json, or a tokenizer's folder")
+        raise CheckpointError(f"{path} does not exist; give a vocab.txt, a tokenizer.json, or a tokenizer's folder")
     try:
         return _from_folder(path) if path.is_dir() else _from_file(path, _settings(path.parent))
-    except UserError:
+    except TriptychError:
         raise
     except Exception as problem:  # the Rust library raises nothing narrower, and a file may hold anything
         reason = " ".join(str(problem).split())[:200] or type(problem).__name__
-        raise UserError(f"{path} cannot be read as a tokenizer ({reason}); get it again") from problem
+        raise CheckpointError(f"{path} cannot be read as a tokenizer ({reason}); get it again") from problem
 
 
 def save_tokenizer(
@@ -58,8 +58,8 @@ def save_tokenizer(
     """Write a tokenizer as the folder that transformers and diffusers read.
 
     Args:
-        pad: the token behind a text's end, where the network has another than the tokenizer.
-        length: tokens of a text with its start and end.
+        pad: the padding token, if the network has another than the tokenizer.
+        length: largest number of tokens of a text, with start and end.
 
     An added token of several vectors becomes `token`, `token_1`, `token_2`, ..., as diffusers has them.
     """
@@ -100,12 +100,12 @@ def _from_folder(folder: Path) -> Tokenizer:
         vocabulary = _object(folder / "vocab.json")
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         merges = [line for line in lines if line and not line.startswith("#version")]
-        if any(token.endswith("</w>") for token in vocabulary):  # else those of another type of byte pairs
+        if any(token.endswith("</w>") for token in vocabulary):  # else files of another type of byte pairs
             return _clip(vocabulary, merges, settings)
     for name in ("tokenizer.json", "vocab.txt"):
         if (folder / name).is_file():
             return _from_file(folder / name, settings)
-    raise UserError(
+    raise CheckpointError(
         f"{folder} holds no tokenizer; it needs CLIP's vocab.json and merges.txt, a tokenizer.json, or a vocab.txt"
     )
 
@@ -119,7 +119,7 @@ def _from_file(path: Path, settings: dict[str, Any]) -> Tokenizer:
 
 
 def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
-    """A file of the `tokenizers` library. CLIP's is cut in our way: some files call "!" special, since it pads."""
+    """Load a file of the `tokenizers` library. CLIP's is rebuilt, since some files mark "!" as special for padding."""
     content = _object(path)
     model, tokens = content["model"], content.get("added_tokens") or []
     known = len(model["vocab"])
@@ -134,7 +134,9 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     names = backend.get_vocab()
     frame = next((pair for pair in (_frame_of(settings), *FRAMES) if all(name in names for name in pair)), None)
     if frame is None:
-        raise UserError(f"{path} does not tell the start and end of a text; put its tokenizer_config.json beside it")
+        raise CheckpointError(
+            f"{path} does not name the start and end tokens; put its tokenizer_config.json into the same folder"
+        )
     pad = next((name for name in (settings.get("pad_token"), *PADS) if name in names), None)
     return Tokenizer(backend, frame[0], frame[1], pad, _added(settings, known))
 
@@ -148,9 +150,10 @@ def _clip(vocabulary: dict[str, int], merges: Sequence[Any], settings: dict[str,
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What stands beside a vocabulary: names of the tokens around a text, and the tokens added behind it."""
+    """Return the settings next to a vocabulary: names of special tokens, and added tokens."""
     settings: dict[str, Any] = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):  # where they differ, as in SD 2, the latter holds
+    # Where they differ, as in SD 2, the latter is right.
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             for key, value in _object(folder / name).items():
                 settings[key] = value["content"] if isinstance(value, dict) and "content" in value else value
@@ -166,7 +169,7 @@ def _frame_of(settings: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _added(settings: Mapping[str, Any], known: int) -> dict[str, list[int]]:
-    """Added tokens with their rows: `token`, `token_1`, `token_2` in a row are one."""
+    """Return added tokens with their rows; successive `token`, `token_1`, `token_2` are one."""
     added: dict[str, list[int]] = {}
     name = None
     for token, i in sorted(settings["added"].items(), key=lambda item: item[1]):
@@ -196,5 +199,5 @@ def _lowercases(tokenizer: Tokenizer) -> bool:
 def _object(path: Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object; get it again")
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object; get it again")
     return value

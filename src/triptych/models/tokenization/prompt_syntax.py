@@ -20,7 +20,7 @@ from triptych.errors import ConfigError, UserError
 from triptych.models.tokenization.tokenizer import Span
 
 STRONGER, WEAKER = 1.1, 1 / 1.1
-LARGEST = 1e4  # a larger weight is a typing error, and would soon overflow
+LARGEST = 1e4  # a larger weight is a typing error and would overflow
 
 _MARK = re.compile(
     r"""
@@ -69,11 +69,11 @@ def parse(prompt: str) -> list[list[Piece]]:
     Time and memory grow with the length of the prompt, also when brackets are nested thousands deep.
 
     Raises:
-        UserError: a weight beyond 10,000.
+        ConfigError: a weight beyond 10,000.
     """
     marks = list(_MARK.finditer(prompt))
     gains = _gains(marks)
-    products = {"(": [1.0], "[": [1.0]}  # of the brackets that are open, round and square
+    products = {"(": [1.0], "[": [1.0]}  # of the open brackets, round and square
     sections: list[list[Piece]] = [[]]
     for place, mark in enumerate(marks):
         if mark["open"]:
@@ -116,7 +116,7 @@ def extract_loras(prompt: str) -> tuple[str, list[Lora]]:
     """Return the prompt without its `<lora:name>` and `<lora:name:weight>`, and those LoRAs; the default weight is 1.
 
     Raises:
-        UserError: a name is missing or a weight is not a number.
+        ConfigError: a name is missing or a weight is not a number.
     """
     loras = [_lora(match) for match in _LORA.finditer(prompt)]
     return _LORA.sub("", prompt), loras
@@ -186,11 +186,11 @@ def _closes(mark: re.Match[str]) -> str | None:
 
 
 def _merged(section: list[Piece]) -> list[Piece]:
-    """Neighbors that count alike as one piece: a word is cut into tokens whole, with the literal brackets."""
+    """Merge adjacent pieces of equal weight, so that a word with literal brackets is tokenized as one string."""
     merged = []
     for weight, alike in itertools.groupby((piece for piece in section if piece.text), lambda piece: piece.weight):
         merged.append(Piece("".join(piece.text for piece in alike), weight))
         if not abs(weight) <= LARGEST:
             text = merged[-1].text.strip()[:40]
-            raise UserError(f"the weight of {text!r} is {weight:.3g}, which must be at most {LARGEST:g}")
+            raise ConfigError(f"the weight of {text!r} is {weight:.3g}, which must be at most {LARGEST:g}")
     return merged

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError, ConfigError, TriptychError
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 BERT_START, BERT_END, PAD = "[CLS]", "[SEP]", "[PAD]"
@@ -29,7 +29,7 @@ class Tokenizer:
         added: rows of the embedding table for each added token, which is matched in upper and lower case.
 
     Raises:
-        UserError: the vocabulary lacks one of these tokens.
+        CheckpointError: the vocabulary lacks one of these tokens.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Tokenizer:
         """Return a tokenizer with the added token `token`, for those rows of the embedding table.
 
         Raises:
-            UserError: the token is empty, or exists already.
+            ConfigError: the token is empty, or exists already.
         """
         token = token.strip()
         if not token or token.lower() in map(str.lower, self.added) or self.backend.token_to_id(token) is not None:
             problem = "is in the vocabulary already" if token else "is empty"
-            raise UserError(f"the token {token!r} {problem}; choose another name, such as <my-{token or 'word'}>")
+            raise ConfigError(f"the token {token!r} {problem}; choose another name, such as <my-{token or 'word'}>")
         return Tokenizer(self.backend, *self.frame, added={**self.added, token: rows})
 
     def to_json(self) -> dict[str, Any]:
@@ -108,10 +108,10 @@ class Tokenizer:
 
     @staticmethod
     def from_json(data: Any) -> "Tokenizer":
-        """The inverse of `to_json`.
+        """Invert `to_json`.
 
         Raises:
-            UserError: these are not the values that `to_json` makes.
+            CheckpointError: not a result of `to_json`.
         """
         try:
             shipped = data["vocabulary"] == "clip"
@@ -119,10 +119,11 @@ class Tokenizer:
             added = {str(name): [int(i) for i in rows] for name, rows in data["added"].items()}
             start, end, pad = map(str, data["frame"])
             return Tokenizer(backend, start, end, pad, added)
-        except UserError:
+        except TriptychError:
             raise
         except Exception as problem:  # the Rust library raises nothing narrower
-            raise UserError(f"a stored tokenizer is damaged ({_one_line(problem)}); save the model again") from problem
+            reason = _one_line(problem)
+            raise CheckpointError(f"a stored tokenizer is damaged ({reason}); save the model again") from problem
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tokenizer":
         return self
@@ -133,19 +134,19 @@ class Tokenizer:
     def _named(self, name: str) -> int:
         number = self.backend.token_to_id(name)
         if number is None:
-            raise UserError(f"the vocabulary of {self.size} has no {name!r} for a text's start, end or padding")
+            raise CheckpointError(f"the vocabulary of {self.size} has no {name!r} for a text's start, end or padding")
         return number
 
 
 @functools.cache
 def clip_tokenizer() -> Tokenizer:
-    """CLIP's own, from the shipped vocabulary: 49,406 byte pairs in lower case, the start and the end."""
+    """Return CLIP's tokenizer from the shipped vocabulary: 49,406 byte pairs in lower case, start and end."""
     return Tokenizer(clip_backend(*clip_vocabulary()), CLIP_START, CLIP_END)
 
 
 @functools.cache
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's tokens with their numbers, and its merges in the order in which they apply."""
+    """Return CLIP's tokens with their numbers, and its merges in the order in which they apply."""
     packed = (importlib.resources.files("triptych.assets") / "clip_vocabulary.txt.gz").read_bytes()
     merges = [(a, b) for a, b in (line.split(" ") for line in gzip.decompress(packed).decode().splitlines())]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # a printable character for each of the 256 bytes
@@ -154,10 +155,10 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Backend:
-    """How openai/CLIP's `simple_tokenizer` cuts: words, single digits and runs of signs in lower case, as UTF-8 bytes
-    merged in the order of `merges`, the last of a word marked with </w>.
+    """Return a tokenizer that splits as CLIP's `simple_tokenizer`: words, single digits and runs of signs in lower
+    case, as UTF-8 bytes merged in the order of `merges`, the last of a word marked with </w>.
 
-    Two steps of it are left out, as transformers leaves them out: mending text of a wrong encoding, and HTML entities.
+    As in transformers, two of its steps are left out: repair of wrongly encoded text, and HTML entities.
     """
     form = {"end_of_word_suffix": "</w>", "continuing_subword_prefix": "", "unk_token": CLIP_END}
     backend = Backend(models.BPE(vocabulary, merges, **form))
@@ -178,7 +179,7 @@ def clip_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> B
 
 
 def bert_tokenizer(vocabulary: Sequence[str], lowercase: bool = True) -> Tokenizer:
-    """BERT's word pieces (Devlin et al. 2019) from the lines of its vocab.txt."""
+    """Return a tokenizer for BERT's word pieces (Devlin et al. 2019) from the lines of its vocab.txt."""
     numbers = {token: i for i, token in enumerate(vocabulary)}
     backend = Backend(models.WordPiece(numbers, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -190,15 +191,15 @@ def bert_tokenizer(vocabulary: Sequence[str], lowercase: bool = True) -> Tokeniz
 
 
 def train_tokenizer(texts: Iterable[str], size: int = 8192) -> Tokenizer:
-    """Byte pairs learned from texts (Sennrich et al. 2016), in lower case. The same texts give the same vocabulary.
+    """Train byte pairs on texts (Sennrich et al. 2016), in lower case. The same texts give the same vocabulary.
 
     Args:
-        texts: any strings; empty ones and other scripts are fine, since every byte has a token.
-        size: entries of the vocabulary, at least 259: the bytes, start, end and padding. Few texts make fewer.
+        texts: any strings, also empty ones or in other scripts, since every byte has a token.
+        size: largest number of entries of the vocabulary, at least 259: the bytes, start, end and padding.
     """
     least = 3 + 256
     if size < least:
-        raise UserError(f"a vocabulary of {size} is too small; it needs at least {least} entries")
+        raise CheckpointError(f"a vocabulary of {size} is too small; it needs at least {least} entries")
     backend = Backend(models.BPE())
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]
@@ -219,7 +220,7 @@ def train_tokenizer(texts: Iterable[str], size: int = 8192) -> Tokenizer:
 
 
 def _alone(name: str) -> str:
-    """A pattern for an added token that is no part of a longer word."""
+    """Return a pattern for an added token that is not part of a longer word."""
     before = r"(?<!\w)" if re.match(r"\w", name) else ""
     after = r"(?!\w)" if re.search(r"\w$", name) else ""
     return before + re.escape(name) + after

@@ -1,4 +1,4 @@
-"""LoRAs and textual inversion on a pipeline's network: each call's are applied, those of earlier calls removed."""
+"""LoRAs and textual inversion on a pipeline's network: those of a call are applied, those of earlier calls removed."""
 
 import os
 from dataclasses import replace
@@ -52,13 +52,13 @@ class Adapters:
         return replace(record, prompt=prompt.strip() if requested else prompt, loras=loras)
 
     def _find(self, name: str) -> Path:
-        """A file by its name, or by its last place."""
+        """Return a LoRA's file, by its name or by its path."""
         path = Path(name)
         if path.suffix not in SUFFIXES and len(path.parts) == 1:
             return find_lora(name, self.folder)
-        if not (moved := self.folder / path.name).exists():  # an image's metadata has the place of then
+        if not (moved := self.folder / path.name).exists():  # an image's metadata hold the path at that time
             raise CheckpointError(
-                f"no LoRA {name}, nor {path.name} in {self.folder}; --lora-dir (lora_dir=) names its folder"
+                f"no LoRA {name}, nor {path.name} in {self.folder}; name its folder by --lora-dir (lora_dir=)"
             )
         return moved
 
@@ -70,7 +70,7 @@ class Adapters:
 
     def _hash(self, path: str) -> str:
         if not Path(path).is_file():
-            return ""  # a folder or nothing; loading it reports which
+            return ""  # a folder or a missing file; loading reports which
         stamp = os.stat(path)
         key = (path, stamp.st_size, stamp.st_mtime_ns)
         if key not in self._hashes:

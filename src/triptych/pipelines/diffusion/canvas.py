@@ -28,7 +28,7 @@ class Canvas:
     original: UInt8[np.ndarray, "H W 3"]
     """The image at its own size."""
     pixels: UInt8[np.ndarray, "h w 3"]
-    """What the network works on: sides are multiples of the autoencoder's downsampling factor."""
+    """The image at the size that the network processes: multiples of the autoencoder's downsampling factor."""
     mask: Bool[np.ndarray, "H W"] | None = None
     """True where to generate."""
     fitted_mask: Bool[np.ndarray, "h w"] | None = None
@@ -139,11 +139,11 @@ def read_class_map(
     else:
         numbers = read_mask(image, name)
     if numbers.ndim != 2 or numbers.dtype.kind not in "ui":
-        raise DataError(f"{name} holds no map: needed is one class number per pixel (height, width)")
+        raise DataError(f"{name} holds no map; give one class number per pixel, (height, width)")
     wrong = (numbers != VOID) & ((numbers < 0) | (numbers >= classes))
     if wrong.any():
         raise DataError(
-            f"{name} holds {int(numbers[wrong][0])}, and the classes are 0..{classes - 1} (255: none)"
+            f"{name} holds {int(numbers[wrong][0])}, which must be a class from 0 to {classes - 1}, or 255 for none"
         )
     small = numbers.astype(np.uint8)
     if size is None or size == small.shape:
@@ -168,7 +168,7 @@ def _read_mask(mask: ImageInput, size: tuple[int, int], image: str) -> Bool[np.n
 
 
 def _feathered(mask: Bool[np.ndarray, "H W"], radius: float) -> Float[np.ndarray, "H W"]:
-    """The weight of the new: 0 outside the mask, rising from its edge. Half of a blurred edge lies inside."""
+    """Return the weight of generated pixels: 0 outside the mask, rising inside it from the edge."""
     blurred = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(radius / 2))
     share = (2 * np.asarray(blurred, dtype=np.float32) / 255 - 1).clip(0, 1)
     return np.where(mask, share, 0.0).astype(np.float32)

@@ -15,9 +15,9 @@ from triptych.pipelines.diffusion.options import GenerationRecord
 
 
 def existing_images(out: str | os.PathLike[str]) -> frozenset[int]:
-    """Return keys of the images in a folder, or of a .png file and those beside it with a seed after its name.
+    """Return keys of the images in a folder, or of a .png file and the files of the same name with a seed appended.
 
-    Images without our metadata, and those of which not all steps were done, have none. See `already_generated`.
+    Images without Triptych's metadata, and those of canceled runs, are left out. See `already_generated`.
     """
     out = Path(out)
     if out.suffix and not out.is_dir():
@@ -27,7 +27,10 @@ def existing_images(out: str | os.PathLike[str]) -> frozenset[int]:
         files = list(out.glob("*.png"))
     keys = set()
     reader_log = logging.getLogger(image_metadata.__name__)
-    disabled, reader_log.disabled = reader_log.disabled, True  # it would report other programs' images
+    disabled, reader_log.disabled = (
+        reader_log.disabled,
+        True,
+    )  # parsing logs warnings for images of other programs
     try:
         for file in files:
             try:
@@ -45,6 +48,6 @@ def already_generated(record: GenerationRecord, existing: Collection[int]) -> bo
 
 
 def _key(record: GenerationRecord) -> int:
-    """A number for everything that the pixels depend on: the model by its weights, wherever it lies."""
+    """Return a hash of everything that the pixels depend on; weights, not a path, identify the model."""
     plain = replace(record, model="", model_hash="", software="", class_name=None)
     return hash(json.dumps(to_json(plain), sort_keys=True))

@@ -1,5 +1,4 @@
-"""Metadata in an image's file: AUTOMATIC1111's `parameters` text for other programs, a `GenerationRecord` as JSON for
-ours.
+"""Metadata in an image's file: AUTOMATIC1111's `parameters` text for other programs, and a `GenerationRecord` as JSON.
 
 a red apple
 Negative prompt: blurry
@@ -144,7 +143,7 @@ def save(images: Sequence[Image.Image], out: str | os.PathLike[str]) -> list[Pat
     32,000 letters) is left out, with a warning.
 
     Args:
-        images: of a `DiffusionPipeline`.
+        images: images that a `DiffusionPipeline` returned.
         out: a file (.png, .jpg or .webp), to whose name the seeds are added if there are several images; or a folder,
             whose files are numbered from the last one.
 
@@ -176,11 +175,11 @@ def encoded(image: Image.Image, suffix: str = ".png") -> bytes:
     """Return an image as the bytes of a file.
 
     Raises:
-        ConfigError: the suffix is of no format that keeps text.
+        ConfigError: a format that holds no text.
     """
     text = image.info.get(PARAMETERS, "")
     more: dict[str, Any] = {}
-    plain = Image.fromarray(np.asarray(image))  # without `info`, parts of which Pillow would use
+    plain = Image.fromarray(np.asarray(image))  # without `info`, parts of which Pillow would write
     if suffix.lower() == ".png":
         chunks = PngImagePlugin.PngInfo()
         if text:
@@ -225,7 +224,7 @@ def model_hash(source: str) -> str:
 
 
 def read(image: ImageInput) -> GenerationRecord:
-    """Return the record in an image's file: ours, else one parsed from AUTOMATIC1111's text.
+    """Return the record in an image's file: the stored one, else one parsed from AUTOMATIC1111's text.
 
     Args:
         image: a path, the bytes of a file, or a PIL image with its `info`.
@@ -239,7 +238,10 @@ def read(image: ImageInput) -> GenerationRecord:
     if JSON in texts:
         try:
             return from_json(GenerationRecord, json.loads(texts[JSON]))
-        except (ValueError, RecursionError) as problem:  # a TriptychError too: of another version, or edited
+        except (
+            ValueError,
+            RecursionError,
+        ) as problem:  # also a TriptychError, for a record of another version or an edited one
             log.warning("%s: its JSON cannot be read (%s); reading the text instead", name, problem)
     if not texts.get(PARAMETERS, "").strip():
         other = "; it holds a ComfyUI workflow, which cannot be read" if "workflow" in texts else ""
@@ -255,7 +257,7 @@ def parse(text: str, name: str = "the text") -> GenerationRecord:
     The last line holds parameters if it has at least three; the negative prompt follows its heading.
 
     Args:
-        name: of the text, for the log.
+        name: name of the text in the log.
     """
     *lines, last = text.replace("\r\n", "\n").strip().split("\n")
     pairs = _PAIR.findall(last)
@@ -287,7 +289,7 @@ def parse(text: str, name: str = "the text") -> GenerationRecord:
 
 
 def _texts(image: ImageInput) -> Mapping[str, str]:
-    """The text chunks of an image's file, by name."""
+    """Return the text chunks of an image's file, by name."""
     name = name_of(image)
     if not isinstance(image, Image.Image | str | os.PathLike | bytes):
         raise DataError("an array has no generation metadata; give an image file")
@@ -302,7 +304,7 @@ def _texts(image: ImageInput) -> Mapping[str, str]:
 
 
 def _comment(comment: bytes | str) -> str:
-    """EXIF's UserComment: eight bytes that name the encoding, then the text."""
+    """Decode EXIF's UserComment: eight bytes that name the encoding, then the text."""
     if isinstance(comment, str):
         return comment
     encoding, text = comment[:8], comment[8:]
@@ -315,7 +317,7 @@ def _comment(comment: bytes | str) -> str:
 
 
 def _record_in(info: Mapping[Any, Any]) -> dict[str, Any]:
-    """The fields of a `GenerationRecord` in an image's info; empty if any is missing."""
+    """Return the fields of a `GenerationRecord` in an image's info; an empty dict if any is missing."""
     names = [field.name for field in fields(GenerationRecord)]
     return {name: info[name] for name in names} if all(name in info for name in names) else {}
 

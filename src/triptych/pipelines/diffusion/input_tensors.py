@@ -1,4 +1,4 @@
-"""From a task's input images to the tensors of its sampling job."""
+"""Conversion of a task's input images to the tensors of its sampling job."""
 
 import logging
 import math
@@ -29,10 +29,10 @@ WARN_AREA_RATIO = 6  # warn from this many times the area that a model was train
 
 
 class InputTensors:
-    """Reads a task's input images; see `read`.
+    """Converts a task's input images to tensors; see `read`.
 
     Args:
-        record: the first of the job; its strength is set.
+        record: the first record of the job; its strength is set.
         images: role (`IMAGE_ROLES`) -> image, exactly those that the task needs.
         latents: noise to start from, if the caller passed any.
     """
@@ -51,7 +51,7 @@ class InputTensors:
         self.tensors: dict[str, Any] = {}
 
     def read(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """The job's shape, canvas, init_latents, latent_mask, concat, labels and initial_noise; and all hashes."""
+        """Return the job's shape, canvas, init_latents, latent_mask, concat, labels and initial_noise; and hashes."""
         factor = self.codec.factor
         if self.record.task == "upscale":
             rows, columns = self._read_low_resolution()
@@ -78,7 +78,7 @@ class InputTensors:
         return self.tensors, self.hashes
 
     def _size(self) -> tuple[int, int] | None:
-        """The size that an image is brought to; None is its own."""
+        """The size to which an image is resized; None is its own."""
         if (self.record.height is None) != (self.record.width is None):
             raise ConfigError("height and width of an input image go together; give both or neither")
         return self.record.size
@@ -119,7 +119,7 @@ class InputTensors:
         return rows, columns
 
     def _masked_channels(self, images: Tensor, hole: Tensor, latent_mask: Tensor) -> Tensor:
-        """Mask and masked image as an inpainting network takes them."""
+        """Return the mask and masked image in the form that the inpainting network takes."""
         if self.config.concat == "mask+masked_image":  # Stable Diffusion: the hole is gray, the mask 0 and 1
             masked = self._encode(images * (1 - hole))
             return torch.cat([latent_mask.to(masked), masked], dim=1)
@@ -128,7 +128,7 @@ class InputTensors:
         return torch.cat([masked, 2 * latent_mask.to(masked) - 1], dim=1)
 
     def _read_low_resolution(self) -> tuple[int, int]:
-        """Read the image to upscale, with noise of its own for each seed if the model was trained with noise."""
+        """Read the image to upscale; if the model was trained with noise, add noise from each seed."""
         low = make_canvas(self.images["init_image"], 1)
         self.hashes["init_image"] = digest(low.original)
         image, config, noise_level = low.images(), self.config.low_res_process, self.record.noise_level

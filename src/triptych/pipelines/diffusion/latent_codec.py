@@ -55,7 +55,7 @@ class LatentCodec:
     def decode(
         self, latents: Float[Tensor, "1 k rows columns"], tiles: Tiles = "auto", tiling: Tiling = ""
     ) -> UInt8[np.ndarray, "h w c"]:
-        """Return the pixels of scaled latents. What becomes NaN in a smaller type is decoded again in fp32.
+        """Return the pixels of scaled latents. If half precision gives NaN, decode again in fp32.
 
         Raises:
             ConfigError: the decoder gives NaN in fp32 too.
@@ -63,7 +63,7 @@ class LatentCodec:
         decoded = self._decode(self.autoencoder, latents, tiles, tiling)
         dtype = next(self.autoencoder.parameters()).dtype
         if not decoded.isfinite().all() and dtype != torch.float32:
-            # The next image still tries the smaller type: it must not depend on this one.
+            # The next image starts in half precision again: it must not depend on this one.
             if self._exact is None:
                 log.warning(
                     "the decoder overflows in %s; decoding in fp32", str(dtype).removeprefix("torch.")
@@ -96,7 +96,7 @@ class Preview:
     step: int
     """Steps done, from 1."""
     num_steps: int
-    """Steps in all."""
+    """Total number of steps."""
     level: tuple[float, float]
     """alpha and sigma of the network's last input."""
     seeds: Sequence[int]

@@ -1,4 +1,4 @@
-"""A latent diffusion model ready for use: on its device, with its codec, prompt encoder and adapters."""
+"""A latent diffusion model on its device, with its codec, prompt encoder and adapters."""
 
 import hashlib
 import json
@@ -53,7 +53,9 @@ class LoadedModel:
 
             net = load(self.source, prediction=prediction)
         elif prediction is not None:
-            raise ConfigError("prediction is for a file that does not store it; a network's config has it")
+            raise ConfigError(
+                "prediction is for files that do not store it; set it in the network's config instead"
+            )
         if not isinstance(net, LatentDiffusion):
             raise ConfigError(
                 f"{self.source or 'the network'} is a {type(net).__name__}, which generates no images; give a latent "
@@ -118,7 +120,7 @@ class LoadedModel:
         return [replace(one, prompt=resolved[one.prompt].prompt, loras=first.loras) for one in records]
 
     def file_hashes(self, record: GenerationRecord) -> dict[str, str]:
-        """Hashes of the LoRAs, embeddings and decoder that a record uses."""
+        """Return hashes of the LoRAs, embeddings and decoder that a record uses."""
         digest, _ = self.decoder(record.decoder)
         return self.adapters.hashes(record) | ({"decoder": digest} if digest else {})
 
@@ -184,7 +186,7 @@ class LoadedModel:
         return latents.to(self.device, torch.float32)
 
     def warn_of_differences(self, requested: GenerationRecord, actual: GenerationRecord) -> None:
-        """Log what differs from the model and files that an earlier image was made with."""
+        """Log which of the model and files differ from those of an earlier image."""
         for role, known in requested.hashes.items():
             if actual.hashes.get(role) != known:
                 log.warning("the %s is not the one that the image was made from", role)

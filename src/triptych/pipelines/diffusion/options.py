@@ -1,5 +1,4 @@
-"""What determines a generated image: the options of a call, and the record that an image's file keeps. Imports no
-torch."""
+"""The options that determine a generated image, and the record of them in its file. Imports no torch."""
 
 import math
 import os
@@ -22,7 +21,7 @@ IMAGE_ROLES = ("init_image", "mask_image", "depth_map", "class_map")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """What a user can set of a generated image. Checked when made; `to_json` and `from_json` carry it in files.
+    """The options of a generated image. Values are checked on construction; `to_json` and `from_json` store them.
 
     Arguments of `DiffusionPipeline`'s tasks, flags of `triptych generate` (with hyphens) and keys of an image's
     metadata have these names. None stands for a default that depends on the model or the task.
@@ -104,7 +103,7 @@ class SamplingOptions:
             raise ConfigError("guidance_rescale and apg both reduce oversaturation; give one of the two")
 
     def _ranges(self) -> list[tuple[str, bool, str]]:
-        """(field, whether it is in its range, that range in words)."""
+        """Yield (field, whether it is in range, the range in words)."""
         scale, interval, strength = self.guidance_scale, self.guidance_interval, self.strength
         return [
             ("num_steps", self.num_steps >= 1, "at least 1"),
@@ -131,13 +130,13 @@ class SamplingOptions:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width; None where either is missing."""
+        """Height and width; None if either is missing."""
         return None if self.height is None or self.width is None else (self.height, self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRecord(SamplingOptions):
-    """Everything that makes one image: its options, and what they were used with. Checked when made.
+    """All settings of one image: its options, and the task, model and files they were used with.
 
     A generated image's record is complete: the pipeline has filled in each None and the model.
     """
@@ -180,7 +179,7 @@ class SamplingArguments(TypedDict, total=False):
     deep_cache: int
     decoder: str | os.PathLike[str]
     tiling: str | tuple[bool, bool]
-    """Letters, or whether x and whether y."""
+    """Letters ("x", "y", "xy"), or a pair of booleans."""
     tiled_decode: bool | Literal["auto"]
     loras: Mapping[str, float | tuple[float, float]]
     embeddings: Mapping[str, str]
@@ -205,14 +204,14 @@ class RunArguments(TypedDict, total=False):
 
 
 class GenerationArguments(SamplingArguments, RunArguments, total=False):
-    """What every task of `DiffusionPipeline` takes besides its own arguments."""
+    """Keyword arguments of every task of `DiffusionPipeline`."""
 
     num_images: int
     """How many images (of each class), 1 by default; image k uses seed + k."""
 
 
 class LoopArguments(RunArguments, total=False):
-    """What `DiffusionPipeline.generate` takes besides records and images."""
+    """Keyword arguments of `DiffusionPipeline.generate`."""
 
     should_generate: Callable[[Any], bool] | None
     """Whether to generate an image, given its complete `GenerationRecord`."""
@@ -244,7 +243,7 @@ def sampling_fields(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 
 
 def parse_tiling(tiling: str | Sequence[bool]) -> Tiling:
-    """The directions that wrap, as letters; from letters in any order, "none", or a pair of booleans."""
+    """Return the directions that wrap as letters, from letters in any order, "none", or a pair of booleans."""
     if not isinstance(tiling, str):
         tiling = "".join(letter for letter, wraps in zip("xy", tiling, strict=False) if wraps)
     known_tilings: dict[str, Tiling] = {"": "", "x": "x", "y": "y", "xy": "xy", "yx": "xy", "none": ""}
@@ -254,7 +253,7 @@ def parse_tiling(tiling: str | Sequence[bool]) -> Tiling:
 
 
 def parse_apg(apg: bool | Mapping[str, float] | None) -> dict[str, float] | None:
-    """Adaptive projected guidance as its numbers; True is the paper's projection alone."""
+    """Return the numbers of adaptive projected guidance; True is the paper's projection alone."""
     if apg is None or apg is False:
         return None
     return {"eta": 0.0} if apg is True else dict(apg)

@@ -1,4 +1,4 @@
-"""The tasks of a latent diffusion model: prompts, classes and images in, images out."""
+"""The tasks of a latent diffusion model: from prompts, classes and images to images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class DiffusionPipeline:
     ```python
     pipe = tp.DiffusionPipeline("model.safetensors")           # or a network, a folder, a hub id
     (image,) = pipe.text_to_image("a red apple", seed=7)
-    image.info["parameters"]                                   # how it was made, as AUTOMATIC1111 writes it
+    image.info["parameters"]                                   # its settings, as AUTOMATIC1111 writes them
     pipe.save([image], "apple.png")                            # with that text, and image.info as JSON
     pipe.regenerate("apple.png")                               # the same pixels
     pipe.image_to_image("a green apple", image, strength=0.6)
@@ -148,8 +148,8 @@ class DiffusionPipeline:
     ) -> list[Image.Image]:
         """Generate the masked part of an image. Outside the mask its pixels come back exactly as they were.
 
-        A network with mask channels is given the mask and the masked image; any other is held to the image outside the
-        mask at each step (RePaint, Lugmayr et al. 2022).
+        A network with mask channels takes the mask and the masked image as input. For any other, the known image
+        replaces the sample outside the mask at each step (RePaint, Lugmayr et al. 2022).
 
         Args:
             prompt, negative_prompt: as in `image_to_image`.
@@ -269,7 +269,7 @@ class DiffusionPipeline:
         images: Mapping[str, ImageInput | None] | None = None,
         **options: Unpack[LoopArguments],
     ) -> list[Image.Image]:
-        """Generate images from records, see `SamplingLoop.run`: what every task comes down to."""
+        """Generate images from records, as every task does; see `SamplingLoop.run`."""
         return self.loop.run(records, images or {}, **options)
 
     @staticmethod

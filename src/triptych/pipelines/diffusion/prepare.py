@@ -1,4 +1,4 @@
-"""From records, prompts and images to what the sampling loop needs: everything in which tasks differ."""
+"""Preparation of records, prompts and images for the sampling loop: everything in which tasks differ."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -36,12 +36,12 @@ SPATIAL: dict[ConcatConditioning, str] = {
     "image": "is made to upscale",
     "semantic_map": "takes a map of classes",
 }
-# Condition -> what the model takes, and how to give it.
+# Condition -> what the model takes, and how to pass it.
 USAGE: dict[Condition, str] = {
     "text": "reads prompts: give one to text_to_image, or PROMPT on the command line ('' is allowed)",
     "class": "takes a class, not a prompt: use class_conditional, or --class NAME-or-NUMBER",
     "boxes": "takes boxes, not a prompt: use layout, or --box CLASS:LEFT,TOP,RIGHT,BOTTOM",
-    "image": "is conditioned on images, for which there is no task here: take the context of "
+    "image": "is conditioned on images, for which there is no task: use the context of "
     "ldm.text_encoder(images), ldm.denoiser(context) and a sampler",
     "nothing": "takes neither prompt nor class: use unconditional, or leave PROMPT and --class out",
 }
@@ -61,12 +61,12 @@ class SamplingJob:
     """Images that differ only in seed, class or prompt, ready for the sampling loop."""
 
     records: Sequence[GenerationRecord]
-    """One per image, complete."""
+    """One record per image, complete."""
     levels: Levels
     shape: tuple[int, int, int]
-    """Of an image's latents: channels, height, width."""
+    """Shape of an image's latents: channels, height, width."""
     context: Float[Tensor, "n l d"] | None = None
-    """Of the one prompt, or of each image's class or prompt."""
+    """Context of the one prompt, or of each image's class or prompt."""
     negative_context: Float[Tensor, "1 l d"] | None = None
     """Of the negative prompt or the null class; None turns guidance off."""
     prompts: PromptContexts | None = None
@@ -132,13 +132,13 @@ def prepare(
         latents: noise to start from, (1 or images, c, h, w).
 
     Raises:
-        ConfigError: records and model do not go together, or an image is missing or not used by the task.
+        ConfigError: records and model do not fit together, or an image is missing or not used by the task.
         DataError: an image cannot be read.
     """
     net, record = model.net, records[0]
     if "latents" in record.hashes and latents is None:
         raise ConfigError(
-            "the image was made from latents that were passed in, which its file does not hold; give them again"
+            "the image was made from latents that were passed in, which its file does not hold; pass them again"
         )
     roles = _roles(net.config, record.task)
     for role in IMAGE_ROLES:
@@ -175,7 +175,7 @@ def prepare(
 
 
 def _flag(role: str) -> str:
-    """An argument with its flag, for messages."""
+    """Return an argument with its flag, for messages."""
     return f"{role} (--{role.replace('_', '-')})"
 
 
@@ -200,7 +200,7 @@ def _guidance_scale(net: LatentDiffusion, record: GenerationRecord) -> float:
 def _contexts(
     model: LoadedModel, records: Sequence[GenerationRecord], guidance_scale: float
 ) -> dict[str, Any]:
-    """The `SamplingJob`'s contexts, or its labels and null label."""
+    """Return the `SamplingJob`'s contexts, or its labels and null label."""
     net, record = model.net, records[0]
     condition, encoder = net.config.condition, net.text_encoder
     guided = guidance_scale != 1
@@ -226,7 +226,7 @@ def _contexts(
 
 
 def _roles(config: LatentDiffusionConfig, task: GenerationTask) -> list[str]:
-    """The images that a task needs."""
+    """Return the roles of the images that a task needs."""
     roles = ["init_image"] if task in ("image_to_image", "inpaint", "upscale") else []
     roles += ["mask_image"] if task == "inpaint" else []
     roles += ["depth_map"] if config.concat == "depth" else []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = bool | Callable[[int, int], object]
-"""Whether to show a bar where stderr is a terminal; or a function of the steps done and of all steps."""
+"""Whether to show a bar if stderr is a terminal; or a function that is called with the steps done and all steps."""
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def batchable_groups(
     def key(record: GenerationRecord) -> Any:
         if (
             record.embeddings
-        ):  # words of several tokens: the prompt's length is known only once they are loaded
+        ):  # embeddings of several tokens: the prompt's length is known only once they are loaded
             return record.prompt
         return chunks(LORA_TAG.sub("", record.prompt)), sorted(LORA_TAG.findall(record.prompt))
 
@@ -56,7 +56,7 @@ def with_class(
 
     Args:
         name: the class's index, or its name on the card, see `class_index`.
-        config: of a model that takes classes.
+        config: config of a model that takes classes.
 
     Raises:
         ConfigError: there is no such class; near names are listed.

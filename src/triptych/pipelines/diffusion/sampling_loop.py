@@ -36,10 +36,10 @@ class StepClock:
 
 
 class SamplingLoop:
-    """Generates images of one model: prepares, samples and decodes them.
+    """Generates images with one model: prepares, samples and decodes them.
 
     Args:
-        model: what is sampled from.
+        model: the model to sample from.
     """
 
     def __init__(self, model: LoadedModel):
@@ -59,7 +59,7 @@ class SamplingLoop:
         should_generate: Callable[[GenerationRecord], bool] | None = None,
         return_images: bool = True,
     ) -> list[Image.Image]:
-        """Generate images that differ only in seed, and in class or prompt: what every task comes down to.
+        """Generate images that differ only in seed, and in class or prompt. Every task calls this.
 
         Args:
             records: one per image.
@@ -68,7 +68,7 @@ class SamplingLoop:
             others: see `LoopArguments`.
 
         Raises:
-            TriptychError: records, model and images do not go together.
+            TriptychError: records, model and images do not fit together.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, which must be at least 1")
@@ -77,7 +77,7 @@ class SamplingLoop:
         log_dtype(model.dtype, model.device)
         if model.compiled and (requested.merge_tokens or requested.deep_cache > 1):
             raise ConfigError(
-                "merge_tokens and deep_cache change a network that compile has fixed; give one or the other"
+                "merge_tokens and deep_cache change the network, which compile=True fixes; give one or the other"
             )
         outputs: list[Image.Image] = []
         with torch.inference_mode():
@@ -109,7 +109,7 @@ class SamplingLoop:
 
         Yields:
             An image's row, its latents (c, h, w), and the number of steps done if it was canceled, else None. After a
-            canceled batch there is no other.
+            canceled batch there are no more.
 
         Raises:
             ConfigError: latents became NaN or infinite.

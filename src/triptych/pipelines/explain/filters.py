@@ -1,4 +1,4 @@
-"""What a network's first layers hold, read off its parameters: filters and positions."""
+"""Filters and position embeddings of a network's first layers."""
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from triptych.models.vit import ViT, sincos_positions
 def first_filters(
     net: nn.Module, most: int = 28
 ) -> tuple[Float[np.ndarray, "n p q c"], Float[np.ndarray, " n"]]:
-    """Principal components of the first convolution's weights, as images (ViT, Figure 7, left, has 28).
+    """Return principal components of the first convolution's weights, as images (ViT, Figure 7, left, shows 28).
 
-    In a ViT that is the linear projection of patches; after a stem, the stem's first convolution, which sees
+    In a ViT that is the linear projection of patches; after a stem, the stem's first convolution, which reads
     the pixels. The sign of a component is arbitrary: its largest weight is made positive.
 
     Returns:
-        the components, and the share of the variance that each explains.
+        The components, and the share of the variance that each explains.
 
     Raises:
         ConfigError: the network has no convolution.
@@ -28,7 +28,7 @@ def first_filters(
         raise ConfigError(f"{type(net).__name__} has no convolution whose filters could be shown")
     W = first.weight.detach().double().cpu()  # D C P Q
     flat = W.flatten(1) - W.flatten(1).mean(0)  # D CPQ
-    # Eigenvectors of the smaller of the two products with itself: an SVD of 1024 x 3072 takes many times as long.
+    # Eigenvectors of the smaller Gram matrix: an SVD of 1024 x 3072 takes many times as long.
     if flat.shape[0] < flat.shape[1]:
         variance, U = torch.linalg.eigh(flat @ flat.T)
         V = torch.nn.functional.normalize(U.T @ flat, dim=1)
@@ -44,10 +44,10 @@ def first_filters(
 
 
 def position_similarity(net: ViT) -> Float[np.ndarray, "h w h w"] | None:
-    """Cosine similarity of each patch position's embedding to every other (ViT, Figure 7, center).
+    """Return the cosine similarity of each patch position's embedding to every other (ViT, Figure 7, center).
 
-    For rotary positions it is the mean cosine of the angles by which one position is turned against another:
-    what a query and a key that are alike in every pair of channels would see.
+    For rotary positions it is the mean cosine of the angles between the rotations of two positions: the cosine of a
+    query and a key with equal values in all pairs of channels.
     """
     config, grid = net.config, net.config.grid
     if config.position == "learned":

@@ -1,4 +1,4 @@
-"""What all explanations share, and how they are written."""
+"""The base class of explanations, and points in preprocessed images."""
 
 import io
 import json
@@ -28,25 +28,25 @@ class ExplanationBase:
     source: str
     """The image's file, else its type."""
     classification: Classification
-    """Of the image; of the pixel at `point` from a segmenter; empty of a network without a head."""
+    """Classes of the image, or of the pixel at `point` from a segmenter; empty for a network without a head."""
     image: UInt8[np.ndarray, "H W 3"]
     """The network's input, as pixels."""
     readout: str
-    """What the rollout is computed for: "class token", "mean of the last map", ..."""
+    """The output that the rollout explains: "class token", "mean of the last map", ..."""
     point: Point | None
     """x and y in pixels of `image`."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every array by its name."""
+        """Return all arrays by name."""
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        """Return the small values; the large arrays are in `arrays()`."""
+        """Return the small values as JSON; the large arrays are in `arrays()`."""
         values = self.classification.to_json() | {"size": list(self.image.shape[:2]), "readout": self.readout}
         return values if self.point is None else values | {"point": [round(side, 2) for side in self.point]}
 
     def save(self, folder: str | Path) -> None:
-        """Write `explanation.json` and `explanation.npz` into `folder`. Images: `triptych.plots`."""
+        """Write `explanation.json` and `explanation.npz` into `folder`. `triptych.plots` draws the images."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self.arrays())  # pyright: ignore[reportArgumentType]
         write_atomically(Path(folder) / "explanation.npz", lambda file: file.write(buffer.getvalue()))
@@ -56,8 +56,8 @@ class ExplanationBase:
 def best(
     logits: Tensor | None, at: Point | None, classes: tuple[str, ...], top: int, source: str
 ) -> Classification:
-    """The `top` most probable of the classes with such `logits` (classes,), or (classes, h, w) of which those at a
-    point count; none where there are no classes."""
+    """Return the `top` most probable classes for `logits` of shape (classes,), or (classes, h, w) at the point; none if
+    there are no classes."""
     if logits is None or not classes:
         return Classification((), source)
     if logits.ndim == 3 and at is not None:
@@ -68,7 +68,7 @@ def best(
 
 
 def size_of(image: ImageInput) -> tuple[int, int]:
-    """Height and width of an image, upright."""
+    """Return height and width of an image, upright."""
     height, width = decode(image, name=name_of(image)).shape[:2]
     return height, width
 
@@ -83,17 +83,17 @@ def check_point(point: Point, image_size: tuple[int, int]) -> None:
 
 
 def map_point(point: Point, image_size: tuple[int, int], preprocess: Preprocess) -> Point:
-    """Where a point of an image of height and width `image_size` lies in what `fitted` makes of it.
+    """Return where a point of an image of height and width `image_size` lies in the result of `fitted`.
 
     Raises:
-        ConfigError: it is outside the image, or what is around it is cropped away.
+        ConfigError: the point is outside the image, or cropped away.
     """
     check_point(point, image_size)
     size = preprocess.size
     by = [to / preprocess.crop / have for to, have in zip(size, image_size, strict=True)]
     if preprocess.mode != "squash":
         by = [max(by) if preprocess.mode == "crop" else min(by)] * 2
-    # The center stays the center. All is in the order y, x.
+    # The center stays the center. All pairs are y, x.
     at = [
         to / 2 + s * (v - have / 2) for to, s, v, have in zip(size, by, point[::-1], image_size, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Explain a Swin: a point's attention in every block, the rollout through the merging, the pyramid."""
+"""Explanations of a Swin: a point's attention in every block, the rollout through patch merging, and the maps."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,31 +35,31 @@ class SwinExplanation(ExplanationBase):
 
     point: Point
     attention: list[Float[np.ndarray, "blocks heads _ _"]]
-    """What the cell at the point attends to in each block, on the stage's map; a head's weights sum to 1."""
+    """Attention of the cell at the point in each block, on the stage's map; a head's weights sum to 1."""
     padding: Float[np.ndarray, " blocks"]
-    """Share of the attention of each block's cell that went to padding, and is left out of the above."""
+    """Share of that cell's attention to padding in each block, which `attention` leaves out."""
     windows: Float[np.ndarray, "blocks 2"]
     """Height and width of each block's windows in pixels."""
     shifts: Float[np.ndarray, "blocks 2"]
-    """Pixels that its map is rolled by; 0 is W-MSA."""
+    """Pixels by which each block's map is rolled; 0 is W-MSA."""
     strides: Int[np.ndarray, " stages"]
     """Pixels from one cell to the next on each map."""
     rollout: Float[np.ndarray, "h w"]
-    """What the first map's cells give to the mean of the last map; sums to 1."""
+    """Contribution of the first map's cells to the mean of the last map; sums to 1."""
     point_rollout: Float[np.ndarray, "stages h w"]
-    """What they give to the cell at the point, at the end of each stage; each sums to 1."""
+    """Contribution of the first map's cells to the cell at the point, at the end of each stage; each sums to 1."""
     colors: list[Float[np.ndarray, "_ _ 3"]]
-    """Directions of each map's cells: their first three principal components, each from 0 to 1."""
+    """First three principal components of the directions of each map's cells, each from 0 to 1."""
     share: Float[np.ndarray, "stages 3"]
-    """Of the variance, that each of them explains."""
+    """Share of the variance that each component explains."""
     norms: list[Float[np.ndarray, "_ _"]]
-    """Lengths of each map's cells."""
+    """Norm of each cell of each map."""
     filters: Float[np.ndarray, "n p q c"]
     """Principal components of the first projection of pixels, by falling share of the variance."""
     filter_share: Float[np.ndarray, " n"]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every array by its name; those of a stage end in its number, from 1."""
+        """Return all arrays by name; those of a stage end in its number, from 1."""
         names = (
             "image",
             "padding",
@@ -94,7 +94,7 @@ def explain_swin(
     top: int = 5,
     point: Point | None = None,
 ) -> SwinExplanation:
-    """`explain` for a Swin or a segmenter on one; see there."""
+    """`explain` for a Swin or a segmenter on one."""
     pipe = ImagePipeline(net, device="cpu", dtype="fp32")
     swin: Any = backbone_of(pipe.net)[1]
     image_size = size_of(image)
@@ -104,7 +104,7 @@ def explain_swin(
     x = normalized(pixels, seen, pipe.config.in_channels)[None]
     with torch.inference_mode(), capture(pipe.net) as maps, outputs(swin.stages) as features:
         logits = pipe.net(x)[0] if pipe.classes else None
-        if logits is None:  # without a head there are maps, but no classes
+        if logits is None:  # without a head there are maps but no classes
             swin.features(x)
     blocks = block_windows(pipe.net, seen.size)
     attention = [maps[block.name][0] for block in blocks]
@@ -138,7 +138,7 @@ def explain_swin(
 
 @contextmanager
 def outputs(parts: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Record the outputs of modules: a Swin's maps before any norm, which would equalize the lengths of all cells."""
+    """Record a Swin's maps before the norms, which would make the norms of all cells equal."""
     features: list[Tensor] = []
 
     def record(_part: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -153,7 +153,7 @@ def outputs(parts: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def preprocess_at(net: Any, image_size: tuple[int, int], size: tuple[int, int] | None) -> Preprocess:
-    """The card's preprocessing at `size`. A segmenter is given the full image, as by `SegmentationPipeline`."""
+    """Return the card's preprocessing at `size`. A segmenter gets the full image, as in `SegmentationPipeline`."""
     preprocess: Preprocess = net.card.preprocess
     if isinstance(net, Segmenter) and preprocess.mode == "crop":
         fed, _ = view_sizes(image_size, preprocess, ViewOptions(), 1.0, net.backbone.strides[0])
@@ -164,7 +164,7 @@ def preprocess_at(net: Any, image_size: tuple[int, int], size: tuple[int, int] |
 def point_rollout(
     attention: list[Float[Tensor, "_ _ _ _"]], blocks: list[BlockWindows], point: Point
 ) -> Float[Tensor, "stages h w"]:
-    """What the first map's cells give to the cell at a point, at the end of each stage."""
+    """Return the contribution of the first map's cells to the cell at a point, at the end of each stage."""
     rows = []
     for s in range(blocks[-1].stage + 1):
         below = sum(block.stage <= s for block in blocks)
@@ -177,11 +177,11 @@ def point_rollout(
 def colors(
     z: Float[Tensor, "h w d"],
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, " 3"]]:
-    """Directions of a map's cells as red, green and blue: their first three principal components, and the share of the
-    variance that each explains.
+    """Return the first three principal components of the directions of a map's cells as red, green and blue, and the
+    share of the variance that each explains.
 
-    The sign of a component is arbitrary: its largest value is positive. Each is scaled by itself, from its 2nd to
-    its 98th percentile.
+    The sign of a component is arbitrary: its largest value is made positive. Each is scaled separately, from its 2nd
+    to its 98th percentile.
     """
     cells = F.normalize(z.flatten(0, 1).double(), dim=1)  # hw d
     cells = cells - cells.mean(0)
@@ -191,7 +191,7 @@ def colors(
     P[:, :n] = U[:, :n] * S[:n]
     P = P * P.gather(0, P.abs().argmax(0, keepdim=True)).sign()
     low, high = P.quantile(torch.tensor([0.02, 0.98], dtype=P.dtype), dim=0)
-    # What does not differ between cells, but by rounding, is gray.
+    # Components without variance, apart from rounding, are gray.
     flat = high - low < 1e-9
     P = torch.where(flat, 0.5, ((P - low) / (high - low).masked_fill(flat, 1)).clamp(0, 1))
     share = torch.zeros(3, dtype=torch.float64)

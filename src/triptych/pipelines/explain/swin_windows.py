@@ -1,8 +1,7 @@
 """The windows of a Swin in the image, and the attention inside them.
 
-`capture` gives the attention of a block as (windows, heads, cells, cells) of the padded and rolled map. Here every
-weight goes back to the cell that it belongs to. Padding is no part of the image: what is paid to it is left out, and
-the rest made to sum to 1.
+`capture` gives the attention of a block as (windows, heads, cells, cells) of the padded and rolled map. The functions
+here assign each weight to its cell of the map. Attention to padding is left out, and the rest is rescaled to sum to 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,39 +24,39 @@ from triptych.pipelines.explain.result import Point, check_point
 
 @dataclass(frozen=True, kw_only=True)
 class BlockWindows:
-    """How one block cuts its map into windows."""
+    """The windows of one block."""
 
     name: str
-    """Of its attention, as `capture` has it."""
+    """Name of its attention module, as in `capture`."""
     stage: int
-    """From 0."""
+    """Index of the stage, from 0."""
     size: tuple[int, int]
     """Rows and columns of the map."""
     stride: int
     """Pixels from one cell to the next."""
     window: tuple[int, int]
     shift: tuple[int, int]
-    """Cells that the map is rolled by, up and to the left; (0, 0) is W-MSA."""
+    """Cells by which the map is rolled up and to the left; (0, 0) is W-MSA."""
 
     @property
     def windows(self) -> tuple[int, int]:
-        """How many in a column, and in a row."""
+        """Number of windows in a column and in a row."""
         return windows_along(self.size[0], self.window[0]), windows_along(self.size[1], self.window[1])
 
     def sources(self) -> Int[Tensor, "n m"]:
-        """The cell of the map, row by row, that each place of each window shows; H * W for padding."""
+        """Return the cell of the map, row by row, in each slot of each window; H * W for padding."""
         return window_sources(*self.size, *self.windows, self.window, self.shift)
 
     def places(self) -> Int[Tensor, "h w"]:
-        """Each cell's place in the list of all windows' cells."""
+        """Return each cell's slot in the list of all windows' cells."""
         return window_slots(*self.size, *self.windows, self.window, self.shift)
 
     def cell(self, point: Point) -> tuple[int, int]:
-        """Row and column of the cell that a point lies in."""
+        """Return row and column of the cell that contains a point."""
         return int(point[1] // self.stride), int(point[0] // self.stride)
 
     def borders(self) -> tuple[list[int], list[int]]:
-        """Where regions that do not see each other part, in pixels: of rows, and of columns, ends not counted."""
+        """Return the borders between regions of attention in pixels, of rows and of columns, without outer edges."""
         return tuple(
             [side * self.stride for side in range(shift or window, size, window)]
             for size, window, shift in zip(self.size, self.window, self.shift, strict=True)
@@ -65,15 +64,15 @@ class BlockWindows:
 
 
 def backbone_of(net: nn.Module) -> tuple[str, nn.Module]:
-    """The backbone of a segmenter, or the network itself; with what stands before its parts' names."""
+    """Return the backbone of a segmenter, or the network itself, and the prefix of its modules' names."""
     return ("backbone.", net.backbone) if isinstance(net, Segmenter) else ("", net)
 
 
 def block_windows(net: nn.Module, image_size: tuple[int, int]) -> list[BlockWindows]:
-    """Every block of a Swin, or of a segmenter's Swin, on images of height and width `image_size`.
+    """Return the windows of every block of a Swin, or a segmenter's Swin, for images of height and width `image_size`.
 
     Raises:
-        ConfigError: neither of them.
+        ConfigError: the network has no windows.
     """
     before, swin = backbone_of(net)
     if not isinstance(swin, Swin):
@@ -100,7 +99,7 @@ def block_windows(net: nn.Module, image_size: tuple[int, int]) -> list[BlockWind
 def window_attention_at(
     maps: Mapping[str, Tensor], net: nn.Module, image_size: tuple[int, int], block: int, point: Point
 ) -> Float[np.ndarray, "h w"]:
-    """What the cell at a point attends to in one block, on that block's map; zero outside its window, sums to 1.
+    """Return the attention of the cell at a point in one block, on the block's map; zero outside its window, sums to 1.
 
     ```python
     with tp.capture(net) as maps:
@@ -109,14 +108,14 @@ def window_attention_at(
     ```
 
     Args:
-        maps: what `capture` collected; the first image is looked at, and the mean of the heads taken.
+        maps: the maps that `capture` collected; the first image is used, and the mean of the heads.
         net: a Swin, or a segmenter on one.
-        image_size: height and width of the images that the network was given.
-        block: from 0 over all stages; negative ones count from the last.
+        image_size: height and width of the network's input.
+        block: index of the block, from 0 over all stages; negative ones count from the last.
         point: x and y in pixels of those images.
 
     Raises:
-        ConfigError: no Swin, a point outside the image, or no such block.
+        ConfigError: not a Swin, a point outside the image, or no such block.
     """
     blocks = block_windows(net, image_size)
     if not -len(blocks) <= block < len(blocks):
@@ -129,7 +128,7 @@ def window_attention_at(
 def attention_at(
     weights: Float[Tensor, "n heads m m"], block: BlockWindows, point: Point
 ) -> tuple[Float[Tensor, "heads h w"], Float[Tensor, " heads"]]:
-    """What each head of the cell at a point attends to, on the map; and the share that went to padding."""
+    """Return each head's attention of the cell at a point, on the map, and the share that went to padding."""
     row, column = block.cell(point)
     n, m = divmod(int(block.places()[row, column]), weights.shape[-1])
     source = block.sources()[n].to(weights.device)
@@ -140,8 +139,8 @@ def attention_at(
     return cells.unflatten(1, block.size), 1 - seen.sum(-1)
 
 
-# Rollout (Abnar and Zuidema 2020, Equation 1) in a hierarchy. Of the product of all blocks' matrices a few rows are
-# wanted, so these are pulled through the network from its end, and no matrix between whole maps is formed.
+# Rollout (Abnar and Zuidema 2020, Equation 1) in a hierarchy. Only a few rows of the product of all blocks' matrices
+# are needed, so these are multiplied from the last block to the first, without any matrix between full maps.
 
 
 def rollout(
@@ -149,15 +148,15 @@ def rollout(
     blocks: Sequence[BlockWindows],
     rows: Float[Tensor, "r h w"],
 ) -> Float[Tensor, "r rows columns"]:
-    """How much each cell of the first map flows into what `rows` read of the last one.
+    """Return the contribution of each cell of the first map to weighted sums of the last map's cells.
 
     Args:
-        attention: of the blocks, for one image.
-        blocks: all up to the map that is read; fewer than the network has for the map of an earlier stage.
-        rows: shares of that map's cells, each row summing to 1. A cell itself is a row of zeros and a one.
+        attention: attention of the blocks, for one image.
+        blocks: the blocks up to the map that is read, which may be that of an earlier stage.
+        rows: weights of that map's cells, each row summing to 1. A single cell is a row of zeros and a one.
 
     Returns:
-        rows that sum to 1, on the map of the first block.
+        Rows that sum to 1, on the map of the first block.
     """
     for weights, block in zip(reversed(attention), reversed(blocks), strict=True):
         if rows.shape[1:] != block.size:
@@ -169,18 +168,18 @@ def rollout(
 def before_block(
     rows: Float[Tensor, "r h w"], weights: Float[Tensor, "n heads m m"], block: BlockWindows
 ) -> Float[Tensor, "r h w"]:
-    """rows (0.5 A + 0.5 I): A is the mean of the heads, I the residual connection."""
+    """Return rows (0.5 A + 0.5 I): A is the mean of the heads, I the residual connection."""
     source = block.sources().to(rows.device)  # n m
     real = source < block.size[0] * block.size[1]
     A = _normalized(weights.to(rows) * real[:, None, None, :]).mean(1)  # n m m
-    cells = F.pad(rows.flatten(1), (0, 1))  # r hw+1: padding has nothing
+    cells = F.pad(rows.flatten(1), (0, 1))  # r hw+1: padding has weight 0
     pulled = torch.einsum("rnq,nqk->rnk", cells[:, source], A).flatten(1)  # r nm
     back = pulled[:, block.places().to(rows.device)]  # r h w
     return 0.5 * back + 0.5 * rows
 
 
 def before_merging(rows: Float[Tensor, "r h w"], size: tuple[int, int]) -> Float[Tensor, "r rows columns"]:
-    """What is read of a merged cell is read evenly of the four that it was made of, or of those that are no padding."""
+    """Distribute the weight of a merged cell evenly over the four cells that it was made of, except padding."""
     height, width = rows.shape[1:]
     tall, wide = torch.full((height, 1), 2.0), torch.full((1, width), 2.0)
     tall[-1], wide[:, -1] = 2 - size[0] % 2, 2 - size[1] % 2
@@ -189,5 +188,5 @@ def before_merging(rows: Float[Tensor, "r h w"], size: tuple[int, int]) -> Float
 
 
 def _normalized(shares: Tensor) -> Tensor:
-    """Made to sum to 1 along the last axis; what is all 0 stays so."""
+    """Rescale to sum to 1 along the last axis; all zeros stay zeros."""
     return shares / shares.sum(-1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)

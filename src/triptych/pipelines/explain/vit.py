@@ -1,8 +1,8 @@
 """Explain a network's prediction; for a Vision Transformer all heads, rollout, distances, positions and filters.
 
-A network without a head, such as after masked pre-training, has no prediction; the rest is computed all the same.
+A network without a head, such as after masked pre-training, has no prediction; everything else is computed.
 
-The network runs as it is; `capture` makes its attention show the probabilities that the fused kernel hides. All
+The network is not changed; `capture` collects the attention probabilities, which the fused kernel never forms. All
 figures are for one image. A ViT's are for the tokens that the head reads: the class token, both tokens of a distilled
 DeiT, the mean of the patches, or the probe of attention pooling; or for the patch at a point. A Swin's are in
 `explain_swin`.
@@ -33,19 +33,18 @@ from triptych.pipelines.image_input import ImageInput, fitted, name_of, normaliz
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation(ExplanationBase):
-    """The result of `explain` for a ViT; patches are in their grid (h, w)."""
+    """The result of `explain` for a ViT; patches are arranged in their grid (h, w)."""
 
     heads: Float[np.ndarray, "blocks heads h w"]
-    """Attention that the tokens of `readout` pay to each patch; with attention pooling the probe's maps come
-    last."""
+    """Attention of the tokens of `readout` to each patch; with attention pooling the probe's maps come last."""
     rollout: Float[np.ndarray, "h w"]
     """Attention rollout; sums to 1."""
     distances: Float[np.ndarray, "blocks heads"]
-    """Mean attention distance, pixels."""
+    """Mean attention distance in pixels."""
     filters: Float[np.ndarray, "n p q c"]
     """Principal components of the first projection of pixels, by falling share of the variance."""
     filter_share: Float[np.ndarray, " n"]
-    """That share, from 0 to 1."""
+    """Share of the variance of each component, from 0 to 1."""
     positions: Float[np.ndarray, "h2 w2 h2 w2"] | None
     """Cosine similarity of each position's embedding to every other; None if the network has no positions."""
 
@@ -93,18 +92,19 @@ def explain(
     """Explain what a ViT, a Swin, or a segmenter on one of them computes for an image.
 
     Args:
-        net: a network with `card`, or what `tp.load` takes; left as it is. It runs in fp32.
+        net: a network with `card`, or what `tp.load` takes; it is not changed, and runs in fp32.
         image: path, bytes of a file, PIL image or uint8 array.
-        size: height and width in pixels to feed instead of the card's; they need not be equal.
+        size: height and width in pixels of the network's input, by default the card's.
         top: number of classes to return; a network without a head has none.
-        point: x and y in pixels of the image. A ViT is explained at the patch there instead of at what the head
-            reads, a Swin at the cell there in every block. Default for a Swin and a segmenter: the center.
+        point: x and y in pixels of the image. A ViT is explained at the patch there instead of at the tokens that
+            the head reads, a Swin at the cell there in every block. Default for a Swin and a segmenter: the center.
 
     Returns:
-        an `Explanation` of a ViT, a `SwinExplanation` of a Swin, whether alone or in a segmenter.
+        An `Explanation` for a ViT, a `SwinExplanation` for a Swin, alone or in a segmenter.
 
     Raises:
-        ConfigError: another network, not an image, or a point that the network does not see.
+        DataError: the image cannot be read.
+        ConfigError: another network, or a point outside the network's input.
     """
     if not isinstance(net, nn.Module):
         from triptych.weights import load
@@ -114,9 +114,9 @@ def explain(
     if not isinstance(backbone, ViT | Swin):
         on = f" on a {type(backbone).__name__}" if isinstance(net, Segmenter) else ""
         raise ConfigError(
-            f"explain looks into ViTs, Swins and segmenters on them; this is a {type(net).__name__}{on}"
+            f"explain supports ViTs, Swins and segmenters on them; this is a {type(net).__name__}{on}"
         )
-    with torch.device("cpu"):  # all of it runs there, whatever the default device
+    with torch.device("cpu"):  # everything runs there, whatever the default device
         run = explain_swin if isinstance(backbone, Swin) else explain_vit
         return run(net, image, size, top, point)
 
@@ -124,7 +124,7 @@ def explain(
 def explain_vit(
     net: nn.Module, image: ImageInput, size: tuple[int, int] | None, top: int, point: Point | None
 ) -> Explanation:
-    """`explain` for a ViT or a segmenter on one; see there."""
+    """`explain` for a ViT or a segmenter on one."""
     pipe = ImagePipeline(net, device="cpu", dtype="fp32")
     vit: Any = backbone_of(pipe.net)[1]
     config, image_size = vit.config, size_of(image)
@@ -147,7 +147,7 @@ def explain_vit(
         read[config.prefix + row * grid[1] + column] = 1
         words = f"patch at x = {at[0]:g}, y = {at[1]:g}"
     heads = [torch.einsum("n,hnm->hm", read, A) for A in attention]
-    if probe is not None:  # what the blocks' tokens have in common, then what the probe asks of each
+    if probe is not None:  # the probe's own attention comes last
         heads.append(probe)
     components, share = first_filters(vit)
     return Explanation(
@@ -170,7 +170,7 @@ def explain_vit(
 def readout(
     config: Any, tokens: int, probe: Float[Tensor, "heads n"] | None
 ) -> tuple[Float[Tensor, " n"], str]:
-    """How much each token counts in what the head reads (sums to 1), and that in words."""
+    """Return the weight of each token in the head's input (sums to 1), and the name of that input."""
     first = torch.zeros(tokens)
     first[0] = 1
     patches = torch.zeros(tokens)
@@ -190,11 +190,11 @@ def readout(
 def attention_rollout(
     attention: list[Float[Tensor, "heads n n"]], read: Float[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """How much each input token flows into what is read, after all blocks (Abnar and Zuidema 2020, Equation 1).
+    """Return the contribution of each input token to the output that is read (Abnar and Zuidema 2020, Equation 1).
 
     A~(l_i) = A(l_i) A~(l_{i-1}), with A = 0.5 W + 0.5 I for the residual connection and W the mean of the heads. Only
-    the read row is wanted, so it is pulled through the blocks from the last to the first: products of a vector and a
-    matrix instead of matrices.
+    one row is needed, so it is multiplied from the last block to the first: products of a vector and a matrix instead
+    of two matrices.
     """
     row = read
     for W in reversed(attention):
@@ -205,9 +205,9 @@ def attention_rollout(
 def attention_distance(
     attention: Float[Tensor, "heads n n"], grid: tuple[int, int], stride: int, prefix: int
 ) -> Float[Tensor, " heads"]:
-    """Mean distance in pixels between a patch and what it attends to, weighted by the attention (ViT, D.7).
+    """Return the mean distance in pixels between a patch and those it attends to, weighted by attention (ViT, D.7).
 
-    Tokens that are no patches have no place: they are left out and the weights of the rest made to sum to 1.
+    Tokens that are not patches have no position: they are left out, and the other weights are rescaled to sum to 1.
     """
     y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     place = torch.stack([y.flatten(), x.flatten()], dim=1).float() * stride  # n 2
