@@ -76,7 +76,7 @@ def test_commands(block, arguments, monkeypatch, capsys):
         if words[1] == "train":
             words += ["--loop.epochs", "4", "--loading.workers", "0"]
         if words[2] == "latent-diffusion":
-            words += ["--model", "unet-emoji", "--samples.count", "1", "--samples.steps", "2"]
+            words += ["--model", "unet-emoji", "--samples.num-images", "1", "--samples.num-steps", "2"]
         if words[1] == "generate":
             words += ["--num-steps", "2"]
         assert main(words[1:]) == 0, (line, capsys.readouterr().err)

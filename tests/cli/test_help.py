@@ -63,7 +63,7 @@ FLAGS = {
         --process.prediction
         --noise.times --noise.logit-mean --noise.logit-std --noise.min-snr --noise.offset
         --cache.use --cache.folder --cache.dtype --cache.shard --cache.batch-size
-        --samples.count --samples.prompts --samples.steps --samples.guidance
+        --samples.num-images --samples.prompts --samples.num-steps --samples.guidance-scale
     """,
     "train simmim": f"""
         --out --dry-run --json

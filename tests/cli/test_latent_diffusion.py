@@ -10,7 +10,7 @@ from triptych.cli import main
 
 COLORS = {"red": (230, 30, 30), "green": (30, 190, 40), "blue": (40, 50, 230), "yellow": (240, 220, 40)}
 TRAINING = """--loading.batch-size 8 --loading.workers 0 --loop.epochs 2 --loop.precision fp32 --loop.device cpu
-    --samples.count 2 --samples.steps 2"""
+    --samples.num-images 2 --samples.num-steps 2"""
 SMALL = """--model unet-emoji --model-args base_channels=16 channel_multipliers=[1,2] num_res_blocks=1
     attention_downsample_factors=[2] norm_groups=4 head_dim=8
     --text.embed-dim 16 --text.depth 1 --text.head-dim 8"""

@@ -12,7 +12,7 @@ import triptych as tp
 from triptych.cli import main
 
 TRAINING = """--loading.batch-size 4 --loading.workers 0 --loop.epochs 1 --loop.precision fp32 --loop.device cpu
-    --loop.eval-every 1 --optim.lr 0.01 --samples.count 1 --samples.steps 2"""
+    --loop.eval-every 1 --optim.lr 0.01 --samples.num-images 1 --samples.num-steps 2"""
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from triptych.training.configs.base import LoopConfig, OptimConfig
 from triptych.training.configs.second_stage import FLIP_ONLY, SamplesConfig, SecondStageConfig
 
 SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-SAMPLES = SamplesConfig(count=4, steps=25, guidance=7.5)
+SAMPLES = SamplesConfig(num_images=4, num_steps=25, guidance_scale=7.5)
 
 
 def sd_full() -> SecondStageConfig:

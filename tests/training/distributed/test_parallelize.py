@@ -200,7 +200,7 @@ def configs(data, tmp_path_factory):
         text=CaptionConfig(vocabulary=280, embed_dim=16, depth=1, head_dim=8, max_length=12),
         noise=NoiseConfig(min_snr=5.0, offset=0.1),
         drop_condition=0.2,
-        samples=SamplesConfig(count=2, steps=2),
+        samples=SamplesConfig(num_images=2, num_steps=2),
         cache=LatentCacheConfig(use="on", shard=4, dtype="fp32"),
         loading=LOADING,
         optim=OptimConfig(lr=1e-3),

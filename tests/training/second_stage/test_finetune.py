@@ -120,7 +120,7 @@ def config(sd, toys):
                 "init": str(sd),
                 "train": train,
                 "noise": NoiseConfig(min_snr=5.0, offset=0.1),
-                "samples": SamplesConfig(count=2, steps=2, guidance=2.0),
+                "samples": SamplesConfig(num_images=2, num_steps=2, guidance_scale=2.0),
                 "augment": replace(FLIP_ONLY, flip=0.0),
                 "loading": DataConfig(batch_size=4, workers=0, eval_fraction=0.2),
                 "optim": OptimConfig(lr=1e-2, weight_decay=0.0),
@@ -508,7 +508,7 @@ def test_a_word_and_a_lora_generate_what_they_were_trained_on(tmp_path):
     torch.nn.init.normal_(encoder.tokens.weight, std=0.2)  # embeddings that are far apart
     tp.save(encoder, tmp_path / "clip.safetensors")
     common = {
-        "samples": SamplesConfig(count=0),
+        "samples": SamplesConfig(num_images=0),
         "drop_condition": 0.0,
         "augment": replace(FLIP_ONLY, flip=0.0),
         "loading": DataConfig(batch_size=16, workers=0, eval_fraction=0.1),

@@ -212,7 +212,7 @@ def second_stage(plan: LoopPlan, data: Path, first_stage: Path, use: Any) -> Sec
         model_args=plan.unet,
         image_size=(plan.pixels, plan.pixels),
         cache=LatentCacheConfig(use=use),
-        samples=SamplesConfig(count=0),
+        samples=SamplesConfig(num_images=0),
         loading=loading(plan),
         loop=loop(plan),
     )

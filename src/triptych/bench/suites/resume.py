@@ -227,7 +227,7 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
             "head_dim=8",
         ),
         text=CaptionConfig(vocabulary=300, embed_dim=16, depth=1, head_dim=8, max_length=12),
-        samples=SamplesConfig(count=0),
+        samples=SamplesConfig(num_images=0),
         optim=OptimConfig(lr=2e-3),
         **shared,
     )

@@ -123,19 +123,19 @@ class LatentCacheConfig:
 class SamplesConfig:
     """Images generated at each evaluation into samples/ of the run's folder, with the same prompts and noise."""
 
-    count: int = 8
+    num_images: int = 8
     """Number of images; 0 is off."""
     prompts: tuple[str, ...] = ()
     """Prompts, used in turn; none takes held-out captions (or classes)."""
-    steps: int = 20
+    num_steps: int = 20
     """Steps of DPM-Solver++."""
-    guidance: float = 3.0
+    guidance_scale: float = 3.0
     """Scale of classifier-free guidance; 1 is off."""
 
     def __post_init__(self) -> None:
         check(self)
-        need_at_least(self, 0, "count")
-        need_at_least(self, 1, "steps")
+        need_at_least(self, 0, "num_images")
+        need_at_least(self, 1, "num_steps")
 
 
 @dataclass(frozen=True, kw_only=True)

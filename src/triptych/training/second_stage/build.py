@@ -111,7 +111,7 @@ def make_card(
             preprocess=replace(first_stage.card.preprocess, size=size, crop=1.0, mode="crop"),
             classes=source.classes if config.condition == "class" else None,
             # New models are used with the guidance of their samples.
-            guidance_scale=config.samples.guidance if start is None else start.card.guidance_scale,
+            guidance_scale=config.samples.guidance_scale if start is None else start.card.guidance_scale,
         ),
         **describe_origin(config),
     )
@@ -162,8 +162,8 @@ def choose_samples(config: SecondStageConfig, condition: Condition) -> SamplesCo
     condition is an image."""
     options = config.samples
     if config.condition == "image":
-        return replace(options, count=0)
-    return replace(options, prompts=options.prompts or condition.prompts(options.count))
+        return replace(options, num_images=0)
+    return replace(options, prompts=options.prompts or condition.prompts(options.num_images))
 
 
 def open_data(config: SecondStageConfig) -> tuple[Source, Source]:

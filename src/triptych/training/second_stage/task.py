@@ -172,10 +172,14 @@ class Denoise:
         total, count = group.all_sum(total, count)
         yield "loss", total / count
         yield "count", int(count)
-        if self.samples.count and group.is_main:
+        if self.samples.num_images and group.is_main:
             options = self.samples
             self.sample_images = generate_samples(
-                self.product(model), options.prompts, options.count, options.steps, options.guidance
+                self.product(model),
+                options.prompts,
+                options.num_images,
+                options.num_steps,
+                options.guidance_scale,
             )
 
     def save_images(self, out: Path, step: int) -> None:
