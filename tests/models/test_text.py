@@ -13,7 +13,7 @@ from triptych.errors import UserError
 from triptych.layers.capture import capture
 from triptych.models.configs.text import CLASS_SIZES, SIZES, ClassTokenConfig, TextConfig, parameters
 from triptych.models.text import ClassToken, TextEncoder, add_embedding, emphasize
-from triptych.models.tokenization.prompt_syntax import pack, parse
+from triptych.models.tokenization.prompt_syntax import pack, parse_prompt
 from triptych.models.tokenization.tokenizer import clip_tokenizer, train_tokenizer
 
 # Figures of the published checkpoints, counted in their files.
@@ -323,7 +323,7 @@ def test_a_prompt_does_not_hear_its_neighbors(clip):
 def test_five_thousand_words(clip):
     words = ["a", "red", "old", "cat", "dog", "apple", "house", "tree", "in", "on", "the", "small", "lamp"]
     prompt = " ".join(f"({words[i % len(words)]}:1.1)" for i in range(5000))
-    packed = pack(parse(prompt), clip.tokenizer.spans, 75)
+    packed = pack(parse_prompt(prompt), clip.tokenizer.spans, 75)
     z = clip.encode_prompt(prompt)
     assert z.shape == (1, 77 * len(packed), 24) == (1, 77 * 67, 24)
     assert z.isfinite().all()

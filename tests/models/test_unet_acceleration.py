@@ -16,9 +16,9 @@ from triptych.models.unet_acceleration import (
     MAX_MERGED,
     MergingAttention,
     deep_cached,
-    destinations,
     merge,
     merged_tokens,
+    random_destinations,
 )
 
 TEXT = UNetConfig(
@@ -104,7 +104,7 @@ def test_merge_is_its_slow_twin(size, ratio):
     n = size[0] * size[1]
     x = torch.randn(2, n, 8)
     less, where = merge(x, size, ratio, torch.Generator().manual_seed(3))
-    into = destinations(size, torch.Generator().manual_seed(3)).tolist()
+    into = random_destinations(size, torch.Generator().manual_seed(3)).tolist()
     assert len(into) == (size[0] // 2) * (size[1] // 2)
     assert {(i // size[1] // 2, i % size[1] // 2) for i in into} == {
         (r, c) for r in range(size[0] // 2) for c in range(size[1] // 2)

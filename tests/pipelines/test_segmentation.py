@@ -18,7 +18,7 @@ from triptych.heads.segmenter import Segmenter
 from triptych.heads.sliding_window import InMemoryLogits, SlidingWindowLogits, resized_rows
 from triptych.model_card import ModelCard, Preprocess
 from triptych.pipelines.image_input import normalized
-from triptych.pipelines.palette import FIRST, GROUND, class_colors, far_apart, oklab
+from triptych.pipelines.palette import CHOSEN_COLORS, GROUND, class_colors, far_apart, oklab
 from triptych.pipelines.segmentation import SegmentationPipeline
 from triptych.pipelines.segmentation_result import Segmentation, _boxes
 
@@ -369,7 +369,7 @@ def test_overlay_colors_all_but_the_background():
 
 def test_colors_are_apart_and_only_added_to():
     many = far_apart(256)
-    assert (many[: len(FIRST)] == np.array(FIRST)).all()
+    assert (many[: len(CHOSEN_COLORS)] == np.array(CHOSEN_COLORS)).all()
     assert (far_apart(40) == many[:40]).all()
     assert len(np.unique(many, axis=0)) == 256
     seen = oklab(many.astype(np.float64))
@@ -378,7 +378,7 @@ def test_colors_are_apart_and_only_added_to():
     assert between.min() > 0.02
     assert len(far_apart(70_000)) == 70_000
     new_colors = class_colors(("background", "a", "b"))
-    assert new_colors.tolist() == [list(GROUND), list(FIRST[0]), list(FIRST[1])]
+    assert new_colors.tolist() == [list(GROUND), list(CHOSEN_COLORS[0]), list(CHOSEN_COLORS[1])]
     assert class_colors(NAMES, [(1, 2, 3), (4, 5, 6), (7, 8, 255)])[2].tolist() == [7, 8, 255]
 
 

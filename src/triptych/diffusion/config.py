@@ -7,6 +7,9 @@ from typing import Literal
 from triptych.config import check, need
 from triptych.errors import ConfigError, require_known
 
+NUM_SEEDS = 2**32
+"""Seeds are 0 to `NUM_SEEDS` - 1: torch's generator on the CPU reads 32 bits."""
+
 Schedule = Literal["linear", "scaled_linear", "cosine", "flow"]
 Prediction = Literal["eps", "v", "x0", "flow"]
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triptych.diffusion.config import NUM_SEEDS
 from triptych.errors import ConfigError
 
 Purpose = Literal["start", "step", "encode", "condition"]
@@ -26,8 +27,6 @@ PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 Noise = Callable[[int], Tensor]
 """Index of a step -> standard normal noise like x."""
 
-SEEDS = 2**32  # torch's generator on the CPU reads 32 bits
-
 
 def image_seeds(seed: int, count: int, first: int = 0) -> list[int]:
     """Return the seeds of images `first` to `first + count - 1` of a call with this seed.
@@ -35,9 +34,9 @@ def image_seeds(seed: int, count: int, first: int = 0) -> list[int]:
     Raises:
         ConfigError: a seed outside 0 to 2^32 - 1.
     """
-    if not 0 <= seed < SEEDS:
-        raise ConfigError(f"seed is {seed}, which must be from 0 to {SEEDS - 1}")
-    return [(seed + first + k) % SEEDS for k in range(count)]
+    if not 0 <= seed < NUM_SEEDS:
+        raise ConfigError(f"seed is {seed}, which must be from 0 to {NUM_SEEDS - 1}")
+    return [(seed + first + k) % NUM_SEEDS for k in range(count)]
 
 
 def seeded_noise(

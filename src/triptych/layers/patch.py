@@ -97,7 +97,7 @@ def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
     return F.pad(x, (pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2), value=value)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def flax_group_norm(channels: int) -> nn.GroupNorm:
     """Return a group norm with Flax's defaults, which the published hybrids were trained with: 32 groups, epsilon
     1e-6."""
     return nn.GroupNorm(32, channels, eps=1e-6)
@@ -110,12 +110,12 @@ class ResNetUnit(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         outputs = 4 * width
-        self.conv1, self.gn1 = StdConv2d(inputs, width, 1), group_norm(width)
-        self.conv2, self.gn2 = StdConv2d(width, width, 3, stride), group_norm(width)
-        self.conv3, self.gn3 = StdConv2d(width, outputs, 1), group_norm(outputs)
+        self.conv1, self.gn1 = StdConv2d(inputs, width, 1), flax_group_norm(width)
+        self.conv2, self.gn2 = StdConv2d(width, width, 3, stride), flax_group_norm(width)
+        self.conv3, self.gn3 = StdConv2d(width, outputs, 1), flax_group_norm(outputs)
         self.project = inputs != outputs or stride != 1
         if self.project:
-            self.conv_proj, self.gn_proj = StdConv2d(inputs, outputs, 1, stride), group_norm(outputs)
+            self.conv_proj, self.gn_proj = StdConv2d(inputs, outputs, 1, stride), flax_group_norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.gn_proj(self.conv_proj(x)) if self.project else x
@@ -135,7 +135,7 @@ class ResNetStem(nn.Module):
 
     def __init__(self, channels: int, depths: tuple[int, ...], width: int):
         super().__init__()
-        self.root, self.root_norm = StdConv2d(channels, width, 7, 2), group_norm(width)
+        self.root, self.root_norm = StdConv2d(channels, width, 7, 2), flax_group_norm(width)
         self.stages = nn.ModuleList()
         inputs = width
         for i, depth in enumerate(depths):

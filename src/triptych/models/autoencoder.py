@@ -194,8 +194,9 @@ class Level(nn.Module):
         super().__init__()
         self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList()
         for _ in range(depth):
-            self.blocks.append(ResnetBlock(inputs, outputs, None, config.norm_groups, EPS, config.dropout))
-            self.attentions.append(SpatialAttention(outputs, 1, config.norm_groups, EPS) if attends else nn.Identity())
+            self.blocks.append(ResnetBlock(inputs, outputs, None, config.norm_groups, NORM_EPS, config.dropout))
+            attention = SpatialAttention(outputs, 1, config.norm_groups, NORM_EPS) if attends else nn.Identity()
+            self.attentions.append(attention)
             inputs = outputs
         self.resample = resample
 
@@ -214,11 +215,11 @@ class Middle(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, channels: int):
         super().__init__()
-        self.block1 = ResnetBlock(channels, channels, None, config.norm_groups, EPS, config.dropout)
+        self.block1 = ResnetBlock(channels, channels, None, config.norm_groups, NORM_EPS, config.dropout)
         self.attention = nn.Identity()
         if config.middle_attention:
-            self.attention = SpatialAttention(channels, 1, config.norm_groups, EPS)
-        self.block2 = ResnetBlock(channels, channels, None, config.norm_groups, EPS, config.dropout)
+            self.attention = SpatialAttention(channels, 1, config.norm_groups, NORM_EPS)
+        self.block2 = ResnetBlock(channels, channels, None, config.norm_groups, NORM_EPS, config.dropout)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.block2(self.attention(self.block1(x)))
@@ -241,7 +242,7 @@ class Encoder(nn.Module):
             attends = 2**i in config.attention_downsample_factors
             self.down.append(Level(config, inputs, width, config.num_res_blocks, attends, halve))
         self.middle = Middle(config, widths[-1])
-        self.norm = GroupNorm(config.norm_groups, widths[-1], eps=EPS)
+        self.norm = GroupNorm(config.norm_groups, widths[-1], eps=NORM_EPS)
         self.conv_out = Conv(widths[-1], config.encoder_channels)
 
     def forward(self, images: Images) -> Float[Tensor, "b moments h w"]:
@@ -266,7 +267,7 @@ class Decoder(nn.Module):
             double = Upsample(width) if i else nn.Identity()
             attends = 2**i in config.attention_downsample_factors
             self.up.append(Level(config, inputs, width, config.num_res_blocks + 1, attends, double))
-        self.norm = GroupNorm(config.norm_groups, widths[0], eps=EPS)
+        self.norm = GroupNorm(config.norm_groups, widths[0], eps=NORM_EPS)
         self.conv_out = Conv(widths[0], config.out_channels * config.patch_size**2)
         self.unfold = nn.PixelShuffle(config.patch_size) if config.patch_size > 1 else nn.Identity()
 
@@ -409,4 +410,4 @@ class Autoencoder(FirstStage):
 
 
 _DISTANCES = 2**24  # distances in memory at a time: 64 MB
-EPS = 1e-6  # epsilon of every norm, in all published autoencoders
+NORM_EPS = 1e-6  # epsilon of every norm, in all published autoencoders

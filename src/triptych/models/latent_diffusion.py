@@ -24,7 +24,7 @@ from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.models.unet import UNet
 from triptych.network import Network
 
-HALF = (0.5, 0.5, 0.5)  # images are in [-1, 1]
+_HALF = (0.5, 0.5, 0.5)  # images are in [-1, 1]
 
 
 class LatentDiffusion(Network):
@@ -41,7 +41,7 @@ class LatentDiffusion(Network):
     def __init__(self, config: LatentDiffusionConfig):
         super().__init__()
         self._config = config
-        self.card = ModelCard(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
+        self.card = ModelCard(preprocess=Preprocess(size=config.image_size, mean=_HALF, std=_HALF))
         known = isinstance(config.autoencoder, AutoencoderConfig)
         self.autoencoder: FirstStage = (Autoencoder if known else TinyAutoencoder)(config.autoencoder)  # type: ignore
         unet = isinstance(config.network, UNetConfig)

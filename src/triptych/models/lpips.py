@@ -60,7 +60,7 @@ class Lpips(nn.Module):
     def features(self, images: Images) -> list[Float[Tensor, "b c rows columns"]]:
         """Return feature maps of unit length at each position, of images in [-1, 1]."""
         shift, scale = copy_to_device(torch.tensor((SHIFT, SCALE), dtype=images.dtype), images.device)[..., None, None]
-        return [unit(x) for x in self.vgg((images - shift) / scale)]
+        return [unit_length(x) for x in self.vgg((images - shift) / scale)]
 
     def forward(self, images: Images, others: Images) -> Float[Tensor, "b"]:
         """Return the distance of each pair of images in [-1, 1]."""
@@ -69,7 +69,7 @@ class Lpips(nn.Module):
         return torch.stack(distances).sum(0)
 
 
-def unit(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def unit_length(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Return features normalized to length 1 at each position, in fp32."""
     x = x.float()
     return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)

@@ -15,7 +15,7 @@ from triptych.models.configs.text import TextConfig
 NO_CLASS = 255
 """Label of pixels without a class."""
 
-Box = tuple[int, float, float, float, float]
+LayoutBox = tuple[int, float, float, float, float]
 """Class, left, top, right, bottom, as shares of the image's width and height."""
 
 
@@ -43,7 +43,7 @@ class MapEncoder(nn.Module):
         return F.avg_pool2d(x, factor)
 
 
-def box_tokens(config: TextConfig, boxes: Sequence[Box]) -> Int[Tensor, "1 n"]:
+def box_tokens(config: TextConfig, boxes: Sequence[LayoutBox]) -> Int[Tensor, "1 n"]:
     """Return boxes as the tokens of a layout (Rombach et al. 2022, Appendix C), in the order of CompVis'
     taming-transformers: for each box the class and the cells of its top left and bottom right corners; empty boxes;
     and the corners of the crop, which is the full image. The paper's text names the class last.

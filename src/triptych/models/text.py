@@ -18,7 +18,7 @@ from triptych.layers.initialization import initialize_weights
 from triptych.layers.mlp import Mlp
 from triptych.model_card import ModelCard
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
-from triptych.models.tokenization.prompt_syntax import Chunk, pack, parse
+from triptych.models.tokenization.prompt_syntax import Chunk, pack, parse_prompt
 from triptych.models.tokenization.tokenizer import Tokenizer, clip_tokenizer
 from triptych.network import Network
 
@@ -183,7 +183,7 @@ class TextEncoder(Network):
         """
         if isinstance(prompts, str) or not prompts:
             raise ConfigError(f"prompts is {prompts!r}, which must be a list of strings such as ['a (red:1.3) apple']")
-        packed = [pack(parse(prompt), self.tokenizer.spans, self.room) for prompt in prompts]
+        packed = [pack(parse_prompt(prompt), self.tokenizer.spans, self.room) for prompt in prompts]
         most = max(len(chunks) for chunks in packed)
         known: dict[tuple[int, ...], Tensor] = {}
         rows = []
@@ -194,7 +194,7 @@ class TextEncoder(Network):
 
     def chunks(self, prompt: str) -> int:
         """Return how many chunks a prompt takes; its context is that many times as long."""
-        return len(pack(parse(prompt), self.tokenizer.spans, self.room))
+        return len(pack(parse_prompt(prompt), self.tokenizer.spans, self.room))
 
     def _encode_chunk(self, chunk: Chunk, known: dict[tuple[int, ...], Tensor]) -> Float[Tensor, "1 n d"]:
         ids = self.tokenizer.framed([i for i, _ in chunk], self.config.max_length, self.config.pad_token)

@@ -118,7 +118,7 @@ def merge(
     (cosine) to their nearest destination are averaged into it; as many as `ratio` of all, but never a destination.
     """
     b, n, d = x.shape
-    into = destinations(size, generator).to(x.device)                                    # t
+    into = random_destinations(size, generator).to(x.device)                                    # t
     others = torch.ones(n, dtype=torch.bool, device=x.device)
     others[into] = False
     source = others.nonzero().flatten()                                                  # s
@@ -137,7 +137,7 @@ def merge(
     return (sums / counts).to(x.dtype).view(b, n - merged, d), rows
 
 
-def destinations(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+def random_destinations(size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Return the index of one random token of each complete 2 x 2 cells of a map."""
     rows, columns = size[0] // 2, size[1] // 2
     corner = torch.randint(4, (rows, columns), generator=generator)

@@ -14,7 +14,7 @@ GROUND = (58, 66, 77)
 GROUND_NAMES = frozenset(("background", "unlabeled", "unlabelled", "void", "other", "nothing"))
 
 # Chosen by eye, for sets of a few classes.
-FIRST = (
+CHOSEN_COLORS = (
     *((37, 99, 235), (240, 140, 29), (15, 157, 138), (220, 61, 67), (124, 77, 219), (246, 196, 54)),
     *((233, 92, 171), (96, 165, 40), (56, 189, 248), (146, 84, 36)),
 )
@@ -62,9 +62,9 @@ def far_apart(count: int) -> UInt8[np.ndarray, "count 3"]:
     seen = oklab(grid)
     grid = grid[(seen[:, 0] > 0.3) & (seen[:, 0] < 0.93)]  # neither black nor white
     seen = oklab(grid)
-    chosen = [np.array(color, np.float64) for color in FIRST[:count]]
+    chosen = [np.array(color, np.float64) for color in CHOSEN_COLORS[:count]]
     # Distance from black, white and grays, which are frequent in images, and from the colors chosen so far.
-    occupied = oklab(np.array([*((v, v, v) for v in (0, 64, 128, 192, 255)), *FIRST], np.float64))
+    occupied = oklab(np.array([*((v, v, v) for v in (0, 64, 128, 192, 255)), *CHOSEN_COLORS], np.float64))
     near = np.linalg.norm(seen[:, None] - occupied, axis=-1).min(1)
     while len(chosen) < min(count, len(grid) // 3):
         best = int(near.argmax())

@@ -17,8 +17,8 @@ from triptych.atomic_write import write_atomically, write_text_atomically
 from triptych.errors import ConfigError
 from triptych.pipelines.palette import is_ground
 
-ENDINGS = {"overlay": ".overlay.png", "labels": ".labels.png", "json": ".json"}
-PARTS = tuple(ENDINGS)
+PART_ENDINGS = {"overlay": ".overlay.png", "labels": ".labels.png", "json": ".json"}
+PARTS = tuple(PART_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Segmentation:
             places = {parts[0]: where}
         else:
             name = name or Path(self.source).stem or "image"
-            places = {part: where / f"{name}{ENDINGS[part]}" for part in PARTS}
+            places = {part: where / f"{name}{PART_ENDINGS[part]}" for part in PARTS}
         for part in (part for part in PARTS if part in parts):
             if part == "json":
                 write_text_atomically(places[part], self._json_text(), durable)

@@ -54,7 +54,7 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("prompt", WEIGHTS)
 def test_weights(prompt):
-    (section,) = parse(prompt)
+    (section,) = parse_prompt(prompt)
     assert [piece.text for piece in section] == [text for text, _ in WEIGHTS[prompt]]
     assert [piece.weight for piece in section] == pytest.approx([weight for _, weight in WEIGHTS[prompt]])
 
@@ -63,7 +63,7 @@ def test_weights(prompt):
 @example("BREAK (a:1.3) <lora:x:1> [b] \\( BREAKBREAK")
 def test_literal_text_is_read_as_it_is(words):
     text = "".join(words)
-    (section,) = parse(literal(text))
+    (section,) = parse_prompt(literal(text))
     assert "".join(piece.text for piece in section) == text
     assert all(piece.weight == 1 for piece in section)
     assert extract_loras(literal(text))[1] == []
@@ -73,16 +73,22 @@ def test_literal_text_is_read_as_it_is(words):
 
 
 def test_break_divides_also_inside_brackets():
-    assert parse("a red apple BREAK a cat") == [[Piece("a red apple", 1.0)], [Piece("a cat", 1.0)]]
-    assert parse("(a BREAK b:2) c") == [[Piece("a", 2.0)], [Piece("b", 2.0), Piece(" c", 1.0)]]
-    assert parse("BREAK") == [[], []]
+    assert parse_prompt("a red apple BREAK a cat") == [
+        [WeightedText("a red apple", 1.0)],
+        [WeightedText("a cat", 1.0)],
+    ]
+    assert parse_prompt("(a BREAK b:2) c") == [
+        [WeightedText("a", 2.0)],
+        [WeightedText("b", 2.0), WeightedText(" c", 1.0)],
+    ]
+    assert parse_prompt("BREAK") == [[], []]
 
 
 def test_weights_beyond_reason():
     with pytest.raises(UserError, match=r"the weight of 'x' is 5e\+04, which must be at most 10000"):
-        parse("a (x:50000)")
+        parse_prompt("a (x:50000)")
     with pytest.raises(UserError, match="the weight of 'x' is inf"):
-        parse("(" * 9000 + "x")
+        parse_prompt("(" * 9000 + "x")
 
 
 def test_loras_are_taken_out():
@@ -146,7 +152,7 @@ def letters(text: str) -> list[tuple[int, ...]]:
 
 
 def test_chunks_hold_the_tokens_in_order_with_their_weights():
-    chunks = pack(parse("abc(def:2)g"), letters, 3)
+    chunks = pack(parse_prompt("abc(def:2)g"), letters, 3)
     assert chunks == [
         [(97, 1.0), (98, 1.0), (99, 1.0)],
         [(100, 2.0), (101, 2.0), (102, 2.0)],
@@ -155,7 +161,7 @@ def test_chunks_hold_the_tokens_in_order_with_their_weights():
 
 
 def test_chunks_do_not_cut_spans():
-    assert [[i for i, _ in chunk] for chunk in pack(parse("ab1c1"), letters, 4)] == [
+    assert [[i for i, _ in chunk] for chunk in pack(parse_prompt("ab1c1"), letters, 4)] == [
         [97, 98],
         [100, 101, 102, 99],
         [100, 101, 102],
@@ -164,7 +170,7 @@ def test_chunks_do_not_cut_spans():
 
 def test_sections_start_chunks():
     def lengths(prompt):
-        return [len(chunk) for chunk in pack(parse(prompt), letters, 3)]
+        return [len(chunk) for chunk in pack(parse_prompt(prompt), letters, 3)]
 
     assert lengths("") == [0]
     assert lengths("abcdBREAK") == [3, 3, 3]

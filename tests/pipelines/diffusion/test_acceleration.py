@@ -12,7 +12,7 @@ from triptych import torch_compile
 from triptych.errors import UserError
 from triptych.models.configs.autoencoder import TinyAutoencoderConfig
 from triptych.models.registry import build
-from triptych.pipelines.diffusion.image_metadata import parse, read
+from triptych.pipelines.diffusion.image_metadata import parse_parameters, read
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
 CALL = {"num_steps": 4, "guidance_scale": 2.0, "height": 32, "width": 32, "progress": False}
@@ -59,7 +59,7 @@ def test_recorded_and_regenerated(pipe, tiny, tmp_path):
     assert not np.array_equal(
         array(pipe.regenerate(path, progress=False)), array(pipe.text_to_image("an apple", **CALL))
     )
-    assert parse(images[0].info["parameters"]).merge_tokens == 0.5
+    assert parse_parameters(images[0].info["parameters"]).merge_tokens == 0.5
 
 
 def test_image_k_is_the_same_in_any_batch(pipe):

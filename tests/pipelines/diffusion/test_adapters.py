@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import triptych as tp
 from triptych.errors import UserError
-from triptych.pipelines.diffusion.image_metadata import parse, read
+from triptych.pipelines.diffusion.image_metadata import parse_parameters, read
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 from triptych.weights.diffusion.lora import save_kohya
 
@@ -105,7 +105,7 @@ def test_other_programs_can_read_the_loras(pipe, folder):
     text = image.info["parameters"]
     assert text.startswith("an apple <lora:style:0.5>\n")
     assert f'Lora hashes: "style: {image.info["hashes"]["LoRA style"]}"' in text
-    again = parse(text)
+    again = parse_parameters(text)
     assert again.prompt == "an apple <lora:style:0.5>"
     assert np.array_equal(array(pipe.regenerate(again, progress=False)), np.asarray(image))
     pipe.save([image], folder / "images")

@@ -73,7 +73,7 @@ def test_the_text_is_the_web_uis():
 
 
 def test_the_web_uis_text_is_read():
-    settings = image_metadata.parse(WEB_UI)
+    settings = image_metadata.parse_parameters(WEB_UI)
     assert settings == GenerationRecord(
         prompt="girl with an artist's beret, determined, blue eyes, ((eyeshadow)), (coquettish), detailed",
         negative_prompt="ugly, fat, obese, (((deformed))), [blurry]",
@@ -104,13 +104,13 @@ def test_the_web_uis_text_is_read():
     ],
 )
 def test_other_lines(line, expected):
-    settings = image_metadata.parse(f"x\nSteps: 7, Width: 3, {line}")
+    settings = image_metadata.parse_parameters(f"x\nSteps: 7, Width: 3, {line}")
     assert settings == replace(GenerationRecord(prompt="x", num_steps=7), **expected)
 
 
 def test_what_is_left_out_is_reported_in_one_line(caplog):
     with caplog.at_level(logging.WARNING):
-        image_metadata.parse(
+        image_metadata.parse_parameters(
             "x\nSteps: 7, Sampler: DPM adaptive, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, Version: b",
             "old.png",
         )
@@ -137,7 +137,7 @@ def test_what_is_left_out_is_reported_in_one_line(caplog):
     ],
 )
 def test_prompts_and_their_lines(text, prompt, negative):
-    settings = image_metadata.parse(text)
+    settings = image_metadata.parse_parameters(text)
     assert (settings.prompt, settings.negative_prompt) == (prompt, negative)
 
 
@@ -146,8 +146,8 @@ letters = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=60)
 
 @given(st.text(max_size=400))
 def test_any_text_is_read(text):
-    image_metadata.parse(text)
-    image_metadata.parse(
+    image_metadata.parse_parameters(text)
+    image_metadata.parse_parameters(
         f"{text}\nSteps: {text}, Sampler: {text}, Size: {text}, Seed: {text}, CFG scale: {text}"
     )
 
@@ -171,15 +171,15 @@ def test_what_is_written_is_read(prompt, negative, sampler, spacing, seed, guida
         height=16,
         width=24,
     )
-    assert image_metadata.parse(image_metadata.parameters(settings)) == settings
+    assert image_metadata.parse_parameters(image_metadata.parameters(settings)) == settings
     assert from_json(GenerationRecord, json.loads(json.dumps(to_json(settings)))) == settings
 
 
 @pytest.mark.parametrize("word", ["a", "a ", '"', 'a: "b, ', "a: ", ",", "\\", " "])
 def test_long_texts_take_no_time(word):
     started = time.process_time()
-    image_metadata.parse(word * 100_000)
-    image_metadata.parse("x\nSteps: 1, Seed: 2, Size: 8x8, " + word * 100_000)
+    image_metadata.parse_parameters(word * 100_000)
+    image_metadata.parse_parameters("x\nSteps: 1, Seed: 2, Size: 8x8, " + word * 100_000)
     assert time.process_time() - started < 5
 
 

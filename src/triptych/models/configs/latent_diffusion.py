@@ -191,7 +191,7 @@ def _dit(name: str, side: int) -> LatentDiffusionConfig:
     )
 
 
-CLASSES = text_config.CLASS_SIZES
+CLASS_ENCODERS = text_config.CLASS_SIZES
 
 SIZES: dict[str, LatentDiffusionConfig] = {
     "sd1": _sd("sd1", "clip-l"),
@@ -214,8 +214,8 @@ SIZES: dict[str, LatentDiffusionConfig] = {
     "ldm-ffhq": _ldm("vq-f4", "ffhq", 0.0195),
     "ldm-bedrooms": _ldm("vq-f4", "bedrooms", 0.0195),
     "ldm-churches": _ldm("kl-f8", "churches", 0.0155),
-    "ldm-cin256": _ldm("vq-f8", "cin256", 0.0195, text_encoder=CLASSES["cin256"]),
-    "ldm-cin256-v2": _ldm("vq-f4", "cin256-v2", 0.0195, text_encoder=CLASSES["cin256-v2"]),
+    "ldm-cin256": _ldm("vq-f8", "cin256", 0.0195, text_encoder=CLASS_ENCODERS["cin256"]),
+    "ldm-cin256-v2": _ldm("vq-f4", "cin256-v2", 0.0195, text_encoder=CLASS_ENCODERS["cin256-v2"]),
     "ldm-txt2img-1p4b": _sd("txt2img-1p4B", "ldm-bert"),
     "ldm-layout": _ldm("vq-f4", "layout", 0.0205, text_encoder=text_config.SIZES["ldm-layout-text"]),
     "ldm-semantic": _ldm(

@@ -166,14 +166,14 @@ def levels(config: UNetConfig) -> tuple[list[UNetLevel], UNetLevel, list[UNetLev
     return down, middle, up
 
 
-SD1 = UNetConfig(
+SD1_UNET = UNetConfig(
     base_channels=320,
     channel_multipliers=(1, 2, 4, 4),
     attention_downsample_factors=(1, 2, 4),
     num_heads=8,
     context_dim=768,
 )
-SD2 = replace(SD1, num_heads=0, head_dim=64, context_dim=1024, projection="linear")
+SD2 = replace(SD1_UNET, num_heads=0, head_dim=64, context_dim=1024, projection="linear")
 LDM4 = UNetConfig(  # on the latents of VQ-f4
     in_channels=3,
     out_channels=3,
@@ -202,8 +202,8 @@ SIZES: dict[str, UNetConfig] = {
         norm_groups=16,
         head_dim=32,
     ),
-    "sd1": SD1,
-    "sd1-inpaint": replace(SD1, in_channels=9),
+    "sd1": SD1_UNET,
+    "sd1-inpaint": replace(SD1_UNET, in_channels=9),
     "sd2": replace(SD2, latent_size=(96, 96)),
     "sd2-base": SD2,
     "sd2-inpaint": replace(SD2, in_channels=9),
@@ -245,7 +245,7 @@ SIZES: dict[str, UNetConfig] = {
     "cin256-v2": replace(
         LDM4, base_channels=192, channel_multipliers=(1, 2, 3, 5), num_heads=1, head_dim=0, context_dim=512
     ),
-    "txt2img-1p4B": replace(SD1, latent_size=(32, 32), context_dim=1280),
+    "txt2img-1p4B": replace(SD1_UNET, latent_size=(32, 32), context_dim=1280),
     "text2img256": replace(LDM4, base_channels=192, channel_multipliers=(1, 2, 3, 5), context_dim=640),
     "layout": replace(LDM4, base_channels=128, context_dim=512, transformer_depth=3),
     # Its file names attention at 8, 16 and 32, where there is no level, so only the middle has attention.

@@ -158,8 +158,8 @@ WIDTHS = {
 }
 PATCHES = (8, 14, 16, 32)
 DEIT3 = {"layer_scale": 1e-6, "prefix_positions": False}
-DINOV2 = {"image_size": (518, 518), "num_classes": 0, "layer_scale": 1e-5}
-DINOV3 = {
+_DINOV2 = {"image_size": (518, 518), "num_classes": 0, "layer_scale": 1e-5}
+_DINOV3 = {
     "num_classes": 0,
     "layer_scale": 1e-5,
     "num_registers": 4,
@@ -187,13 +187,13 @@ SIZES |= {
     "deit3-b16": _size(16, 768, 12, 12, **DEIT3),
     "deit3-l16": _size(16, 1024, 24, 16, **DEIT3),
     "deit3-h14": _size(14, 1280, 32, 16, **DEIT3),
-    "dinov2-s14": _size(14, 384, 12, 6, **DINOV2),
-    "dinov2-b14": _size(14, 768, 12, 12, **DINOV2),
-    "dinov2-l14": _size(14, 1024, 24, 16, **DINOV2),
-    "dinov2-g14": _size(14, 1536, 40, 24, mlp="swiglu", mlp_ratio=4096 / 1536, **DINOV2),
-    "dinov3-s16": _size(16, 384, 12, 6, **DINOV3),
-    "dinov3-b16": _size(16, 768, 12, 12, **DINOV3),
-    "dinov3-l16": _size(16, 1024, 24, 16, **DINOV3),
+    "dinov2-s14": _size(14, 384, 12, 6, **_DINOV2),
+    "dinov2-b14": _size(14, 768, 12, 12, **_DINOV2),
+    "dinov2-l14": _size(14, 1024, 24, 16, **_DINOV2),
+    "dinov2-g14": _size(14, 1536, 40, 24, mlp="swiglu", mlp_ratio=4096 / 1536, **_DINOV2),
+    "dinov3-s16": _size(16, 384, 12, 6, **_DINOV3),
+    "dinov3-b16": _size(16, 768, 12, 12, **_DINOV3),
+    "dinov3-l16": _size(16, 1024, 24, 16, **_DINOV3),
     # The shipped classifier: small, 64 px, with a convolutional stem for a small data set.
     "vit-emoji": _size(
         1,

@@ -24,7 +24,10 @@ from triptych.models.tokenization.tokenizer import (
 )
 
 # Names of start, end and padding tokens, for vocabularies without a config.
-FRAMES = ((CLIP_START, CLIP_END), (BERT_START, BERT_END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|endoftext|>",) * 2)
+FRAME_TOKENS = (
+    *((CLIP_START, CLIP_END), (BERT_START, BERT_END)),
+    *(("<s>", "</s>"), ("<bos>", "<eos>"), ("<|endoftext|>",) * 2),
+)
 PADS = (PAD, "<pad>", "<|pad|>")
 
 
@@ -132,7 +135,7 @@ def _from_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     names = backend.get_vocab()
-    frame = next((pair for pair in (_frame_of(settings), *FRAMES) if all(name in names for name in pair)), None)
+    frame = next((pair for pair in (_frame_of(settings), *FRAME_TOKENS) if all(name in names for name in pair)), None)
     if frame is None:
         raise CheckpointError(
             f"{path} does not name the start and end tokens; put its tokenizer_config.json into the same folder"

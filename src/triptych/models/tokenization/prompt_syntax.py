@@ -20,7 +20,7 @@ from triptych.errors import ConfigError, UserError
 from triptych.models.tokenization.tokenizer import Span
 
 STRONGER, WEAKER = 1.1, 1 / 1.1
-LARGEST = 1e4  # a larger weight is a typing error and would overflow
+LARGEST_WEIGHT = 1e4  # a larger weight is a typing error and would overflow
 
 _MARK = re.compile(
     r"""
@@ -43,7 +43,7 @@ _FOREIGN = (
 )
 
 
-class Piece(NamedTuple):
+class WeightedText(NamedTuple):
     """Part of a prompt whose tokens have the same weight."""
 
     text: str
@@ -62,7 +62,7 @@ Chunk = list[tuple[int, float]]
 """Tokens that are encoded together, without start and end, each with its weight."""
 
 
-def parse(prompt: str) -> list[list[Piece]]:
+def parse_prompt(prompt: str) -> list[list[WeightedText]]:
     """Return the pieces of a prompt in order, in sections separated by BREAK.
 
     An unclosed bracket extends to the end, an unopened one is text; square brackets take no number.
@@ -74,7 +74,7 @@ def parse(prompt: str) -> list[list[Piece]]:
     marks = list(_MARK.finditer(prompt))
     gains = _gains(marks)
     products = {"(": [1.0], "[": [1.0]}  # of the open brackets, round and square
-    sections: list[list[Piece]] = [[]]
+    sections: list[list[WeightedText]] = [[]]
     for place, mark in enumerate(marks):
         if mark["open"]:
             around = products[mark["open"]]
@@ -90,7 +90,7 @@ def parse(prompt: str) -> list[list[Piece]]:
             if i > 0:
                 sections.append([])
             part = part.lstrip() if i > 0 else part
-            sections[-1].append(Piece(part.rstrip() if i < len(parts) - 1 else part, weight))
+            sections[-1].append(WeightedText(part.rstrip() if i < len(parts) - 1 else part, weight))
     return [_merged(section) for section in sections]
 
 
@@ -146,7 +146,7 @@ def pack(sections: list[list[Piece]], spans: Callable[[str], Sequence[Span]], ro
     """Return tokens in chunks of at most `room`; each section starts a new chunk. There is at least one.
 
     Args:
-        sections: the result of `parse`.
+        sections: the result of `parse_prompt`.
         spans: a tokenizer's `spans`. The tokens of a span stay together.
         room: tokens of a chunk without its start and end: 75 for CLIP.
     """
@@ -185,12 +185,12 @@ def _closes(mark: re.Match[str]) -> str | None:
     return {")": "(", "]": "["}[mark["close"]] if mark["close"] else None
 
 
-def _merged(section: list[Piece]) -> list[Piece]:
+def _merged(section: list[WeightedText]) -> list[WeightedText]:
     """Merge adjacent pieces of equal weight, so that a word with literal brackets is tokenized as one string."""
     merged = []
     for weight, alike in itertools.groupby((piece for piece in section if piece.text), lambda piece: piece.weight):
-        merged.append(Piece("".join(piece.text for piece in alike), weight))
-        if not abs(weight) <= LARGEST:
+        merged.append(WeightedText("".join(piece.text for piece in alike), weight))
+        if not abs(weight) <= LARGEST_WEIGHT:
             text = merged[-1].text.strip()[:40]
-            raise ConfigError(f"the weight of {text!r} is {weight:.3g}, which must be at most {LARGEST:g}")
+            raise ConfigError(f"the weight of {text!r} is {weight:.3g}, which must be at most {LARGEST_WEIGHT:g}")
     return merged

@@ -17,8 +17,8 @@ from triptych.errors import DataError
 from triptych.model_card import Preprocess
 from triptych.pipelines.image_input import ImageInput, name_of, normalized, read_full
 
-HALF = (0.5, 0.5, 0.5)
-SIGNED = Preprocess(mean=HALF, std=HALF)  # what every first stage takes: [-1, 1]
+_HALF = (0.5, 0.5, 0.5)
+SIGNED = Preprocess(mean=_HALF, std=_HALF)  # what every first stage takes: [-1, 1]
 
 
 @dataclass(frozen=True)

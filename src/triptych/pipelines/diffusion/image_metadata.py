@@ -23,8 +23,9 @@ from PIL import Image, PngImagePlugin
 from triptych.atomic_write import write_atomically
 from triptych.config import from_json
 from triptych.data.images import image_errors, open_image
+from triptych.diffusion.config import NUM_SEEDS
 from triptych.errors import ConfigError, DataError
-from triptych.pipelines.diffusion.options import SEEDS, GenerationRecord
+from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.image_input import ImageInput, name_of
 
 log = logging.getLogger(__name__)
@@ -248,10 +249,10 @@ def read(image: ImageInput) -> GenerationRecord:
         raise DataError(
             f"{name} has no generation metadata{other}; give an image written by `triptych generate`"
         )
-    return parse(texts[PARAMETERS], name)
+    return parse_parameters(texts[PARAMETERS], name)
 
 
-def parse(text: str, name: str = "the text") -> GenerationRecord:
+def parse_parameters(text: str, name: str = "the text") -> GenerationRecord:
     """Return the record of AUTOMATIC1111's text; parameters that are not understood are logged in one line.
 
     The last line holds parameters if it has at least three; the negative prompt follows its heading.
@@ -375,7 +376,7 @@ _READ: dict[str, Callable[[str], dict[str, Any]]] = {
     "sampler": _sampler,
     "schedule type": _schedule,
     "cfg scale": _number("guidance_scale", -1e6, 1e6),
-    "seed": _number("seed", 0, SEEDS - 1, int),
+    "seed": _number("seed", 0, NUM_SEEDS - 1, int),
     "size": _size,
     "denoising strength": _number("strength", 0, 1),
     "tiling": _tiling,

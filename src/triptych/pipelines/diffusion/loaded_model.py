@@ -61,7 +61,7 @@ class LoadedModel:
                 f"{self.source or 'the network'} is a {type(net).__name__}, which generates no images; give a latent "
                 "diffusion model"
             )
-        self.weights_hash = fingerprint(net)
+        self.weights_hash = weights_fingerprint(net)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.net: Any = place_network(net, self.device, self.dtype, shared=not self.source)
@@ -153,7 +153,7 @@ class LoadedModel:
                     "that was made for them"
                 )
             codec = LatentCodec(place_network(net, self.device, self.dtype))
-            self._decoders[file] = fingerprint(net)[:12], codec
+            self._decoders[file] = weights_fingerprint(net)[:12], codec
         return self._decoders[file]
 
     def encode(self, groups: Sequence[tuple[str, ...]]) -> list[Tensor]:
@@ -198,7 +198,7 @@ class LoadedModel:
             )
 
 
-def fingerprint(net: Network) -> str:
+def weights_fingerprint(net: Network) -> str:
     """Return hexadecimal digits that identify a network: SHA-256 of its config and of the names, shapes and first 256
     numbers of its parameters. Takes milliseconds, where hashing the file takes seconds."""
     digest = hashlib.sha256(json.dumps(to_json(net.config), sort_keys=True).encode())

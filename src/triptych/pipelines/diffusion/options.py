@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from triptych.config import check
-from triptych.diffusion.config import SAMPLERS, SPACINGS
+from triptych.diffusion.config import NUM_SEEDS, SAMPLERS, SPACINGS
 from triptych.errors import ConfigError, did_you_mean, require_known
 from triptych.models.configs.latent_diffusion import GenerationTask
 
 Tiling = Literal["", "x", "y", "xy"]
 
-SEEDS = 2**32  # torch's CPU generator reads 32 bits
 APG = ("eta", "threshold", "momentum")
-DTYPES = ("fp32", "bf16", "fp16")
 IMAGE_ROLES = ("init_image", "mask_image", "depth_map", "class_map")
 
 
@@ -107,7 +105,7 @@ class SamplingOptions:
         scale, interval, strength = self.guidance_scale, self.guidance_interval, self.strength
         return [
             ("num_steps", self.num_steps >= 1, "at least 1"),
-            ("seed", 0 <= self.seed < SEEDS, f"from 0 to {SEEDS - 1}"),
+            ("seed", 0 <= self.seed < NUM_SEEDS, f"from 0 to {NUM_SEEDS - 1}"),
             ("height", self.height is None or self.height >= 1, "a positive number of pixels"),
             ("width", self.width is None or self.width >= 1, "a positive number of pixels"),
             ("guidance_scale", scale is None or math.isfinite(scale), "a finite number such as 7.5"),

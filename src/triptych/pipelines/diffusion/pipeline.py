@@ -14,7 +14,7 @@ from triptych.errors import ConfigError
 from triptych.models.autoencoder import FirstStage
 from triptych.models.configs.latent_diffusion import GenerationTask
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.spatial_conditions import Box
+from triptych.models.spatial_conditions import LayoutBox
 from triptych.pipelines.diffusion import image_metadata
 from triptych.pipelines.diffusion.loaded_model import LoadedModel
 from triptych.pipelines.diffusion.options import (
@@ -224,7 +224,7 @@ class DiffusionPipeline:
         """
         return self._run("semantic", options, {"class_map": class_map})
 
-    def layout(self, boxes: Sequence[Box], **options: Unpack[GenerationArguments]) -> list[Image.Image]:
+    def layout(self, boxes: Sequence[LayoutBox], **options: Unpack[GenerationArguments]) -> list[Image.Image]:
         """Generate images with objects inside given boxes (Rombach et al. 2022, Section 4.3.1).
 
         Args:

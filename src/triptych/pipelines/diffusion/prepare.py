@@ -37,7 +37,7 @@ SPATIAL: dict[ConcatConditioning, str] = {
     "semantic_map": "takes a map of classes",
 }
 # Condition -> what the model takes, and how to pass it.
-USAGE: dict[Condition, str] = {
+CONDITION_USAGE: dict[Condition, str] = {
     "text": "reads prompts: give one to text_to_image, or PROMPT on the command line ('' is allowed)",
     "class": "takes a class, not a prompt: use class_conditional, or --class NAME-or-NUMBER",
     "boxes": "takes boxes, not a prompt: use layout, or --box CLASS:LEFT,TOP,RIGHT,BOTTOM",
@@ -107,7 +107,7 @@ def check_task(config: LatentDiffusionConfig, record: GenerationRecord, name: st
         raise ConfigError(f"{name} takes no boxes; leave them out")
     other = CONDITION_OF_TASK.get(task, condition) != condition
     if other or condition == "image" or (prompted and condition != "text"):
-        raise ConfigError(f"{name} {USAGE[condition]}")
+        raise ConfigError(f"{name} {CONDITION_USAGE[condition]}")
     if record.tiling and isinstance(config.network, DiTConfig):
         raise ConfigError(f"{name} has a DiT, which cannot wrap around as a UNet can; leave tiling out")
     if task not in config.tasks:

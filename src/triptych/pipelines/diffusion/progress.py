@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = bool | Callable[[int, int], object]
+ProgressOption = bool | Callable[[int, int], object]
 """Whether to show a bar if stderr is a terminal; or a function that is called with the steps done and all steps."""
 
 
 @contextmanager
-def progress_bar(progress: Progress, total: int, what: str) -> Iterator[Callable[[], None]]:
+def progress_bar(progress: ProgressOption, total: int, what: str) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each of `total` steps."""
     done = 0
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from triptych.diffusion.config import NUM_SEEDS
 from triptych.errors import ConfigError, near_names_hint
 from triptych.model_card import ModelCard
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.pipelines.diffusion.options import SEEDS, GenerationRecord
+from triptych.pipelines.diffusion.options import GenerationRecord
 
 LORA_TAG = re.compile(r"<lora:[^<>]*>")
 
@@ -21,7 +22,7 @@ def with_seeds(records: Sequence[GenerationRecord], num_images: int) -> list[Gen
         raise ConfigError(f"num_images is {num_images}, which must be at least 1")
     copies = [record for record in records for _ in range(num_images)]
     first = records[0].seed
-    return [replace(record, seed=(first + k) % SEEDS) for k, record in enumerate(copies)]
+    return [replace(record, seed=(first + k) % NUM_SEEDS) for k, record in enumerate(copies)]
 
 
 def batchable_groups(

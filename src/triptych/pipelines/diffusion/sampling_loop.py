@@ -53,7 +53,7 @@ class SamplingLoop:
         latents: Tensor | None = None,
         batch_size: int = 1,
         preview: Callable[[Preview], object] | None = None,
-        progress: Progress = True,
+        progress: ProgressOption = True,
         cancel: Callable[[], bool] | None = None,
         on_image: Callable[[Image.Image], object] | None = None,
         should_generate: Callable[[GenerationRecord], bool] | None = None,
@@ -102,7 +102,7 @@ class SamplingLoop:
         rows: Sequence[int],
         batch_size: int = 1,
         preview: Callable[[Preview], object] | None = None,
-        progress: Progress = True,
+        progress: ProgressOption = True,
         cancel: Callable[[], bool] | None = None,
     ) -> Generator[tuple[int, Tensor, int | None], None, None]:
         """Sample the images `rows` of a job.
