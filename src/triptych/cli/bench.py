@@ -10,7 +10,7 @@ import tyro
 
 from triptych.cli.output import print_json
 from triptych.cli.parsing import flag, logged_to_stderr, parse
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,13 @@ class Bench:
     def run(self) -> int:
         for name, suites in {"short": ["ldm"], "compiled": ["ldm", "train"]}.items():
             if getattr(self, name) and self.suite not in suites:
-                raise UserError(
+                raise ConfigError(
                     f"--{name} applies to {' and '.join(suites)}, not to {self.suite}; leave it out"
                 )
         if self.quick and self.short:
-            raise UserError("--quick and --short cannot be combined; give one of them")
+            raise ConfigError("--quick and --short cannot be combined; give one of them")
         if importlib.util.find_spec("psutil") is None:
-            raise UserError("triptych bench needs psutil; run: pip install 'triptych[bench]'")
+            raise ConfigError("triptych bench needs psutil; run: pip install 'triptych[bench]'")
         from triptych.bench.harness import report
         from triptych.bench.suites import (
             approximate,

@@ -24,12 +24,12 @@ class List:
     def run(self) -> int:
         from triptych.cli.model_summary import describe
         from triptych.config import to_json
-        from triptych.errors import UserError
+        from triptych.errors import ConfigError
         from triptych.models.registry import config_for, list_models
 
         configs = {name: config_for(name) for name in list_models(self.pattern)}
         if not configs:
-            raise UserError(f"no model matches {self.pattern!r}; `triptych list` shows all")
+            raise ConfigError(f"no model matches {self.pattern!r}; `triptych list` shows all")
         summaries = {name: describe(config) for name, config in configs.items()}
         if self.json:
             print_json(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from triptych.cli.output import count, print_json
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.training.configs.registry import RunConfig
 
 
@@ -49,7 +49,7 @@ def train(args: Sequence[str]) -> int:
         print("To resume, run the same command again.")
         return 0
     if args[0].startswith("-"):
-        raise UserError(
+        raise ConfigError(
             f"the first argument is {args[0]}, which must be a recipe; `triptych train` lists them"
         )
     make = recipe(args[0])
@@ -62,36 +62,29 @@ def train(args: Sequence[str]) -> int:
         description=inspect.getdoc(make) or "",
     )
     if command.out is None and not command.dry_run:
-        raise UserError(
+        raise ConfigError(
             "--out is missing; add --out RUN, the folder of the run, or --dry-run to print the plan"
         )
     with logged_to_stderr():
         if command.dry_run:
             return _dry_run(command.config, command.json)
-        from triptych.training import run
+        from triptych.api.training import train as train_model
 
-        outcome = run(command.config, command.out)  # type: ignore[arg-type]
+        result = train_model(command.config, out=command.out)  # type: ignore[arg-type]
     import os
 
     if os.environ.get("RANK", "0") != "0":  # of torchrun's; the first one says how it ended
-        return 0 if outcome.finished else 130
+        return 0 if result.finished else 130
     if command.json:
-        print_json(
-            {
-                "step": outcome.step,
-                "finished": outcome.finished,
-                "best": outcome.best,
-                "run": str(command.out),
-            }
-        )
-    elif outcome.finished:
+        print_json(result.to_json())
+    elif result.finished:
         print(
-            f"{command.out}: finished; best {outcome.headline} {outcome.best[outcome.headline]:.4f} "
-            f"at step {outcome.best['step']}"
+            f"{command.out}: finished; best {result.headline} {result.best[result.headline]:.4f} "
+            f"at step {result.best['step']}"
         )
     else:
-        print(f"{command.out}: stopped at step {outcome.step}; the same command resumes", file=sys.stderr)
-    return 0 if outcome.finished else 130
+        print(f"{command.out}: stopped at step {result.step}; the same command resumes", file=sys.stderr)
+    return 0 if result.finished else 130
 
 
 def _dry_run(config: RunConfig, as_json: bool) -> int:

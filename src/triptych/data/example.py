@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypeAlias, TypedDict
 import numpy as np
 from PIL.Image import Image as PILImage
 
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +101,6 @@ class TrainBatch(Batch):
     """Which rows of the batch of all processes these are; only with several processes."""
 
 
-class SourceChangedError(UserError):
+class SourceChangedError(DataError):
     """A file of the source is missing or has changed since it was opened. Unlike a damaged image it cannot be
     skipped."""

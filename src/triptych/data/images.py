@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError, TriptychError
 
 MAX_PIXELS = 178_956_970  # above this size Pillow takes an image for a decompression bomb
 
@@ -92,7 +92,7 @@ def decode(
         min_size: height and width that suffice. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is enough.
 
     Raises:
-        UserError: the file does not exist, is empty, is not an image, is damaged or truncated, or has more than 178
+        DataError: the file does not exist, is empty, is not an image, is damaged or truncated, or has more than 178
             megapixels.
     """
     return decode_with_orientation(source, alpha, name=name, min_size=min_size)[0]
@@ -145,19 +145,19 @@ def read_image_size(
 
 @contextmanager
 def image_errors(name: str) -> Iterator[None]:
-    """Turn every exception of Pillow's readers into a `UserError` that names the file `name`."""
+    """Turn every exception of Pillow's readers into a `DataError` that names the file `name`."""
     with warnings.catch_warnings():
         # Pillow warns about large, unusual and slightly damaged files; what matters raises the errors below.
         warnings.simplefilter("ignore")
         try:
             yield
-        except (MemoryError, UserError):
+        except (MemoryError, TriptychError):
             raise
         except Image.DecompressionBombError as problem:  # a frame that is larger than the file's header says
-            raise UserError(f"{name} holds a decompression bomb ({problem}); leave it out") from problem
+            raise DataError(f"{name} holds a decompression bomb ({problem}); leave it out") from problem
         except Exception as problem:  # on damaged bytes Pillow's readers raise many types
             reason = str(problem).strip().split("\n")[0] or type(problem).__name__
-            raise UserError(
+            raise DataError(
                 f"{name} is damaged or truncated ({reason}); replace it or leave it out"
             ) from problem
 
@@ -171,15 +171,15 @@ def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
     if not isinstance(source, bytes):
         path = Path(source)
         if not path.exists():
-            raise UserError(f"{name} does not exist; check the path")
+            raise DataError(f"{name} does not exist; check the path")
         if path.is_dir():
-            raise UserError(f"{name} is a folder, but an image file is needed; give a file in it")
+            raise DataError(f"{name} is a folder, but an image file is needed; give a file in it")
         try:
             source = path.read_bytes()
         except OSError as problem:
-            raise UserError(f"{name} cannot be read ({problem.strerror}); check its permissions") from problem
+            raise DataError(f"{name} cannot be read ({problem.strerror}); check its permissions") from problem
     if not source:
-        raise UserError(f"{name} is empty (0 bytes); replace it or leave it out")
+        raise DataError(f"{name} is empty (0 bytes); replace it or leave it out")
     try:
         return Image.open(io.BytesIO(source), formats=FORMATS)
     except Image.DecompressionBombError as problem:
@@ -187,16 +187,16 @@ def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
         _check_pixel_count(max(pixels, MAX_PIXELS + 1), name)
         raise  # not reached
     except UnidentifiedImageError as problem:
-        raise UserError(
+        raise DataError(
             f"{name} is damaged or not an image of a known format; replace it with a PNG or JPEG"
         ) from problem
     except Exception as problem:
-        raise UserError(f"{name} is a damaged image ({problem}); replace it or leave it out") from problem
+        raise DataError(f"{name} is a damaged image ({problem}); replace it or leave it out") from problem
 
 
 def _check_pixel_count(pixels: int, name: str) -> None:
     if pixels > MAX_PIXELS:
-        raise UserError(
+        raise DataError(
             f"{name} has {pixels / 1e6:.0f} megapixels, but at most {MAX_PIXELS // 10**6} are allowed; make it smaller"
         )
 
@@ -250,7 +250,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 def _from_array(array: np.ndarray, alpha: bool, name: str) -> np.ndarray:
     channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
     if array.dtype != np.uint8 or channels not in (1, 3, 4) or array.size == 0:
-        raise UserError(
+        raise DataError(
             f"{name} is {array.dtype} of shape {array.shape}; convert it to uint8 of shape (height, width, 3 or 4)"
         )
     if channels == (4 if alpha else 3):
@@ -291,14 +291,14 @@ def resize_crop(
         background: color of the padding; RGBA images are padded with transparency.
 
     Raises:
-        UserError: an unknown `mode` or `interpolation`.
+        ConfigError: an unknown `mode` or `interpolation`.
     """
     if interpolation not in RESAMPLING_FILTERS:
-        raise UserError(
+        raise ConfigError(
             f"interpolation is {interpolation!r}, but must be one of {', '.join(RESAMPLING_FILTERS)}"
         )
     if mode not in ("crop", "squash", "pad"):
-        raise UserError(f"resize mode is {mode!r}, but must be one of crop, squash, pad")
+        raise ConfigError(f"resize mode is {mode!r}, but must be one of crop, squash, pad")
     full = tuple(math.floor(side / crop) for side in size)
     if mode == "crop":
         array = _crop_extreme_aspect(array, full)

@@ -14,7 +14,7 @@ from jaxtyping import Integer
 from PIL import Image
 
 from triptych.data.images import UNDO_ORIENTATION, exif_orientation, image_errors, open_image
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 # The void value of up to 255 classes; in files, too, unless there are more classes and 255 is the number of one.
 VOID = 255
@@ -35,7 +35,7 @@ def mask_dtype(count: int) -> type[np.integer]:
     return np.uint8 if count <= VOID else np.int32
 
 
-class MaskFormatError(UserError):
+class MaskFormatError(DataError):
     """The values of a mask cannot be class numbers, which is probably true of the other masks of its data set, too."""
 
 
@@ -61,7 +61,7 @@ class LabelMap:
             name: name of the mask in errors.
 
         Raises:
-            UserError: as `read_mask`, or the mask holds a value that is not the number of a class.
+            DataError: as `read_mask`, or the mask holds a value that is not the number of a class.
         """
         values = read_mask(source, name)
         if int(values.max(initial=0)) >= NUM_MASK_VALUES:
@@ -119,12 +119,12 @@ def orient_mask(
         name: name of the image in errors.
 
     Raises:
-        UserError: the mask has neither size, or both sizes are equal.
+        DataError: the mask has neither size, or both sizes are equal.
     """
     (mask_height, mask_width), (height, width) = mask.shape, size
     stored = (width, height) if orientation >= 5 else size
     if orientation != 1 and mask.shape == size == stored:
-        raise UserError(
+        raise DataError(
             f"{name} has EXIF orientation {orientation}, and its mask fits it with and without the rotation; save the "
             "image as the mask is oriented, without the EXIF tag"
         )
@@ -132,7 +132,7 @@ def orient_mask(
         return mask
     if mask.shape == stored:
         return np.asarray(Image.fromarray(mask).transpose(UNDO_ORIENTATION[orientation]))
-    raise UserError(
+    raise DataError(
         f"{name} is {width} x {height} pixels, but its mask is {mask_width} x {mask_height}; give it a mask of its size"
     )
 
@@ -141,7 +141,7 @@ def read_mask(source: bytes | str | os.PathLike[str], name: str) -> Integer[np.n
     """Return the values of a mask: grayscale of 1, 8, 16 or 32 bits, or the indices of a palette.
 
     Raises:
-        UserError: a color image or a JPEG, which hold no class numbers; a file that is damaged or not an image; or a
+        DataError: a color image or a JPEG, which hold no class numbers; a file that is damaged or not an image; or a
             negative value.
     """
     with image_errors(name):
@@ -149,7 +149,7 @@ def read_mask(source: bytes | str | os.PathLike[str], name: str) -> Integer[np.n
     if values.dtype == bool:
         return values.astype(np.uint8)
     if int(values.min(initial=0)) < 0:
-        raise UserError(f"{name} holds {int(values.min())}, but class numbers start at 0; correct the mask")
+        raise DataError(f"{name} holds {int(values.min())}, but class numbers start at 0; correct the mask")
     return values
 
 
@@ -173,7 +173,7 @@ def _open_mask(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
             "colors to numbers and save them with Image.fromarray(numbers.astype('uint8'))"
         )
     if exif_orientation(image) in UNDO_ORIENTATION:
-        raise UserError(
+        raise DataError(
             f"the mask {name} has EXIF orientation {exif_orientation(image)}; save it upright, without the EXIF tag"
         )
     image.load()

@@ -16,7 +16,7 @@ from triptych.data.sources.mask_folders import dataset_root, log_layout
 from triptych.data.sources.splits import choose_held_out, choose_split
 from triptych.data.sources.table import TableSource, empty_rows, mask_in_cell
 from triptych.data.streaming.open import OpenedStream
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError, TriptychError
 
 
 def open_source(
@@ -59,7 +59,7 @@ def open_source(
             memory. The columns of shards are those of their first examples.
 
     Raises:
-        UserError: the data does not exist, holds no images or lacks the split; columns are unknown or ambiguous; labels
+        DataError: the data does not exist, holds no images or lacks the split; columns are unknown or ambiguous; labels
             are missing or out of range; or masks are missing or hold colors. Damaged images are reported when they are
             decoded.
     """
@@ -97,7 +97,7 @@ def train_and_eval(
         The training source and the evaluation source.
 
     Raises:
-        UserError: as `open_source`, or the data holds a single image.
+        DataError: as `open_source`, or the data holds a single image.
     """
     if is_built_in(spec):
         _need_files(spec, stream)
@@ -110,7 +110,7 @@ def train_and_eval(
         return opened.split_off(eval_fraction, seed)
     source = opened.source(None)
     if len(source) < 2:
-        raise UserError(
+        raise DataError(
             f"{os.fspath(spec)} holds only one image; give at least one to train on and one to evaluate on"
         )
     held = choose_held_out(len(source), source.labels, eval_fraction, seed)
@@ -144,7 +144,7 @@ class _Opened:
         table = self.splits[chosen]
         if len(table) == 0:
             where = f" in split {chosen}" if chosen else ""
-            raise UserError(f"{os.fspath(self.spec)} holds no images{where}")
+            raise DataError(f"{os.fspath(self.spec)} holds no images{where}")
         image, label, caption, mask = self.requested
         if ID_COLUMN in table.features:  # written by our own readers, whose image column is "image"
             image = "image"
@@ -160,7 +160,7 @@ class _Opened:
                 source[0]
             except MaskFormatError:
                 raise  # at once, rather than for each mask
-            except UserError:
+            except TriptychError:
                 pass
         return source
 
@@ -171,7 +171,7 @@ class _Opened:
         if len(lacking) == count:
             return None
         if len(lacking):
-            raise UserError(
+            raise DataError(
                 f"{len(lacking)} of {count} examples have no mask in column {column}, the first of which is "
                 f"{row_name(self.splits[split], int(lacking[0]))}; add the masks or remove the examples"
             )
@@ -196,7 +196,7 @@ def is_built_in(spec: Spec) -> bool:
 
 def _need_files(spec: Spec, stream: bool) -> None:
     if stream:
-        raise UserError(
+        raise ConfigError(
             f"{os.fspath(spec)} is built in, but only files can be streamed; omit --loading.stream"
         )
 

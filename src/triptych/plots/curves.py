@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from triptych.errors import UserError
+from triptych.errors import DataError
 from triptych.plots import style
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> x, y
@@ -23,11 +23,11 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a log.jsonl. A last line that a killed run left half-written is left out.
 
     Raises:
-        UserError: no such file, not JSON lines, or no rows.
+        DataError: no such file, not JSON lines, or no rows.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the folder of a training run, or its log.jsonl")
+        raise DataError(f"{path} does not exist; give the folder of a training run, or its log.jsonl")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
@@ -39,11 +39,11 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         except ValueError as problem:
             if number == len(lines):
                 break
-            raise UserError(
+            raise DataError(
                 f"{path} line {number} is no JSON object; is it a log of a training run?"
             ) from problem
     if not rows:
-        raise UserError(f"{path} has no rows yet; wait for the first, or give another run")
+        raise DataError(f"{path} has no rows yet; wait for the first, or give another run")
     return rows
 
 
@@ -56,12 +56,12 @@ def training_curves(rows: Iterable[Mapping[str, Any]], title: str = "Training") 
             and its values.
 
     Raises:
-        UserError: there is nothing to draw.
+        DataError: there is nothing to draw.
     """
     clock, series = collect(rows)
     panels = {name: curves for name, curves in sorted_out(series).items() if curves}
     if not panels:
-        raise UserError(
+        raise DataError(
             "the log holds no loss, score, learning rate or speed; is it a log of a training run?"
         )
     last = max(float(x.max()) for x, _ in series.values()) or 1.0

@@ -77,7 +77,7 @@ def write(report: Report, folder: Path) -> list[Path]:
         The files written.
 
     Raises:
-        UserError: they cannot be written.
+        StorageError: they cannot be written.
     """
     data, page = folder / "benchmarks.json", folder / "benchmarks.md"
     try:

@@ -27,7 +27,7 @@ from triptych.data.augment.mixing import draw_erasing, draw_mixing, erase, mix_i
 from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD, RGB, AugmentConfig
 from triptych.data.masks import NUM_MASK_VALUES, VOID
 from triptych.device import copy_to_device
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 # Bytes of float pixels that a CPU works on at a time. 2 and 4 MB took equally long, the full batch twice as long.
 PIECE_BYTES = 2 << 20
@@ -111,10 +111,10 @@ def augment(
         (B, num_classes), whose rows sum to 1; None without labels.
 
     Raises:
-        UserError: labels without `num_classes`, or images of another type or shape.
+        ConfigError: labels without `num_classes`, or images of another type or shape.
     """
     if labels is not None and num_classes is None:
-        raise UserError("augment got labels but no num_classes; give the number of classes")
+        raise ConfigError("augment got labels but no num_classes; give the number of classes")
     count, device = len(images), images.device
     draws = draw_augmentation(count, config, seed, aspect, device)
     x = torch.empty(count, 3, *config.image_size, device=device)
@@ -163,17 +163,19 @@ def augment_with_masks(
         Normalized float32 images, and masks of the given type, on the same device.
 
     Raises:
-        UserError: masks of another size or type, or a config with mixup, CutMix, label smoothing or RandAugment, which
-            do not work with masks.
+        ConfigError: masks of another size or type; or a config with mixup, CutMix, label smoothing or RandAugment,
+            which do not work with masks.
     """
     if masks.dtype not in (torch.uint8, torch.int32) or masks.shape != images.shape[:1] + images.shape[2:]:
-        raise UserError(
+        raise ConfigError(
             f"masks are {masks.dtype} of shape {tuple(masks.shape)}, which must be torch.uint8 or torch.int32 of shape "
             f"{(len(images), *images.shape[2:])} to match the images"
         )
     for name in ("mixup", "cutmix", "rand_augment", "label_smoothing"):
         if getattr(config, name):
-            raise UserError(f"{name} is {getattr(config, name)}, which does not work with masks; set it to 0")
+            raise ConfigError(
+                f"{name} is {getattr(config, name)}, which does not work with masks; set it to 0"
+            )
     x, _ = augment(images, None, config, seed, aspect=aspect)
     matrices = draw_augmentation(len(images), config, seed, aspect, images.device).matrices
     outside = VOID if masks.dtype == torch.uint8 else NUM_MASK_VALUES - 1
@@ -227,11 +229,13 @@ def to_float(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """Convert uint8 images to floats from 0 to 1. RGBA is premultiplied by alpha, so that it can be interpolated.
 
     Raises:
-        UserError: images of another type or shape.
+        ConfigError: images of another type or shape.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (3, 4):
         got = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise UserError(f"augmentation got {got}; it needs torch.uint8 of shape (batch, 3|4, height, width)")
+        raise ConfigError(
+            f"augmentation got {got}; it needs torch.uint8 of shape (batch, 3|4, height, width)"
+        )
     x = images.to(torch.float32).mul_(1 / 255)
     if x.shape[1] == 4:
         x[:, :3] *= x[:, 3:]

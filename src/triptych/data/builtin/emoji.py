@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from triptych.data.example import Example
-from triptych.errors import UserError, near_names
+from triptych.errors import ConfigError, DataError, near_names
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "emoji"
 EMOJI_SPLITS = ("train", "test", "all")
@@ -180,12 +180,13 @@ def emoji(
         A source of `Example`s of 64 x 64 pixels, always in the same order.
 
     Raises:
-        UserError: an unknown split or style, an invalid background, or a `root` without the data.
+        ConfigError: an unknown split or style, or an invalid background.
+        DataError: a `root` without the data.
     """
     if split not in EMOJI_SPLITS:
-        raise UserError(f"unknown split {split!r} of emoji; choose one of {', '.join(EMOJI_SPLITS)}")
+        raise ConfigError(f"unknown split {split!r} of emoji; choose one of {', '.join(EMOJI_SPLITS)}")
     if background is not None and (len(background) != 3 or not all(0 <= v <= 255 for v in background)):
-        raise UserError(f"background is {background!r}; it must be three numbers from 0 to 255")
+        raise ConfigError(f"background is {background!r}; it must be three numbers from 0 to 255")
     if isinstance(styles, str):
         styles = styles.split(",")
     return EmojiSource(Path(root).resolve() if root is not None else ASSETS, split, styles, background)
@@ -198,16 +199,16 @@ def _choose(
     if names is None:
         return here
     if not names:
-        raise UserError(
+        raise ConfigError(
             f"the list of emoji styles is empty; omit styles, or choose from {', '.join(s.name for s in here)}"
         )
     known = {s.name: s for s in styles}
     for name in names:
         if name not in known:
             near = near_names(name, known) or list(known)
-            raise UserError(f"unknown emoji style {name!r} in {root}; did you mean {' or '.join(near)}?")
+            raise ConfigError(f"unknown emoji style {name!r} in {root}; did you mean {' or '.join(near)}?")
         if split not in ("all", known[name].split):
-            raise UserError(
+            raise ConfigError(
                 f"emoji style {name!r} belongs to split {known[name].split!r}, not {split!r}; "
                 f"choose from {', '.join(s.name for s in here)}"
             )
@@ -244,12 +245,12 @@ def _read_table(root: Path) -> tuple[tuple[Concept, ...], tuple[Style, ...], int
         )
         return concepts, styles, table["cell"], table["columns"]
     except OSError as problem:
-        raise UserError(
+        raise DataError(
             f"no emoji data in {root} (emoji.json: {problem.strerror}); "
             f"create it with tools/make_emoji.py --out {root}"
         ) from problem
     except (ValueError, KeyError, TypeError) as problem:
-        raise UserError(
+        raise DataError(
             f"{path} is not an emoji table ({problem}); recreate it with tools/make_emoji.py"
         ) from problem
 
@@ -257,7 +258,7 @@ def _read_table(root: Path) -> tuple[tuple[Concept, ...], tuple[Style, ...], int
 def _atlas_path(root: Path, style: str) -> Path:
     path = root / f"{style}.webp"
     if not path.is_file():
-        raise UserError(
+        raise DataError(
             f"the drawings {path} are missing; recreate them with tools/make_emoji.py --out {root}"
         )
     return path
@@ -271,7 +272,7 @@ def _decode_atlas(root: Path, style: str) -> np.ndarray:
         with Image.open(path) as image:
             atlas = np.asarray(image.convert("RGBA"))
     except OSError as problem:
-        raise UserError(
+        raise DataError(
             f"{path} cannot be decoded ({problem}); recreate it with tools/make_emoji.py"
         ) from problem
     atlas.setflags(write=False)

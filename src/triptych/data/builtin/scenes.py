@@ -17,7 +17,7 @@ from PIL import Image
 from triptych.data.builtin.emoji import EmojiSource, emoji, with_article
 from triptych.data.builtin.procedural_backgrounds import random_background
 from triptych.data.example import Box, Example
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 SCENE_VERSION = 1  # part of the fingerprint; increase it when scenes change
 DEFAULT_COUNTS = {"train": 20_000, "test": 500}
@@ -148,15 +148,16 @@ def scenes(
         seed: seed of the scenes; scene k depends on the seed and not on `count`.
 
     Raises:
-        UserError: an unknown split, a count or size that is too small, or a `root` without the data.
+        ConfigError: an unknown split, or a count or size that is too small.
+        DataError: a `root` without the data.
     """
     named = {"val": "test", "eval": "test"}.get(split, split)
     if named not in ("train", "test"):
-        raise UserError(f"unknown split {split!r} of scenes; choose train or test")
+        raise ConfigError(f"unknown split {split!r} of scenes; choose train or test")
     if count is not None and count < 1:
-        raise UserError(f"count is {count}; scenes need at least 1")
+        raise ConfigError(f"count is {count}; scenes need at least 1")
     if min(size) < 32:
-        raise UserError(f"size is {size[0]} x {size[1]}; scenes need at least 32 pixels along each side")
+        raise ConfigError(f"size is {size[0]} x {size[1]}; scenes need at least 32 pixels along each side")
     return SceneSource(emoji(named, root=root), count or DEFAULT_COUNTS[named], size, seed)
 
 

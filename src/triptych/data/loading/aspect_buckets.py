@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from triptych.data.example import Batch
 from triptych.data.images import read_image_size
 from triptych.data.source import Source
-from triptych.errors import UserError
+from triptych.errors import ConfigError, TriptychError
 
 ImageShape = tuple[int, int]
 """Height and width in pixels."""
@@ -27,10 +27,10 @@ def bucket_shapes(size: ImageShape, count: int, unit: int) -> tuple[ImageShape, 
         unit: pixels of which each side is a multiple.
 
     Raises:
-        UserError: a side of `size` is not a multiple of `unit`.
+        ConfigError: a side of `size` is not a multiple of `unit`.
     """
     if any(side % unit for side in size):
-        raise UserError(
+        raise ConfigError(
             f"the size {size[0]} x {size[1]} cannot have buckets; make both sides multiples of {unit}"
         )
     area = size[0] * size[1]
@@ -54,7 +54,7 @@ def assign_buckets(source: Source, shapes: Sequence[ImageShape]) -> np.ndarray:
     for row in range(len(source)):
         try:
             size = read_image_size(source[row].image)
-        except UserError:
+        except TriptychError:
             continue
         if size is not None and min(size) > 0:
             assigned[row] = np.abs(aspects - math.log(size[1] / size[0])).argmin()

@@ -18,7 +18,7 @@ from triptych.data.images import Resize, ResizeLike, decode_with_orientation, fl
 from triptych.data.loading.test_time_views import ViewOptions, make_views
 from triptych.data.masks import mask_dtype, orient_mask, void_label
 from triptych.data.source import Source
-from triptych.errors import UserError
+from triptych.errors import DataError, TriptychError
 
 
 class BatchDataset(Protocol):
@@ -85,7 +85,7 @@ class DecodingDataset(Dataset):
                 good.append((row, example, *self._load(example)))
             except SourceChangedError as problem:  # as text: an exception in a worker would add its traceback
                 return empty_batch(gone=str(problem))
-            except UserError as problem:
+            except TriptychError as problem:
                 bad[name] = str(problem)
         labels = [-1 if e.label is None else e.label for _, e, *_ in good]
         batch: Batch = {
@@ -112,7 +112,7 @@ class DecodingDataset(Dataset):
         array, mask = self._decode(example)
         if self.min_size is not None and any(a < b for a, b in zip(array.shape, self.min_size, strict=False)):
             (height, width), (min_height, min_width) = array.shape[:2], self.min_size
-            raise UserError(
+            raise DataError(
                 f"{example.id} is {width} x {height} pixels, smaller than the crop of {min_width} x {min_height}; "
                 "use larger images, a smaller --image-size, or --enlarge"
             )
@@ -131,7 +131,7 @@ class DecodingDataset(Dataset):
         if not self.has_masks:
             return array, None
         if example.mask is None:
-            raise UserError(f"{example.id} has no mask; add one or leave the image out")
+            raise DataError(f"{example.id} has no mask; add one or leave the image out")
         return array, orient_mask(example.mask, orientation, (array.shape[0], array.shape[1]), example.id)
 
 

@@ -24,7 +24,7 @@ from triptych.data.loading.workers import (
     shut_down_at_exit,
 )
 from triptych.data.source import Source, Streamable
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError, TriptychError
 from triptych.kernels.loader_workers import current_iterator, forget_iterator, shut_down
 
 CACHE_BYTES = 1 << 30  # largest size of the decoded images that `cache="auto"` caches
@@ -55,10 +55,11 @@ def make_loader(
         order: overrides the order that the other arguments define.
 
     Raises:
-        UserError: an empty source, or `config.stream` with a source that is not a stream.
+        DataError: an empty source.
+        ConfigError: `config.stream` with a source that is not a stream.
     """
     if len(source) == 0:
-        raise UserError("the data holds no images; give a source with at least one")
+        raise DataError("the data holds no images; give a source with at least one")
     resize = Resize(**{name: getattr(preprocess, name) for name in Resize.__dataclass_fields__})
     if train:
         height, width = config.load_size or tuple(round(side * 8 / 7) for side in resize.size)
@@ -71,7 +72,7 @@ def make_loader(
     workers = _processes(config)
     if order is None and config.stream and train:
         if not isinstance(source, Streamable):
-            raise UserError(
+            raise ConfigError(
                 "the source was not opened as a stream; open it with stream=True, or omit --loading.stream"
             )
         order = StreamOrder(source.bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
@@ -118,7 +119,7 @@ def _has_alpha(source: Source) -> bool:
     """Return whether the source holds RGBA arrays, as the emoji do: then all batches are RGBA."""
     try:
         image = source[0].image
-    except UserError:
+    except TriptychError:
         return False
     return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] == 4
 
@@ -138,7 +139,7 @@ class Loader(StatefulDataLoader):
         on_bad_image: "skip" or "fail".
 
     Raises (while iterating):
-        UserError: an image is damaged and `on_bad_image` is "fail", or a file of the source is missing or has changed.
+        DataError: an image is damaged and `on_bad_image` is "fail", or a file of the source is missing or has changed.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class Loader(StatefulDataLoader):
 
     def _note_bad(self, bad: dict[str, str]) -> None:
         if bad and self._on_bad_image == "fail":
-            raise UserError(f"{next(iter(bad.values()))}, or set on_bad_image to skip")
+            raise DataError(f"{next(iter(bad.values()))}, or set on_bad_image to skip")
         self.bad.update(bad)
 
     def state_dict(self) -> dict[str, int]:
@@ -236,10 +237,10 @@ class Loader(StatefulDataLoader):
         """Resume from a position in the next iteration. The number of workers may differ.
 
         Raises:
-            UserError: the position is beyond the end of the epoch.
+            ConfigError: the position is beyond the end of the epoch.
         """
         if not 0 <= state_dict["batch"] <= len(self):
-            raise UserError(
+            raise ConfigError(
                 f"the state is at batch {state_dict['batch']} of an epoch of {len(self)}; "
                 "resume with the same data and batch size"
             )

@@ -15,7 +15,7 @@ from typing import overload
 
 import numpy as np
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 class LazyBatches(Sequence[np.ndarray]):
@@ -50,7 +50,7 @@ class StreamOrder:
             processes times workers, each row group of a parquet file is read by a single worker.
 
     Raises:
-        UserError: fewer rows than a batch.
+        ConfigError: fewer rows than a batch.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class StreamOrder:
         self.bounds, self.count = bounds, int(bounds[-1])
         self.batch_size, self.seed = batch_size, seed
         if self.count < batch_size:
-            raise UserError(
+            raise ConfigError(
                 f"the stream has {self.count} examples, fewer than a batch of {batch_size}; "
                 "lower --loading.batch-size, or omit --loading.stream"
             )

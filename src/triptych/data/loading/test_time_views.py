@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from triptych.data.images import RESAMPLING_FILTERS, ResizeLike
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 MAX_VIEW_ASPECT = 8
 """Largest ratio of the longer side to the shorter if the preprocessing crops; longer images are squashed to it."""
@@ -36,18 +36,18 @@ class ViewOptions:
 
     def __post_init__(self):
         if not _pixels(self.size):
-            raise UserError(
+            raise ConfigError(
                 f"size is {self.size!r}, but must be the shorter side in pixels, or (height, width) to fit into"
             )
         if not _pixels(self.window):
-            raise UserError(
+            raise ConfigError(
                 f"window is {self.window!r}, but must be (height, width) in pixels, or one number"
             )
         if not _number(self.overlap) or not 0 <= self.overlap < 1:
-            raise UserError(f"overlap is {self.overlap!r}, but must be at least 0 and below 1")
+            raise ConfigError(f"overlap is {self.overlap!r}, but must be at least 0 and below 1")
         several = isinstance(self.scales, tuple | list) and len(self.scales) > 0
         if not several or not all(_number(scale) and 0 < scale <= 16 for scale in self.scales):
-            raise UserError(
+            raise ConfigError(
                 f"scales is {self.scales!r}, but must be numbers above 0 and up to 16, such as (0.5, 1.0, 1.5)"
             )
 
@@ -63,9 +63,11 @@ class ViewOptions:
         return (sides, sides) if isinstance(sides, int) else sides and (sides[0], sides[1])
 
     def check_window(self, patch_size: int) -> None:
-        """Raise a `UserError` if the window is smaller than a patch of `patch_size` pixels."""
+        """Raise a `ConfigError` if the window is smaller than a patch of `patch_size` pixels."""
         if self.window_size is not None and min(self.window_size) < patch_size:
-            raise UserError(f"window is {self.window}, but must be at least one patch of {patch_size} pixels")
+            raise ConfigError(
+                f"window is {self.window}, but must be at least one patch of {patch_size} pixels"
+            )
 
 
 def make_views(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from triptych.data.sources.folders import ID_COLUMN, MASK_NAMES
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -53,7 +53,7 @@ def find_columns(
         image, label, caption, mask: names of the columns, where the user has given them.
 
     Raises:
-        UserError: a given column does not exist, or no column or several could be meant.
+        DataError: a given column does not exist, or no column or several could be meant.
     """
     mask = _mask_column(features, image, mask)
     images = [name for name in _image_columns(features) if name != mask]
@@ -76,14 +76,14 @@ def _choose_column(
     available = ", ".join(name for name in features if name != ID_COLUMN)
     if requested is not None:
         if requested not in features:
-            raise UserError(f"there is no column {requested!r} for the {what}; the columns are {available}")
+            raise DataError(f"there is no column {requested!r} for the {what}; the columns are {available}")
         return requested
     for name in first:
         if name in candidates:
             return name
     if len(candidates) > 1:
         several = ", ".join(candidates)
-        raise UserError(f"each of the columns {several} could hold the {what}; choose one with {what}_column")
+        raise DataError(f"each of the columns {several} could hold the {what}; choose one with {what}_column")
     return candidates[0] if candidates else None
 
 
@@ -96,13 +96,13 @@ def _mask_column(features: "Features", image: str | None, requested: str | None)
         return called[0] if called and (image is not None or len(image_columns) > len(called)) else None
     mask = _choose_column("mask", [], requested, features, ())
     if mask not in image_columns and not _can_be_path(features[mask]):
-        raise UserError(f"column {mask} holds {features[mask]}, but masks must be images or paths of files")
+        raise DataError(f"column {mask} holds {features[mask]}, but masks must be images or paths of files")
     return mask
 
 
 def _no_image(features: "Features") -> str:
     available = ", ".join(name for name in features if name != ID_COLUMN)
-    raise UserError(
+    raise DataError(
         f"no column was recognized as images; the columns are {available}; give the right one as image_column"
     )
 
@@ -145,9 +145,9 @@ def _can_be_label(feature: object) -> bool:
 
 
 def check_label_column(column: str, features: "Features") -> None:
-    """Raise a `UserError` if a column cannot hold labels."""
+    """Raise a `DataError` if a column cannot hold labels."""
     if not _can_be_label(features[column]):
-        raise UserError(f"column {column} holds {features[column]}, but labels must be integers or text")
+        raise DataError(f"column {column} holds {features[column]}, but labels must be integers or text")
 
 
 def read_labels(
@@ -163,7 +163,7 @@ def read_labels(
         a split without labels.
 
     Raises:
-        UserError: labels of a wrong type, missing, negative, or beyond the named classes.
+        DataError: labels of a wrong type, missing, negative, or beyond the named classes.
     """
     import datasets
 
@@ -196,7 +196,7 @@ def read_labels(
 def _need_all(values: list, column: str, table: "Dataset") -> None:
     missing = [row for row, value in enumerate(values) if value is None or value == ""]
     if missing:
-        raise UserError(
+        raise DataError(
             f"{len(missing)} of {len(values)} examples have no label in column {column}, the first of which is "
             f"{row_name(table, missing[0])}; label or remove them"
         )
@@ -206,7 +206,7 @@ def _need_in_range(indices: np.ndarray | None, names: list[str], column: str, ta
     assert indices is not None
     wrong = np.flatnonzero((indices < 0) | (indices >= len(names)))
     if len(wrong):
-        raise UserError(
+        raise DataError(
             f"label {indices[wrong[0]]} of {row_name(table, int(wrong[0]))} in column {column} is out of range: "
             f"the {len(names)} classes are numbered from 0; correct it"
         )
@@ -215,7 +215,7 @@ def _need_in_range(indices: np.ndarray | None, names: list[str], column: str, ta
 def _count(labels: set, column: str) -> int:
     most = max(map(int, labels))
     if most >= MAX_NUMERIC_CLASSES:
-        raise UserError(f"column {column} goes up to {most}; number the classes from 0, or use their names")
+        raise DataError(f"column {column} goes up to {most}; number the classes from 0, or use their names")
     return max(1, most + 1)
 
 

@@ -10,7 +10,7 @@ from triptych.data.sources.mask_folders import dataset_root, read_pairs
 from triptych.data.sources.parquet_and_hub import HUB_ID, read_hub, read_parquet, read_saved
 from triptych.data.sources.splits import split_folders, split_of_file
 from triptych.data.sources.tar import read_shards
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +26,7 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
         image_column, mask_column: names of the columns, where the user has given them.
 
     Raises:
-        UserError: the data does not exist, or its layout is unknown.
+        DataError: the data does not exist, or its layout is unknown.
     """
     path = Path(spec).expanduser().absolute()
     if path.is_dir():
@@ -38,14 +38,14 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
             return {"": read_metadata(path, mask_column=mask_column)}
         if ".tar" in path.suffixes or path.suffix == ".tgz":
             return {"": read_shards([path], image_column, mask_column)}
-        raise UserError(
+        raise DataError(
             f"{path} is a file of unknown type; give a folder, or a .tar, .parquet, .jsonl or .csv file"
         )
     if matches := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
         return _read_files(matches, image_column, mask_column)
     if HUB_ID.fullmatch(os.fspath(spec)):
         return read_hub(os.fspath(spec))
-    raise UserError(
+    raise DataError(
         f"{os.fspath(spec)} does not exist; give a folder of images, or a hub id such as org/name"
     )
 
@@ -91,11 +91,11 @@ def group_by_split(files: list[Path]) -> tuple[str, dict[str, list[Path]]]:
         split, as in train-00000-of-00002.parquet.
 
     Raises:
-        UserError: files with different suffixes.
+        DataError: files with different suffixes.
     """
     suffixes = {path.suffix.lower() for path in files}
     if suffixes not in ({".tar"}, {".parquet"}):
-        raise UserError(
+        raise DataError(
             f"{files[0]} and the files with it end in {', '.join(sorted(suffixes))}; use only .tar or only .parquet"
         )
     groups: dict[str, list[Path]] = {}

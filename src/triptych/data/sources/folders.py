@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.errors import DataError, UserError
+from triptych.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,12 +38,12 @@ def list_visible(folder: Path) -> list[Path]:
     """Return the sorted contents of a folder, without files of operating systems such as .DS_Store and __MACOSX.
 
     Raises:
-        UserError: the folder cannot be read.
+        DataError: the folder cannot be read.
     """
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")))
     except OSError as problem:
-        raise UserError(f"{folder} cannot be read ({problem.strerror}); check its permissions") from problem
+        raise DataError(f"{folder} cannot be read ({problem.strerror}); check its permissions") from problem
 
 
 def has_images(folder: Path) -> bool:
@@ -64,11 +64,11 @@ def metadata_file(folder: Path) -> Path | None:
     """Return the metadata.jsonl or metadata.csv of a folder; None if it has none.
 
     Raises:
-        UserError: it has both.
+        DataError: it has both.
     """
     result = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(result) > 1:
-        raise UserError(f"{folder} holds both {METADATA[0]} and {METADATA[1]}; remove one of them")
+        raise DataError(f"{folder} holds both {METADATA[0]} and {METADATA[1]}; remove one of them")
     return result[0] if result else None
 
 
@@ -79,20 +79,20 @@ def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
     class indices agree. A text file with the name of an image holds its captions.
 
     Raises:
-        UserError: a folder without images, or with images both next to and in class folders.
+        DataError: a folder without images, or with images both next to and in class folders.
     """
     files = {split: list(find_images(folder)) for split, folder in folders.items()}
     for split, folder in folders.items():
         if not files[split]:
             what = "is empty" if not list_visible(folder) else "holds no images (.jpg, .png, .webp ...)"
-            raise UserError(f"{folder} {what}; give a folder with images, class folders or a metadata.jsonl")
+            raise DataError(f"{folder} {what}; give a folder with images, class folders or a metadata.jsonl")
     classes = sorted({parts[0] for paths in files.values() for _, parts in paths if len(parts) > 1})
     tables = {}
     for split, paths in files.items():
         prefix = "" if split == "" else folders[split].name + "/"
         stray = next((path for path, parts in paths if len(parts) == 1), None)
         if classes and stray:
-            raise UserError(
+            raise DataError(
                 f"{stray} is next to class folders; move it into one of them or out of the folder"
             )
         columns: dict[str, list[Any]] = {
@@ -112,7 +112,7 @@ def find_images(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the path of each image in sorted order, and the parts of its path relative to the folder.
 
     Raises:
-        UserError: a file name that is not UTF-8.
+        DataError: a file name that is not UTF-8.
     """
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
@@ -120,7 +120,7 @@ def find_images(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 path = Path(root, name)
                 if not _is_utf8(path):
-                    raise UserError(f"{str(path)!r} has a name that is not UTF-8; rename it")
+                    raise DataError(f"{str(path)!r} has a name that is not UTF-8; rename it")
                 yield str(path), path.relative_to(folder).parts
 
 
@@ -161,21 +161,21 @@ def read_metadata(file: Path, prefix: str = "", mask_column: str | None = None) 
         mask_column: name of the column of masks; by default one of `MASK_NAMES` that holds paths of images.
 
     Raises:
-        UserError: a file without rows, a line that cannot be read, or a row without file_name.
+        DataError: a file without rows, a line that cannot be read, or a row without file_name.
     """
     rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _jsonl_rows(file)
     if not rows:
-        raise UserError(
+        raise DataError(
             f"{file} has no rows; write one for each image, with file_name and a label or caption"
         )
     names = list(dict.fromkeys(name for row in rows for name in row))
     if "file_name" not in names:
-        raise UserError(f"{file} has no column file_name, which names each image; it has {', '.join(names)}")
+        raise DataError(f"{file} has no column file_name, which names each image; it has {', '.join(names)}")
     columns = {name: [row.get(name) for row in rows] for name in names}
     paths = columns.pop("file_name")
     if None in paths or "" in paths:
         at = next(i for i, path in enumerate(paths) if not path)
-        raise UserError(f"{file} has no file_name in row {at + 1}; give it one or remove the row")
+        raise DataError(f"{file} has no file_name in row {at + 1}; give it one or remove the row")
     columns = {name: values for name, values in columns.items() if all(map(_is_plain, values))}
     columns["image"] = [str(file.parent / str(path)) for path in paths]
     columns[ID_COLUMN] = [prefix + str(path) for path in paths]
@@ -209,9 +209,9 @@ def _jsonl_rows(file: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as problem:
-            raise UserError(f"{file} line {number} is not JSON ({problem}); repair it") from problem
+            raise DataError(f"{file} line {number} is not JSON ({problem}); repair it") from problem
         if not isinstance(row, dict):
-            raise UserError(f"{file} line {number} is {line[:40]!r}, but must be an object such as {{...}}")
+            raise DataError(f"{file} line {number} is {line[:40]!r}, but must be an object such as {{...}}")
         rows.append(row)
     return rows
 
@@ -283,5 +283,5 @@ def _check_types(name: str, values: list[Any]) -> list[Any]:
         return [None if value is None else float(value) for value in values]
     if len(types) > 1:
         mixed = " and ".join(sorted(value_type.__name__ for value_type in types))
-        raise UserError(f"column {name} mixes {mixed}; use one type throughout")
+        raise DataError(f"column {name} mixes {mixed}; use one type throughout")
     return values

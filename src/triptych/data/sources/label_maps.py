@@ -28,7 +28,7 @@ from triptych.data.masks import (
     read_palette,
 )
 from triptych.data.sources.folders import read_text
-from triptych.errors import UserError
+from triptych.errors import DataError, TriptychError
 
 Cell = tuple[bytes | str, str]
 """The path or bytes of a mask, and its name in errors."""
@@ -98,7 +98,7 @@ def find_label_map(
         reduce_zero_label: ignore 0 and take 1 as the first class.
 
     Raises:
-        UserError: masks hold colors, or values above 254 without class names; or a file of class names cannot be read.
+        DataError: masks hold colors, or values above 254 without class names; or a file of class names cannot be read.
     """
     first = next(iter(cells()))
     if known := _published_label_map(Path(first[1]), folder):
@@ -166,7 +166,7 @@ def read_class_names(folder: Path) -> dict[int, str] | None:
     or an object that maps names to numbers or numbers to names); None if there is no such file.
 
     Raises:
-        UserError: the file cannot be read, has no names, or has the same name for two classes.
+        DataError: the file cannot be read, has no names, or has the same name for two classes.
     """
     file = next((folder / name for name in CLASS_NAME_FILES if (folder / name).is_file()), None)
     if file is None:
@@ -176,10 +176,10 @@ def read_class_names(folder: Path) -> dict[int, str] | None:
     else:
         names = _json_names(file)
     if not names:
-        raise UserError(f"{file} names no classes; write one name per line, or remove the file")
+        raise DataError(f"{file} names no classes; write one name per line, or remove the file")
     if len(set(names.values())) < len(names):
         twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
-        raise UserError(f"{file} names two classes {twice!r}; give each a different name")
+        raise DataError(f"{file} names two classes {twice!r}; give each a different name")
     return names
 
 
@@ -191,7 +191,7 @@ def _json_names(file: Path) -> dict[int, str]:
         pairs = [(k, v) if str(k).lstrip("-").isdecimal() else (v, k) for k, v in content.items()]
         return {number: str(name) for number, name in sorted((int(k), v) for k, v in pairs) if number >= 0}
     except (ValueError, TypeError, AttributeError) as problem:
-        raise UserError(
+        raise DataError(
             f'{file} cannot be read ({problem}); write ["name", ...] or {{"0": "name", ...}}'
         ) from problem
 
@@ -205,7 +205,7 @@ def _from_names(names: dict[int, str], ignore_index: int, reduce_zero_label: boo
         void = {*(void - {VOID}), NUM_MASK_VALUES - 1}
     numbers = [n + first for n in names if n + first not in void]
     if not 0 < len(numbers) <= MAX_MASK_CLASSES or max(numbers) >= NUM_MASK_VALUES:
-        raise UserError(
+        raise DataError(
             f"{len(numbers)} classes are named, up to number {max(names)}; name 1 to {MAX_MASK_CLASSES} classes with "
             f"numbers below {NUM_MASK_VALUES - 1}"
         )
@@ -216,11 +216,11 @@ def _from_names(names: dict[int, str], ignore_index: int, reduce_zero_label: boo
 def _from_values(seen: set[int], ignore_index: int, reduce_zero_label: bool, example: str) -> LabelMap:
     count = max(seen, default=-1) + 1 - reduce_zero_label
     if count < 1:
-        raise UserError(
+        raise DataError(
             f"the masks, such as {example}, hold no classes; give masks whose classes are numbered from 0"
         )
     if count > VOID:
-        raise UserError(
+        raise DataError(
             f"the masks, such as {example}, hold values up to {max(seen)}, but without class names at most {VOID - 1} "
             "is allowed; number the classes from 0, or name them in a classes.txt"
         )
@@ -233,7 +233,7 @@ def _with_palette(label_map: LabelMap, first: Cell) -> LabelMap:
         palette = read_palette(*first)
     except MaskFormatError:
         raise
-    except UserError:
+    except TriptychError:
         return label_map  # a damaged mask is reported when it is loaded
     numbers = [int(np.flatnonzero(label_map.table == k)[0]) for k in range(len(label_map.classes))]
     if palette is None or max(numbers) >= len(palette):
@@ -256,7 +256,7 @@ def _numbers(cell: Cell) -> set[int]:
         values = read_mask(*cell)
     except MaskFormatError:
         raise
-    except UserError:
+    except TriptychError:
         return set()  # reported when it is loaded
     if int(values.max(initial=0)) < NUM_MASK_VALUES:
         return set(np.flatnonzero(np.bincount(values.ravel())).tolist())

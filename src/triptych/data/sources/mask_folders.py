@@ -16,7 +16,7 @@ from triptych.data.sources.folders import (
 )
 from triptych.data.sources.label_maps import ADE20K
 from triptych.data.sources.splits import SPLITS, split_folders, split_notes
-from triptych.errors import DataError, UserError
+from triptych.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +83,7 @@ def read_pairs(folder: Path) -> "dict[str, Dataset] | None":
     folder. The table of a split without masks has no mask column.
 
     Raises:
-        UserError: an image has no mask, or two masks.
+        DataError: an image has no mask, or two masks.
     """
     if (voc := _read_voc(folder)) is not None:
         return voc
@@ -126,9 +126,9 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
     for split, names in splits.items():
         where = f" of split {split}" if split else ""
         if not names:
-            raise UserError(f"{folder} holds no images{where} that have masks; add them")
+            raise DataError(f"{folder} holds no images{where} that have masks; add them")
         if lacking := next((name for name in names if name not in images), None):
-            raise UserError(
+            raise DataError(
                 f"{folder / VOC_IMAGES} has no image {lacking}{where}; add it or remove it from the list"
             )
         columns = {
@@ -137,7 +137,7 @@ def _read_voc(folder: Path) -> "dict[str, Dataset] | None":
         }
         if any(name in masks for name in names):  # the test set's are not published
             if lacking := next((name for name in names if name not in masks), None):
-                raise UserError(
+                raise DataError(
                     f"{mask_folders[0]} has no mask of {lacking}{where}; add it or remove it from the list"
                 )
             columns["mask"] = [masks[name] for name in names]
@@ -161,7 +161,7 @@ def _first_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
 def _pair(images: Path, masks: Path | None, root: Path) -> "Dataset":
     image_files = list(find_images(images))
     if not image_files:
-        raise UserError(f"{images} holds no images (.jpg, .png, .webp ...); add them or remove the folder")
+        raise DataError(f"{images} holds no images (.jpg, .png, .webp ...); add them or remove the folder")
     columns: dict[str, list[str]] = {
         "image": [path for path, _ in image_files],
         ID_COLUMN: ["/".join((*images.relative_to(root).parts, *parts)) for _, parts in image_files],
@@ -171,7 +171,7 @@ def _pair(images: Path, masks: Path | None, root: Path) -> "Dataset":
     result = _masks_by_key(masks)
     columns["mask"] = of_images = [_mask_of(parts, result) for _, parts in image_files]
     if lacking := [path for (path, _), mask in zip(image_files, of_images, strict=True) if not mask]:
-        raise UserError(
+        raise DataError(
             f"{len(lacking)} of {len(image_files)} images have no mask of their name in {masks}, the first of which is "
             f"{lacking[0]}; add the masks or remove the images"
         )
@@ -193,7 +193,7 @@ def _masks_by_key(folder: Path) -> dict[str, str]:
     for path, parts in find_images(folder):
         key = "/".join((*parts[:-1], Path(parts[-1]).stem))
         if key in result:
-            raise UserError(f"{result[key]} and {path} are masks of the same image; remove one of them")
+            raise DataError(f"{result[key]} and {path} are masks of the same image; remove one of them")
         result[key] = path
     if any(key.endswith("_labelTrainIds") for key in result):
         result = {key: path for key, path in result.items() if not key.endswith("_labelIds")}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.data.sources.splits import SPLITS
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,22 +22,22 @@ def read_parquet(files: list[Path]) -> "Dataset":
     """Read parquet files as a table, memory-mapped from the cache of `datasets`, which is renewed when they change.
 
     Raises:
-        UserError: a file is missing or not a parquet file, or the files have different columns.
+        DataError: a file is missing or not a parquet file, or the files have different columns.
     """
     import datasets
 
     for file in files:
         if not file.is_file():
-            raise UserError(f"{file} does not exist; check the path")
+            raise DataError(f"{file} does not exist; check the path")
         with file.open("rb") as opened:
             if opened.read(4) != b"PAR1":
-                raise UserError(f"{file} is not a parquet file; copy or convert it again")
+                raise DataError(f"{file} is not a parquet file; copy or convert it again")
     with _quiet():
         try:
             dataset = datasets.Dataset.from_parquet([str(file) for file in files])
         except Exception as problem:
             reason = _first_line(problem.__cause__ or problem)
-            raise UserError(
+            raise DataError(
                 f"{files[0]} cannot be read as parquet ({reason}); copy or convert it again"
             ) from problem
         assert isinstance(dataset, datasets.Dataset)
@@ -48,14 +48,14 @@ def read_saved(folder: Path) -> "dict[str, Dataset]":
     """Read the tables of a folder written by `save_to_disk` of `datasets`.
 
     Raises:
-        UserError: the folder cannot be read.
+        DataError: the folder cannot be read.
     """
     import datasets
 
     try:
         saved = datasets.load_from_disk(str(folder))
     except Exception as problem:
-        raise UserError(f"{folder} cannot be read ({_first_line(problem)}); save it again") from problem
+        raise DataError(f"{folder} cannot be read ({_first_line(problem)}); save it again") from problem
     return _by_split(saved)
 
 
@@ -63,7 +63,7 @@ def read_hub(name: str) -> "dict[str, Dataset]":
     """Read the tables of a data set of the hub, "org/name" or "org/name:config", from the cache if it is downloaded.
 
     Raises:
-        UserError: the data set does not exist, cannot be reached, or needs another config.
+        DataError: the data set does not exist, cannot be reached, or needs another config.
     """
     import datasets
     from datasets import config as settings
@@ -78,11 +78,11 @@ def read_hub(name: str) -> "dict[str, Dataset]":
             return _by_split(datasets.load_dataset(path, config or None))
         except Exception as problem:
             if not reachable:
-                raise UserError(
+                raise DataError(
                     f"{name} is not a local file or folder and not in the cache, and the hub {settings.HF_ENDPOINT} "
                     "cannot be reached; check the path or the network"
                 ) from problem
-            raise UserError(f"{name} cannot be loaded from the hub ({_first_line(problem)})") from problem
+            raise DataError(f"{name} cannot be loaded from the hub ({_first_line(problem)})") from problem
         finally:
             settings.HF_HUB_OFFLINE = offline
 

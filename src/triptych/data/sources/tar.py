@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from triptych.data.disk_index import FileStamp
 from triptych.data.example import SourceChangedError
 from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, make_table
-from triptych.errors import UserError
+from triptych.errors import DataError, TriptychError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,14 +37,14 @@ def read_shards(
         mask_field: the same of the files with masks.
 
     Raises:
-        UserError: a shard is damaged, compressed or not a tar file; there are no images, or several in an example; or
+        DataError: a shard is damaged, compressed or not a tar file; there are no images, or several in an example; or
             labels cannot be read.
     """
     examples: list[dict[str, Any]] = []
     for shard in shards:
         examples.extend(_examples(shard, image_field, mask_field))
     if not examples:
-        raise UserError(
+        raise DataError(
             f"{shards[0]} holds no images; a shard needs files such as key.jpg with key.cls, key.txt or key.json"
         )
     names = dict.fromkeys(name for example in examples for name in example)
@@ -64,7 +64,7 @@ def iter_members(shard: Path) -> Iterator[TarMember]:
     """Yield the regular files of an uncompressed tar file. Only headers are read.
 
     Raises:
-        UserError: the file is damaged, truncated, compressed, or not a tar file.
+        DataError: the file is damaged, truncated, compressed, or not a tar file.
     """
     known = FileStamp.of(shard)
     archive = None
@@ -101,7 +101,7 @@ def iter_members(shard: Path) -> Iterator[TarMember]:
                     yield TarMember(name, offset, size)
                 at = after
     except (tarfile.TarError, OSError) as problem:
-        raise UserError(
+        raise DataError(
             f"{shard} is not an intact, uncompressed tar file ({problem}); copy or decompress it again"
         ) from problem
     finally:
@@ -161,17 +161,17 @@ def _add(
         example[field] = place
     elif f".{suffix}" in IMAGE_SUFFIXES if image_field is None else field == image_field:
         if "image" in example:
-            raise UserError(
+            raise DataError(
                 f"{key} in {shard} has several images; choose one, for example image_column={field}"
             )
         example["image"] = place
     elif suffix in (*TEXT_SUFFIXES, *LABEL_SUFFIXES, "json") and member.size <= MAX_VALUE_BYTES:
         try:
             example.update(parse_values(field, suffix, read_member(place).decode()))
-        except UserError:
+        except TriptychError:
             raise
         except ValueError as problem:
-            raise UserError(f"{member.name} in {shard} cannot be read ({problem}); repair it") from problem
+            raise DataError(f"{member.name} in {shard} cannot be read ({problem}); repair it") from problem
 
 
 def parse_values(field: str, suffix: str, content: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from triptych.data.disk_index import DiskIndex, FileReader, FileStamp, LabelWrit
 from triptych.data.sources.columns import Columns
 from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, read_lines
 from triptych.data.streaming.source import RowCells
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 RUN = 256  # images in a run, which are adjacent in a folder
 ROW = np.dtype([("name", "<i8"), ("name_size", "<i4"), ("caption", "<i4")])
@@ -32,11 +32,11 @@ def walk_images(folder: Path) -> Iterator[ImageFile]:
     """Yield all images below a folder in sorted order, with the names of one folder at a time in memory.
 
     Raises:
-        UserError: a folder cannot be read.
+        DataError: a folder cannot be read.
     """
 
     def refuse(problem: OSError) -> None:
-        raise UserError(f"{folder} cannot be read ({problem.strerror}); check its permissions") from problem
+        raise DataError(f"{folder} cannot be read ({problem.strerror}); check its permissions") from problem
 
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
@@ -60,7 +60,7 @@ class FolderRows:
         prefix: prepended to the names of examples.
 
     Raises:
-        UserError: there are no images, or some next to class folders, or file names that are not UTF-8.
+        DataError: there are no images, or some next to class folders, or file names that are not UTF-8.
     """
 
     names: tuple[str, ...] | None = None
@@ -70,7 +70,7 @@ class FolderRows:
         index = DiskIndex(["folder", str(folder)])
         summary = index.build(("rows", "names", "labels"), self._make)
         if not summary["count"]:
-            raise UserError(
+            raise DataError(
                 f"{folder} holds no images (.jpg, .png, .webp ...); give class folders, .tar or .parquet files"
             )
         self._records = RecordFile(index.path("rows"), ROW)
@@ -107,7 +107,7 @@ class FolderRows:
             try:
                 place = lines.append(name)
             except UnicodeEncodeError as problem:
-                raise UserError(f"{name!r} has a name that is not UTF-8; rename it") from problem
+                raise DataError(f"{name!r} has a name that is not UTF-8; rename it") from problem
             rows.write(np.array([(*place, image.text)], ROW).tobytes())
             digest.update(f"{name}\n{image.text} {image.size}\n".encode())
             count, captions = count + 1, captions + (image.text > 0)
@@ -116,7 +116,7 @@ class FolderRows:
             elif not stray:
                 stray = name
             if stray and numbering.count:
-                raise UserError(
+                raise DataError(
                     f"{self.folder / stray} is next to class folders; move it into one of them or out of the folder"
                 )
         return {

@@ -17,7 +17,7 @@ from triptych.data.streaming.folder import FolderRows
 from triptych.data.streaming.parquet import ParquetRows
 from triptych.data.streaming.source import RowReader, StreamSource, StreamSplit, label_file
 from triptych.data.streaming.tar import TarRows
-from triptych.errors import UserError
+from triptych.errors import ConfigError, DataError
 
 RequestedColumns = tuple[str | None, ...]
 
@@ -32,7 +32,7 @@ class OpenedStream:
         ignore_index, reduce_zero_label: as in `open_source`.
 
     Raises:
-        UserError: data that cannot be streamed, or files that are damaged or disagree.
+        DataError: data that cannot be streamed, or files that are damaged or disagree.
     """
 
     def __init__(self, spec: Spec, requested: RequestedColumns, ignore_index: int, reduce_zero_label: bool):
@@ -51,7 +51,7 @@ class OpenedStream:
         chosen = choose_split(os.fspath(self.spec), list(self.splits), split)
         rows = self.splits[chosen]
         if len(rows) == 0:
-            raise UserError(
+            raise DataError(
                 f"{os.fspath(self.spec)} holds no images{f' in split {chosen}' if chosen else ''}"
             )
         labels = None if self.classes is None or _is_unlabeled(rows) else label_file(rows, self.classes)
@@ -62,7 +62,7 @@ class OpenedStream:
         """Split data without splits into a source to train on and one to evaluate on."""
         stream = self.source(None)
         if len(stream) < 2:
-            raise UserError(
+            raise DataError(
                 f"{os.fspath(self.spec)} holds only one image; give at least one to train on and one to evaluate on"
             )
         step = min(max(2, round(1 / fraction)), len(stream))
@@ -99,7 +99,7 @@ def _row_readers(path: Path, spec: Spec) -> dict[str, Callable[[RequestedColumns
             if files:
                 readers[split] = next(iter(_readers_of_files(files).values()))
             elif (lists := metadata_file(below)) is not None:
-                raise UserError(
+                raise ConfigError(
                     f"{lists} cannot be streamed, since metadata files are read into memory; omit --loading.stream, or "
                     "write shards"
                 )
@@ -111,7 +111,7 @@ def _row_readers(path: Path, spec: Spec) -> dict[str, Callable[[RequestedColumns
         return _readers_of_files([path])
     if files := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
         return _readers_of_files(files)
-    raise UserError(f"{os.fspath(spec)} does not exist, but only local files can be streamed; check the path")
+    raise DataError(f"{os.fspath(spec)} does not exist, but only local files can be streamed; check the path")
 
 
 def _readers_of_files(files: list[Path]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _classes(splits: dict[str, RowReader]) -> tuple[str, ...] | None:
     """Return the classes of all splits: those that the files name, else the sorted text labels, else "0", "1" ...
 
     Raises:
-        UserError: labels are missing, negative or beyond the named classes, or their type differs between splits.
+        DataError: labels are missing, negative or beyond the named classes, or their type differs between splits.
     """
     labeled = {split: rows for split, rows in splits.items() if not _is_unlabeled(rows)}
     if not labeled:
@@ -152,28 +152,28 @@ def _classes(splits: dict[str, RowReader]) -> tuple[str, ...] | None:
         assert numbering is not None
         where = f" in split {split}" if split else ""
         if numbering["missing"]:
-            raise UserError(
+            raise DataError(
                 f"{numbering['missing']} of {len(rows)} examples have no label in column {column}{where}, the first of "
                 f"which is {numbering['first missing']}; label or remove them, and store the files of an example in "
                 "succession"
             )
         if numbering["lowest"] < 0:
-            raise UserError(
+            raise DataError(
                 f"column {column}{where} holds the label {numbering['lowest']}; number the classes from 0"
             )
         texts.update(numbering["names"])
         highest = max(highest, numbering["highest"])
     if texts and any(not rows.numbering["names"] for rows in labeled.values() if rows.numbering):
-        raise UserError("labels are text in one split and numbers in another; use one type throughout")
+        raise DataError("labels are text in one split and numbers in another; use one type throughout")
     names = declared or (tuple(sorted(texts)) if texts else None)
     if names is None:
         return tuple(map(str, range(highest + 1)))
     if texts and not texts.issubset(names):
-        raise UserError(
+        raise DataError(
             f"label {min(texts.difference(names))!r} is not among the classes that the files name; correct it"
         )
     if not texts and highest >= len(names):
-        raise UserError(
+        raise DataError(
             f"label {highest} is out of range: the {len(names)} classes are numbered from 0; correct it"
         )
     return names

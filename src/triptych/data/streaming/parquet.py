@@ -17,7 +17,7 @@ from triptych.data.disk_index import MAX_OPEN_FILES, DiskIndex, FileStamp, Label
 from triptych.data.example import SourceChangedError
 from triptych.data.sources.columns import Columns, check_label_column, find_columns
 from triptych.data.streaming.source import RowCells
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -37,7 +37,7 @@ class ParquetRows:
         name: prefix of the names of rows.
 
     Raises:
-        UserError: a file is not a parquet file or has other columns, the columns are unknown or ambiguous (see
+        DataError: a file is not a parquet file or has other columns, the columns are unknown or ambiguous (see
             `find_columns`), or labels have a wrong type.
     """
 
@@ -162,7 +162,7 @@ class ParquetRows:
                 ) from problem
             except (OSError, pyarrow.ArrowException) as problem:
                 why = str(problem).split("\n")[0]
-                raise UserError(
+                raise DataError(
                     f"{path} cannot be read as parquet ({why}); copy or convert it again"
                 ) from problem
         self._open[number] = opened
@@ -187,7 +187,7 @@ class ParquetRows:
         for number, stamp in enumerate(self.files):
             file = self._file(number)
             if file.schema_arrow.names != schema.names:
-                raise UserError(
+                raise DataError(
                     f"{stamp.path} has the columns {', '.join(file.schema_arrow.names)}, but {self.files[0].path} has "
                     f"{', '.join(schema.names)}; give files with the same columns"
                 )

@@ -20,7 +20,7 @@ from triptych.data.sources.tar import (
     parse_values,
 )
 from triptych.data.streaming.source import RowCells
-from triptych.errors import UserError
+from triptych.errors import DataError, TriptychError
 
 RUN = 256  # examples in a run, which are read in succession
 FIRST = 1000  # number of first examples that define the columns
@@ -74,7 +74,7 @@ class TarRows:
         requested: names of the image, label, caption and mask columns; None where the user has given none.
 
     Raises:
-        UserError: a shard is damaged, there are no images, columns are unknown or ambiguous, or labels cannot be read.
+        DataError: a shard is damaged, there are no images, columns are unknown or ambiguous, or labels cannot be read.
     """
 
     def __init__(self, shards: Sequence[Path], requested: tuple[str | None, ...]):
@@ -128,11 +128,11 @@ class TarRows:
             return {}
         try:
             return parse_values(field, suffix, read(shard, member.offset, member.size).decode())
-        except UserError:
+        except TriptychError:
             raise
         except ValueError as problem:
             where = f"{member.name} in {self.shards[shard]}"
-            raise UserError(f"{where} cannot be read ({problem}); repair it") from problem
+            raise DataError(f"{where} cannot be read ({problem}); repair it") from problem
 
     def _make(self, rows: BinaryIO, names: BinaryIO, labels: BinaryIO) -> dict[str, Any]:
         fields = self._fields()
@@ -185,7 +185,7 @@ class TarRows:
             if field != mask and f".{field.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
         ]
         if len(result) > 1:
-            raise UserError(
+            raise DataError(
                 f"{group.key} has several images; choose one, for example image_column={result[1]}"
             )
         return group.files[result[0]] if result else None
@@ -218,7 +218,7 @@ class TarRows:
             if len(examples) >= FIRST:
                 break
         if not examples:
-            raise UserError(
+            raise DataError(
                 f"{self.shards[0]} holds no images; a shard needs files such as key.jpg with key.cls, key.txt or "
                 "key.json"
             )
