@@ -166,7 +166,7 @@ def test_tables_live_where_times_do():
     [
         ({"schedule": "sqrt_linear"}, "scaled_linear"),
         ({"prediction": "epsilon"}, "eps"),
-        ({"num_timesteps": 1}, "steps from 2 to"),
+        ({"num_timesteps": 1}, "num_timesteps is 1, which must be from 2 to"),
         ({"beta_start": 0.02}, "in this order"),
         ({"beta_end": 1.5}, "between 0 and 1"),
         ({"zero_terminal_snr": True}, "use 'v'"),

@@ -54,7 +54,7 @@ def test_boxes_as_tokens():
 @pytest.mark.parametrize(
     ("boxes", "words"),
     [
-        ([(1, 0.0, 0.0, 1.0, 1.0)] * 4, "4 boxes are given, this model reads up to 3"),
+        ([(1, 0.0, 0.0, 1.0, 1.0)] * 4, "4 boxes are given, but this model reads at most 3"),
         ([(16, 0.0, 0.0, 1.0, 1.0)], "class 16, which must be from 0 to 15"),
         ([(1, 0.5, 0.0, 0.4, 1.0)], "left, top, right and bottom"),
         ([(1, 0.0, -0.1, 0.4, 1.0)], "left, top, right and bottom"),

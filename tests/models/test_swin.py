@@ -330,7 +330,7 @@ def test_a_backbone_for_dense_heads():
     for before, after, norm in zip(plain, net.features(x), net.norms, strict=True):
         torch.testing.assert_close(after.movedim(1, -1), norm(before.movedim(1, -1)))
     net.prepare_maps()
-    with pytest.raises(UserError, match="gives maps for a dense head"):
+    with pytest.raises(UserError, match="has maps for a dense head"):
         net(x)
     with pytest.raises(UserError, match="a classifier cannot follow"):
         net.replace_head(3)

@@ -248,13 +248,13 @@ def test_no_list_of_strings(clip, texts):
 
 
 def test_too_many_tokens(small):
-    with pytest.raises(UserError, match="10 tokens are given, this text encoder has positions for 9"):
+    with pytest.raises(UserError, match="10 tokens are given, but this text encoder has positions for 9"):
         TextEncoder(small).encode_tokens(torch.zeros(1, 10, dtype=torch.long))
 
 
 def test_a_vocabulary_of_ones_own():
     net = scrambled(FORMS["ldm-bert"])
-    with pytest.raises(UserError, match="no tokenizer; load one"):
+    with pytest.raises(UserError, match="no tokenizer; load a vocab.txt"):
         net(["a red apple"])
     net.tokenizer = train_tokenizer(["a red apple", "a green apple"] * 3, 300)
     assert net(["a red apple", "日本" * 50]).shape == (2, 20, 24)

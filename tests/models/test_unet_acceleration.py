@@ -161,7 +161,7 @@ def test_options_that_do_not_fit_are_reported():
     cross = make(replace(TEXT, cross_only_downsample_factors=(1, 2)))
     for words, context in {
         "ratio|merge_tokens is 0.8": merged_tokens(bare, 0.8),
-        "is of a UNet; this denoiser is a DiT": merged_tokens(dit, 0.5),
+        "needs a UNet, and this denoiser is a DiT": merged_tokens(dit, 0.5),
         "deep_cache is of a UNet": deep_cached(dit, 2),
         "deep_cache is 0": deep_cached(bare, 0),
         "no self-attention": merged_tokens(bare, 0.5),

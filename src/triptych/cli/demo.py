@@ -18,7 +18,7 @@ SHOWN = (
     *("fox", "strawberry", "sailboat", "guitar", "basketball"),
     *("cactus", "grinning face", "hamburger", "rocket", "owl"),
 )
-SCENES = (9, 2)  # test scenes with many groups; the first is the one with the query point
+_SCENES = (9, 2)  # test scenes with many groups; the first is the one with the query point
 ATTENTION_BLOCKS = 8  # blocks whose attention is shown
 
 # The denoising steps of the first prompt are shown.
@@ -145,8 +145,8 @@ def segment_panel(pipe: Any) -> tuple["SegmentPanel", list[dict[str, Any]]]:
     names = source.mask_classes
     ours = torch.tensor([names.index(name) for name in pipe.classes])
     total, cards, scores = SegmentationMetrics(len(names)), [], []
-    examples = [source[n] for n in SCENES]
-    for number, example in zip(SCENES, examples, strict=True):
+    examples = [source[n] for n in _SCENES]
+    for number, example in zip(_SCENES, examples, strict=True):
         result = pipe(np.asarray(example.image))
         own, predicted = SegmentationMetrics(len(names)), ours[torch.from_numpy(result.labels).long()][None]
         for metrics in (own, total):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from triptych.evaluation.results import GenerationResult
 
 FAMILY = "latent-diffusion"
-SAMPLES = 1000
-TITLES = {
+DEFAULT_NUM_SAMPLES = 1000
+METRIC_TITLES = {
     "frechet": "Fréchet distance",
     "frechet_floor": "  its floor at this count",
     "kernel": "kernel distance",
@@ -129,7 +129,7 @@ class EvaluateGeneration:
         return evaluate_generator(
             self.model,
             self.data or None,
-            num_samples=int(self.samples or SAMPLES),
+            num_samples=int(self.samples or DEFAULT_NUM_SAMPLES),
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
             sampler=self.sampler,
@@ -146,7 +146,7 @@ class EvaluateGeneration:
 def show(metrics: dict[str, Any]) -> None:
     """Print the metrics, and how they were measured."""
     rows = []
-    for name, title in TITLES.items():
+    for name, title in METRIC_TITLES.items():
         if name in metrics:
             spread = metrics.get(f"{name}_std")
             rows.append((title, f"{metrics[name]:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")))

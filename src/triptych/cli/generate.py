@@ -23,7 +23,7 @@ from triptych.pipelines.diffusion.options import GenerationRecord, SamplingOptio
 if TYPE_CHECKING:
     from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +218,9 @@ class Generate:
             raise ConfigError(
                 f"num_images {self.num_images} and batch_size {self.batch_size} must be at least 1"
             )
-        if self.out.suffix and not self.out.is_dir() and self.out.suffix.lower() not in SUFFIXES:
+        if self.out.suffix and not self.out.is_dir() and self.out.suffix.lower() not in _SUFFIXES:
             raise ConfigError(
-                f"--out {self.out}: images are written as {', '.join(SUFFIXES)}, or into a folder"
+                f"--out {self.out}: images are written as {', '.join(_SUFFIXES)}, or into a folder"
             )
         for name, place in (("--strip", self.strip), ("--preview", self.preview)):
             if place is not None and place.suffix.lower() != ".png":

@@ -16,7 +16,7 @@ from triptych.errors import ConfigError
 
 T = TypeVar("T")
 
-CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
+_CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
 
 
 def flag(metavar: str, default: str = "", name: str | None = None) -> Any:
@@ -95,7 +95,7 @@ def parse(cls: type[T], args: Sequence[str], prog: str, default: Any = None, des
             contextlib.redirect_stdout(WrappedHelp() if helped else _Page()),
         ):
             return tyro.cli(
-                cls, args=list(args), prog=prog, description=description or None, config=CONFIG, **more
+                cls, args=list(args), prog=prog, description=description or None, config=_CONFIG, **more
             )
     except SystemExit as stop:
         if stop.code in (None, 0):

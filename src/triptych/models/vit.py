@@ -195,7 +195,7 @@ class ViT(Network):
         depth = self.config.depth
         wanted = [depth - 1] if blocks is None else [i + depth if i < 0 else i for i in blocks]
         if any(not 0 <= i < depth for i in wanted):
-            raise ConfigError(f"blocks is {list(blocks or ())}, which must be numbers from 0 to {depth - 1}")
+            raise ConfigError(f"blocks is {list(blocks or ())}, which must be from {-depth} to {depth - 1}")
         _, outputs, (h, w) = self.encode(images, wanted, masked)
         by_block = dict(zip(sorted(set(wanted)), outputs, strict=True))
         maps = [self.norm(by_block[i])[:, self.config.prefix :] for i in wanted]

@@ -17,7 +17,7 @@ from triptych.model_card import Preprocess
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
-IMAGE_SUFFIXES = frozenset(
+_SUFFIXES = frozenset(
     f".{name}"
     for name in (
         *("avif", "bmp", "dib", "gif", "icns", "ico", "jpe", "jpeg", "jpg", "jp2", "j2k", "pcx"),
@@ -102,5 +102,5 @@ def images_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
             continue
         if entry.is_dir():
             yield from images_below(entry.path)
-        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+        elif Path(entry.name).suffix.lower() in _SUFFIXES:
             yield Path(entry.path)

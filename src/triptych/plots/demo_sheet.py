@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from triptych.plots import style
-from triptych.plots.segmentation import LINE, chip
+from triptych.plots.segmentation import LINE_HEIGHT, chip
 from triptych.plots.swin_attention import mark_point, mark_windows, on_pixels
 
 WIDTH, MARGIN = 12.4, 0.5  # inches
@@ -196,8 +196,8 @@ class SegmentPanel:
         ax.set(xlim=(0, width), ylim=(self.SIDE, 0))
         ax.axis("off")
         ax.text(width, 0.1, self.heading, fontsize=8, color=style.FAINT, ha="right")
-        for i, (name, color, number) in enumerate(self.legend[: int((self.SIDE - 0.2) / LINE)]):
-            y = 0.2 + i * LINE
+        for i, (name, color, number) in enumerate(self.legend[: int((self.SIDE - 0.2) / LINE_HEIGHT)]):
+            y = 0.2 + i * LINE_HEIGHT
             ax.add_patch(chip(0, y + 0.05, 0.15, 0.13, color))
             ax.text(
                 0.24,

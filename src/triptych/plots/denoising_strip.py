@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from triptych.plots import style
 
-MARGIN, GAP = 0.4, 0.14  # inches
+_MARGIN, _GAP = 0.4, 0.14  # inches
 
 
 def denoising_strip(
@@ -33,11 +33,11 @@ def denoising_strip(
     tall = side * height / width
     rows = -(-len(frames) // across)
     page = style.figure(
-        max(2 * MARGIN + across * side + (across - 1) * GAP, 5.2), 0.85 + rows * (tall + 0.32) + 0.25
+        max(2 * _MARGIN + across * side + (across - 1) * _GAP, 5.2), 0.85 + rows * (tall + 0.32) + 0.25
     )
-    style.heading(page, title, below, left=MARGIN)
+    style.heading(page, title, below, left=_MARGIN)
     for i, (frame, label) in enumerate(zip(frames, labels, strict=True)):
-        x, y = MARGIN + i % across * (side + GAP), 0.85 + i // across * (tall + 0.32)
+        x, y = _MARGIN + i % across * (side + _GAP), 0.85 + i // across * (tall + 0.32)
         style.show_image(style.axes(page, x, y, side, tall), frame)
         style.text(page, x, y + tall + 0.17, label, 8, style.SOFT)
     return page

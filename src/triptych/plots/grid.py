@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from triptych.plots import style
 
-LEFT, TOP, GAP, BELOW = 0.4, 0.85, 0.06, 0.3  # inches
+_LEFT, TOP, GAP, BELOW = 0.4, 0.85, 0.06, 0.3  # inches
 
 
 def captioned_grid(
@@ -32,12 +32,12 @@ def captioned_grid(
         side: of an image, inches.
         row_margin: room for `row_words`, inches.
     """
-    left = LEFT + (row_margin if row_words else 0)
+    left = _LEFT + (row_margin if row_words else 0)
     top = TOP + (0.25 if column_words else 0)
     across = max(len(row) for row in rows)
-    width = left + across * (side + GAP) + LEFT - GAP
+    width = left + across * (side + GAP) + _LEFT - GAP
     page = style.figure(width, top + len(rows) * (side + GAP) + BELOW)
-    style.heading(page, title, below, LEFT)
+    style.heading(page, title, below, _LEFT)
     for j, words in enumerate(column_words):
         style.text(
             page, left + j * (side + GAP), top - 0.09, style.short(words, int(side / 0.07)), 8, style.SOFT
@@ -46,7 +46,7 @@ def captioned_grid(
         y = top + i * (side + GAP)
         if row_words:
             style.text(
-                page, LEFT, y + side / 2, style.short(row_words[i], int(row_margin / 0.072)), 8.5, style.SOFT
+                page, _LEFT, y + side / 2, style.short(row_words[i], int(row_margin / 0.072)), 8.5, style.SOFT
             )
         for j, pixels in enumerate(row):
             ax = style.axes(page, left + j * (side + GAP), y, side, side)

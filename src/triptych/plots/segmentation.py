@@ -40,7 +40,7 @@ def parse_figure(
     rest = sum(entry.share for entry in entries[MOST:])
     lines = -(-len(shown) // columns) + bool(rest)
     top = 0.75
-    fig = style.figure(width + 2 * margin, top + high + 0.3 + lines * LINE + 0.35)
+    fig = style.figure(width + 2 * margin, top + high + 0.3 + lines * LINE_HEIGHT + 0.35)
     made_of = f"{len(entries)} class{'es' if len(entries) != 1 else ''}"
     style.text(fig, margin, 0.45, style.short(title, int((width - 1.6) / 0.105)), 13, weight="bold")
     style.text(fig, margin + width, 0.45, f"{W} × {H}, {made_of}", 9, style.SOFT, ha="right")
@@ -49,11 +49,11 @@ def parse_figure(
     legend(fig, margin, top + high + 0.3, width, shown, columns)
     if rest:
         words = f"and {len(entries) - MOST} more, {percent(rest)} together"
-        style.text(fig, margin, top + high + 0.3 + (lines - 1) * LINE + 0.16, words, 8.5, style.SOFT)
+        style.text(fig, margin, top + high + 0.3 + (lines - 1) * LINE_HEIGHT + 0.16, words, 8.5, style.SOFT)
     return fig
 
 
-LINE = 0.235
+LINE_HEIGHT = 0.235
 
 
 def legend(
@@ -65,11 +65,11 @@ def legend(
     gap = 0.3
     step = (width + gap) / columns
     lines = -(-len(entries) // columns)
-    ax = style.axes(page, left, top, width, lines * LINE)
-    ax.set(xlim=(0, width), ylim=(lines * LINE, 0))
+    ax = style.axes(page, left, top, width, lines * LINE_HEIGHT)
+    ax.set(xlim=(0, width), ylim=(lines * LINE_HEIGHT, 0))
     ax.axis("off")
     for i, (name, color, share) in enumerate(entries):
-        x, y = i // lines * step, i % lines * LINE
+        x, y = i // lines * step, i % lines * LINE_HEIGHT
         ax.add_patch(chip(x, y + 0.05, 0.15, 0.13, color))
         room = step - gap - 0.22 - 0.5
         ax.text(

@@ -23,7 +23,7 @@ PHOTOGRAPHS = AugmentConfig(
     crop_scale=(0.35, 1.0), brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, label_smoothing=0.1, mixup=0.2,
     mix_probability=0.5,
 )  # fmt: skip
-DEIT = AugmentConfig(
+DEIT_AUGMENTATION = AugmentConfig(
     crop_scale=(0.08, 1.0), rand_augment=2, rand_augment_magnitude=9.0, erasing=0.25, mixup=0.8, cutmix=1.0,
     label_smoothing=0.1,
 )  # fmt: skip

@@ -10,7 +10,7 @@ from triptych.training.configs.base import LoopConfig, OptimConfig
 from triptych.training.configs.second_stage import FLIP_ONLY, SamplesConfig, SecondStageConfig
 
 SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-SAMPLES = SamplesConfig(num_images=4, num_steps=25, guidance_scale=7.5)
+_SAMPLES = SamplesConfig(num_images=4, num_steps=25, guidance_scale=7.5)
 
 
 def sd_full() -> SecondStageConfig:
@@ -28,7 +28,7 @@ def sd_full() -> SecondStageConfig:
     """
     return SecondStageConfig(
         init=SD1,
-        samples=SAMPLES,
+        samples=_SAMPLES,
         loading=DataConfig(batch_size=8, eval_fraction=0.02),
         optim=OptimConfig(lr=1e-5, final_lr=1.0, warmup=0.02, weight_decay=0.01),
         loop=LoopConfig(epochs=10, ema=0.9999),
@@ -47,7 +47,7 @@ def sd_lora() -> SecondStageConfig:
     return SecondStageConfig(
         init=SD1,
         train="lora",
-        samples=SAMPLES,
+        samples=_SAMPLES,
         augment=replace(FLIP_ONLY, flip=0.0),
         loading=DataConfig(batch_size=4, eval_fraction=0.1),
         optim=OptimConfig(lr=1e-4, warmup=0.05, weight_decay=0.01),
@@ -70,7 +70,7 @@ def sd_words() -> SecondStageConfig:
         init=SD1,
         train="words",
         drop_condition=0.0,
-        samples=SAMPLES,
+        samples=_SAMPLES,
         augment=replace(FLIP_ONLY, flip=0.0),
         loading=DataConfig(batch_size=1, eval_fraction=0.01),
         optim=OptimConfig(lr=5e-3, final_lr=0.1, warmup=0.0, weight_decay=0.0),

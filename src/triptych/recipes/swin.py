@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.heads.config import HeadConfig
-from triptych.recipes.augmentations import DEIT, DRAWINGS
+from triptych.recipes.augmentations import DEIT_AUGMENTATION, DRAWINGS
 from triptych.training.configs.base import (
     ClassifyConfig,
     LoopConfig,
@@ -15,7 +15,7 @@ from triptych.training.configs.base import (
     SegmentConfig,
 )
 
-SCENES = AugmentConfig(
+_SCENES = AugmentConfig(
     crop_scale=(0.5, 1.0),
     crop_ratio=(0.85, 1.18),
     degrees=10.0,
@@ -41,7 +41,7 @@ def swin() -> SegmentConfig:
             type="unet", channels=96, image_branch_channels=8
         ),  # that of the shipped segmenter, whose training continues
         loading=DataConfig(batch_size=8),
-        augment=replace(SCENES, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, grayscale=0.0),
+        augment=replace(_SCENES, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, grayscale=0.0),
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
         optim=OptimConfig(lr=5e-4, layer_decay=0.9),
         loop=LoopConfig(epochs=30, ema=0.99),
@@ -113,7 +113,7 @@ def swin_scenes() -> SegmentConfig:
         drop_path_rate=0.05,
         loss=LossConfig(cross_entropy=1.0, dice=0.5),
         loading=DataConfig(batch_size=32, workers=0, load_size=(96, 96)),
-        augment=SCENES,
+        augment=_SCENES,
         optim=OptimConfig(lr=1e-3, warmup=0.05, weight_decay=0.05, betas=(0.9, 0.99), layer_decay=0.9),
         loop=LoopConfig(epochs=4, ema=0.998, eval_every=1, save_every=300),
     )
@@ -148,7 +148,7 @@ def swin_t_imagenet() -> ClassifyConfig:
         drop_path_rate=0.2,
         eval_crop=0.9,
         loading=DataConfig(batch_size=1024, workers=16, load_size=(256, 256)),
-        augment=DEIT,
+        augment=DEIT_AUGMENTATION,
         optim=OptimConfig(lr=1e-3, final_lr=0.01, warmup=20 / 300, weight_decay=0.05, clip=5.0),
         loop=LoopConfig(epochs=300),
     )

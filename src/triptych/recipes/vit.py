@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.recipes.augmentations import DEIT, DRAWINGS, PHOTOGRAPHS
+from triptych.recipes.augmentations import DEIT_AUGMENTATION, DRAWINGS, PHOTOGRAPHS
 from triptych.training.configs.base import ClassifyConfig, LoopConfig, OptimConfig
 
 
@@ -114,7 +114,7 @@ def deit_s16_imagenet() -> ClassifyConfig:
         model="vit-s16",
         drop_path_rate=0.1,
         loading=DataConfig(batch_size=1024, workers=16, load_size=(256, 256)),
-        augment=DEIT,
+        augment=DEIT_AUGMENTATION,
         optim=OptimConfig(lr=1e-3, final_lr=0.01, warmup=5 / 300, weight_decay=0.05, clip=0.0),
         loop=LoopConfig(epochs=300),
     )

@@ -22,7 +22,7 @@ from triptych.errors import ConfigError
 SCENE_VERSION = 1  # part of the fingerprint; increase it when scenes change
 DEFAULT_COUNTS = {"train": 20_000, "test": 500}
 MIN_DRAWINGS, MAX_DRAWINGS = 2, 6  # drawings in a scene
-SIDE = (0.24, 0.62)  # side of a drawing, in units of the scene's shorter side
+_SIDE = (0.24, 0.62)  # side of a drawing, in units of the scene's shorter side
 DEGREES = 30  # largest rotation
 VISIBLE = 0.6  # smallest fraction of a drawing that is inside the scene and not covered
 MAX_TRIES = 40  # positions tried per scene
@@ -166,7 +166,7 @@ def _transform_drawing(
 ) -> Image.Image:
     """Resize, rotate and perhaps mirror a drawing at random; return a square RGBA image."""
     cell = len(drawing)
-    side = unit * np.exp(rng.uniform(*np.log(SIDE)))
+    side = unit * np.exp(rng.uniform(*np.log(_SIDE)))
     angle = np.radians(rng.uniform(-DEGREES, DEGREES))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     # A transparent border, so that drawings that fill their cell get smooth edges.

@@ -14,8 +14,8 @@ from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, read_lines
 from triptych.data.streaming.source import RowCells
 from triptych.errors import DataError
 
-RUN = 256  # images in a run, which are adjacent in a folder
-ROW = np.dtype([("name", "<i8"), ("name_size", "<i4"), ("caption", "<i4")])
+_RUN = 256  # images in a run, which are adjacent in a folder
+_ROW = np.dtype([("name", "<i8"), ("name_size", "<i4"), ("caption", "<i4")])
 TEXTS = ("", ".txt", ".caption")  # suffixes of caption files by number, 0 for none; .txt overrides .caption
 
 
@@ -73,7 +73,7 @@ class FolderRows:
             raise DataError(
                 f"{folder} holds no images (.jpg, .png, .webp ...); give class folders, .tar or .parquet files"
             )
-        self._records = RecordFile(index.path("rows"), ROW)
+        self._records = RecordFile(index.path("rows"), _ROW)
         self._names = FileReader([FileStamp.of(index.path("names"))])
         self.labels_file = index.path("labels")
         self.numbering: dict[str, Any] | None = summary["numbering"]
@@ -81,7 +81,7 @@ class FolderRows:
         label_column = None if self.numbering is None else "label"
         self.columns = Columns("image", label_column, "caption" if summary["captions"] else None)
         count = len(self._records)
-        self.bounds = np.array([*range(0, count, RUN), count], np.int64)
+        self.bounds = np.array([*range(0, count, _RUN), count], np.int64)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -108,7 +108,7 @@ class FolderRows:
                 place = lines.append(name)
             except UnicodeEncodeError as problem:
                 raise DataError(f"{name!r} has a name that is not UTF-8; rename it") from problem
-            rows.write(np.array([(*place, image.text)], ROW).tobytes())
+            rows.write(np.array([(*place, image.text)], _ROW).tobytes())
             digest.update(f"{name}\n{image.text} {image.size}\n".encode())
             count, captions = count + 1, captions + (image.text > 0)
             if len(image.parts) > 1:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
 
-BLOCK = 64  # rows that are decoded together
+_BLOCK = 64  # rows that are decoded together
 READ_AHEAD_BYTES = 1 << 20  # of a column
 
 
@@ -75,12 +75,12 @@ class ParquetRows:
     def hold(self, rows: int, window: int) -> None:
         """Set how many decoded rows to keep in memory, and the size of the windows in which they are read in random
         order."""
-        self._limit, self._window, self._places = rows, window // BLOCK + 2, rows // window + 2
+        self._limit, self._window, self._places = rows, window // _BLOCK + 2, rows // window + 2
 
     def cells(self, row: int) -> RowCells:
         """Read a row."""
         group = int(np.searchsorted(self.bounds, row, side="right")) - 1
-        block, at = divmod(row - int(self.bounds[group]), BLOCK)
+        block, at = divmod(row - int(self.bounds[group]), _BLOCK)
         table = self._block(group, block)
         image, caption, mask = (
             None if column is None else table.column(column)[at].as_py()
@@ -98,7 +98,7 @@ class ParquetRows:
         for passed, table in self._advance(group, number):
             self._blocks[group, passed] = table
         result = self._blocks[group, number]
-        while len(self._blocks) > max(self._limit // BLOCK, self._window):
+        while len(self._blocks) > max(self._limit // _BLOCK, self._window):
             self._blocks.popitem(last=False)
         return result
 
@@ -135,15 +135,15 @@ class ParquetRows:
 
         file, number = self._groups[group]
         batches = self._file(file).iter_batches(
-            batch_size=BLOCK, row_groups=[number], columns=self._used, use_threads=False
+            batch_size=_BLOCK, row_groups=[number], columns=self._used, use_threads=False
         )
         rest: list[Any] = []
         for batch in batches:  # with fewer rows at the end of the file's own chunks
             rest.append(batch)
-            while sum(map(len, rest)) >= BLOCK:
+            while sum(map(len, rest)) >= _BLOCK:
                 table = pyarrow.Table.from_batches(rest)
-                yield table.slice(0, BLOCK)
-                rest = table.slice(BLOCK).to_batches()
+                yield table.slice(0, _BLOCK)
+                rest = table.slice(_BLOCK).to_batches()
         if rest:
             yield pyarrow.Table.from_batches(rest)
 

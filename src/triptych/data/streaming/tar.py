@@ -22,9 +22,9 @@ from triptych.data.sources.tar import (
 from triptych.data.streaming.source import RowCells
 from triptych.errors import DataError, TriptychError
 
-RUN = 256  # examples in a run, which are read in succession
-FIRST = 1000  # number of first examples that define the columns
-ROW = np.dtype(
+_RUN = 256  # examples in a run, which are read in succession
+FIRST_EXAMPLES = 1000  # number of first examples that define the columns
+_ROW = np.dtype(
     [
         *(("shard", "<i4"), ("name", "<i8"), ("name_size", "<i4")),
         *((what + end, dtype) for what in ("image", "text", "mask") for end, dtype in (("", "<i8"), ("_size", "<u4"))),
@@ -83,7 +83,7 @@ class TarRows:
         self._handles = FileReader(self.files)
         index = DiskIndex(["tar", self.files, requested])
         summary = index.load_or_build(("rows", "names", "labels"), self._make)
-        self._records = RecordFile(index.path("rows"), ROW)
+        self._records = RecordFile(index.path("rows"), _ROW)
         self._names = FileReader([FileStamp.of(index.path("names"))])
         self.labels_file = index.path("labels")
         self.columns = Columns(**summary["columns"])
@@ -94,7 +94,7 @@ class TarRows:
         starts = [
             start + piece
             for start, count in zip(np.cumsum([0, *summary["counts"]]), summary["counts"], strict=False)
-            for piece in range(0, count, RUN)
+            for piece in range(0, count, _RUN)
         ]
         self.bounds = np.array([*starts, len(self._records)], np.int64)
 
@@ -142,7 +142,7 @@ class TarRows:
             count = 0
             examples = (group for group in iter_examples(shard) if self._image(group, fields.columns.image))
             while part := list(itertools.islice(examples, 4096)):
-                packed = np.zeros(len(part), ROW)
+                packed = np.zeros(len(part), _ROW)
                 for i, group in enumerate(part):
                     packed[i] = self._row(number, group, fields, lines)
                 if fields.label is not None:
@@ -204,7 +204,7 @@ class TarRows:
         examples: list[dict[str, Any]] = []
         file_of_column: dict[str, str] = {}
         for number, shard in enumerate(self.shards):
-            for group in itertools.islice(iter_examples(shard), FIRST - len(examples)):
+            for group in itertools.islice(iter_examples(shard), FIRST_EXAMPLES - len(examples)):
                 if self._image(group, image or "image") is None:
                     continue
                 example: dict[str, Any] = {ID_COLUMN: group.key, "image": "an image"}
@@ -215,7 +215,7 @@ class TarRows:
                         example[name] = value
                         file_of_column.setdefault(name, field)
                 examples.append(example)
-            if len(examples) >= FIRST:
+            if len(examples) >= FIRST_EXAMPLES:
                 break
         if not examples:
             raise DataError(
