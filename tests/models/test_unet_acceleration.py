@@ -162,7 +162,7 @@ def test_options_that_do_not_fit_are_reported():
     for words, context in {
         "ratio|merge_tokens is 0.8": merged_tokens(bare, 0.8),
         "needs a UNet, and this denoiser is a DiT": merged_tokens(dit, 0.5),
-        "deep_cache is of a UNet": deep_cached(dit, 2),
+        "deep_cache needs a UNet": deep_cached(dit, 2),
         "deep_cache is 0": deep_cached(bare, 0),
         "no self-attention": merged_tokens(bare, 0.5),
         "this UNet has no self-attention": merged_tokens(cross, 0.5),
