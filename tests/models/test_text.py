@@ -254,7 +254,7 @@ def test_too_many_tokens(small):
 
 def test_a_vocabulary_of_ones_own():
     net = scrambled(FORMS["ldm-bert"])
-    with pytest.raises(UserError, match="no tokenizer; load a vocab.txt"):
+    with pytest.raises(UserError, match=r"no tokenizer; load a vocab\.txt"):
         net(["a red apple"])
     net.tokenizer = train_tokenizer(["a red apple", "a green apple"] * 3, 300)
     assert net(["a red apple", "日本" * 50]).shape == (2, 20, 24)

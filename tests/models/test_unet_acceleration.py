@@ -164,8 +164,8 @@ def test_options_that_do_not_fit_are_reported():
         "needs a UNet, and this denoiser is a DiT": merged_tokens(dit, 0.5),
         "deep_cache needs a UNet": deep_cached(dit, 2),
         "deep_cache is 0": deep_cached(bare, 0),
-        "no self-attention": merged_tokens(bare, 0.5),
-        "this UNet has no self-attention": merged_tokens(cross, 0.5),
+        "self-attention in its middle only": merged_tokens(bare, 0.5),
+        "this UNet has self-attention": merged_tokens(cross, 0.5),
     }.items():
         with pytest.raises(UserError, match=words), context:
             pass
