@@ -332,7 +332,7 @@ def test_a_backbone_for_dense_heads():
     net.prepare_maps()
     with pytest.raises(UserError, match="has maps for a dense head"):
         net(x)
-    with pytest.raises(UserError, match="a classifier cannot follow"):
+    with pytest.raises(UserError, match="not in a classifier; call prepare_classes"):
         net.replace_head(3)
 
 

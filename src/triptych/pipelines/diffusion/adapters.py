@@ -13,7 +13,7 @@ from triptych.weights.diffusion.lora import Applied, LoraWeight, find_lora, load
 from triptych.weights.diffusion.textual_inversion import load_embedding
 from triptych.weights.files.folder import SUFFIXES
 
-NONE: dict[str, Any] = {"loras": {}, "embeddings": {}, "hashes": {}}
+_NONE: dict[str, Any] = {"loras": {}, "embeddings": {}, "hashes": {}}
 
 
 class Adapters:
@@ -26,7 +26,7 @@ class Adapters:
 
     def __init__(self, net: Any, folder: Path):
         self.net, self.folder = net, folder
-        self._current = NONE
+        self._current = _NONE
         self._applied: Applied | None = None
         self._original: tuple[Any, Any, Any] | None = None  # the text encoder's table, tokenizer and config
         self._hashes: dict[tuple[str, int, int], str] = {}
