@@ -34,8 +34,6 @@ from triptych.models.configs.image_tokens import ImageTokensConfig
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.network import Network
 
-NUM_SEEDS = 2**32
-
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:

@@ -47,7 +47,7 @@ def generate_samples(
     """
     if isinstance(ldm.text_encoder, ImageTokens):
         raise ConfigError(
-            "samples are generated from prompts, and the condition of this model is an image; set samples.num_images to 0"
+            "samples are generated from prompts, but this model is conditioned on images; set samples.num_images to 0"
         )
     contexts, null_context = _contexts(
         ldm, [prompts[i % len(prompts)] for i in range(count)] if prompts else []

@@ -248,4 +248,4 @@ FORMULAS = (
     Formula("(IA)^3", _choices(("ia3_l",)), NO_ROLES, _peft_ia3_shape, _peft_ia3),
     Formula("saved weight", _choices(("saved",)), NO_ROLES, _shape_of("saved"), _replaced),
 )
-LORA, FULL, SAVED = FORMULAS[0], FORMULAS[4], FORMULAS[-1]
+LORA_FORMULA, FULL, SAVED = FORMULAS[0], FORMULAS[4], FORMULAS[-1]

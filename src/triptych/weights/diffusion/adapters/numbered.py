@@ -11,7 +11,7 @@ from triptych.errors import CheckpointError
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig
 from triptych.models.configs.text import TextConfig
 from triptych.models.configs.unet import UNetConfig, levels
-from triptych.weights.diffusion.adapters.formulas import LORA, Shape, fits
+from triptych.weights.diffusion.adapters.formulas import LORA_FORMULA, Shape, fits
 from triptych.weights.diffusion.adapters.layers import unet_of
 from triptych.weights.diffusion.adapters.tensors import LayerTensors
 
@@ -77,7 +77,7 @@ def _order_fits(
         return False
     for number, name in enumerate(order):
         by_role, layer = {role: shapes[n] for role, n in by_number[number].items()}, layer_shape(name)
-        if layer is None or not fits(LORA.shape(by_role, layer), layer):
+        if layer is None or not fits(LORA_FORMULA.shape(by_role, layer), layer):
             return False
     return True
 
