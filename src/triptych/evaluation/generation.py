@@ -18,6 +18,7 @@ from triptych.data.images import decode, resize_crop
 from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source, Subset
 from triptych.device import place_network
+from triptych.diffusion.config import NUM_SEEDS
 from triptych.errors import CheckpointError, ConfigError, DataError
 from triptych.evaluation.feature_extractor import Extractor
 from triptych.evaluation.reference_statistics import (
