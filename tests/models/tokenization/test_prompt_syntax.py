@@ -11,11 +11,11 @@ from triptych.errors import UserError
 from triptych.models.tokenization.prompt_schedule import schedule, split_prompts
 from triptych.models.tokenization.prompt_syntax import (
     Lora,
-    Piece,
+    WeightedText,
     extract_loras,
     literal,
     pack,
-    parse,
+    parse_prompt,
     refuse_foreign_syntax,
 )
 
@@ -194,5 +194,5 @@ def test_hostile_prompts_take_no_time(prompt):
     with contextlib.suppress(UserError):  # a weight of 100,000 digits
         for part, _ in split_prompts(text):
             schedule(part, 4)
-    pack(parse(text), letters, 75)
+    pack(parse_prompt(text), letters, 75)
     assert time.perf_counter() - started < 10  # far below 1 s; squares of the length would take far more

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from triptych.errors import ConfigError
-from triptych.models.tokenization.prompt_syntax import LARGEST
+from triptych.models.tokenization.prompt_syntax import LARGEST_WEIGHT
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,10 @@ def split_prompts(prompt: str) -> list[WeightedPrompt]:
             prompts.append(WeightedPrompt(part.rstrip() if len(parts) > 1 else part, 1.0))
             continue
         weight = float(number[1])
-        if not abs(weight) <= LARGEST:
-            raise ConfigError(f"the weight of {text.strip()[:40]!r} is {weight:g}, which must be at most {LARGEST:g}")
+        if not abs(weight) <= LARGEST_WEIGHT:
+            raise ConfigError(
+                f"the weight of {text.strip()[:40]!r} is {weight:g}, which must be at most {LARGEST_WEIGHT:g}"
+            )
         if len(parts) == 1:
             log.warning("the prompt's end %r is read as its weight; write \\: if it is text", f":{end}")
         prompts.append(WeightedPrompt(text.rstrip(), weight))

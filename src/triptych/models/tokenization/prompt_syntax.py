@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from triptych.errors import ConfigError, UserError
+from triptych.errors import ConfigError
 from triptych.models.tokenization.tokenizer import Span
 
 STRONGER, WEAKER = 1.1, 1 / 1.1
@@ -128,21 +128,21 @@ def _lora(match: re.Match[str]) -> Lora:
     by_name = dict(part.split("=", 1) for part in parts if "=" in part)
     by_place = [part for part in parts if "=" not in part]
     if len(by_place) > 2 or set(by_name) - {"te", "unet"}:
-        raise UserError(f"{match[0]} must be a name and one or two weights, such as <lora:watercolor:0.8>")
+        raise ConfigError(f"{match[0]} must be a name and one or two weights, such as <lora:watercolor:0.8>")
     te = by_name.get("te", by_place[0] if by_place else "1")
     unet = by_name.get("unet", by_place[1] if len(by_place) > 1 else te)
     try:
         weights = float(te), float(unet)
     except ValueError as problem:
-        raise UserError(
+        raise ConfigError(
             f"{match[0]} has the weight {':'.join(parts)!r}, which must be a number such as 0.8"
         ) from problem
-    if not name.strip() or not all(abs(weight) <= LARGEST for weight in weights):
-        raise UserError(f"{match[0]} must be a name and a number, such as <lora:watercolor:0.8>")
+    if not name.strip() or not all(abs(weight) <= LARGEST_WEIGHT for weight in weights):
+        raise ConfigError(f"{match[0]} must be a name and a number, such as <lora:watercolor:0.8>")
     return Lora(name.strip(), weights[0] if weights[0] == weights[1] else weights)
 
 
-def pack(sections: list[list[Piece]], spans: Callable[[str], Sequence[Span]], room: int) -> list[Chunk]:
+def pack(sections: list[list[WeightedText]], spans: Callable[[str], Sequence[Span]], room: int) -> list[Chunk]:
     """Return tokens in chunks of at most `room`; each section starts a new chunk. There is at least one.
 
     Args:

@@ -117,7 +117,7 @@ class Adapters:
             encoder.tokens, tokenizer, encoder.config = self._original
             encoder.tokenizer = tokenizer
         self._applied = self._original = None
-        self._current = NONE
+        self._current = _NONE
 
 
 def _sum(a: LoraWeight, b: LoraWeight) -> LoraWeight:

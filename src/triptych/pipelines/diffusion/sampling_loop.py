@@ -23,7 +23,7 @@ from triptych.pipelines.diffusion.latent_codec import Preview, to_image
 from triptych.pipelines.diffusion.loaded_model import LoadedModel
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.prepare import SamplingJob, check_task, prepare
-from triptych.pipelines.diffusion.progress import Progress, progress_bar
+from triptych.pipelines.diffusion.progress import ProgressOption, progress_bar
 from triptych.pipelines.diffusion.prompt_contexts import PromptContexts
 from triptych.pipelines.image_input import ImageInput
 

@@ -237,7 +237,12 @@ NO_ROLES: frozenset[str] = frozenset()
 FORMULAS = (
     Formula("LoRA", _choices(("down", "up")), frozenset({"mid"}), _lora_shape, _lora, _rows("down")),
     Formula(
-        "LoHa", _choices(_HADA, (*_HADA, "hada_t1", "hada_t2")), NO_ROLES, _hada_shape, _loha, _rows("hada_w1_b")
+        "LoHa",
+        _choices(_HADA, (*_HADA, "hada_t1", "hada_t2")),
+        NO_ROLES,
+        _hada_shape,
+        _loha,
+        _rows("hada_w1_b"),
     ),
     Formula("LoKr", _choices(*_LOKR), NO_ROLES, _kron_shape, _lokr, _rows("lokr_w2_b", "lokr_w1_b")),
     Formula(
