@@ -134,7 +134,7 @@ def passes(config, folder, waits, monkeypatch):
     parts = prepare(replace(config, loop=replace(config.loop, precision="fp32")))
     if parts.on_start is not None:
         parts.on_start(folder, SINGLE_PROCESS)
-    meta, streams, task = torch.device("meta"), denoise.streams, vars(parts.task)
+    meta, streams, task = torch.device("meta"), denoise.random_streams, vars(parts.task)
     others = [
         task.get(name) for name in ("first_stage", "frozen_encoder", "distance", "discriminator", "teacher")
     ]
@@ -146,7 +146,7 @@ def passes(config, folder, waits, monkeypatch):
         monkeypatch.setattr(torch, name, lambda *a, _real=real, generator=None, **k: _real(*a, **k))
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())  # knows no such device
     monkeypatch.setattr(
-        denoise, "streams", lambda seed, device: (streams(seed, torch.device("cpu"))[0], Drawn)
+        denoise, "random_streams", lambda seed, device: (streams(seed, torch.device("cpu"))[0], Drawn)
     )
     batches = iter(parts.train_loader)
     for step in range(2):

@@ -30,7 +30,7 @@ class TokenProjection(Network):
     def forward(self, features: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         return self.proj(self.norm(features))
 
-    def nothing(self, tokens: int) -> Float[Tensor, "1 n d"]:
+    def null_tokens(self, tokens: int) -> Float[Tensor, "1 n d"]:
         """Return the context without an image, of as many tokens as an image has."""
         return self.null.expand(1, tokens, -1)
 
@@ -39,8 +39,8 @@ class ImageTokens(Network):
     """A backbone and a projection of the cells of its last map.
 
     ```python
-    context = ldm.text_encoder(images)                       # (B, 3, H, W) in [-1, 1] -> (B, rows * columns, D)
-    nothing = ldm.text_encoder.nothing(context.shape[1])     # the unconditional context of guidance
+    context = ldm.text_encoder(images)                           # (B, 3, H, W) in [-1, 1] -> (B, rows * columns, D)
+    null_tokens = ldm.text_encoder.null_tokens(context.shape[1])     # the unconditional context of guidance
     ```
     """
 
@@ -54,9 +54,9 @@ class ImageTokens(Network):
     def blocks(self) -> list[nn.Module]:
         return []
 
-    def nothing(self, tokens: int) -> Float[Tensor, "1 n d"]:
+    def null_tokens(self, tokens: int) -> Float[Tensor, "1 n d"]:
         """Return the context without an image, of as many tokens as an image has."""
-        return self.projection.nothing(tokens)
+        return self.projection.null_tokens(tokens)
 
     def cells(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n k"]:
         """Return the cells of the last map, of images normalized for the backbone."""

@@ -244,7 +244,7 @@ def test_the_condition_can_be_an_image(config, tmp_path, family):
     images = torch.rand(2, 3, 24, 20) * 2 - 1
     context = ldm.text_encoder(images)
     assert context.shape == (2, 4, 16)
-    assert ldm.text_encoder.null_index(4).shape == (1, 4, 16)
+    assert ldm.text_encoder.null_tokens(4).shape == (1, 4, 16)
     for name, parameter in ldm.text_encoder.projection.named_parameters():
         assert torch.equal(parameter, tensors[f"ema.text_encoder.{name}"])
     saved = dict(ldm.text_encoder.backbone.named_parameters())
@@ -271,7 +271,7 @@ def test_cached_features_are_those_of_the_image(config, tmp_path):
         pixels = torch.from_numpy(decode(condition.source[3].image))
         image = pixels.movedim(-1, 0)[None] / 127.5 - 1
         torch.testing.assert_close(context[:1], model.text_encoder(image), atol=2e-2, rtol=2e-2)
-        assert torch.equal(context[1], model.text_encoder.null_index(4)[0])
+        assert torch.equal(context[1], model.text_encoder.null_tokens(4)[0])
         assert torch.equal(context[0], context[3])
         assert not torch.equal(context[0], context[2])
 

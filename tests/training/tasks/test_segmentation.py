@@ -428,7 +428,7 @@ def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch):
         ({"augment": AugmentConfig(mixup=0.2)}, "mixup is 0.2, which does not work with masks"),
         (
             {"model": "convnet-unet", "model_args": (), "drop_path_rate": 0.1},
-            "ConvNet has no branches to drop",
+            "drop_path_rate is 0.1, and ConvNet has no stochastic depth",
         ),
         ({"frozen_blocks": 9}, "frozen_blocks is 9, and the network has 3 blocks"),
     ],

@@ -185,7 +185,7 @@ class FrozenImages:
     def context(self, encoder: TokenProjection, indices: ConditionIndices) -> Float[Tensor, "b n d"]:
         features = self.features(np.where(indices == self.null_index, 0, indices))
         none = copy_to_device(torch.from_numpy(indices == self.null_index), features.device)[:, None, None]
-        return torch.where(none, encoder.nothing(features.shape[1]).to(features.dtype), encoder(features))
+        return torch.where(none, encoder.null_tokens(features.shape[1]).to(features.dtype), encoder(features))
 
     @torch.no_grad()
     def features(self, rows: ConditionIndices) -> Float[Tensor, "b n c"]:
