@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 CODE := src tests tools
 
-.PHONY: demo test unit test-slow lint words docs docs-serve coverage notebooks bench clean
+.PHONY: demo test unit test-slow lint docs docs-serve coverage notebooks bench clean
 
 demo: $(VENV)/.runs
 	$(BIN)/triptych demo
@@ -23,10 +23,8 @@ lint: $(VENV)/.tests
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell $(CODE) docs examples README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md
-	$(BIN)/pyright --pythonpath $(BIN)/python
-
-words: $(VENV)/.tests
 	$(BIN)/python tools/check_words.py
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -140,8 +140,8 @@ def test_image_to_image_counts_the_full_steps(ldm, photo):
     assert not np.array_equal(first, second)
     mask = np.zeros((16, 16), np.uint8)
     mask[4:12, 4:12] = 255
-    painted = array(pipe.inpaint("[a|b] AND c", init, mask, **{**call, "strength": 1.0}))
-    assert np.array_equal(painted[mask == 0], init[mask == 0])
+    generated = array(pipe.inpaint("[a|b] AND c", init, mask, **{**call, "strength": 1.0}))
+    assert np.array_equal(generated[mask == 0], init[mask == 0])
 
 
 @pytest.mark.parametrize(
