@@ -17,7 +17,7 @@ TRAINING = """
     --loading.on-bad-image --loading.keep-alpha --loading.stream --loading.shuffle-buffer --loading.lanes
     --loading.eval-fraction --loading.image-column
     --loading.label-column --loading.caption-column --loading.mask-column
-    --loading.ignore-index --loading.reduce-zero-label
+    --loading.ignore-index --loading.reduce-zero-label --loading.mask-threshold --loading.mask-palette
     --augment.image-size --augment.crop-scale --augment.crop-ratio --augment.flip --augment.degrees
     --augment.translate --augment.zoom --augment.shear --augment.brightness --augment.contrast
     --augment.saturation --augment.hue --augment.grayscale --augment.rand-augment
@@ -36,7 +36,8 @@ FLAGS = {
     "convert": "SRC DST --format --prediction --json",
     "demo": "--out --classifier --segmenter --generator --json",
     "evaluate": "[MODEL-or-RUN] --data --split --batch-size --workers --dtype --compile --on-bad-image"
-    " --image-column --label-column --mask-column --ignore-index --reduce-zero-label --size --window --overlap --scales"
+    " --image-column --label-column --mask-column --ignore-index --reduce-zero-label --mask-threshold"
+    " --mask-palette --size --window --overlap --scales"
     " --flip --caption-column --samples --extractor --reference --classifier --num-steps --guidance-scale --sampler"
     " --seed --out --json",
     "explain": "IMAGE --model --out --point --size --json",

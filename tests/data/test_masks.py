@@ -37,6 +37,16 @@ def mask(*numbers: int, mode: str = "L", palette: list[int] | None = None, forma
     return file.getvalue()
 
 
+def colors(*pixels: tuple[int, int, int], mode: str = "RGB", format: str = "PNG") -> bytes:
+    """Return a mask of 5 x 4 pixels, of which the first have these colors and the others are black."""
+    image = Image.new("RGB", (5, 4))
+    for at, color in enumerate(pixels):
+        image.putpixel((at % 5, at // 5), color)
+    file = io.BytesIO()
+    image.convert(mode).save(file, format)
+    return file.getvalue()
+
+
 def write(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -410,7 +420,7 @@ def test_a_users_data_in_the_layout_of_pascal_voc(voc, tmp_path, refusal, png):
     assert open_source(voc).mask_classes[20] == "u"
     (voc / "classes.txt").unlink()
     own = voc.rename(tmp_path / "own")
-    assert open_source(own).mask_classes[20] == "class 20"
+    assert open_source(own).mask_classes == ("class 0", "class 19", "class 20")
     for file in (own / "ImageSets" / "Segmentation").iterdir():
         file.unlink()
     assert len(open_source(own)) == 2  # all that have masks
@@ -526,10 +536,12 @@ def test_a_row_without_mask(tmp_path, metadata, parquet, png, refusal):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (mask(3, mode="RGB"), "0.png has mode RGB, but a mask holds one class number per pixel"),
-        (mask(3, mode="RGBA"), "0.png has mode RGBA"),
+        (colors((9, 0, 0), (0, 8, 0)), "0.png has 3 colors ((0, 0, 0), (0, 8, 0), (9, 0, 0)), and what they stand for"),
+        (colors((9, 0, 0), mode="RGBA"), "write a class_dict.csv with the columns name, r, g, b"),
+        (colors((9, 0, 0), mode="CMYK", format="TIFF"), "0.png has mode CMYK"),
         (mask(3, format="JPEG"), "0.png is a JPEG, whose compression alters class numbers"),
     ],
+    ids=["RGB", "RGBA", "CMYK", "JPEG"],
 )
 def test_masks_that_hold_no_numbers(pairs, refusal, content, what, named):
     folder = pairs(content, mask(1))
@@ -574,9 +586,10 @@ def test_damaged_masks_are_skipped_like_damaged_images(pairs):
 
 
 def test_too_many_classes_and_none(pairs, refusal):
-    assert "hold values up to 26001, but without class names at most 254 is allowed" in refusal(
-        pairs(mask(26001, mode="I;16"))
-    )
+    instances = np.arange(26001, 26101, dtype=np.uint16).reshape(10, 10)
+    file = io.BytesIO()
+    Image.fromarray(instances).save(file, "PNG")
+    assert "hold 100 distinct values up to 26100" in refusal(pairs(file.getvalue()))
     assert "hold no classes" in refusal(pairs(mask(*[255] * 20), mask(*[0] * 20)), reduce_zero_label=True)
 
 

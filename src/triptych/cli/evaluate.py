@@ -51,6 +51,10 @@ class Evaluate:
     """Mask value to ignore, in addition to 255."""
     reduce_zero_label: bool = False
     """Ignore 0 in masks and take 1 as the first class."""
+    mask_threshold: Annotated[float | None, flag("FLOAT", "that of the RUN")] = None
+    """Masks have two classes: pixels brighter than this are the second one."""
+    mask_palette: Annotated[str | None, flag("FILE", "that of the RUN")] = None
+    """File with the name and color of each class of colored masks, such as a class_dict.csv (name, r, g, b)."""
     size: Annotated[str, flag("PIXELS-or-WxH", "the model's own")] = ""
     """Segmenters: resize images to this shorter side. Others: width and height of generated images."""
     window: Annotated[str, flag("WxH")] = ""
@@ -117,6 +121,8 @@ class Evaluate:
             mask_column=self.mask_column,
             ignore_index=self.ignore_index,
             reduce_zero_label=self.reduce_zero_label or None,
+            mask_threshold=self.mask_threshold,
+            mask_palette=self.mask_palette,
             passes=None if passes == ViewOptions() else passes,
             dtype=None if self.dtype == "auto" else self.dtype,
             compile=self.compile,

@@ -127,10 +127,14 @@ class DataConfig:
     """Mask value that is ignored, as 255 always is."""
     reduce_zero_label: bool = False
     """Ignore 0 in masks and take 1 as the first class."""
+    mask_threshold: float | None = None
+    """Masks have two classes: pixels brighter than this are the second one. 127 suits JPEG masks and soft edges."""
+    mask_palette: str | None = None
+    """File with the name and color of each class of colored masks, such as a class_dict.csv (name, r, g, b)."""
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Keyword arguments of `triptych.data.open.open_source`: columns, ignored mask values, streaming."""
+        """Keyword arguments of `triptych.data.open.open_source`: columns, meaning of mask values, streaming."""
         names = (
             "image_column",
             "label_column",
@@ -138,6 +142,8 @@ class DataConfig:
             "mask_column",
             "ignore_index",
             "reduce_zero_label",
+            "mask_threshold",
+            "mask_palette",
             "stream",
         )
         return {name: getattr(self, name) for name in names}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data.masks import LabelMap, MaskFormatError
+from triptych.data.masks import LabelMap, MaskFormatError, MaskOptions
 from triptych.data.source import Source, Subset
 from triptych.data.sources.columns import find_columns, read_labels, row_name
 from triptych.data.sources.detect import Spec, read_tables
@@ -29,6 +29,8 @@ def open_source(
     mask_column: str | None = None,
     ignore_index: int = 255,
     reduce_zero_label: bool = False,
+    mask_threshold: float | None = None,
+    mask_palette: str | None = None,
     stream: bool = False,
 ) -> Source:
     """Open the data set that `spec` names.
@@ -55,6 +57,10 @@ def open_source(
             be meant or if the name of a column does not tell.
         ignore_index: a mask value that is ignored, in addition to 255.
         reduce_zero_label: ignore 0 in masks and take 1 as the first class.
+        mask_threshold: masks have two classes, and pixels brighter than this are the second one; for JPEG masks and
+            soft edges.
+        mask_palette: file with the name and color of each class, for masks of colors
+            (`triptych.data.sources.class_files`); by default one in the folder.
         stream: index tar shards, parquet files or a folder of images on disk and read them in place, in constant
             memory. The columns of shards are those of their first examples.
 
@@ -67,7 +73,8 @@ def open_source(
         _need_files(spec, stream)
         return _open_built_in(spec, split)
     requested = (image_column, label_column, caption_column, mask_column)
-    return _open(spec, requested, ignore_index, reduce_zero_label, stream).source(split)
+    options = MaskOptions(ignore_index, reduce_zero_label, mask_threshold, mask_palette)
+    return _open(spec, requested, options, stream).source(split)
 
 
 def train_and_eval(
@@ -81,14 +88,16 @@ def train_and_eval(
     mask_column: str | None = None,
     ignore_index: int = 255,
     reduce_zero_label: bool = False,
+    mask_threshold: float | None = None,
+    mask_palette: str | None = None,
     stream: bool = False,
 ) -> tuple[Source, Source]:
     """Open the sources to train and evaluate on: the splits of the data, else a random split that is balanced over
     classes.
 
     Args:
-        spec, image_column, label_column, caption_column, mask_column, ignore_index, reduce_zero_label, stream: as in
-            `open_source`.
+        spec, image_column, label_column, caption_column, mask_column, ignore_index, reduce_zero_label, mask_threshold,
+            mask_palette, stream: as in `open_source`.
         eval_fraction: fraction held out for evaluation if the data has no splits; at least one example. From a stream
             one of every n consecutive examples is held out, where n is 1 / eval_fraction, rounded.
         seed: seed of the random split.
@@ -103,7 +112,8 @@ def train_and_eval(
         _need_files(spec, stream)
         return _open_built_in(spec, "train"), _open_built_in(spec, "eval")
     requested = (image_column, label_column, caption_column, mask_column)
-    opened = _open(spec, requested, ignore_index, reduce_zero_label, stream)
+    options = MaskOptions(ignore_index, reduce_zero_label, mask_threshold, mask_palette)
+    opened = _open(spec, requested, options, stream)
     if "train" in opened.splits and ("val" in opened.splits or "test" in opened.splits):
         return opened.source("train"), opened.source("eval")
     if isinstance(opened, OpenedStream):
@@ -118,19 +128,16 @@ def train_and_eval(
 
 
 def _open(
-    spec: Spec, requested: tuple[str | None, ...], ignore_index: int, reduce_zero_label: bool, stream: bool
+    spec: Spec, requested: tuple[str | None, ...], options: MaskOptions, stream: bool
 ) -> "_Opened | OpenedStream":
-    return (OpenedStream if stream else _Opened)(spec, requested, ignore_index, reduce_zero_label)
+    return (OpenedStream if stream else _Opened)(spec, requested, options)
 
 
 class _Opened:
     """The data set that `spec` names, read once for all of its splits."""
 
-    def __init__(
-        self, spec: Spec, requested: tuple[str | None, ...], ignore_index: int, reduce_zero_label: bool
-    ):
-        self.spec, self.requested = spec, requested
-        self.ignore_index, self.reduce_zero_label = ignore_index, reduce_zero_label
+    def __init__(self, spec: Spec, requested: tuple[str | None, ...], options: MaskOptions):
+        self.spec, self.requested, self.options = spec, requested, options
         image_column, _, _, mask_column = requested
         self.splits = read_tables(spec, image_column, mask_column)
         path = Path(spec).expanduser().absolute()
@@ -176,9 +183,7 @@ class _Opened:
                 f"{row_name(self.splits[split], int(lacking[0]))}; add the masks or remove the examples"
             )
         if column not in self._label_maps:
-            self._label_maps[column] = find_label_map(
-                lambda: self._masks(column), self.root, self.ignore_index, self.reduce_zero_label
-            )
+            self._label_maps[column] = find_label_map(lambda: self._masks(column), self.root, self.options)
         return self._label_maps[column]
 
     def _masks(self, column: str) -> Iterator[tuple[bytes | str, str]]:

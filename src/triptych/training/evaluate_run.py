@@ -29,6 +29,8 @@ def evaluate(
     mask_column: str | None = None,
     ignore_index: int | None = None,
     reduce_zero_label: bool | None = None,
+    mask_threshold: float | None = None,
+    mask_palette: str | None = None,
     passes: ViewOptions | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -47,8 +49,8 @@ def evaluate(
         data: data set, as in training; None is that of the run.
         split: split of the data; None is its evaluation split.
         batch_size: images per forward pass; None is the run's, else 64, or 4 for a segmenter.
-        workers, on_bad_image, image_column, label_column, mask_column, ignore_index, reduce_zero_label: as in
-            `DataConfig`; None is the run's.
+        workers, on_bad_image, image_column, label_column, mask_column, ignore_index, reduce_zero_label, mask_threshold,
+            mask_palette: as in `DataConfig`; None is the run's.
         passes: for a segmenter, sizes, windows and flips at test time; None is one pass, as the card says.
         compile: `torch.compile` each block of a classifier or a segmenter; see `triptych.torch_compile`.
         extractor: for an autoencoder, the network in whose features sets of images are compared, as in
@@ -68,6 +70,7 @@ def evaluate(
         "eval_batch_size": batch_size, "workers": workers, "on_bad_image": on_bad_image,
         "image_column": image_column, "label_column": label_column, "mask_column": mask_column,
         "ignore_index": ignore_index, "reduce_zero_label": reduce_zero_label,
+        "mask_threshold": mask_threshold, "mask_palette": mask_palette,
     }  # fmt: skip
     loading = replace(
         config.loading if config else DataConfig(), **{k: v for k, v in changes.items() if v is not None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from triptych.data.example import Example
-from triptych.data.masks import LabelMap
+from triptych.data.masks import NUMBERS, LabelMap
 from triptych.data.sources.columns import Columns
 from triptych.data.sources.folders import ID_COLUMN
 from triptych.data.sources.tar import MEMBER_MARK, read_member
@@ -92,6 +92,8 @@ class TableSource:
         if self.label_map is not None and self.columns.mask is not None:
             digest.update(repr((self.label_map.classes, self._sizes(self.columns.mask))).encode())
             digest.update(self.label_map.table.tobytes())
+            if self.label_map.encoding != NUMBERS:
+                digest.update(repr(self.label_map.encoding).encode())
         return digest.hexdigest()[:32]
 
     def contents(self) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from triptych.data.masks import LabelMap
+from triptych.data.masks import LabelMap, MaskOptions
 from triptych.data.sources.detect import Spec, data_files, group_by_split
 from triptych.data.sources.folders import metadata_file
 from triptych.data.sources.label_maps import find_label_map
@@ -29,14 +29,14 @@ class OpenedStream:
         spec: tar shards or parquet files (a folder, which may have splits as in `open_source`, a glob or a file), or a
             folder of images.
         requested: names of the image, label, caption and mask columns; None where the user has given none.
-        ignore_index, reduce_zero_label: as in `open_source`.
+        options: what the user says about masks.
 
     Raises:
         DataError: data that cannot be streamed, or files that are damaged or disagree.
     """
 
-    def __init__(self, spec: Spec, requested: RequestedColumns, ignore_index: int, reduce_zero_label: bool):
-        self.spec, self.ignore_index, self.reduce_zero_label = spec, ignore_index, reduce_zero_label
+    def __init__(self, spec: Spec, requested: RequestedColumns, options: MaskOptions):
+        self.spec, self.options = spec, options
         path = Path(spec).expanduser().absolute()
         self.root = dataset_root(path) if path.is_dir() else path.parent
         if path.is_dir():
@@ -73,9 +73,7 @@ class OpenedStream:
 
     def _read_label_map(self) -> LabelMap:
         if self._label_map is None:
-            self._label_map = find_label_map(
-                self._masks, self.root, self.ignore_index, self.reduce_zero_label
-            )
+            self._label_map = find_label_map(self._masks, self.root, self.options)
         return self._label_map
 
     def _masks(self) -> Iterator[tuple[bytes | str, str]]:
