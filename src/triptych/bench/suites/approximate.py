@@ -59,7 +59,7 @@ QUICK = Plan(
 @suite("approximate", FULL)
 def run(report: Report, plan: Plan) -> None:
     """Measure everything in the plan."""
-    report.tables = [steps(plan), decoding(plan), images(plan)]
+    report.tables = [steps(plan), decoding(plan), image_differences(plan)]
     report.notes = [
         "Each approximation is opt-in and changes the image: token merging (Bolya and Hoffman 2023) in the "
         "self-attention of the highest resolution, deep cache (Ma et al. 2023), guidance in an interval (Kynkäänniemi "
@@ -148,7 +148,7 @@ def decoding(plan: Plan) -> Table:
     return result
 
 
-def images(plan: Plan) -> Table:
+def image_differences(plan: Plan) -> Table:
     """Generate images of the same seeds exactly and with each approximation."""
     pipe = DiffusionPipeline(plan.model, dtype=plan.dtype)
 
