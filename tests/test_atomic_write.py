@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from triptych.atomic_write import write_atomically, write_text_atomically
-from triptych.errors import UserError
+from triptych.errors import StorageError
 
 
 def test_a_new_file_in_a_new_folder(tmp_path):
@@ -75,7 +75,7 @@ def test_a_full_disk_is_a_users_problem_in_one_line(tmp_path, monkeypatch, momen
     path.write_bytes(b"old")
     if moment != "write":
         monkeypatch.setattr(os, moment, full)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(StorageError) as caught:
         write_atomically(path, full if moment == "write" else lambda file: file.write(b"new"))
     assert (
         str(caught.value)
@@ -90,12 +90,12 @@ def test_a_disk_that_really_fills_up(tmp_path):
     # The system refuses to let files grow past 64 KiB: the same path through the C library as a full disk.
     script = """
 import resource, sys
-from triptych.errors import UserError
+from triptych.errors import StorageError
 from triptych.atomic_write import write_atomically
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
     write_atomically(sys.argv[1], lambda file: file.write(bytes(10_000_000)))
-except UserError as problem:
+except StorageError as problem:
     print(problem)
 """
     path = tmp_path / "file"
@@ -110,7 +110,7 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_bytes(b"a file, no folder")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "inside", tmp_path / "folder", tmp_path / ("n" * 300)):
-        with pytest.raises(UserError, match="cannot write"):
+        with pytest.raises(StorageError, match="cannot write"):
             write_atomically(path, lambda file: file.write(b"x"))
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     assert os.listdir(tmp_path / "folder") == []

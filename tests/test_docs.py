@@ -66,7 +66,9 @@ RESULTS = {
 }
 
 
-ELSEWHERE = {"guides/export.md"}  # its examples read what its commands write: tests/weights/graphs/test_guide.py
+ELSEWHERE = {
+    "guides/export.md"
+}  # its examples read what its commands write: tests/weights/graphs/test_guide.py
 
 
 @pytest.mark.parametrize(

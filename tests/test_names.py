@@ -15,11 +15,10 @@ PARALLEL = frozenset(
     re.findall(
         r"\w+",
         """
-    FORMAT FORMATS SIZES TITLE Layout layout_of read draft table recognises recognizes read_stage read_tiny read_unet
-    draft_stage draft_unet recognises_stage recognises_tiny recognises_unet recognizes_stage recognizes_tiny
-    recognizes_unet heads mlp stem attention tokens settings map_head
+    FORMAT FORMATS SIZES TITLE Layout layout_of read draft table read_stage read_tiny read_unet
+    draft_stage draft_unet heads mlp stem attention tokens settings map_head
     Block Middle Stage macs parameters make_head build_network prepare
-    FULL QUICK TINY Plan run make table row OURS THEIRS MEASURE CLASSIFIER
+    FULL QUICK TINY Plan run make table row CLASSIFIER
     matches matches_stage matches_tiny matches_unet imported start train evaluate
     SAMPLERS Window Images Latents Size Shape T N A B log main write save show
     """,
@@ -30,13 +29,11 @@ SHARED = frozenset(
     re.findall(
         r"\w+",
         """
-    BLOCK Box CLASSES CONFIG Classify Condition DEIT DIFFERENT DIFFUSERS DINOV2 DINOV3 DTYPES ENDINGS EPS
-    FIRST FRAMES GAP HALF HEAD IMAGENET_MEAN IMAGENET_STD KEY KINDS LARGEST LAYOUTS LEFT LINE MARGIN OLD PAPER
-    PROMPTS Progress ROW RUN SAMPLES SCENES SD1 SEEDS SIDE STEM SUFFIXES Segment Source TEXT TIMM TITLES
-    TOLERANCES Task UNET UNUSED USAGE VERSION WAYS attention_distance beside build compare decoding describe
-    destinations draw drawn fingerprint from_json group_norm loading measured memory painting parse percent
-    pictures position_similarity ratio read_table scaling shortened stage_of starting steps throughput to_json
-    unit
+    CLASSES Classify Condition DIFFERENT DIFFUSERS DTYPES EPS GAP HEAD IMAGENET_MEAN IMAGENET_STD KEY
+    LARGEST LAYOUTS OLD PAPER PROMPTS STEM SUFFIXES Segment Source TEXT TIMM TOLERANCES Task UNET UNUSED
+    VERSION attention_distance build compare decoding describe draw drawn from_json loading measured
+    memory percent position_similarity ratio read_table scaling shortened stage_of starting steps
+    throughput to_json
     """,
     )
 )

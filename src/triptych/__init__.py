@@ -31,7 +31,6 @@ _PUBLIC = {
     "CheckpointError": "triptych.errors",
     "DeviceError": "triptych.errors",
     "StorageError": "triptych.errors",
-    "UserError": "triptych.errors",
 }
 
 __all__ = ["__version__", *_PUBLIC]
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from triptych.errors import DeviceError as DeviceError
     from triptych.errors import StorageError as StorageError
     from triptych.errors import TriptychError as TriptychError
-    from triptych.errors import UserError as UserError
     from triptych.layers.capture import capture as capture
     from triptych.models.registry import create as create
     from triptych.models.registry import list_models as list_models

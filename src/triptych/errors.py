@@ -53,9 +53,6 @@ class StorageError(TriptychError):
     """A file or folder cannot be written: no permission, no space, or a path that is in use."""
 
 
-UserError = TriptychError
-
-
 def near_names(name: str, known: Iterable[str], limit: int = 3, cutoff: float = 0.4) -> list[str]:
     """Return the names in `known` that resemble `name`, the most similar first.
 

@@ -17,7 +17,7 @@ import triptych as tp
 from triptych import weights
 from triptych.cli import main
 from triptych.cli.generate import interruptible
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
 from triptych.models.configs.latent_diffusion import LatentDiffusionConfig, SemanticMapConfig
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
@@ -322,7 +322,7 @@ def test_finished_images_are_kept_after_an_error(places, tmp_path, capsys, monke
     def fails_the_second_time(self, *arguments):
         calls.append(arguments)
         if len(calls) == 2:
-            raise UserError("the latents became NaN")
+            raise ConfigError("the latents became NaN")
         return sample(self, *arguments)
 
     monkeypatch.setattr(SamplingLoop, "_sample_batch", fails_the_second_time)
@@ -351,7 +351,7 @@ def test_a_file_without_a_prediction_type(places, tmp_path, capsys):
     typed = ["convert", str(tmp_path / "sd2.safetensors"), str(converted), "--format", "triptych"]
     assert main([*typed, "--prediction", "v"]) == 0
     assert tp.load(converted).config.process.prediction == "v"
-    with pytest.raises(UserError, match="a network's config has it"):
+    with pytest.raises(ConfigError, match="a network's config has it"):
         tp.DiffusionPipeline(net, prediction="v")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from triptych.data.images import decode
 from triptych.data.open import open_source
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def refusal():
     """Open a source that cannot be opened; return the error message."""
 
     def refused(*args, **options) -> str:
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(TriptychError) as caught:
             open_source(*args, **options)
         assert "\n" not in str(caught.value)
         return str(caught.value)

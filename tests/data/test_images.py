@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from triptych.data.images import MAX_PIXELS, RESAMPLING_FILTERS, decode, resize_crop
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 
 RED = (200, 30, 10)
 
@@ -241,7 +241,7 @@ def bomb_header(width: int, height: int) -> bytes:
 
 
 def refusal(source, **options) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(TriptychError) as caught:
         decode(source, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -290,7 +290,7 @@ def test_damaged_files_are_refused_or_decoded(cut, at, byte, number):
     problem = None
     try:
         got = decode(content)
-    except UserError as refused:
+    except TriptychError as refused:
         problem = str(refused)
     if problem is None:
         assert got.dtype == np.uint8
@@ -367,7 +367,7 @@ def test_an_image_of_one_pixel():
 
 
 def test_unknown_resize_options_are_refused():
-    with pytest.raises(UserError, match="cubic2"):
+    with pytest.raises(TriptychError, match="cubic2"):
         resize_crop(np.zeros((2, 2, 3), np.uint8), (1, 1), interpolation="cubic2")
-    with pytest.raises(UserError, match="stretch"):
+    with pytest.raises(TriptychError, match="stretch"):
         resize_crop(np.zeros((2, 2, 3), np.uint8), (1, 1), mode="stretch")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from triptych.data.images import UNDO_ORIENTATION, Resize
 from triptych.data.loading.loader import make_loader
 from triptych.data.masks import read_mask
 from triptych.data.open import open_source, train_and_eval
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -195,7 +195,7 @@ def test_more_than_255_classes_need_names_and_16_bits(pairs):
             assert batch["mask"].dtype == torch.int32
             assert batch["mask"][0, 0].tolist() == [65535, 65535, 0, 255, 299, 65535, 0, 65535, 65535, 65535]
     write(folder / "masks" / "1.png", mask(300, mode="I;16"))
-    with pytest.raises(UserError, match=r"holds 300, but the 300 classes are numbered 0\.\.299"):
+    with pytest.raises(TriptychError, match=r"holds 300, but the 300 classes are numbered 0\.\.299"):
         open_source(folder)[1]
 
 
@@ -488,7 +488,7 @@ def test_a_mask_that_fits_both_orientations_is_refused(tmp_path, orientation, si
         open_source(tmp_path), DataConfig(workers=0, on_bad_image="fail"), Resize(size=(8, 8)), train=False
     )
     with pytest.raises(
-        UserError, match=rf"EXIF orientation {orientation}, and its mask fits it with and without"
+        TriptychError, match=rf"EXIF orientation {orientation}, and its mask fits it with and without"
     ):
         list(loader)
 
@@ -499,13 +499,13 @@ def test_a_rotated_photo_with_a_mask_of_another_size_or_a_rotated_mask(tmp_path,
     loader = make_loader(
         open_source(tmp_path), DataConfig(workers=0, on_bad_image="fail"), Resize(size=(8, 8)), train=False
     )
-    with pytest.raises(UserError, match="is 64 x 48 pixels, but its mask is 5 x 4"):
+    with pytest.raises(TriptychError, match="is 64 x 48 pixels, but its mask is 5 x 4"):
         list(loader)
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
     Image.new("L", (64, 48)).save(file, "PNG", exif=exif)
-    with pytest.raises(UserError, match="the mask m has EXIF orientation 6"):
+    with pytest.raises(TriptychError, match="the mask m has EXIF orientation 6"):
         read_mask(file.getvalue(), "m")
 
 
@@ -555,7 +555,7 @@ def test_numbers_outside_the_classes(pairs, refusal):
     write(folder / "classes.txt", "a\nb\nc")
     source = open_source(folder)
     with pytest.raises(
-        UserError, match=r"masks/1\.png holds 9, but the 3 classes are numbered 0\.\.2"
+        TriptychError, match=r"masks/1\.png holds 9, but the 3 classes are numbered 0\.\.2"
     ) as caught:
         source[1]
     assert "\n" not in str(caught.value)
@@ -581,7 +581,7 @@ def test_damaged_masks_are_skipped_like_damaged_images(pairs):
     assert [batch["id"] for batch in loader] == [["images/1.jpg"]]
     assert len(loader.bad) == 2
     write(folder / "masks" / "1.png", b"")
-    with pytest.raises(UserError, match=r"0\.png is damaged"):
+    with pytest.raises(TriptychError, match=r"0\.png is damaged"):
         open_source(folder)
 
 
@@ -617,12 +617,12 @@ def test_bad_columns(tmp_path, metadata, refusal):
 
 
 def test_bad_numbers(tmp_path):
-    with pytest.raises(UserError, match="ignore_index"):
+    with pytest.raises(TriptychError, match="ignore_index"):
         DataConfig(ignore_index=-1)
     image = Image.fromarray(np.full((2, 2), -3, np.int32))
     file = io.BytesIO()
     image.save(file, "TIFF")
-    with pytest.raises(UserError, match="x holds -3"):
+    with pytest.raises(TriptychError, match="x holds -3"):
         read_mask(file.getvalue(), "x")
 
 

@@ -7,7 +7,7 @@ import torch
 from triptych.diffusion.config import NoiseConfig, ProcessConfig
 from triptych.diffusion.loss import diffusion_loss, draw_noise, draw_times, min_snr_weight, prediction_error
 from triptych.diffusion.process import Process
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 PREDICTIONS = ("eps", "v", "x0", "flow")
 
@@ -137,7 +137,7 @@ def test_a_perfect_network_has_no_loss():
 
 
 def test_a_bad_config_is_one_line():
-    with pytest.raises(UserError, match=r"NoiseConfig.min_snr is -1.0, which must be at least 0"):
+    with pytest.raises(ConfigError, match=r"NoiseConfig.min_snr is -1.0, which must be at least 0"):
         NoiseConfig(min_snr=-1.0)
-    with pytest.raises(UserError, match=r"NoiseConfig.times is 'cosine', which must be one of"):
+    with pytest.raises(ConfigError, match=r"NoiseConfig.times is 'cosine', which must be one of"):
         NoiseConfig(times="cosine")

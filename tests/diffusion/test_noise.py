@@ -7,7 +7,7 @@ from triptych.diffusion.noise import PURPOSES, image_seeds, noise_for, seeded_no
 from triptych.diffusion.process import network_denoiser
 from triptych.diffusion.samplers import SAMPLERS
 from triptych.diffusion.schedule import spaced_levels
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 SHAPE = (4, 6, 5)
 
@@ -64,7 +64,7 @@ def test_other_types_are_the_same_noise_rounded():
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_cannot_be_is_said(seed):
-    with pytest.raises(UserError, match=str(seed)):
+    with pytest.raises(ConfigError, match=str(seed)):
         image_seeds(seed, 1)
 
 

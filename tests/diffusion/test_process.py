@@ -19,7 +19,7 @@ from triptych.diffusion.config import (
 from triptych.diffusion.process import Process, betas, from_x0, network_denoiser, target, to_x0
 from triptych.diffusion.samplers import SAMPLERS as FUNCTIONS
 from triptych.diffusion.samplers import sampler
-from triptych.errors import UserError, require_known
+from triptych.errors import ConfigError, require_known
 
 SETTINGS = [
     {"prediction": "eps"},
@@ -178,7 +178,7 @@ def test_tables_live_where_times_do():
     ],
 )
 def test_a_config_that_cannot_be_is_one_line(settings, words):
-    with pytest.raises(UserError, match=words) as raised:
+    with pytest.raises(ConfigError, match=words) as raised:
         ProcessConfig(**settings)
     assert "\n" not in str(raised.value)
 
@@ -212,11 +212,11 @@ def test_a_schedule_that_ends_in_noise_is_entered_there():
     [("dpm++ 2m", "dpm++2m"), ("euler_a", "euler-ancestral"), ("DDIM", "ddim"), ("???", "there are ddpm")],
 )
 def test_an_unknown_sampler_names_the_near_ones(name, near):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(ConfigError) as raised:
         sampler(name)
     assert near in str(raised.value)
     assert repr(name) in str(raised.value)
-    with pytest.raises(UserError):
+    with pytest.raises(ConfigError):
         usual_spacing(name, ProcessConfig())
     assert require_known("ddim", SAMPLERS, "sampler") == "ddim"
 

@@ -8,7 +8,7 @@ import torch
 
 from triptych.diffusion.config import SPACINGS
 from triptych.diffusion.schedule import CLEAN, from_strength, spaced_levels
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 # diffusers passes a tensor to np.array, about which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -112,7 +112,7 @@ def test_strength_is_the_share_of_steps_that_is_left(strength, left, process):
     ],
 )
 def test_what_cannot_be_is_one_line(ask, words, process):
-    with pytest.raises(UserError, match=words) as raised:
+    with pytest.raises(ConfigError, match=words) as raised:
         ask(process())
     assert "\n" not in str(raised.value)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.heads.blocks import ConvNorm, Pyramid, resize_map
 from triptych.heads.config import HeadConfig, SegmenterConfig
 from triptych.heads.segmenter import Segmenter, quarters
@@ -89,7 +89,7 @@ def test_an_auxiliary_head_needs_a_map_before_the_last(backbone):
     name, changes, chosen = ONE[backbone]
     head = HeadConfig(num_classes=3, channels=16, aux_channels=8, **chosen)
     with pytest.raises(
-        UserError, match=r"head.aux_channels is 8, and .* there is one, so leave it at 0"
+        ConfigError, match=r"head.aux_channels is 8, and .* there is one, so leave it at 0"
     ) as caught:
         segmenter(head, name, num_classes=0, **changes)
     assert "\n" not in str(caught.value)
@@ -97,7 +97,7 @@ def test_an_auxiliary_head_needs_a_map_before_the_last(backbone):
 
 def test_only_a_vit_has_blocks_to_choose():
     with pytest.raises(
-        UserError, match=r"head.blocks is \(1, 2\), but Swin has a map per stage; leave it out"
+        ConfigError, match=r"head.blocks is \(1, 2\), but Swin has a map per stage; leave it out"
     ):
         segmenter(HeadConfig(num_classes=3, channels=16, blocks=(1, 2)), map_norms=True, **SMALL)
 

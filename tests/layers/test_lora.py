@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.attention import Attention
 from triptych.layers.cross_attention import TransformerBlock
 from triptych.layers.lora import LowRank, add_low_rank, merge_low_rank
@@ -159,7 +159,7 @@ def test_every_type_of_attention_trains_and_merges(case):
 
 
 def test_a_network_without_attention_is_refused():
-    with pytest.raises(UserError, match="ConvNet has no attention"):
+    with pytest.raises(ConfigError, match="ConvNet has no attention"):
         add_low_rank(create("convnet-unet", widths=(4, 8)), 2)
 
 

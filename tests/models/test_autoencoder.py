@@ -13,7 +13,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of deprecations when it is imported
     from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.capture import capture
 from triptych.layers.cross_attention import SpatialAttention
 from triptych.layers.resnet import ResnetBlock, seamless
@@ -328,20 +328,20 @@ def test_seamless_images_can_be_rolled(config, x, y):
 @pytest.mark.parametrize("config", [KL, VQ, TINY])
 def test_mistakes_are_named(config):
     net = scrambled(config)
-    with pytest.raises(UserError, match=r"images are 13 x 16, .* multiples of 4; .* 16 x 16$"):
+    with pytest.raises(ConfigError, match=r"images are 13 x 16, .* multiples of 4; .* 16 x 16$"):
         net.encode(torch.zeros(1, 3, 13, 16))
-    with pytest.raises(UserError, match="images have 4 channels, the autoencoder takes 3"):
+    with pytest.raises(ConfigError, match="images have 4 channels, the autoencoder takes 3"):
         net.encode_tiled(torch.zeros(1, 4, 16, 16))
-    with pytest.raises(UserError, match="latents have 9 channels"):
+    with pytest.raises(ConfigError, match="latents have 9 channels"):
         net.decode(torch.zeros(1, 9, 4, 4))
-    with pytest.raises(UserError, match="no head"):
+    with pytest.raises(ConfigError, match="no head"):
         net.replace_head(3)
 
 
 def test_what_the_other_kind_has_is_named(images):
-    with pytest.raises(UserError, match="no posterior"):
+    with pytest.raises(ConfigError, match="no posterior"):
         scrambled(VQ).posterior(images)
-    with pytest.raises(UserError, match="no codebook"):
+    with pytest.raises(ConfigError, match="no codebook"):
         scrambled(KL).quantize(torch.zeros(1, 4, 2, 2))
 
 

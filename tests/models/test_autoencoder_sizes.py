@@ -7,7 +7,7 @@ import torch
 
 import triptych as tp
 from triptych.config import from_json, to_json
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.metrics.cost import count_macs
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.configs.autoencoder import (
@@ -120,7 +120,7 @@ def test_through_json(name):
     ],
 )
 def test_configs_that_make_no_sense(changes, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(TriptychError, match=message):
         replace(SMALL, **changes)
 
 
@@ -148,7 +148,7 @@ def test_a_patch_is_folded_into_channels_and_unfolded(tmp_path):
     torch.testing.assert_close(net.decoder.unfold(folded), images)
     assert macs(config, (32, 48)) < 1.1 * macs(replace(config, patch_size=1))
     for name in ("compvis", "diffusers"):
-        with pytest.raises(UserError, match="patch"):
+        with pytest.raises(TriptychError, match="patch"):
             tp.export(net, tmp_path / name, format=name)
     tp.save(net, tmp_path / "a.safetensors")
     assert torch.equal(tp.load(tmp_path / "a.safetensors").encode(images), latents)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.resnet import seamless
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.configs.autoencoder import AutoencoderConfig, TinyAutoencoderConfig
@@ -98,5 +98,5 @@ def test_seamless_images_are_seamless_in_tiles(local, x, y):
 
 
 def test_an_overlap_as_large_as_a_tile_is_refused(net):
-    with pytest.raises(UserError, match=r"overlap is 8, which must be 0 or more and below .* 8"):
+    with pytest.raises(ConfigError, match=r"overlap is 8, which must be 0 or more and below .* 8"):
         net.decode_tiled(torch.zeros(1, 4, 20, 20), tile=8, overlap=8)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import triptych as tp
 from triptych.config import from_json, to_json
 from triptych.diffusion.guidance import guided
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.capture import capture
 from triptych.layers.position import sincos_positions
 from triptych.metrics.cost import count_parameters
@@ -300,7 +300,7 @@ def test_as_the_denoiser_of_a_latent_diffusion_model(reader, tmp_path):
     ],
 )
 def test_configs_that_cannot_be(changes, words):
-    with pytest.raises(UserError, match=re.escape(words)) as caught:
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         replace(TINY, **changes)
     assert "\n" not in str(caught.value)
 
@@ -319,6 +319,6 @@ def test_configs_that_cannot_be(changes, words):
 )
 def test_inputs_that_cannot_be(form, changes, words):
     net = DiT(replace(TINY, **FORMS[form]))
-    with pytest.raises(UserError, match=re.escape(words)) as caught:
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         net(**inputs(net.config) | changes)
     assert "\n" not in str(caught.value)

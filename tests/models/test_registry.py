@@ -9,7 +9,7 @@ import pytest
 
 import triptych as tp
 from triptych.config import from_json, to_json
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.swin import SwinConfig, fitting, with_window
 from triptych.models.configs.vit import SIZES, ViTConfig
@@ -41,7 +41,7 @@ def test_create_changes_fields():
     ],
 )
 def test_mistakes_name_what_is_near(name, changes, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ConfigError) as caught:
         config_for(name, **changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -71,7 +71,7 @@ def test_mistakes_name_what_is_near(name, changes, message):
     ],
 )
 def test_configs_are_checked_when_made(small, changes, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ConfigError) as caught:
         small(**changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -114,7 +114,7 @@ PAIRS = "give a number, (height, width), or one of these for each of 4 stages"
     ],
 )
 def test_configs_of_swin_are_checked_when_made(changes, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ConfigError) as caught:
         config_for("swin-t", **changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -191,7 +191,7 @@ def test_the_scale_of_pre_training_outlives_a_change_of_windows(before, window, 
 def test_names_of_swin():
     assert tp.list_models("swin-?") == ["swin-t", "swin-s", "swin-b", "swin-l"]
     assert tp.list_models("swinv2-?") == ["swinv2-t", "swinv2-s", "swinv2-b", "swinv2-l"]
-    with pytest.raises(UserError, match="near names: swin-"):
+    with pytest.raises(ConfigError, match="near names: swin-"):
         config_for("swin-tiny")
 
 
@@ -212,7 +212,7 @@ def test_configs_are_frozen_and_named(small):
     ],
 )
 def test_preprocessing_is_checked(changes, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ConfigError, match=message):
         Preprocess(**changes)
 
 

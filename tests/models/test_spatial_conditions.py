@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.models.configs.latent_diffusion import SIZES, SemanticMapConfig
 from triptych.models.configs.text import SIZES as TEXTS
 from triptych.models.configs.text import TextConfig
@@ -61,5 +61,5 @@ def test_boxes_as_tokens():
     ],
 )
 def test_boxes_that_are_none(boxes, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(ConfigError, match=words):
         box_tokens(SMALL, boxes)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.capture import capture
 from triptych.layers.residual import DropPath
 from triptych.layers.window import WindowAttention, attend
@@ -330,9 +330,9 @@ def test_a_backbone_for_dense_heads():
     for before, after, norm in zip(plain, net.features(x), net.norms, strict=True):
         torch.testing.assert_close(after.movedim(1, -1), norm(before.movedim(1, -1)))
     net.prepare_maps()
-    with pytest.raises(UserError, match="has maps for a dense head"):
+    with pytest.raises(ConfigError, match="has maps for a dense head"):
         net(x)
-    with pytest.raises(UserError, match="not in a classifier; call prepare_classes"):
+    with pytest.raises(ConfigError, match="not in a classifier; call prepare_classes"):
         net.replace_head(3)
 
 
@@ -348,7 +348,7 @@ def test_a_new_head():
     assert (net.card.classes, net.card.groupings, net.card.figures) == (None, {}, {})
     net.replace_head(0)
     torch.testing.assert_close(net(x), net.norm(net.features(x)[-1].movedim(1, -1)).mean((1, 2)))
-    with pytest.raises(UserError, match="has a linear head, not 'mlp'"):
+    with pytest.raises(ConfigError, match="has a linear head, not 'mlp'"):
         net.replace_head(3, "mlp")
 
 
@@ -398,11 +398,11 @@ def test_windows_at_creation(name, window, wanted):
 @pytest.mark.parametrize("size", [(1, 8), (8, 1), (0, 8)])
 def test_images_smaller_than_a_patch(size):
     with pytest.raises(
-        UserError, match=f"images are {size[0]} x {size[1]} pixels, smaller than a patch of 2"
+        ConfigError, match=f"images are {size[0]} x {size[1]} pixels, smaller than a patch of 2"
     ):
         Swin(SMALL)(torch.zeros(1, 3, *size))
 
 
 def test_images_of_other_channels(form):
-    with pytest.raises(UserError, match=f"images have 5 channels, the network takes {form.in_channels}"):
+    with pytest.raises(ConfigError, match=f"images have 5 channels, the network takes {form.in_channels}"):
         Swin(form).features(torch.zeros(1, 5, 24, 36))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from triptych.config import from_json, to_json
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.layers.capture import capture
 from triptych.models.configs.text import CLASS_SIZES, SIZES, ClassTokenConfig, TextConfig, parameters
 from triptych.models.text import ClassToken, TextEncoder, add_embedding, emphasize
@@ -92,7 +92,7 @@ def test_every_parameter_is_filled_and_counts(small):
     ],
 )
 def test_configs_that_cannot_be(wrong, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(TriptychError, match=message):
         replace(SMALL["clip"], **wrong)
 
 
@@ -243,27 +243,27 @@ def test_a_long_text_is_cut_and_said(clip, caplog):
 @pytest.mark.parametrize("texts", ["a red apple", []])
 def test_no_list_of_strings(clip, texts):
     for call in (clip, clip.encode_prompts):
-        with pytest.raises(UserError, match="must be a list of strings"):
+        with pytest.raises(TriptychError, match="must be a list of strings"):
             call(texts)
 
 
 def test_too_many_tokens(small):
-    with pytest.raises(UserError, match="10 tokens are given, but this text encoder has positions for 9"):
+    with pytest.raises(TriptychError, match="10 tokens are given, but this text encoder has positions for 9"):
         TextEncoder(small).encode_tokens(torch.zeros(1, 10, dtype=torch.long))
 
 
 def test_a_vocabulary_of_ones_own():
     net = scrambled(FORMS["ldm-bert"])
-    with pytest.raises(UserError, match=r"no tokenizer; load a vocab\.txt"):
+    with pytest.raises(TriptychError, match=r"no tokenizer; load a vocab\.txt"):
         net(["a red apple"])
     net.tokenizer = train_tokenizer(["a red apple", "a green apple"] * 3, 300)
     assert net(["a red apple", "日本" * 50]).shape == (2, 20, 24)
     assert (
         net.tokenize([""])[0].tolist() == [net.tokenizer.start, net.tokenizer.end] + [net.tokenizer.pad] * 18
     )
-    with pytest.raises(UserError, match="has 49408 tokens and the text encoder 300 embeddings"):
+    with pytest.raises(TriptychError, match="has 49408 tokens and the text encoder 300 embeddings"):
         net.tokenizer = clip_tokenizer()
-    with pytest.raises(UserError, match="tokenizer of the same model"):
+    with pytest.raises(TriptychError, match="tokenizer of the same model"):
         TextEncoder(replace(FORMS["clip"], vocab_size=49407, pad_token=0))([""])
     assert copy.deepcopy(net).tokenizer is net.tokenizer
 
@@ -379,7 +379,7 @@ def test_vectors_of_one_word_stay_together(clip):
     ],
 )
 def test_words_that_cannot_be_added(clip, token, shape, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(TriptychError, match=message):
         add_embedding(clip, token, torch.zeros(shape))
     assert clip.config.num_added_tokens == 0
     assert len(clip.tokens.weight) == 49408
@@ -404,7 +404,7 @@ def test_a_class_is_a_prompt_of_one_token(name, rows):
     assert z.shape == (2, 1, 512)
     assert torch.equal(z[:, 0], net.classes.weight[[3, rows - 1]])
     assert torch.equal(net([3, rows - 1]), z)
-    with pytest.raises(UserError, match=f"class {rows} is not from 0 to {rows - 1}"):
+    with pytest.raises(TriptychError, match=f"class {rows} is not from 0 to {rows - 1}"):
         net([0, rows])
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(TriptychError, match="at least 1"):
         ClassTokenConfig(num_classes=0)

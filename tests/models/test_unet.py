@@ -12,7 +12,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of deprecations when it is imported
     from diffusers import UNet2DConditionModel, UNet2DModel
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.kernels.dispatch import onednn_allowed
 from triptych.layers.capture import capture
 from triptych.layers.resnet import Conv, packed, seamless
@@ -345,6 +345,6 @@ def test_blocks_in_the_order_in_which_they_run():
     ],
 )
 def test_mistakes_are_reported(config, changes, words):
-    with pytest.raises(UserError, match=re.escape(words)) as caught:
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         UNet(config)(**inputs(config, (8, 8)) | changes)
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.attention import Attention
 from triptych.models.configs.dit import DiTConfig
 from triptych.models.configs.unet import UNetConfig
@@ -167,5 +167,5 @@ def test_options_that_do_not_fit_are_reported():
         "self-attention in its middle only": merged_tokens(bare, 0.5),
         "this UNet has self-attention": merged_tokens(cross, 0.5),
     }.items():
-        with pytest.raises(UserError, match=words), context:
+        with pytest.raises(ConfigError, match=words), context:
             pass

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.config import from_json, to_json
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.metrics.cost import count_parameters
 from triptych.models.configs.unet import SIZES, UNetConfig, macs, parameters
 from triptych.models.unet import UNet
@@ -144,7 +144,7 @@ def test_json_round_trip(name):
     ],
 )
 def test_mistakes_are_reported(changes, words):
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(ConfigError, match=words) as caught:
         replace(SIZES["sd1"], **changes)
     assert "\n" not in str(caught.value)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.layers.capture import capture
 from triptych.layers.residual import DropPath
 from triptych.model_card import ModelCard
@@ -140,7 +140,7 @@ def test_from_pre_training_to_fine_tuning_in_one_call(small, images):
 @pytest.mark.parametrize(("head", "cls"), [("linear", nn.Linear), ("mlp", MlpHead), ("cosine", CosineHead)])
 def test_any_head_for_any_other(form, head, cls, images):
     if form.distill_token and head != "linear":
-        with pytest.raises(UserError, match="distill_token"):
+        with pytest.raises(ConfigError, match="distill_token"):
             ViT(form).replace_head(4, head)
         return
     net = ViT(form).eval()
@@ -166,7 +166,7 @@ def test_a_new_head_has_the_networks_dtype_and_learns(small):
     net.replace_head(2)
     assert net.head.weight.dtype == torch.float64
     assert net.head.weight.requires_grad
-    with pytest.raises(UserError, match="num_classes -1"):
+    with pytest.raises(ConfigError, match="num_classes -1"):
         net.replace_head(-1)
     assert net.head.out_features == 2
 
@@ -216,7 +216,7 @@ def test_blocks_are_taken_in_the_order_asked(small, scrambled, images):
 
 @pytest.mark.parametrize("blocks", [[3], [-4], [0, 99]])
 def test_blocks_that_are_not_there(small, images, blocks):
-    with pytest.raises(UserError, match="which must be from -3 to 2"):
+    with pytest.raises(ConfigError, match="which must be from -3 to 2"):
         ViT(small()).features(images(small()), blocks)
 
 
@@ -245,11 +245,11 @@ def test_capture_of_every_form(form, scrambled, images):
 
 def test_taps_are_off_after_an_exception(small):
     net = ViT(small())
-    with pytest.raises(UserError, match="4 channels"), capture(net):
+    with pytest.raises(ConfigError, match="4 channels"), capture(net):
         net(torch.zeros(1, 4, 32, 48))
     assert all(block.attn.tap is None for block in net.blocks())
 
 
 def test_images_of_other_channels(form, images):
-    with pytest.raises(UserError, match=f"images have 5 channels, the network takes {form.in_channels}"):
+    with pytest.raises(ConfigError, match=f"images have 5 channels, the network takes {form.in_channels}"):
         ViT(form)(torch.zeros(1, 5, 32, 48))

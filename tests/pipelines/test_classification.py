@@ -125,7 +125,7 @@ def test_a_stream_is_read_as_it_is_asked_for(net, workers, ahead):
 
 def test_bad_images_fail_or_are_skipped(net, folder, caplog):
     images = [folder / "00.png", folder / "notes.txt", b"", folder / "01.png"]
-    with pytest.raises(tp.UserError, match=r"notes\.txt"):
+    with pytest.raises(tp.TriptychError, match=r"notes\.txt"):
         ClassificationPipeline(net)(images)
     pipe = ClassificationPipeline(net, on_bad_image="skip")
     with caplog.at_level(logging.WARNING, logger="triptych"):
@@ -133,7 +133,7 @@ def test_bad_images_fail_or_are_skipped(net, folder, caplog):
     assert [one.source for one in results] == [str(folder / "00.png"), str(folder / "01.png")]
     assert pipe.skipped == [str(folder / "notes.txt"), "bytes"]
     assert "notes.txt" in caplog.text
-    with pytest.raises(tp.UserError, match=r"notes\.txt"):
+    with pytest.raises(tp.TriptychError, match=r"notes\.txt"):
         pipe(folder / "notes.txt")
 
 
@@ -213,7 +213,7 @@ def test_a_grayscale_network_accepts_color_images():
 )
 def test_mistakes_are_named(net, folder, call, message):
     (folder / "empty").mkdir(exist_ok=True)
-    with pytest.raises(tp.UserError, match=message):
+    with pytest.raises(tp.TriptychError, match=message):
         call(net, folder)
 
 

@@ -361,9 +361,9 @@ def test_overlay_colors_all_but_the_background():
     ).sum() > 1000
     assert (np.asarray(result.overlay(strength=1.0))[7:13, 7:13] == result.colors[1]).all()
     assert result.areas[1].box == (5, 5, 15, 15)
-    with pytest.raises(tp.UserError, match="strength is 2"):
+    with pytest.raises(tp.TriptychError, match="strength is 2"):
         result.overlay(2)
-    with pytest.raises(tp.UserError, match="no class is called 'horse'; there are background, cat"):
+    with pytest.raises(tp.TriptychError, match="no class is called 'horse'; there are background, cat"):
         result.mask("horse")
 
 
@@ -405,7 +405,7 @@ def test_cityscapes_has_its_colors():
     ],
 )
 def test_mistakes_are_named(pipe, options, message):
-    with pytest.raises(tp.UserError, match=message) as caught:
+    with pytest.raises(tp.TriptychError, match=message) as caught:
         pipe(make_image(), **options)
     assert "\n" not in str(caught.value)
 
@@ -415,23 +415,25 @@ def test_the_wrong_kind_of_network(net, tmp_path):
         "vit-ti16", depth=1, embed_dim=24, num_heads=3, mlp_ratio=1.0, image_size=32, num_classes=2
     )
     with pytest.raises(
-        tp.UserError, match=r"is a classifier .*use ClassificationPipeline or `triptych classify`"
+        tp.TriptychError, match=r"is a classifier .*use ClassificationPipeline or `triptych classify`"
     ):
         SegmentationPipeline(classifier)
-    with pytest.raises(tp.UserError, match=r"is a segmenter.*use SegmentationPipeline or `triptych segment`"):
+    with pytest.raises(
+        tp.TriptychError, match=r"is a segmenter.*use SegmentationPipeline or `triptych segment`"
+    ):
         tp.ClassificationPipeline(net)
-    with pytest.raises(tp.UserError, match="no class per pixel"):
+    with pytest.raises(tp.TriptychError, match="no class per pixel"):
         SegmentationPipeline(tp.create("convnet-unet", widths=(4, 4)))
-    with pytest.raises(tp.UserError, match=r"colors are of shape \(1, 3\)"):
+    with pytest.raises(tp.TriptychError, match=r"colors are of shape \(1, 3\)"):
         SegmentationPipeline(net, colors=[(1, 2, 3)])
-    with pytest.raises(tp.UserError, match="batch_size 0"):
+    with pytest.raises(tp.TriptychError, match="batch_size 0"):
         SegmentationPipeline(net, batch_size=0)
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(tp.UserError, match=r"notes\.txt"):
+    with pytest.raises(tp.TriptychError, match=r"notes\.txt"):
         SegmentationPipeline(net)(tmp_path / "notes.txt")
     folder = tmp_path / "empty"
     folder.mkdir()
-    with pytest.raises(tp.UserError, match="contains no images"):
+    with pytest.raises(tp.TriptychError, match="contains no images"):
         SegmentationPipeline(net)(folder)
 
 

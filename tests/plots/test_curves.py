@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from triptych.errors import UserError
+from triptych.errors import DataError
 from triptych.plots import style
 from triptych.plots.curves import collect, read_log, sorted_out, training_curves
 
@@ -69,7 +69,7 @@ def test_tick_labels_are_distinct():
 
 
 def test_nothing_to_draw():
-    with pytest.raises(UserError, match="no loss"):
+    with pytest.raises(DataError, match="no loss"):
         training_curves([{"step": 1, "words": "hello"}])
 
 
@@ -84,7 +84,7 @@ def test_the_half_line_of_a_killed_run_is_left_out(tmp_path):
 )
 def test_a_file_that_is_not_a_log_is_refused(tmp_path, text, message):
     (tmp_path / "log.jsonl").write_text(text)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(DataError, match=message):
         read_log(tmp_path / "log.jsonl")
 
 

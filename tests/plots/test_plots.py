@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.errors import UserError
+from triptych.errors import StorageError
 from triptych.plots import style
 from triptych.plots.attention import (
     attention_distance,
@@ -155,7 +155,7 @@ def test_explanation_figures_by_name():
 
 def test_a_path_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(StorageError, match="cannot write"):
         style.save(style.figure(1, 1), tmp_path / "file" / "x.png")
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights import load
 from triptych.weights.files.opening import open_checkpoint
 from triptych.weights.files.safe_unpickle import GlobalName, RecordedCall, parse_pickle
@@ -68,10 +68,10 @@ def zipped(data: bytes, storages: dict[str, bytes] | None = None) -> bytes:
 
 
 def complaint(function, *arguments) -> str:
-    """What a UserError says; nothing where none is raised. Another error is a failure."""
+    """What a CheckpointError says; nothing where none is raised. Another error is a failure."""
     try:
         function(*arguments)
-    except UserError as problem:
+    except CheckpointError as problem:
         return str(problem)
     return ""
 
@@ -145,7 +145,7 @@ def test_deep_nesting_and_self_reference_end(tmp_path):
     loop = parse_pickle(io.BytesIO(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."))
     assert loop["a"] is loop
     (tmp_path / "a.pth").write_bytes(zipped(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."))
-    with pytest.raises(UserError, match="holds no tensors"):
+    with pytest.raises(CheckpointError, match="holds no tensors"):
         open_checkpoint(tmp_path / "a.pth")
 
 
@@ -193,7 +193,7 @@ def tensor_program(numel: int, offset: int, size: tuple, stride: tuple) -> bytes
 def test_tensors_that_reach_outside_are_refused(tmp_path, arguments, data):
     path = tmp_path / "model.pth"
     path.write_bytes(zipped(tensor_program(*arguments), {"0": b"\0" * data}))
-    with pytest.raises(UserError, match=r"model\.pth is not a valid pickle checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.pth is not a valid pickle checkpoint"):
         open_checkpoint(path)
 
 
@@ -235,7 +235,7 @@ def test_a_zip_member_without_a_name_is_refused(tmp_path):
 def test_damaged_files_are_one_line_with_their_name(tmp_path, content, name):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         load(path)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -278,7 +278,7 @@ def test_truncated_anywhere(full, tmp_path_factory, which, share):
     content = full[which].read_bytes()
     path = tmp_path_factory.getbasetemp() / f"cut-{full[which].name}"
     path.write_bytes(content[: int(share * (len(content) - 1))])
-    with pytest.raises(UserError, match="cut-"):
+    with pytest.raises(CheckpointError, match="cut-"):
         open_checkpoint(path)
 
 

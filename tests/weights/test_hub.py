@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights import export, load
 from triptych.weights import hub as zoo
 from triptych.weights.hub import locate
 
 LOAD = """
 import sys
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights import load
 for source in sys.argv[1:]:
     try:
         net = load(source)
-    except UserError as problem:
-        print("UserError:", problem)
+    except CheckpointError as problem:
+        print("CheckpointError:", problem)
     else:
         print("loaded", getattr(net.config, "embed_dim", type(net).__name__), net.card.classes)
 """
 REFUSED = (
-    "UserError: no file or folder {}, the hub cannot be reached for it and its cache lacks it; "
+    "CheckpointError: no file or folder {}, the hub cannot be reached for it and its cache lacks it; "
     "connect, or give a file"
 )
 
@@ -82,7 +82,7 @@ def test_paths_never_touch_the_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate("owner/name") == Path("owner/name")
     for source in (Path("a/b"), "./a/b", "/a/b", "a/b.pth", "a/b.safetensors", "a/b/c", "~/a", "name"):
-        with pytest.raises(UserError, match="no file or folder"):
+        with pytest.raises(CheckpointError, match="no file or folder"):
             locate(source)
 
 
@@ -94,7 +94,7 @@ def test_hub_ids(monkeypatch):
 
 def test_shipped_names(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "files", lambda package: tmp_path)
-    with pytest.raises(UserError, match="'vit-emoji' is missing"):
+    with pytest.raises(CheckpointError, match="'vit-emoji' is missing"):
         locate("vit-emoji")
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "vit_emoji.safetensors").touch()
@@ -123,7 +123,7 @@ def test_what_the_hub_answers(monkeypatch):
         (ConnectionError, "cannot be reached"),
     ):
         monkeypatch.setattr(hub, "snapshot_download", raiser(variant))
-        with pytest.raises(UserError, match=part) as caught:
+        with pytest.raises(CheckpointError, match=part) as caught:
             locate("a/b@r")
         assert "\n" not in str(caught.value)
 
@@ -131,7 +131,7 @@ def test_what_the_hub_answers(monkeypatch):
 def test_a_repository_without_weights(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
         locate("a/b")
 
 
@@ -187,7 +187,7 @@ def test_of_a_pipeline_no_more_is_fetched_than_is_read(tmp_path, monkeypatch):
     assert "unet/diffusion_pytorch_model.fp16.bin" not in zoo.pipeline_files(pickled, INDEX)
     (tmp_path / "model_index.json").write_text("[")
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         locate("a/b")
 
 
@@ -210,5 +210,5 @@ def test_halves_of_a_folder(tiny_ldm, same_state, tmp_path):
     back = load(tmp_path / "it")
     same_state(net, back)
     (full.with_name("diffusion_pytorch_model.fp16-00002-of-00002.safetensors")).unlink()
-    with pytest.raises(UserError, match="lacks 1 of 2 shards"):
+    with pytest.raises(CheckpointError, match="lacks 1 of 2 shards"):
         load(tmp_path / "it")

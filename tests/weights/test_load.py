@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.layers.position import resample_positions
 from triptych.models.registry import config_for, create
 from triptych.weights import export, fine_tuning_head, inspect, load, resize_positions, save
@@ -119,15 +119,15 @@ def test_a_single_file_of_a_folder_format(tiny, same_state, tmp_path, ending):
 def test_export_refuses(tiny, tmp_path):
     net = tiny()
     with pytest.raises(
-        UserError, match=r"no format is called '7z'; choose one of triptych, .*google, big_vision.*, onnx"
+        TriptychError, match=r"no format is called '7z'; choose one of triptych, .*google, big_vision.*, onnx"
     ):
         export(net, tmp_path / "x", "7z")
-    with pytest.raises(UserError, match=r"is written to a folder or to .npz, not to x.pth"):
+    with pytest.raises(TriptychError, match=r"is written to a folder or to .npz, not to x.pth"):
         export(tiny(mlp="gelu_tanh"), tmp_path / "x.pth", "google")
-    with pytest.raises(UserError, match="timm holds a Swin or a ViT, not Linear"):
+    with pytest.raises(TriptychError, match="timm holds a Swin or a ViT, not Linear"):
         export(torch.nn.Linear(2, 2), tmp_path / "x", "timm")
     with pytest.raises(
-        UserError, match=r"the config of timm cannot store norm_eps 0.001; write a single file"
+        TriptychError, match=r"the config of timm cannot store norm_eps 0.001; write a single file"
     ):
         export(tiny(norm_eps=1e-3), tmp_path / "x", "timm")
     assert not list(tmp_path.iterdir())
@@ -168,7 +168,7 @@ def test_another_number_of_classes_is_a_zero_head(tiny, tmp_path):
 def test_both_heads_of_a_distilled_network_are_replaced(tiny):
     net = fine_tuning_head(tiny(distill_token=True), 4)
     assert net.head.out_features == net.head_distill.out_features == 4
-    with pytest.raises(UserError, match="must be at least 1"):
+    with pytest.raises(TriptychError, match="must be at least 1"):
         fine_tuning_head(net, 0)
 
 
@@ -195,7 +195,7 @@ def test_the_same_size_changes_nothing(tiny, tmp_path, same_state):
     net = tiny()
     save(net, tmp_path / "net.safetensors")
     same_state(net, load(tmp_path / "net.safetensors", image_size=32))
-    with pytest.raises(UserError, match="positive numbers of pixels"):
+    with pytest.raises(TriptychError, match="positive numbers of pixels"):
         resize_positions(net, (0, 3))
 
 
@@ -206,7 +206,7 @@ def test_positions_that_are_computed_only_change_the_config(tiny, tmp_path):
 
 def test_a_window_is_refused(tiny, tmp_path):
     save(tiny(), tmp_path / "net.safetensors")
-    with pytest.raises(UserError, match="has no windows"):
+    with pytest.raises(TriptychError, match="has no windows"):
         load(tmp_path / "net.safetensors", window_size=7)
 
 
@@ -215,9 +215,9 @@ def test_a_window_is_refused(tiny, tmp_path):
 
 def test_no_such_thing(tmp_path):
     for source in (tmp_path / "gone.pth", str(tmp_path / "gone"), "./gone", "gone.safetensors"):
-        with pytest.raises(UserError, match="no file or folder"):
+        with pytest.raises(TriptychError, match="no file or folder"):
             tp.load(source)
-    with pytest.raises(UserError, match="did you mean 'vit-emoji'"):
+    with pytest.raises(TriptychError, match="did you mean 'vit-emoji'"):
         tp.load("vit-emojis")
 
 
@@ -248,7 +248,7 @@ def test_no_such_thing(tmp_path):
 def test_another_kind_of_network_is_named(tmp_path, names, what):
     save_file({name: torch.ones(2) for name in names}, tmp_path / "x.safetensors")
     with pytest.raises(
-        UserError, match=f"x.safetensors is no network of a known format: it looks like {what}"
+        TriptychError, match=f"x.safetensors is no network of a known format: it looks like {what}"
     ):
         load(tmp_path / "x.safetensors")
     report = inspect(tmp_path / "x.safetensors")
@@ -265,7 +265,7 @@ def test_a_checkpoint_with_parts_missing_and_shuffled_lists_all(tiny, tmp_path):
     )
     state["blocks.1.mlp.fc3.weight"] = state.pop("blocks.1.mlp.fc2.weight")
     save_file(state, tmp_path / "net.safetensors")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(TriptychError) as caught:
         load(tmp_path / "net.safetensors")
     message = str(caught.value)
     assert "net.safetensors read as timm" in message
@@ -283,7 +283,7 @@ def test_a_gap_in_the_blocks_is_found(tiny, tmp_path):
     export(tiny(depth=3), tmp_path / "net.safetensors", "timm")
     state = load_file(tmp_path / "net.safetensors")
     save_file({k: v for k, v in state.items() if ".1." not in k}, tmp_path / "net.safetensors")
-    with pytest.raises(UserError, match=r"that no rule knows \(blocks.2"):
+    with pytest.raises(TriptychError, match=r"that no rule knows \(blocks.2"):
         load(tmp_path / "net.safetensors")
 
 
@@ -291,7 +291,7 @@ def test_whole_numbers_are_no_weights(tiny, tmp_path):
     export(tiny(), tmp_path / "net.safetensors", "timm")
     state = {k: v.to(torch.int8) for k, v in load_file(tmp_path / "net.safetensors").items()}
     save_file(state, tmp_path / "net.safetensors")
-    with pytest.raises(UserError, match="needed are floating point numbers"):
+    with pytest.raises(TriptychError, match="needed are floating point numbers"):
         load(tmp_path / "net.safetensors")
 
 

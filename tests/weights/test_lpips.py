@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights.lpips import load_lpips
 
 LAYOUT = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
@@ -81,13 +81,13 @@ def test_a_whole_lpips_is_one_file(vgg, heads, tmp_path):
 
 def test_what_does_not_fit_is_named(vgg, heads, tmp_path):
     save_file(of(vgg), tmp_path / "vgg.safetensors")
-    with pytest.raises(UserError, match="has no linear heads of LPIPS; also name the file"):
+    with pytest.raises(CheckpointError, match="has no linear heads of LPIPS; also name the file"):
         load_lpips(str(tmp_path / "vgg.safetensors"))
     short = {name: tensor for name, tensor in heads.items() if not name.startswith("lin3")}
     save_file(short, tmp_path / "short.safetensors")
-    with pytest.raises(UserError, match=r"linear heads: 1 missing \(lin3.model.1.weight\)"):
+    with pytest.raises(CheckpointError, match=r"linear heads: 1 missing \(lin3.model.1.weight\)"):
         load_lpips(str(tmp_path / "vgg.safetensors"), str(tmp_path / "short.safetensors"))
     save_file(of(vgg) | {"features.31.weight": torch.zeros(2)}, tmp_path / "long.safetensors")
     save_file(heads, tmp_path / "heads.safetensors")
-    with pytest.raises(UserError, match=r"1 that no rule knows \(features.31.weight\)"):
+    with pytest.raises(CheckpointError, match=r"1 that no rule knows \(features.31.weight\)"):
         load_lpips(str(tmp_path / "long.safetensors"), str(tmp_path / "heads.safetensors"))

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.weights import inspect, load, save
 
@@ -97,7 +97,7 @@ def test_damaged_metadata_is_one_line(tiny, tmp_path, change, part):
     with safe_open(path, "pt") as file:
         message = json.loads(file.metadata()["triptych"])
     save_file(load_file(path), path, {"triptych": json.dumps(message | change)})
-    with pytest.raises(UserError, match=part) as caught:
+    with pytest.raises(TriptychError, match=part) as caught:
         load(path)
     assert "net.safetensors" in str(caught.value)
 
@@ -106,7 +106,7 @@ def test_metadata_that_is_no_json(tiny, tmp_path):
     path = tmp_path / "net.safetensors"
     save(tiny(), path)
     save_file(load_file(path), path, {"triptych": "]"})
-    with pytest.raises(UserError, match="damaged triptych metadata"):
+    with pytest.raises(TriptychError, match="damaged triptych metadata"):
         load(path)
 
 
@@ -118,7 +118,7 @@ def test_a_missing_and_a_foreign_tensor_are_both_named(tiny, tmp_path):
     tensors = load_file(path)
     tensors["stranger"] = tensors.pop("norm.weight")
     save_file(tensors, path, metadata)
-    with pytest.raises(UserError, match=r"1 missing \(norm.weight\).*no rule knows \(stranger\)"):
+    with pytest.raises(TriptychError, match=r"1 missing \(norm.weight\).*no rule knows \(stranger\)"):
         load(path)
 
 
@@ -127,7 +127,7 @@ def test_nothing_is_left_behind_when_the_disk_is_full(tiny, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(TriptychError, match="No space left"):
         save(tiny(), tmp_path / "net.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -144,7 +144,7 @@ def test_inspect_says_what_it_is(tiny, tmp_path):
 
 
 def test_only_our_networks_are_saved(tmp_path):
-    with pytest.raises(UserError, match="Linear is no network of this package"):
+    with pytest.raises(TriptychError, match="Linear is no network of this package"):
         save(torch.nn.Linear(2, 2), tmp_path / "x.safetensors")
 
 

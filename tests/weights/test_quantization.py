@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.unet import UNet
 
@@ -101,16 +101,16 @@ def test_in_a_pipeline():
 
 def test_it_is_not_saved(tmp_path):
     pytest.importorskip("torchao")
-    with pytest.raises(UserError, match="save the network that it was made from"):
+    with pytest.raises(TriptychError, match="save the network that it was made from"):
         tp.save(tp.quantize(NETS["vit"]()), tmp_path / "x.safetensors")
 
 
 def test_what_does_not_go_is_said(monkeypatch):
     net = NETS["vit"]()
-    with pytest.raises(UserError, match="scheme is 'int4'"):
+    with pytest.raises(TriptychError, match="scheme is 'int4'"):
         tp.quantize(net, "int4")
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(UserError, match=r"pip install 'triptych\[int8\]'"):
+    with pytest.raises(TriptychError, match=r"pip install 'triptych\[int8\]'"):
         tp.quantize(net)
 
 

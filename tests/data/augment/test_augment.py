@@ -17,7 +17,7 @@ from triptych.data.augment.color import LUMA, color_jitter
 from triptych.data.augment.geometry import draw_geometry, warp, warp_mask
 from triptych.data.augment.mixing import inside_boxes
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 OFF = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0}
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -284,7 +284,7 @@ def test_transparent_images_with_masks_in_chunks(monkeypatch):
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "rand_augment", "label_smoothing"])
 def test_augmentations_that_do_not_work_with_masks_are_refused(name):
     config = AugmentConfig(image_size=(12, 10), **{name: 1})
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(ConfigError, match=name):
         augment_with_masks(random_images(2), regions(2, (12, 10)), config, 0)
 
 
@@ -301,7 +301,7 @@ def test_masks_of_many_classes_are_warped_like_those_of_few():
 def test_wrong_masks_are_refused():
     config = AugmentConfig(image_size=(4, 4))
     for masks in (regions(2, (12, 12)), regions(3, (12, 10)), regions(2, (12, 10)).long()):
-        with pytest.raises(UserError, match=r"must be torch.uint8 or torch.int32 of shape \(2, 12, 10\)"):
+        with pytest.raises(ConfigError, match=r"must be torch.uint8 or torch.int32 of shape \(2, 12, 10\)"):
             augment_with_masks(random_images(2), masks, config, 0)
 
 
@@ -465,7 +465,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     ],
 )
 def test_a_bad_config_is_refused_on_creation(bad):
-    with pytest.raises(UserError, match=next(iter(bad))):
+    with pytest.raises(ConfigError, match=next(iter(bad))):
         AugmentConfig(**bad)
 
 
@@ -473,7 +473,7 @@ def test_a_bad_config_is_refused_on_creation(bad):
     "bad", [{"batch_size": 0}, {"eval_batch_size": 0}, {"workers": -1}, {"load_size": (0, 1)}]
 )
 def test_a_bad_data_config_is_refused_on_creation(bad):
-    with pytest.raises(UserError, match=next(iter(bad))):
+    with pytest.raises(ConfigError, match=next(iter(bad))):
         DataConfig(**bad)
 
 
@@ -484,9 +484,9 @@ def test_configs_survive_json():
 
 def test_wrong_batches_are_refused():
     config = AugmentConfig(image_size=(4, 4))
-    with pytest.raises(UserError, match="float32"):
+    with pytest.raises(ConfigError, match="float32"):
         augment(torch.rand(1, 3, 4, 4), None, config, 0)
-    with pytest.raises(UserError, match="num_classes"):
+    with pytest.raises(ConfigError, match="num_classes"):
         augment(random_images(1), torch.tensor([0]), config, 0)
 
 

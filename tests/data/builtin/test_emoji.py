@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from triptych.data.builtin.emoji import ASSETS, EmojiSource, emoji
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 
 COUNTS = {"fluent-3d": 1015, "noto": 1032, "noto-v1": 779, "twemoji": 1032}
 
@@ -124,23 +124,23 @@ def test_fingerprint_is_stable(train: EmojiSource, test: EmojiSource):
     ],
 )
 def test_mistakes_are_explained_in_one_line(arguments: dict, message: str):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(TriptychError, match=message) as caught:
         emoji(**arguments)
     assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_folder_is_explained(tmp_path):
     (tmp_path / "emoji.json").write_text("[]")
-    with pytest.raises(UserError, match="not an emoji table"):
+    with pytest.raises(TriptychError, match="not an emoji table"):
         emoji(root=tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     (other / "emoji.json").write_bytes((ASSETS / "emoji.json").read_bytes())
     source = emoji("test", root=other)
-    with pytest.raises(UserError, match=r"twemoji\.webp are missing"):
+    with pytest.raises(TriptychError, match=r"twemoji\.webp are missing"):
         source[0]
     (other / "twemoji.webp").write_bytes((ASSETS / "twemoji.webp").read_bytes()[:5000])
-    with pytest.raises(UserError, match="cannot be decoded"):
+    with pytest.raises(TriptychError, match="cannot be decoded"):
         source[0]
 
 

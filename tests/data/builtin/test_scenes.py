@@ -16,7 +16,7 @@ from triptych.data.builtin.procedural_backgrounds import random_background
 from triptych.data.builtin.scenes import MAX_DRAWINGS, MIN_DRAWINGS, _join_names, scenes
 from triptych.data.open import open_source, train_and_eval
 from triptych.data.source import Subset
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 
 GROUPS = ("smileys-emotion", "animals-nature", "food-drink", "travel-places", "activities", "objects")
 
@@ -158,7 +158,7 @@ def test_odd_sizes(size):
     ],
 )
 def test_mistakes_are_explained_in_one_line(arguments, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(TriptychError, match=message) as caught:
         scenes(**arguments)
     assert "\n" not in str(caught.value)
 

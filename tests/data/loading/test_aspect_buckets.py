@@ -9,7 +9,7 @@ from PIL import Image
 from triptych.data.images import read_image_size
 from triptych.data.loading.aspect_buckets import BucketedDataset, BucketOrder, assign_buckets, bucket_shapes
 from triptych.data.open import open_source
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 
 
 @given(
@@ -38,7 +38,7 @@ def test_shapes_are_multiples_of_about_the_same_area(rows, columns, unit, count)
 def test_the_usual_shapes():
     assert bucket_shapes((64, 64), 5, 8) == ((88, 48), (80, 56), (64, 64), (56, 80), (48, 88))
     assert bucket_shapes((64, 64), 1, 8) == ((64, 64),)
-    with pytest.raises(UserError, match="60 x 64 cannot have buckets; make both sides multiples of 8"):
+    with pytest.raises(ConfigError, match="60 x 64 cannot have buckets; make both sides multiples of 8"):
         bucket_shapes((60, 64), 3, 8)
 
 

@@ -20,7 +20,7 @@ from triptych.data.loading import loader as module
 from triptych.data.loading.batch_order import DividedOrder, EpochOrder
 from triptych.data.loading.loader import Loader, make_loader
 from triptych.data.source import Source
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 
 SIZE = Resize(size=(7, 5))
 
@@ -224,7 +224,7 @@ def test_a_loader_can_go_back():
 
 
 def test_a_state_of_other_data_is_refused():
-    with pytest.raises(UserError, match="batch 9 of an epoch of 3"):
+    with pytest.raises(TriptychError, match="batch 9 of an epoch of 3"):
         loader_of(Numbers(12)).load_state_dict({"epoch": 0, "batch": 9})
 
 
@@ -248,7 +248,7 @@ def test_damaged_images_are_skipped_and_listed(workers, cache):
 @pytest.mark.parametrize("cache", ["on", "off"])
 def test_damaged_images_can_stop_the_run(workers, cache):
     loader = loader_of(Numbers(10, (6,)), train=False, workers=workers, cache=cache, on_bad_image="fail")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(TriptychError) as caught:
         list(loader)
     assert "n/6.png is damaged" in str(caught.value)
     assert "on_bad_image" in str(caught.value)
@@ -338,7 +338,7 @@ def test_alpha_is_kept_for_rgba_arrays_and_on_demand():
 
 
 def test_an_empty_source_is_refused():
-    with pytest.raises(UserError, match="no images"):
+    with pytest.raises(TriptychError, match="no images"):
         loader_of(Numbers(0))
 
 

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from triptych.data.open import open_source, train_and_eval
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -74,7 +74,7 @@ def test_bad_shards(tmp_path, png, refusal, shard):
     )
     source = open_source(intact)
     intact.write_bytes(intact.read_bytes()[:600])
-    with pytest.raises(UserError, match="shorter"):
+    with pytest.raises(DataError, match="shorter"):
         source[1]
 
 

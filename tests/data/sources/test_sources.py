@@ -14,7 +14,7 @@ from triptych.data.images import Resize
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import open_source, train_and_eval
 from triptych.data.sources.splits import choose_held_out
-from triptych.errors import UserError
+from triptych.errors import DataError
 
 # -------------------------------------------------------------------------------------------- class folders
 
@@ -295,5 +295,5 @@ def test_a_seeded_split_is_the_same_each_time(pets):
 
 def test_one_image_cannot_be_split(tmp_path, put):
     put(tmp_path / "a" / "1.png")
-    with pytest.raises(UserError, match="one image"):
+    with pytest.raises(DataError, match="one image"):
         train_and_eval(tmp_path)

@@ -26,7 +26,7 @@ from triptych.data.sources.tar import iter_members
 from triptych.data.streaming import parquet as parquet_rows
 from triptych.data.streaming.parquet import ParquetRows
 from triptych.data.streaming.source import StreamSplit
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -104,7 +104,7 @@ def test_lanes(sizes, world, workers, batch, buffer, lanes, epoch):
     """Each example occurs once per epoch, in the order of the slow twin, for any number of processes and workers."""
     bounds = np.cumsum([0, *sizes])
     if bounds[-1] < batch:
-        with pytest.raises(UserError, match="fewer than a batch"):
+        with pytest.raises(TriptychError, match="fewer than a batch"):
             StreamOrder(bounds, batch, 5)
         return
     order = StreamOrder(bounds, batch, 5, buffer=buffer, lanes=lanes)
@@ -219,7 +219,7 @@ def test_streamed_shards_with_json_and_masks(tmp_path, png, shard):
     same(shard(tmp_path / "a.tar", files))
     masks = {"a.jpg": png(1), "a.seg.png": png(0), "b.jpg": png(2), "b.seg.png": png(1)}
     path = shard(tmp_path / "masks" / "m.tar", masks)
-    with pytest.raises(UserError, match="several images"):
+    with pytest.raises(TriptychError, match="several images"):
         open_source(path, stream=True)
     same(path, image_column="jpg")
 
@@ -355,7 +355,7 @@ def test_damage_stops_a_stream(tmp_path, png, shard, numbers, parquet):
     path = shard(tmp_path / "s" / "a.tar", files)
 
     def refused(what, **more) -> str:
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(TriptychError) as caught:
             list(loader_of(what, **more))
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -369,14 +369,16 @@ def test_damage_stops_a_stream(tmp_path, png, shard, numbers, parquet):
     path.write_bytes(content[:-512])
     assert "a.tar has changed since it was opened" in refused(source, workers=1)
     path.write_bytes(content[:2600])
-    with pytest.raises(UserError, match=r"a.tar is not an intact, uncompressed tar file.*truncated within"):
+    with pytest.raises(
+        TriptychError, match=r"a.tar is not an intact, uncompressed tar file.*truncated within"
+    ):
         open_source(path, stream=True)
     path.write_bytes(content[:2048])
-    with pytest.raises(UserError, match="truncated"):
+    with pytest.raises(TriptychError, match="truncated"):
         open_source(path, stream=True)
     path.write_bytes(content[:1500] + b"?" + content[1501:])
     for stream in (False, True):
-        with pytest.raises(UserError, match="its header at byte 1024 is damaged"):
+        with pytest.raises(TriptychError, match="its header at byte 1024 is damaged"):
             open_source(path, stream=stream)
     copy = tmp_path / "p" / "a.parquet"
     copy.parent.mkdir()
@@ -385,7 +387,7 @@ def test_damage_stops_a_stream(tmp_path, png, shard, numbers, parquet):
     copy.unlink()
     assert "a.parquet cannot be read" in refused(source)
     copy.write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match="cannot be read as parquet"):
+    with pytest.raises(TriptychError, match="cannot be read as parquet"):
         open_source(copy, stream=True)
 
 

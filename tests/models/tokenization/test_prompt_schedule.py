@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.models.tokenization.prompt_schedule import at_step, schedule, split_prompts
 
 # Prompt -> schedule of 10 steps.
@@ -88,5 +88,5 @@ def test_a_weight_that_may_be_text_is_logged(caplog):
     with caplog.at_level(logging.WARNING):
         assert split_prompts("a ratio of 16:9") == [("a ratio of 16", 9.0)]
     assert "':9' is read as its weight" in caplog.text
-    with pytest.raises(UserError, match="the weight of 'a' is 1e\\+06"):
+    with pytest.raises(TriptychError, match="the weight of 'a' is 1e\\+06"):
         split_prompts("a :1000000 AND b")

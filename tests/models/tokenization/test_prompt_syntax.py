@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.models.tokenization.prompt_schedule import schedule, split_prompts
 from triptych.models.tokenization.prompt_syntax import (
     Lora,
@@ -85,9 +85,9 @@ def test_break_divides_also_inside_brackets():
 
 
 def test_weights_beyond_reason():
-    with pytest.raises(UserError, match=r"the weight of 'x' is 5e\+04, which must be at most 10000"):
+    with pytest.raises(ConfigError, match=r"the weight of 'x' is 5e\+04, which must be at most 10000"):
         parse_prompt("a (x:50000)")
-    with pytest.raises(UserError, match="the weight of 'x' is inf"):
+    with pytest.raises(ConfigError, match="the weight of 'x' is inf"):
         parse_prompt("(" * 9000 + "x")
 
 
@@ -126,7 +126,7 @@ def test_text_encoder_and_unet_have_weights_of_their_own(tag, weight):
     ],
 )
 def test_syntax_of_extensions_is_refused_by_name(prompt, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(ConfigError, match=words):
         refuse_foreign_syntax(prompt)
     refuse_foreign_syntax(literal(prompt))
 
@@ -142,7 +142,7 @@ def test_text_that_only_looks_like_syntax(prompt):
     "tag", ["<lora:x:much>", "<lora::1>", "<lora:x:>", "<lora:x:nan>", "<lora:x:1:2:3>", "<lora:x:1:dyn=4>"]
 )
 def test_loras_without_a_name_or_a_number(tag):
-    with pytest.raises(UserError, match="must be a"):
+    with pytest.raises(ConfigError, match="must be a"):
         extract_loras(f"a cat {tag}")
 
 
@@ -191,7 +191,7 @@ def test_hostile_prompts_take_no_time(prompt):
     started = time.perf_counter()
     text, _ = extract_loras(prompt)
     refuse_foreign_syntax(text)
-    with contextlib.suppress(UserError):  # a weight of 100,000 digits
+    with contextlib.suppress(ConfigError):  # a weight of 100,000 digits
         for part, _ in split_prompts(text):
             schedule(part, 4)
     pack(parse_prompt(text), letters, 75)

@@ -7,7 +7,7 @@ import random
 import pytest
 from transformers import AutoTokenizer, BertTokenizer, CLIPTokenizer
 
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.models.tokenization.files import load_tokenizer, save_tokenizer
 from triptych.models.tokenization.tokenizer import (
     Tokenizer,
@@ -157,7 +157,7 @@ def test_a_vocabulary_of_ones_own(tmp_path):
     ]
     again = load_tokenizer(tmp_path)
     assert (again.frame, again.ids("a red ж")) == (ours.frame, ours.ids("a red ж"))
-    with pytest.raises(UserError, match="at least 259"):
+    with pytest.raises(TriptychError, match="at least 259"):
         train_tokenizer(texts, 100)
 
 
@@ -192,7 +192,7 @@ def test_added_tokens():
     ("token", "problem"), [("<Cat>", "already"), (" ", "empty"), ("photo</w>", "already")]
 )
 def test_tokens_that_cannot_be_added(token, problem):
-    with pytest.raises(UserError, match=problem):
+    with pytest.raises(TriptychError, match=problem):
         clip_tokenizer().add("<cat>", [49408]).add(token, [49409])
 
 
@@ -227,7 +227,7 @@ def test_json_both_ways():
     ],
 )
 def test_damaged_json(data):
-    with pytest.raises(UserError, match=r"damaged|no 'no such'"):
+    with pytest.raises(TriptychError, match=r"damaged|no 'no such'"):
         Tokenizer.from_json(data)
 
 
@@ -252,18 +252,18 @@ def test_damaged_json(data):
 )
 def test_damaged_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(TriptychError) as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(TriptychError, match="does not exist"):
         load_tokenizer(tmp_path / "vocab.txt")
 
 
 def test_damaged_merges(tmp_path):
     (tmp_path / "vocab.json").write_text('{"a</w>": 0}')
     (tmp_path / "merges.txt").write_text("#version\na b c\n")
-    with pytest.raises(UserError, match="cannot be read as a tokenizer"):
+    with pytest.raises(TriptychError, match="cannot be read as a tokenizer"):
         load_tokenizer(tmp_path)

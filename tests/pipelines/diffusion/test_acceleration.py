@@ -9,7 +9,7 @@ from tests.pipelines.conftest import CONFIGS, scrambled
 
 import triptych as tp
 from triptych import torch_compile
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.models.configs.autoencoder import TinyAutoencoderConfig
 from triptych.models.registry import build
 from triptych.pipelines.diffusion.image_metadata import parse_parameters, read
@@ -97,7 +97,7 @@ def test_options_that_do_not_fit_are_reported(pipe, tiny, tmp_path):
         "is a UNet; give an autoencoder": {"decoder": tmp_path / "unet.safetensors"},
         "nothing.safetensors": {"decoder": tmp_path / "nothing.safetensors"},
     }.items():
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(TriptychError, match=words):
             pipe.text_to_image("an apple", **options, **CALL)
 
 
@@ -109,7 +109,7 @@ def test_what_is_compiled_is_not_changed(pipe, monkeypatch):
     compiled = DiffusionPipeline(pipe.net, dtype="fp32", compile=True)
     assert done == compiled.net.network.blocks()
     for options in ({"merge_tokens": 0.5}, {"deep_cache": 2}):
-        with pytest.raises(UserError, match="give one or the other"):
+        with pytest.raises(TriptychError, match="give one or the other"):
             compiled.text_to_image("an apple", **options, **CALL)
     plain = array(pipe.text_to_image("an apple", **CALL))  # nothing was compiled: the same network
     assert np.array_equal(array(compiled.text_to_image("an apple", **CALL)), plain)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.pipelines.diffusion.image_metadata import parse_parameters, read
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 from triptych.weights.diffusion.lora import save_kohya
@@ -96,7 +96,7 @@ def test_an_image_with_loras_is_regenerated(pipe, folder, tmp_path, caplog):
             array(moved.regenerate(tmp_path / "made.png", progress=False)), array(images)
         )
         assert "the LoRA style is not the one that the image was made from" in caplog.text
-    with pytest.raises(UserError, match=r"no LoRA .*detail\.safetensors, nor"):
+    with pytest.raises(TriptychError, match=r"no LoRA .*detail\.safetensors, nor"):
         other.regenerate(tmp_path / "made.png", progress=False)
 
 
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_the_network_bare(pipe, folder)
         ("an apple", {"embeddings": {"<wide>": folder / "wide.safetensors"}}, "vectors of 30 numbers"),
         ("an apple", {"embeddings": {"apple": folder / "none.pt"}}, "none.pt"),
     ):
-        with pytest.raises(UserError, match=words) as caught:
+        with pytest.raises(TriptychError, match=words) as caught:
             pipe.text_to_image(prompt, **more, **CALL)
         assert "\n" not in str(caught.value)
         assert np.array_equal(array(pipe.text_to_image("an apple", **CALL)), bare)
@@ -149,5 +149,5 @@ def test_with_the_text_encoder_given_back(folder):
     prompt = "an apple <lora:style:0.5>"
     first = array(pipe.text_to_image(prompt, **CALL))
     assert np.array_equal(array(pipe.text_to_image(prompt, **CALL)), first)
-    with pytest.raises(UserError, match="make a new pipeline for other LoRAs"):
+    with pytest.raises(TriptychError, match="make a new pipeline for other LoRAs"):
         pipe.text_to_image("an apple", **CALL)

@@ -9,7 +9,7 @@ import torch
 
 import triptych as tp
 from triptych.diffusion.config import ProcessConfig
-from triptych.errors import UserError
+from triptych.errors import ConfigError
 from triptych.model_card import ModelCard
 from triptych.models.configs.autoencoder import AutoencoderConfig
 from triptych.models.configs.dit import DiTConfig
@@ -114,7 +114,7 @@ def test_a_prompt_by_cross_attention(ldm):
     ],
 )
 def test_mistakes_are_reported(net, call, words):
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(ConfigError, match=words) as caught:
         call(tp.DiffusionPipeline(net, device="cpu", dtype="fp32"))
     assert "\n" not in str(caught.value)
 
@@ -123,5 +123,5 @@ def test_without_a_class_that_stands_for_none(net):
     config = replace(net.config, network=replace(DIT, null_class=False, num_classes=5))
     pipe = tp.DiffusionPipeline(build(config).eval(), device="cpu", dtype="fp32")
     assert pipe.class_conditional(2, num_steps=1)[0].info["guidance_scale"] == 1.0
-    with pytest.raises(UserError, match="no null class"):
+    with pytest.raises(ConfigError, match="no null class"):
         pipe.class_conditional(2, guidance_scale=2.0)

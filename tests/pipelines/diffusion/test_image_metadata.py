@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from triptych.config import from_json, to_json
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.pipelines.diffusion import image_metadata
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
@@ -239,7 +239,7 @@ def test_names_of_files(tmp_path):
     assert image_metadata.save(both[1:], tmp_path / "out")[0].name == "0003-image-8.png"
     assert [p.name for p in image_metadata.save(both, tmp_path / "x.webp")] == ["x-7.webp", "x-8.webp"]
     assert [p.name for p in image_metadata.save([both[0]] * 2, tmp_path / "x.png")] == ["x-0.png", "x-1.png"]
-    with pytest.raises(UserError, match=r"written as \.png"):
+    with pytest.raises(TriptychError, match=r"written as \.png"):
         image_metadata.save(both, tmp_path / "x.tiff")
 
 
@@ -259,14 +259,14 @@ def test_the_name_of_a_model(tmp_path):
 def test_files_without_metadata(tmp_path):
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
-    with pytest.raises(UserError, match=r"x\.png has no generation metadata; give"):
+    with pytest.raises(TriptychError, match=r"x\.png has no generation metadata; give"):
         image_metadata.read(path)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(TriptychError, match="does not exist"):
         image_metadata.read(tmp_path / "none.png")
     (tmp_path / "cut.png").write_bytes(path.read_bytes()[:20])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(TriptychError, match="damaged"):
         image_metadata.read(tmp_path / "cut.png")
-    with pytest.raises(UserError, match="an array"):
+    with pytest.raises(TriptychError, match="an array"):
         image_metadata.read(np.zeros((8, 8, 3), np.uint8))
 
 
@@ -286,9 +286,9 @@ def chunked(**chunks) -> bytes:
 def test_a_broken_chunk_leaves_the_text(broken, caplog):
     assert image_metadata.read(chunked(triptych=broken, parameters=WEB_UI)).num_steps == 20
     assert "its JSON cannot be read" in caplog.text
-    with pytest.raises(UserError, match="no generation metadata"):
+    with pytest.raises(TriptychError, match="no generation metadata"):
         image_metadata.read(chunked(triptych=broken))
-    with pytest.raises(UserError, match="ComfyUI"):
+    with pytest.raises(TriptychError, match="ComfyUI"):
         image_metadata.read(chunked(prompt="{}", workflow="{}"))
 
 
@@ -345,7 +345,7 @@ def test_tasks_with_an_initial_image_are_regenerated(pipe, photo, blob, side, tm
         "the mask_image is not the one that the image was made from"
     ]
     path.unlink()
-    with pytest.raises(UserError, match=r"photo\.png, does not exist; give init_image"):
+    with pytest.raises(TriptychError, match=r"photo\.png, does not exist; give init_image"):
         pipe().regenerate(images[0])
 
 
@@ -374,5 +374,5 @@ def test_regenerate_reports_what_is_different(pipe, ldm, caplog):
         "the image was made in fp32, this is bf16: pixels may differ"
     ]
     images = pipe().text_to_image("x", num_steps=1, latents=torch.zeros(1, 4, 8, 8))
-    with pytest.raises(UserError, match="latents that were passed in"):
+    with pytest.raises(TriptychError, match="latents that were passed in"):
         pipe().regenerate(images[0])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from triptych.diffusion.config import SAMPLERS
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.layers.resnet import Conv
 from triptych.pipelines.diffusion.latent_codec import LatentCodec
 from triptych.pipelines.diffusion.options import GenerationRecord
@@ -116,7 +116,7 @@ def test_prompts_in_one_batch_give_the_same_images_as_one_by_one(pipe, guidance)
     assert [image.info["prompt"] for image in pipe().generate(each, batch_size=2)] == prompts
     long = replace(each[0], prompt="owl " * 80)
     assert pipe().net.text_encoder.chunks(long.prompt) == 2
-    with pytest.raises(UserError, match="different numbers of chunks"):
+    with pytest.raises(TriptychError, match="different numbers of chunks"):
         pipe().generate([*each, long])
 
 
@@ -292,7 +292,7 @@ def test_upscale(pipe, photo, recorded):
     assert 0.05 < (shown[0] - x).std() < 0.5
     again = pipe("upscaler").upscale(PROMPT, small, noise_level=30, num_steps=1, seed=4)
     assert same(again, images[1:])
-    with pytest.raises(UserError, match="noise_level is 50, which must be from 0 to 49"):
+    with pytest.raises(TriptychError, match="noise_level is 50, which must be from 0 to 49"):
         pipe("upscaler").upscale(PROMPT, small, noise_level=50)
 
 
@@ -337,7 +337,7 @@ def test_classes(ldm, recorded):
         (3, "class 3 is not from 0 to 2"),
         ([], "name at least one class"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(TriptychError, match=message):
             paint(wrong)
 
 
@@ -346,7 +346,7 @@ def test_classes_that_know_no_class_cannot_be_guided(pipe, recorded):
     (image,) = pipe("classes-without-null").class_conditional(0, num_steps=1)
     assert len(calls[0][0]) == 1
     assert image.info["guidance_scale"] == 1
-    with pytest.raises(UserError, match="nothing to guide away from"):
+    with pytest.raises(TriptychError, match="nothing to guide away from"):
         pipe("classes-without-null").class_conditional(0, guidance_scale=2.0)
 
 
@@ -439,12 +439,14 @@ def test_after_an_overflow_the_next_image_is_unchanged(ldm, monkeypatch):
 def test_damaged_weights_are_named(ldm, part, message):
     net = copy.deepcopy(ldm("unconditional"))
     net.get_submodule(part).weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(TriptychError, match=message):
         DiffusionPipeline(net, device="cpu", dtype="fp32").unconditional(num_steps=1, seed=3)
 
 
 def test_latents_that_no_decoder_can_take_are_not_its_fault(pipe):
-    with pytest.raises(UserError, match=r"NaN in fp32 too: the latents reach 1e\+30; lower guidance_scale"):
+    with pytest.raises(
+        TriptychError, match=r"NaN in fp32 too: the latents reach 1e\+30; lower guidance_scale"
+    ):
         pipe().model.codec.decode(torch.full((1, 4, 4, 4), 1e30))
 
 
@@ -503,7 +505,7 @@ def test_low_memory(ldm):
     assert pipe.net.text_encoder is None
     assert ldm("text").text_encoder is not None
     assert same(first, pipe.text_to_image(PROMPT, num_steps=1))
-    with pytest.raises(UserError, match="low_memory=True"):
+    with pytest.raises(TriptychError, match="low_memory=True"):
         pipe.text_to_image("another", num_steps=1)
 
 
@@ -654,7 +656,7 @@ def test_boxes(pipe):
     ],
 )
 def test_mistakes_are_reported_in_one_line(pipe, photo, name, call, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(TriptychError) as caught:
         call(pipe(name), photo())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -666,5 +668,5 @@ def test_a_wrong_argument_is_a_type_error(pipe):
 
 
 def test_a_network_that_generates_no_images_is_refused():
-    with pytest.raises(UserError, match="Linear, which generates no images"):
+    with pytest.raises(TriptychError, match="Linear, which generates no images"):
         DiffusionPipeline(torch.nn.Linear(1, 1))

@@ -8,7 +8,7 @@ from triptych.diffusion.guidance import composed
 from triptych.diffusion.noise import seeded_noise
 from triptych.diffusion.samplers import euler
 from triptych.diffusion.schedule import from_strength, spaced_levels
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
 CALL = {
@@ -154,5 +154,5 @@ def test_image_to_image_counts_the_full_steps(ldm, photo):
     ],
 )
 def test_refusals(pipe, prompt, options, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(TriptychError, match=words):
         pipe.text_to_image(prompt, **options, **CALL)

@@ -268,11 +268,11 @@ def test_a_segmenter_whose_backbone_has_no_windows():
         "vit-ti16", depth=4, embed_dim=24, num_heads=3, mlp_ratio=1.0, num_classes=0, image_size=32
     )
     net = Segmenter(SegmenterConfig(backbone=vit.config, head=HeadConfig(type="fpn", channels=8)), vit)
-    with pytest.raises(tp.UserError, match="has no windows"):
+    with pytest.raises(tp.ConfigError, match="has no windows"):
         block_windows(net, (32, 32))
     maps = tp.create("convnet-unet", image_size=32)
     net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(type="unet", channels=16)), maps)
-    with pytest.raises(tp.UserError, match="segmenters on them; this is a Segmenter on a ConvNet"):
+    with pytest.raises(tp.ConfigError, match="segmenters on them; this is a Segmenter on a ConvNet"):
         explain(net, make_image())
 
 
@@ -317,16 +317,16 @@ def test_a_point_is_mapped_as_preprocessing_maps_the_image(mode, crop):
 
 
 def test_points_outside_the_input():
-    with pytest.raises(tp.UserError, match=r"x = 20, y = 3 is outside the image of 20 x 28 pixels"):
+    with pytest.raises(tp.ConfigError, match=r"x = 20, y = 3 is outside the image of 20 x 28 pixels"):
         explain(small(), make_image(), point=(20, 3))
-    with pytest.raises(tp.UserError, match=r"x = -1, y = 3 is outside"):
+    with pytest.raises(tp.ConfigError, match=r"x = -1, y = 3 is outside"):
         explain(segmenter(), make_image(), point=(-1, 3))
     with pytest.raises(
-        tp.UserError, match="cropped away: the network's input has x from 2 to 18 and y from 188 to 212"
+        tp.ConfigError, match="cropped away: the network's input has x from 2 to 18 and y from 188 to 212"
     ):
         explain(small(), make_image(400, 20), point=(3, 5))
     maps = captured_maps(small(), 28, 20)
-    with pytest.raises(tp.UserError, match="block is 4; the network has 4"):
+    with pytest.raises(tp.ConfigError, match="block is 4; the network has 4"):
         window_attention_at(maps, small(), (28, 20), 4, (0, 0))
 
 

@@ -211,5 +211,5 @@ def test_saved_files(tmp_path):
 def test_not_a_vit():
     net = torch.nn.Linear(2, 2)
     net.config, net.card = type("Config", (), {"num_classes": 2, "in_channels": 3}), small().card
-    with pytest.raises(tp.UserError, match="Linear"):
+    with pytest.raises(tp.ConfigError, match="Linear"):
         explain(net, make_image())

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs import latent_diffusion as latent_diffusion_config
 from triptych.models.configs.autoencoder import TinyAutoencoderConfig
@@ -50,7 +50,7 @@ def test_published_sizes_are_inferred_from_keys_and_shapes(name, tmp_path, monke
     monkeypatch.setattr(compvis, "cpu_state_dict", lambda net: dict(net.state_dict()))
     names = draft_keys(compvis.draft(net), tmp_path / "net.ckpt", "pickle")
     if name in STATED:
-        with pytest.raises(UserError, match=r'Stable Diffusion 2.*prediction="v".*prediction="eps"'):
+        with pytest.raises(CheckpointError, match=r'Stable Diffusion 2.*prediction="v".*prediction="eps"'):
             compvis.read(names, Hints())
     reading = compvis.read(names, Hints(prediction=STATED.get(name)))
     plan_rules(reading.rules, names.shapes, state_dict_shapes(net), "it")
@@ -198,7 +198,7 @@ def test_a_file_without_betas_has_the_usual_ones(sd1, tmp_path):
 def test_betas_of_no_schedule_are_refused(sd1, tmp_path):
     tensors = load_file(sd1[1]) | {"betas": torch.rand(1000).sort().values}
     save_file(tensors, tmp_path / "odd.safetensors")
-    with pytest.raises(UserError, match=r"its 1000 betas.* are no linear"):
+    with pytest.raises(CheckpointError, match=r"its 1000 betas.* are no linear"):
         load(tmp_path / "odd.safetensors")
 
 
@@ -211,7 +211,7 @@ def test_prediction_comes_from_the_call_the_file_or_its_keys(tiny_ldm, tmp_path,
     assert load(path).config.process.prediction == "v"
     assert load(path, prediction="eps").config.process.prediction == "eps"
     (tmp_path / "sd2.safetensors.json").unlink()
-    with pytest.raises(UserError, match='prediction="v"') as caught:
+    with pytest.raises(CheckpointError, match='prediction="v"') as caught:
         load(path)
     assert "\n" not in str(caught.value)
     assert load(path, prediction="v").config.process.prediction == "v"
@@ -225,7 +225,7 @@ def test_offenders_are_named(sd1, tmp_path):
     del tensors["first_stage_model.decoder.mid.block_1.conv1.weight"]
     save_file(tensors, tmp_path / "bad.safetensors")
     with pytest.raises(
-        UserError, match=r"1 missing \(first_stage_model.decoder.mid.*no rule knows.*stranger"
+        CheckpointError, match=r"1 missing \(first_stage_model.decoder.mid.*no rule knows.*stranger"
     ):
         load(tmp_path / "bad.safetensors")
 
@@ -242,7 +242,7 @@ def test_offenders_are_named(sd1, tmp_path):
 def test_damaged_files_are_one_line(sd1, tmp_path, gone, words):
     tensors = {n: t for n, t in load_file(sd1[1]).items() if not n.startswith(gone)}
     save_file(tensors, tmp_path / "bad.safetensors")
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(CheckpointError, match=words) as caught:
         load(tmp_path / "bad.safetensors")
     assert "bad.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -252,23 +252,23 @@ def test_shapes_that_lie_are_one_line(sd1, tmp_path):
     for name in ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.quant_conv.weight"):
         tensors = load_file(sd1[1]) | {name: torch.zeros(0, 3, 1)}
         save_file(tensors, tmp_path / "bad.safetensors")
-        with pytest.raises(UserError, match="needs 4 axes"):
+        with pytest.raises(CheckpointError, match="needs 4 axes"):
             load(tmp_path / "bad.safetensors")
 
 
 def test_sdxl_is_named(sd1, tmp_path):
     save_file(load_file(sd1[1]) | {"conditioner.embedders.0.x": torch.zeros(1)}, tmp_path / "xl.safetensors")
-    with pytest.raises(UserError, match="Stable Diffusion XL"):
+    with pytest.raises(CheckpointError, match="Stable Diffusion XL"):
         load(tmp_path / "xl.safetensors")
 
 
 def test_what_the_format_cannot_say_is_refused(tiny_ldm, tmp_path):
     net = tiny_ldm("sd1", autoencoder=TinyAutoencoderConfig(base_channels=8))
-    with pytest.raises(UserError, match="no key for a tiny autoencoder"):
+    with pytest.raises(CheckpointError, match="no key for a tiny autoencoder"):
         tp.export(net, tmp_path / "a.safetensors", "compvis")
     net = tiny_ldm("ldm-layout")
     net.text_encoder.config = replace(net.text_encoder.config, num_added_tokens=1)
-    with pytest.raises(UserError, match="no key for added words"):
+    with pytest.raises(CheckpointError, match="no key for added words"):
         tp.export(net, tmp_path / "a.safetensors", "compvis")
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.models.configs.text import TextConfig
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.registry import build
@@ -133,10 +133,10 @@ def test_what_diffusers_cannot_say_is_refused(tiny_ldm, tmp_path):
         ("sd2-depth", "depth"),
         ("ldm-churches", "8 heads"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(TriptychError, match=words):
             tp.export(tiny_ldm(name), tmp_path / "it", "diffusers")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match=r"not to it\.ckpt"):
+    with pytest.raises(TriptychError, match=r"not to it\.ckpt"):
         tp.export(tiny_ldm("ldm-celeba"), tmp_path / "it.ckpt", "diffusers")
 
 
@@ -145,23 +145,23 @@ def test_damaged_folders_are_one_line(tiny_ldm, tmp_path):
     tp.export(tiny_ldm("ldm-celeba"), folder, "diffusers")
     index = (folder / "model_index.json").read_text()
     (folder / "model_index.json").write_text("[")
-    with pytest.raises(UserError, match=r"model_index\.json is not JSON"):
+    with pytest.raises(TriptychError, match=r"model_index\.json is not JSON"):
         load(folder)
     (folder / "model_index.json").write_text(index)
     path = folder / "scheduler" / "scheduler_config.json"
     scheduler = json.loads(path.read_text())
     path.write_text(json.dumps(scheduler | {"beta_schedule": "sigmoid"}))
-    with pytest.raises(UserError, match="beta_schedule 'sigmoid'"):
+    with pytest.raises(TriptychError, match="beta_schedule 'sigmoid'"):
         load(folder)
     path.write_text(json.dumps(scheduler | {"_class_name": "FlowMatchEulerDiscreteScheduler"}))
-    with pytest.raises(UserError, match="runs a flow"):
+    with pytest.raises(TriptychError, match="runs a flow"):
         load(folder)
     path.unlink()
-    with pytest.raises(UserError, match=r"scheduler_config\.json, which says .* is not there"):
+    with pytest.raises(TriptychError, match=r"scheduler_config\.json, which says .* is not there"):
         load(folder)
     path.write_text(json.dumps(scheduler))
     (folder / "vqvae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(UserError, match="no vae or vqvae"):
+    with pytest.raises(TriptychError, match="no vae or vqvae"):
         load(folder)
 
 

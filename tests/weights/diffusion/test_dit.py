@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.layers.position import sincos_positions
 from triptych.models.configs.dit import DiTConfig
 from triptych.models.dit import DiT
@@ -88,7 +88,7 @@ def test_read_from_diffusers(tmp_path):
 
 def test_embeddings_of_their_own_are_refused(tmp_path):
     DiTTransformer2DModel(**THEIRS).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="one embedding for all") as reported:
+    with pytest.raises(CheckpointError, match="one embedding for all") as reported:
         load(tmp_path)
     assert "\n" not in str(reported.value)
 
@@ -157,7 +157,7 @@ def test_a_training_run_of_the_authors(net, same_state, tmp_path):
 def test_another_table_of_positions_is_refused(net, tmp_path):
     raw = torch.load(tp.export(net, tmp_path / "it.pt", "dit"), weights_only=True)
     torch.save(raw | {"pos_embed": raw["pos_embed"] + 1}, tmp_path / "it.pt")
-    with pytest.raises(UserError, match="not the fixed table"):
+    with pytest.raises(CheckpointError, match="not the fixed table"):
         load(tmp_path / "it.pt")
 
 
@@ -178,7 +178,7 @@ def test_another_table_of_positions_is_refused(net, tmp_path):
     ],
 )
 def test_what_they_cannot_say_is_refused(changes, format, words, tmp_path):
-    with pytest.raises(UserError, match=words) as reported:
+    with pytest.raises(CheckpointError, match=words) as reported:
         tp.export(DiT(replace(TINY, **changes)), tmp_path / ("it.pt" if format == "dit" else "it"), format)
     assert list(tmp_path.iterdir()) == []
     assert "\n" not in str(reported.value)

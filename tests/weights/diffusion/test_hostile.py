@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.models.configs.latent_diffusion import SIZES
 from triptych.weights import inspect, load
 from triptych.weights.diffusion.lora import load_lora
@@ -31,17 +31,17 @@ class Command:
 
 
 def one_line(call: Callable[..., object], *arguments: object) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         call(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def said_of(call: Callable[..., object], *arguments: object) -> str:
-    """What a UserError says; nothing where none is raised. Another error is a failure."""
+    """What a CheckpointError says; nothing where none is raised. Another error is a failure."""
     try:
         call(*arguments)
-    except UserError as problem:
+    except CheckpointError as problem:
         return str(problem)
     return ""
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.models.configs.latent_diffusion import SIZES
 from triptych.models.registry import build
 from triptych.weights.diffusion.lora import find_lora, load_lora, lora_hash, save_kohya
@@ -98,7 +98,7 @@ def test_strangers_and_other_families_are_named(net, tmp_path):
         ({"weight": torch.ones(2)}, "is no LoRA"),
     ):
         save_file(tensors, path)
-        with pytest.raises(UserError, match=words) as caught:
+        with pytest.raises(CheckpointError, match=words) as caught:
             load_lora(net, path)
         assert "\n" not in str(caught.value)
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
@@ -109,15 +109,15 @@ def test_merging_later_and_undoing_earlier_is_refused(net, tmp_path):
     before = dict(net.named_parameters())
     first = load_lora(net, tmp_path / "a.safetensors")
     second = load_lora(net, {tmp_path / "a.safetensors": -1.0})
-    with pytest.raises(UserError, match="undo that one first"):
+    with pytest.raises(CheckpointError, match="undo that one first"):
         first.undo()
     second.undo()
     first.undo()
     first.undo()
     assert all(p is before[name] for name, p in net.named_parameters())
-    with pytest.raises(UserError, match="weight nan"):
+    with pytest.raises(CheckpointError, match="weight nan"):
         load_lora(net, {tmp_path / "a.safetensors": float("nan")})
-    with pytest.raises(UserError, match="not a UNet"):
+    with pytest.raises(CheckpointError, match="not a UNet"):
         load_lora(net.network, tmp_path / "a.safetensors")
 
 
@@ -131,10 +131,10 @@ def test_a_dit_has_no_loras(tmp_path):
     save_file(
         {"a.lora_A.weight": torch.ones(1, 2), "a.lora_B.weight": torch.ones(2, 1)}, tmp_path / "a.safetensors"
     )
-    with pytest.raises(UserError, match="this model has a DiT"):
+    with pytest.raises(CheckpointError, match="this model has a DiT"):
         load_lora(net, tmp_path / "a.safetensors")
     for form, path in (("compvis", tmp_path / "it.ckpt"), ("diffusers", tmp_path / "it")):
-        with pytest.raises(UserError, match="DiT"):
+        with pytest.raises(CheckpointError, match="DiT"):
             tp.export(net, path, form)
 
 
@@ -146,7 +146,7 @@ def test_image_tokens_cannot_be_exported(form, tmp_path):
     seen = ImageTokensConfig(backbone=replace(VITS["vit-ti16"], num_classes=0), embed_dim=768)
     with torch.device("meta"):
         net = build(replace(SIZES["sd1"], text_encoder=seen))
-    with pytest.raises(UserError, match="image encoder"):
+    with pytest.raises(CheckpointError, match="image encoder"):
         tp.export(net, tmp_path / "it", form)
     assert not list(tmp_path.iterdir())
 
@@ -193,7 +193,7 @@ def test_pefts_own_files_are_scaled_as_their_config_says(net, tmp_path):
         (folder / "adapter_config.json").write_text(json.dumps(config))
         torch.testing.assert_close(moved(folder), scale * up @ down, atol=1e-5, rtol=1e-5)
     (folder / "adapter_config.json").write_text("[1]")
-    with pytest.raises(UserError, match="config of its adapter is damaged"):
+    with pytest.raises(CheckpointError, match="config of its adapter is damaged"):
         load_lora(net, folder)
     base, header = f"unet.{name}", json.dumps({"unet.r": 4, "unet.lora_alpha": 2})
     tensors = {f"{base}.lora_A.weight": down, f"{base}.lora_B.weight": up}
@@ -206,11 +206,11 @@ def test_found_by_name(tmp_path):
         (tmp_path / f"{name}.safetensors").write_bytes(b"x")
     assert find_lora("Watercolor", tmp_path).name == "Watercolor.safetensors"
     assert find_lora("watercolor", tmp_path).name == "Watercolor.safetensors"
-    with pytest.raises(UserError, match="near names: Watercolor;"):
+    with pytest.raises(CheckpointError, match="near names: Watercolor;"):
         find_lora("watercolors", tmp_path)
-    with pytest.raises(UserError, match="it holds Watercolor, detail;"):
+    with pytest.raises(CheckpointError, match="it holds Watercolor, detail;"):
         find_lora("zzz", tmp_path)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(CheckpointError, match="no folder"):
         find_lora("zzz", tmp_path / "none")
 
 
@@ -248,8 +248,8 @@ def test_words_of_all_kinds_of_files(tiny_ldm, tmp_path):
     assert word == "<my-cat>"
     assert torch.equal(back, vectors)
     save_file({"emb_params": torch.randn(1, 30)}, tmp_path / "wide.safetensors")
-    with pytest.raises(UserError, match="vectors of 30 numbers"):
+    with pytest.raises(CheckpointError, match="vectors of 30 numbers"):
         load_embedding(net, tmp_path / "wide.safetensors")
     save_file({"a": torch.ones(1, 2), "b": torch.ones(1, 2)}, tmp_path / "two.safetensors")
-    with pytest.raises(UserError, match="holds 2 tensors"):
+    with pytest.raises(CheckpointError, match="holds 2 tensors"):
         load_embedding(net, tmp_path / "two.safetensors")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.weights.diffusion.lora import load_lora
 
 with warnings.catch_warnings():
@@ -147,11 +147,11 @@ def test_a_changed_base_and_bad_patterns_are_refused(models, tmp_path):
     peft.get_peft_model(copy.deepcopy(unet).float(), config).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     plain = json.loads(path.read_text()) | {"init_lora_weights": True}
-    with pytest.raises(UserError, match="changes the base model as well"):
+    with pytest.raises(TriptychError, match="changes the base model as well"):
         load_lora(net, tmp_path)
     for pattern, words in ((r"(\w+)+!", "too many repetitions"), ("(to_q", "no regular expression")):
         path.write_text(json.dumps(plain | {"alpha_pattern": {pattern: 3}}))
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(TriptychError, match=words):
             load_lora(net, tmp_path)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import triptych as tp
 from triptych.diffusion.config import ProcessConfig
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.models.configs.latent_diffusion import SIZES
 from triptych.models.registry import build
 from triptych.weights import inspect, load
@@ -50,7 +50,7 @@ def bare(tiny_ldm, tmp_path):
 
 def test_the_yaml_says_what_shapes_do_not(bare, same_state, tmp_path):
     net, path = bare
-    with pytest.raises(UserError, match='prediction="v"'):
+    with pytest.raises(CheckpointError, match='prediction="v"'):
         load(path)
     path.with_suffix(".yaml").write_text(YAML)
     back = load(path)
@@ -80,7 +80,7 @@ def test_which_yaml_is_a_files(bare, tmp_path):
     (tmp_path / "config.yaml").write_text(YAML.replace('"v"', "eps"))
     assert load(path).config.process.prediction == "eps"
     path.with_name("other.safetensors").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match='prediction="v"'):
+    with pytest.raises(CheckpointError, match='prediction="v"'):
         load(path)
     path.with_suffix(".yaml").write_text(YAML)
     assert load(path).config.process.prediction == "v"
@@ -118,7 +118,7 @@ def test_a_bad_yaml_is_one_line(bare, text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, path = bare
     path.with_suffix(".yaml").write_text(text)
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(CheckpointError, match=words) as caught:
         load(path)
     assert "\n" not in str(caught.value)
     assert "sd2.ckpt.yaml" in str(caught.value)
@@ -165,14 +165,14 @@ def test_averaged_weights_are_strict(bare, tmp_path):
     save_file(tensors | {"model_ema.stranger": torch.ones(1)}, tmp_path / "b.safetensors")
     for file, words in (("a", f"1 missing .*{name}"), ("b", "no rule knows .*stranger")):
         load(tmp_path / f"{file}.safetensors", prediction="v", weights="raw")
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(CheckpointError, match=words):
             load(tmp_path / f"{file}.safetensors", prediction="v", weights="ema")
     plain = {n: t for n, t in tensors.items() if not n.startswith("model_ema.")}
     save_file(plain, tmp_path / "c.safetensors")
-    with pytest.raises(UserError, match="no averaged weights"):
+    with pytest.raises(CheckpointError, match="no averaged weights"):
         load(tmp_path / "c.safetensors", prediction="v", weights="ema")
     tp.save(load(path, prediction="v"), tmp_path / "ours.safetensors")
-    with pytest.raises(UserError, match="no averaged weights"):
+    with pytest.raises(CheckpointError, match="no averaged weights"):
         load(tmp_path / "ours.safetensors", weights="ema")
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights.files.opening import open_checkpoint
 
 TENSORS = {
@@ -157,7 +157,7 @@ def test_npz(tmp_path, save):
 
 def test_arrays_of_objects_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", w=np.array([{"a": 1}, None]), allow_pickle=True)
-    with pytest.raises(UserError, match="Python objects"):
+    with pytest.raises(CheckpointError, match="Python objects"):
         open_checkpoint(tmp_path / "a.npz")
 
 
@@ -173,7 +173,7 @@ def test_shards(tmp_path, variant):
     (tmp_path / f"{stem}.{variant}.index.json").write_text(json.dumps({"weight_map": places}))
     check(open_checkpoint(tmp_path), parts[0] | parts[1])
     (tmp_path / places["c"]).unlink()
-    with pytest.raises(UserError, match="lacks 1 of 2 shards"):
+    with pytest.raises(CheckpointError, match="lacks 1 of 2 shards"):
         open_checkpoint(tmp_path)
 
 
@@ -190,17 +190,17 @@ def test_shards(tmp_path, variant):
 def test_bad_indexes(tmp_path, index, part):
     save_file({"a": torch.ones(1)}, tmp_path / "s.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(CheckpointError, match=part):
         open_checkpoint(tmp_path)
 
 
 def test_folders(tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
         open_checkpoint(tmp_path)
     save_file({"a": torch.ones(1)}, tmp_path / "one.safetensors")
     check(open_checkpoint(tmp_path), {"a": torch.ones(1)})
     save_file({"a": torch.ones(1)}, tmp_path / "two.safetensors")
-    with pytest.raises(UserError, match="holds 2 checkpoints"):
+    with pytest.raises(CheckpointError, match="holds 2 checkpoints"):
         open_checkpoint(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     check(open_checkpoint(tmp_path), {"a": torch.zeros(1)})
@@ -217,7 +217,7 @@ def test_a_torchscript_archive_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}.")
         archive.writestr("a/constants.pkl", b"\x80\x02).")
-    with pytest.raises(UserError, match="TorchScript"):
+    with pytest.raises(CheckpointError, match="TorchScript"):
         open_checkpoint(tmp_path / "a.pt")
 
 
@@ -226,5 +226,5 @@ def test_settings_beside_the_file(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     assert open_checkpoint(tmp_path).settings["config"] == {"model_type": "vit"}
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         open_checkpoint(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights.mapping.rules import (
     FUSE_QKV,
     HWIO,
@@ -53,7 +53,7 @@ def test_everything_wrong_is_in_one_error():
     rules = [rename("a", "x"), rename("b", "y"), rename("b", "z"), rename("gone", "v"), rename("d", "x")]
     theirs = {"a": (2, 3), "b": (4,), "d": (2, 2), "stranger": (1,)}
     ours = {"x": (2, 2), "y": (4,), "z": (4,), "v": (1,), "lonely": (7,)}
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         plan_rules(rules, theirs, ours, "file.pth is no good")
     message = str(caught.value)
     assert message.startswith("file.pth is no good: ")
@@ -70,7 +70,7 @@ def test_everything_wrong_is_in_one_error():
 
 
 def test_long_lists_are_counted_and_cut():
-    with pytest.raises(UserError, match=r"9 that no rule knows \(k0, k1, k2, k3 and 5 more\)"):
+    with pytest.raises(CheckpointError, match=r"9 that no rule knows \(k0, k1, k2, k3 and 5 more\)"):
         plan_rules([], {f"k{i}": (1,) for i in range(9)}, {}, "x")
 
 
@@ -86,7 +86,7 @@ def test_a_made_constant_must_still_be_that_constant_to_be_left_out():
     rules = [constant("bias", "they have none", lambda: torch.zeros(2))]
     assert plan_rules(rules, {}, {"bias": (2,)}, "") == rules
     assert export_tensors(rules, {"bias": torch.zeros(2)}, "") == {}
-    with pytest.raises(UserError, match="1 that are constants there \\(bias\\)"):
+    with pytest.raises(CheckpointError, match="1 that are constants there \\(bias\\)"):
         export_tensors(rules, {"bias": torch.ones(2)}, "cannot write")
 
 
@@ -94,7 +94,7 @@ def test_slabs_must_cover_the_stack():
     rules = expand([rename("stack[{i}]", "blocks.{i}.w")], depth=3)
     ours = {f"blocks.{i}.w": (2,) for i in range(3)}
     assert len(plan_rules(rules, {"stack": (3, 2)}, ours, "")) == 3
-    with pytest.raises(UserError, match="of another depth"):
+    with pytest.raises(CheckpointError, match="of another depth"):
         plan_rules(rules, {"stack": (4, 2)}, ours, "")
     back = export_tensors(rules, {f"blocks.{i}.w": torch.full((2,), float(i)) for i in range(3)}, "")
     assert torch.equal(back["stack"], torch.tensor([[0.0, 0], [1, 1], [2, 2]]))
@@ -103,7 +103,7 @@ def test_slabs_must_cover_the_stack():
 
 
 def test_a_parameter_without_a_place_is_an_error():
-    with pytest.raises(UserError, match="1 parameters without a key there \\(extra\\)"):
+    with pytest.raises(CheckpointError, match="1 parameters without a key there \\(extra\\)"):
         export_tensors([rename("a", "x")], {"x": torch.ones(1), "extra": torch.ones(1)}, "format")
 
 

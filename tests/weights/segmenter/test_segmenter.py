@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import transformers as hf
 from safetensors.torch import save_file
 
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.models.registry import config_for
 from triptych.weights import export, inspect, load, save
@@ -250,7 +250,7 @@ def test_configs_with_parts_go_to_json_and_back(tiny_segmenter):
     assert data["backbone"]["family"] == "swin"
     assert from_json("segmenter", data) == config
     for damage in ({"backbone": 3}, {"backbone": {"family": "octopus", "config": {}}}, {"backbone": {}}):
-        with pytest.raises(UserError):
+        with pytest.raises(TriptychError):
             from_json("segmenter", data | damage)
 
 
@@ -266,19 +266,21 @@ def test_a_segmenter_is_moved_like_its_backbone(tiny_segmenter, tmp_path):
 def test_what_the_formats_hold(tiny_segmenter, tiny, tmp_path):
     assert formats("segmenter") == ["triptych", "hf", "mmseg", "swin_seg"]
     with pytest.raises(
-        UserError, match="timm holds a Swin or a ViT, not Segmenter; choose one of triptych, hf, mm"
+        TriptychError, match="timm holds a Swin or a ViT, not Segmenter; choose one of triptych, hf, mm"
     ):
         export(tiny_segmenter(), tmp_path / "x", "timm")
-    with pytest.raises(UserError, match="mmseg holds a Segmenter, not ViT"):
+    with pytest.raises(TriptychError, match="mmseg holds a Segmenter, not ViT"):
         export(tiny(), tmp_path / "x", "mmseg")
     for form in ("hf", "mmseg", "swin_seg"):
         with pytest.raises(
-            UserError, match="holds UPerNet on a Swin with norms on its maps, not fpn on Swin"
+            TriptychError, match="holds UPerNet on a Swin with norms on its maps, not fpn on Swin"
         ):
             export(tiny_segmenter(type="fpn"), tmp_path / "x", form)
         # Neither transformers' Swinv2Backbone nor mmsegmentation's Swin could read it.
         second = replace(tiny_segmenter().config.backbone, version=2, qkv_bias="qv")
-        with pytest.raises(UserError, match="has no SwinV2 with norms on its maps; choose triptych's own"):
+        with pytest.raises(
+            TriptychError, match="has no SwinV2 with norms on its maps; choose triptych's own"
+        ):
             export(tiny_segmenter(backbone=second), tmp_path / "x", form)
     assert not list(tmp_path.iterdir())
 
@@ -299,7 +301,7 @@ def test_configs_that_do_not_fit(tiny_segmenter, tmp_path, changes, part):
     if part is None:
         load(tmp_path)
         return
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(TriptychError, match=part):
         load(tmp_path)
 
 
@@ -308,6 +310,6 @@ def test_missing_and_foreign_names_are_in_one_error(tiny_segmenter, tmp_path):
     state["decode_head.stranger"] = state.pop("decode_head.bottleneck.bn.running_var")
     torch.save({"state_dict": state}, tmp_path / "net.pth")
     with pytest.raises(
-        UserError, match=r"1 missing \(decode_head.bottleneck.bn.running_var\).*\(decode_head.stranger\)"
+        TriptychError, match=r"1 missing \(decode_head.bottleneck.bn.running_var\).*\(decode_head.stranger\)"
     ):
         load(tmp_path / "net.pth")

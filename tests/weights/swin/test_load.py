@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.models.configs.swin import with_window
 from triptych.models.registry import config_for
 from triptych.weights import export, inspect, load, map_head, resize_windows, save
@@ -125,14 +125,14 @@ def test_what_a_bare_file_leaves_out_lies_beside_it(tiny_swin, tmp_path, caplog)
     ],
 )
 def test_what_a_format_cannot_say_is_refused(tiny_swin, tmp_path, form, changes, part):
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(TriptychError, match=part):
         export(tiny_swin(**changes), tmp_path / "out", form)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_format_of_another_family_is_refused(tiny_swin, tmp_path):
     with pytest.raises(
-        UserError, match=r"google holds a ViT, not Swin; choose one of triptych, timm, microsoft"
+        TriptychError, match=r"google holds a ViT, not Swin; choose one of triptych, timm, microsoft"
     ):
         export(tiny_swin(), tmp_path / "x", "google")
 
@@ -248,7 +248,7 @@ def test_another_number_of_classes_is_a_zero_head(tiny_swin, tmp_path):
 @pytest.mark.parametrize("window", ["7", (1, 2, 3, 4), 0, ((1, 2), (3, 4))])
 def test_windows_that_are_none(tiny_swin, tmp_path, window):
     save(tiny_swin(), tmp_path / "net.safetensors")
-    with pytest.raises(UserError):
+    with pytest.raises(TriptychError):
         load(tmp_path / "net.safetensors", window_size=window)
 
 
@@ -288,5 +288,5 @@ def test_any_classes_are_kept_in_order(tiny, tiny_swin):
     ],
 )
 def test_heads_that_cannot_be_mapped(tiny_swin, changes, indices, part):
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(TriptychError, match=part):
         map_head(tiny_swin(**changes), indices)

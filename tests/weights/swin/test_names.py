@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights import export, inspect, load
 
 DIM, DEPTHS, HEADS, SIZE, CLASSES = 16, (2, 2, 2), (2, 4, 4), 64, 5
@@ -351,7 +351,7 @@ def test_timms_config_is_heeded(tmp_path):
 def test_timm_configs_that_do_not_fit(tmp_path, config, part):
     torch.save(timm(microsoft()), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=part) as caught:
+    with pytest.raises(CheckpointError, match=part) as caught:
         load(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -364,7 +364,7 @@ def test_everything_wrong_is_in_one_error(tmp_path):
     del tensors["patch_embed.norm.bias"]
     tensors["absolute_pos_embed"] = torch.ones(1, 256, 16)
     torch.save({"model": tensors}, tmp_path / "net.pth")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         load(tmp_path / "net.pth")
     message = str(caught.value)
     assert "net.pth read as microsoft" in message
@@ -396,7 +396,7 @@ def test_odd_tensors_are_one_line(tmp_path, harm):
     if "attn_mask" in next(iter(harm)) or "index" in next(iter(harm)):
         assert load(tmp_path / "net.pth").config.window_size == ((4, 4),) * 3
         return
-    with pytest.raises(UserError, match=r"net\.pth") as caught:
+    with pytest.raises(CheckpointError, match=r"net\.pth") as caught:
         load(tmp_path / "net.pth")
     assert "\n" not in str(caught.value)
 
@@ -413,7 +413,7 @@ def test_odd_coordinates_fall_back_to_convention(tmp_path, value):
 
 def test_rectangular_windows_come_from_the_index_or_the_call(tmp_path, tiny_swin, same_state):
     net = tiny_swin(window_size=((3, 5), (3, 5), (2, 4)), image_size=(48, 80))
-    with pytest.raises(UserError, match="torchvision cannot store windows"):
+    with pytest.raises(CheckpointError, match="torchvision cannot store windows"):
         export(net, tmp_path / "a.pth", "torchvision")
     net = tiny_swin(window_size=(3, 5), image_size=(48, 80))
     export(net, tmp_path / "a.pth", "torchvision")
@@ -421,7 +421,7 @@ def test_rectangular_windows_come_from_the_index_or_the_call(tmp_path, tiny_swin
     same_state(net, load(tmp_path / "a.pth"))
     state = {k: v for k, v in torch.load(tmp_path / "a.pth").items() if "index" not in k}
     torch.save(state, tmp_path / "b.pth")
-    with pytest.raises(UserError, match=r"of no square windows; give window_size=\(height, width\)"):
+    with pytest.raises(CheckpointError, match=r"of no square windows; give window_size=\(height, width\)"):
         load(tmp_path / "b.pth")
     reported = load(tmp_path / "b.pth", window_size=(3, 5), image_size=(48, 80))
     same_state(net, reported)

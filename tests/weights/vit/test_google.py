@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights import export, inspect, load
 
 D, HEADS, HIDDEN, DEPTH, P, CLASSES = 32, 4, 48, 3, 8, 5
@@ -305,7 +305,7 @@ def test_bfloat16_arrays(tmp_path):
 
 def test_a_rectangular_grid_needs_to_be_said(tmp_path):
     np.savez(tmp_path / "net.npz", **paper(tokens=16))  # 15 patches and the class token
-    with pytest.raises(UserError, match="15 patches, which form no square; give image_size"):
+    with pytest.raises(CheckpointError, match="15 patches, which form no square; give image_size"):
         load(tmp_path / "net.npz")
     net = load(tmp_path / "net.npz", image_size=(24, 40))
     assert net.config.grid == (3, 5)
@@ -358,6 +358,6 @@ def test_what_npz_leaves_to_conventions_lies_beside_it(
     ],
 )
 def test_what_google_cannot_say_is_refused(tmp_path, tiny, changes, form, part):
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(CheckpointError, match=part):
         export(tiny(**changes), tmp_path / "x.npz", form)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.model_card import Preprocess
 from triptych.models.registry import create
 from triptych.weights import export, inspect, load
@@ -224,7 +224,7 @@ def test_a_config_that_does_not_fit(tmp_path, tiny, changes, part):
     if part is None:
         load(tmp_path)  # a value of the wrong type is passed over for the convention
         return
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(CheckpointError, match=part):
         load(tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_a_config_that_does_not_fit(tmp_path, tiny, changes, part):
     ],
 )
 def test_what_transformers_cannot_say_is_refused(tmp_path, tiny, changes, part):
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(CheckpointError, match=part):
         export(tiny(**changes), tmp_path / "out", "hf")
     assert not (tmp_path / "out").exists()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from triptych.errors import UserError
+from triptych.errors import CheckpointError
 from triptych.weights import export, inspect, load
 
 D, HIDDEN, DEPTH, P, CLASSES = 64, 96, 2, 8, 5
@@ -329,7 +329,7 @@ def test_timms_config_is_heeded(tmp_path):
     ],
 )
 def test_timm_configs_that_do_not_fit(tmp_path, config, part):
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(CheckpointError, match=part):
         load(timm_folder(tmp_path, tensors("timm vit"), **config))
 
 
@@ -350,5 +350,5 @@ def test_a_rectangular_timm_network(tmp_path, tiny, same_state):
 
 
 def test_registers_beside_a_placed_class_token_are_refused_by_timm(tmp_path, tiny):
-    with pytest.raises(UserError, match="timm cannot store registers beside a class token"):
+    with pytest.raises(CheckpointError, match="timm cannot store registers beside a class token"):
         export(tiny(num_registers=4, layer_scale=0.1), tmp_path / "x", "timm")

@@ -22,7 +22,7 @@ from triptych.models.tokenization.prompt_syntax import LARGEST_WEIGHT
 
 log = logging.getLogger(__name__)
 
-Schedule = list[tuple[int, str]]
+PromptSchedule = list[tuple[int, str]]
 """Texts with the last step of each, rising."""
 
 _TOKEN = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]++|\\")
@@ -66,7 +66,7 @@ def split_prompts(prompt: str) -> list[WeightedPrompt]:
     return prompts
 
 
-def schedule(prompt: str, num_steps: int) -> Schedule:
+def schedule(prompt: str, num_steps: int) -> PromptSchedule:
     """Return the texts of a prompt without AND, each with the last step at which it is used.
 
     Args:
@@ -81,7 +81,7 @@ def schedule(prompt: str, num_steps: int) -> Schedule:
     return [(end, _text(parts, end, num_steps)) for end in sorted(ends)]
 
 
-def at_step(texts: Schedule, step: int) -> str:
+def at_step(texts: PromptSchedule, step: int) -> str:
     """Return the text of a step, from 0.
 
     The web UI counts steps from 0 here and from 1 in schedules, so that the first text has a step more.
@@ -96,15 +96,15 @@ def at_step(texts: Schedule, step: int) -> str:
 class _Bracketed:
     """Text in brackets that are of no other kind, such as emphasis."""
 
-    parts: list["Part"]
+    parts: list["PromptPart"]
 
 
 @dataclass(frozen=True)
 class _Switch:
     """`[before:after:when]`."""
 
-    before: list["Part"]
-    after: list["Part"]
+    before: list["PromptPart"]
+    after: list["PromptPart"]
     when: str
 
     def last_step(self, num_steps: int) -> int:
@@ -115,7 +115,7 @@ class _Switch:
         last = self.last_step(num_steps)
         return [last] if last >= 1 else []
 
-    def at(self, step: int, num_steps: int) -> list["Part"]:
+    def at(self, step: int, num_steps: int) -> list["PromptPart"]:
         return self.before if step <= self.last_step(num_steps) else self.after
 
 
@@ -123,16 +123,16 @@ class _Switch:
 class _Alternation:
     """`[a|b]`."""
 
-    choices: list[list["Part"]]
+    choices: list[list["PromptPart"]]
 
     def ends(self, num_steps: int) -> Iterable[int]:
         return range(1, num_steps + 1)
 
-    def at(self, step: int, num_steps: int) -> list["Part"]:
+    def at(self, step: int, num_steps: int) -> list["PromptPart"]:
         return self.choices[(step - 1) % len(self.choices)]
 
 
-Part = str | _Switch | _Alternation | _Bracketed
+PromptPart = str | _Switch | _Alternation | _Bracketed
 
 
 @dataclass
@@ -140,10 +140,10 @@ class _Open:
     """A bracket that is not closed yet."""
 
     mark: str
-    segments: list[list[Part]] = field(default_factory=lambda: [[]])
+    segments: list[list[PromptPart]] = field(default_factory=lambda: [[]])
     separators: list[str] = field(default_factory=list)
 
-    def closed(self, mark: str) -> Part | None:
+    def closed(self, mark: str) -> PromptPart | None:
         """Return what the bracket is once it is closed; None if that is not of the grammar."""
         if self.mark == "(" and mark == ")" and self.separators in ([], [":"]):
             return _Bracketed([*self.literal(), ")"])
@@ -159,20 +159,20 @@ class _Open:
             return _Switch(before, self.segments[-2], match[1])
         return None
 
-    def literal(self) -> list[Part]:
+    def literal(self) -> list[PromptPart]:
         """Return the text so far, with the bracket."""
-        parts: list[Part] = [self.mark, *self.segments[0]]
+        parts: list[PromptPart] = [self.mark, *self.segments[0]]
         for separator, segment in zip(self.separators, self.segments[1:], strict=True):
             parts += [separator, *segment]
         return parts
 
 
-def _parse(prompt: str) -> list[Part] | None:
+def _parse(prompt: str) -> list[PromptPart] | None:
     """Return the parts of a prompt; None if it is outside of the web UI's grammar and thus text.
 
     What is no part by itself makes the brackets around it text too: only the outermost level may hold any text.
     """
-    outer: list[Part] = []
+    outer: list[PromptPart] = []
     stack: list[_Open] = []
     for match in _TOKEN.finditer(prompt):
         token = match[0]
@@ -197,7 +197,7 @@ def _parse(prompt: str) -> list[Part] | None:
     return outer if _give_up(stack, outer) else None
 
 
-def _give_up(stack: list[_Open], outer: list[Part]) -> bool:
+def _give_up(stack: list[_Open], outer: list[PromptPart]) -> bool:
     """Move open brackets to the outer level as text; return whether that is possible, which a bar prevents."""
     for bracket in stack:
         outer += bracket.literal()
@@ -206,7 +206,7 @@ def _give_up(stack: list[_Open], outer: list[Part]) -> bool:
     return possible
 
 
-def _walk(parts: list[Part]) -> Iterator[_Switch | _Alternation]:
+def _walk(parts: list[PromptPart]) -> Iterator[_Switch | _Alternation]:
     """Yield all switches and alternations, nested ones included. Not recursive: brackets may be thousands deep."""
     waiting = list(parts)
     while waiting:
@@ -221,7 +221,7 @@ def _walk(parts: list[Part]) -> Iterator[_Switch | _Alternation]:
             waiting += [inner for choice in part.choices for inner in choice]
 
 
-def _text(parts: list[Part], step: int, num_steps: int) -> str:
+def _text(parts: list[PromptPart], step: int, num_steps: int) -> str:
     """Return the text of a step, from 1."""
     texts: list[str] = []
     waiting = parts[::-1]

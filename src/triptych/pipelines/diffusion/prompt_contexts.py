@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triptych.errors import ConfigError
-from triptych.models.tokenization.prompt_schedule import Schedule, at_step, schedule, split_prompts
+from triptych.models.tokenization.prompt_schedule import PromptSchedule, at_step, schedule, split_prompts
 from triptych.models.tokenization.prompt_syntax import refuse_foreign_syntax
 from triptych.pipelines.diffusion.loaded_model import LoadedModel
 from triptych.pipelines.diffusion.options import GenerationRecord
@@ -83,7 +83,9 @@ def prompt_contexts(
     return PromptContexts(weights, tuple(numbers[group] for group in groups), tuple(contexts))
 
 
-def _texts_at(step: int, texts: Sequence[Sequence[Schedule]], negative: Schedule | None) -> tuple[str, ...]:
+def _texts_at(
+    step: int, texts: Sequence[Sequence[PromptSchedule]], negative: PromptSchedule | None
+) -> tuple[str, ...]:
     """Return the texts of a step: of each composed prompt those of all images, then the negative one."""
     positive = [at_step(of_image, step) for of_prompt in texts for of_image in of_prompt]
     return (*positive, *([at_step(negative, step)] if negative is not None else []))

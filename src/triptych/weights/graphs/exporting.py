@@ -20,7 +20,7 @@ from triptych.errors import CheckpointError, ConfigError, StorageError, Triptych
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.weights.graphs.formats import FORMATS, GraphFormat, Metadata, metadata_of, traced
 from triptych.weights.graphs.parts import Graph, graphs_of
-from triptych.weights.graphs.pipeline import PIPELINE, write_pipeline
+from triptych.weights.graphs.pipeline import PIPELINE_FILE, write_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def _publish(folder: Path, destination: Path, weights: list[Path | None]) -> Non
     destination.mkdir(parents=True, exist_ok=True)
     seconds = {path.name for path in weights if path is not None}
     files = sorted(
-        (p.name for p in folder.iterdir()), key=lambda name: (name == PIPELINE, name not in seconds)
+        (p.name for p in folder.iterdir()), key=lambda name: (name == PIPELINE_FILE, name not in seconds)
     )
     for name in reversed(files):
         (destination / name).unlink(missing_ok=True)

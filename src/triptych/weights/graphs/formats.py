@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from triptych.errors import CheckpointError, ConfigError
 from triptych.weights.graphs.parts import Graph
 
-Run = Callable[[Sequence[Tensor]], list[Tensor]]
+RunGraph = Callable[[Sequence[Tensor]], list[Tensor]]
 """Runs a graph that was read back."""
 Metadata = dict[str, str]
 
@@ -38,7 +38,7 @@ class GraphFormat:
     packages: tuple[str, ...]
     """Packages to write and run it."""
     write: Callable[[ExportedProgram, Graph, Path, Metadata], None]
-    read: Callable[[Path], Run]
+    read: Callable[[Path], RunGraph]
 
     def second_path(self, path: Path) -> Path | None:
         """Return the path of the file of weights that belongs to `path`, whether it exists or not."""
@@ -69,7 +69,7 @@ def traced(graph: Graph, open_axes: tuple[str, ...]) -> ExportedProgram:
         shapes.append({axis: Dim.AUTO if name in open_axes else Dim.STATIC for axis, name in names.items()})
     # `Method` and `Denoising` take their inputs as *args, whose shapes are one tuple.
     spec: Any = _by_signature(graph, shapes)
-    with quiet(), torch.no_grad():
+    with without_messages(), torch.no_grad():
         return torch.export.export(graph.module, graph.examples(batch), dynamic_shapes=spec, strict=False)
 
 
@@ -83,7 +83,7 @@ def _by_signature(graph: Graph, shapes: list[Any]) -> tuple[Any, ...]:
 
 
 def _write_onnx(program: ExportedProgram, graph: Graph, path: Path, metadata: Metadata) -> None:
-    with quiet():
+    with without_messages():
         onnx_program: Any = torch.onnx.export(
             program,
             dynamo=True,
@@ -116,7 +116,7 @@ def _name_axes(model: Any, graph: Graph) -> None:
                 value.shape[axis] = names[str(side.value)]
 
 
-def _read_onnx(path: Path) -> Run:
+def _read_onnx(path: Path) -> RunGraph:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -130,12 +130,12 @@ def _read_onnx(path: Path) -> Run:
 
 
 def _write_pt2(program: ExportedProgram, graph: Graph, path: Path, metadata: Metadata) -> None:
-    with quiet():
+    with without_messages():
         torch.export.save(program, path, extra_files=dict(metadata))
 
 
-def _read_pt2(path: Path) -> Run:
-    with quiet():
+def _read_pt2(path: Path) -> RunGraph:
+    with without_messages():
         module = torch.export.load(path).module()
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -147,7 +147,7 @@ def _read_pt2(path: Path) -> Run:
 
 def _write_openvino(program: ExportedProgram, graph: Graph, path: Path, metadata: Metadata) -> None:
     """OpenVINO's converter reads the ONNX form: from torch's own it lacks some operators."""
-    with quiet():
+    with without_messages():
         import openvino
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -159,8 +159,8 @@ def _write_openvino(program: ExportedProgram, graph: Graph, path: Path, metadata
         openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _read_openvino(path: Path) -> Run:
-    with quiet():
+def _read_openvino(path: Path) -> RunGraph:
+    with without_messages():
         import openvino
 
     # In fp32: on some CPUs OpenVINO computes in bf16 by default.
@@ -194,7 +194,7 @@ FORMATS = {
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def without_messages() -> Iterator[None]:
     """Silence what exporters print about themselves, and undo the logging that importing some of them configures."""
     root, handlers = logging.getLogger(), list(logging.getLogger().handlers)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
