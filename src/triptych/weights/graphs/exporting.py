@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,9 @@ def export_graphs(
             f"{type(net).__name__} has {len(graphs)} graphs ({', '.join(g.name for g in graphs)}), and {path.name} is "
             f"one file; give a folder, and the format {target_format.name}"
         )
+    destination = path.parent if is_file else path
+    if destination.exists() and not destination.is_dir():
+        raise StorageError(f"{destination} is a file, and a folder is needed; give another path")
     with torch.no_grad(), _staging(path.parent if is_file else path, path.name) as folder:
         results = [
             _export(
@@ -116,9 +119,8 @@ def export_graphs(
             write_pipeline(
                 exported, folder, {g.name: r.path.name for g, r in zip(graphs, results, strict=True)}
             )
-        destination = path.parent if is_file else path
         _publish(folder, destination, [target_format.second_path(destination / r.path.name) for r in results])
-    return [_moved(result, destination) for result in results]
+    return [replace(result, path=destination / result.path.name) for result in results]
 
 
 def _format(path: Path, name: str | None) -> GraphFormat:
@@ -219,8 +221,6 @@ def _staging(parent: Path, name: str) -> Iterator[Path]:
 def _publish(folder: Path, destination: Path, weights: list[Path | None]) -> None:
     """Move all files of `folder` to their destination. What names others comes last, and is removed first, so that it
     never names files of an earlier export."""
-    if destination.exists() and not destination.is_dir():
-        raise StorageError(f"{destination} is a file, and a folder is needed; give another path")
     destination.mkdir(parents=True, exist_ok=True)
     seconds = {path.name for path in weights if path is not None}
     files = sorted(
@@ -235,12 +235,6 @@ def _publish(folder: Path, destination: Path, weights: list[Path | None]) -> Non
             os.fsync(file.fileno())
         os.replace(folder / name, destination / name)
     fsync_folder(destination)
-
-
-def _moved(result: ExportedGraph, destination: Path) -> ExportedGraph:
-    from dataclasses import replace
-
-    return replace(result, path=destination / result.path.name)
 
 
 def _first_line(problem: BaseException) -> str:

@@ -136,6 +136,7 @@ def _of_images(net: Any, size: tuple[int, int]) -> Graph:
 
 def _of_latent_diffusion(ldm: LatentDiffusion, size: tuple[int, int]) -> list[Graph]:
     config, latent_size, tokens = ldm.config, _latent_size(ldm.autoencoder, size), 77
+    _require_multiple(size, config.autoencoder.downsample_factor * _network_multiple(ldm.network))
     graphs = []
     if isinstance(ldm.text_encoder, TextEncoder):
         graphs, tokens = [_text_encoder(ldm.text_encoder)], ldm.text_encoder.config.max_length
@@ -197,12 +198,16 @@ def _class_token(net: ClassToken) -> Graph:
 
 
 def _spatial(channels: int, size: tuple[int, int], multiple: int = 1) -> GraphInput:
+    _require_multiple(size, multiple)
+    return GraphInput((channels, *size), {2: "height", 3: "width"}, multiple)
+
+
+def _require_multiple(size: tuple[int, int], multiple: int) -> None:
     if any(side % multiple for side in size):
         near = " x ".join(str(max(multiple, math.ceil(side / multiple) * multiple)) for side in size)
         raise ConfigError(
             f"size is {size[0]} x {size[1]}, which must be multiples of {multiple}; give {near}"
         )
-    return GraphInput((channels, *size), {2: "height", 3: "width"}, multiple)
 
 
 def _latent_size(net: FirstStage, size: tuple[int, int]) -> tuple[int, int]:
