@@ -1,5 +1,6 @@
 """What the tests of checkpoints share: small networks with random weights everywhere, biases and norms too."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -96,6 +97,29 @@ def same_state():
             assert torch.equal(left[name], right[name]), name
 
     return check
+
+
+@pytest.fixture
+def hollow_file():
+    """Writes a safetensors file of a network's names and shapes, all zeros, that takes no space on disk."""
+
+    def write(net: nn.Module, path) -> None:
+        header, offset = {}, 0
+        for name, tensor in net.state_dict().items():
+            floating = tensor.is_floating_point()
+            size = tensor.numel() * (4 if floating else 8)
+            header[name] = {
+                "dtype": "F32" if floating else "I64",
+                "shape": list(tensor.shape),
+                "data_offsets": [offset, offset + size],
+            }
+            offset += size
+        text = json.dumps(header).encode()
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + offset)
+
+    return write
 
 
 # ------------------------------------------------------------------------------------ Swin, window by window, slowly

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,6 +33,15 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         x = self.dropout(linear(x, self.fc1.weight, self.fc1.bias, gelu=self.approximate))
+        return self.dropout(linear(x, self.fc2.weight, self.fc2.bias))
+
+
+class QuickMlp(Mlp):
+    """The MLP with x sigmoid(1.702 x) in place of GELU, as in CLIP."""
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        x = linear(x, self.fc1.weight, self.fc1.bias)
+        x = self.dropout(x * torch.sigmoid(1.702 * x))
         return self.dropout(linear(x, self.fc2.weight, self.fc2.bias))
 
 

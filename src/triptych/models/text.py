@@ -15,7 +15,7 @@ from triptych.errors import CheckpointError, ConfigError
 from triptych.kernels.linear import linear
 from triptych.layers.attention import AttentionModule, attention
 from triptych.layers.initialization import initialize_weights
-from triptych.layers.mlp import Mlp
+from triptych.layers.mlp import Mlp, QuickMlp
 from triptych.model_card import ModelCard
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
 from triptych.models.tokenization.prompt_syntax import Chunk, pack, parse_prompt
@@ -39,14 +39,6 @@ class TextAttention(AttentionModule):
         q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = rearrange(attention(q, k, v, self.tap, mask), "b h n d -> b n (h d)")        # b n inner
         return linear(x, self.proj.weight, self.proj.bias)
-
-
-class QuickMlp(Mlp):
-    """The MLP with x sigmoid(1.702 x) in place of GELU, as in CLIP."""
-
-    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        x = linear(x, self.fc1.weight, self.fc1.bias)
-        return linear(x * torch.sigmoid(1.702 * x), self.fc2.weight, self.fc2.bias)
 
 
 class TextBlock(nn.Module):

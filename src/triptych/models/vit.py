@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from triptych.errors import ConfigError
 from triptych.layers.attention import Attention, AttentionPool, Rotate
 from triptych.layers.initialization import initialize_weights
-from triptych.layers.mlp import Mlp, SwiGLU
+from triptych.layers.mlp import Mlp, QuickMlp, SwiGLU
 from triptych.layers.patch import ConvStem, PatchEmbed, PatchMask, ResNetStem
 from triptych.layers.position import RotaryPositions, resample_positions, sincos_positions
 from triptych.layers.residual import DropPath, LayerScale
@@ -238,6 +238,8 @@ def make_mlp(config: ViTConfig) -> nn.Module:
     """Return the block's MLP in the form that the config names."""
     if config.mlp == "swiglu":
         return SwiGLU(config.embed_dim, config.mlp_dim, config.dropout)
+    if config.mlp == "quick_gelu":
+        return QuickMlp(config.embed_dim, config.mlp_dim, dropout=config.dropout)
     form = "tanh" if config.mlp == "gelu_tanh" else "none"
     return Mlp(config.embed_dim, config.mlp_dim, form, config.dropout)
 

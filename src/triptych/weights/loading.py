@@ -1,5 +1,6 @@
 """`load`: from a checkpoint of any known format to a network."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,8 @@ from triptych.weights.mapping import families
 from triptych.weights.mapping.format import Hints, WeightsChoice
 from triptych.weights.recognition import plan_loading
 from triptych.weights.resize import fine_tuning_head, resize_positions, resize_windows, windows_in
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -73,6 +76,9 @@ def load(
     if plan.finish is not None:
         plan.finish(net)
     origin = f"{format_name}; preprocessing: {plan.facts['preprocess']}; class names: {plan.facts['classes']}"
+    for name, where in plan.facts.items():
+        if where.startswith("guess: "):
+            log.warning("%s: %s is a %s", checkpoint.path, name, where)
     net.card = plan.card if format_name == "triptych" else replace(plan.card, source=origin)
     if isinstance(plan.config, LatentDiffusionConfig):
         if size is not None:

@@ -181,7 +181,7 @@ def test_preprocessing_goes_there_and_back(tmp_path, tiny, mode):
             },
             (224, 224),
             0.875,
-            "crop",
+            "squash",
         ),
         ({"size": {"shortest_edge": 224}, "do_center_crop": False}, (224, 224), 1.0, "crop"),
     ],
@@ -210,7 +210,7 @@ def test_without_a_config_conventions_are_named(tmp_path, tiny):
     ("changes", "part"),
     [
         ({"image_size": 48}, "image_size \\(48, 48\\), which does not have the 16 patches"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
         ({"num_attention_heads": 5}, "no multiple of num_heads 5"),
         ({"layer_norm_eps": "small"}, None),
         ({"num_attention_heads": "4"}, None),

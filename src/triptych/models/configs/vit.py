@@ -53,7 +53,8 @@ class ViTConfig:
     scaled cosines."""
     head_dim: int = 0
     """Width of the hidden tanh layer; 0 means D."""
-    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
+    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
+    """Form of the MLP; quick_gelu is x sigmoid(1.702 x), of OpenAI's CLIP."""
     qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
     qk_norm: bool = False
     layer_scale: float | None = None

@@ -7,6 +7,7 @@ from typing import Any
 from triptych.errors import CheckpointError
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs.autoencoder import AutoencoderConfig, FirstStageConfig, TinyAutoencoderConfig
+from triptych.weights.diffusion.diffusers_defaults import NORM_GROUPS, SCALING_FACTOR
 from triptych.weights.diffusion.rule_helpers import ONE_BY_ONE, default_groups, fused, layer, matrix
 from triptych.weights.mapping.format import StateDictKeys
 from triptych.weights.mapping.rules import Rule, drop, rename
@@ -172,26 +173,36 @@ def read(
     Raises:
         CheckpointError: it is no first stage that this package has.
     """
-    config_json = config_json or {}
     sizes = _shapes(keys, layout)
     published = next((known for known in autoencoder_config.SIZES.values() if _alike(known, sizes)), None)
-    facts = {"scale": "convention: 1"}
-    groups = config_json.get("norm_num_groups")
+    groups = (config_json or {}).get("norm_num_groups", NORM_GROUPS if config_json else None)
     sizes["norm_groups"] = (
         groups if isinstance(groups, int) and groups > 0 else default_groups(sizes["base_channels"])
     )
     if published is not None:
         sizes["image_size"] = published.image_size
-    side = config_json.get("sample_size")
+    side = (config_json or {}).get("sample_size")
     if isinstance(side, int | list | tuple):
         sizes["image_size"] = (side, side) if isinstance(side, int) else tuple(side)
-    default = (
-        sizes["regularization"] == "vq" and config_json.get("scaling_factor") == 0.18215
-    )  # the default of VQModel, which no published VQ model uses
-    if "scaling_factor" in config_json and not default:
-        sizes["scale"], facts["scale"] = config_json["scaling_factor"], "config.json"
-        sizes["shift"] = config_json.get("shift_factor") or 0.0
+    facts = {"scale": "convention: 1"}
+    if layout is not COMPVIS:
+        sizes["scale"], sizes["shift"], facts["scale"] = _diffusers_scale(sizes, config_json or {})
     return AutoencoderConfig(**sizes), facts
+
+
+def _diffusers_scale(sizes: dict[str, Any], config_json: dict[str, Any]) -> tuple[float, float, str]:
+    """Return scale and shift of the latents, and where they came from.
+
+    VQModel has the same default as AutoencoderKL, but every VQ model that was published has latents that are not
+    scaled, and diffusers' own pipelines go wrong with it.
+    """
+    scale = config_json.get("scaling_factor")
+    if sizes["regularization"] == "vq" and scale in (None, SCALING_FACTOR):
+        return 1.0, 0.0, "convention: latents of VQ models are not scaled"
+    shift = config_json.get("shift_factor") or 0.0
+    if scale is None:
+        return SCALING_FACTOR, shift, f"convention: diffusers' default {SCALING_FACTOR}"
+    return scale, shift, "config.json"
 
 
 def _shapes(keys: StateDictKeys, layout: Layout) -> dict[str, Any]:

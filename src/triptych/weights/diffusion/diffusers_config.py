@@ -8,6 +8,8 @@ from triptych.models.configs.autoencoder import FirstStageConfig, TinyAutoencode
 from triptych.models.configs.text import TextConfig
 from triptych.models.configs.unet import UNetConfig, UNetLevel, levels
 from triptych.weights.diffusion import autoencoder, unet
+from triptych.weights.diffusion import diffusers_defaults as defaults_of
+from triptych.weights.files.sanitize import printable
 from triptych.weights.mapping.format import Settings, StateDictKeys
 from triptych.weights.mapping.rules import Rule
 
@@ -33,8 +35,17 @@ def read_process(config_json: Settings | None, where: str) -> ProcessConfig:
         )
     if str(config_json.get("_class_name", "")).startswith("FlowMatch") or config_json.get("use_flow_sigmas"):
         raise CheckpointError(f"{where} runs a flow, which triptych reads from its own format alone")
+    name = config_json.get("_class_name", "DDIMScheduler")
+    defaults = defaults_of.SCHEDULERS.get(name)
+    if defaults is None:
+        if not {"beta_schedule", "beta_start", "beta_end", "num_train_timesteps"} <= set(config_json):
+            raise CheckpointError(
+                f"{where} is a {printable(name, 60)!r} without all its betas, which triptych does not know; "
+                f"put the config of another scheduler there, such as DDIMScheduler"
+            )
+        defaults = defaults_of.SCHEDULERS["DDIMScheduler"]
     schedule, prediction = (
-        config_json.get("beta_schedule", "linear"),
+        config_json.get("beta_schedule", defaults[0]),
         config_json.get("prediction_type", "epsilon"),
     )
     if (
@@ -49,8 +60,8 @@ def read_process(config_json: Settings | None, where: str) -> ProcessConfig:
     ends = {}
     if schedule != "squaredcos_cap_v2":
         ends = {
-            "beta_start": config_json.get("beta_start", 0.0001),
-            "beta_end": config_json.get("beta_end", 0.02),
+            "beta_start": config_json.get("beta_start", defaults[1]),
+            "beta_end": config_json.get("beta_end", defaults[2]),
         }
     return ProcessConfig(
         schedule=DIFFUSERS_SCHEDULES[schedule],
@@ -90,35 +101,50 @@ def process_settings(config: ProcessConfig, scheduler: str = "DDIMScheduler") ->
 
 
 def file_config_of(keys: StateDictKeys, config_json: Settings) -> unet.UNetFileConfig:
-    """Return the values in a UNet's config.json that shapes do not determine."""
+    """Return the values in a UNet's config.json that shapes do not determine. Keys that it lacks have the defaults of
+    its class.
+
+    Raises:
+        CheckpointError: it describes a UNet that this package does not have.
+    """
     if not config_json:
         return unet.UNetFileConfig()
-    widths = list(config_json.get("block_out_channels", ()))
-    heads, head_dim = 0, 0
-    value = config_json.get("num_attention_heads") or config_json.get("attention_head_dim", 8)
-    if config_json.get("_class_name") == "UNet2DModel" or "cross_attention_dim" not in config_json:
-        value = config_json.get("attention_head_dim", 8)
-        heads, head_dim = (0, value) if value else (1, 0)
-    elif isinstance(value, list | tuple):
-        each = {c // n for c, n in zip(widths, value, strict=True)}
-        heads, head_dim = (value[0], 0) if len(set(value)) == 1 else (0, each.pop() if len(each) == 1 else 0)
-        if not heads and not head_dim:
-            raise CheckpointError(
-                f"{keys.path}: config.json says heads {list(value)} for {widths} channels, of no one size"
-            )
-    else:
-        heads = value
+    conditional = keys.any_endswith(".attn2.to_k.weight") and config_json.get("_class_name") != "UNet2DModel"
+    defaults_of.require_supported(
+        keys, config_json, defaults_of.UNET if conditional else defaults_of.UNCONDITIONAL_UNET
+    )
+    only, count = config_json.get("only_cross_attention", False), keys.count_blocks("down_blocks.{i}.")
+    only = only if isinstance(only, list | tuple) else [only] * count
+    heads, head_dim = _heads(keys, config_json, conditional)
     side = config_json.get("sample_size")
-    only = config_json.get("only_cross_attention", False)
-    only = only if isinstance(only, list | tuple) else [only] * len(widths)
     return unet.UNetFileConfig(
         heads=heads,
         head_dim=head_dim,
         latent_size=None if side is None else (side, side) if isinstance(side, int) else tuple(side),
-        groups=config_json.get("norm_num_groups") or 0,
+        groups=config_json.get("norm_num_groups", defaults_of.NORM_GROUPS) or 0,
         cross_only_downsample_factors=tuple(2**i for i, yes in enumerate(only) if yes),
         where="config.json",
     )
+
+
+def _heads(keys: StateDictKeys, config_json: Settings, conditional: bool) -> tuple[int, int]:
+    """Return the number of heads and their width, one of them 0."""
+    value = config_json.get("attention_head_dim", defaults_of.HEAD_DIM)
+    if not conditional:
+        return (0, value) if value else (1, 0)
+    value = config_json.get("num_attention_heads") or value
+    if not isinstance(value, list | tuple):
+        return value, 0
+    if len(set(value)) == 1:
+        return value[0], 0
+    first = "down_blocks.{}.resnets.0.conv1.weight"
+    widths = [keys.shape(first.format(i), 4)[0] for i in range(len(value))]
+    each = {width // n for width, n in zip(widths, value, strict=True)}
+    if len(each) > 1:
+        raise CheckpointError(
+            f"{keys.path}: config.json says heads {list(value)} for {widths} channels, of no one size"
+        )
+    return 0, each.pop()
 
 
 def unet_settings(config: UNetConfig) -> Settings:
@@ -273,6 +299,7 @@ def stage_of(
 ) -> tuple[FirstStageConfig, list[Rule], dict[str, str]] | None:
     """Return the config, rules and facts of a first stage; None if the keys are not of one."""
     if autoencoder.tiny_layout(keys) == "diffusers":
+        defaults_of.require_supported(keys, config_json, defaults_of.TINY)
         config = autoencoder.read_tiny(keys, "diffusers", config_json)
         return (
             config,
@@ -282,6 +309,7 @@ def stage_of(
     layout = autoencoder.layout_of(keys)
     if layout is None or layout is autoencoder.COMPVIS:
         return None
+    defaults_of.require_supported(keys, config_json, defaults_of.AUTOENCODER)
     stage, facts = autoencoder.read(keys, layout, config_json)
     return stage, autoencoder.table(stage, layout), facts
 

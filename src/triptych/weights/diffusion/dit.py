@@ -12,6 +12,8 @@ from triptych.layers.position import sincos_positions
 from triptych.model_card import ModelCard
 from triptych.models.configs.dit import SIZES, DiTConfig
 from triptych.models.dit import DiT
+from triptych.weights.diffusion.diffusers_defaults import DIT as SUPPORTED
+from triptych.weights.diffusion.diffusers_defaults import DIT_HEADS, DIT_SAMPLE_SIZE, require_supported
 from triptych.weights.diffusion.rule_helpers import fused, layer
 from triptych.weights.mapping.format import (
     Draft,
@@ -205,10 +207,14 @@ def of_diffusers(keys: StateDictKeys, config_json: Settings) -> tuple[DiTConfig,
     label, fc1 = f"{first}.norm1.emb.class_embedder.embedding_table.weight", f"{first}.ff.net.0.proj.weight"
     depth = keys.count_blocks("transformer_blocks.{i}.")
     sizes = _sizes(keys, "pos_embed.proj.weight", label, "proj_out_2.weight", fc1, depth)
-    side = config_json.get("sample_size", 32)
+    require_supported(keys, config_json, SUPPORTED)
+    side = config_json.get("sample_size", DIT_SAMPLE_SIZE)
+    heads = (
+        config_json.get("num_attention_heads", DIT_HEADS) if config_json else _usual_heads(sizes["embed_dim"])
+    )
     config = DiTConfig(
         **sizes,
-        num_heads=config_json.get("num_attention_heads") or _usual_heads(sizes["embed_dim"]),
+        num_heads=heads,
         latent_size=(side, side),
         mlp="gelu" if config_json.get("activation_fn") == "gelu" else "gelu_tanh",
         time_frequencies="closed",

@@ -7,11 +7,14 @@ from typing import Any
 from triptych.errors import CheckpointError
 from triptych.models.configs import text as text_config
 from triptych.models.configs.text import ClassTokenConfig, TextConfig
+from triptych.weights.diffusion.diffusers_defaults import BERT_HEADS
 from triptych.weights.diffusion.rule_helpers import fused, layer
 from triptych.weights.mapping.format import StateDictKeys
 from triptych.weights.mapping.rules import Rule, drop, rename
 
 QKV = ("q", "k", "v")
+CLIP_HEADS = 8
+"""transformers' default for a config without num_attention_heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +172,7 @@ def read(
     }
     facts = {"text_encoder.num_heads": "convention: heads of 64 channels"}
     if layout.type == "ldm-bert":
-        heads = config_json.get("encoder_attention_heads")
+        heads = config_json.get("encoder_attention_heads", BERT_HEADS if config_json else None)
         count = heads if isinstance(heads, int) and heads > 0 else max(inner // 64, 1)
         layout_text = text_config.SIZES["ldm-layout-text"]
         boxes = (sizes["vocab_size"], sizes["max_length"]) == (layout_text.vocab_size, layout_text.max_length)
@@ -177,9 +180,12 @@ def read(
         if "encoder_attention_heads" in config_json:
             facts["text_encoder.num_heads"] = "config.json"
         return TextConfig(**sizes), facts
-    heads = config_json.get("num_attention_heads")
+    config_json = config_json.get("text_config") or config_json or {}  # of a CLIP with its image tower
+    heads = config_json.get("num_attention_heads", CLIP_HEADS if config_json else None)
     if isinstance(heads, int):
-        facts["text_encoder.num_heads"] = "config.json"
+        facts["text_encoder.num_heads"] = (
+            "config.json" if "num_attention_heads" in config_json else "convention: transformers' default"
+        )
     sizes["num_heads"] = heads if isinstance(heads, int) else max(width // 64, 1)
     act = config_json.get(
         "hidden_act",

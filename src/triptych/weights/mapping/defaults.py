@@ -1,6 +1,7 @@
 """Publishers' defaults for what a file does not store: heads, preprocessing, class names."""
 
 import math
+import re
 from functools import cache
 from gzip import decompress
 from importlib.resources import files
@@ -134,41 +135,105 @@ def to_id2label(classes: tuple[str, ...] | None, count: int) -> dict[str, Any]:
 _PIL = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 
 
+_CLIP_STATS = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+_IMAGENET_STATS = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
+_SQUARE = {
+    "size": {"height": 224, "width": 224},
+    "resample": 2,
+    "image_mean": list(HALF),
+    "image_std": list(HALF),
+}
+_CROPPED = {
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "resample": 3,
+    **_CLIP_STATS,
+}
+# transformers' image processors: values of keys that preprocessor_config.json lacks.
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": _SQUARE,
+    "DeiT": {
+        **_SQUARE,
+        "size": {"height": 256, "width": 256},
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "resample": 3,
+    },
+    "Bit": _CROPPED,
+    "CLIP": _CROPPED,
+    "Segformer": {**_SQUARE, "size": {"height": 512, "width": 512}, **_IMAGENET_STATS},
+    "DINOv3ViT": {**_SQUARE, **_IMAGENET_STATS},
+}
+# model_type in config.json -> the processor that transformers takes if preprocessor_config.json names none.
+_PROCESSOR_OF = {
+    "deit": "DeiT",
+    "dinov2": "Bit",
+    "dinov2_with_registers": "Bit",
+    "dinov3_vit": "DINOv3ViT",
+    "upernet": "Segformer",
+}
+# Where a size is one number, these resize the shorter edge to it.
+_BY_SHORTEST_EDGE = ("Bit", "CLIP")
+
+
 def from_processor(settings: dict[str, Any], fallback: Preprocess) -> tuple[Preprocess, str]:
     """Return the preprocessing of transformers' preprocessor_config.json and its origin; `fallback` if it is
-    missing."""
-    processor = settings.get("preprocessor_config")
-    if processor is None:
+    missing.
+
+    Raises:
+        CheckpointError: it does something that `Preprocess` does not describe.
+    """
+    stored = settings.get("preprocessor_config")
+    if stored is None:
         return fallback, f"convention: {describe_preprocess(fallback)}"
-    size, crop_size = _sides(processor.get("size")), _sides(processor.get("crop_size"))
-    has_crop_size = processor.get("crop_size") is not None
-    crops = bool(
-        processor.get("do_center_crop", has_crop_size and "height" not in (processor.get("size") or {}))
+    name = _processor_name(stored, settings.get("config") or {})
+    processor = PROCESSORS.get(name, {}) | {key: value for key, value in stored.items() if value is not None}
+    size, squash = processor.get("size"), False
+    if isinstance(size, int):
+        squash = name not in _BY_SHORTEST_EDGE
+    elif isinstance(size, dict):
+        squash = "height" in size
+    sides, crop_size = _sides(size), _sides(processor.get("crop_size"))
+    crops = crop_size is not None and bool(processor.get("do_center_crop", not squash))
+    if not processor.get("do_resize", True) or sides is None:
+        sides, squash = crop_size or fallback.size, False
+    target = crop_size if crops and crop_size else sides
+    mean, std = (
+        _triple(processor.get("image_mean"), fallback.mean),
+        _triple(processor.get("image_std"), fallback.std),
     )
-    target = crop_size if crops and crop_size else size
-    target = (
-        target if target is not None and processor.get("do_resize", True) else (crop_size or fallback.size)
-    )
-    interpolation = _PIL.get(processor.get("resample", 2), fallback.interpolation)
-    unnormalized = not processor.get("do_normalize", True)
+    if not processor.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    # Ours are of pixels in [0, 1].
+    scale = 255.0 * (processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0)
+    if abs(scale - 1) > 1e-6:
+        mean, std = _triple([m / scale for m in mean], mean), _triple([s / scale for s in std], std)
     return Preprocess(
         size=target,
-        crop=_crop_fraction(processor, target[0] / size[0]) if crops and size else 1.0,
-        mode="crop" if crops or not _has_both_sides(processor.get("size")) else "squash",
-        interpolation=interpolation,  # type: ignore[arg-type]
-        mean=(0.0, 0.0, 0.0) if unnormalized else _triple(processor.get("image_mean"), fallback.mean),
-        std=(1.0, 1.0, 1.0) if unnormalized else _triple(processor.get("image_std"), fallback.std),
+        crop=_crop_fraction(processor, target[0] / sides[0]) if crops else 1.0,
+        mode="squash" if squash else "crop",
+        interpolation=_PIL.get(processor.get("resample", 2), fallback.interpolation),  # type: ignore[arg-type]
+        mean=mean,
+        std=std,
     ), "preprocessor_config.json"
+
+
+def _processor_name(processor: dict[str, Any], config: dict[str, Any]) -> str:
+    """Return the class of a processor without what its versions end with: "ViT" of "ViTImageProcessorFast"."""
+    stored = processor.get("image_processor_type") or processor.get("feature_extractor_type")
+    if not isinstance(stored, str):
+        return _PROCESSOR_OF.get(str(config.get("model_type")), "ViT")
+    return re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", stored)
 
 
 def _crop_fraction(processor: dict[str, Any], otherwise: float) -> float:
     """Return the fraction of the crop: `crop_pct`, which we add since theirs is rounded to pixels, else `otherwise`."""
     exact = processor.get("crop_pct")
     return exact if isinstance(exact, float) and abs(exact - otherwise) < 0.1 else min(otherwise, 1.0)
-
-
-def _has_both_sides(size: Any) -> bool:
-    return isinstance(size, int) or (isinstance(size, dict) and "height" in size)
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
@@ -211,10 +276,19 @@ def to_processor(preprocess: Preprocess) -> dict[str, Any]:
         "image_mean": list(preprocess.mean),
         "image_std": list(preprocess.std),
     }
-    if preprocess.mode == "squash":
+    if preprocess.mode == "squash" and preprocess.crop == 1:
         return {
             "image_processor_type": "ViTImageProcessor",
             "size": {"height": height, "width": width},
+            **common,
+        }
+    if preprocess.mode == "squash":
+        return {
+            "image_processor_type": "DeiTImageProcessor",
+            "size": {"height": round(height / preprocess.crop), "width": round(width / preprocess.crop)},
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+            "crop_pct": preprocess.crop,
             **common,
         }
     return {
@@ -233,19 +307,20 @@ _TIMM_MODES = {"center": "crop", "squash": "squash", "border": "pad"}
 
 
 def from_pretrained_cfg(cfg: dict[str, Any], fallback: Preprocess) -> tuple[Preprocess, str]:
-    """Return the preprocessing of timm's pretrained_cfg and its origin; `fallback` if it is missing."""
+    """Return the preprocessing of timm's pretrained_cfg, with timm's defaults for keys that it lacks, and its origin;
+    `fallback` if there is none."""
     if not cfg:
         return fallback, f"convention: {describe_preprocess(fallback)}"
-    sides = cfg.get("input_size", (3, *fallback.size))
-    interpolation = cfg.get("interpolation", fallback.interpolation)
+    sides = cfg.get("input_size") or (3, 224, 224)
+    interpolation = cfg.get("interpolation") or "bicubic"
     known = Interpolation.__args__  # type: ignore[attr-defined]
     return Preprocess(
         size=(int(sides[-2]), int(sides[-1])),
-        crop=float(cfg.get("crop_pct") or fallback.crop),
-        mode=_TIMM_MODES.get(cfg.get("crop_mode", "center"), "crop"),  # type: ignore[arg-type]
+        crop=float(cfg.get("crop_pct") or 0.875),
+        mode=_TIMM_MODES.get(cfg.get("crop_mode") or "center", "crop"),  # type: ignore[arg-type]
         interpolation=interpolation if interpolation in known else "bicubic",
-        mean=_triple(cfg.get("mean"), fallback.mean),
-        std=_triple(cfg.get("std"), fallback.std),
+        mean=_triple(cfg.get("mean"), IMAGENET_MEAN),
+        std=_triple(cfg.get("std"), IMAGENET_STD),
     ), "pretrained_cfg in config.json"
 
 

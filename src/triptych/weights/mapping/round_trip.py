@@ -203,7 +203,7 @@ def _differences(ours: Any, theirs: Any, prefix: str) -> list[tuple[str, Any, An
 
 
 def _is_unstored(config: Any, name: str, ours: Any, theirs: Any) -> bool:
-    if name == "mlp" and not {ours, theirs} <= {"gelu", "gelu_tanh"}:
+    if name == "mlp" and not {ours, theirs} <= {"gelu", "gelu_tanh", "quick_gelu"}:
         return False  # gated MLPs have weights of their own
     return name in UNSTORED_FIELDS.get(family_of(config) or "", ())
 

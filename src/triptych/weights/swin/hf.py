@@ -111,6 +111,9 @@ def read_backbone(
         # The norms of the embedding and of merging ignore it: such a network has two epsilons.
         raise CheckpointError(f"{keys.path}: config.json says layer_norm_eps {eps!r}; needed is {EPS:g}")
     stages, version = num_stages(keys, layout), 2 if keys.any_endswith(f".{OLD.scale}") else 1
+    # A config without these keys means transformers' defaults; no config at all means nothing.
+    defaults = {"window_size": 7, "image_size": 224} if settings else {}
+    settings = defaults | settings
     window, before = settings.get("window_size"), settings.get("pretrained_window_sizes")
     # Its default has four entries, regardless of the number of stages.
     before = before[:stages] if isinstance(before, list) else before

@@ -95,7 +95,7 @@ def read_sizes(
     sizes |= {"window_size": window, "image_size": size}
     if version == 2:
         sizes["pretrained_window_size"], facts["pretrained_window_size"] = _pretrained(
-            keys, layout, window, file_config
+            keys, layout, window, hints, file_config
         )
     return SwinConfig(**sizes), facts
 
@@ -224,12 +224,14 @@ def _windows_of_v2(
         side = SIZES_OF_V2.get(hints.window_size) if isinstance(hints.window_size, int) else None
         size = hints.image_size or (UNKNOWN if side is None else (side, side))
         return fit_windows(windows, size, strides, "never" if hints.certain else "axis"), "window of the call"
-    usual = fit_windows(windows_of(8, len(strides)), (256, 256), strides, "axis")
-    return usual, "convention: 8, as no tensor determines it; give window_size= to correct it"
+    raise CheckpointError(
+        f"{keys.path} is a SwinV2 whose windows no tensor determines; put its config.json next to it, or load it with "
+        'window_size=8 (or 12, 16, 24: the number after "window" in the model\'s name)'
+    )
 
 
 def _pretrained(
-    keys: StateDictKeys, layout: Layout, window: Windows, file_config: SwinFileConfig
+    keys: StateDictKeys, layout: Layout, window: Windows, hints: Hints, file_config: SwinFileConfig
 ) -> tuple[Windows, str]:
     """Version 2: the windows that scale the coordinates; empty if they are the windows themselves."""
     pretrained = [
@@ -240,6 +242,12 @@ def _pretrained(
         where, before = "values of the coordinate tables", tuple(pretrained)
     elif file_config.pretrained is not None:
         where, before = file_config.where, file_config.pretrained
+    elif window[0] == (24, 24) and hints.window_size == 24:
+        # The published ones were trained with windows of 12 on images of 192 pixels, which the last map's is half of.
+        where, before = (
+            "convention: windows of 12, then of 24",
+            tuple((min(h, 12), min(w, 12)) for h, w in window),
+        )
     else:
         return (), "convention: the windows themselves"
     before = tuple((h or here[0], w or here[1]) for (h, w), here in zip(before, window, strict=True))  # type: ignore[misc]

@@ -18,6 +18,7 @@ from triptych.weights.mapping.defaults import (
 from triptych.weights.mapping.format import Draft, Format, Hints, LoadPlan, StateDictKeys, cpu_state_dict
 from triptych.weights.mapping.round_trip import verify_round_trip
 from triptych.weights.mapping.rules import export_tensors
+from triptych.weights.mapping.timm_architecture import architecture_of
 from triptych.weights.swin.infer_config import SwinFileConfig, fit_windows, num_stages, read_sizes
 from triptych.weights.swin.key_layout import Layout, classifier, table
 
@@ -45,14 +46,14 @@ def matches(keys: StateDictKeys) -> bool:
 
 def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     settings = keys.settings.get("config", {})
-    architecture = settings.get("architecture") if isinstance(settings.get("architecture"), str) else ""
+    architecture, where = architecture_of(keys)
     args = settings.get("model_args") or {}
     cfg = settings.get("pretrained_cfg") or (settings if "input_size" in settings else {})
     if args.get("act_layer", "gelu") != "gelu":
         raise CheckpointError(
             f"{keys.path}: config.json says act_layer {args['act_layer']!r}; needed is gelu"
         )
-    file_config = _file_config(architecture or "", args, cfg, num_stages(keys, TIMM))
+    file_config = _file_config(architecture, args, cfg, num_stages(keys, TIMM), where)
     config, facts = read_sizes(keys, TIMM, hints, file_config, HEAD)
     # Published networks resize the shorter side to 1 / 0.9 of the size; at 384 they use the full image.
     convention = imagenet_preprocess(
@@ -65,7 +66,9 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     return LoadPlan("swin", config, [*table(config, TIMM), *classifier(config, HEAD)], card, facts)
 
 
-def _file_config(architecture: str, args: dict[str, Any], cfg: dict[str, Any], stages: int) -> SwinFileConfig:
+def _file_config(
+    architecture: str, args: dict[str, Any], cfg: dict[str, Any], stages: int, where: str
+) -> SwinFileConfig:
     """Return the values in config.json. The architecture's name has some that `model_args` lacks."""
     window, before = args.get("window_size"), args.get("pretrained_window_sizes")
     size = parse_size(args.get("img_size")) or parse_size(cfg.get("input_size"))
@@ -77,6 +80,7 @@ def _file_config(architecture: str, args: dict[str, Any], cfg: dict[str, Any], s
             strides = [4 * 2**stage for stage in range(stages)]
             pretrained = fit_windows(windows_of(first, stages), (old or 1, old or 1), strides, "axis")
     return SwinFileConfig(
+        where="config.json" if args or cfg or not architecture else where,
         image_size=size,
         window_size=None if window is None else windows_of(_for_all(window, stages), stages),
         pretrained=pretrained,

@@ -20,7 +20,6 @@ TORCHVISION = Layout(
     embed_norm="features.0.2",
     block=lambda stage: f"features.{2 * stage + 1}.{{i}}.",
     merge=lambda stage: f"features.{2 * stage}",
-    scale="attn.v2_logit_scale",
     fc1="mlp.0",
     fc2="mlp.3",
     fused_qkv_bias=True,

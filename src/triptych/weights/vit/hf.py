@@ -7,6 +7,9 @@ former are written, which all versions read.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from triptych.errors import CheckpointError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.vit import ViTConfig
@@ -31,7 +34,16 @@ from triptych.weights.mapping.format import (
     zeros_factory,
 )
 from triptych.weights.mapping.round_trip import verify_round_trip
-from triptych.weights.mapping.rules import FUSE_QKV, Rule, convert, drop, expand, export_tensors, rename
+from triptych.weights.mapping.rules import (
+    FUSE_QKV,
+    Operation,
+    Rule,
+    convert,
+    drop,
+    expand,
+    export_tensors,
+    rename,
+)
 from triptych.weights.vit import hf_config
 from triptych.weights.vit.position_grid import learned_grid
 from triptych.weights.vit.timm import PACKED
@@ -50,7 +62,18 @@ class Layout:
     block: str = "encoder.layer.{i}."
     old: bool = True
     pooler: bool = False
+    distill_unread: bool = False
+    """Whether DeiT's distillation token is there and its only classifier reads the class token: then the token is a
+    register, into which its position is added."""
 
+
+def _only_read(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    raise NotImplementedError("written files have registers without positions")
+
+
+UNREAD_TOKEN = Operation(
+    lambda t: (t[0] + t[1][:, 1:2], torch.cat([t[1][:, :1], t[1][:, 2:]], dim=1)), _only_read
+)
 
 PREFIX = {
     "vit": "vit.",
@@ -58,12 +81,16 @@ PREFIX = {
     "dinov2": "dinov2.",
     "dinov2_with_registers": "dinov2_with_registers.",
 }
+# transformers' defaults, by model_type, for keys that a config.json lacks.
+HEADS = {"vit": 12, "deit": 12, "dinov2": 12, "dinov2_with_registers": 12, "dinov3_vit": 6}
+IMAGE_SIZE = 224
 EPS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6, "dinov2_with_registers": 1e-6, "dinov3_vit": 1e-5}
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
 }
 
 
@@ -79,11 +106,19 @@ def table(config: ViTConfig, layout: Layout) -> list[Rule]:
     ]
     if config.distill_token:
         rules.append(rename(e + "distillation_token", "distill_token"))
-    if config.num_registers:
+    if layout.distill_unread:
+        rules.append(
+            convert(
+                (e + "distillation_token", e + "position_embeddings"),
+                ("registers", "positions"),
+                UNREAD_TOKEN,
+            )
+        )
+    elif config.num_registers:
         rules.append(rename(e + "register_tokens", "registers"))
     elif v3:
         rules.append(drop(e + "register_tokens", "there are none", zeros_factory(1, 0, config.embed_dim)))
-    if config.position == "learned":
+    if config.position == "learned" and not layout.distill_unread:
         rules.append(rename(e + "position_embeddings", "positions"))
     if dino:
         shape = (1, 1, config.embed_dim) if v3 else (1, config.embed_dim)
@@ -182,7 +217,8 @@ def layout_of(keys: StateDictKeys) -> Layout:
     else:
         model_type = "vit"
     old = keys.any_endswith("attention.attention.query.weight") or model_type == "dinov3_vit"
-    return Layout(model_type, prefix, block, old, keys.any_startswith(prefix + "pooler."))
+    unread = model_type == "deit" and "classifier.weight" in keys
+    return Layout(model_type, prefix, block, old, keys.any_startswith(prefix + "pooler."), unread)
 
 
 def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
@@ -193,8 +229,12 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     width, channels, patch, _ = keys.shape(
         e + ("patch_embeddings.weight" if v3 else "patch_embeddings.projection.weight"), 4
     )
-    if isinstance(settings.get("num_attention_heads"), int):
-        heads, facts["num_heads"] = settings["num_attention_heads"], "config.json"
+    stored = settings.get("num_attention_heads")
+    if isinstance(stored, int):
+        heads, facts["num_heads"] = stored, "config.json"
+    elif settings and stored is None:
+        heads = HEADS[layout.model_type]
+        facts["num_heads"] = f"convention: transformers' default {heads}"
     elif v3:
         heads, facts["num_heads"] = width // 64, "convention: DINOv3's heads of 64 channels"
     else:
@@ -210,7 +250,7 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     if (
         layout.model_type == "dinov3_vit"
         and swiglu
-        and settings.get("hidden_act", "silu") not in ("silu", "swish")
+        and settings.get("hidden_act", "gelu" if settings else "silu") not in ("silu", "swish")
     ):
         raise CheckpointError(
             f"{keys.path}: config.json says hidden_act {activation!r} for a gated MLP; needed is 'silu'"
@@ -220,12 +260,12 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
             f"{keys.path}: config.json says hidden_act {activation!r}; needed is one of {list(ACTIVATIONS)}"
         )
     facts["mlp"] = "config.json" if "hidden_act" in settings else "convention: the exact GELU"
-    distilled = e + "distillation_token" in keys
-    configured = parse_size(settings.get("image_size"))
+    distilled = e + "distillation_token" in keys and not layout.distill_unread
+    configured = parse_size(settings.get("image_size", IMAGE_SIZE if settings else None))
     image_size = hints.image_size or configured or (224, 224)
     if not v3:
         image_size, facts["image_size"] = learned_grid(
-            keys, e + "position_embeddings", 1 + distilled, patch, configured, hints
+            keys, e + "position_embeddings", 1 + distilled + layout.distill_unread, patch, configured, hints
         )
     if v3:
         facts["rotary_base"] = "config.json" if "rope_theta" in settings else "convention: DINOv3's 100"
@@ -242,7 +282,7 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         mlp_ratio=_hidden(keys, b, swiglu, v3) / width,
         num_classes=classes,
         distill_token=distilled,
-        num_registers=keys.shapes.get(e + "register_tokens", (1, 0))[1],
+        num_registers=1 if layout.distill_unread else keys.shapes.get(e + "register_tokens", (1, 0))[1],
         position="rotary" if v3 else "learned",
         rotary_base=float(settings.get("rope_theta", 100.0)) if v3 else 100.0,
         pool="token+mean" if inputs == 2 * width else "token",

@@ -62,6 +62,7 @@ def settings(net: ViT, model_type: str) -> dict[str, Any]:
         "hidden_act": {
             "gelu": "gelu",
             "gelu_tanh": "gelu_pytorch_tanh",
+            "quick_gelu": "quick_gelu",
             "swiglu": "silu" if model_type == "dinov3_vit" else "gelu",
         }[config.mlp],
         "qkv_bias": config.qkv_bias == "qkv",

@@ -1,12 +1,27 @@
 """The grid of learned positions, which all readers of ViTs infer."""
 
 import math
+from dataclasses import replace
 
 from triptych.errors import CheckpointError
+from triptych.model_card import Preprocess
 from triptych.weights.mapping.defaults import square_grid
 from triptych.weights.mapping.format import Hints, StateDictKeys
 
 Size = tuple[int, int]
+
+
+def cut_preprocess(preprocess: Preprocess, image_size: Size) -> Preprocess:
+    """Return preprocessing for images that are up to a patch smaller than those of the config, at the same scale."""
+    if (
+        preprocess.size == image_size
+        or max(a - b for a, b in zip(preprocess.size, image_size, strict=True)) > 32
+    ):
+        return preprocess
+    if any(a < b for a, b in zip(preprocess.size, image_size, strict=True)):
+        return preprocess
+    crop = preprocess.crop * min(image_size) / min(preprocess.size)
+    return replace(preprocess, size=image_size, crop=crop)
 
 
 def learned_grid(
@@ -35,7 +50,9 @@ def learned_grid(
                 f"{keys.path}: config.json says image_size {configured}, which does not have the {count} "
                 f"patches of {positions}; put the config that belongs to the weights next to them"
             )
-        return configured, "config.json"
+        # What is left over at the bottom and the right is not read there.
+        height, width = (max(side // stride, 1) * stride for side in configured)
+        return (height, width), "config.json"
     side = math.isqrt(max(count, 0))
     if side * side != count and fits(hints.image_size):
         return hints.image_size, "image_size of the call"  # type: ignore[return-value]

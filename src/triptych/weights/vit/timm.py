@@ -35,6 +35,8 @@ class Layout:
     masked_bias: bool = False
     """Whether there is a fused qkv bias with a mask that disables the keys' third, as in DINOv3."""
     patch_bias: bool = True
+    registers_placed: bool = False
+    """Whether the table of positions begins with the registers'; theirs are added here once and for all."""
     mask_token: int = 0
     """Number of axes of the mask token, 0 for none."""
 
@@ -107,6 +109,10 @@ def tokens(config: ViTConfig, layout: Layout) -> list[Rule]:
         rules.append(rename("cls_token", "class_token"))
     if config.distill_token:
         rules.append(rename("dist_token", "distill_token"))
+    if layout.registers_placed:
+        count = config.num_registers
+        fold = Operation(lambda t: (t[0] + t[1][:, :count], t[1][:, count:]), _only_read)
+        return [*rules, convert((layout.registers, "pos_embed"), ("registers", "positions"), fold)]
     if config.num_registers:
         rules.append(rename(layout.registers, "registers"))
     if layout.mask_token:
@@ -115,6 +121,10 @@ def tokens(config: ViTConfig, layout: Layout) -> list[Rule]:
     if config.position == "learned":
         rules.append(rename("pos_embed", "positions"))
     return rules
+
+
+def _only_read(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    raise NotImplementedError("written files have registers without positions")
 
 
 def mlp(config: ViTConfig, layout: Layout, theirs: str, ours: str) -> list[Rule]:

@@ -59,8 +59,8 @@ def arguments(config: ViTConfig, pool: str | None) -> dict[str, Any]:
     args["qk_norm"] = config.qk_norm
     if config.layer_scale is not None:
         args["init_values"] = config.layer_scale
-    if config.mlp == "gelu_tanh":
-        args["act_layer"] = "gelu_tanh"
+    if config.mlp in ("gelu_tanh", "quick_gelu"):
+        args["act_layer"] = config.mlp
     if config.distill_token:
         return args
     return args | {

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from triptych.errors import CheckpointError, TriptychError
@@ -20,8 +21,9 @@ from triptych.weights.mapping.defaults import (
 from triptych.weights.mapping.format import Draft, Format, Hints, LoadPlan, StateDictKeys, cpu_state_dict
 from triptych.weights.mapping.round_trip import verify_round_trip
 from triptych.weights.mapping.rules import export_tensors
+from triptych.weights.mapping.timm_architecture import architecture_of
 from triptych.weights.vit import timm_config
-from triptych.weights.vit.position_grid import learned_grid
+from triptych.weights.vit.position_grid import cut_preprocess, learned_grid
 from triptych.weights.vit.timm import UNUSED, Layout, table
 
 TIMM = Layout()
@@ -34,6 +36,17 @@ DINOV3 = Layout(registers="storage_tokens", swiglu="w123", masked_bias=True, mas
 _TANH = re.compile(
     r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip|vit_large_patch16_siglip_(gap_)?512"
 )
+# Parts of the names of architectures that have a ViT's keys and are none.
+_OTHERS = {
+    "_rope_": "has rotary positions of another form",
+    "_rpn_": "has its norms after the branches",
+    "relpos": "has relative positions",
+    "_pe_(core|lang|spatial)": "has rotary positions of another form",
+    "_radio_": "has another stem and norm",
+    "sapiens": "has RMS norms",
+    "_xp_|_(d?pwee|dwee|dlittle)_": "has parallel or differential attention",
+    "_\\d+x2_": "has parallel branches",
+}
 
 
 def matches(keys: StateDictKeys) -> bool:
@@ -76,37 +89,35 @@ def layout_of(keys: StateDictKeys) -> Layout:
 
 def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     layout, settings = layout_of(keys), keys.settings.get("config", {})
-    architecture = settings.get("architecture") if isinstance(settings.get("architecture"), str) else ""
+    architecture, named_in = architecture_of(keys)
     args = settings.get("model_args") or {}
     cfg = settings.get("pretrained_cfg") or (settings if "input_size" in settings else {})
-    if "quickgelu" in architecture or args.get("act_layer", "gelu") not in ("gelu", "gelu_tanh"):
-        act = args.get("act_layer", "quick_gelu")
-        raise CheckpointError(
-            f"{keys.path}: config.json says {architecture} with act_layer {act!r}; needed is gelu(_tanh)"
-        )
+    _require_known(keys, architecture, named_in)
     width, channels, patch, _ = keys.shape("patch_embed.proj.weight", 4)
     facts: dict[str, str] = {}
-    heads, facts["num_heads"] = _heads(keys, width, architecture, args)
     root, depths = _stem(keys)
     stride = patch * (4 * 2 ** max(len(depths) - 1, 0) if root else 1)
-    rotary = "pos_embed" not in keys and (
-        layout.registers == "storage_tokens" or keys.any_endswith(".gamma_1") or "dinov3" in architecture
-    )
+    rotary = _rotary(keys, layout, architecture, args)
+    heads, facts["num_heads"] = _heads(keys, width, architecture, args, layout, rotary)
     class_token, distilled = "cls_token" in keys, "dist_token" in keys
     registers = keys.shape(layout.registers, 3)[1] if layout.registers in keys else 0
     norm_after = "fc_norm.weight" in keys
-    pool, facts["pool"] = _pool(keys, settings, norm_after, class_token)
+    pool, facts["pool"] = _pool(
+        keys, settings, norm_after, class_token, rotary and layout.scale == "gamma_{1,2}"
+    )
     configured = parse_size(args.get("img_size")) or parse_size(cfg.get("input_size"))
     image_size, placed = hints.image_size or configured or (224, 224), True
     if "pos_embed" in keys:
-        placed = _placed(keys, int(class_token) + int(distilled), stride, configured, hints)
-        prefix = int(class_token) + int(distilled) if placed else 0
+        tokens = int(class_token) + int(distilled)
+        placed = _placed(keys, tokens, stride, configured, hints)
+        prefix = tokens if placed else 0
+        if not tokens and registers and not _placed(keys, 0, stride, configured, hints):
+            layout, prefix = replace(layout, registers_placed=True), registers
         image_size, facts["image_size"] = learned_grid(keys, "pos_embed", prefix, stride, configured, hints)
     hidden, swiglu = _mlp(keys, layout)
     classes = keys.shape("head.weight", 2)[0] if "head.weight" in keys else 0
-    tanh = bool(_TANH.match(architecture)) or args.get("act_layer") == "gelu_tanh"
-    facts["mlp"] = "architecture in config.json" if architecture else "convention: the exact GELU"
     pre_norm = "norm_pre.weight" in keys
+    activation, facts["mlp"] = _activation(keys, architecture, named_in, args, pre_norm)
     eps = 1e-5 if rotary or pre_norm else 1e-6
     facts["norm_eps"] = f"convention: {eps:g}"
     if rotary:
@@ -131,13 +142,16 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         pool=pool,
         norm_after_pool=norm_after,
         pre_norm=pre_norm,
-        mlp="swiglu" if swiglu else ("gelu_tanh" if tanh else "gelu"),
+        mlp="swiglu" if swiglu else activation,
         qkv_bias=_bias(keys, layout),
         qk_norm=keys.any_endswith("attn.q_norm.weight"),
         layer_scale=1e-5 if keys.any_endswith("gamma_1") or keys.any_endswith("ls1.gamma") else None,
         norm_eps=eps,
     )
     preprocess, facts["preprocess"] = from_pretrained_cfg(cfg, _convention(keys, layout, config))
+    if configured is not None and configured != image_size:
+        preprocess = cut_preprocess(preprocess, image_size)
+        facts["image_size"] += f"; of {configured[0]}x{configured[1]} pixels, the last are of no full patch"
     labels, facts["classes"] = class_names(classes, from_label_names(settings, cfg), "config.json")
     card = ModelCard(
         preprocess=preprocess,
@@ -147,14 +161,89 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     return LoadPlan("vit", config, [*table(config, layout), *UNUSED], card, facts)
 
 
-def _heads(keys: StateDictKeys, width: int, architecture: str, args: dict[str, Any]) -> tuple[int, str]:
+def _require_known(keys: StateDictKeys, architecture: str, named_in: str) -> None:
+    """Refuse networks that have the keys of a ViT and run differently.
+
+    Raises:
+        CheckpointError: names the architecture.
+    """
+    for part, what in _OTHERS.items():
+        if re.search(part, architecture):
+            raise CheckpointError(
+                f"{keys.path} is timm's {architecture} ({named_in}), which {what}; this package has no such network"
+            )
+    if "rope.freqs" in keys:
+        raise CheckpointError(
+            f"{keys.path} has rotary positions that were learned (rope.freqs); this package has no such network"
+        )
+
+
+def _rotary(keys: StateDictKeys, layout: Layout, architecture: str, args: dict[str, Any]) -> bool:
+    """Return whether the network is a DINOv3, whose rotary positions have no keys.
+
+    Raises:
+        CheckpointError: it may have any positions.
+    """
+    if "pos_embed" in keys:
+        return False
+    if layout.registers == "storage_tokens" or re.search("dinov3|lingbot", architecture):
+        return True
+    if args.get("pos_embed") == "none":
+        return False
+    tokens = "cls_token" in keys and layout.registers in keys and "fc_norm.weight" not in keys
+    if keys.any_endswith(".gamma_1") and tokens and not architecture:
+        return True
+    raise CheckpointError(
+        f"{keys.path} has no table of positions, and nothing tells the positions of this network; put its config.json "
+        "next to it"
+    )
+
+
+def _activation(
+    keys: StateDictKeys, architecture: str, named_in: str, args: dict[str, Any], pre_norm: bool
+) -> tuple[Any, str]:
+    """Return the form of GELU and its origin.
+
+    Raises:
+        CheckpointError: another activation.
+    """
+    named = args.get("act_layer")
+    if named is not None:
+        if named not in ("gelu", "gelu_tanh", "quick_gelu"):
+            raise CheckpointError(
+                f"{keys.path}: config.json says {architecture} with act_layer {named!r}; needed is gelu, "
+                "gelu_tanh or quick_gelu"
+            )
+        return named, "model_args in config.json"
+    if architecture:
+        form = (
+            "quick_gelu"
+            if "quickgelu" in architecture
+            else "gelu_tanh"
+            if _TANH.match(architecture)
+            else "gelu"
+        )
+        return form, named_in
+    if pre_norm:
+        return "gelu", (
+            "guess: the exact GELU; CLIP towers of OpenAI, MetaCLIP and DFN have quick_gelu, so put timm's config.json "
+            "next to the file"
+        )
+    return "gelu", "convention: the exact GELU"
+
+
+def _heads(
+    keys: StateDictKeys, width: int, architecture: str, args: dict[str, Any], layout: Layout, rotary: bool
+) -> tuple[int, str]:
     if isinstance(args.get("num_heads"), int):
         return args["num_heads"], "model_args in config.json"
     if "blocks.0.attn.q_norm.weight" in keys:
         return width // keys.shape("blocks.0.attn.q_norm.weight", 1)[0], "shape of q_norm"
-    if "giantopt" in architecture:
-        return 16, "architecture in config.json"
-    if "storage_tokens" in keys or "dinov3" in architecture:
+    if architecture.startswith("vit_base_patch16_gap_224"):
+        return 16, "architecture: timm's has 16"
+    if width == 1536 and not _mlp(keys, layout)[1]:
+        return 16, "convention: SigLIP 2's giant has 16 heads"
+    if rotary:
         # DINOv3 has 64 channels per head also at the width where Google's ViT-H has 80; the 7B has 128.
         return (32 if width == 4096 else width // 64), "convention: DINOv3's heads"
     return default_num_heads(width)
@@ -174,7 +263,7 @@ def _stem(keys: StateDictKeys) -> tuple[tuple[int, int] | None, tuple[int, ...]]
 
 
 def _pool(
-    keys: StateDictKeys, settings: dict[str, Any], norm_after: bool, class_token: bool
+    keys: StateDictKeys, settings: dict[str, Any], norm_after: bool, class_token: bool, timms_dinov3: bool
 ) -> tuple[Any, str]:
     if "attn_pool.latent" in keys:
         return "attention", "keys"
@@ -187,15 +276,15 @@ def _pool(
         )
     if norm_after:
         return "mean", "convention: fc_norm follows mean pooling"
+    if timms_dinov3:
+        return "mean", "convention: timm's DINOv3 pools by the mean"
     return ("token" if class_token else "mean"), "convention: the class token where there is one"
 
 
 def _placed(
     keys: StateDictKeys, prefix: int, stride: int, configured: tuple[int, int] | None, hints: Hints
 ) -> bool:
-    """Return whether the class token has a position. DeiT-III and models with registers have none."""
-    if prefix == 0:
-        return True
+    """Return whether tokens in front of the patches have positions. DeiT-III and models with registers have none."""
     try:
         learned_grid(keys, "pos_embed", prefix, stride, configured, hints)
     except TriptychError:

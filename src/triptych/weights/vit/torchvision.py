@@ -15,6 +15,8 @@ from triptych.weights.mapping.rules import Rule, expand, export_tensors, rename
 from triptych.weights.vit.position_grid import learned_grid
 
 TITLE = "torchvision"
+RESIZED = {(1024, 16): 224 / 242}
+"""Width and patch -> the crop of networks that were trained otherwise than with 224 pixels of 256."""
 
 
 def table(config: ViTConfig, old_mlp: bool = False) -> list[Rule]:
@@ -67,7 +69,8 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     )
     # The weights trained at 224 expect a crop; those of SWAG, at other sizes, the full image.
     small = image_size == (224, 224)
-    preprocess = imagenet_preprocess(image_size, 0.875 if small else 1.0, "bilinear" if small else "bicubic")
+    crop = RESIZED.get((width, patch), 0.875) if small else 1.0
+    preprocess = imagenet_preprocess(image_size, crop, "bilinear" if small else "bicubic")
     labels, where = class_names(classes, None, "")
     facts = {
         "num_heads": where_heads,
