@@ -168,7 +168,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "Segformer": {**_SQUARE, "size": {"height": 512, "width": 512}, **_IMAGENET_STATS},
     "DINOv3ViT": {**_SQUARE, **_IMAGENET_STATS},
 }
-# model_type in config.json -> the processor that transformers takes if preprocessor_config.json names none.
+# model_type in config.json -> the image processor that transformers takes if preprocessor_config.json names none.
 _PROCESSOR_OF = {
     "deit": "DeiT",
     "dinov2": "Bit",
@@ -223,7 +223,7 @@ def from_processor(settings: dict[str, Any], fallback: Preprocess) -> tuple[Prep
 
 
 def _processor_name(processor: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return the class of a processor without what its versions end with: "ViT" of "ViTImageProcessorFast"."""
+    """Return the class of an image processor without what its versions end with: "ViT" of "ViTImageProcessorFast"."""
     stored = processor.get("image_processor_type") or processor.get("feature_extractor_type")
     if not isinstance(stored, str):
         return _PROCESSOR_OF.get(str(config.get("model_type")), "ViT")
