@@ -45,7 +45,8 @@ FLAGS = {
     "generate": "[PROMPT] --prompts --class --box --model --num-images --size --from --lora --lora-dir"
     " --embedding --out --skip-existing --strip --preview --batch-size --prediction --dtype --compile"
     " --json --negative-prompt --num-steps --guidance-scale --seed --height --width --sampler"
-    " --schedule --init-image --strength --mask-image --mask-feather --depth-map --class-map"
+    " --schedule --clip-skip --rng --variation-seed --variation-strength --hires-scale --hires-steps --hires-strength"
+    " --hires-upscaler --init-image --strength --mask-image --mask-feather --depth-map --class-map"
     " --noise-level --guidance-rescale --guidance-interval --merge-tokens --deep-cache --decoder"
     " --tiling --tiled-decode",
     "info": "FILE --json",

@@ -137,6 +137,8 @@ def test_clip_is_transformers_clip(activation, skip):
         if skip == 0:
             torch.testing.assert_close(hidden.last_hidden_state, wanted)
         torch.testing.assert_close(ours.encode_tokens(ids), wanted, atol=1e-5, rtol=1e-5)
+        last = theirs.final_layer_norm(hidden.hidden_states[-1])
+        torch.testing.assert_close(ours.encode_tokens(ids, skip_last_blocks=0), last, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
             ours.encode_tokens(ids[:, :4]), wanted[:, :4], atol=1e-5, rtol=1e-5
         )  # attention is causal

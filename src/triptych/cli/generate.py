@@ -43,6 +43,10 @@ class SamplingFlags(SamplingOptions):
     depth_map: Annotated[str, flag("IMAGE")] = ""
     class_map: Annotated[str, flag("IMAGE")] = ""
     boxes: Suppress[tuple[tuple[int, float, float, float, float], ...]] = ()
+    clip_skip: Annotated[int | None, flag("N")] = None
+    rng: Annotated[Literal["cpu", "cuda"], flag("cpu|cuda")] = "cpu"
+    hires_steps: Annotated[int | None, flag("INT")] = None
+    hires_upscaler: Annotated[str, flag("NAME", "latent")] = "latent"
     guidance_interval: Annotated[tuple[float, float] | None, flag("LOW HIGH", "all")] = None
     apg: Suppress[dict[str, float] | None] = None
     decoder: Annotated[str, flag("FILE")] = ""
@@ -76,7 +80,8 @@ class Generate:
     size: Annotated[str, flag("WxH")] = ""
     """Width and height in pixels, in place of --width and --height."""
     from_: Annotated[Path | None, flag("PNG", name="from")] = None
-    """Image to generate again, by Triptych or AUTOMATIC1111's web UI; its settings become the defaults."""
+    """Image to generate again, by Triptych, AUTOMATIC1111's web UI, ComfyUI and others; its settings become the
+    defaults."""
     lora: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], flag("FILE[:WEIGHT[:UNET]]")]] = ()
     """LoRA file, RUN, or name in --lora-dir; repeat for more. <lora:NAME:WEIGHT> in the prompt does the same. A second
     number is the weight of the UNet, the first then that of the text encoder."""

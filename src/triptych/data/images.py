@@ -12,11 +12,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from triptych.errors import ConfigError, DataError, TriptychError
 
 MAX_PIXELS = 178_956_970  # above this size Pillow takes an image for a decompression bomb
+MAX_TEXT_BYTES = 2**26  # of one text in a PNG, decompressed
 
 # Not all formats of Pillow: EPS would run Ghostscript, and TGA has no magic number, so that any bytes could be one.
 FORMATS = (
@@ -146,6 +147,7 @@ def read_image_size(
 @contextmanager
 def image_errors(name: str) -> Iterator[None]:
     """Turn every exception of Pillow's readers into a `DataError` that names the file `name`."""
+    _allow_long_texts()
     with warnings.catch_warnings():
         # Pillow warns about large, unusual and slightly damaged files; what matters raises the errors below.
         warnings.simplefilter("ignore")
@@ -160,6 +162,13 @@ def image_errors(name: str) -> Iterator[None]:
             raise DataError(
                 f"{name} is damaged or truncated ({reason}); replace it or leave it out"
             ) from problem
+
+
+def _allow_long_texts() -> None:
+    """Let Pillow open PNG files with texts over 1 MB, such as graphs of ComfyUI; its limits are for the whole process
+    and are only raised."""
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_TEXT_BYTES)
+    PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, 2 * MAX_TEXT_BYTES)
 
 
 def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image:

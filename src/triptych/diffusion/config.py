@@ -131,10 +131,13 @@ SPACINGS: dict[str, str] = {
     "uniform": "evenly spaced times, not rounded, that include both ends (k-diffusion)",
     "multistep": "linspace with one step more, without its last time (diffusers, for its multistep solvers)",
     "sgm-uniform": "the same, not rounded (Stability AI's generative-models, web UI)",
+    "simple": "evenly spaced integer times from the last one down, rounded up (ComfyUI, web UI)",
     "multistep-leading": "leading with one step more, without its last time",
     "compvis": "leading, but ends at the schedule's first level instead of the clean image (CompVis)",
     "karras": "seventh root of sigma / alpha evenly spaced (Karras et al. 2022, Equation 5)",
     "exponential": "logarithm of sigma / alpha evenly spaced",
+    "multistep-karras": "karras with one step more, without its last level (web UI, ComfyUI)",
+    "multistep-exponential": "exponential with one step more, without its last level",
     "lcm": "times chosen from the 50 of consistency distillation (Luo et al. 2023)",
 }
 

@@ -64,15 +64,16 @@ def spaced_levels(
     )
     if not 1 <= steps <= most:
         raise ConfigError(f"steps is {steps}, which must be from 1 to {most} with the spacing {spacing!r}")
-    is_flow, is_ramp = process.config.schedule == "flow", spacing in ("karras", "exponential")
+    is_flow, is_ramp = process.config.schedule == "flow", spacing in _RAMPS
     if shift <= 0 or (shift != 1 and (is_ramp or not is_flow)):
         raise ConfigError(
             f"shift is {shift}, which must be positive; other values than 1 need evenly spaced times of a flow schedule"
         )
 
     if is_ramp:
-        root = rho if spacing == "karras" else math.inf
-        levels = [_at_ratio(process, ratio) for ratio in _ramp(process, steps, root)]
+        root = rho if "karras" in spacing else math.inf
+        ratios = _ramp(process, steps + ("multistep" in spacing), root)
+        levels = [_at_ratio(process, ratio) for ratio in ratios[:steps]]
     else:
         times = _TIMES[spacing](process, steps, offset)
         if shift != 1:
@@ -130,6 +131,11 @@ def _sgm_uniform(process: Process, steps: int, offset: int) -> list[float]:
     return _uniform(process, steps + 1, offset)[:-1]
 
 
+def _simple(process: Process, steps: int, offset: int) -> list[float]:
+    size = process.config.num_timesteps
+    return [float(process.last - int(i * size / steps)) for i in range(steps)]
+
+
 def _multistep_leading(process: Process, steps: int, offset: int) -> list[float]:
     return _leading(process, steps + 1, offset)[:-1]
 
@@ -162,12 +168,15 @@ _TIMES: dict[str, Callable[[Process, int, int], list[float]]] = {
     "uniform": _uniform,
     "multistep": _multistep,
     "sgm-uniform": _sgm_uniform,
+    "simple": _simple,
     "multistep-leading": _multistep_leading,
     "compvis": _compvis,
     "lcm": _lcm,
 }
 
 # Ratios sigma / alpha, largest first.
+
+_RAMPS = ("karras", "exponential", "multistep-karras", "multistep-exponential")
 
 
 def _ramp(process: Process, steps: int, rho: float) -> list[float]:

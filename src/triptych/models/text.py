@@ -137,21 +137,27 @@ class TextEncoder(Network):
             rows.append(self.tokenizer.framed(ids, self.config.max_length, self.config.pad_token))
         return torch.tensor(rows, device=self.positions.device)
 
-    def encode_tokens(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+    def encode_tokens(self, ids: Int[Tensor, "b n"], skip_last_blocks: int | None = None) -> Float[Tensor, "b n d"]:
         """Return the context of token numbers, start and end included: the output of the last block, or of an earlier
-        one if the config skips some, through the final norm.
+        one, through the final norm.
+
+        Args:
+            skip_last_blocks: how many of the last blocks are left out; None is as many as the config says.
 
         Raises:
-            ConfigError: more tokens than there are positions.
+            ConfigError: more tokens than there are positions, or no block is left.
         """
         n = ids.shape[1]
+        skip = self.config.skip_last_blocks if skip_last_blocks is None else skip_last_blocks
+        if not 0 <= skip < self.config.depth:
+            raise ConfigError(f"{skip} of the text encoder's {self.config.depth} blocks are to be left out; leave one")
         if n > self.config.max_length:
             raise ConfigError(f"{n} tokens are given, but this text encoder has positions for {self.config.max_length}")
         z = self.tokens(ids) + self.positions[:n]                                        # b n D
         mask = None
         if self.config.causal:
             mask = torch.full((1, 1, n, n), -math.inf, dtype=z.dtype, device=z.device).triu(1)
-        for block in self.encoder[: self.config.depth - self.config.skip_last_blocks]:
+        for block in self.encoder[: self.config.depth - skip]:
             z = block(z, mask)
         return self.norm(z)
 
@@ -163,12 +169,17 @@ class TextEncoder(Network):
         """Return `encode_prompts` of one prompt."""
         return self.encode_prompts([prompt])
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
+    def encode_prompts(
+        self, prompts: Sequence[str], skip_last_blocks: int | None = None
+    ) -> Float[Tensor, "b n d"]:
         """Return the context of prompts of any length, with weights (the syntax of `tokenization.prompt_syntax`).
 
         A prompt is encoded in chunks of `room` tokens, each with its own start and end, which are concatenated; shorter
         prompts of the list get empty chunks. Chunks are encoded one by one, so that a prompt's context does not depend
         on the other prompts, bit for bit.
+
+        Args:
+            skip_last_blocks: as in `encode_tokens`.
 
         Raises:
             ConfigError: no prompt, or a weight beyond 10,000.
@@ -180,7 +191,8 @@ class TextEncoder(Network):
         known: dict[tuple[int, ...], Tensor] = {}
         rows = []
         for chunks in packed:
-            parts = [self._encode_chunk(chunk, known) for chunk in chunks + [[]] * (most - len(chunks))]
+            chunks = chunks + [[]] * (most - len(chunks))
+            parts = [self._encode_chunk(chunk, known, skip_last_blocks) for chunk in chunks]
             rows.append(torch.cat(parts, dim=1))
         return torch.cat(rows)
 
@@ -188,10 +200,12 @@ class TextEncoder(Network):
         """Return how many chunks a prompt takes; its context is that many times as long."""
         return len(pack(parse_prompt(prompt), self.tokenizer.spans, self.room))
 
-    def _encode_chunk(self, chunk: Chunk, known: dict[tuple[int, ...], Tensor]) -> Float[Tensor, "1 n d"]:
+    def _encode_chunk(
+        self, chunk: Chunk, known: dict[tuple[int, ...], Tensor], skip: int | None
+    ) -> Float[Tensor, "1 n d"]:
         ids = self.tokenizer.framed([i for i, _ in chunk], self.config.max_length, self.config.pad_token)
         if (key := tuple(ids)) not in known:
-            known[key] = self.encode_tokens(torch.tensor([ids], device=self.positions.device))
+            known[key] = self.encode_tokens(torch.tensor([ids], device=self.positions.device), skip)
         weights = torch.ones(1, self.config.max_length)
         weights[0, 1 : len(chunk) + 1] = torch.tensor([weight for _, weight in chunk])
         return emphasize(known[key], weights.to(self.positions.device))

@@ -10,13 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from triptych.config import from_json, to_json
+from triptych.diffusion.config import SPACINGS
 from triptych.errors import TriptychError
 from triptych.pipelines.diffusion import image_metadata
+from triptych.pipelines.diffusion.foreign_metadata.a1111 import BEFORE_1_9, DISCARDS
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
@@ -46,7 +48,7 @@ def same(a, b) -> bool:
 
 
 def test_the_text_is_the_web_uis():
-    settings = GenerationRecord(
+    record = GenerationRecord(
         prompt="a red apple,\non a table",
         negative_prompt="blurry",
         num_steps=20,
@@ -60,7 +62,7 @@ def test_the_text_is_the_web_uis():
         model_hash="6ce0161689",
         software="triptych 0.1.0",
     )
-    assert image_metadata.parameters(settings) == (
+    assert image_metadata.parameters(record) == (
         "a red apple,\non a table\nNegative prompt: blurry\n"
         "Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 768x512, "
         'Model hash: 6ce0161689, Model: "sd, v1.5", RNG: CPU, Version: triptych 0.1.0'
@@ -81,6 +83,7 @@ def test_the_web_uis_text_is_read():
         sampler="euler-ancestral",
         guidance_scale=7.0,
         seed=965400086,
+        rng="cuda",
         height=768,
         width=512,
     )
@@ -99,8 +102,8 @@ def test_the_web_uis_text_is_read():
         ("Sampler: DDIM, Denoising strength: 0.4", {"sampler": "ddim", "strength": 0.4}),
         ('Model: "a, b: c", Tiling: True, Version: v1.9.4', {"tiling": "xy"}),
         ("Seed: -1, Size: 512x0, CFG scale: nan", {}),
-        ("Seed: 5, Denoising strength: many, Size: 99999999999x1", {"seed": 5}),
-        ('Lora hashes: "a: 1, b: 2", Clip skip: 2, Hires upscale: 2', {}),
+        ("Seed: 5, Denoising strength: many, Size: 99999999999x1", {"seed": 5, "rng": "cuda"}),
+        ('Lora hashes: "a: 1, b: 2", Clip skip: 2', {"clip_skip": 2}),
     ],
 )
 def test_other_lines(line, expected):
@@ -108,15 +111,17 @@ def test_other_lines(line, expected):
     assert settings == replace(GenerationRecord(prompt="x", num_steps=7), **expected)
 
 
-def test_what_is_left_out_is_reported_in_one_line(caplog):
+def test_what_is_left_out_is_reported_in_a_line_each(caplog):
     with caplog.at_level(logging.WARNING):
         image_metadata.parse_parameters(
-            "x\nSteps: 7, Sampler: DPM adaptive, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, Version: b",
+            "x\nSteps: 7, Sampler: DPM adaptive, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, RNG: CPU",
             "old.png",
         )
-    assert [r.message for r in caplog.records] == [
-        "the sampler 'DPM adaptive' is unknown here; using dpm++2m",
-        "old.png: ignored: clip skip: 2, ensd: 31337, seed: -1",
+    assert [r.message.removeprefix("old.png (AUTOMATIC1111's web UI): ") for r in caplog.records] == [
+        "the sampler 'DPM adaptive' is unknown here; dpm++2m is used instead",
+        "seed: -1 is not reproduced",
+        "made with the model a; give its file as the model",
+        "ensd: 31337 is not reproduced",
     ]
 
 
@@ -156,12 +161,13 @@ def test_any_text_is_read(text):
     letters.map(str.strip),
     letters.map(str.strip),
     st.sampled_from(sorted(image_metadata.SAMPLERS)),
-    st.sampled_from([None, *image_metadata.SCHEDULES]),
+    st.sampled_from([None, *SPACINGS]),
     st.integers(0, 2**32 - 1),
     st.floats(-100, 100).map(lambda x: float(f"{x:g}")),
 )
+@settings(max_examples=200)
 def test_what_is_written_is_read(prompt, negative, sampler, spacing, seed, guidance):
-    settings = GenerationRecord(
+    record = GenerationRecord(
         prompt=prompt.replace("Negative prompt:", ""),
         negative_prompt=negative,
         sampler=sampler,
@@ -171,8 +177,12 @@ def test_what_is_written_is_read(prompt, negative, sampler, spacing, seed, guida
         height=16,
         width=24,
     )
-    assert image_metadata.parse_parameters(image_metadata.parameters(settings)) == settings
-    assert from_json(GenerationRecord, json.loads(json.dumps(to_json(settings)))) == settings
+    # The web UI's text without levels stands for its uniform ones.
+    expected = record if spacing else replace(record, schedule=BEFORE_1_9.get(sampler))
+    if spacing is None and sampler in DISCARDS:
+        expected = replace(record, schedule="sgm-uniform")
+    assert image_metadata.parse_parameters(image_metadata.parameters(record)) == expected
+    assert from_json(GenerationRecord, json.loads(json.dumps(to_json(record)))) == record
 
 
 @pytest.mark.parametrize("word", ["a", "a ", '"', 'a: "b, ', "a: ", ",", "\\", " "])
@@ -216,7 +226,7 @@ def test_every_letter_comes_back(suffix, tmp_path):
 
 def test_metadata_too_long_for_a_jpeg_do_not_prevent_saving(tmp_path, caplog):
     image = Image.new("RGB", (8, 8), "red")
-    image.info["parameters"] = "raspberry " * 5000 + "\nSteps: 3, Seed: 2, Size: 8x8"
+    image.info["parameters"] = "raspberry " * 5000 + "\nSteps: 3, Seed: 2, Size: 8x8, RNG: CPU"
     assert image_metadata.read(image_metadata.save([image], tmp_path / "x.webp")[0]).num_steps == 3
     assert not caplog.records
     (path,) = image_metadata.save([image], tmp_path / "x.jpg")

@@ -1,5 +1,7 @@
 """Metadata in an image's file: AUTOMATIC1111's `parameters` text for other programs, and a `GenerationRecord` as JSON.
 
+Other programs' metadata are read by `foreign_metadata`.
+
 a red apple
 Negative prompt: blurry
 Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 6ce0161689, Model: sd-v1-5
@@ -9,11 +11,10 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,20 @@ from PIL import Image, PngImagePlugin
 
 from triptych.atomic_write import write_atomically
 from triptych.config import from_json
-from triptych.data.images import image_errors, open_image
-from triptych.diffusion.config import NUM_SEEDS
 from triptych.errors import ConfigError, DataError
+from triptych.pipelines.diffusion import foreign_metadata
+from triptych.pipelines.diffusion.foreign_metadata import a1111
+from triptych.pipelines.diffusion.foreign_metadata.a1111 import BEFORE_1_9, DISCARDS, HIRES_TITLES
+from triptych.pipelines.diffusion.foreign_metadata.settings import ForeignSettings
+from triptych.pipelines.diffusion.foreign_metadata.texts import PARAMETERS, image_texts
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.image_input import ImageInput, name_of
 
 log = logging.getLogger(__name__)
 
-PARAMETERS, JSON = "parameters", "triptych"  # names of the PNG chunks
+JSON = "triptych"  # name of our own PNG chunk
 
-# Our samplers and schedules -> the web UI's. Its schedules are in sigma / alpha; these are the same levels up to
-# rounding.
+# Our samplers and schedules -> the web UI's.
 SAMPLERS = {
     "ddpm": "DDPM",
     "ddim": "DDIM",
@@ -59,39 +62,20 @@ SCHEDULES = {
     "karras": "Karras",
     "exponential": "Exponential",
     "sgm-uniform": "SGM Uniform",
-    "trailing": "Simple",
-    "linspace": "Normal",
+    "simple": "Simple",
     "leading": "DDIM",
 }
-# Further names that other programs and older versions write.
-ALIASES = {
-    "k_euler": "euler",
-    "k_euler_a": "euler-ancestral",
-    "k_euler_ancestral": "euler-ancestral",
-    "euler_ancestral": "euler-ancestral",
-    "k_heun": "heun",
-    "k_dpmpp_2m": "dpm++2m",
-    "dpmpp_2m": "dpm++2m",
-    "dpmpp2m": "dpm++2m",
-    "dpmpp_2m_sde": "dpm++2m-sde",
-    "pndm": "plms",
+# Schedules for which the web UI has one with nearly the same levels only; ours is written besides.
+NEAR_SCHEDULES = {
+    "multistep": "SGM Uniform",
+    "trailing": "Simple",
+    "linspace": "Normal",
+    "compvis": "DDIM",
+    "multistep-leading": "DDIM",
+    "multistep-karras": "Karras",
+    "multistep-exponential": "Exponential",
 }
-# One of `Name: value, Name: "value, with a comma", ...`
-# A name's length is bounded: matching would else take quadratic time on a long line without a colon.
-_PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-# Parameters of the web UI that change no pixel, or that another field already holds.
-_IDLE = {
-    "model",
-    "model hash",
-    "vae",
-    "vae hash",
-    "version",
-    "rng",
-    "lora hashes",
-    "ti hashes",
-    "hashes",
-    "user",
-}
+OWN_SCHEDULE = "Triptych schedule"
 _EXIF, _COMMENT = 0x8769, 0x9286  # the EXIF block, and its UserComment
 _JPEG_HOLDS = 2**16 - 3  # bytes of one block
 
@@ -100,24 +84,35 @@ _JPEG_HOLDS = 2**16 - 3  # bytes of one block
 
 
 def parameters(record: GenerationRecord) -> str:
-    """Return the text that AUTOMATIC1111's web UI writes and reads. Noise is drawn as it does with "RNG: CPU"."""
+    """Return the text that AUTOMATIC1111's web UI writes and reads. Noise is drawn as it does with "RNG: CPU" or
+    "RNG: NV"."""
     height, width = record.size or (0, 0)
     denoises = record.task in ("image_to_image", "inpaint") and record.strength is not None
+    hires, varies = record.hires_scale > 1, record.variation_strength > 0
+    strength = record.strength if denoises else record.hires_strength if hires else None
     loras = {Path(path).stem: weight for path, weight in record.loras.items()}
+    exact = _reads_as(record.sampler, record.schedule)
     known = {
         "Steps": record.num_steps,
         "Sampler": SAMPLERS[record.sampler],
-        "Schedule type": SCHEDULES.get(record.schedule or ""),
+        "Schedule type": (SCHEDULES | NEAR_SCHEDULES).get(record.schedule or ""),
         "CFG scale": f"{1.0 if record.guidance_scale is None else record.guidance_scale:g}",
         "Seed": record.seed,
         "Size": f"{width}x{height}",
         "Model hash": record.model_hash or None,
         "Model": Path(record.model).stem if record.model else None,
-        "Denoising strength": f"{record.strength:g}" if denoises else None,
-        "RNG": "CPU",
+        "Variation seed": record.variation_seed if varies else None,
+        "Variation seed strength": f"{record.variation_strength:g}" if varies else None,
+        "Denoising strength": None if strength is None else f"{strength:g}",
+        "Clip skip": record.clip_skip,
+        "Hires upscale": f"{record.hires_scale:g}" if hires else None,
+        "Hires steps": record.hires_steps if hires else None,
+        "Hires upscaler": HIRES_TITLES[record.hires_upscaler] if hires else None,
+        "RNG": "NV" if record.rng == "cuda" else "CPU",
         "Tiling": "True" if record.tiling else None,
         "Token merging ratio": f"{record.merge_tokens:g}" if record.merge_tokens else None,
         "Lora hashes": ", ".join(f"{name}: {_lora_hash(record, name)}" for name in loras) or None,
+        OWN_SCHEDULE: None if exact else record.schedule,
         "Version": record.software or None,
     }
     pairs = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in known.items() if value is not None)
@@ -131,6 +126,13 @@ def parameters(record: GenerationRecord) -> str:
 
 def _weights(weight: float | tuple[float, float]) -> str:
     return ":".join(f"{one:g}" for one in (weight if isinstance(weight, tuple) else (weight,)))
+
+
+def _reads_as(sampler: str, schedule: str | None) -> bool:
+    """Whether the web UI's names of sampler and schedule stand for exactly these."""
+    read = ForeignSettings("")
+    read.set_sampler(SAMPLERS[sampler], SCHEDULES.get(schedule or ""), usual=BEFORE_1_9, discards=DISCARDS)
+    return schedule is None or read.values.get("schedule") == schedule
 
 
 def _lora_hash(record: GenerationRecord, name: str) -> str:
@@ -224,8 +226,20 @@ def model_hash(source: str) -> str:
 # Reading
 
 
+@dataclass(frozen=True)
+class ImageSettings:
+    """The settings in an image's file."""
+
+    record: GenerationRecord
+    source: str
+    """The program that wrote them, with its version where the file names it."""
+    notes: tuple[str, ...] = ()
+    """What cannot be reproduced, a line each."""
+
+
 def read(image: ImageInput) -> GenerationRecord:
-    """Return the record in an image's file: the stored one, else one parsed from AUTOMATIC1111's text.
+    """Return the record in an image's file: ours, else one from another program's metadata (`foreign_metadata`). What
+    cannot be reproduced is logged, a line each.
 
     Args:
         image: a path, the bytes of a file, or a PIL image with its `info`.
@@ -233,88 +247,43 @@ def read(image: ImageInput) -> GenerationRecord:
     Raises:
         DataError: there is no such file, it is no image, or it has no metadata.
     """
-    name, texts = name_of(image), dict(_texts(image))
+    settings, name = read_settings(image), name_of(image)
+    for note in settings.notes:
+        log.warning("%s (%s): %s", name, settings.source, note)
+    return settings.record
+
+
+def read_settings(image: ImageInput) -> ImageSettings:
+    """Return the record in an image's file with the program that wrote it; arguments and exceptions as for `read`."""
+    name, texts = name_of(image), image_texts(image)
     if isinstance(image, Image.Image) and (values := _record_in(image.info)):
-        return from_json(GenerationRecord, values)
+        return ImageSettings(from_json(GenerationRecord, values), str(values["software"]))
     if JSON in texts:
         try:
-            return from_json(GenerationRecord, json.loads(texts[JSON]))
-        except (
-            ValueError,
-            RecursionError,
-        ) as problem:  # also a TriptychError, for a record of another version or an edited one
+            record = from_json(GenerationRecord, json.loads(texts[JSON]))
+            return ImageSettings(record, record.software)
+        except (ValueError, RecursionError) as problem:  # a TriptychError too: of another version, or edited
             log.warning("%s: its JSON cannot be read (%s); reading the text instead", name, problem)
-    if not texts.get(PARAMETERS, "").strip():
-        other = "; it holds a ComfyUI workflow, which cannot be read" if "workflow" in texts else ""
+    settings = foreign_metadata.read_foreign_settings(texts)
+    if settings is None:
         raise DataError(
-            f"{name} has no generation metadata{other}; give an image written by `triptych generate`"
+            f"{name} has no generation metadata; give an image written by `triptych generate`, or by "
+            f"{', '.join(dialect.name for dialect in foreign_metadata.DIALECTS)}"
         )
-    return parse_parameters(texts[PARAMETERS], name)
+    return ImageSettings(settings.record(), settings.source, tuple(settings.notes))
 
 
 def parse_parameters(text: str, name: str = "the text") -> GenerationRecord:
-    """Return the record of AUTOMATIC1111's text; parameters that are not understood are logged in one line.
-
-    The last line holds parameters if it has at least three; the negative prompt follows its heading.
+    """Return the record of another program's text, such as AUTOMATIC1111's parameters or SwarmUI's JSON; text without
+    parameters is a prompt. What cannot be reproduced is logged, a line each.
 
     Args:
         name: name of the text in the log.
     """
-    *lines, last = text.replace("\r\n", "\n").strip().split("\n")
-    pairs = _PAIR.findall(last)
-    if len(pairs) < 3:
-        lines, pairs = [*lines, last], []
-    prompts: dict[bool, list[str]] = {False: [], True: []}
-    negative = False
-    for line in lines:
-        line = line.strip()
-        if line.startswith("Negative prompt:"):
-            negative, line = True, line.removeprefix("Negative prompt:").strip()
-        prompts[negative].append(line)
-    values = {key.strip().lower(): _unquoted(value.strip()) for key, value in pairs}
-    record: dict[str, Any] = {
-        "prompt": "\n".join(prompts[False]),
-        "negative_prompt": "\n".join(prompts[True]),
-    }
-    ignored = [f"{key}: {value}" for key, value in values.items() if key not in _READ and key not in _IDLE]
-    for key, convert in _READ.items():
-        if key in values:
-            try:
-                record |= convert(values[key])
-            except (ValueError, OverflowError):
-                ignored.append(f"{key}: {values[key]}")
-    if ignored:
-        listed = ", ".join(ignored)
-        log.warning("%s: ignored: %s", name, listed if len(listed) < 300 else listed[:297] + "...")
-    return GenerationRecord(**record)
-
-
-def _texts(image: ImageInput) -> Mapping[str, str]:
-    """Return the text chunks of an image's file, by name."""
-    name = name_of(image)
-    if not isinstance(image, Image.Image | str | os.PathLike | bytes):
-        raise DataError("an array has no generation metadata; give an image file")
-    with image_errors(name):
-        opened = image if isinstance(image, Image.Image) else open_image(image, name)
-        texts = {str(key): value for key, value in opened.info.items() if isinstance(value, str)}
-        if PARAMETERS not in texts and opened.format != "PNG":
-            comment = opened.getexif().get_ifd(_EXIF).get(_COMMENT)
-            if comment:
-                texts[PARAMETERS] = _comment(comment)
-    return texts
-
-
-def _comment(comment: bytes | str) -> str:
-    """Decode EXIF's UserComment: eight bytes that name the encoding, then the text."""
-    if isinstance(comment, str):
-        return comment
-    encoding, text = comment[:8], comment[8:]
-    if encoding == b"UNICODE\0":
-        # The standard asks for the file's byte order; most write big-endian. The wrong one gives Chinese.
-        both = [text.decode(f"utf-16-{order}", "replace") for order in ("be", "le")]
-        return max(both, key=lambda decoded: sum(letter < "\u0250" for letter in decoded))
-    known = encoding in (b"ASCII\0\0\0", b"\0" * 8)
-    return (text if known else comment).decode("utf-8", "replace").strip("\0")
+    settings = foreign_metadata.read_foreign_settings({PARAMETERS: text}) or a1111.read({PARAMETERS: text})
+    for note in settings.notes:
+        log.warning("%s (%s): %s", name, settings.source, note)
+    return settings.record()
 
 
 def _record_in(info: Mapping[Any, Any]) -> dict[str, Any]:
@@ -323,78 +292,8 @@ def _record_in(info: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: info[name] for name in names} if all(name in info for name in names) else {}
 
 
-def _sampler(text: str) -> dict[str, Any]:
-    """ "DPM++ 2M Karras" -> the sampler, and the schedule that older versions append to its name."""
-    title, schedule = text.strip().lower(), {}
-    for name in ("karras", "exponential"):
-        if title.endswith(" " + name):
-            title, schedule = title.removesuffix(name).strip(), {"schedule": name}
-    names = (
-        {title.lower(): name for name, title in SAMPLERS.items()}
-        | {name: name for name in SAMPLERS}
-        | ALIASES
-    )
-    if title not in names:
-        log.warning("the sampler %r is unknown here; using %s", text, GenerationRecord().sampler)
-        return schedule
-    return {"sampler": names[title]} | schedule
-
-
-def _schedule(text: str) -> dict[str, Any]:
-    if text.lower() == "automatic":
-        return {}
-    names = {title.lower(): name for name, title in SCHEDULES.items()}
-    if text.lower() not in names:
-        raise ValueError(text)
-    return {"schedule": names[text.lower()]}
-
-
-def _size(text: str) -> dict[str, Any]:
-    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
-    if not match or not int(match[1]) or not int(match[2]):
-        raise ValueError(text)
-    return {"height": int(match[2]), "width": int(match[1])}
-
-
-def _number(name: str, low: float, high: float, type: type = float) -> Callable[[str], dict[str, Any]]:
-    def convert(text: str) -> dict[str, Any]:
-        value = type(text)
-        if not math.isfinite(value) or not low <= value <= high:
-            raise ValueError(text)
-        return {name: value}
-
-    return convert
-
-
-def _tiling(text: str) -> dict[str, Any]:
-    return {"tiling": "xy" if text.lower() == "true" else ""}
-
-
-# In this order: a schedule's own parameter comes after one in the sampler's name.
-_READ: dict[str, Callable[[str], dict[str, Any]]] = {
-    "steps": _number("num_steps", 1, 10**6, int),
-    "sampler": _sampler,
-    "schedule type": _schedule,
-    "cfg scale": _number("guidance_scale", -1e6, 1e6),
-    "seed": _number("seed", 0, NUM_SEEDS - 1, int),
-    "size": _size,
-    "denoising strength": _number("strength", 0, 1),
-    "tiling": _tiling,
-    "token merging ratio": _number("merge_tokens", 0, 0.75),
-}
-
-
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if re.search(r"[,\n:]", text) else text
-
-
-def _unquoted(text: str) -> str:
-    if len(text) > 1 and text[0] == text[-1] == '"':
-        try:
-            return str(json.loads(text))
-        except ValueError:
-            return text
-    return text
 
 
 def _slug(image: Image.Image) -> str:

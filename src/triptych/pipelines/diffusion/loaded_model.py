@@ -74,7 +74,7 @@ class LoadedModel:
             self.preview_codec = LatentCodec(small)
         self.adapters = Adapters(self.net, Path(lora_dir) if lora_dir is not None else self._folder())
         self._decoders: dict[str, tuple[str, LatentCodec]] = {}  # by file
-        self._contexts: dict[tuple[str, ...], Tensor] = {}  # by prompts
+        self._contexts: dict[tuple[int | None, tuple[str, ...]], Tensor] = {}  # by clip_skip and prompts
 
     def _folder(self) -> Path:
         """The model's folder; the working folder for a network that was passed in."""
@@ -156,18 +156,31 @@ class LoadedModel:
             self._decoders[file] = weights_fingerprint(net)[:12], codec
         return self._decoders[file]
 
-    def encode(self, groups: Sequence[tuple[str, ...]]) -> list[Tensor]:
-        """Return the contexts of groups of prompts, one row for each prompt; those of a group are equally long."""
-        missing = [group for group in dict.fromkeys(groups) if group not in self._contexts]
-        if missing and self.net.text_encoder is None:
+    def encode(self, groups: Sequence[tuple[str, ...]], clip_skip: int | None = None) -> list[Tensor]:
+        """Return the contexts of groups of prompts, one row for each prompt; those of a group are equally long.
+
+        Raises:
+            ConfigError: the text encoder was freed, or has fewer blocks than `clip_skip`.
+        """
+        missing = [group for group in dict.fromkeys(groups) if (clip_skip, group) not in self._contexts]
+        encoder = self.net.text_encoder
+        if missing and encoder is None:
             raise ConfigError(
                 "the text encoder was freed after the first prompts (low_memory=True); make a new pipeline for others"
             )
-        contexts = self._contexts | {group: self.net.text_encoder.encode_prompts(group) for group in missing}
+        if missing and clip_skip is not None and clip_skip > encoder.config.depth:
+            raise ConfigError(
+                f"clip_skip is {clip_skip}, which must be from 1 to {encoder.config.depth} with this model's text "
+                "encoder"
+            )
+        skip = None if clip_skip is None else clip_skip - 1
+        contexts = self._contexts | {
+            (clip_skip, group): encoder.encode_prompts(group, skip) for group in missing
+        }
         if missing and self.low_memory:
             self._contexts = contexts
             self.net.drop_text()
-        return [contexts[group] for group in groups]
+        return [contexts[clip_skip, group] for group in groups]
 
     def place_latents(self, latents: Tensor | None, count: int) -> Tensor | None:
         """Check the initial latents of `count` images and move them to the device, in fp32.

@@ -10,10 +10,15 @@ from triptych.config import check
 from triptych.diffusion.config import NUM_SEEDS, SAMPLERS, SPACINGS
 from triptych.errors import ConfigError, did_you_mean, require_known
 from triptych.models.configs.latent_diffusion import GenerationTask
+from triptych.pipelines.diffusion.sampler_names import find_schedule, split_sampler
 
 Tiling = Literal["", "x", "y", "xy"]
 
 APG = ("eta", "threshold", "momentum")
+HIRES_UPSCALERS = (
+    *("latent", "latent-antialiased", "latent-bicubic", "latent-bicubic-antialiased", "latent-nearest"),
+    *("latent-nearest-exact", "lanczos", "nearest"),
+)
 IMAGE_ROLES = ("init_image", "mask_image", "depth_map", "class_map")
 
 
@@ -45,6 +50,25 @@ class SamplingOptions:
     dpm++2m-sde, dpm++2m-sde-heun, dpm++3m-sde, deis, unipc or lcm."""
     schedule: str | None = None
     """Noise levels that the sampler visits, such as karras, trailing or uniform. Default: that of the sampler."""
+    clip_skip: int | None = None
+    """Read the prompt from the text encoder's n-th last block, through the final norm: 1 is the last, 2 is usual for
+    models trained so. Default: the model's own."""
+    rng: Literal["cpu", "cuda"] = "cpu"
+    """Noise of sampling: cpu, as diffusers and ComfyUI draw it, or cuda, what PyTorch draws on an NVIDIA GPU, as
+    AUTOMATIC1111's web UI does by default. It is computed on the CPU in either case."""
+    variation_seed: int = 0
+    """Seed of the noise that `variation_strength` mixes in; each further image adds one to it instead of to `seed`."""
+    variation_strength: float = 0.0
+    """Share of the variation seed's noise in the initial noise, 0 to 1, mixed as in AUTOMATIC1111's web UI."""
+    hires_scale: float = 1.0
+    """Enlarge the image by this factor and sample a second time at that size (hires fix); 1 is off."""
+    hires_steps: int | None = None
+    """Steps of the second pass. Default: those of the first."""
+    hires_strength: float = 0.7
+    """How much the second pass changes, above 0 (nothing) to 1 (all)."""
+    hires_upscaler: str = "latent"
+    """How the first pass is enlarged: latent, latent-antialiased, latent-bicubic, latent-bicubic-antialiased,
+    latent-nearest, latent-nearest-exact, or as an image by lanczos or nearest."""
     init_image: str = ""
     """Image file to start from, for image-to-image, inpainting or upscaling."""
     strength: float | None = None
@@ -88,9 +112,8 @@ class SamplingOptions:
         for name in ("prompt", "negative_prompt"):
             if any("\ud800" <= letter <= "\udfff" for letter in getattr(self, name)):
                 raise ConfigError(f"{name} holds bytes that are not UTF-8 text; write it in UTF-8")
-        require_known(self.sampler, SAMPLERS, "sampler")
-        if self.schedule is not None:
-            require_known(self.schedule, SPACINGS, "schedule")
+        self._require_known_names()
+        require_known(self.hires_upscaler, HIRES_UPSCALERS, "hires_upscaler")
         for name, fine, needed in self._ranges():
             if not fine:
                 raise ConfigError(f"{name} is {getattr(self, name)}, which must be {needed}")
@@ -100,12 +123,32 @@ class SamplingOptions:
         if self.apg is not None and self.guidance_rescale:
             raise ConfigError("guidance_rescale and apg both reduce oversaturation; give one of the two")
 
+    def _require_known_names(self) -> None:
+        """Raise an error for an unknown sampler or schedule, with ours where another program calls it so."""
+        if self.sampler not in SAMPLERS:
+            name, levels = split_sampler(self.sampler)
+            if name is not None:
+                schedule = find_schedule(levels) if levels else None
+                with_levels = f" with the schedule {schedule}" if schedule else ""
+                raise ConfigError(f"no sampler is called {self.sampler!r}; near names: {name}{with_levels}")
+            require_known(self.sampler, SAMPLERS, "sampler")
+        if self.schedule is not None and self.schedule not in SPACINGS:
+            if schedule := find_schedule(self.schedule):
+                raise ConfigError(f"no schedule is called {self.schedule!r}; near names: {schedule}")
+            require_known(self.schedule, SPACINGS, "schedule")
+
     def _ranges(self) -> list[tuple[str, bool, str]]:
         """Yield (field, whether it is in range, the range in words)."""
         scale, interval, strength = self.guidance_scale, self.guidance_interval, self.strength
         return [
             ("num_steps", self.num_steps >= 1, "at least 1"),
             ("seed", 0 <= self.seed < NUM_SEEDS, f"from 0 to {NUM_SEEDS - 1}"),
+            ("clip_skip", self.clip_skip is None or self.clip_skip >= 1, "at least 1 (the last block)"),
+            ("variation_seed", 0 <= self.variation_seed < NUM_SEEDS, f"from 0 to {NUM_SEEDS - 1}"),
+            ("variation_strength", 0 <= self.variation_strength <= 1, "from 0 (off) to 1"),
+            ("hires_scale", 1 <= self.hires_scale <= 16, "from 1 (off) to 16"),
+            ("hires_steps", self.hires_steps is None or self.hires_steps >= 1, "at least 1"),
+            ("hires_strength", 0 < self.hires_strength <= 1, "above 0 and at most 1"),
             ("height", self.height is None or self.height >= 1, "a positive number of pixels"),
             ("width", self.width is None or self.width >= 1, "a positive number of pixels"),
             ("guidance_scale", scale is None or math.isfinite(scale), "a finite number such as 7.5"),
@@ -169,6 +212,14 @@ class SamplingArguments(TypedDict, total=False):
     width: int | None
     sampler: str
     schedule: str | None
+    clip_skip: int | None
+    rng: Literal["cpu", "cuda"]
+    variation_seed: int
+    variation_strength: float
+    hires_scale: float
+    hires_steps: int | None
+    hires_strength: float
+    hires_upscaler: str
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None
     apg: bool | Mapping[str, float] | None

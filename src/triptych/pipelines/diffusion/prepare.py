@@ -22,6 +22,7 @@ from triptych.models.configs.latent_diffusion import (
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.spatial_conditions import box_tokens
 from triptych.pipelines.diffusion.canvas import Canvas
+from triptych.pipelines.diffusion.hires import hires_levels, require_plain_noise
 from triptych.pipelines.diffusion.input_tensors import InputTensors
 from triptych.pipelines.diffusion.loaded_model import LoadedModel
 from triptych.pipelines.diffusion.options import IMAGE_ROLES, GenerationRecord
@@ -63,6 +64,8 @@ class SamplingJob:
     records: Sequence[GenerationRecord]
     """One record per image, complete."""
     levels: Levels
+    hires_levels: Levels | None = None
+    """Noise levels of a second pass at a larger size, if there is one."""
     shape: tuple[int, int, int]
     """Shape of an image's latents: channels, height, width."""
     context: Float[Tensor, "n l d"] | None = None
@@ -152,6 +155,11 @@ def prepare(
         strength = STRENGTH[record.task] if strength is None else strength
         levels = from_strength(levels, strength)
     record = replace(record, strength=strength, schedule=schedule)
+    second_pass = None
+    if record.hires_scale > 1:
+        plain = not roles and net.config.concat == "none"
+        require_plain_noise(record, plain, isinstance(net.config.network, DiTConfig))
+        second_pass = hires_levels(net.process, record, schedule)
     guidance_scale = _guidance_scale(net, record)
     contexts = _contexts(model, records, guidance_scale)
     tensors, hashes = InputTensors(model, record, inputs, latents).read()
@@ -170,7 +178,11 @@ def prepare(
         },
     }
     return SamplingJob(
-        records=[replace(one, **resolved) for one in records], levels=levels, **contexts, **tensors
+        records=[replace(one, **resolved) for one in records],
+        levels=levels,
+        hires_levels=second_pass,
+        **contexts,
+        **tensors,
     )
 
 
@@ -204,6 +216,8 @@ def _contexts(
     net, record = model.net, records[0]
     condition, encoder = net.config.condition, net.text_encoder
     guided = guidance_scale != 1
+    if record.clip_skip is not None and condition != "text":
+        raise ConfigError("clip_skip is for models that read prompts; leave it out")
     if condition == "nothing":
         return {}
     if condition == "class":

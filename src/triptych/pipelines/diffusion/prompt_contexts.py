@@ -77,7 +77,7 @@ def prompt_contexts(
             tuple(encoded[k * rows : (k + 1) * rows] for k in range(len(weights))),
             encoded[-1:] if guided else None,
         )
-        for encoded in model.encode(distinct_groups)
+        for encoded in model.encode(distinct_groups, record.clip_skip)
     ]
     numbers = {group: number for number, group in enumerate(distinct_groups)}
     return PromptContexts(weights, tuple(numbers[group] for group in groups), tuple(contexts))

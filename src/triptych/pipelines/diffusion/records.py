@@ -17,11 +17,15 @@ LORA_TAG = re.compile(r"<lora:[^<>]*>")
 
 
 def with_seeds(records: Sequence[GenerationRecord], num_images: int) -> list[GenerationRecord]:
-    """Return `num_images` copies of each record, with seeds that rise by one from the first record's."""
+    """Return `num_images` copies of each record, with seeds that rise by one from the first record's; the variation
+    seeds rise instead where they are used, as in the web UI."""
     if num_images < 1:
         raise ConfigError(f"num_images is {num_images}, which must be at least 1")
     copies = [record for record in records for _ in range(num_images)]
     first = records[0].seed
+    if records[0].variation_strength:
+        first = records[0].variation_seed
+        return [replace(record, variation_seed=(first + k) % NUM_SEEDS) for k, record in enumerate(copies)]
     return [replace(record, seed=(first + k) % NUM_SEEDS) for k, record in enumerate(copies)]
 
 

@@ -12,13 +12,15 @@ from triptych.config import to_json
 from triptych.device import log_dtype
 from triptych.diffusion.guidance import composed, guided, projected, within
 from triptych.diffusion.inpainting import masked
-from triptych.diffusion.noise import noise_for, seeded_noise
+from triptych.diffusion.noise import mix_noise, noise_for, seeded_noise
 from triptych.diffusion.process import Denoiser
 from triptych.diffusion.samplers import sampler
+from triptych.diffusion.schedule import Levels
 from triptych.errors import ConfigError
 from triptych.layers.resnet import packed, seamless
 from triptych.models.unet_acceleration import deep_cached, merged_tokens
 from triptych.pipelines.diffusion import image_metadata
+from triptych.pipelines.diffusion.hires import enlarge_latents, hires_cells
 from triptych.pipelines.diffusion.latent_codec import Preview, to_image
 from triptych.pipelines.diffusion.loaded_model import LoadedModel
 from triptych.pipelines.diffusion.options import GenerationRecord
@@ -33,6 +35,15 @@ class StepClock:
     """The step of a sampler that is running, from 0: prompts may change with it."""
 
     step: int = 0
+
+
+@dataclass(frozen=True)
+class StepHooks:
+    """What is called after each sampler step."""
+
+    tick: Callable[[], None]
+    preview: Callable[[Preview], object] | None
+    cancel: Callable[[], bool] | None
 
 
 class SamplingLoop:
@@ -119,12 +130,11 @@ class SamplingLoop:
         with (
             nullcontext() if self.model.low_memory or self.model.compiled else packed(network),
             seamless(network, x="x" in record.tiling, y="y" in record.tiling),
-            progress_bar(progress, batches * (len(job.levels) - 1), "sampling") as tick,
+            progress_bar(progress, batches * _count_steps(job), "sampling") as tick,
         ):
             for first in range(0, len(rows), batch_size):
                 batch = rows[first : first + batch_size]
-                with merged_tokens(network, record.merge_tokens), deep_cached(network, record.deep_cache):
-                    latents, stopped_at = self._sample_batch(job, batch, tick, preview, cancel)
+                latents, stopped_at = self._sample_batch(job, batch, StepHooks(tick, preview, cancel))
                 for row, image_latents in zip(batch, latents, strict=True):
                     yield row, image_latents, stopped_at
                 if cancel is not None and cancel():
@@ -134,12 +144,10 @@ class SamplingLoop:
         self,
         job: SamplingJob,
         rows: Sequence[int],
-        tick: Callable[[], None],
-        preview: Callable[[Preview], object] | None,
-        cancel: Callable[[], bool] | None,
+        hooks: StepHooks,
     ) -> tuple[Tensor, int | None]:
         """Sample one batch; return its latents, and the number of steps done if it was canceled."""
-        record, levels = job.records[0], job.levels
+        levels = job.levels
         seeds = [job.records[row].seed for row in rows]
         noise = self._initial_noise(job, rows, seeds)
         x = noise
@@ -154,27 +162,72 @@ class SamplingLoop:
             start = levels[0].t if job.from_noise else None
             known, mask = job.init_latents, job.latent_mask.to(noise)
             denoise = masked(denoise, self.net.process, known, mask, noise, start=start)
-        step_noise = noise_for(seeds, job.shape, device=self.model.device)
-        stopped_at = None
-        for step in sampler(record.sampler)(denoise, x, levels, noise=step_noise):
-            x, done, level = step.x, step.index + 1, levels[step.index]
-            clock.step = done
-            tick()
-            if preview is not None:
-                codec, noise_level = self.model.preview_codec, (level.alpha, level.sigma)
-                preview(Preview(done, step.num_steps, noise_level, seeds, step.x0, codec, record.tiling))
-            if cancel is not None and done < step.num_steps and cancel():
-                x, stopped_at = step.x0, done
-                break
+        x, stopped_at = self._walk(job, seeds, denoise, x, levels, hooks, clock)
+        if job.hires_levels is not None and stopped_at is None:
+            record, codec = job.records[0], self.model.codec
+            size = (
+                hires_cells(record, x.shape[2], codec.factor),
+                hires_cells(record, x.shape[3], codec.factor),
+            )
+            x = enlarge_latents(x, size, codec, record)
+            x = job.hires_levels[0].noised(x, self._seeded_noise(job, rows, seeds, x.shape[1:]))
+            denoise = self._denoiser(job, rows, clock)  # guidance may remember the first pass
+            x, stopped_at = self._walk(job, seeds, denoise, x, job.hires_levels, hooks, clock)
         self._require_finite(x, seeds)
         return x, stopped_at
 
+    def _walk(
+        self,
+        job: SamplingJob,
+        seeds: Sequence[int],
+        denoise: Denoiser,
+        x: Tensor,
+        levels: Levels,
+        hooks: StepHooks,
+        clock: StepClock,
+    ) -> tuple[Tensor, int | None]:
+        """Take x along the levels; return the last x, and the number of all steps done if it was canceled.
+
+        Args:
+            clock: steps of an earlier pass.
+        """
+        record, network = job.records[0], self.net.network
+        draws = noise_for(seeds, x.shape[1:], rng=record.rng, device=self.model.device)
+        # On a GPU each pass starts with a new generator; here a second pass has draws of its own.
+        first_draw = 0 if record.rng == "cuda" else 2 * clock.step
+        total, steps_before = _count_steps(job), clock.step
+        with merged_tokens(network, record.merge_tokens), deep_cached(network, record.deep_cache):
+            for step in sampler(record.sampler)(
+                denoise, x, levels, noise=lambda index: draws(first_draw + index)
+            ):
+                x, done, level = step.x, steps_before + step.index + 1, levels[step.index]
+                clock.step = done
+                hooks.tick()
+                if hooks.preview is not None:
+                    codec, noise_level = self.model.preview_codec, (level.alpha, level.sigma)
+                    hooks.preview(Preview(done, total, noise_level, seeds, step.x0, codec, record.tiling))
+                if hooks.cancel is not None and done < total and hooks.cancel():
+                    return step.x0, done
+        return x, None
+
     def _initial_noise(self, job: SamplingJob, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
         if job.initial_noise is None:
-            return seeded_noise(seeds, job.shape, device=self.model.device)
+            return self._seeded_noise(job, rows, seeds, job.shape)
         if len(job.initial_noise) > 1:
             return job.initial_noise[rows]
         return job.initial_noise.expand(len(seeds), -1, -1, -1)
+
+    def _seeded_noise(
+        self, job: SamplingJob, rows: Sequence[int], seeds: Sequence[int], shape: Sequence[int]
+    ) -> Tensor:
+        """Noise to start a pass from, with the variation seed's share of it."""
+        record, device = job.records[0], self.model.device
+        noise = seeded_noise(seeds, shape, rng=record.rng, device=device)
+        share = record.variation_strength
+        if share > 0:
+            others = [job.records[row].variation_seed for row in rows]
+            noise = mix_noise(noise, seeded_noise(others, shape, rng=record.rng, device=device), share)
+        return noise
 
     def _require_finite(self, latents: Tensor, seeds: Sequence[int]) -> None:
         for seed, image_latents in zip(seeds, latents, strict=True):
@@ -278,3 +331,8 @@ class SamplingLoop:
 def _rows_of(context: Tensor, rows: Sequence[int]) -> Tensor:
     """The contexts of a batch's images, from one for all images or one for each."""
     return context[rows] if len(context) > 1 else context.expand(len(rows), -1, -1)
+
+
+def _count_steps(job: SamplingJob) -> int:
+    """Sampler steps of an image in all passes."""
+    return len(job.levels) - 1 + (len(job.hires_levels) - 1 if job.hires_levels else 0)

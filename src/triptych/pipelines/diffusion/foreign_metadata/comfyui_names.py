@@ -1,0 +1,4 @@
+"""What ComfyUI's samplers do with noise levels, also in programs that are built on it."""
+
+# Samplers for which it computes a level more and leaves out the last but one (`KSampler.calculate_sigmas`).
+COMFYUI_DISCARDS = ("dpm2", "dpm2-ancestral", "unipc")
