@@ -174,6 +174,9 @@ def test_a_lora_and_an_embedding(places, tmp_path):
     assert not np.array_equal(pixels(tmp_path / "file.png"), pixels(tmp_path / "plain.png"))
     run(places, tmp_path, "--from {t}/file.png --out {t}/again.png")
     assert np.array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "file.png"))
+    run(places, tmp_path, "apple --lora style:0.8:0.5 --lora-dir {m} --out {t}/pair.png" + common)
+    run(places, tmp_path, "apple<lora:style:0.8:0.5> --out {t}/pair-prompt.png" + common)
+    assert np.array_equal(pixels(tmp_path / "pair.png"), pixels(tmp_path / "pair-prompt.png"))
     run(places, tmp_path, "--from {t}/file.png --lora style:0 --out {t}/without.png")
     assert np.array_equal(pixels(tmp_path / "without.png"), pixels(tmp_path / "plain.png"))
     common += " --guidance-scale 1000"  # the tiny model hardly depends on the prompt

@@ -103,10 +103,13 @@ def recognize(keys: StateDictKeys) -> Format | None:
 
 def looks_like(keys: StateDictKeys) -> str:
     """Return a guess, in words, of what an unknown checkpoint is."""
-    from triptych.weights.diffusion.adapters.tensors import methods  # imports all tables of diffusion
+    from triptych.weights.diffusion.adapters.numbered import is_numbered  # imports all tables of diffusion
+    from triptych.weights.diffusion.adapters.tensors import methods
 
     if methods(keys.shapes):
         return "a LoRA, which changes another model: give that one, and this with --lora"
+    if is_numbered(keys.shapes):
+        return "a list of tensors without names, as some LoRAs are: give their model, and this with --lora"
     for part, title in _FAMILIAR:
         if any(part in key for key in keys.shapes):
             return title

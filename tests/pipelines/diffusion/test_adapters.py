@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import triptych as tp
 from triptych.errors import TriptychError
@@ -151,3 +151,29 @@ def test_with_the_text_encoder_given_back(folder):
     assert np.array_equal(array(pipe.text_to_image(prompt, **CALL)), first)
     with pytest.raises(TriptychError, match="make a new pipeline for other LoRAs"):
         pipe.text_to_image("an apple", **CALL)
+
+
+def test_text_encoder_and_unet_weights_travel(pipe, folder):
+    """In a prompt, as an argument and in the text that the web UI reads: one meaning."""
+    typed = pipe.text_to_image("an apple <lora:style:0.8:0.5>", **CALL)
+    by_name = pipe.text_to_image("an apple <lyco:style:te=0.8:unet=0.5>", **CALL)
+    given = pipe.text_to_image("an apple", loras={"style": (0.8, 0.5)}, **CALL)
+    assert np.array_equal(array(typed), array(by_name))
+    assert np.array_equal(array(typed), array(given))
+    assert not np.array_equal(array(typed), array(pipe.text_to_image("an apple <lora:style:0.8>", **CALL)))
+    assert typed[0].info["loras"] == {str(folder / "style.safetensors"): [0.8, 0.5]}
+    assert typed[0].info["parameters"].startswith("an apple <lora:style:0.8:0.5>\n")
+    assert np.array_equal(array(pipe.regenerate(typed[0], progress=False)), array(typed))
+    again = parse(typed[0].info["parameters"])
+    assert np.array_equal(array(pipe.regenerate(again, progress=False)), array(typed))
+    summed = pipe.text_to_image("an apple <lora:style:0.3:0.5>", loras={"style": (0.5, 0.0)}, **CALL)
+    assert np.array_equal(array(summed), array(typed))
+
+
+def test_a_word_that_a_lora_brings(pipe, folder):
+    layers = load_file(folder / "style.safetensors")
+    words = {"bundle_emb.<owl>.string_to_param.*": torch.randn(2, 24)}
+    save_file(layers | words, folder / "owl.safetensors")
+    plain = array(pipe.text_to_image("an <owl> <lora:style:1>", **CALL))
+    assert not np.array_equal(array(pipe.text_to_image("an <owl> <lora:owl:1>", **CALL)), plain)
+    assert np.array_equal(array(pipe.text_to_image("an <owl> <lora:style:1>", **CALL)), plain)

@@ -34,6 +34,10 @@ _MARK = re.compile(
 )
 _BREAK = re.compile(r"\bBREAK\b")
 _LORA = re.compile(r"<(?:lora|lyco):([^<>]*)>")  # LyCORIS' own tag means the same since version 1.5 of the web UI
+# Brackets, tags, variants, wildcards, and a number at the end, which would be the prompt's weight.
+_SPECIAL = re.compile(
+    r"[\\()\[\]]|<(?=[A-Za-z]\w*:)|\{(?=[^{}|]*\|)|__(?=[^\W_])|:(?=\s*[+-]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)\s*\Z)"
+)
 # Syntax of other programs and extensions, unless a backslash stands before it.
 _FOREIGN = (
     (re.compile(r"(?<!\\)<hypernet:[^<>]*>"), "hypernetworks cannot be loaded"),
@@ -96,8 +100,8 @@ def parse_prompt(prompt: str) -> list[list[WeightedText]]:
 
 def literal(text: str) -> str:
     """Return a prompt that is parsed as `text` literally, with its brackets and special words escaped."""
-    escaped = re.sub(r"[\\()\[\]{}<:|]", r"\\\g<0>", text).replace("BREAK", "BREA\\K").replace("AND", "AN\\D")
-    return re.sub(r"__", r"\\__", escaped)
+    escaped = _SPECIAL.sub(lambda match: "\\" + match[0], text)
+    return escaped.replace("BREAK", "BREA\\K").replace("AND", "AN\\D")
 
 
 def refuse_foreign_syntax(prompt: str) -> None:

@@ -114,7 +114,7 @@ def load_lora(net: LatentDiffusion, files: Source | Mapping[Any, LoraWeight]) ->
     embeddings: dict[str, Tensor] = {}
     for file, weight in sorted(weights.items(), key=lambda one: (Path(one[0]).name, str(one[0]))):
         of_text, of_unet = weight if isinstance(weight, tuple | list) else (weight, weight)
-        if not max(abs(of_text), abs(of_unet)) <= LARGEST or of_text != of_text:
+        if not all(abs(number) <= LARGEST for number in (of_text, of_unet)):
             raise CheckpointError(f"{file} has the weight {weight}, which must be a number such as 0.8")
         adapter = reader.read(Path(file))
         for update in adapter.updates:
