@@ -33,7 +33,7 @@ _MARK = re.compile(
     re.VERBOSE,
 )
 _BREAK = re.compile(r"\bBREAK\b")
-_LORA = re.compile(r"(?<!\\)<(?:lora|lyco):([^<>]*)>")  # LyCORIS' own tag means the same since version 1.5 of the web UI
+_LORA = re.compile(r"(?<!\\)<(?:lora|lyco):([^<>]*)>")  # the web UI reads LyCORIS' tag as its own
 # Brackets, tags, variants, wildcards, and a number at the end, which would be the prompt's weight.
 _SPECIAL = re.compile(
     r"[\\()\[\]]|<(?=[A-Za-z]\w*:)|\{(?=[^{}|]*\|)|__(?=[^\W_])|:(?=\s*[+-]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)\s*\Z)"
