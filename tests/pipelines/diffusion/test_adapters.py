@@ -157,9 +157,9 @@ def test_text_encoder_and_unet_weights_travel(pipe, folder):
     """In a prompt, as an argument and in the text that the web UI reads: one meaning."""
     typed = pipe.text_to_image("an apple <lora:style:0.8:0.5>", **CALL)
     by_name = pipe.text_to_image("an apple <lyco:style:te=0.8:unet=0.5>", **CALL)
-    given = pipe.text_to_image("an apple", loras={"style": (0.8, 0.5)}, **CALL)
+    from_argument = pipe.text_to_image("an apple", loras={"style": (0.8, 0.5)}, **CALL)
     assert np.array_equal(array(typed), array(by_name))
-    assert np.array_equal(array(typed), array(given))
+    assert np.array_equal(array(typed), array(from_argument))
     assert not np.array_equal(array(typed), array(pipe.text_to_image("an apple <lora:style:0.8>", **CALL)))
     assert typed[0].info["loras"] == {str(folder / "style.safetensors"): [0.8, 0.5]}
     assert typed[0].info["parameters"].startswith("an apple <lora:style:0.8:0.5>\n")

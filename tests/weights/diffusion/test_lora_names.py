@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import triptych as tp
-from triptych.errors import UserError
+from triptych.errors import TriptychError
 from triptych.weights import inspect, load
 from triptych.weights.diffusion.lora import load_lora
 
@@ -206,9 +206,9 @@ def test_cloneofsimos_lists(part, net, tmp_path):
     assert all(torch.equal(again[key], expected[key]) for key in expected)
     assert inspect(tmp_path / "list.pt")["adapter"]["layers"]["other"] == len(names)
     torch.save(tensors[:-2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="layers without names, which fit none of"):
+    with pytest.raises(TriptychError, match="layers without names, which fit none of"):
         load_lora(net, tmp_path / "list.pt")
-    with pytest.raises(UserError, match="list of tensors without names"):
+    with pytest.raises(TriptychError, match="list of tensors without names"):
         load(tmp_path / "list.pt")
 
 
@@ -250,25 +250,25 @@ def test_words_that_a_file_brings(net, tmp_path):
         tensors | {"bundle_emb.<style>.string_to_param.*": torch.randn(2, 30)}, tmp_path / "it.safetensors"
     )
     weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with pytest.raises(UserError, match="vectors of 30 numbers"):
+    with pytest.raises(TriptychError, match="vectors of 30 numbers"):
         load_lora(net, tmp_path / "it.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
 
 
 def test_text_encoder_and_unet_have_their_own_weights(net, tmp_path):
     save_file(kohya(UNET, "lora_unet_") | kohya(TEXT, "lora_te_"), tmp_path / "it.safetensors")
-    whole = change(net, tmp_path / "it.safetensors")
+    together = change(net, tmp_path / "it.safetensors")
     split = change(net, {tmp_path / "it.safetensors": (0.25, 0.5)})
-    assert split.keys() == whole.keys()
-    for name, delta in whole.items():
+    assert split.keys() == together.keys()
+    for name, delta in together.items():
         factor = 0.25 if name.startswith("text_encoder") else 0.5
         torch.testing.assert_close(split[name], factor * delta, atol=1e-5, rtol=1e-4)
-    with pytest.raises(UserError, match="which must be a number"):
+    with pytest.raises(TriptychError, match="which must be a number"):
         load_lora(net, {tmp_path / "it.safetensors": (0.25, float("nan"))})
 
 
 def test_a_dora_between_off_and_on(net, tmp_path):
-    """Liu et al. 2024, Equation 5, written out; with a weight the whole change is scaled, as the web UI does."""
+    """Liu et al. 2024, Equation 5, written out; with a weight the together change is scaled, as the web UI does."""
     name = "lora_unet_" + f"{BLOCK}.attn1.to_q".replace(".", "_")
     tensors = {f"{name}.lora_down.weight": torch.randn(2, 16), f"{name}.lora_up.weight": torch.randn(16, 2)}
     norms = torch.rand(16, 1) + 0.5
@@ -306,7 +306,7 @@ LAYER = "lora_unet_mid_block_attentions_0_proj_in"
 def test_what_does_not_fit_is_named(tensors, words, net, tmp_path):
     save_file({name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "it.safetensors")
     weights = dict(net.named_parameters())
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(TriptychError, match=words) as caught:
         load_lora(net, tmp_path / "it.safetensors")
     assert "\n" not in str(caught.value)
     assert all(parameter is weights[name] for name, parameter in net.named_parameters())
