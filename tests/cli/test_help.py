@@ -14,7 +14,7 @@ from triptych.cli.parsing import WrappedHelp
 # Changing a flag breaks users' scripts: change it here, too, and mention it in CHANGELOG.
 TRAINING = """
     --loading.batch-size --loading.eval-batch-size --loading.workers --loading.load-size --loading.cache
-    --loading.on-bad-image --loading.keep-alpha --loading.stream --loading.shuffle-buffer --loading.lanes
+    --loading.on-bad-image --loading.keep-alpha --loading.sampling --loading.stream --loading.shuffle-buffer --loading.lanes
     --loading.eval-fraction --loading.image-column
     --loading.label-column --loading.caption-column --loading.mask-column
     --loading.ignore-index --loading.reduce-zero-label --loading.mask-threshold --loading.mask-palette
@@ -78,13 +78,15 @@ FLAGS = {
         {TRAINING}
         --head.type --head.num-classes --head.channels --head.blocks --head.pool-scales --head.image-branch-channels
         --head.dropout --head.aux-channels
-        --loss.cross-entropy --loss.dice --loss.focal --loss.focal-gamma --loss.label-smoothing --loss.aux
+        --loss.cross-entropy --loss.dice --loss.focal --loss.focal-gamma --loss.label-smoothing
+        --loss.class-weights --loss.aux
     """,
     "train vit": f"""
         --out --dry-run --json
         --data --model --model-args --init --image-size --eval-crop --head --drop-path-rate --train --frozen-blocks
-        --lora-rank --loss --teacher --teacher-share --temperature
+        --lora-rank --teacher --teacher-share --temperature
         {TRAINING}
+        --loss.type --loss.class-weights
     """,
 }
 HEAVY = (

@@ -107,6 +107,9 @@ class DataConfig:
     """Skip damaged images and list them at the end, or fail at the first."""
     keep_alpha: bool = False
     """Keep the alpha channel of image files, for random backgrounds; otherwise they are composited over white."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """Training order. shuffled: each image once an epoch; balanced: as many images of each class, so that those of rare
+    classes are repeated."""
     stream: bool = False
     """Read tar shards, parquet files or a folder of images in place, in nearly sequential order, in constant memory."""
     shuffle_buffer: int = 8192
@@ -152,5 +155,11 @@ class DataConfig:
         need_at_least(self, 0, "workers")
         need_at_least(self, 1, "batch_size", "eval_batch_size", "shuffle_buffer", "lanes")
         need(self.load_size is None or min(self.load_size) >= 1, self, "load_size", "a height and a width")
+        need(
+            self.sampling == "shuffled" or not self.stream,
+            self,
+            "sampling",
+            "shuffled with stream, which is read in the order of its files",
+        )
         need(0 <= self.ignore_index < 2**16, self, "ignore_index", "from 0 to 65535")
         need(0 < self.eval_fraction < 1, self, "eval_fraction", "between 0 and 1")

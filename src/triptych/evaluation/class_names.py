@@ -3,8 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Int
+
 from triptych.errors import DataError
 from triptych.model_card import ModelCard
+
+LISTED = 10  # classes that are named in a message
+
+
+def describe_unmeasured(counts: Int[np.ndarray, " k"], classes: Sequence[str]) -> str | None:
+    """Return a sentence that names the classes that do not occur, whose accuracy is unknown; None if there are none."""
+    names = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if not names:
+        return None
+    listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+    return f"{len(names)} of {len(classes)} classes do not occur in the data and are not measured: {listed}"
 
 
 @dataclass(frozen=True)

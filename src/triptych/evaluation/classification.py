@@ -1,5 +1,6 @@
 """Measure a classifier: accuracy over all images, by class and by coarser group."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,14 @@ from triptych.data.loading.loader import make_loader
 from triptych.data.source import Source
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import DataError
-from triptych.evaluation.class_names import match_classes
+from triptych.evaluation.class_names import describe_unmeasured, match_classes
 from triptych.evaluation.results import ClassificationResult
 from triptych.evaluation.runtime import Runtime
 from triptych.metrics.classification import ClassificationMetrics
 from triptych.model_card import Preprocess
 from triptych.network import Network
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -78,6 +81,8 @@ def evaluate_classifier(
     batches = _relabel(runtime.batches(loader, len(source)), torch.tensor(match.index))
     with runtime.autocast():
         metrics = measure_classification(net, batches, net.card.preprocess, len(match.names), match.groupings)
+    if note := describe_unmeasured(metrics["per_class_count"], match.names):
+        log.warning(note)
     return ClassificationResult.of(metrics, match.names, match.groupings, loader.bad)
 
 

@@ -1,5 +1,6 @@
 """Measure a segmenter: mean intersection over union, pixel accuracy, and the metrics of each class."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from triptych.data.masks import mask_dtype, void_label
 from triptych.data.source import Source
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import DataError
-from triptych.evaluation.class_names import match_classes
+from triptych.evaluation.class_names import describe_unmeasured, match_classes
 from triptych.evaluation.results import SegmentationResult
 from triptych.evaluation.runtime import Runtime
 from triptych.heads.segmenter import Segmenter
@@ -24,6 +25,7 @@ from triptych.heads.sliding_window import logits_of_views, predicted_bands
 from triptych.metrics.segmentation import SegmentationMetrics
 from triptych.model_card import Preprocess
 
+log = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 4  # full images whose logits are in memory at the same time
 
 
@@ -142,4 +144,6 @@ def evaluate_segmenter(
         metrics = measure_full_segmentation(
             net, batches, net.card.preprocess, num_classes, passes, batch_size
         )
+    if note := describe_unmeasured(metrics["per_class_count"], match.names):
+        log.warning(note)
     return SegmentationResult.of(metrics, match.names, match.groupings, loader.bad)

@@ -274,11 +274,20 @@ def test_the_held_out_fraction_is_balanced_and_leaves_each_class(labels, fractio
     counts = np.bincount(labels)
     for label in np.unique(labels):
         assert abs(held[labels == label].sum() - fraction * counts[label]) <= 2
+        assert held[labels == label].any() or counts[label] == 1 or len(labels) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_rare_class_is_held_out_and_the_others_as_before(seed):
+    labels = np.repeat([0, 1], [100, 2])
+    held = choose_held_out(102, labels, 0.1, seed)
+    assert held[labels == 1].sum() == 1
+    assert held[labels == 0].sum() in (9, 10)
 
 
 def test_the_total_that_is_held_out_is_the_fraction():
-    labels = np.repeat(np.arange(50), 2)
-    assert choose_held_out(100, labels, 0.1, 0).sum() == 10
+    assert choose_held_out(700, np.repeat(np.arange(50), 14), 0.1, 0).sum() == 70
+    assert choose_held_out(100, np.repeat(np.arange(50), 2), 0.1, 0).sum() == 50
     assert choose_held_out(100, None, 0.1, 0).sum() == 10
     assert (choose_held_out(100, None, 0.1, 0) != choose_held_out(100, None, 0.1, 1)).any()
 

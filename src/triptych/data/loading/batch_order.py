@@ -58,6 +58,41 @@ class EpochOrder:
         return LazyBatches(batch, range(len(self)))
 
 
+class BalancedOrder:
+    """As `EpochOrder` with shuffling, with as many examples of each class in an epoch.
+
+    Of n examples in k classes an epoch has n examples, n / k of each class, rounded up or down. All examples of a class
+    occur before one is repeated.
+
+    Args:
+        labels: class of each example.
+        batch_size: number of examples in a batch.
+        seed: seed of the order.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int):
+        self.groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        self.count, self.batch_size, self.seed = len(labels), batch_size, seed
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch."""
+        return max(1, self.count // self.batch_size)
+
+    def batches(self, epoch: int, /) -> Sequence[np.ndarray]:
+        """Return the indices of the examples in each batch of an epoch."""
+        rng = np.random.default_rng([self.seed % 2**64, epoch])
+        total = max(self.count, self.batch_size)
+        sizes = [len(part) for part in np.array_split(np.arange(total), len(self.groups))]
+        rows: list[np.ndarray] = []
+        for number, size in zip(rng.permutation(len(self.groups)), sizes, strict=True):
+            group = self.groups[number]
+            repeats = [rng.permutation(group) for _ in range(math.ceil(size / len(group)))]
+            rows.append(np.concatenate(repeats)[:size])
+        shuffled = rng.permutation(np.concatenate(rows))
+        size = self.batch_size
+        return LazyBatches(lambda number: shuffled[number * size : (number + 1) * size], range(len(self)))
+
+
 class DividedOrder:
     """The part of one process in an order that is divided among processes.
 

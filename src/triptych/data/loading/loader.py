@@ -12,7 +12,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from triptych.data.config import DataConfig
 from triptych.data.example import Batch, SourceChangedError
 from triptych.data.images import Resize, ResizeLike
-from triptych.data.loading.batch_order import BatchOrder, DividedOrder, EpochOrder
+from triptych.data.loading.batch_order import BalancedOrder, BatchOrder, DividedOrder, EpochOrder
 from triptych.data.loading.collate import BatchDataset, DecodingDataset, FullImageDataset, empty_batch
 from triptych.data.loading.stream_order import StreamOrder
 from triptych.data.loading.test_time_views import ViewOptions
@@ -55,7 +55,7 @@ def make_loader(
         order: overrides the order that the other arguments define.
 
     Raises:
-        DataError: an empty source.
+        DataError: an empty source, or balanced sampling of a source without labels.
         ConfigError: `config.stream` with a source that is not a stream.
     """
     if len(source) == 0:
@@ -77,6 +77,10 @@ def make_loader(
             )
         order = StreamOrder(source.bounds, batch_size, seed, buffer=config.shuffle_buffer, lanes=config.lanes)
         source.hold(order.buffered_rows(workers), order.window)
+    if order is None and config.sampling == "balanced" and train:
+        if source.labels is None:
+            raise DataError("the data has no labels to balance; leave --loading.sampling out")
+        order = BalancedOrder(source.labels, batch_size, seed)
     order = order or EpochOrder(len(source), batch_size, seed, shuffle=train)
     cached = config.cache == "on" or (config.cache == "auto" and dataset.nbytes <= CACHE_BYTES)
     return Loader(dataset, order, workers, cached, config.on_bad_image)

@@ -130,10 +130,11 @@ def choose_split(spec: str, splits: list[str], requested: str | None) -> str:
 
 
 def choose_held_out(count: int, labels: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:
-    """Choose the examples to hold out for evaluation: at least one, and `fraction` of each class, but never all of it.
+    """Choose the examples to hold out for evaluation: `fraction` of each class, but never all of it, and at least one
+    of each class that has two.
 
     The fraction of a class is rounded, and the difference is carried over to the next class, so that a tenth of 50
-    classes with 2 examples each is 10 examples instead of none.
+    classes with 14 examples each is 70 examples instead of 50.
 
     Args:
         count: number of examples.
@@ -155,7 +156,9 @@ def choose_held_out(count: int, labels: np.ndarray | None, fraction: float, seed
         owed += len(group) * fraction
         take = max(0, min(round(owed), len(group) - 1))
         owed = min(owed - take, 1.0)  # else many classes of one example would use up the next class
-        held[group[:take]] = True
+        held[group[: max(take, min(1, len(group) - 1))]] = (
+            True  # none of a rare class would leave it unmeasured
+        )
     if not held.any():
         held[rng.choice(max(groups, key=len))] = True
     return held

@@ -107,6 +107,20 @@ class DataAndModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifyLossConfig:
+    """The loss of an image classifier."""
+
+    type: Literal["cross_entropy", "binary"] = "cross_entropy"
+    """Softmax cross entropy, or one binary cross entropy per class (DeiT III)."""
+    class_weights: str = "none"
+    """Weight of each class in the loss. balanced: the mean number of images of a class over that of this class; none:
+    1; or a JSON or CSV file with the name and weight of each class."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(DataAndModel):
     """A run that trains an image classifier."""
 
@@ -132,8 +146,7 @@ class ClassifyConfig(DataAndModel):
     """With `train all`: freeze the embedding and this many of the first blocks."""
     lora_rank: int = 8
     """Rank of the low-rank updates."""
-    loss: Literal["cross_entropy", "binary"] = "cross_entropy"
-    """Softmax cross entropy, or one binary cross entropy per class (DeiT III)."""
+    loss: ClassifyLossConfig = field(default_factory=ClassifyLossConfig)
     teacher: str | None = None
     """Distill from this classifier of the same classes (Hinton et al. 2015): a file, RUN, hub id or shipped name."""
     teacher_share: float = 0.5
@@ -171,6 +184,9 @@ class LossConfig:
     """Exponent gamma of the focal loss."""
     label_smoothing: float = 0.0
     """Fraction of the cross entropy's target that is spread evenly over all classes."""
+    class_weights: str = "none"
+    """Weight of each class in the cross entropy. balanced: the mean number of pixels of a class over that of this
+    class, from up to 1,000 training masks; none: 1; or a JSON or CSV file with the name and weight of each class."""
     aux: float = 0.4
     """Weight of the auxiliary head's loss, if the head has one."""
 

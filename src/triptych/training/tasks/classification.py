@@ -1,5 +1,6 @@
 """Image classification: the task, distillation, and building a run."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from triptych.data.open import train_and_eval
 from triptych.device import copy_to_device
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import CheckpointError, DataError
+from triptych.evaluation.class_names import describe_unmeasured
 from triptych.evaluation.classification import measure_classification
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.lora import add_low_rank
@@ -27,6 +29,7 @@ from triptych.network import Network
 from triptych.training.configs.base import ClassifyConfig
 from triptych.training.runner import Run, make_run, match_preprocessing
 from triptych.training.task import LossOutput
+from triptych.training.tasks.class_weights import count_labels, read_class_weights
 from triptych.training.tasks.initial_network import (
     describe_origin,
     freeze,
@@ -34,6 +37,8 @@ from triptych.training.tasks.initial_network import (
     parse_model_args,
     set_drop_path,
 )
+
+log = logging.getLogger(__name__)
 
 
 class Classify:
@@ -48,6 +53,7 @@ class Classify:
         num_classes: number of classes.
         loss: "cross_entropy" or "binary".
         teacher: for distillation; None is off.
+        class_weights: weight of each class in the loss; None is 1.
     """
 
     headline = "top1"
@@ -59,9 +65,10 @@ class Classify:
         num_classes: int,
         loss: str = "cross_entropy",
         teacher: "Teacher | None" = None,
+        class_weights: Float[Tensor, " k"] | None = None,
     ):
         self.config, self.card, self.num_classes, self.loss_type = config, card, num_classes, loss
-        self.teacher = teacher
+        self.teacher, self.class_weights = teacher, class_weights
 
     def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
         with torch.autocast(batch["image"].device.type, enabled=False):  # images are augmented in fp32
@@ -72,9 +79,13 @@ class Classify:
         logits = model(images).float()  # B K
         if self.loss_type == "binary":
             present = (targets > self.config.label_smoothing / self.num_classes).float()
-            loss = F.binary_cross_entropy_with_logits(logits, present, reduction="none").sum(1).mean()
+            losses = F.binary_cross_entropy_with_logits(logits, present, reduction="none")  # B K
         else:
-            loss = -(targets * logits.log_softmax(dim=1)).sum(1).mean()
+            losses = -targets * logits.log_softmax(dim=1)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(losses)
+            losses = losses * self.class_weights
+        loss = losses.sum(1).mean()
         if self.teacher is not None:
             loss = self.teacher.distillation_loss(loss, logits, images, self.card)
         top1 = (logits.argmax(1) == batch["label"]).float().mean()
@@ -162,6 +173,8 @@ def prepare(config: ClassifyConfig) -> Run:
         raise DataError(
             f"{config.data} has one class, {classes[0]!r}, and two are needed; add another folder of images"
         )
+    if held_out.labels is not None and (note := describe_unmeasured(count_labels(held_out), classes)):
+        log.warning("evaluation: %s", note)
     net = build_network(config, classes, dict(source.groupings))
     preprocess = net.card.preprocess
     return make_run(
@@ -171,8 +184,9 @@ def prepare(config: ClassifyConfig) -> Run:
             match_preprocessing(config.augment, preprocess),
             net.card,
             len(classes),
-            config.loss,
+            config.loss.type,
             load_teacher(config, classes),
+            read_class_weights(config.loss.class_weights, classes, lambda: count_labels(source)),
         ),
         make_loader(source, loading, preprocess, train=True, seed=config.loop.seed),
         make_loader(held_out, loading, preprocess, train=False),

@@ -27,6 +27,7 @@ from triptych.network import Network
 from triptych.training.configs.base import LossConfig, SegmentConfig
 from triptych.training.runner import Run, make_run, match_preprocessing
 from triptych.training.task import LossOutput
+from triptych.training.tasks.class_weights import count_pixels, read_class_weights
 from triptych.training.tasks.initial_network import describe_origin, freeze, parse_model_args, set_drop_path
 
 
@@ -38,12 +39,21 @@ class Segment:
         card: model card of the network.
         num_classes: number of classes.
         loss: weights of the losses.
+        class_weights: weight of each class in the cross entropy; None is 1.
     """
 
     headline = "miou"
 
-    def __init__(self, config: AugmentConfig, card: ModelCard, num_classes: int, loss: LossConfig):
+    def __init__(
+        self,
+        config: AugmentConfig,
+        card: ModelCard,
+        num_classes: int,
+        loss: LossConfig,
+        class_weights: Float[Tensor, " k"] | None = None,
+    ):
         self.config, self.card, self.num_classes, self.weights = config, card, num_classes, loss
+        self.class_weights = class_weights
 
     def loss(self, model: nn.Module, batch: TrainBatch) -> LossOutput:
         assert "mask" in batch
@@ -54,9 +64,11 @@ class Segment:
         assert isinstance(model, Segmenter)
         logits, aux = model.with_aux(images)
         masks = masks.long()
-        loss = pixel_loss(logits.float(), masks, self.weights)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(logits.device)
+        loss = pixel_loss(logits.float(), masks, self.weights, self.class_weights)
         if aux is not None and self.weights.aux:
-            loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights)
+            loss = loss + self.weights.aux * pixel_loss(aux.float(), masks, self.weights, self.class_weights)
         known = masks != void_label(self.num_classes)
         correct = distributed.sum_over_batch(((logits.argmax(1) == masks) & known).sum())
         return LossOutput(
@@ -79,12 +91,15 @@ class Segment:
 
 
 def pixel_loss(
-    logits: Float[Tensor, "b k h w"], masks: Int[Tensor, "b h w"], weights: LossConfig
+    logits: Float[Tensor, "b k h w"],
+    masks: Int[Tensor, "b h w"],
+    weights: LossConfig,
+    class_weights: Float[Tensor, " k"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the weighted sum of the losses of `LossConfig` over all pixels of known class; 0 if there are none.
 
     Pixels of unknown class have the value of `data.masks.void_label`. If several processes share a batch, each returns
-    the loss of the full batch.
+    the loss of the full batch. With class weights the cross entropy is the weighted mean of `F.cross_entropy`.
     """
     K = logits.shape[1]
     known = masks != void_label(K)
@@ -97,13 +112,16 @@ def pixel_loss(
     loss = logits.new_zeros(())
     if weights.cross_entropy:
         smooth = weights.label_smoothing
-        losses = -(1 - smooth) * log_probability - smooth * logs.mean(dim=1)
-        loss = (
-            loss
-            + weights.cross_entropy
-            * distributed.sum_over_batch(losses.masked_fill(~known, 0.0).sum())
-            / count
-        )
+        total: Tensor = count
+        if class_weights is None:
+            losses = -(1 - smooth) * log_probability - smooth * logs.mean(dim=1)
+        else:
+            of_pixel = class_weights[target]  # b h w
+            weighted = torch.einsum("bkhw,k->bhw", logs, class_weights / K)
+            losses = -(1 - smooth) * of_pixel * log_probability - smooth * weighted
+            total = distributed.sum_over_batch((of_pixel * known).sum()).clamp(min=1e-12)
+        cross_entropy = distributed.sum_over_batch(losses.masked_fill(~known, 0.0).sum()) / total
+        loss = loss + weights.cross_entropy * cross_entropy
     if weights.focal:
         # 1 - p, but not 0, where the gradient of its power is infinite for gamma below 1.
         error = (-log_probability.expm1()).clamp(min=torch.finfo(log_probability.dtype).tiny)
@@ -145,7 +163,13 @@ def prepare(config: SegmentConfig) -> Run:
     return make_run(
         config,
         net,
-        Segment(match_preprocessing(config.augment, preprocess), net.card, len(classes), config.loss),
+        Segment(
+            match_preprocessing(config.augment, preprocess),
+            net.card,
+            len(classes),
+            config.loss,
+            read_class_weights(config.loss.class_weights, classes, lambda: count_pixels(source)),
+        ),
         make_loader(source, loading, preprocess, train=True, seed=config.loop.seed),
         make_loader(held_out, loading, preprocess, train=False),
         source.fingerprint,
