@@ -14,16 +14,11 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from triptych.data.image_formats import exif_is_applied, optional_format, pillow_formats
 from triptych.errors import ConfigError, DataError, TriptychError
 
 MAX_PIXELS = 178_956_970  # above this size Pillow takes an image for a decompression bomb
 MAX_TEXT_BYTES = 2**26  # of one text in a PNG, decompressed
-
-# Not all formats of Pillow: EPS would run Ghostscript, and TGA has no magic number, so that any bytes could be one.
-FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000"),
-    *("PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP"),
-)
 # EXIF orientation (EXIF 2.3, tag 0x0112) -> the transposition that undoes it.
 UNDO_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -136,12 +131,22 @@ def read_image_size(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+            image = Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source,
+                formats=pillow_formats(_read_header(source)),
+            )
         except Exception:  # Pillow's readers raise many types; decoding the image reports the error
             return None
         with image:
             turned = exif_orientation(image) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _read_header(source: bytes | str | os.PathLike[str]) -> bytes:
+    if isinstance(source, bytes):
+        return source[:64]
+    with open(source, "rb") as file:
+        return file.read(64)
 
 
 @contextmanager
@@ -189,8 +194,11 @@ def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
             raise DataError(f"{name} cannot be read ({problem.strerror}); check its permissions") from problem
     if not source:
         raise DataError(f"{name} is empty (0 bytes); replace it or leave it out")
+    form = optional_format(source[:64])
+    if form is not None and not form.is_readable:
+        raise DataError(f"{name} is {form.title}, which needs another package: {form.advice}")
     try:
-        return Image.open(io.BytesIO(source), formats=FORMATS)
+        return Image.open(io.BytesIO(source), formats=pillow_formats(source[:64]))
     except Image.DecompressionBombError as problem:
         pixels = next((int(word.strip("(")) for word in str(problem).split() if word.strip("(").isdigit()), 0)
         _check_pixel_count(max(pixels, MAX_PIXELS + 1), name)
@@ -212,6 +220,8 @@ def _check_pixel_count(pixels: int, name: str) -> None:
 
 def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image; 1 (upright) if it has none."""
+    if exif_is_applied(image):
+        return 1
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # the image is usable even if its EXIF block is damaged

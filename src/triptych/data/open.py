@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from triptych.data.image_formats import log_left_out
 from triptych.data.masks import LabelMap, MaskFormatError, MaskOptions
 from triptych.data.source import Source, Subset
 from triptych.data.sources.columns import find_columns, read_labels, row_name
@@ -13,7 +14,7 @@ from triptych.data.sources.detect import Spec, read_tables
 from triptych.data.sources.folders import ID_COLUMN
 from triptych.data.sources.label_maps import find_label_map
 from triptych.data.sources.mask_folders import dataset_root, log_layout
-from triptych.data.sources.splits import choose_held_out, choose_split
+from triptych.data.sources.splits import choose_held_out, choose_split, split_folders
 from triptych.data.sources.table import TableSource, empty_rows, mask_in_cell
 from triptych.data.streaming.open import OpenedStream
 from triptych.errors import ConfigError, DataError, TriptychError
@@ -144,6 +145,7 @@ class _Opened:
         self.root = dataset_root(path) if path.is_dir() else path.parent
         if path.is_dir():
             log_layout(path, self.root)
+            log_left_out(split_folders(self.root) or {"": self.root})
         self._label_maps: dict[str, LabelMap] = {}
 
     def source(self, split: str | None) -> TableSource:

@@ -1,6 +1,8 @@
 """From an image of any type to the network's input, by the preprocessing of the model card."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -11,19 +13,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from triptych.data.image_formats import describe_left_out, is_image_name, is_unreadable_image
 from triptych.data.images import decode, flatten_alpha, resize_crop
 from triptych.errors import ConfigError
 from triptych.model_card import Preprocess
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
-_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("avif", "bmp", "dib", "gif", "icns", "ico", "jpe", "jpeg", "jpg", "jp2", "j2k", "pcx"),
-        *("pgm", "png", "ppm", "pbm", "pnm", "qoi", "sgi", "tif", "tiff", "webp"),
-    )
-)
+log = logging.getLogger(__name__)
 
 
 def name_of(image: ImageInput) -> str:
@@ -93,14 +90,24 @@ def batched(
 
 
 def images_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield every image file below `folder`, by suffix, in order of names, without hidden ones.
+    """Yield every image file below a folder by its suffix, in order of names; hidden ones are left out.
 
-    Only the names of one folder are in memory at a time.
+    One folder's names are held at a time, so that a folder of millions costs no memory. At the end it logs how many
+    images cannot be read, and of which format they are.
     """
+    left_out: Counter[str] = Counter()
+    yield from _images_below(folder, left_out)
+    if left_out:
+        log.warning("%s: images are left out: %s", os.fspath(folder), describe_left_out(left_out))
+
+
+def _images_below(folder: str | os.PathLike[str], left_out: Counter[str]) -> Iterator[Path]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from images_below(entry.path)
-        elif Path(entry.name).suffix.lower() in _SUFFIXES:
+            yield from _images_below(entry.path, left_out)
+        elif is_image_name(entry.name):
             yield Path(entry.path)
+        elif is_unreadable_image(entry.name):
+            left_out[os.path.splitext(entry.name)[1].lower()] += 1

@@ -11,19 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triptych.data.image_formats import KNOWN_SUFFIXES, describe_left_out, is_image_name, is_unreadable_image
 from triptych.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IMAGE_SUFFIXES = frozenset(
-    f".{name}"
-    for names in (
-        ("apng", "avif", "bmp", "dib", "gif", "icns", "ico", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg"),
-        ("mpo", "pbm", "pcx", "pgm", "png", "pnm", "ppm", "qoi", "sgi", "tif", "tiff", "webp"),
-    )
-    for name in names
-)
 ID_COLUMN = "__id__"  # column that our readers add: name of each example
 METADATA = ("metadata.jsonl", "metadata.csv")
 # Names of columns that hold masks, if their type or values are images.
@@ -50,12 +43,7 @@ def has_images(folder: Path) -> bool:
     """Return whether there are image files directly in a folder."""
     try:
         with os.scandir(folder) as entries:
-            return any(
-                os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-                and not entry.name.startswith(".")
-                and entry.is_file()
-                for entry in entries
-            )
+            return any(is_image_name(entry.name) and entry.is_file() for entry in entries)
     except OSError as problem:
         raise DataError(f"{folder} cannot be read ({problem.strerror}); check its permissions") from problem
 
@@ -85,6 +73,10 @@ def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
     for split, folder in folders.items():
         if not files[split]:
             what = "is empty" if not list_visible(folder) else "holds no images (.jpg, .png, .webp ...)"
+            if unreadable := [
+                name for _, _, names in os.walk(folder) for name in names if is_unreadable_image(name)
+            ]:
+                what = f"holds no images that can be read: {describe_left_out(unreadable)}"
             raise DataError(f"{folder} {what}; give a folder with images, class folders or a metadata.jsonl")
     classes = sorted({parts[0] for paths in files.values() for _, parts in paths if len(parts) > 1})
     tables = {}
@@ -117,7 +109,7 @@ def find_images(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            if is_image_name(name):
                 path = Path(root, name)
                 if not _is_utf8(path):
                     raise DataError(f"{str(path)!r} has a name that is not UTF-8; rename it")
@@ -190,7 +182,7 @@ def read_metadata(file: Path, prefix: str = "", mask_column: str | None = None) 
 def _are_image_paths(values: list[Any]) -> bool:
     paths = [value for value in values if value]
     return bool(paths) and all(
-        isinstance(path, str) and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES for path in paths
+        isinstance(path, str) and os.path.splitext(path)[1].lower() in KNOWN_SUFFIXES for path in paths
     )
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from triptych.data.disk_index import FileStamp
 from triptych.data.example import SourceChangedError
-from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, make_table
+from triptych.data.image_formats import KNOWN_SUFFIXES
+from triptych.data.sources.folders import ID_COLUMN, make_table
 from triptych.errors import DataError, TriptychError
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _add(
     place = f"{shard}{MEMBER_MARK}{member.offset}+{member.size}"
     if field == mask_field:
         example[field] = place
-    elif f".{suffix}" in IMAGE_SUFFIXES if image_field is None else field == image_field:
+    elif f".{suffix}" in KNOWN_SUFFIXES if image_field is None else field == image_field:
         if "image" in example:
             raise DataError(
                 f"{key} in {shard} has several images; choose one, for example image_column={field}"

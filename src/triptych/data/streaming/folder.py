@@ -9,8 +9,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from triptych.data.disk_index import DiskIndex, FileReader, FileStamp, LabelWriter, RecordFile, TextWriter
+from triptych.data.image_formats import is_image_name
 from triptych.data.sources.columns import Columns
-from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, read_lines
+from triptych.data.sources.folders import ID_COLUMN, read_lines
 from triptych.data.streaming.source import RowCells
 from triptych.errors import DataError
 
@@ -43,9 +44,9 @@ def walk_images(folder: Path) -> Iterator[ImageFile]:
         below = Path(root).relative_to(folder).parts
         texts = {name for name in names if name.lower().endswith(TEXTS[1:])}
         for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
+            if not is_image_name(name):
                 continue
+            stem = os.path.splitext(name)[0]
             text = next((i for i, end in enumerate(TEXTS) if i and stem + end in texts), 0)
             files = [name, stem + TEXTS[text]] if text else [name]
             size = sum(os.stat(os.path.join(root, file)).st_size for file in files)

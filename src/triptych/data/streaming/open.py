@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from triptych.data.image_formats import log_left_out
 from triptych.data.masks import LabelMap, MaskOptions
 from triptych.data.sources.detect import Spec, data_files, group_by_split
 from triptych.data.sources.folders import metadata_file
@@ -41,6 +42,7 @@ class OpenedStream:
         self.root = dataset_root(path) if path.is_dir() else path.parent
         if path.is_dir():
             log_layout(path, self.root)
+            log_left_out(split_folders(self.root) or {"": self.root})
         self.splits: dict[str, RowReader] = {
             split: make(requested, self._name(split)) for split, make in _row_readers(path, spec).items()
         }

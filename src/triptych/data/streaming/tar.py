@@ -9,8 +9,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from triptych.data.disk_index import DiskIndex, FileReader, FileStamp, LabelWriter, RecordFile, TextWriter
+from triptych.data.image_formats import KNOWN_SUFFIXES
 from triptych.data.sources.columns import Columns, find_columns
-from triptych.data.sources.folders import ID_COLUMN, IMAGE_SUFFIXES, make_table
+from triptych.data.sources.folders import ID_COLUMN, make_table
 from triptych.data.sources.tar import (
     LABEL_SUFFIXES,
     MAX_VALUE_BYTES,
@@ -182,7 +183,7 @@ class TarRows:
         result = [
             field
             for field in group.files
-            if field != mask and f".{field.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
+            if field != mask and f".{field.rpartition('.')[2].lower()}" in KNOWN_SUFFIXES
         ]
         if len(result) > 1:
             raise DataError(

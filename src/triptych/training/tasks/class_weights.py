@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triptych.data.source import Source
-from triptych.errors import DataError, UserError
+from triptych.errors import DataError, TriptychError
 
 MAX_MASKS = 1000  # that are counted for balanced weights of a segmenter's classes
 
@@ -95,7 +95,7 @@ def count_pixels(source: Source) -> Int[np.ndarray, " k"]:
     for row in np.linspace(0, len(source) - 1, min(len(source), MAX_MASKS)).astype(int).tolist():
         try:
             mask = source[row].mask
-        except UserError:
+        except TriptychError:
             continue
         if mask is not None:
             counts += np.bincount(mask[mask < num_classes], minlength=num_classes)
