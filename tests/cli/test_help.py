@@ -14,7 +14,8 @@ from triptych.cli.parsing import WrappedHelp
 # Changing a flag breaks users' scripts: change it here, too, and mention it in CHANGELOG.
 TRAINING = """
     --loading.batch-size --loading.eval-batch-size --loading.workers --loading.load-size --loading.cache
-    --loading.on-bad-image --loading.keep-alpha --loading.sampling --loading.stream --loading.shuffle-buffer --loading.lanes
+    --loading.on-bad-image --loading.keep-alpha --loading.sampling --loading.stream --loading.shuffle-buffer
+    --loading.lanes
     --loading.eval-fraction --loading.image-column
     --loading.label-column --loading.caption-column --loading.mask-column
     --loading.ignore-index --loading.reduce-zero-label --loading.mask-threshold --loading.mask-palette
