@@ -61,6 +61,14 @@ def test_the_example_of_its_source():
     ]
 
 
+def test_the_second_pass_goes_on_counting():
+    """The web UI's hires fix: its examples for 10 steps after 10."""
+    assert schedule("a [b:.5] c", 10, 10) == [(10, "a b c")]
+    assert schedule("a [b:1.5] c", 10, 10) == [(5, "a  c"), (10, "a b c")]
+    assert schedule("[a:b:13]", 10, 10) == [(3, "a"), (10, "b")]
+    assert schedule("[a:b:3]", 10, 10) == [(10, "b")]
+
+
 def test_the_text_of_each_step():
     """Steps count from 0: `step <= end` is the web UI's rule, by which the first text has a step more."""
     assert [at_step(schedule("[a:b:0.5]", 4), k) for k in range(4)] == ["a", "a", "a", "b"]

@@ -128,6 +128,16 @@ def test_images_of_a_batch_and_multistep_samplers(ldm):
         assert np.abs(np.asarray(alone).astype(int) - np.asarray(image)).max() <= 1
 
 
+def test_a_second_pass_goes_on_where_the_first_ended(ldm):
+    pipe = DiffusionPipeline(ldm("text"), dtype="fp32", device="cpu")
+    call = {**CALL, "guidance_scale": 3.0, "hires_scale": 1.5, "hires_steps": 4}
+    plain = array(pipe.text_to_image("an apple", **call))
+    late = array(pipe.text_to_image("[an apple:a pear:1.25]", **call))
+    assert not np.array_equal(late, plain)
+    assert np.array_equal(array(pipe.text_to_image("[an apple:a pear:5]", **call)), late)
+    assert np.array_equal(array(pipe.text_to_image("[an apple:a pear:9]", **call)), plain)
+
+
 def test_image_to_image_counts_the_full_steps(ldm, photo):
     """As in the web UI, whose steps of half a strength end before the middle of the schedule."""
     pipe = DiffusionPipeline(ldm("text"), dtype="fp32", device="cpu")

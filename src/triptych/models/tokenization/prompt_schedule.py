@@ -66,19 +66,22 @@ def split_prompts(prompt: str) -> list[WeightedPrompt]:
     return prompts
 
 
-def schedule(prompt: str, num_steps: int) -> PromptSchedule:
+def schedule(prompt: str, num_steps: int, first_pass_steps: int = 0) -> PromptSchedule:
     """Return the texts of a prompt without AND, each with the last step at which it is used.
 
     Args:
         num_steps: steps of the sampler. Numbers with a point are shares of it.
+        first_pass_steps: for a second pass the steps of the first, which numbers without a point count too; shares of
+            the second pass are from 1 to 2.
     """
+    span = _Span(num_steps, first_pass_steps)
     parts = _parse(prompt)
     if parts is None:
         return [(num_steps, prompt)]
     ends = {num_steps}
     for part in _walk(parts):
-        ends.update(part.ends(num_steps))
-    return [(end, _text(parts, end, num_steps)) for end in sorted(ends)]
+        ends.update(part.ends(span))
+    return [(end, _text(parts, end, span)) for end in sorted(ends)]
 
 
 def at_step(texts: PromptSchedule, step: int) -> str:
@@ -90,6 +93,13 @@ def at_step(texts: PromptSchedule, step: int) -> str:
 
 
 # ----------------------------------------------------------------------------------------------- parts
+
+
+class _Span(NamedTuple):
+    """The steps of a pass."""
+
+    num_steps: int
+    first_pass_steps: int
 
 
 @dataclass(frozen=True)
@@ -107,16 +117,20 @@ class _Switch:
     after: list["PromptPart"]
     when: str
 
-    def last_step(self, num_steps: int) -> int:
-        value = float(self.when) * (num_steps if "." in self.when else 1)
-        return int(max(min(value, num_steps), 0))
+    def last_step(self, span: _Span) -> int:
+        value = float(self.when)
+        if "." in self.when:
+            value = (value - bool(span.first_pass_steps)) * span.num_steps
+        else:
+            value -= span.first_pass_steps
+        return int(max(min(value, span.num_steps), 0))
 
-    def ends(self, num_steps: int) -> Iterable[int]:
-        last = self.last_step(num_steps)
+    def ends(self, span: _Span) -> Iterable[int]:
+        last = self.last_step(span)
         return [last] if last >= 1 else []
 
-    def at(self, step: int, num_steps: int) -> list["PromptPart"]:
-        return self.before if step <= self.last_step(num_steps) else self.after
+    def at(self, step: int, span: _Span) -> list["PromptPart"]:
+        return self.before if step <= self.last_step(span) else self.after
 
 
 @dataclass(frozen=True)
@@ -125,10 +139,10 @@ class _Alternation:
 
     choices: list[list["PromptPart"]]
 
-    def ends(self, num_steps: int) -> Iterable[int]:
-        return range(1, num_steps + 1)
+    def ends(self, span: _Span) -> Iterable[int]:
+        return range(1, span.num_steps + 1)
 
-    def at(self, step: int, num_steps: int) -> list["PromptPart"]:
+    def at(self, step: int, span: _Span) -> list["PromptPart"]:
         return self.choices[(step - 1) % len(self.choices)]
 
 
@@ -221,7 +235,7 @@ def _walk(parts: list[PromptPart]) -> Iterator[_Switch | _Alternation]:
             waiting += [inner for choice in part.choices for inner in choice]
 
 
-def _text(parts: list[PromptPart], step: int, num_steps: int) -> str:
+def _text(parts: list[PromptPart], step: int, span: _Span) -> str:
     """Return the text of a step, from 1."""
     texts: list[str] = []
     waiting = parts[::-1]
@@ -230,5 +244,5 @@ def _text(parts: list[PromptPart], step: int, num_steps: int) -> str:
         if isinstance(part, str):
             texts.append(part)
         else:
-            waiting += reversed(part.parts if isinstance(part, _Bracketed) else part.at(step, num_steps))
+            waiting += reversed(part.parts if isinstance(part, _Bracketed) else part.at(step, span))
     return "".join(texts)

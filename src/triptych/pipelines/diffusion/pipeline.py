@@ -98,7 +98,8 @@ class DiffusionPipeline:
 
         Args:
             prompt: text of any length, "" included; `(word:1.3)` changes a word's weight, `BREAK` starts a new chunk,
-                see `triptych.models.tokenization.prompt_syntax`.
+                `[a:b:0.5]` switches and `[a|b]` alternates between steps, `a :1.2 AND b` composes; see
+                `triptych.models.tokenization.prompt_syntax` and `prompt_schedule`.
             negative_prompt: text to steer away from.
             depth_map: grayscale depth image (near is bright), for depth-conditioned models.
             **options: see the class.

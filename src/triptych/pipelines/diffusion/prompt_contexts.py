@@ -30,7 +30,7 @@ class PromptContexts:
     weights: tuple[float, ...]
     """Of the composed prompts; one prompt has (1,)."""
     of_steps: tuple[int, ...]
-    """Of each step the number of its contexts."""
+    """Of each step, those of a second pass included, the number of its contexts."""
     contexts: tuple[StepContexts, ...]
 
     def number_at(self, step: int) -> int:
@@ -63,11 +63,15 @@ def prompt_contexts(
             "prompts that AND composes of different numbers or weights cannot share a batch; generate them one by one"
         )
     guided = guided or weights != (1.0,)
-    steps = record.num_steps
-    # Of each composed prompt, of each image.
-    texts = [[schedule(parts[k].text, steps) for parts in composed] for k in range(len(weights))]
-    negative = schedule(record.negative_prompt, steps) if guided else None
-    groups = [_texts_at(step, texts, negative) for step in range(steps)]
+    passes = [(record.num_steps, 0)]
+    if record.hires_scale > 1:
+        passes.append((record.hires_steps or record.num_steps, record.num_steps))
+    groups: list[tuple[str, ...]] = []
+    for steps in passes:
+        # Of each composed prompt, of each image.
+        texts = [[schedule(parts[k].text, *steps) for parts in composed] for k in range(len(weights))]
+        negative = schedule(record.negative_prompt, *steps) if guided else None
+        groups += [_texts_at(step, texts, negative) for step in range(steps[0])]
     distinct_groups = list(dict.fromkeys(groups))
     for group in distinct_groups:
         _require_equal_lengths(model, group, len(distinct))
