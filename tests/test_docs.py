@@ -196,3 +196,14 @@ def test_images_and_files_that_pages_name_exist(page):
 def test_images_are_light():
     for image in (DOCS / "images").glob("[vs][iw]*_*.png"):  # vit_ and swin_
         assert image.stat().st_size < 200_000, image.name
+
+
+def test_the_compatibility_page_lists_every_marked_test():
+    page = read("compatibility.md")
+    listed = set(re.findall(r"`(tests/[\w/]+\.py)`", page))
+    marked = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if path != Path(__file__) and "mark.proves(" in path.read_text()
+    }
+    assert listed == marked, "run tools/make_compatibility_page.py"

@@ -3,8 +3,7 @@
     python tools/make_compatibility_page.py
 
 The page is made from the tests: `@pytest.mark.proves(SECTION, FORMAT, by=..., reads=True, writes=False)`, where `by` is
-the name of the package that the test compares with, "names" (published names and shapes only: the original code cannot
-be installed), "formula" (the published formulas, written out in the test) or "file" (a real file).
+the name of the package that the test compares with, or one of `PROOFS`.
 """
 
 import contextlib
@@ -29,6 +28,7 @@ PROOFS = {
     "names": "published names and shapes",
     "formula": "published formulas, in the test",
     "file": "a real file",
+    "recorded": "results that the program gave",
 }
 HEAD = """# Compatibility
 

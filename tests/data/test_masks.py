@@ -536,7 +536,10 @@ def test_a_row_without_mask(tmp_path, metadata, parquet, png, refusal):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (colors((9, 0, 0), (0, 8, 0)), "0.png has 3 colors ((0, 0, 0), (0, 8, 0), (9, 0, 0)), and what they stand for"),
+        (
+            colors((9, 0, 0), (0, 8, 0)),
+            "0.png has 3 colors ((0, 0, 0), (0, 8, 0), (9, 0, 0)), and what they stand for",
+        ),
         (colors((9, 0, 0), mode="RGBA"), "write a class_dict.csv with the columns name, r, g, b"),
         (colors((9, 0, 0), mode="CMYK", format="TIFF"), "0.png has mode CMYK"),
         (mask(3, format="JPEG"), "0.png is a JPEG, whose compression alters class numbers"),

@@ -11,6 +11,10 @@ from triptych.diffusion.sampler_steps import noise_ratio
 from triptych.diffusion.samplers import SAMPLERS
 from triptych.diffusion.schedule import Levels, from_strength, spaced_levels
 
+pytestmark = pytest.mark.proves(
+    "Samplers", "samplers and noise levels of k-diffusion, step for step", by="k-diffusion"
+)
+
 STEPS = 10
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 REFERENCES = {

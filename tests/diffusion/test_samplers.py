@@ -10,7 +10,11 @@ from triptych.diffusion.samplers import SAMPLERS, ddim, euler, sampler
 from triptych.diffusion.schedule import CLEAN, Levels, from_strength, spaced_levels
 
 # diffusers passes a tensor to np.array, about which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.proves("Samplers", "schedulers of diffusers, step for step", by="diffusers"),
+]
+
 
 STEPS = 10
 

@@ -11,7 +11,10 @@ from triptych.diffusion.schedule import CLEAN, from_strength, spaced_levels
 from triptych.errors import ConfigError
 
 # diffusers passes a tensor to np.array, about which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.proves("Samplers", "timesteps and noise levels of diffusers", by="diffusers"),
+]
 
 
 def times(levels):

@@ -23,7 +23,11 @@ with warnings.catch_warnings():
     import diffusers
     import transformers
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.proves("Checkpoints", "Keys that a config of diffusers lacks", by="diffusers"),
+    pytest.mark.proves("Checkpoints", "Keys that a config of transformers lacks", by="transformers"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,8 @@ from torch import nn
 from triptych.errors import CheckpointError
 from triptych.weights.lpips import load_lpips
 
+pytestmark = pytest.mark.proves("Checkpoints", "LPIPS", by="formula")
+
 LAYOUT = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 TAPS = (3, 8, 15, 22, 29)  # the last ReLU of each level
 

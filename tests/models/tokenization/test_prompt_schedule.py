@@ -11,6 +11,12 @@ import pytest
 from triptych.errors import TriptychError
 from triptych.models.tokenization.prompt_schedule import at_step, schedule, split_prompts
 
+pytestmark = pytest.mark.proves(
+    "Prompts and generation metadata",
+    "scheduled, alternating and composed prompts of AUTOMATIC1111's web UI",
+    by="recorded",
+)
+
 # Prompt -> schedule of 10 steps.
 SCHEDULES = {
     "test": [(10, "test")],

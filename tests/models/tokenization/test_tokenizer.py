@@ -17,6 +17,10 @@ from triptych.models.tokenization.tokenizer import (
     train_tokenizer,
 )
 
+pytestmark = pytest.mark.proves(
+    "Prompts and generation metadata", "tokenizers of CLIP and BERT", by="transformers", writes=True
+)
+
 TEXTS = [
     "", " ", "a red apple", "  A   RED\tapple\r\n\n", "don't it's we'LL I'd they've", "naïve café Ünïcödé ŠŽ e\u0301",
     "日本語のテキスト", "नमस्ते दुनिया ไทย 한국어", "🍎🍏👩‍👩‍👧‍👦 🏳️‍🌈", "1234 3.14 ⅷ ½ ١٢", "!!!???... #@%^",

@@ -20,6 +20,12 @@ from triptych.pipelines.diffusion.foreign_metadata import DIALECTS, read_foreign
 from triptych.pipelines.diffusion.foreign_metadata.texts import decoded_comment, image_texts
 from triptych.pipelines.diffusion.sampler_names import find_sampler, split_sampler
 
+pytestmark = pytest.mark.proves(
+    "Prompts and generation metadata",
+    "metadata of ComfyUI, SwarmUI, Fooocus, RuinedFooocus, InvokeAI, NovelAI and Civitai",
+    by="names",
+)
+
 # SwarmUI: T2IParamInput.GenFullMetadataObject.
 SWARM = {
     "sui_image_params": {

@@ -16,6 +16,10 @@ from triptych.pipelines.diffusion.hires import LATENT_MODES, hires_levels
 from triptych.pipelines.diffusion.options import GenerationRecord, SamplingOptions
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
+pytestmark = pytest.mark.proves(
+    "Samplers", "second pass, variation seeds and clip skip of the web UI", by="formula"
+)
+
 PROMPT = "a red apple"
 
 

@@ -22,6 +22,10 @@ from triptych.pipelines.diffusion.foreign_metadata.a1111 import BEFORE_1_9, DISC
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
+pytestmark = pytest.mark.proves(
+    "Prompts and generation metadata", "`parameters` text of AUTOMATIC1111's web UI", by="names", writes=True
+)
+
 # As AUTOMATIC1111's web UI writes it; the first is the example in its source.
 WEB_UI = """girl with an artist's beret, determined, blue eyes, ((eyeshadow)), (coquettish), detailed
 Negative prompt: ugly, fat, obese, (((deformed))), [blurry]

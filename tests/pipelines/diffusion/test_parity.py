@@ -29,6 +29,8 @@ from triptych.diffusion.noise import seeded_noise
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.diffusion.pipeline import DiffusionPipeline
 
+pytestmark = pytest.mark.proves("Samplers", "pipelines of diffusers: the same latents", by="diffusers")
+
 PROMPT, NEGATIVE = "a red apple", "blurry"
 STABLE = {
     "beta_start": 0.00085,

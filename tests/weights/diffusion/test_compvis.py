@@ -23,6 +23,13 @@ from triptych.weights.mapping.format import Hints, draft_keys, state_dict_shapes
 from triptych.weights.mapping.round_trip import canonical
 from triptych.weights.mapping.rules import plan_rules
 
+pytestmark = pytest.mark.proves(
+    "Checkpoints",
+    "Latent diffusion and Stable Diffusion 1 and 2: one file, as CompVis and A1111 write it",
+    by="names",
+    writes=True,
+)
+
 SIZES = {
     name: size for name, size in latent_diffusion_config.SIZES.items() if isinstance(size.network, UNetConfig)
 }

@@ -21,7 +21,15 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what importing it deprecates is its own affair
     from diffusers import DiffusionPipeline
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.proves(
+        "Checkpoints",
+        "Latent diffusion and Stable Diffusion 1 and 2: diffusers folder",
+        by="diffusers",
+        writes=True,
+    ),
+]
 
 
 def with_words(make, name):

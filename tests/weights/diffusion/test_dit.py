@@ -23,7 +23,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what importing it deprecates is its own affair
     from diffusers import DiTTransformer2DModel
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.proves("Checkpoints", "DiT: diffusers folder", by="diffusers", writes=True),
+    pytest.mark.proves("Checkpoints", "DiT: the authors' files", by="names", writes=True),
+]
+
 
 TINY = DiTConfig(
     latent_size=(8, 8),

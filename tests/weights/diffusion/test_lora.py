@@ -15,6 +15,13 @@ from triptych.models.registry import build
 from triptych.weights.diffusion.lora import find_lora, load_lora, lora_hash, save_kohya
 from triptych.weights.diffusion.textual_inversion import load_embedding, read_embedding, save_embedding
 
+pytestmark = [
+    pytest.mark.proves("LoRA and embeddings", "LoRA of kohya's scripts", by="names", writes=True),
+    pytest.mark.proves(
+        "LoRA and embeddings", "textual inversion of A1111 and diffusers", by="names", writes=True
+    ),
+]
+
 LAYERS = {
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k": (16, 16),
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v": (16, 24),

@@ -22,7 +22,15 @@ with warnings.catch_warnings():
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.proves(
+        "LoRA and embeddings",
+        "layer names of kohya, ComfyUI, LyCORIS, cloneofsimo and early diffusers",
+        by="names",
+    ),
+]
+
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 UNET = {

@@ -21,7 +21,13 @@ with warnings.catch_warnings():
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.proves("LoRA and embeddings", "LoRA, LoHa, LoKr, DoRA and (IA)^3 of PEFT", by="peft"),
+    pytest.mark.proves("LoRA and embeddings", "LoRA files of diffusers", by="diffusers"),
+    pytest.mark.proves("LoRA and embeddings", "LoCon, LoHa, LoKr and DoRA of LyCORIS", by="lycoris-lora"),
+]
+
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj"]
 CONVOLUTIONS = ["conv1", "conv_in", "conv_shortcut", "time_emb_proj"]

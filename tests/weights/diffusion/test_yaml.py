@@ -14,6 +14,8 @@ from triptych.models.registry import build
 from triptych.weights import inspect, load
 from triptych.weights.diffusion.compvis import averaged_name
 
+pytestmark = pytest.mark.proves("Checkpoints", "YAML next to a file of CompVis or Stability AI", by="names")
+
 YAML = """
 model:
   base_learning_rate: 1.0e-04

@@ -14,6 +14,13 @@ from torch import nn
 from triptych.errors import CheckpointError
 from triptych.weights.files.opening import open_checkpoint
 
+pytestmark = [
+    pytest.mark.proves(
+        "Checkpoints", "PyTorch files, zip archives and the format before PyTorch 1.6", by="torch"
+    ),
+    pytest.mark.proves("Checkpoints", "safetensors", by="safetensors"),
+]
+
 TENSORS = {
     "matrix": torch.arange(12.0).view(3, 4),
     "turned": torch.arange(12.0).view(3, 4).T,

@@ -14,6 +14,12 @@ from triptych.errors import CheckpointError, ConfigError, StorageError
 from triptych.weights.graphs import exporting, formats
 from triptych.weights.graphs.parts import graphs_of
 
+pytestmark = [
+    pytest.mark.proves("Export", "ONNX", by="onnxruntime", reads=False, writes=True),
+    pytest.mark.proves("Export", "OpenVINO", by="openvino", reads=False, writes=True),
+    pytest.mark.proves("Export", "torch.export", by="torch", reads=False, writes=True),
+]
+
 CLASSES = ("a cat", "ein Hündchen", "狐")
 SCRIPT = """
 import sys

@@ -17,6 +17,11 @@ from triptych.weights import export, inspect, load, save
 from triptych.weights.exporting import formats
 from triptych.weights.mapping.families import from_json, to_json
 
+pytestmark = [
+    pytest.mark.proves("Checkpoints", "UPerNet on Swin: transformers", by="transformers", writes=True),
+    pytest.mark.proves("Checkpoints", "UPerNet on Swin: mmsegmentation", by="names", writes=True),
+]
+
 BACKBONE = {
     "image_size": 128,
     "embed_dim": 16,

@@ -12,6 +12,10 @@ from triptych.model_card import Preprocess
 from triptych.models.registry import create
 from triptych.weights import export, inspect, load
 
+pytestmark = pytest.mark.proves(
+    "Checkpoints", "Swin and Swin V2: transformers", by="transformers", writes=True
+)
+
 SIZES = {
     "image_size": 64,
     "patch_size": 4,

@@ -9,6 +9,11 @@ import torch
 from triptych.errors import CheckpointError
 from triptych.weights import export, inspect, load
 
+pytestmark = [
+    pytest.mark.proves("Checkpoints", "Swin and Swin V2: timm", by="timm", writes=True),
+    pytest.mark.proves("Checkpoints", "Swin and Swin V2: torchvision", by="torchvision", writes=True),
+]
+
 timm = pytest.importorskip("timm")
 models = pytest.importorskip("torchvision.models.swin_transformer")
 

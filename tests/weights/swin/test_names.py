@@ -13,6 +13,10 @@ from torch import Tensor
 from triptych.errors import CheckpointError
 from triptych.weights import export, inspect, load
 
+pytestmark = pytest.mark.proves(
+    "Checkpoints", "Swin, Swin V2 and SimMIM: Microsoft's files", by="names", writes=True
+)
+
 DIM, DEPTHS, HEADS, SIZE, CLASSES = 16, (2, 2, 2), (2, 4, 4), 64, 5
 SIDES = (4, 4, 4)
 

@@ -10,6 +10,8 @@ import torch
 from triptych.errors import CheckpointError
 from triptych.weights import export, inspect, load
 
+pytestmark = pytest.mark.proves("Checkpoints", "ViT: Google's and big_vision's .npz", by="names", writes=True)
+
 D, HEADS, HIDDEN, DEPTH, P, CLASSES = 32, 4, 48, 3, 8, 5
 RNG = np.random.default_rng(0)
 

@@ -12,6 +12,8 @@ from triptych.model_card import Preprocess
 from triptych.models.registry import create
 from triptych.weights import export, inspect, load
 
+pytestmark = pytest.mark.proves("Checkpoints", "ViT: transformers", by="transformers", writes=True)
+
 SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 3,

@@ -9,6 +9,11 @@ import torch
 from triptych.errors import CheckpointError
 from triptych.weights import export, inspect, load
 
+pytestmark = [
+    pytest.mark.proves("Checkpoints", "ViT: timm", by="timm", writes=True),
+    pytest.mark.proves("Checkpoints", "ViT: torchvision", by="torchvision", writes=True),
+]
+
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 

@@ -10,6 +10,13 @@ import torch.nn.functional as F
 from triptych.errors import CheckpointError
 from triptych.weights import export, inspect, load
 
+pytestmark = pytest.mark.proves(
+    "Checkpoints",
+    "ViT: DeiT, DeiT III, DINO, DINOv2, DINOv3 and MAE, the authors' files",
+    by="names",
+    writes=True,
+)
+
 D, HIDDEN, DEPTH, P, CLASSES = 64, 96, 2, 8, 5
 HEADS = 1  # the convention for a width of 64
 
