@@ -37,17 +37,16 @@ class Export:
     def run(self) -> int:
         from pathlib import Path
 
-        from triptych.cli.parsing import height_width, logged_to_stderr
+        from triptych.cli.parsing import height_width
         from triptych.weights import load
         from triptych.weights.graphs.exporting import export_graphs, format_for, results_json
 
         size = None if self.size is None else height_width(self.size)
         path = Path(self.out)
         format = self.format or format_for(path) or ("onnx" if not path.suffix else None)
-        with logged_to_stderr():
-            results = export_graphs(
-                load(self.model, prediction=self.prediction), path, format, self.dynamic, size
-            )
+        results = export_graphs(
+            load(self.model, prediction=self.prediction), path, format, self.dynamic, size
+        )
         if self.json:
             print_json(results_json(results))
             return 0

@@ -229,3 +229,21 @@ def test_the_graphs_of_networks(name, graphs):
     with on_meta_device():
         net = tp.create(name)
     assert {graph.name: tuple(graph.inputs) for graph in graphs_of(net)} == graphs
+
+
+def test_the_verb(vit, tmp_path, monkeypatch, capsys):
+    from triptych.cli import main
+
+    fake(monkeypatch, lambda x: x, failing=("size",))
+    tp.save(vit, tmp_path / "vit.safetensors")
+    model, out = str(tmp_path / "vit.safetensors"), str(tmp_path / "net.pt2")
+    assert main(["export", model, out, "--size", "48x32", "--json"]) == 0
+    output = capsys.readouterr()
+    (result,) = json.loads(output.out)
+    assert (result["path"], result["format"], result["dynamic"]) == (out, "pt2", "batch")
+    assert result["shapes"] == [[[2, 3, 32, 48]], [[3, 3, 32, 48]]]
+    assert output.err == "height and width are fixed in net.pt2: no open sizes\n"
+    assert main(["export", model, out, "--dynamic", "none"]) == 0
+    assert "net.pt2: one size; largest difference from the network 0.0e+00" in capsys.readouterr().out
+    assert main(["export", model, str(tmp_path / "net.h5")]) == 2
+    assert "net.h5 has no suffix of a graph; give .onnx, .pt2 or .xml" in capsys.readouterr().err
