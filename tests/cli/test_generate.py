@@ -354,7 +354,7 @@ def test_a_file_without_a_prediction_type(places, tmp_path, capsys):
     typed = ["convert", str(tmp_path / "sd2.safetensors"), str(converted), "--format", "triptych"]
     assert main([*typed, "--prediction", "v"]) == 0
     assert tp.load(converted).config.process.prediction == "v"
-    with pytest.raises(ConfigError, match="a network's config has it"):
+    with pytest.raises(ConfigError, match="set it in the network's config"):
         tp.DiffusionPipeline(net, prediction="v")
 
 

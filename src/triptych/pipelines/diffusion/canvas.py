@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from triptych.data.images import decode, resize_crop
-from triptych.data.masks import VOID, read_mask
+from triptych.data.masks import VOID, MaskFormatError, read_mask
 from triptych.errors import DataError
 from triptych.model_card import Preprocess
 from triptych.pipelines.image_input import ImageInput, name_of, normalized, read_full
@@ -137,7 +137,12 @@ def read_class_map(
     elif isinstance(image, Image.Image):
         numbers = np.asarray(image)
     else:
-        numbers = read_mask(image, name)
+        try:
+            numbers = read_mask(image, name)
+        except MaskFormatError as problem:
+            raise DataError(
+                f"{name} holds no map of classes; give one class number per pixel, as a grayscale or palette PNG"
+            ) from problem
     if numbers.ndim != 2 or numbers.dtype.kind not in "ui":
         raise DataError(f"{name} holds no map; give one class number per pixel, (height, width)")
     wrong = (numbers != VOID) & ((numbers < 0) | (numbers >= classes))
