@@ -1,5 +1,6 @@
 """Match the classes of a data set to those of a network by name."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,8 +8,10 @@ import numpy as np
 from jaxtyping import Int
 
 from triptych.errors import DataError
+from triptych.evaluation.imagenet_folders import match_imagenet
 from triptych.model_card import ModelCard
 
+log = logging.getLogger(__name__)
 LISTED = 10  # classes that are named in a message
 
 
@@ -41,7 +44,9 @@ def match_classes(
 ) -> ClassMatch:
     """Match the classes of data to those of a network by name.
 
-    A network without class names takes those of the data, if it has the same number of classes.
+    A network without class names takes those of the data, if it has the same number of classes. The classes of a
+    network for ImageNet may also be named by WordNet id, synonym or index in the data (`match_imagenet`), which is
+    logged.
 
     Args:
         card: model card of the network.
@@ -53,6 +58,9 @@ def match_classes(
     """
     names = card.classes or (tuple(classes) if len(classes) == num_classes else ())
     unknown = sorted(set(classes) - set(names))
+    if matched := match_imagenet(card.classes, num_classes, classes) if unknown or not card.classes else None:
+        log.warning("the data's classes are %s; matched to those of the model", matched.origin)
+        return ClassMatch(matched.names, matched.index, card.groupings)
     if unknown:
         raise DataError(
             f"the data has {len(unknown)} classes that the model does not know ({', '.join(unknown[:3])}); "

@@ -66,11 +66,11 @@ _TITLES = {
 
 
 @cache
-def _imagenet() -> list[tuple[str, list[str]]]:
-    """Return each class of any list, sorted by synset, with the lists that contain it."""
+def _imagenet() -> list[tuple[str, str, list[str]]]:
+    """Return the WordNet id and the name of each class of any list, sorted by id, with the lists that contain it."""
     packed = files("triptych").joinpath("assets", "imagenet.txt.gz").read_bytes()
     lines = [line.split("\t") for line in decompress(packed).decode().splitlines()]
-    return [(name, lists.split()) for name, lists in lines]
+    return [(synset, name, lists.split()) for synset, name, lists in lines]
 
 
 @cache
@@ -78,7 +78,15 @@ def imagenet_names(count: int) -> tuple[str, ...] | None:
     """Return the names of ImageNet's classes in the order of checkpoints with `count`; None for other counts."""
     if count not in _LISTS:
         return None
-    return tuple(name for name, lists in _imagenet() if _LISTS[count] in lists)
+    return tuple(name for _, name, lists in _imagenet() if _LISTS[count] in lists)
+
+
+@cache
+def imagenet_synsets(count: int) -> tuple[str, ...] | None:
+    """Return the WordNet ids of ImageNet's classes, such as n01440764, in the order of `imagenet_names`."""
+    if count not in _LISTS:
+        return None
+    return tuple(synset for synset, _, lists in _imagenet() if _LISTS[count] in lists)
 
 
 def imagenet_1k_in_22k() -> list[int]:
@@ -87,7 +95,7 @@ def imagenet_1k_in_22k() -> list[int]:
     The teddy bear is not among them; it gets the index of the teddy, a garment, as in Swin's own list.
     """
     indices, index = [], 0
-    for _, lists in _imagenet():
+    for _, _, lists in _imagenet():
         in_22k = _LISTS[21841] in lists
         if _LISTS[1000] in lists:
             indices.append(index if in_22k else 5564)
