@@ -227,7 +227,9 @@ def _set_size(settings: ForeignSettings, size: str | None) -> None:
 def _set_noise(settings: ForeignSettings, values: dict[str, str]) -> None:
     """Set seed and generator: the web UI's is the GPU's, unless the text says otherwise."""
     rng, seed = values.pop("rng", ""), values.pop("seed", None)
-    on_gpu = rng in ("NV", "GPU") or (not rng and settings.source.startswith(GPU_PROGRAMS))
+    on_gpu = rng.lower() in ("nv", "gpu", "cuda") or (not rng and settings.source.startswith(GPU_PROGRAMS))
+    if rng and not on_gpu and rng.lower() != "cpu":
+        settings.note_noise(f"by the generator {rng!r}")
     settings.set_seed(seed, "gpu" if on_gpu else "cpu")
     if on_gpu and "seed" in settings.values:
         settings.values["rng"] = "cuda"

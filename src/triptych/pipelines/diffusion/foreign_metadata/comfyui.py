@@ -18,7 +18,7 @@ from triptych.pipelines.diffusion.foreign_metadata.settings import (
 )
 
 SEEDS = ("seed", "noise_seed")
-TEXT_INPUTS = ("text", "text_g", "prompt", "positive", "clip_l", "t5xxl", "string", "value")
+TEXT_INPUTS = ("text", "text_g", "prompt", "clip_l", "t5xxl", "string", "value")
 MODELS = ("ckpt_name", "unet_name", "model_name")
 # Parts of class names -> what such a node does that nothing here does.
 LOSSES = {
@@ -145,7 +145,8 @@ def _text(graph: NodeGraph, node: Node, inputs: tuple[str, ...]) -> str:
     for source in graph.upstream(node, inputs):
         if "ConditioningZeroOut" in source.class_type:
             return ""
-        keys = [key for key in TEXT_INPUTS if key in source.values or key in source.links]
+        names = (*inputs, *TEXT_INPUTS)  # a loader may hold both prompts
+        keys = [key for key in names if isinstance(source.values.get(key), str) or key in source.links]
         if "TextEncode" in source.class_type or (keys and "clip" not in source.class_type.lower()):
             text = graph.value(source, *keys) if keys else None
             if isinstance(text, str):
@@ -158,7 +159,8 @@ def _set_latents(settings: ForeignSettings, graph: NodeGraph, node: Node) -> Non
     inputs = ("latent_image", "latent", "samples")
     sources = list(graph.upstream(node, inputs))
     for source in sources:
-        width, height = graph.value(source, "width"), graph.value(source, "height")
+        width = graph.value(source, "width", "empty_latent_width")
+        height = graph.value(source, "height", "empty_latent_height")
         if width is not None and height is not None and "Upscale" not in source.class_type:
             settings.set_size(width, height)
             break
@@ -176,14 +178,22 @@ def _set_model(settings: ForeignSettings, graph: NodeGraph, node: Node) -> None:
     loras: dict[str, Any] = {}
     for source in sources:
         name = graph.value(source, "lora_name")
-        if isinstance(name, str) and "Lora" in source.class_type:
+        if isinstance(name, str) and name != "None":
             stem = model_name(name)
-            weight = graph.value(source, "strength_model")
-            clip = graph.value(source, "strength_clip")
+            weight = graph.value(source, "strength_model", "lora_model_strength")
+            clip = graph.value(source, "strength_clip", "lora_clip_strength")
             loras[stem] = weight if clip is None else (clip, weight)
-        elif "Lora" in source.class_type and source.class_type != "bypassed":
+        elif entries := [
+            value for value in source.values.values() if isinstance(value, dict) and "lora" in value
+        ]:
+            loras |= {
+                model_name(str(one["lora"])): one.get("strength", 1.0)
+                for one in entries
+                if one.get("on", True)
+            }
+        elif name is None and "lora" in source.class_type.lower():
             settings.note(f"the LoRAs of the node {source.class_type} are not reproduced")
-        layer = as_number(graph.value(source, "stop_at_clip_layer"), int)
+        layer = as_number(graph.value(source, "stop_at_clip_layer", "clip_skip"), int)
         if layer is not None and layer < -1:
             settings.set_number("clip_skip", -layer, 1, 100, int)
     settings.set_loras(loras)

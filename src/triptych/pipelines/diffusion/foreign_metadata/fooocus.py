@@ -1,4 +1,4 @@
-"""Fooocus and RuinedFooocus: JSON in `parameters`.
+"""Fooocus, Fooocus MRE and RuinedFooocus: JSON in `parameters`.
 
 Fooocus: {"prompt": "...", "negative_prompt": "...", "full_prompt": [...], "steps": 30, "guidance_scale": 4,
 "resolution": "(1152, 896)", "seed": "1", "sampler": "dpmpp_2m_sde_gpu", "scheduler": "karras", "base_model": "...",
@@ -26,6 +26,8 @@ IDLE = frozenset(
             "vae",
             "full_prompt",
             "full_negative_prompt",
+            "real_prompt",
+            "real_negative_prompt",
             "metadata_scheme",
             "version",
             "created_by",
@@ -50,13 +52,14 @@ def recognizes(texts: Mapping[str, str]) -> bool:
 
 def read(texts: Mapping[str, str]) -> ForeignSettings:
     values = _values(texts)
-    ruined = values.get("software") == "RuinedFooocus"
-    settings = ForeignSettings("RuinedFooocus" if ruined else str(values.get("version") or "Fooocus"))
+    source = values.get("software") or values.get("version")
+    settings = ForeignSettings(source if isinstance(source, str) else "Fooocus")
     settings.set_texts(
         values.pop("prompt", ""), values.pop("negative", None) or values.pop("negative_prompt", "")
     )
     settings.set_number("num_steps", values.pop("steps", None), 1, 10**6, int, called="steps")
-    scale = values.pop("cfg", None) if ruined else values.pop("guidance_scale", None)
+    scale, cfg = values.pop("guidance_scale", None), values.pop("cfg", None)
+    scale = cfg if scale is None else scale
     settings.set_number("guidance_scale", scale, -1e6, 1e6, called="guidance scale")
     sides = re.findall(r"\d+", str(values.pop("resolution", "")))
     width, height = values.pop("width", None), values.pop("height", None)
@@ -93,6 +96,10 @@ def _set_loras(settings: ForeignSettings, values: dict[str, Any]) -> None:
             loras[str(entry[0])] = entry[1]
         elif isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
             weight, _, name = entry[1].partition(" - ")
+            loras[model_name(name)] = weight
+    for key in [key for key in values if re.fullmatch(r"l\d", key)]:  # of MRE, with its weight as w1
+        name, weight = values.pop(key), values.pop(f"w{key[1:]}", 1.0)
+        if isinstance(name, str) and name != "None":
             loras[model_name(name)] = weight
     for key in [key for key in values if re.fullmatch(r"lora(_combined)?_\d+", key)]:
         parts = str(values.pop(key)).split(" : ")  # "name : 0.1", or "True : name : 0.1"

@@ -57,7 +57,7 @@ IDLE = frozenset(
 def recognizes(texts: Mapping[str, str]) -> bool:
     comment = _comment(texts)
     named = "NovelAI" in texts.get("Software", "") + texts.get("Title", "")
-    return bool(comment) and (named or ("uc" in comment and "scale" in comment))
+    return bool(comment) and (named or {"prompt", "uc", "scale"} <= comment.keys())
 
 
 def read(texts: Mapping[str, str]) -> ForeignSettings:
