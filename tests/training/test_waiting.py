@@ -59,8 +59,8 @@ def runs(configs, tmp_path_factory):  # noqa: F811
             codebook=CodebookConfig(update="ema", revive_below=0.9, decay=0.7),
             discriminator=DiscriminatorConfig(channels=4, layers=1, start=0.3, adaptive=False),
         ),
-        "ldm": replace(ldm, samples=replace(ldm.samples, count=0)),
-        "images": replace(configs["images"], samples=replace(ldm.samples, count=0)),
+        "ldm": replace(ldm, samples=replace(ldm.samples, num_images=0)),
+        "images": replace(configs["images"], samples=replace(ldm.samples, num_images=0)),
     }
     return {
         name: replace(changed[name], loop=replace(changed[name].loop, epochs=changed[name].loop.accumulate))

@@ -379,7 +379,7 @@ def test_a_segmenters_plain_encoder_cannot_classify(config, image_folder, tmp_pa
     net = Segmenter(SegmenterConfig(backbone=maps.config, head=HeadConfig(type="unet", channels=16)), maps)
     tp.save(net, tmp_path / "net.safetensors")
     same = {"data": str(image_folder), "init": str(tmp_path / "net.safetensors"), "loading": config.loading}
-    with pytest.raises(TriptychError, match="the plain encoder has no classifier"):
+    with pytest.raises(TriptychError, match="has no classifier; use it with a dense head"):
         run(ClassifyConfig(**same), tmp_path / "r")
     with pytest.raises(TriptychError, match="ConvNet has no patches to mask"):
         run(PretrainConfig(**same), tmp_path / "r")
