@@ -20,7 +20,7 @@ PARALLEL = frozenset(
     Block Middle Stage macs parameters make_head build_network prepare
     FULL QUICK TINY Plan run make table row CLASSIFIER
     matches matches_stage matches_tiny matches_unet imported start train evaluate
-    IDLE LOSSES NOTHING
+    IDLE LOSSES NOTHING recognizes
     SAMPLERS Window Images Latents Size Shape T N A B log main write save show
     """,
     )

@@ -939,11 +939,9 @@ def test_each_note_is_a_line_with_file_and_program(tmp_path, caplog):
 
 # Anything at all
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+nested = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=8), scalars, max_size=3)
+values = nested | st.lists(nested, max_size=3)
 
 
 @st.composite

@@ -10,7 +10,7 @@ from typing import Any
 from triptych.pipelines.diffusion.foreign_metadata.settings import ForeignSettings, json_object, model_name
 
 # Title -> API name.
-TITLES = {
+NAMES_OF_TITLES = {
     "Prompt": "prompt",
     "Negative Prompt": "negative_prompt",
     "Seed": "seed",
@@ -73,7 +73,7 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
 
 def _values(texts: Mapping[str, str]) -> dict[str, Any]:
     values: Mapping[str, Any] = json_object(texts.get("parameters")) or texts
-    return {TITLES.get(name, name): value for name, value in values.items()}
+    return {NAMES_OF_TITLES.get(name, name): value for name, value in values.items()}
 
 
 def _set_loras(settings: ForeignSettings, models: Any, weights: Any) -> None:
