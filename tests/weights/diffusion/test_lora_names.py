@@ -308,6 +308,14 @@ LAYER = "lora_unet_mid_block_attentions_0_proj_in"
         ({f"{LAYER}.diff": (64, 64), f"{LAYER}.dora_scale": (63, 1)}, "is a DoRA of another family"),
         ({f"{LAYER}.weight": (63,), f"{LAYER}.on_input": ()}, "of another family"),
         ({"unet.conv_in.weight": (16, 4, 3, 3)}, "is no LoRA"),
+        ({f"{LAYER}.{part}.weight": () for part in ("a1", "a2", "b1", "b2")}, "is a GLoRA of another family"),
+        ({f"{LAYER}.lokr_w1": (), f"{LAYER}.lokr_w2": (0, 3)}, "is a LoKr of another family"),
+        ({"lora_unet_mid_block_resnets_0_norm1.ia3_l": (64, 1)}, "of another family"),
+        (
+            {f"lora_te2_x.{half}.weight": (2, 2) for half in ("lora_down", "lora_up")},
+            "of Stable Diffusion XL: ",
+        ),
+        ({f"double_blocks_0.{half}.weight": (2, 2) for half in ("lora_down", "lora_up")}, "of FLUX: "),
         ({f"{LAYER}.lora_E": (2, 1), f"{LAYER}.diff": (64, 64)}, "with an AdaLoRA: nothing reads"),
     ],
 )

@@ -155,8 +155,12 @@ def test_a_changed_base_and_bad_patterns_are_refused(models, tmp_path):
     plain = json.loads(path.read_text()) | {"init_lora_weights": True}
     with pytest.raises(TriptychError, match="changes the base model as well"):
         load_lora(net, tmp_path)
-    for pattern, words in ((r"(\w+)+!", "too many repetitions"), ("(to_q", "no regular expression")):
-        path.write_text(json.dumps(plain | {"alpha_pattern": {pattern: 3}}))
+    for field, pattern, value, words in (
+        ("alpha_pattern", r"(\w+)+!", 3, "too many repetitions"),
+        ("alpha_pattern", "(to_q", 3, "no regular expression"),
+        ("rank_pattern", "to_q", 0, "config of its adapter is damaged"),
+    ):
+        path.write_text(json.dumps(plain | {field: {pattern: value}}))
         with pytest.raises(TriptychError, match=words):
             load_lora(net, tmp_path)
 

@@ -128,8 +128,9 @@ def _loha(tensors: RoleTensors, weight: Tensor) -> Tensor:
 
 
 def _kron_shape(shapes: RoleShapes, layer: Shape) -> Shape | None:
-    first = shapes.get("lokr_w1") or _product_shape(shapes["lokr_w1_a"], shapes["lokr_w1_b"])
-    second = shapes.get("lokr_w2")
+    first, second = shapes.get("lokr_w1"), shapes.get("lokr_w2")
+    if first is None:
+        first = _product_shape(shapes["lokr_w1_a"], shapes["lokr_w1_b"])
     if second is None:
         left, core = shapes["lokr_w2_a"], shapes.get("lokr_t2")
         left = left if core is None else left[1::-1]
@@ -156,6 +157,8 @@ def _glora_order(first: Shape, layer: Shape) -> tuple[str, str]:
 
 
 def _glora_shape(shapes: RoleShapes, layer: Shape) -> Shape | None:
+    if not shapes["a1"] or len(layer) < 2:
+        return None
     left, right = _glora_order(shapes["a1"], layer)
     inputs = _product_shape(shapes[f"a{left}"], shapes[f"a{right}"])
     if inputs is None or inputs[:2] != (layer[1], layer[1]) or math.prod(inputs[2:]) != 1:
@@ -198,7 +201,7 @@ def _ia3(tensors: RoleTensors, weight: Tensor) -> Tensor:
 
 
 def _peft_ia3_shape(shapes: RoleShapes, layer: Shape) -> Shape | None:
-    return layer if shapes["ia3_l"] in ((layer[0], 1), (1, layer[1])) and len(layer) == 2 else None
+    return layer if len(layer) == 2 and shapes["ia3_l"] in ((layer[0], 1), (1, layer[1])) else None
 
 
 def _peft_ia3(tensors: RoleTensors, weight: Tensor) -> Tensor:
@@ -211,7 +214,7 @@ def _peft_ia3(tensors: RoleTensors, weight: Tensor) -> Tensor:
 
 def _rows(*roles: str) -> Callable[[RoleShapes], int | None]:
     """Return the rows of the first of these roles that is there."""
-    return lambda shapes: next((shapes[role][0] for role in roles if role in shapes), None)
+    return lambda shapes: next((max(shapes[role][:1], default=0) for role in roles if role in shapes), None)
 
 
 def _choices(*choices: Sequence[str]) -> tuple[frozenset[str], ...]:
@@ -219,7 +222,7 @@ def _choices(*choices: Sequence[str]) -> tuple[frozenset[str], ...]:
 
 
 def _glora_rank(shapes: RoleShapes) -> int:
-    return min(shapes["a1"][:2])
+    return min(shapes["a1"][:2], default=0)
 
 
 _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")

@@ -79,7 +79,8 @@ def _configs(file: Path, checkpoint: CheckpointFile) -> list[tuple[str, PeftConf
         configs.append(("", _peft(file, header)))
     folder = file if file.is_dir() else file.parent
     adapter_config = folder / "adapter_config.json"
-    if adapter_config.is_file() and adapter_config.stat().st_size < 2**20:
+    of_peft = any(name.startswith(PEFT) for name in checkpoint.entries)
+    if of_peft and adapter_config.is_file() and adapter_config.stat().st_size < 2**20:
         configs.append((PEFT, _peft(file, json.loads(adapter_config.read_text()))))
     return configs
 
@@ -101,17 +102,27 @@ def _peft(file: Path, config: Mapping[str, Any]) -> PeftConfig:
     alpha, rank = config.get(name, _DEFAULT_ALPHA), config.get("r", _DEFAULT_RANK)
     return PeftConfig(
         type,
-        float(alpha),
-        float(rank),
+        _number(name, alpha),
+        _number("r", rank, least=1),
         _patterns(file, config, "alpha_pattern"),
         _patterns(file, config, "rank_pattern"),
         bool(config.get("use_rslora")),
     )
 
 
+def _number(field: str, value: Any, least: float = -math.inf) -> float:
+    number = float(value)
+    if not math.isfinite(number) or number < least:
+        raise ValueError(f"{field} is {value!r}")
+    return number
+
+
 def _patterns(file: Path, config: Mapping[str, Any], field: str) -> dict[str, float]:
     """Return the values by pattern, after checking that none of them can take hours to match."""
-    patterns = {str(pattern): float(value) for pattern, value in (config.get(field) or {}).items()}
+    least = 1 if field == "rank_pattern" else -math.inf
+    patterns = {
+        str(pattern): _number(field, value, least) for pattern, value in (config.get(field) or {}).items()
+    }
     for pattern in patterns:
         nested = re.search(r"\)[*+{]", pattern)
         if nested or len(re.findall(r"[*+{]", pattern)) > _MAX_QUANTIFIERS:

@@ -20,6 +20,16 @@ from triptych.weights.files.opening import open_checkpoint
 from triptych.weights.files.sanitize import printable
 
 BUNDLED = "bundle_emb."
+# Parts of layers' names -> the family of models that has them.
+FAMILIES = (
+    ("lora_te2_", "Stable Diffusion XL"),
+    ("text_encoder_2", "Stable Diffusion XL"),
+    ("input_blocks_8_1_transformer_blocks_9", "Stable Diffusion XL"),
+    ("joint_blocks", "Stable Diffusion 3"),
+    ("joint_transformer_blocks", "Stable Diffusion 3"),
+    ("double_blocks", "FLUX"),
+    ("single_transformer_blocks", "FLUX"),
+)
 METHODS = "LoRA, LoHa, LoKr, DoRA, GLoRA, (IA)^3 and differences of weights"
 
 
@@ -137,11 +147,11 @@ class AdapterReader:
         updates, scale, used = [], 1.0, set[str]()
         if formula is not None:
             tensors = layer.of_weight
-            scale = self._scale(checkpoint, layer, formula, config)
             needed = (place.rows, *self.shapes[place.parameter][1:])
             shapes = {role: tuple(checkpoint.shapes[name]) for role, name in tensors.items()}
             if not fits(formula.shape(shapes, needed), needed):
                 raise CheckpointError(_misfit(file, formula, layer.base, shapes, needed))
+            scale = self._scale(checkpoint, layer, formula, config)
             magnitude, by_input = self._magnitude(file, checkpoint, layer, needed)
             updates.append(Update(place, checkpoint, formula, tensors, scale, magnitude, by_input))
             used = {*tensors.values(), *(n for n in (roles.get("alpha"), magnitude) if n)}
@@ -163,8 +173,6 @@ class AdapterReader:
         self, checkpoint: CheckpointFile, layer: LayerTensors, formula: Formula, config: ConfigScale
     ) -> float:
         rank = formula.rank({role: checkpoint.shapes[name] for role, name in layer.of_weight.items()})
-        if rank == 0:
-            return 1.0  # its shape is refused
         if (alpha := layer.roles.get("alpha")) is None:
             return config(layer.base, formula, rank)
         value = checkpoint.read(alpha).float().reshape(-1)
@@ -210,8 +218,11 @@ def _refuse_strangers(file: Path, unknown: list[str], left: list[str]) -> None:
     names = sorted(unknown or left)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     method = foreign(left) if not unknown else None
+    family = next(
+        (title for part, title in FAMILIES if any(part in name for name in unknown)), "another family or kind"
+    )
     problem = (
-        "of another family or kind: this network has no layer"
+        f"of {family}: this network has no layer"
         if unknown
         else f"with {method or 'more than this triptych merges'}: nothing reads"
     )
