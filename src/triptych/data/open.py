@@ -12,7 +12,7 @@ from triptych.data.source import Source, Subset
 from triptych.data.sources.columns import find_columns, read_labels, row_name
 from triptych.data.sources.detect import Spec, read_tables
 from triptych.data.sources.folders import ID_COLUMN
-from triptych.data.sources.label_maps import find_label_map
+from triptych.data.sources.label_maps import find_label_map, named_label_map
 from triptych.data.sources.mask_folders import dataset_root, log_layout
 from triptych.data.sources.splits import choose_held_out, choose_split, split_folders
 from triptych.data.sources.table import TableSource, empty_rows, mask_in_cell
@@ -48,7 +48,9 @@ def open_source(
               or the path of that file;
             - a folder with images/ and masks/ (or img_dir/ and ann_dir/); train/ and val/ may lie in both or above
               both;
-            - the unpacked ADE20K, Cityscapes or PASCAL VOC;
+            - a folder of images with their masks next to them (x.jpg, x_mask.png), or with train/ and train_masks/;
+            - the unpacked ADE20K, Cityscapes or PASCAL VOC, or masks of CVAT in that layout;
+            - a folder of images with COCO json (or the path of the json file), YOLO segmentation text or labelme json;
             - tar shards or parquet files: a folder, a glob or a file;
             - a folder written by `save_to_disk` of `datasets`;
             - the id of a data set on the hub, "org/name" or "org/name:config".
@@ -140,7 +142,7 @@ class _Opened:
     def __init__(self, spec: Spec, requested: tuple[str | None, ...], options: MaskOptions):
         self.spec, self.requested, self.options = spec, requested, options
         image_column, _, _, mask_column = requested
-        self.splits = read_tables(spec, image_column, mask_column)
+        self.splits, self.mask_classes = read_tables(spec, image_column, mask_column)
         path = Path(spec).expanduser().absolute()
         self.root = dataset_root(path) if path.is_dir() else path.parent
         if path.is_dir():
@@ -185,8 +187,13 @@ class _Opened:
                 f"{row_name(self.splits[split], int(lacking[0]))}; add the masks or remove the examples"
             )
         if column not in self._label_maps:
-            self._label_maps[column] = find_label_map(lambda: self._masks(column), self.root, self.options)
+            self._label_maps[column] = self._find_label_map(column)
         return self._label_maps[column]
+
+    def _find_label_map(self, column: str) -> LabelMap:
+        if self.mask_classes is not None:
+            return named_label_map(self.mask_classes, self.options)
+        return find_label_map(lambda: self._masks(column), self.root, self.options)
 
     def _masks(self, column: str) -> Iterator[tuple[bytes | str, str]]:
         for table in self.splits.values():

@@ -15,6 +15,7 @@ from triptych.data.loading.loader import make_full_image_loader
 from triptych.data.loading.test_time_views import ViewOptions
 from triptych.data.masks import mask_dtype, void_label
 from triptych.data.source import Source
+from triptych.data.sources.mask_folders import MASK_LAYOUTS
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import DataError
 from triptych.evaluation.class_names import describe_unmeasured, match_classes
@@ -126,7 +127,9 @@ def evaluate_segmenter(
         DataError: there are no masks, the network does not have their classes, or no image can be read.
     """
     if not source.mask_classes:
-        raise DataError(f"{name} has no masks, and evaluation needs them; name --mask-column")
+        raise DataError(
+            f"{name} has no masks, and evaluation needs them: {MASK_LAYOUTS} (named by --mask-column)"
+        )
     match = match_classes(net.card, net.config.num_classes, source.mask_classes, source.groupings)
     net = runtime.place(net)
     passes, batch_size = passes or ViewOptions(), loading.eval_batch_size or DEFAULT_BATCH_SIZE

@@ -3,8 +3,9 @@
 import glob
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from triptych.data.sources.annotations import coco, read_annotations
 from triptych.data.sources.folders import list_visible, metadata_file, read_images, read_metadata
 from triptych.data.sources.mask_folders import dataset_root, read_pairs
 from triptych.data.sources.parquet_and_hub import HUB_ID, read_hub, read_parquet, read_saved
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 Spec = str | os.PathLike[str]
 
 
-def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = None) -> "dict[str, Dataset]":
+class DataTables(NamedTuple):
+    """The tables of a data set by split, and the classes of its masks if an annotation file names them."""
+
+    splits: "dict[str, Dataset]"
+    mask_classes: tuple[str, ...] | None = None
+
+
+def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = None) -> DataTables:
     """Read the tables of a data set by split. Data without splits has one, named "".
 
     Args:
@@ -30,7 +38,22 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
     """
     path = Path(spec).expanduser().absolute()
     if path.is_dir():
-        return _read_folder(path, image_column, mask_column)
+        folder = dataset_root(path)
+        if _has_only_files(folder):
+            if pairs := read_pairs(folder):
+                return DataTables(pairs)
+            if annotated := read_annotations(folder):
+                return DataTables(annotated.splits, annotated.classes)
+        return DataTables(_read_folder(folder, image_column, mask_column))
+    if path.is_file() and path.suffix.lower() == ".json":
+        annotated = coco.read_file(path)
+        return DataTables(annotated.splits, annotated.classes)
+    return DataTables(_read_other(path, spec, image_column, mask_column))
+
+
+def _read_other(
+    path: Path, spec: Spec, image_column: str | None, mask_column: str | None
+) -> "dict[str, Dataset]":
     if path.is_file():
         if path.suffix.lower() == ".parquet":
             return {"": read_parquet([path])}
@@ -39,7 +62,8 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
         if ".tar" in path.suffixes or path.suffix == ".tgz":
             return {"": read_shards([path], image_column, mask_column)}
         raise DataError(
-            f"{path} is a file of unknown type; give a folder, or a .tar, .parquet, .jsonl or .csv file"
+            f"{path} is a file of unknown type; give a folder, or a .tar, .parquet, .jsonl, .csv or COCO .json "
+            "file"
         )
     if matches := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
         return _read_files(matches, image_column, mask_column)
@@ -51,11 +75,8 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
 
 
 def _read_folder(folder: Path, image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
-    folder = dataset_root(folder)
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if _is_saved(folder):
         return read_saved(folder)
-    if not (metadata_file(folder) or data_files(folder)) and (pairs := read_pairs(folder)):
-        return pairs
     splits = split_folders(folder) or {"": folder}
     images: dict[str, Path] = {}
     tables: dict[str, Any] = {}
@@ -71,6 +92,15 @@ def _read_folder(folder: Path, image_column: str | None, mask_column: str | None
         else:
             images[split] = below
     return {**tables, **(read_images(images) if images else {})}
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _has_only_files(folder: Path) -> bool:
+    """Return whether a folder holds images and annotations as files of their own: no tables and no shards."""
+    return not (_is_saved(folder) or metadata_file(folder) or data_files(folder))
 
 
 def data_files(folder: Path) -> list[Path]:

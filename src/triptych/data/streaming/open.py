@@ -8,10 +8,11 @@ from typing import Any
 
 from triptych.data.image_formats import log_left_out
 from triptych.data.masks import LabelMap, MaskOptions
+from triptych.data.sources.annotations import find_annotations
 from triptych.data.sources.detect import Spec, data_files, group_by_split
 from triptych.data.sources.folders import metadata_file
 from triptych.data.sources.label_maps import find_label_map
-from triptych.data.sources.mask_folders import dataset_root, log_layout
+from triptych.data.sources.mask_folders import dataset_root, has_masks, log_layout
 from triptych.data.sources.splits import choose_split, split_folders
 from triptych.data.sources.table import mask_in_cell
 from triptych.data.streaming.folder import FolderRows
@@ -90,6 +91,7 @@ def _row_readers(path: Path, spec: Spec) -> dict[str, Callable[[RequestedColumns
     """Return for each split a function that creates its rows."""
     if path.is_dir():
         folder = dataset_root(path)
+        _refuse_masks_in_folders(folder)
         splits = split_folders(folder) or {"": folder}
         readers: dict[str, Any] = {}
         for split, below in splits.items():
@@ -112,6 +114,17 @@ def _row_readers(path: Path, spec: Spec) -> dict[str, Callable[[RequestedColumns
     if files := [Path(name) for name in sorted(glob.glob(str(path)))] if glob.has_magic(str(path)) else []:
         return _readers_of_files(files)
     raise DataError(f"{os.fspath(spec)} does not exist, but only local files can be streamed; check the path")
+
+
+def _refuse_masks_in_folders(folder: Path) -> None:
+    if metadata_file(folder) or data_files(folder):
+        return
+    layout = "masks" if has_masks(folder) else find_annotations(folder)
+    if layout is not None:
+        raise ConfigError(
+            f"{folder} holds images with {layout}{'' if layout == 'masks' else ' annotations'}, which cannot be "
+            "streamed; omit --loading.stream, or write shards of images and masks"
+        )
 
 
 def _readers_of_files(files: list[Path]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from triptych.data.example import Batch, TrainBatch
 from triptych.data.loading.loader import make_loader
 from triptych.data.masks import void_label
 from triptych.data.open import train_and_eval
+from triptych.data.sources.mask_folders import MASK_LAYOUTS
 from triptych.distributed import SINGLE_PROCESS, ProcessGroup
 from triptych.errors import CheckpointError, DataError
 from triptych.evaluation.segmentation import measure_segmentation
@@ -155,7 +156,7 @@ def prepare(config: SegmentConfig) -> Run:
     classes = tuple(source.mask_classes or ())
     if not classes:
         raise DataError(
-            f"{config.data} has no masks, and segmentation needs them; name --loading.mask-column"
+            f"{config.data} has no masks, and segmentation needs them: {MASK_LAYOUTS} (named by --loading.mask-column)"
         )
     net = build_network(config, classes)
     net.card = replace(net.card, colors=source.mask_colors)
