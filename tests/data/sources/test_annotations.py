@@ -50,6 +50,7 @@ def polygon_by_pycocotools(*rings: list[float], size: tuple[int, int] = (HEIGHT,
 # --------------------------------------------------------------------------------------------------- shapes
 
 
+@pytest.mark.proves("Data", "polygons and run lengths of COCO", by="pycocotools")
 @pytest.mark.parametrize("rounding", [0, 1, 5])
 def test_polygons_are_filled_as_by_pycocotools(rounding):
     rng = np.random.default_rng(rounding)
@@ -62,6 +63,7 @@ def test_polygons_are_filled_as_by_pycocotools(rounding):
         assert np.array_equal(mask == 7, polygon_by_pycocotools(ring, size=(height, width)))
 
 
+@pytest.mark.proves("Data", "polygons and run lengths of COCO", by="pycocotools")
 def test_run_lengths_are_decoded_as_by_pycocotools():
     coco = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
@@ -103,6 +105,7 @@ def labelme_shapes():
     return module
 
 
+@pytest.mark.proves("Data", "shapes of labelme", by="labelme")
 def test_shapes_are_drawn_as_by_labelme(labelme_shapes):
     rng = np.random.default_rng(0)
     corners = {"polygon": 5, "rectangle": 2, "circle": 2, "line": 2, "linestrip": 4, "point": 1}
@@ -285,6 +288,7 @@ def relative(ring: list[float]) -> str:
     return " ".join(f"{value / size:.6f}" for value, size in zip(ring, sizes, strict=True))
 
 
+@pytest.mark.proves("Data", "YOLO segmentation: text and data.yaml", by="names")
 @pytest.mark.parametrize("layout", ["ultralytics", "roboflow", "flat", "elsewhere"])
 def test_layouts_of_yolo(tmp_path, layout):
     places = {

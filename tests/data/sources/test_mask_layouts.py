@@ -200,6 +200,7 @@ def test_palettes_and_numbers_with_a_file_of_colors(tree, tmp_path):
     assert open_source(root)[0].mask[0].tolist() == [0, 2, 2, 0, 2]
 
 
+@pytest.mark.proves("Data", "masks of CVAT, Roboflow and CamVid", by="names")
 def test_cvat(tree, tmp_path):
     root = tree(
         {
@@ -218,6 +219,7 @@ def test_cvat(tree, tmp_path):
     assert not open_source(root)[1].mask.any()
 
 
+@pytest.mark.proves("Data", "masks of CVAT, Roboflow and CamVid", by="names")
 def test_roboflow(tree):
     table = "Pixel Value, Class\n0, background\n1, scratch\n2, dent\n"
     files: dict = {}
@@ -230,6 +232,7 @@ def test_roboflow(tree):
     assert (classes_of(train), classes_of(held), classes_of(open_source(root, "test"))) == ([1], [2], [0])
 
 
+@pytest.mark.proves("Data", "masks of CVAT, Roboflow and CamVid", by="names")
 def test_camvid(tree):
     table = "name,r,g,b\nVoid,0,0,0\nCar,128,0,0\nTree,0,128,0\n"
     files: dict = {"class_dict.csv": table}

@@ -366,9 +366,9 @@ class MaskIndex:
         """
         masks = [self._exact(parts) for parts in images]
         similar = ["" if mask else self._similar(parts) for mask, parts in zip(masks, images, strict=True)]
-        taken = Counter((*masks, *similar))
+        uses = Counter((*masks, *similar))
         return [
-            mask or (other if taken[other] == 1 else "") for mask, other in zip(masks, similar, strict=True)
+            mask or (other if uses[other] == 1 else "") for mask, other in zip(masks, similar, strict=True)
         ]
 
     def _exact(self, parts: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from triptych.data.sources.folders import IMAGE_SUFFIXES
+from triptych.data.image_formats import KNOWN_SUFFIXES
 from triptych.data.sources.splits import SPLITS
 
 Role = Literal["image", "mask", ""]
@@ -70,7 +70,7 @@ def may_be_mask(name: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return Path(name).suffix.lower() in KNOWN_SUFFIXES
 
 
 def folder_role(name: str, *, loose: bool = False) -> tuple[str, Role] | None:

@@ -14,6 +14,7 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
+MASK_WORDS = {"mask", "masks", "label", "labels", "annot", "annotation", "annotations", "gt", "seg", "truth"}
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
@@ -37,7 +38,12 @@ def split_folders(folder: Path) -> dict[str, Path]:
     if "train" in exact and len(exact) > 1:
         return {split: _innermost(path) for split, path in exact.items()}
     words = {path: _words(path.name) for path in folders}
-    longer = _by_split((split, path) for path, (split, _) in words.items())
+    plain = {split for split, others in words.values() if not MASK_WORDS.intersection(others)}
+    # train_masks next to train holds the masks of that split.
+    longer = _by_split(
+        ("" if split in plain and MASK_WORDS.intersection(others) else split, path)
+        for path, (split, others) in words.items()
+    )
     if "train" in longer and len(longer) > 1 and _agree(longer, {words[path][1] for path in longer.values()}):
         return {split: _innermost(path) for split, path in longer.items()}
     return {}

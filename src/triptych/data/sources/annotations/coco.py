@@ -150,10 +150,12 @@ def _number_categories(
                     f"category {number} is {names[number]!r} in one split and {name!r} in {files[split]}; use the same"
                 )
             groups.add(str(category.get("supercategory")))
-    kept = [number for number in sorted(names) if number in used or names[number] not in groups or number > 0]
-    if len({names[number] for number in kept}) < len(kept):
+    listed = [
+        number for number in sorted(names) if number in used or names[number] not in groups or number > 0
+    ]
+    if len({names[number] for number in listed}) < len(listed):
         names = {number: f"{name} {number}" for number, name in names.items()}
-    return {number: (names[number], k) for k, number in enumerate(kept, 1)}
+    return {number: (names[number], k) for k, number in enumerate(listed, 1)}
 
 
 def _is_segmented(content: dict[str, Any]) -> bool:
