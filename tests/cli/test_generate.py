@@ -208,7 +208,7 @@ def test_approximations_are_in_the_file(places, tmp_path):
     assert not np.array_equal(pixels(tmp_path / "made.png"), pixels(tmp_path / "exact.png"))
 
 
-def test_from_the_web_uis_text(places, tmp_path):
+def test_from_the_web_uis_text(places, tmp_path, capsys):
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -217,6 +217,8 @@ def test_from_the_web_uis_text(places, tmp_path):
         "an apple\nNegative prompt: blurry\nSteps: 2, Sampler: Euler a, CFG scale: 3, Seed: 7, Size: 24x16, Model: x",
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "web.png", pnginfo=info)
+    run(places, tmp_path, "--from {t}/web.png --out {t}/a.png", code=2)
+    assert "web.png was made with the model x; name its file with --model FILE" in capsys.readouterr().err
     run(places, tmp_path, "--from {t}/web.png --model {m}/text.safetensors --out {t}/a.png")
     settings = read(tmp_path / "a.png")
     assert (settings.prompt, settings.sampler, settings.seed, settings.size) == (

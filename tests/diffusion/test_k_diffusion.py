@@ -101,3 +101,18 @@ def test_k_diffusions_noise_levels(process):
         torch.testing.assert_close(torch.tensor(ratios), sigmas, rtol=1e-4, atol=1e-5)
     times = [level.t for level in spaced_levels(process, 12, "sgm-uniform")[:-1]]
     torch.testing.assert_close(torch.tensor(times), torch.linspace(999, 0, 13)[:-1])
+
+
+@pytest.mark.parametrize("count", [7, 12, 30])
+def test_noise_levels_of_comfyui_and_the_web_ui(count, process):
+    """Their "simple" picks sigmas[-(1 + int(i * T / n))]; for DPM2 a ramp of n + 1 loses its last but one level."""
+    process, theirs = process(), k_diffusion_sampling()
+    table = [noise_ratio(process.level(t)) for t in range(process.last + 1)]
+    picked = [table[-(1 + int(i * len(table) / count))] for i in range(count)]
+    assert [noise_ratio(level) for level in spaced_levels(process, count, "simple")] == [*picked, 0]
+    ramps = {"karras": theirs.get_sigmas_karras, "exponential": theirs.get_sigmas_exponential}
+    for name, ramp in ramps.items():
+        sigmas = ramp(count + 1, table[0], table[-1])
+        levels = spaced_levels(process, count, f"multistep-{name}")
+        ratios = torch.tensor([noise_ratio(level) for level in levels])
+        torch.testing.assert_close(ratios, torch.cat([sigmas[:-2], sigmas[-1:]]), rtol=1e-4, atol=1e-5)

@@ -288,7 +288,13 @@ def generate(args: Sequence[str]) -> int:
             return typed.run(GenerationRecord(), typed.sampling)
         from triptych.pipelines.diffusion import image_metadata
 
-        source = image_metadata.read(typed.from_)
+        settings = image_metadata.read_settings(typed.from_)
+        settings.log_notes(str(typed.from_))
+        source = settings.record
+        if settings.model and not typed.model and not settings.model.startswith(SHIPPED_GENERATOR):
+            raise ConfigError(
+                f"{typed.from_} was made with the model {settings.model}; name its file with --model FILE"
+            )
         values = {f.name: getattr(source, f.name) for f in dataclasses.fields(SamplingOptions)}
         command = parse(Generate, args, prog, default=Generate(sampling=SamplingFlags(**values)))
         return command.run(source, typed.sampling)

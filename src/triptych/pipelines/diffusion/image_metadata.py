@@ -235,6 +235,17 @@ class ImageSettings:
     """The program that wrote them, with its version where the file names it."""
     notes: tuple[str, ...] = ()
     """What cannot be reproduced, a line each."""
+    model: str = ""
+    """The checkpoint that another program names, which is no file here."""
+
+    def log_notes(self, name: str) -> None:
+        """Log a line for each note.
+
+        Args:
+            name: name of the image.
+        """
+        for note in self.notes:
+            log.warning("%s (%s): %s", name, self.source, note)
 
 
 def read(image: ImageInput) -> GenerationRecord:
@@ -247,9 +258,8 @@ def read(image: ImageInput) -> GenerationRecord:
     Raises:
         DataError: there is no such file, it is no image, or it has no metadata.
     """
-    settings, name = read_settings(image), name_of(image)
-    for note in settings.notes:
-        log.warning("%s (%s): %s", name, settings.source, note)
+    settings = read_settings(image)
+    settings.log_notes(name_of(image))
     return settings.record
 
 
@@ -270,7 +280,7 @@ def read_settings(image: ImageInput) -> ImageSettings:
             f"{name} has no generation metadata; give an image written by `triptych generate`, or by "
             f"{', '.join(dialect.name for dialect in foreign_metadata.DIALECTS)}"
         )
-    return ImageSettings(settings.record(), settings.source, tuple(settings.notes))
+    return ImageSettings(settings.record(), settings.source, tuple(settings.notes), settings.model)
 
 
 def parse_parameters(text: str, name: str = "the text") -> GenerationRecord:

@@ -29,6 +29,8 @@ class ForeignSettings:
     """Fields of a `GenerationRecord`."""
     notes: list[str] = field(default_factory=list)
     """What cannot be reproduced, a line each."""
+    model: str = ""
+    """Name of the checkpoint, and its hash if the metadata have it."""
 
     def record(self) -> GenerationRecord:
         return GenerationRecord(**self.values)
@@ -162,8 +164,8 @@ class ForeignSettings:
         """Note the checkpoint that the image was made with, which the file does not contain."""
         name = model if isinstance(model, str) and model else None
         if name or digest:
-            known = f"{name} ({digest})" if name and digest else name or digest
-            self.note(f"made with the model {known}; give its file as the model")
+            self.model = f"{name} ({digest})" if name and digest else str(name or digest)
+            self.note(f"made with the model {self.model}; give its file as the model")
 
     def note_noise(self, unknown: str = "", *, sequential: bool = False) -> None:
         """Note noise that is drawn in another way than here.
