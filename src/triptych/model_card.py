@@ -30,6 +30,13 @@ class Preprocess:
     background: tuple[int, int, int] = (255, 255, 255)
     """Color (RGB, 0 to 255) behind transparent pixels."""
 
+    bands: tuple[int, ...] | None = None
+    """Indices of the three bands of an image that are red, green and blue, or of one that is gray; None is the first
+    three."""
+    value_range: tuple[float, float] | None = None
+    """Values that are black and white, in images of other depths than 8 bits; None is the range of the image's
+    depth."""
+
     def __post_init__(self):
         need(min(self.size) >= 1, self, "size", "two positive numbers of pixels")
         need(0 < self.crop <= 1, self, "crop", "above 0 and at most 1")

@@ -14,7 +14,8 @@ from triptych.cli.parsing import WrappedHelp
 # Changing a flag breaks users' scripts: change it here, too, and mention it in CHANGELOG.
 TRAINING = """
     --loading.batch-size --loading.eval-batch-size --loading.workers --loading.load-size --loading.cache
-    --loading.on-bad-image --loading.keep-alpha --loading.sampling --loading.stream --loading.shuffle-buffer
+    --loading.on-bad-image --loading.max-pixels --loading.value-range --loading.bands
+    --loading.keep-alpha --loading.sampling --loading.stream --loading.shuffle-buffer
     --loading.lanes
     --loading.eval-fraction --loading.image-column
     --loading.label-column --loading.caption-column --loading.mask-column
@@ -33,7 +34,7 @@ TRAINING = """
 """
 FLAGS = {
     "bench": "SUITE --out --quick --short --compiled --json",
-    "classify": "IMAGE... --model --top --dtype --compile --batch-size --workers --on-bad-image --json",
+    "classify": "IMAGE... --model --top --dtype --compile --batch-size --workers --on-bad-image --max-pixels --json",
     "convert": "SRC DST --format --prediction --json",
     "demo": "--out --classifier --segmenter --generator --json",
     "evaluate": "[MODEL-or-RUN] --data --split --batch-size --workers --dtype --compile --on-bad-image"
@@ -54,7 +55,7 @@ FLAGS = {
     "list": "[PATTERN] --json",
     "plot": "RUN --out",
     "segment": "IMAGE... --model --out --write --skip-existing --size --window --overlap --scales --flip --dtype"
-    " --compile --batch-size --workers --on-bad-image --json",
+    " --compile --batch-size --workers --on-bad-image --max-pixels --json",
     "train latent-diffusion": f"""
         --out --dry-run --json
         --data --model --model-args --init --image-size --first-stage --condition --image-encoder --prediction --train

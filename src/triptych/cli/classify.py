@@ -35,6 +35,8 @@ class Classify:
     """Worker processes that read ahead; 0 reads in the main process."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Stop at an image that cannot be read, or skip and report it."""
+    max_pixels: int | None = None
+    """Largest number of pixels of an image; none is 178 million."""
     json: bool = False
     """Print one JSON object per image, one per line."""
 
@@ -46,7 +48,14 @@ class Classify:
         dtype = None if self.dtype == "auto" else self.dtype
         workers = default_workers() if self.workers is None else self.workers
         pipe = ClassificationPipeline(
-            self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
+            self.model,
+            None,
+            dtype,
+            self.batch_size,
+            workers,
+            self.on_bad_image,
+            compile=self.compile,
+            max_pixels=self.max_pixels,
         )
         results = pipe.stream(files, self.top)
         if len(files) > self.batch_size and not sys.stdout.isatty():  # else the results are the progress

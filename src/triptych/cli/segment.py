@@ -27,7 +27,8 @@ class Segment:
     """Segment images: predict the class of every pixel.
 
     Writes for each image NAME.overlay.png, NAME.labels.png (a pixel's value is the index of its class), NAME.legend.png
-    and NAME.json with the area, share and box of each class. Images from a folder keep their relative paths in --out.
+    and NAME.json with the area, share and box of each class; of a GeoTIFF also NAME.labels.tif with its position on
+    Earth. Images from a folder keep their relative paths in --out.
     For more than 32 images, only labels and json are written by default, because a legend takes a second to draw.
     """
 
@@ -61,6 +62,8 @@ class Segment:
     """Worker processes that read ahead; 0 reads in the main process."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Stop at an image that cannot be read, or skip and report it."""
+    max_pixels: int | None = None
+    """Largest number of pixels of an image; none is 178 million."""
     json: bool = False
     """Print one JSON object per image, one per line."""
 
@@ -84,7 +87,14 @@ class Segment:
         dtype = None if self.dtype == "auto" else self.dtype
         workers = default_workers() if self.workers is None else self.workers
         pipe = SegmentationPipeline(
-            self.model, None, dtype, self.batch_size, workers, self.on_bad_image, compile=self.compile
+            self.model,
+            None,
+            dtype,
+            self.batch_size,
+            workers,
+            self.on_bad_image,
+            compile=self.compile,
+            max_pixels=self.max_pixels,
         )
         results = pipe.stream(files, passes)
         if len(files) > 1 and not (
@@ -164,5 +174,8 @@ def written_parts(result: "Segmentation", place: Path, parts: Collection[str]) -
     # These files can be computed again, so they need not reach the disk before the next image starts.
     saved = result.save(place.parent, place.name, [part for part in parts if part != "legend"], durable=False)
     return sorted(
-        [*saved, *legend], key=lambda path: list(ENDS.values()).index(path.name.removeprefix(place.name))
+        [*saved, *legend],
+        key=lambda path: list(ENDS.values()).index(
+            path.name.removeprefix(place.name).replace(".tif", ".png")
+        ),
     )

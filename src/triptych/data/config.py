@@ -105,6 +105,14 @@ class DataConfig:
     """Keep decoded images in memory; auto does so below 1 GiB."""
     on_bad_image: Literal["skip", "fail"] = "skip"
     """Skip damaged images and list them at the end, or fail at the first."""
+    max_pixels: int | None = None
+    """Largest number of pixels of an image; none is 178 million."""
+    value_range: tuple[float, float] | None = None
+    """Values that are black and white, in images of other depths than 8 bits; none is the range of the image's
+    depth. Kept in the model card."""
+    bands: tuple[int, ...] | None = None
+    """Bands (from 0) of an image to take as red, green and blue, or one as gray; none is the first three. Kept in the
+    model card."""
     keep_alpha: bool = False
     """Keep the alpha channel of image files, for random backgrounds; otherwise they are composited over white."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"

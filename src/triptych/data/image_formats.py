@@ -73,7 +73,9 @@ class OptionalFormat:
 HEIF = OptionalFormat("HEIF", (".heic", ".heics", ".heif", ".heifs", ".hif"), "pillow-heif", "pillow_heif")
 AVIF = OptionalFormat("AVIF", (".avif", ".avifs"), "'pillow>=11.3'", "pillow_avif")
 JXL = OptionalFormat("JXL", (".jxl",), "pillow-jxl-plugin", "pillow_jxl")
-OPTIONAL_FORMATS = (HEIF, AVIF, JXL)
+DICOM = OptionalFormat("DICOM", (".dcm", ".dicom"), "pydicom", "pydicom")
+TIFF_BANDS = OptionalFormat("TIFF of this depth or number of bands", (), "tifffile", "tifffile")
+OPTIONAL_FORMATS = (HEIF, AVIF, JXL, DICOM)
 KNOWN_SUFFIXES = PILLOW_SUFFIXES.union(*(form.suffixes for form in OPTIONAL_FORMATS))
 
 

@@ -14,7 +14,18 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from triptych.data.image_formats import exif_is_applied, optional_format, pillow_formats
+from triptych.data.bands import (
+    DEFAULT_OPTIONS,
+    TIFF_HEADERS,
+    Bands,
+    ReadOptions,
+    is_dicom,
+    read_dicom,
+    read_tiff,
+    scale_to_8_bits,
+    to_rgba,
+)
+from triptych.data.image_formats import TIFF_BANDS, exif_is_applied, optional_format, pillow_formats
 from triptych.errors import ConfigError, DataError, TriptychError
 
 MAX_PIXELS = 178_956_970  # above this size Pillow takes an image for a decompression bomb
@@ -65,6 +76,14 @@ class Resize:
     mode: ResizeMode = "squash"
     interpolation: str = "bicubic"
     background: tuple[float, float, float] = (255, 255, 255)
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
+
+
+def resize_of(preprocess: ResizeLike) -> Resize:
+    """Return the settings of a model card's preprocessing that the loader needs."""
+    names = Resize.__dataclass_fields__
+    return Resize(**{name: getattr(preprocess, name) for name in names if hasattr(preprocess, name)})
 
 
 def decode(
@@ -73,12 +92,12 @@ def decode(
     *,
     name: str | None = None,
     min_size: tuple[int, int] | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> UInt8[np.ndarray, "H W C"]:
     """Decode an image to uint8 (H, W, 3), upright RGB. Of an animation it returns the first frame.
 
-    Color profiles are ignored. 16-bit grayscale is rounded to 8 bits. Values of 32-bit images are kept if they lie
-    within 0 to 255; integers up to 65535 are taken as 16-bit values and floats up to 1 as fractions of white; other
-    ranges are rescaled to 0 to 255.
+    Color profiles are ignored. Other depths than 8 bits are scaled (`scale_to_8_bits`). Of more than 4 bands the first
+    three are used, and pixels without data (NaN, or GDAL's no-data value) are transparent.
 
     Args:
         source: the path of a file, its bytes, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
@@ -86,12 +105,13 @@ def decode(
             white.
         name: name of the image in errors; by default its path.
         min_size: height and width that suffice. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is enough.
+        options: bands and range of values, and how large images may be.
 
     Raises:
         DataError: the file does not exist, is empty, is not an image, is damaged or truncated, or has more than 178
-            megapixels.
+            megapixels (or `options.max_pixels`).
     """
-    return decode_with_orientation(source, alpha, name=name, min_size=min_size)[0]
+    return decode_with_orientation(source, alpha, name=name, min_size=min_size, options=options)[0]
 
 
 def decode_with_orientation(
@@ -100,6 +120,7 @@ def decode_with_orientation(
     *,
     name: str | None = None,
     min_size: tuple[int, int] | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> tuple[UInt8[np.ndarray, "H W C"], int]:
     """As `decode`, and also return the EXIF orientation that was undone, from 1 (upright) to 8."""
     if isinstance(source, np.ndarray):
@@ -107,8 +128,17 @@ def decode_with_orientation(
     if name is None:
         name = "image" if isinstance(source, bytes | Image.Image) else os.fspath(source)
     with image_errors(name):
-        image = source if isinstance(source, Image.Image) else open_image(source, name)
-        _check_pixel_count(image.width * image.height, name)
+        if not isinstance(source, Image.Image):
+            source = _read_content(source, name)
+            if (bands := _read_bands(source, name, options)) is not None:
+                image = Image.fromarray(to_rgba(bands, options, name))
+                if bands.orientation in UNDO_ORIENTATION:
+                    image = image.transpose(UNDO_ORIENTATION[bands.orientation])
+                return _pixels(
+                    image, alpha
+                ), bands.orientation if bands.orientation in UNDO_ORIENTATION else 1
+        image = source if isinstance(source, Image.Image) else open_image(source, name, options.max_pixels)
+        _check_pixel_count(image.width * image.height, name, options.max_pixels)
         if min_size is not None and image is not source and image.format in ("JPEG", "MPO"):
             height, width = min_size
             turned = exif_orientation(image) >= 5
@@ -117,7 +147,9 @@ def decode_with_orientation(
             image
         )  # before loading, since Pillow turns a TIFF upright when it loads it
         image.load()
-        return _pixels(image, alpha), orientation if orientation in UNDO_ORIENTATION else 1
+        return _pixels(
+            image, alpha, options.value_range
+        ), orientation if orientation in UNDO_ORIENTATION else 1
 
 
 def read_image_size(
@@ -176,12 +208,8 @@ def _allow_long_texts() -> None:
     PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, 2 * MAX_TEXT_BYTES)
 
 
-def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image:
-    """Open a file or its bytes with Pillow, without decoding it. Call it within `image_errors`.
-
-    Args:
-        name: name of the image in errors.
-    """
+def _read_content(source: bytes | str | os.PathLike[str], name: str) -> bytes:
+    """Return the bytes of a file."""
     if not isinstance(source, bytes):
         path = Path(source)
         if not path.exists():
@@ -194,16 +222,53 @@ def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
             raise DataError(f"{name} cannot be read ({problem.strerror}); check its permissions") from problem
     if not source:
         raise DataError(f"{name} is empty (0 bytes); replace it or leave it out")
+    return source
+
+
+def _read_bands(content: bytes, name: str, options: ReadOptions) -> Bands | None:
+    """Return what tifffile or pydicom reads of a file; None if it is left to Pillow."""
+
+    def check_size(pixels: int) -> None:
+        _check_pixel_count(pixels, name, options.max_pixels)
+
+    if is_dicom(content[:132]):
+        return read_dicom(content, name, check_size)
+    if content[:4] in TIFF_HEADERS:
+        try:
+            return read_tiff(content, options, check_size)
+        except (MemoryError, DataError):
+            raise
+        except Exception:  # Pillow may read it, or reports what is wrong
+            return None
+    return None
+
+
+def open_image(
+    source: bytes | str | os.PathLike[str], name: str, max_pixels: int | None = None
+) -> Image.Image:
+    """Open a file or its bytes with Pillow, without decoding it. Call it within `image_errors`.
+
+    Args:
+        name: name of the image in errors.
+        max_pixels: as in `ReadOptions`.
+    """
+    source = _read_content(source, name)
     form = optional_format(source[:64])
     if form is not None and not form.is_readable:
         raise DataError(f"{name} is {form.title}, which needs another package: {form.advice}")
+    if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # of the process, and only raised
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
         return Image.open(io.BytesIO(source), formats=pillow_formats(source[:64]))
     except Image.DecompressionBombError as problem:
         pixels = next((int(word.strip("(")) for word in str(problem).split() if word.strip("(").isdigit()), 0)
-        _check_pixel_count(max(pixels, MAX_PIXELS + 1), name)
+        _check_pixel_count(max(pixels, MAX_PIXELS + 1), name, max_pixels)
         raise  # not reached
     except UnidentifiedImageError as problem:
+        if source[:4] in TIFF_HEADERS and not TIFF_BANDS.is_readable:
+            raise DataError(
+                f"{name} is a {TIFF_BANDS.title}, which needs another package: {TIFF_BANDS.advice}"
+            ) from problem
         raise DataError(
             f"{name} is damaged or not an image of a known format; replace it with a PNG or JPEG"
         ) from problem
@@ -211,10 +276,12 @@ def open_image(source: bytes | str | os.PathLike[str], name: str) -> Image.Image
         raise DataError(f"{name} is a damaged image ({problem}); replace it or leave it out") from problem
 
 
-def _check_pixel_count(pixels: int, name: str) -> None:
-    if pixels > MAX_PIXELS:
+def _check_pixel_count(pixels: int, name: str, max_pixels: int | None = None) -> None:
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    if pixels > limit:
         raise DataError(
-            f"{name} has {pixels / 1e6:.0f} megapixels, but at most {MAX_PIXELS // 10**6} are allowed; make it smaller"
+            f"{name} has {pixels / 1e6:.0f} megapixels, but at most {limit // 10**6} are allowed; make it smaller, or "
+            "raise the limit with --max-pixels"
         )
 
 
@@ -228,11 +295,12 @@ def exif_orientation(image: Image.Image) -> int:
         return 1
 
 
-def _pixels(image: Image.Image, alpha: bool) -> np.ndarray:
+def _pixels(image: Image.Image, alpha: bool, value_range: tuple[float, float] | None = None) -> np.ndarray:
     """Convert a loaded image to upright uint8 (H, W, 3 or 4)."""
     orientation = exif_orientation(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
+        values = np.asarray(image)
+        image = Image.fromarray(scale_to_8_bits(values, value_range=value_range))
     if orientation in UNDO_ORIENTATION:
         image = image.transpose(UNDO_ORIENTATION[orientation])
     if image.mode == "LAB":
@@ -244,17 +312,6 @@ def _pixels(image: Image.Image, alpha: bool) -> np.ndarray:
         if not alpha:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGBA" if alpha else "RGB"))
-
-
-def _to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    if mode.startswith("I;16"):
-        return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    low, high = values.min(initial=0), values.max(initial=0)
-    if low >= 0:
-        whites = (1, 255) if mode == "F" else (255, 65535)
-        high = next((white for white in whites if high <= white), high)
-    return np.rint((values - low) * (255 / max(high - low, 1e-300))).clip(0, 255).astype(np.uint8)
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:

@@ -39,6 +39,8 @@ class ImagePipeline:
             results, logs it and lists it in `skipped`. A single image always raises.
         compile: `torch.compile` each block at the first images; see `triptych.torch_compile` for when it pays.
 
+        max_pixels: largest number of pixels of an image; None is 178 million.
+
     Raises:
         TriptychError: an argument is out of its range.
     """
@@ -52,6 +54,7 @@ class ImagePipeline:
         workers: int = 0,
         on_bad_image: Literal["skip", "fail"] = "fail",
         compile: bool = False,
+        max_pixels: int | None = None,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise ConfigError(f"batch_size {batch_size} must be at least 1 and workers {workers} at least 0")
@@ -71,6 +74,7 @@ class ImagePipeline:
         self.card = self.net.card
         self.config = self.net.config
         self.batch_size, self.workers, self.on_bad_image = batch_size, workers, on_bad_image
+        self.max_pixels = max_pixels
         self.skipped: list[str] = []
 
     def check(self, net: Any) -> None:

@@ -40,6 +40,7 @@ class ClassificationPipeline(ImagePipeline):
         on_bad_image: "fail" raises at the first image that cannot be read; "skip" leaves it out of the
             results, logs it, and lists it in `skipped`. A single image always raises.
         compile: `torch.compile` each block at the first images, see `triptych.torch_compile`.
+        max_pixels: largest number of pixels of an image; None is 178 million.
 
     Raises:
         TriptychError: the network has no classes, or an argument is out of its range.
@@ -99,7 +100,7 @@ class ClassificationPipeline(ImagePipeline):
 
     @property
     def _fitting(self) -> "_Fitting":
-        return _Fitting(self.card.preprocess)
+        return _Fitting(self.card.preprocess, self.max_pixels)
 
     def _classify(self, batch: list[tuple[str, np.ndarray]], top: int) -> list[Classification]:
         names, pixels = zip(*batch, strict=True)
@@ -121,9 +122,10 @@ class _Fitting:
     """`fitted` with a card's preprocessing; sent to worker processes."""
 
     preprocess: Preprocess
+    max_pixels: int | None = None
 
     def __call__(self, image: ImageInput) -> np.ndarray:
-        return fitted(image, self.preprocess)
+        return fitted(image, self.preprocess, self.max_pixels)
 
 
 def _check(top: int) -> None:

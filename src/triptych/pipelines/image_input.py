@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from triptych.data.bands import ReadOptions
 from triptych.data.image_formats import describe_left_out, is_image_name, is_unreadable_image
 from triptych.data.images import decode, flatten_alpha, resize_crop
 from triptych.errors import ConfigError
@@ -32,31 +33,41 @@ def name_of(image: ImageInput) -> str:
     return "bytes" if isinstance(image, bytes) else "array"
 
 
-def fitted(image: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
+def fitted(
+    image: ImageInput, preprocess: Preprocess, max_pixels: int | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
     """Return an image as pixels of the network's size: decoded, resized and cropped, on the card's background.
 
     Args:
         image: a path, the bytes of a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        max_pixels: largest number of pixels; None is 178 million.
 
     Raises:
         DataError: the image cannot be read; the message names it.
     """
     p = preprocess
-    pixels = decode(image, alpha=not _white(p), name=name_of(image))
+    options = _read_options(p, max_pixels)
+    pixels = decode(image, alpha=not _white(p), name=name_of(image), options=options)
     return flatten_alpha(
         resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p.background
     )
 
 
-def read_full(image: ImageInput, preprocess: Preprocess) -> UInt8[np.ndarray, "H W 3"]:
+def read_full(
+    image: ImageInput, preprocess: Preprocess, max_pixels: int | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
     """Return an image as pixels of its own size, upright, on the card's background.
 
     Raises:
         DataError: as `fitted`.
     """
-    return flatten_alpha(
-        decode(image, alpha=not _white(preprocess), name=name_of(image)), preprocess.background
-    )
+    options = _read_options(preprocess, max_pixels)
+    pixels = decode(image, alpha=not _white(preprocess), name=name_of(image), options=options)
+    return flatten_alpha(pixels, preprocess.background)
+
+
+def _read_options(preprocess: Preprocess, max_pixels: int | None) -> ReadOptions:
+    return ReadOptions(max_pixels=max_pixels, value_range=preprocess.value_range, bands=preprocess.bands)
 
 
 def _white(preprocess: Preprocess) -> bool:

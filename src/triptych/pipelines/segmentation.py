@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from triptych.data.geotiff import GeoTags, read_geo_tags
 from triptych.data.loading.test_time_views import View, ViewOptions, make_views
 from triptych.device import log_dtype
 from triptych.errors import ConfigError
@@ -30,6 +31,7 @@ class _Read:
 
     pixels: UInt8[np.ndarray, "H W 3"]
     fed: list[View]
+    geo_tags: GeoTags
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ class _ImageReader:
     preprocess: Preprocess
     passes: ViewOptions
     least: int
+    max_pixels: int | None = None
 
     def __call__(self, image: ImageInput) -> _Read:
-        pixels = read_full(image, self.preprocess)
-        return _Read(pixels, make_views(pixels, self.preprocess, self.passes, self.least))
+        pixels = read_full(image, self.preprocess, self.max_pixels)
+        views = make_views(pixels, self.preprocess, self.passes, self.least)
+        return _Read(pixels, views, read_geo_tags(image))
 
 
 class SegmentationPipeline(ImagePipeline):
@@ -65,7 +69,7 @@ class SegmentationPipeline(ImagePipeline):
     Args:
         net: a `Segmenter`, or what `tp.load` takes. Or any module with `config.num_classes` and `card` that turns
             normalized images (B, C, H, W) into logits (B, classes, H, W).
-        device, dtype, workers, on_bad_image, compile: as in `ClassificationPipeline`.
+        device, dtype, workers, on_bad_image, compile, max_pixels: as in `ClassificationPipeline`.
         batch_size: images, or windows, per forward pass.
         colors: red, green and blue of each class, from 0 to 255; by default the card's, else the package's.
 
@@ -83,8 +87,9 @@ class SegmentationPipeline(ImagePipeline):
         on_bad_image: Literal["skip", "fail"] = "fail",
         colors: Sequence[Sequence[int]] | None = None,
         compile: bool = False,
+        max_pixels: int | None = None,
     ) -> None:
-        super().__init__(net, device, dtype, batch_size, workers, on_bad_image, compile)
+        super().__init__(net, device, dtype, batch_size, workers, on_bad_image, compile, max_pixels)
         self.colors = class_colors(self.classes, colors or self.card.colors)
         # Windows smaller than one patch are useless.
         self.least = self.net.backbone.strides[0] if isinstance(self.net, Segmenter) else 1
@@ -167,7 +172,7 @@ class SegmentationPipeline(ImagePipeline):
         return self.logits(batched(pieces, self.card.preprocess, self.config.in_channels))
 
     def _reader(self, passes: ViewOptions) -> "_ImageReader":
-        return _ImageReader(self.card.preprocess, passes, self.least)
+        return _ImageReader(self.card.preprocess, passes, self.least, self.max_pixels)
 
     def _segment(
         self, some: list[tuple[str, _Read]], passes: ViewOptions, confidence: bool
@@ -201,4 +206,5 @@ class SegmentationPipeline(ImagePipeline):
             image=read.pixels,
             confidence=sure,
             source=name,
+            geo_tags=read.geo_tags,
         )

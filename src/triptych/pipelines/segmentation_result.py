@@ -4,7 +4,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
 from triptych.atomic_write import write_atomically, write_text_atomically
+from triptych.data.geotiff import GeoTags, geotiff
 from triptych.errors import ConfigError
 from triptych.pipelines.palette import is_ground
 
@@ -50,6 +51,8 @@ class Segmentation:
     """Probability of each pixel's class; None unless requested."""
     source: str = ""
     """The image's file, else its type."""
+    geo_tags: GeoTags = field(default_factory=dict)
+    """Tags of a GeoTIFF that place the image on Earth; empty for other images."""
 
     @cached_property
     def areas(self) -> tuple[Area, ...]:
@@ -141,7 +144,8 @@ class Segmentation:
         durable: bool = True,
     ) -> list[Path]:
         """Write the labels into a .png file, the areas into a .json file, or all parts into a folder:
-        NAME.overlay.png, NAME.labels.png and NAME.json, in this order.
+        NAME.overlay.png, NAME.labels.png and NAME.json, in this order. With the labels of a GeoTIFF, NAME.labels.tif is
+        written as well, with the tags that place it on Earth; a file that ends in .tif is written alone.
 
         Args:
             where: a file that ends in .png or .json, or a folder, which is created.
@@ -156,6 +160,9 @@ class Segmentation:
             StorageError: the place cannot be written.
         """
         where = Path(where)
+        if where.suffix.lower() in (".tif", ".tiff"):
+            self._write_geotiff(where, durable)
+            return [where]
         if where.suffix.lower() in (".png", ".json"):
             name, parts = where.name, ("labels" if where.suffix.lower() == ".png" else "json",)
             places = {parts[0]: where}
@@ -168,7 +175,15 @@ class Segmentation:
             else:
                 image = self.label_image() if part == "labels" else self.overlay()
                 _write_png(image, places[part], durable)
-        return [places[part] for part in PARTS if part in parts]
+        written = [places[part] for part in PARTS if part in parts]
+        if self.geo_tags and "labels" in parts:
+            written.append(places["labels"].with_suffix(".tif"))
+            self._write_geotiff(written[-1], durable)
+        return written
+
+    def _write_geotiff(self, path: Path, durable: bool) -> None:
+        content = geotiff(self.labels, self.geo_tags)
+        write_atomically(path, lambda file: file.write(content), durable)
 
     def _json_text(self) -> str:
         return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"

@@ -13,8 +13,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from triptych.data.bands import ReadOptions
 from triptych.data.example import Batch, Example, SourceChangedError
-from triptych.data.images import Resize, ResizeLike, decode_with_orientation, flatten_alpha, resize_crop
+from triptych.data.images import (
+    Resize,
+    ResizeLike,
+    decode_with_orientation,
+    flatten_alpha,
+    resize_crop,
+    resize_of,
+)
 from triptych.data.loading.test_time_views import ViewOptions, make_views
 from triptych.data.masks import mask_dtype, orient_mask, void_label
 from triptych.data.source import Source
@@ -53,6 +61,7 @@ class DecodingDataset(Dataset):
         alpha: return RGBA images.
         fast: decode JPEGs at a reduced size where that suffices. The pixels then differ slightly.
         min_size: height and width; a smaller image counts as damaged.
+        max_pixels: as in `ReadOptions`.
     """
 
     def __init__(
@@ -62,7 +71,9 @@ class DecodingDataset(Dataset):
         alpha: bool,
         fast: bool,
         min_size: tuple[int, int] | None = None,
+        max_pixels: int | None = None,
     ):
+        self.options = ReadOptions(max_pixels=max_pixels, value_range=resize.value_range, bands=resize.bands)
         self.source, self.resize, self.alpha, self.min_size = source, resize, alpha, min_size
         classes = source.mask_classes
         self.has_masks = classes is not None
@@ -126,7 +137,7 @@ class DecodingDataset(Dataset):
     def _decode(self, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the full image, and its mask if the source has masks."""
         array, orientation = decode_with_orientation(
-            example.image, self.alpha, name=example.id, min_size=self.draft_size
+            example.image, self.alpha, name=example.id, min_size=self.draft_size, options=self.options
         )
         if not self.has_masks:
             return array, None
@@ -139,10 +150,18 @@ class FullImageDataset(DecodingDataset):
     """Prepares full images for a segmenter: the views of each image (`make_views`), and its mask at its own size. Both
     are lists in the batch, because sizes differ."""
 
-    def __init__(self, source: Source, preprocess: ResizeLike, options: ViewOptions, patch_size: int):
-        resize = Resize(**{name: getattr(preprocess, name) for name in Resize.__dataclass_fields__})
-        super().__init__(source, resize, alpha=tuple(resize.background) != (255, 255, 255), fast=False)
-        self.options, self.patch_size = options, patch_size
+    def __init__(
+        self,
+        source: Source,
+        preprocess: ResizeLike,
+        views: ViewOptions,
+        patch_size: int,
+        max_pixels: int | None = None,
+    ):
+        resize = resize_of(preprocess)
+        alpha = tuple(resize.background) != (255, 255, 255)
+        super().__init__(source, resize, alpha=alpha, fast=False, max_pixels=max_pixels)
+        self.views, self.patch_size = views, patch_size
 
     def _stack(self, arrays: list[np.ndarray], shape: tuple[int, ...], dtype: Any) -> Any:
         return arrays  # not tensors: each would need an open file to be sent from a worker
@@ -151,7 +170,7 @@ class FullImageDataset(DecodingDataset):
         array, mask = self._decode(example)
         array = flatten_alpha(array, self.resize.background)
         return (
-            make_views(array, self.resize, self.options, self.patch_size),
+            make_views(array, self.resize, self.views, self.patch_size),
             mask,
             array.shape[1] / array.shape[0],
         )

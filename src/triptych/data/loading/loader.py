@@ -11,7 +11,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from triptych.data.config import DataConfig
 from triptych.data.example import Batch, SourceChangedError
-from triptych.data.images import Resize, ResizeLike
+from triptych.data.images import ResizeLike, resize_of
 from triptych.data.loading.batch_order import BalancedOrder, BatchOrder, DividedOrder, EpochOrder
 from triptych.data.loading.collate import BatchDataset, DecodingDataset, FullImageDataset, empty_batch
 from triptych.data.loading.stream_order import StreamOrder
@@ -60,12 +60,17 @@ def make_loader(
     """
     if len(source) == 0:
         raise DataError("the data holds no images; give a source with at least one")
-    resize = Resize(**{name: getattr(preprocess, name) for name in Resize.__dataclass_fields__})
+    resize = resize_of(preprocess)
     if train:
         height, width = config.load_size or tuple(round(side * 8 / 7) for side in resize.size)
         resize = replace(resize, size=(height, width), crop=1.0, mode="squash")
     dataset = DecodingDataset(
-        source, resize, config.keep_alpha or _has_alpha(source), fast=train, min_size=min_size
+        source,
+        resize,
+        config.keep_alpha or _has_alpha(source),
+        fast=train,
+        min_size=min_size,
+        max_pixels=config.max_pixels,
     )
     if batch_size is None:
         batch_size = config.batch_size if train else config.eval_batch_size or config.batch_size
@@ -107,7 +112,7 @@ def make_full_image_loader(
     """
     order = EpochOrder(len(source), batch_size, 0, shuffle=False)
     return Loader(
-        FullImageDataset(source, preprocess, options, patch_size),
+        FullImageDataset(source, preprocess, options, patch_size, config.max_pixels),
         order,
         _processes(config),
         False,

@@ -35,6 +35,7 @@ from triptych.training.tasks.initial_network import (
     freeze,
     load_backbone,
     parse_model_args,
+    read_as,
     set_drop_path,
 )
 
@@ -238,7 +239,7 @@ def build_network(
             set_drop_path(net, config.drop_path_rate)
         if config.train == "lora":
             add_low_rank(net, config.lora_rank)
-    preprocess = replace(net.card.preprocess, size=net.config.image_size)
+    preprocess = read_as(replace(net.card.preprocess, size=net.config.image_size), config.loading)
     if config.eval_crop is not None:
         preprocess = replace(preprocess, crop=config.eval_crop)
     net.card = replace(

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from triptych import weights
+from triptych.data.config import DataConfig
 from triptych.errors import ConfigError
 from triptych.heads.segmenter import Segmenter
 from triptych.layers.residual import DropPath
+from triptych.model_card import Preprocess
 from triptych.models.swin import Swin
 from triptych.network import Network
 from triptych.training.optim import layers_of
@@ -92,3 +94,9 @@ def parse_model_args(changes: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(values[name], list):
             values[name] = tuple(values[name])
     return values
+
+
+def read_as(preprocess: Preprocess, loading: DataConfig) -> Preprocess:
+    """Return the preprocessing with the bands and the range of values that a run's images are read with."""
+    changes = {"bands": loading.bands, "value_range": loading.value_range}
+    return replace(preprocess, **{name: value for name, value in changes.items() if value is not None})

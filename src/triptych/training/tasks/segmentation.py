@@ -29,7 +29,13 @@ from triptych.training.configs.base import LossConfig, SegmentConfig
 from triptych.training.runner import Run, make_run, match_preprocessing
 from triptych.training.task import LossOutput
 from triptych.training.tasks.class_weights import count_pixels, read_class_weights
-from triptych.training.tasks.initial_network import describe_origin, freeze, parse_model_args, set_drop_path
+from triptych.training.tasks.initial_network import (
+    describe_origin,
+    freeze,
+    parse_model_args,
+    read_as,
+    set_drop_path,
+)
 
 
 class Segment:
@@ -201,6 +207,7 @@ def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
             net.config = replace(net.config, backbone=net.backbone.config)
     # The full image is squashed to the size, since parts that are cropped away could not be segmented.
     preprocess = replace(net.card.preprocess, size=net.config.image_size, mode="squash", crop=1.0)
+    preprocess = read_as(preprocess, config.loading)
     net.card = replace(
         net.card, preprocess=preprocess, classes=classes, groupings={}, figures={}, **describe_origin(config)
     )
