@@ -84,7 +84,7 @@ def renamed(layers, base_of, down="lora_down.weight", up="lora_up.weight"):
 
 def old_unet(name):
     """diffusers before 0.17: layers were in the attention's own module, `to_out` without its number."""
-    return re.sub(r"(attn\d)\.(to_\w+)(\.0)?$", "\\1.proces" + "sor.\\2_lora", name)
+    return re.sub(r"(attn\d)\.(to_\w+)(\.0)?$", "\\1.pro" + "cessor.\\2_lora", name)
 
 
 def old_text(name):

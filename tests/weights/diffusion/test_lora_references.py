@@ -25,7 +25,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.proves("LoRA and embeddings", "LoRA, LoHa, LoKr, DoRA and (IA)^3 of PEFT", by="peft"),
     pytest.mark.proves("LoRA and embeddings", "LoRA files of diffusers", by="diffusers"),
-    pytest.mark.proves("LoRA and embeddings", "LoCon, LoHa, LoKr and DoRA of LyCORIS", by="lycoris-lora"),
+    pytest.mark.proves(
+        "LoRA and embeddings",
+        "LoCon, LoHa, LoKr, DoRA, GLoRA, (IA)^3, full differences and norms of LyCORIS",
+        by="lycoris-lora",
+    ),
 ]
 
 
