@@ -21,7 +21,7 @@ from triptych.weights.files.sanitize import printable
 
 BUNDLED = "bundle_emb."
 # Parts of layers' names -> the family of models that has them.
-FAMILIES = (
+MODELS_BY_LAYER = (
     ("lora_te2_", "Stable Diffusion XL"),
     ("text_encoder_2", "Stable Diffusion XL"),
     ("input_blocks_8_1_transformer_blocks_9", "Stable Diffusion XL"),
@@ -219,7 +219,8 @@ def _refuse_strangers(file: Path, unknown: list[str], left: list[str]) -> None:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     method = foreign(left) if not unknown else None
     family = next(
-        (title for part, title in FAMILIES if any(part in name for name in unknown)), "another family or kind"
+        (title for part, title in MODELS_BY_LAYER if any(part in name for name in unknown)),
+        "another family or kind",
     )
     problem = (
         f"of {family}: this network has no layer"
