@@ -252,7 +252,7 @@ def test_the_condition_can_be_an_image(config, tmp_path, family):
         torch.equal(parameter, saved[name]) for name, parameter in encoder.named_parameters() if name in saved
     )
     assert torch.isfinite(ldm.denoiser(context)(torch.randn(2, 2, 8, 8), torch.full((2,), 500.0))).all()
-    with pytest.raises(TriptychError, match=r"is conditioned on images, for which there is no task here"):
+    with pytest.raises(TriptychError, match=r"is conditioned on images, for which there is no task"):
         tp.DiffusionPipeline(ldm).text_to_image("a red square")
 
 
