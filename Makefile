@@ -52,7 +52,8 @@ $(VENV)/.tests: $(VENV)/.runs
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	# References whose own requirements would bring another torch.
 	$(BIN)/python -m pip install --quiet --no-deps k-diffusion torchsde torchdiffeq trampoline
-	$(BIN)/python -m pip install --quiet --no-deps timm 'torchvision==0.28.0'
+	# Not among the installed packages: a torchvision without its operators would break whatever imports it.
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/references timm 'torchvision==0.28.0'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.runs

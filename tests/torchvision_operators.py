@@ -3,13 +3,18 @@
 Published builds of torchvision bring operators compiled for one build of torch; its Python code registers shapes and
 gradients for them at import, which fails if they do not exist. Here they exist without an implementation: the networks
 of torchvision and timm work, `nms` and `roi_align` do not. To be imported before either.
+
+`make test` installs both into a folder of their own, which is added to the path here: transformers and diffusers import
+a torchvision that they find, so in a program without these operators they would fail.
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
 
+REFERENCES = Path(sys.prefix) / "references"
 _IMAGE = "Tensor input, Tensor rois, float spatial_scale"
 _POOLED = "SymInt pooled_height, SymInt pooled_width"
 _SIZES = "SymInt batch_size, SymInt channels, SymInt height, SymInt width"
@@ -57,4 +62,6 @@ def declare() -> torch.library.Library | None:
     return None
 
 
+if REFERENCES.is_dir() and str(REFERENCES) not in sys.path:
+    sys.path.append(str(REFERENCES))
 LIBRARY = declare()

@@ -59,7 +59,10 @@ MISTAKES = [
     ("evaluate {s} --data scenes --window 2x2", "must be at least one patch"),
     ("evaluate {s} --data scenes --scales 0", "scales is (0.0,)"),
     ("evaluate {s} --data scenes --ignore-index -1", "ignore_index is -1"),
-    ("evaluate {s} --data emoji", "has no masks, and evaluation needs them: images/ and masks/, x.jpg and x_mask.png"),
+    (
+        "evaluate {s} --data emoji",
+        "has no masks, and evaluation needs them: images/ and masks/, x.jpg and x_mask.png",
+    ),
     ("evaluate", "needs MODEL-or-RUN"),
     ("list nothing-like-it", "no model matches 'nothing-like-it'"),
     ("info", "needs FILE"),

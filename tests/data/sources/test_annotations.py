@@ -309,9 +309,7 @@ def test_layouts_of_yolo(tmp_path, layout):
         )
     elif layout != "flat":
         paths = "\n".join(f"{split}: {place}" for split, place in places.items())
-        (tmp_path / "set.yaml").write_text(
-            f"path: /home/ann/data\n{paths}\nnames:\n  0: car\n  1: dog\n"
-        )
+        (tmp_path / "set.yaml").write_text(f"path: /home/ann/data\n{paths}\nnames:\n  0: car\n  1: dog\n")
     else:
         (tmp_path / "classes.txt").write_text("car\ndog\n")
     source, other = train_and_eval(tmp_path, 0.5)
