@@ -2,12 +2,14 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from triptych.config import to_json
-from triptych.errors import TriptychError
+from triptych.errors import CheckpointError, TriptychError
 from triptych.network import on_meta_device
 from triptych.weights import native
+from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.opening import open_checkpoint
 from triptych.weights.filling import rules_for
 from triptych.weights.hub import locate
@@ -31,25 +33,18 @@ def inspect(source: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: no such source, or no checkpoint.
     """
     checkpoint = open_checkpoint(locate(source))
-    numel: Counter[str] = Counter()
-    for entry in checkpoint.entries.values():
-        numel[str(entry.dtype).removeprefix("torch.")] += entry.numel
-    description: dict[str, Any] = {
-        "path": str(checkpoint.path),
-        "container": checkpoint.container,
-        "tensors": len(checkpoint.entries),
-        "bytes": sum(entry.nbytes for entry in checkpoint.entries.values()),
-        "dtype": max(numel, key=lambda dtype: numel[dtype]),
-        "notes": list(checkpoint.notes),
-        "format": None,
-    }
-    keys = StateDictKeys(checkpoint)
-    if not native.is_ours(checkpoint) and recognize(keys) is None:
+    if not native.is_ours(checkpoint) and recognize(StateDictKeys(checkpoint)) is None:
         from triptych.weights.diffusion.lora import lora_facts
 
-        adapter = lora_facts(checkpoint)
-        return description | ({"adapter": adapter} if adapter else {"looks_like": looks_like(keys)})
-    plan, format_name, _ = plan_loading(checkpoint, Hints())
+        if adapter := lora_facts(checkpoint):
+            return _of_file(checkpoint) | {"adapter": adapter}
+        try:
+            checkpoint, plan, format_name, _ = plan_loading(checkpoint, Hints())
+        except CheckpointError:
+            return _of_file(checkpoint) | {"looks_like": looks_like(StateDictKeys(checkpoint))}
+    else:
+        checkpoint, plan, format_name, _ = plan_loading(checkpoint, Hints())
+    description = _of_file(checkpoint, plan.notes)
     with on_meta_device():
         net = families.build(plan.config)
     try:
@@ -72,4 +67,20 @@ def inspect(source: str | os.PathLike[str]) -> dict[str, Any]:
         "notes_of_card": plan.card.notes,
         "facts": dict(plan.facts),
         "fits": mismatch,
+    }
+
+
+def _of_file(checkpoint: CheckpointFile, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what is known of a file without knowing its network."""
+    numel: Counter[str] = Counter()
+    for entry in checkpoint.entries.values():
+        numel[str(entry.dtype).removeprefix("torch.")] += entry.numel
+    return {
+        "path": str(checkpoint.path),
+        "container": checkpoint.container,
+        "tensors": len(checkpoint.entries),
+        "bytes": sum(entry.nbytes for entry in checkpoint.entries.values()),
+        "dtype": max(numel, key=lambda dtype: numel[dtype]),
+        "notes": [*checkpoint.notes, *notes],
+        "format": None,
     }

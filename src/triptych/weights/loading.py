@@ -49,9 +49,9 @@ def load(
             transformers without its config, this tells what they are.
         prediction: what a latent diffusion model predicts, "eps" or "v". Single files of Stable Diffusion 2 do not
             store it. It overrides the file.
-        weights: of a CompVis file that holds two sets of UNet weights, "ema" takes the exponential moving average
-            (model_ema.*), "raw" those that training left. By default the average, unless the YAML next to the file has
-            `use_ema: false`, and the raw ones without a YAML, as web UIs do.
+        weights: of a file that holds two sets of weights, "ema" takes the exponential moving average or the teacher,
+            "raw" those that training left. By default the average. In a CompVis file (model_ema.*) it is that
+            unless the YAML next to the file has `use_ema: false`, and the raw ones without a YAML, as web UIs do.
 
     Raises:
         CheckpointError: no such source; a damaged file; an unknown format; or tensors that do not match the network
@@ -60,7 +60,7 @@ def load(
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     checkpoint = open_checkpoint(locate(source))
-    plan, format_name, dtype = plan_loading(
+    checkpoint, plan, format_name, dtype = plan_loading(
         checkpoint, Hints(size, window_size, prediction=prediction, weights=weights)
     )
     title = families.TITLES[plan.family]
@@ -76,6 +76,9 @@ def load(
     if plan.finish is not None:
         plan.finish(net)
     origin = f"{format_name}; preprocessing: {plan.facts['preprocess']}; class names: {plan.facts['classes']}"
+    for note in (*checkpoint.notes, *plan.notes):
+        if "left out" in note or "another network" in note:
+            log.warning("%s: %s", checkpoint.path, note)
     for name, where in plan.facts.items():
         if where.startswith("guess: "):
             log.warning("%s: %s is a %s", checkpoint.path, name, where)

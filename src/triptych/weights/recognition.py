@@ -7,10 +7,14 @@ from pathlib import Path
 import torch
 
 from triptych.errors import CheckpointError, TriptychError
-from triptych.weights import native
+from triptych.network import on_meta_device
+from triptych.weights import native, unwrapping
 from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.sanitize import printable
-from triptych.weights.mapping.format import Format, Hints, LoadPlan, StateDictKeys
+from triptych.weights.files.tensor_entry import TensorEntry
+from triptych.weights.filling import rules_for
+from triptych.weights.mapping import families
+from triptych.weights.mapping.format import Format, Hints, LoadPlan, StateDictKeys, state_dict_shapes
 from triptych.weights.mapping.registry import all_formats
 from triptych.weights.mapping.round_trip import (
     SidecarFields,
@@ -18,6 +22,7 @@ from triptych.weights.mapping.round_trip import (
     sidecar_path,
     with_sidecar,
 )
+from triptych.weights.mapping.rules import drop, plan_rules
 
 # Parts of keys that identify a checkpoint which no format matches.
 _FAMILIAR = (
@@ -40,27 +45,95 @@ _FAMILIAR = (
 )
 
 
-def plan_loading(checkpoint: CheckpointFile, hints: Hints) -> tuple[LoadPlan, str, torch.dtype | None]:
-    """Return how to load a checkpoint, the name of its format, and the dtype to load in (None: the file's own).
+def plan_loading(
+    checkpoint: CheckpointFile, hints: Hints
+) -> tuple[CheckpointFile, LoadPlan, str, torch.dtype | None]:
+    """Return how to load a checkpoint.
+
+    Returns:
+        The checkpoint, of the tensors of the network alone; the plan; the name of its format; and the dtype to load in
+        (None: the file's own).
 
     Raises:
         CheckpointError: an unknown format, or a damaged config.
     """
     if native.is_ours(checkpoint) and hints.weights != "ema":
         plan, dtype = native.read(checkpoint)
-        return plan, "triptych", dtype
+        return checkpoint, plan, "triptych", dtype
     keys = StateDictKeys(checkpoint)
     format = None if native.is_ours(checkpoint) else recognize(keys)
-    if hints.weights == "ema" and (format is None or format.name != "compvis"):
+    plan = problem = None
+    choose = hints.weights is not None or unwrapping.passes_over_an_average(checkpoint)
+    choose = choose and (format is None or format.name != "compvis")
+    if choose and (found := _search(checkpoint, hints)) is not None:
+        return found
+    if hints.weights == "ema" and choose:
         raise CheckpointError(
             f"{checkpoint.path} has no averaged weights in addition to its own; leave weights out"
         )
-    if format is None:
-        raise CheckpointError(
-            f"{checkpoint.path} is no network of a known format: it looks like {looks_like(keys)}; "
-            f"known are {', '.join(f.title for f in all_formats())}"
-        )
+    if format is not None:
+        try:
+            plan = _plan(checkpoint, format, hints)
+            if unwrapping.is_complete(checkpoint.entries, plan.rules):
+                return checkpoint, plan, format.name, None
+        except TriptychError as error:
+            problem = error
+    if not native.is_ours(checkpoint) and (found := _search(checkpoint, hints)) is not None:
+        return found
+    if problem is not None:
+        raise problem
+    if plan is not None and format is not None:  # what does not fit is listed when it is filled
+        return checkpoint, plan, format.name, None
+    raise CheckpointError(
+        f"{checkpoint.path} is no network of a known format: it looks like {looks_like(keys)}; "
+        f"known are {', '.join(f.title for f in all_formats())}"
+    )
+
+
+def _search(checkpoint: CheckpointFile, hints: Hints) -> tuple[CheckpointFile, LoadPlan, str, None] | None:
+    """Return the network that is somewhere in the file as a whole, or None."""
+    results: list[tuple[str, dict[str, TensorEntry], LoadPlan, str]] = []
+    for place, entries in unwrapping.candidates(checkpoint.everything, hints.weights):
+        part = unwrapping.unwrapped(checkpoint, place, entries, ())
+        format = recognize(StateDictKeys(part))
+        if format is None or (results and len(entries) < len(results[0][1]) / 2):
+            continue
+        try:
+            plan = _plan(part, format, hints)
+            if _fits(part, plan):
+                results.append((place, entries, plan, format.name))
+        except TriptychError:
+            continue
+        if len(results) == 2:
+            break
+    if not results:
+        return None
+    place, entries, plan, name = results[0]
+    if hints.weights == "ema" and not unwrapping.is_averaged(place):
+        return None
+    return (
+        unwrapping.unwrapped(checkpoint, place, entries, [other for other, *_ in results[1:]]),
+        plan,
+        name,
+        None,
+    )
+
+
+def _fits(checkpoint: CheckpointFile, plan: LoadPlan) -> bool:
+    """Return whether the tensors match the network exactly."""
+    with on_meta_device():
+        net = families.build(plan.config)
+    try:
+        plan_rules(rules_for(net, plan), checkpoint.shapes, state_dict_shapes(net), "")
+    except TriptychError:
+        return False
+    return True
+
+
+def _plan(checkpoint: CheckpointFile, format: Format, hints: Hints) -> LoadPlan:
+    """Return the plan of a format's reader, with rules that drop what is no part of the network."""
     weights, sidecar = _read_sidecar(checkpoint)
+    keys = StateDictKeys(checkpoint)
     try:
         if sidecar:
             hints = replace(hints_from_sidecar(sidecar), weights=hints.weights)
@@ -68,7 +141,6 @@ def plan_loading(checkpoint: CheckpointFile, hints: Hints) -> tuple[LoadPlan, st
         if sidecar:
             plan.config = with_sidecar(plan.config, sidecar)
             plan.facts |= {name.split(".")[-1]: sidecar_path(weights).name for name in sidecar}
-        return plan, format.name, None
     except TriptychError as problem:
         line = str(problem)
         if str(checkpoint.path) in line:
@@ -80,6 +152,10 @@ def plan_loading(checkpoint: CheckpointFile, hints: Hints) -> tuple[LoadPlan, st
             f"{checkpoint.path} read as {format.title}: its config.json is damaged ({printable(problem)}); "
             "fetch it again"
         ) from problem
+    if plan.rules is not None and (foreign := unwrapping.foreign_keys(checkpoint.entries, plan.rules)):
+        plan.rules = [*plan.rules, *(drop(key, "it is no part of the network") for key in foreign)]
+        plan.notes.append(unwrapping.left_out(foreign))
+    return plan
 
 
 def _read_sidecar(checkpoint: CheckpointFile) -> tuple[Path, SidecarFields]:

@@ -117,7 +117,9 @@ def test_averaged_weights_come_first_and_it_is_said(tmp_path):
     torch.save({"model": {"w": torch.zeros(1)}, "model_ema": {"w": torch.ones(1)}}, tmp_path / "a.pth")
     checkpoint = open_checkpoint(tmp_path / "a.pth")
     check(checkpoint, {"w": torch.ones(1)})
-    assert checkpoint.notes == ["weights taken from 'model_ema', leaving out model"]
+    assert checkpoint.notes == [
+        "weights taken from 'model_ema', leaving out model; weights=\"raw\" takes other weights"
+    ]
 
 
 def test_a_shared_prefix_is_taken_off(tmp_path):

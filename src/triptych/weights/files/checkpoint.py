@@ -29,6 +29,8 @@ class CheckpointFile:
     """Choices made while opening: wrappers that were removed, parts that were left out."""
     settings: dict[str, Any] = field(default_factory=dict)
     """JSON next to the weights by name ("config", "preprocessor_config"); plain values in a pickle as "inside"."""
+    everything: dict[str, TensorEntry] = field(default_factory=dict, repr=False)
+    """All tensors of the file, also those outside of the dict that `entries` were taken from."""
     yaml: Path | None = None
     """YAML config next to the weights, as CompVis' files have; not read yet."""
     borrowed_from_file: bool = False

@@ -171,7 +171,7 @@ def _read_shards(index: Path) -> FileContents:
 
 def _unwrap(checkpoint: CheckpointFile) -> None:
     """Remove what training scripts wrap weights in: an outer dict, and a prefix shared by all keys."""
-    entries = checkpoint.entries
+    entries = checkpoint.everything = checkpoint.entries
     if not entries:
         raise CheckpointError(f"{checkpoint.path} holds no tensors; give a checkpoint of weights")
     wrappers: tuple[str, ...] = ()
@@ -184,6 +184,7 @@ def _unwrap(checkpoint: CheckpointFile) -> None:
         if inner:
             others = sorted({name.split("/")[0] for name in entries if not name.startswith(wrapper)})
             omitted = f", leaving out {', '.join(others[:4])}" if others else ""
+            omitted += '; weights="raw" takes other weights' if others and "ema" in wrapper else ""
             checkpoint.notes.append(f"weights taken from {wrapper.rstrip('/')!r}{omitted}")
             entries = inner
             break

@@ -15,6 +15,8 @@ from triptych.weights.files.zip_members import Member, list_members
 
 MAX_PICKLE = 2**27
 """Largest pickle that is read, in bytes. Published checkpoints have a few megabytes of opcodes."""
+_MAX_NESTS = 4
+"""Number of dicts around a dict of tensors."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 Parsed = tuple[Any, dict[str, int], dict[str, int]]
@@ -55,15 +57,18 @@ def _tensor_views(value: Any) -> Iterator[tuple[str, TensorView]]:
     if isinstance(value, list | tuple):  # of tensors, which get their numbers as names
         yield from ((str(i), item) for i, item in enumerate(value) if isinstance(item, TensorView))
         return
+    yield from _nested_views(value, "", _MAX_NESTS)
+
+
+def _nested_views(value: Any, prefix: str, depth: int) -> Iterator[tuple[str, TensorView]]:
+    """Yield the tensors in dicts in dicts, under their keys joined by slashes."""
     for key, item in _attributes(value):
         if any(name == "_parameters" for name, _ in _attributes(item)):
-            yield from _module_state(item, f"{key}/", set())
-        if isinstance(item, TensorView):
-            yield key, item
-            continue
-        for inner_key, inner in _attributes(item):
-            if isinstance(inner, TensorView):
-                yield f"{key}/{inner_key}", inner
+            yield from _module_state(item, f"{prefix}{key}/", set())
+        elif isinstance(item, TensorView):
+            yield prefix + key, item
+        elif depth:
+            yield from _nested_views(item, f"{prefix}{key}/", depth - 1)
 
 
 def _module_state(module: Any, prefix: str, visited: set[int]) -> Iterator[tuple[str, TensorView]]:

@@ -31,7 +31,9 @@ def write_pipeline(ldm: LatentDiffusion, folder: Path, files: dict[str, str]) ->
             "length": text.config.max_length,
             "added": {name: list(rows) for name, rows in text.tokenizer.added.items()},
         }
-    (folder / PIPELINE_FILE).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / PIPELINE_FILE).write_text(
+        json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def pipeline_json(ldm: LatentDiffusion, files: dict[str, str]) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class LoadPlan:
     card: ModelCard
     facts: dict[str, str] = field(default_factory=dict)
     """Where each value that shapes cannot determine came from: {"num_heads": "config.json", ...}."""
+    notes: list[str] = field(default_factory=list)
+    """What of the file is left out."""
     finish: Callable[[Any], None] | None = None
     """Gives the filled network what is no tensor: its tokenizer."""
 
