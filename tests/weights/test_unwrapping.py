@@ -59,7 +59,7 @@ def test_any_nesting(wrap, state, tiny, same_state, tmp_path):
     assert (described["family"], described["fits"]) == ("vit", None)
 
 
-BESIDE = {
+OTHERS = {
     "criterion": {"criterion.weight": torch.ones(5)},
     "metrics": {"train_acc.correct": torch.tensor(1), "val_acc.total": torch.tensor(1)},
     "counters": {"total_ops": torch.zeros(1), "blocks.0.attn.total_ops": torch.zeros(1)},
@@ -74,12 +74,12 @@ BESIDE = {
 }
 
 
-@pytest.mark.parametrize("beside", BESIDE.values(), ids=list(BESIDE))
-def test_what_is_no_part_of_the_network_is_left_out_aloud(beside, state, tiny, same_state, tmp_path, caplog):
-    torch.save({"state_dict": prefixed(state | beside, "model.")}, tmp_path / "net.pth")
+@pytest.mark.parametrize("others", OTHERS.values(), ids=list(OTHERS))
+def test_what_is_no_part_of_the_network_is_left_out_aloud(others, state, tiny, same_state, tmp_path, caplog):
+    torch.save({"state_dict": prefixed(state | others, "model.")}, tmp_path / "net.pth")
     with caplog.at_level(logging.WARNING):
         same_state(load(tmp_path / "net.pth"), tiny())
-    first = next(iter(beside)).split(".")[0]
+    first = next(iter(others)).split(".")[0]
     assert first in caplog.text or first == "mask_token"
     assert any("left out" in note for note in inspect(tmp_path / "net.pth")["notes"])
 

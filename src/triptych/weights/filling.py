@@ -44,7 +44,8 @@ def fill_network(
         if step.restore is not None:
             tensors: tuple[Tensor, ...] = (step.restore(),)
         else:
-            tensors = step.operation.forward(checkpoint.borrow([split_slice(key) for key in step.theirs]))
+            borrowed = checkpoint.borrow([split_slice(key) for key in step.theirs])
+            tensors = step.operation.forward(tuple(t.to(widened(t.dtype)) for t in borrowed))
         for key, tensor in zip(step.ours, tensors, strict=True):
             owner, _, name = key.rpartition(".")
             module = net.get_submodule(owner)
@@ -68,12 +69,17 @@ def _unshared(tensor: Tensor, from_file: bool) -> Tensor:
     return tensor if from_file or tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which weights are computed with: float16, which holds all float8 numbers, for these."""
+    return torch.float16 if dtype.is_floating_point and dtype.itemsize == 1 else dtype
+
+
 def _common_dtype(
     checkpoint: CheckpointFile, steps: Sequence[Rule], parameters: dict[str, Any]
 ) -> torch.dtype:
     """Return the dtype of the file's parameters; if it mixes several, the widest."""
     dtypes = {
-        checkpoint.entries[split_slice(key)[0]].dtype
+        widened(checkpoint.entries[split_slice(key)[0]].dtype)
         for step in steps
         if any(key in parameters for key in step.ours)
         for key in step.theirs

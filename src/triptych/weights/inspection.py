@@ -11,12 +11,12 @@ from triptych.network import on_meta_device
 from triptych.weights import native
 from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.opening import open_checkpoint
-from triptych.weights.filling import rules_for
+from triptych.weights.filling import rules_for, widened
 from triptych.weights.hub import locate
 from triptych.weights.mapping import families
 from triptych.weights.mapping.format import Hints, StateDictKeys, state_dict_shapes
 from triptych.weights.mapping.rules import plan_rules
-from triptych.weights.recognition import looks_like, plan_loading, recognize
+from triptych.weights.recognition import looks_like, plan_loading, recognize, unsupported
 
 
 def inspect(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -33,7 +33,8 @@ def inspect(source: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: no such source, or no checkpoint.
     """
     checkpoint = open_checkpoint(locate(source))
-    if not native.is_ours(checkpoint) and recognize(StateDictKeys(checkpoint)) is None:
+    keys = StateDictKeys(checkpoint)
+    if not native.is_ours(checkpoint) and (recognize(keys) is None or unsupported(keys) is not None):
         from triptych.weights.diffusion.lora import lora_facts
 
         if adapter := lora_facts(checkpoint):
@@ -41,7 +42,7 @@ def inspect(source: str | os.PathLike[str]) -> dict[str, Any]:
         try:
             checkpoint, plan, format_name, _ = plan_loading(checkpoint, Hints())
         except CheckpointError:
-            return _of_file(checkpoint) | {"looks_like": looks_like(StateDictKeys(checkpoint))}
+            return _of_file(checkpoint) | {"looks_like": looks_like(keys)}
     else:
         checkpoint, plan, format_name, _ = plan_loading(checkpoint, Hints())
     description = _of_file(checkpoint, plan.notes)
@@ -75,6 +76,9 @@ def _of_file(checkpoint: CheckpointFile, notes: Sequence[str] = ()) -> dict[str,
     numel: Counter[str] = Counter()
     for entry in checkpoint.entries.values():
         numel[str(entry.dtype).removeprefix("torch.")] += entry.numel
+    dtypes = {entry.dtype for entry in checkpoint.entries.values()}
+    if any(widened(dtype) is not dtype for dtype in dtypes):
+        notes = [*notes, "float8 weights are loaded as float16"]
     return {
         "path": str(checkpoint.path),
         "container": checkpoint.container,

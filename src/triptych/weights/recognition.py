@@ -24,6 +24,17 @@ from triptych.weights.mapping.round_trip import (
 )
 from triptych.weights.mapping.rules import drop, plan_rules
 
+# Parts of keys of networks that this package does not have.
+_UNSUPPORTED = (
+    ("joint_blocks.0.", "a Stable Diffusion 3"),
+    ("transformer_blocks.0.norm1_context.", "a Stable Diffusion 3"),
+    ("double_blocks.0.img_attn.", "a FLUX.1"),
+    ("single_transformer_blocks.0.", "a FLUX.1"),
+    ("controlnet_cond_embedding.", "a ControlNet"),
+    ("input_hint_block.", "a ControlNet"),
+    ("caption_projection.", "a PixArt"),
+    ("motion_modules.", "an AnimateDiff"),
+)
 # Parts of keys that identify a checkpoint which no format matches.
 _FAMILIAR = (
     ("pixel_level_module.", "a MaskFormer or Mask2Former"),
@@ -61,12 +72,14 @@ def plan_loading(
         plan, dtype = native.read(checkpoint)
         return checkpoint, plan, "triptych", dtype
     keys = StateDictKeys(checkpoint)
+    if (title := unsupported(keys)) is not None and not native.is_ours(checkpoint):
+        raise CheckpointError(f"{checkpoint.path} is {title}; this version of triptych does not support it")
     format = None if native.is_ours(checkpoint) else recognize(keys)
     plan = problem = None
     choose = hints.weights is not None or unwrapping.passes_over_an_average(checkpoint)
     choose = choose and (format is None or format.name != "compvis")
-    if choose and (found := _search(checkpoint, hints)) is not None:
-        return found
+    if choose and (result := _search(checkpoint, hints)) is not None:
+        return result
     if hints.weights == "ema" and choose:
         raise CheckpointError(
             f"{checkpoint.path} has no averaged weights in addition to its own; leave weights out"
@@ -78,8 +91,8 @@ def plan_loading(
                 return checkpoint, plan, format.name, None
         except TriptychError as error:
             problem = error
-    if not native.is_ours(checkpoint) and (found := _search(checkpoint, hints)) is not None:
-        return found
+    if not native.is_ours(checkpoint) and (result := _search(checkpoint, hints)) is not None:
+        return result
     if problem is not None:
         raise problem
     if plan is not None and format is not None:  # what does not fit is listed when it is filled
@@ -177,6 +190,54 @@ def recognize(keys: StateDictKeys) -> Format | None:
     return next((format for format in all_formats() if format.matches(keys)), None)
 
 
+def unsupported(keys: StateDictKeys) -> str | None:
+    """Return the name of a known network that this package does not have, or None."""
+    names = keys.shapes
+    width = names.get("label_emb.0.0.weight", names.get("model.diffusion_model.label_emb.0.0.weight", ()))
+    if keys.any_startswith("conditioner.embedders."):
+        return "a Stable Diffusion XL"
+    if width[1:] in ((2816,), (2560,)) or keys.any_startswith(("add_embedding.", "unet/add_embedding.")):
+        return "a Stable Diffusion XL UNet"
+    return next((title for part, title in _UNSUPPORTED if any(part in key for key in names)), None)
+
+
+def _part_of_a_model(keys: StateDictKeys) -> str | None:
+    """Return what a file is that another one needs or completes, or None."""
+    half = _taesd_half(keys)
+    if half is not None:
+        return half
+    if keys.any_endswith("lin4.model.1.weight"):
+        return "the linear heads of LPIPS, which need the weights of VGG16"
+    if (shape := _embedding_of(keys)) is not None:
+        return f"a textual inversion of {shape[0]} vectors of width {shape[1]}, which adds a word to a text encoder"
+    return None
+
+
+def _taesd_half(keys: StateDictKeys) -> str | None:
+    """Return which half of a TAESD a file is, or None."""
+    if "1.conv.0.weight" in keys and "0.weight" in keys:
+        half, other = "encoder", "decoder"
+    elif "1.weight" in keys and "3.conv.0.weight" in keys:
+        half, other = "decoder", "encoder"
+    else:
+        return None
+    return f"the {half} of a TAESD; put the file of its {other} next to it, named alike with {other!r}"
+
+
+def _embedding_of(keys: StateDictKeys) -> tuple[int, int] | None:
+    """Return number and width of the vectors of a textual inversion, or None."""
+    if len(keys.shapes) > 2:
+        return None
+    names = ("string_to_param/*", "emb_params", "clip_l", "clip_g")
+    for name, shape in keys.shapes.items():
+        known = (
+            name in names or name.startswith(("<", "string_to_")) or shape[-1:] in ((768,), (1024,), (1280,))
+        )
+        if known and len(shape) in (1, 2):
+            return (1, *shape) if len(shape) == 1 else shape  # type: ignore[return-value]
+    return None
+
+
 def looks_like(keys: StateDictKeys) -> str:
     """Return a guess, in words, of what an unknown checkpoint is."""
     from triptych.weights.diffusion.adapters.numbered import is_numbered  # imports all tables of diffusion
@@ -186,6 +247,10 @@ def looks_like(keys: StateDictKeys) -> str:
         return "a LoRA, which changes another model: give that one, and this with --lora"
     if is_numbered(keys.shapes):
         return "a list of tensors without names, as some LoRAs are: give their model, and this with --lora"
+    if (title := unsupported(keys)) is not None:
+        return f"{title}; not supported"
+    if (title := _part_of_a_model(keys)) is not None:
+        return title
     for part, title in _FAMILIAR:
         if any(part in key for key in keys.shapes):
             return title

@@ -26,7 +26,7 @@ _MAX_DEPTH, _MAX_CANDIDATES = 4, 60
 _COUNTERS = ("total_ops", "total_params", "n_averaged", "num_updates")
 # First names of tensors that a network of its kind would use: they are never left out.
 _ESSENTIAL = re.compile(
-    r"^(pos|rope|rel|patch|norm|fc_norm|ln|cls|class|reg|storage|dist|embeddings?|encoder|backbone|blocks?|layers?|stages?|"
+    r"^(add|controlnet|input|output|pos|rope|rel|patch|norm|fc_norm|ln|cls|class|reg|storage|dist|embeddings?|encoder|backbone|blocks?|layers?|stages?|"
     r"features|conv|input_blocks|output_blocks|middle_block|down|mid|up|quant|post_quant|cond_stage_model|conditioner|time|"
     r"label)(_|\.|\d|$)"
 )
@@ -38,18 +38,18 @@ def candidates(everything: Entries, choice: WeightsChoice | None) -> Iterator[tu
     Args:
         choice: "raw" prefers weights that are no average.
     """
-    found: dict[str, Entries] = {}
+    places: dict[str, Entries] = {}
     for nest, entries in _by_nest(everything).items():
         plain = _without_infixes(entries)
         for prefix in _prefixes(plain):
             part = {name[len(prefix) :]: entry for name, entry in plain.items() if name.startswith(prefix)}
-            found[f"{nest}{prefix}"] = part
-            if (whole := _without_chunks(part)) is not part:
-                found[f"{nest}{prefix}blocks.*."] = whole
+            places[f"{nest}{prefix}"] = part
+            if (joined := _without_chunks(part)) is not part:
+                places[f"{nest}{prefix}blocks.*."] = joined
     order = sorted(
-        found, key=lambda place: (bool(_AVERAGED.search(place)) != (choice != "raw"), -len(found[place]))
+        places, key=lambda place: (bool(_AVERAGED.search(place)) != (choice != "raw"), -len(places[place]))
     )
-    yield from ((place, found[place]) for place in order[:_MAX_CANDIDATES])
+    yield from ((place, places[place]) for place in order[:_MAX_CANDIDATES])
 
 
 def _by_nest(everything: Entries) -> dict[str, Entries]:
@@ -91,10 +91,10 @@ def is_averaged(place: str) -> bool:
 
 def passes_over_an_average(checkpoint: CheckpointFile) -> bool:
     """Return whether the dict that was taken is no average, and another one of that size is."""
-    taken = {id(entry) for entry in checkpoint.entries.values()}
+    used = {id(entry) for entry in checkpoint.entries.values()}
     for nest, entries in _by_nest(checkpoint.everything).items():
-        if is_averaged(nest) and 2 * len(entries) > len(taken):
-            return not any(id(entry) in taken for entry in entries.values())
+        if is_averaged(nest) and 2 * len(entries) > len(used):
+            return not any(id(entry) in used for entry in entries.values())
     return False
 
 

@@ -52,6 +52,25 @@ def find_weights(folder: Path) -> Path:
     raise CheckpointError(f"{folder} holds no checkpoint ({', '.join(SUFFIXES)}); name a folder that does")
 
 
+def find_halves(path: Path) -> tuple[Path, Path] | None:
+    """Return the encoder's and the decoder's file of a tiny autoencoder, which its author stores apart; else None.
+
+    Args:
+        path: one of the two, next to the other, or a folder with both and no other weights. Names differ in "encoder"
+            and "decoder" alone: taesd_encoder.pth, taesd_decoder.pth.
+    """
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()]
+        path = next((file for file in files if "encoder" in file.name), path) if len(files) == 2 else path
+    if "tae" not in path.name:
+        return None
+    if "encoder" in path.name:
+        encoder, decoder = path, path.with_name(path.name.replace("encoder", "decoder"))
+    else:
+        encoder, decoder = path.with_name(path.name.replace("decoder", "encoder")), path
+    return (encoder, decoder) if encoder != decoder and encoder.is_file() and decoder.is_file() else None
+
+
 def find_yaml(weights: Path) -> Path | None:
     """Return the YAML config of a weights file.
 

@@ -18,6 +18,7 @@ from triptych.weights.files.folder import (
     PIPELINE,
     SUFFIXES,
     UNUSED,
+    find_halves,
     find_weights,
     find_yaml,
     read_configs,
@@ -65,6 +66,8 @@ def open_checkpoint(source: str | os.PathLike[str]) -> CheckpointFile:
             raise CheckpointError(f"no file or folder {path}; check the path")
         if (path / PIPELINE).is_file():
             return _open_pipeline(path)
+        if (halves := find_halves(path)) is not None:
+            return _open_halves(path, *halves)
         file = find_weights(path) if path.is_dir() else path
         is_index = re.search(r"\.index(\.fp16)?\.json$", file.name)
         contents = _read_shards(file) if is_index else _read_file(file)
@@ -77,6 +80,17 @@ def open_checkpoint(source: str | os.PathLike[str]) -> CheckpointFile:
     checkpoint.yaml = find_yaml(file)
     _unwrap(checkpoint)
     return checkpoint
+
+
+def _open_halves(path: Path, encoder: Path, decoder: Path) -> CheckpointFile:
+    """Open the two files of a tiny autoencoder as one, under `encoder.` and `decoder.`."""
+    both = CheckpointFile(path, {}, "pickle", notes=[f"{encoder.name} and {decoder.name}"])
+    for half, file in (("encoder", encoder), ("decoder", decoder)):
+        contents = _read_file(file)
+        both.container = contents.container
+        both.entries |= {f"{half}.{name}": entry for name, entry in contents.entries.items()}
+    both.everything = both.entries
+    return both
 
 
 def _open_pipeline(folder: Path) -> CheckpointFile:

@@ -160,8 +160,8 @@ class StateDictKeys:
         """Return whether any key ends with `suffix`."""
         return any(key.endswith(suffix) for key in self.shapes)
 
-    def any_startswith(self, prefix: str) -> bool:
-        """Return whether any key starts with `prefix`."""
+    def any_startswith(self, prefix: str | tuple[str, ...]) -> bool:
+        """Return whether any key starts with `prefix`, or one of several."""
         return any(key.startswith(prefix) for key in self.shapes)
 
     def count_blocks(self, pattern: str) -> int:
