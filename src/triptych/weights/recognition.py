@@ -75,7 +75,7 @@ def plan_loading(
     if (title := unsupported(keys)) is not None and not native.is_ours(checkpoint):
         raise CheckpointError(f"{checkpoint.path} is {title}; this version of triptych does not support it")
     format = None if native.is_ours(checkpoint) else recognize(keys)
-    plan = problem = None
+    plan = None
     choose = hints.weights is not None or unwrapping.passes_over_an_average(checkpoint)
     choose = choose and (format is None or format.name != "compvis")
     if choose and (result := _search(checkpoint, hints)) is not None:
@@ -85,16 +85,14 @@ def plan_loading(
             f"{checkpoint.path} has no averaged weights in addition to its own; leave weights out"
         )
     if format is not None:
-        try:
-            plan = _plan(checkpoint, format, hints)
-            if unwrapping.is_complete(checkpoint.entries, plan.rules):
-                return checkpoint, plan, format.name, None
-        except TriptychError as error:
-            problem = error
-    if not native.is_ours(checkpoint) and (result := _search(checkpoint, hints)) is not None:
+        plan = _plan(checkpoint, format, hints)
+        if unwrapping.is_complete(checkpoint.entries, plan.rules):
+            return checkpoint, plan, format.name, None
+    result = None if native.is_ours(checkpoint) else _search(checkpoint, hints)
+    if result is not None and (
+        plan is None or plan.family == result[1].family
+    ):  # no part of a larger network
         return result
-    if problem is not None:
-        raise problem
     if plan is not None and format is not None:  # what does not fit is listed when it is filled
         return checkpoint, plan, format.name, None
     raise CheckpointError(

@@ -242,10 +242,9 @@ def forward(w: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         y = (y + feed(ln(y, w, "attn_pool.norm", eps), w, "attn_pool.mlp."))[:, 0]
     elif "dist_token" in w:
         return (dense(x[:, 0], w, "head") + dense(x[:, 1], w, "head_dist")) / 2
-    elif "cls_token" in w and not (rotary and "reg_token" in w):
-        y = x[:, 0]
-    else:  # timm's DINOv3 pools by the mean, see test_libraries.py
-        y = x[:, prefix:].mean(1)
+    else:
+        timms_dinov3 = "pos_embed" not in w and "reg_token" in w  # timm pools it by the mean
+        y = x[:, 0] if "cls_token" in w and not timms_dinov3 else x[:, prefix:].mean(1)
     if "fc_norm.weight" in w:
         y = ln(y, w, "fc_norm", eps)
     return dense(y, w, "head") if "head.weight" in w else y
@@ -329,6 +328,7 @@ def test_timms_config_is_heeded(tmp_path):
 @pytest.mark.parametrize(
     ("config", "part"),
     [
+        ({"architecture": "vit_base_patch16_rpn_224"}, "norms after the branches"),
         ({"architecture": "x", "model_args": {"act_layer": "relu"}}, "act_layer 'relu'"),
         ({"architecture": "x", "global_pool": "avgmax"}, "global_pool 'avgmax'"),
         ({"architecture": "x", "model_args": {"img_size": 64}}, "does not have the"),
