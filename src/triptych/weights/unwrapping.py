@@ -28,7 +28,7 @@ _COUNTERS = ("total_ops", "total_params", "n_averaged", "num_updates")
 _ESSENTIAL = re.compile(
     r"^(add|controlnet|input|output|pos|rope|rel|patch|norm|fc_norm|ln|cls|class|reg|storage|dist|embeddings?|encoder|backbone|blocks?|layers?|stages?|"
     r"features|conv|input_blocks|output_blocks|middle_block|down|mid|up|quant|post_quant|cond_stage_model|conditioner|time|"
-    r"label)(_|\.|\d|$)"
+    r"label)(_|\.|\d|$)|^(?!decoder)\w*(pos_embed|position|relative|rope)"
 )
 
 
