@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from PIL import Image, ImageDraw
 
-from triptych.data.images import image_errors, read_image_size
+from triptych.data.images import MAX_PIXELS, image_errors, read_image_size
 from triptych.errors import DataError
 
 MAGIC = b"triptych shapes\n"
+MAX_COORDINATE = 1e6  # of a polygon in pixels; the length of its outline determines the memory to fill it
 UPSAMPLING = 5  # of pycocotools, for corners of polygons
 LINE_WIDTH, POINT_RADIUS = 10, 5  # of labelme, in pixels
 
@@ -90,8 +91,10 @@ def draw(description: bytes, name: str) -> Int32[np.ndarray, "H W"]:
     """
     mask = json.loads(description.removeprefix(MAGIC))
     height, width = mask["size"] or _size_of(mask["image"])
-    canvas = np.zeros((height, width), np.int32)
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise DataError(f"{name} is {width} x {height} pixels by its annotations; correct them")
     with image_errors(f"an annotation of {name}"):
+        canvas = np.zeros((height, width), np.int32)
         if mask["order"] == "listed":
             return _draw_with_pillow(mask["shapes"], canvas)
         for shape in sorted(mask["shapes"], key=lambda shape: (not shape.get("crowd"), -_area(shape))):
@@ -164,6 +167,8 @@ def _fill(canvas: Int32[np.ndarray, "H W"], corners: np.ndarray, number: int) ->
     center of a column of pixels toggles inside and outside from there on downward.
     """
     height, width = canvas.shape
+    if not (np.abs(corners) < MAX_COORDINATE).all():
+        raise DataError(f"a polygon has the coordinate {np.abs(corners).max():.3g}; correct the annotation")
     left, top = (max(0, math.floor(low)) for low in corners.min(axis=0))
     right, bottom = (math.ceil(high) + 1 for high in corners.max(axis=0))
     part = canvas[top : max(top, bottom), left : max(left, right)]

@@ -233,6 +233,10 @@ def test_annotations_reach_the_batch(tmp_path):
     [
         ({"images": [{"id": 1}]}, "an image without file_name, id, height or width"),
         ({"categories": None}, "no list of categories"),
+        (
+            {"images": [{"id": [], "file_name": "1.jpg", "height": 3, "width": 3}]},
+            "has the id [], but ids are numbers",
+        ),
         ({"categories": [{"id": 3}]}, "a category without id or name"),
         (
             {"categories": [{"id": 4, "name": "x"}]},
@@ -270,6 +274,21 @@ def test_run_lengths_of_another_size(tmp_path):
     put_json(tmp_path / "a.json", coco(wrong))
     put_image(tmp_path / "1.jpg")
     with pytest.raises(DataError, match=r"cover 9 pixels of 3 x 3, but the image has 40 x 30"):
+        open_source(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"segmentation": [[0, 0, 1e12, 0, 5, 5]]}, r"a polygon has the coordinate 1e\+12"),
+        ({"segmentation": {"counts": "zz", "size": [HEIGHT, WIDTH]}}, "run lengths of an annotation"),
+        ({"segmentation": {"counts": ["x"], "size": [HEIGHT, WIDTH]}}, "an annotation of .* is damaged"),
+    ],
+)
+def test_shapes_that_cannot_be_drawn(tmp_path, change, what):
+    put_json(tmp_path / "a.json", coco({"category_id": 3, **change}))
+    put_image(tmp_path / "1.jpg")
+    with pytest.raises(DataError, match=what):
         open_source(tmp_path)[0]
 
 

@@ -126,6 +126,10 @@ def _checked(content: Any, file: Path) -> dict[str, Any]:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DataError(f"{file} has no list of {key}, as COCO's instances have; give another file")
         content[key] = entries
+    keys = [annotation.get(key) for annotation in content["annotations"] for key in ("image_id", "category_id")]
+    keys += [image.get("id") for image in content["images"]]
+    if wrong := [key for key in keys if not isinstance(key, int | str | None)]:
+        raise DataError(f"{file} has the id {str(wrong[0])[:40]}, but ids are numbers; correct it")
     return content
 
 

@@ -45,7 +45,8 @@ def find(folder: Path) -> list[Path]:
 
 
 def _is_labelme(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    return isinstance(shapes, list) and all(isinstance(s, dict) for s in shapes) and "imagePath" in content
 
 
 def read(folder: Path) -> AnnotatedTables | None:
@@ -111,7 +112,7 @@ def _images_and_masks(
         if path is None:
             raise DataError(f"{file} is of the image {name}, which does not exist; put it next to the file")
         height, width = content.get("imageHeight"), content.get("imageWidth")
-        size = (int(height), int(width)) if height and width else None
+        size = (int(height), int(width)) if isinstance(height, int) and isinstance(width, int) else None
         shapes = [_shape(shape, numbers, file) for shape in content["shapes"]]
         images.append(path)
         masks.append(describe(shapes, size=size, image=str(path), order="listed"))
