@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from typing import Any, Literal, TypeGuard
 
@@ -72,7 +73,12 @@ def describe(
         image: image whose upright size the mask has, if `size` is None.
         order: "listed" draws later shapes over earlier ones, "area" small ones over large ones and over crowds.
     """
-    return MAGIC + json.dumps({"size": size, "image": image, "order": order, "shapes": shapes}).encode()
+    return MAGIC + json.dumps({"size": size, "order": order, "shapes": shapes, "image": image}).encode()
+
+
+def checksum(description: bytes) -> int:
+    """Return the CRC-32 of a description without the path of its image, so that data may be moved."""
+    return zlib.crc32(description[: description.rindex(b', "image": ')])
 
 
 def is_drawn(source: object) -> TypeGuard[bytes]:

@@ -356,6 +356,20 @@ def test_the_size_of_a_yolo_mask_is_that_of_the_upright_image(tmp_path):
     assert not mask[:, 20:].any()
 
 
+def test_changed_shapes_change_the_fingerprint_and_a_moved_folder_does_not(tmp_path):
+    folder = tmp_path / "data"
+    put_image(folder / "images" / "1.jpg")
+    text = folder / "labels" / "1.txt"
+    text.parent.mkdir()
+    text.write_text(f"0 {relative(SQUARE)}")
+    (folder / "classes.txt").write_text("car\ndog\n")
+    before = open_source(folder).fingerprint
+    moved = folder.rename(tmp_path / "deeper_and_longer").rename(tmp_path / "data2")
+    assert open_source(moved).fingerprint == before
+    (moved / "labels" / "1.txt").write_text(f"1 {relative(SQUARE)}")
+    assert open_source(moved).fingerprint != before
+
+
 def test_mistakes_in_yolo(tmp_path, refusal, caplog):
     put_image(tmp_path / "images" / "1.jpg")
     put_image(tmp_path / "images" / "2.jpg")

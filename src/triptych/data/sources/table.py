@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from triptych.data import drawn_masks
 from triptych.data.example import Example
 from triptych.data.masks import NUMBERS, LabelMap
 from triptych.data.sources.columns import Columns
@@ -127,6 +128,8 @@ class TableSource:
             cells = compute.struct_field(cells, "bytes")  # type: ignore[attr-defined]
         elif pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type):
             return [self._size(path) for path in cells.to_pylist()]
+        if len(cells) and drawn_masks.is_drawn(cells[0].as_py()):
+            return [drawn_masks.checksum(cell) for cell in cells.to_pylist()]
         sizes = compute.binary_length(cells).to_pylist()  # type: ignore[attr-defined]
         return [self._size(path) if size is None else size for size, path in zip(sizes, paths, strict=True)]
 
