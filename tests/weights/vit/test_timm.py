@@ -274,6 +274,7 @@ def test_written_back_every_tensor_is_the_same(tmp_path, layout):
         if name.endswith("qkv.bias") and layout.startswith("dinov3"):
             w[name][D : 2 * D] = 0  # under the mask
     w.pop("rope_embed.periods", None)
+    back.pop("rope_embed.periods", None)  # see test_dinov3_is_written_with_its_periods
     assert set(back) == set(w)
     for name, tensor in w.items():
         assert torch.equal(back[name], tensor), name
@@ -360,3 +361,25 @@ def test_a_rectangular_timm_network(tmp_path, tiny, same_state):
 def test_registers_beside_a_placed_class_token_are_refused_by_timm(tmp_path, tiny):
     with pytest.raises(CheckpointError, match="timm cannot store registers beside a class token"):
         export(tiny(num_registers=4, layer_scale=0.1), tmp_path / "x", "timm")
+
+
+def test_dinov3_is_written_with_its_periods(tmp_path, tiny):
+    """As its authors' RopePositionEmbedding computes them, in facebookresearch/dinov3."""
+    options = {
+        "position": "rotary",
+        "num_registers": 4,
+        "qkv_bias": "qv",
+        "layer_scale": 1e-5,
+        "norm_eps": 1e-5,
+    }
+    export(tiny(**options, num_classes=0), tmp_path / "net.pth", "dinov3")
+    state = torch.load(tmp_path / "net.pth", weights_only=True)
+    exponents = [2 * i / 32 for i in range(16)]  # heads of 64 channels
+    torch.testing.assert_close(state["rope_embed.periods"], torch.tensor([100.0**e for e in exponents]))
+    assert state["rope_embed.periods"].dtype == torch.float32
+
+
+def test_dinos_bare_backbone_has_imagenets_preprocessing(tmp_path, tiny):
+    export(tiny(num_classes=0), tmp_path / "timm.pth", "timm")
+    preprocess = load(tmp_path / "timm.pth").card.preprocess
+    assert (preprocess.mean[0], preprocess.crop) == (0.485, 0.875)

@@ -69,6 +69,10 @@ def _file_config(yacs: dict[str, Any], stages: int) -> SwinFileConfig:
     """Return the values in the config of the training run, which is pickled with the weights."""
     model_type = _node(yacs, "MODEL").get("TYPE")
     sizes = _node(yacs, "MODEL", "SWINV2" if model_type == "swinv2" else "SWIN")
+    if sizes.get("QK_SCALE") is not None:
+        raise CheckpointError(
+            f"config in the file says QK_SCALE {sizes['QK_SCALE']!r}; needed is none, for the width of a head"
+        )
     window, before = sizes.get("WINDOW_SIZE"), sizes.get("PRETRAINED_WINDOW_SIZES")
     return SwinFileConfig(
         where="config in the file",

@@ -211,7 +211,8 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         mlp="gelu_tanh",
         norm_eps=1e-6,
     )
-    options = {"mode": "squash"} if paper else {"crop": 0.875}
+    # The paper's networks and SigLIP, which pools by attention, squash images.
+    options = {"mode": "squash", "crop": 1.0} if paper or config.pool == "attention" else {"crop": 0.875}
     preprocess = half_preprocess(image_size, interpolation="bilinear", **options)
     labels, where = class_names(classes, None, "")
     facts |= {"preprocess": f"convention: {describe_preprocess(preprocess)}", "classes": where}

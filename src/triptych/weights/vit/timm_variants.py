@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from triptych.errors import CheckpointError, TriptychError
 from triptych.model_card import ModelCard, Preprocess
 from triptych.models.configs.vit import ViTConfig
@@ -20,7 +23,7 @@ from triptych.weights.mapping.defaults import (
 )
 from triptych.weights.mapping.format import Draft, Format, Hints, LoadPlan, StateDictKeys, cpu_state_dict
 from triptych.weights.mapping.round_trip import verify_round_trip
-from triptych.weights.mapping.rules import export_tensors
+from triptych.weights.mapping.rules import Rule, drop, export_tensors
 from triptych.weights.mapping.timm_architecture import architecture_of
 from triptych.weights.vit import timm_config
 from triptych.weights.vit.position_grid import cut_preprocess, learned_grid
@@ -318,7 +321,10 @@ def _convention(keys: StateDictKeys, layout: Layout, config: ViTConfig) -> Prepr
     ):
         return imagenet_preprocess((224, 224), 0.875, "bicubic")
     size, large = config.image_size, min(config.image_size) > 224
-    published_by_facebook = keys.container == "pickle" and any("'model'" in note for note in keys.notes)
+    published_by_facebook = keys.container == "pickle" and (
+        any("'model'" in note for note in keys.notes)
+        or (config.num_classes == 0 and config.class_token)  # DINO
+    )
     if config.distill_token or config.layer_scale is not None or published_by_facebook:
         return imagenet_preprocess(size, 1.0 if large else 0.875, "bicubic")
     return half_preprocess(size, crop=1.0 if large else 0.9, interpolation="bicubic")
@@ -333,11 +339,14 @@ def _writer(
     layout: Callable[[ViTConfig], Layout],
     settings: Callable[[ViT], dict[str, Any]],
     wrapper_key: str | None = None,
+    more: Callable[[ViTConfig], list[Rule]] = lambda config: [],
 ):
     def draft(net: ViT) -> Draft:
         config = net.config
         tensors = export_tensors(
-            table(config, layout(config)), cpu_state_dict(net), f"{title} has no key for all of this network"
+            [*table(config, layout(config)), *more(config)],
+            cpu_state_dict(net),
+            f"{title} has no key for all of this network",
         )
         config_json = settings(net)
         return verify_round_trip(
@@ -349,6 +358,16 @@ def _writer(
 
 def _nothing(net: ViT) -> dict[str, Any]:
     return {}
+
+
+def _rotary_periods(config: ViTConfig) -> list[Rule]:
+    """Return the rule for the periods of DINOv3's rotary positions, which its authors' code stores."""
+    head_dim = config.embed_dim // config.num_heads
+
+    def periods() -> Tensor:
+        return config.rotary_base ** (2 * torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 2))
+
+    return [drop("rope_embed.periods", "they follow from the config", periods)]
 
 
 TIMM_FORMAT = Format(
@@ -379,5 +398,5 @@ DINOV3_FORMAT = Format(
     "torch",
     lambda keys: matches(keys) and ("storage_tokens" in keys or keys.any_startswith("rope_embed.")),
     read,
-    _writer("DINOv3", lambda config: DINOV3, _nothing),
+    _writer("DINOv3", lambda config: DINOV3, _nothing, more=_rotary_periods),
 )
