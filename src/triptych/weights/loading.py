@@ -15,7 +15,13 @@ from triptych.weights.hub import locate
 from triptych.weights.mapping import families
 from triptych.weights.mapping.format import Hints, WeightsChoice
 from triptych.weights.recognition import plan_loading
-from triptych.weights.resize import fine_tuning_head, resize_positions, resize_windows, windows_in
+from triptych.weights.resize import (
+    adapt_in_channels,
+    fine_tuning_head,
+    resize_positions,
+    resize_windows,
+    windows_in,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +33,7 @@ def load(
     window_size: int | tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     prediction: Prediction | None = None,
     weights: WeightsChoice | None = None,
+    in_channels: int | None = None,
 ) -> Network:
     """Load a network from a checkpoint, in evaluation mode, with its `config` and `card`.
 
@@ -52,6 +59,8 @@ def load(
         weights: of a file that holds two sets of weights, "ema" takes the exponential moving average or the teacher,
             "raw" those that training left. By default the average. In a CompVis file (model_ema.*) it is that
             unless the YAML next to the file has `use_ema: false`, and the raw ones without a YAML, as web UIs do.
+        in_channels: number of channels of the input of a ViT or Swin, for gray or multi-band images; the weights of
+            the first layer are summed or repeated (`adapt_in_channels`).
 
     Raises:
         CheckpointError: no such source; a damaged file; an unknown format; or tensors that do not match the network
@@ -92,4 +101,6 @@ def load(
         resize_windows(net, window_size)
     if num_classes is not None and num_classes != getattr(plan.config, "num_classes", None):
         fine_tuning_head(net, num_classes)
+    if in_channels is not None:
+        adapt_in_channels(net, in_channels)
     return net.eval()

@@ -94,6 +94,46 @@ def resize_positions(net: Network, image_size: int | tuple[int, int]) -> Network
     return net
 
 
+def adapt_in_channels(net: Network, in_channels: int) -> Network:
+    """Change the number of input channels of a ViT, a Swin or a segmenter on one, in place.
+
+    The rule is that of timm's `adapt_input_conv`. For one channel the weights of the first layer are summed over the
+    channels, so that a gray image has the embedding that it had as RGB. For more, the channels are repeated in turn up
+    to the new number, and weights are scaled by old over new, so that activations keep their size.
+
+    Raises:
+        ConfigError: fewer than one channel, or a network whose first layer is no convolution of the image.
+    """
+    if in_channels < 1:
+        raise ConfigError(f"in_channels is {in_channels}, which must be at least 1")
+    backbone: Any = net.backbone if isinstance(net.config, SegmenterConfig) else net
+    old = backbone.config.in_channels
+    if old == in_channels:
+        return net
+    if not (hasattr(backbone, "patch") and hasattr(backbone, "stem")) or (
+        isinstance(net.config, SegmenterConfig) and net.config.head.type == "unet"
+    ):
+        raise ConfigError(
+            f"{type(net).__name__} has other layers than the first that see the image; leave in_channels out"
+        )
+    convs = (
+        m for part in (backbone.stem, backbone.patch) for m in part.modules() if isinstance(m, nn.Conv2d)
+    )
+    first = next(convs)
+    with torch.no_grad():
+        if in_channels == 1:
+            weight = first.weight.sum(1, keepdim=True)
+        else:
+            repeats = math.ceil(in_channels / old)
+            weight = first.weight.repeat(1, repeats, 1, 1)[:, :in_channels] * (old / in_channels)
+    first.weight = nn.Parameter(weight.contiguous(), requires_grad=first.weight.requires_grad)
+    first.in_channels = in_channels
+    backbone.config = replace(backbone.config, in_channels=in_channels)
+    if backbone is not net:
+        net.config = replace(net.config, backbone=backbone.config)
+    return net
+
+
 def _resample(net: Any, config: ViTConfig, size: tuple[int, int]) -> None:
     old, new = config.grid, grid_at(config, size)
     if config.position == "learned" and old != new:
