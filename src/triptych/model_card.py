@@ -23,9 +23,9 @@ class Preprocess:
     """crop: resize the shorter side, then crop the center. squash: resize to the size, ignoring the aspect ratio. pad:
     fit inside the size, then pad."""
     interpolation: Interpolation = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of each channel, of pixels in [0, 1]; subtracted."""
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, of pixels in [0, 1]; subtracted. One number for a network of gray images."""
+    std: tuple[float, ...] = IMAGENET_STD
     """Standard deviation of each channel; divided by."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Color (RGB, 0 to 255) behind transparent pixels."""

@@ -85,8 +85,8 @@ FLAGS = {
     """,
     "train vit": f"""
         --out --dry-run --json
-        --data --model --model-args --init --image-size --eval-crop --head --drop-path-rate --train --frozen-blocks
-        --lora-rank --teacher --teacher-share --temperature
+        --data --model --model-args --init --image-size --in-channels --eval-crop --head --drop-path-rate --train
+        --frozen-blocks --lora-rank --teacher --teacher-share --temperature
         {TRAINING}
         --loss.type --loss.class-weights
     """,

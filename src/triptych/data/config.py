@@ -60,9 +60,9 @@ class AugmentConfig:
     """Probability that an image with alpha is composited over a random color, gradient or noise."""
     background: RGB = (255.0, 255.0, 255.0)
     """Background of images with alpha otherwise: red, green and blue from 0 to 255."""
-    mean: RGB = IMAGENET_MEAN
-    """Mean that normalization subtracts, for values from 0 to 1."""
-    std: RGB = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean that normalization subtracts, for values from 0 to 1; one number for gray images."""
+    std: tuple[float, ...] = IMAGENET_STD
     """Standard deviation that normalization divides by."""
 
     def __post_init__(self) -> None:
@@ -86,7 +86,9 @@ class AugmentConfig:
         need(0 <= self.rand_augment <= 15, self, "rand_augment", "from 0 to 15 operations")
         need(0 < self.rand_augment_magnitude < 30, self, "rand_augment_magnitude", "between 0 and 30")
         need(all(0 <= value <= 255 for value in self.background), self, "background", "three from 0 to 255")
-        need(all(value > 0 for value in self.std), self, "std", "three positive values")
+        need(len(self.mean) in (1, 3), self, "mean", "one value or three")
+        fits = len(self.std) == len(self.mean) and all(value > 0 for value in self.std)
+        need(fits, self, "std", "positive, and as many values as mean")
 
 
 @dataclass(frozen=True, kw_only=True)

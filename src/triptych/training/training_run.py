@@ -83,4 +83,5 @@ class Run:
         if self.macs is not None:
             return self.macs()
         product = self.task.product(copy.deepcopy(self.net))
-        return count_macs(product, (1, 3, *self.net.card.preprocess.size))
+        channels = getattr(product.config, "in_channels", 3)
+        return count_macs(product, (1, channels, *self.net.card.preprocess.size))

@@ -94,7 +94,7 @@ def augment(
     seed: int | Sequence[int],
     num_classes: int | None = None,
     aspect: Sequence[float] | Tensor | None = None,
-) -> tuple[Float[Tensor, "B 3 h w"], Float[Tensor, "B K"] | None]:
+) -> tuple[Float[Tensor, "B c h w"], Float[Tensor, "B K"] | None]:
     """Augment and normalize a training batch.
 
     Args:
@@ -107,8 +107,8 @@ def augment(
             "aspect"), so that `crop_ratio` holds for the original image; None if it was not squashed.
 
     Returns:
-        Normalized float32 images (B, 3, h, w) of size `config.image_size` on the same device, and targets
-        (B, num_classes), whose rows sum to 1; None without labels.
+        Normalized float32 images (B, c, h, w) of size `config.image_size` on the same device, gray if `config.mean` is
+        one number; and targets (B, num_classes), whose rows sum to 1; None without labels.
 
     Raises:
         ConfigError: labels without `num_classes`, or images of another type or shape.
@@ -125,6 +125,7 @@ def augment(
     for rows in _pieces(x, config.image_size):
         piece = normalize(x[rows], config.mean, config.std)
         x[rows] = erase(piece, draws.erase_boxes[rows], draws.erase_colors[rows]) if config.erasing else piece
+    x = x[:, : len(config.mean)].contiguous()  # of gray images all three channels are equal
     if labels is None:
         return x, None
 
@@ -148,7 +149,7 @@ def augment_with_masks(
     config: AugmentConfig,
     seed: int | Sequence[int],
     aspect: Sequence[float] | Tensor | None = None,
-) -> tuple[Float[Tensor, "B 3 h w"], Integer[Tensor, "B h w"]]:
+) -> tuple[Float[Tensor, "B c h w"], Integer[Tensor, "B h w"]]:
     """Augment and normalize a training batch of images and masks.
 
     The random numbers are those of `augment`. Crop, flip, zoom, rotation, shear and shift move image and mask by the
@@ -203,15 +204,15 @@ def _change_pixels(
 @torch.no_grad()
 def preprocess_batch(
     images: UInt8[Tensor, "B C H W"],
-    mean: RGB = IMAGENET_MEAN,
-    std: RGB = IMAGENET_STD,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     background: RGB = (255.0, 255.0, 255.0),
-) -> Float[Tensor, "B 3 H W"]:
+) -> Float[Tensor, "B c H W"]:
     """Composite over the background and normalize, for evaluation. The loader has already resized the images.
 
     Args:
         images: uint8 RGB or RGBA.
-        mean, std: of each channel, for values from 0 to 1.
+        mean, std: of each channel, for values from 0 to 1; one number for gray images.
         background: RGB from 0 to 255.
     """
     x = to_float(images)
@@ -220,8 +221,12 @@ def preprocess_batch(
     return normalize(x, mean, std)
 
 
-def normalize(x: Float[Tensor, "B 3 H W"], mean: RGB, std: RGB) -> Float[Tensor, "B 3 H W"]:
-    """Return (x - mean) / std, computed in place, for x from 0 to 1."""
+def normalize(
+    x: Float[Tensor, "B 3 H W"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "B c H W"]:
+    """Return (x - mean) / std for x from 0 to 1: computed in place, or of the gray image if `mean` is one number."""
+    if len(mean) == 1:  # ITU-R 601 luma
+        x = (x * _channel_column((0.299, 0.587, 0.114), x.device)).sum(1, keepdim=True)
     return x.sub_(_channel_column(mean, x.device)).div_(_channel_column(std, x.device))
 
 
@@ -288,5 +293,5 @@ def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
     return copy_to_device(torch.from_numpy(np.ascontiguousarray(values)).to(dtype), device)
 
 
-def _channel_column(values: RGB, device: torch.device) -> Float[Tensor, "3 1 1"]:
-    return copy_to_device(torch.tensor(values), device).view(3, 1, 1)
+def _channel_column(values: Sequence[float], device: torch.device) -> Float[Tensor, "c 1 1"]:
+    return copy_to_device(torch.tensor(values), device).view(-1, 1, 1)

@@ -134,6 +134,9 @@ class ClassifyConfig(DataAndModel):
     image_size: tuple[int, int] | None = None
     """Height and width in pixels to train and evaluate at; none is the model's own. With `init`, positions are
     resampled."""
+    in_channels: int | None = None
+    """Channels of the network's input: 3, or 1 for gray images; none is the model's own. With `init`, the weights of
+    the first layer are adapted."""
     eval_crop: float | None = None
     """Fraction of the image that the center crop of evaluation keeps; none is that of the weights, or 0.875."""
     head: Literal["linear", "mlp", "cosine"] | None = None

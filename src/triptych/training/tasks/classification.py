@@ -226,20 +226,23 @@ def build_network(
         if config.init is None:
             changes: dict[str, Any] = parse_model_args(config.model_args)
             changes["num_classes"] = len(classes)
+            if config.in_channels is not None:
+                changes["in_channels"] = config.in_channels
             if config.image_size is not None:
                 changes["image_size"] = config.image_size
             if config.head is not None:
                 changes["head"] = config.head
             net = build(config_for(config.model, **changes))
         else:
-            net = load_backbone(config.init, config.image_size)
+            net = load_backbone(config.init, config.image_size, config.in_channels)
             if net.card.classes != classes or config.head is not None:
                 net.replace_head(len(classes), config.head or "linear")
         if config.drop_path_rate is not None:
             set_drop_path(net, config.drop_path_rate)
         if config.train == "lora":
             add_low_rank(net, config.lora_rank)
-    preprocess = read_as(replace(net.card.preprocess, size=net.config.image_size), config.loading)
+    preprocess = replace(net.card.preprocess, size=net.config.image_size)
+    preprocess = read_as(preprocess, config.loading, net.config.in_channels)
     if config.eval_crop is not None:
         preprocess = replace(preprocess, crop=config.eval_crop)
     net.card = replace(

@@ -16,9 +16,9 @@ from triptych.network import Network
 from triptych.training.optim import layers_of
 
 
-def load_backbone(init: str, image_size: tuple[int, int] | None) -> Network:
+def load_backbone(init: str, image_size: tuple[int, int] | None, in_channels: int | None = None) -> Network:
     """Load a network in fp32, for a task with a head of its own; of a segmenter, return the backbone."""
-    net = weights.load(init, image_size=image_size).float()
+    net = weights.load(init, image_size=image_size, in_channels=in_channels).float()
     if not isinstance(net, Segmenter):
         return net
     backbone = net.backbone
@@ -96,7 +96,21 @@ def parse_model_args(changes: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
-def read_as(preprocess: Preprocess, loading: DataConfig) -> Preprocess:
-    """Return the preprocessing with the bands and the range of values that a run's images are read with."""
-    changes = {"bands": loading.bands, "value_range": loading.value_range}
-    return replace(preprocess, **{name: value for name, value in changes.items() if value is not None})
+def read_as(preprocess: Preprocess, loading: DataConfig, in_channels: int) -> Preprocess:
+    """Return the preprocessing with the bands and the range of values that a run's images are read with, and one mean
+    for a network of gray images, the luma of that for colors.
+
+    Raises:
+        ConfigError: the network takes neither 1 nor 3 channels.
+    """
+    changes: dict[str, Any] = {"bands": loading.bands, "value_range": loading.value_range}
+    preprocess = replace(preprocess, **{name: value for name, value in changes.items() if value is not None})
+    if in_channels not in (1, 3):
+        raise ConfigError(
+            f"the network takes images of {in_channels} channels, and training supports 1 and 3; choose three bands "
+            "with --loading.bands"
+        )
+    if in_channels == 1 and len(preprocess.mean) == 3:
+        (red, green, blue), deviation = preprocess.mean, sum(preprocess.std) / 3
+        preprocess = replace(preprocess, mean=(0.299 * red + 0.587 * green + 0.114 * blue,), std=(deviation,))
+    return preprocess

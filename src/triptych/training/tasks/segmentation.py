@@ -207,7 +207,7 @@ def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
             net.config = replace(net.config, backbone=net.backbone.config)
     # The full image is squashed to the size, since parts that are cropped away could not be segmented.
     preprocess = replace(net.card.preprocess, size=net.config.image_size, mode="squash", crop=1.0)
-    preprocess = read_as(preprocess, config.loading)
+    preprocess = read_as(preprocess, config.loading, net.config.in_channels)
     net.card = replace(
         net.card, preprocess=preprocess, classes=classes, groupings={}, figures={}, **describe_origin(config)
     )
