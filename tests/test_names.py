@@ -21,7 +21,7 @@ PARALLEL = frozenset(
     FULL QUICK TINY Plan run make table row CLASSIFIER
     matches matches_stage matches_tiny matches_unet imported start train evaluate
     IDLE LOSSES NOTHING recognizes
-    SAMPLERS Window Images Latents Size Shape T N A B log main write save show
+    find SAMPLERS Window Images Latents Size Shape T N A B log main write save show
     """,
     )
 )

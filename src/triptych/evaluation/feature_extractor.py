@@ -55,8 +55,8 @@ class Preparation:
     """Color that transparent images are composited onto before they are resized."""
     values: Literal["8 bits"] = "8 bits"
     """Generated images are rounded to integers from 0 to 255, as in image files, before features are extracted."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def apply(self, image: Image, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
         """Return an image (a file or an array; grayscale and transparent images too) as the network's input, in uint8.

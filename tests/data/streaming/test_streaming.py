@@ -338,7 +338,7 @@ def test_a_row_group_is_read_once(numbers, monkeypatch):
     """One process reads each row group once, although the rows of a window are requested in random order."""
     read = []
     original = ParquetRows._read
-    monkeypatch.setattr(parquet_rows, "BLOCK", 2)
+    monkeypatch.setattr(parquet_rows, "_BLOCK", 2)
     monkeypatch.setattr(ParquetRows, "_read", lambda self, group: read.append(group) or original(self, group))
     source = open_source(numbers, stream=True)
     for lanes, buffer in ((1, 8), (4, 16), (4, 32)):

@@ -55,7 +55,7 @@ ENDINGS = (
 IMAGE_ENDING = "_leftImg8bit"
 FEW_FILES, FEW_FOLDERS = 2000, 20  # that are looked at where reading all would take long
 
-ImageFile = tuple[str, tuple[str, ...]]
+PathAndParts = tuple[str, tuple[str, ...]]
 """The path of an image, and its parts relative to a folder, as `find_images` yields them."""
 Roles = list[tuple[tuple[str, Role], Path]]
 """Folders with the split and the role that their names show."""
@@ -229,7 +229,7 @@ def read_mixed(folder: Path, prefix: str) -> "Dataset | None":
     return make_table(columns, masks="mask")
 
 
-def _pairs_within(files: list[ImageFile]) -> tuple[list[ImageFile], dict[str, str]]:
+def _pairs_within(files: list[PathAndParts]) -> tuple[list[PathAndParts], dict[str, str]]:
     """Divide the files of one folder into images, and the mask of each image by the path of both; {} if fewer than
     half of the images have one, so that the names mean something else."""
     if 3 * sum(may_be_mask(parts[-1]) for _, parts in files) < len(files):

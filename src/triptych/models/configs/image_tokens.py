@@ -17,8 +17,8 @@ class ImageTokensConfig:
     """Channels of a token."""
     image_size: tuple[int, int] = (224, 224)
     """Height and width of the backbone's input."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Mean and standard deviation of the backbone's input, of values from 0 to 1."""
 
     def __post_init__(self):

@@ -105,7 +105,7 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         "classes": "none",
     }
     card = ModelCard(preprocess=Preprocess(size=config.image_size, mean=HALF, std=HALF))
-    return LoadPlan("latent-diffusion", config, rules, card, facts, finish)
+    return LoadPlan("latent-diffusion", config, rules, card, facts, finish=finish)
 
 
 def _give_tokenizer(tokenizer: Any, net: Any) -> None:

@@ -94,7 +94,7 @@ TINY: dict[str, tuple[Any, ...]] = {
     "upsample_fn": ("nearest",),
     "upsampling_scaling_factor": (2,),
 }
-DIT: dict[str, tuple[Any, ...]] = {
+DIT_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "activation_fn": ("gelu-approximate", "gelu"),
     "norm_type": ("ada_norm_zero",),
     "norm_elementwise_affine": (False,),

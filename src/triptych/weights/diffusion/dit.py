@@ -12,7 +12,7 @@ from triptych.layers.position import sincos_positions
 from triptych.model_card import ModelCard
 from triptych.models.configs.dit import SIZES, DiTConfig
 from triptych.models.dit import DiT
-from triptych.weights.diffusion.diffusers_defaults import DIT as SUPPORTED
+from triptych.weights.diffusion.diffusers_defaults import DIT_DEFAULTS as SUPPORTED
 from triptych.weights.diffusion.diffusers_defaults import DIT_HEADS, DIT_SAMPLE_SIZE, require_supported
 from triptych.weights.diffusion.rule_helpers import fused, layer
 from triptych.weights.mapping.format import (

@@ -154,7 +154,7 @@ def read(
     Raises:
         CheckpointError: sizes that fit no such encoder, or an activation that it cannot have.
     """
-    config_json = config_json or {}
+    settings: dict[str, Any] = config_json or {}
     rows, width = keys.shape(layout.tokens, 2)
     depth = _depth(keys, layout)
     first = layout.block(0)
@@ -172,32 +172,32 @@ def read(
     }
     facts = {"text_encoder.num_heads": "convention: heads of 64 channels"}
     if layout.type == "ldm-bert":
-        heads = config_json.get("encoder_attention_heads", BERT_HEADS if config_json else None)
+        heads = settings.get("encoder_attention_heads", BERT_HEADS if settings else None)
         count = heads if isinstance(heads, int) and heads > 0 else max(inner // 64, 1)
         layout_text = text_config.SIZES["ldm-layout-text"]
         boxes = (sizes["vocab_size"], sizes["max_length"]) == (layout_text.vocab_size, layout_text.max_length)
         sizes |= {"num_heads": count, "head_dim": inner // count, "boxes": boxes}
-        if "encoder_attention_heads" in config_json:
+        if "encoder_attention_heads" in settings:
             facts["text_encoder.num_heads"] = "config.json"
         return TextConfig(**sizes), facts
-    config_json = config_json.get("text_config") or config_json or {}  # of a CLIP with its image tower
-    heads = config_json.get("num_attention_heads", CLIP_HEADS if config_json else None)
+    settings = settings.get("text_config") or settings or {}  # of a CLIP with its image tower
+    heads = settings.get("num_attention_heads", CLIP_HEADS if settings else None)
     if isinstance(heads, int):
         facts["text_encoder.num_heads"] = (
-            "config.json" if "num_attention_heads" in config_json else "convention: transformers' default"
+            "config.json" if "num_attention_heads" in settings else "convention: transformers' default"
         )
     sizes["num_heads"] = heads if isinstance(heads, int) else max(width // 64, 1)
-    act = config_json.get(
+    act = settings.get(
         "hidden_act",
-        "gelu" if layout.type == "openclip" or (width != 768 and not config_json) else "quick_gelu",
+        "gelu" if layout.type == "openclip" or (width != 768 and not settings) else "quick_gelu",
     )
     if act not in ("gelu", "quick_gelu"):
         raise CheckpointError(
             f"{keys.path}: config.json says hidden_act {act!r}; needed is 'gelu' or 'quick_gelu'"
         )
     sizes["type"] = "clip" if act == "quick_gelu" and layout.type == "clip" else "openclip"
-    facts["text_encoder.activation"] = "config.json" if "hidden_act" in config_json else f"convention: {act}"
-    sizes |= {"activation": act, "norm_eps": float(config_json.get("layer_norm_eps", 1e-5))}
+    facts["text_encoder.activation"] = "config.json" if "hidden_act" in settings else f"convention: {act}"
+    sizes |= {"activation": act, "norm_eps": float(settings.get("layer_norm_eps", 1e-5))}
     sizes["pad_token"] = min(49407, rows - added - 1) if sizes["type"] == "clip" else 0
     published = text_config.SIZES["openclip-h-whole"]
     if layout is OPENCLIP and (depth, width) == (published.depth, published.embed_dim):

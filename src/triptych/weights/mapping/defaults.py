@@ -254,7 +254,7 @@ def _sides(size: Any) -> tuple[int, int] | None:
     return None
 
 
-def _triple(values: Any, otherwise: tuple[float, float, float]) -> tuple[float, float, float]:
+def _triple(values: Any, otherwise: tuple[float, ...]) -> tuple[float, ...]:
     if (
         isinstance(values, list | tuple)
         and len(values) == 3
@@ -355,9 +355,8 @@ def to_pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
 
 def describe_preprocess(preprocess: Preprocess) -> str:
     """Return preprocessing in a few words."""
-    stats = {HALF: "mean and std 0.5", IMAGENET_MEAN: "ImageNet's mean and std"}.get(
-        preprocess.mean, f"mean {preprocess.mean}"
-    )
+    names: dict[tuple[float, ...], str] = {HALF: "mean and std 0.5", IMAGENET_MEAN: "ImageNet's mean and std"}
+    stats = names.get(preprocess.mean, f"mean {preprocess.mean}")
     height, width = preprocess.size
     mode = f"center crop {preprocess.crop:g}" if preprocess.mode == "crop" else preprocess.mode
     return f"{height}x{width}, {mode}, {preprocess.interpolation}, {stats}"

@@ -82,7 +82,7 @@ PREFIX = {
     "dinov2_with_registers": "dinov2_with_registers.",
 }
 # transformers' defaults, by model_type, for keys that a config.json lacks.
-HEADS = {"vit": 12, "deit": 12, "dinov2": 12, "dinov2_with_registers": 12, "dinov3_vit": 6}
+DEFAULT_NUM_HEADS = {"vit": 12, "deit": 12, "dinov2": 12, "dinov2_with_registers": 12, "dinov3_vit": 6}
 IMAGE_SIZE = 224
 EPS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6, "dinov2_with_registers": 1e-6, "dinov3_vit": 1e-5}
 ACTIVATIONS = {
@@ -233,7 +233,7 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     if isinstance(stored, int):
         heads, facts["num_heads"] = stored, "config.json"
     elif settings and stored is None:
-        heads = HEADS[layout.model_type]
+        heads = DEFAULT_NUM_HEADS[layout.model_type]
         facts["num_heads"] = f"convention: transformers' default {heads}"
     elif v3:
         heads, facts["num_heads"] = width // 64, "convention: DINOv3's heads of 64 channels"

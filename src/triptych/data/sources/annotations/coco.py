@@ -20,7 +20,7 @@ from triptych.data.sources.annotations.files import (
     ImageFinder,
     json_files,
     make_mask_table,
-    read_json,
+    parse_json,
     starts_with_key,
 )
 from triptych.data.sources.folders import list_visible
@@ -29,7 +29,7 @@ from triptych.errors import DataError
 
 log = logging.getLogger(__name__)
 
-KEYS = ("info", "licenses", "images", "annotations", "categories", "type")
+COCO_KEYS = ("info", "licenses", "images", "annotations", "categories", "type")
 ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "coco")
 # Other tasks, whose files lie next to those of instances.
 OTHER_TASKS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff", "sem_")
@@ -61,7 +61,7 @@ def _files_in(folder: Path) -> list[Path]:
     files = [
         file
         for file in sorted(json_files(folder))
-        if not file.name.startswith(OTHER_TASKS) and starts_with_key(file, KEYS)
+        if not file.name.startswith(OTHER_TASKS) and starts_with_key(file, COCO_KEYS)
     ]
     return [file for file in files if file.name.startswith("instances")] or files
 
@@ -103,7 +103,7 @@ def read_file(file: Path) -> AnnotatedTables:
 
 
 def _read_files(files: dict[str, Path], root: Path) -> AnnotatedTables | None:
-    contents = {split: _checked(read_json(file), file) for split, file in files.items()}
+    contents = {split: _checked(parse_json(file), file) for split, file in files.items()}
     numbers = _number_categories(contents, files)
     if not any(_is_segmented(content) for content in contents.values()):
         log.warning(
@@ -126,7 +126,9 @@ def _checked(content: Any, file: Path) -> dict[str, Any]:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DataError(f"{file} has no list of {key}, as COCO's instances have; give another file")
         content[key] = entries
-    keys = [annotation.get(key) for annotation in content["annotations"] for key in ("image_id", "category_id")]
+    keys = [
+        annotation.get(key) for annotation in content["annotations"] for key in ("image_id", "category_id")
+    ]
     keys += [image.get("id") for image in content["images"]]
     if wrong := [key for key in keys if not isinstance(key, int | str | None)]:
         raise DataError(f"{file} has the id {str(wrong[0])[:40]}, but ids are numbers; correct it")

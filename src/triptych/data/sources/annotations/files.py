@@ -12,7 +12,7 @@ from triptych.data.sources.folders import ID_COLUMN, find_images, list_visible, 
 from triptych.errors import DataError
 
 HEAD = 65_536  # bytes of a json file that are looked at before it is read
-FEW_ENTRIES, FEW_FOLDERS = 5000, 200  # that are looked at where listing all would take long
+FEW_ENTRIES, FEW_SUBFOLDERS = 5000, 200  # that are looked at where listing all would take long
 
 
 def starts_with_key(file: Path, keys: tuple[str, ...]) -> bool:
@@ -25,7 +25,7 @@ def starts_with_key(file: Path, keys: tuple[str, ...]) -> bool:
     return re.match(rf'\s*\{{\s*"({"|".join(keys)})"\s*:', head) is not None
 
 
-def read_json(file: Path) -> Any:
+def parse_json(file: Path) -> Any:
     """Read a json file.
 
     Raises:
@@ -54,9 +54,9 @@ def json_files(folder: Path) -> Iterator[Path]:
 
 def nearby_folders(folder: Path) -> list[Path]:
     """Return a folder, its first subfolders and theirs."""
-    below = [path for path in islice(list_visible(folder), FEW_FOLDERS) if path.is_dir()]
-    deeper = [path for top in below for path in islice(list_visible(top), FEW_FOLDERS) if path.is_dir()]
-    return [folder, *below, *deeper[:FEW_FOLDERS]]
+    below = [path for path in islice(list_visible(folder), FEW_SUBFOLDERS) if path.is_dir()]
+    deeper = [path for top in below for path in islice(list_visible(top), FEW_SUBFOLDERS) if path.is_dir()]
+    return [folder, *below, *deeper[:FEW_SUBFOLDERS]]
 
 
 class ImageFinder:

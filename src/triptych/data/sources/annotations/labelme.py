@@ -20,7 +20,7 @@ from triptych.data.sources.annotations.files import (
     json_files,
     make_mask_table,
     nearby_folders,
-    read_json,
+    parse_json,
     starts_with_key,
 )
 from triptych.data.sources.folders import find_images, read_lines
@@ -29,7 +29,7 @@ from triptych.errors import DataError
 
 log = logging.getLogger(__name__)
 
-KEYS = ("version", "flags", "shapes", "imagePath")
+LABELME_KEYS = ("version", "flags", "shapes", "imagePath")
 LABEL_FILES = ("labels.txt", "classes.txt", "class_names.txt")
 BACKGROUND, IGNORED = ("background", "_background_"), "__ignore__"
 CORNERS = {"rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "mask": 2, "point": 1, "points": 1}
@@ -39,7 +39,7 @@ def find(folder: Path) -> list[Path]:
     """Return the first of the folders with json files of labelme that are near; [] if there is none."""
     for below in nearby_folders(folder):
         file = next(json_files(below), None)
-        if file is not None and starts_with_key(file, KEYS) and _is_labelme(read_json(file)):
+        if file is not None and starts_with_key(file, LABELME_KEYS) and _is_labelme(parse_json(file)):
             return [below]
     return []
 
@@ -83,7 +83,7 @@ def _read_files(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
         for name in sorted(names):
             if not name.lower().endswith(".json") or name.startswith("."):
                 continue
-            content = read_json(file := Path(root, name))
+            content = parse_json(file := Path(root, name))
             if _is_labelme(content):
                 content.pop("imageData", None)  # the image in base64
                 result.append((file, content))

@@ -31,7 +31,7 @@ FEW_TEXTS = 50  # that are looked at without a data.yaml
 
 def find(folder: Path) -> dict[str, list[Path]]:
     """Return the folders of images of each split; {} if this is another layout."""
-    content = read_yaml(folder)
+    content = read_data_yaml(folder)
     if content is not None:
         from_yaml = {
             split: paths
@@ -46,7 +46,7 @@ def find(folder: Path) -> dict[str, list[Path]]:
     return folders
 
 
-def read_yaml(folder: Path) -> dict[str, Any] | None:
+def read_data_yaml(folder: Path) -> dict[str, Any] | None:
     """Return the content of a folder's data.yaml, or of another yaml file with names and splits; None without one.
 
     Raises:
@@ -198,7 +198,7 @@ def _read_shapes(file: Path, boxes: list[str]) -> list[Shape]:
 
 def _class_names(folder: Path, highest: int) -> list[str]:
     """Return the names of classes from data.yaml or classes.txt, else "class 0" and so on."""
-    content = read_yaml(folder)
+    content = read_data_yaml(folder)
     if content is not None:
         names = content["names"]
         try:
