@@ -23,7 +23,7 @@ def named(cls, prefix="") -> set[str]:
     for field in dataclasses.fields(cls):
         flag = prefix + field.name.replace("_", "-")
         flags |= named(field.default_factory, flag + ".") if prefix == "" and field.name in (
-            "loading", "augment", "optim", "loop"
+            "loading", "augment", "optim", "loop", "loss"
         ) else {flag}  # fmt: skip
     return flags
 
@@ -40,7 +40,7 @@ def test_the_flags_people_type_stay(capsys):
     main(["train", "vit", "--help"])
     assert {
         "data", "out", "init", "model", "model-args", "image-size", "train", "frozen-blocks", "lora-rank", "head",
-        "drop-path-rate", "loss", "eval-crop", "dry-run", "json", "loop.epochs", "loop.ema", "loop.precision",
+        "drop-path-rate", "loss.type", "eval-crop", "dry-run", "json", "loop.epochs", "loop.ema", "loop.precision",
         "loop.seed",
         "loop.device", "loop.compile", "loop.accumulate", "loop.eval-every", "loop.save-every", "loop.keep",
         "loop.tensorboard", "optim.lr", "optim.weight-decay", "optim.layer-decay", "optim.warmup", "optim.clip",
