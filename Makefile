@@ -50,8 +50,8 @@ $(VENV)/.runs: pyproject.toml
 
 $(VENV)/.tests: $(VENV)/.runs
 	$(BIN)/python -m pip install --quiet -e '.[test]'
-	# References whose own requirements would bring another torch.
-	$(BIN)/python -m pip install --quiet --no-deps k-diffusion torchsde torchdiffeq trampoline
+	# References whose own requirements would bring another torch, or Qt.
+	$(BIN)/python -m pip install --quiet --no-deps k-diffusion torchsde torchdiffeq trampoline labelme
 	# Not among the installed packages: a torchvision without its operators would break whatever imports it.
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/references timm 'torchvision==0.28.0'
 	touch $@
