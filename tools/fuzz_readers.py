@@ -187,7 +187,19 @@ def diffusion(root: Path) -> dict[str, Reader]:
         weights.inspect(path)
         tp.load_lora(ldm, path).undo()
 
-    for name in ("lora.safetensors", "lora.pt"):
+    query = f"{layer}.dora_scale"
+    save_file(lora | {query: torch.rand(8, 1)}, root / "dora.safetensors")
+    loha = {
+        f"{layer}.hada_w{k}_{side}": torch.randn(*shape)
+        for k in "12"
+        for side, shape in (("a", (8, 2)), ("b", (2, 8)))
+    }
+    save_file(loha | {f"{layer}.alpha": torch.tensor(1.0)}, root / "loha.safetensors")
+    save_file(
+        {f"{layer}.lokr_w1": torch.randn(2, 2), f"{layer}.lokr_w2": torch.randn(4, 4)},
+        root / "lokr.safetensors",
+    )
+    for name in ("lora.safetensors", "lora.pt", "dora.safetensors", "loha.safetensors", "lokr.safetensors"):
         readers[name] = one_file(root / name, read_lora)
     for name in ("embedding.safetensors", "embedding.pt"):
         readers[name] = one_file(root / name, read_embedding)
@@ -265,7 +277,50 @@ def tables(root: Path) -> dict[str, Reader]:
     return readers
 
 
-MAKERS = (checkpoints, diffusion, images, tables)
+def annotations(root: Path) -> dict[str, Reader]:
+    """Write folders of images with COCO, YOLO and labelme annotations."""
+    rng = np.random.default_rng(2)
+    polygon = [2, 2, 9, 2, 9, 9]
+    labelme = {
+        "version": "5.0", "flags": {}, "imagePath": "0.png", "imageData": None, "imageHeight": 12, "imageWidth": 12,
+        "shapes": [{"label": "cat", "shape_type": "polygon", "points": [[2, 2], [9, 2], [9, 9]]}],
+    }  # fmt: skip
+    coco = {
+        "images": [{"id": 1, "file_name": "0.png", "height": 12, "width": 12}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [polygon], "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 1, "iscrowd": 1,
+             "segmentation": {"size": [12, 12], "counts": [100, 20, 24]}},
+        ],
+    }  # fmt: skip
+    files = {
+        "coco": ("0.png", "_annotations.coco.json", json.dumps(coco)),
+        "yolo": ("images/0.png", "labels/0.txt", "0 " + " ".join(str(x / 12) for x in polygon) + "\n"),
+        "labelme": ("0.png", "0.json", json.dumps(labelme)),
+    }
+
+    def read(path: Path) -> None:
+        source = open_source(str(path))
+        for index in range(len(source)):
+            source[index]
+
+    readers = {}
+    for name, (image, annotation, text) in files.items():
+        folder = root / name
+        for file in (folder / image, folder / annotation):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(folder / image)
+        (folder / annotation).write_text(text)
+        damaged = [folder / annotation]
+        if name == "yolo":
+            (folder / "data.yaml").write_text("nc: 1\nnames: [cat]\n")
+            damaged.append(folder / "data.yaml")
+        readers[name] = Reader(folder, tuple(damaged), read)
+    return readers
+
+
+MAKERS = (checkpoints, diffusion, images, tables, annotations)
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
