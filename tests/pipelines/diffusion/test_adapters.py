@@ -164,7 +164,7 @@ def test_text_encoder_and_unet_weights_travel(pipe, folder):
     assert typed[0].info["loras"] == {str(folder / "style.safetensors"): [0.8, 0.5]}
     assert typed[0].info["parameters"].startswith("an apple <lora:style:0.8:0.5>\n")
     assert np.array_equal(array(pipe.regenerate(typed[0], progress=False)), array(typed))
-    again = parse(typed[0].info["parameters"])
+    again = parse_parameters(typed[0].info["parameters"])
     assert np.array_equal(array(pipe.regenerate(again, progress=False)), array(typed))
     summed = pipe.text_to_image("an apple <lora:style:0.3:0.5>", loras={"style": (0.5, 0.0)}, **CALL)
     assert np.array_equal(array(summed), array(typed))
