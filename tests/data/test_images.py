@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from triptych.data.images import MAX_PIXELS, RESAMPLING_FILTERS, decode, resize_crop
-from triptych.errors import TriptychError
+from triptych.errors import DataError, TriptychError
 
 RED = (200, 30, 10)
 
@@ -371,3 +371,13 @@ def test_unknown_resize_options_are_refused():
         resize_crop(np.zeros((2, 2, 3), np.uint8), (1, 1), interpolation="cubic2")
     with pytest.raises(TriptychError, match="stretch"):
         resize_crop(np.zeros((2, 2, 3), np.uint8), (1, 1), mode="stretch")  # type: ignore[arg-type]
+
+
+def test_a_tiff_without_most_of_its_strips_is_refused_before_it_is_allocated():
+    file = io.BytesIO()
+    Image.new("RGB", (20, 24)).save(file, "TIFF", tiffinfo={278: 24})
+    content = bytearray(file.getvalue())
+    height = content.index(struct.pack("<HHII", 257, 4, 1, 24))
+    content[height + 8 : height + 12] = struct.pack("<I", 8_000_000)
+    with pytest.raises(DataError, match=r"damaged image \(1 of 333334 strips"):
+        decode(bytes(content))

@@ -29,6 +29,7 @@ from triptych.data.image_formats import TIFF_BANDS, exif_is_applied, optional_fo
 from triptych.errors import ConfigError, DataError, TriptychError
 
 MAX_PIXELS = 178_956_970  # above this size Pillow takes an image for a decompression bomb
+STRIP_OFFSETS, ROWS_PER_STRIP, IMAGE_LENGTH = 273, 278, 257  # tags of TIFF
 MAX_TEXT_BYTES = 2**26  # of one text in a PNG, decompressed
 # EXIF orientation (EXIF 2.3, tag 0x0112) -> the transposition that undoes it.
 UNDO_ORIENTATION = {
@@ -259,7 +260,11 @@ def open_image(
     if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # of the process, and only raised
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
-        return Image.open(io.BytesIO(source), formats=pillow_formats(source[:64]))
+        image = Image.open(io.BytesIO(source), formats=pillow_formats(source[:64]))
+        _check_strips(image, name)
+        return image
+    except DataError:
+        raise
     except Image.DecompressionBombError as problem:
         pixels = next((int(word.strip("(")) for word in str(problem).split() if word.strip("(").isdigit()), 0)
         _check_pixel_count(max(pixels, MAX_PIXELS + 1), name, max_pixels)
@@ -274,6 +279,19 @@ def open_image(
         ) from problem
     except Exception as problem:
         raise DataError(f"{name} is a damaged image ({problem}); replace it or leave it out") from problem
+
+
+def _check_strips(image: Image.Image, name: str) -> None:
+    """Raise an error for a TIFF that lacks strips of rows: Pillow would allocate its whole size, and leave it black."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    offsets, rows = tags.get(STRIP_OFFSETS), tags.get(ROWS_PER_STRIP)
+    if offsets is None or not rows:
+        return
+    needed = -(-tags.get(IMAGE_LENGTH, image.height) // rows)
+    if len(offsets) < needed:
+        raise DataError(
+            f"{name} is a damaged image ({len(offsets)} of {needed} strips are there); replace it or leave it out"
+        )
 
 
 def _check_pixel_count(pixels: int, name: str, max_pixels: int | None = None) -> None:
