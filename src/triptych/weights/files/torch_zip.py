@@ -57,18 +57,21 @@ def _tensor_views(value: Any) -> Iterator[tuple[str, TensorView]]:
     if isinstance(value, list | tuple):  # of tensors, which get their numbers as names
         yield from ((str(i), item) for i, item in enumerate(value) if isinstance(item, TensorView))
         return
-    yield from _nested_views(value, "", _MAX_NESTS)
+    yield from _nested_views(value, "", _MAX_NESTS, set())
 
 
-def _nested_views(value: Any, prefix: str, depth: int) -> Iterator[tuple[str, TensorView]]:
-    """Yield the tensors in dicts in dicts, under their keys joined by slashes."""
+def _nested_views(value: Any, prefix: str, depth: int, visited: set[int]) -> Iterator[tuple[str, TensorView]]:
+    """Yield the tensors in dicts in dicts, under their keys joined by slashes; a dict with several names, once."""
+    if id(value) in visited:  # else a dict of itself, or a few dicts of each other, would take forever
+        return
+    visited.add(id(value))
     for key, item in _attributes(value):
         if any(name == "_parameters" for name, _ in _attributes(item)):
             yield from _module_state(item, f"{prefix}{key}/", set())
         elif isinstance(item, TensorView):
             yield prefix + key, item
         elif depth:
-            yield from _nested_views(item, f"{prefix}{key}/", depth - 1)
+            yield from _nested_views(item, f"{prefix}{key}/", depth - 1, visited)
 
 
 def _module_state(module: Any, prefix: str, visited: set[int]) -> Iterator[tuple[str, TensorView]]:
