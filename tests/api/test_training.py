@@ -99,8 +99,7 @@ def test_an_unknown_recipe_is_refused(tmp_path):
         tp.train("vitt", out=tmp_path)
 
 
-def test_train_is_a_package_and_can_be_called():
-    """In whatever order the two are imported."""
+def test_train_is_a_function_in_whatever_order_modules_are_imported():
     for first in ("import triptych.training.configs.base", "tp.train", "tp.evaluate"):
         script = f"import triptych as tp\n{first}\nimport triptych.training.configs.base as base\n"
         script += "from triptych.training import run\nassert callable(tp.train) and callable(run) and base"
