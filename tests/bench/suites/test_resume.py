@@ -13,6 +13,7 @@ from triptych.bench.measurements import kill_and_resume
 from triptych.bench.measurements.kill_and_resume import again, difference, step_of
 from triptych.bench.suites import resume
 from triptych.metrics.cost import count_parameters
+from triptych.training.runner import prepare
 
 
 class Forked:
@@ -40,6 +41,11 @@ class Forked:
 
 
 FAST = ("ViT, classification", "autoencoder, with a GAN")
+
+
+def test_all_runs_can_be_prepared(tmp_path):
+    for config in resume.configs(resume.QUICK, tmp_path).values():
+        assert len(prepare(config).train_loader) > 0
 
 
 @pytest.mark.parametrize(

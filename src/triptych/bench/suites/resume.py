@@ -249,7 +249,7 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
                 "embed_dim=16",
                 "depths=[1,2]",
                 "num_heads=[1,2]",
-                "window=4",
+                "window_size=4",
                 "stem_widths=[8]",
                 "patch_size=2",
             ),
