@@ -1,5 +1,6 @@
 """Open data sets: folders, metadata files, tar shards, parquet files, the Hugging Face hub, and the built-in sets."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from triptych.data.sources.splits import choose_held_out, choose_split, split_fo
 from triptych.data.sources.table import TableSource, empty_rows, mask_in_cell
 from triptych.data.streaming.open import OpenedStream
 from triptych.errors import ConfigError, DataError, TriptychError
+
+log = logging.getLogger(__name__)
 
 
 def open_source(
@@ -118,7 +121,14 @@ def train_and_eval(
     options = MaskOptions(ignore_index, reduce_zero_label, mask_threshold, mask_palette)
     opened = _open(spec, requested, options, stream)
     if "train" in opened.splits and ("val" in opened.splits or "test" in opened.splits):
-        return opened.source("train"), opened.source("eval")
+        training, evaluation = opened.source("train"), opened.source("eval")
+        lacks_labels = len(training) > 1 and _lacks_labels(training, evaluation)
+        if isinstance(opened, OpenedStream) or not lacks_labels:
+            return training, evaluation
+        log.warning(
+            "the split for evaluation has no labels; %g of the training data are held out instead",
+            eval_fraction,
+        )
     if isinstance(opened, OpenedStream):
         return opened.split_off(eval_fraction, seed)
     source = opened.source(None)
@@ -128,6 +138,13 @@ def train_and_eval(
         )
     held = choose_held_out(len(source), source.labels, eval_fraction, seed)
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
+
+
+def _lacks_labels(training: Source, evaluation: Source) -> bool:
+    """Return whether the evaluation split has no labels or masks, as in the test sets of competitions."""
+    if training.mask_classes is not None:
+        return evaluation.mask_classes is None
+    return training.labels is not None and evaluation.labels is None
 
 
 def _open(

@@ -47,6 +47,8 @@ LAYOUTS = {
         "seg_test/seg_test/dog/4.png",
         "seg_pred/seg_pred/5.png",
     ),
+    "short": ("tr/cat/1.png", "tr/dog/2.png", "te/cat/3.png", "te/dog/4.png"),
+    "numbered": ("train/cat/1.png", "train/dog/2.png", "test1/cat/3.png", "test1/dog/4.png"),
     "capitals": ("Training/cat/1.png", "Training/dog/2.png", "Testing/cat/3.png", "Testing/dog/4.png"),
     "camel case": (
         "TrainImages/cat/1.png",

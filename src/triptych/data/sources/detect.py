@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from triptych.data.sources.annotations import coco, read_annotations
-from triptych.data.sources.folders import list_visible, metadata_file, read_images, read_metadata
+from triptych.data.sources.folders import list_visible, metadata_file, read_metadata
+from triptych.data.sources.image_folders import read_images
 from triptych.data.sources.mask_folders import dataset_root, read_pairs
 from triptych.data.sources.parquet_and_hub import HUB_ID, read_hub, read_parquet, read_saved
-from triptych.data.sources.splits import split_folders, split_of_file
+from triptych.data.sources.splits import by_split_column, split_folders, split_of_file
 from triptych.data.sources.tar import read_shards
 from triptych.errors import DataError
 
@@ -44,7 +45,7 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
                 return DataTables(pairs)
             if annotated := read_annotations(folder):
                 return DataTables(annotated.splits, annotated.classes)
-        return DataTables(_read_folder(folder, image_column, mask_column))
+        return DataTables(_read_folder(folder, image_column, mask_column, path))
     if path.is_file() and path.suffix.lower() == ".json":
         annotated = coco.read_file(path)
         return DataTables(annotated.splits, annotated.classes)
@@ -58,7 +59,7 @@ def _read_other(
         if path.suffix.lower() == ".parquet":
             return {"": read_parquet([path])}
         if path.suffix.lower() in (".jsonl", ".csv"):
-            return {"": read_metadata(path, mask_column=mask_column)}
+            return by_split_column(read_metadata(path, mask_column=mask_column))
         if ".tar" in path.suffixes or path.suffix == ".tgz":
             return {"": read_shards([path], image_column, mask_column)}
         raise DataError(
@@ -74,12 +75,15 @@ def _read_other(
     )
 
 
-def _read_folder(folder: Path, image_column: str | None, mask_column: str | None) -> "dict[str, Dataset]":
+def _read_folder(
+    folder: Path, image_column: str | None, mask_column: str | None, top: Path
+) -> "dict[str, Dataset]":
     if _is_saved(folder):
         return read_saved(folder)
     splits = split_folders(folder) or {"": folder}
     images: dict[str, Path] = {}
     tables: dict[str, Any] = {}
+    above = [place for place in folder.parents if place == top or top in place.parents]
     for split, below in splits.items():
         if metadata := metadata_file(below):
             tables[split] = read_metadata(metadata, f"{below.name}/" if split else "", mask_column)
@@ -91,7 +95,8 @@ def _read_folder(folder: Path, image_column: str | None, mask_column: str | None
                 tables.update(read)
         else:
             images[split] = below
-    return {**tables, **(read_images(images) if images else {})}
+    tables.update(read_images(images, [folder, *above]) if images else {})
+    return by_split_column(tables[""]) if tables.keys() == {""} else tables
 
 
 def _is_saved(folder: Path) -> bool:

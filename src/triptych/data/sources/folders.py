@@ -1,4 +1,4 @@
-"""Read folders of images: class folders, splits such as train/ and val/, or a metadata file with the paths of images.
+"""Read files of a folder: its images, their captions, and a metadata file with the paths of images.
 
 The result is a table of `datasets` for each split, whose column "image" holds paths. No image is decoded, so damaged
 ones are not reported here, and nothing is cached on disk, so that changes of the folder are noticed.
@@ -7,11 +7,11 @@ ones are not reported here, and nothing is cached on disk, so that changes of th
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.data.image_formats import KNOWN_SUFFIXES, describe_left_out, is_image_name, is_unreadable_image
+from triptych.data.image_formats import KNOWN_SUFFIXES, is_image_name
 from triptych.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ID_COLUMN = "__id__"  # column that our readers add: name of each example
 METADATA = ("metadata.jsonl", "metadata.csv")
+DELIMITERS = (",", ";", "\t")
 # Names of columns that hold masks, if their type or values are images.
 MASK_NAMES = (
     *("mask", "masks", "mask_file_name", "mask_path", "segmentation_mask", "semantic_mask", "semantic_map"),
@@ -51,53 +52,23 @@ def has_images(folder: Path) -> bool:
 def metadata_file(folder: Path) -> Path | None:
     """Return the metadata.jsonl or metadata.csv of a folder; None if it has none.
 
+    A metadata.csv without a column file_name in a folder of images is another program's table.
+
     Raises:
         DataError: it has both.
     """
     result = [folder / name for name in METADATA if (folder / name).is_file()]
+    result = [file for file in result if not (file.suffix == ".csv" and _is_foreign(file))]
     if len(result) > 1:
         raise DataError(f"{folder} holds both {METADATA[0]} and {METADATA[1]}; remove one of them")
     return result[0] if result else None
 
 
-def read_images(folders: dict[str, Path]) -> "dict[str, Dataset]":
-    """Read the folders of all splits. If images are in subfolders, these are the classes.
-
-    The class of an image is the first folder on the way to it. The sorted classes of all splits are numbered, so that
-    class indices agree. A text file with the name of an image holds its captions.
-
-    Raises:
-        DataError: a folder without images, or with images both next to and in class folders.
-    """
-    files = {split: list(find_images(folder)) for split, folder in folders.items()}
-    for split, folder in folders.items():
-        if not files[split]:
-            what = "is empty" if not list_visible(folder) else "holds no images (.jpg, .png, .webp ...)"
-            if unreadable := [
-                name for _, _, names in os.walk(folder) for name in names if is_unreadable_image(name)
-            ]:
-                what = f"holds no images that can be read: {describe_left_out(unreadable)}"
-            raise DataError(f"{folder} {what}; give a folder with images, class folders or a metadata.jsonl")
-    classes = sorted({parts[0] for paths in files.values() for _, parts in paths if len(parts) > 1})
-    tables = {}
-    for split, paths in files.items():
-        prefix = "" if split == "" else folders[split].name + "/"
-        stray = next((path for path, parts in paths if len(parts) == 1), None)
-        if classes and stray:
-            raise DataError(
-                f"{stray} is next to class folders; move it into one of them or out of the folder"
-            )
-        columns: dict[str, list[Any]] = {
-            "image": [path for path, _ in paths],
-            ID_COLUMN: [prefix + "/".join(parts) for _, parts in paths],
-        }
-        if classes:
-            index = {name: i for i, name in enumerate(classes)}
-            columns["label"] = [index[parts[0]] for _, parts in paths]
-        if any(captions := read_captions([path for path, _ in paths])):
-            columns["caption"] = captions
-        tables[split] = make_table(columns, classes or None)
-    return tables
+def _is_foreign(file: Path) -> bool:
+    """Return whether a table in a folder of images has no column file_name."""
+    with open(file, encoding="utf-8-sig", errors="replace") as lines:
+        head = lines.readline(10_000)
+    return head.isascii() and "file_name" not in head and next(find_images(file.parent), None) is not None
 
 
 def find_images(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -210,16 +181,27 @@ def _jsonl_rows(file: Path) -> list[dict[str, Any]]:
 
 def _csv_rows(file: Path) -> list[dict[str, Any]]:
     """Read the rows of a CSV file. A column in which all values are integers is converted to integers."""
-    rows = [
-        {name: value for name, value in row.items() if name is not None}
-        for row in csv.DictReader(read_text(file).splitlines(keepends=True))
-    ]
-    for name in rows[0] if rows else ():
-        values = [row[name] for row in rows]
-        if name != "file_name" and all(value and value.lstrip("-").isdecimal() for value in values):
+    head, *cells = read_rows(read_text(file)) or [[]]
+    rows: list[dict[str, Any]] = [dict(zip(head, row, strict=False)) for row in cells]
+    for name in head if rows else ():
+        values = [row.get(name) for row in rows]
+        if name != "file_name" and are_integers(values):
             for row in rows:
                 row[name] = int(row[name])
     return rows
+
+
+def are_integers(values: Sequence[Any]) -> bool:
+    """Return whether texts are all integers."""
+    return all(isinstance(value, str) and value.lstrip("-").isdecimal() for value in values)
+
+
+def read_rows(text: str) -> list[list[str]]:
+    """Read the rows of a table whose cells are divided by commas, semicolons or tabs: what is most frequent in the
+    first line."""
+    first = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=first.count)
+    return [row for row in csv.reader(text.splitlines(keepends=True), delimiter=delimiter) if row]
 
 
 def read_text(file: Path) -> str:

@@ -1,19 +1,38 @@
 """Splits of data sets: recognize and choose them, and split data that has none."""
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from triptych.data.sources.folders import list_visible
 from triptych.errors import DataError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
+SPLIT_COLUMNS = ("split", "set", "subset", "partition")
+# Names of a split only next to another one: "tr" and "te", "train" and "test1".
+SHORT_SPLITS = {
+    "tr": "train",
+    "trn": "train",
+    "va": "val",
+    "vl": "val",
+    "te": "test",
+    "tst": "test",
+    "ts": "test",
+}
+SHORT_SPLITS |= {"holdout": "test", "test1": "test", "test2": "test"}
 MASK_WORDS = {"mask", "masks", "label", "labels", "annot", "annotation", "annotations", "gt", "seg", "truth"}
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -37,6 +56,11 @@ def split_folders(folder: Path) -> dict[str, Path]:
         return {split: _innermost(path) for split, path in exact.items()}
     if "train" in exact and len(exact) > 1:
         return {split: _innermost(path) for split, path in exact.items()}
+    short = _by_split(
+        (SPLITS.get(path.name.lower()) or SHORT_SPLITS.get(path.name.lower(), ""), path) for path in folders
+    )
+    if "train" in short and len(short) == len(folders) > 1:
+        return {split: _innermost(path) for split, path in short.items()}
     words = {path: _words(path.name) for path in folders}
     plain = {split for split, others in words.values() if not MASK_WORDS.intersection(others)}
     # train_masks next to train holds the masks of that split.
@@ -110,6 +134,21 @@ def split_of_file(path: Path) -> str:
     """Return the split that a file name begins with, as in train-00000-of-00002.parquet; "" if it begins with none."""
     word = "".join(letter if letter.isalpha() else " " for letter in path.stem.lower()).partition(" ")[0]
     return SPLITS.get(word, "")
+
+
+def by_split_column(table: "Dataset") -> "dict[str, Dataset]":
+    """Divide a table by its column of splits, if it has one; else return it as the split ""."""
+    for name in table.features:
+        if name.lower() not in SPLIT_COLUMNS:
+            continue
+        cells = [SPLITS.get(str(cell).lower(), "") for cell in table[name][:]]
+        if "train" in cells and "" not in cells and len(set(cells)) > 1:
+            log.warning("the data is divided into splits by its column %s", name)
+            return {
+                split: table.select([row for row, cell in enumerate(cells) if cell == split])
+                for split in dict.fromkeys(cells)
+            }
+    return {"": table}
 
 
 def choose_split(spec: str, splits: list[str], requested: str | None) -> str:

@@ -168,7 +168,8 @@ def prepare(config: ClassifyConfig) -> Run:
     classes = tuple(source.classes or ())
     if not classes:
         raise DataError(
-            f"{config.data} has no labels, and classification needs them; name --loading.label-column"
+            f"{config.data} has no labels, and classification needs them: put the images of each class into a "
+            "folder, add a table of file names and labels, or name --loading.label-column"
         )
     if len(classes) == 1:
         raise DataError(
