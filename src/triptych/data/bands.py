@@ -4,6 +4,7 @@ import functools
 import io
 import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,36 @@ def read_tiff(content: bytes, options: ReadOptions, check_size: Callable[[int], 
             orientation=int(tags.get(274, 1)),
             inverted=int(page.photometric) == 0,
         )
+
+
+def read_tiff_numbers(source: bytes | str | os.PathLike[str], max_pixels: int) -> np.ndarray | None:
+    """Return the numbers (H, W) that a TIFF with one channel stores, where Pillow shows others or reads none: integers
+    and floats of 64 bits, as NumPy has them by default, and those whose zero is white. None for all others."""
+    content = source if isinstance(source, bytes) else _read_if_tiff(source)
+    if content[:4] not in TIFF_HEADERS or not TIFF_BANDS.is_readable:
+        return None
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+            page: Any = tiff.pages[0]
+            is_upright = 274 not in page.tags or int(page.tags[274].value) == 1
+            if page.dtype is None or page.ndim != 2 or page.size > max_pixels or not is_upright:
+                return None
+            bits = 8 * page.dtype.itemsize
+            is_unusual = bits in (16, 64) if page.dtype.kind == "f" else bits >= 32
+            return page.asarray() if is_unusual or int(page.photometric) == 0 else None
+    except Exception:  # damaged: Pillow says how
+        return None
+
+
+def _read_if_tiff(path: str | os.PathLike[str]) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            header = file.read(4)
+            return header + file.read() if header in TIFF_HEADERS else b""
+    except OSError:
+        return b""  # reported by the other readers
 
 
 def _stacked_bands(file: Any) -> int | None:

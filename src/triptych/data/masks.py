@@ -14,7 +14,8 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
 from triptych.data import drawn_masks
-from triptych.data.images import UNDO_ORIENTATION, exif_orientation, image_errors, open_image
+from triptych.data.bands import read_tiff_numbers
+from triptych.data.images import MAX_PIXELS, UNDO_ORIENTATION, exif_orientation, image_errors, open_image
 from triptych.errors import DataError
 
 # The void value of up to 255 classes; in files, too, unless there are more classes and 255 is the number of one.
@@ -190,6 +191,10 @@ def read_mask(
     if drawn_masks.is_drawn(source):
         return drawn_masks.draw(source, name)
     with image_errors(name):
+        if encoding == NUMBERS and (numbers := read_tiff_numbers(source, MAX_PIXELS)) is not None:
+            return _checked_numbers(
+                _whole_numbers(numbers, name) if numbers.dtype.kind == "f" else numbers, name
+            )
         image, gray_step = _open_mask(source, name, encoding)
         image.load()
         if encoding.threshold is not None:
@@ -197,11 +202,16 @@ def read_mask(
         if encoding.colors is not None:
             return _numbers_of_colors(np.asarray(image.convert("RGB")), encoding.colors, name)
         values = _single_channel(image, name)
+    values = _checked_numbers(values, name)
+    return values // gray_step if gray_step > 1 else values
+
+
+def _checked_numbers(values: np.ndarray, name: str) -> Integer[np.ndarray, "H W"]:
     if values.dtype == bool:
         return values.astype(np.uint8)
     if int(values.min(initial=0)) < 0:
         raise DataError(f"{name} holds {int(values.min())}, but class numbers start at 0; correct the mask")
-    return values // gray_step if gray_step > 1 else values
+    return values
 
 
 def read_palette(source: bytes | str | os.PathLike[str], name: str) -> list[Color] | None:
@@ -213,6 +223,15 @@ def read_palette(source: bytes | str | os.PathLike[str], name: str) -> list[Colo
         image.load()
         flat = image.getpalette("RGB") if image.mode == "P" else None
     return None if flat is None else list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
+
+
+def used_colors(source: bytes | str | os.PathLike[str], name: str) -> dict[int, Color] | None:
+    """Return the color of each palette index that occurs in a mask; None if it has no palette."""
+    palette = read_palette(source, name)
+    if palette is None:
+        return None
+    indices = np.unique(read_mask(source, name))
+    return {int(k): palette[k] for k in indices if k < len(palette)}
 
 
 def uses_colors(source: bytes | str | os.PathLike[str], name: str, colors: Collection[Color]) -> bool:

@@ -27,6 +27,7 @@ from triptych.data.masks import (
 )
 from triptych.data.sources.class_files import NamedClasses, read_class_file
 from triptych.data.sources.folders import read_text
+from triptych.data.sources.mask_palettes import by_colors_of_palettes
 from triptych.data.sources.mask_values import Cell, count_values, from_names, interpret_values, thresholded
 from triptych.errors import TriptychError
 
@@ -105,6 +106,8 @@ def find_label_map(
         return known if known.colors else _with_palette(known, first)
     if named is not None and named.colors is not None and _hold_colors(cells(), named.colors):
         return _from_colors(named, named.colors, options)
+    if named is None and (by_color := by_colors_of_palettes(cells)):
+        return by_color
     if named is not None and len(named.names) > 2:
         label_map = from_names(named.names, options)
         if not _fits(label_map, cells()):

@@ -33,8 +33,11 @@ MASK_LAYOUTS = (
     "json, ADE20K, Cityscapes, PASCAL VOC, masks of CVAT and Roboflow, and tables with a column of masks"
 )
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "leftimg8bit")
+# Those of DRIVE and HRF come first: there, mask/ holds the field of view.
 MASK_FOLDERS = (
     "1st_manual",
+    "manual1",
+    "manual",
     "masks",
     "mask",
     "labels",
@@ -83,6 +86,8 @@ def dataset_root(folder: Path) -> Path:
     inside = folder
     while not (_has_layout(inside) or has_images(inside)):
         folders = [path for path in list_visible(inside) if path.is_dir()]
+        if len(folders) > 1:  # such as meta/ and LICENSES/
+            folders = [path for path in folders if next(find_images(path), None)]
         if len(folders) != 1:
             return folder
         (inside,) = folders
@@ -170,7 +175,20 @@ def _sides_by_split(folder: Path) -> Sides | None:
         if images is None:
             return None
         sides[split] = (images, _first_folder(below, inside, MASK_FOLDERS))
-    return sides or None
+    return _of_one_name(sides) or None
+
+
+def _of_one_name(sides: Sides) -> Sides:
+    """Return the sides without masks of a split that lie in another folder than those of "train", which has that one,
+    too: mask/ of DRIVE's test set holds the field of view."""
+    _, trained = sides.get("train", (None, None))
+    if trained is None:
+        return sides
+    others = {path.name for path in list_visible(trained.parent)} - {trained.name}
+    return {
+        split: (images, None if masks is not None and masks.name in others else masks)
+        for split, (images, masks) in sides.items()
+    }
 
 
 def _roles(folder: Path, *, loose: bool = False) -> Roles:

@@ -1,0 +1,120 @@
+"""Masks as other programs save them: TIFF of NumPy's types, GIF and palettes that differ, fields of view."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from triptych.data.masks import read_mask
+from triptych.data.open import open_source, train_and_eval
+from triptych.data.sources.mask_folders import dataset_root
+
+SHAPES = np.zeros((12, 10), np.uint8)
+SHAPES[2:5, 3:7], SHAPES[6:9, 1:4] = 1, 2
+
+
+def write(folder, **masks):
+    """Write an image for each mask: an array, an image, or None for none."""
+    for number, (path, mask) in enumerate(masks.items()):
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.new("RGB", (10, 12), (number, 50, 9)) if mask is None else mask
+        image.save(file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "bool",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+    ],
+)
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_numbers_of_any_type_that_tifffile_writes(dtype, compression, tmp_path):
+    numbers = SHAPES.astype(dtype)
+    file = tmp_path / "m.tif"
+    tifffile.imwrite(file, numbers, compression=compression)
+    stored = tifffile.imread(file)
+    assert np.array_equal(read_mask(file, "m"), stored)
+    assert np.array_equal(read_mask(file.read_bytes(), "m"), stored)
+
+
+def test_a_mask_whose_zero_is_white_keeps_the_stored_numbers():
+    file = io.BytesIO()
+    tifffile.imwrite(file, SHAPES * 100, photometric="miniswhite")
+    assert np.array_equal(read_mask(file.getvalue(), "m"), SHAPES * 100)
+
+
+def palette_image(numbers, colors):
+    image = Image.fromarray(numbers).convert("L")
+    image.putpalette([channel for color in colors for channel in color])
+    return image
+
+
+def test_palettes_that_differ_are_read_by_color(tmp_path, caplog):
+    colors = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
+    order = np.array([2, 0, 1])
+    masks = {
+        "masks/a.png": palette_image(SHAPES, colors),
+        "masks/b.png": palette_image(np.argsort(order).astype(np.uint8)[SHAPES], [colors[k] for k in order]),
+    }
+    with caplog.at_level(logging.WARNING):
+        source = open_source(write(tmp_path, **masks, **{"images/a.png": None, "images/b.png": None}))
+    assert "palettes of the masks differ" in caplog.text
+    assert source.mask_colors == tuple(colors)
+    assert np.array_equal(source[0].mask, SHAPES)
+    assert np.array_equal(source[1].mask, SHAPES)
+
+
+def test_gif_masks_one_of_which_is_white_throughout(tmp_path):
+    white = Image.new("L", (10, 12), 255)
+    masks = {
+        "train_masks/a_mask.gif": Image.fromarray((SHAPES > 0) * np.uint8(255)),
+        "train_masks/b_mask.gif": white.convert("P"),
+    }
+    source = open_source(write(tmp_path, **masks, **{"train/a.jpg": None, "train/b.jpg": None}))
+    assert source.mask_classes == ("background", "foreground")
+    assert np.array_equal(source[0].mask, SHAPES > 0)
+    assert (source[1].mask == 1).all()
+
+
+def test_fields_of_view_are_no_masks(tmp_path):
+    vessels, view = Image.fromarray(SHAPES * 127), Image.new("L", (10, 12), 255)
+    files = {
+        **{f"DRIVE/training/images/{n}_training.tif": None for n in "123"},
+        **{f"DRIVE/training/1st_manual/{n}_manual1.gif": vessels for n in "123"},
+        **{f"DRIVE/training/mask/{n}_training_mask.gif": view for n in "123"},
+        "DRIVE/test/images/4_test.tif": None,
+        "DRIVE/test/mask/4_test_mask.gif": view,
+    }
+    folder = write(tmp_path, **files)
+    assert open_source(folder, "test").mask_classes is None
+    training, evaluation = train_and_eval(folder)
+    assert (len(training), len(evaluation)) == (2, 1)
+    assert (evaluation[0].mask > 0).sum() == (SHAPES > 0).sum()
+    other = tmp_path / "HRF"
+    write(
+        other,
+        **{"images/01_h.jpg": None, "manual1/01_h.tif": vessels, "mask/01_h_mask.tif": view},
+    )
+    assert (open_source(other)[0].mask > 0).sum() == (SHAPES > 0).sum()
+
+
+def test_folders_without_images_do_not_hide_the_data(tmp_path):
+    write(tmp_path, **{"food/images/pie/1.png": None, "food/images/soup/2.png": None})
+    (tmp_path / "food/meta").mkdir()
+    assert dataset_root(tmp_path) == tmp_path / "food/images"
+    assert open_source(tmp_path).classes == ("pie", "soup")
