@@ -118,3 +118,47 @@ def test_folders_without_images_do_not_hide_the_data(tmp_path):
     (tmp_path / "food/meta").mkdir()
     assert dataset_root(tmp_path) == tmp_path / "food/images"
     assert open_source(tmp_path).classes == ("pie", "soup")
+
+
+PHOTO, MASK = None, Image.fromarray(SHAPES)
+COLORED = palette_image(SHAPES, [(0, 0, 0), (255, 0, 0), (0, 255, 0)]).convert("RGB")
+BY_CONTENT = {
+    "x and y": {"x/{}.png": PHOTO, "y/{}.png": MASK},
+    "FiftyOne": {"data/{}.jpg": PHOTO, "labels/{}.png": MASK},
+    "Supervisely": {
+        "project/ds0/img/{}.jpg": PHOTO,
+        "project/ds0/masks_machine/{}.png": MASK,
+        "project/ds0/masks_human/{}.png": COLORED,
+    },
+    "LoveDA": {"Train/Urban/images_png/{}.png": PHOTO, "Train/Urban/masks_png/{}.png": MASK}
+    | {"Val/Urban/images_png/9{}.png": PHOTO, "Val/Urban/masks_png/9{}.png": MASK},
+    "labelme": {"JPEGImages/{}.jpg": PHOTO, "SegmentationClassPNG/{}.png": MASK},
+    "nnU-Net": {"imagesTr/{}_0000.png": PHOTO, "labelsTr/{}.png": MASK, "imagesTs/9{}_0000.png": PHOTO},
+    "SUIM": {"train_val/images/{}.jpg": PHOTO, "train_val/masks/{}.bmp": MASK}
+    | {"TEST/images/9{}.jpg": PHOTO, "TEST/masks/9{}.bmp": MASK},
+}
+
+
+@pytest.mark.parametrize("files", BY_CONTENT.values(), ids=BY_CONTENT)
+def test_layouts_of_other_programs(files, tmp_path):
+    source = open_source(
+        write(tmp_path, **{path.format(n): mask for n in "123" for path, mask in files.items()})
+    )
+    assert len(source) == 3
+    assert source.labels is None
+    assert all(np.array_equal(source[i].mask, SHAPES) for i in range(3))
+
+
+def test_names_of_nnunet(tmp_path):
+    folder = write(tmp_path, **{"imagesTr/a_0000.png": PHOTO, "labelsTr/a.png": MASK})
+    (folder / "dataset.json").write_text(
+        '{"labels": {"background": 0, "tumor": 2, "liver": 1}, "numTraining": 1}'
+    )
+    assert open_source(folder).mask_classes == ("background", "liver", "tumor")
+
+
+def test_classes_of_equal_file_names_stay_classes(tmp_path):
+    files = {f"{name}/{n}.png": PHOTO for name in ("cat", "dog") for n in "123"}
+    assert open_source(write(tmp_path / "photos", **files)).classes == ("cat", "dog")
+    digits = {f"{name}/{n}.png": MASK for name in "01" for n in "123"}
+    assert open_source(write(tmp_path / "digits", **digits)).classes == ("0", "1")

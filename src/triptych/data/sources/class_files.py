@@ -2,6 +2,7 @@
 
 classes.txt, class_names.txt      a name per line, from 0
 labels.json, id2label.json        ["sky", ...], {"sky": 0, ...} or {"0": "sky", ...}
+dataset.json                      {"labels": {"sky": 0, ...}}         (nnU-Net)
 _classes.csv                      Pixel Value, Class                (Roboflow)
 class_dict.csv                    name, r, g, b                     (any name; any order of columns)
 labelmap.txt                      label:color_rgb:parts:actions     (CVAT)
@@ -21,6 +22,7 @@ from triptych.data.sources.folders import list_visible, read_text
 from triptych.errors import DataError
 
 NAME_FILES = ("classes.txt", "class_names.txt", "labels.json", "id2label.json")
+NNUNET_FILE = "dataset.json"
 COLOR_FILES = ("labelmap.txt", "label_colors.txt", "palette.json")
 NAME_COLUMNS = ("name", "class", "class_name", "label", "class_names", "category")
 RGB_COLUMNS = (("r", "red"), ("g", "green"), ("b", "blue"))
@@ -74,6 +76,8 @@ def read_class_file(folder: Path, palette: Path | None = None) -> NamedClasses |
 def _read_in(folder: Path, name_files: tuple[str, ...]) -> NamedClasses | None:
     if file := next((folder / name for name in name_files if (folder / name).is_file()), None):
         return _checked(_read_names(file), None, file)
+    if (file := folder / NNUNET_FILE).is_file() and (names := _read_nnunet(file)):
+        return _checked(names, None, file)
     tables = [path for path in list_visible(folder) if path.suffix.lower() == ".csv" and path.is_file()]
     for file in (*(folder / name for name in COLOR_FILES), *filter(_names_colors, tables)):
         if file.is_file() and (classes := _read_colors(file)):
@@ -101,6 +105,21 @@ def _read_names(file: Path) -> dict[int, str]:
         raise DataError(
             f'{file} cannot be read ({problem}); write ["name", ...] or {{"0": "name", ...}}'
         ) from problem
+
+
+def _read_nnunet(file: Path) -> dict[int, str]:
+    """Read the names of nnU-Net's dataset.json; {} if the file is another one, or has regions of several labels."""
+    try:
+        content = json.loads(read_text(file))
+    except ValueError:
+        return {}
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict):
+        return {}
+    pairs = [(k, v) if str(k).isdecimal() else (v, k) for k, v in labels.items()]
+    if not all(str(number).isdecimal() for number, _ in pairs):
+        return {}
+    return {number: str(name) for number, name in sorted((int(k), v) for k, v in pairs)}
 
 
 def _read_colors(file: Path) -> NamedClasses | None:

@@ -18,6 +18,7 @@ from triptych.data.sources.folders import (
     read_text,
 )
 from triptych.data.sources.label_maps import ADE20K
+from triptych.data.sources.mask_contents import find_mask_folders
 from triptych.data.sources.mask_names import Role, folder_role, may_be_mask, pair_key
 from triptych.data.sources.splits import SPLITS, split_folders, split_notes
 from triptych.errors import DataError
@@ -48,14 +49,15 @@ MASK_FOLDERS = (
     "gt",
     "gtfine",
 )
-# Folders of PASCAL VOC. The second one with masks adds those of SBD to the first.
-VOC_IMAGES, VOC_MASKS = "JPEGImages", ("SegmentationClass", "SegmentationClassAug")
+# Folders of PASCAL VOC. The second one with masks adds those of SBD to the first; the third one is labelme's.
+VOC_IMAGES, VOC_MASKS = "JPEGImages", ("SegmentationClass", "SegmentationClassAug", "SegmentationClassPNG")
 # Endings that the name of a mask adds to that of its image. In Cityscapes they replace IMAGE_ENDING.
 ENDINGS = (
     *("_mask", "-mask", "_masks", "_label", "_labels", "_seg", "_gt", "_L"),
     *("_gtFine_labelTrainIds", "_gtFine_labelIds"),
 )
 IMAGE_ENDING = "_leftImg8bit"
+FIRST_CHANNEL = "_0000"  # that nnU-Net adds to the names of images
 FEW_FILES, FEW_FOLDERS = 2000, 20  # that are looked at where reading all would take long
 
 PathAndParts = tuple[str, tuple[str, ...]]
@@ -133,8 +135,17 @@ def read_pairs(folder: Path) -> "dict[str, Dataset] | None":
     if (sides := _sides_by_split(folder)) is not None:
         if not any(masks is not None for _, masks in sides.values()):
             return None
-        return {split: _pair(images, masks, folder) for split, (images, masks) in sides.items()}
+        return {split: _pair([(images, masks)], folder) for split, (images, masks) in sides.items()}
     splits = split_folders(folder) or {"": folder}
+    nested = {split: find_mask_folders(below) for split, below in splits.items()}
+    if any(nested.values()):
+        images, masks = next(pairs[0] for pairs in nested.values() if pairs)
+        log.warning(
+            "images are read from folders such as %s, masks from %s",
+            images.relative_to(folder),
+            masks.relative_to(folder),
+        )
+        return {split: _pair([*pairs] or [(splits[split], None)], folder) for split, pairs in nested.items()}
     mixed = {split: read_mixed(below, f"{below.name}/" if split else "") for split, below in splits.items()}
     tables = {split: table for split, table in mixed.items() if table is not None}
     return tables if any("mask" in table.features for table in tables.values()) else None
@@ -148,6 +159,8 @@ def has_masks(folder: Path) -> bool:
     if sides is not None:
         return False
     folders = list(split_folders(folder).values()) or [folder]
+    if any(find_mask_folders(below) for below in folders):
+        return True
     return any(
         _pairs_within(list(islice(find_images(below), FEW_FILES)))[1]
         for below in (*folders, *(path for top in folders for path in islice(list_visible(top), FEW_FOLDERS)))
@@ -325,18 +338,24 @@ def _first_folder(folder: Path, roles: Roles, names: tuple[str, ...]) -> Path | 
     return next((path for path in result if next(find_images(path), None)), None)
 
 
-def _pair(images: Path, masks: Path | None, root: Path) -> "Dataset":
-    image_files = list(find_images(images))
-    if not image_files:
-        raise DataError(f"{images} holds no images (.jpg, .png, .webp ...); add them or remove the folder")
-    columns: dict[str, list[str]] = {
-        "image": [path for path, _ in image_files],
-        ID_COLUMN: ["/".join((*images.relative_to(root).parts, *parts)) for _, parts in image_files],
-    }
-    if masks is None:
+def _pair(sides: list[tuple[Path, Path | None]], root: Path) -> "Dataset":
+    """Return the table of the images in some folders and their masks; all folders or none of them have masks."""
+    columns: dict[str, list[str]] = {"image": [], ID_COLUMN: [], "mask": []}
+    for images, masks in sides:
+        files = list(find_images(images))
+        if not files:
+            raise DataError(
+                f"{images} holds no images (.jpg, .png, .webp ...); add them or remove the folder"
+            )
+        paths = [path for path, _ in files]
+        columns["image"] += paths
+        columns[ID_COLUMN] += ["/".join((*images.relative_to(root).parts, *parts)) for _, parts in files]
+        if masks is not None:
+            columns["mask"] += (of_images := MaskIndex(masks).masks_of([parts for _, parts in files]))
+            _need_masks(paths, of_images, masks)
+    if not columns["mask"]:
+        del columns["mask"]
         return make_table(columns)
-    columns["mask"] = MaskIndex(masks).masks_of([parts for _, parts in image_files])
-    _need_masks(columns["image"], columns["mask"], masks)
     return make_table(columns, masks="mask")
 
 
@@ -393,6 +412,7 @@ class MaskIndex:
         *folders, name = parts
         stem = Path(name).stem
         names = [stem, *(stem.removesuffix(IMAGE_ENDING) + ending for ending in ENDINGS)]
+        names.append(stem.removesuffix(FIRST_CHANNEL))
         paths = self.paths
         return next(
             (paths[key] for key in ("/".join((*folders, name)) for name in names) if key in paths), ""

@@ -37,6 +37,12 @@ WORDS = (
     # "mask_7", "mask7"
     *_patterns(rf"WORD(?:{SEPARATOR}+|(?=\d))(?P<key>.+)", MASK_WORD, IMAGE_WORD),
 )
+NNUNET_FOLDERS: dict[str, tuple[str, Role]] = {
+    "imagesTr": ("train", "image"),
+    "labelsTr": ("train", "mask"),
+    "imagesTs": ("test", "image"),
+    "labelsTs": ("test", "mask"),
+}
 HINT = re.compile(
     r"mask|label|annot|seg|semantic|gt|truth|trimap|matte|manual|_L\b|\.\w+\.\w+$", re.IGNORECASE
 )
@@ -82,6 +88,8 @@ def folder_role(name: str, *, loose: bool = False) -> tuple[str, Role] | None:
     """
     if split := SPLITS.get(name.lower()):
         return split, ""
+    if name in NNUNET_FOLDERS:
+        return NNUNET_FOLDERS[name]
     for role, pattern in FOLDERS:
         if match := pattern.fullmatch(name):
             return SPLITS[(match[1] or match[2]).lower()] if match[1] or match[2] else "", role

@@ -32,7 +32,13 @@ SHORT_SPLITS = {
     "tst": "test",
     "ts": "test",
 }
-SHORT_SPLITS |= {"holdout": "test", "test1": "test", "test2": "test"}
+SHORT_SPLITS |= {
+    "train_val": "train",
+    "trainval": "train",
+    "holdout": "test",
+    "test1": "test",
+    "test2": "test",
+}
 MASK_WORDS = {"mask", "masks", "label", "labels", "annot", "annotation", "annotations", "gt", "seg", "truth"}
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
