@@ -157,6 +157,38 @@ def test_positions_that_nothing_tells_are_refused(name, scramble, tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["eva02_tiny_patch14_224", "eva02_small_patch14_336", "vit_pe_core_tiny_patch16_384"]
+)
+def test_rotary_positions_next_to_a_table_are_refused(name, scramble, tmp_path):
+    of_timm(name, scramble, tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="has rotary positions of another form"):
+        load(tmp_path)
+
+
+def test_the_keys_of_deit_3_may_be_a_rope_vits(scramble, tmp_path, caplog):
+    of_timm("vit_small_patch16_rope_ape_224", scramble, tmp_path)
+    (tmp_path / "config.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path)
+    assert "RoPE-ViT has the same keys" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"reg_tokens": 4}, {"reg_tokens": 4, "no_embed_class": True}, {"reg_tokens": 3, "class_token": False}],
+)
+def test_registers_with_and_without_positions(options, scramble, tmp_path):
+    pool = "avg" if "class_token" in options else "token"
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", depth=2, img_size=64, num_classes=5, global_pool=pool, **options
+    )
+    theirs = scramble(theirs.double()).eval()
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    compare(load(tmp_path / "net.pth"), theirs, (64, 64))
+
+
 def test_a_clip_tower_without_config_says_that_its_activation_is_a_guess(scramble, tmp_path, caplog):
     of_timm("vit_base_patch32_clip_224", scramble, tmp_path)
     load(tmp_path)

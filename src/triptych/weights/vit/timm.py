@@ -36,7 +36,7 @@ class Layout:
     """Whether there is a fused qkv bias with a mask that disables the keys' third, as in DINOv3."""
     patch_bias: bool = True
     registers_placed: bool = False
-    """Whether the table of positions begins with the registers'; theirs are added here once and for all."""
+    """Whether the table of positions has rows for the registers; these are added to them once and for all."""
     mask_token: int = 0
     """Number of axes of the mask token, 0 for none."""
 
@@ -110,8 +110,12 @@ def tokens(config: ViTConfig, layout: Layout) -> list[Rule]:
     if config.distill_token:
         rules.append(rename("dist_token", "distill_token"))
     if layout.registers_placed:
-        count = config.num_registers
-        fold = Operation(lambda t: (t[0] + t[1][:, :count], t[1][:, count:]), _only_read)
+        first = len(rules)  # the registers follow the other tokens
+        last = first + config.num_registers
+        fold = Operation(
+            lambda t: (t[0] + t[1][:, first:last], torch.cat([t[1][:, :first], t[1][:, last:]], 1)),
+            _only_read,
+        )
         return [*rules, convert((layout.registers, "pos_embed"), ("registers", "positions"), fold)]
     if config.num_registers:
         rules.append(rename(layout.registers, "registers"))

@@ -28,6 +28,7 @@ from triptych.weights.mapping.timm_architecture import architecture_of
 from triptych.weights.vit import timm_config
 from triptych.weights.vit.position_grid import cut_preprocess, learned_grid
 from triptych.weights.vit.timm import UNUSED, Layout, table
+from triptych.weights.vit.timm_unsupported import require_known
 
 TIMM = Layout()
 TIMM_DINOV3 = Layout(scale="gamma_{1,2}", swiglu="split")
@@ -39,17 +40,6 @@ DINOV3 = Layout(registers="storage_tokens", swiglu="w123", masked_bias=True, mas
 _TANH = re.compile(
     r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip|vit_large_patch16_siglip_(gap_)?512"
 )
-# Parts of the names of architectures that have a ViT's keys and are none.
-_OTHERS = {
-    "_rope_": "has rotary positions of another form",
-    "_rpn_": "has its norms after the branches",
-    "relpos": "has relative positions",
-    "_pe_(core|lang|spatial)": "has rotary positions of another form",
-    "_radio_": "has another stem and norm",
-    "sapiens": "has RMS norms",
-    "_xp_|_(d?pwee|dwee|dlittle)_": "has parallel or differential attention",
-    "_\\d+x2_": "has parallel branches",
-}
 
 
 def matches(keys: StateDictKeys) -> bool:
@@ -95,7 +85,7 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     architecture, named_in = architecture_of(keys)
     args = settings.get("model_args") or {}
     cfg = settings.get("pretrained_cfg") or (settings if "input_size" in settings else {})
-    _require_known(keys, architecture, named_in)
+    require_known(keys, architecture, named_in)
     width, channels, patch, _ = keys.shape("patch_embed.proj.weight", 4)
     facts: dict[str, str] = {}
     root, depths = _stem(keys)
@@ -114,8 +104,9 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         tokens = int(class_token) + int(distilled)
         placed = _placed(keys, tokens, stride, configured, hints)
         prefix = tokens if placed else 0
-        if not tokens and registers and not _placed(keys, 0, stride, configured, hints):
-            layout, prefix = replace(layout, registers_placed=True), registers
+        unplaced = placed or _placed(keys, 0, stride, configured, hints)
+        if registers and not unplaced and _placed(keys, tokens + registers, stride, configured, hints):
+            layout, prefix, placed = replace(layout, registers_placed=True), tokens + registers, True
         image_size, facts["image_size"] = learned_grid(keys, "pos_embed", prefix, stride, configured, hints)
     hidden, swiglu = _mlp(keys, layout)
     classes = keys.shape("head.weight", 2)[0] if "head.weight" in keys else 0
@@ -151,6 +142,11 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         layer_scale=1e-5 if keys.any_endswith("gamma_1") or keys.any_endswith("ls1.gamma") else None,
         norm_eps=eps,
     )
+    if layout.scale == "gamma_{1,2}" and "pos_embed" in keys and not (architecture or keys.notes):
+        facts["position"] = (
+            "guess: no rotary positions, as in DeiT III; RoPE-ViT has the same keys, so put timm's config.json next "
+            "to the file"
+        )
     preprocess, facts["preprocess"] = from_pretrained_cfg(cfg, _convention(keys, layout, config))
     if configured is not None and configured != image_size:
         preprocess = cut_preprocess(preprocess, image_size)
@@ -162,23 +158,6 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         license=cfg.get("license") if isinstance(cfg.get("license"), str) else None,
     )
     return LoadPlan("vit", config, [*table(config, layout), *UNUSED], card, facts)
-
-
-def _require_known(keys: StateDictKeys, architecture: str, named_in: str) -> None:
-    """Refuse networks that have the keys of a ViT and run differently.
-
-    Raises:
-        CheckpointError: names the architecture.
-    """
-    for part, what in _OTHERS.items():
-        if re.search(part, architecture):
-            raise CheckpointError(
-                f"{keys.path} is timm's {architecture} ({named_in}), which {what}; this package has no such network"
-            )
-    if "rope.freqs" in keys:
-        raise CheckpointError(
-            f"{keys.path} has rotary positions that were learned (rope.freqs); this package has no such network"
-        )
 
 
 def _rotary(keys: StateDictKeys, layout: Layout, architecture: str, args: dict[str, Any]) -> bool:
