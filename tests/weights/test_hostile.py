@@ -158,9 +158,9 @@ def test_settings_that_hold_themselves_end(tmp_path):
 
 
 def test_dicts_of_dicts_of_dicts_end(tmp_path):
-    """A thousand names for one dict, at each of six levels."""
+    """A thousand names for one dict, at each of ten levels."""
     nested: dict[str, object] = {"w": torch.ones(1)}
-    for _ in range(6):
+    for _ in range(10):
         nested = {str(i): nested for i in range(1000)}
     torch.save(nested, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="no tensors"):

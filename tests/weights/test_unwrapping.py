@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from triptych.errors import CheckpointError
 from triptych.weights import export, inspect, load
@@ -29,12 +30,32 @@ def infix(state, name):
     }
 
 
+def nested(state):
+    tree: dict = {}
+    for key, tensor in state.items():
+        *modules, leaf = key.split(".")
+        place = tree
+        for module in modules:
+            place = place.setdefault(module, {})
+        place[leaf] = tensor
+    return tree
+
+
 WRAPPED = {
     "model_state_dict": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"lr": 0.1}, "epoch": 3},
     "weights": lambda s: {"weights": s},
     "network": lambda s: {"network": s, "step": torch.tensor(3)},
     "checkpoint/state_dict": lambda s: {"checkpoint": {"state_dict": s}, "config": {"a": 1}},
     "three dicts": lambda s: {"a": {"b": {"c": s}}},
+    "five dicts": lambda s: {"a": {"b": {"c": {"d": {"e": s}}}}},
+    "a dict for each module": lambda s: nested(s),
+    "list with the optimizer": lambda s: [s, {"state": {}, "param_groups": []}],
+    "tuple with the epoch": lambda s: (prefixed(s, "module."), 3),
+    "nn.Sequential": lambda s: prefixed(s, "0."),
+    "nn.Sequential after a normalization": lambda s: {
+        **prefixed(s, "model.1."),
+        "model.0.mean": torch.zeros(3),
+    },
     "compiled model": lambda s: {"state_dict": prefixed(s, "model._orig_mod.")},
     "compiled in DDP": lambda s: prefixed(s, "module._orig_mod."),
     "DDP in compiled": lambda s: prefixed(s, "_orig_mod.module."),
@@ -107,6 +128,8 @@ def test_what_belongs_to_the_network_stays_strict(wrong, state, tmp_path):
         ("student/module.backbone.", "teacher/backbone."),
         ("state_dict/model.", "state_dict/ema_model.module."),
         ("model/", "swa/module."),
+        ("ema/online_model.", "ema/ema_model."),  # ema_pytorch stores both
+        ("state_dict/online_network.", "state_dict/target_network."),
     ],
 )
 def test_of_two_networks_the_average_is_taken(student, teacher, state, tiny, same_state, tmp_path, caplog):
@@ -132,3 +155,73 @@ def test_without_a_second_network_there_is_no_average(state, tmp_path):
     with pytest.raises(CheckpointError, match="no averaged weights"):
         load(tmp_path / "net.pth", weights="ema")
     load(tmp_path / "net.pth", weights="raw")
+
+
+def test_of_an_ensemble_the_first_is_taken(state, tiny, same_state, tmp_path, caplog):
+    other = {key: tensor + 1 for key, tensor in state.items()}
+    torch.save(prefixed(state, "models.0.") | prefixed(other, "models.1."), tmp_path / "net.pth")
+    with caplog.at_level(logging.WARNING):
+        same_state(load(tmp_path / "net.pth"), tiny())
+    assert "another network is at 'models.1.', save that part alone" in caplog.text
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        load(tmp_path / "net.pth", weights="ema")
+
+
+def test_the_best_of_two_is_taken(state, tiny, same_state, tmp_path):
+    torch.save(
+        {"last": {key: tensor + 1 for key, tensor in state.items()}, "best": state}, tmp_path / "net.pth"
+    )
+    same_state(load(tmp_path / "net.pth"), tiny())
+
+
+def test_the_body_of_a_network_is_no_other_network(tiny, same_state, tmp_path, caplog):
+    export(tiny(), tmp_path / "hf", "hf")
+    torch.save(prefixed(load_file(tmp_path / "hf" / "model.safetensors"), "model."), tmp_path / "net.pth")
+    with caplog.at_level(logging.WARNING):
+        same_state(load(tmp_path / "net.pth"), tiny())
+    assert not caplog.records
+
+
+HEADS = {
+    "head.1.": "",  # nn.Sequential(nn.Dropout(), nn.Linear())
+    "head.fc.": "",
+    "classifier.": "",
+    "fc.": "backbone.",
+    "linear_head.": "module.encoder.",
+}
+
+
+@pytest.mark.parametrize(("head", "body"), HEADS.items())
+def test_a_linear_head_under_another_name(head, body, state, tiny, same_state, tmp_path, caplog):
+    outer = "module." if body.startswith("module.") else ""
+    saved = {
+        outer + head + key[5:] if key.startswith("head.") else body + key: tensor
+        for key, tensor in state.items()
+    }
+    torch.save({"state_dict": saved}, tmp_path / "net.pth")
+    with caplog.at_level(logging.WARNING):
+        same_state(load(tmp_path / "net.pth"), tiny())
+    assert f"head is a guess: {head}weight" in caplog.text
+    assert inspect(tmp_path / "net.pth")["classes"]["number"] == 5
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {
+            "head.0.weight": torch.randn(8, 64),
+            "head.0.bias": torch.zeros(8),
+            "head.2.weight": torch.randn(5, 8),
+        },
+        {"fc.weight": torch.randn(5, 128), "fc.bias": torch.zeros(5)},  # of twice the width
+        {"fc.weight": torch.randn(5, 64)},
+        {"arcface.weight": torch.randn(5, 64), "arcface.bias": torch.zeros(5)},
+    ],
+)
+def test_other_heads_are_left_out_aloud(others, state, tmp_path, caplog):
+    body = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+    torch.save(prefixed(body | others, "module."), tmp_path / "net.pth")
+    with caplog.at_level(logging.WARNING):
+        net = load(tmp_path / "net.pth")
+    assert net.config.num_classes == 0
+    assert "left out" in caplog.text

@@ -8,7 +8,7 @@ import torch
 
 from triptych.errors import CheckpointError, TriptychError
 from triptych.network import on_meta_device
-from triptych.weights import native, unwrapping
+from triptych.weights import linear_head, native, unwrapping
 from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.sanitize import printable
 from triptych.weights.files.tensor_entry import TensorEntry
@@ -107,7 +107,7 @@ def _search(checkpoint: CheckpointFile, hints: Hints) -> tuple[CheckpointFile, L
     for place, entries in unwrapping.candidates(checkpoint.everything, hints.weights):
         part = unwrapping.unwrapped(checkpoint, place, entries, ())
         format = recognize(StateDictKeys(part))
-        if format is None or (results and len(entries) < len(results[0][1]) / 2):
+        if format is None or (results and _adds_nothing(entries, results[0][1])):
             continue
         try:
             plan = _plan(part, format, hints)
@@ -128,6 +128,12 @@ def _search(checkpoint: CheckpointFile, hints: Hints) -> tuple[CheckpointFile, L
         name,
         None,
     )
+
+
+def _adds_nothing(entries: dict[str, TensorEntry], network: dict[str, TensorEntry]) -> bool:
+    """Return whether tensors are too few for another network, or a part of the one that was found."""
+    used = set(map(id, network.values()))
+    return 2 * len(entries) < len(network) or any(id(entry) in used for entry in entries.values())
 
 
 def _fits(checkpoint: CheckpointFile, plan: LoadPlan) -> bool:
@@ -163,9 +169,35 @@ def _plan(checkpoint: CheckpointFile, format: Format, hints: Hints) -> LoadPlan:
             f"{checkpoint.path} read as {format.title}: its config.json is damaged ({printable(problem)}); "
             "fetch it again"
         ) from problem
+    plan = _with_linear_head(checkpoint, format, hints, plan)
     if plan.rules is not None and (foreign := unwrapping.foreign_keys(checkpoint.entries, plan.rules)):
         plan.rules = [*plan.rules, *(drop(key, "it is no part of the network") for key in foreign)]
         plan.notes.append(unwrapping.left_out(foreign))
+    return plan
+
+
+def _with_linear_head(checkpoint: CheckpointFile, format: Format, hints: Hints, plan: LoadPlan) -> LoadPlan:
+    """Return the plan of a network without classes, with a classifier that the file has under another name."""
+    if plan.family not in ("vit", "swin") or plan.rules is None or plan.config.num_classes:
+        return plan
+    foreign = unwrapping.foreign_keys(checkpoint.entries, plan.rules)
+    name = linear_head.find(checkpoint.shapes, foreign)
+    if name is None:
+        return plan
+    for usual in linear_head.USUAL:
+        keys = StateDictKeys(checkpoint)
+        keys.shapes = {
+            key.replace(name, usual) if key in foreign else key: s for key, s in keys.shapes.items()
+        }
+        try:
+            other = linear_head.renamed(format.read(keys, hints), usual, name)
+        except (TriptychError, TypeError, ValueError, KeyError, AttributeError):
+            continue
+        if other.config.num_classes:
+            rest = unwrapping.foreign_keys(checkpoint.entries, other.rules or ())
+            fitting = replace(other, rules=[*(other.rules or ()), *(drop(key, "") for key in rest)])
+            if _fits(checkpoint, fitting):
+                return other
     return plan
 
 

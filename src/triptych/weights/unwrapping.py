@@ -9,6 +9,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from triptych.weights import linear_head
 from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.sanitize import printable
 from triptych.weights.files.tensor_entry import TensorEntry
@@ -18,6 +19,7 @@ from triptych.weights.mapping.rules import Rule, split_slice
 Entries = dict[str, TensorEntry]
 
 _AVERAGED = re.compile(r"ema|average|teacher|shadow|swa|momentum|target", re.IGNORECASE)
+_TRAINED = re.compile(r"online|student|^raw", re.IGNORECASE)
 # Modules that torch.compile, FSDP and activation checkpointing put between a module and its children.
 _INFIXES = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_module)\.")
 _CHUNKED = re.compile(r"((?:^|.*\.)blocks)\.\d+\.(\d+)\.")
@@ -39,17 +41,34 @@ def candidates(everything: Entries, choice: WeightsChoice | None) -> Iterator[tu
         choice: "raw" prefers weights that are no average.
     """
     places: dict[str, Entries] = {}
-    for nest, entries in _by_nest(everything).items():
+    nests = _by_nest(everything)
+    for nest, entries in nests.items():
         plain = _without_infixes(entries)
         for prefix in _prefixes(plain):
             part = {name[len(prefix) :]: entry for name, entry in plain.items() if name.startswith(prefix)}
+            part |= linear_head.next_to(prefix, plain, part)
             places[f"{nest}{prefix}"] = part
             if (joined := _without_chunks(part)) is not part:
                 places[f"{nest}{prefix}blocks.*."] = joined
     order = sorted(
-        places, key=lambda place: (bool(_AVERAGED.search(place)) != (choice != "raw"), -len(places[place]))
+        places,
+        key=lambda place: (
+            is_averaged(place) != (choice != "raw"),
+            -len(places[place]),
+            "best" not in place.lower(),
+        ),
     )
     yield from ((place, places[place]) for place in order[:_MAX_CANDIDATES])
+    if len(nests) > 1:
+        flat = _flattened(everything)
+        prefixes = sorted(_prefixes(flat), key=len)[:_MAX_CANDIDATES]
+        for prefix in prefixes:
+            yield prefix, {name[len(prefix) :]: e for name, e in flat.items() if name.startswith(prefix)}
+
+
+def _flattened(everything: Entries) -> Entries:
+    """Tensors of a file that nests a dict for each module, `{"patch_embed": {"proj": ...}}`, as a state dict."""
+    return {name.replace("/", "."): entry for name, entry in everything.items()}
 
 
 def _by_nest(everything: Entries) -> dict[str, Entries]:
@@ -77,7 +96,7 @@ def _prefixes(entries: Iterable[str]) -> Sequence[str]:
     for name in entries:
         parts = name.split(".")
         for depth in range(1, min(len(parts), _MAX_DEPTH + 1)):
-            if parts[depth - 1].isdigit():
+            if sum(map(str.isdigit, parts[:depth])) > 1:  # one is that of an nn.Sequential or an ensemble
                 break
             prefix = ".".join(parts[:depth]) + "."
             counts[prefix] = counts.get(prefix, 0) + 1
@@ -85,8 +104,12 @@ def _prefixes(entries: Iterable[str]) -> Sequence[str]:
 
 
 def is_averaged(place: str) -> bool:
-    """Return whether a place holds an average of weights, or a teacher."""
-    return bool(_AVERAGED.search(place))
+    """Return whether a place holds an average of weights, or a teacher. The innermost name that tells decides:
+    `ema/online_model.` holds what was trained."""
+    for name in reversed(re.split(r"[/.]", place)):
+        if _AVERAGED.search(name) or _TRAINED.search(name):
+            return bool(_AVERAGED.search(name))
+    return False
 
 
 def passes_over_an_average(checkpoint: CheckpointFile) -> bool:
@@ -117,13 +140,16 @@ def unwrapped(
     """
     result = copy.copy(checkpoint)
     result.entries, result.notes = entries, list(checkpoint.notes)
-    left = len(checkpoint.everything) - len(entries)
+    used = set(map(id, entries.values()))
+    left = sum(id(entry) not in used for entry in checkpoint.everything.values())
     note = f"the network is at {printable(place, 60)!r}"
     if left:
         note += f"; {left} other tensors left out"
     if others:
-        other = "raw" if is_averaged(place) else "ema"
-        note += f"; another network is at {printable(others[0], 60)!r}, which weights={other!r} takes"
+        other, remedy = printable(others[0], 60), "save that part alone to load it"
+        if is_averaged(place) != is_averaged(others[0]):
+            remedy = f"which weights={'raw' if is_averaged(place) else 'ema'!r} takes"
+        note += f"; another network is at {other!r}, {remedy}"
     result.notes.append(note)
     return result
 

@@ -15,7 +15,7 @@ from triptych.weights.files.zip_members import Member, list_members
 
 MAX_PICKLE = 2**27
 """Largest pickle that is read, in bytes. Published checkpoints have a few megabytes of opcodes."""
-_MAX_NESTS = 4
+_MAX_NESTS = 8
 """Number of dicts around a dict of tensors."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -54,9 +54,8 @@ def _tensor_views(value: Any) -> Iterator[tuple[str, TensorView]]:
     if any(key == "_parameters" for key, _ in _attributes(value)):
         yield from _module_state(value, "", set())
         return
-    if isinstance(value, list | tuple):  # of tensors, which get their numbers as names
-        yield from ((str(i), item) for i, item in enumerate(value) if isinstance(item, TensorView))
-        return
+    if isinstance(value, list | tuple):  # what is in it gets its number as its name
+        value = {str(i): item for i, item in enumerate(value)}
     yield from _nested_views(value, "", _MAX_NESTS, set())
 
 
