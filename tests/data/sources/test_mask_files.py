@@ -11,6 +11,7 @@ from PIL import Image
 from triptych.data.masks import read_mask
 from triptych.data.open import open_source, train_and_eval
 from triptych.data.sources.mask_folders import dataset_root
+from triptych.errors import DataError
 
 SHAPES = np.zeros((12, 10), np.uint8)
 SHAPES[2:5, 3:7], SHAPES[6:9, 1:4] = 1, 2
@@ -137,6 +138,42 @@ BY_CONTENT = {
     "SUIM": {"train_val/images/{}.jpg": PHOTO, "train_val/masks/{}.bmp": MASK}
     | {"TEST/images/9{}.jpg": PHOTO, "TEST/masks/9{}.bmp": MASK},
 }
+
+
+ISPRS = {"2_Ortho_RGB/top_{}_RGB.tif": PHOTO, "5_Labels_all/top_{}_label.tif": COLORED}
+
+
+def test_folders_of_colored_masks(tmp_path):
+    folder = write(tmp_path, **{path.format(n): mask for n in "123" for path, mask in ISPRS.items()})
+    with pytest.raises(DataError, match="write a class_dict"):
+        open_source(folder)
+    (folder / "class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nroof,255,0,0\nlow,0,255,0\n")
+    assert np.array_equal(open_source(folder)[0].mask, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "program"),
+    [
+        (
+            "via_region_data.json",
+            '{"a": {"regions": [{"shape_attributes": {"name": "polygon"}}]}}',
+            "VGG VIA",
+        ),
+        ("project.json", '[{"annotations": [{"result": [{"from_name": "label"}]}]}]', "Label Studio"),
+        ("ann/1.jpg.json", '{"objects": [{"classTitle": "cat"}]}', "Supervisely"),
+        ("annotations.xml", '<annotations><image id="0"> <polygon label="a"/></image></annotations>', "CVAT"),
+        ("train.csv", "ImageId,EncodedPixels\n1.jpg,1 3\n", "run lengths"),
+    ],
+)
+def test_annotations_that_are_not_read_are_reported(file, text, program, tmp_path, caplog):
+    write(tmp_path, **{f"images/{n}.jpg": PHOTO for n in "123"})
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    with caplog.at_level(logging.WARNING):
+        assert open_source(tmp_path).mask_classes is None
+    assert "annotations that are not read" in caplog.text
+    assert program in caplog.text
+    assert "export" in caplog.text
 
 
 @pytest.mark.parametrize("files", BY_CONTENT.values(), ids=BY_CONTENT)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from triptych.data.sources.annotations import coco, read_annotations
+from triptych.data.sources.annotations.other_tools import report_unread
 from triptych.data.sources.folders import list_visible, metadata_file, read_metadata
 from triptych.data.sources.image_folders import read_images
 from triptych.data.sources.mask_folders import dataset_root, read_pairs
@@ -45,6 +46,7 @@ def read_tables(spec: Spec, image_column: str | None, mask_column: str | None = 
                 return DataTables(pairs)
             if annotated := read_annotations(folder):
                 return DataTables(annotated.splits, annotated.classes)
+            report_unread(folder)
         return DataTables(_read_folder(folder, image_column, mask_column, path))
     if path.is_file() and path.suffix.lower() == ".json":
         annotated = coco.read_file(path)

@@ -10,7 +10,7 @@ from PIL import Image
 from triptych.data.image_formats import PILLOW_FORMATS, is_image_name
 from triptych.data.masks import GRAY_MODES
 from triptych.data.sources.folders import has_images, list_visible
-from triptych.data.sources.mask_names import folder_role
+from triptych.data.sources.mask_names import may_be_mask, pair_key
 
 SAMPLE = 4  # files of each folder that are opened
 FEW_VALUES = 32
@@ -45,22 +45,22 @@ def _holds_images(folder: Path) -> bool:
 
 def _pair_of(folders: list[Path]) -> Pairs:
     """Return the one folder of images and the one of masks among folders; [] unless there are exactly two such."""
-    names = {path: {file.stem for file in list_visible(path) if is_image_name(file.name)} for path in folders}
-    masks = [path for path in folders if len(names[path]) > 1 and _look_like_masks(path)]
-    if len(masks) > 1:  # masks_machine/ rather than an image folder of few values
-        masks = [path for path in masks if (folder_role(path.name, loose=True) or ("", ""))[1] == "mask"]
+    files = {path: [f.name for f in list_visible(path) if is_image_name(f.name)] for path in folders}
+    keys = {path: {pair_key(name).key for name in names} for path, names in files.items()}
+    photos = [path for path in folders if not _is_called_mask(path) and not _look_like_masks(path)]
+    masks = [path for path in folders if len(files[path]) > 1 and _look_like_masks(path)]
+    if len(masks) > 1 or not masks:  # masks_machine/ rather than others of few values; or masks of colors
+        named = [path for path in masks or folders if _is_called_mask(path)]
+        masks = [path for path in named if masks or all(pair_key(n).role == "mask" for n in files[path])]
     if len(masks) != 1:
         return []
     (mask,) = masks
-    images = [
-        path
-        for path in folders
-        if path != mask
-        and len(names[path] & names[mask]) * 10 >= len(names[path]) * 9
-        and (folder_role(path.name, loose=True) or ("", ""))[1] != "mask"
-        and not _look_like_masks(path)
-    ]
+    images = [path for path in photos if len(keys[path] & keys[mask]) * 10 >= len(keys[path]) * 9]
     return [(images[0], mask)] if len(images) == 1 else []
+
+
+def _is_called_mask(folder: Path) -> bool:
+    return may_be_mask(folder.name)
 
 
 def _look_like_masks(folder: Path) -> bool:
