@@ -630,6 +630,154 @@ def test_a_dialect_is_recognized_by_its_own_reader_only(name):
     assert set(matches) - {"ComfyUI", "Civitai"} <= {matches[0]}
 
 
+@pytest.mark.parametrize("key", ["Comment", "Description", "Parameters", "prompt", "UserComment"])
+def test_the_web_uis_text_under_another_name(key):
+    settings = read_foreign_settings({key: f"a cat\nNegative prompt: b\n{PARAMETERS}"})
+    assert settings is not None
+    assert settings.values["prompt"] == "a cat"
+    assert settings.values["num_steps"] == 20
+
+
+COMMON = {"num_steps": 25, "guidance_scale": 6.5, "seed": 123, "prompt": "a cat", "negative_prompt": "blurry"}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {
+            "generation_data": json.dumps(  # TensorArt
+                {
+                    **{
+                        "prompt": "a cat",
+                        "negativePrompt": "blurry",
+                        "width": 640,
+                        "height": 512,
+                        "seed": "123",
+                    },
+                    **{"samplerName": "Euler a", "steps": 25, "cfgScale": 6.5, "clipSkip": 1, "models": []},
+                }
+            )
+        },
+        {
+            "parameters": json.dumps(  # AI Horde
+                {
+                    **{
+                        "prompt": "a cat ### blurry",
+                        "sampler_name": "k_euler_a",
+                        "steps": 25,
+                        "cfg_scale": 6.5,
+                    },
+                    **{"seed": "123", "width": 640, "height": 512},
+                }
+            )
+        },
+        {
+            "parameters": json.dumps(
+                {
+                    **{
+                        "prompt": "a cat",
+                        "negative_prompt": "blurry",
+                        "num_inference_steps": 25,
+                        "seed": 123,
+                    },
+                    **{
+                        "guidance_scale": 6.5,
+                        "resolution": "640x512",
+                        "scheduler": "EulerAncestralDiscreteScheduler",
+                    },
+                }
+            )
+        },
+        {
+            "parameters": "Include in Image: a cat; Exclude from Image: blurry; Steps: 25; Seed: 123; "
+            "Guidance Scale: 6.5; Size: 640x512; Scheduler: Euler Ancestral"
+        },
+    ],
+    ids=["TensorArt", "AI Horde", "diffusers", "Mochi Diffusion"],
+)
+def test_common_names_of_unknown_programs(texts):
+    settings = read_foreign_settings(texts)
+    assert settings is not None
+    size = {"width": 640, "height": 512, "sampler": "euler-ancestral"}
+    assert settings.values == COMMON | size
+    assert any("no known program wrote them" in note for note in settings.notes)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"prompt": 5, "positive": "x", "steps": 1, "seed": 2}, {"prompt": "a cat"}, {"steps": 4, "seed": 1}],
+)
+def test_json_that_is_no_settings(value):
+    settings = read_foreign_settings({"parameters": json.dumps(value)})
+    assert settings is None or settings.values.get("prompt", "") == ""
+
+
+@pytest.mark.parametrize(("performance", "steps", "noted"), [("Quality", 60, False), ("Lightning", 4, True)])
+def test_steps_of_fooocus_performance(performance, steps, noted):
+    values = {key: value for key, value in FOOOCUS.items() if key != "steps"} | {"performance": performance}
+    settings = read_foreign_settings({"parameters": json.dumps(values)})
+    assert settings is not None
+    assert settings.values["num_steps"] == steps
+    assert any("performance" in note for note in settings.notes) == noted
+
+
+def graph_with_text(nodes):
+    return {
+        "prompt": json.dumps(
+            CUSTOM | {"4": {"class_type": "CLIPTextEncode", "inputs": {"text": ["20", 0]}}} | nodes
+        )
+    }
+
+
+def joined(inputs, class_type="StringConcatenate"):
+    return {"20": {"class_type": class_type, "inputs": inputs}}
+
+
+LITERALS = {
+    "21": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "a cat"}},
+    "22": {"class_type": "ShowText", "inputs": {"text": ["23", 0]}},
+    "23": {"class_type": "String Literal", "inputs": {"string": "in a hat"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "prompt"),
+    [
+        (joined({"string_a": "a cat", "string_b": "in a hat", "delimiter": " "}), "a cat in a hat"),
+        (joined({"string_a": ["21", 0], "string_b": ["22", 0], "delimiter": ", "}), "a cat, in a hat"),
+        (
+            joined({"text1": ["21", 0], "text2": "!", "clean_whitespace": "true"}, "Text Concatenate"),
+            "a cat!",
+        ),
+        (joined({"text": ["22", 0]}, "Reroute"), "in a hat"),
+        (joined({"image": ["9", 0]}, "Florence2Run"), ""),
+        (joined({"text_a": ["21", 0], "text_b": ["22", 0]}, "TextSwitch"), ""),
+        (joined({"text": ["20", 0]}, "Loop"), ""),
+    ],
+)
+def test_texts_that_nodes_of_comfyui_make(nodes, prompt):
+    settings = read_foreign_settings(graph_with_text(LITERALS | nodes))
+    assert settings is not None
+    assert settings.values["prompt"] == prompt
+    class_type = nodes["20"]["class_type"]
+    noted = [note for note in settings.notes if "prompt comes from nodes that are not read" in note]
+    assert bool(noted) == (not prompt)
+    assert all(class_type in note for note in noted)
+
+
+def test_a_graph_of_texts_with_countless_paths_takes_no_time():
+    nodes = {
+        str(20 + i): {
+            "class_type": "StringConcatenate",
+            "inputs": {"string_a": [str(21 + i), 0], "string_b": [str(21 + i), 0]},
+        }
+        for i in range(60)
+    }
+    settings = read_foreign_settings(graph_with_text(nodes))
+    assert settings is not None
+    assert settings.values["prompt"] == ""
+
+
 PARAMETERS = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"
 
 

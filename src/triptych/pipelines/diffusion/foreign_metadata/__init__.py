@@ -16,6 +16,7 @@ from triptych.pipelines.diffusion.foreign_metadata import (
     fooocus,
     invokeai,
     novelai,
+    plain_json,
     swarmui,
 )
 from triptych.pipelines.diffusion.foreign_metadata.settings import ForeignSettings, json_object
@@ -54,5 +55,10 @@ def read_foreign_settings(texts: Texts) -> ForeignSettings | None:
     for dialect in DIALECTS:
         if dialect.recognizes(texts):
             return dialect.read(texts)
+    for text in texts.values():  # other programs' names for the web UI's text: Comment, Description
+        if a1111.recognizes({"parameters": text}):
+            return a1111.read({"parameters": text})
+    if plain_json.recognizes(texts):
+        return plain_json.read(texts)
     text = texts.get("parameters", "").strip()
     return a1111.read(texts) if text and json_object(text) is None and text[0] not in "{[" else None

@@ -37,6 +37,11 @@ LOSSES = {
     "ConditioningConcat": "the concatenation of prompts",
     "ConditioningSetArea": "the areas of prompts",
     "ConditioningAverage": "the average of prompts",
+    "ConditioningSetMask": "the masks of prompts",
+    "ConditioningSetTimestepRange": "the steps of prompts",
+    "FluxGuidance": "Flux's guidance",
+    "StyleModelApply": "the style model",
+    "SelfAttentionGuidance": "self-attention guidance",
     "unCLIP": "unCLIP",
     "GLIGEN": "GLIGEN",
     "PatchModelAddDownscale": "Kohya's deep shrink",
@@ -136,10 +141,12 @@ def _set_prompts(settings: ForeignSettings, graph: NodeGraph, node: Node) -> Non
     guiders = [one for one in graph.upstream(node, ("guider",)) if "Guider" in one.class_type]
     source = guiders[0] if guiders else node
     positive = ("conditioning",) if "conditioning" in source.links else ("positive",)
-    settings.set_texts(_text(graph, source, positive), _text(graph, source, ("negative",)))
+    settings.set_texts(
+        _text(settings, graph, source, positive), _text(settings, graph, source, ("negative",))
+    )
 
 
-def _text(graph: NodeGraph, node: Node, inputs: tuple[str, ...]) -> str:
+def _text(settings: ForeignSettings, graph: NodeGraph, node: Node, inputs: tuple[str, ...]) -> str:
     if isinstance(node.values.get(inputs[0]), str):  # nodes that hold their prompts themselves
         return node.values[inputs[0]]
     for source in graph.upstream(node, inputs):
@@ -148,9 +155,13 @@ def _text(graph: NodeGraph, node: Node, inputs: tuple[str, ...]) -> str:
         names = (*inputs, *TEXT_INPUTS)  # a loader may hold both prompts
         keys = [key for key in names if isinstance(source.values.get(key), str) or key in source.links]
         if "TextEncode" in source.class_type or (keys and "clip" not in source.class_type.lower()):
-            text = graph.value(source, *keys) if keys else None
-            if isinstance(text, str):
+            text = next((text for key in keys if (text := graph.text(source, key)) is not None), None)
+            if text is not None:
                 return text
+            if keys:
+                makers = ", ".join(one.class_type for one in graph.upstream(source, tuple(keys)))
+                settings.note(f"the {inputs[0]} prompt comes from nodes that are not read ({makers})")
+                return ""
     return ""
 
 

@@ -5,6 +5,7 @@
 [{"name": "model", "link": 7}], ...}], "links": [[7, 4, 0, 3, 0, "MODEL"], ...]}
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,10 @@ WIDGETS: dict[str, tuple[str | None, ...]] = {
     "String Literal": ("string",),
 }
 MUTED, BYPASSED = 2, 4
+MOST_TEXTS = 100  # outputs of nodes that are read for the prompts
+SEPARATORS = ("delimiter", "separator", "delim")
+# Inputs that are texts: `text`, `string_a`, `text2`, `Value`.
+_TEXT_INPUT = re.compile(r"(text|string|str|prompt|value|input)[_ ]?[a-z0-9]?", re.IGNORECASE)
 DEEPEST = 200  # nodes on one path
 
 
@@ -61,6 +66,7 @@ class NodeGraph:
 
     def __init__(self, nodes: Mapping[str, Node]):
         self.nodes = nodes
+        self._texts: dict[tuple[str, str], str | None] = {}
 
     def upstream(self, node: Node, inputs: tuple[str, ...]) -> Iterator[Node]:
         """Yield the nodes that lead to any of these inputs, nearest first, each once."""
@@ -98,6 +104,34 @@ class NodeGraph:
                         if isinstance(source.values.get(key), int | float | str):
                             return source.values[key]
         return None
+
+    def text(self, node: Node, name: str) -> str | None:
+        """Return the text of an input: its own, or what the linked nodes make of theirs; None if a node is unknown.
+
+        Nodes that pass one text on and nodes that join several are known.
+        """
+        own = node.values.get(name)
+        if isinstance(own, str):
+            return own
+        origin = node.links.get(name, "")
+        if (origin, name) not in self._texts:
+            self._texts[origin, name] = None  # while it is computed: of a loop there is no text
+            if origin in self.nodes and len(self._texts) < MOST_TEXTS:
+                self._texts[origin, name] = self._made_text(self.nodes[origin], name)
+        return self._texts[origin, name]
+
+    def _made_text(self, source: Node, name: str) -> str | None:
+        texts = {
+            key: self.text(source, key)
+            for key in sorted(source.values.keys() | source.links.keys())
+            if _TEXT_INPUT.fullmatch(key) or key == name
+        }
+        if re.search(r"concat|join|combine", source.class_type, re.IGNORECASE):
+            separator = next((source.values[key] for key in SEPARATORS if key in source.values), "")
+            joined = [text for text in texts.values() if text]
+            complete = bool(joined) and None not in texts.values() and isinstance(separator, str)
+            return separator.join(joined) if complete else None
+        return next(iter(texts.values())) if len(texts) == 1 else None
 
 
 def graph_of_prompt(nodes: Mapping[str, Any]) -> NodeGraph:

@@ -22,7 +22,6 @@ from triptych.pipelines.diffusion.foreign_metadata.settings import (
 IDLE = frozenset(
     {
         *(
-            "performance",
             "vae",
             "full_prompt",
             "full_negative_prompt",
@@ -42,6 +41,9 @@ IDLE = frozenset(
         ),
     }
 )
+# Steps of what Fooocus calls performance, which are all that it wrote before 2.3; some use a distilled LoRA.
+STEPS = {"Quality": 60, "Speed": 30, "Extreme Speed": 8, "Lightning": 4, "Hyper-SD": 4}
+DISTILLED = ("Extreme Speed", "Lightning", "Hyper-SD")
 NOTHING = (None, "", "None", "none", [], "[]", 0, False)
 
 
@@ -57,7 +59,11 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
     settings.set_texts(
         values.pop("prompt", ""), values.pop("negative", None) or values.pop("negative_prompt", "")
     )
-    settings.set_number("num_steps", values.pop("steps", None), 1, 10**6, int, called="steps")
+    performance = values.pop("performance", None)
+    steps = values.pop("steps", None) or STEPS.get(str(performance))
+    settings.set_number("num_steps", steps, 1, 10**6, int, called="steps")
+    if performance in DISTILLED:
+        settings.leave_out("performance", performance)
     scale, cfg = values.pop("guidance_scale", None), values.pop("cfg", None)
     scale = cfg if scale is None else scale
     settings.set_number("guidance_scale", scale, -1e6, 1e6, called="guidance scale")
