@@ -1,5 +1,6 @@
 """Images of other depths and numbers of bands, read as tifffile and pydicom read them, and scaled as documented."""
 
+import importlib.util
 import io
 import logging
 
@@ -250,3 +251,52 @@ def test_positions_are_kept():
                 assert page.tags[code].value == value
     assert read_geo_tags(tiff(labels)) == {}
     assert read_geo_tags(b"II*\0") == read_geo_tags("nowhere.tif") == read_geo_tags(labels) == {}
+
+
+@pytest.mark.parametrize("form", [{"ome": True}, {"imagej": True}])
+def test_channels_that_ome_and_imagej_store_as_pages(form):
+    planes = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
+    file = io.BytesIO()
+    tifffile.imwrite(file, planes, photometric="minisblack", metadata={"axes": "CYX"}, **form)
+    assert np.array_equal(decode(file.getvalue(), "a")[..., :3], np.moveaxis(planes, 0, -1))
+
+
+@pytest.mark.parametrize("compression", ["lzw", "jpeg"])
+def test_many_bands_with_compression(compression):
+    pytest.importorskip("imagecodecs")
+    bands = np.arange(16 * 16 * 6, dtype=np.uint8).reshape(16, 16, 6) // 8
+    file = io.BytesIO()
+    options = {"photometric": "minisblack", "planarconfig": "separate", "compression": compression}
+    tifffile.imwrite(file, np.moveaxis(bands, -1, 0), **options)
+    image = decode(file.getvalue(), "a")[..., :3].astype(int)
+    assert np.abs(image - bands[..., :3]).max() <= (0 if compression == "lzw" else 40)
+
+
+def test_a_compression_that_lacks_its_package_is_named(monkeypatch):
+    pytest.importorskip("imagecodecs")
+    file = io.BytesIO()
+    planes = np.zeros((6, 8, 8), np.uint16)
+    tifffile.imwrite(file, planes, photometric="minisblack", planarconfig="separate", compression="lzw")
+
+    def asarray(page):  # what tifffile raises without the package
+        raise ValueError(f"{page.compression!r} requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "imagecodecs" else find_spec(n))
+    with pytest.raises(
+        DataError, match="a TIFF with LZW compression, which needs another package: pip install"
+    ):
+        decode(file.getvalue(), "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run git lfs pull"),
+        (b"<!DOCTYPE html><title>404</title>", "is a web page"),
+    ],
+)
+def test_files_that_are_no_images_are_named(content, what):
+    with pytest.raises(DataError, match=what):
+        decode(content, "a.jpg")

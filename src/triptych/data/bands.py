@@ -1,6 +1,7 @@
 """Images with any number of bands and any depth: TIFF through tifffile, DICOM through pydicom, scaled to 8 bits."""
 
 import functools
+import importlib.util
 import io
 import logging
 import math
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GDAL_NODATA = 42113  # https://www.awaresystems.be/imaging/tiff/tifftags/gdal_nodata.html
 ALPHA = (1, 2)  # ExtraSamples that are an alpha channel: premultiplied or not
+FAX = (2, 3, 4)  # compressions of black and white
 MAX_STACK = 64  # pages that are taken as bands instead of as frames
 WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
 
@@ -124,10 +126,29 @@ def read_tiff_numbers(source: bytes | str | os.PathLike[str], max_pixels: int) -
             if page.dtype is None or page.ndim != 2 or page.size > max_pixels or not is_upright:
                 return None
             bits = 8 * page.dtype.itemsize
+            if int(page.compression) in FAX:  # whose zero is white by convention
+                return None
             is_unusual = bits in (16, 64) if page.dtype.kind == "f" else bits >= 32
             return page.asarray() if is_unusual or int(page.photometric) == 0 else None
     except Exception:  # damaged: Pillow says how
         return None
+
+
+def missing_tiff_codec(content: bytes) -> str | None:
+    """Return the name of a TIFF's compression if it takes imagecodecs to read it, and that is not installed."""
+    if importlib.util.find_spec("imagecodecs") is not None or not TIFF_BANDS.is_readable:
+        return None
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+            page: Any = tiff.pages[0]
+            page.asarray()
+    except ValueError as problem:
+        return str(getattr(page.compression, "name", "unknown")) if "imagecodecs" in str(problem) else None
+    except Exception:  # damaged
+        return None
+    return None
 
 
 def _read_if_tiff(path: str | os.PathLike[str]) -> bytes:
@@ -140,8 +161,11 @@ def _read_if_tiff(path: str | os.PathLike[str]) -> bytes:
 
 
 def _stacked_bands(file: Any) -> int | None:
-    """Return the axis of the bands in an array that tifffile stored as pages; None if a page is a full image."""
+    """Return the axis of the bands if they are stored as pages, as OME and ImageJ name it, or in an array of
+    tifffile; None if a page is a full image."""
     series = file.series[0]
+    if (file.is_ome or file.is_imagej) and series.axes == "CYX" and series.shape[0] <= MAX_STACK:
+        return 0
     if not file.is_shaped or len(series.shape) != 3 or len(series.pages) == 1:
         return None
     axis = 0 if series.shape[0] <= series.shape[2] else 2

@@ -20,6 +20,7 @@ from triptych.data.bands import (
     Bands,
     ReadOptions,
     is_dicom,
+    missing_tiff_codec,
     read_dicom,
     read_tiff,
     scale_to_8_bits,
@@ -274,11 +275,23 @@ def open_image(
             raise DataError(
                 f"{name} is a {TIFF_BANDS.title}, which needs another package: {TIFF_BANDS.advice}"
             ) from problem
-        raise DataError(
-            f"{name} is damaged or not an image of a known format; replace it with a PNG or JPEG"
-        ) from problem
+        if source[:4] in TIFF_HEADERS and (codec := missing_tiff_codec(source)):
+            raise DataError(
+                f"{name} is a TIFF with {codec} compression, which needs another package: pip install imagecodecs"
+            ) from problem
+        raise DataError(f"{name} {_what_it_is(source)}") from problem
     except Exception as problem:
         raise DataError(f"{name} is a damaged image ({problem}); replace it or leave it out") from problem
+
+
+def _what_it_is(content: bytes) -> str:
+    """Return what a file is that is no image, and what to do."""
+    head = content[:300].lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the image; run git lfs pull"
+    if head.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "is a web page or XML, not an image; download it again"
+    return "is damaged or not an image of a known format; replace it with a PNG or JPEG"
 
 
 def _check_strips(image: Image.Image, name: str) -> None:
