@@ -10,6 +10,7 @@ with 1 and prints how to repeat each failure.
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -410,6 +411,7 @@ def attempt(reader: Reader, size: int) -> str | None:
 def fuzz(count: int, seed: int, names: list[str], root: Path, keep: Path | None = None) -> list[str]:
     """Damage and read `count` inputs, and return a description of each failure."""
     torch.set_num_threads(1)
+    gc.collect()  # or what is freed meanwhile hides what a reader takes
     readers = write_readers(root)
     unknown = set(names) - set(readers)
     if unknown:

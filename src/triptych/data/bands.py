@@ -1,7 +1,6 @@
 """Images with any number of bands and any depth: TIFF through tifffile, DICOM through pydicom, scaled to 8 bits."""
 
 import functools
-import importlib.util
 import io
 import logging
 import math
@@ -71,14 +70,20 @@ class Bands:
     """Whether the smallest value is white."""
 
 
-def read_tiff(content: bytes, options: ReadOptions, check_size: Callable[[int], None]) -> Bands | None:
+def read_tiff(
+    content: bytes, name: str, options: ReadOptions, check_size: Callable[[int], None]
+) -> Bands | None:
     """Read the first image of a TIFF; None if it is left to Pillow, which reads 8 bits and up to 4 bands.
 
     Of arrays that tifffile wrote without naming their axes, the first or the last axis holds the bands, whichever is
     shorter.
 
     Args:
+        name: name of the image in errors.
         check_size: raises an error for a number of pixels that is too large.
+
+    Raises:
+        DataError: its compression takes a package that is not installed.
     """
     if content[:4] not in TIFF_HEADERS or not TIFF_BANDS.is_readable:
         return None
@@ -92,13 +97,19 @@ def read_tiff(content: bytes, options: ReadOptions, check_size: Callable[[int], 
             return None
         shape = file.series[0].shape if stack is not None else page.shape
         check_size(math.prod(shape) // (page.samplesperpixel if stack is None else shape[stack]))
+        try:
+            values = page.asarray() if stack is None else np.moveaxis(file.series[0].asarray(), stack, -1)
+        except ValueError as problem:
+            if "imagecodecs" in str(problem) and (stack is not None or page.samplesperpixel > 4):
+                raise DataError(
+                    f"{name} is a TIFF with {page.compression.name} compression, which needs another package: "
+                    "pip install imagecodecs"
+                ) from problem
+            raise
         if stack is not None:
-            values = np.moveaxis(file.series[0].asarray(), stack, -1)
             _log_once(f"{values.shape[2]} pages or columns of a TIFF are taken as bands")
-        else:
-            values = page.asarray()
-            if page.axes.startswith("S"):
-                values = np.moveaxis(values, 0, -1)
+        elif page.axes.startswith("S"):
+            values = np.moveaxis(values, 0, -1)
         tags = {code: page.tags[code].value for code in (GDAL_NODATA, 274, 338) if code in page.tags}
         extra = tags.get(338, ())
         extra = extra if isinstance(extra, tuple) else (extra,)
@@ -132,23 +143,6 @@ def read_tiff_numbers(source: bytes | str | os.PathLike[str], max_pixels: int) -
             return page.asarray() if is_unusual or int(page.photometric) == 0 else None
     except Exception:  # damaged: Pillow says how
         return None
-
-
-def missing_tiff_codec(content: bytes) -> str | None:
-    """Return the name of a TIFF's compression if it takes imagecodecs to read it, and that is not installed."""
-    if importlib.util.find_spec("imagecodecs") is not None or not TIFF_BANDS.is_readable:
-        return None
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(io.BytesIO(content)) as tiff:
-            page: Any = tiff.pages[0]
-            page.asarray()
-    except ValueError as problem:
-        return str(getattr(page.compression, "name", "unknown")) if "imagecodecs" in str(problem) else None
-    except Exception:  # damaged
-        return None
-    return None
 
 
 def _read_if_tiff(path: str | os.PathLike[str]) -> bytes:

@@ -20,7 +20,6 @@ from triptych.data.bands import (
     Bands,
     ReadOptions,
     is_dicom,
-    missing_tiff_codec,
     read_dicom,
     read_tiff,
     scale_to_8_bits,
@@ -237,7 +236,7 @@ def _read_bands(content: bytes, name: str, options: ReadOptions) -> Bands | None
         return read_dicom(content, name, check_size)
     if content[:4] in TIFF_HEADERS:
         try:
-            return read_tiff(content, options, check_size)
+            return read_tiff(content, name, options, check_size)
         except (MemoryError, DataError):
             raise
         except Exception:  # Pillow may read it, or reports what is wrong
@@ -274,10 +273,6 @@ def open_image(
         if source[:4] in TIFF_HEADERS and not TIFF_BANDS.is_readable:
             raise DataError(
                 f"{name} is a {TIFF_BANDS.title}, which needs another package: {TIFF_BANDS.advice}"
-            ) from problem
-        if source[:4] in TIFF_HEADERS and (codec := missing_tiff_codec(source)):
-            raise DataError(
-                f"{name} is a TIFF with {codec} compression, which needs another package: pip install imagecodecs"
             ) from problem
         raise DataError(f"{name} {_what_it_is(source)}") from problem
     except Exception as problem:

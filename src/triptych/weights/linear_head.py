@@ -11,7 +11,7 @@ from dataclasses import replace
 from triptych.weights.files.tensor_entry import Shape, TensorEntry
 from triptych.weights.mapping.format import LoadPlan
 
-USUAL = ("head.", "heads.head.", "classifier.")
+USUAL_HEADS = ("head.", "heads.head.", "classifier.")
 """The classifier's name in timm and Microsoft's Swin, torchvision's ViT, and transformers."""
 _NAMES = frozenset(
     {

@@ -184,7 +184,7 @@ def _with_linear_head(checkpoint: CheckpointFile, format: Format, hints: Hints, 
     name = linear_head.find(checkpoint.shapes, foreign)
     if name is None:
         return plan
-    for usual in linear_head.USUAL:
+    for usual in linear_head.USUAL_HEADS:
         keys = StateDictKeys(checkpoint)
         keys.shapes = {
             key.replace(name, usual) if key in foreign else key: s for key, s in keys.shapes.items()

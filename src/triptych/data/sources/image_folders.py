@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # "part_1", "HAM10000_images_part_2", "fold0", "batch 3"
 NUMBERED_PART = re.compile(r"(?:.*[ _-])?(?:part|fold|batch|chunk)[ _-]?\d+", re.IGNORECASE)
 
-FEW_FOLDERS = 20  # of images, in which tables are looked for
+TABLE_FOLDERS = 20  # of images, in which tables are looked for
 
 Files = list[tuple[str, tuple[str, ...]]]
 """The path of each image, and the parts of its path from the class folder on."""
@@ -144,7 +144,7 @@ def _read_tables(
         if all(len(parts) == 1 for _, parts in of_split)
     }
     inside = sorted({Path(path).parent for paths in flat.values() for path in paths})
-    described = read_label_tables([*places, *inside[:FEW_FOLDERS]], flat, classes)
+    described = read_label_tables([*places, *inside[:TABLE_FOLDERS]], flat, classes)
     columns = list(dict.fromkeys(name for cells in described.values() for name in cells))
     result: dict[str, dict[str, list[Any]]] = {split: {} for split in flat}
     for name in columns:

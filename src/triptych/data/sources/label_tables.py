@@ -20,7 +20,7 @@ from triptych.errors import DataError
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv", ".txt")
-MAX_FILES = 20  # of a folder that are looked at
+MAX_TABLES = 20  # of a folder that are looked at
 FEW_ROWS = 50  # from which it shows whether a table names images
 
 
@@ -80,7 +80,7 @@ def _candidates(folder: Path, index: dict[str, str]) -> list[Path]:
     """Return the tables in a folder; the text with the name of an image is its caption."""
     files = [path for path in list_visible(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
     tables = [path for path in files if path.suffix.lower() != ".txt" or path.stem not in index]
-    return [path for path in tables if "submission" not in path.stem.lower()][:MAX_FILES]  # to be filled in
+    return [path for path in tables if "submission" not in path.stem.lower()][:MAX_TABLES]  # to be filled in
 
 
 def _read_table(file: Path, index: dict[str, str]) -> LabelTable | None:

@@ -12,7 +12,7 @@ from triptych.data.masks import GRAY_MODES
 from triptych.data.sources.folders import has_images, list_visible
 from triptych.data.sources.mask_names import may_be_mask, pair_key
 
-SAMPLE = 4  # files of each folder that are opened
+OPENED = 4  # files of each folder that are opened
 FEW_VALUES = 32
 MAX_DEPTH = 2
 MAX_FOLDERS = 50  # more are classes
@@ -64,7 +64,7 @@ def _is_called_mask(folder: Path) -> bool:
 
 
 def _look_like_masks(folder: Path) -> bool:
-    files = [path for path in list_visible(folder) if is_image_name(path.name)][:SAMPLE]
+    files = [path for path in list_visible(folder) if is_image_name(path.name)][:OPENED]
     return bool(files) and all(map(_looks_like_mask, files))
 
 

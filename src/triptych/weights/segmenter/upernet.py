@@ -10,7 +10,7 @@ from triptych.models.configs.swin import SwinConfig
 from triptych.weights.mapping.format import StateDictKeys
 from triptych.weights.mapping.rules import Rule, expand, rename
 
-USUAL = (1, 2, 3, 6)
+USUAL_SCALES = (1, 2, 3, 6)
 """Default sizes of the pooled grids, which no tensor determines."""
 
 
@@ -70,7 +70,7 @@ def read_head(
     count = keys.count_blocks("decode_head.psp_modules.{i}.")
     facts = {"pool_scales": where if scales is not None else "convention: 1, 2, 3 and 6"}
     if scales is None:
-        scales = USUAL if count == len(USUAL) else tuple(range(1, count + 1))
+        scales = USUAL_SCALES if count == len(USUAL_SCALES) else tuple(range(1, count + 1))
     if not isinstance(scales, list | tuple) or len(scales) != count:
         raise CheckpointError(
             f"{keys.path}: {where} says pool_scales {scales!r}, the tensors have {count}; put the config that "

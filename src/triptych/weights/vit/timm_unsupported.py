@@ -18,7 +18,7 @@ _OTHERS = {
 }
 
 
-def require_known(keys: StateDictKeys, architecture: str, named_in: str) -> None:
+def refuse_unsupported(keys: StateDictKeys, architecture: str, named_in: str) -> None:
     """Refuse networks that have the keys of a ViT and run differently.
 
     Raises:

@@ -28,7 +28,7 @@ from triptych.weights.mapping.timm_architecture import architecture_of
 from triptych.weights.vit import timm_config
 from triptych.weights.vit.position_grid import cut_preprocess, learned_grid
 from triptych.weights.vit.timm import UNUSED, Layout, table
-from triptych.weights.vit.timm_unsupported import require_known
+from triptych.weights.vit.timm_unsupported import refuse_unsupported
 
 TIMM = Layout()
 TIMM_DINOV3 = Layout(scale="gamma_{1,2}", swiglu="split")
@@ -85,7 +85,7 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     architecture, named_in = architecture_of(keys)
     args = settings.get("model_args") or {}
     cfg = settings.get("pretrained_cfg") or (settings if "input_size" in settings else {})
-    require_known(keys, architecture, named_in)
+    refuse_unsupported(keys, architecture, named_in)
     width, channels, patch, _ = keys.shape("patch_embed.proj.weight", 4)
     facts: dict[str, str] = {}
     root, depths = _stem(keys)

@@ -9,7 +9,7 @@ from triptych.data.sources.folders import list_visible
 log = logging.getLogger(__name__)
 
 HEAD = 20_000  # bytes of a file that are looked at
-MAX_FILES, MAX_FOLDERS = 20, 20
+LOOKED_AT = 20  # files and folders of each level
 # Program, suffix, what the beginning of a file contains, and what to export.
 FORMATS = (
     ("VGG VIA", (".json",), re.compile(r'"shape_attributes"|"_via_'), "COCO"),
@@ -27,15 +27,15 @@ def report_unread(folder: Path) -> None:
     """Log annotation files in a folder, or in folders up to two below, that are not read."""
     places = [folder]
     for _ in range(2):
-        below = [path for place in places for path in list_visible(place)[:MAX_FILES] if path.is_dir()]
-        places += [path for path in below if path not in places][:MAX_FOLDERS]
+        below = [path for place in places for path in list_visible(place)[:LOOKED_AT] if path.is_dir()]
+        places += [path for path in below if path not in places][:LOOKED_AT]
     for place in places:
         files = [
             path
             for path in list_visible(place)
             if path.suffix.lower() in (".json", ".ndjson", ".xml", ".csv")
         ]
-        for file in files[:MAX_FILES]:
+        for file in files[:LOOKED_AT]:
             if unread := _format_of(file):
                 program, export = unread
                 log.warning(

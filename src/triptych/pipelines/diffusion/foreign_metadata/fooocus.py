@@ -42,7 +42,7 @@ IDLE = frozenset(
     }
 )
 # Steps of what Fooocus calls performance, which are all that it wrote before 2.3; some use a distilled LoRA.
-STEPS = {"Quality": 60, "Speed": 30, "Extreme Speed": 8, "Lightning": 4, "Hyper-SD": 4}
+PERFORMANCE_STEPS = {"Quality": 60, "Speed": 30, "Extreme Speed": 8, "Lightning": 4, "Hyper-SD": 4}
 DISTILLED = ("Extreme Speed", "Lightning", "Hyper-SD")
 NOTHING = (None, "", "None", "none", [], "[]", 0, False)
 
@@ -60,7 +60,7 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
         values.pop("prompt", ""), values.pop("negative", None) or values.pop("negative_prompt", "")
     )
     performance = values.pop("performance", None)
-    steps = values.pop("steps", None) or STEPS.get(str(performance))
+    steps = values.pop("steps", None) or PERFORMANCE_STEPS.get(str(performance))
     settings.set_number("num_steps", steps, 1, 10**6, int, called="steps")
     if performance in DISTILLED:
         settings.leave_out("performance", performance)
