@@ -1,5 +1,5 @@
 """Load networks of other libraries from their folders with their own readers. Of our package only `timm_import` is
-imported, so that a program that measures the memory of another library loads only that."""
+imported, so that a program that measures the memory of another library loads little else."""
 
 import contextlib
 from pathlib import Path

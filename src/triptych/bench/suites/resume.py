@@ -187,9 +187,65 @@ def _interpreter(config: Path, out: Path) -> RunningProcess:
 
 
 def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
-    """Return the configs of the runs, on images that are drawn into `folder`."""
+    """Return the config of each type of run, by its name in the table. The images are drawn into `folder`."""
     images, masked = draw(folder, plan.images)
-    eye = create(
+    shared: dict[str, Any] = {
+        "loading": DataConfig(batch_size=8, workers=2, cache="off", eval_fraction=0.2),
+        "loop": LoopConfig(
+            epochs=plan.epochs,
+            ema=0.9,
+            precision="fp32",
+            device="cpu",
+            save_every=plan.save_every,
+            eval_every=0.7,
+        ),
+    }
+    latent = _latent_diffusion(images, folder, shared)
+    return {
+        "ViT, classification": _classifier(images, shared),
+        "Swin, segmentation": _segmenter(masked, shared),
+        "autoencoder, with a GAN": _autoencoder(images, folder, shared),
+        "latent diffusion, on a cache": replace(latent, cache=LatentCacheConfig(use="on")),
+        "latent diffusion, on images": replace(latent, cache=LatentCacheConfig(use="off")),
+    }  # fmt: skip
+
+
+def _classifier(images: Path, shared: dict[str, Any]) -> ClassifyConfig:
+    return ClassifyConfig(
+        data=str(images),
+        model="vit-ti16",
+        model_args=("depth=2", "embed_dim=24", "mlp_ratio=2.0", "patch_size=8", "dropout=0.1"),
+        image_size=(16, 16),
+        drop_path_rate=0.2,
+        augment=AugmentConfig(brightness=0.1, mixup=0.2, erasing=0.2),
+        optim=OptimConfig(lr=3e-3),
+        **shared,
+    )
+
+
+def _segmenter(masked: Path, shared: dict[str, Any]) -> SegmentConfig:
+    network = (
+        "embed_dim=16",
+        "depths=[1,2]",
+        "num_heads=[1,2]",
+        "window_size=4",
+        "stem_widths=[8]",
+        "patch_size=2",
+    )
+    return SegmentConfig(
+        data=str(masked),
+        model="swin-emoji",
+        model_args=network,
+        image_size=(32, 32),
+        head=HeadConfig(type="unet", channels=16, image_branch_channels=8, aux_channels=8),
+        augment=AugmentConfig(crop_scale=(0.7, 1.0), brightness=0.1),
+        optim=OptimConfig(lr=5e-3),
+        **shared,
+    )
+
+
+def _autoencoder(images: Path, folder: Path, shared: dict[str, Any]) -> CompressConfig:
+    features = create(
         "vit-ti16",
         patch_size=8,
         image_size=16,
@@ -199,79 +255,40 @@ def configs(plan: Plan, folder: Path) -> dict[str, RunConfig]:
         mlp_ratio=2.0,
         num_classes=0,
     )
-    weights.save(eye, folder / "eye.safetensors")
+    weights.save(features, folder / "features.safetensors")
+    return CompressConfig(
+        data=str(images),
+        model_args=tuple(f"{k}={json.dumps(v)}" for k, v in SMALL_STAGE.items()),
+        image_size=(16, 16),
+        perceptual=PerceptualConfig(model=str(folder / "features.safetensors"), weight=0.3),
+        discriminator=DiscriminatorConfig(channels=4, layers=1, start=0.3),
+        features=None,
+        optim=OptimConfig(lr=3e-3, betas=(0.5, 0.9)),
+        **shared,
+    )
+
+
+def _latent_diffusion(images: Path, folder: Path, shared: dict[str, Any]) -> SecondStageConfig:
     stage = create("kl-f8", image_size=16, latent_channels=2, scale=2.0, **SMALL_STAGE)
     weights.save(stage, folder / "stage.safetensors")
-    loop = LoopConfig(
-        epochs=plan.epochs,
-        ema=0.9,
-        precision="fp32",
-        device="cpu",
-        save_every=plan.save_every,
-        eval_every=0.7,
+    network = (
+        "base_channels=8",
+        "norm_groups=4",
+        "channel_multipliers=[1,2]",
+        "num_res_blocks=1",
+        "head_dim=8",
     )
-    shared: dict[str, Any] = {
-        "loading": DataConfig(batch_size=8, workers=2, cache="off", eval_fraction=0.2),
-        "loop": loop,
-    }
-    latent = SecondStageConfig(
+    return SecondStageConfig(
         data=str(images),
         first_stage=str(folder / "stage.safetensors"),
         condition="text",
         model="unet-emoji",
-        model_args=(
-            "base_channels=8",
-            "norm_groups=4",
-            "channel_multipliers=[1,2]",
-            "num_res_blocks=1",
-            "head_dim=8",
-        ),
+        model_args=network,
         text=CaptionConfig(vocabulary=300, embed_dim=16, depth=1, head_dim=8, max_length=12),
         samples=SamplesConfig(num_images=0),
         optim=OptimConfig(lr=2e-3),
         **shared,
     )
-    return {
-        "ViT, classification": ClassifyConfig(
-            data=str(images),
-            model="vit-ti16",
-            model_args=("depth=2", "embed_dim=24", "mlp_ratio=2.0", "patch_size=8", "dropout=0.1"),
-            image_size=(16, 16),
-            drop_path_rate=0.2,
-            augment=AugmentConfig(brightness=0.1, mixup=0.2, erasing=0.2),
-            optim=OptimConfig(lr=3e-3),
-            **shared,
-        ),
-        "Swin, segmentation": SegmentConfig(
-            data=str(masked),
-            model="swin-emoji",
-            model_args=(
-                "embed_dim=16",
-                "depths=[1,2]",
-                "num_heads=[1,2]",
-                "window_size=4",
-                "stem_widths=[8]",
-                "patch_size=2",
-            ),
-            image_size=(32, 32),
-            head=HeadConfig(type="unet", channels=16, image_branch_channels=8, aux_channels=8),
-            augment=AugmentConfig(crop_scale=(0.7, 1.0), brightness=0.1),
-            optim=OptimConfig(lr=5e-3),
-            **shared,
-        ),
-        "autoencoder, with a GAN": CompressConfig(
-            data=str(images),
-            model_args=tuple(f"{k}={json.dumps(v)}" for k, v in SMALL_STAGE.items()),
-            image_size=(16, 16),
-            perceptual=PerceptualConfig(model=str(folder / "eye.safetensors"), weight=0.3),
-            discriminator=DiscriminatorConfig(channels=4, layers=1, start=0.3),
-            features=None,
-            optim=OptimConfig(lr=3e-3, betas=(0.5, 0.9)),
-            **shared,
-        ),
-        "latent diffusion, on a cache": replace(latent, cache=LatentCacheConfig(use="on")),
-        "latent diffusion, on images": replace(latent, cache=LatentCacheConfig(use="off")),
-    }
 
 
 def draw(folder: Path, count: int) -> tuple[Path, Path]:

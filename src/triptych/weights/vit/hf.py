@@ -229,36 +229,10 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     width, channels, patch, _ = keys.shape(
         e + ("patch_embeddings.weight" if v3 else "patch_embeddings.projection.weight"), 4
     )
-    stored = settings.get("num_attention_heads")
-    if isinstance(stored, int):
-        heads, facts["num_heads"] = stored, "config.json"
-    elif settings and stored is None:
-        heads = DEFAULT_NUM_HEADS[layout.model_type]
-        facts["num_heads"] = f"convention: transformers' default {heads}"
-    elif v3:
-        heads, facts["num_heads"] = width // 64, "convention: DINOv3's heads of 64 channels"
-    else:
-        heads, facts["num_heads"] = default_num_heads(width)
-    eps, facts["norm_eps"] = (
-        EPS[layout.model_type],
-        f"convention: transformers' default {EPS[layout.model_type]:g}",
-    )
-    if isinstance(settings.get("layer_norm_eps"), int | float):
-        eps, facts["norm_eps"] = float(settings["layer_norm_eps"]), "config.json"
-    activation = settings.get("hidden_act", "gelu")
+    heads, facts["num_heads"] = _num_heads(layout, settings, width)
+    eps, facts["norm_eps"] = _norm_eps(layout, settings)
     swiglu = keys.any_endswith("mlp.weights_in.weight") or keys.any_endswith("mlp.gate_proj.weight")
-    if (
-        layout.model_type == "dinov3_vit"
-        and swiglu
-        and settings.get("hidden_act", "gelu" if settings else "silu") not in ("silu", "swish")
-    ):
-        raise CheckpointError(
-            f"{keys.path}: config.json says hidden_act {activation!r} for a gated MLP; needed is 'silu'"
-        )
-    if not swiglu and activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{keys.path}: config.json says hidden_act {activation!r}; needed is one of {list(ACTIVATIONS)}"
-        )
+    activation = _activation(keys, layout, settings, swiglu)
     facts["mlp"] = "config.json" if "hidden_act" in settings else "convention: the exact GELU"
     distilled = e + "distillation_token" in keys and not layout.distill_unread
     configured = parse_size(settings.get("image_size", IMAGE_SIZE if settings else None))
@@ -288,7 +262,7 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         pool="token+mean" if inputs == 2 * width else "token",
         head="mlp" if pooler else "linear",
         head_dim=keys.shape(p + "pooler.dense.weight", 2)[0] if pooler else 0,
-        mlp="swiglu" if swiglu else ACTIVATIONS[activation],  # type: ignore[arg-type]
+        mlp=activation,  # type: ignore[arg-type]
         qkv_bias=_bias(keys, b),
         layer_scale=1e-5 if layout.model_type.startswith("dino") else None,
         norm_eps=eps,
@@ -300,6 +274,48 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     return LoadPlan(
         "vit", config, table(config, layout), ModelCard(preprocess=preprocess, classes=labels), facts
     )
+
+
+def _num_heads(layout: Layout, settings: dict[str, Any], width: int) -> tuple[int, str]:
+    """Return the number of heads, and what says so."""
+    stored = settings.get("num_attention_heads")
+    if isinstance(stored, int):
+        return stored, "config.json"
+    if settings and stored is None:
+        number = DEFAULT_NUM_HEADS[layout.model_type]
+        return number, f"convention: transformers' default {number}"
+    if layout.model_type == "dinov3_vit":
+        return width // 64, "convention: DINOv3's heads of 64 channels"
+    return default_num_heads(width)
+
+
+def _norm_eps(layout: Layout, settings: dict[str, Any]) -> tuple[float, str]:
+    """Return the epsilon of the norms, and what says so."""
+    stored = settings.get("layer_norm_eps")
+    if isinstance(stored, int | float):
+        return float(stored), "config.json"
+    return EPS[layout.model_type], f"convention: transformers' default {EPS[layout.model_type]:g}"
+
+
+def _activation(keys: StateDictKeys, layout: Layout, settings: dict[str, Any], swiglu: bool) -> str:
+    """Return the MLP of the config.
+
+    Raises:
+        CheckpointError: the network has no such activation.
+    """
+    named = settings.get("hidden_act", "gelu")
+    if swiglu:
+        gate = settings.get("hidden_act", "gelu" if settings else "silu")
+        if layout.model_type == "dinov3_vit" and gate not in ("silu", "swish"):
+            raise CheckpointError(
+                f"{keys.path}: config.json says hidden_act {named!r} for a gated MLP; needed is 'silu'"
+            )
+        return "swiglu"
+    if named not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{keys.path}: config.json says hidden_act {named!r}; needed is one of {list(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[named]
 
 
 def _hidden(keys: StateDictKeys, b: str, swiglu: bool, v3: bool) -> int:
