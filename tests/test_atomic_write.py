@@ -9,8 +9,9 @@ import threading
 
 import pytest
 
+import triptych as tp
 from triptych.atomic_write import write_atomically, write_text_atomically
-from triptych.errors import StorageError
+from triptych.errors import CheckpointError, StorageError
 
 
 def test_a_new_file_in_a_new_folder(tmp_path):
@@ -18,6 +19,25 @@ def test_a_new_file_in_a_new_folder(tmp_path):
     write_atomically(path, lambda file: file.write(b"whole"))
     assert path.read_bytes() == b"whole"
     assert os.listdir(path.parent) == ["file.bin"]
+
+
+@pytest.mark.parametrize("save", [tp.save, tp.export], ids=["save", "export"])
+def test_for_a_network_no_more_than_one_folder_is_made(tmp_path, save):
+    net = tp.create("vit-ti16", depth=1, embed_dim=16, num_heads=1, image_size=32, num_classes=2)
+    format = () if save is tp.save else ("triptych",)
+    with pytest.raises(StorageError, match=r"the folder .*a does not exist; make it first"):
+        save(net, tmp_path / "a" / "b" / "net.safetensors", *format)
+    assert os.listdir(tmp_path) == []
+    save(net, tmp_path / "a" / "net.safetensors", *format)
+    assert os.listdir(tmp_path / "a") == ["net.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.pt", "net.ckpt", "net.bin", "net"])
+def test_a_network_is_not_saved_under_the_suffix_of_another_format(tmp_path, name):
+    net = tp.create("vit-ti16", depth=1, embed_dim=16, num_heads=1, image_size=32, num_classes=2)
+    with pytest.raises(CheckpointError, match=r"saved as \.safetensors; give a name that ends so, or use tp"):
+        tp.save(net, tmp_path / name)
+    assert os.listdir(tmp_path) == []
 
 
 def test_text_is_utf8(tmp_path):
@@ -117,11 +137,13 @@ def test_places_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX modes")
-def test_a_result_is_an_ordinary_file(tmp_path):
+def test_a_result_is_an_ordinary_file(tmp_path, monkeypatch):
+    """Its permissions are those that the umask leaves, which is never changed: other threads would see it."""
     before = os.umask(0o027)
     try:
-        write_text_atomically(tmp_path / "file", "x")
-        assert os.umask(0o027) == 0o027
+        with monkeypatch.context() as patch:
+            patch.delattr(os, "umask")
+            write_text_atomically(tmp_path / "file", "x")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640

@@ -2,7 +2,7 @@
 
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -28,13 +28,13 @@ def write_atomically(
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        name = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+        with open(name, "xb") as file:  # with the permissions that the process's umask leaves
+            temporary = name
             write(file)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates a private file
         os.replace(temporary, path)
         temporary = None
         if durable:
@@ -44,6 +44,18 @@ def write_atomically(
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def require_place(path: str | os.PathLike[str]) -> None:
+    """Check a path that a user gave for a new file or folder: of missing folders only the one that it is in is created,
+    since more are usually a typing error.
+
+    Raises:
+        StorageError: names the missing folder.
+    """
+    above = Path(path).absolute().parent.parent
+    if not above.exists():
+        raise StorageError(f"cannot write {path}: the folder {above} does not exist; make it first")
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str, durable: bool = True) -> None:
@@ -56,12 +68,6 @@ def storage_error(path: str | os.PathLike[str], problem: OSError) -> StorageErro
     full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "free space or choose another place" if full else "choose another place"
     return StorageError(f"cannot write {path}: {problem.strerror or problem}; {remedy}")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def fsync_folder(folder: Path) -> None:

@@ -25,13 +25,10 @@ class Convert:
     """Print what was written as JSON."""
 
     def run(self) -> int:
-        from triptych.weights import export, load, save
+        from triptych.weights import export, load
 
         net = load(self.source, prediction=self.prediction)
-        if self.format == "triptych":
-            save(net, self.target)
-        else:
-            export(net, self.target, self.format)
+        export(net, self.target, self.format)
         if self.json:
             print_json({"source": self.source, "target": self.target, "format": self.format})
         else:

@@ -31,6 +31,8 @@ class Evaluate:
     """emoji, a folder, tar shards, a parquet file or a hub id."""
     split: Annotated[str, flag("NAME", "the evaluation split")] = ""
     """One of the data's splits."""
+    include_trained: bool = False
+    """Also evaluate the images that the RUN was trained on; by default they are left out of any copy of its data."""
     batch_size: Annotated[int | None, flag("INT", "that of the RUN, else 64, for segmenters 4")] = None
     """Images per forward pass."""
     workers: int = 2
@@ -113,6 +115,7 @@ class Evaluate:
             self.model,
             self.data or None,
             split=self.split or None,
+            include_trained=self.include_trained,
             batch_size=self.batch_size,
             workers=self.workers,
             on_bad_image=self.on_bad_image,

@@ -1,10 +1,13 @@
-"""List of the examples that a run trains on, so that a later run can report how the data has changed."""
+"""List of the examples that a run trains on, so that a later run can report how the data has changed, and an evaluation
+which of its images were trained on."""
 
 import gzip
 import json
 import zlib
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
+
+import numpy as np
 
 from triptych.atomic_write import write_atomically
 from triptych.data.source import Source, full_source
@@ -20,10 +23,12 @@ class Manifest(TypedDict):
     """Number of examples."""
     examples: dict[str, int] | None
     """CRC-32 of label, caption and size in bytes of each example, by name; None if the source cannot list them."""
+    trained: NotRequired[list[int] | None]
+    """`Source.image_digests` of the examples that were trained on, which may be a part of `examples`."""
 
 
 def list_examples(source: Source) -> Manifest:
-    """Return the manifest of a source; for a part of a source (`Subset`) that of the full source."""
+    """Return the manifest of a source, without `trained`; for a part of a source (`Subset`) that of the full source."""
     source = full_source(source)
     contents = source.contents() if len(source) <= MAX_LISTED else None
     examples = None
@@ -32,10 +37,29 @@ def list_examples(source: Source) -> Manifest:
     return {"count": len(source), "examples": examples}
 
 
-def write(path: Path, manifest: Manifest) -> None:
-    """Write a manifest as compressed JSON."""
+def write(path: Path, source: Source) -> None:
+    """Write the manifest of a source that is trained on, as compressed JSON."""
+    manifest = list_examples(source)
+    manifest["trained"] = source.image_digests()
     data = gzip.compress(json.dumps(manifest).encode(), mtime=0)
     write_atomically(path, lambda file: file.write(data))
+
+
+def are_trained_on(path: Path, source: Source) -> np.ndarray | None:
+    """Return for each example of a source whether its image is among those that were trained on, under any name.
+
+    Args:
+        path: the file of a manifest.
+
+    Returns:
+        bool (n,); None if the file or the source has no digests of images.
+    """
+    try:
+        trained = json.loads(gzip.decompress(path.read_bytes())).get("trained")
+    except (OSError, ValueError, AttributeError, EOFError, zlib.error):
+        return None
+    digests = source.image_digests() if trained else None
+    return None if digests is None else np.isin(np.array(digests, np.uint64), np.array(trained, np.uint64))
 
 
 def describe_changes(path: Path, current: Manifest) -> str:

@@ -58,6 +58,11 @@ class Source(Protocol):
         listing them is expensive."""
         return None
 
+    def image_digests(self) -> list[int] | None:
+        """Return a checksum of the stored image of each example, which does not depend on its name; None if reading
+        them is expensive."""
+        return None
+
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
 
@@ -131,3 +136,8 @@ class Subset:
             return None
         examples = list(contents)
         return (examples[i] for i in self.indices)
+
+    def image_digests(self) -> list[int] | None:
+        """As `Source.image_digests`, for the examples of the subset."""
+        digests = self.source.image_digests()
+        return None if digests is None else [digests[i] for i in self.indices]

@@ -21,6 +21,7 @@ def evaluate(
     data: str | None = None,
     *,
     split: str | None = None,
+    include_trained: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
     on_bad_image: Literal["skip", "fail"] | None = None,
@@ -48,6 +49,8 @@ def evaluate(
         model: a network, or anything `triptych.load` takes. For a RUN folder, data and loading default to the run's.
         data: data set, as in training; None is that of the run.
         split: split of the data; None is its evaluation split.
+        include_trained: also evaluate the images that the run was trained on. By default they are left out, also of a
+            renamed or moved copy of its data, unless there are no others.
         batch_size: images per forward pass; None is the run's, else 64, or 4 for a segmenter.
         workers, on_bad_image, image_column, label_column, mask_column, ignore_index, reduce_zero_label, mask_threshold,
             mask_palette: as in `DataConfig`; None is the run's.
@@ -80,7 +83,9 @@ def evaluate(
     first_stage = config if isinstance(config, CompressConfig) else CompressConfig()
     return evaluate_network(
         net,
-        open_evaluation(data, split, loading, config),
+        open_evaluation(
+            data, split, loading, config, None if config is None or include_trained else Path(str(model))
+        ),
         loading,
         Runtime.choose(device, dtype, compile, progress),
         passes=passes,

@@ -28,11 +28,13 @@ from triptych.training.monitoring.log import NullLog, RunLog
 from triptych.training.monitoring.signals import Interrupts, interrupts
 from triptych.training.monitoring.step_reporter import StepRecord, StepReporter
 from triptych.training.optim import clip, lr_at, make_optimizer, set_lr, update
-from triptych.training.run_folder import require_same, resume_identity
+from triptych.training.run_folder import MODEL, NEWEST, require_same, resume_identity
 from triptych.training.state import TrainState
 from triptych.training.training_run import Run
 
 MIN_STEPS = 50  # a shorter run gets a warning
+RISE = 1.02  # of the held-out loss over its minimum, that gets a warning
+WARN_AFTER = (3, 10, 30, 100, 300)  # evaluations since the minimum
 
 
 @dataclass
@@ -193,7 +195,7 @@ def save_checkpoint(run: Run, state: TrainState, checkpoints: Checkpoints, repor
 def evaluate_if_due(
     run: Run, state: TrainState, plan: StepPlan, log: RunLog | NullLog, interrupted: Interrupts
 ) -> None:
-    """Evaluate after some of the steps, and save the best network. A signal aborts it, if there is one process."""
+    """Evaluate after some of the steps, and save the network. A signal aborts it, if there is one process."""
     step, parallel = state.step, run.parallel
     if step == state.last_evaluated or not plan.evaluates_after(step):
         return
@@ -204,12 +206,14 @@ def evaluate_if_due(
         metrics = abortable(evaluation)
         if metrics is not None:
             log.write([{"step": step, "images": step * plan.images_per_step, "eval": metrics}])
-            best = not state.best or run.task.rank(metrics) > run.task.rank(state.best)
-            if best:
+            is_best = not state.best or run.task.rank(metrics) > run.task.rank(state.best)
+            if is_best:
                 state.best = {**metrics, "step": step}
-                if parallel.group.is_main:
-                    run.save_best_network(net, metrics)
-            log.message(_summary(plan.epoch(step), metrics, best))
+            if parallel.group.is_main:
+                run.save_network(net, metrics, is_best)
+            log.message(_summary(plan.epoch(step), metrics, is_best))
+            if (note := overfitting_note(run.task.headline, metrics, state.best, step, plan)) is not None:
+                log.message(note)
             if run.on_evaluation is not None and parallel.group.is_main:
                 abortable(functools.partial(run.on_evaluation, run.folder, step))
     if not interrupted.aborted:
@@ -337,6 +341,20 @@ def _evaluate(run: Run, net: Network, batches: Iterable[Batch]) -> dict[str, flo
     net.eval()
     with run.autocast():
         return dict(run.task.evaluate(net, batches, run.parallel.group))
+
+
+def overfitting_note(
+    headline: str, metrics: dict[str, float], best: dict[str, float], step: int, plan: StepPlan
+) -> str | None:
+    """Return a warning if the held-out loss that ranks the networks has risen since its minimum; None if it has not, or
+    if the warning was given a moment ago."""
+    evaluations = (step - int(best["step"])) // plan.between_evaluations
+    if headline != "loss" or metrics["loss"] < RISE * best["loss"] or evaluations not in WARN_AFTER:
+        return None
+    return (
+        f"the held-out loss has risen by {metrics['loss'] / best['loss'] - 1:.0%} since step {best['step']:.0f}: the "
+        f"network overfits; {MODEL} has the weights of that step, {NEWEST}/ the newest"
+    )
 
 
 def _summary(epoch: float, metrics: dict[str, float], best: bool) -> str:

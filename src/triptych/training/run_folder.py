@@ -5,17 +5,23 @@ The same command resumes the run; another one is refused before anything is writ
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from triptych.atomic_write import write_text_atomically
 from triptych.config import first_difference
+from triptych.data import manifest
 from triptych.data.config import DataConfig
 from triptych.data.open import open_source, train_and_eval
-from triptych.data.source import Source
+from triptych.data.source import Source, Subset
 from triptych.errors import CheckpointError, StorageError
 from triptych.training.configs.registry import RunConfig, check_version, is_run_json, run_from_json
+
+log = logging.getLogger(__name__)
 
 ConfigDict = dict[
     str, Any
@@ -30,12 +36,14 @@ CHANGEABLE = {
     ),
     "loading": ("workers", "cache", "eval_batch_size"),
     "cache": ("folder", "shard", "batch_size"),
-    "samples": ("count", "prompts", "steps", "guidance"),
+    "samples": ("num_images", "prompts", "num_steps", "guidance_scale"),
 }
 CONFIG = "config.json"
 EXAMPLES = "examples.json.gz"
 # What a run writes, besides its config.
-OUTPUTS = ("model.safetensors", "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
+MODEL = "model.safetensors"
+NEWEST = "newest"  # folder of the newest network, unless that is the best
+OUTPUTS = (MODEL, "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
 
 
 def resume_identity(config: ConfigDict) -> ConfigDict:
@@ -136,13 +144,42 @@ def with_epochs_of(config: ConfigDict, existing: ConfigDict) -> ConfigDict:
 
 
 def open_evaluation(
-    data: str | None, split: str | None, loading: DataConfig, config: RunConfig | None
+    data: str | None,
+    split: str | None,
+    loading: DataConfig,
+    config: RunConfig | None,
+    run_folder: Path | None = None,
 ) -> Source:
     """Open the data to evaluate on: the named split; of a run's own data the part that it held out; of other data its
-    evaluation split, or all of it if it has none."""
+    evaluation split, or all of it if it has none.
+
+    Args:
+        run_folder: a run, whose training images are left out of other data.
+    """
     if config is not None and split is None and (data is None or _same(data, config.data)):
         return train_and_eval(config.data, loading.eval_fraction, config.loop.seed, **loading.columns)[1]
-    return open_source(data or (config.data if config else ""), split or "eval", **loading.columns)
+    source = open_source(data or (config.data if config else ""), split or "eval", **loading.columns)
+    return source if run_folder is None else leave_out_trained(source, run_folder)
+
+
+def leave_out_trained(source: Source, folder: Path) -> Source:
+    """Return the examples of a source whose images a run was not trained on, and log how many were left out. If it was
+    trained on all of them, log that and return the source."""
+    trained = manifest.are_trained_on(folder / EXAMPLES, source)
+    if trained is None or not trained.any():
+        return source
+    if trained.all():
+        log.warning(
+            "%s was trained on all %s images: these figures say nothing about new ones",
+            folder,
+            f"{len(source):,}",
+        )
+        return source
+    log.warning(
+        "%s was trained on %s of the %s images, which are left out (include_trained keeps them)",
+        folder, f"{trained.sum():,}", f"{len(source):,}",
+    )  # fmt: skip
+    return Subset(source, np.flatnonzero(~trained))
 
 
 def _same(data: str, other: str) -> bool:

@@ -40,7 +40,8 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
         config: what to train, on what, and how; see `triptych.recipes`.
         out: the RUN folder. It gets config.json, examples.json.gz (the training examples), log.jsonl, checkpoints/, and
             model.safetensors: the best weights so far (of the exponential moving average, if there is one), which
-            `triptych.load(out)` reads.
+            `triptych.load(out)` reads. If the newest evaluation was not the best, newest/model.safetensors has its
+            weights.
 
     Raises:
         TriptychError: data, weights and config do not fit together, or the folder belongs to another run.
@@ -75,7 +76,7 @@ def _claimed(run: Run) -> Any:
 
     with claim_folder(run.folder, run.config_dict(), data_changes):
         if not examples.exists():
-            manifest.write(examples, manifest.list_examples(run.train_loader.source))
+            manifest.write(examples, run.train_loader.source)
         yield
 
 

@@ -1,6 +1,7 @@
 """What belongs to one training run."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from triptych.training.adversary import Adversary
 from triptych.training.configs.registry import RunConfig, run_to_json
 from triptych.training.distributed.parallelize import SingleProcess
 from triptych.training.monitoring.throughput import Throughput
+from triptych.training.run_folder import MODEL, NEWEST
 from triptych.training.task import Task
 
 
@@ -52,8 +54,8 @@ class Run:
     """Called with the run's folder and its processes before the first step."""
     on_evaluation: Callable[[Path, int], None] | None = None
     """Called with the run's folder and the step after each evaluation."""
-    save_best: Callable[[Network, dict[str, float], Path], None] | None = None
-    """Saves the network with its metrics into the run's folder, in place of model.safetensors."""
+    save: Callable[[Network, dict[str, float], Path], None] | None = None
+    """Saves the network with its metrics into a folder, in place of model.safetensors."""
     on_finish: Callable[[Path], None] | None = None
     """Called with the run's folder after the last step, also when a finished run is started again."""
     folder: Path = field(default_factory=Path)
@@ -68,15 +70,24 @@ class Run:
         """Return the content of config.json: version, task, the config's fields, and the fingerprint."""
         return {**run_to_json(self.config), "fingerprint": self.fingerprint}
 
-    def save_best_network(self, net: Network, metrics: dict[str, float]) -> None:
-        """Save the best network so far into the run's folder: as model.safetensors, unless `save_best` is set."""
-        if self.save_best is not None:
-            return self.save_best(net, metrics, self.folder)
+    def save_network(self, net: Network, metrics: dict[str, float], is_best: bool) -> None:
+        """Save a network that was just evaluated: the best so far into the run's folder, any other into its folder
+        `NEWEST`, which exists only while the newest network is not the best one."""
+        newest = self.folder / NEWEST
+        if not is_best:
+            newest.mkdir(exist_ok=True)
+        self._save_into(self.folder if is_best else newest, net, metrics)
+        if is_best:
+            shutil.rmtree(newest, ignore_errors=True)
+
+    def _save_into(self, folder: Path, net: Network, metrics: dict[str, float]) -> None:
+        if self.save is not None:
+            return self.save(net, metrics, folder)
         product = self.task.product(copy.deepcopy(net))
         merge_low_rank(product)
         metrics = {name: float(value) for name, value in metrics.items()}
         product.card = replace(product.card, figures=metrics)
-        weights.save(product, self.folder / "model.safetensors")
+        weights.save(product, folder / MODEL)
 
     def forward_macs(self) -> int:
         """Return the multiply-accumulates of a forward pass for one image of the run's size."""

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from triptych.atomic_write import write_text_atomically
+from triptych.atomic_write import require_place, write_text_atomically
 from triptych.errors import CheckpointError, ConfigError, TriptychError, near_names_hint
 from triptych.network import Network
 from triptych.weights import native
@@ -69,13 +69,14 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str | None = No
         StorageError: the file cannot be written.
     """
     path = Path(path)
+    require_place(path)
     if format is None or format in GRAPH_FORMATS:
         from triptych.weights.graphs.exporting import export_graphs
 
         results = export_graphs(net, path, format)
         return results[0].path if len(results) == 1 else path
     if format == "triptych":
-        target = path if path.suffix == ".safetensors" else path / "model.safetensors"
+        target = path if path.suffix else path / "model.safetensors"
         native.save(net, target)
         return target
     target_format = _format(net, format)

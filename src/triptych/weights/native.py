@@ -8,11 +8,13 @@ A part of a config that may be of any family (the backbone of a segmenter) has i
 import functools
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from triptych.atomic_write import require_place
 from triptych.config import from_json, to_json
 from triptych.errors import CheckpointError, TriptychError
 from triptych.model_card import ModelCard
@@ -38,7 +40,7 @@ def save(
 
     Args:
         net: any network of this package. Its config and card are stored too.
-        path: the file to create or replace; it is written atomically.
+        path: the file to create or replace, with the suffix .safetensors; it is written atomically.
         dtype: store floating point tensors in a smaller dtype, such as torch.float16. They are loaded in the network's
             own dtype, rounded. By default nothing is rounded.
         max_shard_size: largest size of one file, in bytes of tensors. If the network needs several, shards named
@@ -46,9 +48,14 @@ def save(
             and no file at `path` itself: load the folder, or the index.
 
     Raises:
-        CheckpointError: no network of this package, or a quantized one.
+        CheckpointError: no network of this package, a quantized one, or another suffix.
         StorageError: the file cannot be written.
     """
+    if Path(path).suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path}: a network is saved as .safetensors; give a name that ends so, or use tp.export"
+        )
+    require_place(path)
     if any(hasattr(parameter, "tensor_data_names") for parameter in net.parameters()):  # torchao's
         raise CheckpointError("a quantized network cannot be saved; save the network that it was made from")
     tensors = cpu_state_dict(net)

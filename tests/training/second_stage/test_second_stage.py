@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.training.interrupted_runs import interrupt_after, last_checkpoint
+from tests.training.interrupted_runs import interrupt_after, last_checkpoint, log_rows
 
 import triptych as tp
 from triptych.data.config import DataConfig
@@ -137,8 +137,11 @@ def test_a_batch_is_of_one_bucket(config, shapes):
 
 def test_the_saved_model_has_the_average_weights_first_stage_and_tokenizer(config, first_stage, tmp_path):
     outcome = run(config, tmp_path)
-    assert outcome.best["step"] == outcome.step  # the newest, not the one with the smallest loss
-    net = tp.load(tmp_path)
+    losses = {row["step"]: row["eval"]["loss"] for row in log_rows(tmp_path) if "eval" in row}
+    assert outcome.best["loss"] == losses[outcome.best["step"]] == min(losses.values())
+    newest = tmp_path if outcome.best["step"] == outcome.step else tmp_path / "newest"
+    net = tp.load(newest)
+    assert net.card.figures["loss"] == losses[outcome.step]
     assert type(net).__name__ == "LatentDiffusion"
     tensors, _ = last_checkpoint(tmp_path)
     for name, parameter in net.network.named_parameters():

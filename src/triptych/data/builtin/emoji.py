@@ -133,6 +133,9 @@ class EmojiSource:
     def contents(self) -> None:
         """Return None: built-in data does not change."""
 
+    def image_digests(self) -> None:
+        """Return None: its drawings have one origin."""
+
     def _image(self, style: Style, cell: int) -> np.ndarray:
         atlas, size = _decode_atlas(self.root, style.name), self._cell
         y, x = cell // self._columns * size, cell % self._columns * size

@@ -130,6 +130,9 @@ class SceneSource:
     def contents(self) -> None:
         """Return None: built-in data does not change."""
 
+    def image_digests(self) -> None:
+        """Return None: its drawings have one origin."""
+
 
 def scenes(
     split: str = "train",

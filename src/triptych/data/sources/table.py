@@ -1,6 +1,7 @@
 """A table of `datasets` as a source of examples, and the images in its cells."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from triptych.data.sources.tar import MEMBER_MARK, read_member
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+MAX_DIGESTS = 100_000  # images whose content is read at the start of a run
+DIGESTED_BYTES = 4096  # at each end of a file
 
 
 class TableSource:
@@ -117,6 +122,14 @@ class TableSource:
         for name, *cells in zip(names, *columns, strict=True):
             yield name, tuple(cells)
 
+    def image_digests(self) -> list[int] | None:
+        """Return a checksum of the stored image of each example: of its size, its first and its last bytes. An image
+        that cannot be read has that of an empty file. None if there are more than `MAX_DIGESTS`."""
+        if len(self) > MAX_DIGESTS:
+            return None
+        rows: Any = self.table.select_columns([self.columns.image]).with_format(None)
+        return [_digest(image_in_cell(row[self.columns.image], self.root)[0]) for row in rows]
+
     def _sizes(self, column: str) -> list[int | None]:
         import pyarrow
         from pyarrow import compute  # its functions are created at run time, which type checkers do not see
@@ -144,6 +157,21 @@ class TableSource:
     def __repr__(self) -> str:
         classes = self.classes or self.mask_classes
         return f"<{self.name}: {len(self)} images{f' of {len(classes)} classes' if classes else ''}>"
+
+
+def _digest(image: bytes | str) -> int:
+    try:
+        with io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            ends = (
+                file.seek(0),
+                file.read(DIGESTED_BYTES),
+                file.seek(max(0, size - DIGESTED_BYTES)),
+                file.read(),
+            )
+    except OSError:
+        size, ends = 0, (0, b"", 0, b"")
+    return int.from_bytes(hashlib.blake2b(repr((size, *ends)).encode(), digest_size=8).digest(), "little")
 
 
 def captions_in_cell(cell: Any) -> tuple[str, ...]:

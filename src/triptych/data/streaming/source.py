@@ -109,6 +109,9 @@ class StreamSource:
     def contents(self) -> None:
         """Return None: listing the examples is expensive, and the fingerprint shows whether the data has changed."""
 
+    def image_digests(self) -> None:
+        """Return None: reading all images takes too long."""
+
     def __repr__(self) -> str:
         return f"<{self.name}: a stream of {len(self)} images>"
 
@@ -172,6 +175,9 @@ class StreamSplit:
 
     def contents(self) -> None:
         """Return None, as for the full stream."""
+
+    def image_digests(self) -> None:
+        """Return None: reading all images takes too long."""
 
 
 class _LazyCaptions(Sequence[tuple[str, ...]]):

@@ -21,6 +21,7 @@ from triptych.models.registry import build, config_for
 from triptych.training.adversary import Adversary
 from triptych.training.configs.first_stage import CompressConfig
 from triptych.training.first_stage.task import Compress, Compression
+from triptych.training.run_folder import MODEL, NEWEST
 from triptych.training.runner import Run, make_run, match_preprocessing
 from triptych.training.tasks.initial_network import describe_origin, parse_model_args
 
@@ -115,7 +116,7 @@ def make_discriminator(config: CompressConfig, device: torch.device) -> Discrimi
 
 
 def finish(run: Run, loader: Loader, out: Path) -> None:
-    """Set scale and shift of the saved weights to those that their latents have over the training images.
+    """Set scale and shift of all saved networks to those that their latents have over the training images.
 
     Until then they have those over the held-out images, which each evaluation measures.
 
@@ -126,10 +127,13 @@ def finish(run: Run, loader: Loader, out: Path) -> None:
     """
     config = run.config
     assert isinstance(config, CompressConfig)
-    net = weights.load(out / "model.safetensors")
-    assert isinstance(net, Autoencoder)
-    net.to(run.device)
-    with run.autocast():
-        scale, shift = measure_latents(net, loader, config.scale_per_channel, config.scale_images)
-    net.config = replace(net.config, scale=scale, shift=shift)
-    weights.save(net, out / "model.safetensors")
+    for path in (out / MODEL, out / NEWEST / MODEL):
+        if not path.exists():
+            continue
+        net = weights.load(path)
+        assert isinstance(net, Autoencoder)
+        net.to(run.device)
+        with run.autocast():
+            scale, shift = measure_latents(net, loader, config.scale_per_channel, config.scale_images)
+        net.config = replace(net.config, scale=scale, shift=shift)
+        weights.save(net, path)

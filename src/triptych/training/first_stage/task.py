@@ -200,9 +200,12 @@ class Compress:
         yield from result.metrics.items()
 
     def rank(self, metrics: dict[str, float], /) -> tuple[float, ...]:
-        """Rank by the perceptual distance, else by PSNR. With a discriminator the latest weights are the best, since
-        neither metric measures the textures that it is for."""
-        if self.discriminator is not None:
+        """Rank by the perceptual distance, else by PSNR. With a discriminator rank by the Fréchet distance if it is
+        measured, since the others do not measure the textures that the discriminator is for; else by the perceptual
+        distance; with neither, the newest weights are the best (those of earlier evaluations have a "step")."""
+        if self.discriminator is not None and "frechet" in metrics:
+            return (-metrics["frechet"],)
+        if self.discriminator is not None and "perceptual" not in metrics:
             return (metrics.get("step", float("inf")),)
         return (-metrics.get("perceptual", -metrics["psnr"]),)
 

@@ -74,7 +74,7 @@ def prepare(config: SecondStageConfig) -> Run:
     )
     run.on_evaluation = task.save_images
     run.macs = functools.partial(denoiser_macs, second_stage)
-    run.save_best = task.save_tuning if isinstance(task, Tune) else None
+    run.save = task.save_tuning if isinstance(task, Tune) else None
     if uses_cache:
         run.on_start = functools.partial(fill_caches, config.cache.folder, run.train_loader, run.eval_loader)
     return run

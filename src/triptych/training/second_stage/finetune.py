@@ -187,7 +187,7 @@ class Tune(Denoise):
         return model
 
     def save_tuning(self, net: Any, _metrics: dict[str, float], out: Path) -> None:
-        """Write the trained parameters into the run's folder."""
+        """Write the trained parameters into a folder."""
         net.save(self.product(net), out, self.metadata)
 
 

@@ -188,9 +188,8 @@ class Denoise:
             save_samples(self.sample_images, self.samples.prompts, out / "samples" / f"step-{step:07d}.png")
 
     def rank(self, metrics: dict[str, float], /) -> tuple[float, ...]:
-        """Rank the newest weights highest: the loss of a denoiser says little about its images, and the moving average
-        improves until the end. The metrics of an earlier evaluation have a "step"."""
-        return (0.0 if "step" in metrics else 1.0,)
+        """Rank by the loss on the held-out examples, which rises when the model starts to memorize its images."""
+        return (-metrics["loss"],)
 
     def product(self, net: Any) -> LatentDiffusion:
         """Return the complete latent diffusion model."""
