@@ -17,7 +17,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-TORCHVISION = "torchvision"
+_TORCHVISION = "torchvision"
 
 
 def import_without_torchvision(package: str) -> ModuleType:
@@ -71,7 +71,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds any module of torchvision, which has any attribute."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if fullname.partition(".")[0] != TORCHVISION:
+        if fullname.partition(".")[0] != _TORCHVISION:
             return None
         return importlib.util.spec_from_loader(fullname, self, is_package=True)
 
@@ -86,14 +86,14 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextlib.contextmanager
 def _placeholders() -> Iterator[None]:
-    finder, before = _Finder(), _forget(TORCHVISION)
+    finder, before = _Finder(), _forget(_TORCHVISION)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        _forget(TORCHVISION)
-        sys.modules.update(before if TORCHVISION in before else {})  # not what a failed import left
+        _forget(_TORCHVISION)
+        sys.modules.update(before if _TORCHVISION in before else {})  # not what a failed import left
 
 
 def _forget(package: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from triptych.training.monitoring.log import NullLog, RunLog
 from triptych.training.monitoring.signals import Interrupts, interrupts
 from triptych.training.monitoring.step_reporter import StepRecord, StepReporter
 from triptych.training.optim import clip, lr_at, make_optimizer, set_lr, update
-from triptych.training.run_folder import MODEL, NEWEST, require_same, resume_identity
+from triptych.training.run_folder import MODEL_FILE, NEWEST, require_same, resume_identity
 from triptych.training.state import TrainState
 from triptych.training.training_run import Run
 
@@ -353,7 +353,7 @@ def overfitting_note(
         return None
     return (
         f"the held-out loss has risen by {metrics['loss'] / best['loss'] - 1:.0%} since step {best['step']:.0f}: the "
-        f"network overfits; {MODEL} has the weights of that step, {NEWEST}/ the newest"
+        f"network overfits; {MODEL_FILE} has the weights of that step, {NEWEST}/ the newest"
     )
 
 

@@ -41,9 +41,9 @@ CHANGEABLE = {
 CONFIG = "config.json"
 EXAMPLES = "examples.json.gz"
 # What a run writes, besides its config.
-MODEL = "model.safetensors"
+MODEL_FILE = "model.safetensors"
 NEWEST = "newest"  # folder of the newest network, unless that is the best
-OUTPUTS = (MODEL, "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
+OUTPUTS = (MODEL_FILE, "lora.safetensors", "word.safetensors", "log.jsonl", "checkpoints")
 
 
 def resume_identity(config: ConfigDict) -> ConfigDict:

@@ -19,7 +19,7 @@ from triptych.training.adversary import Adversary
 from triptych.training.configs.registry import RunConfig, run_to_json
 from triptych.training.distributed.parallelize import SingleProcess
 from triptych.training.monitoring.throughput import Throughput
-from triptych.training.run_folder import MODEL, NEWEST
+from triptych.training.run_folder import MODEL_FILE, NEWEST
 from triptych.training.task import Task
 
 
@@ -87,7 +87,7 @@ class Run:
         merge_low_rank(product)
         metrics = {name: float(value) for name, value in metrics.items()}
         product.card = replace(product.card, figures=metrics)
-        weights.save(product, folder / MODEL)
+        weights.save(product, folder / MODEL_FILE)
 
     def forward_macs(self) -> int:
         """Return the multiply-accumulates of a forward pass for one image of the run's size."""

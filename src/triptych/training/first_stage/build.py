@@ -21,7 +21,7 @@ from triptych.models.registry import build, config_for
 from triptych.training.adversary import Adversary
 from triptych.training.configs.first_stage import CompressConfig
 from triptych.training.first_stage.task import Compress, Compression
-from triptych.training.run_folder import MODEL, NEWEST
+from triptych.training.run_folder import MODEL_FILE, NEWEST
 from triptych.training.runner import Run, make_run, match_preprocessing
 from triptych.training.tasks.initial_network import describe_origin, parse_model_args
 
@@ -127,7 +127,7 @@ def finish(run: Run, loader: Loader, out: Path) -> None:
     """
     config = run.config
     assert isinstance(config, CompressConfig)
-    for path in (out / MODEL, out / NEWEST / MODEL):
+    for path in (out / MODEL_FILE, out / NEWEST / MODEL_FILE):
         if not path.exists():
             continue
         net = weights.load(path)
