@@ -333,8 +333,8 @@ def test_evaluation_matches_classes_by_name(short, image_folder, tmp_path):
     result = evaluate(tmp_path / "r", str(some), workers=0)
     assert result.top1 == 1.0
     assert result.per_class_count.tolist() == [0, 2, 3]  # without the images that it was trained on
-    whole = evaluate(tmp_path / "r", str(some), include_trained=True, workers=0)
-    assert whole.per_class_count.tolist() == [0, 14, 14]
+    complete = evaluate(tmp_path / "r", str(some), include_trained=True, workers=0)
+    assert complete.per_class_count.tolist() == [0, 14, 14]
     (some / "violet").symlink_to(image_folder / "blue", target_is_directory=True)
     with pytest.raises(TriptychError, match=r"does not know \(violet\)"):
         evaluate(tmp_path / "r", str(some), workers=0)
