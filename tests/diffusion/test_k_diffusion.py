@@ -6,8 +6,7 @@ import pytest
 import torch
 from tests.diffusion.k_diffusion_reference import k_diffusion_sampling
 
-from triptych.diffusion.process import network_denoiser
-from triptych.diffusion.sampler_steps import noise_ratio
+from triptych.diffusion.process import network_denoiser, noise_ratio
 from triptych.diffusion.samplers import SAMPLERS
 from triptych.diffusion.schedule import Levels, from_strength, spaced_levels
 
@@ -116,3 +115,146 @@ def test_noise_levels_of_comfyui_and_the_web_ui(count, process):
         levels = spaced_levels(process, count, f"multistep-{name}")
         ratios = torch.tensor([noise_ratio(level) for level in levels])
         torch.testing.assert_close(ratios, torch.cat([sigmas[:-2], sigmas[-1:]]), rtol=1e-4, atol=1e-5)
+
+
+def scaled_model(denoise, process, calls=None):
+    """The denoiser as k-diffusion calls it, with x / alpha and sigma / alpha."""
+
+    def model(x, sigma):
+        level = process.level(process.time(sigma.flatten()[0].item()))
+        if calls is not None:
+            calls.append(level.t)
+        return denoise(level.alpha * x, level.times(x))
+
+    return model
+
+
+@pytest.fixture
+def double():
+    """Compute k-diffusion's own tables in fp64 too."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 11, 12])
+@pytest.mark.usefixtures("double")
+def test_dpm_fast_is_k_diffusions(count, eta, net, process):
+    """Each call of the network, and the sample, which keeps the noise of the first level."""
+    process, theirs, ours = process(), [], []
+    denoise = network_denoiser(net, process)
+    levels = spaced_levels(process, count, "uniform")
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    draws = [torch.randn_like(x) for _ in range(count)]
+    supply = iter(draws)
+    low, high = (noise_ratio(process.level(t)) for t in (process.first, process.last))
+    with torch.no_grad():
+        solver = k_diffusion_sampling().DPMSolver(scaled_model(denoise, process, theirs))
+        expected = solver.dpm_solver_fast(
+            x / levels[0].alpha, *log_snrs(high, low), count, eta, 1.0, lambda *ends: next(supply)
+        )
+    name = "dpm-fast-ancestral" if eta else "dpm-fast"
+    *_, last = SAMPLERS[name](scaled_times(denoise, ours), x, levels, noise=draws.__getitem__)
+    assert ours == pytest.approx(theirs)
+    torch.testing.assert_close(last.x, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("start", ["uniform", "image-to-image"])
+@pytest.mark.usefixtures("double")
+def test_dpm_adaptive_is_k_diffusions(start, eta, net, process):
+    process, theirs, ours = process(), [], []
+    denoise = network_denoiser(net, process)
+    levels = from_strength(spaced_levels(process, 20, "uniform"), 1.0 if start == "uniform" else 0.5)
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    draws = [torch.randn_like(x) for _ in range(200)]
+    supply = iter(draws)
+    ends = [noise_ratio(levels[0]), noise_ratio(process.level(process.first))]
+    with torch.no_grad():
+        solver = k_diffusion_sampling().DPMSolver(scaled_model(denoise, process, theirs))
+        expected, info = solver.dpm_solver_adaptive(
+            x / levels[0].alpha, *log_snrs(*ends), eta=eta, noise_sampler=lambda *ends: next(supply)
+        )
+    name = "dpm-adaptive-ancestral" if eta else "dpm-adaptive"
+    steps = list(SAMPLERS[name](scaled_times(denoise, ours), x, levels, noise=draws.__getitem__))
+    assert len(steps) == info["nfe"]
+    assert ours == pytest.approx(theirs)
+    torch.testing.assert_close(steps[-1].x, expected, **TOLERANCE)
+
+
+def log_snrs(*ratios):
+    """k-diffusion's times of its solver, which its functions round to fp32."""
+    return [-torch.tensor(ratio, dtype=torch.float64).log() for ratio in ratios]
+
+
+def scaled_times(denoise, calls):
+    def counted(x, t):
+        calls.append(t[0].item())
+        return denoise(x, t)
+
+    return counted
+
+
+@pytest.mark.parametrize("count", [12, 20, 27, 36, 45])
+def test_restart_is_heuns_method_with_returns(count, net, process):
+    """The web UI's intervals, run with k-diffusion's Heun and Karras' levels, as its own code cannot be installed."""
+    process, k = process(), k_diffusion_sampling()
+    denoise = network_denoiser(net, process)
+    levels = spaced_levels(process, count, "karras")
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    draws = [torch.randn_like(x) for _ in range(2)]
+    sigmas = torch.tensor([noise_ratio(level) for level in levels], dtype=torch.float64)
+    length, repeats = (0, 0) if count < 20 else (9, 1) if count < 36 else (count // 4, 2)
+
+    def karras(steps, low, high):
+        ramp = torch.linspace(float(high) ** (1 / 7), float(low) ** (1 / 7), steps, dtype=torch.float64)
+        assert torch.allclose(ramp.float() ** 7, k.get_sigmas_karras(steps, low, high)[:-1], rtol=1e-4)
+        return ramp**7
+
+    def heun(state, sigmas):
+        with torch.no_grad():
+            return k.sample_heun(scaled_model(denoise, process), state, sigmas, disable=True)
+
+    if repeats:
+        sigmas = torch.cat([karras(count - length * repeats, sigmas[-2], sigmas[0]), sigmas.new_zeros(1)])
+    bottom, top = int((sigmas - 0.1).abs().argmin()), int((sigmas - 2).abs().argmin())
+    state = heun(x / levels[0].alpha, sigmas[: bottom + 1])
+    for draw in draws[:repeats]:
+        state = state + draw * (sigmas[top] ** 2 - sigmas[bottom] ** 2) ** 0.5
+        state = heun(state, karras(length + 1, sigmas[bottom], sigmas[top]))
+    state = heun(state, sigmas[bottom:])
+    steps = list(SAMPLERS["restart"](denoise, x, levels, noise=draws.__getitem__))
+    assert len(steps) == count
+    torch.testing.assert_close(steps[-1].x, state, **TOLERANCE)
+
+
+def test_heunpp2_by_its_definition(net, process):
+    """ComfyUI's `heunpp2` is in no package: its sums, in its terms, for the first and the last two steps."""
+    process = process()
+    denoise = network_denoiser(net, process)
+    levels = spaced_levels(process, 4, "karras")
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    s = [noise_ratio(level) for level in levels]
+
+    def slope(y, sigma):
+        with torch.no_grad():
+            return (y - scaled_model(denoise, process)(y, torch.tensor([sigma], dtype=y.dtype))) / sigma
+
+    y, states = x / levels[0].alpha, []
+    for i in range(2):
+        d = slope(y, s[i])
+        y_1 = y + d * (s[i + 1] - s[i])
+        d_1 = slope(y_1, s[i + 1])
+        d_2 = slope(y_1 + d_1 * (s[i + 2] - s[i + 1]), s[i + 2])
+        share_1, share_2 = s[i + 1] / (3 * s[0]), s[i + 2] / (3 * s[0])
+        y = y + ((1 - share_1 - share_2) * d + share_1 * d_1 + share_2 * d_2) * (s[i + 1] - s[i])
+        states.append(y)
+    d = slope(y, s[2])
+    d_1 = slope(y + d * (s[3] - s[2]), s[3])
+    share = s[3] / (2 * s[0])
+    y = y + ((1 - share) * d + share * d_1) * (s[3] - s[2])
+    states.append(y)
+    states.append(y - slope(y, s[3]) * s[3])
+    for step, state in zip(SAMPLERS["heun++2"](denoise, x, levels), states, strict=True):
+        torch.testing.assert_close(step.x, step.level.alpha * state, **TOLERANCE)

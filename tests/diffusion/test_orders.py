@@ -57,6 +57,7 @@ def falls(errors):
         ("ddim", 1),
         ("euler", 1),
         ("heun", 2),
+        ("heun++2", 1),
         ("plms", 2),
         ("lms", 2),
         ("dpm2", 2),
@@ -70,12 +71,32 @@ def test_the_error_falls_at_the_methods_order(name, order, start):
     errors = []
     for count in (80, 160, 320):
         levels = even(count, start)
-        *_, last = SAMPLERS[name](denoise, x, levels, noise=None)
-        first, end = levels[0], levels[-1]
-        exact = end.alpha * MEAN + spread(end) / spread(first) * (x - first.alpha * MEAN)
-        errors.append((last.x - exact).abs().max().item())
+        errors.append(error_of(name, x, levels))
     assert min(falls(errors)) > order - 0.4
     assert errors[-1] < {1: 5e-3, 2: 5e-5, 3: 5e-6}[order]
+
+
+@pytest.mark.parametrize(("counts", "order"), [((79, 160, 319), 2), ((80, 161, 323), 3)])
+def test_dpm_fast_is_of_order_3_and_its_last_step_of_the_rest(counts, order):
+    """A last step of order 1 costs an order."""
+    x = torch.tensor([[1.3], [-0.4]], dtype=torch.float64)
+    errors = [error_of("dpm-fast", x, even(count)) for count in counts]
+    assert min(falls(errors)) > order - 0.4
+    assert errors[-1] < 1e-4
+
+
+def test_dpm_adaptive_keeps_to_its_tolerance():
+    x = torch.tensor([[1.3], [-0.4]], dtype=torch.float64)
+    error = error_of("dpm-adaptive", x, even(5))
+    assert error < 0.05  # the relative tolerance of a step
+    assert error_of("dpm-adaptive", x, even(50)) == pytest.approx(error)  # only the ends of the table count
+
+
+def error_of(name, x, levels):
+    *_, last = SAMPLERS[name](denoise, x, levels, noise=None)
+    first, end = levels[0], levels[-1]
+    exact = end.alpha * MEAN + spread(end) / spread(first) * (x - first.alpha * MEAN)
+    return (last.x - exact).abs().max().item()
 
 
 @pytest.mark.parametrize("start", [0.95, 1.0], ids=["from-noisy", "from-pure-noise"])

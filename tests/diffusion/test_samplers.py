@@ -1,10 +1,12 @@
 """Every sampler, step for step, against diffusers' scheduler of the same name."""
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 
+from triptych.diffusion.config import ADAPTIVE_SAMPLERS
 from triptych.diffusion.process import network_denoiser
 from triptych.diffusion.samplers import SAMPLERS, ddim, euler, sampler
 from triptych.diffusion.schedule import CLEAN, Levels, from_strength, spaced_levels
@@ -104,7 +106,7 @@ def walk(peer, scheduler, net, x, levels):
     ]
 
 
-def draws_like(x, count=2 * STEPS):
+def draws_like(x, count=10 * STEPS):
     """Return the noise of step i, drawn from their generator in turn."""
     generator = torch.Generator().manual_seed(3)
     return [torch.randn(x.shape, generator=generator) for _ in range(count)].__getitem__
@@ -220,7 +222,7 @@ def test_no_level_is_too_noisy(name, settings, net, process):
                 assert step.x0.isfinite().all(), (spacing, step.index)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if not name.startswith(("dpm-fast", "dpm-adapt"))])
 def test_steps_are_counted_and_can_be_left_undone(name, net, process):
     process, x, calls = process(), torch.randn(2, 4, 4, 4), []
     levels = spaced_levels(process, 5, "trailing")
@@ -234,12 +236,39 @@ def test_steps_are_counted_and_can_be_left_undone(name, net, process):
     first = next(steps)
     assert (first.index, first.num_steps, first.level) == (0, 5, levels[1])
     done = len(calls)
-    assert done <= 2
+    assert done <= (3 if name == "heun++2" else 2)
     *_, last = steps
     assert (last.index, last.level) == (4, CLEAN)
-    twice = ("heun", "dpm2", "dpm2-ancestral", "dpm++2s-ancestral", "dpm++sde")
-    assert len(calls) == (9 if name in twice else 6 if name == "plms" else 5)
+    twice = ("heun", "restart", "dpm2", "dpm2-ancestral", "dpm++2s-ancestral", "dpm++sde")
+    assert len(calls) == (9 if name in twice else 12 if name == "heun++2" else 6 if name == "plms" else 5)
     assert min(calls) > 0
+
+
+@pytest.mark.parametrize("name", ["dpm-fast", "dpm-fast-ancestral", *ADAPTIVE_SAMPLERS])
+def test_samplers_with_steps_of_their_own_report_each_call(name, net, process):
+    process, x, calls = process(), torch.randn(2, 4, 4, 4), []
+    levels = spaced_levels(process, 7, "karras")
+
+    def counted(x, t):
+        calls.append(t[0].item())
+        return network_denoiser(net, process)(x, t)
+
+    steps = []
+    for step in SAMPLERS[name](counted, x, levels, noise=draws_like(x)):
+        steps.append(step)
+        assert len(calls) == len(steps)
+        assert step.x0_level.t == pytest.approx(calls[-1], abs=1e-4)
+    assert [step.index for step in steps] == list(range(len(calls)))
+    assert (len(steps) == 7) == (name not in ADAPTIVE_SAMPLERS)
+    assert steps[-1].level == CLEAN
+
+
+@pytest.mark.parametrize("name", ADAPTIVE_SAMPLERS)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_an_adaptive_sampler_ends_though_the_network_fails(name, wrong, process):
+    x, levels = torch.randn(1, 4, 4, 4), spaced_levels(process(), 7, "karras")
+    *_, last = SAMPLERS[name](lambda x, t: torch.full_like(x, wrong), x, levels, noise=draws_like(x))
+    assert not last.x.isfinite().any()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

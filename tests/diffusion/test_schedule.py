@@ -3,10 +3,13 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
+from triptych.diffusion.beta_distribution import beta_quantile
 from triptych.diffusion.config import SPACINGS
+from triptych.diffusion.process import noise_ratio
 from triptych.diffusion.schedule import CLEAN, from_strength, spaced_levels
 from triptych.errors import ConfigError
 
@@ -15,6 +18,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.proves("Samplers", "timesteps and noise levels of diffusers", by="diffusers"),
 ]
+
+
+TO_FIRST = ("compvis", "kl-optimal-to-first")
 
 
 def times(levels):
@@ -69,7 +75,7 @@ def test_noise_only_falls(spacing, settings, process):
         ratios = [level.alpha / level.sigma if level.sigma else math.inf for level in levels]
         assert all(before < after for before, after in pairwise(ratios))
         assert all(before.t > after.t for before, after in pairwise(levels[:-1]))
-        assert levels[-1] == (process.level(process.first) if spacing == "compvis" else CLEAN)
+        assert levels[-1] == (process.level(process.first) if spacing in TO_FIRST else CLEAN)
         if spacing in ("trailing", "linspace", "uniform", "multistep", "karras", "exponential"):
             assert levels[0] == process.level(process.last)
 
@@ -124,3 +130,68 @@ def test_a_level_knows_its_batch(process):
     level = process().level(12)
     assert torch.equal(level.times(torch.zeros(3, 2)), torch.full((3,), 12.0))
     assert torch.equal(level.noised(torch.ones(2), torch.zeros(2)), torch.full((2,), level.alpha))
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+@pytest.mark.parametrize("count", [5, 10, 31])
+def test_beta_is_diffusers(count, process):
+    """Its schedulers convert between an array of sigmas and times; the sigmas are compared."""
+    schedulers, process = pytest.importorskip("diffusers.schedulers"), process()
+    peer = schedulers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", use_beta_sigmas=True
+    )
+    peer.set_timesteps(count)
+    ratios = torch.tensor([noise_ratio(level) for level in spaced_levels(process, count, "beta")])
+    torch.testing.assert_close(ratios, peer.sigmas, rtol=1e-4, atol=1e-5)
+
+
+def test_quantiles_of_the_beta_distribution_are_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    for shapes in ((0.6, 0.6), (0.5, 0.7), (2, 3), (0.1, 5), (1, 1)):
+        for percent in range(101):
+            expected = float(stats.beta.ppf(percent / 100, *shapes))
+            assert beta_quantile(percent / 100, *shapes) == pytest.approx(expected, rel=1e-9, abs=1e-13)
+
+
+@pytest.mark.parametrize("count", [1, 4, 20, 50, 150])
+def test_beta_over_times_is_comfyuis(count, process):
+    """By its definition, with scipy's quantiles: times are rounded, and one that occurs again is left out."""
+    stats, process = pytest.importorskip("scipy.stats"), process()
+    quantiles = stats.beta.ppf(1 - np.linspace(0, 1, count, endpoint=False), 0.6, 0.6)
+    expected = np.rint(quantiles * 999)
+    expected = expected[np.append(True, expected[1:] != expected[:-1])]
+    assert times(spaced_levels(process, count, "beta-times")) == expected.tolist()
+    assert (len(expected) < count) == (count == 150)
+
+
+@pytest.mark.parametrize("count", [2, 10, 33])
+def test_kl_optimal_spaces_arctangents_evenly(count, process):
+    """Sabour et al. 2024, Theorem 3.1: to the clean image in ComfyUI, to the first level in the web UI."""
+    process = process()
+    low, high = (math.atan(noise_ratio(process.level(t))) for t in (process.first, process.last))
+    angles = [math.atan(noise_ratio(level)) for level in spaced_levels(process, count, "kl-optimal")]
+    assert angles == pytest.approx([*np.linspace(high, low, count), 0])
+    angles = [math.atan(noise_ratio(level)) for level in spaced_levels(process, count, "kl-optimal-to-first")]
+    assert angles == pytest.approx(np.linspace(high, low, count + 1).tolist())
+    angles = [math.atan(noise_ratio(level)) for level in spaced_levels(process, count, "multistep-kl-optimal")]
+    assert angles == pytest.approx([*np.linspace(high, low, count + 1)[:-1], 0])
+
+
+def test_align_your_steps_is_the_table_that_diffusers_has(process):
+    utils = pytest.importorskip("diffusers.schedulers.scheduling_utils")
+    process, table = process(), utils.AysSchedules
+    levels = spaced_levels(process, 10, "multistep-align-your-steps")
+    assert [round(t) for t in times(levels)] == table["StableDiffusionTimesteps"]
+    ratios = [noise_ratio(level) for level in spaced_levels(process, 11, "align-your-steps")]
+    assert ratios[:10] == pytest.approx(table["StableDiffusionSigmas"][:10], rel=1e-4)
+    assert ratios[10:] == pytest.approx([noise_ratio(process.level(0)), 0])  # 0.029 is below the first level
+    for count in (5, 24):  # between entries logarithms are interpolated
+        places = np.linspace(0, 10, count)
+        logs = np.interp(places, np.arange(11), np.log([*table["StableDiffusionSigmas"][:10], 0.02917]))
+        ratios = [noise_ratio(level) for level in spaced_levels(process, count, "align-your-steps")]
+        assert ratios[:-1] == pytest.approx(np.exp(logs).tolist(), rel=1e-2)
+
+
+def test_align_your_steps_needs_its_levels(process):
+    with pytest.raises(ConfigError, match="align-your-steps' have sigma / alpha from 0.029 to 14.615"):
+        spaced_levels(process(beta_end=0.002), 10, "align-your-steps")

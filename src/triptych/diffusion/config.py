@@ -7,6 +7,9 @@ from typing import Literal
 from triptych.config import check, need
 from triptych.errors import ConfigError, require_known
 
+ADAPTIVE_SAMPLERS = ("dpm-adaptive", "dpm-adaptive-ancestral")
+"""Samplers whose steps depend on the images: an image of a batch is not what it is alone."""
+
 NUM_SEEDS = 2**32
 """Seeds are 0 to `NUM_SEEDS` - 1: torch's generator on the CPU reads 32 bits."""
 
@@ -111,9 +114,15 @@ SAMPLERS: dict[str, str] = {
     "euler": "first order (Karras et al. 2022)",
     "euler-ancestral": "Euler to below the next level, then noise up to it (k-diffusion)",
     "heun": "second order, two calls per step (Karras et al. 2022)",
+    "heun++2": "slopes of three levels, weighted by noise; three calls per step (ComfyUI's heunpp2)",
+    "restart": "heun that goes back to sigma 2 with new noise, from 20 steps on (Xu et al. 2023)",
     "lms": "linear multistep of order 4, one call per step (k-diffusion)",
     "dpm2": "second order, two calls per step: at its start and halfway (k-diffusion)",
     "dpm2-ancestral": "the same to below the next level, then noise up to it (k-diffusion)",
+    "dpm-fast": "orders 3 to 1 in even steps of log sigma, one call per step (Lu et al. 2022)",
+    "dpm-fast-ancestral": "the same to below the next level, then noise up to it (web UI)",
+    "dpm-adaptive": "order 3 with an error estimate, which chooses the number of steps (Lu et al. 2022)",
+    "dpm-adaptive-ancestral": "the same to below the next level, then noise up to it (web UI)",
     "dpm++2s-ancestral": "second order in x_0, two calls per step, new noise at each step (k-diffusion)",
     "dpm++sde": "the reverse SDE, two calls per step (k-diffusion)",
     "dpm++2m": "second order, one call per step (Lu et al. 2022)",
@@ -138,6 +147,15 @@ SPACINGS: dict[str, str] = {
     "exponential": "logarithm of sigma / alpha evenly spaced",
     "multistep-karras": "karras with one step more, without its last level (web UI, ComfyUI)",
     "multistep-exponential": "exponential with one step more, without its last level",
+    "beta": "sigma / alpha as quantiles of Beta(0.6, 0.6) (Lee et al. 2024; diffusers, web UI)",
+    "multistep-beta": "beta with one step more, without its last level",
+    "beta-times": "integer times as quantiles of Beta(0.6, 0.6), each once (ComfyUI, ReForge)",
+    "multistep-beta-times": "beta-times with one step more, without its last time (ComfyUI)",
+    "kl-optimal": "arctangent of sigma / alpha evenly spaced (Sabour et al. 2024; ComfyUI)",
+    "multistep-kl-optimal": "kl-optimal with one step more, without its last level",
+    "kl-optimal-to-first": "kl-optimal, one step more; ends at the schedule's first level, not the clean image (web UI)",
+    "align-your-steps": "levels optimized for Stable Diffusion 1 (Sabour et al. 2024; web UI)",
+    "multistep-align-your-steps": "the same levels with one step more, without its last level (ComfyUI, diffusers)",
     "lcm": "times chosen from the 50 of consistency distillation (Luo et al. 2023)",
 }
 
@@ -156,4 +174,4 @@ def usual_spacing(sampler: str, config: ProcessConfig) -> str:
         return "multistep"
     if sampler in ("ddim", "plms"):
         return "compvis"
-    return "leading" if sampler == "ddpm" else "uniform"
+    return {"ddpm": "leading", "restart": "karras"}.get(sampler, "uniform")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from triptych.diffusion.noise import Noise
-from triptych.diffusion.process import Denoiser
+from triptych.diffusion.process import Denoiser, noise_ratio
 from triptych.diffusion.sampler_steps import (
     SamplerStep,
     decay,
@@ -14,7 +14,6 @@ from triptych.diffusion.sampler_steps import (
     implied_eps,
     initial_state,
     log_snr_step,
-    noise_ratio,
     ode_step,
     predict_x0,
     reverse_sde_step,

@@ -38,6 +38,11 @@ class NoiseLevel(NamedTuple):
         return self.alpha * x0 + self.sigma * eps
 
 
+def noise_ratio(level: NoiseLevel) -> float:
+    """Return sigma / alpha, which k-diffusion calls sigma; infinite for pure noise."""
+    return level.sigma / level.alpha if level.alpha else math.inf
+
+
 class Process:
     """The table of a `ProcessConfig`, in double precision, and the conversions that need it.
 

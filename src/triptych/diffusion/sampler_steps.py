@@ -37,6 +37,8 @@ class SamplerStep:
     x0: Tensor
     """The clean data that the network predicted at the previous level."""
     level: NoiseLevel
+    x0_level: NoiseLevel | None = None
+    """Where the network predicted `x0`; None for the level of the table before `level`."""
 
 
 @runtime_checkable
@@ -81,11 +83,6 @@ def log_snr_step(level: NoiseLevel, next_level: NoiseLevel) -> float:
     """Return h, by which lambda = log(alpha / sigma) grows."""
     shrink = decay(level, next_level)
     return -math.log(shrink) if shrink > 0 else math.inf
-
-
-def noise_ratio(level: NoiseLevel) -> float:
-    """Return sigma / alpha, which k-diffusion calls sigma; infinite for pure noise."""
-    return level.sigma / level.alpha if level.alpha else math.inf
 
 
 def implied_eps(x: Tensor, x0: Tensor, level: NoiseLevel) -> Tensor:

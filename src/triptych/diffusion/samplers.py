@@ -1,7 +1,8 @@
 """Samplers: generators over `(denoise, x, levels)` that follow a table of noise levels from noise to data.
 
 Progress bars, previews, animations and cancellation just iterate. Here are those that look at one step at a time;
-`multistep_samplers` also use the predictions of earlier steps. `sampler_steps` has the formulas that they share.
+`multistep_samplers` also use the predictions of earlier steps, `heun_samplers` those at the end of a step, and
+`dpm_solver_samplers` choose steps of their own. `sampler_steps` has the formulas that they share.
 """
 
 import math
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from triptych.diffusion.dpm_solver_samplers import dpm_adaptive, dpm_fast, with_noise
+from triptych.diffusion.heun_samplers import heun, heunpp2, restart
 from triptych.diffusion.multistep_samplers import (
     deis,
     dpmpp_2m,
@@ -20,16 +23,14 @@ from triptych.diffusion.multistep_samplers import (
     unipc,
 )
 from triptych.diffusion.noise import Noise
-from triptych.diffusion.process import Denoiser
+from triptych.diffusion.process import Denoiser, noise_ratio
 from triptych.diffusion.sampler_steps import (
     Sampler,
     SamplerStep,
     decay,
-    heun_slope,
     implied_eps,
     initial_state,
     noise_like,
-    noise_ratio,
     ode_step,
     predict_x0,
     reverse_sde_step,
@@ -79,22 +80,6 @@ def ancestral(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise) -> 
     for index, level, next_level in walk(levels):
         x0 = predict_x0(denoise, x, level)
         x = reverse_sde_step(x, x0, level, next_level, step_noise(noise, index, next_level))
-        yield SamplerStep(index, len(levels) - 1, x, x0, next_level)
-
-
-def heun(
-    denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise | None = None
-) -> Iterator[SamplerStep]:
-    """Heun's method on the ODE of sigma / alpha (Karras et al. 2022, Algorithm 1): two calls a step, at its two ends.
-
-    Steps from pure noise, where sigma / alpha is infinite, and to the clean image are Euler's."""
-    x = initial_state(x)
-    for index, level, next_level in walk(levels):
-        x0 = predict_x0(denoise, x, level)
-        eps = implied_eps(x, x0, level)
-        inner = level.alpha > 0 and next_level.sigma > 0
-        slope = heun_slope(denoise, x0, eps, level, next_level) if inner else eps
-        x = ode_step(x0, eps, slope, level, next_level)
         yield SamplerStep(index, len(levels) - 1, x, x0, next_level)
 
 
@@ -192,9 +177,15 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": euler,
     "euler-ancestral": ancestral,
     "heun": heun,
+    "heun++2": heunpp2,
+    "restart": restart,
     "lms": lms,
     "dpm2": dpm2,
     "dpm2-ancestral": dpm2_ancestral,
+    "dpm-fast": dpm_fast,
+    "dpm-fast-ancestral": with_noise(dpm_fast),
+    "dpm-adaptive": dpm_adaptive,
+    "dpm-adaptive-ancestral": with_noise(dpm_adaptive),
     "dpm++2s-ancestral": dpmpp_2s_ancestral,
     "dpm++sde": dpmpp_sde,
     "dpm++2m": dpmpp_2m,

@@ -18,6 +18,7 @@ from triptych.errors import TriptychError
 from triptych.pipelines.diffusion import image_metadata
 from triptych.pipelines.diffusion.foreign_metadata import DIALECTS, read_foreign_settings
 from triptych.pipelines.diffusion.foreign_metadata.texts import decoded_comment, image_texts
+from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.sampler_names import find_sampler, split_sampler
 
 pytestmark = pytest.mark.proves(
@@ -834,6 +835,15 @@ def test_lines_around_the_parameters(text, prompt, negative, notes):
         ("Sampler: DPM++ 2M, Schedule type: Simple", "dpm++2m", "simple"),
         ("Sampler: euler_ancestral_karras", "euler-ancestral", "karras"),
         ("Sampler: euler discrete", "euler", None),
+        ("Sampler: DPM++ 2M, Schedule type: Beta, Version: v1.10.1", "dpm++2m", "beta"),
+        ("Sampler: DPM2, Schedule type: Beta", "dpm2", "multistep-beta"),
+        ("Sampler: Euler, Schedule type: KL Optimal", "euler", "kl-optimal-to-first"),
+        ("Sampler: Euler a, Schedule type: Align Your Steps", "euler-ancestral", "align-your-steps"),
+        ("Sampler: Restart, Version: v1.8.0", "restart", "karras"),
+        ("Sampler: Restart, Schedule type: Automatic, Version: v1.9.4", "restart", "karras"),
+        ("Sampler: DPM fast", "dpm-fast-ancestral", None),
+        ("Sampler: DPM adaptive, Eta: 0", "dpm-adaptive", None),
+        ("Sampler: DPM adaptive, Schedule type: Karras", "dpm-adaptive-ancestral", "karras"),
         ("Sampler: DPM++ 2M, Triptych schedule: multistep", "dpm++2m", "multistep"),
         ("Sampler: DPM++ 2M, Triptych schedule: nonsense", "dpm++2m", "uniform"),
     ],
@@ -868,10 +878,11 @@ def test_noise_levels_of_the_web_ui(line, sampler, schedule):
         *((name, "plms") for name in ("pndm", "PLMS", "PNDMScheduler")),
         *((name, "lms") for name in ("k_lms", "LMSDiscreteScheduler")),
         *((name, "deis") for name in ("deis", "DEISMultistepScheduler")),
-        *(
-            (name, None)
-            for name in ("DPM adaptive", "DPM fast", "Restart", "", "res_multistep", "ipndm", "nonsense")
-        ),
+        *((name, "heun++2") for name in ("heunpp2", "HeunPP2", "heun++2")),
+        *((name, "dpm-fast") for name in ("DPM fast", "dpm_fast", "k_dpm_fast")),
+        *((name, "dpm-adaptive") for name in ("DPM adaptive", "dpm_adaptive", "k_dpm_ad")),
+        ("Restart", "restart"),
+        *((name, None) for name in ("", "res_multistep", "ipndm", "nonsense")),
         ("dpmpp_2s", None),  # the solver without noise
     ],
 )
@@ -882,7 +893,8 @@ def test_names_of_samplers(name, sampler):
 def test_every_sampler_has_its_own_name_and_the_web_uis():
     for name in SAMPLERS:
         assert split_sampler(name) == (name, None)
-        assert split_sampler(image_metadata.SAMPLERS[name]) == (name, None)
+        title = image_metadata.parameters(GenerationRecord(prompt="x", sampler=name, num_steps=3))
+        assert image_metadata.parse_parameters(title).sampler == name
 
 
 def test_what_the_web_ui_did_is_listed_by_feature():

@@ -102,7 +102,8 @@ def test_the_web_uis_text_is_read():
         ("Sampler: UniPC, Schedule type: Automatic", {"sampler": "unipc"}),
         ("Sampler: k_euler_a", {"sampler": "euler-ancestral"}),
         ("Sampler: LMS Karras", {"sampler": "lms", "schedule": "karras"}),
-        ("Sampler: Euler, Schedule type: KL Optimal", {"sampler": "euler"}),
+        ("Sampler: Euler, Schedule type: KL Optimal", {"sampler": "euler", "schedule": "kl-optimal-to-first"}),
+        ("Sampler: Euler, Schedule type: Turbo", {"sampler": "euler"}),
         ("Sampler: DDIM, Denoising strength: 0.4", {"sampler": "ddim", "strength": 0.4}),
         ('Model: "a, b: c", Tiling: True, Version: v1.9.4', {"tiling": "xy"}),
         ("Seed: -1, Size: 512x0, CFG scale: nan", {}),
@@ -118,11 +119,11 @@ def test_other_lines(line, expected):
 def test_what_is_left_out_is_reported_in_a_line_each(caplog):
     with caplog.at_level(logging.WARNING):
         image_metadata.parse_parameters(
-            "x\nSteps: 7, Sampler: DPM adaptive, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, RNG: CPU",
+            "x\nSteps: 7, Sampler: IPNDM, Clip skip: 2, Seed: -1, ENSD: 31337, Model: a, RNG: CPU",
             "old.png",
         )
     assert [r.message.removeprefix("old.png (AUTOMATIC1111's web UI): ") for r in caplog.records] == [
-        "the sampler 'DPM adaptive' is unknown here; dpm++2m is used instead",
+        "the sampler 'IPNDM' is unknown here; dpm++2m is used instead",
         "seed: -1 is not reproduced",
         "made with the model a; give its file as the model",
         "ensd: 31337 is not reproduced",

@@ -26,7 +26,13 @@ from triptych.config import from_json
 from triptych.errors import ConfigError, DataError
 from triptych.pipelines.diffusion import foreign_metadata
 from triptych.pipelines.diffusion.foreign_metadata import a1111
-from triptych.pipelines.diffusion.foreign_metadata.a1111 import BEFORE_1_9, DISCARDS, HIRES_TITLES
+from triptych.pipelines.diffusion.foreign_metadata.a1111 import (
+    BEFORE_1_9,
+    DISCARDS,
+    HIRES_TITLES,
+    VARIANTS,
+    WITH_ETA,
+)
 from triptych.pipelines.diffusion.foreign_metadata.settings import ForeignSettings
 from triptych.pipelines.diffusion.foreign_metadata.texts import PARAMETERS, image_texts
 from triptych.pipelines.diffusion.options import GenerationRecord
@@ -44,9 +50,15 @@ SAMPLERS = {
     "euler": "Euler",
     "euler-ancestral": "Euler a",
     "heun": "Heun",
+    "heun++2": "HeunPP2",
+    "restart": "Restart",
     "lms": "LMS",
     "dpm2": "DPM2",
     "dpm2-ancestral": "DPM2 a",
+    "dpm-fast": "DPM fast",
+    "dpm-fast-ancestral": "DPM fast",
+    "dpm-adaptive": "DPM adaptive",
+    "dpm-adaptive-ancestral": "DPM adaptive",
     "dpm++2s-ancestral": "DPM++ 2S a",
     "dpm++sde": "DPM++ SDE",
     "dpm++2m": "DPM++ 2M",
@@ -63,6 +75,9 @@ SCHEDULES = {
     "exponential": "Exponential",
     "sgm-uniform": "SGM Uniform",
     "simple": "Simple",
+    "beta": "Beta",
+    "kl-optimal-to-first": "KL Optimal",
+    "align-your-steps": "Align Your Steps",
     "leading": "DDIM",
 }
 # Schedules for which the web UI has one with nearly the same levels only; ours is written besides.
@@ -74,6 +89,12 @@ NEAR_SCHEDULES = {
     "multistep-leading": "DDIM",
     "multistep-karras": "Karras",
     "multistep-exponential": "Exponential",
+    "multistep-beta": "Beta",
+    "beta-times": "Beta",
+    "multistep-beta-times": "Beta",
+    "kl-optimal": "KL Optimal",
+    "multistep-kl-optimal": "KL Optimal",
+    "multistep-align-your-steps": "Align Your Steps",
 }
 OWN_SCHEDULE = "Triptych schedule"
 _EXIF, _COMMENT = 0x8769, 0x9286  # the EXIF block, and its UserComment
@@ -105,6 +126,7 @@ def parameters(record: GenerationRecord) -> str:
         "Variation seed strength": f"{record.variation_strength:g}" if varies else None,
         "Denoising strength": None if strength is None else f"{strength:g}",
         "Clip skip": record.clip_skip,
+        "Eta": 0 if record.sampler in WITH_ETA else None,
         "Hires upscale": f"{record.hires_scale:g}" if hires else None,
         "Hires steps": record.hires_steps if hires else None,
         "Hires upscaler": HIRES_TITLES[record.hires_upscaler] if hires else None,
@@ -131,7 +153,8 @@ def _weights(weight: float | tuple[float, float]) -> str:
 def _reads_as(sampler: str, schedule: str | None) -> bool:
     """Whether the web UI's names of sampler and schedule stand for exactly these."""
     read = ForeignSettings("")
-    read.set_sampler(SAMPLERS[sampler], SCHEDULES.get(schedule or ""), usual=BEFORE_1_9, discards=DISCARDS)
+    title = SCHEDULES.get(schedule or "")
+    read.set_sampler(SAMPLERS[sampler], title, usual=BEFORE_1_9, discards=DISCARDS, variants=VARIANTS)
     return schedule is None or read.values.get("schedule") == schedule
 
 

@@ -46,8 +46,9 @@ class SamplingOptions:
     width: int | None = None
     """Width in pixels, as for the height."""
     sampler: str = "dpm++2m"
-    """ddpm, ddim, plms, euler, euler-ancestral, heun, lms, dpm2, dpm2-ancestral, dpm++2s-ancestral, dpm++sde, dpm++2m,
-    dpm++2m-sde, dpm++2m-sde-heun, dpm++3m-sde, deis, unipc or lcm."""
+    """ddpm, ddim, plms, euler, euler-ancestral, heun, heun++2, restart, lms, dpm2, dpm2-ancestral, dpm-fast,
+    dpm-fast-ancestral, dpm-adaptive, dpm-adaptive-ancestral, dpm++2s-ancestral, dpm++sde, dpm++2m, dpm++2m-sde,
+    dpm++2m-sde-heun, dpm++3m-sde, deis, unipc or lcm."""
     schedule: str | None = None
     """Noise levels that the sampler visits, such as karras, trailing or uniform. Default: that of the sampler."""
     clip_skip: int | None = None

@@ -11,9 +11,16 @@ SAMPLER_NAMES = {
     "euler": "euler",
     "eulera": "euler-ancestral",
     "heun": "heun",
+    "heunpp2": "heun++2",
+    "restart": "restart",
     "lms": "lms",
     "dpm2": "dpm2",
     "dpm2a": "dpm2-ancestral",
+    "dpmfast": "dpm-fast",
+    "dpmfasta": "dpm-fast-ancestral",
+    "dpmadaptive": "dpm-adaptive",
+    "dpmad": "dpm-adaptive",  # the web UI's API
+    "dpmadaptivea": "dpm-adaptive-ancestral",
     "dpmpp2sa": "dpm++2s-ancestral",
     "dpmppsde": "dpm++sde",
     "dpmsolversde": "dpm++sde",
@@ -48,6 +55,12 @@ SCHEDULE_NAMES = {
     "discrete": "uniform",  # stable-diffusion.cpp
     "sgmuniform": "sgm-uniform",
     "simple": "simple",
+    "beta": "beta",
+    "kloptimal": "kl-optimal",
+    "alignyoursteps": "align-your-steps",
+    "alignyoursteps11": "align-your-steps",  # Forge
+    "ays": "align-your-steps",
+    "ayssd1": "align-your-steps",  # nodes of ComfyUI
     "ddim": "leading",
     "ddimuniform": "leading",
     "leading": "leading",
@@ -59,6 +72,9 @@ DISCARDED = {
     "uniform": "sgm-uniform",
     "karras": "multistep-karras",
     "exponential": "multistep-exponential",
+    "beta": "multistep-beta",
+    "beta-times": "multistep-beta-times",
+    "kl-optimal": "multistep-kl-optimal",
 }
 LONGEST_NAME = 80
 _CLASS_WORDS = re.compile(r"scheduler|discrete|multistep")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from triptych.config import to_json
 from triptych.device import log_dtype
+from triptych.diffusion.config import ADAPTIVE_SAMPLERS
 from triptych.diffusion.guidance import composed, guided, projected, within
 from triptych.diffusion.inpainting import masked
 from triptych.diffusion.noise import mix_noise, noise_for, seeded_noise
@@ -126,6 +127,8 @@ class SamplingLoop:
             ConfigError: latents became NaN or infinite.
         """
         record, network = job.records[0], self.net.network
+        if record.sampler in ADAPTIVE_SAMPLERS:
+            batch_size = 1  # an image must not depend on its batch
         batches = -(-len(rows) // batch_size)
         with (
             nullcontext() if self.model.low_memory or self.model.compiled else packed(network),
@@ -173,6 +176,9 @@ class SamplingLoop:
             x = job.hires_levels[0].noised(x, self._seeded_noise(job, rows, seeds, x.shape[1:]))
             denoise = self._denoiser(job, rows, clock)  # guidance may remember the first pass
             x, stopped_at = self._walk(job, seeds, denoise, x, job.hires_levels, hooks, clock)
+        if job.latent_mask is not None and job.hires_levels is None:
+            assert job.init_latents is not None
+            x = torch.where(job.latent_mask.to(x) > 0, x, job.init_latents)  # some samplers leave noise
         self._require_finite(x, seeds)
         return x, stopped_at
 
@@ -195,19 +201,25 @@ class SamplingLoop:
         draws = noise_for(seeds, x.shape[1:], rng=record.rng, device=self.model.device)
         # On a GPU each pass starts with a new generator; here a second pass has draws of its own.
         first_draw = 0 if record.rng == "cuda" else 2 * clock.step
-        total, steps_before = _count_steps(job), clock.step
+        total, steps_before, pass_steps, reported = _count_steps(job), clock.step, len(levels) - 1, 0
         with merged_tokens(network, record.merge_tokens), deep_cached(network, record.deep_cache):
             for step in sampler(record.sampler)(
                 denoise, x, levels, noise=lambda index: draws(first_draw + index)
             ):
-                x, done, level = step.x, steps_before + step.index + 1, levels[step.index]
-                clock.step = done
-                hooks.tick()
-                if hooks.preview is not None:
-                    codec, noise_level = self.model.preview_codec, (level.alpha, level.sigma)
-                    hooks.preview(Preview(done, total, noise_level, seeds, step.x0, codec, record.tiling))
-                if hooks.cancel is not None and done < total and hooks.cancel():
+                x, level = step.x, step.x0_level or levels[step.index]
+                pass_done = min(step.index + 1, pass_steps)  # an adaptive sampler takes as many as it needs
+                clock.step = done = steps_before + pass_done
+                if pass_done > reported:
+                    reported = pass_done
+                    hooks.tick()
+                    if hooks.preview is not None:
+                        codec, noise_level = self.model.preview_codec, (level.alpha, level.sigma)
+                        hooks.preview(Preview(done, total, noise_level, seeds, step.x0, codec, record.tiling))
+                if hooks.cancel is not None and (done < total or step.level != levels[-1]) and hooks.cancel():
                     return step.x0, done
+        for _ in range(pass_steps - reported):
+            hooks.tick()
+        clock.step = steps_before + pass_steps
         return x, None
 
     def _initial_noise(self, job: SamplingJob, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:

@@ -56,14 +56,21 @@ FEATURES = {
 }
 # Noise levels that the web UI takes for "Automatic"; others are uniform.
 AUTOMATIC = {
-    **dict.fromkeys(("dpm++2m", "dpm++sde", "dpm++2s-ancestral", "dpm2", "dpm2-ancestral"), "karras"),
+    **dict.fromkeys(
+        ("dpm++2m", "dpm++sde", "dpm++2s-ancestral", "dpm2", "dpm2-ancestral", "restart"), "karras"
+    ),
     **dict.fromkeys(("dpm++2m-sde", "dpm++2m-sde-heun", "dpm++3m-sde"), "exponential"),
 }
 # Before 1.9 the levels were named with the sampler or uniform; ours are, for the samplers that are not listed.
 BEFORE_1_9 = dict.fromkeys(("dpm++2m", "dpm++2m-sde", "dpm++2m-sde-heun", "dpm++3m-sde"), "uniform") | {
     "dpm2": "uniform",
     "dpm2-ancestral": "uniform",
+    "restart": "karras",
 }
+# Our schedules -> those that it computes under their names.
+VARIANTS = {"kl-optimal": "kl-optimal-to-first"}
+# Samplers to which it adds noise, unless the text says "Eta: 0" -> ours that do.
+WITH_ETA = {"dpm-fast": "dpm-fast-ancestral", "dpm-adaptive": "dpm-adaptive-ancestral"}
 # Our upscalers of the second pass -> the web UI's.
 HIRES_TITLES = {
     "latent": "Latent",
@@ -215,7 +222,12 @@ def _set_sampler(settings: ForeignSettings, values: dict[str, str]) -> None:
         settings.set_sampler(sampler)
         settings.values["schedule"] = values["triptych schedule"]
     else:
-        settings.set_sampler(sampler, schedule, usual=usual, discards=DISCARDS)
+        settings.set_sampler(sampler, schedule, usual=usual, discards=DISCARDS, variants=VARIANTS)
+    if (name := settings.values.get("sampler")) in WITH_ETA:
+        if as_number(values.get("eta"), float) == 0:
+            values.pop("eta")
+        else:
+            settings.values["sampler"] = WITH_ETA[name]
 
 
 def _set_size(settings: ForeignSettings, size: str | None) -> None:

@@ -7,7 +7,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from triptych.pipelines.diffusion.foreign_metadata.comfyui_names import COMFYUI_DISCARDS
+from triptych.pipelines.diffusion.foreign_metadata.comfyui_names import COMFYUI_DISCARDS, COMFYUI_VARIANTS
 from triptych.pipelines.diffusion.foreign_metadata.settings import ForeignSettings, json_object
 
 IDLE = frozenset(
@@ -50,7 +50,7 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
     settings.set_size(values.pop("width", None), values.pop("height", None))
     settings.set_seed(values.pop("seed", None))
     sampler, scheduler = values.pop("sampler", None), values.pop("scheduler", None)
-    settings.set_sampler(sampler, scheduler, usual="uniform", discards=COMFYUI_DISCARDS)
+    settings.set_sampler(sampler, scheduler, usual="uniform", discards=COMFYUI_DISCARDS, variants=COMFYUI_VARIANTS)
     clip_skip = values.pop("clipSkip", None)
     settings.set_number("clip_skip", None if clip_skip == 1 else clip_skip, 1, 100, int, called="clipSkip")
     resources = values.get("resources")

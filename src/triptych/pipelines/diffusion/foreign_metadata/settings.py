@@ -12,7 +12,7 @@ from triptych.diffusion.config import NUM_SEEDS
 from triptych.pipelines.diffusion.options import GenerationRecord
 from triptych.pipelines.diffusion.sampler_names import DISCARDED, find_schedule, split_sampler
 
-STOCHASTIC = ("ancestral", "sde", "ddpm", "lcm")
+STOCHASTIC = ("ancestral", "sde", "ddpm", "lcm", "restart")
 LONGEST_NOTE = 240
 MOST_NOTES = 40
 
@@ -114,6 +114,7 @@ class ForeignSettings:
         *,
         usual: str | Mapping[str, str] | None = None,
         discards: tuple[str, ...] = (),
+        variants: Mapping[str, str] | None = None,
     ) -> None:
         """Set sampler and noise levels from that program's names.
 
@@ -122,6 +123,7 @@ class ForeignSettings:
             schedule: name of the noise levels.
             usual: our schedule where it names none, for every sampler or by sampler; None is ours.
             discards: samplers for which the program computes a level more and leaves out the last but one.
+            variants: our schedule -> the one that the program means by its name.
         """
         name, appended = split_sampler(sampler) if isinstance(sampler, str) else (None, None)
         if name is not None:
@@ -138,6 +140,8 @@ class ForeignSettings:
             )
         elif not levels:  # not named, or left to the program
             levels = usual.get(name or "") if isinstance(usual, Mapping) else usual
+        if levels and variants:
+            levels = variants.get(levels, levels)
         if levels and name in discards:
             if levels not in DISCARDED.keys() | DISCARDED.values():
                 self.note(f"the last but one noise level of {sampler!r} is kept here, where it was left out")

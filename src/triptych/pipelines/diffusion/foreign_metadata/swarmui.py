@@ -7,7 +7,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from triptych.pipelines.diffusion.foreign_metadata.comfyui_names import COMFYUI_DISCARDS
+from triptych.pipelines.diffusion.foreign_metadata.comfyui_names import COMFYUI_DISCARDS, COMFYUI_VARIANTS
 from triptych.pipelines.diffusion.foreign_metadata.settings import (
     ForeignSettings,
     as_number,
@@ -39,7 +39,7 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
     settings.set_seed(values.pop("seed", None))
     # What it asks of ComfyUI where nothing is chosen.
     sampler, scheduler = values.pop("sampler", "euler"), values.pop("scheduler", "normal")
-    settings.set_sampler(sampler, scheduler, discards=COMFYUI_DISCARDS)
+    settings.set_sampler(sampler, scheduler, discards=COMFYUI_DISCARDS, variants=COMFYUI_VARIANTS)
     names, weights = _items(values.pop("loras", [])), _items(values.get("loraweights", []))
     settings.set_loras(
         dict(zip(map(model_name, map(str, names)), [*weights, *[1.0] * len(names)], strict=False))
