@@ -56,7 +56,9 @@ def test_outside_the_mask_nothing_changes(name, net, process, scene):
     *_, last = SAMPLERS[name](answer, noise, levels, noise=noise_for([1, 2], (4, 6, 5)))
     outside = (mask == 0).expand_as(known)
     first = process.level(process.first)
-    left = first.sigma / first.alpha if name.startswith(("dpm-fast", "dpm-adapt")) else 0  # noise that these leave
+    left = (
+        first.sigma / first.alpha if name.startswith(("dpm-fast", "dpm-adapt")) else 0
+    )  # noise that these leave
     torch.testing.assert_close(last.x[outside], known[outside], atol=1e-5 + 5 * left, rtol=1e-5)
     assert (last.x - known)[~outside].abs().min() > 0
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from triptych.diffusion.config import ADAPTIVE_SAMPLERS
 from triptych.diffusion.noise import (
     PURPOSES,
     cuda_normal,
@@ -14,7 +15,6 @@ from triptych.diffusion.noise import (
     seeded_noise,
 )
 from triptych.diffusion.process import network_denoiser
-from triptych.diffusion.config import ADAPTIVE_SAMPLERS
 from triptych.diffusion.samplers import SAMPLERS
 from triptych.diffusion.schedule import spaced_levels
 from triptych.errors import ConfigError

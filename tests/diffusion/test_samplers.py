@@ -222,7 +222,9 @@ def test_no_level_is_too_noisy(name, settings, net, process):
                 assert step.x0.isfinite().all(), (spacing, step.index)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if not name.startswith(("dpm-fast", "dpm-adapt"))])
+@pytest.mark.parametrize(
+    "name", [name for name in SAMPLERS if not name.startswith(("dpm-fast", "dpm-adapt"))]
+)
 def test_steps_are_counted_and_can_be_left_undone(name, net, process):
     process, x, calls = process(), torch.randn(2, 4, 4, 4), []
     levels = spaced_levels(process, 5, "trailing")

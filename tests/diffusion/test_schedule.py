@@ -173,7 +173,9 @@ def test_kl_optimal_spaces_arctangents_evenly(count, process):
     assert angles == pytest.approx([*np.linspace(high, low, count), 0])
     angles = [math.atan(noise_ratio(level)) for level in spaced_levels(process, count, "kl-optimal-to-first")]
     assert angles == pytest.approx(np.linspace(high, low, count + 1).tolist())
-    angles = [math.atan(noise_ratio(level)) for level in spaced_levels(process, count, "multistep-kl-optimal")]
+    angles = [
+        math.atan(noise_ratio(level)) for level in spaced_levels(process, count, "multistep-kl-optimal")
+    ]
     assert angles == pytest.approx([*np.linspace(high, low, count + 1)[:-1], 0])
 
 
@@ -193,5 +195,5 @@ def test_align_your_steps_is_the_table_that_diffusers_has(process):
 
 
 def test_align_your_steps_needs_its_levels(process):
-    with pytest.raises(ConfigError, match="align-your-steps' have sigma / alpha from 0.029 to 14.615"):
+    with pytest.raises(ConfigError, match="sigma / alpha from 0\\.029 to"):
         spaced_levels(process(beta_end=0.002), 10, "align-your-steps")

@@ -153,7 +153,7 @@ SPACINGS: dict[str, str] = {
     "multistep-beta-times": "beta-times with one step more, without its last time (ComfyUI)",
     "kl-optimal": "arctangent of sigma / alpha evenly spaced (Sabour et al. 2024; ComfyUI)",
     "multistep-kl-optimal": "kl-optimal with one step more, without its last level",
-    "kl-optimal-to-first": "kl-optimal, one step more; ends at the schedule's first level, not the clean image (web UI)",
+    "kl-optimal-to-first": "kl-optimal with one step more, to the schedule's first level only (web UI)",
     "align-your-steps": "levels optimized for Stable Diffusion 1 (Sabour et al. 2024; web UI)",
     "multistep-align-your-steps": "the same levels with one step more, without its last level (ComfyUI, diffusers)",
     "lcm": "times chosen from the 50 of consistency distillation (Luo et al. 2023)",

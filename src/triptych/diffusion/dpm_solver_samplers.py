@@ -170,9 +170,7 @@ def dpm_adaptive(
 def with_noise(sampler: Callable[..., Iterator[SamplerStep]]) -> Sampler:
     """Return the ancestral variant of a sampler of this module."""
 
-    def ancestral(
-        denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise
-    ) -> Iterator[SamplerStep]:
+    def ancestral(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise) -> Iterator[SamplerStep]:
         return sampler(denoise, x, levels, noise=noise, ancestral=True)
 
     return ancestral

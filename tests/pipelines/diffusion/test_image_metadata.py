@@ -102,7 +102,10 @@ def test_the_web_uis_text_is_read():
         ("Sampler: UniPC, Schedule type: Automatic", {"sampler": "unipc"}),
         ("Sampler: k_euler_a", {"sampler": "euler-ancestral"}),
         ("Sampler: LMS Karras", {"sampler": "lms", "schedule": "karras"}),
-        ("Sampler: Euler, Schedule type: KL Optimal", {"sampler": "euler", "schedule": "kl-optimal-to-first"}),
+        (
+            "Sampler: Euler, Schedule type: KL Optimal",
+            {"sampler": "euler", "schedule": "kl-optimal-to-first"},
+        ),
         ("Sampler: Euler, Schedule type: Turbo", {"sampler": "euler"}),
         ("Sampler: DDIM, Denoising strength: 0.4", {"sampler": "ddim", "strength": 0.4}),
         ('Model: "a, b: c", Tiling: True, Version: v1.9.4', {"tiling": "xy"}),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from triptych.diffusion.config import SAMPLERS
+from triptych.diffusion.config import ADAPTIVE_SAMPLERS, SAMPLERS
 from triptych.errors import TriptychError
 from triptych.layers.resnet import Conv
 from triptych.pipelines.diffusion.latent_codec import LatentCodec
@@ -75,6 +75,18 @@ def test_each_image_depends_only_on_its_own_seed(pipe, sampler):
         batched = paint(PROMPT, num_steps=steps, seed=7, num_images=4, sampler=sampler, batch_size=size)
         # Kernels that take more images at once may add in another order.
         assert np.abs(arrays(batched) - arrays(together)).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ADAPTIVE_SAMPLERS)
+def test_adaptive_samplers_generate_images_one_by_one(pipe, sampler):
+    paint, ticks = pipe().text_to_image, []
+    options = {"num_steps": 4, "sampler": sampler}
+    batched = paint(
+        PROMPT, seed=7, num_images=2, batch_size=2, progress=lambda *at: ticks.append(at), **options
+    )
+    alone = [paint(PROMPT, seed=seed, **options)[0] for seed in (7, 8)]
+    assert same(batched, alone)
+    assert ticks == [(done, 8) for done in range(1, 9)]  # however many calls the sampler needed
 
 
 def test_latents_instead_of_the_seeds_noise(pipe):

@@ -50,7 +50,9 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
     settings.set_size(values.pop("width", None), values.pop("height", None))
     settings.set_seed(values.pop("seed", None))
     sampler, scheduler = values.pop("sampler", None), values.pop("scheduler", None)
-    settings.set_sampler(sampler, scheduler, usual="uniform", discards=COMFYUI_DISCARDS, variants=COMFYUI_VARIANTS)
+    settings.set_sampler(
+        sampler, scheduler, usual="uniform", discards=COMFYUI_DISCARDS, variants=COMFYUI_VARIANTS
+    )
     clip_skip = values.pop("clipSkip", None)
     settings.set_number("clip_skip", None if clip_skip == 1 else clip_skip, 1, 100, int, called="clipSkip")
     resources = values.get("resources")

@@ -130,7 +130,12 @@ def _set_sampling(settings: ForeignSettings, graph: NodeGraph, node: Node) -> No
     settings.set_seed(value(*SEEDS))
     ramps = {"KarrasScheduler": "karras", "ExponentialScheduler": "exponential"}
     ramp = next((ramps[part.class_type] for part in parts if part.class_type in ramps), None)
-    settings.set_sampler(value("sampler_name"), ramp or value("scheduler"), discards=COMFYUI_DISCARDS, variants=COMFYUI_VARIANTS)
+    settings.set_sampler(
+        value("sampler_name"),
+        ramp or value("scheduler"),
+        discards=COMFYUI_DISCARDS,
+        variants=COMFYUI_VARIANTS,
+    )
     first, last = as_number(value("start_at_step"), int), as_number(value("end_at_step"), int)
     if first or (last is not None and last < settings.values.get("num_steps", 0)):
         settings.note(f"only steps {first or 0} to {last} were done; all are done here")

@@ -72,7 +72,9 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
     settings.set_size(*(sides if len(sides) == 2 else (width, height)))
     settings.set_seed(values.pop("seed", None))
     sampler = values.pop("sampler_name", None) or values.pop("sampler", None)
-    settings.set_sampler(sampler, values.pop("scheduler", None), discards=COMFYUI_DISCARDS, variants=COMFYUI_VARIANTS)
+    settings.set_sampler(
+        sampler, values.pop("scheduler", None), discards=COMFYUI_DISCARDS, variants=COMFYUI_VARIANTS
+    )
     _set_loras(settings, values)
     clip_skip = values.pop("clip_skip", None)
     settings.set_number("clip_skip", None if clip_skip == 1 else clip_skip, 1, 100, int, called="clip skip")
