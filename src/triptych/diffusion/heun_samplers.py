@@ -70,9 +70,9 @@ def restart(denoise: Denoiser, x: Tensor, levels: Levels, *, noise: Noise) -> It
     end = steps[0][0]
     for index, (level, next_level) in enumerate(steps):
         if level.sigma * end.alpha > end.sigma * level.alpha:  # noisier than where the last step ended
-            kept = level.alpha / end.alpha
-            added = math.sqrt(level.sigma**2 - (kept * end.sigma) ** 2)
-            x = kept * x + added * noise_like(x, noise(restarts))
+            shrink = level.alpha / end.alpha
+            added = math.sqrt(level.sigma**2 - (shrink * end.sigma) ** 2)
+            x = shrink * x + added * noise_like(x, noise(restarts))
             restarts += 1
         x, x0 = _heun_step(denoise, x, level, next_level)
         end = next_level
