@@ -42,11 +42,12 @@ def make(window, form, dim=6, heads=2, dtype=torch.float64, **changes):
 # The slow reference
 
 
-def pieces(cells, window, shifted):
+def pieces(cells, window, shifted, single=False):
     """Figure 2 along one axis: windows start at the first cell or, if shifted, half a window before it. The last one
-    may reach past the end of the map, where there are zeros. A window over the full axis is not shifted."""
+    may reach past the end of the map, where there are zeros. A window over the full axis is not shifted, except with
+    `single`."""
     count = -(-cells // window)
-    if not shifted or count == 1 or window == 1:
+    if not shifted or (count == 1 and not single) or window == 1:
         return [range(i * window, (i + 1) * window) for i in range(count)]
     cuts = [0, *range(window // 2, count * window, window), count * window]
     return [range(a, b) for a, b in pairwise(cuts)]
@@ -71,7 +72,7 @@ def along(x):
     return np.divide(x, lengths, out=np.zeros_like(x), where=lengths > 0)
 
 
-def slow_attend(part, z, shifted):
+def slow_attend(part, z, shifted, single=False):
     """(S)W-MSA on one map (H, W, D), by loops over regions, cells, heads and the cells attended to."""
     p = {name: value.double().numpy() for name, value in part.state_dict().items()}
     height, width, dim = z.shape
@@ -86,7 +87,11 @@ def slow_attend(part, z, shifted):
         return z[y, x] if y < height and x < width else zeros
 
     out = np.zeros_like(z)
-    for ys, xs in product(pieces(height, part.window[0], shifted), pieces(width, part.window[1], shifted)):
+    cuts = (
+        pieces(size, window, shifted, single)
+        for size, window in zip((height, width), part.window, strict=True)
+    )
+    for ys, xs in product(*cuts):
         region = list(product(ys, xs))
         keys = np.array([w_k @ cell(y, x) + b_k for y, x in region])
         values = np.array([w_v @ cell(y, x) + b_v for y, x in region])
@@ -108,13 +113,13 @@ def slow_attend(part, z, shifted):
     return out
 
 
-def same_as_slow(part, height, width, shifted, batch=1):
+def same_as_slow(part, height, width, shifted, batch=1, single=False):
     z = torch.randn(batch, height, width, part.proj.in_features, dtype=torch.float64)
-    wanted = torch.stack([torch.from_numpy(slow_attend(part, one.numpy(), shifted)) for one in z])
-    torch.testing.assert_close(attend(z, part, shifted).detach(), wanted, **CLOSE)  # as in training
+    wanted = torch.stack([torch.from_numpy(slow_attend(part, one.numpy(), shifted, single)) for one in z])
+    torch.testing.assert_close(attend(z, part, shifted, single).detach(), wanted, **CLOSE)  # as in training
     with torch.no_grad():
-        torch.testing.assert_close(attend(z, part, shifted), wanted, **CLOSE)
-        torch.testing.assert_close(attend_gathered(z, part, shifted), wanted, **CLOSE)  # as in export
+        torch.testing.assert_close(attend(z, part, shifted, single), wanted, **CLOSE)
+        torch.testing.assert_close(attend_gathered(z, part, shifted, single), wanted, **CLOSE)  # as in export
 
 
 @VERSIONS
@@ -173,6 +178,12 @@ def seen(function, size, dim):
         1
     ).diagonal().sum().backward()  # random: no channel cancels another
     return z.grad.ne(0).any(-1).flatten(1)
+
+
+@VERSIONS
+@pytest.mark.parametrize("size", [(4, 4), (3, 4), (4, 9), (2, 3)])
+def test_backbones_shift_a_single_window_too(size, form):
+    same_as_slow(make((4, 4), form), *size, shifted=True, single=True)
 
 
 def together(height, width, window, shifted):

@@ -131,12 +131,13 @@ def slow_swin():
     return forward
 
 
-def forward(w, images, windows, before=None, unfold=False):
+def forward(w, images, windows, before=None, unfold=False, single=False):
     """
     Args:
         windows: side of each stage's.
         before: sides in pre-training, for the scale of version 2's coordinates.
         unfold: whether patches are merged by F.unfold.
+        single: whether a map that is one window is shifted, too.
     """
     w = {name: t.double() for name, t in w.items()}
     patch = w["patch_embed.proj.weight"].shape[-1]
@@ -145,7 +146,9 @@ def forward(w, images, windows, before=None, unfold=False):
     for stage, side in enumerate(windows):
         index = 0
         while f"layers.{stage}.blocks.{index}.norm1.weight" in w:
-            x = block(x, w, f"layers.{stage}.blocks.{index}.", side, index % 2, (before or windows)[stage])
+            x = block(
+                x, w, f"layers.{stage}.blocks.{index}.", side, index % 2, (before or windows)[stage], single
+            )
             index += 1
         maps.append(norm(x, w, f"norm{stage}").permute(0, 3, 1, 2) if f"norm{stage}.weight" in w else x)
         if f"layers.{stage}.downsample.reduction.weight" in w:
@@ -172,21 +175,21 @@ def merge(x, w, name, unfold):
     return x if first else norm(x, w, f"{name}.norm")
 
 
-def block(x, w, b, side, odd, before):
+def block(x, w, b, side, odd, before, single):
     dense = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
     mlp = lambda x: dense(F.gelu(dense(x, b + "mlp.fc1")), b + "mlp.fc2")  # noqa: E731
     if b + "attn.logit_scale" not in w:
-        x = x + attend(norm(x, w, b + "norm1"), w, b + "attn.", side, odd, before)
+        x = x + attend(norm(x, w, b + "norm1"), w, b + "attn.", side, odd, before, single)
         return x + mlp(norm(x, w, b + "norm2"))
-    x = x + norm(attend(x, w, b + "attn.", side, odd, before), w, b + "norm1")
+    x = x + norm(attend(x, w, b + "attn.", side, odd, before, single), w, b + "norm1")
     return x + norm(mlp(x), w, b + "norm2")
 
 
-def attend(x, w, a, side, odd, before):
+def attend(x, w, a, side, odd, before, single):
     height, width = x.shape[1], x.shape[2]
     x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
     rows, columns = x.shape[1] // side, x.shape[2] // side
-    shift = [side // 2 if odd and n > 1 else 0 for n in (rows, columns)]
+    shift = [side // 2 if odd and (n > 1 or single) else 0 for n in (rows, columns)]
     x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
     out = torch.empty_like(x)
     for row in range(rows):

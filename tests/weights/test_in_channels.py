@@ -5,6 +5,7 @@ import torch
 
 import triptych as tp
 from triptych.errors import ConfigError
+from triptych.models.registry import config_for
 from triptych.weights.resize import adapt_in_channels
 
 SMALL = {"image_size": 32, "embed_dim": 16, "num_classes": 5}
@@ -47,13 +48,23 @@ def test_loaded_and_saved_again(tmp_path):
 
 def test_segmenters():
     net = tp.load("swin-scenes")
-    if net.config.head.type == "unet":
-        with pytest.raises(ConfigError, match="leave in_channels out"):
-            adapt_in_channels(net, 4)
-    else:
-        assert adapt_in_channels(net, 4).config.in_channels == 4
+    assert adapt_in_channels(net, 4).config.in_channels == 4
+
+
+@pytest.mark.parametrize("backbone", [config_for("convnet-unet", widths=(4, 8)), None])
+def test_a_unets_image_branch_and_a_convnet_are_adapted_too(tiny_segmenter, tmp_path, backbone):
+    changes = {"image_branch_channels": 4} if backbone is None else {"backbone": backbone}
+    net = tiny_segmenter(type="unet", aux_channels=0, **changes).eval()
+    gray = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        before = net(gray.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(adapt_in_channels(net, 1)(gray), before, atol=1e-5, rtol=1e-5)
+        tp.save(net, tmp_path / "net.safetensors")
+        assert torch.equal(tp.load(tmp_path / "net.safetensors")(gray), net(gray))
 
 
 def test_what_cannot_be_adapted():
+    with pytest.raises(ConfigError, match="Autoencoder is no classifier or segmenter"):
+        adapt_in_channels(tp.create("kl-f8", base_channels=32), 1)
     with pytest.raises(ConfigError, match="in_channels is 0, which must be at least 1"):
         adapt_in_channels(NETWORKS["vit"](), 0)

@@ -1,6 +1,7 @@
 """Position embeddings: sin-cos tables, rotary angles, and learned tables resampled to another grid."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +11,23 @@ from torch import Tensor, nn
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
+Resampling = Literal["antialiased", "bicubic", "aligned", "dino"]
 
 
-def resample_positions(table: Float[Tensor, "1 n d"], old: Grid, new: Grid, prefix: int = 0) -> Float[Tensor, "1 m d"]:
+def resample_positions(
+    table: Float[Tensor, "1 n d"], old: Grid, new: Grid, prefix: int = 0, resampling: Resampling = "antialiased"
+) -> Float[Tensor, "1 m d"]:
     """Resample a table of positions from one grid of patches to another by bicubic interpolation (ViT, Section 3.2).
 
     The first `prefix` entries (class token) stay as they are. For the same grid the table itself is returned.
+
+    Args:
+        table: positions of the prefix, then of the patches row by row.
+        old: grid of the table.
+        new: grid to return.
+        prefix: number of entries that have no place in the grid.
+        resampling: see `ViTConfig.position_resampling`. Antialiased, a smaller grid averages neighbors instead of
+            skipping them.
     """
     # A dynamic size of torch.export is not an int: comparing it with `old` would specialize the graph to the example.
     if all(isinstance(side, int) for side in new) and old == new:
@@ -24,8 +36,12 @@ def resample_positions(table: Float[Tensor, "1 n d"], old: Grid, new: Grid, pref
     grid = rearrange(grid, "1 (h w) d -> 1 d h w", h=old[0], w=old[1])
     # PyTorch 2.13 resamples wrongly to a grid one column wide, unless the format is channels-last.
     grid = grid.float().clone(memory_format=torch.channels_last)
-    # Antialiased, so that a smaller grid averages neighbors instead of skipping them.
-    grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False, antialias=True)
+    if resampling == "dino":
+        scale = [(n + 0.1) / o for n, o in zip(new, old, strict=True)]
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        aligned, smooth = resampling == "aligned", resampling == "antialiased"
+        grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=aligned, antialias=smooth)
     return torch.cat([first, rearrange(grid, "1 d h w -> 1 (h w) d").to(first.dtype)], dim=1)
 
 

@@ -45,12 +45,19 @@ def windows_along(size: int, window: int) -> int:
     return (size + window - 1) // window
 
 
-def shift_along(size: int, window: int) -> int:
+def shift_along(size: int, window: int, single: bool = False) -> int:
     """Return by how many cells SW-MSA rolls an axis: half a window, or 0 where one window covers the axis.
 
     Axes are independent (torchvision's rule; the authors' classifier shifts neither axis once the map's shorter side
     fits a window).
+
+    Args:
+        size: cells along the axis.
+        window: cells of a window.
+        single: whether a single window is rolled, too (`SwinConfig.shift_single_windows`).
     """
+    if single:
+        return window // 2
     # A product, because a dynamic size of torch.export must not be compared.
     return window // 2 * torch.sym_min(windows_along(size, window) - 1, 1)  # type: ignore[return-value]
 
@@ -310,15 +317,18 @@ class _CachedBias(NamedTuple):
         )
 
 
-def attend(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) -> Float[Tensor, "b h w d"]:
-    """Return W-MSA of a map, or SW-MSA if `shifted`: pad to full windows, roll, attend, roll back, crop."""
+def attend(
+    x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool, single: bool = False
+) -> Float[Tensor, "b h w d"]:
+    """Return W-MSA of a map, or SW-MSA if `shifted`: pad to full windows, roll, attend, roll back, crop. With `single`
+    a map of one window is rolled, too."""
     height, width = side_of(x, 1), side_of(x, 2)
     if not (isinstance(height, int) and isinstance(width, int)):
-        return attend_gathered(x, attn, shifted)
+        return attend_gathered(x, attn, shifted, single)
     (h, w), shift, mask = attn.window, (0, 0), None
     rows, columns = windows_along(height, h), windows_along(width, w)
     if shifted:
-        shift = (shift_along(height, h), shift_along(width, w))
+        shift = (shift_along(height, h, single), shift_along(width, w, single))
     if any(shift):
         mask = cached(shift_mask, rows, columns, (h, w), shift, x.device, x.dtype)
     unpadded = height % h == 0 and width % w == 0
@@ -336,7 +346,9 @@ def attend(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) ->
     return x[:, :height, :width]
 
 
-def attend_gathered(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool) -> Float[Tensor, "b h w d"]:
+def attend_gathered(
+    x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted: bool, single: bool = False
+) -> Float[Tensor, "b h w d"]:
     """Return the same for a map whose sides are dynamic in torch.export: padding, roll and partition are one gather,
     whose indices are arithmetic on the sides, so that no side is compared. One extra window is added because PyTorch
     compares every size with 1, which would specialize the graph to maps of one window."""
@@ -344,7 +356,7 @@ def attend_gathered(x: Float[Tensor, "b h w d"], attn: WindowAttention, shifted:
     window, shift = attn.window, (0, 0)
     rows, columns = windows_along(height, window[0]), windows_along(width, window[1])
     if shifted:
-        shift = (shift_along(height, window[0]), shift_along(width, window[1]))
+        shift = (shift_along(height, window[0], single), shift_along(width, window[1], single))
     mask = shift_mask(rows, columns, window, shift, x.device, x.dtype, extra=1) if shifted else None
     cells = F.pad(x.flatten(1, 2), (0, 0, 0, 1))                                         # b hw+1 d: zeros last
     sources = window_sources(height, width, rows, columns, window, shift, extra=1).to(x.device)  # n+1 m

@@ -53,6 +53,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.shifted, self.norm_first = shifted, config.version == 1
+        self.shift_single = config.shift_single_windows
         self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
         self.attn = WindowAttention(dim, heads, window, config.version == 2, pretrained, config.qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
@@ -61,9 +62,9 @@ class Block(nn.Module):
 
     def forward(self, z: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         if self.norm_first:
-            z = z + self.drop_path(attend(self.norm1(z), self.attn, self.shifted))
+            z = z + self.drop_path(attend(self.norm1(z), self.attn, self.shifted, self.shift_single))
             return z + self.drop_path(self.mlp(self.norm2(z)))
-        z = z + self.drop_path(self.norm1(attend(z, self.attn, self.shifted)))
+        z = z + self.drop_path(self.norm1(attend(z, self.attn, self.shifted, self.shift_single)))
         return z + self.drop_path(self.norm2(self.mlp(z)))
 
 

@@ -159,7 +159,8 @@ class ViT(Network):
             x = x + sincos_positions(grid, x.shape[-1]).to(x)
         prefix = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self._placed_tokens()]
         if self.config.position == "learned":
-            table = resample_positions(self.positions, self.config.grid, grid, self.placed)
+            resampling = self.config.position_resampling
+            table = resample_positions(self.positions, self.config.grid, grid, self.placed, resampling)
             if self.placed:
                 x = torch.cat([*prefix, x], dim=1) + table                               # b N D
             else:

@@ -12,6 +12,7 @@ from triptych.errors import ConfigError
 from triptych.heads.config import SegmenterConfig
 from triptych.layers.position import resample_bias_table, resample_positions
 from triptych.layers.window import WindowAttention
+from triptych.models.configs.convnet import ConvNetConfig
 from triptych.models.configs.swin import SwinConfig, fitting, with_window
 from triptych.models.configs.vit import ViTConfig, grid_at
 from triptych.network import Network
@@ -95,43 +96,47 @@ def resize_positions(net: Network, image_size: int | tuple[int, int]) -> Network
 
 
 def adapt_in_channels(net: Network, in_channels: int) -> Network:
-    """Change the number of input channels of a ViT, a Swin or a segmenter on one, in place.
+    """Change the number of input channels of a classifier, a backbone or a segmenter, in place.
 
     The rule is that of timm's `adapt_input_conv`. For one channel the weights of the first layer are summed over the
     channels, so that a gray image has the embedding that it had as RGB. For more, the channels are repeated in turn up
     to the new number, and weights are scaled by old over new, so that activations keep their size.
 
     Raises:
-        ConfigError: fewer than one channel, or a network whose first layer is no convolution of the image.
+        ConfigError: fewer than one channel, or a network that takes no images alone.
     """
     if in_channels < 1:
         raise ConfigError(f"in_channels is {in_channels}, which must be at least 1")
     backbone: Any = net.backbone if isinstance(net.config, SegmenterConfig) else net
-    old = backbone.config.in_channels
-    if old == in_channels:
-        return net
-    if not (hasattr(backbone, "patch") and hasattr(backbone, "stem")) or (
-        isinstance(net.config, SegmenterConfig) and net.config.head.type == "unet"
-    ):
+    if not isinstance(backbone.config, ViTConfig | SwinConfig | ConvNetConfig):
         raise ConfigError(
-            f"{type(net).__name__} has other layers than the first that see the image; leave in_channels out"
+            f"{type(net).__name__} is no classifier or segmenter, whose images may have other channels; leave "
+            "in_channels out"
         )
-    convs = (
-        m for part in (backbone.stem, backbone.patch) for m in part.modules() if isinstance(m, nn.Conv2d)
-    )
-    first = next(convs)
-    with torch.no_grad():
-        if in_channels == 1:
-            weight = first.weight.sum(1, keepdim=True)
-        else:
-            repeats = math.ceil(in_channels / old)
-            weight = first.weight.repeat(1, repeats, 1, 1)[:, :in_channels] * (old / in_channels)
-    first.weight = nn.Parameter(weight.contiguous(), requires_grad=first.weight.requires_grad)
-    first.in_channels = in_channels
+    if backbone.config.in_channels == in_channels:
+        return net
+    parts = [[backbone.stem, backbone.patch] if hasattr(backbone, "stem") else [backbone]]
+    if isinstance(image_branch := getattr(getattr(net, "decoder", None), "image", None), nn.Module):
+        parts.append([image_branch])
+    for modules in parts:
+        convs = (m for part in modules for m in part.modules() if isinstance(m, nn.Conv2d))
+        _adapt_conv(next(convs), in_channels)
     backbone.config = replace(backbone.config, in_channels=in_channels)
     if backbone is not net:
         net.config = replace(net.config, backbone=backbone.config)
     return net
+
+
+def _adapt_conv(conv: nn.Conv2d, in_channels: int) -> None:
+    """Sum or repeat a convolution's weights for another number of input channels."""
+    with torch.no_grad():
+        if in_channels == 1:
+            weight = conv.weight.sum(1, keepdim=True)
+        else:
+            repeats = math.ceil(in_channels / conv.in_channels)
+            weight = conv.weight.repeat(1, repeats, 1, 1)[:, :in_channels] * (conv.in_channels / in_channels)
+    conv.weight = nn.Parameter(weight.contiguous(), requires_grad=conv.weight.requires_grad)
+    conv.in_channels = in_channels
 
 
 def _resample(net: Any, config: ViTConfig, size: tuple[int, int]) -> None:
@@ -139,7 +144,7 @@ def _resample(net: Any, config: ViTConfig, size: tuple[int, int]) -> None:
     if config.position == "learned" and old != new:
         prefix = net.positions.shape[1] - math.prod(old)
         with torch.no_grad():
-            table = resample_positions(net.positions, old, new, prefix)
+            table = resample_positions(net.positions, old, new, prefix, config.position_resampling)
         net.positions = nn.Parameter(table.clone())
 
 

@@ -292,6 +292,18 @@ def test_the_optimizers_state_is_left_out_and_said(tmp_path):
     assert message["notes"] == ["weights taken from 'opt/target', leaving out extra, opt"]
 
 
+@pytest.mark.parametrize("nest", ["img/", "params/img/"])
+def test_the_image_tower_of_lit(tmp_path, same_state, nest):
+    """Files of two towers hold the image's in `img`, as LiT's, or in `params/img`, as SigLIP's."""
+    w = paper()
+    np.savez(tmp_path / "alone.npz", **w)
+    other = nest.replace("img", "txt")
+    words = {f"{other}Embed_0/embedding": np.zeros((9, 4), np.float32), nest.replace("img/", "t"): np.ones(1)}
+    np.savez(tmp_path / "lit.npz", **{nest + name: array for name, array in w.items()}, **words)
+    same_state(load(tmp_path / "lit.npz"), load(tmp_path / "alone.npz"))
+    assert any("leaving out" in note for note in inspect(tmp_path / "lit.npz")["notes"])
+
+
 def test_bfloat16_arrays(tmp_path):
     w = paper()
     short = {name: (array.view(np.uint32) >> 16).astype(np.uint16).view("V2") for name, array in w.items()}

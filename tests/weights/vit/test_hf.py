@@ -1,6 +1,7 @@
 """Parity with transformers, both directions, at tiny random configs and at B/16."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,20 @@ def theirs(request, scramble):
 def images_for(size):
     size = (size, size) if isinstance(size, int) else tuple(size)
     return torch.randn(2, 3, *size)
+
+
+@pytest.mark.parametrize("theirs", ["vit", "dinov2", "dinov2 registers", "deit distilled"], indirect=True)
+@pytest.mark.parametrize("size", [(24, 24), (72, 56)])
+def test_positions_are_resampled_as_there(theirs, size, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, *size)
+    options = {} if "dinov2" in theirs.config.model_type else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        out = theirs.eval()(images, **options)
+        expected = out.logits if "logits" in out else out.pooler_output
+        torch.testing.assert_close(load(tmp_path)(images), expected, atol=1e-5, rtol=0)
+        ours = load(tmp_path, image_size=size)  # resampled once and for all
+        torch.testing.assert_close(ours(images), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("theirs", CASES, indirect=True)
@@ -205,7 +220,7 @@ def test_without_a_config_conventions_are_named(tmp_path, tiny):
     assert message["facts"]["num_heads"] == "convention: heads of 64 channels"
     assert message["facts"]["norm_eps"] == "convention: transformers' default 1e-12"
     assert "mean and std 0.5" in message["facts"]["preprocess"]
-    assert load(tmp_path).config == net.config
+    assert load(tmp_path).config == replace(net.config, position_resampling="bicubic")
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,23 @@ def test_torchvision(options, scramble, tmp_path):
     compare(ours, again.eval(), (64, 64))
 
 
+def test_torchvisions_positions_are_resampled_as_by_its_function(scramble, tmp_path):
+    theirs = scramble(of_torchvision())
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    resampled = torchvision.models.vision_transformer.interpolate_embeddings(96, 16, theirs.state_dict())
+    larger = torchvision.models.VisionTransformer(96, 16, 2, 2, 128, 96, num_classes=5)
+    larger.load_state_dict(resampled)
+    compare(load(tmp_path / "net.pth", image_size=96), larger.double().eval(), (96, 96))
+
+
+def test_timms_positions_are_resampled_as_there(scramble, tmp_path):
+    theirs = of_timm("vit_tiny_patch16_224", scramble, tmp_path, img_size=64, dynamic_img_size=True)
+    images = torch.randn(1, 3, 96, 48)
+    with torch.no_grad():
+        expected = theirs(images)
+        assert (load(tmp_path)(images) - expected).norm() < 1e-6 * expected.norm()
+
+
 @pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"])
 def test_torchvisions_preprocessing(name, hollow_file, tmp_path):
     torch.set_default_dtype(torch.float32)

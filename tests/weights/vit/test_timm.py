@@ -261,6 +261,73 @@ def test_parity_with_the_slow_network(tmp_path, layout):
         torch.testing.assert_close(net(images).double(), forward(w, images), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("layout", "resampling"),
+    [
+        ("timm headless (MAE, DINO)", "dino"),
+        ("dinov2", "dino"),
+        ("dinov2 giant with registers", "antialiased"),
+        ("deit-iii", "bicubic"),
+    ],
+)
+@pytest.mark.parametrize("size", [(24, 40), (64, 48)])
+def test_positions_are_resampled_as_by_the_authors(tmp_path, layout, resampling, size):
+    """DINO and DINOv2 by a scale of (new + 0.1) / old, with registers antialiased; DeiT III by size."""
+    w = tensors(layout)
+    torch.save(w, tmp_path / "net.pth")
+    rows, columns = size[0] // P, size[1] // P
+    grid = w["pos_embed"][:, -16:].reshape(1, 4, 4, D).permute(0, 3, 1, 2)
+    if resampling == "dino":
+        scale = ((rows + 0.1) / 4, (columns + 0.1) / 4)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+    else:
+        grid = F.interpolate(
+            grid, size=(rows, columns), mode="bicubic", antialias=resampling == "antialiased"
+        )
+    grid = grid.permute(0, 2, 3, 1).flatten(1, 2)
+    state = w | {"pos_embed": torch.cat([w["pos_embed"][:, :-16], grid], dim=1)}
+    images = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        result = load(tmp_path / "net.pth")(images).double()
+        torch.testing.assert_close(result, forward(state, images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("wrapper", [None, "model"])
+def test_a_linear_probe_of_mae(tmp_path, wrapper):
+    """Its head is nn.Sequential(BatchNorm1d(affine=False, eps=1e-6), Linear), as in main_linprobe.py."""
+    w = fill(base(17) | CLS | norm("norm"))
+    head = torch.nn.Sequential(torch.nn.BatchNorm1d(D, affine=False, eps=1e-6), torch.nn.Linear(D, CLASSES))
+    head[0].running_mean.normal_()
+    head[0].running_var.uniform_(1e-6, 2)
+    state = w | {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, tmp_path / "net.pth")
+    net, images = load(tmp_path / "net.pth"), torch.randn(2, 3, 32, 32)
+    assert net.config.num_classes == CLASSES
+    with torch.no_grad():
+        expected = head.double().eval()(forward(w, images))
+        torch.testing.assert_close(net(images).double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_dinov3_of_satellite_images_is_normalized_by_theirs(tmp_path):
+    """As timm's pretrained_cfg of the same weights says."""
+    timm = pytest.importorskip("timm")
+    published = timm.get_pretrained_cfg("vit_large_patch16_dinov3.sat493m")
+    torch.save(tensors("dinov3"), tmp_path / "dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth")
+    card = load(tmp_path / "dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth").card
+    assert (card.preprocess.mean, card.preprocess.std) == (published.mean, published.std)
+    torch.save(tensors("dinov3"), tmp_path / "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth")
+    card = load(tmp_path / "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth").card
+    assert card.preprocess.mean == timm.get_pretrained_cfg("vit_large_patch16_dinov3.lvd1689m").mean
+
+
+def test_a_dinov3_without_storage_tokens_is_written(tmp_path, tiny, same_state):
+    options = {"position": "rotary", "qkv_bias": "qv", "layer_scale": 1e-5, "norm_eps": 1e-5}
+    net = tiny(**options, num_classes=0, num_registers=0)
+    export(net, tmp_path / "net.pth", "dinov3")
+    assert "storage_tokens" not in torch.load(tmp_path / "net.pth", weights_only=True)
+    same_state(net, load(tmp_path / "net.pth"))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_written_back_every_tensor_is_the_same(tmp_path, layout):
     w = tensors(layout)

@@ -42,6 +42,9 @@ class SwinConfig:
     map_norms: bool = False
     """Whether each stage's map gets a LayerNorm, instead of the last norm and the classifier, for dense heads
     (Swin-Det)."""
+    shift_single_windows: bool = False
+    """Whether SW-MSA shifts a map that one window covers, too, as the authors' backbones for detection and segmentation
+    do. Their classifier and torchvision's do not."""
     norm_eps: float = 1e-5
     drop_path_rate: float = 0.0
     """Rate of stochastic depth in the last block; rates rise linearly from 0 in the first."""

@@ -41,6 +41,10 @@ class ViTConfig:
     position: Literal["learned", "sincos", "rotary", "none"] = "learned"
     prefix_positions: bool = True
     """Whether the trained position table has entries for the class and distillation tokens."""
+    position_resampling: Literal["antialiased", "bicubic", "aligned", "dino"] = "antialiased"
+    """How a trained table is resampled to another grid, as the authors of the weights do; all are bicubic. antialiased:
+    timm and DINOv2 with registers; bicubic: not antialiased, as DeiT, MAE and transformers; aligned: corners on
+    corners, as torchvision; dino: by a scale of (new + 0.1) / old, as DINO and DINOv2."""
     rotary_base: float = 100.0
     pool: Literal["token", "mean", "attention", "token+mean"] = "token"
     """Input of the head: class token, mean of patches, attention pooling, or class token and mean concatenated."""

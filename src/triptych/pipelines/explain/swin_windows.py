@@ -82,7 +82,8 @@ def block_windows(net: nn.Module, image_size: tuple[int, int]) -> list[BlockWind
         blocks: Any = swin.stages[s].blocks
         for b, block in enumerate(blocks):
             window: tuple[int, int] = block.attn.window
-            shift = (shift_along(size[0], window[0]), shift_along(size[1], window[1]))
+            single = block.shift_single
+            shift = (shift_along(size[0], window[0], single), shift_along(size[1], window[1], single))
             windows.append(
                 BlockWindows(
                     name=f"{before}stages.{s}.blocks.{b}.attn",

@@ -40,7 +40,7 @@ WRAPPER_KEYS = (
     "net",
     "params",
 )
-NPZ_WRAPPERS = ("opt/target/", "params/img/", "params/", "target/")
+NPZ_WRAPPERS = ("opt/target/", "params/img/", "img/", "params/", "target/")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder_q.", "teacher.backbone.")
 """Prefixes that wrappers such as DistributedDataParallel and torch.compile put in front of every key."""
 

@@ -5,6 +5,7 @@ no key or shape depends on them. `export` writes those that differ into a small 
 (the sidecar), which `load` prefers to the defaults. All other differences are refused before anything is written.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import singledispatch
@@ -32,6 +33,8 @@ from triptych.weights.mapping.format import (
     hints_from_config,
 )
 
+log = logging.getLogger(__name__)
+
 FIRST_STAGE = ("image_size", "scale", "shift", "norm_groups")
 UNET = ("num_heads", "head_dim", "latent_size", "norm_groups")
 DIT = ("num_heads", "latent_size", "mlp", "norm_eps", "position", "time_frequencies")
@@ -58,6 +61,12 @@ UNSTORED_FIELDS: dict[str, tuple[str, ...]] = {
         ),
         "concat",
     ),
+}
+
+# Fields that a format has by convention and that change nothing at the network's own size -> what they change.
+OTHER_SIZES = {
+    "position_resampling": "images of another size",
+    "shift_single_windows": "images whose map is one window",
 }
 
 SidecarFields = dict[str, Any]
@@ -169,6 +178,9 @@ def require_round_trip(net: Network, read_back: Any, title: str) -> None:
         for name, ours, theirs in _differences(canonical(net.config), canonical(read_back), "")
         if not _is_unstored(net.config, name, ours, theirs)
     ]
+    for name, ours, theirs in _differences(net.config, read_back, ""):
+        if where := OTHER_SIZES.get(name.split(".")[-1]):
+            log.warning("%s has %s %r, not %r: results for %s differ", title, name, theirs, ours, where)
     if differing:
         raise CheckpointError(f"{title} cannot store {', '.join(differing)}; choose another format")
 
@@ -228,6 +240,7 @@ def _(config: ViTConfig) -> ViTConfig:
         head_dim=(config.head_dim or config.embed_dim) if config.head == "mlp" else 0,
         prefix_positions=config.prefix_positions or not has_prefix_positions,
         rotary_base=config.rotary_base if config.position == "rotary" else 100.0,
+        position_resampling="antialiased",
     )
 
 
@@ -245,6 +258,7 @@ def _(config: SwinConfig) -> SwinConfig:
         dropout=0.0,
         mlp_ratio=ratio,
         pretrained_window_size=() if config.version == 1 or pretrained == config.window_size else pretrained,
+        shift_single_windows=False,
     )
 
 

@@ -45,6 +45,8 @@ SWIN_SEG = replace(
 def _read(keys: StateDictKeys, hints: Hints, layout: BackboneLayout) -> LoadPlan:
     crops = SwinFileConfig(where="convention: ADE20K's crops of 512x512", image_size=(512, 512))
     backbone, facts = read_sizes(keys, layout, hints, crops)
+    backbone = replace(backbone, shift_single_windows=True)
+    facts["shift_single_windows"] = "convention: the authors' backbones shift every map"
     head, more = read_head(keys, HEAD, None, "convention")
     config = SegmenterConfig(backbone=backbone, head=head)
     rules = add_prefixes(backbone_table(backbone, layout), ours="backbone.") + table(

@@ -263,6 +263,9 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         head="mlp" if pooler else "linear",
         head_dim=keys.shape(p + "pooler.dense.weight", 2)[0] if pooler else 0,
         mlp=activation,  # type: ignore[arg-type]
+        position_resampling="antialiased"
+        if layout.model_type == "dinov2_with_registers" or v3
+        else "bicubic",
         qkv_bias=_bias(keys, b),
         layer_scale=1e-5 if layout.model_type.startswith("dino") else None,
         norm_eps=eps,

@@ -39,6 +39,8 @@ class Layout:
     """Whether the table of positions has rows for the registers; these are added to them once and for all."""
     mask_token: int = 0
     """Number of axes of the mask token, 0 for none."""
+    probe_eps: float | None = None
+    """Epsilon of the batch norm in front of the classifier, as MAE's linear probe has one; None without."""
 
 
 UNUSED = (
@@ -128,7 +130,7 @@ def tokens(config: ViTConfig, layout: Layout) -> list[Rule]:
 
 
 def _only_read(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    raise NotImplementedError("written files have registers without positions")
+    raise NotImplementedError("files are written in the usual form")
 
 
 def mlp(config: ViTConfig, layout: Layout, theirs: str, ours: str) -> list[Rule]:
@@ -166,10 +168,28 @@ def heads(config: ViTConfig, layout: Layout) -> list[Rule]:
     """Return the rules of the classifiers: one linear layer for each token that is read out."""
     if config.num_classes == 0:
         return []
+    if layout.probe_eps is not None:
+        return linear_probe(layout.probe_eps)
     rules = [rename("head.{weight,bias}", "head.{weight,bias}")]
     if config.distill_token:
         rules.append(rename(layout.distill_head + ".{weight,bias}", "head_distill.{weight,bias}"))
     return rules
+
+
+def linear_probe(eps: float) -> list[Rule]:
+    """Return the rules of MAE's linear probe, `nn.Sequential(BatchNorm1d(affine=False), Linear)`: in evaluation the
+    statistics are a part of the linear layer."""
+
+    def fold(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        mean, variance, weight, bias = (t.double() for t in tensors)
+        weight = weight / (variance + eps).sqrt()
+        return weight.to(tensors[2].dtype), (bias - weight @ mean).to(tensors[3].dtype)
+
+    theirs = ("head.0.running_mean", "head.0.running_var", "head.1.weight", "head.1.bias")
+    return [
+        convert(theirs, ("head.weight", "head.bias"), Operation(fold, _only_read)),
+        drop("head.0.num_batches_tracked", "only training uses it"),
+    ]
 
 
 def stem(config: ViTConfig) -> list[Rule]:

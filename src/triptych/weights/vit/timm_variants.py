@@ -42,6 +42,10 @@ _TANH = re.compile(
 )
 
 
+# Of the DINOv3s that were trained on satellite images.
+SATELLITE = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
+
+
 def matches(keys: StateDictKeys) -> bool:
     return (
         "patch_embed.proj.weight" in keys
@@ -77,6 +81,7 @@ def layout_of(keys: StateDictKeys) -> Layout:
         masked_bias=keys.any_endswith("attn.qkv.bias_mask"),
         patch_bias="patch_embed.proj.bias" in keys,
         mask_token=mask,
+        probe_eps=1e-6 if "head.0.running_var" in keys and "head.0.weight" not in keys else None,
     )
 
 
@@ -109,7 +114,8 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
             layout, prefix, placed = replace(layout, registers_placed=True), tokens + registers, True
         image_size, facts["image_size"] = learned_grid(keys, "pos_embed", prefix, stride, configured, hints)
     hidden, swiglu = _mlp(keys, layout)
-    classes = keys.shape("head.weight", 2)[0] if "head.weight" in keys else 0
+    head = "head.weight" if layout.probe_eps is None else "head.1.weight"
+    classes = keys.shape(head, 2)[0] if head in keys else 0
     pre_norm = "norm_pre.weight" in keys
     activation, facts["mlp"] = _activation(keys, architecture, named_in, args, pre_norm)
     eps = 1e-5 if rotary or pre_norm else 1e-6
@@ -142,6 +148,9 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         layer_scale=1e-5 if keys.any_endswith("gamma_1") or keys.any_endswith("ls1.gamma") else None,
         norm_eps=eps,
     )
+    if "pos_embed" in keys:
+        resampling, facts["position_resampling"] = _resampling(keys, layout, config)
+        config = replace(config, position_resampling=resampling)
     if layout.scale == "gamma_{1,2}" and "pos_embed" in keys and not (architecture or keys.notes):
         facts["position"] = (
             "guess: no rotary positions, as in DeiT III; RoPE-ViT has the same keys, so put timm's config.json next "
@@ -298,15 +307,44 @@ def _convention(keys: StateDictKeys, layout: Layout, config: ViTConfig) -> Prepr
         or layout.mask_token
         or config.position == "rotary"
     ):
-        return imagenet_preprocess((224, 224), 0.875, "bicubic")
+        preprocess = imagenet_preprocess((224, 224), 0.875, "bicubic")
+        return replace(preprocess, **SATELLITE) if _of_satellites(keys, config) else preprocess
     size, large = config.image_size, min(config.image_size) > 224
-    published_by_facebook = keys.container == "pickle" and (
-        any("'model'" in note for note in keys.notes)
-        or (config.num_classes == 0 and config.class_token)  # DINO
-    )
+    published_by_facebook = _is_of_deit(keys) or _is_dino(keys, config)
     if config.distill_token or config.layer_scale is not None or published_by_facebook:
         return imagenet_preprocess(size, 1.0 if large else 0.875, "bicubic")
     return half_preprocess(size, crop=1.0 if large else 0.9, interpolation="bicubic")
+
+
+def _of_satellites(keys: StateDictKeys, config: ViTConfig) -> bool:
+    """Return whether a DINOv3 was trained on satellite images: its file's name says so, and among those of its width
+    only that one has a norm for local crops."""
+    separate = "local_cls_norm.weight" in keys and config.embed_dim == 1024
+    return config.position == "rotary" and (separate or "sat493m" in keys.path.name)
+
+
+def _is_of_deit(keys: StateDictKeys) -> bool:
+    """Return whether a file is nested as those of DeiT and of MAE."""
+    return keys.container == "pickle" and any("'model'" in note for note in keys.notes)
+
+
+def _is_dino(keys: StateDictKeys, config: ViTConfig) -> bool:
+    """Return whether a file without a config is taken for DINO's: a class token and no head."""
+    return keys.container == "pickle" and config.num_classes == 0 and config.class_token
+
+
+def _resampling(keys: StateDictKeys, layout: Layout, config: ViTConfig) -> tuple[Any, str]:
+    """Return how the publisher resamples positions to other grids, and its origin."""
+    if "register_tokens" in keys:
+        return "antialiased", "convention: DINOv2 with registers"
+    if layout.mask_token:
+        return "dino", "convention: DINOv2"
+    if not keys.settings.get("config"):
+        if layout.scale == "gamma_{1,2}" or _is_of_deit(keys):
+            return "bicubic", "convention: DeiT and MAE"
+        if _is_dino(keys, config):
+            return "dino", "convention: DINO"
+    return "antialiased", "convention: timm"
 
 
 def _timm_layout(config: ViTConfig) -> Layout:

@@ -66,6 +66,7 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
         num_classes=classes,
         head="mlp" if mlp_head else "linear",
         head_dim=keys.shape("heads.pre_logits.weight", 2)[0] if mlp_head else 0,
+        position_resampling="aligned",
     )
     # The weights trained at 224 expect a crop; those of SWAG, at other sizes, the full image.
     small = image_size == (224, 224)
