@@ -197,7 +197,9 @@ class Generate:
         if self.lora:
             values["loras"] = dict(map(lora_weight, self.lora))
         if self.embedding:
-            values["embeddings"] = dict(map(word_file, self.embedding))
+            values["embeddings"] = {
+                w: file for text in self.embedding for w, file in word_files(text).items()
+            }
         if values["sampler"] != source.sampler and typed.schedule is None:
             values["schedule"] = None  # the usual one of this sampler, not that of the file's
         if typed.init_image or typed.mask_image:
@@ -331,17 +333,17 @@ def lora_weight(text: str) -> tuple[str, float | tuple[float, float]]:
     return text, 1.0
 
 
-def word_file(text: str) -> tuple[str, str]:
-    """ "cat.pt:<my-cat>" -> the word, by default the file's own, and the file."""
-    from triptych.weights.diffusion.textual_inversion import read_embedding
+def word_files(text: str) -> dict[str, str]:
+    """ "cat.pt:<my-cat>" -> the word, by default the file's own or all of its words, and the file."""
+    from triptych.weights.diffusion.textual_inversion import read_embeddings
 
     file, _, word = text.rpartition(":")
     if file and not Path(text).exists() and Path(file).exists():
         if not word.strip():
             raise ConfigError(f"--embedding {text}: there is no word after the colon; write FILE:WORD")
-        return word.strip(), adapter_file(file, "word")
+        return {word.strip(): adapter_file(file, "word")}
     file = adapter_file(text, "word")
-    return read_embedding(file)[0], file
+    return dict.fromkeys(read_embeddings(file), file)
 
 
 def adapter_file(place: str, name: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -90,10 +91,31 @@ def export(net: nn.Module, path: str | os.PathLike[str], format: str | None = No
         _write(target, draft)
         for name, value in draft.settings.items():
             _write_json(path / f"{name}.json", value)
-    else:
-        _write(target, draft)
-        _write_sidecar(target, _sidecar_fields(target_format, draft, target, net), target_format.title)
+        return target
+    fields = _sidecar_fields(target_format, draft, target, net)
+    if target_format.halves and path == target.parent:
+        halves = _write_halves(target, draft, target_format.halves)
+        _write_sidecar(halves[0], fields, target_format.title)
+        return path
+    if target_format.halves:
+        log.warning("other programs read %s from two files; give a folder to write them", target_format.title)
+    _write(target, draft)
+    _write_sidecar(target, fields, target_format.title)
     return target
+
+
+def _write_halves(target: Path, draft: Draft, halves: Sequence[str]) -> list[Path]:
+    """Write the tensors under each prefix into a file of their own, without it; return the files."""
+    paths = []
+    for half in halves:
+        tensors = {
+            key.removeprefix(f"{half}."): tensor
+            for key, tensor in draft.tensors.items()
+            if key.startswith(f"{half}.")
+        }
+        paths.append(target.with_stem(f"{target.stem}_{half}"))
+        _write(paths[-1], Draft(tensors))
+    return paths
 
 
 def _format(net: nn.Module, name: str) -> Format:

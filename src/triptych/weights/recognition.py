@@ -203,8 +203,9 @@ def _with_linear_head(checkpoint: CheckpointFile, format: Format, hints: Hints, 
 
 def _read_sidecar(checkpoint: CheckpointFile) -> tuple[Path, SidecarFields]:
     """Return the file of the weights and the fields in its sidecar, which are empty if there is none."""
-    files = {entry.path for entry in checkpoint.entries.values()}
-    weights = files.pop() if len(files) == 1 else checkpoint.path
+    files = sorted({entry.path for entry in checkpoint.entries.values()})
+    described = [file for file in files if sidecar_path(file).is_file()]  # of two halves, next to one
+    weights = files[0] if len(files) == 1 else (described or [checkpoint.path])[0]
     path = sidecar_path(weights)
     if not path.is_file() or path.stat().st_size > 2**20:
         return weights, {}
@@ -256,6 +257,10 @@ def _taesd_half(keys: StateDictKeys) -> str | None:
 
 def _embedding_of(keys: StateDictKeys) -> tuple[int, int] | None:
     """Return number and width of the vectors of a textual inversion, or None."""
+    shapes = [(1, *shape) if len(shape) == 1 else shape for shape in keys.shapes.values()]
+    named = all(name.split("/")[-1].startswith("<") for name in keys.shapes)
+    if len(shapes) > 1 and named and len({shape[1:] for shape in shapes}) == 1 and len(shapes[0]) == 2:
+        return sum(shape[0] for shape in shapes), shapes[0][1]
     if len(keys.shapes) > 2:
         return None
     names = ("string_to_param/*", "emb_params", "clip_l", "clip_g")

@@ -28,7 +28,8 @@ _MAX_DEPTH, _MAX_CANDIDATES = 4, 60
 _COUNTERS = ("total_ops", "total_params", "n_averaged", "num_updates")
 # First names of tensors that a network of its kind would use: they are never left out.
 _ESSENTIAL = re.compile(
-    r"^(add|controlnet|input|output|pos|rope|rel|patch|norm|fc_norm|ln|cls|class|reg|storage|dist|embeddings?|encoder|backbone|blocks?|layers?|stages?|"
+    r"^(?!embedding_manager$)(add|controlnet|input|output|pos|rope|rel|patch|norm|fc_norm|ln|cls|class|reg|storage|dist|"
+    r"embeddings?|encoder|backbone|blocks?|layers?|stages?|"
     r"features|conv|input_blocks|output_blocks|middle_block|down|mid|up|quant|post_quant|cond_stage_model|conditioner|time|"
     r"label)(_|\.|\d|$)|^(?!decoder)\w*(pos_embed|position|relative|rope)"
 )

@@ -12,10 +12,12 @@ import triptych as tp
 from triptych.errors import CheckpointError
 from triptych.models.configs import autoencoder as autoencoder_config
 from triptych.models.configs import latent_diffusion as latent_diffusion_config
+from triptych.models.configs import unet as unet_config
 from triptych.models.configs.autoencoder import TinyAutoencoderConfig
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.registry import build
 from triptych.models.text import add_embedding
+from triptych.network import on_meta_device
 from triptych.weights import inspect, load
 from triptych.weights.diffusion import compvis, schedule
 from triptych.weights.diffusion.diffusers_config import read_process
@@ -344,6 +346,78 @@ def test_taesd(config, scramble, same_state, tmp_path):
     tp.export(net, tmp_path / "taesd.safetensors", "taesd")
     assert "decoder.1.weight" in load_file(tmp_path / "taesd.safetensors")
     same_state(net, load(tmp_path / "taesd.safetensors"))
+
+
+def test_a_taesd_is_written_as_its_authors_two_files(scramble, same_state, tmp_path):
+    """taesd_encoder.pth and taesd_decoder.pth have the keys of an nn.Sequential each, whose decoder begins with a
+    clamp; a folder of both is read again, with what they do not store."""
+    net = scramble(build(TinyAutoencoderConfig(base_channels=8, scale=0.5)))
+    assert tp.export(net, tmp_path / "out", "taesd") == tmp_path / "out"
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["taesd_decoder.pth", "taesd_decoder.pth.json", "taesd_encoder.pth"]
+    encoder, decoder = (torch.load(tmp_path / "out" / f"taesd_{half}.pth") for half in ("encoder", "decoder"))
+    assert encoder["0.weight"].shape == (8, 3, 3, 3)
+    assert {"1.conv.4.bias", "2.weight", "14.bias"} <= set(encoder)
+    assert "2.bias" not in encoder
+    assert decoder["1.weight"].shape == (8, 4, 3, 3)
+    assert {"3.conv.0.weight", "7.weight", "18.conv.2.bias", "19.bias"} <= set(decoder)
+    assert "0.weight" not in decoder
+    for place in ("out", "out/taesd_encoder.pth", "out/taesd_decoder.pth"):
+        back = load(tmp_path / place)
+        same_state(net, back)
+        assert back.config == net.config
+
+
+def test_stable_diffusion_2_has_what_strict_loaders_need(tiny_ldm, tmp_path):
+    """OpenCLIP's text_projection and logit_scale, which no sampler reads."""
+    tp.export(tiny_ldm("sd2"), tmp_path / "sd2.safetensors", "compvis")
+    tensors = load_file(tmp_path / "sd2.safetensors")
+    assert tensors["cond_stage_model.model.text_projection"].shape == (24, 24)
+    assert tensors["cond_stage_model.model.logit_scale"].shape == ()
+
+
+def test_copies_of_the_first_stage_are_left_out(tiny_ldm, same_state, tmp_path):
+    """inpainting_big conditions on its own first stage, whose tensors are in its file twice."""
+    net = tiny_ldm("ldm-inpainting")
+    tp.export(net, tmp_path / "net.safetensors", "compvis")
+    tensors = load_file(tmp_path / "net.safetensors")
+    stage = {n: t for n, t in tensors.items() if n.startswith("first_stage_model.")}
+    copies = {n.replace("first_stage_model.", "cond_stage_model."): t.clone() for n, t in stage.items()}
+    save_file(tensors | copies, tmp_path / "net.safetensors")
+    same_state(net, load(tmp_path / "net.safetensors"))
+    assert any(f"{len(copies)} tensors" in note for note in inspect(tmp_path / "net.safetensors")["notes"])
+
+
+def test_the_words_of_dreambooth_are_left_out(sd1, same_state, tmp_path):
+    net, path = sd1
+    word = "embedding_manager.string_to_param_dict.*"
+    save_file(
+        load_file(path)
+        | {word: torch.ones(1, 24), "embedding_manager.initial_embeddings.*": torch.ones(1, 24)},
+        path,
+    )
+    same_state(net, load(path))
+    assert any("embedding_manager" in note for note in inspect(path)["notes"])
+
+
+def test_guessed_heads_are_said(tmp_path, monkeypatch):
+    """Neither keys nor shapes tell a UNet's heads; only published ones and Stable Diffusion's relatives are known."""
+    monkeypatch.setattr(compvis, "cpu_state_dict", lambda net: dict(net.state_dict()))
+    for name, changes in (
+        ("sd1", {"in_channels": 5}),
+        ("celeba", {"base_channels": 32, "num_heads": 8, "head_dim": 0}),
+    ):
+        config = replace(unet_config.SIZES[name], num_res_blocks=1, **changes)
+        with on_meta_device():
+            net = build(config)
+        names = draft_keys(compvis.draft_unet(net), tmp_path / "unet.pt", "pickle")
+        fact = compvis.read_unet(names, Hints()).facts["num_heads"]
+        assert fact.startswith("guess: 8 heads" if name == "celeba" else "convention: 8 heads")
+
+
+def test_the_semantic_models_latents_have_128_cells():
+    """semantic_synthesis512: images of 512 pixels, of which the first stage makes a quarter."""
+    assert SIZES["ldm-semantic"].image_size == (512, 512)
 
 
 # ---------------------------------------------------------------------------------------- our own format

@@ -19,7 +19,7 @@ from triptych.errors import CheckpointError
 from triptych.models.configs.latent_diffusion import SIZES
 from triptych.weights import inspect, load
 from triptych.weights.diffusion.lora import load_lora
-from triptych.weights.diffusion.textual_inversion import read_embedding
+from triptych.weights.diffusion.textual_inversion import read_embeddings
 
 
 class Command:
@@ -74,9 +74,9 @@ def test_a_pickle_with_code_does_not_run(remaining, tmp_path):
         torch.save(value, path)
         assert "it.ckpt" in one_line(load, path)
         assert "it.ckpt" in one_line(load_lora, net, path)
-        assert "it.ckpt" in one_line(read_embedding, path)
+        assert "it.ckpt" in one_line(read_embeddings, path)
     path.write_bytes(pickle.dumps(command))
-    for call in (load, inspect, read_embedding):
+    for call in (load, inspect, read_embeddings):
         assert "it.ckpt" in one_line(call, path)
     assert not marker.exists()
 
@@ -108,7 +108,7 @@ def test_a_zip_that_unpacks_to_gigabytes(tmp_path):
     path = tmp_path / "bomb.ckpt"
     path.write_bytes(out.getvalue())
     assert path.stat().st_size < 2**20
-    for call in (load, read_embedding):
+    for call in (load, read_embeddings):
         assert "bomb.ckpt" in one_line(call, path)
 
 

@@ -13,7 +13,7 @@ from triptych.errors import CheckpointError
 from triptych.models.configs.latent_diffusion import SIZES
 from triptych.models.registry import build
 from triptych.weights.diffusion.lora import find_lora, load_lora, lora_hash, save_kohya
-from triptych.weights.diffusion.textual_inversion import load_embedding, read_embedding, save_embedding
+from triptych.weights.diffusion.textual_inversion import load_embedding, read_embeddings, save_embedding
 
 pytestmark = [
     pytest.mark.proves("LoRA and embeddings", "LoRA of kohya's scripts", by="names", writes=True),
@@ -237,10 +237,10 @@ def test_words_of_all_kinds_of_files(tiny_ldm, tmp_path):
     )
     torch.save({"<dog>": vectors[0]}, tmp_path / "learned.bin")
     save_file({"emb_params": vectors}, tmp_path / "hat.safetensors")
-    assert [read_embedding(tmp_path / n)[0] for n in ("cat.pt", "learned.bin", "hat.safetensors")] == [
-        "cat",
-        "<dog>",
-        "hat",
+    assert [list(read_embeddings(tmp_path / n)) for n in ("cat.pt", "learned.bin", "hat.safetensors")] == [
+        ["cat"],
+        ["<dog>"],
+        ["hat"],
     ]
     net = tiny_ldm(
         "sd1",
@@ -251,12 +251,25 @@ def test_words_of_all_kinds_of_files(tiny_ldm, tmp_path):
         rows = list(net.text_encoder.tokenizer.added[added])
         assert torch.equal(net.text_encoder.tokens.weight[rows], vectors[:count])
     save_embedding(net, "<my-cat>", tmp_path / "again.safetensors")
-    word, back = read_embedding(tmp_path / "again.safetensors")
-    assert word == "<my-cat>"
-    assert torch.equal(back, vectors)
+    assert torch.equal(read_embeddings(tmp_path / "again.safetensors")["<my-cat>"], vectors)
     save_file({"emb_params": torch.randn(1, 30)}, tmp_path / "wide.safetensors")
     with pytest.raises(CheckpointError, match="vectors of 30 numbers"):
         load_embedding(net, tmp_path / "wide.safetensors")
     save_file({"a": torch.ones(1, 2), "b": torch.ones(1, 2)}, tmp_path / "two.safetensors")
-    with pytest.raises(CheckpointError, match="holds 2 tensors"):
+    with pytest.raises(CheckpointError, match="vectors of 2 numbers"):
         load_embedding(net, tmp_path / "two.safetensors")
+    torch.save({"<owl>": vectors, "<hen>": vectors[:1]}, tmp_path / "birds.bin")
+    assert load_embedding(net, tmp_path / "birds.bin") == "<owl> <hen>"
+    for word, count in (("<owl>", 2), ("<hen>", 1)):
+        rows = list(net.text_encoder.tokenizer.added[word])
+        assert torch.equal(net.text_encoder.tokens.weight[rows], vectors[:count])
+    torch.save({"<fox>": vectors, "<owl>": vectors}, tmp_path / "more.bin")
+    with pytest.raises(CheckpointError, match="<owl>"):  # exists; then the other is not added either
+        load_embedding(net, tmp_path / "more.bin")
+    assert "<fox>" not in net.text_encoder.tokenizer.added
+    with pytest.raises(CheckpointError, match="has the words <fox>, <owl>, not <cat>"):
+        load_embedding(net, tmp_path / "more.bin", "<cat>")
+    assert load_embedding(net, tmp_path / "more.bin", "<fox>") == "<fox>"
+    save_file({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 30)}, tmp_path / "xl.safetensors")
+    with pytest.raises(CheckpointError, match="Stable Diffusion XL"):
+        load_embedding(net, tmp_path / "xl.safetensors")

@@ -250,7 +250,12 @@ SIZES: dict[str, UNetConfig] = {
     "layout": replace(LDM4, base_channels=128, context_dim=512, transformer_depth=3),
     # Its file names attention at 8, 16 and 32, where there is no level, so only the middle has attention.
     "semantic": UNetConfig(
-        in_channels=6, out_channels=3, base_channels=128, channel_multipliers=(1, 4, 8), num_heads=8
+        latent_size=(128, 128),
+        in_channels=6,
+        out_channels=3,
+        base_channels=128,
+        channel_multipliers=(1, 4, 8),
+        num_heads=8,
     ),
     "inpainting-big": replace(
         LDM4, in_channels=7, base_channels=256, num_heads=8, head_dim=0, resample="resnet"

@@ -465,5 +465,7 @@ FORMATS = (
         matches_tiny,
         read_tiny,
         draft_tiny,
+        stem="taesd",
+        halves=("decoder", "encoder"),
     ),
 )

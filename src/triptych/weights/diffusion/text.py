@@ -1,8 +1,11 @@
 """Text encoders with keys of transformers' CLIP, OpenCLIP, CompVis' transformer and diffusers' LDMBert."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from triptych.errors import CheckpointError
 from triptych.models.configs import text as text_config
@@ -139,7 +142,13 @@ def table(config: TextConfig, layout: Layout) -> list[Rule]:
     rules += layer(layout.norm, "norm")
     if config.logits:
         rules += layer(layout.logits, "logits")
-    return rules + [drop(name, reason) for name, reason in layout.unread]
+    # A strict loader of Stable Diffusion 2 needs what sampling does not read.
+    restored = {
+        "text_projection": lambda: torch.eye(config.embed_dim),
+        "logit_scale": lambda: torch.tensor(math.log(1 / 0.07)),
+    }
+    restore = restored if layout is OPENCLIP else {}
+    return rules + [drop(name, reason, restore.get(name)) for name, reason in layout.unread]
 
 
 def read(

@@ -11,25 +11,43 @@ from triptych.models.text import TextEncoder, add_embedding
 from triptych.weights.files.opening import open_checkpoint
 from triptych.weights.files.write import write_safetensors
 
+_UNNAMED = ("*", "emb_params", "string_to_param", "clip_l")
+_MAX_WORDS = 64
 
-def read_embedding(path: str | os.PathLike[str]) -> tuple[str, Tensor]:
-    """Return the word and its vectors (n, D) in a .pt (string_to_param), .bin or .safetensors (a word, or emb_params).
+
+def read_embeddings(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the words in a .pt (string_to_param), .bin or .safetensors (words, or emb_params), each with its vectors
+    (n, D). Most files have one.
 
     In A1111's files the word is the file name, regardless of the content.
 
     Raises:
         CheckpointError: the file is no such embedding.
     """
-    checkpoint, name = open_checkpoint(path), Path(path).stem
-    entries = [entry for entry in checkpoint.entries if len(checkpoint.shapes[entry]) in (1, 2)]
-    if len(entries) != 1 or len(checkpoint.entries) > 2:
+    checkpoint = open_checkpoint(path)
+    keys = [key for key, shape in checkpoint.shapes.items() if len(shape) in (1, 2)]
+    widths = {checkpoint.shapes[key][-1] for key in keys}
+    if {key.split("/")[-1] for key in keys} >= {"clip_l", "clip_g"}:
         raise CheckpointError(
-            f"{path} holds {len(checkpoint.entries)} tensors; an embedding of textual inversion is one"
+            f"{path} is an embedding for the two text encoders of Stable Diffusion XL; give one for Stable Diffusion 1 "
+            "or 2"
         )
-    key = entries[0].split("/")[-1]
-    vectors = checkpoint.read(entries[0])
-    named = key not in ("*", "emb_params", "string_to_param")
-    return (key if named else name), (vectors[None] if vectors.ndim == 1 else vectors)
+    layers = any(key.endswith((".weight", ".bias")) for key in keys)
+    if (
+        not 0 < len(keys) <= _MAX_WORDS
+        or len(checkpoint.entries) > len(keys) + 1
+        or len(widths) > 1
+        or layers
+    ):
+        raise CheckpointError(
+            f"{path} holds {len(checkpoint.entries)} tensors; an embedding of textual inversion has one for each word"
+        )
+    words = {}
+    for key in keys:
+        name, vectors = key.split("/")[-1], checkpoint.read(key)
+        word = Path(path).stem if name in _UNNAMED else name
+        words[word] = vectors[None] if vectors.ndim == 1 else vectors
+    return words
 
 
 def load_embedding(
@@ -38,7 +56,9 @@ def load_embedding(
     """Add the word of a file to a text encoder, and return it. Prompts can then use the word.
 
     Args:
-        token: another name for the word.
+        net: a network with a text encoder, or the text encoder.
+        path: the file. If it has several words, all are added, and returned with spaces between them.
+        token: another name for the word; of several words, the one to add.
 
     Raises:
         CheckpointError: no such embedding, one of another width, or a word that exists already.
@@ -46,12 +66,35 @@ def load_embedding(
     reader = net if isinstance(net, TextEncoder) else net.text_encoder
     if not isinstance(reader, TextEncoder):
         raise CheckpointError(f"{path} is a word's embedding, and this network reads no text")
-    word, vectors = read_embedding(path)
+    words = chosen_words(read_embeddings(path), path, token)
+    table, tokenizer, config = reader.tokens, reader.tokenizer, reader.config
     try:
-        add_embedding(reader, token or word, vectors.float())
+        for word, vectors in words.items():
+            add_embedding(reader, word, vectors.float())
     except TriptychError as problem:
+        reader.tokens, reader.tokenizer, reader.config = table, tokenizer, config  # all words or none
         raise CheckpointError(f"{path}: {problem}") from problem
-    return token or word
+    return " ".join(words)
+
+
+def chosen_words(
+    words: dict[str, Tensor], path: str | os.PathLike[str], token: str | None
+) -> dict[str, Tensor]:
+    """Return the words of a file that a call asks for: all, the one of several that has that name, or the only one
+    under that name.
+
+    Raises:
+        CheckpointError: the file has several words, and none has that name.
+    """
+    if token is None:
+        return words
+    if token in words:
+        return {token: words[token]}
+    if len(words) > 1:
+        raise CheckpointError(
+            f"{path} has the words {', '.join(words)}, not {token}; choose one of them, or leave it out"
+        )
+    return {token: next(iter(words.values()))}
 
 
 def save_embedding(net: LatentDiffusion | TextEncoder, token: str, path: str | os.PathLike[str]) -> None:

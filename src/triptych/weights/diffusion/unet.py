@@ -303,12 +303,21 @@ def read(
         facts["num_heads"] = "convention: those of the published network of these sizes"
     elif attends:
         sizes["num_heads"], sizes["head_dim"] = _usual_heads(keys, sizes)
-        facts["num_heads"] = f"convention: {sizes['num_heads'] or 'as many as 64 channels each'} heads"
+        facts["num_heads"] = _origin_of_heads(sizes)
     if file_config.latent_size is not None:
         sizes["latent_size"], facts["latent_size"] = file_config.latent_size, file_config.where
     elif published is not None:
         sizes["latent_size"], facts["latent_size"] = published.latent_size, "convention"
     return UNetConfig(**sizes), facts
+
+
+def _origin_of_heads(sizes: dict[str, Any]) -> str:
+    """Return the origin of the default heads in words. Who changes Stable Diffusion keeps its heads; others seldom have
+    the same."""
+    number = f"{sizes['num_heads']} heads" if sizes["num_heads"] else "heads of 64 channels"
+    if sizes["base_channels"] == 320 and sizes["context_dim"]:
+        return f"convention: {number}, as in Stable Diffusion"
+    return f"guess: {number}; put the YAML or config.json of the model next to the file, which says how many it has"
 
 
 def _usual_heads(keys: StateDictKeys, sizes: dict[str, Any]) -> tuple[int, int]:

@@ -101,6 +101,8 @@ class Format:
     draft: Callable[[Any], Draft]
     stem: str = "model"
     """Name of the weights file in a folder, without suffix."""
+    halves: tuple[str, ...] = ()
+    """Prefixes of tensors that a folder has in a file each, without the prefix: STEM_encoder.pth holds `encoder.*`."""
 
 
 class StateDictKeys:
