@@ -36,8 +36,34 @@ def test_each_field_has_its_panel():
     assert set(panels["learning rate"]) == {"lr"}
     assert set(panels["images per second"]) == {"images_per_second"}
     assert set(panels["waiting for data"]) == {"waiting"}
+    assert not panels["distance"]
     x, y = panels["scores"]["eval/top1"]
     assert (x.tolist(), y.tolist()) == ([400.0], [0.4])
+
+
+def test_scores_are_those_that_a_task_names():
+    row = {
+        "step": 1,
+        "loss": 1.0,
+        "train_top1": 0.4,
+        "peak_share": 0.4,
+        "saving": 0.1,
+        "grad_norm": 0.3,
+        "mfu": 0.2,
+    }
+    evaluations = {
+        "classification": ({"top1": 0.5, "top5": 0.8, "mean_per_class": 0.4, "animals": 0.6}, ()),
+        "segmentation": ({"miou": 0.5, "pixel_accuracy": 0.8, "mean_accuracy": 0.4}, ()),
+        "reconstruction": ({"ssim": 0.9}, ("psnr", "perceptual", "frechet", "perplexity", "codes_used")),
+    }
+    for task, (scores, others) in evaluations.items():
+        rows = [row, {"step": 1, "eval": {"count": 1, "loss": 0.5, **scores, **dict.fromkeys(others, 0.7)}}]
+        panels = sorted_out(collect(rows)[1])
+        assert set(panels["scores"]) == {"train_top1", *(f"eval/{name}" for name in scores)}, task
+        assert set(panels["PSNR in dB"]) == {"eval/psnr"} & {f"eval/{name}" for name in others}
+        assert set(panels["distance"]) == {"eval/perceptual", "eval/frechet"} & {
+            f"eval/{name}" for name in others
+        }
 
 
 def test_drawn(tmp_path):

@@ -16,6 +16,19 @@ from triptych.plots import style
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> x, y
 
 CLOCKS = ("images", "images_seen", "step")  # what the x axis counts, the first that the log has
+SCORES = {
+    "top1",
+    "top5",
+    "mean_per_class",
+    "miou",
+    "pixel_accuracy",
+    "mean_accuracy",
+    "ssim",
+    "precision",
+    "recall",
+}
+NOT_SCORES = {"perplexity", "codes_used"}
+DISTANCES = {"perceptual", "frechet", "kernel"}
 NOT_CURVES = {*CLOCKS, "epoch", "time", "seconds", "elapsed", "count", "version"}
 
 
@@ -48,12 +61,13 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def training_curves(rows: Iterable[Mapping[str, Any]], title: str = "Training") -> Figure:
-    """A panel each for losses, scores between 0 and 1, learning rate and speed; those that the rows have.
+    """Draw a panel each for losses, scores from 0 to 1, PSNR, distances, learning rate and speed; those that the rows
+    have.
 
     Args:
         rows: dictionaries of numbers (nested ones are read as "outer/inner"), each with "images" or "step" to
-            place it. What a key is, is seen from its name ("...loss...", "lr", "..._per_second", "waiting")
-            and its values.
+            place it. The name of a number says which panel it belongs to: "...loss...", "lr", "..._per_second",
+            "waiting", a score of a task such as "top1" or "miou", or any other number from 0 to 1 in "eval".
 
     Raises:
         DataError: there is nothing to draw.
@@ -95,46 +109,45 @@ def collect(rows: Iterable[Mapping[str, Any]]) -> tuple[str, Series]:
 
 
 def sorted_out(series: Series) -> dict[str, Series]:
-    """Each series to its panel, by its name and values; what fits nowhere is left out."""
+    """Assign each series to its panel, by its name; what fits nowhere is left out."""
     panels: dict[str, Series] = {
         "loss": {},
         "scores": {},
+        "PSNR in dB": {},
+        "distance": {},
         "learning rate": {},
         "images per second": {},
         "waiting for data": {},
     }
     for name, (x, y) in series.items():
         leaf = name.rpartition("/")[2]
-        finite = y[np.isfinite(y)]
         if "loss" in leaf:
-            panels["loss"][name] = x, y
+            panel = "loss"
         elif leaf == "lr" or "learning_rate" in leaf:
-            panels["learning rate"][name] = x, y
+            panel = "learning rate"
         elif "per_second" in leaf or leaf == "images/s" or leaf == "speed":
-            panels["images per second"][name] = x, y
+            panel = "images per second"
         elif "wait" in leaf:
-            panels["waiting for data"][name] = x, y
-        elif _is_score(leaf) and len(finite) and finite.min() >= 0 and finite.max() <= 1:
-            panels["scores"][name] = x, y
+            panel = "waiting for data"
+        elif leaf == "psnr":
+            panel = "PSNR in dB"
+        elif leaf in DISTANCES:
+            panel = "distance"
+        elif _is_score(name, y):
+            panel = "scores"
+        else:
+            continue
+        panels[panel][name] = x, y
     return panels
 
 
-def _is_score(leaf: str) -> bool:
-    """Numbers of 0 to 1 that are none, and the mean over classes, which hides behind top-1 where classes are
-    even."""
-    return not any(
-        word in leaf
-        for word in (
-            "norm",
-            "momentum",
-            "weight_decay",
-            "memory",
-            "eta",
-            "fraction",
-            "dropout",
-            "mean_per_class",
-        )
-    )
+def _is_score(name: str, y: np.ndarray) -> bool:
+    """Return whether a series holds a score from 0 to 1: one that a task names, or a number of an evaluation that is
+    nothing else, such as the accuracy on groups of classes, which the data names."""
+    leaf = name.rpartition("/")[2].removeprefix("train_")
+    finite = y[np.isfinite(y)]
+    known = leaf in SCORES or (name.startswith("eval/") and leaf not in NOT_SCORES)
+    return known and bool(len(finite)) and finite.min() >= 0 and finite.max() <= 1
 
 
 def _draw(ax: Axes, name: str, curves: Series) -> None:
@@ -198,7 +211,7 @@ def _smooth(y: np.ndarray) -> np.ndarray:
 
 
 def _summary(series: Series) -> str:
-    """Best of each score, for the line below the title."""
+    """Return the best of each score, for the line below the title."""
     scores = sorted_out(series)["scores"]
     best = [
         f"{name.rpartition('/')[2]} {np.nanmax(y):.3f}"
