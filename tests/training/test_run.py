@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from tests.training.interrupted_runs import (
 import triptych as tp
 from triptych.errors import CheckpointError, TriptychError
 from triptych.training import dry_run, evaluate, run
+from triptych.training.configs.base import ClassifyConfig
 from triptych.training.configs.registry import TASKS, run_from_json, run_to_json
 from triptych.training.optim import lr_at
-from triptych.training.run_folder import config_of
+from triptych.training.run_folder import config_of, with_absolute_paths
 
 
 def test_it_learns_and_leaves_a_run_that_loads(config, tmp_path):
@@ -356,3 +358,38 @@ def test_users_mistakes(config, image_folder, tmp_path):
         replace(config, train="head")
     with pytest.raises(TriptychError, match="no data was named"):
         evaluate(tp.create("vit-ti16"))
+
+
+def test_a_run_is_resumed_from_another_folder_and_with_moved_data(short, image_folder, tmp_path, monkeypatch):
+    """What a relative path means depends on where a command is started; a run depends on what it trained on."""
+    shutil.copytree(image_folder, tmp_path / "here" / "photos")
+    monkeypatch.chdir(tmp_path / "here")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert not run(replace(short, data="photos"), "r").finished
+    assert json.loads((tmp_path / "here" / "r" / "config.json").read_text())["data"] == str(
+        tmp_path / "here" / "photos"
+    )
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        assert not run(replace(short, data="here/../here/photos/"), "here/r").finished
+    (tmp_path / "here" / "photos").rename(tmp_path / "moved")
+    assert run(replace(short, data="moved"), "here/r").finished
+    assert evaluate("here/r", workers=0).to_json()["count"] > 0
+    (tmp_path / "moved" / "red" / "new.png").write_bytes(b"another image")
+    with pytest.raises(CheckpointError, match="1 is new"):
+        run(replace(short, data="moved"), "here/r")
+
+
+def test_names_of_shipped_networks_and_built_in_data_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "styles").mkdir()
+    (tmp_path / "net.safetensors").write_bytes(b"")
+    config = ClassifyConfig(data="emoji:styles", init="vit-emoji", teacher="net.safetensors")
+    found = with_absolute_paths(config)
+    assert (found.data, found.init, found.teacher) == (
+        f"emoji:{tmp_path / 'styles'}", "vit-emoji", str(tmp_path / "net.safetensors")
+    )  # fmt: skip
+    assert with_absolute_paths(ClassifyConfig()) == ClassifyConfig()
+    assert with_absolute_paths(ClassifyConfig(data="owner/dataset")).data == "owner/dataset"

@@ -7,8 +7,9 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,12 +17,14 @@ from triptych.atomic_write import write_text_atomically
 from triptych.config import first_difference
 from triptych.data import manifest
 from triptych.data.config import DataConfig
-from triptych.data.open import open_source, train_and_eval
+from triptych.data.open import is_built_in, open_source, train_and_eval
 from triptych.data.source import Source, Subset
 from triptych.errors import CheckpointError, StorageError
 from triptych.training.configs.registry import RunConfig, check_version, is_run_json, run_from_json
 
 log = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT")
 
 ConfigDict = dict[
     str, Any
@@ -55,6 +58,30 @@ def resume_identity(config: ConfigDict) -> ConfigDict:
         for name, value in config.items()
         if name not in CHANGEABLE[""]
     }
+
+
+# Fields that may name files or folders.
+PATHS = {"data", "init", "teacher", "first_stage", "features", "image_encoder", "encoder", "vgg", "heads",
+         "mask_palette", "class_weights"}  # fmt: skip
+PATHS_IN = {("perceptual", "model"), ("cache", "folder")}
+
+
+def with_absolute_paths(config: ConfigT) -> ConfigT:
+    """Return a config whose relative paths to existing files and folders are absolute, so that they mean the same
+    wherever a run is resumed or evaluated from. Names of shipped networks, of built-in data and of the hub stay."""
+
+    def absolute(group: str, name: str, value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(
+                value, **{f.name: absolute(name, f.name, getattr(value, f.name)) for f in fields(value)}
+            )
+        if not isinstance(value, str) or (name not in PATHS and (group, name) not in PATHS_IN):
+            return value
+        before, mark, path = value.partition(":") if is_built_in(value) else ("", "", value)
+        place = Path(path).expanduser()
+        return f"{before}{mark}{place.resolve()}" if path and place.exists() else value
+
+    return absolute("", "", config)
 
 
 def claim(out: Path, config: ConfigDict, data_changes: Callable[[], str] = str) -> None:
@@ -113,6 +140,8 @@ def require_same(
     Raises:
         CheckpointError: the two configs differ; names the first difference.
     """
+    if existing.get("fingerprint") == config.get("fingerprint"):  # the same data, perhaps elsewhere
+        existing = {**existing, "data": config.get("data")}
     difference = first_difference(with_epochs_of(config, existing), config)
     if difference is None:
         return

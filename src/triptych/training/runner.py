@@ -27,7 +27,7 @@ from triptych.training.distributed.process_group import join_processes
 from triptych.training.loop import Outcome, endless_batches, fit, set_train_mode, to_device
 from triptych.training.monitoring.throughput import Throughput, peak_memory
 from triptych.training.optim import make_optimizer
-from triptych.training.run_folder import EXAMPLES, claim_folder
+from triptych.training.run_folder import EXAMPLES, claim_folder, with_absolute_paths
 from triptych.training.task import Task
 from triptych.training.training_run import Run
 
@@ -47,7 +47,7 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
         TriptychError: data, weights and config do not fit together, or the folder belongs to another run.
     """
     with join_processes(config.loop, config.loading.batch_size) as group:
-        run = prepare(config)
+        run = prepare(with_absolute_paths(config))
         run.folder = Path(out)
         run.parallel = make_parallel(group, config.loop, run.device, run.dtype)
         flops = 0.0 if run.device.type == "mps" else 6.0 * run.forward_macs()
