@@ -49,6 +49,8 @@ class DiffusionPipeline:
     Image k of a call depends on seed + k alone: `num_images=4` gives what four calls with seed, seed + 1, ... give, bit
     for bit. With a larger `batch_size` kernels may sum in another order, which can move a pixel by 1 of 255.
 
+    A pipeline may be used from several threads. Calls on one network take turns.
+
     Args:
         ldm: a `LatentDiffusion`, or what `tp.load` takes.
         device: None picks CUDA, then MPS, then CPU.

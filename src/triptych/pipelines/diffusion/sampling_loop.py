@@ -1,12 +1,14 @@
 """The sampling loop: from records to images, batch by batch."""
 
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.config import to_json
 from triptych.device import log_dtype
@@ -47,6 +49,16 @@ class StepHooks:
     cancel: Callable[[], bool] | None
 
 
+_LOCKS: "WeakKeyDictionary[nn.Module, threading.RLock]" = WeakKeyDictionary()
+_MAKING_A_LOCK = threading.Lock()
+
+
+def _lock_of(net: nn.Module) -> "threading.RLock":
+    """Return the lock of a network, the same for all pipelines that share it."""
+    with _MAKING_A_LOCK:
+        return _LOCKS.setdefault(net, threading.RLock())
+
+
 class SamplingLoop:
     """Generates images with one model: prepares, samples and decodes them.
 
@@ -56,6 +68,7 @@ class SamplingLoop:
 
     def __init__(self, model: LoadedModel):
         self.model, self.net = model, model.net
+        self._lock = _lock_of(model.net)
 
     def run(
         self,
@@ -79,6 +92,9 @@ class SamplingLoop:
                 files.
             others: see `LoopArguments`.
 
+        Calls from several threads on one network take turns: LoRAs, tiling, caches and merged tokens change the network
+        for the time of a call.
+
         Raises:
             TriptychError: records, model and images do not fit together.
         """
@@ -92,7 +108,7 @@ class SamplingLoop:
                 "merge_tokens and deep_cache change the network, which compile=True fixes; give one or the other"
             )
         outputs: list[Image.Image] = []
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             resolved = model.apply_adapters(records)
             file_hashes = model.file_hashes(resolved[0])
             job = prepare(model, resolved, images, model.place_latents(latents, len(records)))
