@@ -61,13 +61,13 @@ def test_generation_with_options_that_change_the_network(tmp_path):
 
     alone = [call(pipe, prompt, more)() for prompt, more in options]
     assert len({image.tobytes() for image in alone}) == len(alone)  # each option has an effect
-    for found in (
+    for results_together in (
         in_threads([call(pipe, prompt, more) for prompt, more in options]),
         in_threads(
             [call(p, prompt, more) for p, (prompt, more) in zip([pipe, other] * 3, options, strict=True)]
         ),
     ):
-        for one, expected in zip(found, alone, strict=True):
+        for one, expected in zip(results_together, alone, strict=True):
             assert np.array_equal(one, expected)
 
 
@@ -89,8 +89,8 @@ def test_classification():
     pipe = tp.ClassificationPipeline(net, dtype="fp32", batch_size=2)
     images = [rng.integers(0, 256, (40, 50, 3), np.uint8) for _ in range(6)]
     alone = [[(guess.name, guess.probability) for guess in pipe(image)] for image in images]
-    found = in_threads([lambda i=i: [list(pipe(images[i:])) for _ in range(3)] for i in range(6)])
-    for i, several in enumerate(found):
+    results_together = in_threads([lambda i=i: [list(pipe(images[i:])) for _ in range(3)] for i in range(6)])
+    for i, several in enumerate(results_together):
         for results in several:
             for result, expected in zip(results, alone[i:], strict=True):
                 assert [guess.name for guess in result] == [name for name, _ in expected]
@@ -112,6 +112,8 @@ def test_segmentation():
     image = rng.integers(0, 256, (60, 72, 3), np.uint8)
     options = [{}, {"window": (32, 32)}, {"size": 48}, {"scales": (0.5, 1.0), "flip": True}]
     alone = [pipe(image, **more).labels for more in options]
-    found = in_threads([lambda more=more: [pipe(image, **more).labels for _ in range(4)] for more in options])
-    for several, expected in zip(found, alone, strict=True):
+    results_together = in_threads(
+        [lambda more=more: [pipe(image, **more).labels for _ in range(4)] for more in options]
+    )
+    for several, expected in zip(results_together, alone, strict=True):
         assert all(np.array_equal(labels, expected) for labels in several)

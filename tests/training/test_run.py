@@ -387,8 +387,8 @@ def test_names_of_shipped_networks_and_built_in_data_stay(tmp_path, monkeypatch)
     (tmp_path / "styles").mkdir()
     (tmp_path / "net.safetensors").write_bytes(b"")
     config = ClassifyConfig(data="emoji:styles", init="vit-emoji", teacher="net.safetensors")
-    found = with_absolute_paths(config)
-    assert (found.data, found.init, found.teacher) == (
+    resolved = with_absolute_paths(config)
+    assert (resolved.data, resolved.init, resolved.teacher) == (
         f"emoji:{tmp_path / 'styles'}", "vit-emoji", str(tmp_path / "net.safetensors")
     )  # fmt: skip
     assert with_absolute_paths(ClassifyConfig()) == ClassifyConfig()
