@@ -1156,3 +1156,64 @@ def test_long_texts_take_no_time(word):
     read_foreign_settings({"parameters": "x\nSteps: 1, Seed: 2, Size: 8x8, " + word * 60_000})
     read_foreign_settings({"parameters": '{"extraMetadata": ' + word * 60_000})
     assert time.process_time() - started < 5
+
+
+def test_sd_nexts_own_names():
+    text = (
+        "a cat\nSteps: 20, Size: 512x512, Sampler: Euler a, Scheduler: EulerAncestralDiscreteScheduler, Seed: 5, "
+        "CFG scale: 6.0, CFG rescale: 0.7, CLiP-skip: 2, App: SD.Next, Version: 4bc1a71, "
+        "Pipeline: StableDiffusionPipeline, Operations: txt2img, Variation seed: 9, Variation strength: 0.3"
+    )
+    settings = read_foreign_settings({"parameters": text})
+    assert settings is not None
+    expected = {"guidance_rescale": 0.7, "clip_skip": 2, "variation_seed": 9, "variation_strength": 0.3}
+    assert expected.items() <= settings.values.items()
+    assert "schedule" not in settings.values
+    assert "the text does not name the noise levels; the sampler's usual ones are used" in settings.notes
+
+
+def test_fooocus_loras_beside_the_prompt():
+    """Its scheme "A1111" (`A1111MetadataParser.to_string`)."""
+    text = (
+        "a cat\nSteps: 30, Sampler: DPM++ 2M SDE Karras, Seed: 123, Size: 896x1152, CFG scale: 4, Scheduler: karras, "
+        'Lora hashes: "ink: 1234567890, off: 0987654321", Lora weights: "ink: 0.5, off: 0.1", Version: Fooocus v2.5.5'
+    )
+    settings = read_foreign_settings({"parameters": text})
+    assert settings is not None
+    assert settings.values["loras"] == {"ink": 0.5, "off": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("line", "taken"),
+    [
+        ("Steps: 20, Sampler: Euler, Denoising strength: 0.5", 11),
+        ("Steps: 20, Sampler: Euler, Denoising strength: 1", 20),
+        ("Steps: 22, Sampler: DPM++ 2M Karras, Denoising strength: 0.33", 8),
+        ("Steps: 20, Sampler: DDIM, Denoising strength: 0.5", 10),
+        ("Steps: 20, Sampler: Euler, Denoising strength: 0.5, App: SD.Next", 10),
+    ],
+)
+def test_image_to_image_takes_as_many_steps_as_there(line, taken):
+    """`setup_img2img_steps` and `sigma_sched` of the web UI: with k-diffusion's samplers one more step."""
+    settings = read_foreign_settings({"parameters": f"x\n{line}, Seed: 3, Size: 64x64"})
+    assert settings is not None
+    assert int(settings.values["strength"] * settings.values["num_steps"]) == taken
+    assert any("takes" in note for note in settings.notes) == (taken in (11, 8))
+
+
+@pytest.mark.parametrize(
+    ("version", "schedule"),
+    [("v1.10.1", "beta"), ("f2.0.1v1.10.1-previous-659", "beta"), ("f1.0.0v2-v1.10.1RC", "beta-times")],
+)
+def test_beta_of_the_web_uis_forks(version, schedule):
+    text = f"x\nSteps: 7, Sampler: Euler, Schedule type: Beta, Seed: 3, Version: {version}"
+    settings = read_foreign_settings({"parameters": text})
+    assert settings is not None
+    assert settings.values["schedule"] == schedule
+
+
+def test_a_changed_noise_schedule_is_said():
+    text = "x\nSteps: 7, Sampler: Euler, Seed: 3, Noise Schedule: Zero Terminal SNR"
+    settings = read_foreign_settings({"parameters": text})
+    assert settings is not None
+    assert "noise schedule: Zero Terminal SNR is not reproduced" in settings.notes

@@ -15,6 +15,7 @@ from triptych.pipelines.diffusion.foreign_metadata import (
     easy_diffusion,
     fooocus,
     invokeai,
+    midjourney,
     novelai,
     plain_json,
     swarmui,
@@ -42,6 +43,7 @@ DIALECTS = (
     Dialect("NovelAI", novelai.recognizes, novelai.read),
     Dialect("Draw Things", draw_things.recognizes, draw_things.read),
     Dialect("Easy Diffusion", easy_diffusion.recognizes, easy_diffusion.read),
+    Dialect("Midjourney", midjourney.recognizes, midjourney.read),
     Dialect("AUTOMATIC1111's web UI", a1111.recognizes, a1111.read),
     Dialect("ComfyUI", comfyui.recognizes, comfyui.read),
 )

@@ -7,6 +7,7 @@ Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 6
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -29,8 +30,8 @@ IDLE = frozenset(
     {
         *("vae", "vae hash", "version", "lora hashes", "ti hashes", "hashes", "user", "civitai metadata"),
         *("created date", "parser", "operations", "app", "backend", "pipeline", "raw prompt"),
-        *("raw negative prompt", "lora weights", "refiner hash", "batch size", "batch pos", "score"),
-        *("triptych schedule", "model", "model hash", "noise schedule"),
+        *("raw negative prompt", "refiner hash", "batch size", "batch pos", "score"),
+        *("triptych schedule", "model", "model hash"),
     }
 )
 # The first words of parameters that belong to one feature -> its name.
@@ -69,6 +70,7 @@ BEFORE_1_9 = dict.fromkeys(("dpm++2m", "dpm++2m-sde", "dpm++2m-sde-heun", "dpm++
 }
 # Our schedules -> those that it computes under their names.
 VARIANTS = {"kl-optimal": "kl-optimal-to-first"}
+REFORGE_VARIANTS = {"beta": "beta-times"}
 # Samplers to which it adds noise, unless the text says "Eta: 0" -> ours that do.
 WITH_ETA = {"dpm-fast": "dpm-fast-ancestral", "dpm-adaptive": "dpm-adaptive-ancestral"}
 # Our upscalers of the second pass -> the web UI's.
@@ -82,7 +84,7 @@ HIRES_TITLES = {
     "lanczos": "Lanczos",
     "nearest": "Nearest",
 }
-GPU_PROGRAMS = ("AUTOMATIC1111", "Forge", "SD.Next")
+GPU_PROGRAMS = ("AUTOMATIC1111", "Forge", "ReForge", "SD.Next")
 DISCARDS = ("dpm2", "dpm2-ancestral", "dpm++3m-sde")
 
 
@@ -104,11 +106,15 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
     _set_noise(settings, values)
     _set_size(settings, values.pop("size", None))
     _set_passes(settings, values)
-    share = values.pop("variation seed strength", None)
+    share = values.pop("variation seed strength", None) or values.pop("variation strength", None)
+    settings.set_number("guidance_rescale", values.pop("cfg rescale", None), 0, 1, called="cfg rescale")
+    _set_fooocus_loras(settings, values)
+    if values.get("noise schedule") == "Default":
+        values.pop("noise schedule")
     if as_number(share, float):
         settings.set_number("variation_strength", share, 0, 1, called="variation seed strength")
         settings.set_number("variation_seed", values.pop("variation seed", None), 0, NUM_SEEDS - 1, int)
-    clip_skip = values.pop("clip skip", None)
+    clip_skip = values.pop("clip skip", None) or values.pop("clip-skip", None)  # SD.Next's has a hyphen
     if clip_skip != "1":
         settings.set_number("clip_skip", clip_skip, 1, 100, int, called="clip skip")
     tiling = values.pop("tiling", None)
@@ -210,24 +216,38 @@ def _source(values: Mapping[str, str]) -> str:
     if not version:
         return "AUTOMATIC1111's web UI"
     if re.match(r"f\d", version):
-        return f"Forge {version}"
+        return f"{'ReForge' if version.startswith('f1.') else 'Forge'} {version}"
     return f"AUTOMATIC1111's web UI {version}" if re.match(r"v?\d", version) else version
 
 
 def _set_sampler(settings: ForeignSettings, values: dict[str, str]) -> None:
     schedule = values.pop("schedule type", None) or values.pop("scheduler", None)
-    usual = AUTOMATIC if (schedule or "").lower() == "automatic" else BEFORE_1_9
+    if schedule and schedule.endswith("Scheduler"):  # SD.Next: the class of the sampler, without its levels
+        schedule, usual = None, {}
+        settings.note("the text does not name the noise levels; the sampler's usual ones are used")
+    else:
+        usual = AUTOMATIC if (schedule or "").lower() == "automatic" else BEFORE_1_9
     sampler = values.pop("sampler", None)
     if values.get("triptych schedule") in SPACINGS:  # one that the web UI has no exact name for
         settings.set_sampler(sampler)
         settings.values["schedule"] = values["triptych schedule"]
     else:
-        settings.set_sampler(sampler, schedule, usual=usual, discards=DISCARDS, variants=VARIANTS)
+        variants = VARIANTS | REFORGE_VARIANTS if settings.source.startswith("ReForge") else VARIANTS
+        settings.set_sampler(sampler, schedule, usual=usual, discards=DISCARDS, variants=variants)
+    if sampler is None and "num_steps" in settings.values:
+        settings.note("the text names no sampler; dpm++2m is used")
     if (name := settings.values.get("sampler")) in WITH_ETA:
         if as_number(values.get("eta"), float) == 0:
             values.pop("eta")
         else:
             settings.values["sampler"] = WITH_ETA[name]
+
+
+def _set_fooocus_loras(settings: ForeignSettings, values: dict[str, str]) -> None:
+    """Set LoRAs that Fooocus names beside the prompt: "ink: 0.5, off: 0.1"."""
+    weights = values.pop("lora weights", None)
+    pairs = (entry.rpartition(": ") for entry in (weights or "").split(", "))
+    settings.set_loras({name: weight for name, _, weight in pairs if name})
 
 
 def _set_size(settings: ForeignSettings, size: str | None) -> None:
@@ -249,11 +269,28 @@ def _set_noise(settings: ForeignSettings, values: dict[str, str]) -> None:
             settings.note("noise is drawn as on an NVIDIA GPU, the default; other devices draw other numbers")
 
 
+def _add_a_step(settings: ForeignSettings) -> None:
+    """Raise the strength to what the web UI does with k-diffusion's samplers: of 20 steps, 0.5 takes 11."""
+    strength, steps = settings.values.get("strength"), settings.values.get("num_steps")
+    if not strength or not steps or settings.values.get("sampler") in ("ddim", "plms", "unipc"):
+        return
+    if not settings.source.startswith(("AUTOMATIC1111", "Forge", "ReForge")):
+        return
+    taken = int(min(strength, 0.999) * steps) + 1
+    if int(strength * steps) != taken:
+        settings.values["strength"] = math.ceil(1e6 * taken / steps) / 1e6
+        settings.note(
+            f"denoising strength {strength:g} of {steps} steps takes {taken}, which strength "
+            f"{settings.values['strength']:g} does here"
+        )
+
+
 def _set_passes(settings: ForeignSettings, values: dict[str, str]) -> None:
     """Set the strength, of the second pass or of an image that the file does not name, and what belongs to them."""
     strength = values.pop("denoising strength", None)
     if not any(name.startswith(("hires", "first pass")) for name in values):
         settings.set_number("strength", strength, 0, 1, called="denoising strength")
+        _add_a_step(settings)
         if "strength" in settings.values:
             settings.note(
                 f"made from another image (denoising strength {strength}), which the file does not hold"

@@ -9,7 +9,7 @@ from triptych.pipelines.diffusion.foreign_metadata.comfyui_graph import (
     graph_of_prompt,
     graph_of_workflow,
 )
-from triptych.pipelines.diffusion.foreign_metadata.comfyui_names import COMFYUI_DISCARDS, COMFYUI_VARIANTS
+from triptych.pipelines.diffusion.foreign_metadata.comfyui_sampling import SEEDS, set_sampling, set_strength
 from triptych.pipelines.diffusion.foreign_metadata.settings import (
     ForeignSettings,
     as_number,
@@ -17,7 +17,6 @@ from triptych.pipelines.diffusion.foreign_metadata.settings import (
     model_name,
 )
 
-SEEDS = ("seed", "noise_seed")
 TEXT_INPUTS = ("text", "text_g", "prompt", "clip_l", "t5xxl", "string", "value")
 MODELS = ("ckpt_name", "unet_name", "model_name")
 # Parts of class names -> what such a node does that nothing here does.
@@ -66,7 +65,7 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
     if len(samplers) > 1:
         others = ", ".join(node.class_type for node in samplers if node is not first)
         settings.note(f"the first of {len(samplers)} sampling passes is read; not reproduced: {others}")
-    _set_sampling(settings, graph, first)
+    set_sampling(settings, graph, first)
     _set_prompts(settings, graph, first)
     _set_latents(settings, graph, first)
     _set_model(settings, graph, first)
@@ -115,43 +114,19 @@ def _first_pass(graph: NodeGraph, samplers: list[Node]) -> Node:
     return min(samplers, key=rank)
 
 
-def _set_sampling(settings: ForeignSettings, graph: NodeGraph, node: Node) -> None:
-    """Steps, guidance, seed, sampler and levels: of the node itself, or of those that make up a custom one."""
-    parts = [node]
-    if node.class_type.startswith("SamplerCustom"):
-        parts += graph.upstream(node, ("noise", "guider", "sampler", "sigmas"))
-
-    def value(*names: str) -> Any:
-        values = (graph.value(part, *names) for part in parts)
-        return next((one for one in values if one is not None), None)
-
-    settings.set_number("num_steps", value("steps"), 1, 10**6, int, called="steps")
-    settings.set_number("guidance_scale", value("cfg"), -1e6, 1e6, called="cfg")
-    settings.set_seed(value(*SEEDS))
-    ramps = {"KarrasScheduler": "karras", "ExponentialScheduler": "exponential"}
-    ramp = next((ramps[part.class_type] for part in parts if part.class_type in ramps), None)
-    settings.set_sampler(
-        value("sampler_name"),
-        ramp or value("scheduler"),
-        discards=COMFYUI_DISCARDS,
-        variants=COMFYUI_VARIANTS,
-    )
-    first, last = as_number(value("start_at_step"), int), as_number(value("end_at_step"), int)
-    if first or (last is not None and last < settings.values.get("num_steps", 0)):
-        settings.note(f"only steps {first or 0} to {last} were done; all are done here")
-
-
 def _set_prompts(settings: ForeignSettings, graph: NodeGraph, node: Node) -> None:
     """The texts that the conditionings come from."""
     guiders = [one for one in graph.upstream(node, ("guider",)) if "Guider" in one.class_type]
     source = guiders[0] if guiders else node
     positive = ("conditioning",) if "conditioning" in source.links else ("positive",)
-    settings.set_texts(
-        _text(settings, graph, source, positive), _text(settings, graph, source, ("negative",))
-    )
+    text = _text(settings, graph, source, positive)
+    settings.set_texts(text or "", _text(settings, graph, source, ("negative",)) or "")
+    if text is None:
+        settings.note("no prompt was found in the graph; give it as an option")
 
 
-def _text(settings: ForeignSettings, graph: NodeGraph, node: Node, inputs: tuple[str, ...]) -> str:
+def _text(settings: ForeignSettings, graph: NodeGraph, node: Node, inputs: tuple[str, ...]) -> str | None:
+    """The text of a conditioning; None if none was found."""
     if isinstance(node.values.get(inputs[0]), str):  # nodes that hold their prompts themselves
         return node.values[inputs[0]]
     for source in graph.upstream(node, inputs):
@@ -167,13 +142,20 @@ def _text(settings: ForeignSettings, graph: NodeGraph, node: Node, inputs: tuple
                 makers = ", ".join(one.class_type for one in graph.upstream(source, tuple(keys)))
                 settings.note(f"the {inputs[0]} prompt comes from nodes that are not read ({makers})")
                 return ""
-    return ""
+    if not node.links.keys() & set(inputs):  # a pipe of all that a loader has
+        held = (source.values.get(inputs[0]) for source in graph.upstream(node, tuple(node.links)))
+        return next((text for text in held if isinstance(text, str)), None)
+    return None
+
+
+def _linked(node: Node, inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the inputs that are linked; all links of a node that gets them through a pipe."""
+    return tuple(name for name in inputs if name in node.links) or tuple(node.links)
 
 
 def _set_latents(settings: ForeignSettings, graph: NodeGraph, node: Node) -> None:
     """The size of an empty latent, or the note that there was an image."""
-    inputs = ("latent_image", "latent", "samples")
-    sources = list(graph.upstream(node, inputs))
+    sources = list(graph.upstream(node, _linked(node, ("latent_image", "latent", "samples"))))
     for source in sources:
         width = graph.value(source, "width", "empty_latent_width")
         height = graph.value(source, "height", "empty_latent_height")
@@ -182,7 +164,7 @@ def _set_latents(settings: ForeignSettings, graph: NodeGraph, node: Node) -> Non
             break
     denoise = as_number(graph.value(node, "denoise"), float)
     if any("VAEEncode" in source.class_type or "LoadImage" in source.class_type for source in sources):
-        settings.set_number("strength", denoise, 0, 1)
+        set_strength(settings, denoise)
         settings.note("made from another image, which the file does not hold")
     elif denoise is not None and denoise < 1:
         settings.note(f"denoise: {denoise:g} of an empty latent is not reproduced")
@@ -190,7 +172,7 @@ def _set_latents(settings: ForeignSettings, graph: NodeGraph, node: Node) -> Non
 
 def _set_model(settings: ForeignSettings, graph: NodeGraph, node: Node) -> None:
     """The checkpoint, LoRAs and clip skip on the way to the sampling node."""
-    sources = list(graph.upstream(node, ("model", "guider", "positive")))
+    sources = list(graph.upstream(node, _linked(node, ("model", "guider", "positive"))))
     loras: dict[str, Any] = {}
     for source in sources:
         name = graph.value(source, "lora_name")

@@ -36,6 +36,20 @@ WIDGETS: dict[str, tuple[str | None, ...]] = {
     "ControlNetLoader": ("control_net_name",),
     "LatentUpscale": ("upscale_method", "width", "height", "crop"),
     "LatentUpscaleBy": ("upscale_method", "scale_by"),
+    "KSampler (Efficient)": ("seed", None, "steps", "cfg", "sampler_name", "scheduler", "denoise"),
+    "Efficient Loader": (
+        *("ckpt_name", "vae_name", "clip_skip", "lora_name", "lora_model_strength", "lora_clip_strength"),
+        *("positive", "negative", None, None, "empty_latent_width", "empty_latent_height", None),
+    ),
+    "BetaSamplingScheduler": ("steps", "alpha", "beta"),
+    "PolyexponentialScheduler": ("steps", "sigma_max", "sigma_min", "rho"),
+    "AlignYourStepsScheduler": ("model_type", "steps", "denoise"),
+    "SamplerEulerAncestral": ("eta", "s_noise"),
+    "SamplerDPMPP_2S_Ancestral": ("eta", "s_noise"),
+    "SamplerDPMPP_2M_SDE": ("solver_type", "eta", "s_noise", None),
+    "SamplerDPMPP_3M_SDE": ("eta", "s_noise", None),
+    "SamplerDPMPP_SDE": ("eta", "s_noise", "r", None),
+    "SamplerLMS": ("order",),
     "PrimitiveNode": ("value", None),
     "PrimitiveString": ("value",),
     "PrimitiveStringMultiline": ("value",),
@@ -145,8 +159,9 @@ def graph_of_prompt(nodes: Mapping[str, Any]) -> NodeGraph:
         for key, value in inputs.items() if isinstance(inputs, dict) else ():
             if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int):
                 built.links[key] = str(value[0])
-            else:
-                built.values[key] = value
+            else:  # some nodes show a preview beside a file's name
+                content = value.get("content") if isinstance(value, dict) else None
+                built.values[key] = content if isinstance(content, str) else value
     return NodeGraph(graph)
 
 
@@ -156,6 +171,8 @@ def graph_of_workflow(workflow: Mapping[str, Any]) -> NodeGraph:
     sources: dict[Any, str] = {}  # link -> id of the node it starts from
     links = workflow.get("links")
     for link in links if isinstance(links, list) else ():
+        if isinstance(link, dict):  # of the newer schema
+            link = [link.get("id"), link.get("origin_id"), *[None] * 3]
         if isinstance(link, list) and len(link) >= 5 and isinstance(link[0], str | int):
             sources[link[0]] = str(link[1])
     graph: dict[str, Node] = {}
