@@ -1184,7 +1184,7 @@ def test_fooocus_loras_beside_the_prompt():
 
 
 @pytest.mark.parametrize(
-    ("line", "taken"),
+    ("line", "count"),
     [
         ("Steps: 20, Sampler: Euler, Denoising strength: 0.5", 11),
         ("Steps: 20, Sampler: Euler, Denoising strength: 1", 20),
@@ -1193,12 +1193,12 @@ def test_fooocus_loras_beside_the_prompt():
         ("Steps: 20, Sampler: Euler, Denoising strength: 0.5, App: SD.Next", 10),
     ],
 )
-def test_image_to_image_takes_as_many_steps_as_there(line, taken):
+def test_image_to_image_takes_as_many_steps_as_there(line, count):
     """`setup_img2img_steps` and `sigma_sched` of the web UI: with k-diffusion's samplers one more step."""
     settings = read_foreign_settings({"parameters": f"x\n{line}, Seed: 3, Size: 64x64"})
     assert settings is not None
-    assert int(settings.values["strength"] * settings.values["num_steps"]) == taken
-    assert any("takes" in note for note in settings.notes) == (taken in (11, 8))
+    assert int(settings.values["strength"] * settings.values["num_steps"]) == count
+    assert any("takes" in note for note in settings.notes) == (count in (11, 8))
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def _is_parameters(line: str) -> bool:
 
 
 def _pairs(line: str) -> list[tuple[str, str]]:
-    """Parameters of a line; values that are JSON are taken whole."""
+    """Parameters of a line; values that are JSON are count whole."""
     json_values, decoder = [], json.JSONDecoder()
     for _ in range(8):  # there are four of these names
         match = _JSON_VALUE.search(line)
@@ -276,11 +276,11 @@ def _add_a_step(settings: ForeignSettings) -> None:
         return
     if not settings.source.startswith(("AUTOMATIC1111", "Forge", "ReForge")):
         return
-    taken = int(min(strength, 0.999) * steps) + 1
-    if int(strength * steps) != taken:
-        settings.values["strength"] = math.ceil(1e6 * taken / steps) / 1e6
+    count = int(min(strength, 0.999) * steps) + 1
+    if int(strength * steps) != count:
+        settings.values["strength"] = math.ceil(1e6 * count / steps) / 1e6
         settings.note(
-            f"denoising strength {strength:g} of {steps} steps takes {taken}, which strength "
+            f"denoising strength {strength:g} of {steps} steps takes {count}, which strength "
             f"{settings.values['strength']:g} does here"
         )
 
