@@ -38,8 +38,8 @@ FLAGS = {
     "convert": "SRC DST --format --prediction --json",
     "demo": "--out --classifier --segmenter --generator --json",
     "evaluate": "[MODEL-or-RUN] --data --split --include-trained --batch-size --workers --dtype --compile"
-    " --on-bad-image --image-column --label-column --mask-column --ignore-index --reduce-zero-label --mask-threshold"
-    " --mask-palette --size --window --overlap --scales"
+    " --on-bad-image --max-pixels --image-column --label-column --mask-column --ignore-index --reduce-zero-label"
+    " --mask-threshold --mask-palette --size --window --overlap --scales"
     " --flip --caption-column --samples --extractor --reference --classifier --num-steps --guidance-scale --sampler"
     " --seed --out --json",
     "explain": "IMAGE --model --out --point --size --json",

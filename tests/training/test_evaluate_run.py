@@ -95,3 +95,14 @@ def test_a_run_without_digests_is_evaluated_on_all(trained, tmp_path):
     (tmp_path / "old" / "examples.json.gz").write_bytes(b"not a manifest")
     total = len(list((folder / "moved").rglob("*.png")))
     assert tp.evaluate(tmp_path / "old", folder / "moved").to_json()["count"] == total
+
+
+def test_images_over_a_limit_of_pixels_are_refused(trained, tmp_path):
+    folder, _, _ = trained
+    for name, side in (("blue", 40), ("red", 20)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (side, side), name).save(tmp_path / name / "a.png")
+    assert tp.evaluate(folder / "run", tmp_path).to_json()["count"] == 2
+    assert tp.evaluate(folder / "run", tmp_path, max_pixels=1000).to_json()["count"] == 1
+    with pytest.raises(tp.TriptychError, match=r"a.png has 1,600 pixels, but at most 1,000 are allowed"):
+        tp.evaluate(folder / "run", tmp_path, max_pixels=1000, on_bad_image="fail", workers=0)

@@ -43,6 +43,8 @@ class Evaluate:
     """Compile the network's blocks: slow to start, faster for many images of one size."""
     on_bad_image: Literal["fail", "skip"] = "skip"
     """Stop at an image that cannot be read, or skip and report it."""
+    max_pixels: Annotated[int | None, flag("INT", "that of the RUN, else 178 million")] = None
+    """Largest number of pixels of an image."""
     image_column: Annotated[str | None, flag("NAME")] = None
     """Column of the images, if there are several candidates."""
     label_column: Annotated[str | None, flag("NAME")] = None
@@ -119,6 +121,7 @@ class Evaluate:
             batch_size=self.batch_size,
             workers=self.workers,
             on_bad_image=self.on_bad_image,
+            max_pixels=self.max_pixels,
             image_column=self.image_column,
             label_column=self.label_column,
             mask_column=self.mask_column,

@@ -305,9 +305,13 @@ def _check_strips(image: Image.Image, name: str) -> None:
 def _check_pixel_count(pixels: int, name: str, max_pixels: int | None = None) -> None:
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     if pixels > limit:
+        size, most = (
+            (f"{pixels / 1e6:.0f} megapixels", f"{limit // 10**6}")
+            if limit >= 10**6
+            else (f"{pixels:,} pixels", f"{limit:,}")
+        )
         raise DataError(
-            f"{name} has {pixels / 1e6:.0f} megapixels, but at most {limit // 10**6} are allowed; make it smaller, or "
-            "raise the limit with --max-pixels"
+            f"{name} has {size}, but at most {most} are allowed; make it smaller, or raise the limit with --max-pixels"
         )
 
 

@@ -25,6 +25,7 @@ def evaluate(
     batch_size: int | None = None,
     workers: int | None = None,
     on_bad_image: Literal["skip", "fail"] | None = None,
+    max_pixels: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     mask_column: str | None = None,
@@ -52,8 +53,8 @@ def evaluate(
         include_trained: also evaluate the images that the run was trained on. By default they are left out, also of a
             renamed or moved copy of its data, unless there are no others.
         batch_size: images per forward pass; None is the run's, else 64, or 4 for a segmenter.
-        workers, on_bad_image, image_column, label_column, mask_column, ignore_index, reduce_zero_label, mask_threshold,
-            mask_palette: as in `DataConfig`; None is the run's.
+        workers, on_bad_image, max_pixels, image_column, label_column, mask_column, ignore_index, reduce_zero_label,
+            mask_threshold, mask_palette: as in `DataConfig`; None is the run's.
         passes: for a segmenter, sizes, windows and flips at test time; None is one pass, as the card says.
         compile: `torch.compile` each block of a classifier or a segmenter; see `triptych.torch_compile`.
         extractor: for an autoencoder, the network in whose features sets of images are compared, as in
@@ -71,6 +72,7 @@ def evaluate(
         )
     changes = {
         "eval_batch_size": batch_size, "workers": workers, "on_bad_image": on_bad_image,
+        "max_pixels": max_pixels,
         "image_column": image_column, "label_column": label_column, "mask_column": mask_column,
         "ignore_index": ignore_index, "reduce_zero_label": reduce_zero_label,
         "mask_threshold": mask_threshold, "mask_palette": mask_palette,
