@@ -27,7 +27,7 @@ def main(jobs: list[Job]) -> None:
     from tests.training.nan_losses import make_losses_nan
 
     from triptych.training import run
-    from triptych.training.distributed.process_group import init_process_group
+    from triptych.training.distributed.process_group import destroy_process_groups, init_process_group
     from triptych.training.monitoring.signals import Interrupts
 
     init_process_group("gloo")  # once for all runs
@@ -49,7 +49,7 @@ def main(jobs: list[Job]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             make_losses_nan(patch, *(job.nan_steps if dist.get_rank() == 1 else ()))
             run(job.config, job.out)
-    dist.destroy_process_group()
+    destroy_process_groups()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from triptych.model_card import Preprocess
 from triptych.network import Network
 from triptych.training.configs.registry import TASKS, RunConfig, task_of
 from triptych.training.distributed.parallelize import make_parallel, prepare_blocks
-from triptych.training.distributed.process_group import join_processes
+from triptych.training.distributed.process_group import join_processes, own_process_groups
 from triptych.training.loop import Outcome, endless_batches, fit, set_train_mode, to_device
 from triptych.training.monitoring.throughput import Throughput, peak_memory
 from triptych.training.optim import make_optimizer
@@ -46,9 +46,14 @@ def run(config: RunConfig, out: str | Path) -> Outcome:
     Raises:
         TriptychError: data, weights and config do not fit together, or the folder belongs to another run.
     """
+    with own_process_groups():
+        return _train(with_absolute_paths(config), Path(out))
+
+
+def _train(config: RunConfig, out: Path) -> Outcome:
     with join_processes(config.loop, config.loading.batch_size) as group:
-        run = prepare(with_absolute_paths(config))
-        run.folder = Path(out)
+        run = prepare(config)
+        run.folder = out
         run.parallel = make_parallel(group, config.loop, run.device, run.dtype)
         flops = 0.0 if run.device.type == "mps" else 6.0 * run.forward_macs()
         run.throughput = Throughput(

@@ -234,7 +234,9 @@ def test_every_letter_comes_back(suffix, tmp_path):
 
 def test_metadata_too_long_for_a_jpeg_do_not_prevent_saving(tmp_path, caplog):
     image = Image.new("RGB", (8, 8), "red")
-    image.info["parameters"] = "raspberry " * 5000 + "\nSteps: 3, Sampler: Euler, Seed: 2, Size: 8x8, RNG: CPU"
+    image.info["parameters"] = (
+        "raspberry " * 5000 + "\nSteps: 3, Sampler: Euler, Seed: 2, Size: 8x8, RNG: CPU"
+    )
     assert image_metadata.read(image_metadata.save([image], tmp_path / "x.webp")[0]).num_steps == 3
     assert not caplog.records
     (path,) = image_metadata.save([image], tmp_path / "x.jpg")

@@ -371,6 +371,47 @@ def test_a_process_that_dies_is_started_again_and_the_run_goes_on(configs, alone
             assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads as Linux shows them")
+def test_a_run_ends_the_threads_of_its_process_groups(configs, tmp_path):
+    """A thread of gloo that frees a tensor while the interpreter shuts down aborts the process."""
+    script = tmp_path / "script.py"
+    script.write_text(THREADS_AFTER_A_RUN)
+    (tmp_path / "config").write_bytes(pickle.dumps(by(configs["vit"], "ddp")))
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*line, str(script), str(tmp_path)], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(tp.__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    threads = [json.loads(path.read_text()) for path in tmp_path.glob("threads-*")]
+    assert len(threads) == 2
+    for during, after in threads:
+        assert any("gloo" in name for name in during)
+        assert not any("gloo" in name for name in after)
+
+
+THREADS_AFTER_A_RUN = """
+import json, pickle, os, sys
+from pathlib import Path
+
+import triptych.training.runner as runner
+
+def names():
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+during, fit, folder = [], runner.fit, Path(sys.argv[1])
+
+def observed(run):
+    outcome = fit(run)
+    during.extend(names())
+    return outcome
+
+runner.fit = observed
+runner.run(pickle.loads((folder / "config").read_bytes()), folder / "r")
+(folder / f"threads-{os.environ['RANK']}").write_text(json.dumps([during, names()]))
+"""
+
+
 def test_each_start_on_the_same_store_gets_its_own_prefix():
     store = torch.distributed.HashStore()
     prefixes = []

@@ -1,6 +1,7 @@
 """The process group of processes that torchrun started."""
 
 import contextlib
+import gc
 import os
 import time
 import uuid
@@ -15,6 +16,38 @@ from triptych.errors import ConfigError, DeviceError
 from triptych.training.configs.base import LoopConfig
 
 TIMEOUT = timedelta(hours=2)  # for the process that evaluates, encodes or writes longest
+
+
+@contextlib.contextmanager
+def own_process_groups() -> Iterator[None]:
+    """Destroy the process groups that the block initializes, when it has ended and no variable of its functions refers
+    to them any longer."""
+    if "RANK" not in os.environ:  # a single process without `torch.distributed`
+        yield
+        return
+    import torch.distributed as dist
+
+    if dist.is_initialized():  # by the caller
+        yield
+        return
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            destroy_process_groups()
+
+
+def destroy_process_groups() -> None:
+    """Destroy all process groups and end their threads.
+
+    Groups are in reference cycles, so that their threads would live on. A thread of gloo may still hold the tensors of
+    the last sum; if it released them while the interpreter shuts down, the process would be aborted
+    (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+    gc.collect()
 
 
 @contextlib.contextmanager
@@ -39,8 +72,7 @@ def join_processes(config: LoopConfig, batch_size: int) -> Iterator[ProcessGroup
                 "process per GPU, or give --loop.device cpu"
             )
         torch.cuda.set_device(local_rank)
-    initialized = dist.is_initialized()
-    if not initialized:
+    if not dist.is_initialized():
         init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     cpu_group, checkpoint_group = (dist.new_group(backend="gloo", timeout=TIMEOUT) for _ in range(2))
     group = ProcessGroup(rank, size, cpu_group, checkpoint_group)
@@ -52,9 +84,6 @@ def join_processes(config: LoopConfig, batch_size: int) -> Iterator[ProcessGroup
                 "another process of this run ended; its own output, or that of its machine, has the reason"
             ) from error
         raise
-    finally:
-        if not initialized:
-            dist.destroy_process_group()
 
 
 def init_process_group(backend: str) -> None:
