@@ -1217,3 +1217,41 @@ def test_a_changed_noise_schedule_is_said():
     settings = read_foreign_settings({"parameters": text})
     assert settings is not None
     assert "noise schedule: Zero Terminal SNR is not reproduced" in settings.notes
+
+
+@pytest.mark.parametrize(
+    ("lines", "negative", "notes"),
+    [
+        ("Negative prompt: dog\nTemplate: {a|b}\nNegative template: {dog|cow}", "dog", ["the templates"]),
+        ("Negative prompt: \nTemplate: {a|b}", "", ["the templates"]),
+        ("Template: of a cat\nNegative prompt: dog", "dog", []),
+    ],
+)
+def test_sd_nexts_templates_are_no_prompt(lines, negative, notes):
+    settings = read_foreign_settings(
+        {"parameters": f"a cat\n{lines}\nSteps: 20, Sampler: Euler, Seed: 5, Size: 64x64, RNG: CPU"}
+    )
+    assert settings is not None
+    assert settings.values["prompt"] == ("a cat" if notes else "a cat\nTemplate: of a cat")
+    assert settings.values["negative_prompt"] == negative
+    assert [note[:13] for note in settings.notes] == notes
+
+
+def test_what_the_extras_tab_did_is_said():
+    text = "a\nSteps: 20, Sampler: Euler, Seed: 5, Size: 64x64, RNG: CPU"
+    settings = read_foreign_settings({"parameters": text, "postprocessing": "Postprocess upscale by: 2"})
+    assert settings is not None
+    assert settings.notes == ["postprocessing: Postprocess upscale by: 2 is not reproduced"]
+
+
+def test_swarmuis_older_names_of_sampler_and_scheduler():
+    values = {
+        "prompt": "a",
+        "seed": 3,
+        "steps": 9,
+        "comfyuisampler": "dpmpp_2m",
+        "comfyuischeduler": "karras",
+    }
+    settings = read_foreign_settings({"parameters": json.dumps({"sui_image_params": values})})
+    assert settings is not None
+    assert (settings.values["sampler"], settings.values["schedule"]) == ("dpm++2m", "karras")

@@ -25,6 +25,7 @@ _JSON_VALUE = re.compile(
     r"(?:^|,)\s*(Hashes|Civitai resources|Civitai metadata|Generated resources):\s*(?=[\[{])"
 )
 _NEGATIVE = "Negative prompt:"
+_TEMPLATE = re.compile(r"(Negative t|T)emplate: ")
 # Parameters that change no pixel, or that another field already holds.
 IDLE = frozenset(
     {
@@ -96,6 +97,7 @@ def recognizes(texts: Mapping[str, str]) -> bool:
 def read(texts: Mapping[str, str]) -> ForeignSettings:
     """Return the settings of a text, which may be a prompt alone."""
     head, pairs, after = split_text(texts.get("parameters", ""))
+    head, templates = _without_templates(head)
     prompt, negative_prompt = prompts_of_lines(head)
     values = {name.strip().lower(): unquoted(value.strip()) for name, value in pairs}
     settings = ForeignSettings(_source(values))
@@ -124,6 +126,10 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
         "merge_tokens", values.pop("token merging ratio", None), 0, 0.75, called="token merging ratio"
     )
     _note_others(settings, values)
+    if templates:
+        settings.note(f"the templates that the prompts were made of are left out: {' '.join(templates)}")
+    if edits := texts.get("postprocessing"):
+        settings.leave_out("postprocessing", edits)
     if after:
         settings.note(f"the lines after the parameters are left out: {' '.join(after)}")
     return settings
@@ -154,6 +160,15 @@ def split_text(text: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
             return [*lines[:-1], lines[-1][: cut.start()]], _pairs(lines[-1][cut.end() :]), []
         return lines[:-1], _pairs(lines[-1]), []
     return lines, [], []
+
+
+def _without_templates(lines: list[str]) -> tuple[list[str], list[str]]:
+    """Return the lines before SD.Next's templates, which it writes after the prompts, and those."""
+    starts = [i for i, line in enumerate(lines) if _TEMPLATE.match(line)]
+    negative = [i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)]
+    if not starts or not negative or starts[0] < negative[-1]:
+        return lines, []
+    return lines[: starts[0]], lines[starts[0] :]
 
 
 def prompts_of_lines(lines: list[str]) -> tuple[str, str]:
@@ -191,7 +206,7 @@ def _is_parameters(line: str) -> bool:
 
 
 def _pairs(line: str) -> list[tuple[str, str]]:
-    """Parameters of a line; values that are JSON are count whole."""
+    """Parameters of a line; values that are JSON are taken whole."""
     json_values, decoder = [], json.JSONDecoder()
     for _ in range(8):  # there are four of these names
         match = _JSON_VALUE.search(line)

@@ -38,7 +38,8 @@ def read(texts: Mapping[str, str]) -> ForeignSettings:
     settings.set_size(values.pop("width", None), values.pop("height", None))
     settings.set_seed(values.pop("seed", None))
     # What it asks of ComfyUI where nothing is chosen.
-    sampler, scheduler = values.pop("sampler", "euler"), values.pop("scheduler", "normal")
+    old = values.pop("comfyuisampler", "euler"), values.pop("comfyuischeduler", "normal")
+    sampler, scheduler = values.pop("sampler", old[0]), values.pop("scheduler", old[1])
     settings.set_sampler(sampler, scheduler, discards=COMFYUI_DISCARDS, variants=COMFYUI_VARIANTS)
     names, weights = _items(values.pop("loras", [])), _items(values.get("loraweights", []))
     settings.set_loras(
