@@ -125,6 +125,40 @@ def test_peft_on_the_unet(name, models, tmp_path):
     merged_like(net, tmp_path, 1.0, model.base_model.model.eval(), same_noise)
 
 
+FORMS = {
+    "in a dict": lambda state: {"lora": state, "step": 500},
+    "in two": lambda state: {"model": {"adapter": state}, "config": {"r": 4}},
+    "with the UNet's name": lambda state: {f"unet.{name}": tensor for name, tensor in state.items()},
+    "of another module": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_peft_saved_by_other_scripts(form, models, tmp_path):
+    net, unet, _ = models
+    model = peft.get_peft_model(
+        copy.deepcopy(unet), peft.LoraConfig(r=4, lora_alpha=4, target_modules=ATTENTION)
+    )
+    loud(model.double())
+    torch.save(FORMS[form](peft.get_peft_model_state_dict(model)), tmp_path / "lora.pt")
+    merged_like(net, tmp_path / "lora.pt", 1.0, model.base_model.model.eval(), same_noise)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.OFTConfig(r=0, oft_block_size=4, target_modules=["to_q"]),
+        peft.HRAConfig(r=4, target_modules=["to_q"]),
+        peft.LNTuningConfig(target_modules=["norm1"]),
+    ],
+)
+def test_other_methods_of_peft_are_refused_by_name(config, models, tmp_path):
+    net, unet, _ = models
+    peft.get_peft_model(copy.deepcopy(unet), copy.deepcopy(config)).save_pretrained(tmp_path)
+    with pytest.raises(TriptychError, match=f"no LoRA: it is PEFT's {config.peft_type.value}"):
+        load_lora(net, tmp_path)
+
+
 def test_peft_on_the_text_encoder(models, tmp_path):
     net, _, text = models
     config = peft.LoraConfig(r=4, lora_alpha=2, target_modules=TEXT, use_dora=True)

@@ -25,7 +25,7 @@ from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.models.text import TextEncoder, add_embedding
 from triptych.weights.diffusion.adapters.layers import flat_name, layer_names, places_of
 from triptych.weights.diffusion.adapters.numbered import is_numbered
-from triptych.weights.diffusion.adapters.tensors import by_layer, methods
+from triptych.weights.diffusion.adapters.tensors import by_layer, methods, unnested
 from triptych.weights.diffusion.adapters.updates import AdapterReader, Update
 from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.folder import SUFFIXES
@@ -188,6 +188,7 @@ def lora_facts(checkpoint: CheckpointFile) -> dict[str, Any] | None:
         methods (of each the number of layers), ranks and alphas (all different values), layers (their number in unet,
         text and other), words (that it brings), metadata (the ss_* entries of the header).
     """
+    checkpoint = unnested(checkpoint)
     shapes = checkpoint.shapes
     if is_numbered(shapes) and all(len(shape) in (2, 4) for shape in shapes.values()):
         count = sum(1 for name in shapes if name.endswith(":up")) or len(shapes) // 2

@@ -21,6 +21,7 @@ _HEADER = "lora_adapter_metadata"
 _MOVED_START = re.compile("pissa|olora|corda|loftq|lora_ga")
 """Values of `init_lora_weights` with which PEFT changes the base model too."""
 _MAX_QUANTIFIERS = 5
+_TYPES = ("LORA", "LOHA", "LOKR", "IA3")
 _NEEDED_ALPHA = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 
 
@@ -98,6 +99,10 @@ def _peft(file: Path, config: Mapping[str, Any]) -> PeftConfig:
             "PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
         )
     type = str(config.get("peft_type") or "LORA")
+    if type not in _TYPES:
+        raise CheckpointError(
+            f"{file} is no LoRA: it is PEFT's {printable(type, 40)}; give one of {', '.join(_TYPES)}, or a merged model"
+        )
     name = _NEEDED_ALPHA.get(type, "lora_alpha")
     alpha, rank = config.get(name, _DEFAULT_ALPHA), config.get("r", _DEFAULT_RANK)
     return PeftConfig(

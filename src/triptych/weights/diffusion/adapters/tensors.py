@@ -7,11 +7,14 @@ base_model.model.mid_block.attentions.0.proj_in.lora_A.weight    PEFT
 diffusion_model.middle_block.1.proj_in.lora_up.weight            ComfyUI
 """
 
+import copy
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from triptych.weights.diffusion.adapters.formulas import FORMULAS, Formula
+from triptych.weights.files.checkpoint import CheckpointFile
+from triptych.weights.files.sanitize import printable
 
 _LOW_RANK = {"A": "down", "B": "up"}
 _ADAPTER = r"(?:\.[\w-]+)?"  # PEFT's name of an adapter, "default"
@@ -86,6 +89,21 @@ def split_name(name: str) -> tuple[str, str] | None:
             role = role.format(_LOW_RANK.get(known[0], known[0])) if known else role
             return None if role == "saved_bias" and not base.startswith(PEFT) else (base, role)
     return None
+
+
+def unnested(checkpoint: CheckpointFile) -> CheckpointFile:
+    """Return the adapter alone if it is in a dict of a larger file, as {"lora": tensors, "step": 500}."""
+    names = list(checkpoint.entries)
+    if not any("/" in name for name in names) or any("/" not in name and split_name(name) for name in names):
+        return checkpoint
+    for nest in dict.fromkeys(name.rpartition("/")[0] + "/" for name in names if "/" in name):
+        part = {name[len(nest) :]: e for name, e in checkpoint.entries.items() if name.startswith(nest)}
+        if methods({name: entry.shape for name, entry in part.items()}):
+            result = copy.copy(checkpoint)
+            result.entries = part
+            result.notes = [*checkpoint.notes, f"adapter taken from {printable(nest.rstrip('/'), 40)!r}"]
+            return result
+    return checkpoint
 
 
 def by_layer(names: Iterable[str]) -> tuple[list[LayerTensors], list[str]]:

@@ -14,7 +14,7 @@ from triptych.weights.diffusion.adapters import numbered
 from triptych.weights.diffusion.adapters.formulas import FULL, SAVED, Formula, Shape, fits, normalized_like
 from triptych.weights.diffusion.adapters.layers import Place, flat_name, places_of
 from triptych.weights.diffusion.adapters.peft_config import ConfigScale, config_scale
-from triptych.weights.diffusion.adapters.tensors import BIASES, LayerTensors, by_layer, foreign
+from triptych.weights.diffusion.adapters.tensors import BIASES, LayerTensors, by_layer, foreign, unnested
 from triptych.weights.files.checkpoint import CheckpointFile
 from triptych.weights.files.opening import open_checkpoint
 from triptych.weights.files.sanitize import printable
@@ -97,7 +97,7 @@ class AdapterReader:
             CheckpointError: it is no adapter; a name that the network has no layer for, a part that is missing, or
                 another family's shapes.
         """
-        checkpoint = open_checkpoint(file)
+        checkpoint = unnested(open_checkpoint(file))
         shapes = dict(checkpoint.shapes)
         embeddings, used = _embeddings(file, checkpoint)
         names = [name for name in shapes if name not in used]
@@ -107,11 +107,11 @@ class AdapterReader:
             left = [name for name in names if name not in in_layers]
         else:
             layers, left = by_layer(names)
+        config = config_scale(file, checkpoint)
         if not layers or not any(layer.of_weight or layer.roles.keys() & {"bias"} for layer in layers):
             raise CheckpointError(
                 f"{file} is no LoRA: {_other_method(names)}; give a LoRA's file (merged are {METHODS})"
             )
-        config = config_scale(file, checkpoint)
         updates: list[Update] = []
         unknown: list[str] = []
         for layer in layers:
