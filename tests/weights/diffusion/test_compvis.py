@@ -400,6 +400,23 @@ def test_the_words_of_dreambooth_are_left_out(sd1, same_state, tmp_path):
     assert any("embedding_manager" in note for note in inspect(path)["notes"])
 
 
+def test_what_else_a_clip_has_is_left_out(sd1, same_state, tmp_path):
+    """Some programs save the whole CLIP of transformers, or its projection and scale next to the text encoder."""
+    net, path = sd1
+    text = "cond_stage_model."
+    names = (
+        "logit_scale",
+        "text_projection",
+        "transformer.text_projection.weight",
+        "transformer.vision_model.x.bias",
+    )
+    save_file(load_file(path) | {text + name: torch.ones(2) for name in names}, path)
+    same_state(net, load(path))
+    state = {name.replace(".text_model.", "."): tensor for name, tensor in load_file(path).items()}
+    save_file(state, path)
+    same_state(net, load(path))
+
+
 def test_guessed_heads_are_said(tmp_path, monkeypatch):
     """Neither keys nor shapes tell a UNet's heads; only published ones and Stable Diffusion's relatives are known."""
     monkeypatch.setattr(compvis, "cpu_state_dict", lambda net: dict(net.state_dict()))

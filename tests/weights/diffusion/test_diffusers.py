@@ -1,6 +1,7 @@
 """diffusers' folders, both directions, run beside diffusers itself at tiny random sizes."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from triptych.errors import TriptychError
 from triptych.models.configs.text import TextConfig
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.registry import build
-from triptych.weights import load
+from triptych.weights import inspect, load
 from triptych.weights.diffusion.diffusers_config import process_settings, read_process
 
 with warnings.catch_warnings():
@@ -122,6 +123,17 @@ def test_a_block_that_nothing_reads_stays_behind(tiny_ldm, tmp_path):
     assert (back.config.text_encoder.depth, back.config.text_encoder.skip_last_blocks) == (2, 0)
     ids = torch.randint(60, (1, 9))
     assert torch.equal(back.text_encoder.encode_tokens(ids), full.text_encoder.encode_tokens(ids))
+
+
+def test_folders_of_a_training_next_to_the_parts_are_left_out(tiny_ldm, same_state, tmp_path):
+    """diffusers' training scripts write checkpoint-500 into the folder of the pipeline, and some unet_ema."""
+    net = with_words(tiny_ldm, "sd1")
+    tp.export(net, tmp_path / "out", "diffusers")
+    (tmp_path / "out" / "checkpoint-500").mkdir()
+    torch.save({"state": {}}, tmp_path / "out" / "checkpoint-500" / "optimizer.bin")
+    shutil.copytree(tmp_path / "out" / "unet", tmp_path / "out" / "unet_ema")
+    same_state(net, tp.load(tmp_path / "out"))
+    assert {"checkpoint-500 left out", "unet_ema left out"} <= set(inspect(tmp_path / "out")["notes"])
 
 
 def test_parts_alone(tiny_ldm, same_state, tmp_path):

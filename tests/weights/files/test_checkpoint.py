@@ -237,3 +237,28 @@ def test_settings_beside_the_file(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+def test_files_of_other_kinds_say_what_to_do(tmp_path):
+    """Programs and pickled NumPy arrays are no damaged downloads: fetching them again would not help."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    torch.jit.trace(net, torch.ones(1, 3)).save(str(tmp_path / "script.pt"))
+    torch.export.save(torch.export.export(net, (torch.ones(1, 3),)), tmp_path / "program.pt2")
+    torch.save({"state": {"weight": torch.ones(2).numpy()}}, tmp_path / "arrays.pth")
+    for name, what in (
+        ("script.pt", "TorchScript"),
+        ("program.pt2", "torch.export"),
+        ("arrays.pth", "NumPy"),
+    ):
+        with pytest.raises(CheckpointError, match=what) as reported:
+            open_checkpoint(tmp_path / name)
+        assert "fetch it again" not in str(reported.value)
+
+
+def test_a_folder_of_folders_names_those_that_hold_checkpoints(tmp_path):
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        torch.save({"w": torch.ones(2)}, tmp_path / f"checkpoint-{step}" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"its folders do \(checkpoint-500, checkpoint-1000\)"):
+        open_checkpoint(tmp_path)

@@ -46,6 +46,18 @@ LEFT = (
     ("v_pred", "it says what the network predicts"),
     ("ztsnr", "it says what the schedule is"),
 )
+# What a whole CLIP has in addition to its text encoder, as other programs save it.
+LEFT_OF_CLIP = tuple(
+    (f"{TEXT}{name}", "sampling does not read it")
+    for name in (
+        "logit_scale",
+        "text_projection",
+        "transformer.logit_scale",
+        "transformer.text_projection.weight",
+        "transformer.visual_projection.weight",
+        "transformer.vision_model.*",
+    )
+)
 # Prefix of each type of text encoder in written files.
 PLACES = {
     "clip": f"{TEXT}transformer.text_model.",
@@ -84,6 +96,8 @@ def read(keys: StateDictKeys, hints: Hints) -> LoadPlan:
     if config.semantic_map is not None:
         rules.append(rename(MAP, "semantic_map.mix.weight"))
     rules += text_rules + _buffers(config) + [drop(name, reason) for name, reason in LEFT]
+    dropped = tuple(one.theirs[0].rstrip("*") for one in text_rules if not one.ours)
+    rules += [drop(name, reason) for name, reason in LEFT_OF_CLIP if not name.startswith(dropped)]
     facts |= more | process_facts
     preprocess = Preprocess(size=config.image_size, mean=HALF, std=HALF)
     facts |= {"preprocess": "convention: pixels in [-1, 1]", "classes": "none"}

@@ -49,6 +49,12 @@ def find_weights(folder: Path) -> Path:
     if files:
         names = ", ".join(path.name for path in files[:4])
         raise CheckpointError(f"{folder} holds {len(files)} checkpoints ({names}); name the one to load")
+    inner = [
+        sub for sub in folder.iterdir() if sub.is_dir() and any(p.suffix in SUFFIXES for p in sub.iterdir())
+    ]
+    if inner:
+        names = ", ".join(sub.name for sub in sorted(inner, key=lambda sub: (len(sub.name), sub.name))[-4:])
+        raise CheckpointError(f"{folder} holds no checkpoint, its folders do ({names}); name the one to load")
     raise CheckpointError(f"{folder} holds no checkpoint ({', '.join(SUFFIXES)}); name a folder that does")
 
 

@@ -95,11 +95,11 @@ def _open_halves(path: Path, encoder: Path, decoder: Path) -> CheckpointFile:
 
 def _open_pipeline(folder: Path) -> CheckpointFile:
     """Open a diffusers pipeline: tensors of its parts as `unet/conv_in.weight`, its JSON as `unet/config`."""
-    pipeline = CheckpointFile(
-        folder, {}, "safetensors", settings={PIPELINE.removesuffix(".json"): read_json(folder / PIPELINE)}
-    )
+    index = read_json(folder / PIPELINE)
+    pipeline = CheckpointFile(folder, {}, "safetensors", settings={PIPELINE.removesuffix(".json"): index})
+    listed = {name for name, classes in index.items() if isinstance(classes, list)}
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if part.name in UNUSED:
+        if part.name in UNUSED or (listed and part.name not in listed):  # such as a training's checkpoint-500
             pipeline.notes.append(f"{part.name} left out")
             continue
         for name in ("config", "scheduler_config"):
@@ -123,9 +123,9 @@ def _read_file(file: Path) -> FileContents:
     try:
         return _READERS[container](file)
     except DamagedFileError as problem:
-        raise CheckpointError(
-            f"{file} is not a valid {container} checkpoint: {printable(problem)}; fetch it again"
-        ) from problem
+        line = printable(problem)
+        remedy = "" if ";" in line else "; fetch it again"
+        raise CheckpointError(f"{file} is not a valid {container} checkpoint: {line}{remedy}") from problem
 
 
 def _container(file: Path, head: bytes, size: int) -> str:

@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 
-from triptych.weights.files.safe_unpickle import RecordedCall, StorageRef, TensorView, parse_pickle
+from triptych.weights.files.safe_unpickle import (
+    GlobalName,
+    RecordedCall,
+    StorageRef,
+    TensorView,
+    parse_pickle,
+)
 from triptych.weights.files.tensor_entry import DamagedFileError, FileContents, TensorEntry, is_contiguous
 from triptych.weights.files.zip_members import Member, list_members
 
@@ -44,6 +50,8 @@ def read_table(path: Path) -> FileContents:
         entries[name] = TensorEntry(
             path, offsets[key] + view.offset * itemsize, view.shape, view.dtype, strides
         )
+    if not entries and _holds_numpy(value, _MAX_NESTS):
+        raise DamagedFileError("its arrays are NumPy's; save them as tensors (torch.from_numpy), or as .npz")
     return FileContents(entries, "pickle", settings=_plain_settings(value))
 
 
@@ -71,6 +79,21 @@ def _nested_views(value: Any, prefix: str, depth: int, visited: set[int]) -> Ite
             yield prefix + key, item
         elif depth:
             yield from _nested_views(item, f"{prefix}{key}/", depth - 1, visited)
+
+
+def _holds_numpy(value: Any, depth: int) -> bool:
+    """Return whether dicts in dicts hold a pickled NumPy array."""
+    for _, item in _attributes(value):
+        function = item.function if isinstance(item, RecordedCall) else None
+        if (
+            isinstance(function, GlobalName)
+            and function.name == "_reconstruct"
+            and "numpy" in function.module
+        ):
+            return True
+        if depth and _holds_numpy(item, depth - 1):
+            return True
+    return False
 
 
 def _module_state(module: Any, prefix: str, visited: set[int]) -> Iterator[tuple[str, TensorView]]:
@@ -144,6 +167,8 @@ def _plain(value: Any, depth: int, budget: list[int]) -> Any:
 def _parse_zip(path: Path) -> Parsed:
     members = {member.name: member for member in list_members(path)}
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not pickles and any("/models/" in name or name.endswith("/archive_format") for name in members):
+        raise DamagedFileError("it is a program of torch.export; save the state_dict of its network")
     if len(pickles) != 1:
         raise DamagedFileError("it is a zip archive without PyTorch's data.pkl")
     root = pickles[0].removesuffix("data.pkl")
