@@ -5,11 +5,12 @@ Who replaces the head of a network of timm or torchvision seldom keeps its name:
 layer is the same classifier under any name; a deeper head is another one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 
 from triptych.weights.files.tensor_entry import Shape, TensorEntry
-from triptych.weights.mapping.format import LoadPlan
+from triptych.weights.mapping.format import LoadPlan, zeros_factory
+from triptych.weights.mapping.rules import constant
 
 USUAL_HEADS = ("head.", "heads.head.", "classifier.")
 """The classifier's name in timm and Microsoft's Swin, torchvision's ViT, and transformers."""
@@ -55,6 +56,19 @@ def next_to(prefix: str, entries: Mapping[str, TensorEntry], part: Iterable[str]
     if name is None or any(key.split(".")[0] in _NAMES for key in names):
         return {}
     return {key: entry for key, entry in siblings.items() if key.startswith(name)}
+
+
+def with_bias(plan: LoadPlan, keys: Container[str]) -> LoadPlan:
+    """Return a plan in which the bias of a classifier is zero if the file has none, as after `bias=False`."""
+    if plan.family not in ("vit", "swin") or plan.rules is None:
+        return plan
+    zeros = zeros_factory(plan.config.num_classes)
+    lacking = [rule for rule in plan.rules if rule.ours == ("head.bias",) and rule.theirs[0] not in keys]
+    if not lacking or lacking[0].theirs[0].replace("bias", "weight") not in keys:
+        return plan
+    rules = [rule for rule in plan.rules if rule is not lacking[0]]
+    rules.append(constant("head.bias", "the classifier has none", zeros))
+    return replace(plan, rules=rules, facts=plan.facts | {"head": "a classifier without bias"})
 
 
 def renamed(plan: LoadPlan, usual: str, name: str) -> LoadPlan:

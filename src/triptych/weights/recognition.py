@@ -1,8 +1,10 @@
 """What a checkpoint is: its format, and the plan to load it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,6 +37,23 @@ _UNSUPPORTED = (
     ("caption_projection.", "a PixArt"),
     ("motion_modules.", "an AnimateDiff"),
 )
+# What transformers and timm call the networks that are read.
+_MODEL_TYPES = frozenset(
+    {
+        "vit",
+        "vit_mae",
+        "vit_msn",
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "dinov3_vit",
+        "swin",
+        "swinv2",
+        "upernet",
+    }
+    | {"timm_wrapper", "clip", "clip_text_model"}
+)
+_TIMM = re.compile(r"vit_|deit|flexivit|swin")
 # Parts of keys that identify a checkpoint which no format matches.
 _FAMILIAR = (
     ("pixel_level_module.", "a MaskFormer or Mask2Former"),
@@ -85,7 +104,11 @@ def plan_loading(
             f"{checkpoint.path} has no averaged weights in addition to its own; leave weights out"
         )
     if format is not None:
-        plan = _plan(checkpoint, format, hints)
+        try:
+            plan = _plan(checkpoint, format, hints)
+        except CheckpointError as problem:
+            _refuse_foreign(checkpoint, problem)
+            raise
         if unwrapping.is_complete(checkpoint.entries, plan.rules):
             return checkpoint, plan, format.name, None
     result = None if native.is_ours(checkpoint) else _search(checkpoint, hints)
@@ -94,11 +117,35 @@ def plan_loading(
     ):  # no part of a larger network
         return result
     if plan is not None and format is not None:  # what does not fit is listed when it is filled
+        _refuse_foreign(checkpoint)
         return checkpoint, plan, format.name, None
     raise CheckpointError(
         f"{checkpoint.path} is no network of a known format: it looks like {looks_like(keys)}; "
-        f"known are {', '.join(f.title for f in all_formats())}"
+        "known are ViT, DeiT, DINO, Swin, UPerNet on Swin, DiT, latent diffusion, and Stable Diffusion 1 and 2"
     )
+
+
+def foreign_title(settings: dict[str, Any]) -> str | None:
+    """Return the network that a config.json names, if it is none of this package; else None."""
+    config = settings.get("config", {})
+    architecture, model_type = config.get("architecture"), config.get("model_type")
+    if isinstance(architecture, str) and not _TIMM.match(architecture):
+        return f"timm's {printable(architecture, 60)}"
+    if isinstance(model_type, str) and model_type not in _MODEL_TYPES:
+        classes = config.get("architectures")
+        name = classes[0] if isinstance(classes, list) and classes else model_type
+        return f"transformers' {printable(name, 60)}"
+    return None
+
+
+def _refuse_foreign(checkpoint: CheckpointFile, problem: Exception | None = None) -> None:
+    """Refuse a checkpoint that is not read because it is another network, by the name in its config."""
+    if (title := foreign_title(checkpoint.settings)) is not None:
+        reason = "" if problem is None else str(problem).removeprefix(str(checkpoint.path)).lstrip(": ")
+        raise CheckpointError(
+            f"{checkpoint.path} is {title} (config.json); this package has no such network"
+            + (f" ({reason})" if reason else "")
+        ) from problem
 
 
 def _search(checkpoint: CheckpointFile, hints: Hints) -> tuple[CheckpointFile, LoadPlan, str, None] | None:
@@ -169,6 +216,7 @@ def _plan(checkpoint: CheckpointFile, format: Format, hints: Hints) -> LoadPlan:
             f"{checkpoint.path} read as {format.title}: its config.json is damaged ({printable(problem)}); "
             "fetch it again"
         ) from problem
+    plan = linear_head.with_bias(plan, checkpoint.entries)
     plan = _with_linear_head(checkpoint, format, hints, plan)
     if plan.rules is not None and (foreign := unwrapping.foreign_keys(checkpoint.entries, plan.rules)):
         plan.rules = [*plan.rules, *(drop(key, "it is no part of the network") for key in foreign)]
@@ -286,6 +334,8 @@ def looks_like(keys: StateDictKeys) -> str:
         return f"{title}; not supported"
     if (title := _part_of_a_model(keys)) is not None:
         return title
+    if (title := foreign_title(keys.settings)) is not None:
+        return f"{title} (config.json)"
     for part, title in _FAMILIAR:
         if any(part in key for key in keys.shapes):
             return title

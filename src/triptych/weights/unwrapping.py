@@ -142,10 +142,10 @@ def unwrapped(
     result = copy.copy(checkpoint)
     result.entries, result.notes = entries, list(checkpoint.notes)
     used = set(map(id, entries.values()))
-    left = sum(id(entry) not in used for entry in checkpoint.everything.values())
+    left = [name for name, entry in checkpoint.everything.items() if id(entry) not in used]
     note = f"the network is at {printable(place, 60)!r}"
     if left:
-        note += f"; {left} other tensors left out"
+        note += f"; {len(left)} other tensors left out ({_first_names(left, place)})"
     if others:
         other, remedy = printable(others[0], 60), "save that part alone to load it"
         if is_averaged(place) != is_averaged(others[0]):
@@ -187,7 +187,12 @@ def _claims(rules: Sequence[Rule]) -> Callable[[str], bool]:
 
 def left_out(keys: Sequence[str]) -> str:
     """Return the note for tensors that are no part of the network."""
-    names = list(dict.fromkeys(key.split(".")[0] for key in keys))
+    return f"{len(keys)} tensors that are no part of the network left out ({_first_names(keys, '')})"
+
+
+def _first_names(keys: Sequence[str], place: str) -> str:
+    """Return the first names of tensors, without the dict that `place` is in, too."""
+    nest = place.rpartition("/")[0] + "/"
+    names = list(dict.fromkeys(re.split(r"[./]", key.removeprefix(nest))[0] for key in keys))
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    shown = ", ".join(printable(name, 40) for name in names[:4])
-    return f"{len(keys)} tensors that are no part of the network left out ({shown}{more})"
+    return ", ".join(printable(name, 40) for name in names[:4]) + more

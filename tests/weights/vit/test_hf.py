@@ -78,6 +78,35 @@ def images_for(size):
     return torch.randn(2, 3, *size)
 
 
+def test_the_mask_token_of_masked_pretraining_is_left_out(scramble, tmp_path):
+    options = {name: value for name, value in SIZES.items() if name != "num_labels"}
+    theirs = scramble(hf.ViTForMaskedImageModeling(hf.ViTConfig(**options, encoder_stride=8)))
+    theirs.save_pretrained(tmp_path)
+    ours, images = load(tmp_path), images_for(32)
+    with torch.no_grad():
+        expected = theirs.vit(images).last_hidden_state
+        torch.testing.assert_close(ours.norm(ours.encode(images)[0]), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "changes"),
+    [
+        ("BeitForImageClassification", "BeitConfig", {}),
+        ("YolosForObjectDetection", "YolosConfig", {"image_size": [32, 32]}),
+        (
+            "ConvNextForImageClassification",
+            "ConvNextConfig",
+            {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4},
+        ),
+        ("CLIPVisionModel", "CLIPVisionConfig", {}),
+    ],
+)
+def test_other_networks_of_transformers_are_refused_by_the_name_in_the_config(cls, config, changes, tmp_path):
+    getattr(hf, cls)(getattr(hf, config)(**SIZES | changes)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"transformers' {cls} \(config.json\)"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("theirs", ["vit", "dinov2", "dinov2 registers", "deit distilled"], indirect=True)
 @pytest.mark.parametrize("size", [(24, 24), (72, 56)])
 def test_positions_are_resampled_as_there(theirs, size, tmp_path):
@@ -217,7 +246,7 @@ def test_without_a_config_conventions_are_named(tmp_path, tiny):
     (tmp_path / "config.json").unlink()
     (tmp_path / "preprocessor_config.json").unlink()
     message = inspect(tmp_path)
-    assert message["facts"]["num_heads"] == "convention: heads of 64 channels"
+    assert message["facts"]["num_heads"].startswith("guess: heads of 64 channels;")  # no published width
     assert message["facts"]["norm_eps"] == "convention: transformers' default 1e-12"
     assert "mean and std 0.5" in message["facts"]["preprocess"]
     assert load(tmp_path).config == replace(net.config, position_resampling="bicubic")

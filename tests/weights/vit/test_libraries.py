@@ -167,6 +167,41 @@ def test_rotary_positions_next_to_a_table_are_refused(name, scramble, tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("beitv2_base_patch16_224", "has relative positions"),
+        ("cait_xxs24_224", "has talking heads"),
+        ("samvit_base_patch16", "has"),
+    ],
+)
+def test_relatives_of_the_vit_are_refused_by_name_or_by_what_they_have(name, what, tmp_path):
+    theirs = timm.create_model(name, depth=1, img_size=32, embed_dim=96, num_heads=3)
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=what):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
+    with pytest.raises(CheckpointError, match=f"is timm's {name} \\(config.json\\)"):
+        load(tmp_path)
+
+
+def test_heads_of_an_unpublished_width_are_a_guess(scramble, tmp_path, caplog):
+    for width, warned in ((192, False), (256, True)):
+        theirs = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, embed_dim=width, num_heads=4)
+        torch.save(theirs.state_dict(), tmp_path / "net.pth")
+        caplog.clear()
+        load(tmp_path / "net.pth")
+        assert ("num_heads is a guess: heads of 64 channels" in caplog.text) == warned
+
+
+def test_a_classifier_without_bias(scramble, tmp_path):
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, embed_dim=64, num_heads=1)
+    theirs.head = torch.nn.Linear(64, 3, bias=False)
+    theirs = scramble(theirs).eval()
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    compare(load(tmp_path / "net.pth"), theirs, (32, 32))
+
+
 def test_the_keys_of_deit_3_may_be_a_rope_vits(scramble, tmp_path, caplog):
     of_timm("vit_small_patch16_rope_ape_224", scramble, tmp_path)
     (tmp_path / "config.json").unlink()

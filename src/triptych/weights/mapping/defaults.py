@@ -16,6 +16,10 @@ HALF = (0.5, 0.5, 0.5)
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
 
 
+# Widths of published ViTs whose heads have 64 channels.
+_PUBLISHED_WIDTHS = (192, 320, 384, 512, 576, 640, 768, 832, 896, 1024, 1536)
+
+
 def default_num_heads(width: int) -> tuple[int, str]:
     """Return the number of heads of a published ViT of this width, and its origin in words."""
     if width in HEADS:
@@ -23,6 +27,11 @@ def default_num_heads(width: int) -> tuple[int, str]:
     if width % 64:
         raise CheckpointError(
             f"the number of heads at width {width} is unknown (no multiple of 64); add its config.json"
+        )
+    if width not in _PUBLISHED_WIDTHS:
+        return (
+            width // 64,
+            "guess: heads of 64 channels; a config.json next to the file would say",
         )
     return width // 64, "convention: heads of 64 channels"
 

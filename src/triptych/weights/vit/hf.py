@@ -120,6 +120,8 @@ def table(config: ViTConfig, layout: Layout) -> list[Rule]:
         rules.append(drop(e + "register_tokens", "there are none", zeros_factory(1, 0, config.embed_dim)))
     if config.position == "learned" and not layout.distill_unread:
         rules.append(rename(e + "position_embeddings", "positions"))
+    if not dino:
+        rules.append(drop(e + "mask_token", "only masked pre-training uses it"))
     if dino:
         shape = (1, 1, config.embed_dim) if v3 else (1, config.embed_dim)
         rules.append(drop(e + "mask_token", "only masked pre-training uses it", zeros_factory(*shape)))

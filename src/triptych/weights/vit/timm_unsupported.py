@@ -44,6 +44,16 @@ def refuse_unsupported(keys: StateDictKeys, architecture: str, named_in: str) ->
             f"{keys.path} looks like a Perception Encoder, which has rotary positions of another form; if it is "
             "another network, put its config.json next to it"
         )
+    for present, what in (
+        (
+            any("rel_pos" in key or "relative_position" in key for key in keys.shapes),
+            "has relative positions, as BEiT",
+        ),
+        (keys.any_endswith(".attn.proj_l.weight"), "has talking heads, as CaiT"),
+        (len(keys.shapes.get("pos_embed", ())) == 4, "has a grid of positions, as the image encoder of SAM"),
+    ):
+        if present:
+            raise CheckpointError(f"{keys.path} {what}; this package has no such network")
     if "rope.freqs" in keys:
         raise CheckpointError(
             f"{keys.path} has rotary positions that were learned (rope.freqs); this package has no such network"
