@@ -31,8 +31,8 @@ class Preprocess:
     """Color (RGB, 0 to 255) behind transparent pixels."""
 
     bands: tuple[int, ...] | None = None
-    """Indices of the three bands of an image that are red, green and blue, or of one that is gray; None is the first
-    three."""
+    """Indices of the three bands of an image that are red, green and blue, of one that is gray, or of those of a
+    network with another number of channels; None is the first three."""
     value_range: tuple[float, float] | None = None
     """Values that are black and white, in images of other depths than 8 bits; None is the range of the image's
     depth."""

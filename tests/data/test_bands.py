@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_one_line(monkeypatch):
 
 
 def test_bad_options():
-    for options in ({"bands": (0, 1)}, {"bands": (-1,)}, {"value_range": (3, 3)}, {"max_pixels": 0}):
+    for options in ({"bands": ()}, {"bands": (-1,)}, {"value_range": (3, 3)}, {"max_pixels": 0}):
         with pytest.raises(ConfigError):
             ReadOptions(**options)
 

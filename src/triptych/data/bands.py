@@ -5,7 +5,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,8 @@ class ReadOptions:
     value_range: tuple[float, float] | None = None
     """Values that become black and white; None is the range of the image's depth."""
     bands: tuple[int, ...] | None = None
-    """Indices of the three bands to take as red, green and blue, or of one to take as gray; None is the first three."""
+    """Indices of the three bands to take as red, green and blue, of one to take as gray, or of those of a network with
+    another number of channels; None is the first three."""
 
     def __post_init__(self) -> None:
         need(self.max_pixels is None or self.max_pixels > 0, self, "max_pixels", "positive")
@@ -46,8 +47,18 @@ class ReadOptions:
             "value_range",
             "two numbers, the smaller first",
         )
-        fits = self.bands is None or (len(self.bands) in (1, 3) and min(self.bands) >= 0)
-        need(fits, self, "bands", "one index or three, from 0")
+        fits = self.bands is None or min(self.bands, default=-1) >= 0
+        need(fits, self, "bands", "indices from 0")
+
+    @property
+    def is_multiband(self) -> bool:
+        """Whether images keep their chosen bands, instead of becoming RGB."""
+        return is_multiband(self.bands)
+
+
+def is_multiband(bands: Sequence[int] | None) -> bool:
+    """Return whether these bands are neither gray nor RGB: then images have no alpha, and no color is changed."""
+    return bands is not None and len(bands) not in (1, 3)
 
 
 DEFAULT_OPTIONS = ReadOptions()
@@ -209,7 +220,7 @@ def read_dicom(content: bytes, name: str, check_size: Callable[[int], None]) -> 
 
 def to_rgba(bands: Bands, options: ReadOptions, name: str) -> UInt8[np.ndarray, "H W C"]:
     """Choose and scale the bands of an image: uint8 (H, W, 3), or RGBA (H, W, 4) if some pixels have no data or there
-    is an alpha channel.
+    is an alpha channel. Of another number of bands than 1 and 3 all are returned, with 0 where there is no data.
 
     Raises:
         DataError: `options.bands` names a band that the image does not have.
@@ -236,6 +247,8 @@ def to_rgba(bands: Bands, options: ReadOptions, name: str) -> UInt8[np.ndarray, 
     pixels = scale_to_8_bits(values[..., list(chosen)], ~missing, options.value_range or bands.value_range)
     if bands.inverted:
         pixels = 255 - pixels
+    if options.is_multiband:
+        return np.where(missing[..., None], 0, pixels).astype(np.uint8)
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     if bands.alpha and count in (2, 4):
         opacity = scale_to_8_bits(values[..., -1:], ~missing, (0, _white_of(values.dtype)))

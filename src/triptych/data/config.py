@@ -86,7 +86,7 @@ class AugmentConfig:
         need(0 <= self.rand_augment <= 15, self, "rand_augment", "from 0 to 15 operations")
         need(0 < self.rand_augment_magnitude < 30, self, "rand_augment_magnitude", "between 0 and 30")
         need(all(0 <= value <= 255 for value in self.background), self, "background", "three from 0 to 255")
-        need(len(self.mean) in (1, 3), self, "mean", "one value or three")
+        need(len(self.mean) >= 1, self, "mean", "one value for each channel")
         fits = len(self.std) == len(self.mean) and all(value > 0 for value in self.std)
         need(fits, self, "std", "positive, and as many values as mean")
 
@@ -113,8 +113,8 @@ class DataConfig:
     """Values that are black and white, in images of other depths than 8 bits; none is the range of the image's
     depth. Kept in the model card."""
     bands: tuple[int, ...] | None = None
-    """Bands (from 0) of an image to take as red, green and blue, or one as gray; none is the first three. Kept in the
-    model card."""
+    """Bands (from 0) of an image to take as red, green and blue, or one as gray, or as many as the network has
+    channels; none is the first ones. Kept in the model card."""
     keep_alpha: bool = False
     """Keep the alpha channel of image files, for random backgrounds; otherwise they are composited over white."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"

@@ -4,7 +4,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,8 @@ class ResizeLike(Protocol):
     def interpolation(self) -> str: ...
     @property
     def background(self) -> Sequence[float]: ...
+    @property
+    def bands(self) -> Sequence[int] | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,8 @@ def decode(
     """Decode an image to uint8 (H, W, 3), upright RGB. Of an animation it returns the first frame.
 
     Color profiles are ignored. Other depths than 8 bits are scaled (`scale_to_8_bits`). Of more than 4 bands the first
-    three are used, and pixels without data (NaN, or GDAL's no-data value) are transparent.
+    three are used, and pixels without data (NaN, or GDAL's no-data value) are transparent. If `options.bands` names
+    another number of bands than 1 and 3, the result is (H, W, number of bands), without alpha and 0 without data.
 
     Args:
         source: the path of a file, its bytes, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
@@ -125,6 +128,8 @@ def decode_with_orientation(
 ) -> tuple[UInt8[np.ndarray, "H W C"], int]:
     """As `decode`, and also return the EXIF orientation that was undone, from 1 (upright) to 8."""
     if isinstance(source, np.ndarray):
+        if options.is_multiband:
+            return _chosen_bands(source, options, name or "array"), 1
         return _from_array(source, alpha, name or "array"), 1
     if name is None:
         name = "image" if isinstance(source, bytes | Image.Image) else os.fspath(source)
@@ -132,7 +137,13 @@ def decode_with_orientation(
         if not isinstance(source, Image.Image):
             source = _read_content(source, name)
             if (bands := _read_bands(source, name, options)) is not None:
-                image = Image.fromarray(to_rgba(bands, options, name))
+                pixels = to_rgba(bands, options, name)
+                if options.is_multiband:
+                    turn = UNDO_ORIENTATION.get(bands.orientation)
+                    return _map_channels(pixels, lambda band: band if turn is None else band.transpose(turn)), (
+                        1 if turn is None else bands.orientation
+                    )
+                image = Image.fromarray(pixels)
                 if bands.orientation in UNDO_ORIENTATION:
                     image = image.transpose(UNDO_ORIENTATION[bands.orientation])
                 return _pixels(
@@ -148,6 +159,11 @@ def decode_with_orientation(
             image
         )  # before loading, since Pillow turns a TIFF upright when it loads it
         image.load()
+        if options.is_multiband:
+            turn = UNDO_ORIENTATION.get(orientation)
+            image = image if image.mode in ("L", "RGB", "RGBA", "CMYK") else image.convert("RGB")
+            image = image if turn is None else image.transpose(turn)
+            return _chosen_bands(np.asarray(image), options, name), 1 if turn is None else orientation
         return _pixels(
             image, alpha, options.value_range
         ), orientation if orientation in UNDO_ORIENTATION else 1
@@ -344,6 +360,43 @@ def _pixels(image: Image.Image, alpha: bool, value_range: tuple[float, float] | 
     return np.array(image.convert("RGBA" if alpha else "RGB"))
 
 
+def _chosen_bands(array: np.ndarray, options: ReadOptions, name: str) -> np.ndarray:
+    """Return the bands of an array (H, W) or (H, W, C) that `options` name."""
+    array = array[..., None] if array.ndim == 2 else array
+    if array.dtype != np.uint8 or array.ndim != 3 or array.size == 0:
+        raise DataError(
+            f"{name} is {array.dtype} of shape {array.shape}; convert it to uint8 of shape (height, width, bands)"
+        )
+    chosen = options.bands or ()
+    if max(chosen) >= array.shape[2]:
+        raise DataError(
+            f"{name} has {array.shape[2]} bands, and band {max(chosen)} is requested; they are counted from 0"
+        )
+    return np.ascontiguousarray(array[..., list(chosen)])
+
+
+def _map_channels(array: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """Apply a function of gray images to each channel of an array (H, W, C)."""
+    bands = [np.asarray(change(Image.fromarray(np.ascontiguousarray(band)))) for band in np.moveaxis(array, 2, 0)]
+    return np.stack(bands, axis=2)
+
+
+def resize_pixels(
+    array: Integer[np.ndarray, "H W *C"], size: tuple[int, int], interpolation: str, multiband: bool = False
+) -> Integer[np.ndarray, "h w *C"]:
+    """Resize an image or a mask to a height and width.
+
+    Args:
+        multiband: each channel is resized for itself; otherwise a fourth one is alpha, which weights the others.
+    """
+    height, width = size
+
+    def resized(image: Image.Image) -> Image.Image:
+        return image.resize((width, height), RESAMPLING_FILTERS[interpolation])
+
+    return _map_channels(array, resized) if multiband else np.asarray(resized(Image.fromarray(array)))
+
+
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
@@ -382,6 +435,7 @@ def resize_crop(
     mode: ResizeMode = "crop",
     interpolation: str = "bicubic",
     background: Sequence[float] = (255, 255, 255),
+    multiband: bool = False,
 ) -> Integer[np.ndarray, "h w *C"]:
     """Resize with Pillow's antialiasing filters, then crop or pad around the center.
 
@@ -395,6 +449,7 @@ def resize_crop(
         mode: "crop" keeps the aspect ratio and crops what does not fit, "pad" keeps it and pads, "squash" changes it.
         interpolation: nearest, bilinear, bicubic, lanczos or box.
         background: color of the padding; RGBA images are padded with transparency.
+        multiband: the channels are bands (`is_multiband`), which are resized one by one and padded with 0.
 
     Raises:
         ConfigError: an unknown `mode` or `interpolation`.
@@ -419,9 +474,8 @@ def resize_crop(
             new = (max(1, int(full[1] * height / width)), full[1])
         new = tuple(pick(a, b) for a, b in zip(new, full, strict=True))
     if new != (height, width):
-        image = Image.fromarray(array).resize((new[1], new[0]), RESAMPLING_FILTERS[interpolation])
-        array = np.asarray(image)
-    return _center_crop_or_pad(array, size, background)
+        array = resize_pixels(array, (new[0], new[1]), interpolation, multiband)
+    return _center_crop_or_pad(array, size, (0,) * array.shape[2] if multiband else background)
 
 
 def _crop_extreme_aspect(array: np.ndarray, full: tuple[int, ...]) -> np.ndarray:

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from triptych.data.bands import ReadOptions
+from triptych.data.bands import ReadOptions, is_multiband
 from triptych.data.image_formats import describe_left_out, is_image_name, is_unreadable_image
 from triptych.data.images import decode, flatten_alpha, resize_crop
 from triptych.errors import ConfigError
@@ -48,9 +48,9 @@ def fitted(
     p = preprocess
     options = _read_options(p, max_pixels)
     pixels = decode(image, alpha=not _white(p), name=name_of(image), options=options)
-    return flatten_alpha(
-        resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background), p.background
-    )
+    multiband = is_multiband(p.bands)
+    pixels = resize_crop(pixels, p.size, p.crop, p.mode, p.interpolation, p.background, multiband)
+    return pixels if multiband else flatten_alpha(pixels, p.background)
 
 
 def read_full(
@@ -63,7 +63,7 @@ def read_full(
     """
     options = _read_options(preprocess, max_pixels)
     pixels = decode(image, alpha=not _white(preprocess), name=name_of(image), options=options)
-    return flatten_alpha(pixels, preprocess.background)
+    return pixels if is_multiband(preprocess.bands) else flatten_alpha(pixels, preprocess.background)
 
 
 def _read_options(preprocess: Preprocess, max_pixels: int | None) -> ReadOptions:
@@ -90,9 +90,10 @@ def batched(
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     if channels == 1:  # a network for grayscale images: ITU-R 601 luma
         x = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-    elif channels != 3:
+    elif x.shape[1] != channels or len(preprocess.mean) not in (3, channels):
         raise ConfigError(
-            f"the network takes images of {channels} channels; pipelines support 3 and 1 (grayscale)"
+            f"the network takes images of {channels} channels, and the preprocessing of its model card gives "
+            f"{x.shape[1]}; name its bands there, with a mean for each"
         )
     mean, std = (
         x.new_tensor(values[:channels])[:, None, None] for values in (preprocess.mean, preprocess.std)

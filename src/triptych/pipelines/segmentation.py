@@ -49,6 +49,11 @@ class _ImageReader:
         return _Read(pixels, views, read_geo_tags(image))
 
 
+def _shown(pixels: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the colors to show an image in: of several bands the first three, of two the first as gray."""
+    return pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
+
+
 class SegmentationPipeline(ImagePipeline):
     """Segment images: read, resize, cut into windows, scale and batch them, run a segmenter, name and color classes.
 
@@ -203,7 +208,7 @@ class SegmentationPipeline(ImagePipeline):
             labels=labels,
             classes=self.classes,
             colors=self.colors,
-            image=read.pixels,
+            image=_shown(read.pixels),
             confidence=sure,
             source=name,
             geo_tags=read.geo_tags,

@@ -98,7 +98,8 @@ def augment(
     """Augment and normalize a training batch.
 
     Args:
-        images: uint8 (B, 3 or 4, H, W), RGB or RGBA, on any device.
+        images: uint8 (B, 3 or 4, H, W), RGB or RGBA, on any device; or (B, n, H, W) if `config.mean` has n values, not
+            1 or 3: then colors and RandAugment are left out.
         labels: int64 (B,), class indices; None if there are none, in which case nothing is mixed.
         config: the augmentations, and `image_size`.
         seed: one or several integers, such as (seed of the run, step).
@@ -117,15 +118,17 @@ def augment(
         raise ConfigError("augment got labels but no num_classes; give the number of classes")
     count, device = len(images), images.device
     draws = draw_augmentation(count, config, seed, aspect, device)
-    x = torch.empty(count, 3, *config.image_size, device=device)
+    channels = len(config.mean)
+    x = torch.empty(count, 3 if channels == 1 else channels, *config.image_size, device=device)
     for rows in _pieces(images, config.image_size):
         x[rows] = _change_pixels(images[rows], draws[rows], config)
-    if config.rand_augment:
+    if config.rand_augment and channels in (1, 3):
         x = rand_augment(x, config, seed)
     for rows in _pieces(x, config.image_size):
         piece = normalize(x[rows], config.mean, config.std)
-        x[rows] = erase(piece, draws.erase_boxes[rows], draws.erase_colors[rows]) if config.erasing else piece
-    x = x[:, : len(config.mean)].contiguous()  # of gray images all three channels are equal
+        colors = _erase_colors(draws.erase_colors[rows], x.shape[1])
+        x[rows] = erase(piece, draws.erase_boxes[rows], colors) if config.erasing else piece
+    x = x[:, :channels].contiguous()  # of gray images all three channels are equal
     if labels is None:
         return x, None
 
@@ -189,7 +192,9 @@ def augment_with_masks(
 def _change_pixels(
     images: UInt8[Tensor, "b C H W"], draws: AugmentDraws, config: AugmentConfig
 ) -> Float[Tensor, "b 3 h w"]:
-    """Apply geometry, color and background to a chunk of the batch; return RGB from 0 to 1."""
+    """Apply geometry, color and background to a chunk of the batch; return RGB, or bands, from 0 to 1."""
+    if len(config.mean) not in (1, 3):  # bands have no colors and no alpha
+        return warp(to_float(images, len(config.mean)), draws.matrices, config.image_size, padding="reflection")
     x = to_float(images)
     has_alpha = x.shape[1] == 4
     x = warp(x, draws.matrices, config.image_size, padding="zeros" if has_alpha else "reflection")
@@ -211,12 +216,13 @@ def preprocess_batch(
     """Composite over the background and normalize, for evaluation. The loader has already resized the images.
 
     Args:
-        images: uint8 RGB or RGBA.
+        images: uint8 RGB or RGBA, or as many bands as there are means, if these are not 1 or 3.
         mean, std: of each channel, for values from 0 to 1; one number for gray images.
         background: RGB from 0 to 255.
     """
-    x = to_float(images)
-    if x.shape[1] == 4:
+    is_color = len(mean) in (1, 3)
+    x = to_float(images, None if is_color else len(mean))
+    if is_color and x.shape[1] == 4:
         x = composite_over(x, _channel_column(background, x.device) / 255)
     return normalize(x, mean, std)
 
@@ -230,19 +236,29 @@ def normalize(
     return x.sub_(_channel_column(mean, x.device)).div_(_channel_column(std, x.device))
 
 
-def to_float(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+def _erase_colors(colors: Float[Tensor, "b 3"], channels: int) -> Float[Tensor, "b C"]:
+    """Return a value for each channel; beyond three they are repeated."""
+    return colors[:, torch.arange(channels, device=colors.device) % colors.shape[1]]
+
+
+def to_float(images: UInt8[Tensor, "B C H W"], num_bands: int | None = None) -> Float[Tensor, "B C H W"]:
     """Convert uint8 images to floats from 0 to 1. RGBA is premultiplied by alpha, so that it can be interpolated.
+
+    Args:
+        images: RGB or RGBA, or bands.
+        num_bands: number of bands; None for RGB or RGBA.
 
     Raises:
         ConfigError: images of another type or shape.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (3, 4):
+    allowed = (3, 4) if num_bands is None else (num_bands,)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in allowed:
         got = f"{images.dtype} of shape {tuple(images.shape)}"
         raise ConfigError(
-            f"augmentation got {got}; it needs torch.uint8 of shape (batch, 3|4, height, width)"
+            f"augmentation got {got}; it needs torch.uint8 of shape (batch, {'|'.join(map(str, allowed))}, height, width)"
         )
     x = images.to(torch.float32).mul_(1 / 255)
-    if x.shape[1] == 4:
+    if num_bands is None and x.shape[1] == 4:
         x[:, :3] *= x[:, 3:]
     return x
 

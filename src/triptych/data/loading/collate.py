@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from triptych.data.bands import ReadOptions
+from triptych.data.bands import ReadOptions, is_multiband
 from triptych.data.example import Batch, Example, SourceChangedError
 from triptych.data.images import (
     Resize,
@@ -80,7 +80,9 @@ class DecodingDataset(Dataset):
         self.mask_type, self.void = mask_dtype(len(classes or ())), void_label(len(classes or ()))
         # Not with masks: after reduced decoding the original size, which the mask must have, is unknown.
         self.draft_size = resize.size if fast and not self.has_masks else None
-        self.shape = (4 if alpha else 3, *resize.size)
+        self.multiband = is_multiband(resize.bands)
+        channels = len(resize.bands or ()) if self.multiband else 4 if alpha else 3
+        self.shape = (channels, *resize.size)
         bytes_per_pixel = self.shape[0] + self.has_masks * np.dtype(self.mask_type).itemsize
         self.nbytes = len(source) * bytes_per_pixel * math.prod(resize.size)
 
@@ -129,7 +131,7 @@ class DecodingDataset(Dataset):
             )
         aspect = array.shape[1] / array.shape[0]
         r = self.resize
-        array = resize_crop(array, r.size, r.crop, r.mode, r.interpolation, r.background)
+        array = resize_crop(array, r.size, r.crop, r.mode, r.interpolation, r.background, self.multiband)
         if mask is not None:
             mask = resize_crop(mask, r.size, r.crop, r.mode, "nearest", (self.void,))
         return array.transpose(2, 0, 1), mask, aspect
@@ -168,7 +170,7 @@ class FullImageDataset(DecodingDataset):
 
     def _load(self, example: Example) -> tuple[Any, Any, float]:
         array, mask = self._decode(example)
-        array = flatten_alpha(array, self.resize.background)
+        array = array if self.multiband else flatten_alpha(array, self.resize.background)
         return (
             make_views(array, self.resize, self.views, self.patch_size),
             mask,

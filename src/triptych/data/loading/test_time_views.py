@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from triptych.data.images import RESAMPLING_FILTERS, ResizeLike
+from triptych.data.bands import is_multiband
+from triptych.data.images import ResizeLike, resize_pixels
 from triptych.errors import ConfigError
 
 MAX_VIEW_ASPECT = 8
@@ -76,22 +76,24 @@ def make_views(
     """Return the views of a full image, one for each scale.
 
     Args:
-        pixels: the image, RGB.
+        pixels: the image, RGB, or the bands that the preprocessing names.
         preprocess: preprocessing of the model card.
         options: size, window and scales.
         patch_size: smallest side of a view in pixels.
     """
     views = []
+    multiband = is_multiband(preprocess.bands)
     for scale in options.scales:
         (h, w), (height, width) = view_sizes(pixels.shape[:2], preprocess, options, scale, patch_size)
-        image = Image.fromarray(pixels)
-        if image.size != (w, h):
-            image = image.resize((w, h), RESAMPLING_FILTERS[preprocess.interpolation])
+        piece = pixels
+        if pixels.shape[:2] != (h, w):
+            piece = resize_pixels(pixels, (h, w), preprocess.interpolation, multiband)
         top, left = (height - h) // 2, (width - w) // 2
-        piece = np.asarray(image)
         if (h, w) != (height, width):
-            piece = np.full((height, width, 3), preprocess.background, np.uint8)
-            piece[top : top + h, left : left + w] = np.asarray(image)
+            fill = 0 if multiband else preprocess.background
+            padded = np.full((height, width, pixels.shape[2]), fill, np.uint8)
+            padded[top : top + h, left : left + w] = piece
+            piece = padded
         views.append((piece, (slice(top, top + h), slice(left, left + w))))
     return views
 

@@ -135,8 +135,8 @@ class ClassifyConfig(DataAndModel):
     """Height and width in pixels to train and evaluate at; none is the model's own. With `init`, positions are
     resampled."""
     in_channels: int | None = None
-    """Channels of the network's input: 3, or 1 for gray images; none is the model's own. With `init`, the weights of
-    the first layer are adapted."""
+    """Channels of the network's input: 3, 1 for gray images, or the number of bands; none is the model's own. With
+    `init`, the weights of the first layer are adapted."""
     eval_crop: float | None = None
     """Fraction of the image that the center crop of evaluation keeps; none is that of the weights, or 0.875."""
     head: Literal["linear", "mlp", "cosine"] | None = None
@@ -216,6 +216,9 @@ class SegmentConfig(DataAndModel):
     """Dense head; `num_classes` is set from the data. With `init` of a segmenter, it must be the head that it has."""
     drop_path_rate: float | None = None
     """Stochastic depth rate of the backbone's last block; none is the model's own."""
+    in_channels: int | None = None
+    """Channels of the network's input: 3, 1 for gray images, or the number of bands; none is the model's own. With
+    `init`, the weights of the first layer are adapted."""
     frozen_blocks: int = 0
     """Freeze the embedding and this many of the first blocks of the backbone."""
     loss: LossConfig = field(default_factory=LossConfig)

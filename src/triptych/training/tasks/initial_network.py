@@ -1,11 +1,14 @@
 """Load, change and freeze the network that a run starts from; shared by the tasks."""
 
+import itertools
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from triptych import weights
+from triptych.data.bands import is_multiband
 from triptych.data.config import DataConfig
 from triptych.errors import ConfigError
 from triptych.heads.segmenter import Segmenter
@@ -14,6 +17,8 @@ from triptych.model_card import Preprocess
 from triptych.models.swin import Swin
 from triptych.network import Network
 from triptych.training.optim import layers_of
+
+log = logging.getLogger(__name__)
 
 
 def load_backbone(init: str, image_size: tuple[int, int] | None, in_channels: int | None = None) -> Network:
@@ -100,16 +105,30 @@ def read_as(preprocess: Preprocess, loading: DataConfig, in_channels: int) -> Pr
     """Return the preprocessing with the bands and the range of values that a run's images are read with, and one mean
     for a network of gray images, the luma of that for colors.
 
+    Of another number of channels than 1 and 3, all are bands, by default the first ones; means and deviations are
+    repeated over them, as `adapt_in_channels` repeats the weights.
+
     Raises:
-        ConfigError: the network takes neither 1 nor 3 channels.
+        ConfigError: the network takes another number of channels than there are bands.
     """
     changes: dict[str, Any] = {"bands": loading.bands, "value_range": loading.value_range}
     preprocess = replace(preprocess, **{name: value for name, value in changes.items() if value is not None})
     if in_channels not in (1, 3):
-        raise ConfigError(
-            f"the network takes images of {in_channels} channels, and training supports 1 and 3; choose three bands "
-            "with --loading.bands"
-        )
+        preprocess = replace(preprocess, bands=preprocess.bands or tuple(range(in_channels)))
+    if is_multiband(preprocess.bands) or in_channels not in (1, 3):
+        bands = preprocess.bands or ()
+        if len(bands) != in_channels:
+            raise ConfigError(
+                f"the network takes images of {in_channels} channels, and {len(bands)} bands are chosen; give "
+                "--in-channels and --loading.bands the same number"
+            )
+        if len(preprocess.mean) != in_channels:
+            mean, std = (
+                tuple(itertools.islice(itertools.cycle(values), in_channels))
+                for values in (preprocess.mean, preprocess.std)
+            )
+            preprocess = replace(preprocess, mean=mean, std=std)
+        log.info("images have %d bands; augmentations of color are left out", in_channels)
     if in_channels == 1 and len(preprocess.mean) == 3:
         (red, green, blue), deviation = preprocess.mean, sum(preprocess.std) / 3
         preprocess = replace(preprocess, mean=(0.299 * red + 0.587 * green + 0.114 * blue,), std=(deviation,))

@@ -191,7 +191,9 @@ def build_network(config: SegmentConfig, classes: tuple[str, ...]) -> Segmenter:
         torch.manual_seed(config.loop.seed)
         start: Network | None = None
         if config.init is not None:
-            start = weights.load(config.init, image_size=config.image_size).float()
+            start = weights.load(
+                config.init, image_size=config.image_size, in_channels=config.in_channels
+            ).float()
         if isinstance(start, Segmenter):
             net = start
             require_same_head(net, head, str(config.init))
@@ -253,6 +255,8 @@ def _build_backbone(config: SegmentConfig) -> Network:
     changes: dict[str, Any] = {**parse_model_args(config.model_args), "num_classes": 0}
     if config.image_size is not None:
         changes["image_size"] = config.image_size
+    if config.in_channels is not None:
+        changes["in_channels"] = config.in_channels
     net = build(config_for(config.model, **changes))
     net.card = replace(net.card, preprocess=Preprocess(size=net.config.image_size))
     return net
