@@ -76,7 +76,7 @@ FLAGS = {
     """,
     "train swin": f"""
         --out --dry-run --json
-        --data --model --model-args --init --image-size --drop-path-rate --frozen-blocks
+        --data --model --model-args --init --image-size --drop-path-rate --in-channels --frozen-blocks
         {TRAINING}
         --head.type --head.num-classes --head.channels --head.blocks --head.pool-scales --head.image-branch-channels
         --head.dropout --head.aux-channels

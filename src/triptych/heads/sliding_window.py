@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triptych.layers.tiling import blend_weights, tile_starts
 
-RunWindows = Callable[[Sequence[UInt8[np.ndarray, "h w 3"]]], Float[Tensor, "n k h w"]]
+RunWindows = Callable[[Sequence[UInt8[np.ndarray, "h w C"]]], Float[Tensor, "n k h w"]]
 """Windows of one size -> their logits, fp32."""
 
 BAND_NUMBERS = 8_000_000
@@ -71,7 +71,7 @@ class SlidingWindowLogits:
     def __init__(
         self,
         run: RunWindows,
-        pixels: UInt8[np.ndarray, "h w 3"],
+        pixels: UInt8[np.ndarray, "h w C"],
         window: tuple[int, int],
         overlap: float,
         batch: int,
@@ -133,7 +133,7 @@ class SlidingWindowLogits:
 
 def logits_of_views(
     run: RunWindows,
-    views: Sequence[Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], tuple[slice, slice]]]],
+    views: Sequence[Sequence[tuple[UInt8[np.ndarray, "_ _ _"], tuple[slice, slice]]]],
     window: tuple[int, int] | None,
     overlap: float,
     flip: bool,

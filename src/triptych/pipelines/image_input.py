@@ -35,7 +35,7 @@ def name_of(image: ImageInput) -> str:
 
 def fitted(
     image: ImageInput, preprocess: Preprocess, max_pixels: int | None = None
-) -> UInt8[np.ndarray, "H W 3"]:
+) -> UInt8[np.ndarray, "H W C"]:
     """Return an image as pixels of the network's size: decoded, resized and cropped, on the card's background.
 
     Args:
@@ -55,7 +55,7 @@ def fitted(
 
 def read_full(
     image: ImageInput, preprocess: Preprocess, max_pixels: int | None = None
-) -> UInt8[np.ndarray, "H W 3"]:
+) -> UInt8[np.ndarray, "H W C"]:
     """Return an image as pixels of its own size, upright, on the card's background.
 
     Raises:
@@ -76,14 +76,14 @@ def _white(preprocess: Preprocess) -> bool:
 
 
 def normalized(
-    pixels: UInt8[np.ndarray, "H W 3"], preprocess: Preprocess, channels: int = 3
+    pixels: UInt8[np.ndarray, "H W C"], preprocess: Preprocess, channels: int = 3
 ) -> Float[Tensor, "channels H W"]:
     """Return pixels in [0, 255] as floats in [0, 1], minus the mean, divided by the standard deviation."""
     return batched([pixels], preprocess, channels)[0]
 
 
 def batched(
-    pixels: Sequence[UInt8[np.ndarray, "H W 3"]], preprocess: Preprocess, channels: int = 3
+    pixels: Sequence[UInt8[np.ndarray, "H W C"]], preprocess: Preprocess, channels: int = 3
 ) -> Float[Tensor, "b channels H W"]:
     """Return `normalized` of several images of one size; for small ones one call takes a twentieth of the time."""
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)

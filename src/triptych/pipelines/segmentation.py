@@ -29,7 +29,7 @@ from triptych.pipelines.segmentation_result import Segmentation
 class _Read:
     """An image, and its views for the network."""
 
-    pixels: UInt8[np.ndarray, "H W 3"]
+    pixels: UInt8[np.ndarray, "H W C"]
     fed: list[View]
     geo_tags: GeoTags
 
@@ -173,7 +173,7 @@ class SegmentationPipeline(ImagePipeline):
             )
         return logits
 
-    def _run(self, pieces: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "n k h w"]:
+    def _run(self, pieces: Sequence[UInt8[np.ndarray, "h w C"]]) -> Float[Tensor, "n k h w"]:
         return self.logits(batched(pieces, self.card.preprocess, self.config.in_channels))
 
     def _reader(self, passes: ViewOptions) -> "_ImageReader":

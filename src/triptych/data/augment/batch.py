@@ -191,7 +191,7 @@ def augment_with_masks(
 
 def _change_pixels(
     images: UInt8[Tensor, "b C H W"], draws: AugmentDraws, config: AugmentConfig
-) -> Float[Tensor, "b 3 h w"]:
+) -> Float[Tensor, "b c h w"]:
     """Apply geometry, color and background to a chunk of the batch; return RGB, or bands, from 0 to 1."""
     if len(config.mean) not in (1, 3):  # bands have no colors and no alpha
         return warp(to_float(images, len(config.mean)), draws.matrices, config.image_size, padding="reflection")
@@ -228,7 +228,7 @@ def preprocess_batch(
 
 
 def normalize(
-    x: Float[Tensor, "B 3 H W"], mean: Sequence[float], std: Sequence[float]
+    x: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "B c H W"]:
     """Return (x - mean) / std for x from 0 to 1: computed in place, or of the gray image if `mean` is one number."""
     if len(mean) == 1:  # ITU-R 601 luma

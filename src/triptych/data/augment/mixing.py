@@ -26,8 +26,8 @@ def draw_erasing(
 
 
 def erase(
-    x: Float[Tensor, "B 3 H W"], boxes: Float[Tensor, "B 4"], colors: Float[Tensor, "B 3"]
-) -> Float[Tensor, "B 3 H W"]:
+    x: Float[Tensor, "B C H W"], boxes: Float[Tensor, "B 4"], colors: Float[Tensor, "B C"]
+) -> Float[Tensor, "B C H W"]:
     """Fill each box with its color."""
     return torch.where(inside_boxes(boxes, x.shape[-2:]), colors[..., None, None], x)
 
@@ -56,12 +56,12 @@ def draw_mixing(
 
 
 def mix_images(
-    x: Float[Tensor, "B 3 H W"],
+    x: Float[Tensor, "B C H W"],
     share: Float[Tensor, " b"],
     boxes: Float[Tensor, "b 4"],
     partner: Int64[Tensor, " b"],
     rows: slice,
-) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, " b"]]:
+) -> tuple[Float[Tensor, "b C H W"], Float[Tensor, " b"]]:
     """Mix `rows` of the batch with their partners.
 
     Returns:

@@ -71,7 +71,7 @@ class ViewOptions:
 
 
 def make_views(
-    pixels: UInt8[np.ndarray, "H W 3"], preprocess: ResizeLike, options: ViewOptions, patch_size: int
+    pixels: UInt8[np.ndarray, "H W C"], preprocess: ResizeLike, options: ViewOptions, patch_size: int
 ) -> list[View]:
     """Return the views of a full image, one for each scale.
 
