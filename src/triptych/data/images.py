@@ -140,9 +140,9 @@ def decode_with_orientation(
                 pixels = to_rgba(bands, options, name)
                 if options.is_multiband:
                     turn = UNDO_ORIENTATION.get(bands.orientation)
-                    return _map_channels(pixels, lambda band: band if turn is None else band.transpose(turn)), (
-                        1 if turn is None else bands.orientation
-                    )
+                    return _map_channels(
+                        pixels, lambda band: band if turn is None else band.transpose(turn)
+                    ), (1 if turn is None else bands.orientation)
                 image = Image.fromarray(pixels)
                 if bands.orientation in UNDO_ORIENTATION:
                     image = image.transpose(UNDO_ORIENTATION[bands.orientation])
@@ -377,7 +377,9 @@ def _chosen_bands(array: np.ndarray, options: ReadOptions, name: str) -> np.ndar
 
 def _map_channels(array: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     """Apply a function of gray images to each channel of an array (H, W, C)."""
-    bands = [np.asarray(change(Image.fromarray(np.ascontiguousarray(band)))) for band in np.moveaxis(array, 2, 0)]
+    bands = [
+        np.asarray(change(Image.fromarray(np.ascontiguousarray(band)))) for band in np.moveaxis(array, 2, 0)
+    ]
     return np.stack(bands, axis=2)
 
 

@@ -14,9 +14,9 @@ from triptych.data.bands import ReadOptions
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.images import decode, resize_crop
 from triptych.errors import ConfigError, DataError
+from triptych.heads.config import HeadConfig
 from triptych.model_card import Preprocess
 from triptych.pipelines.image_input import batched
-from triptych.heads.config import HeadConfig
 from triptych.training import run
 from triptych.training.configs.base import LoopConfig, LossConfig, OptimConfig, SegmentConfig
 from triptych.training.tasks.classification import build_network
@@ -106,7 +106,9 @@ def test_a_segmenter_that_is_interrupted_and_resumed(tmp_path, monkeypatch):
     config = SegmentConfig(
         data=str(tmp_path / "data"),
         model="swin-emoji",
-        model_args=("embed_dim=16", "depths=[1,2]", "num_heads=[1,2]", "window_size=4", "stem_widths=[8]", "patch_size=2"),
+        model_args=(
+            "embed_dim=16", "depths=[1,2]", "num_heads=[1,2]", "window_size=4", "stem_widths=[8]", "patch_size=2",
+        ),
         in_channels=5,
         image_size=(32, 32),
         head=HeadConfig(type="unet", channels=16, image_branch_channels=8, aux_channels=8),

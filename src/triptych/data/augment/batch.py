@@ -194,7 +194,9 @@ def _change_pixels(
 ) -> Float[Tensor, "b c h w"]:
     """Apply geometry, color and background to a chunk of the batch; return RGB, or bands, from 0 to 1."""
     if len(config.mean) not in (1, 3):  # bands have no colors and no alpha
-        return warp(to_float(images, len(config.mean)), draws.matrices, config.image_size, padding="reflection")
+        return warp(
+            to_float(images, len(config.mean)), draws.matrices, config.image_size, padding="reflection"
+        )
     x = to_float(images)
     has_alpha = x.shape[1] == 4
     x = warp(x, draws.matrices, config.image_size, padding="zeros" if has_alpha else "reflection")
