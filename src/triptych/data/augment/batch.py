@@ -257,7 +257,8 @@ def to_float(images: UInt8[Tensor, "B C H W"], num_bands: int | None = None) -> 
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in allowed:
         got = f"{images.dtype} of shape {tuple(images.shape)}"
         raise ConfigError(
-            f"augmentation got {got}; it needs torch.uint8 of shape (batch, {'|'.join(map(str, allowed))}, height, width)"
+            f"augmentation got {got}; it needs torch.uint8 of shape "
+            f"(batch, {'|'.join(map(str, allowed))}, height, width)"
         )
     x = images.to(torch.float32).mul_(1 / 255)
     if num_bands is None and x.shape[1] == 4:
