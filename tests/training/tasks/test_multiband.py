@@ -13,7 +13,7 @@ from triptych.data.augment.batch import augment, preprocess_batch
 from triptych.data.bands import ReadOptions
 from triptych.data.config import AugmentConfig, DataConfig
 from triptych.data.images import decode, resize_crop
-from triptych.errors import ConfigError, DataError
+from triptych.errors import CheckpointError, ConfigError, DataError
 from triptych.heads.config import HeadConfig
 from triptych.model_card import Preprocess
 from triptych.pipelines.image_input import batched
@@ -151,3 +151,28 @@ def test_numbers_that_differ(config):
         build_network(replace(config, in_channels=5, loading=loading), ("a", "b"), {})
     with pytest.raises(ConfigError, match="of 3 channels, and 4 bands are chosen"):
         build_network(replace(config, loading=loading), ("a", "b"), {})
+
+
+def test_a_teacher_of_other_images_is_refused(config, band_folder, tmp_path):
+    options = {
+        "depth": 1,
+        "embed_dim": 16,
+        "num_heads": 1,
+        "patch_size": 8,
+        "image_size": 16,
+        "num_classes": 2,
+    }
+    tp.save(tp.create("vit-ti16", **options), tmp_path / "teacher.safetensors")
+    five = replace(
+        config, data=str(band_folder), in_channels=5, teacher=str(tmp_path / "teacher.safetensors")
+    )
+    with pytest.raises(
+        CheckpointError, match="takes images of 3 channels, and the network to train 5; give a"
+    ):
+        run(five, tmp_path / "r")
+
+
+def test_an_explanation_of_a_network_of_five_bands(config, band_folder, tmp_path):
+    run(replace(config, data=str(band_folder), in_channels=5), tmp_path / "r")
+    explanation = tp.explain(tmp_path / "r", band_folder / "wet" / "0.tif")
+    assert explanation.to_json()

@@ -187,7 +187,7 @@ def prepare(config: ClassifyConfig) -> Run:
             net.card,
             len(classes),
             config.loss.type,
-            load_teacher(config, classes),
+            load_teacher(config, classes, net.config.in_channels),
             read_class_weights(config.loss.class_weights, classes, lambda: count_labels(source)),
         ),
         make_loader(source, loading, preprocess, train=True, seed=config.loop.seed),
@@ -197,15 +197,20 @@ def prepare(config: ClassifyConfig) -> Run:
     )
 
 
-def load_teacher(config: ClassifyConfig, classes: tuple[str, ...]) -> Teacher | None:
+def load_teacher(config: ClassifyConfig, classes: tuple[str, ...], channels: int) -> Teacher | None:
     """Load the teacher of a config; None if it names none.
 
     Raises:
-        CheckpointError: it is not a classifier of `classes`.
+        CheckpointError: it is not a classifier of `classes`, or takes images of other than `channels` channels.
     """
     if config.teacher is None:
         return None
     net = weights.load(config.teacher).float()
+    if getattr(net.config, "in_channels", channels) != channels:
+        raise CheckpointError(
+            f"the teacher {config.teacher} takes images of {net.config.in_channels} channels, and the network to train "
+            f"{channels}; give a teacher of the same images"
+        )
     if (
         isinstance(net, Segmenter)
         or net.config.num_classes != len(classes)
