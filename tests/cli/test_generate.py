@@ -430,7 +430,7 @@ MISTAKES = [
     ("apple --embedding {m}/wide.safetensors --model {m}/text.safetensors", "vectors of 30 numbers"),
     (
         "apple --embedding {m}/text.safetensors --model {m}/text.safetensors",
-        "an embedding of textual inversion is one",
+        "an embedding of textual inversion has one",
     ),
     ("apple --embedding {t}/none.pt --model {m}/text.safetensors", "none.pt"),
     (
