@@ -50,7 +50,7 @@ def read_table(path: Path) -> FileContents:
         entries[name] = TensorEntry(
             path, offsets[key] + view.offset * itemsize, view.shape, view.dtype, strides
         )
-    if not entries and _holds_numpy(value, _MAX_NESTS):
+    if not entries and _holds_numpy(value, _MAX_NESTS, set()):
         raise DamagedFileError("its arrays are NumPy's; save them as tensors (torch.from_numpy), or as .npz")
     return FileContents(entries, "pickle", settings=_plain_settings(value))
 
@@ -81,8 +81,11 @@ def _nested_views(value: Any, prefix: str, depth: int, visited: set[int]) -> Ite
             yield from _nested_views(item, f"{prefix}{key}/", depth - 1, visited)
 
 
-def _holds_numpy(value: Any, depth: int) -> bool:
+def _holds_numpy(value: Any, depth: int, visited: set[int]) -> bool:
     """Return whether dicts in dicts hold a pickled NumPy array."""
+    if id(value) in visited:  # as in `_nested_views`
+        return False
+    visited.add(id(value))
     for _, item in _attributes(value):
         function = item.function if isinstance(item, RecordedCall) else None
         if (
@@ -91,7 +94,7 @@ def _holds_numpy(value: Any, depth: int) -> bool:
             and "numpy" in function.module
         ):
             return True
-        if depth and _holds_numpy(item, depth - 1):
+        if depth and _holds_numpy(item, depth - 1, visited):
             return True
     return False
 

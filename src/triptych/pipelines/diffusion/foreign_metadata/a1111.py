@@ -259,7 +259,7 @@ def _set_sampler(settings: ForeignSettings, values: dict[str, str]) -> None:
 
 
 def _set_fooocus_loras(settings: ForeignSettings, values: dict[str, str]) -> None:
-    """Set LoRAs that Fooocus names beside the prompt: "ink: 0.5, off: 0.1"."""
+    """Set LoRAs that Fooocus names next to the prompt: "ink: 0.5, off: 0.1"."""
     weights = values.pop("lora weights", None)
     pairs = (entry.rpartition(": ") for entry in (weights or "").split(", "))
     settings.set_loras({name: weight for name, _, weight in pairs if name})

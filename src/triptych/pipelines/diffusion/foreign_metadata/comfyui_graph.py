@@ -159,7 +159,7 @@ def graph_of_prompt(nodes: Mapping[str, Any]) -> NodeGraph:
         for key, value in inputs.items() if isinstance(inputs, dict) else ():
             if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int):
                 built.links[key] = str(value[0])
-            else:  # some nodes show a preview beside a file's name
+            else:  # some nodes show a preview next to a file's name
                 content = value.get("content") if isinstance(value, dict) else None
                 built.values[key] = content if isinstance(content, str) else value
     return NodeGraph(graph)
