@@ -3,7 +3,7 @@ transformers for text, and a table for classes."""
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -262,18 +262,32 @@ def add_embedding(text: TextEncoder, token: str, vectors: Float[Tensor, "n d"] |
         ConfigError: vectors of another width or too many, a word that exists already or has characters of the prompt
             syntax.
     """
-    vectors = vectors[None] if vectors.ndim == 1 else vectors
-    count, width = vectors.shape
-    if width != text.config.embed_dim:
-        raise ConfigError(f"{token!r} has vectors of {width} numbers, this text encoder's have {text.config.embed_dim}")
-    if not 0 < count <= text.room:
-        raise ConfigError(f"{token!r} has {count} vectors, which must be from 1 to {text.room}, the length of a chunk")
-    if set(token) & set("()[]\\"):
-        raise ConfigError(f"the token {token!r} has brackets or backslashes, which are syntax in prompts; rename it")
-    table = text.tokens.weight
-    rows = range(len(table), len(table) + count)
-    tokenizer = text.tokenizer.add(token, rows)
-    text.config = replace(text.config, num_added_tokens=text.config.num_added_tokens + count)
-    wider = torch.cat([table.detach(), vectors.detach().to(table)])
+    add_embeddings(text, {token: vectors})
+
+
+def add_embeddings(text: TextEncoder, words: Mapping[str, Tensor]) -> None:
+    """Add several words with their vectors as `add_embedding` does: all of them, or none if one is refused."""
+    several = {token: vectors[None] if vectors.ndim == 1 else vectors for token, vectors in words.items()}
+    for token, vectors in several.items():
+        count, width = vectors.shape
+        if width != text.config.embed_dim:
+            raise ConfigError(
+                f"{token!r} has vectors of {width} numbers, this text encoder's have {text.config.embed_dim}"
+            )
+        if not 0 < count <= text.room:
+            raise ConfigError(
+                f"{token!r} has {count} vectors, which must be from 1 to {text.room}, the length of a chunk"
+            )
+        if set(token) & set("()[]\\"):
+            raise ConfigError(
+                f"the token {token!r} has brackets or backslashes, which are syntax in prompts; rename it"
+            )
+    table, tokenizer = text.tokens.weight, text.tokenizer
+    size = len(table)
+    for token, vectors in several.items():
+        tokenizer = tokenizer.add(token, range(size, size + len(vectors)))
+        size += len(vectors)
+    text.config = replace(text.config, num_added_tokens=text.config.num_added_tokens + size - len(table))
+    wider = torch.cat([table.detach(), *(vectors.detach().to(table) for vectors in several.values())])
     text.tokens = nn.Embedding.from_pretrained(wider, freeze=not table.requires_grad)
     text.tokenizer = tokenizer

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from triptych.errors import CheckpointError, TriptychError
 from triptych.models.latent_diffusion import LatentDiffusion
-from triptych.models.text import TextEncoder, add_embedding
+from triptych.models.text import TextEncoder, add_embeddings
 from triptych.weights.files.opening import open_checkpoint
 from triptych.weights.files.write import write_safetensors
 
@@ -67,12 +67,9 @@ def load_embedding(
     if not isinstance(reader, TextEncoder):
         raise CheckpointError(f"{path} is a word's embedding, and this network reads no text")
     words = chosen_words(read_embeddings(path), path, token)
-    table, tokenizer, config = reader.tokens, reader.tokenizer, reader.config
     try:
-        for word, vectors in words.items():
-            add_embedding(reader, word, vectors.float())
+        add_embeddings(reader, {word: vectors.float() for word, vectors in words.items()})
     except TriptychError as problem:
-        reader.tokens, reader.tokenizer, reader.config = table, tokenizer, config  # all words or none
         raise CheckpointError(f"{path}: {problem}") from problem
     return " ".join(words)
 
