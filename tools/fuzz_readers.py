@@ -43,7 +43,7 @@ from triptych.models.configs.text import TextConfig
 from triptych.models.configs.unet import UNetConfig
 from triptych.models.latent_diffusion import LatentDiffusion
 from triptych.pipelines.diffusion import image_metadata
-from triptych.weights.diffusion.textual_inversion import read_embedding
+from triptych.weights.diffusion.textual_inversion import read_embeddings
 
 CPU_SECONDS = 5
 MEMORY_FACTOR = 4
@@ -203,7 +203,7 @@ def diffusion(root: Path) -> dict[str, Reader]:
     for name in ("lora.safetensors", "lora.pt", "dora.safetensors", "loha.safetensors", "lokr.safetensors"):
         readers[name] = one_file(root / name, read_lora)
     for name in ("embedding.safetensors", "embedding.pt"):
-        readers[name] = one_file(root / name, read_embedding)
+        readers[name] = one_file(root / name, read_embeddings)
     return readers
 
 
