@@ -140,8 +140,8 @@ import triptych as tp
 pipeline, model, image = sys.argv[1:]
 pipe = getattr(tp, pipeline)(model, dtype="fp32", batch_size=4, workers=1)
 peaks = []
-for number, _ in enumerate(pipe(itertools.repeat(image, 200))):
-    if number in (39, 199):
+for number, _ in enumerate(pipe(itertools.repeat(image, 500))):
+    if number in (99, 499):
         peaks.append(memory().peak)
 report(peaks=peaks)
 """
@@ -149,7 +149,7 @@ report(peaks=peaks)
 
 @pytest.mark.parametrize("pipeline", ["ClassificationPipeline", "SegmentationPipeline"])
 def test_memory_does_not_grow_with_the_number_of_images(pipeline, parser, tmp_path):
-    """160 decoded images would take 31 MB."""
+    """400 decoded images would take 79 MB; the allocator's own growth varies by up to 16."""
     Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(tmp_path / "image.png")
     path = parser
     if pipeline == "ClassificationPipeline":
@@ -160,4 +160,4 @@ def test_memory_does_not_grow_with_the_number_of_images(pipeline, parser, tmp_pa
         path = tmp_path / "net.safetensors"
         tp.save(net, path)
     first, last = run_code(MEMORY, pipeline, path, tmp_path / "image.png").reported["peaks"]
-    assert last - first < 12e6
+    assert last - first < 30e6
