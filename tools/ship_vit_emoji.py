@@ -23,7 +23,7 @@ from page_tables import write_table
 from triptych.atomic_write import write_text_atomically
 from triptych.config import to_json
 from triptych.data.builtin.emoji import EmojiSource, emoji
-from triptych.data.images import resize_crop
+from triptych.data.resizing import resize_crop
 from triptych.training import evaluate
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from triptych.data.images import MAX_PIXELS, RESAMPLING_FILTERS, decode, resize_crop
+from triptych.data.images import MAX_PIXELS, decode
+from triptych.data.resizing import RESAMPLING_FILTERS, resize_crop
 from triptych.errors import DataError, TriptychError
 
 RED = (200, 30, 10)

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from triptych.data.config import DataConfig
-from triptych.data.images import UNDO_ORIENTATION, Resize
+from triptych.data.images import UNDO_ORIENTATION
 from triptych.data.loading.loader import make_loader
 from triptych.data.masks import read_mask
 from triptych.data.open import open_source, train_and_eval
+from triptych.data.resizing import Resize
 from triptych.errors import TriptychError
 
 pytestmark = pytest.mark.usefixtures("cache")

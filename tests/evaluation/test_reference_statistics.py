@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 import triptych as tp
 from triptych.data.builtin.emoji import emoji
 from triptych.data.config import DataConfig
-from triptych.data.images import resize_crop
 from triptych.data.open import open_source
+from triptych.data.resizing import resize_crop
 from triptych.data.source import Subset
 from triptych.errors import CheckpointError, ConfigError, DataError, TriptychError
 from triptych.evaluation import reference_statistics

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from triptych.data.images import resize_crop
+from triptych.data.resizing import resize_crop
 from triptych.diffusion.process import betas
 from triptych.errors import CheckpointError
 from triptych.weights import load

@@ -22,7 +22,8 @@ from triptych.config import to_json
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import IMAGENET_MEAN, IMAGENET_STD
 from triptych.data.example import Example, Image
-from triptych.data.images import decode, resize_crop
+from triptych.data.images import decode
+from triptych.data.resizing import resize_crop
 from triptych.data.source import Source
 from triptych.device import choose_device, choose_dtype, place_network
 from triptych.errors import CheckpointError, ConfigError, TriptychError

@@ -14,8 +14,9 @@ import torch
 from triptych.data.augment.batch import preprocess_batch
 from triptych.data.config import DataConfig
 from triptych.data.example import Image
-from triptych.data.images import decode, resize_crop
+from triptych.data.images import decode
 from triptych.data.loading.loader import make_loader
+from triptych.data.resizing import resize_crop
 from triptych.data.source import Source, Subset
 from triptych.device import place_network
 from triptych.diffusion.config import NUM_SEEDS

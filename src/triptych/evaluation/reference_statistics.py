@@ -20,8 +20,8 @@ from torch import Tensor
 from triptych.atomic_write import write_atomically
 from triptych.config import first_difference
 from triptych.data.config import DataConfig
-from triptych.data.images import Resize
 from triptych.data.loading.loader import make_loader
+from triptych.data.resizing import Resize
 from triptych.data.source import Source, Subset
 from triptych.errors import DataError, TriptychError
 from triptych.evaluation.feature_extractor import Extractor, PreparedSource

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from triptych.data.bands import ReadOptions, is_multiband
 from triptych.data.image_formats import describe_left_out, is_image_name, is_unreadable_image
-from triptych.data.images import decode, flatten_alpha, resize_crop
+from triptych.data.images import decode
+from triptych.data.resizing import flatten_alpha, resize_crop
 from triptych.errors import ConfigError
 from triptych.model_card import Preprocess
 

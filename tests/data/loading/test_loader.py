@@ -15,10 +15,11 @@ from PIL import Image
 
 from triptych.data.config import DataConfig
 from triptych.data.example import Example
-from triptych.data.images import Resize, decode, resize_crop
+from triptych.data.images import decode
 from triptych.data.loading import loader as module
 from triptych.data.loading.batch_order import DividedOrder, EpochOrder
 from triptych.data.loading.loader import Loader, make_loader
+from triptych.data.resizing import Resize, resize_crop
 from triptych.data.source import Source
 from triptych.errors import TriptychError
 

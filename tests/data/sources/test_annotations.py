@@ -15,10 +15,10 @@ from PIL import Image
 
 from triptych.data import drawn_masks
 from triptych.data.config import DataConfig
-from triptych.data.images import Resize
 from triptych.data.loading.loader import make_loader
 from triptych.data.masks import read_mask
 from triptych.data.open import open_source, train_and_eval
+from triptych.data.resizing import Resize
 from triptych.errors import DataError
 
 pytestmark = [

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triptych.data.config import DataConfig
-from triptych.data.images import Resize
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import open_source, train_and_eval
+from triptych.data.resizing import Resize
 from triptych.data.sources.splits import choose_held_out
 from triptych.errors import DataError
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from triptych.data import disk_index
 from triptych.data.config import DataConfig
-from triptych.data.images import Resize
 from triptych.data.loading import batch_order as module
 from triptych.data.loading.batch_order import DividedOrder, EpochOrder
 from triptych.data.loading.loader import make_loader
 from triptych.data.loading.permutation import permute
 from triptych.data.loading.stream_order import StreamOrder
 from triptych.data.open import open_source, train_and_eval
+from triptych.data.resizing import Resize
 from triptych.data.sources.tar import iter_members
 from triptych.data.streaming import parquet as parquet_rows
 from triptych.data.streaming.parquet import ParquetRows
@@ -424,7 +424,7 @@ def test_an_index_is_built_once(tmp_path, png, shard, monkeypatch):
 PROGRAM = """
 import sys
 from triptych.data.config import DataConfig
-from triptych.data.images import Resize
+from triptych.data.resizing import Resize
 from triptych.data.loading.loader import make_loader
 from triptych.data.open import train_and_eval
 

@@ -13,7 +13,8 @@ from tests.training.interrupted_runs import interrupt_after, last_checkpoint
 import triptych as tp
 from triptych.cli import main
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.data.images import decode, resize_crop
+from triptych.data.images import decode
+from triptych.data.resizing import resize_crop
 from triptych.errors import CheckpointError, ConfigError, DataError
 from triptych.evaluation.config import PerceptualConfig
 from triptych.evaluation.latent_statistics import measure_latents

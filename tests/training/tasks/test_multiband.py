@@ -12,7 +12,8 @@ import triptych as tp
 from triptych.data.augment.batch import augment, preprocess_batch
 from triptych.data.bands import ReadOptions
 from triptych.data.config import AugmentConfig, DataConfig
-from triptych.data.images import decode, resize_crop
+from triptych.data.images import decode
+from triptych.data.resizing import resize_crop
 from triptych.errors import CheckpointError, ConfigError, DataError
 from triptych.heads.config import HeadConfig
 from triptych.model_card import Preprocess

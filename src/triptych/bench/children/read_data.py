@@ -17,9 +17,9 @@ def main(cache: str, data: str, mode: str, workers: str) -> None:
     import pyarrow.parquet  # noqa: F401
 
     from triptych.data.config import DataConfig
-    from triptych.data.images import Resize
     from triptych.data.loading.loader import make_loader
     from triptych.data.open import train_and_eval
+    from triptych.data.resizing import Resize
 
     stream = mode == "stream"
     reset_peak()

@@ -15,16 +15,10 @@ from torch.utils.data import Dataset
 
 from triptych.data.bands import ReadOptions, is_multiband
 from triptych.data.example import Batch, Example, SourceChangedError
-from triptych.data.images import (
-    Resize,
-    ResizeLike,
-    decode_with_orientation,
-    flatten_alpha,
-    resize_crop,
-    resize_of,
-)
+from triptych.data.images import decode_with_orientation
 from triptych.data.loading.test_time_views import ViewOptions, make_views
 from triptych.data.masks import mask_dtype, orient_mask, void_label
+from triptych.data.resizing import Resize, ResizeLike, flatten_alpha, resize_crop, resize_of
 from triptych.data.source import Source
 from triptych.errors import DataError, TriptychError
 

@@ -11,7 +11,6 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from triptych.data.config import DataConfig
 from triptych.data.example import Batch, SourceChangedError
-from triptych.data.images import ResizeLike, resize_of
 from triptych.data.loading.batch_order import BalancedOrder, BatchOrder, DividedOrder, EpochOrder
 from triptych.data.loading.collate import BatchDataset, DecodingDataset, FullImageDataset, empty_batch
 from triptych.data.loading.stream_order import StreamOrder
@@ -23,6 +22,7 @@ from triptych.data.loading.workers import (
     loader_options,
     shut_down_at_exit,
 )
+from triptych.data.resizing import ResizeLike, resize_of
 from triptych.data.source import Source, Streamable
 from triptych.errors import ConfigError, DataError, TriptychError
 from triptych.kernels.loader_workers import current_iterator, forget_iterator, shut_down

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from triptych.data.bands import is_multiband
-from triptych.data.images import ResizeLike, resize_pixels
+from triptych.data.resizing import ResizeLike, resize_pixels
 from triptych.errors import ConfigError
 
 MAX_VIEW_ASPECT = 8

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from triptych.data.images import decode, resize_crop
+from triptych.data.images import decode
 from triptych.data.masks import VOID, MaskFormatError, read_mask
+from triptych.data.resizing import resize_crop
 from triptych.errors import DataError
 from triptych.model_card import Preprocess
 from triptych.pipelines.image_input import ImageInput, name_of, normalized, read_full
